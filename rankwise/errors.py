@@ -1,0 +1,94 @@
+"""The errors that rankwise raises: each says what was got, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RankwiseError(Exception):
+    """Base of every error that rankwise raises on purpose."""
+
+
+class ConfigError(RankwiseError, ValueError):
+    """A study file that cannot be accepted; carries every problem found, not only the first.
+
+    Args:
+        source: the file (or "overrides") that was read.
+        problems: one sentence each, starting with the dotted key it is about.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = _count(len(self.problems), "problem")
+        super().__init__("\n  ".join([f"{source} has {count}", *self.problems]))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.source, self.problems)
+
+
+class PlanError(RankwiseError, ValueError):
+    """A valid study file that cannot be run with these tasks on this base model.
+
+    Args:
+        source: name of the study.
+        base_model: name of the base model it was planned on.
+        problems: what stops it.
+        warnings: what does not stop it, and is worth knowing.
+    """
+
+    def __init__(
+        self, source: str, base_model: str, problems: Sequence[str], warnings: Sequence[str] = ()
+    ) -> None:
+        self.source = source
+        self.base_model = base_model
+        self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
+        head = (
+            f"{source} cannot be planned on {base_model}, {_count(len(self.problems), 'problem')}"
+        )
+        if self.warnings:
+            head += f" and {_count(len(self.warnings), 'warning')}"
+        lines = [head, *self.problems, *(f"warning: {warning}" for warning in self.warnings)]
+        super().__init__("\n  ".join(lines))
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[PlanError], tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+        return type(self), (self.source, self.base_model, self.problems, self.warnings)
+
+
+class RecordError(RankwiseError, ValueError):
+    """A record of a study folder that cannot be read, or that belongs to something else."""
+
+
+class StudyLockedError(RankwiseError, BlockingIOError):
+    """Another process is working on the same study folder."""
+
+
+class StorageError(RankwiseError, OSError):
+    """The study folder or the cache cannot be written (disk full, no permission)."""
+
+
+class ModelError(RankwiseError, OSError):
+    """A base model, an adapter or a checkpoint that cannot be fetched, read or used."""
+
+
+class TaskError(RankwiseError, LookupError):
+    """A task that does not exist, or that cannot give what is asked of it."""
+
+
+class DataError(RankwiseError, ValueError):
+    """Rows that cannot be trained on or scored: empty, without an answer, wrong fields."""
+
+
+class DivergedError(RankwiseError, ArithmeticError):
+    """Training that produced a loss which is not a finite number."""
+
+
+class UnchangedOutputsError(RankwiseError, AssertionError):
+    """A non-zero update whose outputs equal the base model's: the update was not applied."""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,280 @@
+"""Typed results: frozen, versioned, with the unit or kind in every stored name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from rankwise.config import StudyConfig
+
+SCHEMA_VERSION = 1
+
+Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
+Method = Literal["lora", "full"]
+Unit = Literal["points", "nats"]
+Outcome = Literal["recommended", "no_evidence", "none_keeps_enough", "cannot_tell"]
+State = Literal["yes", "no", "undecided"]
+
+
+class Record(BaseModel):
+    """Base of everything that is written into a study folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Provenance(Record):
+    """What made a record: versions, platform, and the commit if there was one."""
+
+    rankwise_version: str
+    python_version: str
+    platform: str
+    package_versions: dict[str, str]
+    git_commit: str | None
+    device: str | None
+    created_at: str
+
+
+class PlannedRun(Record):
+    """One run of a study before it is done."""
+
+    name: str
+    fingerprint: str
+    method: Method
+    train_task: str
+    rank: int | None
+    alpha: float | None
+    scaling: float | None
+    learning_rate: float
+    target_modules: tuple[str, ...]
+    seed: int
+    num_steps: int
+    num_examples: int
+    num_tokens: int
+    num_trainable_parameters: int
+    trainable_share: float
+    estimated_memory_bytes: int
+
+
+class StudyRecord(Record):
+    """``study.json``: the resolved config and the runs that it plans."""
+
+    schema_version: int = SCHEMA_VERSION
+    fingerprint: str
+    config: StudyConfig
+    base_model_fingerprint: str
+    precision: Literal["float32", "bfloat16"]
+    tasks: dict[Relation, tuple[str, ...]]
+    runs: tuple[PlannedRun, ...]
+    warnings: tuple[str, ...]
+    provenance: Provenance
+
+
+class RunRecord(Record):
+    """``run.json``: one finished training; written after the weights."""
+
+    schema_version: int = SCHEMA_VERSION
+    status: Literal["trained", "diverged"]
+    message: str | None
+    planned: PlannedRun
+    num_steps: int
+    num_tokens: int
+    num_loss_tokens: int
+    num_truncated: int
+    first_loss_nats: float | None
+    final_loss_nats: float | None
+    update_is_zero: bool
+    weights_bytes: int
+    train_seconds: float
+    peak_memory_bytes: int
+    provenance: Provenance
+
+
+class MetricScore(Record):
+    """One aggregated metric of a task; never without its error, count and direction."""
+
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    num_examples: int
+    higher_is_better: bool
+
+
+class TaskEvaluation(Record):
+    """``eval/<task>.json``: one model on one task; written after the samples.
+
+    ``decision_metric`` and ``decision_filter`` name the entry of ``metrics`` that decides.
+    ``chance`` is the item mean of 1/options (0 for generation, None where it has no meaning).
+    ``predicted_shares`` is the share of items on which option 0, 1, ... was chosen.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    task: str
+    task_version: str
+    fingerprint: str
+    output_type: str
+    domain: str | None
+    metrics: tuple[MetricScore, ...]
+    decision_metric: str
+    decision_filter: str
+    num_examples: int
+    num_fewshot: int
+    chat_template: bool
+    limit: int | None
+    chance: float | None
+    predicted_shares: tuple[float, ...] | None
+    num_truncated: int
+    num_tokens: int
+    score_seconds: float
+
+    @property
+    def decision(self) -> MetricScore:
+        """The score that decides."""
+        return next(
+            score
+            for score in self.metrics
+            if (score.metric, score.filter) == (self.decision_metric, self.decision_filter)
+        )
+
+
+class TaskItems(Record):
+    """The deciding metric of one model on one task, item by item.
+
+    ``values`` has one number per item in the order of ``doc_ids``. With unit ``points`` it is a
+    share (0 or 1 for accuracy); with ``nats`` it is a loss, scaled so that its mean is the mean
+    loss per token.
+    """
+
+    task: str
+    metric: str
+    unit: Unit
+    higher_is_better: bool
+    doc_ids: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+class ModelResults(Record):
+    """Everything measured on one model; ``run`` is None for the untouched base."""
+
+    name: str
+    run: RunRecord | None
+    evaluations: dict[str, TaskEvaluation]
+    items: dict[str, TaskItems]
+
+
+class StudyResults(Record):
+    """A study as read back: what the recommendation and the report are made from."""
+
+    study: StudyRecord
+    base: ModelResults
+    runs: tuple[ModelResults, ...]
+
+
+class RetentionRatio(Record):
+    """(adapted - chance) / (base - chance) with Fieller's bounds, or the reason for their absence.
+
+    It is shown and never decides: decisions use the difference.
+    """
+
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    reason: str | None
+
+
+class Comparison(Record):
+    """One run against the base on one task, paired over the same items.
+
+    ``difference`` is signed so that positive is better for the adapted model: points for a
+    score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
+    for this comparison alone. Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
+    ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
+    ``retention_ratio`` is there for retention tasks scored in points only.
+    """
+
+    run: str
+    task: str
+    relation: Relation
+    unit: Unit
+    num_examples: int
+    base_score: float
+    adapted_score: float
+    difference: float
+    stderr: float
+    lower: float
+    upper: float
+    num_learned: int | None
+    num_forgotten: int | None
+    num_kept_right: int | None
+    num_kept_wrong: int | None
+    mcnemar_p_value: float | None
+    holm_p_value: float | None
+    retention_ratio: RetentionRatio | None = None
+
+
+class Bound(Record):
+    """An estimate with its simultaneous bounds over all ranks, in the unit of what it bounds.
+
+    The bounds that decide hold all at once at the study's confidence: a gain's lower, a retention
+    loss's upper and a shortfall's upper one. Each opposite bound is taken at the same level.
+    """
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+class RankVerdict(Record):
+    """What the data say of one rank, seeds averaged, simultaneously over all ranks.
+
+    ``better_than_base``: gain above 0. ``keeps_enough``: retention loss below epsilon
+    (None without retention tasks). ``near_the_best``: not more than delta below any rank that
+    was not rejected on retention. ``qualifies`` needs all of them to be "yes".
+    """
+
+    rank: int
+    alpha: float
+    learning_rate: float
+    target_modules: tuple[str, ...]
+    runs: tuple[str, ...]
+    gain: Bound
+    retention_loss: Bound | None
+    worst_retention_task: str | None
+    worst_retention_loss: float | None
+    shortfall: Bound
+    better_than_base: State
+    keeps_enough: State | None
+    near_the_best: State
+    qualifies: bool
+
+
+class Recommendation(Record):
+    """``recommendation.json``: the outcome, the evidence, and what would decide.
+
+    ``delta`` is in ``unit``. The ``num_..._needed`` are additional ones, in all tasks of their
+    kind together; None where nothing is needed or where more of that kind alone would not do.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    outcome: Outcome
+    rank: int | None
+    alpha: float | None
+    learning_rate: float | None
+    target_modules: tuple[str, ...] | None
+    statement: str
+    reasons: tuple[str, ...]
+    unit: Unit
+    delta: float
+    delta_is_derived: bool
+    epsilon_points: float | None
+    epsilon_is_derived: bool
+    confidence: float
+    num_items_in_domain: int
+    num_seeds: int
+    num_items_needed: int | None
+    num_retention_items_needed: int | None
+    num_seeds_needed: int | None
+    verdicts: tuple[RankVerdict, ...]
+    comparisons: tuple[Comparison, ...]

@@ -1,0 +1,58 @@
+"""What of a study is done, read from its folder alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rankwise.records import TaskEvaluation
+from rankwise.store import BASE, StudyFolder, read_record
+
+
+class ModelStatus(NamedTuple):
+    """One model of a study: the base, or a run.
+
+    ``training`` is "trained", "diverged", "started", "not started", or "none needed" for the base.
+    """
+
+    model: str
+    training: str
+    num_steps_done: int
+    num_steps: int
+    tasks_scored: tuple[str, ...]
+    tasks_left: tuple[str, ...]
+
+
+def study_status(folder: StudyFolder) -> list[ModelStatus]:
+    """One line per model.
+
+    Raises:
+        RecordError: the folder has no study, or a record cannot be read.
+    """
+    study = folder.read_study()
+    tasks = [task for names in study.tasks.values() for task in names]
+    lines = [_line(folder, BASE, "none needed", 0, 0, tasks)]
+    for planned in study.runs:
+        record = folder.finished_run(planned)
+        metrics = folder.metrics_file(planned.name)
+        if record is not None:
+            done, training = record.num_steps, record.status
+        elif metrics.exists():
+            done, training = metrics.read_bytes().count(b"\n"), "started"
+        else:
+            done, training = 0, "not started"
+        wanted = [] if training == "diverged" else tasks
+        lines.append(_line(folder, planned.name, training, done, planned.num_steps, wanted))
+    return lines
+
+
+def _line(
+    folder: StudyFolder, model: str, training: str, done: int, steps: int, tasks: list[str]
+) -> ModelStatus:
+    scored: list[str] = []
+    for task in tasks:
+        path = folder.evaluation_file(model, task)
+        if path.exists():
+            read_record(path, TaskEvaluation)
+            scored.append(task)
+    left = tuple(task for task in tasks if task not in scored)
+    return ModelStatus(model, training, done, steps, tuple(scored), left)

@@ -1,0 +1,312 @@
+"""The study folder: its names, atomic writes, the lock, and reading it back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.records import (
+    ModelResults,
+    PlannedRun,
+    Recommendation,
+    Record,
+    RunRecord,
+    StudyRecord,
+    StudyResults,
+    TaskEvaluation,
+    TaskItems,
+)
+
+R = TypeVar("R", bound=Record)
+
+BASE = "base"
+LOSS_METRIC = "loss_nats"
+_WEIGHTS = ("adapter", "checkpoint")
+
+
+def fingerprint(content: Any) -> str:
+    """A sha256 over canonical JSON: equal content, equal fingerprint, whatever its key order."""
+    if isinstance(content, Record):
+        content = content.model_dump(mode="json")
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write to a temporary name, fsync, rename: the file is whole or it is not there.
+
+    Raises:
+        StorageError: disk full, no permission; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The error to raise when ``path`` could not be written."""
+    return StorageError(
+        f"{path} cannot be written: {error.strerror or error}. Free some space or choose another "
+        "--study-dir, then run again: what is finished is kept."
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut (POSIX; elsewhere there is no such call)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_record(path: Path, record_type: type[R]) -> R:
+    """Read one record.
+
+    Raises:
+        RecordError: the file is not there, is not JSON, or is not such a record.
+    """
+    try:
+        return record_type.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RecordError(f"{path} is not there; run the study first.") from error
+    except (OSError, ValidationError) as error:
+        reason = (
+            f"{error.error_count()} fields do not fit, first {error.errors()[0]['loc']}: "
+            f"{error.errors()[0]['msg']}"
+            if isinstance(error, ValidationError)
+            else str(error)
+        )
+        raise RecordError(
+            f"{path} is not a readable {record_type.__name__}: {reason}. If it is damaged, move it "
+            "away and run the study again: only what is missing is repeated."
+        ) from error
+
+
+class StudyFolder:
+    """Paths and records of one study; the only place that knows how the folder is laid out."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def study_file(self) -> Path:
+        return self.root / "study.json"
+
+    @property
+    def recommendation_file(self) -> Path:
+        return self.root / "recommendation.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.root / "report.html"
+
+    def model_folder(self, name: str) -> Path:
+        """The folder of a run, or of the base model."""
+        return self.root / BASE if name == BASE else self.root / "runs" / name
+
+    def run_file(self, name: str) -> Path:
+        return self.model_folder(name) / "run.json"
+
+    def metrics_file(self, name: str) -> Path:
+        return self.model_folder(name) / "metrics.jsonl"
+
+    def weights_folder(self, run: PlannedRun) -> Path:
+        """Where a run's weights are: a PEFT adapter, or a whole checkpoint."""
+        return self.model_folder(run.name) / _WEIGHTS[run.method == "full"]
+
+    def evaluation_file(self, model: str, task: str) -> Path:
+        return self.model_folder(model) / "eval" / f"{quote(task, safe=' @')}.json"
+
+    def samples_file(self, model: str, task: str) -> Path:
+        return self.evaluation_file(model, task).with_suffix(".samples.jsonl")
+
+    @contextlib.contextmanager
+    def lock(self) -> Generator[None]:
+        """Hold the folder; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            StudyLockedError: another process holds it.
+            StorageError: the folder cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(self.root / ".lock"), timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise StudyLockedError(
+                f"another process is working on {self.root}. Wait for it, or choose another "
+                "--study-dir."
+            ) from error
+        except OSError as error:
+            raise storage_error(self.root, error) from error
+        try:
+            for leftover in self.root.rglob(".*.tmp"):  # of a process that was killed while writing
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def write(self, path: Path, record: Record) -> None:
+        write_atomically(path, record.model_dump_json(indent=2) + "\n")
+
+    def read_study(self) -> StudyRecord:
+        return read_record(self.study_file, StudyRecord)
+
+    def read_recommendation(self) -> Recommendation:
+        return read_record(self.recommendation_file, Recommendation)
+
+    def finished_run(self, planned: PlannedRun) -> RunRecord | None:
+        """The record of a finished training, or None; a record of another run is an error."""
+        path = self.run_file(planned.name)
+        if not path.exists():
+            return None
+        record = read_record(path, RunRecord)
+        if record.planned.fingerprint != planned.fingerprint:
+            raise RecordError(
+                f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
+                f"{planned.fingerprint[:16]}. Move the folder away and run the study again."
+            )
+        return record
+
+    def finished_evaluation(
+        self, model: str, task: str, wanted_fingerprint: str
+    ) -> TaskEvaluation | None:
+        """The record of a finished scoring, or None if it is missing or of other settings."""
+        path = self.evaluation_file(model, task)
+        if not path.exists():
+            return None
+        record = read_record(path, TaskEvaluation)
+        return record if record.fingerprint == wanted_fingerprint else None
+
+    def start_run(self, planned: PlannedRun) -> None:
+        """Clear what an interrupted training of this run left behind."""
+        folder = self.model_folder(planned.name)
+        try:
+            for leftover in _WEIGHTS:
+                shutil.rmtree(folder / leftover, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.metrics_file(planned.name).write_text("", encoding="utf-8")
+        except OSError as error:
+            raise storage_error(folder, error) from error
+
+    def finish_run(self, record: RunRecord) -> None:
+        """Make the weights durable, then say that they are there."""
+        for path in self.weights_folder(record.planned).glob("*"):
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        self.write(self.run_file(record.planned.name), record)
+
+    def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
+        path = self.metrics_file(run)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def write_evaluation(
+        self, record: TaskEvaluation, samples: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Samples first, record last: without their record, samples count for nothing."""
+        path = self.evaluation_file(record.model, record.task)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples]
+        write_atomically(self.samples_file(record.model, record.task), "".join(lines))
+        self.write(path, record)
+
+    def read_samples(self, model: str, task: str) -> list[dict[str, Any]]:
+        """The lines of a samples file.
+
+        Raises:
+            RecordError: the file is missing or a line cannot be read.
+        """
+        path = self.samples_file(model, task)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RecordError(
+                f"{path} cannot be read: {error}. Delete the record beside it and run again: only "
+                "this task is scored again."
+            ) from error
+
+    def read_results(self) -> StudyResults:
+        """Everything that is finished, as the recommendation and the report need it.
+
+        Raises:
+            RecordError: a record is missing or cannot be read: the study has not finished.
+        """
+        study = self.read_study()
+        tasks = [task for names in study.tasks.values() for task in names]
+        runs: list[ModelResults] = []
+        for planned in study.runs:
+            run = self.finished_run(planned)
+            if run is None:
+                raise RecordError(
+                    f"{self.run_file(planned.name)} is not there; run the study first."
+                )
+            scored = tasks if run.status == "trained" else []
+            runs.append(self._model_results(planned.name, run, scored))
+        return StudyResults(
+            study=study, base=self._model_results(BASE, None, tasks), runs=tuple(runs)
+        )
+
+    def _model_results(self, name: str, run: RunRecord | None, tasks: list[str]) -> ModelResults:
+        evaluations = {
+            task: read_record(self.evaluation_file(name, task), TaskEvaluation) for task in tasks
+        }
+        items = {
+            task: self._items(record, self.read_samples(name, task))
+            for task, record in evaluations.items()
+        }
+        return ModelResults(name=name, run=run, evaluations=evaluations, items=items)
+
+    def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:
+        samples = [line for line in samples if line["filter"] == record.decision_filter]
+        if len(samples) != record.num_examples:
+            path = self.samples_file(record.model, record.task)
+            raise RecordError(
+                f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
+                "record beside it and run again: only this task is scored again."
+            )
+        values = [float(line[record.decision_metric]) for line in samples]
+        if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
+            tokens = [int(line["num_loss_tokens"]) for line in samples]
+            mean = sum(tokens) / len(tokens)
+            values = [value * count / mean for value, count in zip(values, tokens, strict=True)]
+        return TaskItems(
+            task=record.task,
+            metric=record.decision_metric,
+            unit="nats" if record.decision_metric == LOSS_METRIC else "points",
+            higher_is_better=record.decision.higher_is_better,
+            doc_ids=tuple(int(line["doc_id"]) for line in samples),
+            values=tuple(values),
+        )
