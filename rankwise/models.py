@@ -1,0 +1,190 @@
+"""Base models: where they are, loading them frozen, and what can be adapted in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.config import BaseModelConfig
+from rankwise.devices import DTYPES, ResolvedPrecision
+from rankwise.embedded import EMBEDDED_MODELS, cache_folder, embedded_model_folder
+from rankwise.errors import ModelError
+
+# What a folder needs beside the weights: no pickles, no code.
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_SAMPLE_BYTES = 1 << 16
+
+
+class BaseModel(NamedTuple):
+    """A base model on disk.
+
+    Attributes:
+        name: as the study file says it.
+        folder: a transformers folder.
+        fingerprint: equal exactly for equal weights and tokenizer.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+
+class LinearShape(NamedTuple):
+    """The size of one matrix that can be adapted."""
+
+    in_features: int
+    out_features: int
+
+
+def find_base_model(
+    config: BaseModelConfig, report: Callable[[str], None] = lambda _: None, *, weights: bool = True
+) -> BaseModel:
+    """Turn a name into a folder: an embedded model, a local folder, or a hub repository.
+
+    Args:
+        config: name and, for a hub repository, revision.
+        report: is told of downloads.
+        weights: False fetches config and tokenizer only from a hub.
+
+    Raises:
+        ModelError: there is no such model, or it has no safetensors.
+    """
+    if config.name in EMBEDDED_MODELS:
+        embedded = EMBEDDED_MODELS[config.name]
+        folder = embedded_model_folder(embedded, report)
+        return BaseModel(config.name, folder, f"sha256:{embedded.sha256}")
+    path = Path(config.name).expanduser()
+    if path.is_dir():
+        return BaseModel(config.name, path, _folder_fingerprint(path))
+    if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
+        raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
+    return _hub_model(config, report, weights)
+
+
+def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: bool) -> BaseModel:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    report(f"looking up {config.name} on the hub")
+    try:
+        snapshot = snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        names = ", ".join(EMBEDDED_MODELS)
+        raise ModelError(
+            f"base_model {config.name!r} is neither an embedded model ({names}) nor a folder here, "
+            f"and the hub could not give it: {str(error).splitlines()[0]}. Check the name and the "
+            "revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
+        ) from error
+    folder = Path(snapshot)
+    if weights and not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{config.name} has no safetensors; other formats can run code when they are loaded. "
+            "Choose a revision that has them, or convert the model."
+        )
+    return BaseModel(config.name, folder, f"hub:{config.name}@{folder.name}")
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """A digest of a model folder: small files whole, each weights file by size and by samples.
+
+    64 blocks of 64 KiB spread over every file: two fine-tunes of one model differ there, and
+    fingerprinting 16 GB takes a moment instead of a minute.
+    """
+    digest = hashlib.sha256()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise ModelError(
+            f"{folder} is not a transformers folder with safetensors: it needs config.json and "
+            "*.safetensors."
+        )
+    for name in ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for block in range(64):
+                file.seek(max(size - _SAMPLE_BYTES, 0) * block // 63)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return f"folder:{digest.hexdigest()}"
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, with a pad token (its own, else end of text)."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end token; add eos_token to it.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_frozen(folder: Path, precision: ResolvedPrecision, device: torch.device) -> nn.Module:
+    """Load a causal language model that will not be trained: no gradients, no dropout.
+
+    Raises:
+        ModelError: the folder cannot be loaded without running code of its own.
+    """
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=DTYPES[precision], use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def model_skeleton(folder: Path) -> nn.Module:
+    """The model without its weights (on the meta device): shapes and names only."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no usable model config: {error}") from error
+
+
+def adaptable_shapes(model: nn.Module) -> dict[str, LinearShape]:
+    """Every linear layer below the head: its full name and its size."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    shapes: dict[str, LinearShape] = {}
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, nn.Linear):
+            shapes[name] = LinearShape(module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = LinearShape(module.nx, module.nf)
+    return shapes
+
+
+def matching_modules(
+    shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
+) -> dict[str, list[str]]:
+    """Which layers each target names, by PEFT's rule: the whole name, or its end after a dot."""
+    return {
+        target: [name for name in shapes if name == target or name.endswith(f".{target}")]
+        for target in target_modules
+    }
+
+
+def context_length(model_config: Any, tokenizer: Any) -> int:
+    """The most tokens that the model reads at once, as lm-eval resolves it."""
+    from lm_eval.models.utils import resolve_max_length
+
+    return int(resolve_max_length(model_config, tokenizer))
+
+
+def model_locations() -> dict[str, Path]:
+    """Where each embedded model is, or would be, kept."""
+    return {name: cache_folder() / f"{name}-{m.sha256[:8]}" for name, m in EMBEDDED_MODELS.items()}
