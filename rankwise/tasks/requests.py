@@ -1,0 +1,232 @@
+"""What a task asks of a model, tokenised as lm-evaluation-harness tokenises it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError, TaskError
+from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
+from rankwise.tasks.training_rows import render_chat
+
+FEWSHOT_SEED = 1234  # lm-eval's default
+
+
+class Request(NamedTuple):
+    """One sequence to score, or one prompt to continue.
+
+    Attributes:
+        instance: index of the lm-eval instance that it answers (a long text has several).
+        context: token ids that are read and not scored.
+        continuation: token ids whose log-likelihood is asked; empty for a generation.
+        is_truncated: the context did not fit and lost tokens on its left.
+        max_new_tokens: how long a generation may become; 0 where a likelihood is asked.
+    """
+
+    instance: int
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+    is_truncated: bool
+    max_new_tokens: int = 0
+
+
+class PreparedTask(NamedTuple):
+    """A task with all its requests, tokenised once and scored on many models.
+
+    Attributes:
+        loaded: the task.
+        instances: lm-eval's instances, in order.
+        requests: in the order of the instances.
+        num_items: documents that are scored.
+        limit: the configured limit on them, if any.
+        num_fewshot: examples before each question.
+        chat_template: whether prompts are rendered as conversations.
+        digest: sha256 over every prompt and continuation.
+        chance: item mean of 1/options; 0 for a generation; None where it has no meaning.
+    """
+
+    loaded: LoadedTask
+    instances: list[Any]
+    requests: list[Request]
+    num_items: int
+    limit: int | None
+    num_fewshot: int
+    chat_template: bool
+    digest: str
+    chance: float | None
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read and generated at most, if none is shared between requests."""
+        return sum(len(r.context) + len(r.continuation) + r.max_new_tokens for r in self.requests)
+
+
+def prepare_task(
+    loaded: LoadedTask,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    num_fewshot: int | None,
+    limit: int | None,
+    chat_template: bool,
+    fewshot_as_multiturn: bool = False,
+) -> PreparedTask:
+    """Build a task's requests with lm-eval's own prompts, and tokenise them.
+
+    Args:
+        loaded: the task.
+        tokenizer: of the base model.
+        max_length: context limit in tokens; longer contexts lose their left end, as in lm-eval.
+        num_fewshot: None takes the task's own number. As in lm-eval, a task that fixes 0 keeps it.
+        limit: score the first so many documents; None scores all.
+        chat_template: render prompts as conversations.
+        fewshot_as_multiturn: few-shot examples as turns of their own.
+
+    Raises:
+        TaskError: the task has no documents to score, or no examples for few-shot.
+        DataError: a prompt or an answer is empty.
+    """
+    task = loaded.task
+    if not (task.has_test_docs() or task.has_validation_docs()):
+        raise TaskError(f"task {loaded.name!r} has neither a test nor a validation split to score.")
+    chat_template = chat_template and not loaded.is_rendered
+    own = task.get_config("num_fewshot")
+    shots = own if own is not None and (own == 0 or num_fewshot is None) else (num_fewshot or 0)
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    try:
+        # lm-eval shows a progress bar for this on stderr; ours shows the whole study
+        with quiet_lm_eval(), contextlib.redirect_stderr(io.StringIO()):
+            task.build_all_requests(
+                limit=limit,
+                apply_chat_template=chat_template,
+                fewshot_as_multiturn=fewshot_as_multiturn,
+                chat_template=partial(_render, tokenizer) if chat_template else None,
+            )
+    except (ValueError, KeyError, IndexError, AssertionError, TypeError, AttributeError) as error:
+        raise TaskError(
+            f"task {loaded.name!r} cannot build its prompts (num_fewshot={shots}): {error!r}. "
+            "Check that its test split is not empty and that it has enough examples for few-shot."
+        ) from error
+    instances = list(task.instances)
+    encoder = _Encoder(tokenizer, max_length)
+    requests = [
+        request
+        for index, instance in enumerate(instances)
+        for request in encoder.requests(index, instance, loaded.name)
+    ]
+    return PreparedTask(
+        loaded=loaded,
+        instances=instances,
+        requests=requests,
+        num_items=len({instance.doc_id for instance in instances}),
+        limit=limit,
+        num_fewshot=shots,
+        chat_template=chat_template,
+        digest=_digest(instances),
+        chance=_chance(loaded, instances),
+    )
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    return render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+
+
+def _digest(instances: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for instance in instances:
+        digest.update(json.dumps(instance.args, default=str).encode())
+        digest.update(json.dumps(instance.doc, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _chance(loaded: LoadedTask, instances: Sequence[Any]) -> float | None:
+    if loaded.output_type == "generate_until":
+        return 0.0
+    if loaded.output_type != "multiple_choice":
+        return None
+    options: dict[int, int] = {}
+    for instance in instances:
+        options[instance.doc_id] = options.get(instance.doc_id, 0) + 1
+    return sum(1 / count for count in options.values()) / len(options)
+
+
+class _Encoder:
+    """Text to tokens by the rules of lm-eval's Hugging Face back end."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        bos = tokenizer.bos_token_id
+        self._prefix_id: int = tokenizer.eos_token_id if bos is None else bos
+        self._prefix_text: str = tokenizer.decode([self._prefix_id])
+
+    def requests(self, index: int, instance: Any, task: str) -> list[Request]:
+        kind = instance.request_type
+        if kind == "generate_until":
+            return [self._generation(index, *instance.args)]
+        if kind == "loglikelihood_rolling":
+            return self._windows(index, *instance.args)
+        context, continuation = instance.args
+        if not continuation:
+            raise DataError(f"task {task!r}, item {instance.doc_id}: an option is empty text.")
+        return [self._pair(index, *self._split(context, continuation))]
+
+    def _encode(self, text: str) -> list[int]:
+        if text.startswith(self._prefix_text):
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(text)
+
+    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Spaces at the end of the context belong to the continuation's first word."""
+        if context == "":
+            tokens = self._tokenizer.encode(continuation, add_special_tokens=False)
+            if tokens[0] == self._prefix_id:
+                return tokens[:1], tokens[1:]
+            return [self._prefix_id], tokens
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        whole = self._encode(stripped + continuation)
+        length = len(self._encode(stripped))
+        return whole[:length], whole[length:]
+
+    def _pair(self, index: int, context: list[int], continuation: list[int]) -> Request:
+        kept = max(self._max_length + 1 - len(continuation), 1)
+        return Request(
+            instance=index,
+            context=tuple(context[-kept:]),
+            continuation=tuple(continuation),
+            is_truncated=len(context) > kept,
+        )
+
+    def _windows(self, index: int, text: str) -> list[Request]:
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        windows = get_rolling_token_windows(
+            token_list=self._encode(text),
+            prefix_token=self._prefix_id,
+            max_seq_len=self._max_length,
+            context_len=1,
+        )
+        return [
+            Request(index, tuple(context), tuple(scored), is_truncated=False)
+            for context, scored in map(make_disjoint_window, windows)
+        ]
+
+    def _generation(self, index: int, context: str, settings: dict[str, Any]) -> Request:
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        normal: dict[str, Any] = dict(normalize_gen_kwargs(settings))
+        max_new_tokens: int = normal["max_gen_toks"]
+        tokens = self._encode(context)
+        kept = tokens[-max(self._max_length - max_new_tokens, 1) :]
+        return Request(index, tuple(kept), (), len(kept) < len(tokens), max_new_tokens)

@@ -1,0 +1,144 @@
+"""From a name in a study file to lm-evaluation-harness tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.errors import TaskError
+
+BUNDLED_FOLDER = Path(__file__).parent
+
+
+class LoadedTask(NamedTuple):
+    """A leaf task.
+
+    Attributes:
+        name: lm-eval's name of it.
+        task: the ``lm_eval.api.task.Task``.
+        is_rendered: its texts already carry the chat template; it must not be applied again.
+    """
+
+    name: str
+    task: Any
+    is_rendered: bool = False
+
+    @property
+    def domain(self) -> str | None:
+        """``metadata.domain`` of the task's YAML, if it says one."""
+        metadata = self.task.get_config("metadata")
+        return metadata.get("domain") if isinstance(metadata, dict) else None
+
+    @property
+    def version(self) -> str:
+        return str(self.task.VERSION)
+
+    @property
+    def output_type(self) -> str:
+        return str(self.task.OUTPUT_TYPE)
+
+
+class TaskNotFound(NamedTuple):
+    """A name that no task, group or tag has."""
+
+    name: str
+    suggestion: str | None
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {self.suggestion!r}?" if self.suggestion else ""
+        return f"no task named {self.name!r}{hint}"
+
+
+@contextlib.contextmanager
+def quiet_lm_eval() -> Generator[None]:
+    """Keep lm-eval's remarks on defaults off the terminal; its errors still show."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _manager(tasks_path: Sequence[Path], *, everything: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    for folder in tasks_path:
+        if not folder.is_dir():
+            raise TaskError(f"tasks_path: {folder} is not a folder. Check the path.")
+    with quiet_lm_eval():
+        return TaskManager(include_path=[BUNDLED_FOLDER, *tasks_path], include_defaults=everything)
+
+
+def load_tasks(
+    names: Sequence[str], tasks_path: Sequence[Path] = ()
+) -> dict[str, tuple[LoadedTask, ...] | TaskNotFound]:
+    """Load tasks, groups and tags; each name maps to its leaf tasks, or to why it has none.
+
+    The bundled tasks and ``tasks_path`` are looked through first. lm-eval's own index takes
+    7-10 s to build and is built only for a name that is not found there.
+
+    Raises:
+        TaskError: a folder of ``tasks_path`` is missing, or a task's data cannot be had.
+    """
+    manager = _manager(tasks_path, everything=False)
+    if any(name not in manager.task_index for name in names):
+        manager = _manager(tasks_path, everything=True)
+    found: dict[str, tuple[LoadedTask, ...] | TaskNotFound] = {}
+    for name in names:
+        if name in manager.task_index:
+            found[name] = _leaves(manager, name)
+        else:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            found[name] = TaskNotFound(name, close[0] if close else None)
+    return found
+
+
+def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
+    try:
+        with quiet_lm_eval():
+            tasks = manager.load([name])["tasks"]
+    except (OSError, ValueError, KeyError, ImportError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TaskError(
+            f"task {name!r} was found and cannot be loaded: {reason}. Check its data (a hub name "
+            "needs the network; a local file must be there and not empty) and its YAML."
+        ) from error
+    for task in tasks.values():
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+            raise TaskError(
+                f"task {name!r} runs generated code or needs images or audio; rankwise scores text "
+                "only. Leave it out."
+            )
+    return tuple(LoadedTask(leaf, task) for leaf, task in tasks.items())
+
+
+class TaskListing(NamedTuple):
+    """One line of ``rankwise tasks``."""
+
+    name: str
+    kind: str
+    source: str
+
+
+def list_tasks(tasks_path: Sequence[Path] = (), *, everything: bool = False) -> list[TaskListing]:
+    """Every task, group and tag that can be named: bundled, of ``tasks_path``, and lm-eval's."""
+    manager = _manager(tasks_path, everything=everything)
+    listing: list[TaskListing] = []
+    for name, entry in sorted(manager.task_index.items()):
+        path = entry.yaml_path
+        if path is None:
+            source = "lm-eval"
+        elif BUNDLED_FOLDER in Path(path).parents:
+            source = "rankwise"
+        elif any(folder in Path(path).parents for folder in tasks_path):
+            source = "tasks_path"
+        else:
+            source = "lm-eval"
+        listing.append(TaskListing(name, entry.kind.name.lower(), source))
+    return listing

@@ -1,0 +1,135 @@
+"""Train examples out of a task: the text that is scored, with the right answer behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError, TaskError
+from rankwise.tasks.resolution import LoadedTask
+
+
+class TrainingRow(NamedTuple):
+    """One example as text: the prompt as it is scored, and the completion to learn."""
+
+    prompt: str
+    completion: str
+
+
+def task_rows(
+    loaded: LoadedTask, tokenizer: Any, *, chat_template: bool, max_examples: int | None
+) -> list[TrainingRow]:
+    """The training split of a task as prompts and right completions, zero-shot.
+
+    For a choice the completion is the right option as it is scored; for a generation it is the
+    target. Every completion ends with the model's end of turn, so that it learns to stop.
+
+    Args:
+        loaded: the task; its training split is used, never another one.
+        tokenizer: renders the chat template and knows the end of text.
+        chat_template: whether prompts are rendered as a conversation.
+        max_examples: the first so many rows; None takes all.
+
+    Raises:
+        TaskError: the task has no training split, or scores nothing that can be trained on.
+        DataError: the split is empty, or a row has no right answer.
+    """
+    task = loaded.task
+    if not task.has_training_docs():
+        raise TaskError(
+            f"task {loaded.name!r} has no training split. Train on another task, or on your own "
+            "rows with train.data."
+        )
+    if loaded.output_type == "loglikelihood_rolling":
+        raise TaskError(f"task {loaded.name!r} is prose without questions; it can only be scored.")
+    docs = task.training_docs()
+    count = len(docs) if max_examples is None else min(max_examples, len(docs))
+    if count == 0:
+        raise DataError(f"the training split of task {loaded.name!r} is empty. Give it rows.")
+    render = partial(render_chat, tokenizer) if chat_template else None
+    end = end_of_turn(tokenizer, chat_template=chat_template)
+    return [_row(loaded, docs[index], index, render, end) for index in range(count)]
+
+
+def _row(
+    loaded: LoadedTask,
+    doc: Any,
+    index: int,
+    render: Callable[..., str] | None,
+    end: str,
+) -> TrainingRow:
+    task = loaded.task
+    where = f"row {index} of the training split of task {loaded.name!r}"
+    options: dict[str, Any] = {
+        "apply_chat_template": render is not None,
+        "chat_template": render,
+    }
+    try:
+        context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc), **options)
+        requests = task.construct_requests(doc=doc, ctx=context, metadata=("", 0, 1), **options)
+        target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    except (KeyError, IndexError, TypeError, AssertionError, ValueError) as error:
+        raise DataError(f"{where} cannot be read ({error!r}). Mend or remove it.") from error
+    if loaded.output_type == "multiple_choice":
+        gold = _option_index(target, task, doc)
+        if gold is None or not 0 <= gold < len(requests):
+            raise DataError(
+                f"{where} has no right answer: target {target!r} of {len(requests)} options. Mend "
+                "or remove it."
+            )
+        prompt, completion = requests[gold].arguments
+    elif loaded.output_type == "loglikelihood":
+        prompt, completion = requests.arguments
+    else:
+        text = target[0] if isinstance(target, list) and target else target
+        if task.config.doc_to_choice is not None and isinstance(text, int):
+            text = task.doc_to_choice(doc)[text]
+        prompt = requests.arguments[0]
+        delimiter = "" if render is not None else task.config.target_delimiter
+        completion = f"{delimiter}{text}" if text not in (None, []) else ""
+    if not str(completion).strip():
+        raise DataError(f"{where} has an empty answer. Mend or remove it.")
+    return TrainingRow(prompt, f"{completion}{end}")
+
+
+def _option_index(target: Any, task: Any, doc: Any) -> int | None:
+    if isinstance(target, list):
+        target = target[0] if target else None
+    if isinstance(target, str):
+        choices = task.doc_to_choice(doc)
+        return choices.index(target) if target in choices else None
+    return int(target) if isinstance(target, int) else None
+
+
+def render_chat(
+    tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
+) -> str:
+    """Messages as the text of a conversation, as lm-eval's Hugging Face back end renders them.
+
+    A template that refuses a system message is tried again without it.
+    """
+    import jinja2
+
+    def rendered(turns: list[dict[str, str]]) -> str:
+        return tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    try:
+        return rendered(messages)
+    except jinja2.exceptions.TemplateError:
+        return rendered([turn for turn in messages if turn["role"] != "system"])
+
+
+def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
+    """What follows an answer: the template's end of an assistant turn, or the end of text."""
+    if not chat_template:
+        return str(tokenizer.eos_token)
+    answer = "the answer"
+    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
+    return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)

@@ -1,0 +1,197 @@
+"""Users' own rows: JSON lines in TRL's conventions, trained on and scored by completion loss."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError
+from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
+from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
+
+MAX_GENERATED_TOKENS = 256
+
+
+class UserData(NamedTuple):
+    """A file of rows, split.
+
+    Attributes:
+        training: rows to train on.
+        tasks: the held-out rows as tasks: by completion loss, and by exact match if asked.
+    """
+
+    training: list[TrainingRow]
+    tasks: tuple[LoadedTask, ...]
+
+
+def load_user_data(
+    path: Path,
+    tokenizer: Any,
+    *,
+    chat_template: bool,
+    held_out_fraction: float,
+    max_examples: int | None,
+    exact_match: bool,
+) -> UserData:
+    """Read JSON lines of ``prompt``/``completion`` or ``messages`` and hold a part of them out.
+
+    ``prompt`` and ``completion`` are strings, or lists of messages. In ``messages`` the last
+    turn, which must be the assistant's, is the completion. Rows that are equal as text are kept
+    once, so that no held-out row was trained on.
+
+    Args:
+        path: the file, UTF-8, one JSON object a line.
+        tokenizer: renders messages.
+        chat_template: render ``prompt`` strings as a user's turn too.
+        held_out_fraction: share of the rows that is scored and not trained on; at least one row.
+        max_examples: train on so many at most.
+        exact_match: also score greedy generations against the completions.
+
+    Raises:
+        DataError: no such file, no rows, or rows that lack a prompt or an answer (all of them
+            are named at once).
+    """
+    rows = _distinct_rows(path, tokenizer, chat_template)
+    if len(rows) < 2:
+        raise DataError(f"{path} has {len(rows)} distinct rows; at least 2 are needed.")
+    order = list(range(len(rows)))
+    random.Random(0).shuffle(order)
+    num_held_out = min(max(1, round(held_out_fraction * len(rows))), len(rows) - 1)
+    held_out = [rows[index] for index in sorted(order[:num_held_out])]
+    training = [rows[index] for index in sorted(order[num_held_out:])][:max_examples]
+    name = f"data_{path.stem}"
+    tasks = [_task(name, held_out, output_type="loglikelihood")]
+    if exact_match:
+        tasks.append(_task(f"{name}_exact_match", held_out, output_type="generate_until"))
+    return UserData(
+        training=[TrainingRow(row.prompt, row.completion + row.end) for row in training],
+        tasks=tuple(tasks),
+    )
+
+
+class _Row(NamedTuple):
+    prompt: str
+    completion: str
+    end: str
+
+
+def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"train.data: {path} cannot be read: {error}. Check the path.") from error
+    rows: list[_Row] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parsed(json.loads(line), tokenizer, chat_template))
+        except (json.JSONDecodeError, DataError) as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
+        raise DataError("\n  ".join([f"{path.name} has {len(problems)} bad rows", *shown]))
+    return list(dict.fromkeys(rows))
+
+
+def _parsed(row: Any, tokenizer: Any, chat_template: bool) -> _Row:
+    if not isinstance(row, dict):
+        raise DataError("not a JSON object")
+    if "messages" in row:
+        messages = _messages(row["messages"], "messages")
+        return _conversation(messages[:-1], messages[-1], tokenizer)
+    if "prompt" not in row or "completion" not in row:
+        raise DataError(
+            f"has {', '.join(sorted(row)) or 'no fields'}; needs prompt and completion, or messages"
+        )
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) or isinstance(completion, list):
+        answer = _messages(completion, "completion")
+        return _conversation(_messages(prompt, "prompt") + answer[:-1], answer[-1], tokenizer)
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        raise DataError("prompt and completion must be text, or lists of messages")
+    if not completion.strip():
+        raise DataError("the completion is empty")
+    if chat_template:
+        turn = {"role": "assistant", "content": completion}
+        return _conversation([{"role": "user", "content": prompt}], turn, tokenizer)
+    return _Row(prompt, completion, end_of_turn(tokenizer, chat_template=False))
+
+
+def _messages(value: Any, field: str) -> list[dict[str, str]]:
+    ok = (
+        isinstance(value, list)
+        and value
+        and all(
+            isinstance(turn, dict)
+            and isinstance(turn.get("role"), str)
+            and isinstance(turn.get("content"), str)
+            for turn in value
+        )
+    )
+    if not ok:
+        raise DataError(f"{field} must be a list of objects with role and content")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+
+
+def _conversation(before: list[dict[str, str]], answer: dict[str, str], tokenizer: Any) -> _Row:
+    if answer["role"] != "assistant" or not answer["content"].strip():
+        raise DataError("the last turn must be the assistant's, and not empty")
+    if not before:
+        raise DataError("there is no turn before the assistant's answer")
+    if not tokenizer.chat_template:
+        raise DataError("the base model's tokenizer has no chat template to render messages with")
+    prompt = partial(render_chat, tokenizer)(before)
+    return _Row(prompt, answer["content"], end_of_turn(tokenizer, chat_template=True))
+
+
+def _task(name: str, rows: list[_Row], *, output_type: str) -> LoadedTask:
+    """The rows as a lm-eval task whose prompts are taken as they are."""
+    from datasets import Dataset, DatasetDict
+    from lm_eval.api.task import ConfigurableTask
+
+    generates = output_type == "generate_until"
+    docs = [
+        {
+            "prompt": row.prompt,
+            "completion": row.completion.strip() if generates else row.completion + row.end,
+        }
+        for row in rows
+    ]
+    config: dict[str, Any] = {
+        "task": name,
+        "dataset_path": "",
+        "custom_dataset": lambda **_: DatasetDict({"test": Dataset.from_list(docs)}),
+        "output_type": output_type,
+        "test_split": "test",
+        "doc_to_text": lambda doc: doc["prompt"],
+        "doc_to_target": lambda doc: doc["completion"],
+        "metric_list": [
+            {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+            if generates
+            else {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+        ],
+        "metadata": {"version": 1.0, "domain": "own data"},
+    }
+    if generates:
+        config["generation_kwargs"] = {
+            "until": [rows[0].end],
+            "do_sample": False,
+            "temperature": 0.0,
+            "max_gen_toks": MAX_GENERATED_TOKENS,
+        }
+        config["filter_list"] = [
+            {
+                "name": "stripped",
+                "filter": [
+                    {"function": "regex", "regex_pattern": r"(?s)^\s*(.*?)\s*$"},
+                    {"function": "take_first"},
+                ],
+            }
+        ]
+    with quiet_lm_eval():
+        return LoadedTask(name, ConfigurableTask(config=config), is_rendered=True)
