@@ -1,0 +1,46 @@
+"""How much LoRA rank is enough for a task, and what does the model forget?
+
+Names that need torch are resolved on first use (PEP 562), so that reading and reporting a
+finished study stay quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rankwise.config import StudyConfig, load_config
+from rankwise.errors import RankwiseError
+from rankwise.store import StudyFolder
+
+if TYPE_CHECKING:
+    from rankwise.planning import StudyPlan, plan_study
+    from rankwise.recommendation import recommend
+    from rankwise.report import write_report
+    from rankwise.study import run_study
+
+__all__ = [
+    "RankwiseError",
+    "StudyConfig",
+    "StudyFolder",
+    "StudyPlan",
+    "load_config",
+    "plan_study",
+    "recommend",
+    "run_study",
+    "write_report",
+]
+
+_LAZY = {
+    "StudyPlan": "rankwise.planning",
+    "plan_study": "rankwise.planning",
+    "recommend": "rankwise.recommendation",
+    "run_study": "rankwise.study",
+    "write_report": "rankwise.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'rankwise' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

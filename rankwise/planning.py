@@ -1,0 +1,399 @@
+"""From a config to a plan: which runs, on which examples, scored on which tasks.
+
+Checks the config against tasks and model and collects every problem; loads no weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from rankwise import models
+from rankwise.config import StudyConfig
+from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
+from rankwise.errors import DataError, PlanError, TaskError
+from rankwise.memory import estimate_training_memory
+from rankwise.models import BaseModel, LinearShape
+from rankwise.provenance import collect_provenance
+from rankwise.records import Method, PlannedRun, Relation, StudyRecord
+from rankwise.store import fingerprint
+from rankwise.tasks import (
+    LoadedTask,
+    PreparedTask,
+    TrainingRow,
+    load_tasks,
+    load_user_data,
+    prepare_task,
+    task_rows,
+)
+from rankwise.tasks.resolution import TaskNotFound
+from rankwise.training import Example, num_optimizer_steps, tokenise_rows
+
+# Raised when a change to the code changes what is trained or scored from equal settings.
+TRAINING_REVISION = 1
+SCORING_REVISION = 1
+
+RELATIONS: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention", "held_out_text")
+
+# What of the train section reaches a run through its examples or its own fields instead.
+_NOT_IN_FINGERPRINT = {
+    "task",
+    "data",
+    "max_examples",
+    "held_out_fraction",
+    "exact_match",
+    "learning_rate",
+    "precision",
+}
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study that can be run: its record, and what the stages need of disk and tokenizer."""
+
+    record: StudyRecord
+    base: BaseModel
+    tokenizer: Any
+    device: torch.device
+    examples: tuple[Example, ...]
+    tasks: tuple[PreparedTask, ...]
+
+    def scoring_fingerprint(self, model_fingerprint: str, task: PreparedTask) -> str:
+        """Of everything that a model's scores on a task depend on."""
+        return fingerprint(
+            {
+                "scoring_revision": SCORING_REVISION,
+                "model": model_fingerprint,
+                "precision": self.record.precision,
+                "task": task.name,
+                "task_version": task.loaded.version,
+                "requests": task.digest,
+                "limit": task.limit,
+                "metric": self.record.config.evaluation.metric.get(task.name),
+            }
+        )
+
+
+def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
+    """Plan a study; a base model or data set that is not here yet is fetched.
+
+    Args:
+        config: a checked config.
+        report: is told of downloads and conversions.
+
+    Raises:
+        PlanError: with every problem found.
+        ModelError: the base model cannot be had at all.
+    """
+    base = models.find_base_model(config.base_model, report, weights=False)
+    planner = _Planner(config, base)
+    plan = planner.plan()
+    if planner.problems or plan is None:
+        raise PlanError(config.name, base.name, planner.problems, planner.warnings)
+    return plan
+
+
+class _Planner:
+    """Collects problems and warnings while it puts a plan together."""
+
+    def __init__(self, config: StudyConfig, base: BaseModel) -> None:
+        self.config, self.base = config, base
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.tokenizer = models.load_tokenizer(base.folder)
+        self.skeleton: Any = models.model_skeleton(base.folder)
+        self.max_length = models.context_length(self.skeleton.config, self.tokenizer)
+        self.device = choose_device()
+        self.precision: ResolvedPrecision = resolve_precision(config.train.precision, self.device)
+
+    def plan(self) -> StudyPlan | None:
+        self._check_chat_template()
+        shapes = self._check_target_modules()
+        rows, leaves = self._rows_and_tasks()
+        examples = self._examples(rows)
+        tasks = self._prepared(leaves)
+        if self.problems:
+            return None
+        record = StudyRecord(
+            fingerprint=fingerprint(self.config.model_dump(mode="json", exclude={"tasks_path"})),
+            config=self.config,
+            base_model_fingerprint=self.base.fingerprint,
+            precision=self.precision,
+            tasks={relation: tuple(names) for relation, names in leaves.items()},
+            runs=tuple(self._runs(examples, shapes)),
+            warnings=tuple(self.warnings),
+            provenance=collect_provenance(device_name(self.device)),
+        )
+        return StudyPlan(
+            record=record,
+            base=self.base,
+            tokenizer=self.tokenizer,
+            device=self.device,
+            examples=tuple(examples),
+            tasks=tuple(tasks),
+        )
+
+    def _check_chat_template(self) -> None:
+        wanted = self.config.train.chat_template or self.config.evaluation.chat_template
+        if wanted and not self.tokenizer.chat_template:
+            self.problems.append(
+                f"chat_template: the tokenizer of {self.base.name} has none; set it to false"
+            )
+        if self.config.train.chat_template != self.config.evaluation.chat_template:
+            self.warnings.append(
+                f"train.chat_template is {self.config.train.chat_template} and "
+                f"evaluation.chat_template {self.config.evaluation.chat_template}: models are "
+                "scored in another format than they are trained in"
+            )
+
+    def _check_target_modules(self) -> dict[str, LinearShape]:
+        """The shapes of the layers that LoRA adapts."""
+        lora = self.config.methods.lora
+        if lora is None:
+            return {}
+        shapes = models.adaptable_shapes(self.skeleton)
+        matches = models.matching_modules(shapes, lora.target_modules)
+        names = sorted({name.rpartition(".")[2] for name in shapes})
+        for index, (target, found) in enumerate(matches.items()):
+            if not found:
+                close = difflib.get_close_matches(target, names, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}"
+                self.problems.append(
+                    f"methods.lora.target_modules[{index}]: {self.base.name} has no linear layer "
+                    f"named {target!r}; {hint}"
+                )
+        for index, rank in enumerate(lora.ranks):
+            sides: dict[int, set[str]] = {}
+            for target, found in matches.items():
+                for name in found:
+                    side = min(shapes[name])
+                    if rank > side:
+                        sides.setdefault(side, set()).add(target)
+            for side, targets in sorted(sides.items()):
+                self.warnings.append(
+                    f"methods.lora.ranks[{index}]: rank {rank} is above min(in, out) of "
+                    f"{', '.join(sorted(targets))} ({side}); the update there has rank {side} at "
+                    "most"
+                )
+        return {name: shapes[name] for found in matches.values() for name in found}
+
+    def _rows_and_tasks(
+        self,
+    ) -> tuple[list[TrainingRow], dict[Relation, dict[str, LoadedTask]]]:
+        """The rows to train on, and the leaf tasks of each relation."""
+        train, evaluation = self.config.train, self.config.evaluation
+        wanted: dict[Relation, list[str]] = {
+            relation: list(getattr(evaluation, relation)) for relation in RELATIONS
+        }
+        names = [train.task] if train.task is not None else []
+        names += [name for listed in wanted.values() for name in listed]
+        loaded = self._load(names)
+        leaves: dict[Relation, dict[str, LoadedTask]] = {
+            relation: self._leaves(relation, wanted, loaded) for relation in RELATIONS
+        }
+        rows: list[TrainingRow] = []
+        if train.task is not None:
+            trained = self._train_task(loaded.get(train.task))
+            if trained is not None:
+                rows = self._task_rows(trained)
+                self._exclude_trained(trained, leaves)
+        else:
+            rows, tasks = self._user_rows()
+            leaves["in_domain"] = {**{task.name: task for task in tasks}, **leaves["in_domain"]}
+        return rows, leaves
+
+    def _load(self, names: list[str]) -> Mapping[str, tuple[LoadedTask, ...] | TaskNotFound]:
+        try:
+            return load_tasks(list(dict.fromkeys(names)), self.config.tasks_path)
+        except TaskError as error:
+            self.problems.append(str(error))
+            return {}
+
+    def _leaves(
+        self,
+        relation: Relation,
+        wanted: Mapping[Relation, list[str]],
+        loaded: Mapping[str, tuple[LoadedTask, ...] | TaskNotFound],
+    ) -> dict[str, LoadedTask]:
+        leaves: dict[str, LoadedTask] = {}
+        for index, name in enumerate(wanted[relation]):
+            found = loaded.get(name, ())
+            if isinstance(found, TaskNotFound):
+                self.problems.append(f"evaluation.{relation}[{index}]: {found}")
+            else:
+                leaves |= {task.name: task for task in found}
+        if relation == "held_out_text":
+            for task in leaves.values():
+                if task.output_type != "loglikelihood_rolling":
+                    self.problems.append(
+                        f"evaluation.held_out_text: {task.name!r} is {task.output_type}, not prose "
+                        "(loglikelihood_rolling); move it to another list"
+                    )
+        return leaves
+
+    def _train_task(self, found: tuple[LoadedTask, ...] | TaskNotFound | None) -> LoadedTask | None:
+        if isinstance(found, TaskNotFound):
+            self.problems.append(f"train.task: {found}")
+        elif found is not None and len(found) != 1:
+            self.problems.append(
+                f"train.task: {self.config.train.task!r} is a group of {len(found)} tasks; name one"
+            )
+        elif found is not None:
+            return found[0]
+        return None
+
+    def _exclude_trained(
+        self, trained: LoadedTask, leaves: dict[Relation, dict[str, LoadedTask]]
+    ) -> None:
+        for relation in ("out_of_domain", "retention"):
+            if leaves[relation].pop(trained.name, None) is not None:
+                self.warnings.append(
+                    f"evaluation.{relation}: {trained.name!r} is trained on and was left out"
+                )
+        if not leaves["in_domain"]:
+            leaves["in_domain"] = {trained.name: trained}
+
+    def _task_rows(self, trained: LoadedTask) -> list[TrainingRow]:
+        train = self.config.train
+        try:
+            return task_rows(
+                trained,
+                self.tokenizer,
+                chat_template=train.chat_template and bool(self.tokenizer.chat_template),
+                max_examples=train.max_examples,
+            )
+        except (TaskError, DataError) as error:
+            self.problems.append(f"train.task: {error}")
+            return []
+
+    def _user_rows(self) -> tuple[list[TrainingRow], tuple[LoadedTask, ...]]:
+        train = self.config.train
+        assert train.data is not None
+        try:
+            data = load_user_data(
+                train.data,
+                self.tokenizer,
+                chat_template=train.chat_template and bool(self.tokenizer.chat_template),
+                held_out_fraction=train.held_out_fraction,
+                max_examples=train.max_examples,
+                exact_match=train.exact_match,
+            )
+        except DataError as error:
+            self.problems.append(f"train.data: {error}")
+            return [], ()
+        return data.training, data.tasks
+
+    def _examples(self, rows: list[TrainingRow]) -> list[Example]:
+        try:
+            examples = tokenise_rows(rows, self.tokenizer, self.config.train, self.max_length)
+        except DataError as error:
+            self.problems.append(f"train: {error}")
+            return []
+        truncated = sum(example.is_truncated for example in examples)
+        if truncated:
+            self.warnings.append(
+                f"train.max_length: {truncated} of {len(examples)} prompts are longer and lose "
+                "their left end"
+            )
+        return examples
+
+    def _prepared(self, leaves: Mapping[Relation, Mapping[str, LoadedTask]]) -> list[PreparedTask]:
+        evaluation = self.config.evaluation
+        prepared: list[PreparedTask] = []
+        for relation, tasks in leaves.items():
+            for loaded in tasks.values():
+                try:
+                    prepared.append(
+                        prepare_task(
+                            loaded,
+                            self.tokenizer,
+                            max_length=self.max_length,
+                            num_fewshot=evaluation.num_fewshot,
+                            limit=evaluation.limit,
+                            chat_template=evaluation.chat_template
+                            and bool(self.tokenizer.chat_template),
+                            fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
+                        )
+                    )
+                except (TaskError, DataError) as error:
+                    self.problems.append(f"evaluation.{relation}: {error}")
+        return prepared
+
+    def _runs(self, examples: list[Example], shapes: Mapping[str, LinearShape]) -> list[PlannedRun]:
+        methods, rates = self.config.methods, self.config.train.learning_rate
+        num_parameters = sum(parameter.numel() for parameter in self.skeleton.parameters())
+        sides = sum(sum(shape) for shape in shapes.values())
+        runs: list[PlannedRun] = []
+        for seed in self.config.seeds:
+            for rank in methods.lora.ranks if methods.lora else ():
+                trainable = rank * sides
+                runs.append(self._run("lora", rank, seed, rates.lora, trainable, examples))
+            if methods.full is not None:
+                runs.append(self._run("full", None, seed, rates.full, num_parameters, examples))
+        return [
+            run.model_copy(
+                update={"trainable_share": run.num_trainable_parameters / num_parameters}
+            )
+            for run in runs
+        ]
+
+    def _run(
+        self,
+        method: Method,
+        rank: int | None,
+        seed: int,
+        learning_rate: float,
+        num_trainable: int,
+        examples: list[Example],
+    ) -> PlannedRun:
+        train, lora = self.config.train, self.config.methods.lora
+        label = train.task if train.task is not None else cast(Any, train.data).stem
+        alpha = lora.alpha.alpha_of(rank) if lora and rank else None
+        run = PlannedRun(
+            name="",
+            fingerprint="",
+            method=method,
+            train_task=label,
+            rank=rank,
+            alpha=alpha,
+            scaling=lora.alpha.scaling_of(rank) if lora and rank else None,
+            learning_rate=learning_rate,
+            target_modules=lora.target_modules if lora and rank else (),
+            seed=seed,
+            num_steps=num_optimizer_steps(len(examples), train),
+            num_examples=len(examples),
+            num_tokens=sum(len(example.tokens) for example in examples) * train.epochs,
+            num_trainable_parameters=num_trainable,
+            trainable_share=0.0,
+            estimated_memory_bytes=estimate_training_memory(
+                self.skeleton,
+                method=method,
+                num_trainable=num_trainable,
+                batch_size=train.batch_size,
+                max_tokens=max(len(example.tokens) for example in examples),
+                max_loss_tokens=max(example.num_loss_tokens for example in examples),
+                precision=self.precision,
+            ),
+        )
+        digest = fingerprint(
+            {
+                "training_revision": TRAINING_REVISION,
+                "base_model": self.base.fingerprint,
+                "precision": self.precision,
+                "train": train.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT),
+                "examples": [example.tokens for example in examples],
+                "alpha_policy": lora.alpha.policy if lora and rank else None,
+                "run": run.model_dump(mode="json", include=_RUN_IDENTITY),
+            }
+        )
+        size = f"r{rank:03d}-a{alpha:03g}-" if rank else ""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{label}-{method}-{size}s{seed}-{digest[:8]}")
+        return run.model_copy(update={"name": name, "fingerprint": digest})
+
+
+_RUN_IDENTITY = {"method", "rank", "alpha", "scaling", "learning_rate", "target_modules", "seed"}

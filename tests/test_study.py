@@ -1,0 +1,406 @@
+"""The study end to end: resume after kill -9, extension, guards, and what planning refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rankwise.config import load_config
+from rankwise.errors import PlanError, RecordError, StudyLockedError, UnchangedOutputsError
+from rankwise.planning import plan_study
+from rankwise.store import StudyFolder
+from rankwise.study import is_finished, run_study, stages
+
+# Kills its own process at a chosen moment of a chosen function, then does nothing else.
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from rankwise import evaluation, store, study, training
+from rankwise.config import load_config
+from rankwise.planning import plan_study
+
+moment, count = sys.argv[1], int(sys.argv[2])
+study_file, folder = Path(sys.argv[3]), Path(sys.argv[4])
+
+def killing(function):
+    calls = 0
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapped
+
+if moment == "training":
+    store.StudyFolder.append_metrics = killing(store.StudyFolder.append_metrics)
+elif moment == "saving":
+    training.adapters.is_zero_update = killing(training.adapters.is_zero_update)
+elif moment == "scoring":
+    evaluation.left_padded = killing(evaluation.left_padded)
+elif moment == "writing":
+    os.fsync = killing(os.fsync)
+elif moment == "renaming":
+    Path.replace = killing(Path.replace)
+
+class Silent:
+    def study_started(self, total_work, finished_work): pass
+    def stage_started(self, model, stage, work): pass
+    def advanced(self, work): pass
+    def stage_finished(self): pass
+
+study.run_study(plan_study(load_config(study_file)), store.StudyFolder(folder), Silent())
+"""
+
+
+class Recorder:
+    """An observer that remembers which stages ran."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, str]] = []
+        self.work = (0.0, 0.0)
+        self.done = 0.0
+
+    def study_started(self, total_work: float, finished_work: float) -> None:
+        self.work = (total_work, finished_work)
+
+    def stage_started(self, model: str, stage: str, work: float) -> None:
+        self.stages.append((model, stage))
+
+    def advanced(self, work: float) -> None:
+        self.done += work
+
+    def stage_finished(self) -> None: ...
+
+
+def run(study_file: Path, folder: Path, *overrides: str) -> tuple[Any, Recorder]:
+    recorder = Recorder()
+    plan = plan_study(load_config(study_file, overrides))
+    return run_study(plan, StudyFolder(folder), recorder), recorder
+
+
+def comparable(folder: Path) -> dict[str, Any]:
+    """All records and weights of a study, without clocks, memory and provenance."""
+    content: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":
+            content[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.suffix == ".json" and "adapter" not in name and "checkpoint" not in name:
+            record = json.loads(path.read_text())
+            for varying in ("provenance", "train_seconds", "score_seconds", "peak_memory_bytes"):
+                record.pop(varying, None)
+            content[name] = record
+        elif path.suffix == ".jsonl":
+            content[name] = [json.loads(line) for line in path.read_text().splitlines()]
+    return content
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Filled by the first test that needs it: the records of a run that nothing stopped."""
+    return {}
+
+
+def test_a_study_from_nothing_to_a_recommendation(study_file: Path, tmp_path: Path) -> None:
+    outcome, recorder = run(study_file, tmp_path / "study")
+    models = [model for model, stage in recorder.stages if stage == "training"]
+    assert [name[:-9] for name in models] == [
+        "colours-lora-r002-a004-s0",
+        "colours-lora-r004-a008-s0",
+        "colours-full-s0",
+    ]
+    assert len(recorder.stages) == 3 + 4 * 3  # three trainings; four models on three tasks
+    assert recorder.done == pytest.approx(recorder.work[0])
+    results = outcome.results
+    assert results.study.tasks == {
+        "in_domain": ("colours",),
+        "out_of_domain": ("sums",),
+        "retention": (),
+        "held_out_text": ("small_prose",),
+    }
+    for model in results.runs:
+        assert model.run is not None
+        metrics = (tmp_path / "study" / "runs" / model.name / "metrics.jsonl").read_text()
+        losses = [json.loads(line)["loss_nats"] for line in metrics.splitlines()]
+        assert len(losses) == model.run.num_steps == 6
+        assert losses[0] == model.run.first_loss_nats
+        assert losses[-1] == model.run.final_loss_nats
+        assert losses[-1] < losses[0]
+    shares = [run.num_trainable_parameters for run in results.study.runs]
+    hidden, kv, layers = 48, 24, 2
+    per_rank = layers * ((hidden + hidden) * 2 + (hidden + kv) * 2)
+    assert shares[:2] == [2 * per_rank, 4 * per_rank]
+    reread = StudyFolder(tmp_path / "study")
+    assert reread.read_results() == results
+    assert reread.read_recommendation() == outcome.recommendation
+
+
+def test_trainable_parameters_are_peft_s_own_count(study_file: Path, tmp_path: Path) -> None:
+    import torch
+
+    from rankwise import adapters, models
+
+    plan = plan_study(load_config(study_file))
+    base = models.load_frozen(plan.base.folder, "float32", torch.device("cpu"))
+    planned = plan.record.runs[1]
+    adapted: Any = adapters.attach_lora(
+        base,
+        rank=4,
+        alpha=8,
+        target_modules=planned.target_modules,
+        dropout=0.0,
+        use_rslora=False,
+        seed=0,
+        base_model_name="tiny",
+    )
+    trainable, _ = adapted.get_nb_trainable_parameters()
+    assert planned.num_trainable_parameters == trainable
+
+
+def test_second_run_repeats_nothing_and_changes_nothing(study_file: Path, tmp_path: Path) -> None:
+    run(study_file, tmp_path / "study")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "study" / "runs").rglob("*.json*")}
+    _, recorder = run(study_file, tmp_path / "study")
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "study" / "runs").rglob("*.json*")}
+    assert recorder.stages == []
+    assert recorder.work[0] == recorder.work[1]
+    assert before == after
+
+
+def test_adding_a_rank_a_seed_and_a_task_repeats_nothing(study_file: Path, tmp_path: Path) -> None:
+    run(study_file, tmp_path / "study", "methods.lora.ranks=[2]", "evaluation.out_of_domain=[]")
+    _, recorder = run(study_file, tmp_path / "study", "seeds=[0,1]")
+    trained = [model for model, stage in recorder.stages if stage == "training"]
+    assert sorted(name[:-9] for name in trained) == [
+        "colours-full-s1",
+        "colours-lora-r002-a004-s1",
+        "colours-lora-r004-a008-s0",
+        "colours-lora-r004-a008-s1",
+    ]
+    old = [stage for model, stage in recorder.stages if model == "base"]
+    assert old == ["sums"]
+
+
+def test_settings_that_matter_make_new_runs(study_file: Path) -> None:
+    def names(*overrides: str) -> set[str]:
+        return {r.fingerprint for r in plan_study(load_config(study_file, overrides)).record.runs}
+
+    reference = names()
+    assert names("evaluation.limit=5", "name=other", "recommendation.delta_points=3") == reference
+    for override in (
+        "train.epochs=1",
+        "train.max_examples=20",
+        "train.dropout=0.1",
+        "train.learning_rate={lora: 1e-3, full: 1e-4}",
+        "train.precision=bfloat16",
+        "methods.lora.alpha={policy: rslora, alpha: 8}",
+        "seeds=[7]",
+    ):
+        changed = names(override)
+        assert not changed & reference or override.startswith("methods"), override
+        assert changed != reference, override
+
+
+@pytest.mark.parametrize(
+    ("moment", "count"),
+    [
+        ("training", 3),
+        ("training", 9),
+        ("saving", 1),
+        ("scoring", 2),
+        ("scoring", 6),
+        ("writing", 1),
+        ("writing", 6),
+        ("renaming", 8),
+        ("renaming", 13),
+    ],
+)
+def test_killed_with_9_and_run_again_ends_with_the_same_records(
+    study_file: Path,
+    tmp_path: Path,
+    moment: str,
+    count: int,
+    undisturbed: dict[str, Any],
+    tiny_model_folder: Path,
+) -> None:
+    # the folder of the tasks differs from test to test; the records must not
+    overrides = ["evaluation.out_of_domain=[]", "methods.lora.ranks=[2]"]
+    config = yaml.safe_load(study_file.read_text())
+    config["evaluation"]["out_of_domain"] = []
+    config["methods"]["lora"]["ranks"] = [2]
+    study_file.write_text(yaml.safe_dump(config))
+    if not undisturbed:
+        run(study_file, tmp_path / "whole", *overrides)
+        undisturbed |= comparable(tmp_path / "whole")
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    command = [sys.executable, str(driver), moment, str(count), str(study_file)]
+    killed = subprocess.run([*command, str(tmp_path / "cut")], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    partial = comparable(tmp_path / "cut")
+    assert partial.keys() != undisturbed.keys()
+    _, recorder = run(study_file, tmp_path / "cut", *overrides)
+    assert recorder.stages
+    ours, theirs = comparable(tmp_path / "cut"), dict(undisturbed)
+    for content in (ours, theirs):
+        content["study.json"] = {**content["study.json"]}
+        content["study.json"]["config"] = {**content["study.json"]["config"], "tasks_path": []}
+    assert ours == theirs
+    assert not list((tmp_path / "cut").rglob("*.tmp"))
+
+
+def test_two_processes_on_one_folder(study_file: Path, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    code = (
+        "import sys, time; from pathlib import Path; from rankwise.store import StudyFolder\n"
+        "with StudyFolder(Path(sys.argv[1])).lock():\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder.root)], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StudyLockedError, match="another process"):
+            run(study_file, folder.root)
+        os.kill(holder.pid, signal.SIGKILL)
+    outcome, _ = run(study_file, folder.root, "methods.lora.ranks=[2]", "methods.full=null")
+    assert len(outcome.results.runs) == 1
+
+
+def test_a_diverged_run_is_recorded_and_the_others_go_on(study_file: Path, tmp_path: Path) -> None:
+    outcome, _ = run(study_file, tmp_path / "study", "train.learning_rate={lora: 1e-2, full: 1e30}")
+    statuses = [model.run.status for model in outcome.results.runs if model.run]
+    assert statuses == ["trained", "trained", "diverged"]
+    record = outcome.results.runs[2].run
+    assert record is not None
+    assert "step" in (record.message or "")
+    assert not (tmp_path / "study" / "runs" / record.planned.name / "checkpoint").exists()
+    _, recorder = run(
+        study_file, tmp_path / "study", "train.learning_rate={lora: 1e-2, full: 1e30}"
+    )
+    assert recorder.stages == []
+
+
+def test_an_update_that_is_not_applied_is_an_error(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rankwise import adapters
+
+    monkeypatch.setattr(adapters, "load_adapter", lambda base_model, folder: base_model)
+    with pytest.raises(UnchangedOutputsError, match=r"colours-lora-r002.*26 items of 'colours'"):
+        run(study_file, tmp_path / "study")
+
+
+def test_damaged_records_name_the_file(study_file: Path, tmp_path: Path) -> None:
+    run(study_file, tmp_path / "study", "methods.lora.ranks=[2]", "methods.full=null")
+    path = next((tmp_path / "study" / "base" / "eval").glob("colours.json"))
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    with pytest.raises(RecordError, match=r"colours\.json is not a readable TaskEvaluation"):
+        run(study_file, tmp_path / "study", "methods.lora.ranks=[2]", "methods.full=null")
+
+
+def test_planning_collects_every_problem(study_file: Path) -> None:
+    overrides = [
+        "train.task=colors",
+        "evaluation.retention=[small_prose, summs]",
+        "evaluation.held_out_text=[colours]",
+        "methods.lora.target_modules=[q_proj, kproj]",
+        "methods.lora.ranks=[4, 30]",
+    ]
+    with pytest.raises(PlanError) as caught:
+        plan_study(load_config(study_file, overrides))
+    problems = "\n".join(caught.value.problems)
+    assert "train.task: no task named 'colors'; did you mean 'colours'?" in problems
+    assert "evaluation.retention[1]: no task named 'summs'; did you mean 'sums'?" in problems
+    assert "methods.lora.target_modules[1]" in problems
+    assert "did you mean 'k_proj'?" in problems
+    assert "held_out_text: 'colours' is multiple_choice, not prose" in problems
+    assert len(caught.value.problems) == 4
+
+
+def test_rank_above_the_smaller_side_is_a_warning(study_file: Path) -> None:
+    config = load_config(
+        study_file, ["methods.lora.ranks=[4, 30]", "methods.lora.target_modules=[q_proj, k_proj]"]
+    )
+    plan = plan_study(config)
+    assert plan.record.warnings == (
+        "methods.lora.ranks[1]: rank 30 is above min(in, out) of k_proj (24); the update there has "
+        "rank 24 at most",
+    )
+
+
+def test_planning_loads_no_weights(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankwise import models
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", refuse)
+    plan = plan_study(load_config(study_file))
+    assert len(plan.record.runs) == 3
+    folder = StudyFolder(study_file.parent / "nowhere")
+    assert not any(is_finished(plan, folder, stage) for stage in stages(plan))
+
+
+def test_own_data_is_trained_on_and_scored_by_loss(study_file: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {n}:", "completion": f" {n} and done"} for n in range(40)]
+    data = tmp_path / "own rows.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    config = yaml.safe_load(study_file.read_text())
+    config["train"] |= {"data": data.name, "task": None, "exact_match": True}
+    config["evaluation"] = {"retention": ["colours"]}
+    study_file.write_text(yaml.safe_dump(config))
+    outcome, _ = run(study_file, tmp_path / "study", "train.held_out_fraction=0.25")
+    assert outcome.results.study.tasks["in_domain"] == (
+        "data_own rows",
+        "data_own rows_exact_match",
+    )
+    base = outcome.results.base.evaluations["data_own rows"]
+    assert (base.decision_metric, base.num_examples) == ("loss_nats", 10)
+    assert outcome.recommendation.unit == "nats"
+    gains = [v.gain.estimate for v in outcome.recommendation.verdicts]
+    assert min(gains) > 0.5
+
+
+def test_shared_real_items_run_to_a_recommendation(
+    study_file: Path, shared_tasks: Path, tmp_path: Path
+) -> None:
+    outcome, _ = run(
+        study_file,
+        tmp_path / "study",
+        f"tasks_path=[{shared_tasks}]",
+        "train.task=local_overruling",
+        "train.max_examples=16",
+        "train.max_length=128",
+        "evaluation.out_of_domain=[local_sciq]",
+        "evaluation.retention=[local_arc_easy, local_mmlu_cloze]",
+        "evaluation.held_out_text=[]",
+        "evaluation.limit=6",
+        "methods.lora.ranks=[2]",
+        "methods.full=null",
+    )
+    assert outcome.recommendation.num_items_in_domain == 6
+    assert outcome.recommendation.outcome in ("no_evidence", "cannot_tell")
+
+
+def test_a_study_says_how_long_each_part_took(study_file: Path, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    outcome, _ = run(study_file, tmp_path / "study", "methods.lora.ranks=[2]")
+    spent = time.perf_counter() - started
+    parts = [m.run.train_seconds for m in outcome.results.runs if m.run]
+    parts += [e.score_seconds for m in outcome.results.runs for e in m.evaluations.values()]
+    assert 0 < sum(parts) < spent
+    assert all(m.run.peak_memory_bytes > 50e6 for m in outcome.results.runs if m.run)
