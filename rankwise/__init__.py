@@ -16,7 +16,7 @@ from rankwise.store import StudyFolder
 if TYPE_CHECKING:
     from rankwise.planning import StudyPlan, plan_study
     from rankwise.recommendation import recommend
-    from rankwise.report import write_report
+    from rankwise.report.page import write_report
     from rankwise.study import run_study
 
 __all__ = [
@@ -36,7 +36,7 @@ _LAZY = {
     "plan_study": "rankwise.planning",
     "recommend": "rankwise.recommendation",
     "run_study": "rankwise.study",
-    "write_report": "rankwise.report",
+    "write_report": "rankwise.report.page",
 }
 
 

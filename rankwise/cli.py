@@ -288,11 +288,11 @@ def doctor(as_json: Json = False) -> int:
 
 def _report(folder: StudyFolder, results: StudyResults, recommendation: Recommendation) -> int:
     """Write the report and print the verdict; a diverged run makes the exit code 1."""
-    from rankwise.report import write_report
+    from rankwise.report.page import write_report
     from rankwise.terminal import verdict
 
     path = write_report(folder.root, results, recommendation)
-    stdout.print(*verdict(results, recommendation), sep="\n")
+    stdout.print(*verdict(results, recommendation, stdout.width), sep="\n")
     stdout.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
     failed = [model.name for model in results.runs if model.run and model.run.status != "trained"]
     for name in failed:

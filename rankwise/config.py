@@ -279,11 +279,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
     data = _parse_yaml(text, source)
     if path is not None:
         data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "study")
-    problems: list[str] = []
-    for override in overrides:
-        problem = _apply_override(data, override)
-        if problem is not None:
-            problems.append(problem)
+    problems = [problem for each in overrides if (problem := _apply_override(data, each))]
     try:
         config = StudyConfig.model_validate(data)
     except ValidationError as error:
@@ -312,6 +308,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+_Loader.add_constructor("tag:yaml.org,2002:merge", yaml.SafeLoader.construct_yaml_str)
 
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -327,7 +324,7 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
 def _apply_override(data: dict[str, Any], override: str) -> str | None:
     """Set one dotted key in place; returns what is wrong with the override, if anything."""
     key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         return f"{override!r} is not an override; write key=value, for example train.epochs=1"
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
@@ -349,9 +346,10 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
 
 
 def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
-    update: dict[str, Any] = {"tasks_path": tuple(folder / path for path in config.tasks_path)}
+    tasks_path = tuple(folder / path.expanduser() for path in config.tasks_path)
+    update: dict[str, Any] = {"tasks_path": tasks_path}
     if config.train.data is not None:
-        data = folder / config.train.data
+        data = folder / config.train.data.expanduser()
         update["train"] = config.train.model_copy(update={"data": data})
     if config.base_model.name.startswith(("./", "../")):
         name = str((folder / config.base_model.name).resolve())
@@ -373,6 +371,9 @@ def _problems(error: ValidationError) -> Iterable[str]:
         elif detail["type"] == "value_error":
             message = str(detail["msg"]).removeprefix("Value error, ")
             yield f"{key}: {message}" if key else message
+        elif detail["type"] == "model_type":
+            known = ", ".join(_known_keys(detail["loc"])) or "none"
+            yield f"{key}: {detail['input']!r} given; a section is needed here, with keys: {known}"
         else:
             message = str(detail["msg"])
             yield f"{key}: {detail['input']!r} given; {message[:1].lower()}{message[1:]}"

@@ -133,14 +133,15 @@ def score_requests(
         batch = left_padded([inputs[i] for i in chosen], pad_id, device)
         kept = max(len(requests[j].continuation) for i in chosen for j in rows[inputs[i]])
         logits: torch.Tensor = model(**batch._asdict(), logits_to_keep=kept, use_cache=False).logits
-        log_probabilities = logits.float().log_softmax(dim=-1)
-        greedy = log_probabilities.argmax(dim=-1)
         for row, index in enumerate(chosen):
+            longest = max(len(requests[j].continuation) for j in rows[inputs[index]])
+            log_probabilities = logits[row, -longest:].float().log_softmax(dim=-1)
+            greedy = log_probabilities.argmax(dim=-1)
             for j in rows[inputs[index]]:
                 continuation = torch.tensor(requests[j].continuation, device=device)
-                scored = log_probabilities[row, -len(continuation) :]
+                scored = log_probabilities[-len(continuation) :]
                 picked = scored.gather(1, continuation.unsqueeze(1))
-                is_greedy = bool((greedy[row, -len(continuation) :] == continuation).all())
+                is_greedy = bool((greedy[-len(continuation) :] == continuation).all())
                 results[j] = (float(picked.sum()), is_greedy)
                 advance(len(requests[j].context) + len(requests[j].continuation))
     return results

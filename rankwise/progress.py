@@ -86,7 +86,7 @@ class TerminalObserver:
         left = self._total - self._finished
         if not self._is_live and done > 0 and left > 0:
             line += f"; about {_duration((now - self._started) / done * left)} left"
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from rankwise.config import StudyConfig
 
-SCHEMA_VERSION = 1
+# A record of another version is refused: its fields may mean something else.
+SchemaVersion = Literal[1]
+SCHEMA_VERSION: SchemaVersion = 1
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
 Method = Literal["lora", "full"]
@@ -59,7 +61,7 @@ class PlannedRun(Record):
 class StudyRecord(Record):
     """``study.json``: the resolved config and the runs that it plans."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     fingerprint: str
     config: StudyConfig
     base_model_fingerprint: str
@@ -73,7 +75,7 @@ class StudyRecord(Record):
 class RunRecord(Record):
     """``run.json``: one finished training; written after the weights."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     status: Literal["trained", "diverged"]
     message: str | None
     planned: PlannedRun
@@ -109,7 +111,7 @@ class TaskEvaluation(Record):
     ``predicted_shares`` is the share of items on which option 0, 1, ... was chosen.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     task: str
     task_version: str
@@ -257,7 +259,7 @@ class Recommendation(Record):
     kind together; None where nothing is needed or where more of that kind alone would not do.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     outcome: Outcome
     rank: int | None
     alpha: float | None

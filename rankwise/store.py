@@ -95,16 +95,18 @@ def read_record(path: Path, record_type: type[R]) -> R:
     except FileNotFoundError as error:
         raise RecordError(f"{path} is not there; run the study first.") from error
     except (OSError, ValidationError) as error:
-        reason = (
-            f"{error.error_count()} fields do not fit, first {error.errors()[0]['loc']}: "
-            f"{error.errors()[0]['msg']}"
-            if isinstance(error, ValidationError)
-            else str(error)
-        )
+        reason = _first_misfit(error) if isinstance(error, ValidationError) else str(error)
         raise RecordError(
             f"{path} is not a readable {record_type.__name__}: {reason}. If it is damaged, move it "
             "away and run the study again: only what is missing is repeated."
         ) from error
+
+
+def _first_misfit(error: ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"
 
 
 class StudyFolder:
@@ -250,8 +252,9 @@ class StudyFolder:
         """
         path = self.samples_file(model, task)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return [json.loads(line) for line in lines]
+            # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines if line]
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RecordError(
                 f"{path} cannot be read: {error}. Delete the record beside it and run again: only "

@@ -10,10 +10,15 @@ from rich.text import Text
 
 from rankwise.quantities import count, memory, parameters
 from rankwise.records import Recommendation, StudyRecord, StudyResults
+from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
 from rankwise.status import ModelStatus
-from rankwise.summaries import verdict_table
 
 Done = Set[tuple[str, str | None]]
+
+# What the report shows and a terminal has no room for; the rest of it is in the run's name.
+_WIDE_COLUMNS = 120
+_NOT_ON_A_TERMINAL = {"seed", "alpha", "learning_rate", "worst_retention"}
+_NOT_ON_A_NARROW_ONE = {"parameters", "gain", "peak_memory"}
 
 
 def plan_table(study: StudyRecord, tasks: Sequence[str], done: Done) -> Table:
@@ -61,9 +66,32 @@ def status_table(lines: Sequence[ModelStatus]) -> Table:
     return table
 
 
-def verdict(results: StudyResults, recommendation: Recommendation) -> Iterator[RenderableType]:
-    """The table, the reasons, and last the sentence that people look for."""
-    yield verdict_table(results, recommendation)
+def verdict(
+    results: StudyResults, recommendation: Recommendation, width: int
+) -> Iterator[RenderableType]:
+    """The table, the reasons, and last the sentence that people look for.
+
+    Args:
+        results: a study.
+        recommendation: made from it.
+        width: of the terminal, in characters; a narrow one gets fewer columns.
+    """
+    rows = verdict_table(results, recommendation)
+    headings = verdict_headings(results, recommendation)
+    hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
+    columns = [name for name in COLUMNS if name not in hidden]
+    table = Table()
+    for name in columns:
+        heading = headings[name]
+        table.add_column(Text(f"{heading.title}\n{heading.detail}".strip()), overflow="fold")
+    for row in rows:
+        cells = [getattr(row, name) for name in columns]
+        style = "bold" if row.is_recommended else None
+        table.add_row(
+            *(Text("\n".join(part for part in cell if part)) for cell in cells), style=style
+        )
+    yield table
+    yield from (Text(f"- {row.name}: {row.problem}") for row in rows if row.problem)
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
     yield Text(recommendation.statement, style="bold")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
-from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
+from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval, task_file_errors
 from rankwise.tasks.training_rows import render_chat
 
 FEWSHOT_SEED = 1234  # lm-eval's default
@@ -112,7 +112,7 @@ def prepare_task(
                 fewshot_as_multiturn=fewshot_as_multiturn,
                 chat_template=partial(_render, tokenizer) if chat_template else None,
             )
-    except (ValueError, KeyError, IndexError, AssertionError, TypeError, AttributeError) as error:
+    except task_file_errors() as error:
         raise TaskError(
             f"task {loaded.name!r} cannot build its prompts (num_fewshot={shots}): {error!r}. "
             "Check that its test split is not empty and that it has enough examples for few-shot."

@@ -99,12 +99,21 @@ def load_tasks(
     return found
 
 
+def task_file_errors() -> tuple[type[Exception], ...]:
+    """What a task's YAML, its functions and its data raise when they are wrong."""
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
+
+    own = (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError, AssertionError)
+    return (*own, TemplateError, DatasetsError)
+
+
 def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
     try:
         with quiet_lm_eval():
             tasks = manager.load([name])["tasks"]
-    except (OSError, ValueError, KeyError, ImportError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except task_file_errors() as error:
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise TaskError(
             f"task {name!r} was found and cannot be loaded: {reason}. Check its data (a hub name "
             "needs the network; a local file must be there and not empty) and its YAML."

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
-from rankwise.tasks.resolution import LoadedTask
+from rankwise.tasks.resolution import LoadedTask, task_file_errors
 
 
 class TrainingRow(NamedTuple):
@@ -43,7 +43,13 @@ def task_rows(
         )
     if loaded.output_type == "loglikelihood_rolling":
         raise TaskError(f"task {loaded.name!r} is prose without questions; it can only be scored.")
-    docs = task.training_docs()
+    try:
+        docs = task.training_docs()
+    except task_file_errors() as error:
+        raise TaskError(
+            f"the training split of task {loaded.name!r} cannot be read ({error!r}). Check "
+            "training_split in its YAML."
+        ) from error
     count = len(docs) if max_examples is None else min(max_examples, len(docs))
     if count == 0:
         raise DataError(f"the training split of task {loaded.name!r} is empty. Give it rows.")
@@ -66,10 +72,11 @@ def _row(
         "chat_template": render,
     }
     try:
-        context = task.fewshot_context(doc, 0, gen_prefix=task.doc_to_prefix(doc), **options)
+        prefix = task.doc_to_prefix(doc)
+        context = task.fewshot_context(doc, 0, gen_prefix=prefix, **options)
         requests = task.construct_requests(doc=doc, ctx=context, metadata=("", 0, 1), **options)
         target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    except (KeyError, IndexError, TypeError, AssertionError, ValueError) as error:
+    except task_file_errors() as error:
         raise DataError(f"{where} cannot be read ({error!r}). Mend or remove it.") from error
     if loaded.output_type == "multiple_choice":
         gold = _option_index(target, task, doc)
@@ -86,7 +93,10 @@ def _row(
         if task.config.doc_to_choice is not None and isinstance(text, int):
             text = task.doc_to_choice(doc)[text]
         prompt = requests.arguments[0]
+        # as lm-eval joins prefix and answer in few-shot examples
         delimiter = "" if render is not None else task.config.target_delimiter
+        if prefix:
+            delimiter = "" if prefix[-1].isspace() else " "
         completion = f"{delimiter}{text}" if text not in (None, []) else ""
     if not str(completion).strip():
         raise DataError(f"{where} has an empty answer. Mend or remove it.")

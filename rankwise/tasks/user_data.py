@@ -80,7 +80,8 @@ class _Row(NamedTuple):
 
 def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"train.data: {path} cannot be read: {error}. Check the path.") from error
     rows: list[_Row] = []
@@ -89,8 +90,10 @@ def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row
         if not line.strip():
             continue
         try:
-            rows.append(_parsed(json.loads(line), tokenizer, chat_template))
-        except (json.JSONDecodeError, DataError) as error:
+            row = _parsed(json.loads(line), tokenizer, chat_template)
+            (row.prompt + row.completion).encode()  # JSON can hold half a surrogate pair
+            rows.append(row)
+        except (json.JSONDecodeError, UnicodeEncodeError, DataError) as error:
             problems.append(f"line {number}: {error}")
     if problems:
         shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
@@ -175,6 +178,7 @@ def _task(name: str, rows: list[_Row], *, output_type: str) -> LoadedTask:
             if generates
             else {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
         ],
+        "num_fewshot": 0,  # prompts are taken as they are
         "metadata": {"version": 1.0, "domain": "own data"},
     }
     if generates:

@@ -1,0 +1,295 @@
+"""Which rank to use, from the records of a study, or why the data do not say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.comparisons import compare, pair_items, run_record
+from rankwise.decision import Choice, Needed, choose, needed
+from rankwise.errors import RecordError
+from rankwise.records import (
+    Bound,
+    ModelResults,
+    PlannedRun,
+    RankVerdict,
+    Recommendation,
+    Relation,
+    StudyResults,
+    Unit,
+)
+from rankwise.simultaneous import Bounds, StudyBounds, study_bounds
+from rankwise.statements import Finding, reasons, statement
+from rankwise.stats import Floats, crossed_difference, default_margin, effective_items
+
+__all__ = ["compare", "recommend"]
+
+BOOTSTRAP_SEED = 20260101
+"""Fixed, so that the same results always give the same recommendation."""
+
+
+class _Option(NamedTuple):
+    """What can be recommended; options sort by rank first."""
+
+    rank: int
+    alpha: float
+    learning_rate: float
+    target_modules: tuple[str, ...]
+
+
+_Runs = tuple[ModelResults, ...]
+
+
+class _Tasks(NamedTuple):
+    in_domain: tuple[str, ...]
+    retention: tuple[str, ...]
+    unit: Unit
+    left_out: tuple[str, ...]
+
+
+class _Margins(NamedTuple):
+    delta: float
+    delta_is_derived: bool
+    epsilon: float | None
+    epsilon_is_derived: bool
+
+
+def recommend(results: StudyResults) -> Recommendation:
+    """Apply the rule of docs/METHODS.md to a finished study.
+
+    An option (a rank with its alpha, learning rate and target modules) is complete when every
+    planned seed of it was trained and scored. One that is not, because a run diverged or is
+    missing, is named in the reasons and takes no part. Full fine-tuning is compared and never
+    recommended.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    tasks = _judged_tasks(results)
+    options, dropped = _options(results)
+    margins = _margins(results, tasks, max(len(options), 1))
+    bounds = _bounds(results, tasks, options) if options else None
+    choice: Choice | None = None
+    more = Needed(None, None, None)
+    if bounds is not None:
+        choice = choose(bounds, margins.delta, margins.epsilon)
+        more = needed(bounds, choice, margins.delta, margins.epsilon)
+    num_seeds = len(_seeds(results))
+    chosen = None if choice is None or choice.option is None else list(options)[choice.option]
+    draft = Recommendation(
+        outcome="cannot_tell" if choice is None else choice.outcome,
+        rank=None if chosen is None else chosen.rank,
+        alpha=None if chosen is None else chosen.alpha,
+        learning_rate=None if chosen is None else chosen.learning_rate,
+        target_modules=None if chosen is None else chosen.target_modules,
+        statement="",
+        reasons=(),
+        unit=tasks.unit,
+        delta=margins.delta,
+        delta_is_derived=margins.delta_is_derived,
+        epsilon_points=margins.epsilon,
+        epsilon_is_derived=margins.epsilon_is_derived,
+        confidence=results.study.config.recommendation.confidence,
+        num_items_in_domain=_num_items(results, tasks.in_domain),
+        num_seeds=num_seeds,
+        num_items_needed=_additional(more.in_domain_factor, _num_items(results, tasks.in_domain)),
+        num_retention_items_needed=_additional(
+            more.retention_factor, _num_items(results, tasks.retention)
+        ),
+        num_seeds_needed=None if more.seeds is None else (more.seeds - num_seeds) or None,
+        verdicts=_verdicts(results, tasks, options, bounds, choice),
+        comparisons=compare(results),
+    )
+    notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
+                         for task in tasks.left_out))  # fmt: skip
+    findings = _findings(results, options)
+    parameters = tuple(run_record(r[0]).planned.num_trainable_parameters for r in options.values())
+    return draft.model_copy(
+        update={
+            "statement": statement(draft),
+            "reasons": (*reasons(draft, findings, parameters), *notes),
+        }
+    )
+
+
+def _judged_tasks(results: StudyResults) -> _Tasks:
+    """The tasks that decide: in-domain ones of one unit, retention ones scored in points."""
+    in_domain = results.study.tasks.get("in_domain", ())
+    retention = results.study.tasks.get("retention", ())
+    if not in_domain:
+        raise RecordError("the study has no in-domain task; name one in evaluation.in_domain")
+    for task in (*in_domain, *retention):
+        if task not in results.base.items:
+            raise RecordError(f"the base was not scored on {task!r}; run the study again")
+    unit = results.base.items[in_domain[0]].unit
+    judged = tuple(t for t in in_domain if results.base.items[t].unit == unit)
+    kept = tuple(t for t in retention if results.base.items[t].unit == "points")
+    left_out = tuple(t for t in (*in_domain, *retention) if t not in (*judged, *kept))
+    return _Tasks(judged, kept, unit, left_out)
+
+
+def _seeds(results: StudyResults) -> tuple[int, ...]:
+    """The seeds that every option needs; those of the whole study where it has no LoRA run."""
+    plans = [*results.study.runs, *(run_record(model).planned for model in results.runs)]
+    lora = [plan for plan in plans if plan.method == "lora"]
+    return tuple(sorted({plan.seed for plan in lora or plans}))
+
+
+def _options(results: StudyResults) -> tuple[dict[_Option, _Runs], tuple[str, ...]]:
+    """Complete options with their runs by seed, smallest first, and why others take no part."""
+    seeds = _seeds(results)
+    groups: dict[_Option, dict[int, ModelResults]] = {}
+    for plan in results.study.runs:
+        if plan.method == "lora":
+            groups.setdefault(_option_of(plan), {})
+    for model in results.runs:
+        plan = run_record(model).planned
+        if plan.method == "lora":
+            groups.setdefault(_option_of(plan), {})[plan.seed] = model
+    complete: dict[_Option, _Runs] = {}
+    dropped: list[str] = []
+    for option in sorted(groups):
+        runs = groups[option]
+        diverged = [s for s in runs if run_record(runs[s]).status == "diverged"]
+        missing = [s for s in seeds if s not in runs]
+        if not diverged and not missing:
+            complete[option] = tuple(runs[seed] for seed in seeds)
+            continue
+        what = [f"diverged with seed {_listed(diverged)}"] if diverged else []
+        what += [f"has no run with seed {_listed(missing)}"] if missing else []
+        dropped.append(f"Rank {option.rank} {' and '.join(what)}, so it does not qualify.")
+    return complete, tuple(dropped)
+
+
+def _option_of(plan: PlannedRun) -> _Option:
+    if plan.rank is None or plan.alpha is None:
+        raise RecordError(f"run {plan.name} is a LoRA run without a rank or an alpha")
+    return _Option(plan.rank, plan.alpha, plan.learning_rate, plan.target_modules)
+
+
+def _margins(results: StudyResults, tasks: _Tasks, num_options: int) -> _Margins:
+    config = results.study.config.recommendation
+
+    def derived(names: Sequence[str]) -> float:
+        sizes = [len(results.base.items[task].doc_ids) for task in names]
+        return default_margin(effective_items(sizes), num_options, config.confidence)
+
+    delta, epsilon = config.delta_points, config.epsilon_points
+    derive_delta = tasks.unit == "points" and delta is None
+    if tasks.unit == "nats":
+        delta = config.delta_nats
+    if delta is None:
+        delta = derived(tasks.in_domain)
+    if not tasks.retention:
+        return _Margins(delta, derive_delta, None, False)
+    return _Margins(
+        delta,
+        derive_delta,
+        derived(tasks.retention) if epsilon is None else epsilon,
+        epsilon is None,
+    )
+
+
+def _bounds(results: StudyResults, tasks: _Tasks, options: Mapping[_Option, _Runs]) -> StudyBounds:
+    """Simultaneous bounds over the complete options, in their order."""
+
+    def gains(task: str) -> Floats:
+        by_option = [_gains(results, runs, task) for runs in options.values()]
+        return np.stack(by_option, axis=1)
+
+    return study_bounds(
+        [gains(task) for task in tasks.in_domain],
+        [-gains(task) for task in tasks.retention],
+        confidence=results.study.config.recommendation.confidence,
+        item_size=100.0 if tasks.unit == "points" else 0.0,
+        rng=BOOTSTRAP_SEED,
+    )
+
+
+def _gains(results: StudyResults, runs: _Runs, task: str) -> Floats:
+    """(seeds, items), positive where the adapted model is better."""
+    return np.stack([pair_items(results.base, run, task).gain for run in runs])
+
+
+def _verdicts(
+    results: StudyResults,
+    tasks: _Tasks,
+    options: Mapping[_Option, _Runs],
+    bounds: StudyBounds | None,
+    choice: Choice | None,
+) -> tuple[RankVerdict, ...]:
+    if bounds is None or choice is None:
+        return ()
+    verdicts: list[RankVerdict] = []
+    for index, (option, runs) in enumerate(options.items()):
+        losses = {task: float(-_gains(results, runs, task).mean()) for task in tasks.retention}
+        worst = max(losses, key=lambda task: losses[task]) if losses else None
+        estimate, lower, upper = choice.shortfall[index]
+        verdicts.append(
+            RankVerdict(
+                **option._asdict(),
+                runs=tuple(run.name for run in runs),
+                gain=_bound(bounds.gain, index),
+                retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
+                worst_retention_task=worst,
+                worst_retention_loss=None if worst is None else losses[worst],
+                shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
+                better_than_base=choice.better_than_base[index],
+                keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
+                near_the_best=choice.near_the_best[index],
+                qualifies=choice.qualifies[index],
+            )
+        )
+    return tuple(verdicts)
+
+
+def _bound(bounds: Bounds, index: int) -> Bound:
+    return Bound(
+        estimate=float(bounds.estimate[index]),
+        lower=float(bounds.lower[index]),
+        upper=float(bounds.upper[index]),
+    )
+
+
+def _findings(results: StudyResults, options: Mapping[_Option, _Runs]) -> tuple[Finding, ...]:
+    """Every complete option, and full fine-tuning, on the tasks that do not decide."""
+    groups = {f"rank {option.rank}": runs for option, runs in options.items()}
+    trained = (model for model in results.runs if run_record(model).status == "trained")
+    full = tuple(m for m in trained if run_record(m).planned.method == "full")
+    if full:
+        groups["full fine-tuning"] = full
+    confidence = results.study.config.recommendation.confidence
+    found: list[Finding] = []
+    relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "held_out_text")
+    for relation in relations:
+        for task in results.study.tasks.get(relation, ()):
+            for label, runs in groups.items():
+                pair = pair_items(results.base, runs[0], task)
+                estimate = crossed_difference(_gains(results, runs, task), item_size=pair.item_size)
+                lower, upper = estimate.interval(confidence)
+                unit = results.base.items[task].unit
+                base_score = float(pair.base.mean())
+                found.append(
+                    Finding(label, task, relation, unit, base_score, estimate.value, lower, upper)
+                )
+    return tuple(found)
+
+
+def _num_items(results: StudyResults, tasks: Sequence[str]) -> int:
+    return sum(len(results.base.items[task].doc_ids) for task in tasks)
+
+
+def _additional(factor: float | None, now: int) -> int | None:
+    """Items to add to ``now``, rounded up to two significant digits; None for none."""
+    if factor is None or factor <= 1.0:
+        return None
+    more = (factor - 1.0) * now
+    step = 10 ** max(math.floor(math.log10(more)) - 1, 0) if more >= 1 else 1
+    return math.ceil(more / step) * step
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(str(seed) for seed in sorted(seeds))

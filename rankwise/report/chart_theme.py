@@ -1,0 +1,130 @@
+"""Colours and type of the charts: one colour for each rank, the same in every chart and study.
+
+Ranks run from light green to dark violet (told apart in grey as well), full fine-tuning is
+vermilion, the base is grey; methods differ in shape too. Every colour has a partner for dark
+pages, which the report's style sheet puts in its place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
+FONT_SIZE = 13
+TITLE_SIZE = 15
+
+
+class Colour(NamedTuple):
+    """A colour on a white page, and its partner on a dark one."""
+
+    light: str
+    dark: str
+
+
+PAGE = Colour("#ffffff", "#16191d")
+INK = Colour("#1c2024", "#e4e7ea")
+MUTED = Colour("#575f68", "#a5adb6")
+GRID = Colour("#e3e6e9", "#30363d")
+BASE = Colour("#6b7178", "#b4bbc3")
+FULL = Colour("#c4500b", "#ff9d5c")
+
+# log2(rank) and the colour there; between two, they are mixed.
+_RAMP: tuple[tuple[float, Colour], ...] = (
+    (0.0, Colour("#8a9a1f", "#d3df6e")),
+    (2.0, Colour("#18a07c", "#5fd9b5")),
+    (3.0, Colour("#1391b0", "#5fcbe6")),
+    (4.0, Colour("#1f6fbd", "#78b6f7")),
+    (5.0, Colour("#4a53b8", "#a0a8f8")),
+    (6.0, Colour("#7436a6", "#c69af2")),
+    (7.0, Colour("#96227c", "#ec97d6")),
+    (8.0, Colour("#7d1248", "#f5a3bd")),
+    (10.0, Colour("#330a20", "#fbd5de")),
+)
+
+
+def kind_colour(kind: str) -> Colour:
+    """The colour of "base", "full", or a rank."""
+    if kind == "base":
+        return BASE
+    return FULL if kind == "full" else rank_colour(int(kind))
+
+
+def rank_colour(rank: int) -> Colour:
+    """The colour of a rank of at least 1; above 1024 that of 1024."""
+    place = min(math.log2(rank), _RAMP[-1][0])
+    for (low, first), (high, second) in itertools.pairwise(_RAMP):
+        if place <= high:
+            weight = (place - low) / (high - low)
+            return Colour(
+                _mixed(first.light, second.light, weight), _mixed(first.dark, second.dark, weight)
+            )
+    return _RAMP[-1][1]
+
+
+def kind_shape(kind: str) -> str:
+    """The mark's shape: circles are ranks, a square is full fine-tuning."""
+    return {"base": "diamond", "full": "square"}.get(kind, "circle")
+
+
+def page_colours(kinds: Iterable[str]) -> tuple[Colour, ...]:
+    """Every colour that the charts of these kinds can hold, each once."""
+    return tuple(dict.fromkeys((PAGE, INK, MUTED, GRID, *(kind_colour(kind) for kind in kinds))))
+
+
+def theme() -> dict[str, Any]:
+    """The config of every chart, in Vega-Lite's terms."""
+    text = {"font": FONT, "fontSize": FONT_SIZE, "color": INK.light}
+    axis = {
+        "labelFont": FONT,
+        "labelFontSize": FONT_SIZE,
+        "labelColor": INK.light,
+        "titleFont": FONT,
+        "titleFontSize": FONT_SIZE,
+        "titleFontWeight": "normal",
+        "titleColor": INK.light,
+        "titlePadding": 8,
+        "gridColor": GRID.light,
+        "domainColor": MUTED.light,
+        "tickColor": MUTED.light,
+    }
+    return {
+        "background": PAGE.light,
+        "padding": 6,
+        "font": FONT,
+        "axis": axis,
+        "text": text,
+        "view": {"stroke": None},
+        "concat": {"spacing": 26},
+        "facet": {"spacing": 10},
+        "title": {
+            "anchor": "start",
+            "frame": "group",
+            "font": FONT,
+            "fontSize": TITLE_SIZE,
+            "fontWeight": "bold",
+            "color": INK.light,
+            "subtitleFont": FONT,
+            "subtitleFontSize": FONT_SIZE,
+            "subtitleColor": MUTED.light,
+            "subtitlePadding": 5,
+            "lineHeight": 19,
+            "subtitleLineHeight": 17,
+            "offset": 12,
+        },
+        "header": {
+            "labelFont": FONT,
+            "labelFontSize": FONT_SIZE,
+            "labelFontWeight": "bold",
+            "labelColor": INK.light,
+            "labelLimit": 520,
+            "title": None,
+        },
+    }
+
+
+def _mixed(first: str, second: str, weight: float) -> str:
+    pairs = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * weight):02x}" for a, b in pairs)

@@ -1,0 +1,140 @@
+"""Where to write the labels of points so that they cover neither marks nor each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels, y downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: Box) -> float:
+        """The area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(width, 0.0) * max(height, 0.0)
+
+    def grown(self, by: float) -> Box:
+        """The same with a margin on every side."""
+        return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
+
+    def nearest(self, x: float, y: float) -> tuple[float, float]:
+        """The point of this box that is nearest to (x, y)."""
+        return min(max(x, self.left), self.right), min(max(y, self.top), self.bottom)
+
+
+class Label(NamedTuple):
+    """A text whose left end and middle height are at (x, y) pixels.
+
+    ``leader`` is a line (from x, y to x, y) to the point it names, where that is not beside it.
+    """
+
+    text: str
+    group: str
+    x: float
+    y: float
+    leader: tuple[float, float, float, float] | None = None
+
+
+class _Candidate(NamedTuple):
+    box: Box
+    point: tuple[float, float]
+    gap: float
+
+
+CHARACTER_SHARE = 0.56
+"""The width of a letter in shares of the font size, on average, for a bold sans serif."""
+
+_MARK_RADIUS = 6.0
+_GAPS = (9.0, 15.0, 24.0, 38.0, 56.0)
+_LEADER_FROM = 20.0
+_ROUNDS = 3
+_OUTSIDE, _LABEL, _MARK, _OTHER_MARK_NEAR, _DISTANCE = 40.0, 20.0, 12.0, 3.0, 8.0
+
+
+def place_labels(
+    anchors: Mapping[str, Sequence[tuple[float, float]]],
+    texts: Mapping[str, str],
+    obstacles: Sequence[Box],
+    size: tuple[float, float],
+    font_size: float,
+) -> tuple[Label, ...]:
+    """One label for each group of points, beside the point of it where there is most room.
+
+    Args:
+        anchors: per group the positions of its points.
+        texts: per group what to write.
+        obstacles: what had better not be covered, such as error bars.
+        size: width and height of the plot.
+        font_size: in pixels.
+    """
+    marks = {group: [_mark(x, y) for x, y in points] for group, points in anchors.items()}
+    chosen: dict[str, _Candidate] = {}
+    for _ in range(_ROUNDS):
+        for group, points in anchors.items():
+            width = CHARACTER_SHARE * font_size * len(texts[group])
+            others = [box for name, boxes in marks.items() if name != group for box in boxes]
+            taken = [other.box for name, other in chosen.items() if name != group]
+            chosen[group] = min(
+                (each for point in points for each in _candidates(point, width, font_size)),
+                key=lambda each: _cost(each, taken, marks[group], others, obstacles, size),
+            )
+    return tuple(_label(texts[group], group, each) for group, each in chosen.items())
+
+
+def _mark(x: float, y: float) -> Box:
+    return Box(x, y, x, y).grown(_MARK_RADIUS)
+
+
+def _candidates(point: tuple[float, float], width: float, font_size: float) -> list[_Candidate]:
+    """Beside, above and below the point, near before far."""
+    x, y = point
+    half = 0.6 * font_size
+    found: list[_Candidate] = []
+    for gap in _GAPS:
+        for dx in (gap, -gap - width, -width / 2):
+            for dy in (-gap - half, gap + half, 0.0):
+                if dx == -width / 2 and dy == 0.0:
+                    continue
+                box = Box(x + dx, y + dy - half, x + dx + width, y + dy + half)
+                found.append(_Candidate(box, point, gap))
+    return found
+
+
+def _cost(
+    candidate: _Candidate,
+    taken: Sequence[Box],
+    own: Sequence[Box],
+    others: Sequence[Box],
+    obstacles: Sequence[Box],
+    size: tuple[float, float],
+) -> float:
+    box = candidate.box
+    area = (box.right - box.left) * (box.bottom - box.top)
+    return (
+        _OUTSIDE * (area - box.overlap(Box(0.0, 0.0, *size)))
+        + _LABEL * sum(box.grown(2.0).overlap(other) for other in taken)
+        + _MARK * sum(box.overlap(other) for other in (*own, *others))
+        + _OTHER_MARK_NEAR * sum(box.grown(11.0).overlap(other) for other in others)
+        + sum(box.overlap(other) for other in obstacles)
+        + _DISTANCE * candidate.gap
+    )
+
+
+def _label(text: str, group: str, chosen: _Candidate) -> Label:
+    x, y = chosen.point
+    near_x, near_y = chosen.box.nearest(x, y)
+    distance = math.hypot(near_x - x, near_y - y)
+    leader = None
+    if distance > _LEADER_FROM:
+        start = _MARK_RADIUS / distance
+        leader = (near_x, near_y, x + (near_x - x) * start, y + (near_y - y) * start)
+    box = chosen.box
+    return Label(text, group, box.left, (box.top + box.bottom) / 2, leader)

@@ -1,0 +1,258 @@
+"""The sentences of a recommendation: what a practitioner reads first, and the reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rankwise.records import Bound, RankVerdict, Recommendation, Relation, Unit
+
+TRANSFER_ALARM_SHARE = 0.10
+"""A drop of over a tenth of the base's score on another domain is named."""
+
+
+class Finding(NamedTuple):
+    """One rank, or full fine-tuning, against the base on one task, seeds averaged.
+
+    ``gain`` and its bounds are positive where the adapted model is better, in ``unit``.
+    """
+
+    label: str
+    task: str
+    relation: Relation
+    unit: Unit
+    base_score: float
+    gain: float
+    lower: float
+    upper: float
+
+
+def statement(draft: Recommendation) -> str:
+    """One sentence: the answer, its ground, and its condition."""
+    if not draft.verdicts:
+        return "The data cannot tell which rank to use: no LoRA rank was trained with every seed."
+    if draft.outcome == "recommended":
+        text = _recommended(draft)
+    elif draft.outcome == "no_evidence":
+        text = _no_evidence(draft)
+    elif draft.outcome == "none_keeps_enough":
+        text = _none_keeps_enough(draft)
+    else:
+        text = (
+            f"The data cannot tell which rank to use ({draft.num_items_in_domain:,} in-domain "
+            f"items, δ = {_amount(draft.delta, draft.unit)}): {_what_decides(draft)}"
+        )
+    if draft.num_seeds == 1:
+        text += ", conditional on this seed"
+    if draft.epsilon_points is None:
+        text += "; forgetting was not measured"
+    return text + "."
+
+
+def reasons(
+    draft: Recommendation, findings: Sequence[Finding], parameters: Sequence[int]
+) -> tuple[str, ...]:
+    """Short sentences with the numbers: each verdict, then what the study warns of.
+
+    Args:
+        draft: a recommendation whose statement and reasons are still empty.
+        findings: on the in-domain, out-of-domain and held-out tasks.
+        parameters: trainable parameters of each verdict's option.
+    """
+    return (
+        *_margins_used(draft),
+        *(_verdict(verdict, draft) for verdict in draft.verdicts),
+        *_alternatives(draft, parameters),
+        *_flat(draft),
+        *_warnings(findings),
+    )
+
+
+def _recommended(draft: Recommendation) -> str:
+    chosen = next(v for v in draft.verdicts if v.qualifies)
+    unit = draft.unit
+    text = (
+        f"Use rank {chosen.rank} (alpha {chosen.alpha:g}, learning rate "
+        f"{_rate(chosen.learning_rate)}, {_modules(chosen.target_modules)}): it gains "
+        f"{_amount(chosen.gain.estimate, unit)} over the base (at least "
+        f"{_number(chosen.gain.lower, unit)})"
+    )
+    if len(draft.verdicts) > 1:
+        ahead = chosen.shortfall.upper
+        text += (
+            f", no other rank that was not rejected is over {_amount(ahead, unit)} better"
+            if ahead > 0
+            else ", it is better than every other rank that was not rejected"
+        )
+    if chosen.retention_loss is not None:
+        loss = max(chosen.retention_loss.upper, 0.0)
+        text += f", and it loses at most {_amount(loss, 'points')} on the retention tasks"
+    return text
+
+
+def _no_evidence(draft: Recommendation) -> str:
+    best = max(draft.verdicts, key=lambda v: v.gain.estimate)
+    text = (
+        f"There is no evidence for fine-tuning: no rank is shown to be better than the base on "
+        f"{draft.num_items_in_domain:,} in-domain items; the best, rank {best.rank}, gains "
+        f"{_amount(best.gain.estimate, draft.unit)} ({_range(best.gain, draft.unit)})"
+    )
+    if draft.num_items_needed is not None:
+        text += f"; {_what_decides(draft)} if that is its true gain"
+    return text
+
+
+def _none_keeps_enough(draft: Recommendation) -> str:
+    losses = [(v.retention_loss, v.rank) for v in draft.verdicts if v.retention_loss is not None]
+    least, rank = min(losses, key=lambda pair: pair[0].estimate)
+    epsilon = draft.epsilon_points or 0.0
+    return (
+        f"No rank keeps enough: every one loses more than {_amount(epsilon, 'points')} on the "
+        f"retention tasks; the least is lost by rank {rank}, {_amount(least.estimate, 'points')} "
+        f"(at least {_number(least.lower, 'points')})"
+    )
+
+
+def _what_decides(draft: Recommendation) -> str:
+    items: list[str] = []
+    if draft.num_items_needed is not None:
+        items.append(f"{draft.num_items_needed:,} more in-domain items")
+    if draft.num_retention_items_needed is not None:
+        items.append(f"{draft.num_retention_items_needed:,} more retention items")
+    ways = [f"about {' and '.join(items)}"] if items else []
+    if draft.num_seeds_needed is not None:
+        ways.append(f"about {draft.num_seeds_needed} more seeds")
+    if not ways:
+        return (
+            "the estimates lie too near the margins or beyond them for more items to decide; "
+            "try other ranks, rates or margins"
+        )
+    return f"{' or '.join(ways)} would decide"
+
+
+def _margins_used(draft: Recommendation) -> tuple[str, ...]:
+    percent = f"{100 * draft.confidence:g} %"
+    delta = f"δ = {_amount(draft.delta, draft.unit)}"
+    delta += " (derived from the number of items)" if draft.delta_is_derived else ""
+    best = max((v.gain.estimate for v in draft.verdicts), default=math.inf)
+    coarse: tuple[str, ...] = ()
+    if draft.delta_is_derived and draft.delta > best:
+        coarse = ("δ is larger than any gain: this study tells ranks apart only roughly.",)
+    if draft.epsilon_points is None:
+        return (
+            f"Judged with {delta} at {percent} simultaneous confidence.",
+            *coarse,
+            "Forgetting was not measured: the study has no retention task that decides.",
+        )
+    epsilon = f"ε = {_amount(draft.epsilon_points, 'points')}"
+    epsilon += " (derived from the number of items)" if draft.epsilon_is_derived else ""
+    return (f"Judged with {delta} and {epsilon} at {percent} simultaneous confidence.", *coarse)
+
+
+def _verdict(verdict: RankVerdict, draft: Recommendation) -> str:
+    unit = draft.unit
+    better = {"yes": "", "no": ", worse than the base", "undecided": ", not shown better"}
+    parts = [
+        f"gain {_amount(verdict.gain.estimate, unit)} ({_range(verdict.gain, unit)})"
+        + better[verdict.better_than_base]
+    ]
+    if verdict.retention_loss is not None and verdict.keeps_enough is not None:
+        keeps = {"yes": "", "no": ", too much", "undecided": ", not shown below ε"}
+        loss = (
+            f"retention loss {_amount(verdict.retention_loss.estimate, 'points')} "
+            f"({_range(verdict.retention_loss, 'points')}){keeps[verdict.keeps_enough]}"
+        )
+        if verdict.worst_retention_task is not None and verdict.worst_retention_loss is not None:
+            loss += (
+                f", worst {verdict.worst_retention_task} "
+                f"{_number(verdict.worst_retention_loss, 'points')}"
+            )
+        parts.append(loss)
+    if len(draft.verdicts) > 1:
+        near = {"yes": "", "no": ", too much", "undecided": ", not shown below δ"}
+        parts.append(
+            f"at most {_amount(max(verdict.shortfall.upper, 0.0), unit)} below the best"
+            + near[verdict.near_the_best]
+        )
+    ends = "qualifies" if verdict.qualifies else "does not qualify"
+    return f"Rank {verdict.rank} {ends}: {'; '.join(parts)}."
+
+
+def _alternatives(draft: Recommendation, parameters: Sequence[int]) -> tuple[str, ...]:
+    able = [(v, n) for v, n in zip(draft.verdicts, parameters, strict=True) if v.qualifies]
+    if len(able) < 2:
+        return ()
+    (chosen, size), *others = able
+    texts: list[str] = []
+    for other, number in others:
+        more = other.gain.estimate - chosen.gain.estimate
+        text = f"rank {other.rank} ({more:+.{_digits(draft.unit)}f} {draft.unit} in-domain"
+        if other.retention_loss is not None and chosen.retention_loss is not None:
+            lost = other.retention_loss.estimate - chosen.retention_loss.estimate
+            text += f", {lost:+.1f} points of retention loss"
+        texts.append(f"{text}, {number / size:.3g} times the trainable parameters)")
+    return (f"Alternatives that qualify too: {', '.join(texts)}.",)
+
+
+def _flat(draft: Recommendation) -> tuple[str, ...]:
+    """Named where no rank is shown to be behind another."""
+    if len(draft.verdicts) < 2 or any(v.shortfall.lower > 0 for v in draft.verdicts):
+        return ()
+    return ("No rank is shown to be better in-domain than another: it may not depend on rank.",)
+
+
+def _warnings(findings: Sequence[Finding]) -> tuple[str, ...]:
+    texts: list[str] = []
+    for found in findings:
+        interval = f"{_number(found.lower, found.unit)} to {_number(found.upper, found.unit)}"
+        if found.relation == "in_domain" and found.upper < 0:
+            texts.append(
+                f"Fine-tuned below base: {found.label} on {found.task}, "
+                f"{_amount(found.gain, found.unit)} ({interval})."
+            )
+        elif found.relation == "out_of_domain" and found.unit == "points":
+            drop = -found.upper / found.base_score if found.base_score > 0 else 0.0
+            if drop > TRANSFER_ALARM_SHARE:
+                texts.append(
+                    f"Negative transfer: {found.label} on {found.task}, "
+                    f"{_amount(found.gain, 'points')} ({interval}), which is a drop of at least "
+                    f"{100 * drop:.0f} % of the base's {found.base_score:.1f}."
+                )
+        elif found.relation == "held_out_text" and found.upper < 0:
+            rise = Bound(estimate=-found.gain, lower=-found.upper, upper=-found.lower)
+            texts.append(
+                f"Forgetting on prose: {found.label} on {found.task}, "
+                f"{_number(rise.estimate, found.unit)} ({_range(rise, found.unit)}) "
+                f"{found.unit} per token more loss than the base."
+            )
+    return tuple(texts)
+
+
+def _digits(unit: Unit) -> int:
+    return 1 if unit == "points" else 3
+
+
+def _number(value: float, unit: Unit) -> str:
+    digits = _digits(unit)
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def _amount(value: float, unit: Unit) -> str:
+    return f"{_number(value, unit)} {unit}"
+
+
+def _range(bound: Bound, unit: Unit) -> str:
+    return f"{_number(bound.lower, unit)} to {_number(bound.upper, unit)}"
+
+
+def _rate(value: float) -> str:
+    """2e-4 rather than 0.0002 or 2e-04."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _modules(names: Sequence[str]) -> str:
+    if all(name.endswith("_proj") for name in names):
+        return "/".join(name.removesuffix("_proj") for name in names)
+    return ", ".join(names)

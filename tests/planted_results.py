@@ -1,0 +1,296 @@
+"""Study results with planted answers: what the tests of decisions and reports start from."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.config import (
+    BaseModelConfig,
+    EvaluationConfig,
+    FullConfig,
+    LoraConfig,
+    MethodsConfig,
+    RecommendationConfig,
+    StudyConfig,
+    TrainConfig,
+)
+from rankwise.records import (
+    MetricScore,
+    ModelResults,
+    PlannedRun,
+    Provenance,
+    Relation,
+    RunRecord,
+    StudyRecord,
+    StudyResults,
+    TaskEvaluation,
+    TaskItems,
+    Unit,
+)
+
+Key = int | Literal["full"]
+Scores = Mapping[Key, float | Sequence[float]]
+
+IN_DOMAIN = {4: 0.70, 16: 0.80, 64: 0.81, "full": 0.81}
+OUT_OF_DOMAIN = {4: 0.50, 16: 0.49, 64: 0.47, "full": 0.44}
+RETENTION = {4: 0.90, 16: 0.90, 64: 0.88, "full": 0.80}
+HELD_OUT_NATS = {4: 2.51, 16: 2.54, 64: 2.60, "full": 2.75}
+BASE = {
+    "kinship": 0.50,
+    "syllogism": 0.50,
+    "capitals": 0.90,
+    "elements": 0.90,
+    "pydoc_topics": 2.50,
+}
+CHANCE = {"kinship": 0.25, "syllogism": 0.5, "capitals": 0.25, "elements": 0.25}
+
+PROVENANCE = Provenance(
+    rankwise_version="0.0.0",
+    python_version="3.11.0",
+    platform="planted",
+    package_versions={},
+    git_commit=None,
+    device="cpu",
+    created_at="2026-01-01T00:00:00+00:00",
+)
+
+
+def planted_study(
+    in_domain_accuracy: Scores = IN_DOMAIN,
+    retention_accuracy: Scores = RETENTION,
+    out_of_domain_accuracy: Scores = OUT_OF_DOMAIN,
+    held_out_loss_nats: Scores = HELD_OUT_NATS,
+    base: Mapping[str, float] = BASE,
+    *,
+    in_domain_unit: Unit = "points",
+    in_domain_tasks: Sequence[str] = ("kinship",),
+    retention_tasks: Sequence[str] = ("capitals", "elements"),
+    out_of_domain_tasks: Sequence[str] = ("syllogism",),
+    held_out_tasks: Sequence[str] = ("pydoc_topics",),
+    num_in_domain: int = 300,
+    num_retention: int = 200,
+    num_held_out: int = 50,
+    seeds: Sequence[int] = (0,),
+    noise: float = 0.05,
+    diverged: Sequence[tuple[Key, int]] = (),
+    recommendation: RecommendationConfig | None = None,
+) -> StudyResults:
+    """A finished study whose scores are given, with deterministic items.
+
+    Every model gets exactly round(share * n) items of a task right: those with the smallest
+    difficulty, after each model moved every difficulty (uniform in 0..1) by its own ``noise``.
+    So the discordance of two models of equal accuracy grows with ``noise``, and ``noise=0``
+    gives them identical outcomes. A loss is its mean plus a shared item effect.
+
+    Args:
+        in_domain_accuracy: per rank (and "full"), one number, or one for each seed; shares, or
+            nats with ``in_domain_unit="nats"``. Its keys are the study's runs.
+        retention_accuracy: the same, for every one of ``retention_tasks``.
+        out_of_domain_accuracy: the same, for ``out_of_domain_tasks``.
+        held_out_loss_nats: the same, for ``held_out_tasks``.
+        base: the base's score on each task; 0.5 for a task that is not named.
+        diverged: the (rank, seed) pairs that have no evaluations.
+    """
+    tasks: dict[Relation, tuple[str, ...]] = {
+        "in_domain": tuple(in_domain_tasks),
+        "out_of_domain": tuple(out_of_domain_tasks),
+        "retention": tuple(retention_tasks),
+        "held_out_text": tuple(held_out_tasks),
+    }
+    sizes: dict[Relation, int] = {
+        "in_domain": num_in_domain,
+        "out_of_domain": num_in_domain,
+        "retention": num_retention,
+        "held_out_text": num_held_out,
+    }
+    scores: dict[Relation, Scores] = {
+        "in_domain": in_domain_accuracy,
+        "out_of_domain": out_of_domain_accuracy,
+        "retention": retention_accuracy,
+        "held_out_text": held_out_loss_nats,
+    }
+    planned = [_planned(key, seed) for key in in_domain_accuracy for seed in seeds]
+
+    def model(name: str, run: RunRecord | None, key: Key, seed_index: int) -> ModelResults:
+        items: dict[str, TaskItems] = {}
+        for relation, names in tasks.items():
+            nats = relation == "held_out_text" or (
+                relation == "in_domain" and in_domain_unit == "nats"
+            )
+            for task in names:
+                if run is None:
+                    score = base.get(task, 0.5)
+                else:
+                    score = _of_seed(scores[relation].get(key, base.get(task, 0.5)), seed_index)
+                items[task] = planted_items(task, name, score, sizes[relation], nats, noise)
+        done = run is None or run.status == "trained"
+        return ModelResults(
+            name=name,
+            run=run,
+            evaluations={t: _evaluation(name, i) for t, i in items.items()} if done else {},
+            items=items if done else {},
+        )
+
+    runs = tuple(
+        model(
+            plan.name,
+            _run_record(plan, (plan.rank or "full", plan.seed) in diverged),
+            plan.rank or "full",
+            list(seeds).index(plan.seed),
+        )
+        for plan in planned
+    )
+    config = _config(in_domain_accuracy, seeds, tasks, recommendation or RecommendationConfig())
+    study = StudyRecord(
+        fingerprint="f" * 64,
+        config=config,
+        base_model_fingerprint="b" * 64,
+        precision="float32",
+        tasks=tasks,
+        runs=tuple(planned),
+        warnings=(),
+        provenance=PROVENANCE,
+    )
+    return StudyResults(study=study, base=model("base", None, "full", 0), runs=runs)
+
+
+def planted_items(
+    task: str, model: str, score: float, size: int, nats: bool, noise: float
+) -> TaskItems:
+    """The items of one model on one task: mean ``score`` (exactly, but for rounding)."""
+    shared = np.random.default_rng(zlib.crc32(task.encode()))
+    own = np.random.default_rng(zlib.crc32(f"{task} {model}".encode()))
+    values: NDArray[np.float64]
+    if nats:
+        effect = shared.normal(0.0, 0.4, size)
+        shift = own.normal(0.0, noise, size)
+        values = score + (effect - effect.mean()) + (shift - shift.mean())
+    else:
+        difficulty = shared.uniform(0.0, 1.0, size) + own.normal(0.0, noise, size)
+        values = np.zeros(size)
+        values[np.argsort(difficulty, kind="stable")[: round(score * size)]] = 1.0
+    return TaskItems(
+        task=task,
+        metric="loss_nats" if nats else "acc",
+        unit="nats" if nats else "points",
+        higher_is_better=not nats,
+        doc_ids=tuple(range(size)),
+        values=tuple(float(v) for v in values),
+    )
+
+
+def _of_seed(score: float | Sequence[float], seed_index: int) -> float:
+    return score[seed_index] if isinstance(score, Sequence) else score
+
+
+def _evaluation(model: str, items: TaskItems) -> TaskEvaluation:
+    values = np.asarray(items.values)
+    nats = items.unit == "nats"
+    return TaskEvaluation(
+        model=model,
+        task=items.task,
+        task_version="1.0",
+        fingerprint=f"{zlib.crc32(f'{model} {items.task}'.encode()):08x}" * 8,
+        output_type="loglikelihood_rolling" if nats else "multiple_choice",
+        domain=None,
+        metrics=(
+            MetricScore(
+                metric=items.metric,
+                filter="none",
+                value=float(values.mean()),
+                stderr=float(values.std(ddof=1) / math.sqrt(len(values)))
+                if len(values) > 1
+                else None,
+                num_examples=len(values),
+                higher_is_better=items.higher_is_better,
+            ),
+        ),
+        decision_metric=items.metric,
+        decision_filter="none",
+        num_examples=len(values),
+        num_fewshot=0,
+        chat_template=False,
+        limit=None,
+        chance=None if nats else CHANCE.get(items.task, 0.25),
+        predicted_shares=None if nats else (0.25, 0.25, 0.25, 0.25),
+        num_truncated=0,
+        num_tokens=40 * len(values),
+        score_seconds=1.0,
+    )
+
+
+def _planned(key: Key, seed: int) -> PlannedRun:
+    rank = None if key == "full" else int(key)
+    method: Literal["lora", "full"] = "full" if rank is None else "lora"
+    label = "full" if rank is None else f"lora-r{rank:03d}-a{2 * rank:03d}"
+    fingerprint = f"{zlib.crc32(f'{label} {seed}'.encode()):08x}" * 8
+    parameters = 135_000_000 if rank is None else 115_200 * rank
+    return PlannedRun(
+        name=f"kinship-{label}-s{seed}-{fingerprint[:8]}",
+        fingerprint=fingerprint,
+        method=method,
+        train_task="kinship",
+        rank=rank,
+        alpha=None if rank is None else 2.0 * rank,
+        scaling=None if rank is None else 2.0,
+        learning_rate=5e-5 if rank is None else 2e-4,
+        target_modules=() if rank is None else ("q_proj", "k_proj", "v_proj", "o_proj"),
+        seed=seed,
+        num_steps=60,
+        num_examples=480,
+        num_tokens=24_000,
+        num_trainable_parameters=parameters,
+        trainable_share=parameters / 135_000_000,
+        estimated_memory_bytes=2_000_000_000,
+    )
+
+
+def _run_record(planned: PlannedRun, diverged: bool) -> RunRecord:
+    return RunRecord(
+        status="diverged" if diverged else "trained",
+        message="the loss was not a finite number at step 7" if diverged else None,
+        planned=planned,
+        num_steps=7 if diverged else planned.num_steps,
+        num_tokens=planned.num_tokens,
+        num_loss_tokens=planned.num_tokens // 10,
+        num_truncated=0,
+        first_loss_nats=2.5,
+        final_loss_nats=None if diverged else 0.4,
+        update_is_zero=False,
+        weights_bytes=2 * planned.num_trainable_parameters,
+        train_seconds=30.0,
+        peak_memory_bytes=1_500_000_000,
+        provenance=PROVENANCE,
+    )
+
+
+def _config(
+    scores: Scores,
+    seeds: Sequence[int],
+    tasks: Mapping[Relation, tuple[str, ...]],
+    recommendation: RecommendationConfig,
+) -> StudyConfig:
+    ranks = tuple(int(key) for key in scores if key != "full")
+    return StudyConfig(
+        name="planted",
+        base_model=BaseModelConfig(name="smollm2-135m-instruct"),
+        train=TrainConfig(task="kinship"),
+        methods=MethodsConfig(
+            lora=LoraConfig(ranks=ranks) if ranks else None,
+            full=FullConfig() if "full" in scores else None,
+        ),
+        seeds=tuple(seeds),
+        evaluation=EvaluationConfig(
+            in_domain=tasks["in_domain"],
+            out_of_domain=tasks["out_of_domain"],
+            retention=tasks["retention"],
+            held_out_text=tasks["held_out_text"],
+        ),
+        recommendation=recommendation,
+    )
