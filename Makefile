@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full lint docs clean
 
 # Only what a study needs; the tests' tools are added by `test`.
 $(BIN)/rankwise: pyproject.toml
@@ -30,7 +30,10 @@ test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
 
 test-full: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=$$(nproc) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.test-tools
+	$(BIN)/typer rankwise.cli utils docs --name rankwise --title "The rankwise command" --output docs/cli.md
 
 clean:
 	rm -rf $(VENV) build dist studies .pytest_cache .ruff_cache .import_linter_cache

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peft
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.errors import ModelError
+from rankwise.store import writing
+
+
+class LoraFactors(NamedTuple):
+    """The two matrices of one adapted layer: delta = scaling * lora_B @ lora_A."""
+
+    lora_A: Float[Tensor, "rank in_features"]
+    lora_B: Float[Tensor, "out_features rank"]
 
 
 def attach_lora(
@@ -63,21 +72,26 @@ def detach(adapted_model: peft.PeftModel) -> nn.Module:
 
 
 def save_adapter(adapted_model: peft.PeftModel, folder: Path) -> int:
-    """Write adapter_config.json and adapter_model.safetensors; returns the bytes of the weights."""
-    adapted_model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    """Write adapter_config.json and adapter_model.safetensors; returns the bytes of the weights.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    with writing(folder):
+        adapted_model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     return (folder / "adapter_model.safetensors").stat().st_size
 
 
-def lora_factors(adapted_model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """The factors of every adapted layer: name -> (A of (rank, in), B of (out, rank))."""
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
+def lora_factors(adapted_model: nn.Module) -> dict[str, LoraFactors]:
+    """The factors of every adapted layer, by the layer's name."""
+    factors: dict[str, LoraFactors] = {}
     for name, module in adapted_model.named_modules():
         lora_A = getattr(module, "lora_A", None)
         if isinstance(lora_A, nn.ModuleDict) and "default" in lora_A:
             lora_B: Any = module.lora_B
             a: Any = lora_A["default"]
-            factors[name] = (a.weight, lora_B["default"].weight)
+            factors[name] = LoraFactors(a.weight, lora_B["default"].weight)
     return factors
 
 

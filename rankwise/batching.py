@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 
@@ -18,9 +19,9 @@ class Batch(NamedTuple):
         position_ids: (rows, length), counted from each row's first token.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
+    input_ids: Int[Tensor, "rows length"]
+    attention_mask: Int[Tensor, "rows length"]
+    position_ids: Int[Tensor, "rows length"]
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 import typer
 from rich.console import Console
 
-from rankwise.errors import ConfigError, PlanError, RankwiseError
+from rankwise.errors import ConfigError, PlanError, RankwiseError, TaskError
 
 if TYPE_CHECKING:
     from rankwise.planning import StudyPlan
@@ -36,7 +37,8 @@ app = typer.Typer(
         "statistics, and says which rank to use, or that the data cannot tell."
     ),
 )
-stdout = Console()
+# piped output is not folded at 80 columns
+stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 stderr = Console(stderr=True)
 
 StudyFile = Annotated[
@@ -78,7 +80,7 @@ def _reported(verb: Callable[P, int]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = verb(*args, **kwargs)
-        except (ConfigError, PlanError) as error:
+        except (ConfigError, PlanError, TaskError) as error:
             _print_error(error)
             code = USAGE
         except RankwiseError as error:

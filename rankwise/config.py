@@ -57,6 +57,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+PAPER_RANKS = (8, 16, 32, 64, 128)
 Rank = Annotated[int, Field(strict=True), AfterValidator(_rank)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -86,9 +87,14 @@ class LearningRateConfig(Section):
 
 
 class TrainConfig(Section):
-    """What is trained on, and how. Exactly one of ``task`` and ``data``."""
+    """What is trained on, and how. Exactly one of ``task`` and ``data``.
+
+    ``task`` may be a group. ``split`` names the split of its data set to train on where that is
+    not the task's training split; tasks whose scored split it is are then left out of scoring.
+    """
 
     task: str | None = None
+    split: str | None = None
     data: Path | None = None
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     exact_match: bool = False
@@ -112,6 +118,8 @@ class TrainConfig(Section):
         if (self.task is None) == (self.data is None):
             got = "neither" if self.task is None else "both"
             raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
+        if self.split is not None and self.task is None:
+            raise ValueError("split is for 'task'; your own data has no splits")
         if self.exact_match and self.data is None:
             raise ValueError("exact_match is for 'data'; a task brings its own metrics")
         return self
@@ -150,13 +158,7 @@ class AlphaConfig(Section):
 class LoraConfig(Section):
     """One run per rank and seed."""
 
-    ranks: Annotated[tuple[Rank, ...], AfterValidator(_distinct), Field(min_length=1)] = (
-        8,
-        16,
-        32,
-        64,
-        128,
-    )
+    ranks: Annotated[tuple[Rank, ...], AfterValidator(_distinct), Field(min_length=1)] = PAPER_RANKS
     alpha: AlphaConfig = AlphaConfig()
     target_modules: Annotated[Names, Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -363,8 +365,7 @@ def _problems(error: ValidationError) -> Iterable[str]:
         key = _dotted(detail["loc"])
         if detail["type"] == "extra_forbidden":
             known = _known_keys(detail["loc"][:-1])
-            name = str(detail["loc"][-1])
-            hint = _suggestion(name, known) or f"; known here: {', '.join(known)}"
+            hint = _suggestion(str(detail["loc"][-1]), known) or f"; known here: {', '.join(known)}"
             yield f"{key}: unknown key{hint}"
         elif detail["type"] == "missing":
             yield f"{key}: is needed and not there"

@@ -91,6 +91,25 @@ def choose(bounds: StudyBounds, delta: float, epsilon: float | None) -> Choice:
     return Choice(outcome, option, better, keeps, near, qualifies, shortfall)
 
 
+def sufficient_epsilon(bounds: StudyBounds, delta: float) -> tuple[float, int] | None:
+    """The smallest retention loss that, if it were acceptable, would make an option qualify.
+
+    Returns:
+        The loss in points and the option's index; None where retention was not measured, or
+        where no loss would do.
+    """
+    if bounds.loss is None:
+        return None
+    able: list[tuple[float, int]] = []
+    for option, upper in enumerate(bounds.loss.upper):
+        others = [s for s in range(len(bounds.loss.upper)) if s != option]
+        kept = [s for s in others if bounds.loss.lower[s] <= upper]
+        near = all(bounds.lead.lower[option, s] > -delta for s in kept)
+        if bounds.gain.lower[option] > 0.0 and near:
+            able.append((float(upper), option))
+    return min(able, default=None)
+
+
 def rivals(keeps: tuple[State, ...] | None, option: int, num_options: int) -> tuple[int, ...]:
     """The other options that were not rejected on retention."""
     return tuple(

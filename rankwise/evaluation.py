@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -126,13 +127,14 @@ def score_requests(
     device = next(model.parameters()).device
     rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
-        rows[(request.context + request.continuation)[:-1]].append(index)
+        rows[request.tokens_read].append(index)
     inputs = list(rows)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
     for chosen in within_budget([len(row) for row in inputs], max_batch_tokens):
         batch = left_padded([inputs[i] for i in chosen], pad_id, device)
         kept = max(len(requests[j].continuation) for i in chosen for j in rows[inputs[i]])
         logits: torch.Tensor = model(**batch._asdict(), logits_to_keep=kept, use_cache=False).logits
+        advance(sum(len(inputs[i]) for i in chosen))
         for row, index in enumerate(chosen):
             longest = max(len(requests[j].continuation) for j in rows[inputs[index]])
             log_probabilities = logits[row, -longest:].float().log_softmax(dim=-1)
@@ -143,7 +145,6 @@ def score_requests(
                 picked = scored.gather(1, continuation.unsqueeze(1))
                 is_greedy = bool((greedy[-len(continuation) :] == continuation).all())
                 results[j] = (float(picked.sum()), is_greedy)
-                advance(len(requests[j].context) + len(requests[j].continuation))
     return results
 
 
@@ -261,6 +262,9 @@ def _aggregate(
     scores: list[MetricScore] = []
     for (metric, filter_name), items in values.items():
         aggregate = task.aggregation().get(metric, mean)
+        value = _finite(aggregate, items)
+        if value is None:
+            continue
         # a closed-form error where lm-eval has one; its bootstrap forks the whole process
         stderr_of: Any = stderr_for_metric(aggregate, bootstrap_iters=1)
         closed_form = stderr_of if stderr_of is mean_stderr else None
@@ -269,13 +273,22 @@ def _aggregate(
             MetricScore(
                 metric=metric,
                 filter=filter_name,
-                value=float(aggregate(items)),
+                value=value,
                 stderr=float(closed_form(items)) if closed_form and len(items) > 1 else None,
                 num_examples=len(items),
                 higher_is_better=metric != LOSS_METRIC if higher is None else bool(higher),
             )
         )
     return scores
+
+
+def _finite(aggregate: Callable[[list[Any]], Any], items: list[Any]) -> float | None:
+    """The aggregate, or None where it is no number: a word perplexity of prose without spaces."""
+    try:
+        value = float(aggregate(items))
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _decision(
@@ -312,7 +325,8 @@ def _predicted_shares(
     options: dict[int, list[float]] = defaultdict(list)
     for instance, response in zip(prepared.instances, responses, strict=True):
         assert isinstance(response, tuple)
-        options[instance.doc_id].append(response[0])
+        if instance.idx < prepared.num_options[instance.doc_id]:
+            options[instance.doc_id].append(response[0])
     counts = [0] * max(len(scores) for scores in options.values())
     for scores in options.values():
         counts[scores.index(max(scores))] += 1

@@ -21,6 +21,18 @@ from rankwise.errors import ModelError
 # What a folder needs beside the weights: no pickles, no code.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _SAMPLE_BYTES = 1 << 16
+# The small files that decide what a model computes and generates, and how text becomes tokens.
+_FINGERPRINTED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 class BaseModel(NamedTuple):
@@ -106,7 +118,7 @@ def _folder_fingerprint(folder: Path) -> str:
             f"{folder} is not a transformers folder with safetensors: it needs config.json and "
             "*.safetensors."
         )
-    for name in ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"):
+    for name in _FINGERPRINTED_FILES:
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     for path in weights:

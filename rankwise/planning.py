@@ -6,21 +6,21 @@ Checks the config against tasks and model and collects every problem; loads no w
 from __future__ import annotations
 
 import difflib
-import re
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from rankwise import models
 from rankwise.config import StudyConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
-from rankwise.errors import DataError, PlanError, TaskError
-from rankwise.memory import estimate_training_memory
+from rankwise.errors import DataError, ModelError, PlanError, TaskError
 from rankwise.models import BaseModel, LinearShape
 from rankwise.provenance import collect_provenance
-from rankwise.records import Method, PlannedRun, Relation, StudyRecord
+from rankwise.records import Relation, StudyRecord
+from rankwise.run_plans import planned_runs
 from rankwise.store import fingerprint
 from rankwise.tasks import (
     LoadedTask,
@@ -32,24 +32,12 @@ from rankwise.tasks import (
     task_rows,
 )
 from rankwise.tasks.resolution import TaskNotFound
-from rankwise.training import Example, num_optimizer_steps, tokenise_rows
+from rankwise.training import Example, tokenise_rows
 
-# Raised when a change to the code changes what is trained or scored from equal settings.
-TRAINING_REVISION = 1
+# Raised when a change to the code changes what is scored from equal settings.
 SCORING_REVISION = 1
 
 RELATIONS: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention", "held_out_text")
-
-# What of the train section reaches a run through its examples or its own fields instead.
-_NOT_IN_FINGERPRINT = {
-    "task",
-    "data",
-    "max_examples",
-    "held_out_fraction",
-    "exact_match",
-    "learning_rate",
-    "precision",
-}
 
 
 @dataclass(frozen=True)
@@ -87,10 +75,14 @@ def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: No
         report: is told of downloads and conversions.
 
     Raises:
-        PlanError: with every problem found.
-        ModelError: the base model cannot be had at all.
+        PlanError: with every problem found, or because the base model cannot be had.
+        ModelError: its tokenizer or config cannot be used.
     """
-    base = models.find_base_model(config.base_model, report, weights=False)
+    try:
+        base = models.find_base_model(config.base_model, report, weights=False)
+    except ModelError as error:
+        name = config.base_model.name
+        raise PlanError(config.name, name, [str(error)]) from error
     planner = _Planner(config, base)
     plan = planner.plan()
     if planner.problems or plan is None:
@@ -125,7 +117,9 @@ class _Planner:
             base_model_fingerprint=self.base.fingerprint,
             precision=self.precision,
             tasks={relation: tuple(names) for relation, names in leaves.items()},
-            runs=tuple(self._runs(examples, shapes)),
+            runs=planned_runs(
+                self.config, self.base.fingerprint, self.precision, self.skeleton, shapes, examples
+            ),
             warnings=tuple(self.warnings),
             provenance=collect_provenance(device_name(self.device)),
         )
@@ -198,10 +192,9 @@ class _Planner:
         }
         rows: list[TrainingRow] = []
         if train.task is not None:
-            trained = self._train_task(loaded.get(train.task))
-            if trained is not None:
-                rows = self._task_rows(trained)
-                self._exclude_trained(trained, leaves)
+            trained = self._trained_tasks(loaded.get(train.task))
+            rows = self._task_rows(trained)
+            self._exclude_trained(trained, leaves)
         else:
             rows, tasks = self._user_rows()
             leaves["in_domain"] = {**{task.name: task for task in tasks}, **leaves["in_domain"]}
@@ -236,40 +229,56 @@ class _Planner:
                     )
         return leaves
 
-    def _train_task(self, found: tuple[LoadedTask, ...] | TaskNotFound | None) -> LoadedTask | None:
+    def _trained_tasks(
+        self, found: tuple[LoadedTask, ...] | TaskNotFound | None
+    ) -> tuple[LoadedTask, ...]:
         if isinstance(found, TaskNotFound):
             self.problems.append(f"train.task: {found}")
-        elif found is not None and len(found) != 1:
-            self.problems.append(
-                f"train.task: {self.config.train.task!r} is a group of {len(found)} tasks; name one"
-            )
-        elif found is not None:
-            return found[0]
-        return None
+            return ()
+        return found or ()
 
     def _exclude_trained(
-        self, trained: LoadedTask, leaves: dict[Relation, dict[str, LoadedTask]]
+        self, trained: tuple[LoadedTask, ...], leaves: dict[Relation, dict[str, LoadedTask]]
     ) -> None:
+        """What is trained on is in-domain, unless its scored items are those trained on."""
+        split = self.config.train.split
+        spent = {task.name for task in trained if split and split == _scored_split(task)}
         for relation in ("out_of_domain", "retention"):
-            if leaves[relation].pop(trained.name, None) is not None:
-                self.warnings.append(
-                    f"evaluation.{relation}: {trained.name!r} is trained on and was left out"
-                )
-        if not leaves["in_domain"]:
-            leaves["in_domain"] = {trained.name: trained}
-
-    def _task_rows(self, trained: LoadedTask) -> list[TrainingRow]:
-        train = self.config.train
-        try:
-            return task_rows(
-                trained,
-                self.tokenizer,
-                chat_template=train.chat_template and bool(self.tokenizer.chat_template),
-                max_examples=train.max_examples,
+            for task in trained:
+                if leaves[relation].pop(task.name, None) is not None:
+                    self.warnings.append(
+                        f"evaluation.{relation}: {task.name!r} is trained on and was left out"
+                    )
+        for name in spent & leaves["in_domain"].keys():
+            self.problems.append(
+                f"evaluation.in_domain: {name!r} is trained on the split {split!r} that it is "
+                "scored on; name tasks whose items were not trained on"
             )
-        except (TaskError, DataError) as error:
-            self.problems.append(f"train.task: {error}")
-            return []
+        if not leaves["in_domain"]:
+            leaves["in_domain"] = {t.name: t for t in trained if t.name not in spent}
+            if trained and not leaves["in_domain"]:
+                self.problems.append(
+                    f"evaluation.in_domain: the split {split!r} of {self.config.train.task!r} is "
+                    "trained on and cannot be scored; name tasks that it should help"
+                )
+
+    def _task_rows(self, trained: tuple[LoadedTask, ...]) -> list[TrainingRow]:
+        """Rows of every trained task, in equal shares where there is a limit."""
+        train = self.config.train
+        share = train.max_examples and math.ceil(train.max_examples / max(len(trained), 1))
+        rows: list[TrainingRow] = []
+        for task in trained:
+            try:
+                rows += task_rows(
+                    task,
+                    self.tokenizer,
+                    chat_template=train.chat_template and bool(self.tokenizer.chat_template),
+                    max_examples=share,
+                    split=train.split,
+                )
+            except (TaskError, DataError) as error:
+                self.problems.append(f"train.task: {error}")
+        return rows[: train.max_examples]
 
     def _user_rows(self) -> tuple[list[TrainingRow], tuple[LoadedTask, ...]]:
         train = self.config.train
@@ -324,76 +333,8 @@ class _Planner:
                     self.problems.append(f"evaluation.{relation}: {error}")
         return prepared
 
-    def _runs(self, examples: list[Example], shapes: Mapping[str, LinearShape]) -> list[PlannedRun]:
-        methods, rates = self.config.methods, self.config.train.learning_rate
-        num_parameters = sum(parameter.numel() for parameter in self.skeleton.parameters())
-        sides = sum(sum(shape) for shape in shapes.values())
-        runs: list[PlannedRun] = []
-        for seed in self.config.seeds:
-            for rank in methods.lora.ranks if methods.lora else ():
-                trainable = rank * sides
-                runs.append(self._run("lora", rank, seed, rates.lora, trainable, examples))
-            if methods.full is not None:
-                runs.append(self._run("full", None, seed, rates.full, num_parameters, examples))
-        return [
-            run.model_copy(
-                update={"trainable_share": run.num_trainable_parameters / num_parameters}
-            )
-            for run in runs
-        ]
 
-    def _run(
-        self,
-        method: Method,
-        rank: int | None,
-        seed: int,
-        learning_rate: float,
-        num_trainable: int,
-        examples: list[Example],
-    ) -> PlannedRun:
-        train, lora = self.config.train, self.config.methods.lora
-        label = train.task if train.task is not None else cast(Any, train.data).stem
-        alpha = lora.alpha.alpha_of(rank) if lora and rank else None
-        run = PlannedRun(
-            name="",
-            fingerprint="",
-            method=method,
-            train_task=label,
-            rank=rank,
-            alpha=alpha,
-            scaling=lora.alpha.scaling_of(rank) if lora and rank else None,
-            learning_rate=learning_rate,
-            target_modules=lora.target_modules if lora and rank else (),
-            seed=seed,
-            num_steps=num_optimizer_steps(len(examples), train),
-            num_examples=len(examples),
-            num_tokens=sum(len(example.tokens) for example in examples) * train.epochs,
-            num_trainable_parameters=num_trainable,
-            trainable_share=0.0,
-            estimated_memory_bytes=estimate_training_memory(
-                self.skeleton,
-                method=method,
-                num_trainable=num_trainable,
-                batch_size=train.batch_size,
-                max_tokens=max(len(example.tokens) for example in examples),
-                max_loss_tokens=max(example.num_loss_tokens for example in examples),
-                precision=self.precision,
-            ),
-        )
-        digest = fingerprint(
-            {
-                "training_revision": TRAINING_REVISION,
-                "base_model": self.base.fingerprint,
-                "precision": self.precision,
-                "train": train.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT),
-                "examples": [example.tokens for example in examples],
-                "alpha_policy": lora.alpha.policy if lora and rank else None,
-                "run": run.model_dump(mode="json", include=_RUN_IDENTITY),
-            }
-        )
-        size = f"r{rank:03d}-a{alpha:03g}-" if rank else ""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{label}-{method}-{size}s{seed}-{digest[:8]}")
-        return run.model_copy(update={"name": name, "fingerprint": digest})
-
-
-_RUN_IDENTITY = {"method", "rank", "alpha", "scaling", "learning_rate", "target_modules", "seed"}
+def _scored_split(loaded: LoadedTask) -> str | None:
+    """The split whose items a task scores."""
+    config = loaded.task.config
+    return config.test_split or config.validation_split

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -36,7 +37,8 @@ class TerminalObserver:
             disable=not self._is_live,
         )
         self._study = self._progress.add_task("study", total=None, start=False)
-        self._stage = None
+        self._model: TaskID | None = None
+        self._name = ""
         self._label = ""
         self._total = self._finished = self._at_start = 0.0
         self._started = self._stage_started = time.monotonic()
@@ -65,22 +67,26 @@ class TerminalObserver:
         self._progress.start_task(self._study)
         self._progress.update(self._study, total=max(remaining, 1.0))
 
+    def model_started(self, model: str, work: float) -> None:
+        if self._model is not None:
+            self._progress.remove_task(self._model)
+        self._name = "base model" if model == BASE else model
+        self._model = self._progress.add_task(self._name, total=work)
+
     def stage_started(self, model: str, stage: str, work: float) -> None:
-        name = "base model" if model == BASE else model
-        self._label = f"{name}: {stage}"
+        self._label = f"{self._name}: {stage}"
         self._stage_started = time.monotonic()
-        self._stage = self._progress.add_task(f"  {self._label}", total=work)
+        if self._model is not None:
+            self._progress.update(self._model, description=self._label)
 
     def advanced(self, work: float) -> None:
         self._finished += work
         self._progress.advance(self._study, work)
-        if self._stage is not None:
-            self._progress.advance(self._stage, work)
+        if self._model is not None:
+            self._progress.advance(self._model, work)
 
     def stage_finished(self) -> None:
         now = time.monotonic()
-        if self._stage is not None:
-            self._progress.remove_task(self._stage)
         line = f"{self._label} done in {_duration(now - self._stage_started)}"
         done = self._finished - self._at_start
         left = self._total - self._finished

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.comparisons import compare, pair_items, run_record
-from rankwise.decision import Choice, Needed, choose, needed
+from rankwise.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.errors import RecordError
 from rankwise.records import (
     Bound,
@@ -74,9 +74,12 @@ def recommend(results: StudyResults) -> Recommendation:
     bounds = _bounds(results, tasks, options) if options else None
     choice: Choice | None = None
     more = Needed(None, None, None)
+    price: tuple[float, int] | None = None
     if bounds is not None:
         choice = choose(bounds, margins.delta, margins.epsilon)
         more = needed(bounds, choice, margins.delta, margins.epsilon)
+        if choice.option is None:
+            price = sufficient_epsilon(bounds, margins.delta)
     num_seeds = len(_seeds(results))
     chosen = None if choice is None or choice.option is None else list(options)[choice.option]
     draft = Recommendation(
@@ -100,6 +103,8 @@ def recommend(results: StudyResults) -> Recommendation:
             more.retention_factor, _num_items(results, tasks.retention)
         ),
         num_seeds_needed=None if more.seeds is None else (more.seeds - num_seeds) or None,
+        sufficient_epsilon_points=None if price is None else price[0],
+        sufficient_rank=None if price is None else list(options)[price[1]].rank,
         verdicts=_verdicts(results, tasks, options, bounds, choice),
         comparisons=compare(results),
     )

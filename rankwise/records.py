@@ -257,6 +257,8 @@ class Recommendation(Record):
 
     ``delta`` is in ``unit``. The ``num_..._needed`` are additional ones, in all tasks of their
     kind together; None where nothing is needed or where more of that kind alone would not do.
+    Where nothing is recommended, ``sufficient_rank`` would be if a retention loss of
+    ``sufficient_epsilon_points`` were acceptable; both are None where no loss would do.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -278,5 +280,7 @@ class Recommendation(Record):
     num_items_needed: int | None
     num_retention_items_needed: int | None
     num_seeds_needed: int | None
+    sufficient_epsilon_points: float | None
+    sufficient_rank: int | None
     verdicts: tuple[RankVerdict, ...]
     comparisons: tuple[Comparison, ...]

@@ -111,6 +111,12 @@ def _none_keeps_enough(draft: Recommendation) -> str:
         f"No rank keeps enough: every one loses more than {_amount(epsilon, 'points')} on the "
         f"retention tasks; the least is lost by rank {rank}, {_amount(least.estimate, 'points')} "
         f"(at least {_number(least.lower, 'points')})"
+        + (
+            f"; rank {draft.sufficient_rank} would qualify if "
+            f"{_amount(draft.sufficient_epsilon_points or 0.0, 'points')} were acceptable (ε)"
+            if draft.sufficient_rank is not None
+            else ""
+        )
     )
 
 
@@ -123,6 +129,13 @@ def _what_decides(draft: Recommendation) -> str:
     ways = [f"about {' and '.join(items)}"] if items else []
     if draft.num_seeds_needed is not None:
         ways.append(f"about {draft.num_seeds_needed} more seeds")
+    if not ways and draft.sufficient_rank is not None:
+        return (
+            "no rank is shown both to keep enough and to come near the best, and more items would "
+            f"not change that; rank {draft.sufficient_rank} would qualify if a loss of "
+            f"{_amount(draft.sufficient_epsilon_points or 0.0, 'points')} on the retention tasks "
+            "were acceptable (ε)"
+        )
     if not ways:
         return (
             "the estimates lie too near the margins or beyond them for more items to decide; "

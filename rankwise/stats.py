@@ -46,8 +46,8 @@ class Spread(NamedTuple):
 
         The Student quantiles of both sources, weighted by their variances (Cochran and Cox
         1950). Satterthwaite's degrees of freedom are not used: with 3 seeds their 95 % intervals
-        cover as little as 92 %, and far out in the tail they miss three times as often as they
-        say.
+        cover as little as 92 %, and far out in the tail they miss up to four times as often as
+        they say.
         """
         by_items = np.asarray(special.stdtrit(self.item_freedom, level))
         by_seeds = np.asarray(special.stdtrit(self.seed_freedom, level))

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
 from rankwise.records import (
@@ -63,6 +64,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise storage_error(path, error) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Around a library that writes: its error becomes ours, with the remedy.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(path, error) from error
+    except SafetensorError as error:
+        raise storage_error(path, OSError(str(error))) from error
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -269,6 +285,7 @@ class StudyFolder:
         """
         study = self.read_study()
         tasks = [task for names in study.tasks.values() for task in names]
+        base = self._model_results(BASE, None, tasks)
         runs: list[ModelResults] = []
         for planned in study.runs:
             run = self.finished_run(planned)
@@ -278,9 +295,20 @@ class StudyFolder:
                 )
             scored = tasks if run.status == "trained" else []
             runs.append(self._model_results(planned.name, run, scored))
-        return StudyResults(
-            study=study, base=self._model_results(BASE, None, tasks), runs=tuple(runs)
-        )
+            self._check_same_settings(base, runs[-1])
+        return StudyResults(study=study, base=base, runs=tuple(runs))
+
+    def _check_same_settings(self, base: ModelResults, model: ModelResults) -> None:
+        """Scores of an earlier config, left by a run that was stopped half way, do not compare."""
+        for task, evaluation in model.evaluations.items():
+            wanted = base.evaluations[task]
+            for name in ("num_fewshot", "chat_template", "limit", "decision_metric"):
+                ours, theirs = getattr(evaluation, name), getattr(wanted, name)
+                if ours != theirs:
+                    raise RecordError(
+                        f"{self.evaluation_file(model.name, task)} was scored with {name} {ours} "
+                        f"and the base with {theirs}. Run the study again to finish it."
+                    )
 
     def _model_results(self, name: str, run: RunRecord | None, tasks: list[str]) -> ModelResults:
         evaluations = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +30,10 @@ class Observer(Protocol):
 
     def study_started(self, total_work: float, finished_work: float) -> None:
         """Work is counted in scored tokens; some of it may be finished from an earlier call."""
+        ...
+
+    def model_started(self, model: str, work: float) -> None:
+        """What is left to do for one model: its training and its scoring."""
         ...
 
     def stage_started(self, model: str, stage: str, work: float) -> None: ...
@@ -114,8 +119,11 @@ def run_study(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> Study
         )
         worker = _Worker(plan, folder, observer)
         try:
-            for stage, done in zip(todo, finished, strict=True):
-                if not done:
+            left = [stage for stage, done in zip(todo, finished, strict=True) if not done]
+            for model, of_model in itertools.groupby(left, key=lambda stage: stage.model):
+                its_stages = list(of_model)
+                observer.model_started(model, sum(stage.work for stage in its_stages))
+                for stage in its_stages:
                     worker.do(stage)
         finally:
             worker.release()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import get_scheduler
 
@@ -22,6 +23,7 @@ from rankwise.config import TrainConfig
 from rankwise.devices import PeakMemory, ResolvedPrecision
 from rankwise.errors import DataError, DivergedError
 from rankwise.records import PlannedRun, Record
+from rankwise.store import writing
 from rankwise.tasks.training_rows import TrainingRow
 
 Advance = Callable[[int], None]
@@ -184,8 +186,9 @@ def train_full(
     loop = _Loop(model, examples, run, config, pad_id, precision)
     outcome = loop.run(on_step, advance)
     is_zero = before == _weight_sums(model)
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    with writing(folder):
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
     weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return outcome._replace(weights_bytes=weights_bytes, update_is_zero=is_zero)
 
@@ -293,7 +296,7 @@ class _Loop:
         self._num_loss_tokens += num_loss_tokens
         return total
 
-    def _summed_loss(self, examples: Sequence[Example]) -> Tensor:
+    def _summed_loss(self, examples: Sequence[Example]) -> Float[Tensor, ""]:
         """Cross-entropy in nats, summed over loss tokens; logits from the first of them on."""
         rows = [example.tokens[:-1] for example in examples]
         batch = left_padded(rows, self._pad_id, self._device)

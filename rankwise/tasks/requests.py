@@ -34,6 +34,12 @@ class Request(NamedTuple):
     is_truncated: bool
     max_new_tokens: int = 0
 
+    @property
+    def tokens_read(self) -> tuple[int, ...]:
+        """What the model reads: the last token is only predicted, unless it is a prompt's."""
+        tokens = self.context + self.continuation
+        return tokens[:-1] if self.continuation else tokens
+
 
 class PreparedTask(NamedTuple):
     """A task with all its requests, tokenised once and scored on many models.
@@ -48,6 +54,7 @@ class PreparedTask(NamedTuple):
         chat_template: whether prompts are rendered as conversations.
         digest: sha256 over every prompt and continuation.
         chance: item mean of 1/options; 0 for a generation; None where it has no meaning.
+        num_options: of each document of a multiple-choice task, by doc_id.
     """
 
     loaded: LoadedTask
@@ -59,6 +66,7 @@ class PreparedTask(NamedTuple):
     chat_template: bool
     digest: str
     chance: float | None
+    num_options: dict[int, int]
 
     @property
     def name(self) -> str:
@@ -66,8 +74,9 @@ class PreparedTask(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens read and generated at most, if none is shared between requests."""
-        return sum(len(r.context) + len(r.continuation) + r.max_new_tokens for r in self.requests)
+        """Tokens read, each distinct sequence once, and generated at most."""
+        rows = {request.tokens_read for request in self.requests}
+        return sum(map(len, rows)) + sum(request.max_new_tokens for request in self.requests)
 
 
 def prepare_task(
@@ -119,6 +128,7 @@ def prepare_task(
         ) from error
     instances = list(task.instances)
     encoder = _Encoder(tokenizer, max_length)
+    num_options = _num_options(loaded, instances)
     requests = [
         request
         for index, instance in enumerate(instances)
@@ -133,7 +143,8 @@ def prepare_task(
         num_fewshot=shots,
         chat_template=chat_template,
         digest=_digest(instances),
-        chance=_chance(loaded, instances),
+        chance=_chance(loaded, num_options),
+        num_options=num_options,
     )
 
 
@@ -149,15 +160,17 @@ def _digest(instances: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def _chance(loaded: LoadedTask, instances: Sequence[Any]) -> float | None:
+def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]:
+    """Requests beyond the options (of ``acc_mutual_info``) are not options."""
+    if loaded.output_type != "multiple_choice":
+        return {}
+    return {i.doc_id: len(loaded.task.doc_to_choice(i.doc)) for i in instances if i.idx == 0}
+
+
+def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:
     if loaded.output_type == "generate_until":
         return 0.0
-    if loaded.output_type != "multiple_choice":
-        return None
-    options: dict[int, int] = {}
-    for instance in instances:
-        options[instance.doc_id] = options.get(instance.doc_id, 0) + 1
-    return sum(1 / count for count in options.values()) / len(options)
+    return sum(1 / n for n in num_options.values()) / len(num_options) if num_options else None
 
 
 class _Encoder:

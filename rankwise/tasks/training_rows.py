@@ -18,33 +18,33 @@ class TrainingRow(NamedTuple):
 
 
 def task_rows(
-    loaded: LoadedTask, tokenizer: Any, *, chat_template: bool, max_examples: int | None
+    loaded: LoadedTask,
+    tokenizer: Any,
+    *,
+    chat_template: bool,
+    max_examples: int | None,
+    split: str | None = None,
 ) -> list[TrainingRow]:
-    """The training split of a task as prompts and right completions, zero-shot.
+    """A split of a task as prompts and right completions, zero-shot.
 
     For a choice the completion is the right option as it is scored; for a generation it is the
     target. Every completion ends with the model's end of turn, so that it learns to stop.
 
     Args:
-        loaded: the task; its training split is used, never another one.
+        loaded: the task.
         tokenizer: renders the chat template and knows the end of text.
         chat_template: whether prompts are rendered as a conversation.
         max_examples: the first so many rows; None takes all.
+        split: a split of the task's data set; None takes its training split, never another one.
 
     Raises:
-        TaskError: the task has no training split, or scores nothing that can be trained on.
+        TaskError: the task has no such split, or scores nothing that can be trained on.
         DataError: the split is empty, or a row has no right answer.
     """
-    task = loaded.task
-    if not task.has_training_docs():
-        raise TaskError(
-            f"task {loaded.name!r} has no training split. Train on another task, or on your own "
-            "rows with train.data."
-        )
     if loaded.output_type == "loglikelihood_rolling":
         raise TaskError(f"task {loaded.name!r} is prose without questions; it can only be scored.")
     try:
-        docs = task.training_docs()
+        docs = _documents(loaded, split)
     except task_file_errors() as error:
         raise TaskError(
             f"the training split of task {loaded.name!r} cannot be read ({error!r}). Check "
@@ -56,6 +56,23 @@ def task_rows(
     render = partial(render_chat, tokenizer) if chat_template else None
     end = end_of_turn(tokenizer, chat_template=chat_template)
     return [_row(loaded, docs[index], index, render, end) for index in range(count)]
+
+
+def _documents(loaded: LoadedTask, split: str | None) -> Any:
+    task = loaded.task
+    available = ", ".join(task.dataset)
+    if split is None:
+        if task.has_training_docs():
+            return task.training_docs()
+        raise TaskError(
+            f"task {loaded.name!r} has no training split. Name one of its data set's splits in "
+            f"train.split ({available}), train on another task, or on your own rows with "
+            "train.data."
+        )
+    if split not in task.dataset:
+        raise TaskError(f"task {loaded.name!r} has no split {split!r}; it has {available}.")
+    process = task.config.process_docs
+    return task.dataset[split] if process is None else process(task.dataset[split])
 
 
 def _row(
@@ -98,7 +115,8 @@ def _row(
         if prefix:
             delimiter = "" if prefix[-1].isspace() else " "
         completion = f"{delimiter}{text}" if text not in (None, []) else ""
-    if not str(completion).strip():
+    is_null = str(completion).strip() == "None" and None in doc.values()  # a template's None
+    if is_null or not str(completion).strip():
         raise DataError(f"{where} has an empty answer. Mend or remove it.")
     return TrainingRow(prompt, f"{completion}{end}")
 
