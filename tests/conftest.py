@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tiny matrices: threads would only wait on each other
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# shapes and types of these are checked at every call in the tests
+SHAPED = ["rankwise.batching", "rankwise.adapters", "rankwise.training"]
+install_import_hook(SHAPED, "beartype.beartype")
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
 

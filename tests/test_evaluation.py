@@ -33,7 +33,7 @@ def with_random_adapter(base: Any) -> Any:
     adapted = adapters.attach_lora(
         base,
         rank=4,
-        alpha=8,
+        alpha=8.0,
         target_modules=("q_proj", "v_proj"),
         dropout=0.0,
         use_rslora=False,

@@ -55,6 +55,7 @@ elif moment == "renaming":
 
 class Silent:
     def study_started(self, total_work, finished_work): pass
+    def model_started(self, model, work): pass
     def stage_started(self, model, stage, work): pass
     def advanced(self, work): pass
     def stage_finished(self): pass
@@ -68,11 +69,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, str]] = []
+        self.models: list[tuple[str, float]] = []
         self.work = (0.0, 0.0)
         self.done = 0.0
 
     def study_started(self, total_work: float, finished_work: float) -> None:
         self.work = (total_work, finished_work)
+
+    def model_started(self, model: str, work: float) -> None:
+        self.models.append((model, work))
 
     def stage_started(self, model: str, stage: str, work: float) -> None:
         self.stages.append((model, stage))
@@ -122,6 +127,8 @@ def test_a_study_from_nothing_to_a_recommendation(study_file: Path, tmp_path: Pa
     ]
     assert len(recorder.stages) == 3 + 4 * 3  # three trainings; four models on three tasks
     assert recorder.done == pytest.approx(recorder.work[0])
+    assert [name for name, _ in recorder.models] == ["base", *models]
+    assert sum(work for _, work in recorder.models) == pytest.approx(recorder.work[0])
     results = outcome.results
     assert results.study.tasks == {
         "in_domain": ("colours",),
@@ -157,7 +164,7 @@ def test_trainable_parameters_are_peft_s_own_count(study_file: Path, tmp_path: P
     adapted: Any = adapters.attach_lora(
         base,
         rank=4,
-        alpha=8,
+        alpha=8.0,
         target_modules=planned.target_modules,
         dropout=0.0,
         use_rslora=False,
@@ -404,3 +411,36 @@ def test_a_study_says_how_long_each_part_took(study_file: Path, tmp_path: Path) 
     parts += [e.score_seconds for m in outcome.results.runs for e in m.evaluations.values()]
     assert 0 < sum(parts) < spent
     assert all(m.run.peak_memory_bytes > 50e6 for m in outcome.results.runs if m.run)
+
+
+def test_a_split_that_is_scored_cannot_be_trained_on_and_scored(
+    study_file: Path, tasks_folder: Path
+) -> None:
+    (tasks_folder / "both.yaml").write_text("group: both\ntask: [colours, sums]\n")
+    plan = plan_study(load_config(study_file, ["train.split=train"]))
+    assert plan.record.tasks["in_domain"] == ("colours",)
+    with pytest.raises(PlanError, match="'test' of 'colours' is trained on and cannot be scored"):
+        plan_study(load_config(study_file, ["train.split=test"]))
+    with pytest.raises(PlanError, match=r"has no split 'dev'; it has train, test"):
+        plan_study(load_config(study_file, ["train.split=dev"]))
+    held_out = ["train.split=test", "evaluation.out_of_domain=[]", "evaluation.retention=[both]"]
+    plan = plan_study(
+        load_config(
+            study_file,
+            [*held_out, "evaluation.in_domain=[small_prose]", "evaluation.held_out_text=[]"],
+        )
+    )
+    assert plan.record.tasks["in_domain"] == ("small_prose",)
+    assert plan.record.tasks["retention"] == ("sums",)
+    assert plan.record.runs[0].num_examples == 26
+    assert "'colours' is trained on and was left out" in plan.record.warnings[0]
+
+
+def test_a_group_is_trained_on_in_equal_shares(study_file: Path, tasks_folder: Path) -> None:
+    (tasks_folder / "both.yaml").write_text("group: both\ntask: [colours, sums]\n")
+    overrides = ["train.task=both", "train.max_examples=10", "evaluation.out_of_domain=[]"]
+    plan = plan_study(load_config(study_file, overrides))
+    texts = [plan.tokenizer.decode(example.tokens) for example in plan.examples]
+    assert len(texts) == 10
+    assert sum("plus" in text for text in texts) == 5
+    assert plan.record.tasks["in_domain"] == ("colours", "sums")

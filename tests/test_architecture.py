@@ -1,0 +1,121 @@
+"""What holds of the whole tree: no heavy imports where none belong, docstrings, sizes, names."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rankwise
+
+ROOT = Path(rankwise.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+HEAVY = ("torch", "transformers", "peft", "lm_eval")
+LIGHT_MODULES = (
+    "rankwise",
+    "rankwise.cli",
+    "rankwise.config",
+    "rankwise.records",
+    "rankwise.store",
+    "rankwise.provenance",
+    "rankwise.status",
+    "rankwise.stats",
+    "rankwise.recommendation",
+    "rankwise.terminal",
+    "rankwise.report.page",
+)
+
+
+def loaded_by(code: str) -> list[str]:
+    """Which of the heavy packages a fresh process has after this code."""
+    code += f"\nimport json, sys\nprint(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_reading_recommending_and_reporting_reach_no_torch() -> None:
+    assert loaded_by("import " + ", ".join(LIGHT_MODULES)) == []
+
+
+def test_the_check_above_would_see_torch() -> None:
+    assert "torch" in loaded_by("import rankwise.models")
+
+
+def test_a_finished_study_is_read_and_reported_without_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from planted_results import planted_study
+from rankwise import recommend, write_report
+results = planted_study()
+path = write_report(Path({str(tmp_path)!r}), results, recommend(results))
+assert path.stat().st_size > 10_000
+"""
+    assert loaded_by(code) == []
+
+
+def test_every_public_name_of_the_package_resolves() -> None:
+    for name in rankwise.__all__:
+        assert getattr(rankwise, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rankwise.nothing  # noqa: B018
+
+
+def _undocumented(tree: ast.Module) -> Iterator[str]:
+    """Public modules, classes and functions without a docstring; methods may go without."""
+    if not ast.get_docstring(tree):
+        yield "module"
+    for node in tree.body:
+        is_named = isinstance(node, ast.ClassDef | ast.FunctionDef)
+        if is_named and not node.name.startswith("_") and not ast.get_docstring(node):
+            yield node.name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_source_file_is_documented_and_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert list(_undocumented(ast.parse(text))) == []
+    assert len(text.splitlines()) <= 400
+    assert not {"utils", "common", "helpers"} & set(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_functions_are_short() -> None:
+    long: list[str] = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
+                assert node.end_lineno is not None
+                if node.end_lineno - start >= 60:
+                    long.append(f"{path.name}:{node.name}")
+    assert long == []
+
+
+def test_only_the_command_line_prints_and_exits() -> None:
+    found: list[str] = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                name = ast.unparse(node.func)
+                if name in ("print", "exit", "quit", "sys.exit", "os._exit"):
+                    found.append(path.name)
+    assert set(found) == {"cli.py"}
+
+
+def test_no_path_of_one_machine_and_no_bare_except() -> None:
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, path
+                assert ast.unparse(node.type) not in ("Exception", "BaseException"), path
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not node.value.startswith(("/home/", "/root/", "/work/", "/tmp/")), path

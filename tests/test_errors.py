@@ -1,0 +1,80 @@
+"""Errors: also a standard one, whole after pickling, and readable."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from rankwise import errors
+from rankwise.errors import ConfigError, PlanError, RankwiseError
+
+STANDARD = {
+    "ConfigError": ValueError,
+    "PlanError": ValueError,
+    "RecordError": ValueError,
+    "StudyLockedError": BlockingIOError,
+    "StorageError": OSError,
+    "ModelError": OSError,
+    "TaskError": LookupError,
+    "DataError": ValueError,
+    "DivergedError": ArithmeticError,
+    "UnchangedOutputsError": AssertionError,
+}
+WITH_FIELDS = {
+    "ConfigError": ("study.yaml", ["a: 1", "b: 2"]),
+    "PlanError": ("study", "tiny", ["a: 1"], ["w"]),
+}
+
+
+def children() -> dict[str, type[RankwiseError]]:
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, RankwiseError) and value != RankwiseError
+    }
+
+
+def test_every_error_is_in_the_table_below() -> None:
+    assert children().keys() == STANDARD.keys()
+
+
+@pytest.mark.parametrize("name", sorted(STANDARD))
+def test_each_is_also_a_standard_error(name: str) -> None:
+    error = children()[name]
+    assert issubclass(error, STANDARD[name])
+    with pytest.raises(STANDARD[name]):
+        raise error(*WITH_FIELDS.get(name, ("what happened. What to do.",)))
+
+
+@pytest.mark.parametrize("name", sorted(STANDARD))
+def test_each_is_the_same_after_pickling(name: str) -> None:
+    before = children()[name](*WITH_FIELDS.get(name, ("what happened. What to do.",)))
+    after = pickle.loads(pickle.dumps(before))
+    assert type(after) is type(before)
+    assert str(after) == str(before)
+    assert vars(after) == vars(before)
+
+
+def test_pickling_keeps_fields() -> None:
+    config = pickle.loads(pickle.dumps(ConfigError("study.yaml", ["a: 1", "b: 2"])))
+    assert (config.source, config.problems) == ("study.yaml", ("a: 1", "b: 2"))
+    plan = pickle.loads(pickle.dumps(PlanError("s", "m", ["p"], ["w", "v"])))
+    assert (plan.source, plan.base_model, plan.problems, plan.warnings) == (
+        "s",
+        "m",
+        ("p",),
+        ("w", "v"),
+    )
+
+
+def test_messages_of_config_errors() -> None:
+    assert str(ConfigError("f.yaml", ["x: bad"])) == "f.yaml has 1 problem\n  x: bad"
+    assert str(ConfigError("f.yaml", ["x", "y"])) == "f.yaml has 2 problems\n  x\n  y"
+
+
+def test_messages_of_plan_errors() -> None:
+    assert str(PlanError("s", "m", ["p", "q"])) == "s cannot be planned on m, 2 problems\n  p\n  q"
+    assert str(PlanError("s", "m", ["p"], ["w"])) == (
+        "s cannot be planned on m, 1 problem and 1 warning\n  p\n  warning: w"
+    )
