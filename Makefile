@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 # Only what a study needs; the tests' tools are added by `test`.
 $(BIN)/rankwise: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@

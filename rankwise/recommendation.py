@@ -22,7 +22,7 @@ from rankwise.records import (
     Unit,
 )
 from rankwise.simultaneous import Bounds, StudyBounds, study_bounds
-from rankwise.statements import Finding, reasons, statement
+from rankwise.statements import FULL_LABEL, Finding, reasons, statement
 from rankwise.stats import Floats, crossed_difference, default_margin, effective_items
 
 __all__ = ["compare", "recommend"]
@@ -260,15 +260,15 @@ def _bound(bounds: Bounds, index: int) -> Bound:
 
 
 def _findings(results: StudyResults, options: Mapping[_Option, _Runs]) -> tuple[Finding, ...]:
-    """Every complete option, and full fine-tuning, on the tasks that do not decide."""
-    groups = {f"rank {option.rank}": runs for option, runs in options.items()}
+    """Every complete option, and full fine-tuning, on every task, one at a time."""
+    groups: dict[str, _Runs] = {f"rank {option.rank}": runs for option, runs in options.items()}
     trained = (model for model in results.runs if run_record(model).status == "trained")
     full = tuple(m for m in trained if run_record(m).planned.method == "full")
     if full:
-        groups["full fine-tuning"] = full
+        groups[FULL_LABEL] = full
     confidence = results.study.config.recommendation.confidence
     found: list[Finding] = []
-    relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "held_out_text")
+    relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention", "held_out_text")
     for relation in relations:
         for task in results.study.tasks.get(relation, ()):
             for label, runs in groups.items():

@@ -12,6 +12,9 @@ TRANSFER_ALARM_SHARE = 0.10
 """A drop of over a tenth of the base's score on another domain is named."""
 
 
+FULL_LABEL = "full fine-tuning"
+
+
 class Finding(NamedTuple):
     """One rank, or full fine-tuning, against the base on one task, seeds averaged.
 
@@ -57,13 +60,14 @@ def reasons(
 
     Args:
         draft: a recommendation whose statement and reasons are still empty.
-        findings: on the in-domain, out-of-domain and held-out tasks.
+        findings: on every task.
         parameters: trainable parameters of each verdict's option.
     """
     return (
         *_margins_used(draft),
         *(_verdict(verdict, draft) for verdict in draft.verdicts),
         *_alternatives(draft, parameters),
+        *_full(findings, draft.unit),
         *_flat(draft),
         *_warnings(findings),
     )
@@ -206,6 +210,25 @@ def _alternatives(draft: Recommendation, parameters: Sequence[int]) -> tuple[str
             text += f", {lost:+.1f} points of retention loss"
         texts.append(f"{text}, {number / size:.3g} times the trainable parameters)")
     return (f"Alternatives that qualify too: {', '.join(texts)}.",)
+
+
+def _full(findings: Sequence[Finding], unit: Unit) -> tuple[str, ...]:
+    """Full fine-tuning beside the ranks: task means, without bounds of their own."""
+
+    def mean(relation: Relation, wanted: Unit) -> float | None:
+        gains = [
+            found.gain
+            for found in findings
+            if (found.label, found.relation, found.unit) == (FULL_LABEL, relation, wanted)
+        ]
+        return sum(gains) / len(gains) if gains else None
+
+    gain, kept = mean("in_domain", unit), mean("retention", "points")
+    if gain is None:
+        return ()
+    text = f"Full fine-tuning, for comparison only: gain {_amount(gain, unit)}"
+    text += "" if kept is None else f"; retention loss {_amount(-kept, 'points')}"
+    return (f"{text}.",)
 
 
 def _flat(draft: Recommendation) -> tuple[str, ...]:

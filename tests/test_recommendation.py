@@ -350,3 +350,5 @@ def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:
     assert verdict.retention_loss is not None
     assert answer.sufficient_epsilon_points == verdict.retention_loss.upper
     assert "rank 64 would qualify if a loss of" in answer.statement
+    full = "Full fine-tuning, for comparison only: gain 45.0 points; retention loss 0.0 points."
+    assert full in answer.reasons
