@@ -36,4 +36,4 @@ docs: $(VENV)/.test-tools
 	$(BIN)/typer rankwise.cli utils docs --name rankwise --title "The rankwise command" --output docs/cli.md
 
 clean:
-	rm -rf $(VENV) build dist studies .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache

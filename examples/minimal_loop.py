@@ -56,10 +56,11 @@ def train(base, tokenizer, examples, rank, seed=0):
     for _ in range(3):
         order = torch.randperm(len(examples)).tolist()
         for start in range(0, len(order), 8):
-            for index in order[start : start + 8]:
+            batch = order[start : start + 8]
+            for index in batch:
                 prompt, options, gold = examples[index]
                 completion = options[gold] + tokenizer.eos_token
-                (completion_nats(model, tokenizer, prompt, completion) / 8).backward()
+                (completion_nats(model, tokenizer, prompt, completion) / len(batch)).backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()

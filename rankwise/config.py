@@ -222,9 +222,8 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _one_relation_per_task(self) -> Self:
-        relations = ("in_domain", "out_of_domain", "retention", "held_out_text")
         places: dict[str, list[str]] = {}
-        for relation in relations:
+        for relation in ("in_domain", "out_of_domain", "retention", "held_out_text"):
             for task in getattr(self.evaluation, relation):
                 places.setdefault(task, []).append(relation)
         for task, found in places.items():
@@ -280,7 +279,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
             raise ConfigError(source, [f"the file cannot be read: {error}"]) from error
     data = _parse_yaml(text, source)
     if path is not None:
-        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "study")
+        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study")
     problems = [problem for each in overrides if (problem := _apply_override(data, each))]
     try:
         config = StudyConfig.model_validate(data)
@@ -348,13 +347,14 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
 
 
 def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
-    tasks_path = tuple(folder / path.expanduser() for path in config.tasks_path)
-    update: dict[str, Any] = {"tasks_path": tasks_path}
+    update: dict[str, Any] = {}
+    update["tasks_path"] = tuple(folder / path.expanduser() for path in config.tasks_path)
     if config.train.data is not None:
-        data = folder / config.train.data.expanduser()
-        update["train"] = config.train.model_copy(update={"data": data})
-    if config.base_model.name.startswith(("./", "../")):
-        name = str((folder / config.base_model.name).resolve())
+        data = {"data": folder / config.train.data.expanduser()}
+        update["train"] = config.train.model_copy(update=data)
+    name = config.base_model.name
+    if name.startswith(("./", "../")) or (folder / name).is_dir():
+        name = str((folder / name).resolve())
         update["base_model"] = config.base_model.model_copy(update={"name": name})
     return config.model_copy(update=update)
 

@@ -86,6 +86,10 @@ class DivergedError(RankwiseError, ArithmeticError):
     """Training that produced a loss which is not a finite number."""
 
 
+class OutOfMemoryError(RankwiseError, MemoryError):
+    """A training or scoring that does not fit into the memory of the device."""
+
+
 class UnchangedOutputsError(RankwiseError, AssertionError):
     """A non-zero update whose outputs equal the base model's: the update was not applied."""
 

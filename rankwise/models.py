@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.config import BaseModelConfig
 from rankwise.devices import DTYPES, ResolvedPrecision
-from rankwise.embedded import EMBEDDED_MODELS, cache_folder, embedded_model_folder
+from rankwise.embedded import EMBEDDED_MODELS, embedded_model_folder
 from rankwise.errors import ModelError
 
 # What a folder needs beside the weights: no pickles, no code.
@@ -41,7 +41,7 @@ class BaseModel(NamedTuple):
     Attributes:
         name: as the study file says it.
         folder: a transformers folder.
-        fingerprint: equal exactly for equal weights and tokenizer.
+        fingerprint: of weights and tokenizer; a local folder's weights are sampled for it.
     """
 
     name: str
@@ -79,6 +79,18 @@ def find_base_model(
     if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
         raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
     return _hub_model(config, report, weights)
+
+
+def fetch_weights(base: BaseModel) -> Path:
+    """The folder of a planned base model with its weights; a hub model's exact commit.
+
+    Raises:
+        ModelError: the weights cannot be had, or are no safetensors.
+    """
+    if base.fingerprint.startswith("hub:"):
+        config = BaseModelConfig(name=base.name, revision=base.folder.name)
+        return _hub_model(config, lambda _: None, weights=True).folder
+    return base.folder
 
 
 def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: bool) -> BaseModel:
@@ -213,8 +225,3 @@ def context_length(model_config: Any, tokenizer: Any) -> int:
     from lm_eval.models.utils import resolve_max_length
 
     return int(resolve_max_length(model_config, tokenizer))
-
-
-def model_locations() -> dict[str, Path]:
-    """Where each embedded model is, or would be, kept."""
-    return {name: cache_folder() / f"{name}-{m.sha256[:8]}" for name, m in EMBEDDED_MODELS.items()}

@@ -6,6 +6,7 @@ Checks the config against tasks and model and collects every problem; loads no w
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from rankwise.models import BaseModel, LinearShape
 from rankwise.provenance import collect_provenance
 from rankwise.records import Relation, StudyRecord
 from rankwise.run_plans import planned_runs
-from rankwise.store import fingerprint
+from rankwise.store import LOSS_METRIC, fingerprint
 from rankwise.tasks import (
     LoadedTask,
     PreparedTask,
@@ -32,7 +33,7 @@ from rankwise.tasks import (
     task_rows,
 )
 from rankwise.tasks.resolution import TaskNotFound
-from rankwise.training import Example, tokenise_rows
+from rankwise.training import Example, num_optimizer_steps, tokenise_rows
 
 # Raised when a change to the code changes what is scored from equal settings.
 SCORING_REVISION = 1
@@ -53,18 +54,7 @@ class StudyPlan:
 
     def scoring_fingerprint(self, model_fingerprint: str, task: PreparedTask) -> str:
         """Of everything that a model's scores on a task depend on."""
-        return fingerprint(
-            {
-                "scoring_revision": SCORING_REVISION,
-                "model": model_fingerprint,
-                "precision": self.record.precision,
-                "task": task.name,
-                "task_version": task.loaded.version,
-                "requests": task.digest,
-                "limit": task.limit,
-                "metric": self.record.config.evaluation.metric.get(task.name),
-            }
-        )
+        return fingerprint([model_fingerprint, self.record.task_fingerprints[task.name]])
 
 
 def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
@@ -109,6 +99,9 @@ class _Planner:
         rows, leaves = self._rows_and_tasks()
         examples = self._examples(rows)
         tasks = self._prepared(leaves)
+        self._check_metrics(tasks)
+        self._check_fewshot(tasks, leaves)
+        self._check_warmup(len(examples))
         if self.problems:
             return None
         record = StudyRecord(
@@ -117,6 +110,7 @@ class _Planner:
             base_model_fingerprint=self.base.fingerprint,
             precision=self.precision,
             tasks={relation: tuple(names) for relation, names in leaves.items()},
+            task_fingerprints={task.name: self._task_fingerprint(task) for task in tasks},
             runs=planned_runs(
                 self.config, self.base.fingerprint, self.precision, self.skeleton, shapes, examples
             ),
@@ -130,6 +124,20 @@ class _Planner:
             device=self.device,
             examples=tuple(examples),
             tasks=tuple(tasks),
+        )
+
+    def _task_fingerprint(self, task: PreparedTask) -> str:
+        """Of everything that scores on a task depend on, beside the model."""
+        return fingerprint(
+            {
+                "scoring_revision": SCORING_REVISION,
+                "precision": self.precision,
+                "task": task.name,
+                "task_version": task.loaded.version,
+                "requests": task.digest,
+                "limit": task.limit,
+                "metric": self.config.evaluation.metric.get(task.name),
+            }
         )
 
     def _check_chat_template(self) -> None:
@@ -176,6 +184,39 @@ class _Planner:
                 )
         return {name: shapes[name] for found in matches.values() for name in found}
 
+    def _check_metrics(self, tasks: list[PreparedTask]) -> None:
+        by_name = {task.name: task for task in tasks}
+        for name, wanted in self.config.evaluation.metric.items():
+            if name not in by_name:
+                close = difflib.get_close_matches(name, by_name, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(by_name)}"
+                self.problems.append(f"evaluation.metric: no task {name!r} is scored; {hint}")
+                continue
+            known = [*by_name[name].loaded.task.aggregation(), LOSS_METRIC]
+            if wanted.partition(",")[0] not in known:
+                self.problems.append(
+                    f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
+                )
+
+    def _check_fewshot(
+        self, tasks: list[PreparedTask], leaves: Mapping[Relation, Mapping[str, LoadedTask]]
+    ) -> None:
+        """Training is zero-shot; a task that sets its own number of examples is scored so."""
+        for task in tasks:
+            if task.name in leaves["in_domain"] and task.num_fewshot:
+                self.warnings.append(
+                    f"evaluation.num_fewshot: {task.name} is scored after {task.num_fewshot} "
+                    "examples and trained without; set it to 0 to score what is trained"
+                )
+
+    def _check_warmup(self, num_examples: int) -> None:
+        steps = num_optimizer_steps(num_examples, self.config.train)
+        if 0 < steps <= math.ceil(self.config.train.warmup_ratio * steps):
+            self.warnings.append(
+                f"train: {steps} optimizer steps are all warm-up, which starts at a rate of 0; "
+                "train on more examples or lower warmup_ratio"
+            )
+
     def _rows_and_tasks(
         self,
     ) -> tuple[list[TrainingRow], dict[Relation, dict[str, LoadedTask]]]:
@@ -190,6 +231,11 @@ class _Planner:
         leaves: dict[Relation, dict[str, LoadedTask]] = {
             relation: self._leaves(relation, wanted, loaded) for relation in RELATIONS
         }
+        for relation, other in itertools.combinations(RELATIONS, 2):
+            for name in leaves[relation].keys() & leaves[other].keys():
+                self.problems.append(
+                    f"evaluation: {name!r} is in {relation} and in {other}; name it once"
+                )
         rows: list[TrainingRow] = []
         if train.task is not None:
             trained = self._trained_tasks(loaded.get(train.task))
@@ -241,8 +287,7 @@ class _Planner:
         self, trained: tuple[LoadedTask, ...], leaves: dict[Relation, dict[str, LoadedTask]]
     ) -> None:
         """What is trained on is in-domain, unless its scored items are those trained on."""
-        split = self.config.train.split
-        spent = {task.name for task in trained if split and split == _scored_split(task)}
+        spent = {t.name for t in trained if self._trained_split(t) == _scored_split(t)}
         for relation in ("out_of_domain", "retention"):
             for task in trained:
                 if leaves[relation].pop(task.name, None) is not None:
@@ -251,23 +296,30 @@ class _Planner:
                     )
         for name in spent & leaves["in_domain"].keys():
             self.problems.append(
-                f"evaluation.in_domain: {name!r} is trained on the split {split!r} that it is "
-                "scored on; name tasks whose items were not trained on"
+                f"evaluation.in_domain: {name!r} is trained on the split that it is scored on; "
+                "name tasks whose items were not trained on"
             )
         if not leaves["in_domain"]:
             leaves["in_domain"] = {t.name: t for t in trained if t.name not in spent}
             if trained and not leaves["in_domain"]:
                 self.problems.append(
-                    f"evaluation.in_domain: the split {split!r} of {self.config.train.task!r} is "
-                    "trained on and cannot be scored; name tasks that it should help"
+                    f"evaluation.in_domain: the split {self._trained_split(trained[0])!r} of "
+                    f"{self.config.train.task!r} is trained on and cannot be scored; name tasks "
+                    "that it should help"
                 )
+
+    def _trained_split(self, task: LoadedTask) -> str | None:
+        return self.config.train.split or task.task.config.training_split
 
     def _task_rows(self, trained: tuple[LoadedTask, ...]) -> list[TrainingRow]:
         """Rows of every trained task, in equal shares where there is a limit."""
         train = self.config.train
-        share = train.max_examples and math.ceil(train.max_examples / max(len(trained), 1))
         rows: list[TrainingRow] = []
-        for task in trained:
+        for index, task in enumerate(trained):
+            left = None if train.max_examples is None else train.max_examples - len(rows)
+            share = None if left is None else math.ceil(left / (len(trained) - index))
+            if share == 0:
+                break
             try:
                 rows += task_rows(
                     task,

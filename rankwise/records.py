@@ -67,6 +67,7 @@ class StudyRecord(Record):
     base_model_fingerprint: str
     precision: Literal["float32", "bfloat16"]
     tasks: dict[Relation, tuple[str, ...]]
+    task_fingerprints: dict[str, str]
     runs: tuple[PlannedRun, ...]
     warnings: tuple[str, ...]
     provenance: Provenance
@@ -145,8 +146,8 @@ class TaskItems(Record):
     """The deciding metric of one model on one task, item by item.
 
     ``values`` has one number per item in the order of ``doc_ids``. With unit ``points`` it is a
-    share (0 or 1 for accuracy); with ``nats`` it is a loss, scaled so that its mean is the mean
-    loss per token.
+    share (0 or 1 for accuracy). With ``nats`` it is the item's mean loss per token; in prose
+    longer items weigh more, so that the mean over the items is the loss per token of them all.
     """
 
     task: str

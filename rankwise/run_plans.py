@@ -75,7 +75,9 @@ class _RunMaker:
         self._precision: ResolvedPrecision = precision
         self._skeleton, self._examples = skeleton, examples
         self.num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-        self._digest_of_examples = fingerprint([example.tokens for example in examples])
+        self._digest_of_examples = fingerprint(
+            [(example.tokens, example.num_loss_tokens) for example in examples]
+        )
 
     def run(self, method: Method, rank: int | None, seed: int, *, num_trainable: int) -> PlannedRun:
         train, lora, examples = self._config.train, self._config.methods.lora, self._examples
@@ -115,7 +117,8 @@ class _RunMaker:
         return train.data.stem if train.data is not None else str(train.task)
 
     def _fingerprint(self, run: PlannedRun, alpha_policy: str | None) -> str:
-        train = self._config.train.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+        unused = _NOT_IN_FINGERPRINT | ({"dropout"} if run.method == "full" else set())
+        train = self._config.train.model_dump(mode="json", exclude=unused)
         return fingerprint(
             {
                 "training_revision": TRAINING_REVISION,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rankwise.records import TaskEvaluation
+from rankwise.records import StudyRecord, TaskEvaluation
 from rankwise.store import BASE, StudyFolder, read_record
 
 
@@ -30,7 +30,8 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     """
     study = folder.read_study()
     tasks = [task for names in study.tasks.values() for task in names]
-    lines = [_line(folder, BASE, "none needed", 0, 0, tasks)]
+    base = _scored(folder, study, BASE, study.base_model_fingerprint, tasks)
+    lines = [_line(BASE, "none needed", 0, 0, base, tasks)]
     for planned in study.runs:
         record = folder.finished_run(planned)
         metrics = folder.metrics_file(planned.name)
@@ -41,18 +42,27 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
         else:
             done, training = 0, "not started"
         wanted = [] if training == "diverged" else tasks
-        lines.append(_line(folder, planned.name, training, done, planned.num_steps, wanted))
+        scored = _scored(folder, study, planned.name, planned.fingerprint, wanted)
+        lines.append(_line(planned.name, training, done, planned.num_steps, scored, wanted))
     return lines
 
 
-def _line(
-    folder: StudyFolder, model: str, training: str, done: int, steps: int, tasks: list[str]
-) -> ModelStatus:
+def _scored(
+    folder: StudyFolder, study: StudyRecord, model: str, fingerprint: str, tasks: list[str]
+) -> list[str]:
+    """The tasks that the model was scored on under the settings that the study has now."""
     scored: list[str] = []
     for task in tasks:
         path = folder.evaluation_file(model, task)
         if path.exists():
-            read_record(path, TaskEvaluation)
-            scored.append(task)
+            record = read_record(path, TaskEvaluation)
+            if folder.is_current(study, record, fingerprint):
+                scored.append(task)
+    return scored
+
+
+def _line(
+    model: str, training: str, done: int, steps: int, scored: list[str], tasks: list[str]
+) -> ModelStatus:
     left = tuple(task for task in tasks if task not in scored)
     return ModelStatus(model, training, done, steps, tuple(scored), left)

@@ -225,7 +225,7 @@ class StudyFolder:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
         try:
-            for leftover in _WEIGHTS:
+            for leftover in (*_WEIGHTS, "eval"):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file(planned.name).write_text("", encoding="utf-8")
@@ -234,9 +234,10 @@ class StudyFolder:
 
     def finish_run(self, record: RunRecord) -> None:
         """Make the weights durable, then say that they are there."""
-        for path in self.weights_folder(record.planned).glob("*"):
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
+        for path in self.weights_folder(record.planned).rglob("*"):
+            if path.is_file():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
         self.write(self.run_file(record.planned.name), record)
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
@@ -285,7 +286,7 @@ class StudyFolder:
         """
         study = self.read_study()
         tasks = [task for names in study.tasks.values() for task in names]
-        base = self._model_results(BASE, None, tasks)
+        base = self._model_results(study, BASE, None, tasks)
         runs: list[ModelResults] = []
         for planned in study.runs:
             run = self.finished_run(planned)
@@ -294,26 +295,27 @@ class StudyFolder:
                     f"{self.run_file(planned.name)} is not there; run the study first."
                 )
             scored = tasks if run.status == "trained" else []
-            runs.append(self._model_results(planned.name, run, scored))
-            self._check_same_settings(base, runs[-1])
+            runs.append(self._model_results(study, planned.name, run, scored))
         return StudyResults(study=study, base=base, runs=tuple(runs))
 
-    def _check_same_settings(self, base: ModelResults, model: ModelResults) -> None:
-        """Scores of an earlier config, left by a run that was stopped half way, do not compare."""
-        for task, evaluation in model.evaluations.items():
-            wanted = base.evaluations[task]
-            for name in ("num_fewshot", "chat_template", "limit", "decision_metric"):
-                ours, theirs = getattr(evaluation, name), getattr(wanted, name)
-                if ours != theirs:
-                    raise RecordError(
-                        f"{self.evaluation_file(model.name, task)} was scored with {name} {ours} "
-                        f"and the base with {theirs}. Run the study again to finish it."
-                    )
+    def is_current(self, study: StudyRecord, record: TaskEvaluation, model: str) -> bool:
+        """Whether a scoring was made from the study's config as it stands now."""
+        wanted = fingerprint([model, study.task_fingerprints.get(record.task)])
+        return record.fingerprint == wanted
 
-    def _model_results(self, name: str, run: RunRecord | None, tasks: list[str]) -> ModelResults:
+    def _model_results(
+        self, study: StudyRecord, name: str, run: RunRecord | None, tasks: list[str]
+    ) -> ModelResults:
         evaluations = {
             task: read_record(self.evaluation_file(name, task), TaskEvaluation) for task in tasks
         }
+        model = study.base_model_fingerprint if run is None else run.planned.fingerprint
+        for task, record in evaluations.items():
+            if not self.is_current(study, record, model):
+                raise RecordError(
+                    f"{self.evaluation_file(name, task)} was scored under other settings than "
+                    "study.json has now. Run the study again to finish it."
+                )
         items = {
             task: self._items(record, self.read_samples(name, task))
             for task, record in evaluations.items()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import nn
 
 from rankwise import adapters, models, training
 from rankwise.devices import device_name
-from rankwise.errors import DivergedError, UnchangedOutputsError
+from rankwise.errors import DivergedError, OutOfMemoryError, UnchangedOutputsError
 from rankwise.evaluation import evaluate
 from rankwise.planning import StudyPlan
 from rankwise.provenance import collect_provenance
@@ -86,6 +88,8 @@ def is_finished(plan: StudyPlan, folder: StudyFolder, stage: Stage) -> bool:
     run = folder.finished_run(stage.run) if stage.run is not None else None
     if stage.task is None:
         return run is not None
+    if stage.run is not None and run is None:
+        return False  # scores of weights that are gone
     if run is not None and run.status == "diverged":
         return True
     wanted = plan.scoring_fingerprint(stage.fingerprint, stage.task)
@@ -124,13 +128,27 @@ def run_study(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> Study
                 its_stages = list(of_model)
                 observer.model_started(model, sum(stage.work for stage in its_stages))
                 for stage in its_stages:
-                    worker.do(stage)
+                    with _enough_memory(stage):
+                        worker.do(stage)
         finally:
             worker.release()
         results = folder.read_results()
         recommendation = recommend(results)
         folder.write(folder.recommendation_file, recommendation)
     return StudyOutcome(results, recommendation)
+
+
+@contextlib.contextmanager
+def _enough_memory(stage: Stage) -> Generator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        what = "training" if stage.task is None else f"scoring {stage.task.name}"
+        raise OutOfMemoryError(
+            f"{stage.model}: {what} does not fit into memory ({str(error).splitlines()[0]}). "
+            "Lower train.batch_size or train.max_length, evaluation.max_batch_tokens, or leave "
+            "full fine-tuning out with methods.full=null; then run again: what is finished is kept."
+        ) from error
 
 
 class _Worker:
@@ -163,8 +181,8 @@ class _Worker:
         if self._base is None:
             plan = self._plan
             # planning needed the small files only; now the weights
-            base = models.find_base_model(plan.record.config.base_model)
-            self._base = models.load_frozen(base.folder, plan.record.precision, plan.device)
+            folder = models.fetch_weights(plan.base)
+            self._base = models.load_frozen(folder, plan.record.precision, plan.device)
         return self._base
 
     def _train(self, run: PlannedRun) -> None:
@@ -198,8 +216,7 @@ class _Worker:
                 use_rslora=lora is not None and lora.alpha.policy == "rslora",
                 **common,
             )
-        base = models.find_base_model(config.base_model)
-        model = models.load_frozen(base.folder, "float32", plan.device)
+        model = models.load_frozen(models.fetch_weights(plan.base), "float32", plan.device)
         return training.train_full(
             model, plan.tokenizer, plan.examples, run, config.train, **common
         )
@@ -241,7 +258,8 @@ class _Worker:
             max_batch_tokens=evaluation.max_batch_tokens,
             advance=self._observer.advanced,
         )
-        if run is not None and not run.update_is_zero:
+        # a full update may lie below the resolution of the scoring precision; an adapter does not
+        if run is not None and run.planned.method == "lora" and not run.update_is_zero:
             self._check_outputs_changed(stage.model, task, scoring.samples)
         self._folder.write_evaluation(scoring.record, scoring.samples)
 

@@ -24,6 +24,7 @@ from rankwise.devices import PeakMemory, ResolvedPrecision
 from rankwise.errors import DataError, DivergedError
 from rankwise.records import PlannedRun, Record
 from rankwise.store import writing
+from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.training_rows import TrainingRow
 
 Advance = Callable[[int], None]
@@ -76,7 +77,9 @@ class TrainingResult(NamedTuple):
 def tokenise_rows(
     rows: Sequence[TrainingRow], tokenizer: Any, config: TrainConfig, max_length: int
 ) -> list[Example]:
-    """Turn rows into tokens; the boundary between prompt and completion is where scoring has it.
+    """Turn rows into tokens, split where likelihoods are.
+
+    Spaces at the end of a prompt are learned with the completion.
 
     Args:
         rows: prompt and completion as text.
@@ -88,19 +91,11 @@ def tokenise_rows(
         DataError: a completion alone does not fit, or has no tokens.
     """
     limit = min(config.max_length, max_length)
+    encoder = TextEncoder(tokenizer)
     examples: list[Example] = []
     for index, row in enumerate(rows):
-        start = len(row.prompt.rstrip())
-        prompt = tokenizer.encode(row.prompt[:start]) if start else []
-        tokens = tokenizer.encode(row.prompt + row.completion)
-        num_completion = len(tokens) - len(prompt)
-        if not prompt:  # nothing to predict the first token from
-            first = (
-                tokenizer.eos_token_id
-                if tokenizer.bos_token_id is None
-                else (tokenizer.bos_token_id)
-            )
-            tokens = [first, *tokens]
+        prompt, completion = encoder.split(row.prompt, row.completion)
+        tokens, num_completion = prompt + completion, len(completion)
         if not 0 < num_completion < limit:
             raise DataError(
                 f"training row {index}: its completion has {num_completion} tokens and an example "

@@ -33,6 +33,7 @@ from rankwise.records import (
     TaskItems,
     Unit,
 )
+from rankwise.store import fingerprint
 
 Key = int | Literal["full"]
 Scores = Mapping[Key, float | Sequence[float]]
@@ -59,6 +60,9 @@ PROVENANCE = Provenance(
     device="cpu",
     created_at="2026-01-01T00:00:00+00:00",
 )
+
+
+BASE_FINGERPRINT = "b" * 64
 
 
 def planted_study(
@@ -133,7 +137,7 @@ def planted_study(
         return ModelResults(
             name=name,
             run=run,
-            evaluations={t: _evaluation(name, i) for t, i in items.items()} if done else {},
+            evaluations={t: _evaluation(name, i, run) for t, i in items.items()} if done else {},
             items=items if done else {},
         )
 
@@ -150,7 +154,8 @@ def planted_study(
     study = StudyRecord(
         fingerprint="f" * 64,
         config=config,
-        base_model_fingerprint="b" * 64,
+        base_model_fingerprint=BASE_FINGERPRINT,
+        task_fingerprints={t: _task_fingerprint(t) for names in tasks.values() for t in names},
         precision="float32",
         tasks=tasks,
         runs=tuple(planned),
@@ -189,14 +194,19 @@ def _of_seed(score: float | Sequence[float], seed_index: int) -> float:
     return score[seed_index] if isinstance(score, Sequence) else score
 
 
-def _evaluation(model: str, items: TaskItems) -> TaskEvaluation:
+def _task_fingerprint(task: str) -> str:
+    return f"{zlib.crc32(task.encode()):08x}" * 8
+
+
+def _evaluation(model: str, items: TaskItems, run: RunRecord | None) -> TaskEvaluation:
+    weights = BASE_FINGERPRINT if run is None else run.planned.fingerprint
     values = np.asarray(items.values)
     nats = items.unit == "nats"
     return TaskEvaluation(
         model=model,
         task=items.task,
         task_version="1.0",
-        fingerprint=f"{zlib.crc32(f'{model} {items.task}'.encode()):08x}" * 8,
+        fingerprint=fingerprint([weights, _task_fingerprint(items.task)]),
         output_type="loglikelihood_rolling" if nats else "multiple_choice",
         domain=None,
         metrics=(
@@ -229,11 +239,11 @@ def _planned(key: Key, seed: int) -> PlannedRun:
     rank = None if key == "full" else int(key)
     method: Literal["lora", "full"] = "full" if rank is None else "lora"
     label = "full" if rank is None else f"lora-r{rank:03d}-a{2 * rank:03d}"
-    fingerprint = f"{zlib.crc32(f'{label} {seed}'.encode()):08x}" * 8
+    own_fingerprint = f"{zlib.crc32(f'{label} {seed}'.encode()):08x}" * 8
     parameters = 135_000_000 if rank is None else 115_200 * rank
     return PlannedRun(
-        name=f"kinship-{label}-s{seed}-{fingerprint[:8]}",
-        fingerprint=fingerprint,
+        name=f"kinship-{label}-s{seed}-{own_fingerprint[:8]}",
+        fingerprint=own_fingerprint,
         method=method,
         train_task="kinship",
         rank=rank,

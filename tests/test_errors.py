@@ -19,6 +19,7 @@ STANDARD = {
     "TaskError": LookupError,
     "DataError": ValueError,
     "DivergedError": ArithmeticError,
+    "OutOfMemoryError": MemoryError,
     "UnchangedOutputsError": AssertionError,
 }
 WITH_FIELDS = {

@@ -68,7 +68,7 @@ tasks_path: {shared_tasks}
 train:
   task: local_overruling
   max_examples: 320
-  epochs: 1
+  epochs: 2
   batch_size: 16
   gradient_accumulation_steps: 1
   learning_rate: {{lora: 5e-4}}

@@ -11,10 +11,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
+from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval, task_file_errors
 from rankwise.tasks.training_rows import render_chat
 
 FEWSHOT_SEED = 1234  # lm-eval's default
+
+# What of a task's config turns answers into scores.
+_JUDGING = ("output_type", "metric_list", "filter_list", "process_results", "doc_to_choice")
 
 
 class Request(NamedTuple):
@@ -107,6 +111,7 @@ def prepare_task(
     task = loaded.task
     if not (task.has_test_docs() or task.has_validation_docs()):
         raise TaskError(f"task {loaded.name!r} has neither a test nor a validation split to score.")
+    _refuse_sampling(loaded)
     chat_template = chat_template and not loaded.is_rendered
     own = task.get_config("num_fewshot")
     shots = own if own is not None and (own == 0 or num_fewshot is None) else (num_fewshot or 0)
@@ -142,21 +147,37 @@ def prepare_task(
         limit=limit,
         num_fewshot=shots,
         chat_template=chat_template,
-        digest=_digest(instances),
+        digest=_digest(loaded, instances),
         chance=_chance(loaded, num_options),
         num_options=num_options,
     )
+
+
+def _refuse_sampling(loaded: LoadedTask) -> None:
+    config = loaded.task.config
+    samples = (config.generation_kwargs or {}).get("do_sample", False)
+    if loaded.output_type == "generate_until" and (samples or (config.repeats or 1) > 1):
+        raise TaskError(
+            f"task {loaded.name!r} samples its answers (do_sample {samples}, repeats "
+            f"{config.repeats}); rankwise decodes greedily, so that runs compare item by item. "
+            "Choose the task's greedy variant."
+        )
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
     return render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt)
 
 
-def _digest(instances: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
+def _digest(loaded: LoadedTask, instances: Sequence[Any]) -> str:
+    """Over all that decides a score beside the model: texts, right answers, metrics, filters."""
+    config = loaded.task.dump_config()
+    judged = {name: config.get(name) for name in _JUDGING}
+    digest = hashlib.sha256(json.dumps(judged, sort_keys=True, default=str).encode())
     for instance in instances:
         digest.update(json.dumps(instance.args, default=str).encode())
-        digest.update(json.dumps(instance.doc, sort_keys=True, default=str).encode())
+        if instance.idx == 0:
+            target = loaded.task.doc_to_target(instance.doc)
+            digest.update(json.dumps([instance.doc, target], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -174,14 +195,11 @@ def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:
 
 
 class _Encoder:
-    """Text to tokens by the rules of lm-eval's Hugging Face back end."""
+    """The requests of an instance, cut to the context limit."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
-        self._tokenizer = tokenizer
+        self._text = TextEncoder(tokenizer)
         self._max_length = max_length
-        bos = tokenizer.bos_token_id
-        self._prefix_id: int = tokenizer.eos_token_id if bos is None else bos
-        self._prefix_text: str = tokenizer.decode([self._prefix_id])
 
     def requests(self, index: int, instance: Any, task: str) -> list[Request]:
         kind = instance.request_type
@@ -192,25 +210,7 @@ class _Encoder:
         context, continuation = instance.args
         if not continuation:
             raise DataError(f"task {task!r}, item {instance.doc_id}: an option is empty text.")
-        return [self._pair(index, *self._split(context, continuation))]
-
-    def _encode(self, text: str) -> list[int]:
-        if text.startswith(self._prefix_text):
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        return self._tokenizer.encode(text)
-
-    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Spaces at the end of the context belong to the continuation's first word."""
-        if context == "":
-            tokens = self._tokenizer.encode(continuation, add_special_tokens=False)
-            if tokens[0] == self._prefix_id:
-                return tokens[:1], tokens[1:]
-            return [self._prefix_id], tokens
-        stripped = context.rstrip()
-        continuation = context[len(stripped) :] + continuation
-        whole = self._encode(stripped + continuation)
-        length = len(self._encode(stripped))
-        return whole[:length], whole[length:]
+        return [self._pair(index, *self._text.split(context, continuation))]
 
     def _pair(self, index: int, context: list[int], continuation: list[int]) -> Request:
         kept = max(self._max_length + 1 - len(continuation), 1)
@@ -225,8 +225,8 @@ class _Encoder:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         windows = get_rolling_token_windows(
-            token_list=self._encode(text),
-            prefix_token=self._prefix_id,
+            token_list=self._text.encode(text),
+            prefix_token=self._text.prefix_id,
             max_seq_len=self._max_length,
             context_len=1,
         )
@@ -240,6 +240,6 @@ class _Encoder:
 
         normal: dict[str, Any] = dict(normalize_gen_kwargs(settings))
         max_new_tokens: int = normal["max_gen_toks"]
-        tokens = self._encode(context)
+        tokens = self._text.encode(context)
         kept = tokens[-max(self._max_length - max_new_tokens, 1) :]
         return Request(index, tuple(kept), (), len(kept) < len(tokens), max_new_tokens)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jinja2
 
 from rankwise.errors import DataError
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
@@ -148,7 +149,10 @@ def _conversation(before: list[dict[str, str]], answer: dict[str, str], tokenize
         raise DataError("there is no turn before the assistant's answer")
     if not tokenizer.chat_template:
         raise DataError("the base model's tokenizer has no chat template to render messages with")
-    prompt = partial(render_chat, tokenizer)(before)
+    try:
+        prompt = render_chat(tokenizer, before)
+    except jinja2.exceptions.TemplateError as error:
+        raise DataError(f"the chat template refuses the messages: {error}") from error
     return _Row(prompt, answer["content"], end_of_turn(tokenizer, chat_template=True))
 
 
