@@ -20,9 +20,9 @@ from rankwise.devices import ResolvedPrecision, choose_device, device_name, reso
 from rankwise.errors import DataError, ModelError, PlanError, TaskError
 from rankwise.models import BaseModel, LinearShape
 from rankwise.provenance import collect_provenance
-from rankwise.records import Relation, StudyRecord
+from rankwise.records import RELATIONS, Relation, StudyRecord
 from rankwise.run_plans import planned_runs
-from rankwise.store import LOSS_METRIC, fingerprint
+from rankwise.store import LOSS_METRIC, fingerprint, scoring_fingerprint
 from rankwise.tasks import (
     LoadedTask,
     PreparedTask,
@@ -38,8 +38,6 @@ from rankwise.training import Example, num_optimizer_steps, tokenise_rows
 # Raised when a change to the code changes what is scored from equal settings.
 SCORING_REVISION = 1
 
-RELATIONS: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention", "held_out_text")
-
 
 @dataclass(frozen=True)
 class StudyPlan:
@@ -54,7 +52,7 @@ class StudyPlan:
 
     def scoring_fingerprint(self, model_fingerprint: str, task: PreparedTask) -> str:
         """Of everything that a model's scores on a task depend on."""
-        return fingerprint([model_fingerprint, self.record.task_fingerprints[task.name]])
+        return scoring_fingerprint(self.record, model_fingerprint, task.name)
 
 
 def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
@@ -330,7 +328,7 @@ class _Planner:
                 )
             except (TaskError, DataError) as error:
                 self.problems.append(f"train.task: {error}")
-        return rows[: train.max_examples]
+        return rows
 
     def _user_rows(self) -> tuple[list[TrainingRow], tuple[LoadedTask, ...]]:
         train = self.config.train

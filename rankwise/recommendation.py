@@ -12,12 +12,12 @@ from rankwise.comparisons import compare, pair_items, run_record
 from rankwise.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.errors import RecordError
 from rankwise.records import (
+    RELATIONS,
     Bound,
     ModelResults,
     PlannedRun,
     RankVerdict,
     Recommendation,
-    Relation,
     StudyResults,
     Unit,
 )
@@ -268,8 +268,7 @@ def _findings(results: StudyResults, options: Mapping[_Option, _Runs]) -> tuple[
         groups[FULL_LABEL] = full
     confidence = results.study.config.recommendation.confidence
     found: list[Finding] = []
-    relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention", "held_out_text")
-    for relation in relations:
+    for relation in RELATIONS:
         for task in results.study.tasks.get(relation, ()):
             for label, runs in groups.items():
                 pair = pair_items(results.base, runs[0], task)

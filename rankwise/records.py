@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,7 @@ SchemaVersion = Literal[1]
 SCHEMA_VERSION: SchemaVersion = 1
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Method = Literal["lora", "full"]
 Unit = Literal["points", "nats"]
 Outcome = Literal["recommended", "no_evidence", "none_keeps_enough", "cannot_tell"]

@@ -44,6 +44,11 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def scoring_fingerprint(study: StudyRecord, model_fingerprint: str, task: str) -> str:
+    """Of everything that a model's scores on a task depend on in this study."""
+    return fingerprint([model_fingerprint, study.task_fingerprints.get(task)])
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write to a temporary name, fsync, rename: the file is whole or it is not there.
 
@@ -300,8 +305,7 @@ class StudyFolder:
 
     def is_current(self, study: StudyRecord, record: TaskEvaluation, model: str) -> bool:
         """Whether a scoring was made from the study's config as it stands now."""
-        wanted = fingerprint([model, study.task_fingerprints.get(record.task)])
-        return record.fingerprint == wanted
+        return record.fingerprint == scoring_fingerprint(study, model, record.task)
 
     def _model_results(
         self, study: StudyRecord, name: str, run: RunRecord | None, tasks: list[str]

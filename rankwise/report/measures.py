@@ -26,10 +26,10 @@ from rankwise.records import (
     TaskItems,
     Unit,
 )
+from rankwise.statements import FULL_LABEL
 from rankwise.stats import wilson_interval
 
 BASE_LABEL = "base"
-FULL_LABEL = "full fine-tuning"
 
 
 class Measure(NamedTuple):

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rankwise.errors import StorageError
-from rankwise.records import Outcome, Recommendation, Relation, StudyResults
+from rankwise.records import RELATIONS, Outcome, Recommendation, StudyResults
 from rankwise.report.chart_theme import Colour, page_colours
 from rankwise.report.comparison_tables import relation_table
 from rankwise.report.csv_tables import csv_tables
@@ -184,9 +184,8 @@ def _relations(
     results: StudyResults, recommendation: Recommendation
 ) -> tuple[tuple[str, Table | str], ...]:
     """The title of every relation, and its table or why there is none."""
-    relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention", "held_out_text")
     found: list[tuple[str, Table | str]] = []
-    for relation in relations:
+    for relation in RELATIONS:
         table = relation_table(results, recommendation, relation)
         if table is None:
             named = bool(results.study.tasks.get(relation))
