@@ -9,9 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rankwise.config import StudyConfig, load_config
+from rankwise.config import StudyConfig
 from rankwise.errors import RankwiseError
 from rankwise.store import StudyFolder
+from rankwise.study_file import load_config
 
 if TYPE_CHECKING:
     from rankwise.planning import StudyPlan, plan_study

@@ -1,31 +1,28 @@
-"""What a study is: frozen data, read from a YAML file, checked at once and completely."""
+"""What a study is: frozen data that can be saved, hashed and compared."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
-    ValidationError,
+    Tag,
     model_validator,
 )
-
-from rankwise.errors import ConfigError
 
 AlphaPolicy = Literal["proportional", "fixed", "rslora"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["linear", "cosine", "constant"]
+RateRule = Literal["constant", "r^-1/2", "r^-1/4"]
 
 
 def _rank(value: int) -> int:
@@ -54,7 +51,17 @@ def _as_model(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """One value stands for a list of one."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _as_module_sets(value: Any) -> Any:
+    """A list of names is one set; a list that contains a list is several."""
+    values = _as_list(value)
+    several = any(isinstance(each, list | tuple) for each in values)
+    return [_as_list(each) for each in values] if several else [values]
 
 
 PAPER_RANKS = (8, 16, 32, 64, 128)
@@ -64,6 +71,10 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(_distinct)]
+ModuleSet = Annotated[Names, Field(min_length=1)]
+Counts = Annotated[
+    tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)
+]
 
 
 class Section(BaseModel):
@@ -79,27 +90,72 @@ class BaseModelConfig(Section):
     revision: str | None = None
 
 
-class LearningRateConfig(Section):
-    """Peak learning rates: the reference paper publishes the full one, and none for LoRA."""
+class RateRuleConfig(Section):
+    """A rate that falls with rank: ``value`` at ``reference_rank``, elsewhere by the rule.
 
-    lora: Positive = 2e-4
-    full: Positive = 5e-5
+    Under alpha = ratio * rank the best rate is expected to go as r^-1/2, under rsLoRA as r^-1/4
+    (arXiv:2602.06204); so ranks are compared at a fair step size.
+    """
+
+    rule: RateRule
+    reference_rank: Rank = 32
+    value: Positive
+
+    def rate_of(self, rank: int) -> float:
+        """The peak rate at this rank."""
+        exponent = {"constant": 0.0, "r^-1/2": -0.5, "r^-1/4": -0.25}[self.rule]
+        return float(f"{self.value * (rank / self.reference_rank) ** exponent:.6g}")
+
+
+RATE_TAGS = ("a rate", "a rule")
+
+
+def _rate_tag(value: Any) -> str:
+    return RATE_TAGS[isinstance(value, dict | RateRuleConfig)]
+
+
+LoraRate = Annotated[
+    Annotated[Positive, Tag(RATE_TAGS[0])] | Annotated[RateRuleConfig, Tag(RATE_TAGS[1])],
+    Discriminator(_rate_tag),
+]
+
+
+class LearningRateConfig(Section):
+    """Peak learning rates: the reference paper publishes the full one, and none for LoRA.
+
+    Several make a grid.
+    """
+
+    lora: Annotated[
+        tuple[LoraRate, ...],
+        BeforeValidator(_as_list),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = (2e-4,)
+    full: Annotated[
+        tuple[Positive, ...],
+        BeforeValidator(_as_list),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = (5e-5,)
 
 
 class TrainConfig(Section):
     """What is trained on, and how. Exactly one of ``task`` and ``data``.
 
-    ``task`` may be a group. ``split`` names the split of its data set to train on where that is
-    not the task's training split; tasks whose scored split it is are then left out of scoring.
+    ``task`` may be a group, which is trained on as a whole; of several tasks each is trained on
+    apart and scored on all. Several ``epochs`` make a grid. ``split`` names the split of a task's
+    data set to train on where that is not its training split; tasks whose scored split it is are
+    then left out of scoring.
     """
 
-    task: str | None = None
+    task: Names = ()
     split: str | None = None
     data: Path | None = None
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     exact_match: bool = False
     max_examples: Count | None = None
-    epochs: Count = 3
+    epochs: Counts = (3,)
     batch_size: Count = 2
     gradient_accumulation_steps: Count = 4
     learning_rate: LearningRateConfig = LearningRateConfig()
@@ -115,14 +171,19 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.task is None) == (self.data is None):
-            got = "neither" if self.task is None else "both"
+        if bool(self.task) == (self.data is not None):
+            got = "both" if self.task else "neither"
             raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
-        if self.split is not None and self.task is None:
+        if self.split is not None and not self.task:
             raise ValueError("split is for 'task'; your own data has no splits")
         if self.exact_match and self.data is None:
             raise ValueError("exact_match is for 'data'; a task brings its own metrics")
         return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What is trained on, by name: one set of runs for each."""
+        return self.task or ((self.data.stem,) if self.data is not None else ())
 
 
 class AlphaConfig(Section):
@@ -154,17 +215,79 @@ class AlphaConfig(Section):
         """The factor before B @ A: alpha / rank, or alpha / sqrt(rank) under ``rslora``."""
         return self.alpha_of(rank) / (math.sqrt(rank) if self.policy == "rslora" else rank)
 
+    @property
+    def label(self) -> str:
+        """The same at every rank: 2r, 16, 16 (rslora)."""
+        if self.policy == "proportional":
+            return f"{self.alpha_of(1):g}r"
+        return f"{self.alpha:g}" + (" (rslora)" if self.policy == "rslora" else "")
+
+
+class PairedConfig(Section):
+    """Values of several axes that belong together; what is not given here comes from the grid."""
+
+    rank: Rank | None = None
+    alpha: AlphaConfig | None = None
+    learning_rate: LoraRate | None = None
+    target_modules: ModuleSet | None = None
+    epochs: Count | None = None
+
 
 class LoraConfig(Section):
-    """One run per rank and seed."""
+    """One run per seed and combination: lists make a grid, and ``_`` pairs values.
 
-    ranks: Annotated[tuple[Rank, ...], AfterValidator(_distinct), Field(min_length=1)] = PAPER_RANKS
-    alpha: AlphaConfig = AlphaConfig()
-    target_modules: Annotated[Names, Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    ``target_modules`` is a set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list
+    that contains lists is several sets. An axis that ``_`` has is taken from there.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    ranks: Annotated[
+        tuple[Rank, ...], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)
+    ] = PAPER_RANKS
+    alpha: Annotated[
+        tuple[AlphaConfig, ...],
+        BeforeValidator(_as_list),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = (AlphaConfig(),)
+    target_modules: Annotated[
+        tuple[ModuleSet, ...],
+        BeforeValidator(_as_module_sets),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    paired: Annotated[tuple[PairedConfig, ...], Field(alias="_")] = ()
+
+    @model_validator(mode="after")
+    def _same_axes(self) -> Self:
+        axes = [frozenset(each.model_dump(exclude_none=True)) for each in self.paired]
+        if len(set(axes)) > 1 or frozenset() in axes:
+            raise ValueError("every entry of '_' sets the same axes, at least one")
+        return self
 
 
 class FullConfig(Section):
     """Full fine-tuning with AdamW, one run per seed; its rate is ``train.learning_rate.full``."""
+
+
+class ImportedConfig(Section):
+    """A model that was trained elsewhere: a PEFT ``adapter`` folder, or a whole ``checkpoint``.
+
+    ``train_task`` says among which runs it is judged, where several tasks are trained on.
+    """
+
+    adapter: Path | None = None
+    checkpoint: Path | None = None
+    name: Annotated[str, AfterValidator(_run_name)] | None = None
+    train_task: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.adapter is None) == (self.checkpoint is None):
+            got = "neither" if self.adapter is None else "both"
+            raise ValueError(f"{got} of 'adapter' and 'checkpoint' given; give exactly one")
+        return self
 
 
 class MethodsConfig(Section):
@@ -172,26 +295,39 @@ class MethodsConfig(Section):
 
     lora: LoraConfig | None = LoraConfig()
     full: FullConfig | None = FullConfig()
+    imported: tuple[ImportedConfig, ...] = ()
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if self.lora is None and self.full is None:
-            raise ValueError("both 'lora' and 'full' are null; leave at least one")
+        if self.lora is None and self.full is None and not self.imported:
+            raise ValueError("'lora' and 'full' are null and nothing is imported; leave one")
         return self
 
 
 class EvaluationConfig(Section):
-    """What is scored. ``in_domain`` defaults to what was trained on."""
+    """What is scored. ``in_domain`` defaults to what was trained on.
+
+    ``num_train_items`` of the rows that were trained on are scored too: how much better is a
+    model on what it has seen?
+
+    ``domains`` groups tasks in the report, over what their own files say.
+
+    Unless ``trained_format`` is false, a task that asks in another format than the training did
+    is also scored in that one; the standard format decides.
+    """
 
     in_domain: Names = ()
     out_of_domain: Names = ()
     retention: Names = ()
     held_out_text: Names = ()
     metric: Mapping[str, str] = {}
+    domains: Mapping[str, str] = {}
     num_fewshot: Annotated[int, Field(ge=0, strict=True)] | None = None
     limit: Count | None = None
     chat_template: bool = False
     fewshot_as_multiturn: bool = False
+    trained_format: bool = True
+    num_train_items: Annotated[int, Field(ge=0, strict=True)] = 100
     max_batch_tokens: Count = 4096
 
 
@@ -231,170 +367,20 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"evaluation: task {task!r} is in {' and '.join(found)}; name it once"
                 )
-        if self.train.task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
-            raise ValueError(
-                f"evaluation: {self.train.task!r} is trained on, so it is in_domain; "
-                "take it out of out_of_domain and retention"
-            )
-        return self
-
-
-def preset_names() -> tuple[str, ...]:
-    """The names of the study files that ship with rankwise."""
-    files = resources.files("rankwise") / "presets"
-    return tuple(sorted(Path(f.name).stem for f in files.iterdir() if f.name.endswith(".yaml")))
-
-
-def preset_text(name: str) -> str:
-    """A shipped study file as text, comments included.
-
-    Raises:
-        ConfigError: there is no preset of that name.
-    """
-    if name not in preset_names():
-        raise ConfigError(name, [f"no preset named {name!r}{_suggestion(name, preset_names())}"])
-    return (resources.files("rankwise") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read a study file, apply ``key=value`` overrides, and check everything at once.
-
-    Args:
-        path: the file; None takes the ``quickstart`` preset.
-        overrides: dotted key, '=', and a YAML value: ``train.epochs=1``, ``seeds=[0,1,2]``.
-
-    Returns:
-        The config, with relative paths of the file resolved against the file's folder.
-
-    Raises:
-        ConfigError: with every problem that the file alone can show.
-    """
-    if path is None:
-        source, folder, text = "quickstart", Path.cwd(), preset_text("quickstart")
-    else:
-        source, folder = path.name, path.resolve().parent
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(source, [f"the file cannot be read: {error}"]) from error
-    data = _parse_yaml(text, source)
-    if path is not None:
-        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study")
-    problems = [problem for each in overrides if (problem := _apply_override(data, each))]
-    try:
-        config = StudyConfig.model_validate(data)
-    except ValidationError as error:
-        problems.extend(_problems(error))
-        config = None
-    if problems or config is None:
-        raise ConfigError(source, problems)
-    return _with_absolute_paths(config, folder)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 2e-4 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [cast(Any, self.construct_object(key, deep=True)) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", node.start_mark
+        for task in self.train.task:
+            if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
+                raise ValueError(
+                    f"evaluation: {task!r} is trained on, so it is in_domain; "
+                    "take it out of out_of_domain and retention"
                 )
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-_Loader.add_constructor("tag:yaml.org,2002:merge", yaml.SafeLoader.construct_yaml_str)
-
-
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
-    if not isinstance(data, dict):
-        raise ConfigError(source, ["a study file is a mapping of sections; see `rankwise init`"])
-    return cast(dict[str, Any], data)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> str | None:
-    """Set one dotted key in place; returns what is wrong with the override, if anything."""
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        return f"{override!r} is not an override; write key=value, for example train.epochs=1"
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
-        return f"{key}: {text!r} is not a YAML value"
-    *parents, last = key.split(".")
-    section = data
-    for parent in parents:
-        below = section.get(parent)
-        if below is None:
-            below = section[parent] = {}
-        elif parent == "base_model" and isinstance(below, str):
-            below = section[parent] = {"name": below}
-        if not isinstance(below, dict):
-            return f"{key}: {parent!r} is not a section"
-        section = cast(dict[str, Any], below)
-    section[last] = value
-    return None
-
-
-def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
-    update: dict[str, Any] = {}
-    update["tasks_path"] = tuple(folder / path.expanduser() for path in config.tasks_path)
-    if config.train.data is not None:
-        data = {"data": folder / config.train.data.expanduser()}
-        update["train"] = config.train.model_copy(update=data)
-    name = config.base_model.name
-    if name.startswith(("./", "../")) or (folder / name).is_dir():
-        name = str((folder / name).resolve())
-        update["base_model"] = config.base_model.model_copy(update={"name": name})
-    return config.model_copy(update=update)
-
-
-def _problems(error: ValidationError) -> Iterable[str]:
-    """One sentence for each thing pydantic found: key, what was got, what to do."""
-    for detail in error.errors(include_url=False):
-        key = _dotted(detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            known = _known_keys(detail["loc"][:-1])
-            hint = _suggestion(str(detail["loc"][-1]), known) or f"; known here: {', '.join(known)}"
-            yield f"{key}: unknown key{hint}"
-        elif detail["type"] == "missing":
-            yield f"{key}: is needed and not there"
-        elif detail["type"] == "value_error":
-            message = str(detail["msg"]).removeprefix("Value error, ")
-            yield f"{key}: {message}" if key else message
-        elif detail["type"] == "model_type":
-            known = ", ".join(_known_keys(detail["loc"])) or "none"
-            yield f"{key}: {detail['input']!r} given; a section is needed here, with keys: {known}"
-        else:
-            message = str(detail["msg"])
-            yield f"{key}: {detail['input']!r} given; {message[:1].lower()}{message[1:]}"
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = StudyConfig
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        model = next(c for c in (annotation, *get_args(annotation)) if hasattr(c, "model_fields"))
-    return list(model.model_fields)
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        if len(self.train.task) > 1 and self.evaluation.in_domain:
+            raise ValueError(
+                "evaluation.in_domain: of several trained tasks each is its own in_domain, and the "
+                "others are its out_of_domain; leave in_domain out"
+            )
+        for imported in self.methods.imported:
+            if imported.train_task not in (None, *self.train.sources):
+                raise ValueError(
+                    f"methods.imported: train_task {imported.train_task!r} is not trained on here"
+                )
+        return self

@@ -299,9 +299,7 @@ def _decision(
 ) -> MetricScore:
     """The loss where it is the point, else the wanted metric, else the first usable one."""
     usable = [
-        score
-        for score in metrics
-        if all(isinstance(v, int | float) for v in values[score.metric, score.filter])
+        score for score in metrics if _is_mean(score.value, values[score.metric, score.filter])
     ]
     own_data = prepared.loaded.is_rendered and prepared.loaded.output_type == "loglikelihood"
     if wanted is None and (own_data or prepared.loaded.output_type == "loglikelihood_rolling"):
@@ -314,6 +312,16 @@ def _decision(
         f"task {prepared.name!r} has no metric {wanted!r} with one number per item; it has: "
         f"{names}. Set evaluation.metric.{prepared.name} to one of them."
     )
+
+
+def _is_mean(value: float, items: list[Any]) -> bool:
+    """Whether an aggregate is the mean of one number per item.
+
+    lm-eval's perplexity of a continuation is not: its items are log-likelihoods.
+    """
+    if not all(isinstance(item, int | float) for item in items):
+        return False
+    return math.isclose(value, sum(items) / len(items), rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _predicted_shares(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,6 +209,35 @@ def adaptable_shapes(model: nn.Module) -> dict[str, LinearShape]:
         elif isinstance(module, Conv1D):
             shapes[name] = LinearShape(module.nx, module.nf)
     return shapes
+
+
+_KINDS = {
+    "attention": re.compile(r"attn|attention"),
+    "mlp": re.compile(r"mlp|feed_?forward|ffn|experts|fc\d"),
+    "all-linear": re.compile(""),
+}
+
+
+def resolved_targets(
+    shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
+) -> tuple[str, ...]:
+    """Targets as PEFT takes them: ``attention``, ``mlp`` and ``all-linear`` become layer names.
+
+    A layer belongs to a kind if a part of its path is called so. Where the last part of a name
+    is shared with layers of another kind, two parts are given.
+    """
+    resolved: list[str] = []
+    for target in target_modules:
+        kind = _KINDS.get(target)
+        if kind is None:
+            resolved.append(target)
+            continue
+        inside = [name for name in shapes if kind.search(name)]
+        outside = {name.rpartition(".")[2] for name in shapes.keys() - set(inside)}
+        for name in inside:
+            *_, parent, last = ["", *name.split(".")]
+            resolved.append(f"{parent}.{last}" if last in outside else last)
+    return tuple(dict.fromkeys(resolved))
 
 
 def matching_modules(

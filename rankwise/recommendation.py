@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.comparisons import compare, pair_items, run_record
+from rankwise.axes import run_labels
+from rankwise.comparisons import additional_items, compare, pair_items, run_record
 from rankwise.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.errors import RecordError
+from rankwise.format_effects import format_effects
 from rankwise.records import (
     RELATIONS,
     Bound,
-    ModelResults,
     PlannedRun,
     RankVerdict,
     Recommendation,
-    StudyResults,
+    StudyRecommendation,
     Unit,
 )
+from rankwise.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.simultaneous import Bounds, StudyBounds, study_bounds
-from rankwise.statements import FULL_LABEL, Finding, reasons, statement
+from rankwise.statements import Finding, reasons, statement
 from rankwise.stats import Floats, crossed_difference, default_margin, effective_items
 
-__all__ = ["compare", "recommend"]
+__all__ = ["compare", "recommend", "recommend_for"]
 
 BOOTSTRAP_SEED = 20260101
 """Fixed, so that the same results always give the same recommendation."""
 
 
 class _Option(NamedTuple):
-    """What can be recommended; options sort by rank first."""
+    """What can be recommended; options sort by rank first. The label tells them apart."""
 
     rank: int
     alpha: float
-    learning_rate: float
+    scaling: float
+    learning_rate: float | None
     target_modules: tuple[str, ...]
+    epochs: int | None
+    label: str
+
+    @property
+    def size(self) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
+        """By which options are ordered, smallest first."""
+        rate, epochs = self.learning_rate or 0.0, self.epochs or 0
+        modules = self.target_modules
+        return self.rank, self.alpha, self.scaling, rate, modules, epochs, self.label
 
 
 _Runs = tuple[ModelResults, ...]
@@ -57,8 +68,19 @@ class _Margins(NamedTuple):
     epsilon_is_derived: bool
 
 
-def recommend(results: StudyResults) -> Recommendation:
-    """Apply the rule of docs/METHODS.md to a finished study.
+def recommend(results: StudyResults) -> StudyRecommendation:
+    """Apply the rule of docs/METHODS.md to a finished study, for each trained task.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    return StudyRecommendation(
+        by_train_task=tuple(recommend_for(part) for part in results.by_train_task)
+    )
+
+
+def recommend_for(results: TrainTaskResults) -> Recommendation:
+    """The recommendation for one trained task.
 
     An option (a rank with its alpha, learning rate and target modules) is complete when every
     planned seed of it was trained and scored. One that is not, because a run diverged or is
@@ -83,11 +105,13 @@ def recommend(results: StudyResults) -> Recommendation:
     num_seeds = len(_seeds(results))
     chosen = None if choice is None or choice.option is None else list(options)[choice.option]
     draft = Recommendation(
+        train_task=results.train_task,
         outcome="cannot_tell" if choice is None else choice.outcome,
         rank=None if chosen is None else chosen.rank,
         alpha=None if chosen is None else chosen.alpha,
         learning_rate=None if chosen is None else chosen.learning_rate,
         target_modules=None if chosen is None else chosen.target_modules,
+        epochs=None if chosen is None else chosen.epochs,
         statement="",
         reasons=(),
         unit=tasks.unit,
@@ -98,15 +122,19 @@ def recommend(results: StudyResults) -> Recommendation:
         confidence=results.study.config.recommendation.confidence,
         num_items_in_domain=_num_items(results, tasks.in_domain),
         num_seeds=num_seeds,
-        num_items_needed=_additional(more.in_domain_factor, _num_items(results, tasks.in_domain)),
-        num_retention_items_needed=_additional(
+        num_items_needed=additional_items(
+            more.in_domain_factor, _num_items(results, tasks.in_domain)
+        ),
+        num_retention_items_needed=additional_items(
             more.retention_factor, _num_items(results, tasks.retention)
         ),
         num_seeds_needed=None if more.seeds is None else (more.seeds - num_seeds) or None,
         sufficient_epsilon_points=None if price is None else price[0],
         sufficient_rank=None if price is None else list(options)[price[1]].rank,
+        sufficient_label=None if price is None else list(options)[price[1]].label,
         verdicts=_verdicts(results, tasks, options, bounds, choice),
         comparisons=compare(results),
+        format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
                          for task in tasks.left_out))  # fmt: skip
@@ -120,10 +148,10 @@ def recommend(results: StudyResults) -> Recommendation:
     )
 
 
-def _judged_tasks(results: StudyResults) -> _Tasks:
+def _judged_tasks(results: TrainTaskResults) -> _Tasks:
     """The tasks that decide: in-domain ones of one unit, retention ones scored in points."""
-    in_domain = results.study.tasks.get("in_domain", ())
-    retention = results.study.tasks.get("retention", ())
+    in_domain = results.tasks.get("in_domain", ())
+    retention = results.tasks.get("retention", ())
     if not in_domain:
         raise RecordError("the study has no in-domain task; name one in evaluation.in_domain")
     for task in (*in_domain, *retention):
@@ -136,46 +164,59 @@ def _judged_tasks(results: StudyResults) -> _Tasks:
     return _Tasks(judged, kept, unit, left_out)
 
 
-def _seeds(results: StudyResults) -> tuple[int, ...]:
+def _seeds(results: TrainTaskResults) -> tuple[int, ...]:
     """The seeds that every option needs; those of the whole study where it has no LoRA run."""
-    plans = [*results.study.runs, *(run_record(model).planned for model in results.runs)]
+    plans = [*results.planned, *(run_record(model).planned for model in results.runs)]
     lora = [plan for plan in plans if plan.method == "lora"]
-    return tuple(sorted({plan.seed for plan in lora or plans}))
+    return tuple(sorted({plan.seed for plan in lora or plans if plan.seed is not None}))
 
 
-def _options(results: StudyResults) -> tuple[dict[_Option, _Runs], tuple[str, ...]]:
+def _options(results: TrainTaskResults) -> tuple[dict[_Option, _Runs], tuple[str, ...]]:
     """Complete options with their runs by seed, smallest first, and why others take no part."""
     seeds = _seeds(results)
-    groups: dict[_Option, dict[int, ModelResults]] = {}
-    for plan in results.study.runs:
+    labels = run_labels(results.planned)
+    groups: dict[_Option, dict[int | None, ModelResults]] = {}
+    for plan in results.planned:
         if plan.method == "lora":
-            groups.setdefault(_option_of(plan), {})
+            groups.setdefault(_option_of(plan, labels[plan.name]), {})
     for model in results.runs:
         plan = run_record(model).planned
         if plan.method == "lora":
-            groups.setdefault(_option_of(plan), {})[plan.seed] = model
+            groups[_option_of(plan, labels[plan.name])][plan.seed] = model
     complete: dict[_Option, _Runs] = {}
     dropped: list[str] = []
-    for option in sorted(groups):
+    for option in sorted(groups, key=lambda each: each.size):
         runs = groups[option]
+        wanted: tuple[int | None, ...] = seeds
+        if None in runs and len(seeds) <= 1:
+            wanted = (None,)  # an imported adapter stands beside runs of one seed
         diverged = [s for s in runs if run_record(runs[s]).status == "diverged"]
-        missing = [s for s in seeds if s not in runs]
+        missing = [s for s in wanted if s not in runs]
         if not diverged and not missing:
-            complete[option] = tuple(runs[seed] for seed in seeds)
+            complete[option] = tuple(runs[seed] for seed in wanted)
             continue
         what = [f"diverged with seed {_listed(diverged)}"] if diverged else []
         what += [f"has no run with seed {_listed(missing)}"] if missing else []
-        dropped.append(f"Rank {option.rank} {' and '.join(what)}, so it does not qualify.")
+        name = option.label[:1].upper() + option.label[1:]
+        dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")
     return complete, tuple(dropped)
 
 
-def _option_of(plan: PlannedRun) -> _Option:
-    if plan.rank is None or plan.alpha is None:
+def _option_of(plan: PlannedRun, label: str) -> _Option:
+    if plan.rank is None or plan.alpha is None or plan.scaling is None:
         raise RecordError(f"run {plan.name} is a LoRA run without a rank or an alpha")
-    return _Option(plan.rank, plan.alpha, plan.learning_rate, plan.target_modules)
+    return _Option(
+        plan.rank,
+        plan.alpha,
+        plan.scaling,
+        plan.learning_rate,
+        plan.target_modules,
+        plan.epochs,
+        label,
+    )
 
 
-def _margins(results: StudyResults, tasks: _Tasks, num_options: int) -> _Margins:
+def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Margins:
     config = results.study.config.recommendation
 
     def derived(names: Sequence[str]) -> float:
@@ -198,7 +239,9 @@ def _margins(results: StudyResults, tasks: _Tasks, num_options: int) -> _Margins
     )
 
 
-def _bounds(results: StudyResults, tasks: _Tasks, options: Mapping[_Option, _Runs]) -> StudyBounds:
+def _bounds(
+    results: TrainTaskResults, tasks: _Tasks, options: Mapping[_Option, _Runs]
+) -> StudyBounds:
     """Simultaneous bounds over the complete options, in their order."""
 
     def gains(task: str) -> Floats:
@@ -214,13 +257,13 @@ def _bounds(results: StudyResults, tasks: _Tasks, options: Mapping[_Option, _Run
     )
 
 
-def _gains(results: StudyResults, runs: _Runs, task: str) -> Floats:
+def _gains(results: TrainTaskResults, runs: _Runs, task: str) -> Floats:
     """(seeds, items), positive where the adapted model is better."""
     return np.stack([pair_items(results.base, run, task).gain for run in runs])
 
 
 def _verdicts(
-    results: StudyResults,
+    results: TrainTaskResults,
     tasks: _Tasks,
     options: Mapping[_Option, _Runs],
     bounds: StudyBounds | None,
@@ -259,17 +302,19 @@ def _bound(bounds: Bounds, index: int) -> Bound:
     )
 
 
-def _findings(results: StudyResults, options: Mapping[_Option, _Runs]) -> tuple[Finding, ...]:
+def _findings(results: TrainTaskResults, options: Mapping[_Option, _Runs]) -> tuple[Finding, ...]:
     """Every complete option, and full fine-tuning, on every task, one at a time."""
-    groups: dict[str, _Runs] = {f"rank {option.rank}": runs for option, runs in options.items()}
-    trained = (model for model in results.runs if run_record(model).status == "trained")
-    full = tuple(m for m in trained if run_record(m).planned.method == "full")
-    if full:
-        groups[FULL_LABEL] = full
+    groups: dict[str, _Runs] = {option.label: runs for option, runs in options.items()}
+    labels = run_labels(results.planned)
+    for model in results.runs:
+        run = run_record(model)
+        if run.status == "trained" and run.planned.method == "full":
+            label = labels[model.name]
+            groups[label] = (*groups.get(label, ()), model)
     confidence = results.study.config.recommendation.confidence
     found: list[Finding] = []
     for relation in RELATIONS:
-        for task in results.study.tasks.get(relation, ()):
+        for task in results.tasks.get(relation, ()):
             for label, runs in groups.items():
                 pair = pair_items(results.base, runs[0], task)
                 estimate = crossed_difference(_gains(results, runs, task), item_size=pair.item_size)
@@ -282,18 +327,9 @@ def _findings(results: StudyResults, options: Mapping[_Option, _Runs]) -> tuple[
     return tuple(found)
 
 
-def _num_items(results: StudyResults, tasks: Sequence[str]) -> int:
+def _num_items(results: TrainTaskResults, tasks: Sequence[str]) -> int:
     return sum(len(results.base.items[task].doc_ids) for task in tasks)
 
 
-def _additional(factor: float | None, now: int) -> int | None:
-    """Items to add to ``now``, rounded up to two significant digits; None for none."""
-    if factor is None or factor <= 1.0:
-        return None
-    more = (factor - 1.0) * now
-    step = 10 ** max(math.floor(math.log10(more)) - 1, 0) if more >= 1 else 1
-    return math.ceil(more / step) * step
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(str(seed) for seed in sorted(seeds))
+def _listed(seeds: Sequence[int | None]) -> str:
+    return ", ".join(str(seed) for seed in seeds)

@@ -39,7 +39,12 @@ class Provenance(Record):
 
 
 class PlannedRun(Record):
-    """One run of a study before it is done."""
+    """One run of a study before it is done.
+
+    ``alpha_labels`` and ``rate_labels`` say how alpha and the learning rate are set at any rank
+    ("2r", "2e-4 × (r/32)^-1/2"); they are the values of these axes, several where two settings
+    meet in one run. An imported model has ``imported_from`` and no seed, learning rate or epochs.
+    """
 
     name: str
     fingerprint: str
@@ -47,10 +52,14 @@ class PlannedRun(Record):
     train_task: str
     rank: int | None
     alpha: float | None
+    alpha_labels: tuple[str, ...]
     scaling: float | None
-    learning_rate: float
+    learning_rate: float | None
+    rate_labels: tuple[str, ...]
+    epochs: int | None
     target_modules: tuple[str, ...]
-    seed: int
+    seed: int | None
+    imported_from: str | None = None
     num_steps: int
     num_examples: int
     num_tokens: int
@@ -60,18 +69,44 @@ class PlannedRun(Record):
 
 
 class StudyRecord(Record):
-    """``study.json``: the resolved config and the runs that it plans."""
+    """``study.json``: the resolved config and the runs that it plans.
+
+    The tasks that decide are in ``tasks``, by what was trained on and their relation to it;
+    ``trained_formats`` has, by what was trained on, the name under which a task is scored once
+    more as the training asked, for each whose standard format is another one; ``trained_items``
+    likewise under which name rows that were trained on are scored. ``groups`` has the
+    leaves of every group that was named, and ``domains`` the domain of every task that has one.
+    """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     fingerprint: str
     config: StudyConfig
     base_model_fingerprint: str
     precision: Literal["float32", "bfloat16"]
-    tasks: dict[Relation, tuple[str, ...]]
+    tasks: dict[str, dict[Relation, tuple[str, ...]]]
+    trained_formats: dict[str, dict[str, str]]
+    trained_items: dict[str, dict[str, str]]
+    groups: dict[str, tuple[str, ...]]
+    domains: dict[str, str]
     task_fingerprints: dict[str, str]
     runs: tuple[PlannedRun, ...]
     warnings: tuple[str, ...]
     provenance: Provenance
+
+    def scored_tasks(self, train_task: str | None = None) -> tuple[str, ...]:
+        """Every name under which a model trained on ``train_task`` is scored; None: the base."""
+        sources = self.tasks if train_task is None else (train_task,)
+        scored = [
+            task
+            for source in sources
+            for names in (
+                *self.tasks[source].values(),
+                self.trained_formats[source].values(),
+                self.trained_items[source].values(),
+            )
+            for task in names
+        ]
+        return tuple(dict.fromkeys(scored))
 
 
 class RunRecord(Record):
@@ -143,39 +178,6 @@ class TaskEvaluation(Record):
         )
 
 
-class TaskItems(Record):
-    """The deciding metric of one model on one task, item by item.
-
-    ``values`` has one number per item in the order of ``doc_ids``. With unit ``points`` it is a
-    share (0 or 1 for accuracy). With ``nats`` it is the item's mean loss per token; in prose
-    longer items weigh more, so that the mean over the items is the loss per token of them all.
-    """
-
-    task: str
-    metric: str
-    unit: Unit
-    higher_is_better: bool
-    doc_ids: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-class ModelResults(Record):
-    """Everything measured on one model; ``run`` is None for the untouched base."""
-
-    name: str
-    run: RunRecord | None
-    evaluations: dict[str, TaskEvaluation]
-    items: dict[str, TaskItems]
-
-
-class StudyResults(Record):
-    """A study as read back: what the recommendation and the report are made from."""
-
-    study: StudyRecord
-    base: ModelResults
-    runs: tuple[ModelResults, ...]
-
-
 class RetentionRatio(Record):
     """(adapted - chance) / (base - chance) with Fieller's bounds, or the reason for their absence.
 
@@ -230,18 +232,49 @@ class Bound(Record):
     upper: float
 
 
-class RankVerdict(Record):
-    """What the data say of one rank, seeds averaged, simultaneously over all ranks.
+class FormatEffect(Record):
+    """One run against the base on one task, asked as the training asked (``scored_as``).
 
+    ``difference`` is as in ``Comparison``, with an interval of its own; ``standard_difference``
+    is that of the same items in the task's standard format. ``by_format`` is the standard minus
+    the other: how much of the change is a matter of format. Below zero, the standard format
+    shows a loss that the trained one does not. None where the formats have different units.
+    Exploratory: no recommendation rests on it.
+    """
+
+    run: str
+    task: str
+    scored_as: str
+    relation: Relation
+    unit: Unit
+    num_examples: int
+    base_score: float
+    adapted_score: float
+    difference: float
+    lower: float
+    upper: float
+    num_learned: int | None
+    num_forgotten: int | None
+    standard_difference: float
+    by_format: Bound | None
+
+
+class RankVerdict(Record):
+    """What the data say of one rank with its other settings, seeds averaged, over all at once.
+
+    ``label`` names what tells it from the others.
     ``better_than_base``: gain above 0. ``keeps_enough``: retention loss below epsilon
     (None without retention tasks). ``near_the_best``: not more than delta below any rank that
     was not rejected on retention. ``qualifies`` needs all of them to be "yes".
     """
 
+    label: str
     rank: int
     alpha: float
-    learning_rate: float
+    scaling: float
+    learning_rate: float | None
     target_modules: tuple[str, ...]
+    epochs: int | None
     runs: tuple[str, ...]
     gain: Bound
     retention_loss: Bound | None
@@ -255,20 +288,21 @@ class RankVerdict(Record):
 
 
 class Recommendation(Record):
-    """``recommendation.json``: the outcome, the evidence, and what would decide.
+    """For one trained task: the outcome, the evidence, and what would decide.
 
     ``delta`` is in ``unit``. The ``num_..._needed`` are additional ones, in all tasks of their
     kind together; None where nothing is needed or where more of that kind alone would not do.
-    Where nothing is recommended, ``sufficient_rank`` would be if a retention loss of
-    ``sufficient_epsilon_points`` were acceptable; both are None where no loss would do.
+    Where nothing is recommended, ``sufficient_rank`` (``sufficient_label``) would be if a
+    retention loss of ``sufficient_epsilon_points`` were acceptable; None where no loss would do.
     """
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
+    train_task: str
     outcome: Outcome
     rank: int | None
     alpha: float | None
     learning_rate: float | None
     target_modules: tuple[str, ...] | None
+    epochs: int | None
     statement: str
     reasons: tuple[str, ...]
     unit: Unit
@@ -284,5 +318,14 @@ class Recommendation(Record):
     num_seeds_needed: int | None
     sufficient_epsilon_points: float | None
     sufficient_rank: int | None
+    sufficient_label: str | None
     verdicts: tuple[RankVerdict, ...]
     comparisons: tuple[Comparison, ...]
+    format_effects: tuple[FormatEffect, ...]
+
+
+class StudyRecommendation(Record):
+    """``recommendation.json``: one recommendation for each task that was trained on."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    by_train_task: tuple[Recommendation, ...]

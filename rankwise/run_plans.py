@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from rankwise.axes import LoraVariant, full_variants, lora_variants, rate_label
 from rankwise.config import StudyConfig
 from rankwise.devices import ResolvedPrecision
 from rankwise.memory import estimate_training_memory
@@ -26,107 +27,159 @@ _NOT_IN_FINGERPRINT = {
     "held_out_fraction",
     "exact_match",
     "learning_rate",
+    "epochs",
     "precision",
 }
-_IDENTITY = {"method", "rank", "alpha", "scaling", "learning_rate", "target_modules", "seed"}
+_IDENTITY = {
+    "method",
+    "rank",
+    "alpha",
+    "scaling",
+    "learning_rate",
+    "epochs",
+    "target_modules",
+    "seed",
+}
+
+
+class Trainable(NamedTuple):
+    """The base model as far as plans need it, and how it is trained.
+
+    Attributes:
+        fingerprint: of the base model.
+        precision: that the runs compute in.
+        skeleton: the base model on the meta device.
+        layers: the adaptable layers of each set of target modules that the study names.
+    """
+
+    fingerprint: str
+    precision: ResolvedPrecision
+    skeleton: Any
+    layers: Mapping[tuple[str, ...], TargetLayers]
+
+
+class TargetLayers(NamedTuple):
+    """A set of target modules: as PEFT takes them, and the shapes of the layers they match."""
+
+    target_modules: tuple[str, ...]
+    shapes: Mapping[str, LinearShape]
 
 
 def planned_runs(
-    config: StudyConfig,
-    base_fingerprint: str,
-    precision: ResolvedPrecision,
-    skeleton: Any,
-    shapes: Mapping[str, LinearShape],
-    examples: Sequence[Example],
+    config: StudyConfig, base: Trainable, examples: Mapping[str, Sequence[Example]]
 ) -> tuple[PlannedRun, ...]:
-    """One run per seed and rank, and one per seed for full fine-tuning.
+    """Every combination of settings, for each trained task and seed.
 
     Args:
         config: the study.
-        base_fingerprint: of the base model.
-        precision: that the runs compute in.
-        skeleton: the base model on the meta device.
-        shapes: of the layers that LoRA adapts.
-        examples: that every run trains on; at least one.
+        base: the base model.
+        examples: that are trained on, by the name of what they come from; at least one each.
     """
-    maker = _RunMaker(config, base_fingerprint, precision, skeleton, examples)
-    sides = sum(sum(shape) for shape in shapes.values())
-    ranks = config.methods.lora.ranks if config.methods.lora else ()
     runs: list[PlannedRun] = []
-    for seed in config.seeds:
-        runs += [maker.run("lora", rank, seed, num_trainable=rank * sides) for rank in ranks]
-        if config.methods.full is not None:
-            runs.append(maker.run("full", None, seed, num_trainable=maker.num_parameters))
-    return tuple(runs)
+    for source, its_examples in examples.items():
+        maker = _RunMaker(config, base, source, its_examples)
+        for seed in config.seeds:
+            runs += [maker.lora(variant, seed) for variant in lora_variants(config)]
+            runs += [maker.full(rate, epochs, seed) for rate, epochs in full_variants(config)]
+    return _each_once(runs)
+
+
+def _each_once(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """Settings that come to the same run are trained once, under all their labels."""
+    once: dict[str, PlannedRun] = {}
+    for run in runs:
+        same = once.setdefault(run.fingerprint, run)
+        labels = {
+            field: tuple(dict.fromkeys((*getattr(same, field), *getattr(run, field))))
+            for field in ("alpha_labels", "rate_labels")
+        }
+        once[run.fingerprint] = same.model_copy(update=labels)
+    return tuple(once.values())
 
 
 class _RunMaker:
-    """What all runs of a study share."""
+    """What all runs on one trained task share."""
 
     def __init__(
-        self,
-        config: StudyConfig,
-        base_fingerprint: str,
-        precision: ResolvedPrecision,
-        skeleton: Any,
-        examples: Sequence[Example],
+        self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
     ) -> None:
-        self._config, self._base_fingerprint = config, base_fingerprint
-        self._precision: ResolvedPrecision = precision
-        self._skeleton, self._examples = skeleton, examples
-        self.num_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+        self._config, self._base, self._source, self._examples = config, base, source, examples
+        self._num_parameters = sum(p.numel() for p in base.skeleton.parameters())
         self._digest_of_examples = fingerprint(
             [(example.tokens, example.num_loss_tokens) for example in examples]
         )
 
-    def run(self, method: Method, rank: int | None, seed: int, *, num_trainable: int) -> PlannedRun:
-        train, lora, examples = self._config.train, self._config.methods.lora, self._examples
-        rates = train.learning_rate
-        adapts = lora if rank is not None else None
+    def lora(self, variant: LoraVariant, seed: int) -> PlannedRun:
+        layers = self._base.layers[variant.target_modules]
+        sides = sum(sum(shape) for shape in layers.shapes.values())
+        return self._run(
+            "lora",
+            variant.epochs,
+            num_trainable=variant.rank * sides,
+            rank=variant.rank,
+            alpha=variant.alpha.alpha_of(variant.rank),
+            alpha_labels=(variant.alpha.label,),
+            scaling=variant.alpha.scaling_of(variant.rank),
+            learning_rate=variant.peak_rate,
+            rate_labels=(variant.rate_label,),
+            target_modules=layers.target_modules,
+            seed=seed,
+        )
+
+    def full(self, learning_rate: float, epochs: int, seed: int) -> PlannedRun:
+        return self._run(
+            "full",
+            epochs,
+            num_trainable=self._num_parameters,
+            rank=None,
+            alpha=None,
+            alpha_labels=(),
+            scaling=None,
+            learning_rate=learning_rate,
+            rate_labels=(rate_label(learning_rate),),
+            target_modules=(),
+            seed=seed,
+        )
+
+    def _run(
+        self, method: Method, epochs: int, *, num_trainable: int, **settings: Any
+    ) -> PlannedRun:
+        train, examples = self._config.train, self._examples
         run = PlannedRun(
             name="",
             fingerprint="",
             method=method,
-            train_task=self._label(),
-            rank=rank,
-            alpha=adapts.alpha.alpha_of(rank) if adapts and rank else None,
-            scaling=adapts.alpha.scaling_of(rank) if adapts and rank else None,
-            learning_rate=rates.lora if adapts else rates.full,
-            target_modules=adapts.target_modules if adapts else (),
-            seed=seed,
-            num_steps=num_optimizer_steps(len(examples), train),
+            train_task=self._source,
+            epochs=epochs,
+            num_steps=num_optimizer_steps(len(examples), train, epochs),
             num_examples=len(examples),
-            num_tokens=sum(len(example.tokens) for example in examples) * train.epochs,
+            num_tokens=sum(len(example.tokens) for example in examples) * epochs,
             num_trainable_parameters=num_trainable,
-            trainable_share=num_trainable / self.num_parameters,
+            trainable_share=num_trainable / self._num_parameters,
             estimated_memory_bytes=estimate_training_memory(
-                self._skeleton,
+                self._base.skeleton,
                 method=method,
                 num_trainable=num_trainable,
                 batch_size=train.batch_size,
                 max_tokens=max(len(example.tokens) for example in examples),
                 max_loss_tokens=max(example.num_loss_tokens for example in examples),
-                precision=self._precision,
+                precision=self._base.precision,
             ),
+            **settings,
         )
-        digest = self._fingerprint(run, adapts.alpha.policy if adapts else None)
+        digest = self._fingerprint(run)
         return run.model_copy(update={"name": _name(run, digest), "fingerprint": digest})
 
-    def _label(self) -> str:
-        train = self._config.train
-        return train.data.stem if train.data is not None else str(train.task)
-
-    def _fingerprint(self, run: PlannedRun, alpha_policy: str | None) -> str:
+    def _fingerprint(self, run: PlannedRun) -> str:
         unused = _NOT_IN_FINGERPRINT | ({"dropout"} if run.method == "full" else set())
         train = self._config.train.model_dump(mode="json", exclude=unused)
         return fingerprint(
             {
                 "training_revision": TRAINING_REVISION,
-                "base_model": self._base_fingerprint,
-                "precision": self._precision,
+                "base_model": self._base.fingerprint,
+                "precision": self._base.precision,
                 "train": train,
                 "examples": self._digest_of_examples,
-                "alpha_policy": alpha_policy,
                 "run": run.model_dump(mode="json", include=_IDENTITY),
             }
         )

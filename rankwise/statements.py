@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rankwise import quantities
+from rankwise.axes import FULL_LABEL
 from rankwise.records import Bound, RankVerdict, Recommendation, Relation, Unit
 
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of over a tenth of the base's score on another domain is named."""
-
-
-FULL_LABEL = "full fine-tuning"
 
 
 class Finding(NamedTuple):
@@ -70,6 +69,7 @@ def reasons(
         *_full(findings, draft.unit),
         *_flat(draft),
         *_warnings(findings),
+        *_by_format(draft),
     )
 
 
@@ -77,8 +77,7 @@ def _recommended(draft: Recommendation) -> str:
     chosen = next(v for v in draft.verdicts if v.qualifies)
     unit = draft.unit
     text = (
-        f"Use rank {chosen.rank} (alpha {chosen.alpha:g}, learning rate "
-        f"{_rate(chosen.learning_rate)}, {_modules(chosen.target_modules)}): it gains "
+        f"Use rank {chosen.rank} ({_settings(chosen)}): it gains "
         f"{_amount(chosen.gain.estimate, unit)} over the base (at least "
         f"{_number(chosen.gain.lower, unit)})"
     )
@@ -99,7 +98,7 @@ def _no_evidence(draft: Recommendation) -> str:
     best = max(draft.verdicts, key=lambda v: v.gain.estimate)
     text = (
         f"There is no evidence for fine-tuning: no rank is shown to be better than the base on "
-        f"{draft.num_items_in_domain:,} in-domain items; the best, rank {best.rank}, gains "
+        f"{draft.num_items_in_domain:,} in-domain items; the best, {best.label}, gains "
         f"{_amount(best.gain.estimate, draft.unit)} ({_range(best.gain, draft.unit)})"
     )
     if draft.num_items_needed is not None:
@@ -108,17 +107,17 @@ def _no_evidence(draft: Recommendation) -> str:
 
 
 def _none_keeps_enough(draft: Recommendation) -> str:
-    losses = [(v.retention_loss, v.rank) for v in draft.verdicts if v.retention_loss is not None]
-    least, rank = min(losses, key=lambda pair: pair[0].estimate)
+    losses = [(v.retention_loss, v.label) for v in draft.verdicts if v.retention_loss is not None]
+    least, label = min(losses, key=lambda pair: pair[0].estimate)
     epsilon = draft.epsilon_points or 0.0
     return (
         f"No rank keeps enough: every one loses more than {_amount(epsilon, 'points')} on the "
-        f"retention tasks; the least is lost by rank {rank}, {_amount(least.estimate, 'points')} "
+        f"retention tasks; the least is lost by {label}, {_amount(least.estimate, 'points')} "
         f"(at least {_number(least.lower, 'points')})"
         + (
-            f"; rank {draft.sufficient_rank} would qualify if "
+            f"; {draft.sufficient_label} would qualify if "
             f"{_amount(draft.sufficient_epsilon_points or 0.0, 'points')} were acceptable (ε)"
-            if draft.sufficient_rank is not None
+            if draft.sufficient_label is not None
             else ""
         )
     )
@@ -133,10 +132,10 @@ def _what_decides(draft: Recommendation) -> str:
     ways = [f"about {' and '.join(items)}"] if items else []
     if draft.num_seeds_needed is not None:
         ways.append(f"about {draft.num_seeds_needed} more seeds")
-    if not ways and draft.sufficient_rank is not None:
+    if not ways and draft.sufficient_label is not None:
         return (
             "no rank is shown both to keep enough and to come near the best, and more items would "
-            f"not change that; rank {draft.sufficient_rank} would qualify if a loss of "
+            f"not change that; {draft.sufficient_label} would qualify if a loss of "
             f"{_amount(draft.sufficient_epsilon_points or 0.0, 'points')} on the retention tasks "
             "were acceptable (ε)"
         )
@@ -193,7 +192,7 @@ def _verdict(verdict: RankVerdict, draft: Recommendation) -> str:
             + near[verdict.near_the_best]
         )
     ends = "qualifies" if verdict.qualifies else "does not qualify"
-    return f"Rank {verdict.rank} {ends}: {'; '.join(parts)}."
+    return f"{_capital(verdict.label)} {ends}: {'; '.join(parts)}."
 
 
 def _alternatives(draft: Recommendation, parameters: Sequence[int]) -> tuple[str, ...]:
@@ -204,7 +203,7 @@ def _alternatives(draft: Recommendation, parameters: Sequence[int]) -> tuple[str
     texts: list[str] = []
     for other, number in others:
         more = other.gain.estimate - chosen.gain.estimate
-        text = f"rank {other.rank} ({more:+.{_digits(draft.unit)}f} {draft.unit} in-domain"
+        text = f"{other.label} ({more:+.{_digits(draft.unit)}f} {draft.unit} in-domain"
         if other.retention_loss is not None and chosen.retention_loss is not None:
             lost = other.retention_loss.estimate - chosen.retention_loss.estimate
             text += f", {lost:+.1f} points of retention loss"
@@ -215,20 +214,22 @@ def _alternatives(draft: Recommendation, parameters: Sequence[int]) -> tuple[str
 def _full(findings: Sequence[Finding], unit: Unit) -> tuple[str, ...]:
     """Full fine-tuning beside the ranks: task means, without bounds of their own."""
 
-    def mean(relation: Relation, wanted: Unit) -> float | None:
+    def mean(label: str, relation: Relation, wanted: Unit) -> float | None:
         gains = [
             found.gain
             for found in findings
-            if (found.label, found.relation, found.unit) == (FULL_LABEL, relation, wanted)
+            if (found.label, found.relation, found.unit) == (label, relation, wanted)
         ]
         return sum(gains) / len(gains) if gains else None
 
-    gain, kept = mean("in_domain", unit), mean("retention", "points")
-    if gain is None:
-        return ()
-    text = f"Full fine-tuning, for comparison only: gain {_amount(gain, unit)}"
-    text += "" if kept is None else f"; retention loss {_amount(-kept, 'points')}"
-    return (f"{text}.",)
+    texts: list[str] = []
+    for label in dict.fromkeys(f.label for f in findings if f.label.startswith(FULL_LABEL)):
+        gain, kept = mean(label, "in_domain", unit), mean(label, "retention", "points")
+        if gain is not None:
+            text = f"{_capital(label)}, for comparison only: gain {_amount(gain, unit)}"
+            text += "" if kept is None else f"; retention loss {_amount(-kept, 'points')}"
+            texts.append(f"{text}.")
+    return tuple(texts)
 
 
 def _flat(draft: Recommendation) -> tuple[str, ...]:
@@ -265,6 +266,21 @@ def _warnings(findings: Sequence[Finding]) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _by_format(draft: Recommendation) -> tuple[str, ...]:
+    """Where a loss is shown to be smaller if the task is asked as the training asked."""
+    return tuple(
+        f"A matter of format: {effect.run} changes by "
+        f"{_number(effect.standard_difference, effect.unit)} on {effect.task} and by "
+        f"{_amount(effect.difference, effect.unit)} where it is asked as in training "
+        f"({effect.scored_as}); the difference is at least "
+        f"{_number(-effect.by_format.upper, effect.unit)}."
+        for effect in draft.format_effects
+        if effect.by_format is not None
+        and effect.by_format.upper < 0
+        and effect.standard_difference < 0
+    )
+
+
 def _digits(unit: Unit) -> int:
     return 1 if unit == "points" else 3
 
@@ -282,13 +298,17 @@ def _range(bound: Bound, unit: Unit) -> str:
     return f"{_number(bound.lower, unit)} to {_number(bound.upper, unit)}"
 
 
-def _rate(value: float) -> str:
-    """2e-4 rather than 0.0002 or 2e-04."""
-    mantissa, exponent = f"{value:e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+def _settings(verdict: RankVerdict) -> str:
+    """All that a user must set beside the rank; an imported adapter does not say everything."""
+    rate, epochs = verdict.learning_rate, verdict.epochs
+    parts = [f"alpha {verdict.alpha:g}"]
+    if not math.isclose(verdict.scaling, verdict.alpha / verdict.rank):
+        parts[0] += " with rsLoRA"
+    parts += [] if rate is None else [f"learning rate {quantities.learning_rate(rate)}"]
+    parts.append(quantities.modules(verdict.target_modules))
+    parts += [] if epochs is None else [quantities.counted(epochs, "epoch")]
+    return ", ".join(parts)
 
 
-def _modules(names: Sequence[str]) -> str:
-    if all(name.endswith("_proj") for name in names):
-        return "/".join(name.removesuffix("_proj") for name in names)
-    return ", ".join(names)
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

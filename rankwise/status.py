@@ -29,7 +29,7 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
         RecordError: the folder has no study, or a record cannot be read.
     """
     study = folder.read_study()
-    tasks = [task for names in study.tasks.values() for task in names]
+    tasks = study.scored_tasks()
     base = _scored(folder, study, BASE, study.base_model_fingerprint, tasks)
     lines = [_line(BASE, "none needed", 0, 0, base, tasks)]
     for planned in study.runs:
@@ -41,14 +41,15 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
             done, training = metrics.read_bytes().count(b"\n"), "started"
         else:
             done, training = 0, "not started"
-        wanted = [] if training == "diverged" else tasks
+        diverged = training == "diverged"
+        wanted = () if diverged else study.scored_tasks(planned.train_task)
         scored = _scored(folder, study, planned.name, planned.fingerprint, wanted)
         lines.append(_line(planned.name, training, done, planned.num_steps, scored, wanted))
     return lines
 
 
 def _scored(
-    folder: StudyFolder, study: StudyRecord, model: str, fingerprint: str, tasks: list[str]
+    folder: StudyFolder, study: StudyRecord, model: str, fingerprint: str, tasks: tuple[str, ...]
 ) -> list[str]:
     """The tasks that the model was scored on under the settings that the study has now."""
     scored: list[str] = []
@@ -62,7 +63,7 @@ def _scored(
 
 
 def _line(
-    model: str, training: str, done: int, steps: int, scored: list[str], tasks: list[str]
+    model: str, training: str, done: int, steps: int, scored: list[str], tasks: tuple[str, ...]
 ) -> ModelStatus:
     left = tuple(task for task in tasks if task not in scored)
     return ModelStatus(model, training, done, steps, tuple(scored), left)

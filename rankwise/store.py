@@ -18,16 +18,14 @@ from safetensors import SafetensorError
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
 from rankwise.records import (
-    ModelResults,
     PlannedRun,
-    Recommendation,
     Record,
     RunRecord,
+    StudyRecommendation,
     StudyRecord,
-    StudyResults,
     TaskEvaluation,
-    TaskItems,
 )
+from rankwise.results import ModelResults, StudyResults, TaskItems
 
 R = TypeVar("R", bound=Record)
 
@@ -145,6 +143,10 @@ class StudyFolder:
         return self.root / "recommendation.json"
 
     @property
+    def findings_file(self) -> Path:
+        return self.root / "findings.json"
+
+    @property
     def report_file(self) -> Path:
         return self.root / "report.html"
 
@@ -200,8 +202,8 @@ class StudyFolder:
     def read_study(self) -> StudyRecord:
         return read_record(self.study_file, StudyRecord)
 
-    def read_recommendation(self) -> Recommendation:
-        return read_record(self.recommendation_file, Recommendation)
+    def read_recommendation(self) -> StudyRecommendation:
+        return read_record(self.recommendation_file, StudyRecommendation)
 
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
@@ -290,8 +292,7 @@ class StudyFolder:
             RecordError: a record is missing or cannot be read: the study has not finished.
         """
         study = self.read_study()
-        tasks = [task for names in study.tasks.values() for task in names]
-        base = self._model_results(study, BASE, None, tasks)
+        base = self._model_results(study, BASE, None, study.scored_tasks())
         runs: list[ModelResults] = []
         for planned in study.runs:
             run = self.finished_run(planned)
@@ -299,7 +300,8 @@ class StudyFolder:
                 raise RecordError(
                     f"{self.run_file(planned.name)} is not there; run the study first."
                 )
-            scored = tasks if run.status == "trained" else []
+            is_trained = run.status == "trained"
+            scored = study.scored_tasks(planned.train_task) if is_trained else ()
             runs.append(self._model_results(study, planned.name, run, scored))
         return StudyResults(study=study, base=base, runs=tuple(runs))
 
@@ -308,7 +310,7 @@ class StudyFolder:
         return record.fingerprint == scoring_fingerprint(study, model, record.task)
 
     def _model_results(
-        self, study: StudyRecord, name: str, run: RunRecord | None, tasks: list[str]
+        self, study: StudyRecord, name: str, run: RunRecord | None, tasks: Iterable[str]
     ) -> ModelResults:
         evaluations = {
             task: read_record(self.evaluation_file(name, task), TaskEvaluation) for task in tasks

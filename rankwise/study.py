@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -15,10 +16,12 @@ from rankwise import adapters, models, training
 from rankwise.devices import device_name
 from rankwise.errors import DivergedError, OutOfMemoryError, UnchangedOutputsError
 from rankwise.evaluation import evaluate
+from rankwise.findings import StudyFindings, study_findings
 from rankwise.planning import StudyPlan
 from rankwise.provenance import collect_provenance
 from rankwise.recommendation import recommend
-from rankwise.records import PlannedRun, Recommendation, RunRecord, StudyResults
+from rankwise.records import PlannedRun, RunRecord, StudyRecommendation
+from rankwise.results import StudyResults
 from rankwise.store import BASE, StudyFolder
 from rankwise.tasks import PreparedTask
 
@@ -49,7 +52,8 @@ class StudyOutcome(NamedTuple):
     """A finished study."""
 
     results: StudyResults
-    recommendation: Recommendation
+    recommendation: StudyRecommendation
+    findings: StudyFindings
 
 
 class Stage(NamedTuple):
@@ -70,11 +74,14 @@ class Stage(NamedTuple):
 
 def stages(plan: StudyPlan) -> list[Stage]:
     """All stages of a plan in order: score the base, then train and score run by run."""
-    base = [Stage(BASE, plan.base.fingerprint, None, task) for task in plan.tasks]
+    base = [
+        Stage(BASE, plan.base.fingerprint, None, plan.tasks[task])
+        for task in plan.record.scored_tasks()
+    ]
     runs = [
-        Stage(run.name, run.fingerprint, run, task)
+        Stage(run.name, run.fingerprint, run, None if task is None else plan.tasks[task])
         for run in plan.record.runs
-        for task in (None, *plan.tasks)
+        for task in (None, *plan.record.scored_tasks(run.train_task))
     ]
     return base + runs
 
@@ -135,7 +142,9 @@ def run_study(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> Study
         results = folder.read_results()
         recommendation = recommend(results)
         folder.write(folder.recommendation_file, recommendation)
-    return StudyOutcome(results, recommendation)
+        findings = study_findings(results, recommendation)
+        folder.write(folder.findings_file, findings)
+    return StudyOutcome(results, recommendation, findings)
 
 
 @contextlib.contextmanager
@@ -206,19 +215,21 @@ class _Worker:
             "advance": lambda tokens: self._observer.advanced(tokens * factor),
         }
         if run.method == "lora":
-            lora = config.methods.lora
+            assert run.scaling is not None
+            assert run.rank is not None
+            assert run.alpha is not None
             return training.train_lora(
                 self._base_model(),
-                plan.examples,
+                plan.examples[run.train_task],
                 run,
                 config.train,
                 base_model_name=config.base_model.name,
-                use_rslora=lora is not None and lora.alpha.policy == "rslora",
+                use_rslora=not math.isclose(run.scaling, run.alpha / run.rank),
                 **common,
             )
         model = models.load_frozen(models.fetch_weights(plan.base), "float32", plan.device)
         return training.train_full(
-            model, plan.tokenizer, plan.examples, run, config.train, **common
+            model, plan.tokenizer, plan.examples[run.train_task], run, config.train, **common
         )
 
     def _write_run(
@@ -232,7 +243,7 @@ class _Worker:
             num_steps=steps,
             num_tokens=result.num_tokens if result else 0,
             num_loss_tokens=result.num_loss_tokens if result else 0,
-            num_truncated=sum(example.is_truncated for example in self._plan.examples),
+            num_truncated=sum(e.is_truncated for e in self._plan.examples[run.train_task]),
             first_loss_nats=result.first_loss_nats if result else None,
             final_loss_nats=result.final_loss_nats if result else None,
             update_is_zero=result.update_is_zero if result else True,

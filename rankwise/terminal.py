@@ -8,9 +8,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.quantities import count, memory, parameters
-from rankwise.records import Recommendation, StudyRecord, StudyResults
+from rankwise.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
+from rankwise.records import Recommendation, StudyRecommendation, StudyRecord
 from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
+from rankwise.results import StudyResults, TrainTaskResults
+from rankwise.sample_verdicts import SampleVerdicts, amount
 from rankwise.status import ModelStatus
 
 Done = Set[tuple[str, str | None]]
@@ -67,15 +69,24 @@ def status_table(lines: Sequence[ModelStatus]) -> Table:
 
 
 def verdict(
-    results: StudyResults, recommendation: Recommendation, width: int
+    results: StudyResults, recommendation: StudyRecommendation, width: int
 ) -> Iterator[RenderableType]:
-    """The table, the reasons, and last the sentence that people look for.
+    """For each trained task the table, the reasons, and last the sentence that people look for.
 
     Args:
         results: a study.
         recommendation: made from it.
         width: of the terminal, in characters; a narrow one gets fewer columns.
     """
+    for part in recommendation.by_train_task:
+        if len(recommendation.by_train_task) > 1:
+            yield Text(f"Trained on {part.train_task}", style="bold underline")
+        yield from _verdict(results.of(part.train_task), part, width)
+
+
+def _verdict(
+    results: TrainTaskResults, recommendation: Recommendation, width: int
+) -> Iterator[RenderableType]:
     rows = verdict_table(results, recommendation)
     headings = verdict_headings(results, recommendation)
     hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
@@ -95,3 +106,38 @@ def verdict(
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
     yield Text(recommendation.statement, style="bold")
+
+
+def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
+    """Every candidate file against the base file: a table, and a sentence for each."""
+    unit, confidence = verdicts.unit, percent(verdicts.confidence)
+    direction = "higher" if verdicts.higher_is_better else "lower"
+    table = Table(
+        title=Text(f"against {verdicts.base}: {verdicts.metric}, {verdicts.filter}"),
+        caption=Text(
+            f"{unit}, {direction} is better; a positive difference is better; intervals are "
+            f"{confidence}, each by itself; the verdict follows p, Holm"
+        ),
+    )
+    for name in (
+        "file", "n", "base", "score", f"difference\n({confidence})", "learned\nforgotten",
+        "kept right\nkept wrong", "p\np, Holm", "verdict",
+    ):  # fmt: skip
+        table.add_column(Text(name), justify="left" if name == "file" else "right", overflow="fold")
+    for row in verdicts.candidates:
+        counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
+        learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)
+        lower, upper = (amount(value, unit, signed=True) for value in (row.lower, row.upper))
+        table.add_row(
+            Text(row.name),
+            count(row.num_examples),
+            amount(row.base_score, unit),
+            amount(row.candidate_score, unit),
+            f"{amount(row.difference, unit, signed=True)}\n({lower} to {upper})",
+            f"{learned}\n{forgotten}",
+            f"{right}\n{wrong}",
+            f"{p_value(row.p_value)}\n{p_value(row.holm_p_value)}",
+            row.verdict.replace("_", " "),
+        )
+    yield table
+    yield from (Text(f"- {row.statement}") for row in verdicts.candidates)

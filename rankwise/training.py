@@ -107,10 +107,10 @@ def tokenise_rows(
     return examples
 
 
-def num_optimizer_steps(num_examples: int, config: TrainConfig) -> int:
+def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:
     """Steps over all epochs; the last step of an epoch may see fewer examples."""
     per_step = config.batch_size * config.gradient_accumulation_steps
-    return math.ceil(num_examples / per_step) * config.epochs
+    return math.ceil(num_examples / per_step) * epochs
 
 
 def train_lora(
@@ -136,6 +136,7 @@ def train_lora(
     """
     assert run.rank is not None
     assert run.alpha is not None
+    assert run.seed is not None
     adapted = adapters.attach_lora(
         base_model,
         rank=run.rank,
@@ -217,6 +218,8 @@ class _Loop:
 
     def run(self, on_step: Callable[[StepMetrics], None], advance: Advance) -> TrainingResult:
         config, run = self._config, self._run
+        assert run.learning_rate is not None
+        assert run.seed is not None
         optimizer = torch.optim.AdamW(
             self._weights, lr=run.learning_rate, weight_decay=config.weight_decay
         )
@@ -268,9 +271,11 @@ class _Loop:
 
     def _effective_batches(self) -> Iterator[list[Example]]:
         """Examples of each optimizer step, in an order that depends on the seed alone."""
+        assert self._run.seed is not None
         generator = torch.Generator().manual_seed(self._run.seed)
         size = self._config.batch_size * self._config.gradient_accumulation_steps
-        for _ in range(self._config.epochs):
+        assert self._run.epochs is not None
+        for _ in range(self._run.epochs):
             order = torch.randperm(len(self._examples), generator=generator).tolist()
             for start in range(0, len(order), size):
                 yield [self._examples[index] for index in order[start : start + size]]

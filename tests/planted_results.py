@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +22,15 @@ from rankwise.config import (
 )
 from rankwise.records import (
     MetricScore,
-    ModelResults,
     PlannedRun,
     Provenance,
     Relation,
     RunRecord,
     StudyRecord,
-    StudyResults,
     TaskEvaluation,
-    TaskItems,
     Unit,
 )
+from rankwise.results import ModelResults, StudyResults, TaskItems, TrainTaskResults
 from rankwise.store import fingerprint
 
 Key = int | Literal["full"]
@@ -157,12 +155,21 @@ def planted_study(
         base_model_fingerprint=BASE_FINGERPRINT,
         task_fingerprints={t: _task_fingerprint(t) for names in tasks.values() for t in names},
         precision="float32",
-        tasks=tasks,
+        tasks={"kinship": tasks},
+        trained_formats={"kinship": {}},
+        trained_items={"kinship": {}},
+        groups={},
+        domains={},
         runs=tuple(planned),
         warnings=(),
         provenance=PROVENANCE,
     )
     return StudyResults(study=study, base=model("base", None, "full", 0), runs=runs)
+
+
+def planted_runs(*args: Any, **settings: Any) -> TrainTaskResults:
+    """The only trained task of a planted study."""
+    return planted_study(*args, **settings).of("kinship")
 
 
 def planted_items(
@@ -248,8 +255,11 @@ def _planned(key: Key, seed: int) -> PlannedRun:
         train_task="kinship",
         rank=rank,
         alpha=None if rank is None else 2.0 * rank,
+        alpha_labels=() if rank is None else ("2r",),
         scaling=None if rank is None else 2.0,
         learning_rate=5e-5 if rank is None else 2e-4,
+        rate_labels=("5e-5" if rank is None else "2e-4",),
+        epochs=2,
         target_modules=() if rank is None else ("q_proj", "k_proj", "v_proj", "o_proj"),
         seed=seed,
         num_steps=60,
@@ -290,7 +300,7 @@ def _config(
     return StudyConfig(
         name="planted",
         base_model=BaseModelConfig(name="smollm2-135m-instruct"),
-        train=TrainConfig(task="kinship"),
+        train=TrainConfig(task=("kinship",)),
         methods=MethodsConfig(
             lora=LoraConfig(ranks=ranks) if ranks else None,
             full=FullConfig() if "full" in scores else None,

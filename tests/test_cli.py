@@ -14,13 +14,15 @@ import conftest
 import pytest
 from typer.testing import CliRunner
 
-from rankwise import cli
-from rankwise.cli import app
-from rankwise.config import load_config, preset_text
+from rankwise.cli import app, application
 from rankwise.store import StudyFolder
+from rankwise.study_file import load_config, preset_text
 from rankwise.tasks import resolution
 
-VERBS = ("init", "plan", "run", "status", "report", "recommend", "tasks", "doctor")
+VERBS = (
+    "init", "plan", "run", "status", "report", "recommend", "tasks", "doctor", "export",
+    "compare-samples",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
 
@@ -110,7 +112,8 @@ def test_every_verb_is_listed_and_explains_itself() -> None:
         shown = rankwise(verb, "--help")
         assert shown.exit_code == 0
         assert f"rankwise {verb}" in shown.stdout
-    assert sorted(command.callback.__name__ for command in app.registered_commands) == sorted(VERBS)  # type: ignore[union-attr]
+    names = [command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
+    assert sorted(name.replace("_", "-") for name in names) == sorted(VERBS)
 
 
 def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_stopping_with_ctrl_c_says_that_nothing_is_lost(
 
     monkeypatch.setattr("rankwise.study.run_study", interrupted)
     done = rankwise("run", finished.file, "--study-dir", finished.root / "stopped")
-    assert done.exit_code == cli.INTERRUPTED == 130
+    assert done.exit_code == application.INTERRUPTED == 130
     assert "stopped; what is finished is kept" in words(done.stderr)
 
 
@@ -257,7 +260,7 @@ def test_plan_lists_the_runs_and_trains_nothing(
     assert full[0].startswith("colours-full-s0-")
     assert [row[1] for row in (lora, full)] == ["3", "3"]
     assert (full[4], lora[4]) == ("100.00%", f"{1_344 / 60_912:.2%}")
-    assert [row[7] for row in (base, lora, full)] == ["0/2"] * 3
+    assert [row[7] for row in (base, lora, full)] == ["0/3"] * 3
     assert not folder.exists()
 
 
@@ -294,7 +297,8 @@ def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
     assert done.exit_code == 0
     report = finished.folder / "report.html"
     assert done.stdout.rstrip().endswith(f"report: {report}")
-    statement = StudyFolder(finished.folder).read_recommendation().statement
+    (part,) = StudyFolder(finished.folder).read_recommendation().by_train_task
+    statement = part.statement
     assert statement in words(done.stdout)
     assert statement in report.read_text(encoding="utf-8")
 
@@ -347,7 +351,7 @@ def test_status_as_table_and_as_json(finished: Finished) -> None:
     assert base["training"] == "none needed"
     assert (run["training"], run["num_steps_done"], run["num_steps"]) == ("trained", 3, 3)
     for line in (base, run):
-        assert sorted(line["tasks_scored"]) == ["colours", "sums"]
+        assert sorted(line["tasks_scored"]) == ["colours", "colours@train", "sums"]
         assert line["tasks_left"] == []
 
 
@@ -359,8 +363,9 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
     assert (done.exit_code, done.stderr) == (0, "")
     assert json.loads(done.stdout) == written == json.loads(record.read_text())
     said = rankwise("recommend", finished.folder)
-    assert words(said.stdout).startswith(written["statement"])
-    for reason in written["reasons"]:
+    (part,) = written["by_train_task"]
+    assert words(said.stdout).startswith(part["statement"])
+    for reason in part["reasons"]:
         assert words(reason) in words(said.stdout)
 
 
@@ -384,7 +389,7 @@ def test_a_diverged_run_makes_the_exit_code_1(finished: Finished) -> None:
         "train.learning_rate.full=1e30",
         "evaluation.out_of_domain=[]",
     )
-    assert done.exit_code == cli.RUN_FAILED == 1
+    assert done.exit_code == application.RUN_FAILED == 1
     assert re.search(r"colours-full-s0-\w+ diverged; the others are compared", words(done.stderr))
     assert (finished.root / "diverged" / "report.html").is_file()
 

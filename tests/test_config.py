@@ -10,14 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rankwise.config import (
-    AlphaConfig,
-    StudyConfig,
-    load_config,
-    preset_names,
-    preset_text,
-)
+from rankwise.config import AlphaConfig, StudyConfig
 from rankwise.errors import ConfigError
+from rankwise.study_file import load_config, preset_names, preset_text
 
 SMALLEST = "base_model: some-model\ntrain: {task: a_task}\n"
 
@@ -103,7 +98,7 @@ zzz: 1
         ),
         (
             "base_model: m\ntrain: {task: t}\nmethods: {lora: null, full: null}\n",
-            "methods: both 'lora' and 'full' are null; leave at least one",
+            "methods: 'lora' and 'full' are null and nothing is imported; leave one",
         ),
         (
             "base_model: m\ntrain: {task: t}\nmethods: {lora: {ranks: [4, 4]}}\n",
@@ -158,11 +153,12 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, SMALLEST))
     train, lora = config.train, config.methods.lora
     assert lora is not None
-    assert (train.epochs, train.batch_size, train.gradient_accumulation_steps) == (3, 2, 4)
-    assert (train.learning_rate.lora, train.learning_rate.full) == (2e-4, 5e-5)
+    assert (train.epochs, train.batch_size, train.gradient_accumulation_steps) == ((3,), 2, 4)
+    assert (train.learning_rate.lora, train.learning_rate.full) == ((2e-4,), (5e-5,))
     assert train.warmup_ratio == 0.1
-    assert lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert [lora.alpha.alpha_of(rank) for rank in lora.ranks] == [2 * r for r in lora.ranks]
+    assert lora.target_modules == (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    (alpha,) = lora.alpha
+    assert [alpha.alpha_of(rank) for rank in lora.ranks] == [2 * r for r in lora.ranks]
 
 
 def test_overrides_reach_every_depth_and_are_yaml(tmp_path: Path) -> None:
@@ -178,9 +174,9 @@ def test_overrides_reach_every_depth_and_are_yaml(tmp_path: Path) -> None:
             "evaluation.chat_template=yes",
         ],
     )
-    assert config.train.epochs == 1
-    assert config.train.learning_rate.lora == 1e-3
-    assert config.train.learning_rate.full == 5e-5
+    assert config.train.epochs == (1,)
+    assert config.train.learning_rate.lora == (1e-3,)
+    assert config.train.learning_rate.full == (5e-5,)
     assert config.methods.lora is not None
     assert config.methods.lora.ranks == (2, 4)
     assert config.methods.full is None
@@ -191,7 +187,7 @@ def test_overrides_reach_every_depth_and_are_yaml(tmp_path: Path) -> None:
 
 def test_the_last_override_of_a_key_wins(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, SMALLEST), ["train.epochs=1", "train.epochs=7"])
-    assert config.train.epochs == 7
+    assert config.train.epochs == (7,)
 
 
 def test_a_revision_can_be_set_on_a_plain_base_model_name(tmp_path: Path) -> None:
@@ -251,9 +247,9 @@ train: {task: t, learning_rate: {<<: {lora: 1e-3, full: 1}, full: 1e-5}}
 )
 def test_exponents_without_a_dot_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     path = written(tmp_path, f"base_model: m\ntrain: {{task: t, learning_rate: {{lora: {text}}}}}")
-    assert load_config(path).train.learning_rate.lora == value
+    assert load_config(path).train.learning_rate.lora == (value,)
     override = [f"train.learning_rate.full={text}"]
-    assert load_config(path, override).train.learning_rate.full == value
+    assert load_config(path, override).train.learning_rate.full == (value,)
 
 
 def test_relative_paths_are_resolved_against_the_file(
@@ -293,7 +289,7 @@ def test_config_is_frozen(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, SMALLEST))
     with pytest.raises(ValidationError, match="frozen"):
         config.train.epochs = 9  # type: ignore[misc]
-    assert config.train.epochs == 3
+    assert config.train.epochs == (3,)
 
 
 def test_every_preset_loads_and_is_what_no_file_means(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from rankwise.config import load_config
 from rankwise.planning import plan_study
-from rankwise.records import StudyResults
 from rankwise.report.page import write_report
+from rankwise.results import StudyResults
 from rankwise.store import StudyFolder
 from rankwise.study import run_study
+from rankwise.study_file import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +32,8 @@ class Silent:
 def run(path: Path | None, folder: Path, *overrides: str) -> Any:
     plan = plan_study(load_config(path, overrides))
     outcome = run_study(plan, StudyFolder(folder), Silent())
-    report = write_report(folder, outcome.results, outcome.recommendation)
-    assert outcome.recommendation.statement in report.read_text(encoding="utf-8")
+    report = write_report(folder, outcome.results, outcome.recommendation, outcome.findings)
+    assert outcome.recommendation.by_train_task[0].statement in report.read_text(encoding="utf-8")
     return outcome
 
 
@@ -47,7 +47,7 @@ def above_chance(results: StudyResults, task: str) -> float:
 
 def test_the_default_study_shows_learning_and_could_show_forgetting(tmp_path: Path) -> None:
     outcome = run(None, tmp_path / "study")
-    results, comparisons = outcome.results, outcome.recommendation.comparisons
+    results, comparisons = outcome.results, outcome.recommendation.by_train_task[0].comparisons
     in_domain = [c for c in comparisons if c.relation == "in_domain"]
     lora = [c for c in in_domain if "-lora-" in c.run]
     assert len(lora) == 3
@@ -55,7 +55,7 @@ def test_the_default_study_shows_learning_and_could_show_forgetting(tmp_path: Pa
     better = [c for c in lora if c.difference > 0 and (c.mcnemar_p_value or 1.0) < 0.01]
     assert better
     assert max(c.adapted_score for c in in_domain) <= 0.98 * 100
-    for task in results.study.tasks["retention"]:
+    for task in results.study.tasks["kinship"]["retention"]:
         assert above_chance(results, task) > 4, task
 
 
@@ -82,7 +82,9 @@ evaluation:
 """
     )
     outcome = run(path, tmp_path / "study")
-    (comparison,) = [c for c in outcome.recommendation.comparisons if c.relation == "in_domain"]
+    (comparison,) = [
+        c for c in outcome.recommendation.by_train_task[0].comparisons if c.relation == "in_domain"
+    ]
     assert comparison.num_examples == 100
     assert comparison.difference > 10
     assert comparison.mcnemar_p_value is not None

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_results import planted_study
+from planted_results import planted_runs, planted_study
 
 from rankwise import quantities
-from rankwise.recommendation import recommend
-from rankwise.records import MetricScore, ModelResults, Recommendation, StudyResults
+from rankwise.findings import study_findings
+from rankwise.recommendation import recommend, recommend_for
+from rankwise.records import MetricScore, Recommendation
 from rankwise.report.comparison_tables import relation_table
 from rankwise.report.figures import study_figures
-from rankwise.report.measures import run_labels, summarise
+from rankwise.report.measures import seeded_labels, summarise
 from rankwise.report.page import verdict_table, write_report
 from rankwise.report.study_facts import study_warnings
 from rankwise.report.summaries import COLUMNS, Cell, verdict_headings
+from rankwise.results import ModelResults, StudyResults, TrainTaskResults
 
 FIGURES = ("gain-and-retention", "score-by-rank", "difference-by-task", "forgetting-on-prose")
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -49,12 +51,13 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.parts))
 
 
-def made(folder: Path, **planted: Any) -> tuple[StudyResults, Recommendation, str]:
+def made(folder: Path, **planted: Any) -> tuple[TrainTaskResults, Recommendation, str]:
     """Write the report of a planted study and read the page."""
     results = planted_study(**planted)
     recommendation = recommend(results)
-    path = write_report(folder, results, recommendation)
-    return results, recommendation, path.read_text(encoding="utf-8")
+    path = write_report(folder, results, recommendation, study_findings(results, recommendation))
+    (part,) = recommendation.by_train_task
+    return results.of("kinship"), part, path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +277,7 @@ def test_three_seeds_have_a_row_and_a_label_each(tmp_path: Path) -> None:
     )
     rows = verdict_table(results, recommendation)
     assert [row.seed.value for row in rows] == [quantities.NOT_MEASURED, *("012" * 3)]
-    labels = run_labels(results.study.runs)
+    labels = seeded_labels(results.study.runs)
     assert labels[results.study.runs[4].name] == "rank 16, seed 1"
     text = Page(html).text
     assert "seeds 0, 1, 2" in text
@@ -283,8 +286,8 @@ def test_three_seeds_have_a_row_and_a_label_each(tmp_path: Path) -> None:
 
 def test_many_tasks_are_all_in_the_table_and_the_worst_are_drawn(tmp_path: Path) -> None:
     tasks = tuple(f"subject_{number}" for number in range(12))
-    results = planted_study(retention_tasks=tasks)
-    recommendation = recommend(results)
+    results = planted_runs(retention_tasks=tasks)
+    recommendation = recommend_for(results)
     figure = study_figures(results, recommendation)[2]
     assert "4 more are in the table" in figure.caption
     table = relation_table(results, recommendation, "retention")
@@ -295,7 +298,7 @@ def test_many_tasks_are_all_in_the_table_and_the_worst_are_drawn(tmp_path: Path)
 def test_other_metrics_own_data_and_warnings_are_shown(tmp_path: Path) -> None:
     results = planted_study()
     config = results.study.config
-    train = config.train.model_copy(update={"task": None, "data": Path("/home/someone/rows.jsonl")})
+    train = config.train.model_copy(update={"task": (), "data": Path("/home/someone/rows.jsonl")})
     name = config.base_model.model_copy(update={"name": "/home/someone/tiny-model"})
     config = config.model_copy(update={"train": train, "base_model": name})
     models = [with_strict_metric(model) for model in (results.base, *results.runs)]
@@ -311,7 +314,9 @@ def test_other_metrics_own_data_and_warnings_are_shown(tmp_path: Path) -> None:
             "runs": tuple(models[1:]),
         }
     )
-    html = write_report(tmp_path, results, recommend(results)).read_text(encoding="utf-8")
+    html = write_report(
+        tmp_path, results, recommend(results), study_findings(results, recommend(results))
+    ).read_text(encoding="utf-8")
     text = Page(html).text
     assert "rows.jsonl on tiny-model" in text
     assert "/home/someone" not in html
@@ -343,8 +348,8 @@ def with_strict_metric(model: ModelResults) -> ModelResults:
 
 
 def test_macro_means_count_every_task_the_same() -> None:
-    results = planted_study(retention_tasks=("capitals", "elements"))
-    recommendation = recommend(results)
+    results = planted_runs(retention_tasks=("capitals", "elements"))
+    recommendation = recommend_for(results)
     for summary in summarise(results, recommendation)[1:]:
         rows = [
             row

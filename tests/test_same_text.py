@@ -11,10 +11,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from rankwise import models, study
-from rankwise.config import TrainConfig, load_config
+from rankwise.config import TrainConfig
 from rankwise.errors import DataError, OutOfMemoryError, PlanError, TaskError
 from rankwise.planning import plan_study
 from rankwise.store import StudyFolder
+from rankwise.study_file import load_config
 from rankwise.tasks import TrainingRow, load_tasks, load_user_data, prepare_task, task_rows
 from rankwise.training import tokenise_rows
 
@@ -66,7 +67,7 @@ def test_a_whitespace_prompt_can_be_scored(study_file: Path, tmp_path: Path) -> 
     )
     overrides = ["train.data=rows.jsonl", "train.task=null", "methods.full=null"]
     plan = plan_study(load_config(study_file, [*overrides, "evaluation.out_of_domain=[]"]))
-    assert all(len(r.context) == 1 for r in plan.tasks[0].requests)
+    assert all(len(r.context) == 1 for r in next(iter(plan.tasks.values())).requests)
 
 
 def test_messages_that_the_template_refuses_are_named(tokenizer: Any, tmp_path: Path) -> None:
@@ -136,9 +137,10 @@ def test_metric_names_are_checked_before_anything_runs(study_file: Path) -> None
 
 def test_few_shot_scoring_of_zero_shot_training_is_said(study_file: Path) -> None:
     plan = plan_study(load_config(study_file, ["evaluation.num_fewshot=2"]))
-    assert any("colours is scored after 2 examples" in text for text in plan.record.warnings)
+    assert plan.record.trained_formats["colours"]["colours"] == "colours@zero-shot"
+    assert any("colours@zero-shot" in text for text in plan.record.warnings)
     plan = plan_study(load_config(study_file, ["train.max_examples=8", "train.epochs=1"]))
-    assert any("1 optimizer steps are all warm-up" in text for text in plan.record.warnings)
+    assert any("1 optimizer steps on colours are all warm-up" in text for text in plan.record.warnings)
 
 
 def test_sampled_answers_are_refused(tokenizer: Any, tasks_folder: Path) -> None:

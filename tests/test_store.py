@@ -16,7 +16,8 @@ import pytest
 
 from rankwise import store
 from rankwise.errors import RecordError, StorageError, StudyLockedError
-from rankwise.records import PlannedRun, RunRecord, StudyRecord, StudyResults, TaskEvaluation
+from rankwise.records import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
+from rankwise.results import StudyResults
 from rankwise.store import BASE, LOSS_METRIC, StudyFolder, fingerprint, read_record
 from rankwise.store import write_atomically as write
 

@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import yaml
 
-from rankwise.config import load_config
 from rankwise.errors import PlanError, RecordError, StudyLockedError, UnchangedOutputsError
 from rankwise.planning import plan_study
 from rankwise.store import StudyFolder
 from rankwise.study import is_finished, run_study, stages
+from rankwise.study_file import load_config
 
 # Kills its own process at a chosen moment of a chosen function, then does nothing else.
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from rankwise import evaluation, store, study, training
-from rankwise.config import load_config
+from rankwise.study_file import load_config
 from rankwise.planning import plan_study
 
 moment, count = sys.argv[1], int(sys.argv[2])
@@ -125,17 +125,22 @@ def test_a_study_from_nothing_to_a_recommendation(study_file: Path, tmp_path: Pa
         "colours-lora-r004-a008-s0",
         "colours-full-s0",
     ]
-    assert len(recorder.stages) == 3 + 4 * 3  # three trainings; four models on three tasks
+    assert (
+        len(recorder.stages) == 3 + 4 * 4
+    )  # three trainings; four models on three tasks, one twice
     assert recorder.done == pytest.approx(recorder.work[0])
     assert [name for name, _ in recorder.models] == ["base", *models]
     assert sum(work for _, work in recorder.models) == pytest.approx(recorder.work[0])
     results = outcome.results
     assert results.study.tasks == {
-        "in_domain": ("colours",),
-        "out_of_domain": ("sums",),
-        "retention": (),
-        "held_out_text": ("small_prose",),
+        "colours": {
+            "in_domain": ("colours",),
+            "out_of_domain": ("sums",),
+            "retention": (),
+            "held_out_text": ("small_prose",),
+        }
     }
+    assert results.study.trained_items == {"colours": {"colours": "colours@train"}}
     for model in results.runs:
         assert model.run is not None
         metrics = (tmp_path / "study" / "runs" / model.name / "metrics.jsonl").read_text()
@@ -372,14 +377,14 @@ def test_own_data_is_trained_on_and_scored_by_loss(study_file: Path, tmp_path: P
     config["evaluation"] = {"retention": ["colours"]}
     study_file.write_text(yaml.safe_dump(config))
     outcome, _ = run(study_file, tmp_path / "study", "train.held_out_fraction=0.25")
-    assert outcome.results.study.tasks["in_domain"] == (
+    assert outcome.results.study.tasks["own rows"]["in_domain"] == (
         "data_own rows",
         "data_own rows_exact_match",
     )
     base = outcome.results.base.evaluations["data_own rows"]
     assert (base.decision_metric, base.num_examples) == ("loss_nats", 10)
-    assert outcome.recommendation.unit == "nats"
-    gains = [v.gain.estimate for v in outcome.recommendation.verdicts]
+    assert outcome.recommendation.by_train_task[0].unit == "nats"
+    gains = [v.gain.estimate for v in outcome.recommendation.by_train_task[0].verdicts]
     assert min(gains) > 0.5
 
 
@@ -400,8 +405,8 @@ def test_shared_real_items_run_to_a_recommendation(
         "methods.lora.ranks=[2]",
         "methods.full=null",
     )
-    assert outcome.recommendation.num_items_in_domain == 6
-    assert outcome.recommendation.outcome in ("no_evidence", "cannot_tell")
+    assert outcome.recommendation.by_train_task[0].num_items_in_domain == 6
+    assert outcome.recommendation.by_train_task[0].outcome in ("no_evidence", "cannot_tell")
 
 
 def test_a_study_says_how_long_each_part_took(study_file: Path, tmp_path: Path) -> None:
@@ -419,7 +424,7 @@ def test_a_split_that_is_scored_cannot_be_trained_on_and_scored(
 ) -> None:
     (tasks_folder / "both.yaml").write_text("group: both\ntask: [colours, sums]\n")
     plan = plan_study(load_config(study_file, ["train.split=train"]))
-    assert plan.record.tasks["in_domain"] == ("colours",)
+    assert plan.record.tasks["colours"]["in_domain"] == ("colours",)
     with pytest.raises(PlanError, match="'test' of 'colours' is trained on and cannot be scored"):
         plan_study(load_config(study_file, ["train.split=test"]))
     with pytest.raises(PlanError, match=r"has no split 'dev'; it has train, test"):
@@ -431,8 +436,8 @@ def test_a_split_that_is_scored_cannot_be_trained_on_and_scored(
             [*held_out, "evaluation.in_domain=[small_prose]", "evaluation.held_out_text=[]"],
         )
     )
-    assert plan.record.tasks["in_domain"] == ("small_prose",)
-    assert plan.record.tasks["retention"] == ("sums",)
+    assert plan.record.tasks["colours"]["in_domain"] == ("small_prose",)
+    assert plan.record.tasks["colours"]["retention"] == ("sums",)
     assert plan.record.runs[0].num_examples == 26
     assert "'colours' is trained on and was left out" in plan.record.warnings[0]
 
@@ -441,7 +446,7 @@ def test_a_group_is_trained_on_in_equal_shares(study_file: Path, tasks_folder: P
     (tasks_folder / "both.yaml").write_text("group: both\ntask: [colours, sums]\n")
     overrides = ["train.task=both", "train.max_examples=10", "evaluation.out_of_domain=[]"]
     plan = plan_study(load_config(study_file, overrides))
-    texts = [plan.tokenizer.decode(example.tokens) for example in plan.examples]
+    texts = [plan.tokenizer.decode(example.tokens) for example in plan.examples["both"]]
     assert len(texts) == 10
     assert sum("plus" in text for text in texts) == 5
-    assert plan.record.tasks["in_domain"] == ("colours", "sums")
+    assert plan.record.tasks["both"]["in_domain"] == ("colours", "sums")

@@ -47,8 +47,11 @@ def planned(method: str, num_steps: int, **options: Any) -> PlannedRun:
         "train_task": "sums",
         "rank": 4 if is_lora else None,
         "alpha": 8.0 if is_lora else None,
+        "alpha_labels": ("2r",) if is_lora else (),
         "scaling": 2.0 if is_lora else None,
         "learning_rate": 1e-2 if is_lora else 1e-3,
+        "rate_labels": ("1e-2" if is_lora else "1e-3",),
+        "epochs": 2,
         "target_modules": TARGETS if is_lora else (),
         "seed": 0,
         "num_steps": num_steps,
@@ -71,12 +74,12 @@ class Setting:
 
     def lora(self, train: TrainConfig, *, name: str = "adapter", **run_options: Any) -> Any:
         examples = training.tokenise_rows(ROWS, self.tokenizer, train, 256)
-        steps = training.num_optimizer_steps(len(examples), train)
+        steps = training.num_optimizer_steps(len(examples), train, train.epochs[0])
         lines: list[training.StepMetrics] = []
         result = training.train_lora(
             self.base,
             examples,
-            planned("lora", steps, **run_options),
+            planned("lora", steps, epochs=train.epochs[0], **run_options),
             train,
             folder=self.where / name,
             pad_id=self.tokenizer.pad_token_id,
@@ -106,7 +109,7 @@ def peer_losses(setting: Setting, train: TrainConfig, num_steps: int) -> tuple[l
     order_generator = torch.Generator().manual_seed(0)
     warmup = math.ceil(0.1 * num_steps)
     losses: list[float] = []
-    for _ in range(train.epochs):
+    for _ in range(train.epochs[0]):
         order = torch.randperm(len(examples), generator=order_generator).tolist()
         for start in range(0, len(order), 8):
             step = len(losses)
@@ -260,9 +263,9 @@ def test_long_prompts_lose_their_left_end_and_long_completions_are_refused(
 
 
 def test_steps_count_the_last_partial_batch() -> None:
-    assert training.num_optimizer_steps(20, config()) == 6
-    assert training.num_optimizer_steps(16, config()) == 4
-    assert training.num_optimizer_steps(1, config(epochs=3)) == 3
+    assert training.num_optimizer_steps(20, config(), 2) == 6
+    assert training.num_optimizer_steps(16, config(), 2) == 4
+    assert training.num_optimizer_steps(1, config(), 3) == 3
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rankwise import quantities
-from rankwise.records import Comparison, Recommendation, Relation, StudyResults
-from rankwise.report.measures import difference, opposite, summarise, task_score
+from rankwise.records import Comparison, FormatEffect, Recommendation, Relation
+from rankwise.report.measures import Measure, difference, opposite, summarise, task_score
 from rankwise.report.summaries import EMPTY, Cell, Heading, measure_cell
 from rankwise.report.tables import RowGroup, Table, metric_name
+from rankwise.results import TrainTaskResults
 
 
 class _Shown(NamedTuple):
@@ -22,7 +23,7 @@ class _Shown(NamedTuple):
 
 
 def relation_table(
-    results: StudyResults, recommendation: Recommendation, relation: Relation
+    results: TrainTaskResults, recommendation: Recommendation, relation: Relation
 ) -> Table | None:
     """Every run on every task of one relation; None where there is no comparison."""
     rows = [row for row in recommendation.comparisons if row.relation == relation]
@@ -49,11 +50,62 @@ def relation_table(
                 if row.task == task
             ),
         )
-        for task in results.study.tasks[relation]
+        for task in results.tasks[relation]
         if any(row.task == task for row in rows)
     )
     caption = _relation_caption(relation, recommendation, shows)
     return Table(caption, _comparison_headings(shows), groups)
+
+
+def format_table(results: TrainTaskResults, recommendation: Recommendation) -> Table | None:
+    """Tasks asked as the training asked, beside how they are asked by default; None without."""
+    effects = recommendation.format_effects
+    if not effects:
+        return None
+    labels = {each.name: each.label for each in summarise(results, recommendation)}
+    groups = tuple(
+        RowGroup(
+            task,
+            f"also as {name}, {_task_detail(results, recommendation, name)}",
+            tuple(
+                _format_cells(effect, labels[effect.run], results)
+                for effect in sorted(effects, key=lambda each: list(labels).index(each.run))
+                if effect.task == task
+            ),
+        )
+        for task, name in results.trained_formats.items()
+    )
+    headings = (
+        Heading("Run"),
+        Heading("Standard format", "difference"),
+        Heading("Trained format", "base → adapted"),
+        Heading("Trained format", "difference"),
+        Heading("By format", "standard − trained"),
+        Heading("Options chosen", "trained format, % of items"),
+    )
+    confidence = quantities.percent(recommendation.confidence)
+    caption = (
+        "Tasks whose standard format is not that of the training, asked both ways. The standard "
+        f"format decides. Paired over the same items, {confidence} intervals, exploratory."
+    )
+    return Table(caption, headings, groups)
+
+
+def _format_cells(effect: FormatEffect, label: str, results: TrainTaskResults) -> tuple[Cell, ...]:
+    unit, part = effect.unit, effect.by_format
+    n = effect.num_examples
+    trained = Measure(effect.difference, effect.lower, effect.upper, n, unit)
+    pair = (effect.base_score, effect.adapted_score)
+    return (
+        Cell(label),
+        Cell(quantities.change(effect.standard_difference, results.base.items[effect.task].unit)),
+        Cell(" → ".join(quantities.score(value, unit) for value in pair)),
+        measure_cell(trained, signed=True),
+        EMPTY
+        if part is None
+        else measure_cell(Measure(part.estimate, part.lower, part.upper, n, unit), signed=True),
+        Cell(_options(results, effect.run, effect.scored_as) or quantities.NOT_MEASURED),
+    )
 
 
 def _comparison_headings(shows: _Shown) -> tuple[Heading, ...]:
@@ -78,7 +130,7 @@ def _comparison_headings(shows: _Shown) -> tuple[Heading, ...]:
 
 
 def _comparison_cells(
-    results: StudyResults, row: Comparison, label: str, shows: _Shown
+    results: TrainTaskResults, row: Comparison, label: str, shows: _Shown
 ) -> tuple[Cell, ...]:
     pair = (
         quantities.score(row.base_score, row.unit),
@@ -146,7 +198,7 @@ def _relation_caption(relation: Relation, recommendation: Recommendation, shows:
     return text
 
 
-def _task_detail(results: StudyResults, recommendation: Recommendation, task: str) -> str:
+def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task: str) -> str:
     """Such as: n = 300, acc, chance 25.0, base 50.0 (44.4 to 55.6)."""
     evaluation, items = results.base.evaluations[task], results.base.items[task]
     score = task_score(evaluation, items, recommendation.confidence)
@@ -164,7 +216,7 @@ def _task_detail(results: StudyResults, recommendation: Recommendation, task: st
     return ", ".join(parts)
 
 
-def _options(results: StudyResults, model: str, task: str) -> str:
+def _options(results: TrainTaskResults, model: str, task: str) -> str:
     """The share of each option chosen: 25/24/26/25."""
     for each in (results.base, *results.runs):
         if each.name == model and task in each.evaluations:

@@ -7,16 +7,18 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rankwise.records import Comparison, RankVerdict, Recommendation, StudyResults
+from rankwise.records import Comparison, FormatEffect, RankVerdict, Recommendation
 from rankwise.report.measures import Measure, summarise
+from rankwise.results import TrainTaskResults
 
 Row = Mapping[str, Any]
 
 
-def csv_tables(results: StudyResults, recommendation: Recommendation) -> dict[str, str]:
+def csv_tables(results: TrainTaskResults, recommendation: Recommendation) -> dict[str, str]:
     """The text of every table by file name.
 
     ``runs.csv`` has one row for each model, ``differences.csv`` one for each run and task,
+    ``formats.csv`` the same for tasks that were also asked as the training asked,
     ``ranks.csv`` what each rank was judged on, ``scores.csv`` every metric of every model and
     task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
     """
@@ -28,6 +30,10 @@ def csv_tables(results: StudyResults, recommendation: Recommendation) -> dict[st
                 for row in recommendation.comparisons
             ],
             [*(name for name in Comparison.model_fields if name != "retention_ratio"), *_RATIO],
+        ),
+        "formats.csv": _text(
+            [_format(effect) for effect in recommendation.format_effects],
+            [*(name for name in FormatEffect.model_fields if name != "by_format"), *_BY_FORMAT],
         ),
         "ranks.csv": _text([_verdict(row) for row in recommendation.verdicts]),
         "scores.csv": _text(_scores(results)),
@@ -42,6 +48,15 @@ _RATIO = (
 )
 
 
+_BY_FORMAT = ("by_format", "by_format_lower", "by_format_upper")
+
+
+def _format(effect: FormatEffect) -> Row:
+    part = effect.by_format
+    bounds = (None,) * 3 if part is None else (part.estimate, part.lower, part.upper)
+    return effect.model_dump(exclude={"by_format"}) | dict(zip(_BY_FORMAT, bounds, strict=True))
+
+
 def _text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
     rows = list(rows)
     names = list(columns or (rows[0] if rows else ()))
@@ -52,7 +67,7 @@ def _text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
     return file.getvalue()
 
 
-def _runs(results: StudyResults, recommendation: Recommendation) -> Iterable[Row]:
+def _runs(results: TrainTaskResults, recommendation: Recommendation) -> Iterable[Row]:
     for each in summarise(results, recommendation):
         run = each.run
         plan = None if run is None else run.planned
@@ -126,7 +141,7 @@ def _verdict(verdict: RankVerdict) -> Row:
     return row
 
 
-def _scores(results: StudyResults) -> Iterable[Row]:
+def _scores(results: TrainTaskResults) -> Iterable[Row]:
     for model in (results.base, *results.runs):
         for evaluation in model.evaluations.values():
             for score in evaluation.metrics:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import altair as alt
 
 from rankwise import quantities
-from rankwise.records import Comparison, Recommendation, Relation, StudyResults, Unit
+from rankwise.records import Comparison, Recommendation, Relation, Unit
 from rankwise.report.chart_theme import theme
 from rankwise.report.interval_charts import Group, Panel, interval_chart
 from rankwise.report.measures import (
@@ -21,6 +21,7 @@ from rankwise.report.measures import (
     summarise,
 )
 from rankwise.report.rank_charts import rank_chart, trade_off_chart
+from rankwise.results import TrainTaskResults
 
 Chart = alt.LayerChart | alt.FacetChart | alt.VConcatChart
 
@@ -52,7 +53,7 @@ class Figure(NamedTuple):
 
 
 class _Study(NamedTuple):
-    results: StudyResults
+    results: TrainTaskResults
     recommendation: Recommendation
     summaries: tuple[ModelSummary, ...]
 
@@ -65,7 +66,7 @@ class _Study(NamedTuple):
         return self.recommendation.unit
 
 
-def study_figures(results: StudyResults, recommendation: Recommendation) -> tuple[Figure, ...]:
+def study_figures(results: TrainTaskResults, recommendation: Recommendation) -> tuple[Figure, ...]:
     """Every figure of a report, in its order; those that cannot be drawn say why."""
     study = _Study(results, recommendation, summarise(results, recommendation))
     builders: tuple[Callable[[_Study], Figure], ...] = (_trade_off, _by_rank, _by_task, _forgetting)
@@ -220,7 +221,7 @@ def _words(measure: Measure | None, signed: bool = True) -> str:
     return f"{text} ({write(measure.lower, measure.unit)} to {write(measure.upper, measure.unit)})"
 
 
-def _score_name(results: StudyResults, tasks: Sequence[str], unit: Unit) -> str:
+def _score_name(results: TrainTaskResults, tasks: Sequence[str], unit: Unit) -> str:
     """The metric with its unit, for an axis."""
     metrics = {results.base.items[task].metric for task in tasks}
     name = metrics.pop() if len(metrics) == 1 else "score"

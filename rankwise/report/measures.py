@@ -13,20 +13,17 @@ from typing import NamedTuple
 
 from scipy import special
 
-from rankwise import quantities
+from rankwise.axes import run_labels
 from rankwise.records import (
     Comparison,
-    ModelResults,
     PlannedRun,
     Recommendation,
     Relation,
     RunRecord,
-    StudyResults,
     TaskEvaluation,
-    TaskItems,
     Unit,
 )
-from rankwise.statements import FULL_LABEL
+from rankwise.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.stats import wilson_interval
 
 BASE_LABEL = "base"
@@ -79,41 +76,36 @@ class ModelSummary:
         return self.run is None or self.run.status == "trained"
 
 
-def summarise(results: StudyResults, recommendation: Recommendation) -> tuple[ModelSummary, ...]:
+def summarise(
+    results: TrainTaskResults, recommendation: Recommendation
+) -> tuple[ModelSummary, ...]:
     """The base, then every run in the order of method, rank and seed."""
     models = [model for model in results.runs if model.run is not None]
     models.sort(key=lambda model: _order(_planned(model)))
-    labels = run_labels([_planned(model) for model in models])
+    labels = seeded_labels([_planned(model) for model in models])
     return (
         _summary(results, recommendation, results.base, BASE_LABEL),
         *(_summary(results, recommendation, model, labels[model.name]) for model in models),
     )
 
 
-def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
-    """A label for each run by name: only what tells it from the others of its study."""
-    seeds = {run.seed for run in planned}
-    labels: dict[str, str] = {}
-    for run in planned:
-        alike = [other for other in planned if (other.method, other.rank) == (run.method, run.rank)]
-        parts = [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
-        if run.alpha is not None and len({other.alpha for other in alike}) > 1:
-            parts.append(f"alpha {quantities.number(run.alpha)}")
-        if len({other.learning_rate for other in alike}) > 1:
-            parts.append(f"rate {quantities.learning_rate(run.learning_rate)}")
-        if len({other.target_modules for other in alike}) > 1:
-            parts.append(quantities.modules(run.target_modules))
-        if len(seeds) > 1:
-            parts.append(f"seed {run.seed}")
-        labels[run.name] = ", ".join(parts)
+def seeded_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
+    """A label for each run by name: only what tells it from the others, the seed included."""
+    labels = run_labels(planned)
+    if len({run.seed for run in planned if run.seed is not None}) > 1:
+        labels |= {
+            run.name: f"{labels[run.name]}, seed {run.seed}"
+            for run in planned
+            if run.seed is not None
+        }
     return labels
 
 
-def relation_tasks(results: StudyResults, relation: Relation, unit: Unit) -> tuple[str, ...]:
+def relation_tasks(results: TrainTaskResults, relation: Relation, unit: Unit) -> tuple[str, ...]:
     """The tasks of a relation that are scored in this unit: those that are averaged."""
     return tuple(
         task
-        for task in results.study.tasks.get(relation, ())
+        for task in results.tasks.get(relation, ())
         if task in results.base.items and results.base.items[task].unit == unit
     )
 
@@ -202,7 +194,7 @@ def _mean_score(model: ModelResults, tasks: Iterable[str], confidence: float) ->
 
 
 def _summary(
-    results: StudyResults, recommendation: Recommendation, model: ModelResults, label: str
+    results: TrainTaskResults, recommendation: Recommendation, model: ModelResults, label: str
 ) -> ModelSummary:
     confidence = recommendation.confidence
     rows = [row for row in recommendation.comparisons if row.run == model.name]
@@ -239,8 +231,9 @@ def _planned(model: ModelResults) -> PlannedRun:
     return model.run.planned
 
 
-def _order(run: PlannedRun) -> tuple[bool, int, float, float, int]:
-    return run.rank is None, run.rank or 0, run.alpha or 0.0, run.learning_rate, run.seed
+def _order(run: PlannedRun) -> tuple[bool, int, float, float, int, int]:
+    settings = run.rank or 0, run.alpha or 0.0, run.learning_rate or 0.0, run.epochs or 0
+    return run.rank is None, *settings, run.seed or 0
 
 
 def _kind(model: ModelResults) -> str:
@@ -252,11 +245,5 @@ def _kind(model: ModelResults) -> str:
 def _is_recommended(model: ModelResults, recommendation: Recommendation) -> bool:
     if model.run is None or recommendation.rank is None:
         return False
-    run = model.run.planned
-    return (run.method, run.rank, run.alpha, run.learning_rate, run.target_modules) == (
-        "lora",
-        recommendation.rank,
-        recommendation.alpha,
-        recommendation.learning_rate,
-        recommendation.target_modules,
-    )
+    chosen = next((v.runs for v in recommendation.verdicts if v.qualifies), ())
+    return model.name in chosen

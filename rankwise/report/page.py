@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rankwise.errors import StorageError
-from rankwise.records import RELATIONS, Outcome, Recommendation, StudyResults
+from rankwise.findings import StudyFindings
+from rankwise.records import RELATIONS, Outcome, Recommendation, StudyRecommendation
 from rankwise.report.chart_theme import Colour, page_colours
-from rankwise.report.comparison_tables import relation_table
+from rankwise.report.comparison_tables import format_table, relation_table
 from rankwise.report.csv_tables import csv_tables
 from rankwise.report.figures import Chart, Figure, study_figures
 from rankwise.report.inline_svg import inline_svg
 from rankwise.report.measures import summarise
+from rankwise.report.sections import Section, study_sections
 from rankwise.report.study_facts import (
     base_model_name,
     judgement_facts,
@@ -34,6 +37,7 @@ from rankwise.report.summaries import (
     verdict_table,
 )
 from rankwise.report.tables import Table, decision_table, measured_table, metrics_table
+from rankwise.results import StudyResults, TrainTaskResults
 from rankwise.store import StudyFolder, write_atomically
 
 __all__ = ["verdict_table", "write_report"]
@@ -76,7 +80,28 @@ class _Drawn(NamedTuple):
         return Markup(text)  # noqa: S704
 
 
-def write_report(folder: Path, results: StudyResults, recommendation: Recommendation) -> Path:
+class _Part(NamedTuple):
+    """What the page shows of one trained task; ``prefix`` begins the names of its files."""
+
+    results: TrainTaskResults
+    recommendation: Recommendation
+    prefix: str
+    figures: tuple[_Drawn, ...]
+
+
+class _DrawnSection(NamedTuple):
+    """A section with its figures drawn."""
+
+    section: Section
+    figures: tuple[_Drawn, ...]
+
+
+def write_report(
+    folder: Path,
+    results: StudyResults,
+    recommendation: StudyRecommendation,
+    findings: StudyFindings,
+) -> Path:
     """Write ``report.html`` and the folder ``report/`` into a study's folder.
 
     The page is written last and holds everything it shows; files of an earlier report that this
@@ -88,25 +113,60 @@ def write_report(folder: Path, results: StudyResults, recommendation: Recommenda
     Raises:
         StorageError: the folder cannot be written.
     """
-    drawn = _draw(study_figures(results, recommendation))
-    page = render_page(results, recommendation, drawn)
-    for each in drawn:
-        files = {".svg": each.svg, ".png": each.png}
-        for suffix, content in files.items():
-            path = folder / FILES / f"{each.figure.name}{suffix}"
-            if content:
-                write_atomically(path, content)
-            else:
-                _remove(path)
-    for name, text in csv_tables(results, recommendation).items():
-        write_atomically(folder / FILES / name, text)
+    parts = _parts(results, recommendation)
+    number = max((figure.number for part in parts for figure in part.figures), default=0)
+    sections = _drawn_sections(study_sections(results, recommendation, findings), number)
+    page = render_page(results, parts, sections)
+    files: dict[str, str | bytes] = {}
+    for each in (figure for shown in (*parts, *sections) for figure in shown.figures):
+        if each.svg:
+            files |= {f"{each.figure.name}.svg": each.svg, f"{each.figure.name}.png": each.png}
+    for part in parts:
+        tables = csv_tables(part.results, part.recommendation)
+        files |= {f"{part.prefix}{name}": text for name, text in tables.items()}
+    _replace_files(folder / FILES, files)
     path = StudyFolder(folder).report_file
     write_atomically(path, page)
     return path
 
 
+def _parts(results: StudyResults, recommendation: StudyRecommendation) -> tuple[_Part, ...]:
+    several = len(recommendation.by_train_task) > 1
+    parts: list[_Part] = []
+    number = 0
+    for each in recommendation.by_train_task:
+        prefix = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', each.train_task)}-" if several else ""
+        its_results = results.of(each.train_task)
+        figures = [
+            figure._replace(name=f"{prefix}{figure.name}")
+            for figure in study_figures(its_results, each)
+        ]
+        drawn = _draw(figures, number)
+        number = max([number, *(figure.number for figure in drawn)])
+        parts.append(_Part(its_results, each, prefix, drawn))
+    return tuple(parts)
+
+
+def _drawn_sections(sections: Sequence[Section], number: int) -> tuple[_DrawnSection, ...]:
+    drawn: list[_DrawnSection] = []
+    for section in sections:
+        figures = _draw(section.figures, number)
+        number = max([number, *(figure.number for figure in figures)])
+        drawn.append(_DrawnSection(section, figures))
+    return tuple(drawn)
+
+
+def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write these files, and remove what an earlier report left beside them."""
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    for path in folder.iterdir():
+        if path.name not in files and path.suffix in (".svg", ".png", ".csv"):
+            _remove(path)
+
+
 def render_page(
-    results: StudyResults, recommendation: Recommendation, drawn: Sequence[_Drawn]
+    results: StudyResults, parts: Sequence[_Part], sections: Sequence[_DrawnSection]
 ) -> str:
     """The page as text."""
     environment = Environment(
@@ -116,27 +176,17 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    summaries = summarise(results, recommendation)
-    rows = verdict_table(results, recommendation)
-    columns = _columns(len(results.study.config.seeds) > 1)
+    summaries = [each for part in parts for each in summarise(part.results, part.recommendation)]
     return environment.get_template("report.html").render(
         study=results.study,
         base_model=base_model_name(results.study.config),
         trained_on=source_name(results.study.config),
-        recommendation=recommendation,
-        outcome=OUTCOMES[recommendation.outcome],
-        judgement=judgement_facts(recommendation),
+        headline=_headline(parts),
         warnings=study_warnings(results),
-        rows=rows,
-        columns=columns,
+        columns=_columns(len(results.study.config.seeds) > 1),
         score_columns=_SCORE_COLUMNS,
-        headings=verdict_headings(results, recommendation),
-        notes=verdict_notes(results, recommendation),
-        figures=drawn,
-        decision=decision_table(recommendation),
-        relations=_relations(results, recommendation),
-        measured=measured_table(results),
-        metrics=metrics_table(results, recommendation),
+        parts=[_shown(part) for part in parts],
+        sections=sections,
         training=training_facts(results),
         provenance=provenance_facts(results),
         dark=_dark_rules(page_colours(each.kind for each in summaries)),
@@ -144,9 +194,39 @@ def render_page(
     )
 
 
-def _draw(figures: Sequence[Figure]) -> tuple[_Drawn, ...]:
+def _headline(parts: Sequence[_Part]) -> str:
+    """The title's last words: one outcome, or how many of each."""
+    if len(parts) == 1:
+        chosen = parts[0].recommendation
+        rank = "" if chosen.rank is None else f", rank {chosen.rank}"
+        return f"{OUTCOMES[chosen.outcome]}{rank}"
+    return f"{len(parts)} trained tasks"
+
+
+def _shown(part: _Part) -> dict[str, Any]:
+    """What the template needs of one trained task."""
+    results, recommendation = part.results, part.recommendation
+    return {
+        "name": results.train_task,
+        "prefix": part.prefix,
+        "recommendation": recommendation,
+        "outcome": OUTCOMES[recommendation.outcome],
+        "judgement": judgement_facts(recommendation),
+        "rows": verdict_table(results, recommendation),
+        "headings": verdict_headings(results, recommendation),
+        "notes": verdict_notes(results, recommendation),
+        "figures": part.figures,
+        "decision": decision_table(recommendation),
+        "relations": _relations(results, recommendation),
+        "formats": format_table(results, recommendation),
+        "measured": measured_table(results),
+        "metrics": metrics_table(results, recommendation),
+    }
+
+
+def _draw(figures: Sequence[Figure], number: int) -> tuple[_Drawn, ...]:
+    """Figures with their exports, counted on from ``number``."""
     drawn: list[_Drawn] = []
-    number = 0
     for figure in figures:
         if figure.chart is None:
             drawn.append(_Drawn(figure, 0, "", b""))
@@ -181,14 +261,14 @@ def _columns(has_seeds: bool) -> tuple[str, ...]:
 
 
 def _relations(
-    results: StudyResults, recommendation: Recommendation
+    results: TrainTaskResults, recommendation: Recommendation
 ) -> tuple[tuple[str, Table | str], ...]:
     """The title of every relation, and its table or why there is none."""
     found: list[tuple[str, Table | str]] = []
     for relation in RELATIONS:
         table = relation_table(results, recommendation, relation)
         if table is None:
-            named = bool(results.study.tasks.get(relation))
+            named = bool(results.tasks.get(relation))
             reason = "no run was scored" if named else "the study names no such task"
             table = f"Not measured: {reason}."
         found.append((RELATION_NAMES[relation].capitalize(), table))

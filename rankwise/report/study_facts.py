@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from rankwise import quantities
 from rankwise.config import AlphaConfig, StudyConfig
-from rankwise.records import PlannedRun, Provenance, Recommendation, RunRecord, StudyResults
+from rankwise.records import PlannedRun, Provenance, Recommendation, RunRecord
+from rankwise.results import StudyResults
 
 
 class Fact(NamedTuple):
@@ -59,7 +60,7 @@ def training_facts(results: StudyResults) -> tuple[Fact, ...]:
         Fact("Base model", base_model_name(config)),
         Fact("Trained on", source_name(config)),
         Fact("Training examples", _range(plan.num_examples for plan in plans)),
-        Fact("Epochs", str(train.epochs)),
+        Fact("Epochs", ", ".join(str(number) for number in train.epochs)),
         Fact("Batch", f"{shape} = {train.batch_size * train.gradient_accumulation_steps} examples"),
         Fact("Optimizer steps", _range(plan.num_steps for plan in plans)),
         Fact("Tokens of each run", _range(plan.num_tokens for plan in plans)),
@@ -131,7 +132,7 @@ def base_model_name(config: StudyConfig) -> str:
 def source_name(config: StudyConfig) -> str:
     """The task that was trained on, or the name of the file."""
     train = config.train
-    return train.task or ("" if train.data is None else train.data.name)
+    return ", ".join(train.task) or ("" if train.data is None else train.data.name)
 
 
 def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[Fact]:
@@ -139,9 +140,11 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[
     if lora is None:
         yield Fact("LoRA", "not part of the study")
     else:
-        yield Fact("LoRA ranks", ", ".join(str(rank) for rank in lora.ranks))
-        yield Fact("LoRA alpha", _alpha(lora.alpha))
-        yield Fact("LoRA target modules", ", ".join(lora.target_modules))
+        ranks = sorted({run.rank for run in plans if run.rank is not None})
+        yield Fact("LoRA ranks", ", ".join(str(rank) for rank in ranks))
+        yield Fact("LoRA alpha", "; ".join(_alpha(alpha) for alpha in lora.alpha))
+        sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
+        yield Fact("LoRA target modules", "; ".join(", ".join(names) for names in sets))
         yield Fact("LoRA learning rate", _rates(plans, "lora"))
     if full is None:
         yield Fact("Full fine-tuning", "not part of the study")
@@ -150,8 +153,8 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[
 
 
 def _rates(plans: Sequence[PlannedRun], method: str) -> str:
-    rates = sorted({plan.learning_rate for plan in plans if plan.method == method})
-    return ", ".join(quantities.learning_rate(rate) for rate in rates)
+    labels = [label for plan in plans if plan.method == method for label in plan.rate_labels]
+    return ", ".join(dict.fromkeys(labels))
 
 
 def _alpha(alpha: AlphaConfig) -> str:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from rankwise import quantities
 from rankwise.quantities import NOT_MEASURED
-from rankwise.records import Recommendation, Relation, StudyResults, Unit
+from rankwise.records import PlannedRun, Recommendation, Relation, Unit
 from rankwise.report.measures import Measure, ModelSummary, difference, relation_tasks, summarise
+from rankwise.results import TrainTaskResults
 
 RELATION_NAMES: dict[Relation, str] = {
     "in_domain": "in-domain",
@@ -71,7 +72,7 @@ COLUMNS = tuple(field.name for field in fields(VerdictRow))[3:]
 """The names of the columns: the fields of ``VerdictRow`` that are cells."""
 
 
-def verdict_table(results: StudyResults, recommendation: Recommendation) -> list[VerdictRow]:
+def verdict_table(results: TrainTaskResults, recommendation: Recommendation) -> list[VerdictRow]:
     """The base, then every run by method, rank and seed, every number already text."""
     return [
         _row(each, recommendation.unit) if each.run is not None else _base_row(each)
@@ -79,7 +80,9 @@ def verdict_table(results: StudyResults, recommendation: Recommendation) -> list
     ]
 
 
-def verdict_headings(results: StudyResults, recommendation: Recommendation) -> dict[str, Heading]:
+def verdict_headings(
+    results: TrainTaskResults, recommendation: Recommendation
+) -> dict[str, Heading]:
     """The heading of each of ``COLUMNS``, with unit, metric and number of items."""
     base = summarise(results, recommendation)[0]
     return {
@@ -103,7 +106,7 @@ def verdict_headings(results: StudyResults, recommendation: Recommendation) -> d
     }
 
 
-def verdict_notes(results: StudyResults, recommendation: Recommendation) -> tuple[str, ...]:
+def verdict_notes(results: TrainTaskResults, recommendation: Recommendation) -> tuple[str, ...]:
     """What the table does not show by itself: how intervals are made, and what is missing."""
     confidence = quantities.percent(recommendation.confidence)
     notes = [
@@ -164,6 +167,8 @@ def _row(summary: ModelSummary, unit: Unit) -> VerdictRow:
     assert run is not None
     plan = run.planned
     name = "full fine-tuning" if plan.rank is None else f"LoRA rank {plan.rank}"
+    if plan.imported_from is not None:
+        name = f"{name}, imported {plan.imported_from}"
     problem = None
     if run.status == "diverged":
         problem = f"diverged and was not scored: {run.message or 'no reason was recorded'}"
@@ -172,9 +177,9 @@ def _row(summary: ModelSummary, unit: Unit) -> VerdictRow:
         is_recommended=summary.is_recommended,
         problem=problem,
         model=Cell(name, "", "recommended" if summary.is_recommended else ""),
-        seed=Cell(str(plan.seed)),
+        seed=EMPTY if plan.seed is None else Cell(str(plan.seed)),
         alpha=EMPTY if plan.alpha is None else Cell(quantities.number(plan.alpha)),
-        learning_rate=Cell(quantities.learning_rate(plan.learning_rate)),
+        learning_rate=_rate(plan),
         parameters=Cell(
             quantities.parameters(plan.num_trainable_parameters),
             "",
@@ -191,6 +196,12 @@ def _row(summary: ModelSummary, unit: Unit) -> VerdictRow:
     )
 
 
+def _rate(plan: PlannedRun) -> Cell:
+    if plan.learning_rate is None:
+        return EMPTY
+    return Cell(quantities.learning_rate(plan.learning_rate))
+
+
 def _worst(summary: ModelSummary) -> Cell:
     worst = summary.worst_retention
     if worst is None:
@@ -203,7 +214,7 @@ def _worst(summary: ModelSummary) -> Cell:
 
 
 def _detail(
-    results: StudyResults, relation: Relation, base: Measure | None, with_metric: bool = False
+    results: TrainTaskResults, relation: Relation, base: Measure | None, with_metric: bool = False
 ) -> str:
     """acc, points, n = 400 in 2 tasks."""
     if base is None:

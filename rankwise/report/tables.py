@@ -5,18 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rankwise import quantities
-from rankwise.records import (
-    Bound,
-    ModelResults,
-    RankVerdict,
-    Recommendation,
-    Relation,
-    State,
-    StudyResults,
-    Unit,
-)
+from rankwise.records import Bound, RankVerdict, Recommendation, Relation, State, Unit
 from rankwise.report.measures import Measure, summarise
 from rankwise.report.summaries import EMPTY, RELATION_NAMES, Cell, Heading, measure_cell
+from rankwise.results import ModelResults, TrainTaskResults
 
 _STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
 
@@ -77,14 +69,14 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     return Table(caption, tuple(headings), (RowGroup("", "", rows),), (0, *texts))
 
 
-def measured_table(results: StudyResults) -> Table:
+def measured_table(results: TrainTaskResults) -> Table:
     """Every task: how many items, by which metric, asked in which way."""
     headings = ("Task", "Relation", "Items", "Metric", "Chance", "Kind", "Version")
     titles = [Heading(title) for title in headings]
     titles += [Heading("Few-shot", "examples"), Heading("Chat template"), Heading("Cut", "items")]
     rows = tuple(
         _measured_cells(results, relation, task)
-        for relation, tasks in results.study.tasks.items()
+        for relation, tasks in results.tasks.items()
         for task in tasks
         if task in results.base.evaluations
     )
@@ -97,7 +89,7 @@ def measured_table(results: StudyResults) -> Table:
     )
 
 
-def metrics_table(results: StudyResults, recommendation: Recommendation) -> Table | None:
+def metrics_table(results: TrainTaskResults, recommendation: Recommendation) -> Table | None:
     """Every metric of the tasks that have more than one; None if there is none."""
     models = {model.name: model for model in (results.base, *results.runs)}
     scored = [
@@ -136,7 +128,7 @@ def metric_name(metric: str, filter_name: str) -> str:
 def _verdict_cells(verdict: RankVerdict, recommendation: Recommendation) -> tuple[Cell, ...]:
     unit = recommendation.unit
     cells = [
-        Cell(f"rank {verdict.rank}", "", f"alpha {quantities.number(verdict.alpha)}"),
+        Cell(verdict.label, "", f"alpha {quantities.number(verdict.alpha)}"),
         _bound_cell(verdict.gain, unit),
         Cell(_STATES[verdict.better_than_base]),
     ]
@@ -159,7 +151,7 @@ def _bound_cell(bound: Bound, unit: Unit) -> Cell:
     return measure_cell(Measure(bound.estimate, bound.lower, bound.upper, 0, unit), signed=True)
 
 
-def _measured_cells(results: StudyResults, relation: Relation, task: str) -> tuple[Cell, ...]:
+def _measured_cells(results: TrainTaskResults, relation: Relation, task: str) -> tuple[Cell, ...]:
     evaluation = results.base.evaluations[task]
     unit = results.base.items[task].unit
     limit = "" if evaluation.limit is None else f"the first {quantities.count(evaluation.limit)}"

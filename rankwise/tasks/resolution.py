@@ -21,11 +21,13 @@ class LoadedTask(NamedTuple):
         name: lm-eval's name of it.
         task: the ``lm_eval.api.task.Task``.
         is_rendered: its texts already carry the chat template; it must not be applied again.
+        groups: names of the groups and tags that it was found in.
     """
 
     name: str
     task: Any
     is_rendered: bool = False
+    groups: tuple[str, ...] = ()
 
     @property
     def domain(self) -> str | None:
@@ -111,20 +113,31 @@ def task_file_errors() -> tuple[type[Exception], ...]:
 def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
     try:
         with quiet_lm_eval():
-            tasks = manager.load([name])["tasks"]
+            found = manager.load([name])
     except task_file_errors() as error:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise TaskError(
             f"task {name!r} was found and cannot be loaded: {reason}. Check its data (a hub name "
             "needs the network; a local file must be there and not empty) and its YAML."
         ) from error
+    tasks = found["tasks"]
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
             raise TaskError(
                 f"task {name!r} runs generated code or needs images or audio; rankwise scores text "
                 "only. Leave it out."
             )
-    return tuple(LoadedTask(leaf, task) for leaf, task in tasks.items())
+    members = {group: _members(found["groups"][group]) for group in found["groups"]}
+    if name not in tasks:
+        members[name] = set(tasks)  # a tag is no group
+    return tuple(
+        LoadedTask(leaf, task, groups=tuple(g for g, leaves in members.items() if leaf in leaves))
+        for leaf, task in tasks.items()
+    )
+
+
+def _members(group: Any) -> set[str]:
+    return {task.task_name for task in group.get_all_tasks()}
 
 
 class TaskListing(NamedTuple):

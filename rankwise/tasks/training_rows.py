@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -73,6 +74,21 @@ def _documents(loaded: LoadedTask, split: str | None) -> Any:
         raise TaskError(f"task {loaded.name!r} has no split {split!r}; it has {available}.")
     process = task.config.process_docs
     return task.dataset[split] if process is None else process(task.dataset[split])
+
+
+def trained_items(loaded: LoadedTask, split: str | None) -> LoadedTask:
+    """The same task asked about the rows that it trains on: a copy named ``<task>@train``.
+
+    Args:
+        loaded: a task that can be trained on.
+        split: as in ``task_rows``.
+    """
+    task = copy.copy(loaded.task)
+    task._config = copy.copy(loaded.task.config)
+    name = f"{loaded.name}@train"
+    task.set_config(key="task", value=name)
+    task.set_config(key="test_split", value=split or loaded.task.config.training_split)
+    return loaded._replace(name=name, task=task)
 
 
 def _row(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from rankwise.errors import DataError
+from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
 from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
 
@@ -22,10 +23,14 @@ class UserData(NamedTuple):
     Attributes:
         training: rows to train on.
         tasks: the held-out rows as tasks: by completion loss, and by exact match if asked.
+        trained_items: rows that are trained on, scored by completion loss like the held-out ones.
+        format: letters where every completion is one; conversations where all rows are.
     """
 
     training: list[TrainingRow]
     tasks: tuple[LoadedTask, ...]
+    trained_items: LoadedTask
+    format: TrainedFormat
 
 
 def load_user_data(
@@ -62,14 +67,16 @@ def load_user_data(
     random.Random(0).shuffle(order)
     num_held_out = min(max(1, round(held_out_fraction * len(rows))), len(rows) - 1)
     held_out = [rows[index] for index in sorted(order[:num_held_out])]
-    training = [rows[index] for index in sorted(order[num_held_out:])][:max_examples]
+    trained = [rows[index] for index in sorted(order[num_held_out:])][:max_examples]
     name = f"data_{path.stem}"
     tasks = [_task(name, held_out, output_type="loglikelihood")]
     if exact_match:
         tasks.append(_task(f"{name}_exact_match", held_out, output_type="generate_until"))
     return UserData(
-        training=[TrainingRow(row.prompt, row.completion + row.end) for row in training],
+        training=[TrainingRow(row.prompt, row.completion + row.end) for row in trained],
         tasks=tuple(tasks),
+        trained_items=_task(f"{name}@train", trained, output_type="loglikelihood"),
+        format=_format(rows),
     )
 
 
@@ -77,6 +84,15 @@ class _Row(NamedTuple):
     prompt: str
     completion: str
     end: str
+    is_conversation: bool
+
+
+def _format(rows: list[_Row]) -> TrainedFormat:
+    answers = {row.completion.strip() for row in rows}
+    is_letters = len(answers) > 1 and options_of([sorted(answers)]) == "letters"
+    return TrainedFormat(
+        "letters" if is_letters else None, all(row.is_conversation for row in rows)
+    )
 
 
 def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row]:
@@ -123,7 +139,7 @@ def _parsed(row: Any, tokenizer: Any, chat_template: bool) -> _Row:
     if chat_template:
         turn = {"role": "assistant", "content": completion}
         return _conversation([{"role": "user", "content": prompt}], turn, tokenizer)
-    return _Row(prompt, completion, end_of_turn(tokenizer, chat_template=False))
+    return _Row(prompt, completion, end_of_turn(tokenizer, chat_template=False), False)
 
 
 def _messages(value: Any, field: str) -> list[dict[str, str]]:
@@ -153,7 +169,7 @@ def _conversation(before: list[dict[str, str]], answer: dict[str, str], tokenize
         prompt = render_chat(tokenizer, before)
     except jinja2.exceptions.TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
-    return _Row(prompt, answer["content"], end_of_turn(tokenizer, chat_template=True))
+    return _Row(prompt, answer["content"], end_of_turn(tokenizer, chat_template=True), True)
 
 
 def _task(name: str, rows: list[_Row], *, output_type: str) -> LoadedTask:

@@ -1,0 +1,181 @@
+"""Verbs that make, run and read a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rankwise.cli.application import (
+    OK,
+    RUN_FAILED,
+    Folder,
+    Json,
+    StudyDir,
+    StudyFile,
+    app,
+    note,
+    quiet_libraries,
+    reported,
+    split,
+    stderr,
+    stdout,
+)
+from rankwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rankwise.findings import StudyFindings
+    from rankwise.planning import StudyPlan
+    from rankwise.records import StudyRecommendation
+    from rankwise.results import StudyResults
+    from rankwise.store import StudyFolder
+
+
+def _plan(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyPlan, StudyFolder]:
+    from rankwise.store import StudyFolder
+    from rankwise.study_file import load_config
+
+    path, overrides = split(arguments)
+    config = load_config(path, overrides)
+    quiet_libraries()
+    from rankwise.planning import plan_study
+
+    plan = plan_study(config, note)
+    for warning in plan.record.warnings:
+        note(f"warning: {warning}")
+    return plan, StudyFolder(study_dir or Path("studies") / config.name)
+
+
+@app.command()
+@reported
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write it.")] = Path(
+        "study.yaml"
+    ),
+    preset: Annotated[str, typer.Option("--preset", help="Which shipped study file.")] = (
+        "quickstart"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> int:
+    """Write a commented study file to start from."""
+    from rankwise.store import write_atomically
+    from rankwise.study_file import preset_text
+
+    text = preset_text(preset)
+    if path.exists() and not force:
+        raise ConfigError(str(path), ["is there already; choose another path or give --force"])
+    write_atomically(path, text)
+    stdout.print(f"wrote {path}; next: rankwise plan {path}", markup=False, highlight=False)
+    return OK
+
+
+@app.command()
+@reported
+def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = False) -> int:
+    """List the runs with steps, tokens, parameters and memory; load no weights, train nothing."""
+    planned, folder = _plan(study, study_dir)
+    from rankwise.study import is_finished, stages
+    from rankwise.terminal import plan_table
+
+    done = {
+        (stage.model, stage.task.name if stage.task else None)
+        for stage in stages(planned)
+        if is_finished(planned, folder, stage)
+    }
+    if as_json:
+        runs = [
+            run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
+            for run in planned.record.runs
+        ]
+        print(json.dumps({"runs": runs, "warnings": planned.record.warnings}, indent=2))
+        return OK
+    stdout.print(plan_table(planned.record, list(planned.tasks), done))
+    return OK
+
+
+@app.command()
+@reported
+def run(study: StudyFile = None, study_dir: StudyDir = None) -> int:
+    """Train, score, compare, recommend and report; run again to resume or to extend."""
+    planned, folder = _plan(study, study_dir)
+    from rankwise.progress import TerminalObserver
+    from rankwise.study import run_study
+
+    with TerminalObserver(stderr) as observer:
+        outcome = run_study(planned, folder, observer)
+    return _report(folder, outcome.results, outcome.recommendation, outcome.findings)
+
+
+@app.command()
+@reported
+def status(directory: Folder, as_json: Json = False) -> int:
+    """What of a study is done, and what is not."""
+    from rankwise.status import study_status
+    from rankwise.store import StudyFolder
+    from rankwise.terminal import status_table
+
+    lines = study_status(StudyFolder(directory))
+    if as_json:
+        print(json.dumps([line._asdict() for line in lines], indent=2))
+    else:
+        stdout.print(status_table(lines))
+    return OK
+
+
+@app.command()
+@reported
+def report(directory: Folder) -> int:
+    """Write report.html and the folder report/ again from the records."""
+    from rankwise.findings import StudyFindings
+    from rankwise.store import StudyFolder, read_record
+
+    folder = StudyFolder(directory)
+    results, recommendation = folder.read_results(), folder.read_recommendation()
+    findings = read_record(folder.findings_file, StudyFindings)
+    return _report(folder, results, recommendation, findings)
+
+
+@app.command()
+@reported
+def recommend(directory: Folder, as_json: Json = False) -> int:
+    """Say which rank to use, with its evidence, from the records of a finished study."""
+    from rankwise.findings import study_findings
+    from rankwise.recommendation import recommend as decide
+    from rankwise.store import StudyFolder
+
+    folder = StudyFolder(directory)
+    results = folder.read_results()
+    recommendation = decide(results)
+    folder.write(folder.recommendation_file, recommendation)
+    folder.write(folder.findings_file, study_findings(results, recommendation))
+    if as_json:
+        print(recommendation.model_dump_json(indent=2))
+        return OK
+    for part in recommendation.by_train_task:
+        if len(recommendation.by_train_task) > 1:
+            stdout.print(f"trained on {part.train_task}:", markup=False, highlight=False)
+        stdout.print(part.statement, style="bold", markup=False, highlight=False)
+        for reason in part.reasons:
+            stdout.print(f"- {reason}", markup=False, highlight=False)
+    return OK
+
+
+def _report(
+    folder: StudyFolder,
+    results: StudyResults,
+    recommendation: StudyRecommendation,
+    findings: StudyFindings,
+) -> int:
+    """Write the report and print the verdict; a diverged run makes the exit code 1."""
+    from rankwise.report.page import write_report
+    from rankwise.terminal import verdict
+
+    path = write_report(folder.root, results, recommendation, findings)
+    stdout.print(*verdict(results, recommendation, stdout.width), sep="\n")
+    stdout.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
+    failed = [model.name for model in results.runs if model.run and model.run.status != "trained"]
+    for name in failed:
+        note(f"{name} diverged; the others are compared without it")
+    return RUN_FAILED if failed else OK

@@ -1,0 +1,268 @@
+"""Our scoring against lm-eval's own whole path, on real benchmark items."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise import models
+from rankwise.config import BaseModelConfig
+
+# an update three times as large as its weights: a random model then says something else each time
+MEASURES = {"num_fewshot": 4, "max_new_tokens": 20, "adapter_size": 3.0}
+GREEDY = "num_greedy_mismatches"
+DECISION = "num_decision_mismatches"
+METRIC = "num_metric_mismatches"
+GENERATION = "num_generation_mismatches"
+EXTRACTION = "num_extraction_mismatches"
+HASH = "num_hash_mismatches"
+
+
+@pytest.fixture(scope="module")
+def parity() -> Any:
+    """The module benchmarks.parity, wherever the tests are started."""
+    path = Path(__file__).parents[1] / "benchmarks" / "parity.py"
+    spec = importlib.util.spec_from_file_location("parity_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parity")
+
+
+@pytest.fixture(scope="module")
+def outcomes(parity: Any, work: Path, tiny_model_folder: Path, shared_tasks: Path) -> Any:
+    return parity.check(tiny_model_folder, shared_tasks, work, parity.Scale(3, **MEASURES))
+
+
+def of(outcomes: Any, task: str, **settings: Any) -> Any:
+    """The outcome of one regime."""
+    (found,) = [
+        outcome
+        for outcome in outcomes
+        if outcome.regime.task == task
+        and all(getattr(outcome.regime, name) == value for name, value in settings.items())
+    ]
+    return found
+
+
+def test_every_regime_equals_lm_eval(parity: Any, outcomes: Any) -> None:
+    for outcome in outcomes:
+        assert outcome.tally.is_equal, parity.line(outcome)
+    assert parity.total(outcomes).num_requests > 500
+
+
+def test_every_output_type_meets_every_setting(outcomes: Any) -> None:
+    settings = {
+        (o.ours.output_type, r.is_adapted, r.num_fewshot, r.chat_template, r.fewshot_as_multiturn)
+        for o in outcomes
+        for r in [o.regime]
+    }
+    for kind in ("multiple_choice", "loglikelihood", "generate_until"):
+        for is_adapted in (False, True):
+            for setting in [
+                (0, False, False),
+                (4, False, False),
+                (0, True, False),
+                (4, True, False),
+                (4, True, True),
+            ]:
+                assert (kind, is_adapted, *setting) in settings
+    assert {is_adapted for kind, is_adapted, *_ in settings if "rolling" in kind} == {False, True}
+    assert len({o.regime.task for o in outcomes}) == 15
+
+
+def test_only_the_small_contexts_cut(outcomes: Any) -> None:
+    for outcome in outcomes:
+        assert (outcome.ours.num_cut > 0) == outcome.regime.is_cut, outcome.regime.name
+
+
+def test_the_answers_are_not_all_alike(parity: Any, outcomes: Any) -> None:
+    assert parity.num_extracted(outcomes) > 4
+    for kind in ("multiple_choice", "generate_until"):
+        samples = [s for o in outcomes if o.ours.output_type == kind for s in o.theirs.samples]
+        answers = {str(sample["resps"]) for sample in samples}
+        assert len(answers) > len(samples) / 4
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        ("local_arc_easy", [DECISION]),
+        ("parity_likelihood", []),
+        ("parity_texts", []),
+        ("parity_gsm8k", [GENERATION, EXTRACTION]),
+    ],
+)
+def test_the_base_scored_for_the_adapter_is_found(
+    parity: Any, outcomes: Any, task: str, fields: list[str]
+) -> None:
+    settings = {"num_fewshot": 0, "chat_template": False, "is_cut": False}
+    base = of(outcomes, task, is_adapted=False, **settings)
+    adapted = of(outcomes, task, is_adapted=True, **settings)
+    tally = parity.compare(base.ours, adapted.theirs)
+    assert not tally.is_equal
+    assert tally.num_hash_mismatches == 0
+    if task != "parity_gsm8k":
+        assert tally.max_abs_log_likelihood_difference > 100 * parity.TOLERANCE_NATS
+    for field in fields:
+        assert getattr(tally, field) > 0, field
+
+
+def test_a_context_cut_one_token_short_is_found(
+    parity: Any, outcomes: Any, work: Path, tiny_model_folder: Path, shared_tasks: Path
+) -> None:
+    model, tokenizer = parity.load_ours(tiny_model_folder, None)
+    for task in ("local_arc_easy", "local_mmlu", "parity_likelihood", "parity_texts"):
+        outcome = of(outcomes, task, is_adapted=False, is_cut=True)
+        short = parity.score_ours(
+            model,
+            tokenizer,
+            outcome.regime,
+            [shared_tasks, work / "tasks"],
+            max_length=outcome.regime.max_length - 1,
+        )
+        tally = parity.compare(short, outcome.theirs)
+        assert tally.max_abs_log_likelihood_difference > 10 * parity.TOLERANCE_NATS, task
+
+
+def shift(line: dict[str, Any]) -> None:
+    line["resps"][0] = [(line["resps"][0][0][0] - 0.002, line["resps"][0][0][1])]
+
+
+def lose_a_number(line: dict[str, Any]) -> None:
+    line["resps"][2] = [(float("nan"), line["resps"][2][0][1])]
+
+
+def flip_greedy(line: dict[str, Any]) -> None:
+    line["resps"][0] = [(line["resps"][0][0][0], not line["resps"][0][0][1])]
+
+
+def prefer_another_option(line: dict[str, Any]) -> None:
+    nats = [answer[0] for (answer,) in line["resps"]]
+    line["resps"][nats.index(min(nats))] = [(max(nats) + 1.0, False)]
+
+
+def misjudge(line: dict[str, Any]) -> None:
+    line["acc_norm"] = 1.0 - line["acc_norm"]
+
+
+def change_prompt(line: dict[str, Any]) -> None:
+    line["prompt_hash"] = "0" * 64
+
+
+def change_another_prompt(line: dict[str, Any]) -> None:
+    context, continuation = line["arguments"][-1]
+    line["arguments"][-1] = (context, continuation + " ")
+
+
+@pytest.mark.parametrize(
+    ("plant", "fields"),
+    [
+        (shift, []),
+        (lose_a_number, []),
+        (flip_greedy, [GREEDY]),
+        (prefer_another_option, [DECISION]),
+        (misjudge, [METRIC]),
+        (change_prompt, [HASH]),
+        (change_another_prompt, [HASH]),
+    ],
+)
+def test_one_wrong_choice_is_found(
+    parity: Any, outcomes: Any, plant: Callable[[dict[str, Any]], None], fields: list[str]
+) -> None:
+    outcome = of(outcomes, "local_arc_easy", is_adapted=True, num_fewshot=0, chat_template=False)
+    wrong = copy.deepcopy(outcome.ours)
+    plant(wrong.samples[1])
+    tally = parity.compare(wrong, outcome.theirs)
+    assert not tally.is_equal
+    for field in fields:
+        assert getattr(tally, field) >= 1
+    moved = tally.max_abs_log_likelihood_difference > parity.TOLERANCE_NATS
+    assert moved == (plant in (shift, lose_a_number, prefer_another_option))
+
+
+@pytest.mark.parametrize(
+    ("field", "count"), [("resps", GENERATION), ("filtered_resps", EXTRACTION)]
+)
+def test_one_wrong_generation_is_found(parity: Any, outcomes: Any, field: str, count: str) -> None:
+    outcome = of(outcomes, "parity_gsm8k", is_adapted=True, num_fewshot=0, chat_template=False)
+    wrong = copy.deepcopy(outcome.ours)
+    wrong.samples[0][field] = [["42"]] if field == "resps" else ["42"]
+    tally = parity.compare(wrong, outcome.theirs)
+    assert tally == parity.Tally(num_requests=outcome.tally.num_requests, **{count: 1})
+
+
+def test_a_wrong_aggregate_and_missing_items_are_found(parity: Any, outcomes: Any) -> None:
+    outcome = of(outcomes, "local_sciq")
+    wrong = outcome.ours._replace(aggregates=outcome.ours.aggregates | {"acc,none": 0.123})
+    assert parity.compare(wrong, outcome.theirs).num_metric_mismatches == 1
+    absent = outcome.ours._replace(aggregates={})
+    assert parity.compare(absent, outcome.theirs).num_metric_mismatches == 2
+    with pytest.raises(ValueError, match="ours scored"):
+        parity.compare(outcome.ours._replace(samples=outcome.ours.samples[:2]), outcome.theirs)
+
+
+def test_an_adapter_without_effect_is_refused(
+    parity: Any, tmp_path: Path, tiny_model_folder: Path, shared_tasks: Path
+) -> None:
+    with pytest.raises(ValueError, match="the adapter changes nothing"):
+        parity.check(
+            tiny_model_folder,
+            shared_tasks,
+            tmp_path,
+            parity.Scale(1, adapter_size=0.0),
+            chosen=lambda regime: regime.task == "local_mmlu" and regime.num_fewshot == 0,
+        )
+
+
+def test_a_tokenizer_that_adds_its_beginning_of_text(
+    parity: Any, tmp_path: Path, tiny_model_folder: Path, shared_tasks: Path
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    tokenizer = models.load_tokenizer(folder)
+    start = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(folder)
+    again = models.load_tokenizer(folder)
+    assert again.encode("a") == [tokenizer.bos_token_id, *tokenizer.encode("a")[-1:]]
+    outcomes = parity.check(
+        folder,
+        shared_tasks,
+        tmp_path / "work",
+        parity.Scale(2, **MEASURES),
+        chosen=lambda regime: not regime.is_adapted and not regime.task.startswith("local_m"),
+    )
+    assert parity.total(outcomes).num_requests > 80
+    for outcome in outcomes:
+        assert outcome.tally.is_equal, parity.line(outcome)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_equals_lm_eval(parity: Any, tmp_path: Path, shared_tasks: Path) -> None:
+    base = models.find_base_model(BaseModelConfig(name="smollm2-135m-instruct"))
+    outcomes = parity.check(
+        models.fetch_weights(base), shared_tasks, tmp_path, parity.Scale(3, max_new_tokens=96)
+    )
+    for outcome in outcomes:
+        assert outcome.tally.is_equal, parity.line(outcome)
+    assert parity.num_extracted(outcomes) > 20
+    before, after = (parity.text_loss_nats(outcomes, is_adapted=a) for a in (False, True))
+    assert 0.01 < after - before < 1.0
