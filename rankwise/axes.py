@@ -70,13 +70,13 @@ def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
 
     Seeds are left out: runs that differ by seed alone have one label.
     """
-    trained = [run for run in planned if run.imported_from is None]
+    trained = [run for run in planned if run.imported_as is None]
     return {run.name: _run_label(run, trained) for run in planned}
 
 
 def _run_label(run: PlannedRun, planned: Sequence[PlannedRun]) -> str:
-    if run.imported_from is not None:
-        return f"imported {run.imported_from}"
+    if run.imported_as is not None:
+        return f"imported {run.imported_as}"
     alike = [other for other in planned if other.method == run.method]
     parts = [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
     settings = {

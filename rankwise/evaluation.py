@@ -21,6 +21,20 @@ Advance = Callable[[int], None]
 Response = tuple[float, bool] | float | str
 
 
+class Known(NamedTuple):
+    """What an earlier scoring of fewer items found: nothing of it is computed again.
+
+    Attributes:
+        responses: to the first instances of the task, in order.
+        num_unfinished: generations among them that did not end by themselves.
+        score_seconds: what they took.
+    """
+
+    responses: tuple[Response, ...] = ()
+    num_unfinished: int = 0
+    score_seconds: float = 0.0
+
+
 class Scoring(NamedTuple):
     """What scoring returns: the record, and one line per item and filter."""
 
@@ -37,6 +51,7 @@ def evaluate(
     fingerprint: str,
     metric: str | None,
     max_batch_tokens: int,
+    known: Known = Known(),  # noqa: B008 (it is frozen)
     advance: Advance = lambda _: None,
 ) -> Scoring:
     """Answer every request of a task and let the task itself judge the answers.
@@ -49,6 +64,7 @@ def evaluate(
         fingerprint: of everything the scores depend on.
         metric: which metric decides; None takes the task's first that has a number per item.
         max_batch_tokens: padded tokens in one forward pass.
+        known: of an earlier scoring of the first items.
         advance: is told how many tokens were read.
 
     Raises:
@@ -56,7 +72,7 @@ def evaluate(
     """
     started = time.perf_counter()
     responses, num_loss_tokens = _respond(
-        model, tokenizer, prepared, max_batch_tokens=max_batch_tokens, advance=advance
+        model, tokenizer, prepared, known.responses, max_batch_tokens, advance
     )
     samples, values = _judge(prepared, responses, num_loss_tokens)
     metrics = _aggregate(prepared, values)
@@ -79,7 +95,7 @@ def evaluate(
         predicted_shares=_predicted_shares(prepared, responses),
         num_truncated=sum(request.is_truncated for request in prepared.requests),
         num_tokens=prepared.num_tokens,
-        score_seconds=time.perf_counter() - started,
+        score_seconds=known.score_seconds + time.perf_counter() - started,
     )
     return Scoring(record, samples)
 
@@ -88,24 +104,23 @@ def _respond(
     model: nn.Module,
     tokenizer: Any,
     prepared: PreparedTask,
-    *,
+    known: Sequence[Response],
     max_batch_tokens: int,
     advance: Advance,
 ) -> tuple[list[Response], list[int]]:
     """One response per instance, and how many tokens each was scored on."""
     num_loss_tokens = [0] * len(prepared.instances)
+    new = [request for request in prepared.requests if request.instance >= len(known)]
     if prepared.loaded.output_type == "generate_until":
-        texts = _generate(model, tokenizer, prepared, max_batch_tokens, advance)
-        return list(texts), num_loss_tokens
-    pairs = score_requests(
-        model, prepared.requests, tokenizer.pad_token_id, max_batch_tokens, advance
-    )
-    responses: list[Response] = list(pairs)
+        texts = _generate(model, tokenizer, prepared, new, max_batch_tokens, advance)
+        return [*known, *texts], num_loss_tokens
+    pairs = score_requests(model, new, tokenizer.pad_token_id, max_batch_tokens, advance)
+    responses: list[Response] = [*known, *pairs]
     if prepared.loaded.output_type == "loglikelihood_rolling":
-        totals = [0.0] * len(prepared.instances)
-        for request, (log_likelihood, _) in zip(prepared.requests, pairs, strict=True):
-            totals[request.instance] += log_likelihood
-        responses = list(totals)
+        totals = [0.0] * (len(prepared.instances) - len(known))
+        for request, (log_likelihood, _) in zip(new, pairs, strict=True):
+            totals[request.instance - len(known)] += log_likelihood
+        responses = [*known, *totals]
     for request in prepared.requests:
         num_loss_tokens[request.instance] += len(request.continuation)
     return responses, num_loss_tokens
@@ -153,6 +168,7 @@ def _generate(
     model: nn.Module,
     tokenizer: Any,
     prepared: PreparedTask,
+    requests: Sequence[Request],
     max_batch_tokens: int,
     advance: Advance,
 ) -> list[str]:
@@ -166,18 +182,18 @@ def _generate(
     device = next(model.parameters()).device
     end_of_text = tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=False)
     groups: dict[str, list[int]] = defaultdict(list)
-    for index, instance in enumerate(prepared.instances):
-        groups[repr(instance.args[1])].append(index)
-    texts = [""] * len(prepared.instances)
+    for index, request in enumerate(requests):
+        groups[repr(prepared.instances[request.instance].args[1])].append(index)
+    texts = [""] * len(requests)
     for members in groups.values():
         settings: dict[str, Any] = dict(
-            normalize_gen_kwargs(dict(prepared.instances[members[0]].args[1]))
+            normalize_gen_kwargs(dict(prepared.instances[requests[members[0]].instance].args[1]))
         )
         stops = handle_stop_sequences(list(settings.pop("until", None) or []), eos=end_of_text)
         max_new_tokens = settings.pop("max_gen_toks")
         if not settings.get("do_sample"):
             settings.pop("temperature", None)
-        prompts = [prepared.requests[index].context for index in members]
+        prompts = [requests[index].context for index in members]
         lengths = [len(prompt) + max_new_tokens for prompt in prompts]
         for chosen in within_budget(lengths, max_batch_tokens):
             batch = left_padded([prompts[i] for i in chosen], tokenizer.pad_token_id, device)

@@ -18,9 +18,10 @@ from rankwise.axes import lora_variants
 from rankwise.config import StudyConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
 from rankwise.errors import DataError, ModelError, PlanError
+from rankwise.imported_runs import imported_run
 from rankwise.models import BaseModel, LinearShape
 from rankwise.provenance import collect_provenance
-from rankwise.records import StudyRecord
+from rankwise.records import PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.run_plans import TargetLayers, Trainable, planned_runs
 from rankwise.store import LOSS_METRIC, fingerprint, scoring_fingerprint
 from rankwise.task_plans import TaskPlan, TaskPlanner
@@ -45,6 +46,43 @@ class StudyPlan:
     def scoring_fingerprint(self, model_fingerprint: str, task: PreparedTask) -> str:
         """Of everything that a model's scores on a task depend on."""
         return scoring_fingerprint(self.record, model_fingerprint, task.name)
+
+    def begins_with(
+        self, earlier: TaskEvaluation, model_fingerprint: str, task: PreparedTask
+    ) -> bool:
+        """Whether an earlier scoring is that of the task's first items and of nothing else."""
+        if not 0 < earlier.num_examples < task.num_items:
+            return False
+        of_first = task_fingerprint(
+            self.record.config,
+            self.record.precision,
+            task,
+            digest=task.digest_of_first(earlier.num_examples),
+            limit=earlier.limit,
+        )
+        return earlier.fingerprint == fingerprint([model_fingerprint, of_first])
+
+
+def task_fingerprint(
+    config: StudyConfig,
+    precision: ResolvedPrecision,
+    task: PreparedTask,
+    *,
+    digest: str,
+    limit: int | None,
+) -> str:
+    """Of everything that scores on a task depend on, beside the model."""
+    return fingerprint(
+        {
+            "scoring_revision": SCORING_REVISION,
+            "precision": precision,
+            "task": task.name,
+            "task_version": task.loaded.version,
+            "requests": digest,
+            "limit": limit,
+            "metric": config.evaluation.metric.get(task.name),
+        }
+    )
 
 
 def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
@@ -94,6 +132,9 @@ class _Planner:
         if self.problems:
             return None
         base = Trainable(self.base.fingerprint, self.precision, self.skeleton, layers)
+        runs = (*planned_runs(self.config, base, examples), *self._imported(base, examples))
+        if self.problems:
+            return None
         record = StudyRecord(
             fingerprint=fingerprint(self.config.model_dump(mode="json", exclude={"tasks_path"})),
             config=self.config,
@@ -104,8 +145,8 @@ class _Planner:
             trained_items=tasks.trained_items,
             groups=tasks.groups,
             domains=tasks.domains,
-            task_fingerprints={t.name: self._task_fingerprint(t) for t in tasks.prepared},
-            runs=planned_runs(self.config, base, examples),
+            task_fingerprints={t.name: self._fingerprint_of(t) for t in tasks.prepared},
+            runs=runs,
             warnings=tuple(self.warnings),
             provenance=collect_provenance(device_name(self.device)),
         )
@@ -118,18 +159,9 @@ class _Planner:
             tasks={task.name: task for task in tasks.prepared},
         )
 
-    def _task_fingerprint(self, task: PreparedTask) -> str:
-        """Of everything that scores on a task depend on, beside the model."""
-        return fingerprint(
-            {
-                "scoring_revision": SCORING_REVISION,
-                "precision": self.precision,
-                "task": task.name,
-                "task_version": task.loaded.version,
-                "requests": task.digest,
-                "limit": task.limit,
-                "metric": self.config.evaluation.metric.get(task.name),
-            }
+    def _fingerprint_of(self, task: PreparedTask) -> str:
+        return task_fingerprint(
+            self.config, self.precision, task, digest=task.digest, limit=task.limit
         )
 
     def _check_chat_template(self) -> None:
@@ -190,6 +222,28 @@ class _Planner:
                 f"methods.lora.ranks[{index}]: rank {rank} is above min(in, out) of "
                 f"{', '.join(sorted(targets))} ({side}); the update there has rank {side} at most"
             )
+
+    def _imported(self, base: Trainable, sources: Iterable[str]) -> list[PlannedRun]:
+        """Models that were trained elsewhere, among the runs of one trained task."""
+        runs: list[PlannedRun] = []
+        known = list(sources)
+        for index, imported in enumerate(self.config.methods.imported):
+            place = f"methods.imported[{index}]"
+            if imported.train_task is None and len(known) > 1:
+                self.problems.append(
+                    f"{place}: several tasks are trained on; say among whose runs it is judged "
+                    f"with train_task ({', '.join(known)})"
+                )
+                continue
+            try:
+                run = imported_run(imported, base, imported.train_task or known[0])
+            except ModelError as error:
+                self.problems.append(f"{place}: {error}")
+                continue
+            if any(run.name == other.name for other in runs):
+                self.problems.append(f"{place}: the same model is imported twice")
+            runs.append(run)
+        return runs
 
     def _check_metrics(self, tasks: list[PreparedTask]) -> None:
         by_name = {task.name: task for task in tasks}

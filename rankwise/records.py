@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -43,7 +44,8 @@ class PlannedRun(Record):
 
     ``alpha_labels`` and ``rate_labels`` say how alpha and the learning rate are set at any rank
     ("2r", "2e-4 × (r/32)^-1/2"); they are the values of these axes, several where two settings
-    meet in one run. An imported model has ``imported_from`` and no seed, learning rate or epochs.
+    meet in one run. An imported model has
+    ``imported_as`` (its label) and ``imported_from``, and no seed, learning rate or epochs.
     """
 
     name: str
@@ -59,7 +61,8 @@ class PlannedRun(Record):
     epochs: int | None
     target_modules: tuple[str, ...]
     seed: int | None
-    imported_from: str | None = None
+    imported_as: str | None = None
+    imported_from: Path | None = None
     num_steps: int
     num_examples: int
     num_tokens: int

@@ -12,13 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
 Floats = NDArray[np.float64]
 
 PSEUDO_ITEMS = 2.0
 """Disagreements added to every variance of shares: one in each direction."""
+
+SMALLEST_P_VALUE = 1e-12
 
 PLANNING_DISCORDANCE = 0.20
 PLANNING_POWER = 0.80
@@ -117,26 +119,84 @@ def crossed_difference(differences: ArrayLike, *, item_size: float) -> Estimate:
     Raises:
         ValueError: fewer than two items, or a number that is not finite.
     """
-    values = np.atleast_2d(np.asarray(differences, dtype=np.float64))
-    num_seeds, num_items = values.shape
-    if num_items < 2:
-        raise ValueError(f"{num_items} items give no standard error; at least 2 are needed")
-    if not np.isfinite(values).all():
+    return mean_over_tasks([differences], item_size=item_size)
+
+
+def mean_over_tasks(
+    tasks: Sequence[ArrayLike], *, item_size: float, weights: Sequence[float] | None = None
+) -> Estimate:
+    """Mean difference of two models over tasks, as ``crossed_difference`` within each.
+
+    Tasks have items of their own, so the variances of their means add; their runs are the same,
+    so the variance of the seeds is that of the seeds' means over all tasks.
+
+    Args:
+        tasks: at least one, each (n,) or (m, n) with a number of items of its own and the same
+            seeds in the same order.
+        item_size: as in ``crossed_difference``.
+        weights: of the tasks, above 0, in any unit; None counts every task the same.
+
+    Raises:
+        ValueError: no task, other numbers of seeds, fewer than two items in a task, or a number
+            that is not finite.
+    """
+    arrays = [np.atleast_2d(np.asarray(task, dtype=np.float64)) for task in tasks]
+    if len({len(array) for array in arrays}) != 1:
+        raise ValueError("every task needs the same seeds, and one task is needed at least")
+    sizes = np.array([array.shape[1] for array in arrays], dtype=np.float64)
+    if sizes.min() < 2:
+        raise ValueError(f"{sizes.min():g} items give no standard error; at least 2 are needed")
+    if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("a difference is not a finite number")
-    by_item = values.mean(axis=0)
-    centred = by_item - by_item.mean()
+    shares = np.ones(len(arrays)) if weights is None else np.asarray(weights, dtype=np.float64)
+    shares = shares / shares.sum()
+    by_item = [array.mean(axis=0) for array in arrays]
+    centred = [values - values.mean() for values in by_item]
     pseudo = PSEUDO_ITEMS * item_size**2
-    item_variance = (float(centred @ centred) / (num_items - 1) + pseudo / num_items) / num_items
-    seed_variance = float(values.mean(axis=1).var(ddof=1)) / num_seeds if num_seeds > 1 else 0.0
+    squares = np.array([float(values @ values) for values in centred])
+    parts = shares**2 * (squares / (sizes - 1) + pseudo / sizes) / sizes
+    cubes = np.array([float((values**3).mean()) for values in centred])
+    third_moment = float((shares**3 * cubes / sizes**2).sum())
+    seeds = np.sum([share * a.mean(axis=1) for share, a in zip(shares, arrays, strict=True)], 0)
+    num_seeds, item_variance = len(seeds), float(parts.sum())
+    seed_variance = float(seeds.var(ddof=1)) / num_seeds if num_seeds > 1 else 0.0
+    rest = float((parts**2 / (sizes - 1)).sum())
     stderr = math.sqrt(item_variance + seed_variance)
-    third_moment = float((centred**3).mean()) / num_items**2
-    parts = item_variance, num_items - 1, seed_variance, max(num_seeds - 1, 1)
+    spread = (
+        item_variance,
+        item_variance**2 / rest if rest > 0 else float(sizes.min()) - 1.0,
+        seed_variance,
+        max(num_seeds - 1, 1),
+    )
     return Estimate(
-        value=float(by_item.mean()),
+        value=float(shares @ [values.mean() for values in by_item]),
         stderr=stderr,
         skewness=third_moment / stderr**3 if stderr > 0 else 0.0,
-        spread=Spread(*(np.asarray(part, dtype=np.float64) for part in parts)),
+        spread=Spread(*(np.asarray(part, dtype=np.float64) for part in spread)),
     )
+
+
+def zero_p_value(estimate: Estimate) -> float:
+    """Two-sided p-value that the true difference is zero.
+
+    It is 1 less the confidence at which the estimate's interval ends at zero; so p is below
+    1 - confidence exactly where ``interval(confidence)`` leaves zero out. Never below
+    ``SMALLEST_P_VALUE``.
+    """
+    if estimate.stderr == 0.0:
+        return 1.0 if estimate.value == 0.0 else SMALLEST_P_VALUE
+
+    def distance(log_p: float) -> float:
+        """From zero to the nearer end of the interval; negative where zero is inside."""
+        lower, upper = estimate.interval(1.0 - math.exp(log_p))
+        return lower if estimate.value > 0 else -upper
+
+    least = math.log(SMALLEST_P_VALUE)
+    if distance(least) >= 0.0:
+        return SMALLEST_P_VALUE
+    if distance(-1e-9) <= 0.0:
+        return 1.0
+    return math.exp(optimize.brentq(distance, least, -1e-9))
 
 
 def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:

@@ -161,7 +161,12 @@ class StudyFolder:
         return self.model_folder(name) / "metrics.jsonl"
 
     def weights_folder(self, run: PlannedRun) -> Path:
-        """Where a run's weights are: a PEFT adapter, or a whole checkpoint."""
+        """Where a run's weights are: a PEFT adapter, or a whole checkpoint.
+
+        An imported checkpoint stays where it was; an imported adapter is copied here.
+        """
+        if run.imported_from is not None and run.method == "full":
+            return run.imported_from
         return self.model_folder(run.name) / _WEIGHTS[run.method == "full"]
 
     def evaluation_file(self, model: str, task: str) -> Path:
@@ -227,6 +232,11 @@ class StudyFolder:
             return None
         record = read_record(path, TaskEvaluation)
         return record if record.fingerprint == wanted_fingerprint else None
+
+    def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
+        """The record of a scoring whatever its settings, or None."""
+        path = self.evaluation_file(model, task)
+        return read_record(path, TaskEvaluation) if path.exists() else None
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""

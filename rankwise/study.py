@@ -15,8 +15,9 @@ from torch import nn
 from rankwise import adapters, models, training
 from rankwise.devices import device_name
 from rankwise.errors import DivergedError, OutOfMemoryError, UnchangedOutputsError
-from rankwise.evaluation import evaluate
+from rankwise.evaluation import Known, evaluate
 from rankwise.findings import StudyFindings, study_findings
+from rankwise.imported_runs import import_adapter, weights_bytes
 from rankwise.planning import StudyPlan
 from rankwise.provenance import collect_provenance
 from rankwise.recommendation import recommend
@@ -197,12 +198,35 @@ class _Worker:
     def _train(self, run: PlannedRun) -> None:
         self.release()
         self._folder.start_run(run)
+        if run.imported_from is not None:
+            self._write_run(run, self._imported(run), None)
+            return
         try:
             result = self._trained(run)
         except DivergedError as error:
             self._write_run(run, None, str(error))
         else:
             self._write_run(run, result, None)
+
+    def _imported(self, run: PlannedRun) -> training.TrainingResult:
+        """An imported model is there already; an adapter is copied into the study."""
+        assert run.imported_from is not None
+        folder = self._folder.weights_folder(run)
+        if run.method == "lora":
+            size, is_zero = import_adapter(run.imported_from, folder)
+        else:
+            size, is_zero = weights_bytes(folder), False
+        return training.TrainingResult(
+            num_steps=0,
+            num_tokens=0,
+            num_loss_tokens=0,
+            first_loss_nats=None,
+            final_loss_nats=None,
+            update_is_zero=is_zero,
+            weights_bytes=size,
+            train_seconds=0.0,
+            peak_memory_bytes=0,
+        )
 
     def _trained(self, run: PlannedRun) -> training.TrainingResult:
         plan, config = self._plan, self._plan.record.config
@@ -259,6 +283,7 @@ class _Worker:
         if run is not None and run.status == "diverged":
             return
         evaluation = self._plan.record.config.evaluation
+        known = self._known(stage, task)
         scoring = evaluate(
             self._model_of(stage),
             self._plan.tokenizer,
@@ -267,12 +292,29 @@ class _Worker:
             fingerprint=self._plan.scoring_fingerprint(stage.fingerprint, task),
             metric=evaluation.metric.get(task.name),
             max_batch_tokens=evaluation.max_batch_tokens,
+            known=known,
             advance=self._observer.advanced,
         )
         # a full update may lie below the resolution of the scoring precision; an adapter does not
         if run is not None and run.planned.method == "lora" and not run.update_is_zero:
             self._check_outputs_changed(stage.model, task, scoring.samples)
         self._folder.write_evaluation(scoring.record, scoring.samples)
+
+    def _known(self, stage: Stage, task: PreparedTask) -> Known:
+        """What a scoring of the task's first items found, where the study was extended."""
+        earlier = self._folder.earlier_evaluation(stage.model, task.name)
+        if earlier is None or not self._plan.begins_with(earlier, stage.fingerprint, task):
+            return Known()
+        samples = self._folder.read_samples(stage.model, task.name)
+        lines = [line for line in samples if line["filter"] == samples[0]["filter"]]
+        return Known(
+            responses=tuple(
+                tuple(response) if isinstance(response, list) else response
+                for line in lines
+                for (response, *_) in line["resps"]
+            ),
+            score_seconds=earlier.score_seconds,
+        )
 
     def _model_of(self, stage: Stage) -> nn.Module:
         """The base, the base with a run's adapter, or a run's checkpoint, read from disk."""

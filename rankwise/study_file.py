@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import ValidationError
 
-from rankwise.config import RATE_TAGS, StudyConfig
+from rankwise.config import RATE_TAGS, ImportedConfig, StudyConfig
 from rankwise.errors import ConfigError
 
 
@@ -130,6 +130,9 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     if config.train.data is not None:
         data = {"data": folder / config.train.data.expanduser()}
         update["train"] = config.train.model_copy(update=data)
+    update["methods"] = config.methods.model_copy(
+        update={"imported": tuple(_beside(folder, each) for each in config.methods.imported)}
+    )
     name = config.base_model.name
     if name.startswith(("./", "../")) or (folder / name).is_dir():
         name = str((folder / name).resolve())
@@ -198,6 +201,12 @@ def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[
         else:
             here = here[part] if isinstance(here, list) and isinstance(part, int) else None
     return tuple(kept)
+
+
+def _beside(folder: Path, imported: ImportedConfig) -> ImportedConfig:
+    paths = {"adapter": imported.adapter, "checkpoint": imported.checkpoint}
+    absolute = {key: folder / path.expanduser() for key, path in paths.items() if path is not None}
+    return imported.model_copy(update=absolute)
 
 
 def _stands_for_a_list(value: Any, part: int | str) -> bool:

@@ -66,8 +66,8 @@ class TrainingResult(NamedTuple):
     num_steps: int
     num_tokens: int
     num_loss_tokens: int
-    first_loss_nats: float
-    final_loss_nats: float
+    first_loss_nats: float | None
+    final_loss_nats: float | None
     update_is_zero: bool
     weights_bytes: int
     train_seconds: float

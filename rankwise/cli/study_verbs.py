@@ -100,12 +100,52 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
 def run(study: StudyFile = None, study_dir: StudyDir = None) -> int:
     """Train, score, compare, recommend and report; run again to resume or to extend."""
     planned, folder = _plan(study, study_dir)
+    return _run(planned, folder)
+
+
+def _run(planned: StudyPlan, folder: StudyFolder) -> int:
+    """Do what is planned and not done, and report."""
     from rankwise.progress import TerminalObserver
     from rankwise.study import run_study
 
     with TerminalObserver(stderr) as observer:
         outcome = run_study(planned, folder, observer)
     return _report(folder, outcome.results, outcome.recommendation, outcome.findings)
+
+
+@app.command()
+@reported
+def extend(
+    directory: Folder,
+    seeds: Annotated[int, typer.Option("--seeds", min=0, help="How many seeds to add.")] = 0,
+    items: Annotated[
+        int, typer.Option("--items", min=0, help="How many items to add to each task's limit.")
+    ] = 0,
+    ranks: Annotated[
+        str, typer.Option("--ranks", metavar="R,R", help="Ranks to add, such as 8,128.")
+    ] = "",
+) -> int:
+    """Add seeds, items or ranks to a study: only the new runs and items are done."""
+    from rankwise.extension import Extension, extended
+    from rankwise.store import StudyFolder
+
+    folder = StudyFolder(directory)
+    config = extended(folder.read_study().config, Extension(seeds, items, _ranks(ranks)))
+    quiet_libraries()
+    from rankwise.planning import plan_study
+
+    planned = plan_study(config, note)
+    for warning in planned.record.warnings:
+        note(f"warning: {warning}")
+    return _run(planned, folder)
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise ConfigError("extend", [f"--ranks: {part!r} is not a rank; write 8 or 8,128"])
+    return tuple(int(part) for part in parts)
 
 
 @app.command()

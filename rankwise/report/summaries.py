@@ -167,8 +167,8 @@ def _row(summary: ModelSummary, unit: Unit) -> VerdictRow:
     assert run is not None
     plan = run.planned
     name = "full fine-tuning" if plan.rank is None else f"LoRA rank {plan.rank}"
-    if plan.imported_from is not None:
-        name = f"{name}, imported {plan.imported_from}"
+    if plan.imported_as is not None:
+        name = f"{name}, imported {plan.imported_as}"
     problem = None
     if run.status == "diverged":
         problem = f"diverged and was not scored: {run.message or 'no reason was recorded'}"

@@ -76,6 +76,12 @@ class PreparedTask(NamedTuple):
     def name(self) -> str:
         return self.loaded.name
 
+    def digest_of_first(self, num_items: int) -> str:
+        """The digest that the task would have with that limit."""
+        doc_ids = list(dict.fromkeys(instance.doc_id for instance in self.instances))
+        first = set(doc_ids[:num_items])
+        return _digest(self.loaded, [i for i in self.instances if i.doc_id in first])
+
     @property
     def num_tokens(self) -> int:
         """Tokens read, each distinct sequence once, and generated at most."""
