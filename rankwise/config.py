@@ -145,12 +145,12 @@ class TrainConfig(Section):
 
     ``task`` may be a group, which is trained on as a whole; of several tasks each is trained on
     apart and scored on all. Several ``epochs`` make a grid. ``split`` names the split of a task's
-    data set to train on where that is not its training split; tasks whose scored split it is are
-    then left out of scoring.
+    data set to train on where that is not its training split (for several tasks, by task); tasks
+    whose scored split it is are then left out of scoring.
     """
 
     task: Names = ()
-    split: str | None = None
+    split: str | Mapping[str, str] | None = None
     data: Path | None = None
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     exact_match: bool = False
@@ -176,9 +176,17 @@ class TrainConfig(Section):
             raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
         if self.split is not None and not self.task:
             raise ValueError("split is for 'task'; your own data has no splits")
+        if isinstance(self.split, Mapping):
+            for name in self.split:
+                if name not in self.task:
+                    raise ValueError(f"split: {name!r} is not trained on")
         if self.exact_match and self.data is None:
             raise ValueError("exact_match is for 'data'; a task brings its own metrics")
         return self
+
+    def split_of(self, task: str) -> str | None:
+        """The split to train on, where it is not the task's own training split."""
+        return self.split.get(task) if isinstance(self.split, Mapping) else self.split
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -367,7 +375,7 @@ class StudyConfig(Section):
                 raise ValueError(
                     f"evaluation: task {task!r} is in {' and '.join(found)}; name it once"
                 )
-        for task in self.train.task:
+        for task in self.train.task if len(self.train.task) == 1 else ():
             if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
                 raise ValueError(
                     f"evaluation: {task!r} is trained on, so it is in_domain; "

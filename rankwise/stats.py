@@ -196,7 +196,7 @@ def zero_p_value(estimate: Estimate) -> float:
         return SMALLEST_P_VALUE
     if distance(-1e-9) <= 0.0:
         return 1.0
-    return math.exp(optimize.brentq(distance, least, -1e-9))
+    return math.exp(float(optimize.root_scalar(distance, bracket=(least, -1e-9)).root))
 
 
 def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:

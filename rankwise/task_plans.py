@@ -205,13 +205,14 @@ class TaskPlanner:
         self._exclude_trained(name, own, mine)
         for other, tasks in trained.items():
             if other != name:
+                known = mine["in_domain"].keys() | mine["retention"].keys()
                 mine["out_of_domain"] |= {
                     task.name: task
                     for task in tasks
-                    if task.name not in mine["in_domain"] and not self._is_spent(task)
+                    if task.name not in known and not self._is_spent(other, task)
                 }
-        rows = self._task_rows(own)
-        split = self.config.train.split
+        rows = self._task_rows(name, own)
+        split = self.config.train.split_of(name)
         seen = {
             task.name: (trained_items(task, split), len(rows[task.name]))
             for task in own
@@ -283,7 +284,7 @@ class TaskPlanner:
 
     def _exclude_trained(self, name: str, trained: tuple[LoadedTask, ...], leaves: Leaves) -> None:
         """What is trained on is in-domain, unless its scored items are those trained on."""
-        spent = {task.name for task in trained if self._is_spent(task)}
+        spent = {task.name for task in trained if self._is_spent(name, task)}
         for relation in ("out_of_domain", "retention"):
             for task in trained:
                 if leaves[relation].pop(task.name, None) is not None:
@@ -299,18 +300,20 @@ class TaskPlanner:
             leaves["in_domain"] = {t.name: t for t in trained if t.name not in spent}
             if trained and not leaves["in_domain"]:
                 self.problems.append(
-                    f"evaluation.in_domain: the split {self._trained_split(trained[0])!r} of "
+                    f"evaluation.in_domain: the split {self._trained_split(name, trained[0])!r} of "
                     f"{name!r} is trained on and cannot be scored; name tasks that it should help"
                 )
 
-    def _is_spent(self, task: LoadedTask) -> bool:
-        """Whether the items that it scores are those trained on."""
-        return self._trained_split(task) == _scored_split(task)
+    def _is_spent(self, name: str, task: LoadedTask) -> bool:
+        """Whether the items that it scores are those trained on under that name."""
+        return self._trained_split(name, task) == _scored_split(task)
 
-    def _trained_split(self, task: LoadedTask) -> str | None:
-        return self.config.train.split or task.task.config.training_split
+    def _trained_split(self, name: str, task: LoadedTask) -> str | None:
+        return self.config.train.split_of(name) or task.task.config.training_split
 
-    def _task_rows(self, trained: tuple[LoadedTask, ...]) -> dict[str, list[TrainingRow]]:
+    def _task_rows(
+        self, name: str, trained: tuple[LoadedTask, ...]
+    ) -> dict[str, list[TrainingRow]]:
         """Rows of every trained task, in equal shares where there is a limit."""
         train = self.config.train
         rows: dict[str, list[TrainingRow]] = {}
@@ -326,7 +329,7 @@ class TaskPlanner:
                     self.tokenizer,
                     chat_template=self._has_chat(),
                     max_examples=share,
-                    split=train.split,
+                    split=train.split_of(name),
                 )
             except (TaskError, DataError) as error:
                 self.problems.append(f"train.task: {error}")

@@ -202,6 +202,25 @@ def recommend(directory: Folder, as_json: Json = False) -> int:
     return OK
 
 
+@app.command()
+@reported
+def claims(directory: Folder, as_json: Json = False) -> int:
+    """Hold the reference paper's claims against a finished study, each with its numbers."""
+    from rankwise.claims import paper_claims
+    from rankwise.store import StudyFolder
+
+    folder = StudyFolder(directory)
+    found = paper_claims(folder.read_results(), folder.read_recommendation())
+    if as_json:
+        print(json.dumps([claim.model_dump(mode="json") for claim in found], indent=2))
+        return OK
+    for claim in found:
+        stdout.print(f"{claim.verdict}: {claim.statement}", markup=False, highlight=False)
+        for sentence in claim.evidence:
+            stdout.print(f"  - {sentence}", markup=False, highlight=False)
+    return OK
+
+
 def _report(
     folder: StudyFolder,
     results: StudyResults,
