@@ -17,8 +17,8 @@ hash, and which option wins by likelihood and by likelihood per character.
 Seconds are of answering requests, in one process, on the same items, first ours and then the
 peer's: ours in batches of ``MAX_BATCH_TOKENS`` padded tokens (a study's default), the peer in
 batches of ``PEER_BATCH_SIZE`` (its ``auto`` tries 64 rows of the full context first, hours on a
-CPU). Items are few, so the ratio is information, not a claim. The last line of output is one JSON
-object; the exit code is 1 if anything differs.
+CPU). Items are few, so the ratio (the median over regimes) is information, not a claim. The last
+line of output is one JSON object; the exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import io
 import itertools
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -543,12 +544,21 @@ def line(outcome: Outcome) -> str:
 
 
 def seconds_ratios(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Our seconds over the peer's, by output type."""
-    seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    """Our seconds over the peer's, by output type: the median over regimes, for stalls."""
+    ratios: dict[str, list[float]] = defaultdict(list)
     for outcome in outcomes:
-        seconds[outcome.ours.output_type][0] += outcome.ours.seconds
-        seconds[outcome.ours.output_type][1] += outcome.theirs.seconds
-    return {kind: round(ours / theirs, 3) for kind, (ours, theirs) in seconds.items()}
+        ratios[outcome.ours.output_type].append(outcome.ours.seconds / outcome.theirs.seconds)
+    return {kind: round(statistics.median(values), 3) for kind, values in ratios.items()}
+
+
+def num_greedy(outcomes: Sequence[Outcome]) -> int:
+    """Requests that the peer says greedy decoding would give: not every flag may be false."""
+    return sum(
+        isinstance(answer, tuple) and answer[1]
+        for outcome in outcomes
+        for sample in outcome.theirs.samples
+        for (answer,) in sample["resps"]
+    )
 
 
 def num_extracted(outcomes: Sequence[Outcome]) -> int:
@@ -596,6 +606,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary = {
         **tally._asdict(),
         "regimes": len(outcomes),
+        "num_greedy": num_greedy(outcomes),
         "num_extracted_answers": num_extracted(outcomes),
         "seconds_ratio_ours_to_peer": seconds_ratios(outcomes),
         "text_loss_nats_base": round(text_loss_nats(outcomes, is_adapted=False), 3),

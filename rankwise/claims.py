@@ -308,8 +308,8 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
         yield _Case(
             state,
             f"{quantities.listed(sorted(part.domains)) or part.name} → {domain or task}: {label} "
-            f"trained on {part.name}, scored on {task}: a drop of {drop:.0f} % of the base's {base:.1f} ({least:.0f} to "
-            f"{most:.0f} %).",
+            f"trained on {part.name}, scored on {task}: a drop of {drop:.0f} % of the base's "
+            f"{base:.1f} ({least:.0f} to {most:.0f} %).",
         )
 
 

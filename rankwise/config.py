@@ -146,7 +146,8 @@ class TrainConfig(Section):
     ``task`` may be a group, which is trained on as a whole; of several tasks each is trained on
     apart and scored on all. Several ``epochs`` make a grid. ``split`` names the split of a task's
     data set to train on where that is not its training split (for several tasks, by task); tasks
-    whose scored split it is are then left out of scoring.
+    whose scored split it is are then left out of scoring. ``drop_overlapping`` leaves out the
+    training rows in which scored items are found.
     """
 
     task: Names = ()
@@ -155,6 +156,7 @@ class TrainConfig(Section):
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     exact_match: bool = False
     max_examples: Count | None = None
+    drop_overlapping: bool = False
     epochs: Counts = (3,)
     batch_size: Count = 2
     gradient_accumulation_steps: Count = 4

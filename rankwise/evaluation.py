@@ -35,6 +35,13 @@ class Known(NamedTuple):
     score_seconds: float = 0.0
 
 
+class Generation(NamedTuple):
+    """What a model wrote behind a prompt; not finished if it was cut off at the longest length."""
+
+    text: str
+    is_finished: bool
+
+
 class Scoring(NamedTuple):
     """What scoring returns: the record, and one line per item and filter."""
 
@@ -71,8 +78,8 @@ def evaluate(
         TaskError: the task has no metric of that name with one number per item.
     """
     started = time.perf_counter()
-    responses, num_loss_tokens = _respond(
-        model, tokenizer, prepared, known.responses, max_batch_tokens, advance
+    responses, num_loss_tokens, num_unfinished = _respond(
+        model, tokenizer, prepared, known, max_batch_tokens, advance
     )
     samples, values = _judge(prepared, responses, num_loss_tokens)
     metrics = _aggregate(prepared, values)
@@ -93,6 +100,7 @@ def evaluate(
         limit=prepared.limit,
         chance=prepared.chance,
         predicted_shares=_predicted_shares(prepared, responses),
+        num_unfinished=num_unfinished,
         num_truncated=sum(request.is_truncated for request in prepared.requests),
         num_tokens=prepared.num_tokens,
         score_seconds=known.score_seconds + time.perf_counter() - started,
@@ -104,26 +112,29 @@ def _respond(
     model: nn.Module,
     tokenizer: Any,
     prepared: PreparedTask,
-    known: Sequence[Response],
+    known: Known,
     max_batch_tokens: int,
     advance: Advance,
-) -> tuple[list[Response], list[int]]:
-    """One response per instance, and how many tokens each was scored on."""
+) -> tuple[list[Response], list[int], int | None]:
+    """One response per instance, how many tokens each was scored on, and how many did not end."""
     num_loss_tokens = [0] * len(prepared.instances)
-    new = [request for request in prepared.requests if request.instance >= len(known)]
+    num_known = len(known.responses)
+    new = [request for request in prepared.requests if request.instance >= num_known]
     if prepared.loaded.output_type == "generate_until":
-        texts = _generate(model, tokenizer, prepared, new, max_batch_tokens, advance)
-        return [*known, *texts], num_loss_tokens
+        found = _generate(model, tokenizer, prepared, new, max_batch_tokens, advance)
+        num_unfinished = known.num_unfinished + sum(not each.is_finished for each in found)
+        texts = [each.text for each in found]
+        return [*known.responses, *texts], num_loss_tokens, num_unfinished
     pairs = score_requests(model, new, tokenizer.pad_token_id, max_batch_tokens, advance)
-    responses: list[Response] = [*known, *pairs]
+    responses: list[Response] = [*known.responses, *pairs]
     if prepared.loaded.output_type == "loglikelihood_rolling":
-        totals = [0.0] * (len(prepared.instances) - len(known))
+        totals = [0.0] * (len(prepared.instances) - num_known)
         for request, (log_likelihood, _) in zip(new, pairs, strict=True):
-            totals[request.instance - len(known)] += log_likelihood
-        responses = [*known, *totals]
+            totals[request.instance - num_known] += log_likelihood
+        responses = [*known.responses, *totals]
     for request in prepared.requests:
         num_loss_tokens[request.instance] += len(request.continuation)
-    return responses, num_loss_tokens
+    return responses, num_loss_tokens, None
 
 
 @torch.inference_mode()
@@ -171,7 +182,7 @@ def _generate(
     requests: Sequence[Request],
     max_batch_tokens: int,
     advance: Advance,
-) -> list[str]:
+) -> list[Generation]:
     """Continue each prompt, batched among requests with equal settings, cut at the stop strings."""
     from lm_eval.models.utils import (
         handle_stop_sequences,
@@ -181,10 +192,11 @@ def _generate(
 
     device = next(model.parameters()).device
     end_of_text = tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=False)
+    ends = _end_tokens(model, tokenizer).to(device)
     groups: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         groups[repr(prepared.instances[request.instance].args[1])].append(index)
-    texts = [""] * len(requests)
+    found = [Generation("", False)] * len(requests)
     for members in groups.values():
         settings: dict[str, Any] = dict(
             normalize_gen_kwargs(dict(prepared.instances[requests[members[0]].instance].args[1]))
@@ -210,9 +222,23 @@ def _generate(
             for row, i in enumerate(chosen):
                 new = tokens[row, batch.input_ids.shape[1] :]
                 text = tokenizer.decode(new, skip_special_tokens=True)
-                texts[members[i]] = postprocess_generated_text(text, stops, None)
+                found[members[i]] = Generation(
+                    postprocess_generated_text(text, stops, None),
+                    len(new) < max_new_tokens
+                    or bool(torch.isin(new, ends).any())
+                    or any(stop in text for stop in stops),
+                )
                 advance(lengths[i])
-    return texts
+    return found
+
+
+def _end_tokens(model: nn.Module, tokenizer: Any) -> torch.Tensor:
+    """The tokens that end a generation, and the one that fills a row which has ended."""
+    config: Any = model.generation_config
+    of_model = config.eos_token_id
+    of_model = of_model if isinstance(of_model, list) else [of_model]
+    known = {tokenizer.eos_token_id, tokenizer.pad_token_id, *of_model}
+    return torch.tensor([token for token in known if token is not None])
 
 
 def _judge(

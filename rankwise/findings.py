@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from rankwise.axis_effects import TrainTaskAxes, axis_effects
+from rankwise.claims import Claim, paper_claims
+from rankwise.mechanisms import TrainTaskMechanisms, mechanisms
 from rankwise.records import SCHEMA_VERSION, Record, SchemaVersion, StudyRecommendation
 from rankwise.results import StudyResults
+from rankwise.retention_groups import TrainTaskRetention, retention_groups
+from rankwise.signatures import Signature, failure_signatures
+from rankwise.transfer import Transfer, transfer
 
 
 class StudyFindings(Record):
-    """``findings.json``."""
+    """``findings.json``.
+
+    ``axes``, ``retention`` and ``mechanisms`` have an entry for each trained task that has such a
+    thing; ``transfer`` is None where nothing is tested out of the trained domain.
+    """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
+    signatures: tuple[Signature, ...] = ()
+    axes: tuple[TrainTaskAxes, ...] = ()
+    transfer: Transfer | None = None
+    retention: tuple[TrainTaskRetention, ...] = ()
+    mechanisms: tuple[TrainTaskMechanisms, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
@@ -18,4 +34,14 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
     Raises:
         RecordError: models were scored on different items, or a score is missing.
     """
-    return StudyFindings()
+    parts = [(results.of(each.train_task), each) for each in recommendation.by_train_task]
+    axes = [axis_effects(part, its) for part, its in parts]
+    retention = [retention_groups(part) for part, _ in parts]
+    return StudyFindings(
+        signatures=failure_signatures(results, recommendation),
+        axes=tuple(each for each in axes if each is not None),
+        transfer=transfer(results),
+        retention=tuple(each for each in retention if each is not None),
+        mechanisms=mechanisms(results, recommendation),
+        claims=paper_claims(results, recommendation),
+    )

@@ -211,11 +211,12 @@ def adaptable_shapes(model: nn.Module) -> dict[str, LinearShape]:
     return shapes
 
 
-_KINDS = {
+MODULE_KINDS = {
     "attention": re.compile(r"attn|attention"),
     "mlp": re.compile(r"mlp|feed_?forward|ffn|experts|fc\d"),
     "all-linear": re.compile(""),
 }
+"""Names for sets of layers, and what a part of a layer's path is called in each."""
 
 
 def resolved_targets(
@@ -228,7 +229,7 @@ def resolved_targets(
     """
     resolved: list[str] = []
     for target in target_modules:
-        kind = _KINDS.get(target)
+        kind = MODULE_KINDS.get(target)
         if kind is None:
             resolved.append(target)
             continue

@@ -26,15 +26,23 @@ from rankwise.run_plans import TargetLayers, Trainable, planned_runs
 from rankwise.store import LOSS_METRIC, fingerprint, scoring_fingerprint
 from rankwise.task_plans import TaskPlan, TaskPlanner
 from rankwise.tasks import PreparedTask, TrainingRow
+from rankwise.tasks.right_answers import RightAnswer, right_answers
+from rankwise.tasks.training_rows import TRAINED_SUFFIX
 from rankwise.training import Example, num_optimizer_steps, tokenise_rows
 
 # Raised when a change to the code changes what is scored from equal settings.
 SCORING_REVISION = 2
 
+# The same for how far a model is from full fine-tuning.
+DIVERGENCE_REVISION = 1
+
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study that can be run: its record, and what the stages need of disk and tokenizer."""
+    """A study that can be run: its record, and what the stages need of disk and tokenizer.
+
+    ``answers`` has, by what was trained on, where models are compared with full fine-tuning.
+    """
 
     record: StudyRecord
     base: BaseModel
@@ -42,6 +50,7 @@ class StudyPlan:
     device: torch.device
     examples: dict[str, tuple[Example, ...]]
     tasks: dict[str, PreparedTask]
+    answers: dict[str, tuple[RightAnswer, ...]]
 
     def scoring_fingerprint(self, model_fingerprint: str, task: PreparedTask) -> str:
         """Of everything that a model's scores on a task depend on."""
@@ -80,9 +89,15 @@ def task_fingerprint(
             "task_version": task.loaded.version,
             "requests": digest,
             "limit": limit,
-            "metric": config.evaluation.metric.get(task.name),
+            "metric": metric_of(config, task.name),
         }
     )
+
+
+def metric_of(config: StudyConfig, task: str) -> str | None:
+    """The configured metric that decides on a task; rows that it trains on are judged alike."""
+    metric = config.evaluation.metric
+    return metric.get(task, metric.get(task.removesuffix(TRAINED_SUFFIX)))
 
 
 def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
@@ -135,6 +150,7 @@ class _Planner:
         runs = (*planned_runs(self.config, base, examples), *self._imported(base, examples))
         if self.problems:
             return None
+        answers = self._answers(tasks) if any(run.method == "full" for run in runs) else {}
         record = StudyRecord(
             fingerprint=fingerprint(self.config.model_dump(mode="json", exclude={"tasks_path"})),
             config=self.config,
@@ -143,9 +159,15 @@ class _Planner:
             tasks=tasks.relations,
             trained_formats=tasks.trained_formats,
             trained_items=tasks.trained_items,
+            ending_items=tasks.ending_items,
+            overlaps=tasks.overlaps,
             groups=tasks.groups,
             domains=tasks.domains,
             task_fingerprints={t.name: self._fingerprint_of(t) for t in tasks.prepared},
+            answers_fingerprints={
+                source: fingerprint([DIVERGENCE_REVISION, self.precision, its_answers])
+                for source, its_answers in answers.items()
+            },
             runs=runs,
             warnings=tuple(self.warnings),
             provenance=collect_provenance(device_name(self.device)),
@@ -157,7 +179,23 @@ class _Planner:
             device=self.device,
             examples=examples,
             tasks={task.name: task for task in tasks.prepared},
+            answers=answers,
         )
+
+    def _answers(self, tasks: TaskPlan) -> dict[str, tuple[RightAnswer, ...]]:
+        """The right answers in-domain, by what was trained on; those that have none are left out.
+
+        Full fine-tuning and LoRA are compared there word by word.
+        """
+        prepared = {task.name: task for task in tasks.prepared}
+        size = self.skeleton.config.get_text_config().vocab_size
+        found = {
+            source: right_answers(
+                [prepared[name] for name in relations["in_domain"]], self.tokenizer, size
+            )
+            for source, relations in tasks.relations.items()
+        }
+        return {source: answers for source, answers in found.items() if answers}
 
     def _fingerprint_of(self, task: PreparedTask) -> str:
         return task_fingerprint(
@@ -200,7 +238,7 @@ class _Planner:
         matches = models.matching_modules(shapes, resolved)
         for target, found in matches.items():
             if not found:
-                close = difflib.get_close_matches(target, known, n=1)
+                close = difflib.get_close_matches(target, [*known, *models.MODULE_KINDS], n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
                 place = f"[{names.index(target)}]" if target in names else ""
                 self.problems.append(

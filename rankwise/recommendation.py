@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.axes import run_labels
+from rankwise.axes import FULL_LABEL, run_labels
 from rankwise.comparisons import additional_items, compare, pair_items, run_record
 from rankwise.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.errors import RecordError
 from rankwise.format_effects import format_effects
 from rankwise.records import (
-    RELATIONS,
     Bound,
     PlannedRun,
     RankVerdict,
@@ -23,8 +22,8 @@ from rankwise.records import (
 )
 from rankwise.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.simultaneous import Bounds, StudyBounds, study_bounds
-from rankwise.statements import Finding, reasons, statement
-from rankwise.stats import Floats, crossed_difference, default_margin, effective_items
+from rankwise.statements import FullGain, reasons, statement
+from rankwise.stats import Floats, default_margin, effective_items
 
 __all__ = ["compare", "recommend", "recommend_for"]
 
@@ -138,12 +137,12 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
                          for task in tasks.left_out))  # fmt: skip
-    findings = _findings(results, options)
+    full = _full_gains(results, tasks)
     parameters = tuple(run_record(r[0]).planned.num_trainable_parameters for r in options.values())
     return draft.model_copy(
         update={
             "statement": statement(draft),
-            "reasons": (*reasons(draft, findings, parameters), *notes),
+            "reasons": (*reasons(draft, full, parameters), *notes),
         }
     )
 
@@ -302,29 +301,27 @@ def _bound(bounds: Bounds, index: int) -> Bound:
     )
 
 
-def _findings(results: TrainTaskResults, options: Mapping[_Option, _Runs]) -> tuple[Finding, ...]:
-    """Every complete option, and full fine-tuning, on every task, one at a time."""
-    groups: dict[str, _Runs] = {option.label: runs for option, runs in options.items()}
+def _full_gains(results: TrainTaskResults, tasks: _Tasks) -> tuple[FullGain, ...]:
+    """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
     labels = run_labels(results.planned)
+    groups: dict[str, _Runs] = {}
     for model in results.runs:
         run = run_record(model)
         if run.status == "trained" and run.planned.method == "full":
-            label = labels[model.name]
-            groups[label] = (*groups.get(label, ()), model)
-    confidence = results.study.config.recommendation.confidence
-    found: list[Finding] = []
-    for relation in RELATIONS:
-        for task in results.tasks.get(relation, ()):
-            for label, runs in groups.items():
-                pair = pair_items(results.base, runs[0], task)
-                estimate = crossed_difference(_gains(results, runs, task), item_size=pair.item_size)
-                lower, upper = estimate.interval(confidence)
-                unit = results.base.items[task].unit
-                base_score = float(pair.base.mean())
-                found.append(
-                    Finding(label, task, relation, unit, base_score, estimate.value, lower, upper)
-                )
-    return tuple(found)
+            groups[labels[model.name]] = (*groups.get(labels[model.name], ()), model)
+
+    def mean(runs: _Runs, names: Sequence[str]) -> float:
+        return float(np.mean([_gains(results, runs, task).mean() for task in names]))
+
+    return tuple(
+        FullGain(
+            label,
+            mean(runs, tasks.in_domain),
+            -mean(runs, tasks.retention) if tasks.retention else None,
+        )
+        for label, runs in groups.items()
+        if label.startswith(FULL_LABEL)
+    )
 
 
 def _num_items(results: TrainTaskResults, tasks: Sequence[str]) -> int:

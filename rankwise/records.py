@@ -77,8 +77,12 @@ class StudyRecord(Record):
     The tasks that decide are in ``tasks``, by what was trained on and their relation to it;
     ``trained_formats`` has, by what was trained on, the name under which a task is scored once
     more as the training asked, for each whose standard format is another one; ``trained_items``
-    likewise under which name rows that were trained on are scored. ``groups`` has the
+    likewise under which name rows that were trained on are scored, and ``ending_items``, by what
+    was trained on, under which name their end is. ``overlaps`` has, by what was
+    trained on, how many items of each scored task are in the training rows. ``groups`` has the
     leaves of every group that was named, and ``domains`` the domain of every task that has one.
+    ``answers_fingerprints`` are, by what was trained on, those of the right answers on which
+    models are compared with full fine-tuning; empty without full fine-tuning.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -89,9 +93,12 @@ class StudyRecord(Record):
     tasks: dict[str, dict[Relation, tuple[str, ...]]]
     trained_formats: dict[str, dict[str, str]]
     trained_items: dict[str, dict[str, str]]
+    ending_items: dict[str, str]
+    overlaps: dict[str, dict[str, int]]
     groups: dict[str, tuple[str, ...]]
     domains: dict[str, str]
     task_fingerprints: dict[str, str]
+    answers_fingerprints: dict[str, str] = {}
     runs: tuple[PlannedRun, ...]
     warnings: tuple[str, ...]
     provenance: Provenance
@@ -106,10 +113,31 @@ class StudyRecord(Record):
                 *self.tasks[source].values(),
                 self.trained_formats[source].values(),
                 self.trained_items[source].values(),
+                (self.ending_items[source],) if source in self.ending_items else (),
             )
             for task in names
         ]
         return tuple(dict.fromkeys(scored))
+
+    def full_run_of(self, run: PlannedRun) -> PlannedRun | None:
+        """The full fine-tuning that a LoRA run is compared with; None without one.
+
+        It has the same trained task and seed; the same number of epochs where there is such a
+        one; of several that are left, it is the first of the study.
+        """
+        alike = [
+            other
+            for other in self.runs
+            if (other.method, other.train_task, other.seed) == ("full", run.train_task, run.seed)
+        ]
+        alike.sort(key=lambda other: other.epochs != run.epochs)
+        return alike[0] if alike and run.method == "lora" else None
+
+    @property
+    def full_runs_compared(self) -> tuple[PlannedRun, ...]:
+        """Every full fine-tuning that a LoRA run is compared with."""
+        found = [self.full_run_of(run) for run in self.runs]
+        return tuple({run.name: run for run in found if run is not None}.values())
 
 
 class RunRecord(Record):
@@ -149,6 +177,8 @@ class TaskEvaluation(Record):
     ``decision_metric`` and ``decision_filter`` name the entry of ``metrics`` that decides.
     ``chance`` is the item mean of 1/options (0 for generation, None where it has no meaning).
     ``predicted_shares`` is the share of items on which option 0, 1, ... was chosen.
+    ``num_unfinished`` counts generations that were cut off at their longest length, with neither
+    an end of turn nor one of the task's stop strings; None where nothing is generated.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -167,6 +197,7 @@ class TaskEvaluation(Record):
     limit: int | None
     chance: float | None
     predicted_shares: tuple[float, ...] | None
+    num_unfinished: int | None
     num_truncated: int
     num_tokens: int
     score_seconds: float

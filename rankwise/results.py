@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from rankwise.records import (
+    SCHEMA_VERSION,
     PlannedRun,
     Record,
     Relation,
     RunRecord,
+    SchemaVersion,
     StudyRecord,
     TaskEvaluation,
     Unit,
@@ -19,6 +21,8 @@ class TaskItems(Record):
     ``values`` has one number per item in the order of ``doc_ids``. With unit ``points`` it is a
     share (0 or 1 for accuracy). With ``nats`` it is the item's mean loss per token; in prose
     longer items weigh more, so that the mean over the items is the loss per token of them all.
+    ``choices`` is the option of each item with the highest log-likelihood, where there are
+    options.
     """
 
     task: str
@@ -27,15 +31,44 @@ class TaskItems(Record):
     higher_is_better: bool
     doc_ids: tuple[int, ...]
     values: tuple[float, ...]
+    choices: tuple[int, ...] | None = None
+
+
+class Divergence(Record):
+    """``divergence.json``: how far a model's next words are from full fine-tuning's.
+
+    Both read the same right answers, at most the first tokens of each. ``kl_nats`` is of each item
+    the mean over its tokens of KL(reference || model) over the whole vocabulary, ``top1_agreement``
+    the share of its tokens at which both would say the same. ``tasks`` and ``doc_ids`` name the
+    items, in the same order.
+    """
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    model: str
+    reference: str
+    train_task: str
+    fingerprint: str
+    num_items: int
+    num_tokens: int
+    tasks: tuple[str, ...]
+    doc_ids: tuple[int, ...]
+    kl_nats: tuple[float, ...]
+    top1_agreement: tuple[float, ...]
+    score_seconds: float
 
 
 class ModelResults(Record):
-    """Everything measured on one model; ``run`` is None for the untouched base."""
+    """Everything measured on one model; ``run`` is None for the untouched base.
+
+    ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
+    fine-tuning that LoRA is compared with.
+    """
 
     name: str
     run: RunRecord | None
     evaluations: dict[str, TaskEvaluation]
     items: dict[str, TaskItems]
+    divergences: tuple[Divergence, ...] = ()
 
 
 class StudyResults(Record):
@@ -64,6 +97,9 @@ class StudyResults(Record):
                         if task in scored
                     },
                     "items": {t: items for t, items in self.base.items.items() if t in scored},
+                    "divergences": tuple(
+                        each for each in self.base.divergences if each.train_task == train_task
+                    ),
                 }
             ),
             runs=tuple(
@@ -96,6 +132,11 @@ class TrainTaskResults(Record):
     def trained_items(self) -> dict[str, str]:
         """Under which name rows of a task that were trained on were scored."""
         return self.study.trained_items[self.train_task]
+
+    @property
+    def ending_items(self) -> str | None:
+        """Under which name the end of rows that were trained on was scored, if it was."""
+        return self.study.ending_items.get(self.train_task)
 
     @property
     def planned(self) -> tuple[PlannedRun, ...]:

@@ -24,6 +24,7 @@ _NOT_IN_FINGERPRINT = {
     "split",
     "data",
     "max_examples",
+    "drop_overlapping",
     "held_out_fraction",
     "exact_match",
     "learning_rate",

@@ -7,27 +7,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise import quantities
-from rankwise.axes import FULL_LABEL
-from rankwise.records import Bound, RankVerdict, Recommendation, Relation, Unit
+from rankwise.records import Bound, RankVerdict, Recommendation, Unit
 
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of over a tenth of the base's score on another domain is named."""
 
 
-class Finding(NamedTuple):
-    """One rank, or full fine-tuning, against the base on one task, seeds averaged.
+class FullGain(NamedTuple):
+    """Full fine-tuning under one label, averaged over its runs and tasks, without bounds.
 
-    ``gain`` and its bounds are positive where the adapted model is better, in ``unit``.
+    ``gain`` is in-domain, in the unit that decides; ``retention_loss`` in points, None without
+    retention tasks.
     """
 
     label: str
-    task: str
-    relation: Relation
-    unit: Unit
-    base_score: float
     gain: float
-    lower: float
-    upper: float
+    retention_loss: float | None
 
 
 def statement(draft: Recommendation) -> str:
@@ -53,22 +48,20 @@ def statement(draft: Recommendation) -> str:
 
 
 def reasons(
-    draft: Recommendation, findings: Sequence[Finding], parameters: Sequence[int]
+    draft: Recommendation, full: Sequence[FullGain], parameters: Sequence[int]
 ) -> tuple[str, ...]:
-    """Short sentences with the numbers: each verdict, then what the study warns of.
+    """Short sentences with the numbers: each verdict, and what stands beside it.
 
     Args:
         draft: a recommendation whose statement and reasons are still empty.
-        findings: on every task.
+        full: full fine-tuning, which is compared and never recommended.
         parameters: trainable parameters of each verdict's option.
     """
     return (
         *_margins_used(draft),
         *(_verdict(verdict, draft) for verdict in draft.verdicts),
         *_alternatives(draft, parameters),
-        *_full(findings, draft.unit),
-        *_flat(draft),
-        *_warnings(findings),
+        *_full(full, draft.unit),
         *_by_format(draft),
     )
 
@@ -211,58 +204,14 @@ def _alternatives(draft: Recommendation, parameters: Sequence[int]) -> tuple[str
     return (f"Alternatives that qualify too: {', '.join(texts)}.",)
 
 
-def _full(findings: Sequence[Finding], unit: Unit) -> tuple[str, ...]:
-    """Full fine-tuning beside the ranks: task means, without bounds of their own."""
-
-    def mean(label: str, relation: Relation, wanted: Unit) -> float | None:
-        gains = [
-            found.gain
-            for found in findings
-            if (found.label, found.relation, found.unit) == (label, relation, wanted)
-        ]
-        return sum(gains) / len(gains) if gains else None
-
+def _full(full: Sequence[FullGain], unit: Unit) -> tuple[str, ...]:
+    """Full fine-tuning beside the ranks."""
     texts: list[str] = []
-    for label in dict.fromkeys(f.label for f in findings if f.label.startswith(FULL_LABEL)):
-        gain, kept = mean(label, "in_domain", unit), mean(label, "retention", "points")
-        if gain is not None:
-            text = f"{_capital(label)}, for comparison only: gain {_amount(gain, unit)}"
-            text += "" if kept is None else f"; retention loss {_amount(-kept, 'points')}"
-            texts.append(f"{text}.")
-    return tuple(texts)
-
-
-def _flat(draft: Recommendation) -> tuple[str, ...]:
-    """Named where no rank is shown to be behind another."""
-    if len(draft.verdicts) < 2 or any(v.shortfall.lower > 0 for v in draft.verdicts):
-        return ()
-    return ("No rank is shown to be better in-domain than another: it may not depend on rank.",)
-
-
-def _warnings(findings: Sequence[Finding]) -> tuple[str, ...]:
-    texts: list[str] = []
-    for found in findings:
-        interval = f"{_number(found.lower, found.unit)} to {_number(found.upper, found.unit)}"
-        if found.relation == "in_domain" and found.upper < 0:
-            texts.append(
-                f"Fine-tuned below base: {found.label} on {found.task}, "
-                f"{_amount(found.gain, found.unit)} ({interval})."
-            )
-        elif found.relation == "out_of_domain" and found.unit == "points":
-            drop = -found.upper / found.base_score if found.base_score > 0 else 0.0
-            if drop > TRANSFER_ALARM_SHARE:
-                texts.append(
-                    f"Negative transfer: {found.label} on {found.task}, "
-                    f"{_amount(found.gain, 'points')} ({interval}), which is a drop of at least "
-                    f"{100 * drop:.0f} % of the base's {found.base_score:.1f}."
-                )
-        elif found.relation == "held_out_text" and found.upper < 0:
-            rise = Bound(estimate=-found.gain, lower=-found.upper, upper=-found.lower)
-            texts.append(
-                f"Forgetting on prose: {found.label} on {found.task}, "
-                f"{_number(rise.estimate, found.unit)} ({_range(rise, found.unit)}) "
-                f"{found.unit} per token more loss than the base."
-            )
+    for each in full:
+        text = f"{_capital(each.label)}, for comparison only: gain {_amount(each.gain, unit)}"
+        loss = each.retention_loss
+        text += "" if loss is None else f"; retention loss {_amount(loss, 'points')}"
+        texts.append(f"{text}.")
     return tuple(texts)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rankwise.records import StudyRecord, TaskEvaluation
-from rankwise.store import BASE, StudyFolder, read_record
+from rankwise.records import PlannedRun, StudyRecord, TaskEvaluation
+from rankwise.store import BASE, StudyFolder, divergence_fingerprint, read_record
 
 
 class ModelStatus(NamedTuple):
     """One model of a study: the base, or a run.
 
     ``training`` is "trained", "diverged", "started", "not started", or "none needed" for the base.
+    ``divergence_left`` is whether it is still to be compared with full fine-tuning.
     """
 
     model: str
@@ -20,6 +21,7 @@ class ModelStatus(NamedTuple):
     num_steps: int
     tasks_scored: tuple[str, ...]
     tasks_left: tuple[str, ...]
+    divergence_left: bool
 
 
 def study_status(folder: StudyFolder) -> list[ModelStatus]:
@@ -31,7 +33,8 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     study = folder.read_study()
     tasks = study.scored_tasks()
     base = _scored(folder, study, BASE, study.base_model_fingerprint, tasks)
-    lines = [_line(BASE, "none needed", 0, 0, base, tasks)]
+    base_left = _divergence_left(folder, study, None)
+    lines = [_line(BASE, "none needed", 0, 0, base, tasks)._replace(divergence_left=base_left)]
     for planned in study.runs:
         record = folder.finished_run(planned)
         metrics = folder.metrics_file(planned.name)
@@ -44,7 +47,8 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
         diverged = training == "diverged"
         wanted = () if diverged else study.scored_tasks(planned.train_task)
         scored = _scored(folder, study, planned.name, planned.fingerprint, wanted)
-        lines.append(_line(planned.name, training, done, planned.num_steps, scored, wanted))
+        line = _line(planned.name, training, done, planned.num_steps, scored, wanted)
+        lines.append(line._replace(divergence_left=_divergence_left(folder, study, planned)))
     return lines
 
 
@@ -66,4 +70,25 @@ def _line(
     model: str, training: str, done: int, steps: int, scored: list[str], tasks: tuple[str, ...]
 ) -> ModelStatus:
     left = tuple(task for task in tasks if task not in scored)
-    return ModelStatus(model, training, done, steps, tuple(scored), left)
+    return ModelStatus(model, training, done, steps, tuple(scored), left, divergence_left=False)
+
+
+def _divergence_left(folder: StudyFolder, study: StudyRecord, run: PlannedRun | None) -> bool:
+    """Whether a comparison of a run, or of the base, with full fine-tuning is not there yet.
+
+    What diverged is compared with nothing.
+    """
+    model, name = study.base_model_fingerprint, BASE
+    full_runs = study.full_runs_compared
+    if run is not None:
+        full = study.full_run_of(run)
+        model, name, full_runs = run.fingerprint, run.name, () if full is None else (full,)
+    for full in full_runs:
+        records = [folder.finished_run(each) for each in (run, full) if each is not None]
+        diverged = any(record is not None and record.status == "diverged" for record in records)
+        if diverged or full.train_task not in study.answers_fingerprints:
+            continue
+        wanted = divergence_fingerprint(study, model, full)
+        if None in records or folder.finished_divergence(name, full.name, wanted) is None:
+            return True
+    return False

@@ -25,13 +25,15 @@ from rankwise.records import (
     StudyRecord,
     TaskEvaluation,
 )
-from rankwise.results import ModelResults, StudyResults, TaskItems
+from rankwise.results import Divergence, ModelResults, StudyResults, TaskItems
+from rankwise.task_items import LOSS_METRIC as LOSS_METRIC
+from rankwise.task_items import task_items
 
 R = TypeVar("R", bound=Record)
 
 BASE = "base"
-LOSS_METRIC = "loss_nats"
 _WEIGHTS = ("adapter", "checkpoint")
+_DIVERGENCE = "divergence.json"
 
 
 def fingerprint(content: Any) -> str:
@@ -45,6 +47,12 @@ def fingerprint(content: Any) -> str:
 def scoring_fingerprint(study: StudyRecord, model_fingerprint: str, task: str) -> str:
     """Of everything that a model's scores on a task depend on in this study."""
     return fingerprint([model_fingerprint, study.task_fingerprints.get(task)])
+
+
+def divergence_fingerprint(study: StudyRecord, model: str, reference: PlannedRun) -> str:
+    """Of everything that a model's divergence from a full fine-tuning depends on."""
+    answers = study.answers_fingerprints.get(reference.train_task)
+    return fingerprint([model, reference.fingerprint, answers])
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -175,6 +183,12 @@ class StudyFolder:
     def samples_file(self, model: str, task: str) -> Path:
         return self.evaluation_file(model, task).with_suffix(".samples.jsonl")
 
+    def divergence_file(self, model: str, reference: str) -> Path:
+        """How far a model is from a full fine-tuning; the base is compared with several."""
+        folder = self.model_folder(model)
+        several = model == BASE
+        return folder / "divergence" / f"{reference}.json" if several else folder / _DIVERGENCE
+
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
@@ -238,12 +252,21 @@ class StudyFolder:
         path = self.evaluation_file(model, task)
         return read_record(path, TaskEvaluation) if path.exists() else None
 
+    def finished_divergence(
+        self, model: str, reference: str, wanted_fingerprint: str
+    ) -> Divergence | None:
+        """A model's divergence from a full fine-tuning, None if missing or of other settings."""
+        path = self.divergence_file(model, reference)
+        record = read_record(path, Divergence) if path.exists() else None
+        return record if record and record.fingerprint == wanted_fingerprint else None
+
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
         try:
             for leftover in (*_WEIGHTS, "eval"):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
+            (folder / _DIVERGENCE).unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file(planned.name).write_text("", encoding="utf-8")
         except OSError as error:
@@ -336,7 +359,19 @@ class StudyFolder:
             task: self._items(record, self.read_samples(name, task))
             for task, record in evaluations.items()
         }
-        return ModelResults(name=name, run=run, evaluations=evaluations, items=items)
+        full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
+        found = [
+            self.finished_divergence(name, full.name, divergence_fingerprint(study, model, full))
+            for full in full_runs
+            if full is not None
+        ]
+        return ModelResults(
+            name=name,
+            run=run,
+            evaluations=evaluations,
+            items=items,
+            divergences=tuple(each for each in found if each is not None),
+        )
 
     def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:
         samples = [line for line in samples if line["filter"] == record.decision_filter]
@@ -346,16 +381,4 @@ class StudyFolder:
                 f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
                 "record beside it and run again: only this task is scored again."
             )
-        values = [float(line[record.decision_metric]) for line in samples]
-        if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
-            tokens = [int(line["num_loss_tokens"]) for line in samples]
-            mean = sum(tokens) / len(tokens)
-            values = [value * count / mean for value, count in zip(values, tokens, strict=True)]
-        return TaskItems(
-            task=record.task,
-            metric=record.decision_metric,
-            unit="nats" if record.decision_metric == LOSS_METRIC else "points",
-            higher_is_better=record.decision.higher_is_better,
-            doc_ids=tuple(int(line["doc_id"]) for line in samples),
-            values=tuple(values),
-        )
+        return task_items(record, samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.config import StudyConfig
@@ -20,14 +20,16 @@ from rankwise.tasks import (
     task_rows,
 )
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
+from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.resolution import TaskNotFound
-from rankwise.tasks.training_rows import trained_items
+from rankwise.tasks.training_rows import trained_items, with_documents
+from rankwise.tasks.user_data import ending_items
 
 Leaves = dict[Relation, dict[str, LoadedTask]]
 
 
 class TaskPlan(NamedTuple):
-    """What is trained on and scored; the first four by the name of what is trained on.
+    """What is trained on and scored; the first six by the name of what is trained on.
 
     Attributes:
         rows: to train on.
@@ -35,6 +37,8 @@ class TaskPlan(NamedTuple):
         trained_formats: of a task whose standard format is not that of the training, the name
             under which it is scored in that one too.
         trained_items: of a trained task, the name under which its trained rows are scored.
+        ending_items: the name under which the end of trained rows is scored.
+        overlaps: of each scored task, how many of its items are in the rows to train on.
         groups: the leaves of every group that was named.
         domains: the domain of every task that has one.
         prepared: every task that is scored, with its requests.
@@ -44,22 +48,25 @@ class TaskPlan(NamedTuple):
     relations: dict[str, dict[Relation, tuple[str, ...]]]
     trained_formats: dict[str, dict[str, str]]
     trained_items: dict[str, dict[str, str]]
+    ending_items: dict[str, str]
+    overlaps: dict[str, dict[str, int]]
     groups: dict[str, tuple[str, ...]]
     domains: dict[str, str]
     prepared: list[PreparedTask]
 
 
 class _Source(NamedTuple):
-    """One thing to train on: its rows, how they ask, and what is scored for it.
+    """One thing to train on: how it asks, and what is scored for it.
 
-    ``trained`` has its leaf tasks that ask about trained rows, and how many rows each gave.
+    ``rows`` has what each of its leaf tasks gives to train on, and ``trained`` those of them
+    that ask about these rows.
     """
 
     name: str
-    rows: list[TrainingRow]
+    rows: dict[str, list[TrainingRow]]
     format: TrainedFormat
     leaves: Leaves
-    trained: dict[str, tuple[LoadedTask, int]]
+    trained: dict[str, LoadedTask]
 
 
 class TaskPlanner:
@@ -75,27 +82,33 @@ class TaskPlanner:
         """Incomplete where there are problems."""
         sources = self._sources()
         relations: dict[str, dict[Relation, tuple[str, ...]]] = {}
-        formats: dict[str, dict[str, str]] = {}
+        formats: dict[str, dict[str, str]] = {source.name: {} for source in sources}
         items: dict[str, dict[str, str]] = {}
+        overlaps: dict[str, dict[str, int]] = {}
+        rows: dict[str, list[TrainingRow]] = {}
+        endings: dict[str, str] = {}
         for source in sources:
             relations[source.name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
-            formats[source.name], items[source.name] = {}, {}
+            scored: list[PreparedTask] = []
             for relation, tasks in source.leaves.items():
                 for loaded in tasks.values():
                     task = self._prepared(relation, loaded)
+                    scored += [] if task is None else [task]
                     other = self._in_trained_format(relation, task, source.format)
                     if task is not None and other is not None:
                         formats[source.name][task.name] = other.name
-            for name, (loaded, num_rows) in source.trained.items():
-                seen = self._trained_items(loaded, num_rows)
-                if seen is not None:
-                    items[source.name][name] = seen.name
+            kept, overlaps[source.name] = self._without_overlap(source, scored)
+            rows[source.name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
+            items[source.name] = self._trained_items(source, kept)
+            endings |= self._ending_items(source.name, rows[source.name])
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
         return TaskPlan(
-            rows={source.name: source.rows for source in sources},
+            rows=rows,
             relations=relations,
             trained_formats=formats,
             trained_items=items,
+            ending_items=endings,
+            overlaps=overlaps,
             groups=_groups(leaves),
             domains=self._domains(leaves),
             prepared=[task for task in self._done.values() if task is not None],
@@ -214,12 +227,11 @@ class TaskPlanner:
         rows = self._task_rows(name, own)
         split = self.config.train.split_of(name)
         seen = {
-            task.name: (trained_items(task, split), len(rows[task.name]))
+            task.name: trained_items(task, split)
             for task in own
             if task.name in mine["in_domain"] and task.name in rows
         }
-        all_rows = [row for its_rows in rows.values() for row in its_rows]
-        return _Source(name, all_rows, trained_format(own, self._has_chat()), mine, seen)
+        return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen)
 
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
@@ -235,11 +247,12 @@ class TaskPlanner:
             )
         except DataError as error:
             self.problems.append(f"train.data: {error}")
-            return _Source(train.data.stem, [], TrainedFormat(None, False), leaves, {})
+            return _Source(train.data.stem, {}, TrainedFormat(None, False), leaves, {})
         held_out = {task.name: task for task in data.tasks}
         leaves["in_domain"] = held_out | leaves["in_domain"]
-        seen = {data.tasks[0].name: (data.trained_items, len(data.training))}
-        return _Source(train.data.stem, data.training, data.format, leaves, seen)
+        name = data.tasks[0].name
+        rows, seen = {name: data.training}, {name: data.trained_items}
+        return _Source(train.data.stem, rows, data.format, leaves, seen)
 
     def _has_chat(self) -> bool:
         return self.config.train.chat_template and bool(self.tokenizer.chat_template)
@@ -335,10 +348,42 @@ class TaskPlanner:
                 self.problems.append(f"train.task: {error}")
         return rows
 
-    def _trained_items(self, loaded: LoadedTask, num_rows: int) -> PreparedTask | None:
-        """At most ``num_train_items``, and no rows beyond those that are trained on."""
-        limit = min(self.config.evaluation.num_train_items, num_rows)
-        return self._prepared("in_domain", loaded, limit=limit) if limit else None
+    def _trained_items(self, source: _Source, kept: Mapping[str, list[int]]) -> dict[str, str]:
+        """At most ``num_train_items`` a task, and no rows but those that are trained on."""
+        names: dict[str, str] = {}
+        for name, loaded in source.trained.items():
+            rows = kept[name][: self.config.evaluation.num_train_items]
+            if rows and rows[-1] != len(rows) - 1:
+                loaded = with_documents(loaded, rows)
+            task = self._prepared("in_domain", loaded, limit=len(rows)) if rows else None
+            names |= {} if task is None else {name: task.name}
+        return names
+
+    def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
+        if not (chosen := rows[: self.config.evaluation.num_train_items]):
+            return {}
+        task = self._prepared("in_domain", ending_items(f"{name}@end", chosen))
+        return {} if task is None else {name: task.name}
+
+    def _without_overlap(
+        self, source: _Source, scored: Sequence[PreparedTask]
+    ) -> tuple[dict[str, list[int]], dict[str, int]]:
+        """The rows to train on, by leaf task and number, and the scored items that are in them."""
+        found = find_overlap(source.rows, scored, self.tokenizer)
+        drops = self.config.train.drop_overlapping
+        kept = found.other_rows if drops else found.all_rows
+        if found.num_rows and not any(kept.values()):
+            self.problems.append(
+                f"train.drop_overlapping: of {source.name} {found}, and no row is left to train "
+                "on; train on other rows, or score other items"
+            )
+        elif found.num_rows:
+            what = "they are left out" if drops else (
+                "a score on these says what a model remembers; set train.drop_overlapping=true to "
+                "train without them"
+            )  # fmt: skip
+            self.warnings.append(f"train: of {source.name} {found}; {what}")
+        return kept, dict.fromkeys(found.num_items, 0) if drops else found.num_items
 
 
 def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:

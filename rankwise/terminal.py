@@ -13,6 +13,7 @@ from rankwise.records import Recommendation, StudyRecommendation, StudyRecord
 from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
 from rankwise.results import StudyResults, TrainTaskResults
 from rankwise.sample_verdicts import SampleVerdicts, amount
+from rankwise.signatures import Signature
 from rankwise.status import ModelStatus
 
 Done = Set[tuple[str, str | None]]
@@ -23,32 +24,34 @@ _NOT_ON_A_TERMINAL = {"seed", "alpha", "learning_rate", "worst_retention"}
 _NOT_ON_A_NARROW_ONE = {"parameters", "gain", "peak_memory"}
 
 
-def plan_table(study: StudyRecord, tasks: Sequence[str], done: Done) -> Table:
+def plan_table(study: StudyRecord, done: Done) -> Table:
     """What a study will do: one row per model.
 
     Args:
         study: the planned study.
-        tasks: names of the tasks that every model is scored on.
         done: finished (model, task) pairs; task None is the training.
     """
     table = Table(title=f"{study.config.name} on {study.config.base_model.name}")
     for name in ("run", "steps", "tokens", "trainable", "of full", "memory", "trained", "scored"):
         table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
-    scored = sum(("base", task) in done for task in tasks)
-    table.add_row("base", "", "", "", "", "", "", f"{scored}/{len(tasks)}")
+    table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
     for run in study.runs:
-        scored = sum((run.name, task) in done for task in tasks)
+        is_here = run.imported_as is not None
         table.add_row(
             run.name,
-            str(run.num_steps),
-            count(run.num_tokens),
+            "imported" if is_here else str(run.num_steps),
+            "" if is_here else count(run.num_tokens),
             parameters(run.num_trainable_parameters),
             f"{run.trainable_share:.2%}",
-            f"~{memory(run.estimated_memory_bytes)}",
+            "" if is_here else f"~{memory(run.estimated_memory_bytes)}",
             "yes" if (run.name, None) in done else "no",
-            f"{scored}/{len(tasks)}",
+            _scored(run.name, study.scored_tasks(run.train_task), done),
         )
     return table
+
+
+def _scored(model: str, tasks: Sequence[str], done: Done) -> str:
+    return f"{sum((model, task) in done for task in tasks)}/{len(tasks)}"
 
 
 def status_table(lines: Sequence[ModelStatus]) -> Table:
@@ -63,29 +66,37 @@ def status_table(lines: Sequence[ModelStatus]) -> Table:
             line.training,
             steps,
             ", ".join(line.tasks_scored) or "nothing",
-            ", ".join(line.tasks_left) or "nothing",
+            ", ".join([*line.tasks_left, *["divergence"] * line.divergence_left]) or "nothing",
         )
     return table
 
 
 def verdict(
-    results: StudyResults, recommendation: StudyRecommendation, width: int
+    results: StudyResults,
+    recommendation: StudyRecommendation,
+    signatures: Sequence[Signature],
+    width: int,
 ) -> Iterator[RenderableType]:
     """For each trained task the table, the reasons, and last the sentence that people look for.
 
     Args:
         results: a study.
         recommendation: made from it.
+        signatures: what went wrong.
         width: of the terminal, in characters; a narrow one gets fewer columns.
     """
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
-        yield from _verdict(results.of(part.train_task), part, width)
+        its = [each for each in signatures if each.train_task == part.train_task]
+        yield from _verdict(results.of(part.train_task), part, its, width)
 
 
 def _verdict(
-    results: TrainTaskResults, recommendation: Recommendation, width: int
+    results: TrainTaskResults,
+    recommendation: Recommendation,
+    signatures: Sequence[Signature],
+    width: int,
 ) -> Iterator[RenderableType]:
     rows = verdict_table(results, recommendation)
     headings = verdict_headings(results, recommendation)
@@ -105,6 +116,7 @@ def _verdict(
     yield from (Text(f"- {row.name}: {row.problem}") for row in rows if row.problem)
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
+    yield from (Text(f"- {each.title}: {each.statement}") for each in signatures)
     yield Text(recommendation.statement, style="bold")
 
 

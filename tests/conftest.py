@@ -15,7 +15,7 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # shapes and types of these are checked at every call in the tests
-SHAPED = ["rankwise.batching", "rankwise.adapters", "rankwise.training"]
+SHAPED = ["rankwise.batching", "rankwise.adapters", "rankwise.training", "rankwise.divergence"]
 install_import_hook(SHAPED, "beartype.beartype")
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"

@@ -135,14 +135,16 @@ def planted_study(
         return ModelResults(
             name=name,
             run=run,
-            evaluations={t: _evaluation(name, i, run) for t, i in items.items()} if done else {},
+            evaluations={t: planted_evaluation(name, i, run) for t, i in items.items()}
+            if done
+            else {},
             items=items if done else {},
         )
 
     runs = tuple(
         model(
             plan.name,
-            _run_record(plan, (plan.rank or "full", plan.seed) in diverged),
+            planted_run_record(plan, (plan.rank or "full", plan.seed) in diverged),
             plan.rank or "full",
             list(seeds).index(plan.seed),
         )
@@ -153,11 +155,13 @@ def planted_study(
         fingerprint="f" * 64,
         config=config,
         base_model_fingerprint=BASE_FINGERPRINT,
-        task_fingerprints={t: _task_fingerprint(t) for names in tasks.values() for t in names},
+        task_fingerprints={t: task_fingerprint(t) for names in tasks.values() for t in names},
         precision="float32",
         tasks={"kinship": tasks},
         trained_formats={"kinship": {}},
         trained_items={"kinship": {}},
+        ending_items={},
+        overlaps={"kinship": {}},
         groups={},
         domains={},
         runs=tuple(planned),
@@ -175,10 +179,14 @@ def planted_runs(*args: Any, **settings: Any) -> TrainTaskResults:
 def planted_items(
     task: str, model: str, score: float, size: int, nats: bool, noise: float
 ) -> TaskItems:
-    """The items of one model on one task: mean ``score`` (exactly, but for rounding)."""
+    """The items of one model on one task: mean ``score`` (exactly, but for rounding).
+
+    Option 0 is right, and of the others every model is drawn to the same one.
+    """
     shared = np.random.default_rng(zlib.crc32(task.encode()))
     own = np.random.default_rng(zlib.crc32(f"{task} {model}".encode()))
     values: NDArray[np.float64]
+    choices: tuple[int, ...] | None = None
     if nats:
         effect = shared.normal(0.0, 0.4, size)
         shift = own.normal(0.0, noise, size)
@@ -187,6 +195,8 @@ def planted_items(
         difficulty = shared.uniform(0.0, 1.0, size) + own.normal(0.0, noise, size)
         values = np.zeros(size)
         values[np.argsort(difficulty, kind="stable")[: round(score * size)]] = 1.0
+        wrong = shared.integers(1, 4, size)
+        choices = tuple(0 if right else int(w) for right, w in zip(values, wrong, strict=True))
     return TaskItems(
         task=task,
         metric="loss_nats" if nats else "acc",
@@ -194,6 +204,7 @@ def planted_items(
         higher_is_better=not nats,
         doc_ids=tuple(range(size)),
         values=tuple(float(v) for v in values),
+        choices=choices,
     )
 
 
@@ -201,11 +212,11 @@ def _of_seed(score: float | Sequence[float], seed_index: int) -> float:
     return score[seed_index] if isinstance(score, Sequence) else score
 
 
-def _task_fingerprint(task: str) -> str:
+def task_fingerprint(task: str) -> str:
     return f"{zlib.crc32(task.encode()):08x}" * 8
 
 
-def _evaluation(model: str, items: TaskItems, run: RunRecord | None) -> TaskEvaluation:
+def planted_evaluation(model: str, items: TaskItems, run: RunRecord | None) -> TaskEvaluation:
     weights = BASE_FINGERPRINT if run is None else run.planned.fingerprint
     values = np.asarray(items.values)
     nats = items.unit == "nats"
@@ -213,7 +224,7 @@ def _evaluation(model: str, items: TaskItems, run: RunRecord | None) -> TaskEval
         model=model,
         task=items.task,
         task_version="1.0",
-        fingerprint=fingerprint([weights, _task_fingerprint(items.task)]),
+        fingerprint=fingerprint([weights, task_fingerprint(items.task)]),
         output_type="loglikelihood_rolling" if nats else "multiple_choice",
         domain=None,
         metrics=(
@@ -236,6 +247,7 @@ def _evaluation(model: str, items: TaskItems, run: RunRecord | None) -> TaskEval
         limit=None,
         chance=None if nats else CHANCE.get(items.task, 0.25),
         predicted_shares=None if nats else (0.25, 0.25, 0.25, 0.25),
+        num_unfinished=None,
         num_truncated=0,
         num_tokens=40 * len(values),
         score_seconds=1.0,
@@ -271,7 +283,7 @@ def _planned(key: Key, seed: int) -> PlannedRun:
     )
 
 
-def _run_record(planned: PlannedRun, diverged: bool) -> RunRecord:
+def planted_run_record(planned: PlannedRun, diverged: bool) -> RunRecord:
     return RunRecord(
         status="diverged" if diverged else "trained",
         message="the loss was not a finite number at step 7" if diverged else None,

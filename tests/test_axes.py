@@ -225,7 +225,7 @@ def test_a_grid_over_two_tasks_is_trained_scored_and_judged(
         "rank 4, epochs 2",
     ]
     for model in outcome.results.of("sums").runs:
-        scored = {"sums", "colours", "small_prose", "sums@train"}
+        scored = {"sums", "colours", "small_prose", "sums@train", "sums@end"}
         assert set(model.evaluations) == scored
         assert (tmp_path / "study" / "runs" / model.name / "eval" / "sums@train.json").exists()
 

@@ -260,7 +260,7 @@ def test_plan_lists_the_runs_and_trains_nothing(
     assert full[0].startswith("colours-full-s0-")
     assert [row[1] for row in (lora, full)] == ["3", "3"]
     assert (full[4], lora[4]) == ("100.00%", f"{1_344 / 60_912:.2%}")
-    assert [row[7] for row in (base, lora, full)] == ["0/3"] * 3
+    assert [row[7] for row in (base, lora, full)] == ["0/4"] * 3
     assert not folder.exists()
 
 
@@ -351,7 +351,12 @@ def test_status_as_table_and_as_json(finished: Finished) -> None:
     assert base["training"] == "none needed"
     assert (run["training"], run["num_steps_done"], run["num_steps"]) == ("trained", 3, 3)
     for line in (base, run):
-        assert sorted(line["tasks_scored"]) == ["colours", "colours@train", "sums"]
+        assert sorted(line["tasks_scored"]) == [
+            "colours",
+            "colours@end",
+            "colours@train",
+            "sums",
+        ]
         assert line["tasks_left"] == []
 
 

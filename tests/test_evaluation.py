@@ -11,7 +11,7 @@ import torch
 
 from rankwise import adapters, models
 from rankwise.errors import TaskError
-from rankwise.evaluation import evaluate, score_requests
+from rankwise.evaluation import Known, evaluate, score_requests
 from rankwise.store import LOSS_METRIC
 from rankwise.tasks import load_tasks, prepare_task
 
@@ -178,6 +178,47 @@ def test_predicted_shares_and_chance(base: Any, tokenizer: Any, tasks_folder: Pa
         counts[likelihoods.index(max(likelihoods))] += 1
     assert scored.record.predicted_shares == tuple(c / len(scored.samples) for c in counts)
     assert scored.record.chance == pytest.approx(sum(1 / n for n in options) / len(options))
+
+
+@pytest.mark.parametrize("ends", ["nothing", "a stop string", "the end of turn"])
+def test_generations_without_an_end_are_counted(
+    base: Any, tokenizer: Any, tasks_folder: Path, ends: str
+) -> None:
+    """Against a greedy loop by hand, for a stop string or an end token that is said sometimes."""
+    prepared = prepare(tokenizer, tasks_folder, "sums")
+    said: list[list[int]] = []
+    for request in prepared.requests:
+        tokens = torch.tensor([request.context])
+        for _ in range(6):
+            logits = base(tokens).logits[0, -1]
+            tokens = torch.cat([tokens, logits.argmax().reshape(1, 1)], dim=1)
+        said.append(tokens[0, len(request.context) :].tolist())
+    texts = [tokenizer.decode(tokens) for tokens in said]
+    end, expected = "no such text", len(said)
+    if ends == "a stop string":
+        end = next(text[1:4] for text in texts if sum(text[1:4] in other for other in texts) < 8)
+        expected = sum(end not in text for text in texts)
+    if ends == "the end of turn":
+        token = next(t for own in said for t in own if sum(t in other for other in said) < 8)
+        base.generation_config.eos_token_id = [token, tokenizer.eos_token_id]
+        expected = sum(token not in own for own in said)
+    for instance in prepared.instances:
+        instance.args[1]["until"] = [end]
+    assert score(base, tokenizer, prepared).record.num_unfinished == expected
+    assert (0 < expected < 8) is (ends != "nothing")
+    choices = prepare(tokenizer, tasks_folder, "colours")
+    assert score(base, tokenizer, choices).record.num_unfinished is None
+
+
+def test_what_is_known_of_earlier_generations_counts(
+    base: Any, tokenizer: Any, tasks_folder: Path
+) -> None:
+    prepared = prepare(tokenizer, tasks_folder, "sums")
+    whole = score(base, tokenizer, prepared)
+    texts = tuple(line["resps"][0][0] for line in whole.samples[:3])
+    more = score(base, tokenizer, prepared, known=Known(responses=texts, num_unfinished=2))
+    assert [line["resps"] for line in more.samples] == [line["resps"] for line in whole.samples]
+    assert (whole.record.num_unfinished, more.record.num_unfinished) == (8, 7)
 
 
 def test_the_named_metric_decides(base: Any, tokenizer: Any, tasks_folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rankwise import models
 from rankwise.config import BaseModelConfig
@@ -23,6 +24,24 @@ METRIC = "num_metric_mismatches"
 GENERATION = "num_generation_mismatches"
 EXTRACTION = "num_extraction_mismatches"
 HASH = "num_hash_mismatches"
+
+GREEDY_YAML = """
+include: {tasks_path}/_cloze.yaml
+task: own_words
+custom_dataset: !function own_words.load
+doc_to_text: question
+target_delimiter: ""
+"""
+
+GREEDY_PY = """
+from datasets import Dataset, DatasetDict
+
+ROWS = {rows!r}
+
+
+def load(**_):
+    return DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +248,50 @@ def test_an_adapter_without_effect_is_refused(
         )
 
 
+def greedy_rows(model: Any, tokenizer: Any, questions: list[str]) -> list[dict[str, Any]]:
+    """Questions with what the model itself would say next, and with one letter more."""
+    rows: list[dict[str, Any]] = []
+    for question in questions:
+        prompt = tokenizer.encode(question)
+        tokens = model.generate(
+            input_ids=torch.tensor([prompt]),
+            max_new_tokens=3,
+            min_new_tokens=3,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )[0].tolist()
+        words = tokenizer.decode(tokens[len(prompt) :])
+        if tokenizer.encode(question + words) == tokens:
+            rows.append({"question": question, "choices": [words, words + "q"], "label": 0})
+    return rows
+
+
+def test_what_the_model_itself_would_say_is_greedy(
+    parity: Any,
+    outcomes: Any,
+    work: Path,
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    shared_tasks: Path,
+) -> None:
+    adapter, folders = work / "adapter", [shared_tasks, tmp_path]
+    model, tokenizer = parity.load_ours(tiny_model_folder, adapter)
+    docs = [sample["doc"] for sample in of(outcomes, "local_sciq").ours.samples]
+    docs += [sample["doc"] for sample in of(outcomes, "local_mathqa").ours.samples]
+    questions = [doc["question"] + extra for doc in docs for extra in (" The", " Answer:", " 1")]
+    rows = greedy_rows(model, tokenizer, questions)
+    (tmp_path / "own_words.py").write_text(GREEDY_PY.format(rows=rows))
+    (tmp_path / "own_words.yaml").write_text(GREEDY_YAML.format(tasks_path=shared_tasks))
+    regime = parity.Regime("own_words", is_adapted=True, limit=99, max_length=4096)
+    ours = parity.score_ours(model, tokenizer, regime, folders)
+    peer = parity.load_theirs(tiny_model_folder, adapter)
+    theirs = parity.score_theirs(peer, tiny_model_folder, regime, folders)
+    assert parity.compare(ours, theirs).is_equal
+    flags = [[answer[1] for (answer,) in sample["resps"]] for sample in ours.samples]
+    assert len(flags) > 3
+    assert flags == [[True, False]] * len(rows)
+
+
 def test_a_tokenizer_that_adds_its_beginning_of_text(
     parity: Any, tmp_path: Path, tiny_model_folder: Path, shared_tasks: Path
 ) -> None:
@@ -264,5 +327,6 @@ def test_the_embedded_model_equals_lm_eval(parity: Any, tmp_path: Path, shared_t
     for outcome in outcomes:
         assert outcome.tally.is_equal, parity.line(outcome)
     assert parity.num_extracted(outcomes) > 20
+    assert parity.num_greedy(outcomes) > 10
     before, after = (parity.text_loss_nats(outcomes, is_adapted=a) for a in (False, True))
     assert 0.01 < after - before < 1.0

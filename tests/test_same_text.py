@@ -140,7 +140,8 @@ def test_few_shot_scoring_of_zero_shot_training_is_said(study_file: Path) -> Non
     assert plan.record.trained_formats["colours"]["colours"] == "colours@zero-shot"
     assert any("colours@zero-shot" in text for text in plan.record.warnings)
     plan = plan_study(load_config(study_file, ["train.max_examples=8", "train.epochs=1"]))
-    assert any("1 optimizer steps on colours are all warm-up" in text for text in plan.record.warnings)
+    said = "1 optimizer steps on colours are all warm-up"
+    assert any(said in text for text in plan.record.warnings)
 
 
 def test_sampled_answers_are_refused(tokenizer: Any, tasks_folder: Path) -> None:

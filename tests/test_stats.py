@@ -14,6 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from rankwise.simultaneous import study_bounds
 from rankwise.stats import (
+    SMALLEST_P_VALUE,
     Spread,
     crossed_difference,
     default_margin,
@@ -21,12 +22,14 @@ from rankwise.stats import (
     holm,
     items_factor,
     mcnemar_exact,
+    mean_over_tasks,
     paired_t_p_value,
     pareto_front,
     retention_ratio,
     seeds_needed,
     skewed_quantiles,
     wilson_interval,
+    zero_p_value,
 )
 
 
@@ -291,3 +294,39 @@ def test_no_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_mean_over_tasks_adds_variances_of_items_and_shares_seeds() -> None:
+    one, other = [[0.0, 4.0], [2.0, 2.0]], [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
+    found = mean_over_tasks([one, other], item_size=0.0)
+    # item means 1, 3 and 0.5, 1.5, 2.5; seed means 2, 2 and 2, 1
+    parts = [2.0 / 2 / 4, 1.0 / 3 / 4]
+    assert found.value == pytest.approx((2.0 + 1.5) / 2)
+    assert float(found.spread.item_variance) == pytest.approx(sum(parts))
+    assert float(found.spread.seed_variance) == pytest.approx(0.125 / 2)  # of 2 and 1.5
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 1 + parts[1] ** 2 / 2)
+    assert float(found.spread.item_freedom) == pytest.approx(freedom)
+    weighted = mean_over_tasks([one, other], item_size=0.0, weights=[2, 3])
+    assert weighted.value == pytest.approx((2 * 2.0 + 3 * 1.5) / 5)
+
+
+def test_a_mean_over_tasks_needs_tasks_of_the_same_seeds() -> None:
+    with pytest.raises(ValueError, match="same seeds"):
+        mean_over_tasks([[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]], item_size=0.0)
+    with pytest.raises(ValueError, match="one task is needed"):
+        mean_over_tasks([], item_size=0.0)
+
+
+def test_a_p_value_of_zero_is_where_the_interval_ends() -> None:
+    rng = np.random.default_rng(0)
+    for shift in (0.05, 0.2, -0.3):
+        estimate = crossed_difference(rng.normal(shift, 1.0, 100), item_size=0.0)
+        p_value = zero_p_value(estimate)
+        lower, upper = estimate.interval(1.0 - p_value)
+        assert min(abs(lower), abs(upper)) == pytest.approx(0.0, abs=1e-6)
+    # symmetric values: Student's test exactly
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0]) - 1.5
+    student = stats.ttest_1samp(values, 0.0).pvalue
+    assert zero_p_value(crossed_difference(values, item_size=0.0)) == pytest.approx(student)
+    assert zero_p_value(crossed_difference([0.0, 0.0], item_size=0.0)) == 1.0
+    assert zero_p_value(crossed_difference([1.0, 1.0], item_size=0.0)) == SMALLEST_P_VALUE

@@ -17,7 +17,7 @@ import pytest
 from rankwise import store
 from rankwise.errors import RecordError, StorageError, StudyLockedError
 from rankwise.records import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
-from rankwise.results import StudyResults
+from rankwise.results import StudyResults, TaskItems
 from rankwise.store import BASE, LOSS_METRIC, StudyFolder, fingerprint, read_record
 from rankwise.store import write_atomically as write
 
@@ -48,15 +48,18 @@ def folder(tmp_path: Path) -> StudyFolder:
     return StudyFolder(tmp_path / "study")
 
 
-def samples_of(evaluation: TaskEvaluation, values: tuple[float, ...]) -> list[dict[str, Any]]:
+def samples_of(evaluation: TaskEvaluation, items: TaskItems) -> list[dict[str, Any]]:
+    choices = items.choices or [0] * len(items.values)
     return [
         {
             "doc_id": index,
             "filter": evaluation.decision_filter,
             evaluation.decision_metric: value,
             "num_loss_tokens": 8,  # a power of two: scaling by it is exact
+            "metrics": [evaluation.decision_metric],
+            "resps": [[[-1.0 if option == choice else -2.0, False]] for option in range(4)],
         }
-        for index, value in enumerate(values)
+        for index, (value, choice) in enumerate(zip(items.values, choices, strict=True))
     ]
 
 
@@ -66,7 +69,7 @@ def write_study(folder: StudyFolder, results: StudyResults) -> None:
         if model.run is not None:
             folder.write(folder.run_file(model.name), model.run)
         for task, evaluation in model.evaluations.items():
-            folder.write_evaluation(evaluation, samples_of(evaluation, model.items[task].values))
+            folder.write_evaluation(evaluation, samples_of(evaluation, model.items[task]))
 
 
 def evaluation_of(results: StudyResults, **changes: Any) -> TaskEvaluation:

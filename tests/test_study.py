@@ -25,7 +25,7 @@ from rankwise.study_file import load_config
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from rankwise import evaluation, store, study, training
+from rankwise import divergence, evaluation, store, study, training
 from rankwise.study_file import load_config
 from rankwise.planning import plan_study
 
@@ -48,6 +48,8 @@ elif moment == "saving":
     training.adapters.is_zero_update = killing(training.adapters.is_zero_update)
 elif moment == "scoring":
     evaluation.left_padded = killing(evaluation.left_padded)
+elif moment == "comparing":
+    divergence.left_padded = killing(divergence.left_padded)
 elif moment == "writing":
     os.fsync = killing(os.fsync)
 elif moment == "renaming":
@@ -125,11 +127,10 @@ def test_a_study_from_nothing_to_a_recommendation(study_file: Path, tmp_path: Pa
         "colours-lora-r004-a008-s0",
         "colours-full-s0",
     ]
-    assert (
-        len(recorder.stages) == 3 + 4 * 4
-    )  # three trainings; four models on three tasks, one twice
+    # three trainings; four models on three tasks, one thrice; three against full fine-tuning
+    assert len(recorder.stages) == 3 + 4 * 5 + 3
     assert recorder.done == pytest.approx(recorder.work[0])
-    assert [name for name, _ in recorder.models] == ["base", *models]
+    assert [name for name, _ in recorder.models] == ["base", *models, "base", *models[:2]]
     assert sum(work for _, work in recorder.models) == pytest.approx(recorder.work[0])
     results = outcome.results
     assert results.study.tasks == {
@@ -201,7 +202,7 @@ def test_adding_a_rank_a_seed_and_a_task_repeats_nothing(study_file: Path, tmp_p
         "colours-lora-r004-a008-s1",
     ]
     old = [stage for model, stage in recorder.stages if model == "base"]
-    assert old == ["sums"]
+    assert old == ["sums", "divergence"]
 
 
 def test_settings_that_matter_make_new_runs(study_file: Path) -> None:
@@ -233,6 +234,8 @@ def test_settings_that_matter_make_new_runs(study_file: Path) -> None:
         ("saving", 1),
         ("scoring", 2),
         ("scoring", 6),
+        ("comparing", 2),
+        ("comparing", 3),
         ("writing", 1),
         ("writing", 6),
         ("renaming", 8),

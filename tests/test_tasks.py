@@ -66,6 +66,11 @@ def rows_of(task: LoadedTask, tokenizer: Any, **options: Any) -> list[Any]:
     return task_rows(task, tokenizer, **(settings | options))
 
 
+def pairs_of(loaded: Any, tokenizer: Any) -> list[tuple[str, ...]]:
+    """The same as (prompt, completion)."""
+    return [row[:2] for row in rows_of(loaded, tokenizer)]
+
+
 def prepared(task: LoadedTask, tokenizer: Any, **options: Any) -> Any:
     settings: dict[str, Any] = {
         "max_length": 256,
@@ -200,7 +205,7 @@ def test_what_is_trained_is_what_is_scored_for_the_right_option(
         )
         assert rows[0].completion == f"blue{END}"
     else:
-        assert rows[0] == ("Question: which colour has the old sky?\nAnswer:", f" blue{END}")
+        assert rows[0][:2] == ("Question: which colour has the old sky?\nAnswer:", f" blue{END}")
 
 
 @pytest.mark.parametrize("chat_template", [False, True])
@@ -263,11 +268,11 @@ def test_a_description_is_the_system_s_turn(tokenizer: Any) -> None:
 
 def test_targets_that_are_texts_lists_or_options_of_the_prompt(tokenizer: Any) -> None:
     by_text = task_of([ROW | {"label": "no"}], **CHOICE)
-    assert rows_of(by_text, tokenizer) == [("Is it?", f" no{END}")]
+    assert pairs_of(by_text, tokenizer) == [("Is it?", f" no{END}")]
     several = task_of(
         [{"question": "Q?", "answer": ["one", "1"]}], **(GENERATION | {"doc_to_target": "answer"})
     )
-    assert rows_of(several, tokenizer) == [("Q?", f" one{END}")]
+    assert pairs_of(several, tokenizer) == [("Q?", f" one{END}")]
     end_is_given = {
         "doc_to_text": "{{label}}",
         "doc_to_target": "{{ending}}",
@@ -275,7 +280,7 @@ def test_targets_that_are_texts_lists_or_options_of_the_prompt(tokenizer: Any) -
     }
     row = {"options": ["The cup", "The jar"], "label": 1, "ending": "was big."}
     by_context = task_of([row], **(CHOICE | end_is_given))
-    assert rows_of(by_context, tokenizer) == [("The jar", f" was big.{END}")]
+    assert pairs_of(by_context, tokenizer) == [("The jar", f" was big.{END}")]
 
 
 def test_max_examples_takes_the_first(tasks_folder: Path, tokenizer: Any) -> None:
@@ -444,7 +449,7 @@ def test_an_empty_prompt_is_read_as_the_start_of_text(tokenizer: Any) -> None:
     first, _ = prepared(task, tokenizer).requests
     assert first.context == (tokenizer.bos_token_id,)
     assert tokenizer.decode(first.continuation) == " yes"
-    assert rows_of(task, tokenizer) == [("", f" no{END}")]
+    assert pairs_of(task, tokenizer) == [("", f" no{END}")]
 
 
 def test_an_empty_option_cannot_be_scored(tokenizer: Any) -> None:
@@ -496,7 +501,7 @@ def test_real_choices(shared_tasks: Path, tokenizer: Any) -> None:
     assert len(rows) == 5
     for doc, row in zip(docs, rows, strict=False):
         right = doc["choices"][ord(doc["answer"]) - ord("A")]
-        assert row == (f"Question: {doc['question'].strip()}\nAnswer:", f" {right}{END}")
+        assert row[:2] == (f"Question: {doc['question'].strip()}\nAnswer:", f" {right}{END}")
     scored = prepared(task, tokenizer, limit=5, max_length=2000)
     options = [len(doc["choices"]) for _, doc in zip(range(5), task.task.test_docs(), strict=False)]
     assert len(scored.requests) == sum(options)
@@ -510,7 +515,7 @@ def test_real_generations(shared_tasks: Path, tokenizer: Any) -> None:
     docs = task.task.training_docs()
     rows = rows_of(task, tokenizer, max_examples=4)
     for doc, row in zip(docs, rows, strict=False):
-        assert row == (f"Question: {doc['question']}\nAnswer:", f" {doc['rationale']}{END}")
+        assert row[:2] == (f"Question: {doc['question']}\nAnswer:", f" {doc['rationale']}{END}")
         assert "####" in row.completion
     scored = prepared(task, tokenizer, limit=3, num_fewshot=2, max_length=4000)
     assert scored.num_fewshot == 0  # its file fixes it

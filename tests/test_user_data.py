@@ -57,7 +57,7 @@ def scored_pairs(data: UserData, index: int = 0) -> list[tuple[str, str]]:
 
 
 def everything(data: UserData) -> list[tuple[str, str]]:
-    return [tuple(row) for row in data.training] + scored_pairs(data)  # type: ignore[misc]
+    return [row[:2] for row in data.training] + scored_pairs(data)  # type: ignore[misc]
 
 
 def prepared(data: UserData, tokenizer: Any, index: int = 0, **options: Any) -> Any:
@@ -90,7 +90,7 @@ def test_held_out_rows_are_never_trained_on_and_do_not_change(
     data = load(path, tokenizer, held_out_fraction=0.3)
     held_out = scored_pairs(data)
     assert len(held_out) == 9
-    assert not set(held_out) & {tuple(row) for row in data.training}
+    assert not set(held_out) & {row[:2] for row in data.training}
     again = load(path, tokenizer, held_out_fraction=0.3, max_examples=5)
     assert scored_pairs(again) == held_out
     assert again.training == data.training[:5]

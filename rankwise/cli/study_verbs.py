@@ -82,7 +82,7 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
     done = {
         (stage.model, stage.task.name if stage.task else None)
         for stage in stages(planned)
-        if is_finished(planned, folder, stage)
+        if stage.kind != "divergence" and is_finished(planned, folder, stage)
     }
     if as_json:
         runs = [
@@ -91,7 +91,7 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
         ]
         print(json.dumps({"runs": runs, "warnings": planned.record.warnings}, indent=2))
         return OK
-    stdout.print(plan_table(planned.record, list(planned.tasks), done))
+    stdout.print(plan_table(planned.record, done))
     return OK
 
 
@@ -189,7 +189,8 @@ def recommend(directory: Folder, as_json: Json = False) -> int:
     results = folder.read_results()
     recommendation = decide(results)
     folder.write(folder.recommendation_file, recommendation)
-    folder.write(folder.findings_file, study_findings(results, recommendation))
+    findings = study_findings(results, recommendation)
+    folder.write(folder.findings_file, findings)
     if as_json:
         print(recommendation.model_dump_json(indent=2))
         return OK
@@ -199,6 +200,9 @@ def recommend(directory: Folder, as_json: Json = False) -> int:
         stdout.print(part.statement, style="bold", markup=False, highlight=False)
         for reason in part.reasons:
             stdout.print(f"- {reason}", markup=False, highlight=False)
+        for each in findings.signatures:
+            if each.train_task == part.train_task:
+                stdout.print(f"- {each.title}: {each.statement}", markup=False, highlight=False)
     return OK
 
 
@@ -232,7 +236,8 @@ def _report(
     from rankwise.terminal import verdict
 
     path = write_report(folder.root, results, recommendation, findings)
-    stdout.print(*verdict(results, recommendation, stdout.width), sep="\n")
+    lines = verdict(results, recommendation, findings.signatures, stdout.width)
+    stdout.print(*lines, sep="\n")
     stdout.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
     failed = [model.name for model in results.runs if model.run and model.run.status != "trained"]
     for name in failed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
@@ -30,6 +30,47 @@ MUTED = Colour("#575f68", "#a5adb6")
 GRID = Colour("#e3e6e9", "#30363d")
 BASE = Colour("#6b7178", "#b4bbc3")
 FULL = Colour("#c4500b", "#ff9d5c")
+
+ALARM = Colour("#b3261e", "#ff8a80")
+UNSHOWN = Colour("#eff1f2", "#23282e")
+
+# Differences from the base, from small to large; text on the last two stands in the page's colour.
+GAIN_STEPS = (
+    Colour("#dcebf7", "#1d3347"),
+    Colour("#b9d7ef", "#24496b"),
+    Colour("#8dbbe3", "#2f6799"),
+    Colour("#2f74b0", "#5a9fd8"),
+    Colour("#174f85", "#a3d0f7"),
+)
+LOSS_STEPS = (
+    Colour("#fbe7d6", "#3f2a1b"),
+    Colour("#f5cca8", "#5f3d20"),
+    Colour("#e9a66d", "#8a5626"),
+    Colour("#b05a14", "#e29a54"),
+    Colour("#773905", "#ffcf9e"),
+)
+
+# Values of an axis beside rank, in their order.
+SERIES = (
+    Colour("#0b6fa4", "#5db8ee"),
+    Colour("#b5541c", "#f2a06b"),
+    Colour("#2e7d4f", "#74c796"),
+    Colour("#8a4fae", "#c99be8"),
+    Colour("#94750f", "#e0c464"),
+    Colour("#b83a6b", "#f291b8"),
+    Colour("#4d5b6b", "#aab9c9"),
+    Colour("#5e3a1e", "#caa58a"),
+)
+SERIES_SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+)
 
 # log2(rank) and the colour there; between two, they are mixed.
 _RAMP: tuple[tuple[float, Colour], ...] = (
@@ -71,7 +112,14 @@ def kind_shape(kind: str) -> str:
 
 def page_colours(kinds: Iterable[str]) -> tuple[Colour, ...]:
     """Every colour that the charts of these kinds can hold, each once."""
-    return tuple(dict.fromkeys((PAGE, INK, MUTED, GRID, *(kind_colour(kind) for kind in kinds))))
+    always = (PAGE, INK, MUTED, GRID, ALARM, UNSHOWN, *GAIN_STEPS, *LOSS_STEPS, *SERIES)
+    return tuple(dict.fromkeys((*always, *(kind_colour(kind) for kind in kinds))))
+
+
+def key_columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a key fit side by side into so many pixels."""
+    longest = max(len(label) for label in labels)
+    return max(int(width / (0.55 * FONT_SIZE * longest + 36)), 1)
 
 
 def theme() -> dict[str, Any]:
@@ -97,6 +145,17 @@ def theme() -> dict[str, Any]:
         "axis": axis,
         "text": text,
         "view": {"stroke": None},
+        "legend": {
+            "labelFont": FONT,
+            "labelFontSize": FONT_SIZE,
+            "labelColor": INK.light,
+            "labelLimit": 240,
+            "titleFont": FONT,
+            "titleFontSize": FONT_SIZE,
+            "titleFontWeight": "normal",
+            "titleColor": MUTED.light,
+            "symbolSize": 90,
+        },
         "concat": {"spacing": 26},
         "facet": {"spacing": 10},
         "title": {

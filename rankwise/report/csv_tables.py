@@ -23,20 +23,20 @@ def csv_tables(results: TrainTaskResults, recommendation: Recommendation) -> dic
     task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
     """
     return {
-        "runs.csv": _text(_runs(results, recommendation)),
-        "differences.csv": _text(
+        "runs.csv": csv_text(_runs(results, recommendation)),
+        "differences.csv": csv_text(
             [
                 row.model_dump(exclude={"retention_ratio"}) | dict(_ratio(row))
                 for row in recommendation.comparisons
             ],
             [*(name for name in Comparison.model_fields if name != "retention_ratio"), *_RATIO],
         ),
-        "formats.csv": _text(
+        "formats.csv": csv_text(
             [_format(effect) for effect in recommendation.format_effects],
             [*(name for name in FormatEffect.model_fields if name != "by_format"), *_BY_FORMAT],
         ),
-        "ranks.csv": _text([_verdict(row) for row in recommendation.verdicts]),
-        "scores.csv": _text(_scores(results)),
+        "ranks.csv": csv_text([_verdict(row) for row in recommendation.verdicts]),
+        "scores.csv": csv_text(_scores(results)),
     }
 
 
@@ -57,7 +57,8 @@ def _format(effect: FormatEffect) -> Row:
     return effect.model_dump(exclude={"by_format"}) | dict(zip(_BY_FORMAT, bounds, strict=True))
 
 
-def _text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
+def csv_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
+    """Rows under one line of names: those of ``columns``, or of the first row."""
     rows = list(rows)
     names = list(columns or (rows[0] if rows else ()))
     file = io.StringIO()

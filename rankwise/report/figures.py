@@ -9,6 +9,7 @@ from typing import NamedTuple
 import altair as alt
 
 from rankwise import quantities
+from rankwise.axes import run_labels
 from rankwise.records import Comparison, Recommendation, Relation, Unit
 from rankwise.report.chart_theme import theme
 from rankwise.report.interval_charts import Group, Panel, interval_chart
@@ -25,8 +26,12 @@ from rankwise.results import TrainTaskResults
 
 Chart = alt.LayerChart | alt.FacetChart | alt.VConcatChart
 
-MOST_PANELS = 8
-"""More tasks than this of one relation are too many to read; those with most loss are drawn."""
+MOST_PANELS, MOST_MARKS = 8, 36
+"""More tasks than this of one relation, or more marks of its runs on all of them, are too many
+to read; the tasks with most loss are drawn, two at least."""
+
+MOST_RUNS = 12
+"""Of more runs than this, those with the first settings of each rank are drawn."""
 
 RELATION_TITLES: dict[Relation, str] = {
     "in_domain": "In-domain",
@@ -42,7 +47,8 @@ class Figure(NamedTuple):
     """A chart with what goes with it.
 
     ``description`` says in words what the chart shows, for those who do not see it. ``chart``
-    is None where the study has nothing to draw, and ``caption`` then says why.
+    is None where the study has nothing to draw, and ``caption`` then says why. A ``is_wide``
+    chart takes the whole width of the page.
     """
 
     name: str
@@ -50,6 +56,7 @@ class Figure(NamedTuple):
     caption: str
     description: str
     chart: Chart | None
+    is_wide: bool = False
 
 
 class _Study(NamedTuple):
@@ -141,6 +148,9 @@ def _by_task(study: _Study) -> Figure:
         "Right of zero is better than the base. Each interval bounds one difference by itself, "
         "paired over the same items. Each relation has an axis of its own."
     )
+    more = sum(each.run is not None for each in study.summaries) - len(_drawn_runs(study))
+    if more > 0:
+        caption += f" {quantities.counted(more, 'more run')} are in the table."
     for group in groups:
         if group.left_out:
             caption += (
@@ -167,16 +177,18 @@ def _forgetting(study: _Study) -> Figure:
 
 def _group(study: _Study, relation: Relation, unit: Unit) -> Group | None:
     """The panels of one relation; of many tasks those with the largest loss in any run."""
+    drawn = _drawn_runs(study)
     rows = [
         row
         for row in study.recommendation.comparisons
-        if (row.relation, row.unit) == (relation, unit)
+        if (row.relation, row.unit) == (relation, unit) and row.run in drawn
     ]
     tasks = list(dict.fromkeys(row.task for row in rows))
     if not tasks:
         return None
     worst = {task: min(r.difference for r in rows if r.task == task) for task in tasks}
-    kept = sorted(tasks, key=lambda task: worst[task])[:MOST_PANELS]
+    num_panels = min(MOST_PANELS, max(MOST_MARKS // len({row.run for row in rows}), 2))
+    kept = sorted(tasks, key=lambda task: worst[task])[:num_panels]
     panels = tuple(_panel(study, task, rows) for task in tasks if task in kept)
     prose = relation == "held_out_text"
     axis = "points" if unit == "points" else "nats per token"
@@ -186,6 +198,18 @@ def _group(study: _Study, relation: Relation, unit: Unit) -> Group | None:
         panels=panels,
         left_out=len(tasks) - len(panels),
     )
+
+
+def _drawn_runs(study: _Study) -> set[str]:
+    """The names of all runs, or of the first settings of each rank, in every seed."""
+    plans = [each.run.planned for each in study.summaries if each.run is not None]
+    if len(plans) <= MOST_RUNS:
+        return {plan.name for plan in plans}
+    labels = run_labels(study.results.planned)
+    first: dict[int | None, str] = {}
+    for plan in plans:
+        first.setdefault(plan.rank, labels[plan.name])
+    return {plan.name for plan in plans if labels[plan.name] == first[plan.rank]}
 
 
 def _panel(study: _Study, task: str, rows: Sequence[Comparison]) -> Panel:

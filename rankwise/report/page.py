@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,8 @@ from rankwise.report.csv_tables import csv_tables
 from rankwise.report.figures import Chart, Figure, study_figures
 from rankwise.report.inline_svg import inline_svg
 from rankwise.report.measures import summarise
-from rankwise.report.sections import Section, study_sections
+from rankwise.report.section import Section, file_name
+from rankwise.report.sections import study_sections
 from rankwise.report.study_facts import (
     base_model_name,
     judgement_facts,
@@ -124,6 +124,8 @@ def write_report(
     for part in parts:
         tables = csv_tables(part.results, part.recommendation)
         files |= {f"{part.prefix}{name}": text for name, text in tables.items()}
+    for each in sections:
+        files |= each.section.files
     _replace_files(folder / FILES, files)
     path = StudyFolder(folder).report_file
     write_atomically(path, page)
@@ -135,7 +137,7 @@ def _parts(results: StudyResults, recommendation: StudyRecommendation) -> tuple[
     parts: list[_Part] = []
     number = 0
     for each in recommendation.by_train_task:
-        prefix = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', each.train_task)}-" if several else ""
+        prefix = f"{file_name(each.train_task)}-" if several else ""
         its_results = results.of(each.train_task)
         figures = [
             figure._replace(name=f"{prefix}{figure.name}")
@@ -196,11 +198,14 @@ def render_page(
 
 def _headline(parts: Sequence[_Part]) -> str:
     """The title's last words: one outcome, or how many of each."""
-    if len(parts) == 1:
-        chosen = parts[0].recommendation
-        rank = "" if chosen.rank is None else f", rank {chosen.rank}"
-        return f"{OUTCOMES[chosen.outcome]}{rank}"
-    return f"{len(parts)} trained tasks"
+    return _answer(parts[0]) if len(parts) == 1 else f"{len(parts)} trained tasks"
+
+
+def _answer(part: _Part) -> str:
+    """Recommended, rank 16."""
+    chosen = part.recommendation
+    rank = "" if chosen.rank is None else f", rank {chosen.rank}"
+    return f"{OUTCOMES[chosen.outcome]}{rank}"
 
 
 def _shown(part: _Part) -> dict[str, Any]:
@@ -211,6 +216,7 @@ def _shown(part: _Part) -> dict[str, Any]:
         "prefix": part.prefix,
         "recommendation": recommendation,
         "outcome": OUTCOMES[recommendation.outcome],
+        "answer": _answer(part),
         "judgement": judgement_facts(recommendation),
         "rows": verdict_table(results, recommendation),
         "headings": verdict_headings(results, recommendation),

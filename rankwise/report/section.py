@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rankwise.report.figures import Figure
@@ -24,6 +27,7 @@ class Section(NamedTuple):
         remarks: sentences that stand before figures and tables.
         figures: each with its own caption; those that cannot be drawn say why.
         tables: every number of the section.
+        files: their numbers without rounding, as CSV by file name.
     """
 
     name: str
@@ -31,3 +35,9 @@ class Section(NamedTuple):
     remarks: tuple[str, ...]
     figures: tuple[Figure, ...] = ()
     tables: tuple[TitledTable, ...] = ()
+    files: Mapping[str, str] = MappingProxyType({})
+
+
+def file_name(text: str) -> str:
+    """A part of a file's name that says as much as this text can there."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.tasks.resolution import LoadedTask, task_file_errors
 
+TRAINED_SUFFIX = "@train"
+"""Ends the name under which a task asks about the rows that it trains on."""
+
 
 class TrainingRow(NamedTuple):
-    """One example as text: the prompt as it is scored, and the completion to learn."""
+    """One example as text.
+
+    Attributes:
+        prompt: as it is scored.
+        completion: to learn.
+        end: what the completion ends with, so that the model learns to stop.
+        texts: the texts of the document that it was made from.
+    """
 
     prompt: str
     completion: str
+    end: str = ""
+    texts: tuple[str, ...] = ()
 
 
 def task_rows(
@@ -85,10 +97,24 @@ def trained_items(loaded: LoadedTask, split: str | None) -> LoadedTask:
     """
     task = copy.copy(loaded.task)
     task._config = copy.copy(loaded.task.config)
-    name = f"{loaded.name}@train"
+    name = f"{loaded.name}{TRAINED_SUFFIX}"
     task.set_config(key="task", value=name)
     task.set_config(key="test_split", value=split or loaded.task.config.training_split)
     return loaded._replace(name=name, task=task)
+
+
+def with_documents(loaded: LoadedTask, rows: Sequence[int]) -> LoadedTask:
+    """The same task asked about some of the documents that it scores, by their numbers."""
+    task = copy.copy(loaded.task)
+    task._config = copy.copy(loaded.task.config)
+    process = loaded.task.config.process_docs
+
+    def chosen(docs: Any) -> list[Any]:
+        every = docs if process is None else process(docs)
+        return [every[index] for index in rows]
+
+    task.set_config(key="process_docs", value=chosen)
+    return loaded._replace(task=task)
 
 
 def _row(
@@ -112,7 +138,7 @@ def _row(
     except task_file_errors() as error:
         raise DataError(f"{where} cannot be read ({error!r}). Mend or remove it.") from error
     if loaded.output_type == "multiple_choice":
-        gold = _option_index(target, task, doc)
+        gold = option_index(target, task, doc)
         if gold is None or not 0 <= gold < len(requests):
             raise DataError(
                 f"{where} has no right answer: target {target!r} of {len(requests)} options. Mend "
@@ -122,28 +148,72 @@ def _row(
     elif loaded.output_type == "loglikelihood":
         prompt, completion = requests.arguments
     else:
-        text = target[0] if isinstance(target, list) and target else target
-        if task.config.doc_to_choice is not None and isinstance(text, int):
-            text = task.doc_to_choice(doc)[text]
         prompt = requests.arguments[0]
-        # as lm-eval joins prefix and answer in few-shot examples
-        delimiter = "" if render is not None else task.config.target_delimiter
-        if prefix:
-            delimiter = "" if prefix[-1].isspace() else " "
-        completion = f"{delimiter}{text}" if text not in (None, []) else ""
+        completion = target_text(task, doc, target, chat_template=render is not None)
     is_null = str(completion).strip() == "None" and None in doc.values()  # a template's None
     if is_null or not str(completion).strip():
         raise DataError(f"{where} has an empty answer. Mend or remove it.")
-    return TrainingRow(prompt, f"{completion}{end}")
+    return TrainingRow(prompt, f"{completion}{end}", end, _document_texts(doc))
 
 
-def _option_index(target: Any, task: Any, doc: Any) -> int | None:
+def _document_texts(doc: Any) -> tuple[str, ...]:
+    return tuple(value for value in doc.values() if isinstance(value, str))
+
+
+def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
+    """A scored document as it would be trained on, zero-shot and without a chat template.
+
+    The completion is empty where the document has no right answer. Of prose the prompt is the
+    whole text.
+
+    Args:
+        loaded: the task that scores it.
+        doc: the document.
+    """
+    task, texts = loaded.task, _document_texts(doc)
+    if loaded.output_type == "loglikelihood_rolling":
+        return TrainingRow(str(task.doc_to_target(doc)), "", texts=texts)
+    try:
+        return _row(loaded, doc, 0, None, "")
+    except DataError:
+        return TrainingRow(str(task.doc_to_text(doc)), "", texts=texts)
+
+
+def option_index(target: Any, task: Any, doc: Any) -> int | None:
+    """Which option a target of a choice names; None where it names none.
+
+    Args:
+        target: what the task says: an index, an option, or a list of which the first counts.
+        task: lm-eval's.
+        doc: the row.
+    """
     if isinstance(target, list):
         target = target[0] if target else None
     if isinstance(target, str):
         choices = task.doc_to_choice(doc)
         return choices.index(target) if target in choices else None
     return int(target) if isinstance(target, int) else None
+
+
+def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str:
+    """A generation's target as it follows the prompt; empty where there is none.
+
+    Args:
+        task: lm-eval's.
+        doc: the row.
+        target: what the task says: a text, the index of an option, or a list of which the first
+            counts.
+        chat_template: whether the prompt is rendered as a conversation.
+    """
+    text = target[0] if isinstance(target, list) and target else target
+    if task.config.doc_to_choice is not None and isinstance(text, int):
+        text = task.doc_to_choice(doc)[text]
+    # as lm-eval joins prefix and answer in few-shot examples
+    delimiter = "" if chat_template else task.config.target_delimiter
+    prefix = task.doc_to_prefix(doc)
+    if prefix:
+        delimiter = "" if prefix[-1].isspace() else " "
+    return f"{delimiter}{text}" if text not in (None, []) else ""
 
 
 def render_chat(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def load_user_data(
     if exact_match:
         tasks.append(_task(f"{name}_exact_match", held_out, output_type="generate_until"))
     return UserData(
-        training=[TrainingRow(row.prompt, row.completion + row.end) for row in trained],
+        training=[TrainingRow(row.prompt, row.completion + row.end, row.end) for row in trained],
         tasks=tuple(tasks),
         trained_items=_task(f"{name}@train", trained, output_type="loglikelihood"),
         format=_format(rows),
@@ -170,6 +171,23 @@ def _conversation(before: list[dict[str, str]], answer: dict[str, str], tokenize
     except jinja2.exceptions.TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
     return _Row(prompt, answer["content"], end_of_turn(tokenizer, chat_template=True), True)
+
+
+def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:
+    """Does a model stop where it was taught to? Rows that were trained on, without their end.
+
+    Each asks for the likelihood of the end behind the prompt and the right answer. The metric
+    ``acc`` is the share of the rows where nothing is more likely.
+
+    Args:
+        name: of the task.
+        rows: at least one.
+    """
+    whole = [
+        _Row(f"{row.prompt}{row.completion.removesuffix(row.end)}", "", row.end, False)
+        for row in rows
+    ]
+    return _task(name, whole, output_type="loglikelihood")
 
 
 def _task(name: str, rows: list[_Row], *, output_type: str) -> LoadedTask:

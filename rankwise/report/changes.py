@@ -1,0 +1,71 @@
+"""Means over tasks as cells, words and marks: what the sections about options share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rankwise import quantities
+from rankwise.option_gains import Option, TaskMean
+from rankwise.report.chart_theme import SERIES_SHAPES, kind_colour, kind_shape
+from rankwise.report.measures import Measure
+from rankwise.report.summaries import Cell, measure_cell
+
+MOST_OPTIONS = 8
+"""More options than this are too many for one chart; then one is drawn for each rank."""
+
+
+def mean_cell(mean: TaskMean | None, *, signed: bool = True, note: str = "") -> Cell:
+    """A score, or a difference with its sign, and its interval."""
+    if mean is None:
+        return measure_cell(None, signed=signed)
+    measure = Measure(mean.estimate, mean.lower, mean.upper, mean.num_examples, mean.unit)
+    return measure_cell(measure, signed=signed, note=note)
+
+
+def mean_words(mean: TaskMean) -> str:
+    """+3.1 points (+1.0 to +5.2)."""
+    interval = quantities.change_interval(mean.lower, mean.upper, mean.unit)
+    return f"{quantities.change(mean.estimate, mean.unit)} {mean.unit} ({interval})"
+
+
+def mean_row(mean: TaskMean | None, name: str) -> dict[str, Any]:
+    """The columns of a CSV: the estimate under ``name``, and its bounds."""
+    return {
+        name: None if mean is None else mean.estimate,
+        f"{name}_lower": None if mean is None else mean.lower,
+        f"{name}_upper": None if mean is None else mean.upper,
+    }
+
+
+def drawn_options(options: Sequence[Option], most: int = MOST_OPTIONS) -> tuple[Option, ...]:
+    """All of them, or, where they are too many, the first of every rank and of the others."""
+    if len(options) <= most:
+        return tuple(options)
+    first: dict[str, Option] = {}
+    for option in options:
+        first.setdefault(option.kind, option)
+    return tuple(first.values())[-most:]
+
+
+def left_out_remark(labels: Sequence[str], where: str = "") -> tuple[str, ...]:
+    """Names options that take no part; ``where`` is ", trained on <task>" or empty."""
+    if not labels:
+        return ()
+    names = quantities.listed(labels)
+    if len(labels) == 1:
+        return (f"{names} takes no part here{where}: a seed of it diverged or is missing.",)
+    return (f"{names} take no part here{where}: seeds of them diverged or are missing.",)
+
+
+def option_marks(options: Sequence[Option]) -> dict[str, tuple[str, str]]:
+    """The colour and the shape of each option by label; those of one rank differ in shape."""
+    marks: dict[str, tuple[str, str]] = {}
+    seen: dict[str, int] = {}
+    for option in options:
+        place = seen.get(option.kind, 0)
+        seen[option.kind] = place + 1
+        shapes = [kind_shape(option.kind)]
+        shapes += [shape for shape in SERIES_SHAPES if shape not in ("circle", "square")]
+        marks[option.label] = (kind_colour(option.kind).light, shapes[place % len(shapes)])
+    return marks

@@ -1,0 +1,198 @@
+"""Training rows that are found in scored items, by their normalised texts.
+
+A score on items that were trained on says what a model remembers. Two tasks may put one question
+into different templates, so the texts of the documents are compared beside the prompts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.splits import normalised
+from rankwise.tasks.training_rows import TrainingRow, scored_row
+
+LONG_TEXT_CHARACTERS = 30
+"""Shorter texts, once normalised, do not tell one item from another."""
+
+_LABEL = re.compile(r"\s*(?:\w+ ){0,2}\w+:\s*(.+)")
+_WITH_ANSWER = "\n"
+
+_Place = tuple[str, int]
+
+
+class Overlap(NamedTuple):
+    """What was found.
+
+    Attributes:
+        num_items: of each scored task, how many of its items are found in the rows.
+        num_scored: of each scored task, how many items were looked for.
+        rows: the numbers of the rows in which one is found, by what the rows come from.
+        other_rows: the numbers of the others.
+    """
+
+    num_items: dict[str, int]
+    num_scored: dict[str, int]
+    rows: dict[str, list[int]]
+    other_rows: dict[str, list[int]]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    @property
+    def all_rows(self) -> dict[str, list[int]]:
+        """The numbers of all rows, by what they come from."""
+        return {name: sorted((*self.rows[name], *self.other_rows[name])) for name in self.rows}
+
+    def __str__(self) -> str:
+        """14 of 320 training rows contain scored items (12 of 300 of kinship)."""
+        total = sum(map(len, self.all_rows.values()))
+        items = ", ".join(
+            f"{number} of {self.num_scored[task]} of {task}"
+            for task, number in self.num_items.items()
+            if number
+        )
+        return f"{self.num_rows} of {total} training rows contain scored items ({items})"
+
+
+class _Item(NamedTuple):
+    """One scored item: sets of normalised texts, of which one must be in a row as a whole."""
+
+    task: str
+    alternatives: tuple[frozenset[str], ...]
+
+
+class _Question(NamedTuple):
+    prompt: str
+    answer: str
+    long_texts: frozenset[str]
+
+
+def find_overlap(
+    rows: Mapping[str, Sequence[TrainingRow]],
+    tasks: Sequence[PreparedTask],
+    tokenizer: Any,
+) -> Overlap:
+    """Look for the scored items of tasks in training rows; linear in both.
+
+    Texts are compared in lower case and NFKC, with everything but letters and digits folded into
+    single spaces. An item is found in a row if
+
+    - its prompt, zero-shot and without a chat template, is the row's or one of its turns; where
+      it is short, or where scored items that have other answers share it, the answer must be the
+      same too; or
+    - all long texts of its document that its prompt shows are texts of the row: fields of its
+      document, or lines of its prompt, with or without a label such as "Question:". Texts that
+      several scored items share (an instruction, a passage) do not count by themselves.
+
+    Args:
+        rows: that are trained on, by what they come from.
+        tasks: that are scored, with the documents that are.
+        tokenizer: whose special tokens part the turns of a rendered conversation.
+    """
+    parts = _splitter([*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()])
+    items = [item for task in tasks for item in _items(task, parts)]
+    wanted = {text for item in items for texts in item.alternatives for text in texts}
+    texts_of = {
+        (name, index): known
+        for name, its_rows in rows.items()
+        for index, row in enumerate(its_rows)
+        if (known := wanted.intersection(_texts(row, parts)))
+    }
+    rows_with: dict[str, list[_Place]] = defaultdict(list)
+    for place, known in texts_of.items():
+        for text in known:
+            rows_with[text].append(place)
+    num_items = {task.name: 0 for task in tasks}
+    found: set[_Place] = set()
+    for item in items:
+        places = {
+            place
+            for texts in item.alternatives
+            for place in min((rows_with.get(text, []) for text in texts), key=len)
+            if texts <= texts_of[place]
+        }
+        num_items[item.task] += bool(places)
+        found |= places
+    numbers = {name: range(len(its_rows)) for name, its_rows in rows.items()}
+    return Overlap(
+        num_items=num_items,
+        num_scored={task.name: task.num_items for task in tasks},
+        rows={name: [i for i in its if (name, i) in found] for name, its in numbers.items()},
+        other_rows={
+            name: [i for i in its if (name, i) not in found] for name, its in numbers.items()
+        },
+    )
+
+
+def _splitter(special_tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted({token for token in special_tokens if token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _texts(row: TrainingRow, parts: re.Pattern[str]) -> Iterator[str]:
+    """Everything of a row that an item may be compared with, normalised."""
+    answer = _joined(row.completion, parts)
+    turns = [
+        [line for line in turn.split("\n") if line.strip()] for turn in parts.split(row.prompt)
+    ]
+    words = [[normalised_text(line) for line in lines] for lines in turns]
+    said = [" ".join(line for lines in words for line in lines)]
+    if len(turns) > 1:  # a turn may begin with the name of who speaks
+        said += [" ".join(lines[start:]) for lines in words for start in (0, 1)]
+    for text in said:
+        yield from (text, f"{text}{_WITH_ANSWER}{answer}")
+    yield answer
+    for line in itertools.chain.from_iterable(turns):
+        label = _LABEL.match(line)
+        if label is not None:
+            yield normalised_text(label[1])
+    yield from itertools.chain.from_iterable(words)
+    yield from map(normalised_text, row.texts)
+
+
+def _joined(text: str, parts: re.Pattern[str]) -> str:
+    return normalised_text(parts.sub("\n", text))
+
+
+def normalised_text(text: str) -> str:
+    """``text`` in lower case and NFKC, with single spaces for all but letters and digits."""
+    return normalised(unicodedata.normalize("NFKC", text))
+
+
+def _items(task: PreparedTask, parts: re.Pattern[str]) -> list[_Item]:
+    docs: dict[int, Any] = {}
+    for instance in task.instances:
+        docs.setdefault(instance.doc_id, instance.doc)
+    questions = [_question(task, doc, parts) for doc in docs.values()]
+    answers: dict[str, set[str]] = defaultdict(set)
+    asked: dict[frozenset[str], set[tuple[str, str]]] = defaultdict(set)
+    for prompt, answer, long_texts in questions:
+        answers[prompt].add(answer)
+        asked[long_texts].add((prompt, answer))
+    items: list[_Item] = []
+    for prompt, answer, long_texts in questions:
+        alternatives: list[frozenset[str]] = []
+        if len(prompt) >= LONG_TEXT_CHARACTERS and len(answers[prompt]) == 1:
+            alternatives.append(frozenset([prompt]))
+        elif prompt and answer:
+            alternatives.append(frozenset([f"{prompt}{_WITH_ANSWER}{answer}"]))
+        if long_texts and len(asked[long_texts]) == 1:
+            alternatives.append(long_texts)
+        items.append(_Item(task.name, tuple(alternatives)))
+    return items
+
+
+def _question(task: PreparedTask, doc: Any, parts: re.Pattern[str]) -> _Question:
+    row = scored_row(task.loaded, doc)
+    prompt = _joined(row.prompt, parts)
+    around = f" {prompt} "
+    texts = (_joined(text, parts) for text in row.texts)
+    shown = (t for t in texts if len(t) >= LONG_TEXT_CHARACTERS and f" {t} " in around)
+    return _Question(prompt, _joined(row.completion, parts), frozenset(shown))

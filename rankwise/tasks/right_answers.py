@@ -1,0 +1,125 @@
+"""The right answers of the first items of tasks, as tokens: where two models are compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.tasks.encoding import TextEncoder
+from rankwise.tasks.requests import PreparedTask, Request
+from rankwise.tasks.training_rows import option_index, target_text
+
+MOST_ITEMS = 100
+"""The items' own spread decides the error of a mean: a hundred give it to a tenth of that."""
+
+MOST_TOKENS = 16
+"""An item's mean is over so many tokens at most: neighbours in a text say much the same."""
+
+MOST_BYTES = 256 * 2**20
+"""What one model's log-probabilities of all these tokens may take, in float32."""
+
+_FLOAT32_BYTES = 4
+
+
+class RightAnswer(NamedTuple):
+    """What a model reads and what it should say next.
+
+    Attributes:
+        task: in which it was asked.
+        doc_id: of the item.
+        context: token ids that are read.
+        continuation: token ids of the answer's beginning; at least one.
+    """
+
+    task: str
+    doc_id: int
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def tokens_read(self) -> tuple[int, ...]:
+        """The last token is only predicted."""
+        return (self.context + self.continuation)[:-1]
+
+
+def right_answers(
+    tasks: Sequence[PreparedTask], tokenizer: Any, vocabulary_size: int
+) -> tuple[RightAnswer, ...]:
+    """The right option of a choice, the target of a generation or a likelihood, a text's start.
+
+    The first items of every task in turn, ``MOST_ITEMS`` in all, each prompt as it is scored. Of
+    every answer the first tokens are taken, ``MOST_TOKENS`` or as many as keep the
+    log-probabilities of all of them within ``MOST_BYTES``, but at least one. Items without a
+    right answer are passed over, and what two tasks ask alike is asked once.
+
+    Args:
+        tasks: with their requests.
+        tokenizer: of the base model.
+        vocabulary_size: of the model's output.
+    """
+    answers: dict[tuple[int, ...], RightAnswer] = {}
+    for turn in itertools.zip_longest(*(_answers(task, tokenizer) for task in tasks)):
+        for answer in turn:
+            if answer is not None and len(answers) < MOST_ITEMS:
+                answers.setdefault(_question(answer), answer)
+        if len(answers) == MOST_ITEMS:
+            break
+    kept = _num_tokens([len(answer.continuation) for answer in answers.values()], vocabulary_size)
+    return tuple(
+        answer._replace(continuation=answer.continuation[:kept]) for answer in answers.values()
+    )
+
+
+def _question(answer: RightAnswer) -> tuple[int, ...]:
+    """What tells it from other answers: the context, unless that is the beginning of text only."""
+    return answer.context if len(answer.context) > 1 else answer.context + answer.continuation
+
+
+def _num_tokens(lengths: Sequence[int], vocabulary_size: int) -> int:
+    """How many tokens of each answer fit."""
+    positions = MOST_BYTES // (_FLOAT32_BYTES * vocabulary_size)
+    return next(
+        (
+            kept
+            for kept in range(MOST_TOKENS, 1, -1)
+            if sum(min(length, kept) for length in lengths) <= positions
+        ),
+        1,
+    )
+
+
+def _answers(prepared: PreparedTask, tokenizer: Any) -> Iterator[RightAnswer]:
+    encoder = TextEncoder(tokenizer)
+    first: dict[int, Request] = {}
+    for request in prepared.requests:
+        first.setdefault(request.instance, request)
+    for doc_id, group in itertools.groupby(
+        sorted(range(len(prepared.instances)), key=lambda i: prepared.instances[i].doc_id),
+        key=lambda i: prepared.instances[i].doc_id,
+    ):
+        found = _tokens(prepared, list(group), first, encoder)
+        if found is not None and all(found):
+            yield RightAnswer(prepared.name, doc_id, *found)
+
+
+def _tokens(
+    prepared: PreparedTask, indices: Sequence[int], first: dict[int, Request], encoder: TextEncoder
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Context and continuation of one item; None where it has no right answer."""
+    task = prepared.loaded.task
+    request, instance = first[indices[0]], prepared.instances[indices[0]]
+    doc = instance.doc
+    if prepared.loaded.output_type == "multiple_choice":
+        target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        gold = option_index(target, task, doc)
+        request = next((first[i] for i in indices if prepared.instances[i].idx == gold), None)
+        return None if request is None else (request.context, request.continuation)
+    if prepared.loaded.output_type != "generate_until":
+        return request.context, request.continuation
+    text = target_text(task, doc, task.doc_to_target(doc), chat_template=prepared.chat_template)
+    if not text.strip():
+        return None
+    context, continuation = encoder.split(instance.args[0], text)
+    kept = context[-len(request.context) :] if request.is_truncated else context
+    return tuple(kept), tuple(continuation)
