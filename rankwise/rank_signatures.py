@@ -88,14 +88,23 @@ def _alike(
 ) -> Iterator[Signature]:
     """Every two ranks are shown to be less than delta apart.
 
-    All intervals must lie within the margin, so none needs a correction.
+    All intervals must lie within the margin, so none needs a correction. A delta that follows
+    from few items may be larger than all that was learned; then it shows nothing.
     """
-    pairs = [(one, other, _lead(source, other, one, tasks))
-             for one, other in itertools.combinations(ladder.rungs, 2)]  # fmt: skip
+    pairs = [
+        (one, other, _lead(source, one, other, tasks))
+        for one, other in itertools.permutations(ladder.rungs, 2)
+    ]
     if not all(abs(bound) < recommendation.delta for *_, mean in pairs for bound in _ends(mean)):
         return
-    one, other, widest = max(pairs, key=lambda pair: max(map(abs, _ends(pair[2]))))
-    unit, easy = widest.unit, _easy(source, ladder, tasks)
+    easy = _easy(source, ladder, tasks)
+    most_gained = max(source.change(option, tasks).lower for option in ladder.rungs)
+    if recommendation.delta_is_derived and not easy and most_gained <= recommendation.delta:
+        return
+    ahead, behind, widest = max(
+        (pair for pair in pairs if pair[2].estimate >= 0), key=lambda pair: pair[2].upper
+    )
+    unit = widest.unit
     advice = (
         "Take the smallest rank, or score harder items: these cannot tell ranks apart."
         if easy
@@ -111,7 +120,7 @@ def _alike(
         statement=capital(
             f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
             f"δ = {quantities.amount(recommendation.delta, unit)} of each other in-domain; the "
-            f"most is {_name(other)} over {_name(one)}, {_difference(widest)}{easy}."
+            f"most is {_name(ahead)} over {_name(behind)}, {_difference(widest)}{easy}."
         ),
         advice=advice,
         estimate=widest.estimate,

@@ -362,7 +362,8 @@ class TaskPlanner:
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
         if not (chosen := rows[: self.config.evaluation.num_train_items]):
             return {}
-        task = self._prepared("in_domain", ending_items(f"{name}@end", chosen))
+        endings = ending_items(f"{name}@end", chosen)
+        task = self._prepared("in_domain", endings, limit=len(chosen))
         return {} if task is None else {name: task.name}
 
     def _without_overlap(
