@@ -89,15 +89,13 @@ class TaskPlanner:
         endings: dict[str, str] = {}
         for source in sources:
             relations[source.name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
-            scored: list[PreparedTask] = []
             for relation, tasks in source.leaves.items():
                 for loaded in tasks.values():
                     task = self._prepared(relation, loaded)
-                    scored += [] if task is None else [task]
                     other = self._in_trained_format(relation, task, source.format)
                     if task is not None and other is not None:
                         formats[source.name][task.name] = other.name
-            kept, overlaps[source.name] = self._without_overlap(source, scored)
+            kept, overlaps[source.name] = self._without_overlap(source)
             rows[source.name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
             items[source.name] = self._trained_items(source, kept)
             endings |= self._ending_items(source.name, rows[source.name])
@@ -366,10 +364,10 @@ class TaskPlanner:
         task = self._prepared("in_domain", endings, limit=len(chosen))
         return {} if task is None else {name: task.name}
 
-    def _without_overlap(
-        self, source: _Source, scored: Sequence[PreparedTask]
-    ) -> tuple[dict[str, list[int]], dict[str, int]]:
+    def _without_overlap(self, source: _Source) -> tuple[dict[str, list[int]], dict[str, int]]:
         """The rows to train on, by leaf task and number, and the scored items that are in them."""
+        names = [name for tasks in source.leaves.values() for name in tasks]
+        scored = [task for name in names if (task := self._done[name]) is not None]
         found = find_overlap(source.rows, scored, self.tokenizer)
         drops = self.config.train.drop_overlapping
         kept = found.other_rows if drops else found.all_rows

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from rankwise import models, study
+from rankwise import models, study, training
 from rankwise.config import TrainConfig
 from rankwise.errors import DataError, OutOfMemoryError, PlanError, TaskError
 from rankwise.planning import plan_study
@@ -162,7 +162,7 @@ def test_running_out_of_memory_says_what_to_lower(
         def __getattr__(self, name: str) -> Any:
             return lambda *_: None
 
-    monkeypatch.setattr(study.training, "train_lora", exhausted)
+    monkeypatch.setattr(training, "train_lora", exhausted)
     plan = plan_study(load_config(study_file))
     with pytest.raises(OutOfMemoryError, match=r"training does not fit .*train\.batch_size"):
         study.run_study(plan, StudyFolder(tmp_path / "study"), Silent())
