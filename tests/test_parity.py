@@ -326,7 +326,7 @@ def test_the_embedded_model_equals_lm_eval(parity: Any, tmp_path: Path, shared_t
     )
     for outcome in outcomes:
         assert outcome.tally.is_equal, parity.line(outcome)
-    assert parity.num_extracted(outcomes) > 20
-    assert parity.num_greedy(outcomes) > 10
+    assert parity.num_extracted(outcomes) > 10
+    assert parity.num_greedy(outcomes) > 5
     before, after = (parity.text_loss_nats(outcomes, is_adapted=a) for a in (False, True))
     assert 0.01 < after - before < 1.0
