@@ -13,7 +13,7 @@ from rankwise.errors import RecordError
 from rankwise.option_gains import OptionGains, TrainedOption
 from rankwise.records import TaskEvaluation
 from rankwise.results import ModelResults
-from rankwise.signature import Signature, SignatureName, capital
+from rankwise.signature import Signature, SignatureName
 from rankwise.stats import wilson_interval
 
 COLLAPSED_SHARE, COLLAPSED_LOWER = 0.9, 0.8
@@ -150,7 +150,7 @@ def _of_shares(
         train_task=source.results.train_task,
         label=option.option.label,
         task=task,
-        statement=f"{capital(option.option.label)} {statement}",
+        statement=f"{quantities.capital(option.option.label)} {statement}",
         advice=advice,
         estimate=POINTS * shares.estimate,
         lower=POINTS * shares.lower,

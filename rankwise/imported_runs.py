@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from rankwise.config import BaseModelConfig, ImportedConfig
 from rankwise.errors import ModelError
 from rankwise.models import find_base_model
 from rankwise.records import PlannedRun
-from rankwise.run_plans import Trainable
+from rankwise.run_plans import Trainable, run_name
 from rankwise.store import fingerprint, writing
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -139,12 +138,9 @@ def _planned(
         {"import_revision": IMPORT_REVISION, "base_model": base.fingerprint, "weights": digest}
     )
     label = config.name or settings["imported_from"].name
-    rank = settings["rank"]
-    size = f"r{rank:03d}-a{settings['alpha']:03g}-" if rank else ""
-    name = f"{train_task}-{settings['method']}-{size}{label}-{content[:8]}"
     num_parameters = sum(parameter.numel() for parameter in base.skeleton.parameters())
-    return PlannedRun(
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", name),
+    run = PlannedRun(
+        name="",
         fingerprint=content,
         train_task=train_task,
         imported_as=label,
@@ -161,6 +157,7 @@ def _planned(
         estimated_memory_bytes=0,
         **settings,
     )
+    return run.model_copy(update={"name": run_name(run, content)})
 
 
 def _adapter_settings(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rankwise.option_gains import Option, OptionGains, TaskMean, TrainedOption
 from rankwise.rank_trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import Bound, Recommendation, Record, StudyRecommendation, Unit
 from rankwise.results import StudyResults
-from rankwise.stats import Floats, mean_over_tasks
+from rankwise.stats import mean_over_tasks
 
 Match = Literal["within delta", "not distinguished"]
 
@@ -123,7 +123,7 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
     gaps: list[TrainTestGap] = []
     measured: list[Measured] = []
     for option in options:
-        parts = _gap_parts(source, option, names)
+        parts = source.gap_parts(option, names)
         estimate = mean_over_tasks(parts, item_size=item_size)
         gaps.append(
             TrainTestGap(
@@ -156,15 +156,6 @@ def _trained_names(source: OptionGains, unit: Unit) -> dict[str, str]:
         and name in items
         and items[name].metric == items[task].metric
     }
-
-
-def _gap_parts(source: OptionGains, option: TrainedOption, names: dict[str, str]) -> list[Floats]:
-    """(seeds, items) whose mean over all parts is the gap: twice, since half of them are tests'.
-
-    Trained and test items are different ones, so the variances of both add.
-    """
-    trained = [2.0 * source.gains(option, name) for name in names.values()]
-    return [*trained, *(-2.0 * source.gains(option, task) for task in names)]
 
 
 def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPairs | None:

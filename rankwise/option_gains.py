@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.axes import run_labels
@@ -95,6 +95,19 @@ class OptionGains:
         if key not in self._gains:
             self._gains[key] = gains(self.results, option.runs, task)
         return self._gains[key]
+
+    def gap_parts(self, option: TrainedOption, trained_items: Mapping[str, str]) -> list[Floats]:
+        """(seeds, items) whose mean over all parts is the gain on trained less on test items.
+
+        Each is twice its gain, since half of the parts are the tests'. Trained and test items are
+        different ones, so the variances of both add; an item counts double (``item_size``).
+
+        Args:
+            option: whose gains.
+            trained_items: under which name the trained rows of each task were scored.
+        """
+        trained = [2.0 * self.gains(option, name) for name in trained_items.values()]
+        return [*trained, *(-2.0 * self.gains(option, task) for task in trained_items)]
 
     def change(
         self, option: TrainedOption, tasks: Sequence[str], *, by_items: bool = False

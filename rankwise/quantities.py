@@ -134,6 +134,11 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def capital(text: str) -> str:
+    """The same with its first letter large: it begins a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def _decimal(value: float, digits: int, *, signed: bool) -> str:
     rounded = round(value, digits) + 0.0
     text = f"{abs(rounded):.{digits}f}"

@@ -11,7 +11,7 @@ from rankwise.mastery import level
 from rankwise.option_gains import OptionGains, TaskMean, TrainedOption
 from rankwise.records import PlannedRun, Recommendation
 from rankwise.seed_spread import seed_spread
-from rankwise.signature import Signature, amount, capital
+from rankwise.signature import Signature, amount
 
 _Setting = tuple[str, str, str, str]
 _NAMES = ("alpha ", "rate ", "on ", "epochs ")
@@ -117,7 +117,7 @@ def _alike(
         train_task=source.results.train_task,
         label=ladder.label,
         task=None,
-        statement=capital(
+        statement=quantities.capital(
             f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
             f"δ = {quantities.amount(recommendation.delta, unit)} of each other in-domain; the "
             f"most is {_name(ahead)} over {_name(behind)}, {_difference(widest)}{easy}."
@@ -167,7 +167,7 @@ def _erratic(
         train_task=source.results.train_task,
         label=ladder.label,
         task=None,
-        statement=capital(
+        statement=quantities.capital(
             f"{_among(ladder)}{_name(valley.low)} is {_difference(left)} below {_name(smaller)} "
             f"and {_difference(right)} below {_name(larger)} in-domain, both more than "
             f"δ = {quantities.amount(recommendation.delta, nearer.unit)}"
@@ -222,7 +222,7 @@ def _unstable(
         train_task=source.results.train_task,
         label=option.option.label,
         task=None,
-        statement=capital(
+        statement=quantities.capital(
             f"{option.option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "
             f"standard deviation of {numbers} beyond what the items explain, more than "
             f"δ = {quantities.amount(recommendation.delta, unit)}."

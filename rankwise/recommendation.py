@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise import quantities
 from rankwise.axes import FULL_LABEL, run_labels
-from rankwise.comparisons import additional_items, compare, pair_items, run_record
+from rankwise.comparisons import additional_items, compare, run_record
+from rankwise.contrasts import Runs, gains
 from rankwise.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.errors import RecordError
 from rankwise.format_effects import format_effects
@@ -48,9 +50,6 @@ class _Option(NamedTuple):
         rate, epochs = self.learning_rate or 0.0, self.epochs or 0
         modules = self.target_modules
         return self.rank, self.alpha, self.scaling, rate, modules, epochs, self.label
-
-
-_Runs = tuple[ModelResults, ...]
 
 
 class _Tasks(NamedTuple):
@@ -170,7 +169,7 @@ def _seeds(results: TrainTaskResults) -> tuple[int, ...]:
     return tuple(sorted({plan.seed for plan in lora or plans if plan.seed is not None}))
 
 
-def _options(results: TrainTaskResults) -> tuple[dict[_Option, _Runs], tuple[str, ...]]:
+def _options(results: TrainTaskResults) -> tuple[dict[_Option, Runs], tuple[str, ...]]:
     """Complete options with their runs by seed, smallest first, and why others take no part."""
     seeds = _seeds(results)
     labels = run_labels(results.planned)
@@ -182,7 +181,7 @@ def _options(results: TrainTaskResults) -> tuple[dict[_Option, _Runs], tuple[str
         plan = run_record(model).planned
         if plan.method == "lora":
             groups[_option_of(plan, labels[plan.name])][plan.seed] = model
-    complete: dict[_Option, _Runs] = {}
+    complete: dict[_Option, Runs] = {}
     dropped: list[str] = []
     for option in sorted(groups, key=lambda each: each.size):
         runs = groups[option]
@@ -196,7 +195,7 @@ def _options(results: TrainTaskResults) -> tuple[dict[_Option, _Runs], tuple[str
             continue
         what = [f"diverged with seed {_listed(diverged)}"] if diverged else []
         what += [f"has no run with seed {_listed(missing)}"] if missing else []
-        name = option.label[:1].upper() + option.label[1:]
+        name = quantities.capital(option.label)
         dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")
     return complete, tuple(dropped)
 
@@ -239,32 +238,26 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Mar
 
 
 def _bounds(
-    results: TrainTaskResults, tasks: _Tasks, options: Mapping[_Option, _Runs]
+    results: TrainTaskResults, tasks: _Tasks, options: Mapping[_Option, Runs]
 ) -> StudyBounds:
     """Simultaneous bounds over the complete options, in their order."""
 
-    def gains(task: str) -> Floats:
-        by_option = [_gains(results, runs, task) for runs in options.values()]
-        return np.stack(by_option, axis=1)
+    def by_option(task: str) -> Floats:
+        return np.stack([gains(results, runs, task) for runs in options.values()], axis=1)
 
     return study_bounds(
-        [gains(task) for task in tasks.in_domain],
-        [-gains(task) for task in tasks.retention],
+        [by_option(task) for task in tasks.in_domain],
+        [-by_option(task) for task in tasks.retention],
         confidence=results.study.config.recommendation.confidence,
         item_size=100.0 if tasks.unit == "points" else 0.0,
         rng=BOOTSTRAP_SEED,
     )
 
 
-def _gains(results: TrainTaskResults, runs: _Runs, task: str) -> Floats:
-    """(seeds, items), positive where the adapted model is better."""
-    return np.stack([pair_items(results.base, run, task).gain for run in runs])
-
-
 def _verdicts(
     results: TrainTaskResults,
     tasks: _Tasks,
-    options: Mapping[_Option, _Runs],
+    options: Mapping[_Option, Runs],
     bounds: StudyBounds | None,
     choice: Choice | None,
 ) -> tuple[RankVerdict, ...]:
@@ -272,7 +265,7 @@ def _verdicts(
         return ()
     verdicts: list[RankVerdict] = []
     for index, (option, runs) in enumerate(options.items()):
-        losses = {task: float(-_gains(results, runs, task).mean()) for task in tasks.retention}
+        losses = {task: float(-gains(results, runs, task).mean()) for task in tasks.retention}
         worst = max(losses, key=lambda task: losses[task]) if losses else None
         estimate, lower, upper = choice.shortfall[index]
         verdicts.append(
@@ -304,14 +297,14 @@ def _bound(bounds: Bounds, index: int) -> Bound:
 def _full_gains(results: TrainTaskResults, tasks: _Tasks) -> tuple[FullGain, ...]:
     """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
     labels = run_labels(results.planned)
-    groups: dict[str, _Runs] = {}
+    groups: dict[str, Runs] = {}
     for model in results.runs:
         run = run_record(model)
         if run.status == "trained" and run.planned.method == "full":
             groups[labels[model.name]] = (*groups.get(labels[model.name], ()), model)
 
-    def mean(runs: _Runs, names: Sequence[str]) -> float:
-        return float(np.mean([_gains(results, runs, task).mean() for task in names]))
+    def mean(runs: Runs, names: Sequence[str]) -> float:
+        return float(np.mean([gains(results, runs, task).mean() for task in names]))
 
     return tuple(
         FullGain(

@@ -169,7 +169,7 @@ class _RunMaker:
             **settings,
         )
         digest = self._fingerprint(run)
-        return run.model_copy(update={"name": _name(run, digest), "fingerprint": digest})
+        return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})
 
     def _fingerprint(self, run: PlannedRun) -> str:
         unused = _NOT_IN_FINGERPRINT | ({"dropout"} if run.method == "full" else set())
@@ -186,7 +186,9 @@ class _RunMaker:
         )
 
 
-def _name(run: PlannedRun, digest: str) -> str:
+def run_name(run: PlannedRun, digest: str) -> str:
+    """The name of a run and of its folder: what it is, and the beginning of its fingerprint."""
     size = f"r{run.rank:03d}-a{run.alpha:03g}-" if run.rank else ""
-    name = f"{run.train_task}-{run.method}-{size}s{run.seed}-{digest[:8]}"
+    which = f"s{run.seed}" if run.imported_as is None else run.imported_as
+    name = f"{run.train_task}-{run.method}-{size}{which}-{digest[:8]}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)

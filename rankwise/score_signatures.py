@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from rankwise import quantities
-from rankwise.contrasts import gains
+from rankwise.comparisons import POINTS
+from rankwise.contrasts import bound_of
 from rankwise.mastery import NEARLY_PERFECT_NATS, level
 from rankwise.option_gains import OptionGains, TaskMean, TrainedOption
 from rankwise.records import Recommendation
-from rankwise.signature import Signature, SignatureName, amount, capital
+from rankwise.signature import Signature, SignatureName, amount
 from rankwise.statements import TRANSFER_ALARM_SHARE
 from rankwise.stats import mean_over_tasks
 
@@ -109,7 +108,7 @@ def _train_test_gap(
     unit = items[task].unit
     if unit != recommendation.unit or items[seen].metric != items[task].metric:
         return
-    gap = train_test_gap(source, option, task, seen)
+    gap = _gap(source, option, task, seen)
     if gap.lower <= recommendation.delta:
         return
     on_seen, on_others = source.change(option, (seen,)), source.change(option, (task,))
@@ -147,25 +146,16 @@ def _train_test_gap(
     )
 
 
-def train_test_gap(source: OptionGains, option: TrainedOption, task: str, seen: str) -> TaskMean:
-    """The gain on rows that were trained on (``seen``) less that on the task's test items.
-
-    Both are of the same runs and of different items: the items' variances add, and the seeds'
-    variance is that of the differences.
-    """
-    parts = [gains(source.results, option.runs, seen), -gains(source.results, option.runs, task)]
+def _gap(source: OptionGains, option: TrainedOption, task: str, seen: str) -> TaskMean:
+    """The gain on rows that were trained on (``seen``) less that on the task's test items."""
+    parts = source.gap_parts(option, {task: seen})
     unit = source.results.base.items[task].unit
-    # the mean of the two is half of their sum
-    estimate = mean_over_tasks(
-        [2.0 * part for part in parts], item_size=200.0 if unit == "points" else 0.0
-    )
-    lower, upper = estimate.interval(source.confidence)
+    estimate = mean_over_tasks(parts, item_size=2.0 * POINTS if unit == "points" else 0.0)
+    bound = bound_of(estimate, source.confidence)
     return TaskMean(
-        estimate=estimate.value,
-        lower=lower,
-        upper=upper,
+        **bound.model_dump(),
         unit=unit,
-        num_examples=int(np.sum([part.shape[1] for part in parts])),
+        num_examples=sum(part.shape[1] for part in parts),
         num_tasks=1,
         num_seeds=len(option.runs),
     )
@@ -205,7 +195,7 @@ def _signature(
         train_task=source.results.train_task,
         label=label,
         task=task,
-        statement=f"{capital(label)} {statement}",
+        statement=f"{quantities.capital(label)} {statement}",
         advice=advice,
         estimate=mean.estimate,
         lower=mean.lower,

@@ -72,8 +72,3 @@ def amount(estimate: float, lower: float, upper: float, unit: Unit) -> str:
     """20.0 points (12.6 to 27.4)."""
     interval = quantities.score_interval(lower, upper, unit)
     return f"{quantities.amount(estimate, unit)} ({interval})"
-
-
-def capital(text: str) -> str:
-    """The text as a sentence begins."""
-    return text[:1].upper() + text[1:]

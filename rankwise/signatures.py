@@ -13,7 +13,7 @@ from rankwise.rank_signatures import ladders, rank_signatures
 from rankwise.records import Recommendation, StudyRecommendation
 from rankwise.results import StudyResults, TrainTaskResults
 from rankwise.score_signatures import score_signatures
-from rankwise.signature import SIGNATURES, TITLES, Signature, SignatureName, capital
+from rankwise.signature import SIGNATURES, TITLES, Signature, SignatureName
 
 __all__ = [
     "SIGNATURES",
@@ -82,7 +82,7 @@ def _diverged(results: TrainTaskResults) -> Iterator[Signature]:
                 train_task=results.train_task,
                 label=labels[model.name],
                 task=None,
-                statement=capital(
+                statement=quantities.capital(
                     f"{labels[model.name]}{seed} diverged and takes no part: "
                     f"{run.message or 'no reason was recorded'}."
                 ),

@@ -185,7 +185,7 @@ def _verdict(verdict: RankVerdict, draft: Recommendation) -> str:
             + near[verdict.near_the_best]
         )
     ends = "qualifies" if verdict.qualifies else "does not qualify"
-    return f"{_capital(verdict.label)} {ends}: {'; '.join(parts)}."
+    return f"{quantities.capital(verdict.label)} {ends}: {'; '.join(parts)}."
 
 
 def _alternatives(draft: Recommendation, parameters: Sequence[int]) -> tuple[str, ...]:
@@ -208,7 +208,8 @@ def _full(full: Sequence[FullGain], unit: Unit) -> tuple[str, ...]:
     """Full fine-tuning beside the ranks."""
     texts: list[str] = []
     for each in full:
-        text = f"{_capital(each.label)}, for comparison only: gain {_amount(each.gain, unit)}"
+        name = quantities.capital(each.label)
+        text = f"{name}, for comparison only: gain {_amount(each.gain, unit)}"
         loss = each.retention_loss
         text += "" if loss is None else f"; retention loss {_amount(loss, 'points')}"
         texts.append(f"{text}.")
@@ -257,7 +258,3 @@ def _settings(verdict: RankVerdict) -> str:
     parts.append(quantities.modules(verdict.target_modules))
     parts += [] if epochs is None else [quantities.counted(epochs, "epoch")]
     return ", ".join(parts)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from observers import Silent
 
 from rankwise import models
 from rankwise.axes import full_variants, lora_variants, run_labels
@@ -186,14 +187,6 @@ def test_labels_name_only_what_differs(study_file: Path) -> None:
         "full fine-tuning, epochs 1",
         "full fine-tuning, epochs 2",
     }
-
-
-class Silent:
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
-    def model_started(self, model: str, work: float) -> None: ...
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
-    def advanced(self, work: float) -> None: ...
-    def stage_finished(self) -> None: ...
 
 
 def test_a_grid_over_two_tasks_is_trained_scored_and_judged(

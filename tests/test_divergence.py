@@ -10,7 +10,8 @@ from typing import Any
 import planted_results
 import pytest
 import torch
-from test_study import Recorder, run
+from observers import Recorder
+from test_study import run
 
 from rankwise import models
 from rankwise.config import BaseModelConfig

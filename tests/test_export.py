@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import conftest
 import pytest
+from observers import Silent
 from typer.testing import CliRunner
 
 from rankwise.cli import app
@@ -59,14 +60,6 @@ metadata: {version: 0.5}
 
 TASKS = ("colours", "sums", "digits", "last_word", "small_prose")
 OURS = {"loss_nats", "num_loss_tokens"}
-
-
-class Silent:
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
-    def model_started(self, model: str, work: float) -> None: ...
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
-    def advanced(self, work: float) -> None: ...
-    def stage_finished(self) -> None: ...
 
 
 class Written(NamedTuple):

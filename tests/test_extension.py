@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from observers import Recorder
 
 from rankwise import evaluation
 from rankwise.errors import ConfigError
@@ -24,21 +25,6 @@ SETTINGS = [
     "evaluation.max_batch_tokens=1",  # in other batches a loss differs in its last digits
     "train.epochs=1",
 ]
-
-
-class Recorder:
-    """Which stages ran."""
-
-    def __init__(self) -> None:
-        self.stages: list[tuple[str, str]] = []
-
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
-    def model_started(self, model: str, work: float) -> None: ...
-    def advanced(self, work: float) -> None: ...
-    def stage_finished(self) -> None: ...
-
-    def stage_started(self, model: str, stage: str, work: float) -> None:
-        self.stages.append((model, stage))
 
 
 def run(config: Any, folder: Path) -> tuple[Any, list[tuple[str, str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from observers import Silent
 from planted_results import planted_runs
 from test_formats import LETTERS_YAML
 
@@ -102,13 +103,6 @@ def test_a_study_scores_both_formats_and_reports_them(study_file: Path, tasks_fo
         "methods.full=null",
         "train.epochs=1",
     ]
-
-    class Silent:
-        def study_started(self, total_work: float, finished_work: float) -> None: ...
-        def model_started(self, model: str, work: float) -> None: ...
-        def stage_started(self, model: str, stage: str, work: float) -> None: ...
-        def advanced(self, work: float) -> None: ...
-        def stage_finished(self) -> None: ...
 
     folder = StudyFolder(study_file.parent / "study")
     plan = plan_study(load_config(study_file, overrides))

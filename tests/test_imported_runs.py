@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from observers import Silent
 from safetensors.torch import load_file, save_file
 
 from rankwise.errors import PlanError
@@ -23,14 +24,6 @@ ONE_RANK = [
     "evaluation.out_of_domain=[]",
     "train.epochs=1",
 ]
-
-
-class Silent:
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
-    def model_started(self, model: str, work: float) -> None: ...
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
-    def advanced(self, work: float) -> None: ...
-    def stage_finished(self) -> None: ...
 
 
 def run(study_file: Path, folder: Path, *overrides: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
+from observers import Silent
 
 from rankwise import models
 from rankwise.errors import PlanError
@@ -204,14 +205,6 @@ def test_a_plan_without_overlap_says_so_in_its_record_alone(study_file: Path) ->
     record = plan_study(load_config(study_file)).record
     assert record.overlaps == {"colours": {"colours": 0, "sums": 0, "small_prose": 0}}
     assert not any("contain scored items" in text for text in record.warnings)
-
-
-class Silent:
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
-    def model_started(self, model: str, work: float) -> None: ...
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
-    def advanced(self, work: float) -> None: ...
-    def stage_finished(self) -> None: ...
 
 
 def test_a_study_trains_without_the_rows_and_scores_all_items(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from observers import Silent
 
 from rankwise.planning import plan_study
 from rankwise.report.page import write_report
@@ -15,18 +16,6 @@ from rankwise.study import run_study
 from rankwise.study_file import load_config
 
 pytestmark = pytest.mark.slow
-
-
-class Silent:
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
-
-    def model_started(self, model: str, work: float) -> None: ...
-
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
-
-    def advanced(self, work: float) -> None: ...
-
-    def stage_finished(self) -> None: ...
 
 
 def run(path: Path | None, folder: Path, *overrides: str) -> Any:

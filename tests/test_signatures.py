@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from observers import Silent
 from planted_grid import grid_run, planted_grid, relations
 from planted_results import planted_evaluation, planted_items, planted_study
 from scipy import stats
@@ -559,14 +560,6 @@ def test_a_section_without_any_says_what_was_looked_for() -> None:
     assert section.tables == ()
     assert section.remarks[0].startswith("None of the 12 signatures looked for was found: diverged")
     assert section.remarks[1].endswith("does not stop (no generation task).")
-
-
-class Silent:
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
-    def model_started(self, model: str, work: float) -> None: ...
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
-    def advanced(self, work: float) -> None: ...
-    def stage_finished(self) -> None: ...
 
 
 def test_a_study_that_generates_counts_what_does_not_end(study_file: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from observers import Recorder
 
 from rankwise.errors import PlanError, RecordError, StudyLockedError, UnchangedOutputsError
 from rankwise.planning import plan_study
@@ -64,30 +65,6 @@ class Silent:
 
 study.run_study(plan_study(load_config(study_file)), store.StudyFolder(folder), Silent())
 """
-
-
-class Recorder:
-    """An observer that remembers which stages ran."""
-
-    def __init__(self) -> None:
-        self.stages: list[tuple[str, str]] = []
-        self.models: list[tuple[str, float]] = []
-        self.work = (0.0, 0.0)
-        self.done = 0.0
-
-    def study_started(self, total_work: float, finished_work: float) -> None:
-        self.work = (total_work, finished_work)
-
-    def model_started(self, model: str, work: float) -> None:
-        self.models.append((model, work))
-
-    def stage_started(self, model: str, stage: str, work: float) -> None:
-        self.stages.append((model, stage))
-
-    def advanced(self, work: float) -> None:
-        self.done += work
-
-    def stage_finished(self) -> None: ...
 
 
 def run(study_file: Path, folder: Path, *overrides: str) -> tuple[Any, Recorder]:

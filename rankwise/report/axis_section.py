@@ -90,7 +90,7 @@ def _sentences(found: TrainTaskAxes, several: bool) -> Iterable[str]:
                 f"on retention {_verdict(axis.retention, found.epsilon_points, 'points', 'ε')}"
             )
         text = f"{where}{name} ({', '.join(axis.values)}): {'; '.join(parts)}."
-        yield text[:1].upper() + text[1:]
+        yield quantities.capital(text)
 
 
 def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) -> str:
