@@ -27,7 +27,7 @@ from rankwise.store import LOSS_METRIC, fingerprint, scoring_fingerprint
 from rankwise.task_plans import TaskPlan, TaskPlanner
 from rankwise.tasks import PreparedTask, TrainingRow
 from rankwise.tasks.right_answers import RightAnswer, right_answers
-from rankwise.tasks.training_rows import TRAINED_SUFFIX
+from rankwise.tasks.user_data import ENDING_SUFFIX
 from rankwise.training import Example, num_optimizer_steps, tokenise_rows
 
 # Raised when a change to the code changes what is scored from equal settings.
@@ -95,9 +95,15 @@ def task_fingerprint(
 
 
 def metric_of(config: StudyConfig, task: str) -> str | None:
-    """The configured metric that decides on a task; rows that it trains on are judged alike."""
+    """The configured metric that decides on a task.
+
+    Its trained rows, and the task asked as the training asked (``<task>@...``), are judged alike;
+    the end of trained rows is no question of a task.
+    """
     metric = config.evaluation.metric
-    return metric.get(task, metric.get(task.removesuffix(TRAINED_SUFFIX)))
+    if task.endswith(ENDING_SUFFIX):
+        return metric.get(task)
+    return metric.get(task, metric.get(task.partition("@")[0]))
 
 
 def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:

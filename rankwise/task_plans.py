@@ -360,7 +360,7 @@ class TaskPlanner:
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
         if not (chosen := rows[: self.config.evaluation.num_train_items]):
             return {}
-        endings = ending_items(f"{name}@end", chosen)
+        endings = ending_items(name, chosen)
         task = self._prepared("in_domain", endings, limit=len(chosen))
         return {} if task is None else {name: task.name}
 

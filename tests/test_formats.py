@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rankwise import models
-from rankwise.planning import plan_study
+from rankwise.planning import metric_of, plan_study
 from rankwise.study_file import load_config
 from rankwise.tasks import load_tasks, prepare_task
 from rankwise.tasks.formats import (
@@ -149,6 +149,18 @@ def test_a_plan_scores_both_formats_and_says_so(study_file: Path, both_tasks: Pa
     assert any("colours@letters" in warning for warning in record.warnings)
     alone = plan_study(load_config(study_file, [*overrides, "evaluation.trained_format=false"]))
     assert alone.record.trained_formats == {"colours_letters": {}}
+
+
+def test_both_formats_are_judged_by_one_metric(study_file: Path, both_tasks: Path) -> None:
+    """Else their difference would be one of metrics; the end of rows has metrics of its own."""
+    config = load_config(study_file, ["evaluation.metric.colours=acc_norm"])
+    assert metric_of(config, "colours") == "acc_norm"
+    assert metric_of(config, "colours@letters-chat") == "acc_norm"
+    assert metric_of(config, "colours@train") == "acc_norm"
+    assert metric_of(config, "colours@end") is None
+    assert metric_of(config, "sums@letters") is None
+    own = load_config(study_file, ["evaluation.metric={colours: acc, colours@train: acc_norm}"])
+    assert metric_of(own, "colours@train") == "acc_norm"
 
 
 def test_a_task_that_cannot_be_put_into_the_format_is_named(

@@ -16,6 +16,7 @@ from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
 from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
 
 MAX_GENERATED_TOKENS = 256
+ENDING_SUFFIX = "@end"
 
 
 class UserData(NamedTuple):
@@ -180,14 +181,14 @@ def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:
     ``acc`` is the share of the rows where nothing is more likely.
 
     Args:
-        name: of the task.
+        name: of what they come from; the task is named ``<name>@end``.
         rows: at least one.
     """
     whole = [
         _Row(f"{row.prompt}{row.completion.removesuffix(row.end)}", "", row.end, False)
         for row in rows
     ]
-    return _task(name, whole, output_type="loglikelihood")
+    return _task(f"{name}{ENDING_SUFFIX}", whole, output_type="loglikelihood")
 
 
 def _task(name: str, rows: list[_Row], *, output_type: str) -> LoadedTask:
