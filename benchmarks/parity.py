@@ -272,16 +272,15 @@ def multiple_choice_tasks(tasks_path: Path) -> list[str]:
 
 def save_random_adapter(model_folder: Path, folder: Path, size: float) -> None:
     """A LoRA adapter whose every update has ``size`` times its weight's norm."""
-    adapted = adapters.attach_lora(
-        models.load_frozen(model_folder, "float32", CPU),
-        rank=ADAPTER_RANK,
-        alpha=ADAPTER_ALPHA,
-        target_modules=TARGET_MODULES,
-        dropout=0.0,
-        use_rslora=False,
-        seed=ADAPTER_SEED,
-        base_model_name="parity",
+    settings = peft.LoraConfig(
+        r=ADAPTER_RANK,
+        lora_alpha=ADAPTER_ALPHA,
+        target_modules=list(TARGET_MODULES),
+        task_type="CAUSAL_LM",
     )
+    torch.manual_seed(ADAPTER_SEED)
+    base: Any = models.load_frozen(model_folder, "float32", CPU)
+    adapted: Any = peft.get_peft_model(base, settings)
     generator = torch.Generator().manual_seed(ADAPTER_SEED)
     with torch.no_grad():
         for name, (lora_A, lora_B) in adapters.lora_factors(adapted).items():
@@ -289,7 +288,7 @@ def save_random_adapter(model_folder: Path, folder: Path, size: float) -> None:
             direction = torch.randn(lora_B.shape, generator=generator)
             update = ADAPTER_ALPHA / ADAPTER_RANK * direction @ lora_A
             lora_B.copy_(direction * (size * weight.norm() / update.norm()))
-    adapters.save_adapter(adapted, folder)
+    adapted.save_pretrained(str(folder))
 
 
 def load_ours(model_folder: Path, adapter: Path | None) -> tuple[Any, Any]:

@@ -1,57 +1,19 @@
-"""LoRA adapters on one frozen base, in PEFT's mathematics and PEFT's layout on disk."""
+"""LoRA adapters on disk in PEFT's layout, and on a base model for scoring."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import peft
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+import safetensors.torch
+from torch import nn
 
 from rankwise.errors import ModelError
+from rankwise.grouped_lora import Adapter, LoraFactors
 from rankwise.store import writing
 
-
-class LoraFactors(NamedTuple):
-    """The two matrices of one adapted layer: delta = scaling * lora_B @ lora_A."""
-
-    lora_A: Float[Tensor, "rank in_features"]
-    lora_B: Float[Tensor, "out_features rank"]
-
-
-def attach_lora(
-    base_model: nn.Module,
-    *,
-    rank: int,
-    alpha: float,
-    target_modules: Sequence[str],
-    dropout: float,
-    use_rslora: bool,
-    seed: int,
-    base_model_name: str,
-) -> peft.PeftModel:
-    """Put a fresh adapter on the base: A from PEFT's own distribution, B zero.
-
-    The initial weights depend on ``seed`` alone; the caller's random state is left as it was.
-    The base's modules are wrapped in place: call :func:`detach` before the next adapter.
-    """
-    config = peft.LoraConfig(
-        task_type=peft.TaskType.CAUSAL_LM,
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (a float is allowed and saved)
-        target_modules=list(target_modules),
-        lora_dropout=dropout,
-        use_rslora=use_rslora,
-        bias="none",
-    )
-    with torch.random.fork_rng(_cuda_devices(base_model)):
-        torch.manual_seed(seed)
-        adapted: Any = peft.get_peft_model(base_model, config)  # pyright: ignore[reportArgumentType]
-    adapted.peft_config["default"].base_model_name_or_path = base_model_name
-    return adapted
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
@@ -71,36 +33,59 @@ def detach(adapted_model: peft.PeftModel) -> nn.Module:
     return adapted_model.unload()  # pyright: ignore[reportReturnType, reportCallIssue]
 
 
-def save_adapter(adapted_model: peft.PeftModel, folder: Path) -> int:
+def save_adapter(
+    adapter: Adapter,
+    folder: Path,
+    *,
+    alpha: float,
+    use_rslora: bool,
+    target_modules: Sequence[str],
+    base_model_name: str,
+) -> int:
     """Write adapter_config.json and adapter_model.safetensors; returns the bytes of the weights.
+
+    Args:
+        adapter: its float32 weights.
+        folder: is created.
+        alpha: numerator of the scaling.
+        use_rslora: whether it is divided by sqrt(rank) rather than rank.
+        target_modules: of the base, as PEFT takes them.
+        base_model_name: is written into the config.
 
     Raises:
         StorageError: the folder cannot be written.
     """
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        base_model_name_or_path=base_model_name,
+        inference_mode=True,
+        r=adapter.rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (a float is allowed and saved)
+        target_modules=list(target_modules),
+        lora_dropout=adapter.dropout,
+        use_rslora=use_rslora,
+        bias="none",
+    )
+    tensors = {
+        f"base_model.model.{layer}.{side}.weight": matrix.cpu().contiguous()
+        for layer, factors in adapter.factors.items()
+        for side, matrix in factors._asdict().items()
+    }
     with writing(folder):
-        adapted_model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    return (folder / "adapter_model.safetensors").stat().st_size
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(folder))
+        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    return (folder / WEIGHTS_FILE).stat().st_size
 
 
 def lora_factors(adapted_model: nn.Module) -> dict[str, LoraFactors]:
-    """The factors of every adapted layer, by the layer's name."""
+    """The factors of every layer that PEFT has adapted, by the layer's name."""
     factors: dict[str, LoraFactors] = {}
     for name, module in adapted_model.named_modules():
         lora_A = getattr(module, "lora_A", None)
         if isinstance(lora_A, nn.ModuleDict) and "default" in lora_A:
-            lora_B: Any = module.lora_B
-            a: Any = lora_A["default"]
-            factors[name] = LoraFactors(a.weight, lora_B["default"].weight)
+            lora_B: object = module.lora_B
+            assert isinstance(lora_B, nn.ModuleDict)
+            a, b = lora_A["default"].weight, lora_B["default"].weight
+            factors[name] = LoraFactors(a, b)  # pyright: ignore[reportArgumentType]
     return factors
-
-
-def is_zero_update(adapted_model: nn.Module) -> bool:
-    """Whether scaling * B @ A is exactly zero everywhere."""
-    return all(
-        not bool(a.any()) or not bool(b.any()) for a, b in lora_factors(adapted_model).values()
-    )
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    return [d for d in {p.device for p in model.parameters()} if d.type == "cuda"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,62 +18,29 @@ from pydantic import (
     model_validator,
 )
 
+from rankwise.fields import (
+    PAPER_RANKS,
+    Count,
+    Counts,
+    Fraction,
+    ModuleSet,
+    Names,
+    NotNegative,
+    Positive,
+    Rank,
+    as_list,
+    as_model,
+    as_module_sets,
+    distinct,
+    run_name,
+)
+
 AlphaPolicy = Literal["proportional", "fixed", "rslora"]
 Precision = Literal["auto", "float32", "bfloat16"]
+BasePrecision = Literal["auto", "8bit", "4bit"]
+OptimizerName = Literal["adamw", "adamw_8bit"]
 Schedule = Literal["linear", "cosine", "constant"]
 RateRule = Literal["constant", "r^-1/2", "r^-1/4"]
-
-
-def _rank(value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{value} is not a rank; use a whole number of at least 1")
-    return value
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
-    if repeated:
-        raise ValueError(f"{', '.join(repeated)} is given twice; give each value once")
-    return values
-
-
-def _run_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(
-            f"{value!r} cannot name a folder; use letters, digits, '.', '_' and '-' only"
-        )
-    return value
-
-
-def _as_model(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _as_list(value: Any) -> Any:
-    """One value stands for a list of one."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _as_module_sets(value: Any) -> Any:
-    """A list of names is one set; a list that contains a list is several."""
-    values = _as_list(value)
-    several = any(isinstance(each, list | tuple) for each in values)
-    return [_as_list(each) for each in values] if several else [values]
-
-
-PAPER_RANKS = (8, 16, 32, 64, 128)
-Rank = Annotated[int, Field(strict=True), AfterValidator(_rank)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(_distinct)]
-ModuleSet = Annotated[Names, Field(min_length=1)]
-Counts = Annotated[
-    tuple[Count, ...], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)
-]
 
 
 class Section(BaseModel):
@@ -128,14 +94,14 @@ class LearningRateConfig(Section):
 
     lora: Annotated[
         tuple[LoraRate, ...],
-        BeforeValidator(_as_list),
-        AfterValidator(_distinct),
+        BeforeValidator(as_list),
+        AfterValidator(distinct),
         Field(min_length=1),
     ] = (2e-4,)
     full: Annotated[
         tuple[Positive, ...],
-        BeforeValidator(_as_list),
-        AfterValidator(_distinct),
+        BeforeValidator(as_list),
+        AfterValidator(distinct),
         Field(min_length=1),
     ] = (5e-5,)
 
@@ -148,6 +114,12 @@ class TrainConfig(Section):
     data set to train on where that is not its training split (for several tasks, by task); tasks
     whose scored split it is are then left out of scoring. ``drop_overlapping`` leaves out the
     training rows in which scored items are found.
+
+    An optimizer step sees ``batch_size`` * ``gradient_accumulation_steps`` examples of each run;
+    how they are cut into micro-batches (``max_micro_batch_tokens``) and whether activations are
+    computed again (``gradient_checkpointing``) is decided by the memory at hand where it is null.
+    Every ``save_steps`` steps all that a training needs to go on is saved; null: never.
+    ``base_precision`` quantises the frozen base, for training and for scoring.
     """
 
     task: Names = ()
@@ -167,6 +139,10 @@ class TrainConfig(Section):
     weight_decay: NotNegative = 0.0
     max_grad_norm: Positive = 1.0
     precision: Precision = "auto"
+    base_precision: BasePrecision = "auto"
+    max_micro_batch_tokens: Count | None = None
+    gradient_checkpointing: bool | None = None
+    save_steps: Count | None = 100
     loss_on: Literal["completion", "all"] = "completion"
     chat_template: bool = False
     max_length: Count = 1024
@@ -253,18 +229,18 @@ class LoraConfig(Section):
     model_config = ConfigDict(serialize_by_alias=True)
 
     ranks: Annotated[
-        tuple[Rank, ...], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)
+        tuple[Rank, ...], BeforeValidator(as_list), AfterValidator(distinct), Field(min_length=1)
     ] = PAPER_RANKS
     alpha: Annotated[
         tuple[AlphaConfig, ...],
-        BeforeValidator(_as_list),
-        AfterValidator(_distinct),
+        BeforeValidator(as_list),
+        AfterValidator(distinct),
         Field(min_length=1),
     ] = (AlphaConfig(),)
     target_modules: Annotated[
         tuple[ModuleSet, ...],
-        BeforeValidator(_as_module_sets),
-        AfterValidator(_distinct),
+        BeforeValidator(as_module_sets),
+        AfterValidator(distinct),
         Field(min_length=1),
     ] = (("q_proj", "k_proj", "v_proj", "o_proj"),)
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_")] = ()
@@ -278,7 +254,14 @@ class LoraConfig(Section):
 
 
 class FullConfig(Section):
-    """Full fine-tuning with AdamW, one run per seed; its rate is ``train.learning_rate.full``."""
+    """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``.
+
+    ``weights`` in bfloat16 halve the memory of float32 ones; a step then rounds stochastically.
+    ``adamw_8bit`` keeps AdamW's moments in 8 bits (the extra ``torchao``).
+    """
+
+    weights: Literal["float32", "bfloat16"] = "float32"
+    optimizer: OptimizerName = "adamw"
 
 
 class ImportedConfig(Section):
@@ -289,7 +272,7 @@ class ImportedConfig(Section):
 
     adapter: Path | None = None
     checkpoint: Path | None = None
-    name: Annotated[str, AfterValidator(_run_name)] | None = None
+    name: Annotated[str, AfterValidator(run_name)] | None = None
     train_task: str | None = None
 
     @model_validator(mode="after")
@@ -353,14 +336,14 @@ class RecommendationConfig(Section):
 class StudyConfig(Section):
     """A whole study file."""
 
-    name: Annotated[str, AfterValidator(_run_name)] = "study"
-    base_model: Annotated[BaseModelConfig, BeforeValidator(_as_model)]
-    tasks_path: Annotated[tuple[Path, ...], BeforeValidator(_as_list)] = ()
+    name: Annotated[str, AfterValidator(run_name)] = "study"
+    base_model: Annotated[BaseModelConfig, BeforeValidator(as_model)]
+    tasks_path: Annotated[tuple[Path, ...], BeforeValidator(as_list)] = ()
     train: TrainConfig
     methods: MethodsConfig = MethodsConfig()
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, strict=True)], ...],
-        AfterValidator(_distinct),
+        AfterValidator(distinct),
         Field(min_length=1),
     ] = (0,)
     evaluation: EvaluationConfig = EvaluationConfig()

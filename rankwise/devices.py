@@ -51,6 +51,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPre
     return precision
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device has no memory left; torch has three for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 class PeakMemory:
     """The most memory in use, in bytes: of the process on a CPU, of the card on CUDA."""
 
@@ -67,9 +74,10 @@ class PeakMemory:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         yield
-        self.bytes = self._peak()
+        self.bytes = self.so_far()
 
-    def _peak(self) -> int:
+    def so_far(self) -> int:
+        """The peak since the block began."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         with contextlib.suppress(OSError):

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.config import BaseModelConfig
+from rankwise.config import BaseModelConfig, BasePrecision
 from rankwise.devices import DTYPES, ResolvedPrecision
 from rankwise.embedded import EMBEDDED_MODELS, embedded_model_folder
 from rankwise.errors import ModelError
+from rankwise.quantization import prepare_quantised, quantization_config
 
 # What a folder needs beside the weights: no pickles, no code.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -161,21 +162,42 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_frozen(folder: Path, precision: ResolvedPrecision, device: torch.device) -> nn.Module:
+def load_frozen(
+    folder: Path,
+    precision: ResolvedPrecision,
+    device: torch.device,
+    base_precision: BasePrecision = "auto",
+) -> nn.Module:
     """Load a causal language model that will not be trained: no gradients, no dropout.
 
+    Args:
+        folder: of the model.
+        precision: of its weights, and of what is computed with them.
+        device: where it will be.
+        base_precision: 8bit or 4bit quantises its linear layers.
+
     Raises:
-        ModelError: the folder cannot be loaded without running code of its own.
+        ModelError: the folder cannot be loaded without running code of its own, or what is needed
+            to quantise it is not installed.
     """
+    quantization = quantization_config(base_precision, DTYPES[precision], device)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options = {"quantization_config": quantization, "device_map": {"": device}}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=DTYPES[precision], use_safetensors=True, trust_remote_code=False
+            str(folder),
+            dtype=DTYPES[precision],
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
     model.requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    return model.to(device).eval()
+    prepare_quantised(model)
+    return (model if quantization is not None else model.to(device)).eval()
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,24 @@ import torch
 
 from rankwise import models
 from rankwise.axes import lora_variants
-from rankwise.config import StudyConfig
+from rankwise.config import FullConfig, StudyConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.imported_runs import imported_run
+from rankwise.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.models import BaseModel, LinearShape
+from rankwise.packed_attention import refuse_unpackable
+from rankwise.packing import Example
+from rankwise.pass_plans import oversized, planned_passes
 from rankwise.provenance import collect_provenance
-from rankwise.records import PlannedRun, StudyRecord, TaskEvaluation
+from rankwise.records import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.run_plans import TargetLayers, Trainable, planned_runs
 from rankwise.store import LOSS_METRIC, fingerprint, scoring_fingerprint
 from rankwise.task_plans import TaskPlan, TaskPlanner
 from rankwise.tasks import PreparedTask, TrainingRow
 from rankwise.tasks.right_answers import RightAnswer, right_answers
 from rankwise.tasks.user_data import ENDING_SUFFIX
-from rankwise.training import Example, num_optimizer_steps, tokenise_rows
+from rankwise.training import num_optimizer_steps, tokenise_rows
 
 # Raised when a change to the code changes what is scored from equal settings.
 SCORING_REVISION = 2
@@ -133,6 +137,9 @@ class _Planner:
     """Collects problems and warnings while it puts a plan together."""
 
     def __init__(self, config: StudyConfig, base: BaseModel) -> None:
+        if config.train.base_precision != "auto":  # another base, for training and for scoring
+            quantised = f"{base.fingerprint}+{config.train.base_precision}"
+            base = base._replace(fingerprint=quantised)
         self.config, self.base = config, base
         self.problems: list[str] = []
         self.warnings: list[str] = []
@@ -144,6 +151,7 @@ class _Planner:
 
     def plan(self) -> StudyPlan | None:
         self._check_chat_template()
+        self._check_packable()
         layers = self._target_layers()
         tasks = self._tasks()
         examples = {source: tuple(self._examples(rows)) for source, rows in tasks.rows.items()}
@@ -152,10 +160,12 @@ class _Planner:
             self._check_warmup(source, len(its_examples))
         if self.problems:
             return None
-        base = Trainable(self.base.fingerprint, self.precision, self.skeleton, layers)
+        memory = self._memory(layers, examples)
+        base = Trainable(self.base.fingerprint, self.precision, self.skeleton, layers, memory)
         runs = (*planned_runs(self.config, base, examples), *self._imported(base, examples))
         if self.problems:
             return None
+        passes = self._passes(runs, memory)
         answers = self._answers(tasks) if any(run.method == "full" for run in runs) else {}
         record = StudyRecord(
             fingerprint=fingerprint(self.config.model_dump(mode="json", exclude={"tasks_path"})),
@@ -175,6 +185,7 @@ class _Planner:
                 for source, its_answers in answers.items()
             },
             runs=runs,
+            passes=passes,
             warnings=tuple(self.warnings),
             provenance=collect_provenance(device_name(self.device)),
         )
@@ -214,6 +225,51 @@ class _Planner:
             self.problems.append(
                 f"chat_template: the tokenizer of {self.base.name} has none; set it to false"
             )
+
+    def _memory(
+        self,
+        layers: Mapping[tuple[str, ...], TargetLayers],
+        examples: Mapping[str, Sequence[Example]],
+    ) -> PassMemory:
+        train, full = self.config.train, self.config.methods.full
+        setting = TrainingSetting(
+            device=self.device,
+            precision=self.precision,
+            longest=max(example.num_inputs for each in examples.values() for example in each),
+            examples_per_step=train.batch_size * train.gradient_accumulation_steps,
+            base_precision=train.base_precision,
+            dropout=train.dropout,
+            full=full or FullConfig(),
+        )
+        adapted = dict.fromkeys(name for each in layers.values() for name in each.shapes)
+        return PassMemory(self.skeleton, setting, list(adapted))
+
+    def _passes(self, runs: Sequence[PlannedRun], memory: PassMemory) -> tuple[PlannedPass, ...]:
+        """What is trained together; a pass that will hardly fit is a warning."""
+        available = available_bytes(self.device)
+        passes = planned_passes(
+            runs,
+            memory,
+            self.config.train,
+            device_type=self.device.type,
+            available_bytes=available,
+        )
+        for each in oversized(passes, available):
+            self.warnings.append(
+                f"training {each.runs[0]} takes about {each.estimated_memory_bytes / 1e9:.1f} GB "
+                f"and {available / 1e9:.1f} GB are free; lower train.max_length or the ranks, or "
+                "choose train.base_precision=4bit"
+            )
+        return passes
+
+    def _check_packable(self) -> None:
+        """Training packs sequences; of a model that would mix them, nothing can be trained."""
+        if self.config.methods.lora is None and self.config.methods.full is None:
+            return
+        try:
+            refuse_unpackable(self.skeleton)
+        except ModelError as error:
+            self.problems.append(f"base_model: {error}")
 
     def _tasks(self) -> TaskPlan:
         planner = TaskPlanner(self.config, self.tokenizer, self.max_length)

@@ -85,6 +85,9 @@ class TerminalObserver:
         if self._model is not None:
             self._progress.advance(self._model, work)
 
+    def noted(self, text: str) -> None:
+        self._console.print(f"{self._label}: {text}", highlight=False, soft_wrap=True)
+
     def stage_finished(self) -> None:
         now = time.monotonic()
         line = f"{self._label} done in {_duration(now - self._stage_started)}"

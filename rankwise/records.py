@@ -71,6 +71,19 @@ class PlannedRun(Record):
     estimated_memory_bytes: int
 
 
+class PlannedPass(Record):
+    """Runs that are trained together, in one pass over one base model.
+
+    ``max_tokens`` are read in one micro-batch. ``estimated_memory_bytes`` is the peak of the
+    process on a CPU, of the card on CUDA.
+    """
+
+    runs: tuple[str, ...]
+    max_tokens: int
+    gradient_checkpointing: bool
+    estimated_memory_bytes: int
+
+
 class StudyRecord(Record):
     """``study.json``: the resolved config and the runs that it plans.
 
@@ -82,7 +95,8 @@ class StudyRecord(Record):
     trained on, how many items of each scored task are in the training rows. ``groups`` has the
     leaves of every group that was named, and ``domains`` the domain of every task that has one.
     ``answers_fingerprints`` are, by what was trained on, those of the right answers on which
-    models are compared with full fine-tuning; empty without full fine-tuning.
+    models are compared with full fine-tuning; empty without full fine-tuning. ``passes`` say which
+    runs are trained together; imported ones are in none.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -100,6 +114,7 @@ class StudyRecord(Record):
     task_fingerprints: dict[str, str]
     answers_fingerprints: dict[str, str] = {}
     runs: tuple[PlannedRun, ...]
+    passes: tuple[PlannedPass, ...] = ()
     warnings: tuple[str, ...]
     provenance: Provenance
 

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 from rankwise.axes import LoraVariant, full_variants, lora_variants, rate_label
 from rankwise.config import StudyConfig
 from rankwise.devices import ResolvedPrecision
-from rankwise.memory import estimate_training_memory
+from rankwise.memory import LIKELY_TOKENS, PassMemory, estimate_training_memory
 from rankwise.models import LinearShape
+from rankwise.packing import Example
 from rankwise.records import Method, PlannedRun
 from rankwise.store import fingerprint
-from rankwise.training import Example, num_optimizer_steps
+from rankwise.training import num_optimizer_steps
 
 # Raised when a change to the code changes what is trained from equal settings.
-TRAINING_REVISION = 1
+TRAINING_REVISION = 2
 
 # What of the train section reaches a run through its examples or its own fields instead.
 _NOT_IN_FINGERPRINT = {
@@ -30,6 +31,10 @@ _NOT_IN_FINGERPRINT = {
     "learning_rate",
     "epochs",
     "precision",
+    "base_precision",
+    "max_micro_batch_tokens",
+    "gradient_checkpointing",
+    "save_steps",
 }
 _IDENTITY = {
     "method",
@@ -51,12 +56,14 @@ class Trainable(NamedTuple):
         precision: that the runs compute in.
         skeleton: the base model on the meta device.
         layers: the adaptable layers of each set of target modules that the study names.
+        memory: of training on it.
     """
 
     fingerprint: str
     precision: ResolvedPrecision
     skeleton: Any
     layers: Mapping[tuple[str, ...], TargetLayers]
+    memory: PassMemory
 
 
 class TargetLayers(NamedTuple):
@@ -105,6 +112,8 @@ class _RunMaker:
         self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
     ) -> None:
         self._config, self._base, self._source, self._examples = config, base, source, examples
+        full = config.methods.full
+        self._full_settings = None if full is None else full.model_dump(mode="json")
         self._num_parameters = sum(p.numel() for p in base.skeleton.parameters())
         self._digest_of_examples = fingerprint(
             [(example.tokens, example.num_loss_tokens) for example in examples]
@@ -158,13 +167,11 @@ class _RunMaker:
             num_trainable_parameters=num_trainable,
             trainable_share=num_trainable / self._num_parameters,
             estimated_memory_bytes=estimate_training_memory(
-                self._base.skeleton,
+                self._base.memory,
                 method=method,
+                rank=settings["rank"],
                 num_trainable=num_trainable,
-                batch_size=train.batch_size,
-                max_tokens=max(len(example.tokens) for example in examples),
-                max_loss_tokens=max(example.num_loss_tokens for example in examples),
-                precision=self._base.precision,
+                max_tokens=train.max_micro_batch_tokens or LIKELY_TOKENS["cpu"],
             ),
             **settings,
         )
@@ -182,6 +189,7 @@ class _RunMaker:
                 "train": train,
                 "examples": self._digest_of_examples,
                 "run": run.model_dump(mode="json", include=_IDENTITY),
+                "full": self._full_settings if run.method == "full" else None,
             }
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, Protocol
 
 from rankwise.planning import StudyPlan
-from rankwise.records import PlannedRun
+from rankwise.records import PlannedPass, PlannedRun
 from rankwise.store import BASE, StudyFolder, divergence_fingerprint
 from rankwise.tasks import PreparedTask
 from rankwise.tasks.right_answers import RightAnswer
@@ -32,12 +32,17 @@ class Observer(Protocol):
 
     def stage_finished(self) -> None: ...
 
+    def noted(self, text: str) -> None:
+        """Something that whoever waits should know."""
+        ...
+
 
 class Stage(NamedTuple):
     """One thing to do for a model; ``run`` is None for the base.
 
-    It is trained (neither ``task`` nor ``reference``), scored on a task, or compared on
-    ``answers`` with a full fine-tuning, the ``reference``.
+    It is scored on a task, or compared on ``answers`` with a full fine-tuning, the ``reference``.
+    Or ``trained`` are trained together, in one pass (an imported one is taken over); then ``model``
+    names the pass.
     """
 
     model: str
@@ -46,6 +51,8 @@ class Stage(NamedTuple):
     task: PreparedTask | None
     reference: PlannedRun | None = None
     answers: tuple[RightAnswer, ...] = ()
+    trained: tuple[PlannedRun, ...] = ()
+    planned_pass: PlannedPass | None = None
 
     @property
     def kind(self) -> Literal["training", "scoring", "divergence"]:
@@ -64,26 +71,40 @@ class Stage(NamedTuple):
             return self.task.num_tokens
         if self.reference is not None:  # both models read the answers
             return 2.0 * sum(len(answer.tokens_read) for answer in self.answers)
-        assert self.run is not None
-        return self.run.num_tokens * TRAINING_WORK[self.run.method]
+        return sum(run.num_tokens * TRAINING_WORK[run.method] for run in self.trained)
 
 
 def stages(plan: StudyPlan) -> list[Stage]:
     """All stages of a plan in order.
 
-    The base is scored, every run is trained and scored, and then all that are compared with one
-    full fine-tuning are compared with it, one full fine-tuning after the other.
+    The base is scored, the runs of every pass are trained together and then scored, and then all
+    that are compared with one full fine-tuning are compared with it, one full fine-tuning after the
+    other.
     """
     base = [
         Stage(BASE, plan.base.fingerprint, None, plan.tasks[task])
         for task in plan.record.scored_tasks()
     ]
-    runs = [
-        Stage(run.name, run.fingerprint, run, None if task is None else plan.tasks[task])
-        for run in plan.record.runs
-        for task in (None, *plan.record.scored_tasks(run.train_task))
+    found = base
+    for number, (planned_pass, runs) in enumerate(_passes(plan), start=1):
+        name = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} adapters"
+        found.append(Stage(name, "", None, None, trained=runs, planned_pass=planned_pass))
+        found += [
+            Stage(run.name, run.fingerprint, run, plan.tasks[task])
+            for run in runs
+            for task in plan.record.scored_tasks(run.train_task)
+        ]
+    return found + _divergences(plan)
+
+
+def _passes(plan: StudyPlan) -> list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]]:
+    """What is trained together, in the study's order; imported models are each for itself."""
+    by_name = {run.name: run for run in plan.record.runs}
+    in_pass = {name for planned in plan.record.passes for name in planned.runs}
+    passes: list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]] = [
+        (planned, tuple(by_name[name] for name in planned.runs)) for planned in plan.record.passes
     ]
-    return base + runs + _divergences(plan)
+    return passes + [(None, (run,)) for run in plan.record.runs if run.name not in in_pass]
 
 
 def _divergences(plan: StudyPlan) -> list[Stage]:
@@ -104,8 +125,7 @@ def is_finished(plan: StudyPlan, folder: StudyFolder, stage: Stage) -> bool:
         RecordError: a record is there and cannot be read.
     """
     if stage.kind == "training":
-        assert stage.run is not None
-        return folder.finished_run(stage.run) is not None
+        return all(folder.finished_run(run) is not None for run in stage.trained)
     for run in (stage.run, stage.reference):
         record = None if run is None else folder.finished_run(run)
         if run is not None and record is None:

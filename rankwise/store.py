@@ -61,20 +61,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         StorageError: disk full, no permission; the temporary file is removed.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yields a temporary name; what the block wrote there is flushed and renamed to ``path``.
+
+    Raises:
+        StorageError: disk full, no permission; the temporary file is removed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise storage_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -176,6 +186,10 @@ class StudyFolder:
         if run.imported_from is not None and run.method == "full":
             return run.imported_from
         return self.model_folder(run.name) / _WEIGHTS[run.method == "full"]
+
+    def training_state_file(self, run: PlannedRun) -> Path:
+        """What an interrupted training goes on from; gone when the run is finished."""
+        return self.model_folder(run.name) / "training.pt"
 
     def evaluation_file(self, model: str, task: str) -> Path:
         return self.model_folder(model) / "eval" / f"{quote(task, safe=' @')}.json"
@@ -279,6 +293,7 @@ class StudyFolder:
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
         self.write(self.run_file(record.planned.name), record)
+        self.training_state_file(record.planned).unlink(missing_ok=True)
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
         path = self.metrics_file(run)

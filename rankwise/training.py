@@ -1,77 +1,69 @@
-"""Train one run: a LoRA adapter on the frozen base, or a full copy of it.
+"""Train many adapters in one pass over one frozen base, or every weight of a model.
 
-The plain loop: one run at a time, micro-batches of the configured size, the loss averaged over
-the loss tokens of the whole effective batch (as transformers' Trainer averages it).
+Each trainee goes its own way through its own examples: an optimizer step sees exactly
+``batch_size * gradient_accumulation_steps`` of them, and its loss is the mean over their loss
+tokens, as transformers' Trainer averages it. How these examples are cut into micro-batches, and
+with whose examples they share one, changes nothing beyond rounding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import get_scheduler
+from torch import nn
 
-from rankwise import adapters
-from rankwise.batching import left_padded
+from rankwise.completion_loss import CompletionHead, backward_completion_loss
 from rankwise.config import TrainConfig
-from rankwise.devices import PeakMemory, ResolvedPrecision
+from rankwise.devices import PeakMemory, ResolvedPrecision, is_out_of_memory
 from rankwise.errors import DataError, DivergedError
-from rankwise.records import PlannedRun, Record
-from rankwise.store import writing
+from rankwise.grouped_lora import AdapterBank, DroppedSequence, Piece
+from rankwise.packed_attention import check_packable, packed_attention
+from rankwise.packing import Example, MicroBatch, Placed, pack, split_by_budget
 from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.training_rows import TrainingRow
-
-Advance = Callable[[int], None]
-
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
-
-class Example(NamedTuple):
-    """One tokenised example.
-
-    Attributes:
-        tokens: prompt and completion; at least one prompt token is kept.
-        num_loss_tokens: how many of the last tokens are learned.
-        is_truncated: the prompt did not fit and lost tokens on its left.
-    """
-
-    tokens: tuple[int, ...]
-    num_loss_tokens: int
-    is_truncated: bool
-
-
-class StepMetrics(Record):
-    """One line of ``metrics.jsonl``: one optimizer step.
-
-    ``num_tokens`` are read so far, ``loss_nats`` is the mean over the step's loss tokens,
-    ``learning_rate`` is the one used, ``grad_norm`` is taken before clipping.
-    """
-
-    step: int
-    num_tokens: int
-    loss_nats: float
-    learning_rate: float
-    grad_norm: float
+from rankwise.trainees import AdapterTrainee, StepMetrics, Trainee
 
 
 class TrainingResult(NamedTuple):
-    """What one training did."""
+    """What one training did.
+
+    ``train_seconds`` is its share, by tokens, of the time of the pass it was trained in;
+    ``peak_memory_bytes`` is that of the whole pass so far.
+    """
 
     num_steps: int
     num_tokens: int
     num_loss_tokens: int
     first_loss_nats: float | None
     final_loss_nats: float | None
-    update_is_zero: bool
-    weights_bytes: int
     train_seconds: float
     peak_memory_bytes: int
+
+
+@runtime_checkable
+class PassObserver(Protocol):
+    """Is told how a pass goes on."""
+
+    def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
+        """A trainee has taken a step."""
+        ...
+
+    def finished(self, trainee: Trainee, result: TrainingResult) -> None:
+        """A trainee has taken its last step; its weights are to be saved now."""
+        ...
+
+    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+        """A trainee is given up; the others go on."""
+        ...
+
+    def shrunk(self, max_tokens: int) -> None:
+        """Memory ran out; from now on micro-batches have at most so many tokens."""
+        ...
 
 
 def tokenise_rows(
@@ -113,207 +105,190 @@ def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> 
     return math.ceil(num_examples / per_step) * epochs
 
 
-def train_lora(
-    base_model: nn.Module,
-    examples: Sequence[Example],
-    run: PlannedRun,
-    config: TrainConfig,
+def train_pass(
+    model: nn.Module,
+    trainees: Sequence[Trainee],
     *,
-    folder: Path,
-    pad_id: int,
-    base_model_name: str,
-    use_rslora: bool,
+    bank: AdapterBank | None,
+    max_tokens: int,
     precision: ResolvedPrecision,
-    on_step: Callable[[StepMetrics], None],
-    advance: Advance = lambda _: None,
-) -> TrainingResult:
-    """Train one adapter on the frozen base, save it into ``folder``, and take it off again.
+    gradient_checkpointing: bool,
+    observer: PassObserver,
+) -> None:
+    """Take every step of every trainee that is left.
 
-    Adapter and optimizer state are float32 whatever the base's precision.
+    Args:
+        model: the frozen base with the bank's layers in it; or the model whose weights are trained.
+        trainees: adapters, in any mix of rank, seed, data and number of steps; or one full model.
+        bank: of the adapters; None when the model's own weights are trained.
+        max_tokens: read in one micro-batch. It is halved when memory runs out, and the step is
+            taken again; only a single example that does not fit ends the pass.
+        precision: in which a model with float32 weights of its own is multiplied.
+        gradient_checkpointing: compute a layer's activations again instead of keeping them.
+        observer: is told of every step.
 
     Raises:
-        DivergedError: a loss was not finite; nothing is saved.
+        ModelError: the model cannot read packed sequences.
+        torch.OutOfMemoryError: a single example does not fit (MemoryError, RuntimeError on a CPU).
     """
-    assert run.rank is not None
-    assert run.alpha is not None
-    assert run.seed is not None
-    adapted = adapters.attach_lora(
-        base_model,
-        rank=run.rank,
-        alpha=run.alpha,
-        target_modules=run.target_modules,
-        dropout=config.dropout,
-        use_rslora=use_rslora,
-        seed=run.seed,
-        base_model_name=base_model_name,
-    )
-    loop = _Loop(adapted, examples, run, config, pad_id, precision)
-    try:
-        outcome = loop.run(on_step, advance)
-        weights_bytes = adapters.save_adapter(adapted, folder)
-        is_zero = adapters.is_zero_update(adapted)
-    finally:
-        adapters.detach(adapted)
-    return outcome._replace(weights_bytes=weights_bytes, update_is_zero=is_zero)
+    check_packable(model)
+    with packed_attention(model), _checkpointing(model, gradient_checkpointing):
+        _Pass(model, trainees, bank, max_tokens, precision, observer).run()
 
 
-def train_full(
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    run: PlannedRun,
-    config: TrainConfig,
-    *,
-    folder: Path,
-    pad_id: int,
-    precision: ResolvedPrecision,
-    on_step: Callable[[StepMetrics], None],
-    advance: Advance = lambda _: None,
-) -> TrainingResult:
-    """Train every weight of ``model`` (a float32 copy of the base) and save it into ``folder``.
-
-    With bfloat16 precision the matrix products run in bfloat16 and the weights stay float32.
-
-    Raises:
-        DivergedError: a loss was not finite; nothing is saved.
-    """
-    model.requires_grad_(True)
-    before = _weight_sums(model)
-    loop = _Loop(model, examples, run, config, pad_id, precision)
-    outcome = loop.run(on_step, advance)
-    is_zero = before == _weight_sums(model)
-    with writing(folder):
-        model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
-    weights_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return outcome._replace(weights_bytes=weights_bytes, update_is_zero=is_zero)
-
-
-def _weight_sums(model: nn.Module) -> list[tuple[float, float]]:
-    """Sum and absolute sum of every weight tensor, in float64: they differ if a weight moved."""
-    return [
-        (float(weights.sum()), float(weights.abs().sum()))
-        for weights in (parameter.detach().double() for parameter in model.parameters())
-    ]
-
-
-class _Loop:
-    """The optimizer steps of one run; its randomness depends on the run's seed alone."""
-
+class _Pass:
     def __init__(
         self,
-        model: nn.Module,
-        examples: Sequence[Example],
-        run: PlannedRun,
-        config: TrainConfig,
-        pad_id: int,
+        model: Any,
+        trainees: Sequence[Trainee],
+        bank: AdapterBank | None,
+        max_tokens: int,
         precision: ResolvedPrecision,
+        observer: PassObserver,
     ) -> None:
-        self._model, self._examples, self._run, self._config = model, examples, run, config
-        self._pad_id, self._precision = pad_id, precision
-        self._weights = [p for p in model.parameters() if p.requires_grad]
-        self._device = self._weights[0].device
-        self._num_tokens = 0
-        self._num_loss_tokens = 0
+        self._model, self._trainees, self._bank = model, trainees, bank
+        self._max_tokens, self._observer = max_tokens, observer
+        self._head = CompletionHead(model)
+        self._device: torch.device = next(model.parameters()).device
+        self._autocast = bank is None and precision == "bfloat16"
+        self._memory = PeakMemory(self._device)
 
-    def run(self, on_step: Callable[[StepMetrics], None], advance: Advance) -> TrainingResult:
-        config, run = self._config, self._run
-        assert run.learning_rate is not None
-        assert run.seed is not None
-        optimizer = torch.optim.AdamW(
-            self._weights, lr=run.learning_rate, weight_decay=config.weight_decay
-        )
-        scheduler: Any = get_scheduler(
-            _SCHEDULES[config.schedule],
-            optimizer,
-            num_warmup_steps=math.ceil(config.warmup_ratio * run.num_steps),
-            num_training_steps=run.num_steps,
-        )
-        memory = PeakMemory(self._device)
-        losses: list[float] = []
+    def run(self) -> None:
+        active: dict[int, Trainee] = {}
+        with self._memory.measured():
+            for index, trainee in enumerate(self._trainees):
+                if trainee.is_finished:  # it was interrupted between its last step and its record
+                    self._observer.finished(trainee, self._result(trainee))
+                else:
+                    active[index] = trainee
+            while active:
+                self._step(active)
+
+    def _step(self, active: dict[int, Trainee]) -> None:
+        """One step of every active trainee; those that are done with are taken out."""
         started = time.perf_counter()
-        self._model.train()
-        cuda = [self._device] if self._device.type == "cuda" else []
-        with memory.measured(), torch.random.fork_rng(cuda):
-            torch.manual_seed(run.seed)
-            for step, batch in enumerate(self._effective_batches(), start=1):
-                loss = self._accumulate(batch, step)
-                norm = float(nn.utils.clip_grad_norm_(self._weights, config.max_grad_norm))
-                if not math.isfinite(norm):
-                    raise DivergedError(f"the gradient's norm was {norm} at step {step}")
-                rate = float(scheduler.get_last_lr()[0])
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad(set_to_none=True)
-                losses.append(loss)
-                advance(sum(len(example.tokens) for example in batch))
-                on_step(
-                    StepMetrics(
-                        step=step,
-                        num_tokens=self._num_tokens,
-                        loss_nats=loss,
-                        learning_rate=rate,
-                        grad_norm=norm,
-                    )
-                )
-        self._model.eval()
+        losses = self._gathered_losses(active)
+        num_tokens = {i: sum(len(e.tokens) for e in t.batch) for i, t in active.items()}
+        stepped: list[tuple[Trainee, StepMetrics]] = []
+        for index, trainee in list(active.items()):
+            try:
+                stepped.append((trainee, trainee.take_step(losses[index], self._head.vocab_size)))
+            except DivergedError as error:
+                del active[index]
+                self._observer.diverged(trainee, error)
+        seconds = time.perf_counter() - started
+        for index, trainee in enumerate(self._trainees):
+            if index in num_tokens:
+                trainee.seconds += seconds * num_tokens[index] / sum(num_tokens.values())
+        for trainee, metrics in stepped:
+            self._observer.stepped(trainee, metrics)
+            if trainee.is_finished:
+                self._observer.finished(trainee, self._result(trainee))
+        for index in [index for index, trainee in active.items() if trainee.is_finished]:
+            del active[index]
+
+    def _result(self, trainee: Trainee) -> TrainingResult:
         return TrainingResult(
-            num_steps=len(losses),
-            num_tokens=self._num_tokens,
-            num_loss_tokens=self._num_loss_tokens,
-            first_loss_nats=losses[0],
-            final_loss_nats=losses[-1],
-            update_is_zero=False,
-            weights_bytes=0,
-            train_seconds=time.perf_counter() - started,
-            peak_memory_bytes=memory.bytes,
+            num_steps=trainee.step,
+            num_tokens=trainee.metrics[-1].num_tokens,
+            num_loss_tokens=sum(e.num_loss_tokens for batch in trainee.batches for e in batch),
+            first_loss_nats=trainee.metrics[0].loss_nats,
+            final_loss_nats=trainee.metrics[-1].loss_nats,
+            train_seconds=trainee.seconds,
+            peak_memory_bytes=self._memory.so_far(),
         )
 
-    def _effective_batches(self) -> Iterator[list[Example]]:
-        """Examples of each optimizer step, in an order that depends on the seed alone."""
-        assert self._run.seed is not None
-        generator = torch.Generator().manual_seed(self._run.seed)
-        size = self._config.batch_size * self._config.gradient_accumulation_steps
-        assert self._run.epochs is not None
-        for _ in range(self._run.epochs):
-            order = torch.randperm(len(self._examples), generator=generator).tolist()
-            for start in range(0, len(order), size):
-                yield [self._examples[index] for index in order[start : start + size]]
+    def _gathered_losses(self, active: Mapping[int, Trainee]) -> dict[int, float]:
+        """Gradients of the next step of each trainee, and its loss in nats per learned token."""
+        placed = [
+            Placed(index, place, example)
+            for index, trainee in active.items()
+            for place, example in enumerate(trainee.batch)
+        ]
+        while True:
+            try:
+                return self._gather(active, placed)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                longest = max(each.example.num_inputs for each in placed)
+                if self._max_tokens <= longest:
+                    raise
+                self._max_tokens = max(self._max_tokens // 2, longest)
+            # outside of the handler, where the error's frames hold no tensors any more
+            for trainee in active.values():
+                trainee.clear_gradients()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._observer.shrunk(self._max_tokens)
 
-    def _accumulate(self, batch: Sequence[Example], step: int) -> float:
-        """Gradients of the mean loss over the loss tokens of the effective batch."""
-        num_loss_tokens = sum(example.num_loss_tokens for example in batch)
-        total = 0.0
-        for start in range(0, len(batch), self._config.batch_size):
-            micro_batch = batch[start : start + self._config.batch_size]
-            loss = self._summed_loss(micro_batch) / num_loss_tokens
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DivergedError(f"the loss was {value} at step {step}")
-            loss.backward()
-            total += value
-        self._num_tokens += sum(len(example.tokens) for example in batch)
-        self._num_loss_tokens += num_loss_tokens
-        return total
+    def _gather(self, active: Mapping[int, Trainee], placed: Sequence[Placed]) -> dict[int, float]:
+        counts = {index: trainee.num_loss_tokens for index, trainee in active.items()}
+        losses = dict.fromkeys(active, 0.0)
+        for group in split_by_budget(placed, self._max_tokens):
+            batch = pack(group, self._device)
+            for index, loss in self._backward(batch, active, counts).items():
+                losses[index] += loss / counts[index]
+        return losses
 
-    def _summed_loss(self, examples: Sequence[Example]) -> Float[Tensor, ""]:
-        """Cross-entropy in nats, summed over loss tokens; logits from the first of them on."""
-        rows = [example.tokens[:-1] for example in examples]
-        batch = left_padded(rows, self._pad_id, self._device)
-        kept = max(example.num_loss_tokens for example in examples)
-        targets = torch.full((len(examples), kept), -100, dtype=torch.long)
-        for row, example in enumerate(examples):
-            count = example.num_loss_tokens
-            targets[row, kept - count :] = torch.tensor(example.tokens[-count:])
-        with torch.autocast(
-            self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bfloat16"
-        ):
-            logits: Tensor = self._model(
-                **batch._asdict(), logits_to_keep=kept, use_cache=False
-            ).logits
-        return nn.functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            targets.to(self._device).flatten(),
-            ignore_index=-100,
-            reduction="sum",
+    def _backward(
+        self, batch: MicroBatch, active: Mapping[int, Trainee], counts: Mapping[int, int]
+    ) -> dict[int, float]:
+        """Add a micro-batch's part to the gradients; summed losses by trainee."""
+        weights = torch.tensor(
+            [1.0 / counts[span.placed.trainee] for span in batch.spans], device=self._device
+        ).repeat_interleave(torch.tensor(batch.loss_counts, device=self._device))
+        rows = (
+            contextlib.nullcontext()
+            if self._bank is None
+            else self._bank.rows_of(pieces_of(batch, active))
         )
+        with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            hidden = self._model.base_model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                packed_layout=batch.layout,
+                use_cache=False,
+            ).last_hidden_state
+            losses = backward_completion_loss(
+                self._head, hidden, batch.loss_rows, batch.targets, weights
+            )
+        return batch.summed_losses(losses)
+
+
+def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:
+    """Which rows of a micro-batch belong to which adapter."""
+    spans: dict[int, list[DroppedSequence]] = {}
+    for span in batch.spans:
+        trainee, place, _ = span.placed
+        draw = (trainees[trainee].step, place)
+        spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
+    pieces: list[Piece] = []
+    for index, own in spans.items():
+        trainee = trainees[index]
+        assert isinstance(trainee, AdapterTrainee)
+        pieces.append(Piece(trainee.adapter, own[0].start, own[-1].stop, tuple(own)))
+    return pieces
+
+
+@contextlib.contextmanager
+def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
+    """Gradient checkpointing of every decoder layer, the rest of the model as it is.
+
+    A layer recomputes in training mode only; its own parts stay in evaluation mode, without
+    dropout.
+    """
+    if not enabled:
+        yield
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    before = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = True
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        for layer, mode in zip(layers, before, strict=True):
+            layer.training = mode

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from rankwise import adapters, models, training
-from rankwise.devices import device_name
+from rankwise import adapters, models
 from rankwise.divergence import divergences, log_probabilities
-from rankwise.errors import DivergedError, UnchangedOutputsError
+from rankwise.errors import UnchangedOutputsError
 from rankwise.evaluation import Known, evaluate
-from rankwise.imported_runs import import_adapter, weights_bytes
+from rankwise.pass_worker import train
 from rankwise.planning import StudyPlan, metric_of
-from rankwise.provenance import collect_provenance
 from rankwise.records import PlannedRun, RunRecord
 from rankwise.results import Divergence
-from rankwise.stages import TRAINING_WORK, Observer, Stage
+from rankwise.stages import Observer, Stage
 from rankwise.store import BASE, StudyFolder, divergence_fingerprint
 from rankwise.tasks import PreparedTask
 
@@ -47,8 +44,11 @@ class Worker:
         elif stage.task is not None:
             self._score(stage, stage.task)
         else:
-            assert stage.run is not None
-            self._train(stage.run)
+            self.release()
+            if any(run.method == "full" for run in stage.trained):
+                self._base = None  # one model at a time
+                gc.collect()
+            train(self._plan, self._folder, self._observer, self._base_model, stage)
         self._observer.stage_finished()
 
     def release(self) -> None:
@@ -63,91 +63,13 @@ class Worker:
             plan = self._plan
             # planning needed the small files only; now the weights
             folder = models.fetch_weights(plan.base)
-            self._base = models.load_frozen(folder, plan.record.precision, plan.device)
-        return self._base
-
-    def _train(self, run: PlannedRun) -> None:
-        self.release()
-        self._folder.start_run(run)
-        if run.imported_from is not None:
-            self._write_run(run, self._imported(run), None)
-            return
-        try:
-            result = self._trained(run)
-        except DivergedError as error:
-            self._write_run(run, None, str(error))
-        else:
-            self._write_run(run, result, None)
-
-    def _imported(self, run: PlannedRun) -> training.TrainingResult:
-        """An imported model is there already; an adapter is copied into the study."""
-        assert run.imported_from is not None
-        folder = self._folder.weights_folder(run)
-        if run.method == "lora":
-            size, is_zero = import_adapter(run.imported_from, folder)
-        else:
-            size, is_zero = weights_bytes(folder), False
-        return training.TrainingResult(
-            num_steps=0,
-            num_tokens=0,
-            num_loss_tokens=0,
-            first_loss_nats=None,
-            final_loss_nats=None,
-            update_is_zero=is_zero,
-            weights_bytes=size,
-            train_seconds=0.0,
-            peak_memory_bytes=0,
-        )
-
-    def _trained(self, run: PlannedRun) -> training.TrainingResult:
-        plan, config = self._plan, self._plan.record.config
-        factor = TRAINING_WORK[run.method]
-        common: dict[str, Any] = {
-            "folder": self._folder.weights_folder(run),
-            "pad_id": plan.tokenizer.pad_token_id,
-            "precision": plan.record.precision,
-            "on_step": lambda step: self._folder.append_metrics(run.name, step.model_dump()),
-            "advance": lambda tokens: self._observer.advanced(tokens * factor),
-        }
-        if run.method == "lora":
-            assert run.scaling is not None
-            assert run.rank is not None
-            assert run.alpha is not None
-            return training.train_lora(
-                self._base_model(),
-                plan.examples[run.train_task],
-                run,
-                config.train,
-                base_model_name=config.base_model.name,
-                use_rslora=not math.isclose(run.scaling, run.alpha / run.rank),
-                **common,
+            self._base = models.load_frozen(
+                folder,
+                plan.record.precision,
+                plan.device,
+                plan.record.config.train.base_precision,
             )
-        model = models.load_frozen(models.fetch_weights(plan.base), "float32", plan.device)
-        return training.train_full(
-            model, plan.tokenizer, plan.examples[run.train_task], run, config.train, **common
-        )
-
-    def _write_run(
-        self, run: PlannedRun, result: training.TrainingResult | None, message: str | None
-    ) -> None:
-        steps = result.num_steps if result else 0
-        record = RunRecord(
-            status="trained" if result else "diverged",
-            message=message,
-            planned=run,
-            num_steps=steps,
-            num_tokens=result.num_tokens if result else 0,
-            num_loss_tokens=result.num_loss_tokens if result else 0,
-            num_truncated=sum(e.is_truncated for e in self._plan.examples[run.train_task]),
-            first_loss_nats=result.first_loss_nats if result else None,
-            final_loss_nats=result.final_loss_nats if result else None,
-            update_is_zero=result.update_is_zero if result else True,
-            weights_bytes=result.weights_bytes if result else 0,
-            train_seconds=result.train_seconds if result else 0.0,
-            peak_memory_bytes=result.peak_memory_bytes if result else 0,
-            provenance=collect_provenance(device_name(self._plan.device)),
-        )
-        self._folder.finish_run(record)
+        return self._base
 
     def _score(self, stage: Stage, task: PreparedTask) -> None:
         run = self._record_of(stage.run)

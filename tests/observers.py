@@ -16,6 +16,8 @@ class Silent:
 
     def stage_finished(self) -> None: ...
 
+    def noted(self, text: str) -> None: ...
+
 
 class Recorder(Silent):
     """Remembers which stages ran, and the work that was announced and done."""

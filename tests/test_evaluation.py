@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -30,16 +31,10 @@ def tokenizer(tiny_model_folder: Path) -> Any:
 
 
 def with_random_adapter(base: Any) -> Any:
-    adapted = adapters.attach_lora(
-        base,
-        rank=4,
-        alpha=8.0,
-        target_modules=("q_proj", "v_proj"),
-        dropout=0.0,
-        use_rslora=False,
-        seed=1,
-        base_model_name="tiny",
-    )
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        adapted: Any = peft.get_peft_model(base, settings)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for _, lora_B in adapters.lora_factors(adapted).values():

@@ -1,8 +1,7 @@
-"""Training against peft with plain PyTorch, and against what must never happen."""
+"""Training in one pass against the same alone, against peft, and against what must never happen."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,243 +9,401 @@ from typing import Any
 import peft
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from rankwise import adapters, models, training
-from rankwise.config import LearningRateConfig, TrainConfig
-from rankwise.errors import DataError, DivergedError
-from rankwise.records import PlannedRun
+from rankwise import models, training
+from rankwise.config import TrainConfig
+from rankwise.errors import DataError, DivergedError, RecordError
 from rankwise.tasks import TrainingRow
+from rankwise.trainees import AdapterTrainee
+from tests.passes import CPU, ROWS, TARGETS, Heard, Setting, config
 
-CPU = torch.device("cpu")
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
-ROWS = [
-    TrainingRow(f"Question: {a} and {b}?{' Say it.' * (a % 3)}\nAnswer:", f" {a + b}<|im_end|>")
-    for a in range(5)
-    for b in range(4)
-]
-
-
-def config(**options: Any) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "task": "sums",
-        "epochs": 2,
-        "batch_size": 2,
-        "gradient_accumulation_steps": 4,
-        "learning_rate": LearningRateConfig(lora=1e-2, full=1e-3),
-    }
-    return TrainConfig(**(settings | options))
-
-
-def planned(method: str, num_steps: int, **options: Any) -> PlannedRun:
-    is_lora = method == "lora"
-    settings: dict[str, Any] = {
-        "name": "run",
-        "fingerprint": "f",
-        "method": method,
-        "train_task": "sums",
-        "rank": 4 if is_lora else None,
-        "alpha": 8.0 if is_lora else None,
-        "alpha_labels": ("2r",) if is_lora else (),
-        "scaling": 2.0 if is_lora else None,
-        "learning_rate": 1e-2 if is_lora else 1e-3,
-        "rate_labels": ("1e-2" if is_lora else "1e-3",),
-        "epochs": 2,
-        "target_modules": TARGETS if is_lora else (),
-        "seed": 0,
-        "num_steps": num_steps,
-        "num_examples": len(ROWS),
-        "num_tokens": 0,
-        "num_trainable_parameters": 0,
-        "trainable_share": 0.0,
-        "estimated_memory_bytes": 0,
-    }
-    return PlannedRun(**(settings | options))
-
-
-class Setting:
-    """A tiny base model with tokenised rows, and a way to train on them."""
-
-    def __init__(self, folder: Path, where: Path) -> None:
-        self.folder, self.where = folder, where
-        self.tokenizer: Any = models.load_tokenizer(folder)
-        self.base: Any = models.load_frozen(folder, "float32", CPU)
-
-    def lora(self, train: TrainConfig, *, name: str = "adapter", **run_options: Any) -> Any:
-        examples = training.tokenise_rows(ROWS, self.tokenizer, train, 256)
-        steps = training.num_optimizer_steps(len(examples), train, train.epochs[0])
-        lines: list[training.StepMetrics] = []
-        result = training.train_lora(
-            self.base,
-            examples,
-            planned("lora", steps, epochs=train.epochs[0], **run_options),
-            train,
-            folder=self.where / name,
-            pad_id=self.tokenizer.pad_token_id,
-            base_model_name="tiny",
-            use_rslora=run_options.pop("use_rslora", False),
-            precision="float32",
-            on_step=lines.append,
-        )
-        return result, lines
+EPOCHS_FOR_20_STEPS = 7  # 20 rows are 3 steps of 8
 
 
 @pytest.fixture
-def setting(tiny_model_folder: Path, tmp_path: Path) -> Setting:
-    return Setting(tiny_model_folder, tmp_path)
+def setting(tiny_model_folder: Path) -> Setting:
+    return Setting(tiny_model_folder)
 
 
-def peer_losses(setting: Setting, train: TrainConfig, num_steps: int) -> tuple[list[float], Any]:
-    """The same training written plainly: peft, one row at a time, PyTorch's AdamW, by hand."""
-    base: Any = models.load_frozen(setting.folder, "float32", CPU)
-    torch.manual_seed(0)
-    model: Any = peft.get_peft_model(
-        base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS), bias="none")
+def relative_difference(one: AdapterTrainee, other: AdapterTrainee) -> float:
+    """The largest relative Frobenius norm of a difference, over all matrices."""
+    pairs = zip(one.adapter.factors.values(), other.adapter.factors.values(), strict=True)
+    return max(
+        float((a - b).norm() / b.norm())
+        for ours, theirs in pairs
+        for a, b in zip(ours, theirs, strict=True)
     )
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.0)
-    examples = training.tokenise_rows(ROWS, setting.tokenizer, train, 256)
-    order_generator = torch.Generator().manual_seed(0)
-    warmup = math.ceil(0.1 * num_steps)
-    losses: list[float] = []
-    for _ in range(train.epochs[0]):
-        order = torch.randperm(len(examples), generator=order_generator).tolist()
-        for start in range(0, len(order), 8):
-            step = len(losses)
-            factor = step / warmup if step < warmup else (num_steps - step) / (num_steps - warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-2 * factor
-            batch = [examples[i] for i in order[start : start + 8]]
-            count = sum(e.num_loss_tokens for e in batch)
-            total = 0.0
-            for example in batch:
-                tokens = torch.tensor([example.tokens])
-                logits = model(tokens).logits[0]
-                n = example.num_loss_tokens
-                loss = cross_entropy(logits[-n - 1 : -1], tokens[0, -n:], reduction="sum") / count
-                loss.backward()
-                total += loss.item()
-            torch.nn.utils.clip_grad_norm_(weights, train.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(total)
-    return losses, model
+
+
+MIXED: list[dict[str, Any]] = [
+    {"rank": 2, "name": "two"},
+    {"rank": 8, "name": "eight", "scaling": 0.5, "learning_rate": 3e-3},
+    {"rank": 32, "name": "other seed", "seed": 7},
+    {"rank": 4, "name": "other data", "rows": ROWS[3:17], "seed": 3},
+    {"rank": 3, "name": "fewer epochs", "epochs": 2},
+    {"rank": 5, "name": "two layers", "targets": ("q_proj", "v_proj")},
+]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_many_together_equal_each_alone(setting: Setting, dropout: float) -> None:
+    train = config(epochs=EPOCHS_FOR_20_STEPS, dropout=dropout, weight_decay=0.01)
+    together = [setting.trainee(train, **options) for options in MIXED]
+    heard = setting.train(*together)
+    for trainee, options in zip(together, MIXED, strict=True):
+        alone = setting.trainee(train, **options)
+        name = alone.run.name
+        assert setting.train(alone).losses[name] == pytest.approx(heard.losses[name], rel=1e-5)
+        assert relative_difference(trainee, alone) < 1e-5
+    assert len(heard.losses["two"]) == 21
+    assert len(heard.losses["fewer epochs"]) == 6
+    assert heard.losses["two"][-1] < heard.losses["two"][0] - 0.5
+
+
+def test_dropout_changes_the_losses_and_its_masks_are_no_matter_of_the_micro_batch(
+    setting: Setting,
+) -> None:
+    plain = setting.train(setting.trainee(config(), rank=8)).losses["run-8"]
+    train = config(dropout=0.1)
+    wide = setting.train(setting.trainee(train, rank=8), max_tokens=4096).losses["run-8"]
+    narrow = setting.train(setting.trainee(train, rank=8), max_tokens=1).losses["run-8"]
+    other = setting.train(setting.trainee(train, rank=8, seed=1)).losses["run-8"]
+    assert wide == pytest.approx(narrow, rel=1e-5)
+    assert wide[1:] != pytest.approx(plain[1:], rel=1e-4)
+    assert wide != pytest.approx(other, rel=1e-4)
+
+
+def peer_model(setting: Setting, trainee: AdapterTrainee, train: TrainConfig) -> Any:
+    """PEFT on a base of its own, from the same initial weights."""
+    base: Any = models.load_frozen(setting.folder, "float32", CPU)
+    rank = trainee.adapter.rank
+    settings = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=list(TARGETS),
+        lora_dropout=train.dropout,
+        task_type="CAUSAL_LM",
+    )
+    model: Any = peft.get_peft_model(base, settings)
+    with torch.no_grad():
+        for name, (lora_A, lora_B) in trainee.adapter.factors.items():
+            layer = model.get_submodule(f"base_model.model.{name}")
+            layer.lora_A["default"].weight.copy_(lora_A)
+            layer.lora_B["default"].weight.copy_(lora_B)
+    return model
+
+
+def peft_difference(trainee: AdapterTrainee, model: Any) -> float:
+    """The largest relative Frobenius norm of a difference to PEFT's weights."""
+    worst = 0.0
+    for name, factors in trainee.adapter.factors.items():
+        layer = model.get_submodule(f"base_model.model.{name}")
+        for mine, peer in zip(
+            factors, (layer.lora_A["default"].weight, layer.lora_B["default"].weight), strict=True
+        ):
+            worst = max(worst, float((mine - peer.detach()).norm() / peer.detach().norm()))
+    return worst
 
 
 def test_equals_peft_with_a_plain_loop(setting: Setting) -> None:
-    train = config()
-    result, lines = setting.lora(train)
-    losses, model = peer_losses(setting, train, result.num_steps)
-    assert [line.loss_nats for line in lines] == pytest.approx(losses, rel=1e-4)
+    train = config(epochs=EPOCHS_FOR_20_STEPS)
+    trainee = setting.trainee(train)
+    model = peer_model(setting, trainee, train)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.0)
+    num_steps = len(trainee.batches)
+    warmup = math.ceil(0.1 * num_steps)
+    losses: list[float] = []
+    for step, batch in enumerate(trainee.batches):
+        factor = step / warmup if step < warmup else (num_steps - step) / (num_steps - warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * factor
+        count = sum(e.num_loss_tokens for e in batch)
+        total = 0.0
+        for example in batch:
+            tokens = torch.tensor([example.tokens])
+            logits = model(tokens).logits[0]
+            n = example.num_loss_tokens
+            loss = cross_entropy(logits[-n - 1 : -1], tokens[0, -n:], reduction="sum") / count
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(weights, train.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    ours = setting.train(trainee).losses["run-4"]
+    assert ours == pytest.approx(losses, rel=1e-4)
     assert losses[-1] < losses[0] - 0.5
-    ours = adapters.lora_factors(adapters.load_adapter(setting.base, setting.where / "adapter"))
-    theirs = adapters.lora_factors(model)
-    for name, factors in ours.items():
-        for mine, peer in zip(factors, theirs[name], strict=True):
-            assert float((mine - peer).norm() / peer.norm()) < 1e-3
+    assert peft_difference(trainee, model) < 1e-3
 
 
-def test_micro_batches_do_not_change_the_step(setting: Setting) -> None:
-    _, small = setting.lora(config(batch_size=1, gradient_accumulation_steps=8), name="small")
-    _, large = setting.lora(config(batch_size=8, gradient_accumulation_steps=1), name="large")
-    assert [s.loss_nats for s in small] == pytest.approx([s.loss_nats for s in large], rel=1e-4)
+def test_equals_transformers_trainer(setting: Setting, tmp_path: Path) -> None:
+    """Padded batches of 2, four of them a step: the loss is a mean over the step's loss tokens."""
+    train = config(epochs=EPOCHS_FOR_20_STEPS)
+    trainee = setting.trainee(train)
+    model = peer_model(setting, trainee, train)
+    rows = [
+        {
+            "input_ids": list(example.tokens),
+            "attention_mask": [1] * len(example.tokens),
+            "labels": [-100] * (len(example.tokens) - example.num_loss_tokens)
+            + list(example.tokens[-example.num_loss_tokens :]),
+        }
+        for batch in trainee.batches
+        for example in batch
+    ]
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(rows)  # pyright: ignore
+
+    # an epoch of the trainee ends in a step of 4 rows: the peer gets the same steps, one by one
+    losses: list[float] = []
+    settings = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        num_train_epochs=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    whole = [batch for batch in trainee.batches if len(batch) == 8]
+    trainee.batches = whole
+    trainee._rate_factor = training_rate(len(whole))  # pyright: ignore
+    rows = [
+        row
+        for row, size in zip(
+            rows, [len(b) for b in setting.trainee(train).batches for _ in b], strict=True
+        )
+        if size == 8
+    ]
+    peer = InOrder(
+        model,
+        args=settings,
+        train_dataset=rows,  # pyright: ignore
+        data_collator=DataCollatorForSeq2Seq(setting.tokenizer, padding=True),
+    )
+    peer.train()
+    losses = [line["loss"] for line in peer.state.log_history if "loss" in line]
+    ours = setting.train(trainee).losses["run-4"]
+    assert len(losses) == 14
+    assert ours == pytest.approx(losses, rel=1e-3)
+    assert peft_difference(trainee, model) < 1e-3
+
+
+def training_rate(num_steps: int) -> Any:
+    """Two steps of warm-up, then linear to zero."""
+    return lambda step: step / 2 if step < 2 else (num_steps - step) / (num_steps - 2)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("gate_proj", "up_proj", "down_proj")])
+def test_gradients_are_those_of_the_dense_formulation(
+    setting: Setting, targets: tuple[str, ...]
+) -> None:
+    """Autograd through W + scaling * B @ A, of the same loss; B drawn so that A has a gradient."""
+    train = config()
+    trainee = setting.trainee(train, targets=targets)
+    generator = torch.Generator().manual_seed(1)
+    for factors in trainee.adapter.factors.values():
+        factors.lora_B.copy_(torch.randn(factors.lora_B.shape, generator=generator) * 0.3)
+    trainee.adapter.refresh()
+    leaves = {
+        name: tuple(matrix.clone().requires_grad_() for matrix in factors)
+        for name, factors in trainee.adapter.factors.items()
+    }
+    dense = {
+        f"{name}.weight": setting.base.get_submodule(name).weight + 2.0 * lora_B @ lora_A
+        for name, (lora_A, lora_B) in leaves.items()
+    }
+    loss = torch.zeros(())
+    count = trainee.num_loss_tokens
+    for example in trainee.batch:
+        tokens = torch.tensor([example.tokens])
+        logits = torch.func.functional_call(setting.base, dense, (tokens,)).logits[0]
+        n = example.num_loss_tokens
+        loss = loss + cross_entropy(logits[-n - 1 : -1], tokens[0, -n:], reduction="sum") / count
+    loss.backward()
+    gathered: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def take_step(value: float, _: int) -> Any:
+        for name, (grad_A, grad_B) in trainee.adapter.gradients.items():
+            gathered[name] = (grad_A.clone(), grad_B.clone())
+        assert value == pytest.approx(float(loss.detach()), rel=1e-5)
+        raise KeyboardInterrupt
+
+    trainee.take_step = take_step  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(KeyboardInterrupt):
+        setting.train(trainee)
+    for name, pair in leaves.items():
+        for leaf, found in zip(pair, gathered[name], strict=True):
+            assert leaf.grad is not None
+            assert float(leaf.grad.norm()) > 1e-4
+            assert float((found - leaf.grad).norm() / leaf.grad.norm()) < 1e-4
 
 
 def test_base_is_bit_identical_afterwards(setting: Setting) -> None:
     before = {name: p.clone() for name, p in setting.base.state_dict().items()}
-    setting.lora(config())
+    modules = [type(module) for module in setting.base.modules()]
+    setting.train(setting.trainee(config()))
     after = setting.base.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [type(module) for module in setting.base.modules()] == modules
 
 
-def test_saved_adapter_gives_peft_the_same_logits(setting: Setting) -> None:
-    setting.lora(config())
-    tokens = torch.tensor([setting.tokenizer.encode("Question: 3 and 2?\nAnswer:")])
-    plain: Any = models.load_frozen(setting.folder, "float32", CPU)
-    with torch.no_grad():
-        untouched = plain(tokens).logits
-        theirs = peft.PeftModel.from_pretrained(plain, str(setting.where / "adapter"))(
-            tokens
-        ).logits
-        ours = adapters.load_adapter(setting.base, setting.where / "adapter")(tokens).logits
-    assert torch.equal(ours, theirs)
-    assert float((ours - untouched).abs().max()) > 1e-2
-    names = {path.name for path in (setting.where / "adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
-    saved = json.loads((setting.where / "adapter" / "adapter_config.json").read_text())
-    assert (saved["r"], saved["lora_alpha"], saved["base_model_name_or_path"]) == (4, 8, "tiny")
-
-
-def test_seed_decides_everything_and_leaves_the_caller_alone(setting: Setting) -> None:
-    train = config(dropout=0.1)
+def test_the_caller_s_randomness_is_left_alone(setting: Setting) -> None:
     torch.manual_seed(123)
-    _, first = setting.lora(train, name="a")
-    after_first = torch.rand(1)
-    torch.manual_seed(456)
-    torch.rand(7)
-    _, second = setting.lora(train, name="b")
-    _, other = setting.lora(train, name="c", seed=1)
-    assert first == second
-    assert [line.loss_nats for line in first] != [line.loss_nats for line in other]
+    expected = torch.rand(1)
     torch.manual_seed(123)
-    assert torch.equal(after_first, torch.rand(1))
+    setting.train(setting.trainee(config(dropout=0.1)))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_initial_weights_are_drawn_as_peft_draws_them(setting: Setting) -> None:
+    trainee = setting.trainee(config(), rank=32)
+    model: Any = peft.get_peft_model(
+        models.load_frozen(setting.folder, "float32", CPU),  # pyright: ignore
+        peft.LoraConfig(r=32, target_modules=list(TARGETS)),
+    )
+    for name, (lora_A, lora_B) in trainee.adapter.factors.items():
+        peer = model.get_submodule(f"base_model.model.{name}").lora_A["default"].weight
+        assert float(lora_A.abs().max()) == pytest.approx(float(peer.abs().max()), rel=0.02)
+        assert float(lora_A.std()) == pytest.approx(float(peer.std()), rel=0.1)
+        assert not bool(lora_B.any())
 
 
 def test_a_rate_that_moves_nothing_is_a_zero_update(setting: Setting) -> None:
-    result, _ = setting.lora(config(), learning_rate=1e-45)
-    assert result.update_is_zero
-    result, _ = setting.lora(config(), name="moved")
-    assert not result.update_is_zero
+    still = setting.trainee(config(), learning_rate=1e-45)
+    moved = setting.trainee(config(), name="moved")
+    setting.train(still, moved)
+    assert still.adapter.is_zero_update
+    assert not moved.adapter.is_zero_update
 
 
-def test_full_fine_tuning_moves_weights_and_saves_a_checkpoint(
-    setting: Setting, tmp_path: Path
-) -> None:
-    train = config()
-    examples = training.tokenise_rows(ROWS, setting.tokenizer, train, 256)
-    lines: list[training.StepMetrics] = []
-    model: Any = models.load_frozen(setting.folder, "float32", CPU)
-    result = training.train_full(
-        model,
-        setting.tokenizer,
-        examples,
-        planned("full", 6),
-        train,
-        folder=tmp_path / "checkpoint",
-        pad_id=setting.tokenizer.pad_token_id,
-        precision="float32",
-        on_step=lines.append,
+def test_one_that_diverges_stops_alone(setting: Setting) -> None:
+    poisoned = setting.trainee(config(), name="poisoned")
+    healthy = setting.trainee(config(), name="healthy", rank=8)
+    next(iter(poisoned.adapter.factors.values())).lora_A.fill_(float("nan"))
+    poisoned.adapter.refresh()
+    heard = setting.train(poisoned, healthy)
+    alone = setting.trainee(config(), name="healthy", rank=8)
+    assert heard.errors == {"poisoned": "the loss was nan at step 1"}
+    assert list(heard.results) == ["healthy"]
+    assert heard.losses["healthy"] == pytest.approx(
+        setting.train(alone).losses["healthy"], rel=1e-5
     )
-    assert lines[-1].loss_nats < lines[0].loss_nats
-    assert not result.update_is_zero
-    again: Any = models.load_frozen(tmp_path / "checkpoint", "float32", CPU)
-    tokens = torch.tensor([setting.tokenizer.encode("Question: 3 and 2?")])
-    with torch.no_grad():
-        assert torch.equal(again(tokens).logits, model(tokens).logits)
-        assert not torch.equal(again(tokens).logits, setting.base(tokens).logits)
-    assert result.weights_bytes == (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
 
 
-def test_divergence_is_said_with_the_step_and_saves_nothing(setting: Setting) -> None:
-    setting.base.model.norm.weight.data.fill_(float("inf"))
-    with pytest.raises(DivergedError, match="step 1"):
-        setting.lora(config())
-    assert not (setting.where / "adapter").exists()
-    assert not adapters.lora_factors(setting.base)
+def test_a_loss_far_above_a_uniform_guess_has_exploded(setting: Setting) -> None:
+    trainee = setting.trainee(config())
+    trainee.take_step(1.0, vocab_size=400)
+    trainee.take_step(2 * math.log(400) - 0.1, vocab_size=400)
+    with pytest.raises(DivergedError, match=r"at step 3, above 11\.98: 2 times the first loss"):
+        trainee.take_step(2 * math.log(400) + 0.1, vocab_size=400)
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_out_of_memory_shrinks_the_micro_batches_and_changes_nothing(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    undisturbed = setting.trainee(config(), rank=8)
+    expected = setting.train(undisturbed, max_tokens=200).losses["run-8"]
+    calls = 0
+    real = training.backward_completion_loss
+
+    def failing(*args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        losses = real(*args)
+        if calls == at:  # after the gradients of this micro-batch were gathered
+            raise torch.OutOfMemoryError("injected")
+        return losses
+
+    monkeypatch.setattr(training, "backward_completion_loss", failing)
+    trainee = setting.trainee(config(), rank=8)
+    heard = setting.train(trainee, max_tokens=200)
+    assert heard.budgets == [100]
+    assert heard.losses["run-8"] == pytest.approx(expected, rel=1e-5)
+    assert relative_difference(trainee, undisturbed) < 1e-4
+
+
+def test_an_example_that_does_not_fit_alone_is_an_error(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(training, "backward_completion_loss", failing)
+    heard = Heard()
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        setting.train(setting.trainee(config()), heard=heard, max_tokens=200)
+    assert heard.budgets[0] == 100
+    assert heard.budgets == sorted(heard.budgets, reverse=True)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_saved_state_goes_on_with_the_same_losses(
+    setting: Setting, tmp_path: Path, dropout: float
+) -> None:
+    train = config(dropout=dropout)
+    undisturbed = setting.trainee(train)
+    expected = setting.train(undisturbed).losses["run-4"]
+    interrupted = setting.trainee(train)
+    with pytest.raises(KeyboardInterrupt):
+        setting.train(interrupted, heard=Heard(stop_at=3))
+    interrupted.save_state(tmp_path / "state.pt")
+    resumed = setting.trainee(train)
+    resumed.load_state(tmp_path / "state.pt")
+    assert [line.loss_nats for line in resumed.metrics] == expected[:3]
+    assert setting.train(resumed).losses["run-4"] == expected[3:]
+    assert relative_difference(resumed, undisturbed) == 0.0
+    with pytest.raises(RecordError, match="belongs to the run f"):
+        setting.trainee(train, fingerprint="another").load_state(tmp_path / "state.pt")
+    (tmp_path / "state.pt").write_bytes(b"torn")
+    with pytest.raises(RecordError, match="Delete it"):
+        setting.trainee(train).load_state(tmp_path / "state.pt")
+
+
+def test_gradient_checkpointing_changes_nothing(setting: Setting) -> None:
+    train = config(dropout=0.1)
+    kept, again = setting.trainee(train), setting.trainee(train)
+    expected = setting.train(kept).losses["run-4"]
+    found = setting.train(again, gradient_checkpointing=True).losses["run-4"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert relative_difference(again, kept) < 1e-5
+    assert not any(module.training for module in setting.base.modules())
+
+
+def test_bfloat16_is_close_to_float32(setting: Setting) -> None:
+    expected = setting.train(setting.trainee(config())).losses["run-4"]
+    setting.base = models.load_frozen(setting.folder, "bfloat16", CPU)
+    trainee = setting.trainee(config(), dtype=torch.bfloat16)
+    found = setting.train(trainee, precision="bfloat16").losses["run-4"]
+    assert found == pytest.approx(expected, rel=2e-2)
+    assert trainee.adapter.weights.dtype == torch.float32
 
 
 def test_the_end_token_is_learned_although_it_is_the_pad_token(setting: Setting) -> None:
     assert setting.tokenizer.pad_token_id == setting.tokenizer.eos_token_id
-    examples = training.tokenise_rows(ROWS, setting.tokenizer, config(), 256)
-    for example, row in zip(examples, ROWS, strict=True):
+    for example, row in zip(setting.examples(config()), ROWS, strict=True):
         learned = example.tokens[-example.num_loss_tokens :]
         assert setting.tokenizer.decode(learned) == row.completion
         assert learned[-1] == setting.tokenizer.eos_token_id
 
 
 def test_loss_on_all_learns_the_prompt_too(setting: Setting) -> None:
-    examples = training.tokenise_rows(ROWS[:3], setting.tokenizer, config(loss_on="all"), 256)
+    examples = setting.examples(config(loss_on="all"), ROWS[:3])
     assert all(e.num_loss_tokens == len(e.tokens) - 1 for e in examples)
 
 
@@ -254,12 +411,12 @@ def test_long_prompts_lose_their_left_end_and_long_completions_are_refused(
     setting: Setting,
 ) -> None:
     row = TrainingRow("Question: " + "very " * 200 + "long?\nAnswer:", " 7<|im_end|>")
-    (example,) = training.tokenise_rows([row], setting.tokenizer, config(max_length=32), 256)
+    (example,) = setting.examples(config(max_length=32), [row])
     assert len(example.tokens) == 32
     assert example.is_truncated
     assert setting.tokenizer.decode(example.tokens).endswith("long?\nAnswer: 7<|im_end|>")
     with pytest.raises(DataError, match=r"row 0.*an example may have 2"):
-        training.tokenise_rows([row], setting.tokenizer, config(max_length=2), 256)
+        setting.examples(config(max_length=2), [row])
 
 
 def test_steps_count_the_last_partial_batch() -> None:
@@ -270,7 +427,8 @@ def test_steps_count_the_last_partial_batch() -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_schedules_warm_up(setting: Setting, schedule: str) -> None:
-    _, lines = setting.lora(config(schedule=schedule, warmup_ratio=0.5))
+    train = config(schedule=schedule, warmup_ratio=0.5)
+    lines = setting.train(setting.trainee(train)).lines["run-4"]
     rates = [line.learning_rate for line in lines]
     assert rates[:3] == pytest.approx([0.0, 1e-2 / 3, 2e-2 / 3])
     assert rates[3] == pytest.approx(1e-2)
