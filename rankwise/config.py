@@ -119,7 +119,8 @@ class TrainConfig(Section):
     how they are cut into micro-batches (``max_micro_batch_tokens``) and whether activations are
     computed again (``gradient_checkpointing``) is decided by the memory at hand where it is null.
     Every ``save_steps`` steps all that a training needs to go on is saved; null: never.
-    ``base_precision`` quantises the frozen base, for training and for scoring.
+    ``compile`` runs the layers through torch.compile. ``base_precision`` quantises the frozen
+    base, for training and for scoring.
     """
 
     task: Names = ()
@@ -142,6 +143,7 @@ class TrainConfig(Section):
     base_precision: BasePrecision = "auto"
     max_micro_batch_tokens: Count | None = None
     gradient_checkpointing: bool | None = None
+    compile: bool = False
     save_steps: Count | None = 100
     loss_on: Literal["completion", "all"] = "completion"
     chat_template: bool = False

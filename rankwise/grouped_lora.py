@@ -152,15 +152,16 @@ class _AdaptedLayer(nn.Module):
         self.base_layer, self.name, self.bank = base_layer, name, bank
         self.train(base_layer.training)
 
-    def forward(
+    @torch.compiler.disable
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "*batch in_features"]
     ) -> Float[Tensor, "*batch out_features"]:
         pieces = [piece for piece in self.bank.pieces if self.name in piece.adapter.copies]
         if not pieces:
             return self.base_layer(x)
         weight, bias = _plain_weight(self.base_layer)
-        # of a layer that is more than a matrix, autograd knows the way back
-        y = self.base_layer(x) if weight is None else None
+        # autograd knows the way back through other layers; what they return may be a view
+        y = self.base_layer(x).clone() if weight is None else None
         adapted_y: Any = _AdaptedLinear.apply(
             x, y, weight, bias, self.bank.anchor, self.name, pieces
         )

@@ -187,6 +187,7 @@ def _attention_of(decoder: Any, name: str) -> Generator[None]:
             config._attn_implementation = earlier
 
 
+@torch.compiler.disable
 def attend_packed(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens width"],

@@ -155,6 +155,7 @@ def _run_pass(
         max_tokens=planned.max_tokens,
         precision=plan.record.precision,
         gradient_checkpointing=planned.gradient_checkpointing,
+        compile_layers=plan.record.config.train.compile,
         observer=writer,
     )
 

@@ -34,6 +34,7 @@ _NOT_IN_FINGERPRINT = {
     "base_precision",
     "max_micro_batch_tokens",
     "gradient_checkpointing",
+    "compile",
     "save_steps",
 }
 _IDENTITY = {

@@ -50,6 +50,21 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
     return table
 
 
+def pass_lines(study: StudyRecord) -> list[str]:
+    """What is trained together, and the memory that it takes."""
+    lines: list[str] = []
+    for number, planned in enumerate(study.passes, start=1):
+        runs = planned.runs
+        parts = [
+            f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs),
+            f"micro-batches of up to {planned.max_tokens} tokens",
+            *(["gradient checkpointing"] if planned.gradient_checkpointing else []),
+            f"~{memory(planned.estimated_memory_bytes)}",
+        ]
+        lines.append(f"pass {number}: {', '.join(parts)}")
+    return lines
+
+
 def _scored(model: str, tasks: Sequence[str], done: Done) -> str:
     return f"{sum((model, task) in done for task in tasks)}/{len(tasks)}"
 

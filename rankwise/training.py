@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.completion_loss import CompletionHead, backward_completion_loss
 from rankwise.config import TrainConfig
@@ -113,6 +114,7 @@ def train_pass(
     max_tokens: int,
     precision: ResolvedPrecision,
     gradient_checkpointing: bool,
+    compile_layers: bool,
     observer: PassObserver,
 ) -> None:
     """Take every step of every trainee that is left.
@@ -125,6 +127,7 @@ def train_pass(
             taken again; only a single example that does not fit ends the pass.
         precision: in which a model with float32 weights of its own is multiplied.
         gradient_checkpointing: compute a layer's activations again instead of keeping them.
+        compile_layers: run what is between adapters and attention through torch.compile.
         observer: is told of every step.
 
     Raises:
@@ -132,7 +135,11 @@ def train_pass(
         torch.OutOfMemoryError: a single example does not fit (MemoryError, RuntimeError on a CPU).
     """
     check_packable(model)
-    with packed_attention(model), _checkpointing(model, gradient_checkpointing):
+    with (
+        packed_attention(model),
+        _checkpointing(model, gradient_checkpointing),
+        _compiled(model, compile_layers),
+    ):
         _Pass(model, trainees, bank, max_tokens, precision, observer).run()
 
 
@@ -272,6 +279,28 @@ def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]
 
 
 @contextlib.contextmanager
+def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
+    """Compiles every decoder layer around its adapters and its attention, which are not compiled.
+
+    All layers share their code, and each is compiled for itself.
+    """
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not enabled:
+        yield
+        return
+    with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
+        recompile_limit=8 * max(8, len(layers))
+    ):
+        try:
+            for layer in layers:
+                layer.compile(dynamic=True)
+            yield
+        finally:
+            for layer in layers:
+                layer._compiled_call_impl = None
+
+
+@contextlib.contextmanager
 def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
     """Gradient checkpointing of every decoder layer, the rest of the model as it is.
 
@@ -282,7 +311,7 @@ def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
         yield
         return
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     before = [layer.training for layer in layers]
     try:
         for layer in layers:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +385,35 @@ def test_gradient_checkpointing_changes_nothing(setting: Setting) -> None:
     assert found == pytest.approx(expected, rel=1e-6)
     assert relative_difference(again, kept) < 1e-5
     assert not any(module.training for module in setting.base.modules())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_change_nothing(setting: Setting) -> None:
+    plain, compiled = setting.trainee(config()), setting.trainee(config())
+    expected = setting.train(plain).losses["run-4"]
+    found = setting.train(compiled, compile_layers=True).losses["run-4"]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert relative_difference(compiled, plain) < 1e-3
+    assert all(module._compiled_call_impl is None for module in setting.base.modules())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+@pytest.mark.parametrize("base_precision", ["4bit", "8bit"])
+def test_a_quantised_base_is_learned_on(setting: Setting, base_precision: Any) -> None:
+    setting.base = models.load_frozen(setting.folder, "float32", CPU, base_precision)
+    before = {name: p.clone() for name, p in setting.base.named_parameters()}
+    train = config(epochs=4)
+    alone, trainee = setting.trainee(train), setting.trainee(train)
+    losses = setting.train(trainee, setting.trainee(train, rank=16, seed=1)).losses
+    assert losses["run-4"][-1] < losses["run-4"][0] - 0.3
+    assert losses["run-16"][-1] < losses["run-16"][0] - 0.3
+    tolerance = 1e-4 if base_precision == "4bit" else 0.1  # 8 bits round by what is in the batch
+    assert setting.train(alone).losses["run-4"] == pytest.approx(losses["run-4"], rel=tolerance)
+    after = dict(setting.base.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_bfloat16_is_close_to_float32(setting: Setting) -> None:

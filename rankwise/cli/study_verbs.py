@@ -77,21 +77,26 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
     """List the runs with steps, tokens, parameters and memory; load no weights, train nothing."""
     planned, folder = _plan(study, study_dir)
     from rankwise.study import is_finished, stages
-    from rankwise.terminal import plan_table
+    from rankwise.terminal import pass_lines, plan_table
 
     done = {
-        (stage.model, stage.task.name if stage.task else None)
+        (stage.model, stage.task.name)
         for stage in stages(planned)
-        if stage.kind != "divergence" and is_finished(planned, folder, stage)
+        if stage.task is not None and is_finished(planned, folder, stage)
     }
+    done |= {(run.name, None) for run in planned.record.runs if folder.finished_run(run)}
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
             for run in planned.record.runs
         ]
-        print(json.dumps({"runs": runs, "warnings": planned.record.warnings}, indent=2))
+        passes = [each.model_dump(mode="json") for each in planned.record.passes]
+        content = {"runs": runs, "passes": passes, "warnings": planned.record.warnings}
+        print(json.dumps(content, indent=2))
         return OK
     stdout.print(plan_table(planned.record, done))
+    for line in pass_lines(planned.record):
+        stdout.print(line, markup=False, highlight=False)
     return OK
 
 
