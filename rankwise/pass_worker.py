@@ -42,6 +42,8 @@ def train(
         stage: a training.
     """
     left = [run for run in stage.trained if folder.finished_run(run) is None]
+    finished = [run for run in stage.trained if run not in left]
+    observer.advanced(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
     if stage.planned_pass is None:
         for run in left:
             _import(plan, folder, run)

@@ -7,8 +7,7 @@ import itertools
 from collections.abc import Generator
 from typing import NamedTuple
 
-import torch
-
+from rankwise.devices import is_out_of_memory
 from rankwise.errors import OutOfMemoryError
 from rankwise.findings import StudyFindings, study_findings
 from rankwise.planning import StudyPlan
@@ -78,10 +77,13 @@ def run_study(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> Study
 def _enough_memory(stage: Stage) -> Generator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         what = stage.kind if stage.task is None else f"scoring {stage.name}"
         raise OutOfMemoryError(
             f"{stage.model}: {what} does not fit into memory ({str(error).splitlines()[0]}). "
-            "Lower train.batch_size or train.max_length, evaluation.max_batch_tokens, or leave "
-            "full fine-tuning out with methods.full=null; then run again: what is finished is kept."
+            "Lower train.max_length or evaluation.max_batch_tokens, choose "
+            "train.base_precision=4bit or methods.full.weights=bfloat16, or leave full fine-tuning "
+            "out with methods.full=null; then run again: what is finished is kept."
         ) from error

@@ -545,10 +545,7 @@ def test_exported_samples_compare_as_the_study_does(exported: Exported, task: st
         name: getattr(row, name) for name in same
     }
     assert row.mcnemar_p_value in (None, verdict.p_value)
-    if task in (
-        "colours",
-        "small_prose",
-    ):  # the tiny model answers the others wrong, whatever is done
+    if task == "small_prose":  # the tiny model answers as many of the others right as before
         assert verdict.difference != 0.0
 
 

@@ -92,12 +92,17 @@ def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path
 def test_more_seeds_and_ranks_train_only_those(study_file: Path, tmp_path: Path) -> None:
     config = load_config(study_file, SETTINGS)
     run(config, tmp_path / "study")
+    (record,) = (tmp_path / "study" / "runs").glob("*/run.json")
+    before = record.stat().st_mtime_ns
     more = extended(config, Extension(num_seeds=1, ranks=(4, 3)))
     assert (more.seeds, more.methods.lora and more.methods.lora.ranks) == ((0, 1), (2, 3, 4))
     outcome, stages = run(more, tmp_path / "study")
-    trained = [model for model, stage in stages if stage == "training"]
+    assert [model for model, stage in stages if stage == "training"] == ["pass 1: 6 adapters"]
+    scored = {model for model, stage in stages if stage == "colours"}
     ranks = {(run.rank, run.seed): run.name for run in outcome.results.study.runs}
-    assert set(trained) == {name for key, name in ranks.items() if key != (2, 0)}
+    assert scored == {name for key, name in ranks.items() if key != (2, 0)}
+    after = (tmp_path / "study" / "runs" / ranks[2, 0] / "run.json").stat().st_mtime_ns
+    assert after == before
     assert "base" not in dict(stages)
 
 

@@ -162,7 +162,7 @@ def test_running_out_of_memory_says_what_to_lower(
         def __getattr__(self, name: str) -> Any:
             return lambda *_: None
 
-    monkeypatch.setattr(training, "train_lora", exhausted)
+    monkeypatch.setattr(training, "train_pass", exhausted)
     plan = plan_study(load_config(study_file))
-    with pytest.raises(OutOfMemoryError, match=r"training does not fit .*train\.batch_size"):
+    with pytest.raises(OutOfMemoryError, match=r"training does not fit .*train\.max_length"):
         study.run_study(plan, StudyFolder(tmp_path / "study"), Silent())
