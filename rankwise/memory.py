@@ -19,8 +19,8 @@ from rankwise.packed_attention import PackedLayout
 from rankwise.records import Method
 from rankwise.rehearsal import Peaks, rehearsed_full, rehearsed_lora
 
-LIKELY_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of a micro-batch where nothing else is said: on a CPU, larger ones are not faster."""
+LIKELY_TOKENS = {"cpu": 1536, "cuda": 16384}
+"""Tokens of a micro-batch where nothing else is said: on a CPU, larger ones are hardly faster."""
 
 _FLOAT32_BYTES = 4
 _QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # per weight of a linear layer, with its scales

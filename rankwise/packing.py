@@ -70,8 +70,9 @@ class MicroBatch(NamedTuple):
 
     def summed_losses(self, losses: Float[Tensor, " losses"]) -> dict[int, float]:
         """The sum of each trainee's losses, in nats, added up in float64."""
+        in_float64 = losses.double().cpu()
         sums: dict[int, float] = {}
-        for span, own in zip(self.spans, losses.double().split(self.loss_counts), strict=True):
+        for span, own in zip(self.spans, in_float64.split(self.loss_counts), strict=True):
             trainee = span.placed.trainee
             sums[trainee] = sums.get(trainee, 0.0) + float(own.sum())
         return sums

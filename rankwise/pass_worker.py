@@ -203,7 +203,14 @@ class _Writer:
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
         self._folder.finish_run(
-            _record(self._plan, trainee.run, status="diverged", message=str(error))
+            _record(
+                self._plan,
+                trainee.run,
+                status="diverged",
+                message=str(error),
+                num_steps=trainee.step,
+                train_seconds=trainee.seconds,
+            )
         )
 
     def shrunk(self, max_tokens: int) -> None:

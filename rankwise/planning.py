@@ -152,6 +152,7 @@ class _Planner:
     def plan(self) -> StudyPlan | None:
         self._check_chat_template()
         self._check_packable()
+        self._warn_of_quantised_base()
         layers = self._target_layers()
         tasks = self._tasks()
         examples = {source: tuple(self._examples(rows)) for source, rows in tasks.rows.items()}
@@ -261,6 +262,14 @@ class _Planner:
                 "choose train.base_precision=4bit"
             )
         return passes
+
+    def _warn_of_quantised_base(self) -> None:
+        train, full = self.config.train, self.config.methods.full
+        if train.base_precision != "auto" and full is not None:
+            self.warnings.append(
+                f"train.base_precision: the base and its adapters are trained and scored in "
+                f"{train.base_precision}, full fine-tuning is not: part of its difference is theirs"
+            )
 
     def _check_packable(self) -> None:
         """Training packs sequences; of a model that would mix them, nothing can be trained."""

@@ -156,7 +156,11 @@ class StudyRecord(Record):
 
 
 class RunRecord(Record):
-    """``run.json``: one finished training; written after the weights."""
+    """``run.json``: one finished training; written after the weights.
+
+    ``train_seconds`` is its share, by tokens, of the pass it was trained in; ``peak_memory_bytes``
+    is that of the pass until it was done.
+    """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     status: Literal["trained", "diverged"]
