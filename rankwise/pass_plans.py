@@ -53,8 +53,8 @@ def planned_passes(
     A pass has the largest micro-batch that fits, up to 1536 tokens on a CPU, where larger ones
     were measured to be hardly faster, and 16384 on CUDA. It recomputes activations only where it
     would not fit otherwise, even with one longest example at a time; before it does, adapters are
-    spread over more passes. What ``train`` says of both is kept to. A run that fits in no way is planned
-    all the same, as small as it can be: ``oversized`` finds it.
+    spread over more passes. What ``train`` says of both is kept to. A run that fits in no way is
+    planned all the same, as small as it can be: ``oversized`` finds it.
 
     Args:
         runs: of the study; imported ones are left out.
