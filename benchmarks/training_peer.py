@@ -161,9 +161,7 @@ def planned(rank: int, num_examples: int) -> PlannedRun:
 
 def target_shapes(model: Any) -> dict[str, models.LinearShape]:
     """The adapted layers."""
-    shapes = models.adaptable_shapes(model)
-    matching = models.matching_modules(shapes, TARGETS)
-    return {name: shapes[name] for names in matching.values() for name in names}
+    return models.target_shapes(models.adaptable_shapes(model), TARGETS)
 
 
 def new_adapter(model: Any, rank: int, device: torch.device, dtype: torch.dtype) -> Adapter:

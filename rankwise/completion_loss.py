@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from rankwise.errors import ModelError
 from rankwise.packed_attention import PackedLayout
 
-# Logits of one chunk; on a CPU they should stay in the cache.
-_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-# Logits that are turned into float32 at once.
-_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Of the logits of one chunk, by kind of device; on a CPU they should stay in the cache."""
+
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Of the logits that are turned into float32 at once."""
 
 
 class CompletionHead:
@@ -90,7 +91,7 @@ def backward_completion_loss(
     states = hidden.detach()[0]
     grad_hidden = torch.zeros_like(states)
     losses = torch.empty(len(loss_rows), device=states.device)
-    chunk = max(1, _CHUNK_BYTES[states.device.type] // (head.vocab_size * states.element_size()))
+    chunk = max(1, CHUNK_BYTES[states.device.type] // (head.vocab_size * states.element_size()))
     for start in range(0, len(loss_rows), chunk):
         own = slice(start, start + chunk)
         leaf = states[loss_rows[own]].requires_grad_()
@@ -110,7 +111,7 @@ def _losses_and_gradient(
 ) -> Float[Tensor, " rows"]:
     """Cross-entropies; ``logits`` become the gradient of their weighted sum, block by block."""
     losses = torch.empty(len(targets), device=logits.device)
-    block = max(1, _BLOCK_BYTES[logits.device.type] // (4 * logits.shape[-1]))
+    block = max(1, BLOCK_BYTES[logits.device.type] // (4 * logits.shape[-1]))
     for start in range(0, len(targets), block):
         own = slice(start, start + block)
         rows = logits[own]

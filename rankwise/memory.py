@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from rankwise.completion_loss import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.config import BasePrecision, FullConfig
 from rankwise.devices import DTYPES, ResolvedPrecision
 from rankwise.models import adaptable_shapes
@@ -24,9 +25,7 @@ LIKELY_TOKENS = {"cpu": 1536, "cuda": 16384}
 
 _FLOAT32_BYTES = 4
 _QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # per weight of a linear layer, with its scales
-# What completion_loss makes of a chunk of logits: itself, and a block of it in float32, some times.
-_LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-_LOGITS_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+# What completion_loss makes of a block of logits: itself in float32, some times.
 _LOGITS_BLOCKS = 3
 # What the libraries of a CPU's products keep for themselves, and what the allocator cannot give
 # back: measured 65 to 150 MB, whatever the model's size.
@@ -221,8 +220,8 @@ class PassMemory:
         """Logits of a chunk with their copies; the head's gradient before it is added up."""
         kind = self._setting.device.type
         width = DTYPES[self._setting.precision].itemsize
-        logits = min(tokens * self._vocab_size * width, _LOGITS_BYTES[kind])
-        block = min(tokens * self._vocab_size * _FLOAT32_BYTES, _LOGITS_BLOCK_BYTES[kind])
+        logits = min(tokens * self._vocab_size * width, CHUNK_BYTES[kind])
+        block = min(tokens * self._vocab_size * _FLOAT32_BYTES, BLOCK_BYTES[kind])
         gradient = 0
         if method == "full":
             weights = DTYPES[self._setting.full.weights].itemsize

@@ -273,6 +273,14 @@ def matching_modules(
     }
 
 
+def target_shapes(
+    shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
+) -> dict[str, LinearShape]:
+    """The layers that any of the targets names, each once, with its size."""
+    found = matching_modules(shapes, target_modules)
+    return {name: shapes[name] for names in found.values() for name in names}
+
+
 def context_length(model_config: Any, tokenizer: Any) -> int:
     """The most tokens that the model reads at once, as lm-eval resolves it."""
     from lm_eval.models.utils import resolve_max_length

@@ -1,4 +1,4 @@
-"""Optimizers for full fine-tuning: float32 weights, bfloat16 weights, 8-bit moments."""
+"""Optimizers of adapters and full models: float32 or bfloat16 weights, 8-bit moments."""
 
 from __future__ import annotations
 

@@ -80,10 +80,8 @@ def _train_adapters(
         assert run.rank is not None
         assert run.scaling is not None
         assert run.seed is not None
-        matches = models.matching_modules(shapes, run.target_modules)
-        names = dict.fromkeys(name for found in matches.values() for name in found)
         adapter = Adapter(
-            {name: shapes[name] for name in names},
+            models.target_shapes(shapes, run.target_modules),
             rank=run.rank,
             scaling=run.scaling,
             dropout=config.train.dropout,

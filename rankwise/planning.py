@@ -316,8 +316,7 @@ class _Planner:
                     f"methods.lora.target_modules{place}: {self.base.name} has no linear layer "
                     f"named {target!r}; {hint}"
                 )
-        adapted = {name: shapes[name] for found in matches.values() for name in found}
-        return TargetLayers(resolved, adapted)
+        return TargetLayers(resolved, models.target_shapes(shapes, resolved))
 
     def _check_rank(self, index: int, rank: int, sets: Iterable[TargetLayers]) -> None:
         """Warn where a layer's update cannot have so high a rank."""

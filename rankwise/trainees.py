@@ -92,6 +92,11 @@ class Trainee:
         return self.batches[self.step]
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the examples of the next step."""
+        return sum(len(example.tokens) for example in self.batch)
+
+    @property
     def num_loss_tokens(self) -> int:
         """Learned tokens of the next step."""
         return sum(example.num_loss_tokens for example in self.batch)
@@ -131,7 +136,7 @@ class Trainee:
         before = self.metrics[-1].num_tokens if self.metrics else 0
         metrics = StepMetrics(
             step=step,
-            num_tokens=before + sum(len(example.tokens) for example in self.batch),
+            num_tokens=before + self.num_tokens,
             loss_nats=loss,
             learning_rate=rate,
             grad_norm=norm,
@@ -199,8 +204,13 @@ class AdapterTrainee(Trainee):
         adapter: Adapter,
     ) -> None:
         assert run.learning_rate is not None
-        optimizer = torch.optim.AdamW(
-            [adapter.weights], lr=run.learning_rate, weight_decay=config.weight_decay, fused=True
+        assert run.seed is not None
+        optimizer = make_optimizer(
+            [adapter.weights],
+            name="adamw",
+            learning_rate=run.learning_rate,
+            weight_decay=config.weight_decay,
+            seed=run.seed,
         )
         super().__init__(run, examples, config, [adapter.weights], optimizer)
         self.adapter = adapter

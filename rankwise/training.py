@@ -175,7 +175,7 @@ class _Pass:
         """One step of every active trainee; those that are done with are taken out."""
         started = time.perf_counter()
         losses = self._gathered_losses(active)
-        num_tokens = {i: sum(len(e.tokens) for e in t.batch) for i, t in active.items()}
+        num_tokens = {index: trainee.num_tokens for index, trainee in active.items()}
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
@@ -184,9 +184,8 @@ class _Pass:
                 del active[index]
                 self._observer.diverged(trainee, error)
         seconds = time.perf_counter() - started
-        for index, trainee in enumerate(self._trainees):
-            if index in num_tokens:
-                trainee.seconds += seconds * num_tokens[index] / sum(num_tokens.values())
+        for index, own_tokens in num_tokens.items():
+            self._trainees[index].seconds += seconds * own_tokens / sum(num_tokens.values())
         for trainee, metrics in stepped:
             self._observer.stepped(trainee, metrics)
             if trainee.is_finished:

@@ -120,12 +120,11 @@ class Setting:
             steps, epochs=epochs, **{k: v for k, v in run_options.items() if k != "epochs"}
         )
         shapes = models.adaptable_shapes(self.base)
-        named = [n for found in models.matching_modules(shapes, targets).values() for n in found]
         assert run.rank is not None
         assert run.scaling is not None
         assert run.seed is not None
         adapter = Adapter(
-            {name: shapes[name] for name in named},
+            models.target_shapes(shapes, targets),
             rank=run.rank,
             scaling=run.scaling,
             dropout=train.dropout,
