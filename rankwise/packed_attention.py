@@ -12,14 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
+from rankwise.attention_interface import (
+    INSTEAD,
+    AttentionTerms,
+    attention_of,
+    decoder_of,
+    refuse_arguments,
+    refuse_unpackable,
+)
 from rankwise.errors import DataError, ModelError
 
 PACKED_ATTENTION = "rankwise_packed"
@@ -28,11 +36,7 @@ _BLOCK_TOKENS = 96
 # Attention weights are kept for the backward pass up to this many per token (heads * length);
 # where there are more, they are computed again.
 _KEPT_PER_TOKEN = 4096
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
-# Some models hand these to the attention function, where they change nothing.
-_WITHOUT_EFFECT = {"position_ids", "use_cache", "output_router_logits", "num_items_in_batch"}
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_INSTEAD = "Choose another base model."
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,6 @@ class PackedLayout:
         return torch.cat([torch.arange(length) for length in self.lengths])[None].to(device)
 
 
-class _Terms(NamedTuple):
-    """What the scores depend on beside query and key; as ``attend_packed`` calls it."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
-    sinks: Tensor | None
-
-
 @contextmanager
 def packed_attention(model: nn.Module) -> Generator[None]:
     """Let a model compute packed rows inside of the context, and as before after it.
@@ -97,24 +92,8 @@ def packed_attention(model: nn.Module) -> Generator[None]:
         ModelError: as ``refuse_unpackable``; inside, for what packed attention cannot honour.
     """
     refuse_unpackable(model)
-    with _attention_of(_decoder(model), PACKED_ATTENTION):
+    with attention_of(decoder_of(model), PACKED_ATTENTION):
         yield
-
-
-def refuse_unpackable(model: nn.Module) -> None:
-    """Refuse a model by its structure: works without weights, on the meta device too.
-
-    Raises:
-        ModelError: the class does not use transformers' attention interface, or some of its
-            layers carry a state from token to token or attend in chunks.
-    """
-    decoder = _decoder(model)
-    name, config = type(decoder).__name__, decoder.config.get_text_config()
-    if not (decoder.is_backend_compatible() and decoder._can_set_attn_implementation()):
-        raise ModelError(f"{name} brings its own attention, which cannot be packed. {_INSTEAD}")
-    kinds = (getattr(config, key, None) or () for key in ("layer_types", "layers_block_type"))
-    if found := ", ".join(sorted({kind for each in kinds for kind in each} - _ATTENTION_LAYERS)):
-        raise ModelError(f"{name} has layers ({found}) that mix packed sequences. {_INSTEAD}")
 
 
 @torch.no_grad()
@@ -139,16 +118,16 @@ def check_packable(model: nn.Module) -> None:
         apart = any(near < 0.1 * far for near, far in draws)
     finally:
         model.train(was_training)
-    name, count = type(_decoder(model)).__name__, len(packed.attended)
-    if count != (layers := _decoder(model).config.get_text_config().num_hidden_layers):
-        raise ModelError(f"{name} packs {count} of its {layers} layers. {_INSTEAD}")
+    name, count = type(decoder_of(model)).__name__, len(packed.attended)
+    if count != (layers := decoder_of(model).config.get_text_config().num_hidden_layers):
+        raise ModelError(f"{name} packs {count} of its {layers} layers. {INSTEAD}")
     if not apart:
-        raise ModelError(f"{name} mixes the sequences of a packed batch. {_INSTEAD}")
+        raise ModelError(f"{name} mixes the sequences of a packed batch. {INSTEAD}")
 
 
 def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float, float]:
     """From the logits of two sequences alone, to packed ones and to those of one sequence."""
-    decoder, first, total = _decoder(model), packed.lengths[0], packed.num_tokens
+    decoder, first, total = decoder_of(model), packed.lengths[0], packed.num_tokens
     embeddings, random = decoder.get_input_embeddings().weight, torch.Generator().manual_seed(seed)
     tokens = torch.randint(len(embeddings), (1, total), generator=random).to(embeddings.device)
     positions = packed.position_ids(embeddings.device)
@@ -157,34 +136,12 @@ def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float
         called = {"input_ids": tokens[:, columns], "position_ids": positions[:, columns]}
         return model(**called, **layout, use_cache=False).logits.float()
 
-    with _attention_of(decoder, "eager"):
+    with attention_of(decoder, "eager"):
         alone = torch.cat([logits(slice(first)), logits(slice(first, None))], dim=1)
-    with _attention_of(decoder, PACKED_ATTENTION):
+    with attention_of(decoder, PACKED_ATTENTION):
         near = logits(slice(None), packed_layout=packed) - alone
         far = logits(slice(None), packed_layout=PackedLayout((total,))) - alone
     return float(near.abs().mean()), float(far[:, first:].abs().mean())
-
-
-def _decoder(model: nn.Module) -> Any:
-    """The transformers model that is this one or is wrapped in it."""
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            return module
-    raise ModelError(f"{type(model).__name__} is no model of transformers. {_INSTEAD}")
-
-
-@contextmanager
-def _attention_of(decoder: Any, name: str) -> Generator[None]:
-    """Another attention in a model and the models inside of it, whose names may differ."""
-    parts = (part for part in decoder.modules() if isinstance(part, PreTrainedModel))
-    configs: dict[int, Any] = {id(part.config): part.config for part in parts}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    try:
-        decoder.set_attn_implementation(name)
-        yield
-    finally:
-        for config, earlier in before:
-            config._attn_implementation = earlier
 
 
 @torch.compiler.disable
@@ -216,23 +173,21 @@ def attend_packed(
         ModelError: no layout, one of another size, or an argument that is refused.
     """
     name = type(module).__name__
-    refused = [key for key, given in others.items() if given is not None and given is not False]
-    refused = [key for key in refused if key not in _WITHOUT_EFFECT]
-    refused += ["attention_mask"] * (attention_mask is not None) + ["dropout"] * (dropout > 0)
-    refused += ["is_causal"] * (is_causal is False or getattr(module, "is_causal", True) is False)
     if packed_layout is None:
-        raise ModelError(f"{name} was given no packed_layout by its model. {_INSTEAD}")
-    if refused:
-        raise ModelError(f"packed attention cannot honour {', '.join(refused)} of {name}.")
+        raise ModelError(f"{name} was given no packed_layout by its model. {INSTEAD}")
+    terms = AttentionTerms(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux
+    )
+    others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
+    refuse_arguments(module, others)
     tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, packed is one row of {tokens}.")
     packed_layout.attended.add(id(module))
-    scale, device = query.shape[-1] ** -0.5 if scaling is None else scaling, query.device.type
+    device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     with torch.autocast(device, enabled=False):  # it would compute softmax in float32
-        terms = _Terms(scale, sliding_window, softcap, s_aux)
         return _kernel_for(query)(query, key, value, packed_layout, terms), None
 
 
@@ -242,7 +197,7 @@ def _kernel_for(query: Tensor) -> Callable[..., Tensor]:
 
 
 def grouped_attention(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: _Terms
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
 ) -> Float[Tensor, "1 tokens heads value_width"]:
     """Sequences of equal length in one product, on any device; shapes as ``attend_packed``."""
     heads, kv_heads = query.shape[1], key.shape[1]
@@ -301,7 +256,9 @@ class _GroupAttention(torch.autograd.Function):
     """Causal attention of (batch, tokens * heads per key, width) to (batch, tokens, width)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, terms: _Terms, keep: bool) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, keep: bool
+    ) -> Tensor:
         q, kept = q * terms.scale, list[Tensor]()
         out = v.new_empty((*q.shape[:2], v.shape[-1]))
         for rows, keys in _blocks(q, k, terms.window):
@@ -331,7 +288,7 @@ class _GroupAttention(torch.autograd.Function):
         return dq.mul_(ctx.terms.scale), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
-def _attend_by_autograd(query: Tensor, key: Tensor, value: Tensor, terms: _Terms) -> Tensor:
+def _attend_by_autograd(query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> Tensor:
     """The same with softcap or sinks; scores and weights in float32, all of them kept."""
     batch, length = key.shape[:2]
     scores = torch.bmm(query, key.mT).float().unflatten(1, (length, -1)) * terms.scale
@@ -347,7 +304,7 @@ def _attend_by_autograd(query: Tensor, key: Tensor, value: Tensor, terms: _Terms
 
 
 def flex_packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: _Terms
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
 ) -> Float[Tensor, "1 tokens heads value_width"]:
     """Flex attention of torch, compiled on CUDA; elsewhere a reference without gradients."""
     softcap, per_key = terms.softcap, query.shape[1] // key.shape[1]

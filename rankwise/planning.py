@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rankwise import models
+from rankwise.attention_interface import refuse_unpackable
 from rankwise.axes import lora_variants
 from rankwise.config import FullConfig, StudyConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
@@ -21,7 +22,6 @@ from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.imported_runs import imported_run
 from rankwise.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.models import BaseModel, LinearShape
-from rankwise.packed_attention import refuse_unpackable
 from rankwise.packing import Example
 from rankwise.pass_plans import oversized, planned_passes
 from rankwise.provenance import collect_provenance

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 
 from rankwise import packed_attention as module
+from rankwise.attention_interface import refuse_unpackable
 from rankwise.errors import DataError, ModelError
 from rankwise.packed_attention import (
     PACKED_ATTENTION,
@@ -20,7 +21,6 @@ from rankwise.packed_attention import (
     attend_packed,
     check_packable,
     packed_attention,
-    refuse_unpackable,
 )
 
 CPU = torch.device("cpu")
