@@ -66,7 +66,7 @@ from rankwise.packing import Example
 from rankwise.trainees import AdapterTrainee, StepMetrics, Trainee
 from rankwise.training import TrainingResult, train_pass
 
-MAX_TOKENS = {"cpu": 1536, "cuda": 4096}
+MAX_TOKENS = {"cpu": 2048, "cuda": 4096}
 ATTENTIONS = {"cpu": ("eager", "sdpa"), "cuda": ("sdpa",)}
 TRIAL_EXAMPLES = 2 * STEP_SIZE
 PRODUCT_SIZES = {"cpu": (2048, 4096), "cuda": (4096, 8192)}
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--float32-repeats", type=int, default=1, help="0: leave float32 out")
-    parser.add_argument("--max-tokens", type=int, help="of our micro-batches; 1536, CUDA 4096")
+    parser.add_argument("--max-tokens", type=int, help="of our micro-batches; 2048, CUDA 4096")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ from rankwise.packed_attention import PackedLayout
 from rankwise.records import Method
 from rankwise.rehearsal import Peaks, rehearsed_full, rehearsed_lora
 
-LIKELY_TOKENS = {"cpu": 1536, "cuda": 16384}
+LIKELY_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of a micro-batch where nothing else is said: on a CPU, larger ones are hardly faster."""
 
 _FLOAT32_BYTES = 4

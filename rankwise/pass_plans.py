@@ -50,7 +50,7 @@ def planned_passes(
 ) -> tuple[PlannedPass, ...]:
     """Adapters together, in as few passes as fit and in the study's order; each full model alone.
 
-    A pass has the largest micro-batch that fits, up to 1536 tokens on a CPU, where larger ones
+    A pass has the largest micro-batch that fits, up to 2048 tokens on a CPU, where larger ones
     were measured to be hardly faster, and 16384 on CUDA. It recomputes activations only where it
     would not fit otherwise, even with one longest example at a time; before it does, adapters are
     spread over more passes. What ``train`` says of both is kept to. A run that fits in no way is

@@ -69,9 +69,12 @@ def rehearsed_lora(
     Raises:
         ModelError: the model cannot be packed.
     """
-    with _without_numbers():
-        rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
-        return rehearsal.lora(shapes, dropout, gradient_checkpointing)
+    key = _key(config, layout, device, dtype, dropout, gradient_checkpointing, *shapes.items())
+    if key not in _known:
+        with _without_numbers():
+            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
+            _known[key] = rehearsal.lora(shapes, dropout, gradient_checkpointing)
+    return _known[key]
 
 
 def rehearsed_full(
@@ -87,9 +90,22 @@ def rehearsed_full(
 
     ``autocast`` is to bfloat16.
     """
-    with _without_numbers():
-        rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
-        return rehearsal.full(autocast, gradient_checkpointing)
+    key = _key(config, layout, device, dtype, autocast, gradient_checkpointing)
+    if key not in _known:
+        with _without_numbers():
+            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
+            _known[key] = rehearsal.full(autocast, gradient_checkpointing)
+    return _known[key]
+
+
+# Rehearsals of this process: a study is planned again whenever it is extended or looked at.
+_known: dict[str, Peaks] = {}
+
+
+def _key(config: Any, layout: PackedLayout, device: torch.device, *settings: object) -> str:
+    """All that a rehearsal depends on."""
+    model = (type(config).__name__, config.to_json_string(use_diff=False))
+    return repr((model, layout.lengths, device.type, settings))
 
 
 @contextlib.contextmanager

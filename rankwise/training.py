@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.completion_loss import CompletionHead, backward_completion_loss
 from rankwise.config import TrainConfig
-from rankwise.devices import PeakMemory, ResolvedPrecision, is_out_of_memory
+from rankwise.devices import PeakMemory, ResolvedPrecision, give_back_memory, is_out_of_memory
 from rankwise.errors import DataError, DivergedError
 from rankwise.grouped_lora import AdapterBank, DroppedSequence, Piece
 from rankwise.packed_attention import check_packable, packed_attention
@@ -224,8 +224,7 @@ class _Pass:
             # outside of the handler, where the error's frames hold no tensors any more
             for trainee in active.values():
                 trainee.clear_gradients()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_back_memory(self._device)
             self._observer.shrunk(self._max_tokens)
 
     def _gather(self, active: Mapping[int, Trainee], placed: Sequence[Placed]) -> dict[int, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankwise import adapters, models
+from rankwise.devices import give_back_memory
 from rankwise.divergence import divergences, log_probabilities
 from rankwise.errors import UnchangedOutputsError
 from rankwise.evaluation import Known, evaluate
@@ -44,10 +44,9 @@ class Worker:
         elif stage.task is not None:
             self._score(stage, stage.task)
         else:
-            self.release()
             if any(run.method == "full" for run in stage.trained):
                 self._base = None  # one model at a time
-                gc.collect()
+            self.release()
             train(self._plan, self._folder, self._observer, self._base_model, stage)
         self._observer.stage_finished()
 
@@ -56,7 +55,7 @@ class Worker:
         if isinstance(self._scored, adapters.peft.PeftModel):
             adapters.detach(self._scored)
         self._scored = self._scored_name = None
-        gc.collect()
+        give_back_memory(self._plan.device)
 
     def _base_model(self) -> nn.Module:
         if self._base is None:

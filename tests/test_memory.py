@@ -336,19 +336,19 @@ def passes(
 
 
 def test_all_adapters_share_a_pass_where_they_fit() -> None:
-    assert passes([500] * 4, 10**5) == [(4, 1536, False)]
+    assert passes([500] * 4, 10**5) == [(4, 2048, False)]
     assert passes([500] * 4, 10**5, device="cuda") == [(4, 16384, False)]
     assert passes([], 10**5) == []
 
 
 def test_full_models_are_trained_alone() -> None:
-    assert passes([500] * 4, 10**5, full=True) == [(4, 1536, False), (1, 1536, False)]
+    assert passes([500] * 4, 10**5, full=True) == [(4, 2048, False), (1, 2048, False)]
 
 
 def test_the_micro_batch_shrinks_before_the_pass_is_split() -> None:
     assert passes([500] * 4, 3600) == [(4, 600, False)]
     assert passes([500] * 4, 3100) == [(4, 100, False)]
-    assert passes([500] * 4, 3099) == [(3, 599, False), (1, 1536, False)]
+    assert passes([500] * 4, 3099) == [(3, 599, False), (1, 1599, False)]
     assert passes([500] * 4, 2150) == [(2, 150, False), (2, 150, False)]
     assert passes([900, 100, 100, 100], 2000) == [(1, 100, False), (3, 700, False)]
 
@@ -369,7 +369,7 @@ def test_the_study_file_wins() -> None:
     assert passes([500] * 2, 2500, max_micro_batch_tokens=1000) == [(1, 1000, False)] * 2
     assert passes([500], 2000, max_micro_batch_tokens=1000) == [(1, 1000, True)]
     assert passes([500], 10**5, max_micro_batch_tokens=10) == [(1, 100, False)]
-    assert passes([500] * 4, 10**5, gradient_checkpointing=True) == [(4, 1536, True)]
+    assert passes([500] * 4, 10**5, gradient_checkpointing=True) == [(4, 2048, True)]
     assert passes([500], 1599, gradient_checkpointing=False) == [(1, 100, False)]
 
 
