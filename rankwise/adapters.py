@@ -10,10 +10,9 @@ import safetensors.torch
 from torch import nn
 
 from rankwise.errors import ModelError
+from rankwise.frozen_adapters import WEIGHTS_FILE
 from rankwise.grouped_lora import Adapter, LoraFactors
 from rankwise.store import writing
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:

@@ -134,11 +134,21 @@ def adapted(base_model: nn.Module, layer_names: Sequence[str]) -> Generator[Adap
     The base's weights are neither copied nor changed; afterwards it is as it was.
     """
     bank = AdapterBank()
-    originals = {name: base_model.get_submodule(name) for name in layer_names}
-    try:
-        for name, layer in originals.items():
-            base_model.set_submodule(name, _AdaptedLayer(layer, name, bank))
+    layers = {
+        name: _AdaptedLayer(base_model.get_submodule(name), name, bank) for name in layer_names
+    }
+    with layers_replaced(base_model, layers):
         yield bank
+
+
+@contextlib.contextmanager
+def layers_replaced(base_model: nn.Module, layers: Mapping[str, nn.Module]) -> Generator[None]:
+    """Within the block, a model has other layers under these names; afterwards its own again."""
+    originals = {name: base_model.get_submodule(name) for name in layers}
+    try:
+        for name, layer in layers.items():
+            base_model.set_submodule(name, layer)
+        yield
     finally:
         for name, layer in originals.items():
             base_model.set_submodule(name, layer)
