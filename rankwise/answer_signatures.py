@@ -49,9 +49,10 @@ def _runs_on(source: OptionGains, option: TrainedOption, task: str) -> Iterator[
     """More generations without an end than the base's, by Newcombe's interval."""
     base = source.results.base.evaluations[task]
     num_items = base.num_examples
-    before = _wilson((base.num_unfinished or 0) / num_items, num_items, source.confidence)
+    num_texts = num_items * max(base.num_draws, 1)  # draws of one item are no items of their own
+    before = _wilson((base.num_unfinished or 0) / num_texts, num_items, source.confidence)
     unfinished = [_record(run, task).num_unfinished or 0 for run in option.runs]
-    after = _wilson(_mean(unfinished) / num_items, num_items, source.confidence)
+    after = _wilson(_mean(unfinished) / num_texts, num_items, source.confidence)
     more = _difference(after, before)
     if more.lower > 0 and after.lower > UNFINISHED_SHARE:
         yield _of_shares(

@@ -41,8 +41,8 @@ def train(
         base_model: gives the resident base model.
         stage: a training.
     """
-    left = [run for run in stage.trained if folder.finished_run(run) is None]
-    finished = [run for run in stage.trained if run not in left]
+    left = [run for run in stage.runs if folder.finished_run(run) is None]
+    finished = [run for run in stage.runs if run not in left]
     observer.advanced(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
     if stage.planned_pass is None:
         for run in left:

@@ -198,6 +198,10 @@ class TaskEvaluation(Record):
     ``predicted_shares`` is the share of items on which option 0, 1, ... was chosen.
     ``num_unfinished`` counts generations that were cut off at their longest length, with neither
     an end of turn nor one of the task's stop strings; None where nothing is generated.
+    ``num_draws`` is how many texts were sampled for each item, 0 where nothing is sampled; with
+    ``sampling_seed`` they are the same texts again. ``num_truncated`` counts items of which a
+    context did not fit and lost its left end. ``score_seconds`` is the model's share where several
+    were scored together.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -217,6 +221,8 @@ class TaskEvaluation(Record):
     chance: float | None
     predicted_shares: tuple[float, ...] | None
     num_unfinished: int | None
+    num_draws: int = 0
+    sampling_seed: int | None = None
     num_truncated: int
     num_tokens: int
     score_seconds: float

@@ -38,20 +38,19 @@ class Observer(Protocol):
 
 
 class Stage(NamedTuple):
-    """One thing to do for a model; ``run`` is None for the base.
+    """One thing to do for the base, for a run, or for several runs at once.
 
-    It is scored on a task, or compared on ``answers`` with a full fine-tuning, the ``reference``.
-    Or ``trained`` are trained together, in one pass (an imported one is taken over); then ``model``
-    names the pass.
+    ``runs`` are trained together, in one pass (imported ones are taken over), or scored together on
+    a ``task``. Or the one run is compared on ``answers`` with a full fine-tuning, the
+    ``reference``. Without runs it is the base that is scored or compared. ``model`` names the one
+    model, or the pass.
     """
 
     model: str
-    fingerprint: str
-    run: PlannedRun | None
-    task: PreparedTask | None
+    runs: tuple[PlannedRun, ...] = ()
+    task: PreparedTask | None = None
     reference: PlannedRun | None = None
     answers: tuple[RightAnswer, ...] = ()
-    trained: tuple[PlannedRun, ...] = ()
     planned_pass: PlannedPass | None = None
 
     @property
@@ -68,43 +67,47 @@ class Stage(NamedTuple):
     @property
     def work(self) -> float:
         if self.task is not None:
-            return self.task.num_tokens
+            return self.task.num_tokens * max(len(self.runs), 1)
         if self.reference is not None:  # both models read the answers
             return 2.0 * sum(len(answer.tokens_read) for answer in self.answers)
-        return sum(run.num_tokens * TRAINING_WORK[run.method] for run in self.trained)
+        return sum(run.num_tokens * TRAINING_WORK[run.method] for run in self.runs)
 
 
 def stages(plan: StudyPlan) -> list[Stage]:
     """All stages of a plan in order.
 
-    The base is scored, the runs of every pass are trained together and then scored, and then all
-    that are compared with one full fine-tuning are compared with it, one full fine-tuning after the
-    other.
+    The base is scored, the runs of every pass are trained together and then scored together, and
+    then all that are compared with one full fine-tuning are compared with it, one full fine-tuning
+    after the other.
     """
-    base = [
-        Stage(BASE, plan.base.fingerprint, None, plan.tasks[task])
-        for task in plan.record.scored_tasks()
-    ]
-    found = base
+    found = [Stage(BASE, task=plan.tasks[task]) for task in plan.record.scored_tasks()]
     for number, (planned_pass, runs) in enumerate(_passes(plan), start=1):
         name = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} adapters"
-        found.append(Stage(name, "", None, None, trained=runs, planned_pass=planned_pass))
-        found += [
-            Stage(run.name, run.fingerprint, run, plan.tasks[task])
-            for run in runs
-            for task in plan.record.scored_tasks(run.train_task)
-        ]
+        if len(runs) > 1 and planned_pass is None:
+            name = f"imported: {len(runs)} adapters"
+        found.append(Stage(name, runs, planned_pass=planned_pass))
+        scored = {run: plan.record.scored_tasks(run.train_task) for run in runs}
+        for task in plan.record.scored_tasks():
+            together = tuple(run for run in runs if task in scored[run])
+            if together:
+                found.append(Stage(name, together, plan.tasks[task]))
     return found + _divergences(plan)
 
 
 def _passes(plan: StudyPlan) -> list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]]:
-    """What is trained together, in the study's order; imported models are each for itself."""
+    """What is trained and scored together, in the study's order; what is imported comes last.
+
+    Imported adapters are scored together too, imported checkpoints each for itself.
+    """
     by_name = {run.name: run for run in plan.record.runs}
     in_pass = {name for planned in plan.record.passes for name in planned.runs}
     passes: list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]] = [
         (planned, tuple(by_name[name] for name in planned.runs)) for planned in plan.record.passes
     ]
-    return passes + [(None, (run,)) for run in plan.record.runs if run.name not in in_pass]
+    imported = [run for run in plan.record.runs if run.name not in in_pass]
+    adapters = tuple(run for run in imported if run.method == "lora")
+    passes += [(None, adapters)] if adapters else []
+    return passes + [(None, (run,)) for run in imported if run.method == "full"]
 
 
 def _divergences(plan: StudyPlan) -> list[Stage]:
@@ -113,8 +116,8 @@ def _divergences(plan: StudyPlan) -> list[Stage]:
         answers = plan.answers.get(full.train_task, ())
         compared = [run for run in plan.record.runs if plan.record.full_run_of(run) == full]
         if answers:
-            found.append(Stage(BASE, plan.base.fingerprint, None, None, full, answers))
-            found += [Stage(r.name, r.fingerprint, r, None, full, answers) for r in compared]
+            found.append(Stage(BASE, reference=full, answers=answers))
+            found += [Stage(r.name, (r,), reference=full, answers=answers) for r in compared]
     return found
 
 
@@ -124,17 +127,37 @@ def is_finished(plan: StudyPlan, folder: StudyFolder, stage: Stage) -> bool:
     Raises:
         RecordError: a record is there and cannot be read.
     """
-    if stage.kind == "training":
-        return all(folder.finished_run(run) is not None for run in stage.trained)
-    for run in (stage.run, stage.reference):
-        record = None if run is None else folder.finished_run(run)
-        if run is not None and record is None:
-            return False  # scores of weights that are gone
-        if record is not None and record.status == "diverged":
+    if stage.task is not None:
+        models = stage.runs or (None,)
+        return all(is_scored(plan, folder, run, stage.task) for run in models)
+    if stage.reference is None:
+        return all(folder.finished_run(run) is not None for run in stage.runs)
+    for run in (*stage.runs, stage.reference):
+        record = folder.finished_run(run)
+        if record is None:
+            return False
+        if record.status == "diverged":
             return True
-    if stage.reference is not None:
-        wanted = divergence_fingerprint(plan.record, stage.fingerprint, stage.reference)
-        return folder.finished_divergence(stage.model, stage.reference.name, wanted) is not None
-    assert stage.task is not None
-    wanted = plan.scoring_fingerprint(stage.fingerprint, stage.task)
-    return folder.finished_evaluation(stage.model, stage.task.name, wanted) is not None
+    model = stage.runs[0].fingerprint if stage.runs else plan.base.fingerprint
+    wanted = divergence_fingerprint(plan.record, model, stage.reference)
+    return folder.finished_divergence(stage.model, stage.reference.name, wanted) is not None
+
+
+def is_scored(
+    plan: StudyPlan, folder: StudyFolder, run: PlannedRun | None, task: PreparedTask
+) -> bool:
+    """Whether a run's scores on a task are there, or the base's (None); diverged: none are due.
+
+    Raises:
+        RecordError: a record is there and cannot be read.
+    """
+    name, model = BASE, plan.base.fingerprint
+    if run is not None:
+        record = folder.finished_run(run)
+        if record is None:
+            return False  # scores of weights that are gone
+        if record.status == "diverged":
+            return True
+        name, model = run.name, run.fingerprint
+    wanted = plan.scoring_fingerprint(model, task)
+    return folder.finished_evaluation(name, task.name, wanted) is not None

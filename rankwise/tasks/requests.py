@@ -11,14 +11,25 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
+from rankwise.scoring import GenerationSettings
 from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval, task_file_errors
 from rankwise.tasks.training_rows import render_chat
 
 FEWSHOT_SEED = 1234  # lm-eval's default
 
+SAMPLING_SEED = 1234
+"""Of sampled answers: with the task, the item and the number of the draw it decides a text."""
+
 # What of a task's config turns answers into scores.
-_JUDGING = ("output_type", "metric_list", "filter_list", "process_results", "doc_to_choice")
+_JUDGING = (
+    "output_type",
+    "metric_list",
+    "filter_list",
+    "process_results",
+    "doc_to_choice",
+    "repeats",
+)
 
 
 class Request(NamedTuple):
@@ -29,20 +40,27 @@ class Request(NamedTuple):
         context: token ids that are read and not scored.
         continuation: token ids whose log-likelihood is asked; empty for a generation.
         is_truncated: the context did not fit and lost tokens on its left.
-        max_new_tokens: how long a generation may become; 0 where a likelihood is asked.
+        settings: how the prompt is continued; None where a likelihood is asked.
+        draw: decides a sampled text, see ``scoring.Prompt``; an instance has a request per draw.
     """
 
     instance: int
     context: tuple[int, ...]
     continuation: tuple[int, ...]
     is_truncated: bool
-    max_new_tokens: int = 0
+    settings: GenerationSettings | None = None
+    draw: int = 0
 
     @property
     def tokens_read(self) -> tuple[int, ...]:
         """What the model reads: the last token is only predicted, unless it is a prompt's."""
         tokens = self.context + self.continuation
         return tokens[:-1] if self.continuation else tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens read, and generated at most."""
+        return len(self.tokens_read) + (self.settings.max_new_tokens if self.settings else 0)
 
 
 class PreparedTask(NamedTuple):
@@ -51,7 +69,7 @@ class PreparedTask(NamedTuple):
     Attributes:
         loaded: the task.
         instances: lm-eval's instances, in order.
-        requests: in the order of the instances.
+        requests: in the order of the instances, each instance's together.
         num_items: documents that are scored.
         limit: the configured limit on them, if any.
         num_fewshot: examples before each question.
@@ -59,6 +77,7 @@ class PreparedTask(NamedTuple):
         digest: sha256 over every prompt and continuation.
         chance: item mean of 1/options; 0 for a generation; None where it has no meaning.
         num_options: of each document of a multiple-choice task, by doc_id.
+        num_draws: texts that are sampled for each item; 0 where nothing is sampled.
     """
 
     loaded: LoadedTask
@@ -71,6 +90,7 @@ class PreparedTask(NamedTuple):
     digest: str
     chance: float | None
     num_options: dict[int, int]
+    num_draws: int
 
     @property
     def name(self) -> str:
@@ -84,9 +104,14 @@ class PreparedTask(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens read, each distinct sequence once, and generated at most."""
-        rows = {request.tokens_read for request in self.requests}
-        return sum(map(len, rows)) + sum(request.max_new_tokens for request in self.requests)
+        """Tokens of all requests: read, and generated at most."""
+        return sum(request.num_tokens for request in self.requests)
+
+    @property
+    def num_truncated(self) -> int:
+        """Items of which a context lost tokens on its left."""
+        cut = [request.instance for request in self.requests if request.is_truncated]
+        return len({self.instances[index].doc_id for index in cut})
 
 
 def prepare_task(
@@ -111,13 +136,13 @@ def prepare_task(
         fewshot_as_multiturn: few-shot examples as turns of their own.
 
     Raises:
-        TaskError: the task has no documents to score, or no examples for few-shot.
+        TaskError: the task has no documents to score, no examples for few-shot, or generation
+            settings that cannot be honoured.
         DataError: a prompt or an answer is empty.
     """
     task = loaded.task
     if not (task.has_test_docs() or task.has_validation_docs()):
         raise TaskError(f"task {loaded.name!r} has neither a test nor a validation split to score.")
-    _refuse_sampling(loaded)
     chat_template = chat_template and not loaded.is_rendered
     own = task.get_config("num_fewshot")
     shots = own if own is not None and (own == 0 or num_fewshot is None) else (num_fewshot or 0)
@@ -138,7 +163,7 @@ def prepare_task(
             "Check that its test split is not empty and that it has enough examples for few-shot."
         ) from error
     instances = list(task.instances)
-    encoder = _Encoder(tokenizer, max_length)
+    encoder = RequestEncoder(tokenizer, max_length)
     num_options = _num_options(loaded, instances)
     requests = [
         request
@@ -156,18 +181,19 @@ def prepare_task(
         digest=_digest(loaded, instances),
         chance=_chance(loaded, num_options),
         num_options=num_options,
+        num_draws=max(_num_draws(instance) for instance in instances),
     )
 
 
-def _refuse_sampling(loaded: LoadedTask) -> None:
-    config = loaded.task.config
-    samples = (config.generation_kwargs or {}).get("do_sample", False)
-    if loaded.output_type == "generate_until" and (samples or (config.repeats or 1) > 1):
-        raise TaskError(
-            f"task {loaded.name!r} samples its answers (do_sample {samples}, repeats "
-            f"{config.repeats}); rankwise decodes greedily, so that runs compare item by item. "
-            "Choose the task's greedy variant."
-        )
+def _num_draws(instance: Any) -> int:
+    """How many texts are sampled for an instance; 0 where it is answered once and for all."""
+    if instance.request_type != "generate_until":
+        return 0
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    with quiet_lm_eval():
+        samples = normalize_gen_kwargs(instance.args[1])["do_sample"]
+    return (instance.repeats or 1) if samples else 0
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -200,19 +226,22 @@ def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:
     return sum(1 / n for n in num_options.values()) / len(num_options) if num_options else None
 
 
-class _Encoder:
+class RequestEncoder:
     """The requests of an instance, cut to the context limit."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self._text = TextEncoder(tokenizer)
+        self._end_of_text: str = tokenizer.decode(
+            [tokenizer.eos_token_id], skip_special_tokens=False
+        )
         self._max_length = max_length
 
     def requests(self, index: int, instance: Any, task: str) -> list[Request]:
         kind = instance.request_type
         if kind == "generate_until":
-            return [self._generation(index, *instance.args)]
+            return self._generations(index, instance, task)
         if kind == "loglikelihood_rolling":
-            return self._windows(index, *instance.args)
+            return self._windows(index, instance, task)
         context, continuation = instance.args
         if not continuation:
             raise DataError(f"task {task!r}, item {instance.doc_id}: an option is empty text.")
@@ -227,25 +256,70 @@ class _Encoder:
             is_truncated=len(context) > kept,
         )
 
-    def _windows(self, index: int, text: str) -> list[Request]:
+    def _windows(self, index: int, instance: Any, task: str) -> list[Request]:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         windows = get_rolling_token_windows(
-            token_list=self._text.encode(text),
+            token_list=self._text.encode(instance.args[0]),
             prefix_token=self._text.prefix_id,
             max_seq_len=self._max_length,
             context_len=1,
         )
-        return [
+        requests = [
             Request(index, tuple(context), tuple(scored), is_truncated=False)
             for context, scored in map(make_disjoint_window, windows)
         ]
+        if not requests:
+            raise DataError(f"task {task!r}, item {instance.doc_id}: its text is empty.")
+        return requests
 
-    def _generation(self, index: int, context: str, settings: dict[str, Any]) -> Request:
-        from lm_eval.models.utils import normalize_gen_kwargs
-
-        normal: dict[str, Any] = dict(normalize_gen_kwargs(settings))
-        max_new_tokens: int = normal["max_gen_toks"]
+    def _generations(self, index: int, instance: Any, task: str) -> list[Request]:
+        """One request, or one for each text that is sampled."""
+        context, options = instance.args
+        settings = generation_settings(options, self._end_of_text, task)
         tokens = self._text.encode(context)
-        kept = tokens[-max(self._max_length - max_new_tokens, 1) :]
-        return Request(index, tuple(kept), (), len(kept) < len(tokens), max_new_tokens)
+        kept = tokens[-max(self._max_length - settings.max_new_tokens, 1) :]
+        is_truncated = len(kept) < len(tokens)
+        num_draws = _num_draws(instance)
+        draws = [_draw(task, instance.doc_id, number) for number in range(num_draws)] or [0]
+        return [Request(index, tuple(kept), (), is_truncated, settings, draw) for draw in draws]
+
+
+def generation_settings(options: dict[str, Any], end_of_text: str, task: str) -> GenerationSettings:
+    """What a task's ``generation_kwargs`` come to in lm-eval's Hugging Face back end.
+
+    Args:
+        options: as the task gives them.
+        end_of_text: the text of the end token, which is always among the stops.
+        task: its name, for errors.
+
+    Raises:
+        TaskError: sampling without a temperature, or an option that is no number and no switch.
+    """
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+    with quiet_lm_eval():
+        normal: dict[str, Any] = dict(normalize_gen_kwargs(options))
+        stops = handle_stop_sequences(list(normal.pop("until")), eos=end_of_text)
+    max_new_tokens: int = normal.pop("max_gen_toks")
+    if not normal["do_sample"]:
+        normal.pop("temperature", None)
+    elif not normal.get("temperature"):
+        raise TaskError(
+            f"task {task!r} samples its answers at no temperature, which lm-eval's Hugging Face "
+            "back end refuses; set generation_kwargs.temperature above 0, or do_sample to false."
+        )
+    for name, value in normal.items():
+        if name == "max_length" or not (value is None or isinstance(value, int | float)):
+            raise TaskError(
+                f"task {task!r} sets generation_kwargs.{name} to {value!r}; rankwise takes numbers "
+                "and switches of transformers' GenerationConfig, and max_gen_toks for the length."
+            )
+    told = {name: value for name, value in normal.items() if value is not None}
+    return GenerationSettings(max_new_tokens, tuple(stops), tuple(sorted(told.items())))
+
+
+def _draw(task: str, doc_id: int, number: int) -> int:
+    """The draw of one sampled text: its own, the same in every process and for every model."""
+    content = json.dumps([SAMPLING_SEED, task, doc_id, number]).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
