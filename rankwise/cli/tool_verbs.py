@@ -134,6 +134,36 @@ def tasks(
     return OK
 
 
+@app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="[FLAGS OF LM-EVAL]...",
+)
+@reported
+def lm_eval(context: typer.Context) -> int:
+    """Run lm-eval on a base model and its adapters, all of them in one pass.
+
+    All flags are lm-eval's (see lm-eval run --help), but for --model, which
+    is ours. --model_args takes pretrained (an embedded model, a folder or a
+    hub repository), adapters ("NAME=FOLDER;NAME=FOLDER", PEFT's folders),
+    dtype, max_length, max_batch_tokens and engine. In --output_path lm-eval
+    writes results_<date>.json and, with --log_samples, samples files: in a
+    folder for the base, and in one called NAME for each adapter.
+
+    rankwise lm-eval --tasks arc_easy --num_fewshot 5 --output_path out
+    --model_args "pretrained=smollm2-135m-instruct,adapters=r8=runs/r8;r64=runs/r64"
+    """
+    from rankwise.errors import RankwiseError
+    from rankwise.lm_eval_command import run_lm_eval
+
+    try:
+        run_lm_eval(context.args)
+    except RankwiseError as error:  # what is wrong is what was given
+        print_error(error)
+        return USAGE
+    return OK
+
+
 @app.command()
 @reported
 def doctor(as_json: Json = False) -> int:
