@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from plain_scorer import PlainScorer
 
 from rankwise import adapters, models
-from rankwise.errors import TaskError
-from rankwise.evaluation import Known, evaluate, score_requests
+from rankwise.errors import DataError, TaskError
+from rankwise.evaluation import Known, ScoredModel, evaluate
+from rankwise.scoring import Continuation
 from rankwise.store import LOSS_METRIC
 from rankwise.tasks import load_tasks, prepare_task
+from rankwise.tasks.requests import SAMPLING_SEED
 
 CPU = torch.device("cpu")
 MAX_LENGTH = 256
@@ -62,11 +66,13 @@ def prepare(tokenizer: Any, folder: Path, name: str, **options: Any) -> Any:
     return prepare_task(loaded, tokenizer, **(settings | options))
 
 
-def score(model: Any, tokenizer: Any, prepared: Any, **options: Any) -> Any:
-    settings: dict[str, Any] = {"metric": None, "max_batch_tokens": 512}
-    return evaluate(
-        model, tokenizer, prepared, model_name="base", fingerprint="f", **(settings | options)
-    )
+def score(
+    model: Any, tokenizer: Any, prepared: Any, metric: str | None = None, known: Known | None = None
+) -> Any:
+    """The resident model alone."""
+    scored = ScoredModel("base", "f", None, known or Known())
+    (scoring,) = evaluate(PlainScorer(model, tokenizer), [scored], prepared, metric=metric)
+    return scoring
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_equals_lm_eval(
             assert mine[1] == peer[1]
     num_truncated = score(model, tokenizer, prepared).record.num_truncated
     is_cut = max_length < MAX_LENGTH and task != "small_prose"  # prose goes on in a new window
-    assert num_truncated == (len(prepared.requests) if is_cut else 0)
+    assert num_truncated == (prepared.num_items if is_cut else 0)
 
 
 def test_scores_are_lm_evals_own_aggregates(
@@ -129,18 +135,10 @@ def test_scores_are_lm_evals_own_aggregates(
             assert mine[field] == peer_line[field], field
 
 
-def test_batching_changes_no_number(base: Any, tokenizer: Any, tasks_folder: Path) -> None:
-    prepared = prepare(tokenizer, tasks_folder, "colours")
-    one_by_one = score_requests(base, prepared.requests, tokenizer.pad_token_id, 1)
-    together = score_requests(base, prepared.requests, tokenizer.pad_token_id, 100_000)
-    for alone, batched in zip(one_by_one, together, strict=True):
-        assert alone[0] == pytest.approx(batched[0], abs=1e-4)
-        assert alone[1] == batched[1]
-
-
 def test_log_likelihood_by_hand(base: Any, tokenizer: Any, tasks_folder: Path) -> None:
     prepared = prepare(tokenizer, tasks_folder, "colours", limit=3)
-    results = score_requests(base, prepared.requests, tokenizer.pad_token_id, 512)
+    items = [Continuation(request.context, request.continuation) for request in prepared.requests]
+    (results,) = PlainScorer(base, tokenizer).log_likelihoods([None], items)
     for request, (log_likelihood, is_greedy) in zip(prepared.requests, results, strict=True):
         tokens = torch.tensor([request.context + request.continuation])
         with torch.no_grad():
@@ -197,8 +195,7 @@ def test_generations_without_an_end_are_counted(
         token = next(t for own in said for t in own if sum(t in other for other in said) < 8)
         base.generation_config.eos_token_id = [token, tokenizer.eos_token_id]
         expected = sum(token not in own for own in said)
-    for instance in prepared.instances:
-        instance.args[1]["until"] = [end]
+    prepared = with_stops(prepared, (end, tokenizer.eos_token))
     assert score(base, tokenizer, prepared).record.num_unfinished == expected
     assert (0 < expected < 8) is (ends != "nothing")
     choices = prepare(tokenizer, tasks_folder, "colours")
@@ -210,10 +207,17 @@ def test_what_is_known_of_earlier_generations_counts(
 ) -> None:
     prepared = prepare(tokenizer, tasks_folder, "sums")
     whole = score(base, tokenizer, prepared)
-    texts = tuple(line["resps"][0][0] for line in whole.samples[:3])
+    texts = tuple(tuple(line["resps"][0]) for line in whole.samples[:3])
     more = score(base, tokenizer, prepared, known=Known(responses=texts, num_unfinished=2))
     assert [line["resps"] for line in more.samples] == [line["resps"] for line in whole.samples]
     assert (whole.record.num_unfinished, more.record.num_unfinished) == (8, 7)
+
+
+def with_stops(prepared: Any, stops: tuple[str, ...]) -> Any:
+    """The same prompts, ended by other strings."""
+    return prepared._replace(
+        requests=[r._replace(settings=r.settings._replace(stops=stops)) for r in prepared.requests]
+    )
 
 
 def test_the_named_metric_decides(base: Any, tokenizer: Any, tasks_folder: Path) -> None:
@@ -236,3 +240,164 @@ def test_gsm8k_is_scored_strictly_and_flexibly(
     record = score(base, tokenizer, prepared).record
     filters = {(m.metric, m.filter) for m in record.metrics}
     assert filters == {("exact_match", "strict-match"), ("exact_match", "flexible-extract")}
+
+
+def put_on_two(base: Any, tokenizer: Any, folder: Path) -> PlainScorer:
+    """A scorer with the adapters one and two, whose updates differ."""
+    scorer = PlainScorer(base, tokenizer)
+    for name, size in (("one", 0.3), ("two", 0.6)):
+        adapted = with_random_adapter(base)
+        for _, lora_B in adapters.lora_factors(adapted).values():
+            lora_B.data.mul_(size)
+        adapted.save_pretrained(str(folder / name))
+        adapted.unload()
+        scorer.put_on(name, folder / name)
+    return scorer
+
+
+@pytest.mark.parametrize("task", ["colours", "small_prose", "sums"])
+def test_models_are_asked_together_and_judged_apart(
+    base: Any, tokenizer: Any, tasks_folder: Path, tmp_path: Path, task: str
+) -> None:
+    prepared = prepare(tokenizer, tasks_folder, task)
+    scorer = put_on_two(base, tokenizer, tmp_path)
+    names = [None, "one", "two"]
+    told: list[int] = []
+    models = [ScoredModel(name or "base", f"f{name}", name) for name in names]
+    together = evaluate(scorer, models, prepared, metric=None, advance=told.append)
+    assert scorer.calls == [((None, "one", "two"), len(prepared.requests))]
+    assert sum(told) == 3 * prepared.num_tokens
+    assert [scoring.record.model for scoring in together] == ["base", "one", "two"]
+    assert [scoring.record.fingerprint for scoring in together] == ["fNone", "fone", "ftwo"]
+    assert len({json.dumps(scoring.samples, default=str) for scoring in together}) == 3
+    for model, scoring in zip(models, together, strict=True):
+        (alone,) = evaluate(scorer, [model], prepared, metric=None)
+        assert alone.samples == scoring.samples
+        same = {"score_seconds": 0.0}
+        assert alone.record.model_copy(update=same) == scoring.record.model_copy(update=same)
+
+
+def test_only_what_is_new_is_asked_of_each_model(
+    base: Any, tokenizer: Any, tasks_folder: Path, tmp_path: Path
+) -> None:
+    prepared = prepare(tokenizer, tasks_folder, "colours")
+    scorer = put_on_two(base, tokenizer, tmp_path)
+    whole = evaluate(
+        scorer, [ScoredModel(n, "f", n) for n in ("one", "two")], prepared, metric=None
+    )
+    num_known = sum(instance.doc_id < 20 for instance in prepared.instances)
+    known = Known(
+        tuple((response,) for line in whole[0].samples[:20] for (response,) in line["resps"])
+    )
+    scorer.calls.clear()
+    told: list[int] = []
+    again = evaluate(
+        scorer,
+        [ScoredModel("one", "f", "one", known), ScoredModel("two", "f", "two")],
+        prepared,
+        metric=None,
+        advance=told.append,
+    )
+    assert sorted(scorer.calls) == sorted(
+        [(("one",), len(prepared.requests) - num_known), (("two",), len(prepared.requests))]
+    )
+    assert sum(told) == 2 * prepared.num_tokens
+    assert [each.samples for each in again] == [each.samples for each in whole]
+
+
+# sampled answers
+
+
+SAMPLED = """
+include: sums.yaml
+task: sampled
+repeats: 3
+generation_kwargs: {until: ["\\n"], do_sample: true, temperature: 1.5, max_gen_toks: 6}
+filter_list:
+  - {name: first, filter: [{function: take_first}]}
+  - {name: all, filter: [{function: take_first_k, k: 3}]}
+"""
+
+
+def test_each_repeat_is_a_draw_of_its_own_and_the_same_again(
+    base: Any, tokenizer: Any, tasks_folder: Path
+) -> None:
+    (tasks_folder / "sampled.yaml").write_text(SAMPLED)
+    prepared = prepare(tokenizer, tasks_folder, "sampled")
+    assert len(prepared.requests) == 3 * prepared.num_items
+    assert len({request.draw for request in prepared.requests}) == len(prepared.requests)
+    first, again = (score(base, tokenizer, prepared) for _ in range(2))
+    assert first.samples == again.samples
+    lines = [line for line in first.samples if line["filter"] == "all"]
+    drawn = [line["resps"][0] for line in lines]
+    assert all(len(texts) == 3 for texts in drawn)
+    assert sum(len(set(texts)) > 1 for texts in drawn) > 5
+    assert [line["filtered_resps"] for line in lines] == [[texts] for texts in drawn]
+    heads = [line["filtered_resps"] for line in first.samples if line["filter"] == "first"]
+    assert heads == [[texts[0]] for texts in drawn]
+    assert (first.record.num_draws, first.record.sampling_seed) == (3, SAMPLING_SEED)
+    fewer = prepare(tokenizer, tasks_folder, "sampled", limit=3)
+    assert fewer.requests == prepared.requests[:9]  # more items leave the first as they are
+    known = Known(tuple(tuple(texts) for texts in drawn[:3]), num_unfinished=0)
+    assert score(base, tokenizer, prepared, known=known).samples == first.samples
+
+
+def test_a_greedy_answer_is_written_once_and_repeated(
+    base: Any, tokenizer: Any, tasks_folder: Path
+) -> None:
+    greedy = SAMPLED.replace("do_sample: true, temperature: 1.5", "do_sample: false")
+    (tasks_folder / "sampled.yaml").write_text(greedy)
+    prepared = prepare(tokenizer, tasks_folder, "sampled")
+    assert len(prepared.requests) == prepared.num_items
+    scored = score(base, tokenizer, prepared)
+    assert all(len(line["resps"][0]) == 3 for line in scored.samples)
+    assert all(len(set(line["resps"][0])) == 1 for line in scored.samples)
+    assert (scored.record.num_draws, scored.record.sampling_seed) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ("{}", (256, ("\n\n", "<|im_end|>"), {"do_sample": False})),
+        (
+            "{until: 'x', max_new_tokens: 5, temperature: 0.0, repetition_penalty: 1.2}",
+            (5, ("x", "<|im_end|>"), {"do_sample": False, "repetition_penalty": 1.2}),
+        ),
+        (
+            "{until: ['<|im_end|>'], temperature: 0.7, top_p: 0.9, max_tokens: 5}",
+            (5, ("<|im_end|>",), {"do_sample": True, "temperature": 0.7, "top_p": 0.9}),
+        ),
+    ],
+)
+def test_generation_settings_are_resolved_as_lm_eval_resolves_them(
+    tokenizer: Any, tasks_folder: Path, options: str, settings: Any
+) -> None:
+    text = f"include: sums.yaml\ntask: settings\ngeneration_kwargs: {options}\n"
+    (tasks_folder / "settings.yaml").write_text(text)
+    prepared = prepare(tokenizer, tasks_folder, "settings", limit=1)
+    found = prepared.requests[0].settings
+    assert (found.max_new_tokens, found.stops, dict(found.options)) == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{do_sample: true}", "samples its answers at no temperature"),
+        ("{max_length: 5}", r"sets generation_kwargs\.max_length to 5"),
+        ("{bad_words_ids: [[1]]}", r"generation_kwargs\.bad_words_ids"),
+    ],
+)
+def test_generation_settings_that_cannot_be_honoured(
+    tokenizer: Any, tasks_folder: Path, options: str, message: str
+) -> None:
+    text = f"include: sums.yaml\ntask: settings\ngeneration_kwargs: {options}\n"
+    (tasks_folder / "settings.yaml").write_text(text)
+    with pytest.raises(TaskError, match=message):
+        prepare(tokenizer, tasks_folder, "settings")
+
+
+def test_an_empty_text_is_refused(tokenizer: Any, tasks_folder: Path) -> None:
+    path = tasks_folder / "small_prose.yaml"
+    path.write_text(path.read_text().replace("{{text}}", "{{text if 'sky' in text}}"))
+    with pytest.raises(DataError, match="'small_prose', item 1: its text is empty"):
+        prepare(tokenizer, tasks_folder, "small_prose")
