@@ -1,0 +1,117 @@
+"""Continuous batching: the texts that lm-eval's own back end writes, whoever is decoded beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from test_packed_attention import OWN, tiny
+from transformers import AutoTokenizer
+
+from rankwise.decoding import Decoder
+from rankwise.frozen_adapters import FrozenAdapter, ScaledFactors, carrying
+from rankwise.models import adaptable_shapes
+from rankwise.scoring import Generation, GenerationSettings, Prompt
+
+TEXTS = (
+    "Question: which colour has the sky?\nAnswer:",
+    "Question: which colour",
+    "grass",
+    "Question: which colour has the old milk?\nAnswer: white\n\nQuestion: which colour has the",
+    "def load(**_):\n    return DatasetDict(",
+    "a",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
+
+
+def model_of(family: str, tokenizer: Any, **changes: Any) -> Any:
+    model = tiny(family, vocab_size=len(tokenizer), max_position_embeddings=256, **changes)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def peer_texts(
+    model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int, **settings: Any
+) -> list[str]:
+    """Of lm-eval's Hugging Face back end."""
+    peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=256)
+    requests = [
+        Instance("generate_until", {}, (text, dict(settings)), index)
+        for index, text in enumerate(texts)
+    ]
+    return peer.generate_until(requests, disable_tqdm=True)
+
+
+def prompts_of(
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    stops: Sequence[str] = (),
+    **options: Any,
+) -> list[Prompt]:
+    settings = GenerationSettings(
+        max_new_tokens, (*stops, tokenizer.eos_token), tuple(sorted(options.items()))
+    )
+    return [Prompt(tuple(tokenizer(text).input_ids), settings) for text in texts]
+
+
+def random_adapter(model: Any, seed: int, rank: int, targets: Sequence[str] = ()) -> FrozenAdapter:
+    """On every linear layer, with an update that changes what is written."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator) / size[1] ** 0.5
+
+    shapes = adaptable_shapes(model)
+    layers = {
+        name: ScaledFactors(drawn(rank, shape.in_features), drawn(shape.out_features, rank), 0.7)
+        for name, shape in shapes.items()
+        if not targets or name.endswith(tuple(targets))
+    }
+    return FrozenAdapter(layers, is_zero_update=False)
+
+
+def decoded(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    adapters: Sequence[FrozenAdapter | None] = (None,),
+    look: Callable[[Decoder], None] = lambda _: None,
+    **limits: Any,
+) -> list[list[Generation]]:
+    with carrying(model, [adapter for adapter in adapters if adapter is not None]) as bank:
+        decoder = Decoder(model, tokenizer, bank, **{"cache_bytes": 1 << 30, **limits})
+        found = decoder.generate(adapters, prompts)
+        look(decoder)
+    return found
+
+
+def texts_of(generations: Sequence[Generation]) -> list[str]:
+    return [generation.text for generation in generations]
+
+
+# the peer's padding changes what GptOss writes
+BATCHES = [(family, size) for family in OWN for size in (1, 4) if (family, size) != ("GptOss", 4)]
+
+
+@pytest.mark.parametrize(("family", "batch_size"), BATCHES)
+def test_every_family_writes_what_the_peer_writes(
+    family: str, batch_size: int, tokenizer: Any
+) -> None:
+    model = model_of(family, tokenizer)
+    settings = {"until": ["e", "\n"], "max_gen_toks": 24, "do_sample": False}
+    expected = peer_texts(model, tokenizer, TEXTS, batch_size, **settings)
+    prompts = prompts_of(tokenizer, TEXTS, 24, ["e", "\n"], do_sample=False)
+    [found] = decoded(model, tokenizer, prompts, max_rows=3)
+    assert texts_of(found) == expected
+    assert len(set(expected)) > 3
