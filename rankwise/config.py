@@ -41,6 +41,7 @@ BasePrecision = Literal["auto", "8bit", "4bit"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 Schedule = Literal["linear", "cosine", "constant"]
 RateRule = Literal["constant", "r^-1/2", "r^-1/4"]
+Engine = Literal["resident", "vllm"]
 
 
 class Section(BaseModel):
@@ -309,6 +310,9 @@ class EvaluationConfig(Section):
 
     Unless ``trained_format`` is false, a task that asks in another format than the training did
     is also scored in that one; the standard format decides.
+
+    ``engine`` answers: ``resident``, rankwise's own, for all adapters at once, or ``vllm``, where
+    it is installed. ``max_batch_tokens`` are read in one forward pass.
     """
 
     in_domain: Names = ()
@@ -323,6 +327,7 @@ class EvaluationConfig(Section):
     fewshot_as_multiturn: bool = False
     trained_format: bool = True
     num_train_items: Annotated[int, Field(ge=0, strict=True)] = 100
+    engine: Engine = "resident"
     max_batch_tokens: Count = 4096
 
 

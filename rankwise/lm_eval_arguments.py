@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
+from rankwise.config import Engine
 from rankwise.devices import ResolvedPrecision, choose_device, resolve_precision
 from rankwise.errors import ConfigError
-
-Engine = Literal["resident", "vllm"]
 
 BASE_NAME = "base"
 _NAME = re.compile(r"[\w.-]+")

@@ -18,6 +18,7 @@ from rankwise.attention_interface import refuse_unpackable
 from rankwise.axes import lora_variants
 from rankwise.config import FullConfig, StudyConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
+from rankwise.engines import engine_problem
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.imported_runs import imported_run
 from rankwise.memory import PassMemory, TrainingSetting, available_bytes
@@ -35,10 +36,10 @@ from rankwise.tasks.user_data import ENDING_SUFFIX
 from rankwise.training import num_optimizer_steps, tokenise_rows
 
 # Raised when a change to the code changes what is scored from equal settings.
-SCORING_REVISION = 2
+SCORING_REVISION = 3
 
 # The same for how far a model is from full fine-tuning.
-DIVERGENCE_REVISION = 1
+DIVERGENCE_REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def task_fingerprint(
         {
             "scoring_revision": SCORING_REVISION,
             "precision": precision,
+            "engine": config.evaluation.engine,
             "task": task.name,
             "task_version": task.loaded.version,
             "requests": digest,
@@ -152,6 +154,8 @@ class _Planner:
     def plan(self) -> StudyPlan | None:
         self._check_chat_template()
         self._check_packable()
+        if problem := engine_problem(self.config):
+            self.problems.append(f"evaluation.engine: {problem}")
         self._warn_of_quantised_base()
         layers = self._target_layers()
         tasks = self._tasks()
@@ -272,8 +276,9 @@ class _Planner:
             )
 
     def _check_packable(self) -> None:
-        """Training packs sequences; of a model that would mix them, nothing can be trained."""
-        if self.config.methods.lora is None and self.config.methods.full is None:
+        """Training and scoring pack sequences; a model that would mix them is refused."""
+        trains = self.config.methods.lora is not None or self.config.methods.full is not None
+        if not trains and self.config.evaluation.engine != "resident":
             return
         try:
             refuse_unpackable(self.skeleton)
