@@ -91,13 +91,15 @@ class FrozenBank:
 
 
 @contextlib.contextmanager
-def carrying(base_model: nn.Module, adapters: Iterable[FrozenAdapter]) -> Generator[FrozenBank]:
+def carrying(
+    base_model: nn.Module, adapters: Iterable[FrozenAdapter], bank: FrozenBank | None = None
+) -> Generator[FrozenBank]:
     """Within the block, the base's layers add these adapters to the rows of the bank's pieces.
 
     Rows are those of the input flattened to (rows, features). Gradients do not go through. The
     base's weights are neither copied nor changed; afterwards it is as it was.
     """
-    bank = FrozenBank()
+    bank = FrozenBank() if bank is None else bank
     names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
     layers = {name: _FrozenLayer(base_model.get_submodule(name), name, bank) for name in names}
     with layers_replaced(base_model, layers):

@@ -1,0 +1,111 @@
+"""Token sequences as a tree in which what several of them begin with is there once.
+
+Sequences are sorted, so that the tokens of the tree, in the order in which they are first met, are
+a walk in which every token comes behind its ancestors and directly before its descendants. A token
+is named by its *place* in this order. Whoever reads it from left to right, in steps of any size,
+has to keep the ancestors of the next token and nothing else.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from rankwise.errors import DataError
+
+Places = Int[np.ndarray, " places"]
+
+
+class Branch(NamedTuple):
+    """Neighbouring places that each continue the one before.
+
+    Attributes:
+        start: the first place; ``stop`` is the one after the last.
+        stop: see ``start``.
+        parent: the place that the first one continues; -1 if a sequence begins here.
+    """
+
+    start: int
+    stop: int
+    parent: int
+
+
+class PrefixTree:
+    """What distinct tokens there are behind distinct beginnings, and where sequences lie in it.
+
+    Attributes:
+        tokens: (places,) token ids.
+        depths: (places,) how many tokens come before each in its sequences: its position.
+        ends: (places,) for every place, the one after its last descendant.
+        branches: in order; together they cover every place once.
+        lasts: the place of every sequence's last token, in the order in which they were given.
+        longest: the tokens of the longest sequence, and so the most that has to be kept.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Sort the sequences and lay their tokens out.
+
+        Raises:
+            DataError: a sequence has no tokens.
+        """
+        rows = [tuple(sequence) for sequence in sequences]
+        if not all(rows):
+            raise DataError("cannot read a sequence of no tokens; each needs one at least.")
+        self.longest = max(map(len, rows), default=0)
+        self.lasts = [-1] * len(rows)
+        self.branches: list[Branch] = []
+        tokens: list[int] = []
+        depths: list[int] = []
+        ends = np.zeros(sum(map(len, rows)), dtype=np.int64)
+        path = np.zeros(self.longest, dtype=np.int64)  # places of the sequence before
+        before: tuple[int, ...] = ()
+        for index in sorted(range(len(rows)), key=rows.__getitem__):
+            row = rows[index]
+            shared, start = _shared_length(before, row), len(tokens)
+            if shared < len(row):
+                ends[path[shared : len(before)]] = start
+                parent = int(path[shared - 1]) if shared else -1
+                self.branches.append(Branch(start, start + len(row) - shared, parent))
+                tokens += row[shared:]
+                depths += range(shared, len(row))
+                path[shared : len(row)] = np.arange(start, len(tokens))
+            self.lasts[index] = int(path[len(row) - 1])
+            before = row
+        ends[path[: len(before)]] = len(tokens)
+        self.tokens = np.asarray(tokens, dtype=np.int64)
+        self.depths = np.asarray(depths, dtype=np.int64)
+        self.ends = ends[: len(tokens)]
+        self._starts = [branch.start for branch in self.branches]
+
+    def __len__(self) -> int:
+        """The number of places."""
+        return len(self.tokens)
+
+    def path(self, place: int) -> Places:
+        """The place and all that come before it in its sequences, from the first token on."""
+        pieces: list[Places] = []
+        while place >= 0:
+            branch = self.branches[bisect_right(self._starts, place) - 1]
+            pieces.append(np.arange(branch.start, place + 1))
+            place = branch.parent
+        return np.concatenate(pieces[::-1])
+
+    def ancestors(self, place: int) -> Places:
+        """The places before this one in its sequences, from the first token on."""
+        return self.path(place)[:-1]
+
+
+def _shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """How many tokens both begin with."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
