@@ -47,9 +47,9 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     parsed = parse_model_arguments(given | {"device": device})
     _check(flags, parsed)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from rankwise.lm_eval_model import MODEL_NAME, ResidentModels
+    from rankwise.lm_eval_model import MODEL_NAME, HeldModels
 
-    held = ResidentModels.of(parsed)
+    held = HeldModels.of(parsed)
     for name in _models(parsed):
         one = copy.deepcopy(flags)
         one.model, one.device = MODEL_NAME, parsed.device

@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -18,14 +19,19 @@ import lm_eval.models  # noqa: F401  # pyright: ignore[reportUnusedImport] (fill
 import torch
 from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import register_model
+from safetensors import safe_open
 from tqdm import tqdm
 
 from rankwise import models
-from rankwise.config import BaseModelConfig
+from rankwise.adapters import WEIGHTS_FILE
+from rankwise.config import BaseModelConfig, EvaluationConfig
 from rankwise.lm_eval_arguments import ModelArguments, parse_model_arguments
+from rankwise.resident_scorer import ResidentScorer
 from rankwise.scoring import Advance, Continuation, Prompt, Scorer
 from rankwise.tasks.requests import Request, RequestEncoder
 from rankwise.tasks.training_rows import render_chat
+from rankwise.update_guard import probes, refuse_unapplied
+from rankwise.vllm_scorer import RESERVED_TOKENS, VllmScorer
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -38,7 +44,7 @@ Answer = TypeVar("Answer")
 _log = logging.getLogger(__name__)
 
 
-class ResidentModels:
+class HeldModels:
     """A base model, its adapters, and the answers that were found and not yet asked for.
 
     Args:
@@ -53,29 +59,45 @@ class ResidentModels:
         self.folder = models.fetch_weights(models.find_base_model(config))
         self.tokenizer = models.load_tokenizer(self.folder)
         skeleton: Any = models.model_skeleton(self.folder)
-        longest = models.context_length(skeleton.config, self.tokenizer)
-        self.max_length = min(arguments.max_length or longest, longest)
+        self._longest = models.context_length(skeleton.config, self.tokenizer)
+        self.max_length = arguments.max_length or self._longest
         self.scorer = self._open(arguments)
         for name, folder in arguments.adapters:
             self.scorer.put_on(name, folder)
         self._names = (None, *arguments.names)
+        self._unchecked = [name for name, folder in arguments.adapters if _has_update(folder)]
         self._kept: dict[str | None, dict[bytes, Any]] = {name: {} for name in self._names}
 
     def _open(self, arguments: ModelArguments) -> Scorer:
-        from rankwise.resident_scorer import ResidentScorer
-
+        if arguments.engine == "vllm":
+            self.max_length = min(self.max_length, self._longest - RESERVED_TOKENS)
+            return VllmScorer(self.folder, self.folder, arguments.precision)
         device = torch.device(arguments.device)
         model = models.load_frozen(self.folder, arguments.precision, device)
-        return ResidentScorer(model, self.tokenizer)
+        return ResidentScorer(
+            model,
+            self.tokenizer,
+            max_batch_tokens=arguments.max_batch_tokens or EvaluationConfig().max_batch_tokens,
+        )
 
     @classmethod
-    def of(cls, arguments: ModelArguments) -> ResidentModels:
+    def of(cls, arguments: ModelArguments) -> HeldModels:
         """Those that are held already, as long as anyone refers to them, else new ones."""
         key = arguments._replace(answering=None)
         held = _held.get(key)
         if held is None:
             held = _held[key] = cls(arguments)
         return held
+
+    def require_applied(self, requests: Sequence[Request]) -> None:
+        """Ask, the first time, whether every adapter changes what the base says.
+
+        Raises:
+            UnchangedOutputsError: one that is not zero does not.
+        """
+        if self._unchecked and requests:
+            refuse_unapplied(self.scorer, self._unchecked, probes(requests))
+            self._unchecked = []
 
     def answers(
         self,
@@ -108,7 +130,20 @@ class ResidentModels:
         return [kept[key] for key in keys]
 
 
-_held: WeakValueDictionary[ModelArguments, ResidentModels] = WeakValueDictionary()
+_held: WeakValueDictionary[ModelArguments, HeldModels] = WeakValueDictionary()
+
+
+def _has_update(folder: Path) -> bool:
+    """Whether an adapter does anything; of one without weights the engine says what is wrong."""
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        return False
+    with safe_open(weights, "pt") as tensors:
+        return any(
+            bool(tensors.get_tensor(name).any())
+            for name in tensors.keys()  # noqa: SIM118  (it is no dictionary)
+            if ".lora_B." in name
+        )
 
 
 def _digest(item: Continuation | Prompt) -> bytes:
@@ -146,7 +181,7 @@ class RankwiseLM(LM):
         self._arguments = parse_model_arguments(
             {"pretrained": pretrained, "device": device, **arguments}
         )
-        self._models = ResidentModels.of(self._arguments)
+        self._models = HeldModels.of(self._arguments)
         self.tokenizer = self._models.tokenizer
         self._encoder = RequestEncoder(self.tokenizer, self._models.max_length)
         self.num_truncated = 0
@@ -237,6 +272,7 @@ class RankwiseLM(LM):
                 len(requests),
                 self._models.max_length,
             )
+        self._models.require_applied([request for each in found for request in each])
         return found
 
     def _log_likelihoods(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from rankwise.errors import UnchangedOutputsError
 from rankwise.scoring import Continuation, LogLikelihood, Scorer
-from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.requests import Request
 
 _FEW_PROBES, _MOST_PROBES, _MOST_TOKENS = 4, 64, 32
 # Of the distance that an update moves the probes: a model within it is still where the base is.
 _AT_THE_BASE = 0.1
 
 
-def probes(prepared: PreparedTask) -> list[Continuation]:
+def probes(requests: Sequence[Request]) -> list[Continuation]:
     """The ends of a few of a task's own texts, prompts of generations among them.
 
     Their log-likelihoods are numbers that two different models have no reason to share, whatever
     the task itself asks.
     """
-    ends = [(each.context + each.continuation)[-_MOST_TOKENS - 1 :] for each in prepared.requests]
+    ends = [(each.context + each.continuation)[-_MOST_TOKENS - 1 :] for each in requests]
     distinct = dict.fromkeys(end for end in ends if len(end) > 1)
     return [Continuation(end[:1], end[1:]) for end in list(distinct)[:_MOST_PROBES]]
 

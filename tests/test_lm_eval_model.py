@@ -13,13 +13,11 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from plain_scorer import PlainScorer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from rankwise import lm_eval_model, models
 from rankwise.cli import app
-from rankwise.errors import ConfigError, ModelError
+from rankwise.errors import ConfigError, ModelError, UnchangedOutputsError
 from rankwise.lm_eval_arguments import parse_model_arguments
 from rankwise.lm_eval_model import RankwiseLM
 
@@ -27,7 +25,7 @@ TASKS = ["colours", "small_prose", "sums"]
 RANKS = {"small": 2, "large": 8}
 
 
-def save_adapter(model: Path, folder: Path, rank: int) -> Path:
+def save_adapter(model: Path, folder: Path, rank: int, size: float = 0.3) -> Path:
     """An adapter that changes what the tiny model says."""
     base = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
     settings = peft.LoraConfig(
@@ -39,7 +37,7 @@ def save_adapter(model: Path, folder: Path, rank: int) -> Path:
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+                weight.copy_(size * torch.randn(weight.shape, generator=generator))
     adapted.save_pretrained(str(folder))
     return folder
 
@@ -50,15 +48,6 @@ def adapters(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return {
         name: save_adapter(tiny_model_folder, root / name, rank) for name, rank in RANKS.items()
     }
-
-
-@pytest.fixture(autouse=True)
-def plain_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(held: Any, arguments: Any) -> PlainScorer:
-        model = models.load_frozen(held.folder, arguments.precision, torch.device("cpu"))
-        return PlainScorer(model, held.tokenizer)
-
-    monkeypatch.setattr(lm_eval_model.ResidentModels, "_open", opened)
 
 
 @pytest.fixture
@@ -157,21 +146,23 @@ def test_whatever_the_first_model_is_asked_is_answered_for_all(
         "dtype": "float32",
     }
     held = RankwiseLM(**given)
-    calls: list[tuple[str | None, ...]] = []
+    calls: list[tuple[tuple[str | None, ...], int]] = []
     scorer = held._models.scorer
     for method in ("log_likelihoods", "generate"):
         asked = getattr(scorer, method)
 
-        def counted(models: Any, items: Any, advance: Any, asked: Any = asked) -> Any:
-            calls.append(tuple(models))
-            return asked(models, items, advance)
+        def counted(models: Any, items: Any, *rest: Any, asked: Any = asked) -> Any:
+            calls.append((tuple(models), len(items)))
+            return asked(models, items, *rest)
 
         monkeypatch.setattr(scorer, method, counted)
     evaluated("rankwise", model_args=given)
-    assert calls == [(None, "small", "large")] * 3  # choices, texts, generations
+    passes = [models for models, num_items in calls if num_items > 4]  # the others only check
+    assert passes == [(None, "small", "large")] * 3  # choices, texts, generations
+    num_calls = len(calls)
     for name in adapters:
         evaluated("rankwise", model_args=given | {"peft": name})
-    assert len(calls) == 3
+    assert len(calls) == num_calls
     del held  # nobody holds them: they are loaded again
     assert RankwiseLM(**given)._models.scorer is not scorer
 
@@ -187,6 +178,40 @@ def test_prompts_that_are_too_long_are_cut_and_counted(
     assert_same_answers(ours, evaluated(peer, num_fewshot=2))
     assert ours["config"]["num_truncated"] > 6
     assert "longer than the context of 40 tokens; their left end is lost" in caplog.text
+
+
+def test_an_adapter_that_is_not_applied_is_refused(
+    evaluated: Callable[..., dict[str, Any]],
+    tiny_model_folder: Path,
+    adapters: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {
+        "pretrained": str(tiny_model_folder),
+        "dtype": "float32",
+        "peft": str(adapters["small"]),
+    }
+    held = RankwiseLM(**given)
+    scorer = held._models.scorer
+    asked = scorer.log_likelihoods
+
+    def of_the_base(models: Any, items: Any, *rest: Any) -> Any:
+        return asked([None] * len(models), items, *rest)
+
+    monkeypatch.setattr(scorer, "log_likelihoods", of_the_base)
+    with pytest.raises(UnchangedOutputsError, match="small has a non-zero update"):
+        evaluated("rankwise", model_args=given)
+
+
+def test_an_adapter_that_does_nothing_answers_as_the_base(
+    evaluated: Callable[..., dict[str, Any]], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = save_adapter(tiny_model_folder, tmp_path / "zero", rank=2, size=0.0)
+    given = {"pretrained": str(tiny_model_folder), "dtype": "float32"}
+    assert_same_answers(
+        evaluated("rankwise", model_args=given | {"peft": str(folder)}),
+        evaluated("rankwise", model_args=given),
+    )
 
 
 # -- the command ------------------------------------------------------------------------------
