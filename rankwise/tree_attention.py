@@ -222,9 +222,9 @@ def _attend_shared(
     lowest = 0
     if terms.window is not None:
         lowest = max(0, step.layout.lowest_position(shared) - terms.window + 1)
-        if lowest >= shared.count:
+        if lowest >= shared.num_keys:
             return
-    count = shared.count - lowest
+    count = shared.num_keys - lowest
     padded = -(-(count + 1) // _WHOLE) * _WHOLE
     k, v = (_shared_block(x, shared.slices, lowest, padded) for x in pool)
     size = models * kv_heads * per_key * padded * q.element_size()
@@ -238,7 +238,7 @@ def _attend_shared(
         scores[..., count + 1 :] = -torch.inf
         if terms.window is not None:
             at = positions[own.start - shared.start : own.stop - shared.start]
-            far = at[:, None] - torch.arange(lowest, shared.count, device=q.device) >= terms.window
+            far = at[:, None] - torch.arange(lowest, shared.num_keys, device=q.device) >= terms.window
             of_rows = scores.unflatten(1, (-1, per_key))[..., :count]
             of_rows.masked_fill_(far[None, :, None], -torch.inf)
         rounded = scores[..., count].float()

@@ -35,13 +35,13 @@ class SharedKeys(NamedTuple):
         start: the first query; ``stop`` is the one after the last.
         stop: see ``start``.
         slices: of the key pool, from the first token of the sequences on.
-        count: of keys; they have the positions 0 to count - 1.
+        num_keys: their number; they have the positions 0 to num_keys - 1.
     """
 
     start: int
     stop: int
     slices: tuple[slice, ...]
-    count: int
+    num_keys: int
 
 
 class BlockGroup(NamedTuple):
