@@ -48,9 +48,8 @@ def make_optimizer(
         name: which of them.
         learning_rate: of the first step; schedulers may change it.
         weight_decay: share of a weight that is taken off per step, times the learning rate.
-        seed: of the stochastic rounding of ``adamw``. ``adamw_8bit`` does not take it: torchao
-            draws from torch's global generator of the weights' device (``torch.manual_seed``),
-            and no generator's state is in its ``state_dict``.
+        seed: of the stochastic rounding. torchao draws from torch's global generator, which is
+            seeded from this and the step's number before every step.
 
     Raises:
         ModelError: another dtype or several devices; for ``adamw_8bit``, no package that can do it
@@ -64,7 +63,7 @@ def make_optimizer(
             "Load the model in float32 or bfloat16."
         )
     if name == "adamw_8bit":
-        return _adamw_8bit(weights, learning_rate, weight_decay)
+        return _adamw_8bit(weights, learning_rate, weight_decay, seed)
     if torch.bfloat16 in dtypes:
         return StochasticRoundingAdamW(
             weights, lr=learning_rate, weight_decay=weight_decay, seed=seed
@@ -213,7 +212,7 @@ def _restore_float32_moments(
 
 
 def _adamw_8bit(
-    weights: Sequence[nn.Parameter], learning_rate: float, weight_decay: float
+    weights: Sequence[nn.Parameter], learning_rate: float, weight_decay: float, seed: int
 ) -> torch.optim.Optimizer:
     has_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in weights)
     try:
@@ -227,7 +226,18 @@ def _adamw_8bit(
     )
     if has_bfloat16:
         _keep_float32_moments(optimizer, weights)
+        _seed_every_step(optimizer, seed)
     return optimizer
+
+
+def _seed_every_step(optimizer: torch.optim.Optimizer, seed: int) -> None:
+    """Draw the same at a step whether or not the training was interrupted before it."""
+
+    def before(*_: Any) -> None:
+        steps = (int(state["step"]) for state in optimizer.state.values())
+        torch.manual_seed(seed * _LOW_BITS + max(steps, default=0))
+
+    optimizer.register_step_pre_hook(before)
 
 
 def _keep_float32_moments(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rankwise import models, training
-from rankwise.config import LearningRateConfig, TrainConfig
+from rankwise.config import LearningRateConfig, OptimizerName, TrainConfig
 from rankwise.errors import DivergedError
 from rankwise.grouped_lora import Adapter, adapted
 from rankwise.packing import Example
@@ -134,11 +134,17 @@ class Setting:
         )
         return AdapterTrainee(run, examples, train, adapter)
 
-    def full(self, train: TrainConfig, model: Any, **run_options: Any) -> FullTrainee:
+    def full(
+        self,
+        train: TrainConfig,
+        model: Any,
+        optimizer: OptimizerName = "adamw",
+        **run_options: Any,
+    ) -> FullTrainee:
         examples = self.examples(train)
         steps = training.num_optimizer_steps(len(examples), train, train.epochs[0])
         run = planned(steps, "full", epochs=train.epochs[0], **run_options)
-        return FullTrainee(run, examples, train, model, "adamw")
+        return FullTrainee(run, examples, train, model, optimizer)
 
     def train(self, *trainees: AdapterTrainee, heard: Heard | None = None, **options: Any) -> Heard:
         heard = Heard() if heard is None else heard

@@ -26,13 +26,14 @@ def full(
     train: TrainConfig,
     *,
     weights: Any = "float32",
+    optimizer: Any = "adamw",
     heard: Heard | None = None,
     state: Path | None = None,
     **options: Any,
 ) -> tuple[Heard, Any, FullTrainee]:
     heard = Heard() if heard is None else heard
     model: Any = models.load_frozen(setting.folder, weights, CPU)
-    trainee = setting.full(train, model, name="full")
+    trainee = setting.full(train, model, optimizer, name="full")
     if state is not None and state.exists():
         trainee.load_state(state)
     settings: dict[str, Any] = {
@@ -105,6 +106,22 @@ def test_a_saved_state_goes_on_with_the_same_losses(
     expected = full(setting, train, weights=weights)[0].losses["full"]
     full(setting, train, weights=weights, heard=Heard(stop_at=2), state=state)
     again, _, _ = full(setting, train, weights=weights, state=state)
+    assert again.losses["full"] == expected[2:]
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_8bit_moments_learn_as_float32_ones_do_and_go_on_from_a_saved_state(
+    setting: Setting, tmp_path: Path, weights: str
+) -> None:
+    pytest.importorskip("torchao.optim", exc_type=ImportError)
+    train, state = config(), tmp_path / "state.pt"
+    exact = full(setting, train, weights=weights)[0].losses["full"]
+    eight_bit: dict[str, Any] = {"weights": weights, "optimizer": "adamw_8bit"}
+    expected = full(setting, train, **eight_bit)[0].losses["full"]
+    assert expected == pytest.approx(exact, rel=0.05)
+    assert expected != exact
+    full(setting, train, **eight_bit, heard=Heard(stop_at=2), state=state)
+    again, _, _ = full(setting, train, **eight_bit, state=state)
     assert again.losses["full"] == expected[2:]
 
 
