@@ -34,6 +34,7 @@ from rankwise.tasks import PreparedTask, TrainingRow
 from rankwise.tasks.right_answers import RightAnswer, right_answers
 from rankwise.tasks.user_data import ENDING_SUFFIX
 from rankwise.training import num_optimizer_steps, tokenise_rows
+from rankwise.vllm_scorer import RESERVED_TOKENS
 
 # Raised when a change to the code changes what is scored from equal settings.
 SCORING_REVISION = 3
@@ -148,6 +149,8 @@ class _Planner:
         self.tokenizer = models.load_tokenizer(base.folder)
         self.skeleton: Any = models.model_skeleton(base.folder)
         self.max_length = models.context_length(self.skeleton.config, self.tokenizer)
+        if config.evaluation.engine == "vllm":
+            self.max_length -= RESERVED_TOKENS
         self.device = choose_device()
         self.precision: ResolvedPrecision = resolve_precision(config.train.precision, self.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Generator
+from pathlib import Path
 
 from torch import nn
 
@@ -14,8 +15,10 @@ from rankwise.errors import ModelError
 from rankwise.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.planning import StudyPlan
 from rankwise.records import PlannedRun
+from rankwise.resident_scorer import ResidentScorer
 from rankwise.scoring import Scorer
 from rankwise.store import StudyFolder
+from rankwise.vllm_scorer import VllmScorer
 
 
 class ResidentModels:
@@ -38,6 +41,7 @@ class ResidentModels:
         """The base model, with nothing on it that PEFT has put there."""
         self._let_go_of_alone()
         if self._base is None:
+            self.release()
             plan = self._plan
             # planning needed the small files only; now the weights
             folder = models.fetch_weights(plan.base)
@@ -60,9 +64,12 @@ class ResidentModels:
 
     def scorer(self) -> Scorer:
         """What asks the base and the adapters that were put on it."""
-        if self._alone is not None or self._scorer is None:
-            self.release()
-            self._scorer = self._scorer_of(self.base())
+        if self._alone_name is not None or self._scorer is None:
+            self.release(base=self._uses_vllm)  # vLLM holds its own
+            if self._uses_vllm:
+                self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
+            else:
+                self._scorer = self._open_resident(self.base())
         return self._scorer
 
     def put_on(self, run: PlannedRun) -> None:
@@ -85,9 +92,13 @@ class ResidentModels:
 
     def scorer_alone(self, run: PlannedRun) -> Scorer:
         """What asks a run's model, which is loaded by itself."""
-        model = self._load_alone(run)
-        if self._alone_scorer is None:
-            self._alone_scorer = self._scorer_of(model)
+        if self._alone_scorer is None or self._alone_name != run.name:
+            if self._uses_vllm and run.method == "full":
+                self.release(base=True)
+                self._alone_scorer = self._open_vllm(self._folder.weights_folder(run))
+                self._alone_name = run.name
+            else:
+                self._alone_scorer = self._open_resident(self._load_alone(run))
         return self._alone_scorer
 
     @contextlib.contextmanager
@@ -128,10 +139,17 @@ class ResidentModels:
             adapters.detach(self._alone)
         self._alone = self._alone_name = None
 
-    def _scorer_of(self, model: nn.Module) -> Scorer:
-        from rankwise.resident_scorer import ResidentScorer
+    @property
+    def _uses_vllm(self) -> bool:
+        return self._plan.record.config.evaluation.engine == "vllm"
 
-        evaluation = self._plan.record.config.evaluation
-        return ResidentScorer(
-            model, self._plan.tokenizer, max_batch_tokens=evaluation.max_batch_tokens
+    def _open_resident(self, model: nn.Module) -> Scorer:
+        max_tokens = self._plan.record.config.evaluation.max_batch_tokens
+        return ResidentScorer(model, self._plan.tokenizer, max_batch_tokens=max_tokens)
+
+    def _open_vllm(self, folder: Path) -> Scorer:
+        plan = self._plan
+        ranks = [run.rank for run in plan.record.runs if run.rank is not None]
+        return VllmScorer(
+            folder, plan.base.folder, plan.record.precision, max_rank=max(ranks, default=0)
         )
