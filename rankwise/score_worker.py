@@ -68,14 +68,14 @@ class ScoreWorker:
         new = [run.name for run in together if self._has_update(run)]
         new = [name for name in new if name not in self._applied]
         if new:
-            refuse_unapplied(self._models.scorer(), new, probes(task))
+            refuse_unapplied(self._models.scorer(), new, probes(task.requests))
             self._applied.update(new)
         return together
 
     def _score_alone(self, run: PlannedRun, task: PreparedTask) -> None:
         """Score a full fine-tuning, or an adapter that only PEFT can apply."""
         if run.method == "lora" and self._has_update(run) and run.name not in self._applied:
-            items = probes(task)
+            items = probes(task.requests)
             (base,) = self._models.scorer().log_likelihoods([None], items)
             (own,) = self._models.scorer_alone(run).log_likelihoods([None], items)
             refuse_equal(run.name, base, own)
