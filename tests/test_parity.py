@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import parity, parity_sides
+from benchmarks.parity_regimes import Regime, Scale
+from benchmarks.parity_tally import TOLERANCE_NATS, Tally, compare
 from rankwise import models
 from rankwise.config import BaseModelConfig
 
 # an update three times as large as its weights: a random model then says something else each time
-MEASURES = {"num_fewshot": 4, "max_new_tokens": 20, "adapter_size": 3.0}
+MEASURES = {"num_fewshot": 5, "max_new_tokens": 20, "adapter_size": 3.0}
 GREEDY = "num_greedy_mismatches"
 DECISION = "num_decision_mismatches"
 METRIC = "num_metric_mismatches"
@@ -45,26 +46,13 @@ def load(**_):
 
 
 @pytest.fixture(scope="module")
-def parity() -> Any:
-    """The module benchmarks.parity, wherever the tests are started."""
-    path = Path(__file__).parents[1] / "benchmarks" / "parity.py"
-    spec = importlib.util.spec_from_file_location("parity_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("parity")
 
 
 @pytest.fixture(scope="module")
-def outcomes(parity: Any, work: Path, tiny_model_folder: Path, shared_tasks: Path) -> Any:
-    return parity.check(tiny_model_folder, shared_tasks, work, parity.Scale(3, **MEASURES))
+def outcomes(work: Path, tiny_model_folder: Path, shared_tasks: Path) -> Any:
+    return parity.check(tiny_model_folder, shared_tasks, work, Scale(3, **MEASURES))
 
 
 def of(outcomes: Any, task: str, **settings: Any) -> Any:
@@ -78,7 +66,7 @@ def of(outcomes: Any, task: str, **settings: Any) -> Any:
     return found
 
 
-def test_every_regime_equals_lm_eval(parity: Any, outcomes: Any) -> None:
+def test_every_regime_equals_lm_eval(outcomes: Any) -> None:
     for outcome in outcomes:
         assert outcome.tally.is_equal, parity.line(outcome)
     assert parity.total(outcomes).num_requests > 500
@@ -94,10 +82,10 @@ def test_every_output_type_meets_every_setting(outcomes: Any) -> None:
         for is_adapted in (False, True):
             for setting in [
                 (0, False, False),
-                (4, False, False),
+                (5, False, False),
                 (0, True, False),
-                (4, True, False),
-                (4, True, True),
+                (5, True, False),
+                (5, True, True),
             ]:
                 assert (kind, is_adapted, *setting) in settings
     assert {is_adapted for kind, is_adapted, *_ in settings if "rolling" in kind} == {False, True}
@@ -109,7 +97,7 @@ def test_only_the_small_contexts_cut(outcomes: Any) -> None:
         assert (outcome.ours.num_cut > 0) == outcome.regime.is_cut, outcome.regime.name
 
 
-def test_the_answers_are_not_all_alike(parity: Any, outcomes: Any) -> None:
+def test_the_answers_are_not_all_alike(outcomes: Any) -> None:
     assert parity.num_extracted(outcomes) > 4
     for kind in ("multiple_choice", "generate_until"):
         samples = [s for o in outcomes if o.ours.output_type == kind for s in o.theirs.samples]
@@ -127,35 +115,35 @@ def test_the_answers_are_not_all_alike(parity: Any, outcomes: Any) -> None:
     ],
 )
 def test_the_base_scored_for_the_adapter_is_found(
-    parity: Any, outcomes: Any, task: str, fields: list[str]
+    outcomes: Any, task: str, fields: list[str]
 ) -> None:
     settings = {"num_fewshot": 0, "chat_template": False, "is_cut": False}
     base = of(outcomes, task, is_adapted=False, **settings)
     adapted = of(outcomes, task, is_adapted=True, **settings)
-    tally = parity.compare(base.ours, adapted.theirs)
+    tally = compare(base.ours, adapted.theirs)
     assert not tally.is_equal
     assert tally.num_hash_mismatches == 0
     if task != "parity_gsm8k":
-        assert tally.max_abs_log_likelihood_difference > 100 * parity.TOLERANCE_NATS
+        assert tally.max_abs_log_likelihood_difference > 100 * TOLERANCE_NATS
     for field in fields:
         assert getattr(tally, field) > 0, field
 
 
 def test_a_context_cut_one_token_short_is_found(
-    parity: Any, outcomes: Any, work: Path, tiny_model_folder: Path, shared_tasks: Path
+    outcomes: Any, work: Path, tiny_model_folder: Path, shared_tasks: Path
 ) -> None:
-    model, tokenizer = parity.load_ours(tiny_model_folder, None)
+    scorer, tokenizer = parity_sides.load_ours(tiny_model_folder, work / "adapter")
     for task in ("local_arc_easy", "local_mmlu", "parity_likelihood", "parity_texts"):
         outcome = of(outcomes, task, is_adapted=False, is_cut=True)
-        short = parity.score_ours(
-            model,
+        short, _ = parity_sides.score_ours(
+            scorer,
             tokenizer,
             outcome.regime,
             [shared_tasks, work / "tasks"],
             max_length=outcome.regime.max_length - 1,
         )
-        tally = parity.compare(short, outcome.theirs)
-        assert tally.max_abs_log_likelihood_difference > 10 * parity.TOLERANCE_NATS, task
+        tally = compare(short, outcome.theirs)
+        assert tally.max_abs_log_likelihood_difference > 10 * TOLERANCE_NATS, task
 
 
 def shift(line: dict[str, Any]) -> None:
@@ -201,49 +189,49 @@ def change_another_prompt(line: dict[str, Any]) -> None:
     ],
 )
 def test_one_wrong_choice_is_found(
-    parity: Any, outcomes: Any, plant: Callable[[dict[str, Any]], None], fields: list[str]
+    outcomes: Any, plant: Callable[[dict[str, Any]], None], fields: list[str]
 ) -> None:
     outcome = of(outcomes, "local_arc_easy", is_adapted=True, num_fewshot=0, chat_template=False)
     wrong = copy.deepcopy(outcome.ours)
     plant(wrong.samples[1])
-    tally = parity.compare(wrong, outcome.theirs)
+    tally = compare(wrong, outcome.theirs)
     assert not tally.is_equal
     for field in fields:
         assert getattr(tally, field) >= 1
-    moved = tally.max_abs_log_likelihood_difference > parity.TOLERANCE_NATS
+    moved = tally.max_abs_log_likelihood_difference > TOLERANCE_NATS
     assert moved == (plant in (shift, lose_a_number, prefer_another_option))
 
 
 @pytest.mark.parametrize(
     ("field", "count"), [("resps", GENERATION), ("filtered_resps", EXTRACTION)]
 )
-def test_one_wrong_generation_is_found(parity: Any, outcomes: Any, field: str, count: str) -> None:
+def test_one_wrong_generation_is_found(outcomes: Any, field: str, count: str) -> None:
     outcome = of(outcomes, "parity_gsm8k", is_adapted=True, num_fewshot=0, chat_template=False)
     wrong = copy.deepcopy(outcome.ours)
     wrong.samples[0][field] = [["42"]] if field == "resps" else ["42"]
-    tally = parity.compare(wrong, outcome.theirs)
-    assert tally == parity.Tally(num_requests=outcome.tally.num_requests, **{count: 1})
+    tally = compare(wrong, outcome.theirs)
+    assert tally == Tally(num_requests=outcome.tally.num_requests, **{count: 1})
 
 
-def test_a_wrong_aggregate_and_missing_items_are_found(parity: Any, outcomes: Any) -> None:
+def test_a_wrong_aggregate_and_missing_items_are_found(outcomes: Any) -> None:
     outcome = of(outcomes, "local_sciq")
     wrong = outcome.ours._replace(aggregates=outcome.ours.aggregates | {"acc,none": 0.123})
-    assert parity.compare(wrong, outcome.theirs).num_metric_mismatches == 1
+    assert compare(wrong, outcome.theirs).num_metric_mismatches == 1
     absent = outcome.ours._replace(aggregates={})
-    assert parity.compare(absent, outcome.theirs).num_metric_mismatches == 2
+    assert compare(absent, outcome.theirs).num_metric_mismatches == 2
     with pytest.raises(ValueError, match="ours scored"):
-        parity.compare(outcome.ours._replace(samples=outcome.ours.samples[:2]), outcome.theirs)
+        compare(outcome.ours._replace(samples=outcome.ours.samples[:2]), outcome.theirs)
 
 
 def test_an_adapter_without_effect_is_refused(
-    parity: Any, tmp_path: Path, tiny_model_folder: Path, shared_tasks: Path
+    tmp_path: Path, tiny_model_folder: Path, shared_tasks: Path
 ) -> None:
     with pytest.raises(ValueError, match="the adapter changes nothing"):
         parity.check(
             tiny_model_folder,
             shared_tasks,
             tmp_path,
-            parity.Scale(1, adapter_size=0.0),
+            Scale(1, adapter_size=0.0),
             chosen=lambda regime: regime.task == "local_mmlu" and regime.num_fewshot == 0,
         )
 
@@ -267,7 +255,6 @@ def greedy_rows(model: Any, tokenizer: Any, questions: list[str]) -> list[dict[s
 
 
 def test_what_the_model_itself_would_say_is_greedy(
-    parity: Any,
     outcomes: Any,
     work: Path,
     tmp_path: Path,
@@ -275,25 +262,25 @@ def test_what_the_model_itself_would_say_is_greedy(
     shared_tasks: Path,
 ) -> None:
     adapter, folders = work / "adapter", [shared_tasks, tmp_path]
-    model, tokenizer = parity.load_ours(tiny_model_folder, adapter)
+    peer = parity_sides.load_theirs(tiny_model_folder, adapter)
+    scorer, tokenizer = parity_sides.load_ours(tiny_model_folder, adapter)
     docs = [sample["doc"] for sample in of(outcomes, "local_sciq").ours.samples]
     docs += [sample["doc"] for sample in of(outcomes, "local_mathqa").ours.samples]
     questions = [doc["question"] + extra for doc in docs for extra in (" The", " Answer:", " 1")]
-    rows = greedy_rows(model, tokenizer, questions)
+    rows = greedy_rows(peer, tokenizer, questions)
     (tmp_path / "own_words.py").write_text(GREEDY_PY.format(rows=rows))
     (tmp_path / "own_words.yaml").write_text(GREEDY_YAML.format(tasks_path=shared_tasks))
-    regime = parity.Regime("own_words", is_adapted=True, limit=99, max_length=4096)
-    ours = parity.score_ours(model, tokenizer, regime, folders)
-    peer = parity.load_theirs(tiny_model_folder, adapter)
-    theirs = parity.score_theirs(peer, tiny_model_folder, regime, folders)
-    assert parity.compare(ours, theirs).is_equal
+    regime = Regime("own_words", is_adapted=True, limit=99, max_length=4096)
+    _, ours = parity_sides.score_ours(scorer, tokenizer, regime, folders)
+    theirs = parity_sides.score_theirs(peer, tiny_model_folder, regime, folders)
+    assert compare(ours, theirs).is_equal
     flags = [[answer[1] for (answer,) in sample["resps"]] for sample in ours.samples]
     assert len(flags) > 3
     assert flags == [[True, False]] * len(rows)
 
 
 def test_a_tokenizer_that_adds_its_beginning_of_text(
-    parity: Any, tmp_path: Path, tiny_model_folder: Path, shared_tasks: Path
+    tmp_path: Path, tiny_model_folder: Path, shared_tasks: Path
 ) -> None:
     from tokenizers.processors import TemplateProcessing
 
@@ -310,7 +297,7 @@ def test_a_tokenizer_that_adds_its_beginning_of_text(
         folder,
         shared_tasks,
         tmp_path / "work",
-        parity.Scale(2, **MEASURES),
+        Scale(2, **MEASURES),
         chosen=lambda regime: not regime.is_adapted and not regime.task.startswith("local_m"),
     )
     assert parity.total(outcomes).num_requests > 80
@@ -319,10 +306,10 @@ def test_a_tokenizer_that_adds_its_beginning_of_text(
 
 
 @pytest.mark.slow
-def test_the_embedded_model_equals_lm_eval(parity: Any, tmp_path: Path, shared_tasks: Path) -> None:
+def test_the_embedded_model_equals_lm_eval(tmp_path: Path, shared_tasks: Path) -> None:
     base = models.find_base_model(BaseModelConfig(name="smollm2-135m-instruct"))
     outcomes = parity.check(
-        models.fetch_weights(base), shared_tasks, tmp_path, parity.Scale(3, max_new_tokens=96)
+        models.fetch_weights(base), shared_tasks, tmp_path, Scale(3, max_new_tokens=96)
     )
     for outcome in outcomes:
         assert outcome.tally.is_equal, parity.line(outcome)

@@ -1,0 +1,168 @@
+"""The two sides of ``benchmarks.parity``: our engine as a study asks it, and lm-eval's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lm_eval
+import peft
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM
+
+from benchmarks.parity_regimes import Regime
+from benchmarks.parity_tally import Scores
+from rankwise import adapters, models
+from rankwise.devices import DTYPES, ResolvedPrecision
+from rankwise.evaluation import ScoredModel, evaluate
+from rankwise.resident_scorer import ResidentScorer
+from rankwise.tasks import load_tasks, prepare_task
+from rankwise.tasks.resolution import quiet_lm_eval
+
+CPU = torch.device("cpu")
+MAX_BATCH_TOKENS, PEER_BATCH_SIZE = 4096, 8
+ADAPTER = "adapter"
+ADAPTER_RANK, ADAPTER_ALPHA, ADAPTER_SEED = 8, 16.0, 0
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def save_random_adapter(model_folder: Path, folder: Path, size: float) -> None:
+    """A LoRA adapter whose every update has ``size`` times its weight's norm."""
+    settings = peft.LoraConfig(
+        r=ADAPTER_RANK,
+        lora_alpha=ADAPTER_ALPHA,
+        target_modules=list(TARGET_MODULES),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(ADAPTER_SEED)
+    base: Any = models.load_frozen(model_folder, "float32", CPU)
+    adapted: Any = peft.get_peft_model(base, settings)
+    generator = torch.Generator().manual_seed(ADAPTER_SEED)
+    with torch.no_grad():
+        for name, (lora_A, lora_B) in adapters.lora_factors(adapted).items():
+            weight: Any = adapted.get_submodule(name).base_layer.weight
+            direction = torch.randn(lora_B.shape, generator=generator)
+            update = ADAPTER_ALPHA / ADAPTER_RANK * direction @ lora_A
+            lora_B.copy_(direction * (size * weight.norm() / update.norm()))
+    adapted.save_pretrained(str(folder))
+
+
+def load_ours(
+    model_folder: Path, adapter: Path, precision: ResolvedPrecision = "float32"
+) -> tuple[ResidentScorer, Any]:
+    """The engine with base and adapter as a study holds them, and the tokenizer."""
+    tokenizer = models.load_tokenizer(model_folder)
+    model = models.load_frozen(model_folder, precision, CPU)
+    scorer = ResidentScorer(model, tokenizer, max_batch_tokens=MAX_BATCH_TOKENS)
+    scorer.put_on(ADAPTER, adapter)
+    return scorer, tokenizer
+
+
+def load_theirs(
+    model_folder: Path, adapter: Path | None, precision: ResolvedPrecision = "float32"
+) -> Any:
+    """The model as a user of transformers and peft loads it."""
+    model = AutoModelForCausalLM.from_pretrained(str(model_folder), dtype=DTYPES[precision])
+    return model if adapter is None else peft.PeftModel.from_pretrained(model, str(adapter))
+
+
+class TimedPeer(HFLM):
+    """lm-eval's own back end, which also says how long its answers took."""
+
+    seconds = 0.0
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+    def loglikelihood(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed():
+            return super().loglikelihood(*args, **kwargs)
+
+    def loglikelihood_rolling(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed():
+            return super().loglikelihood_rolling(*args, **kwargs)
+
+    def generate_until(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed():
+            return super().generate_until(*args, **kwargs)
+
+
+def score_ours(
+    scorer: ResidentScorer, tokenizer: Any, regime: Regime, folders: Sequence[Path], **changes: Any
+) -> tuple[Scores, Scores]:
+    """Score base and adapter together, whichever the regime names.
+
+    Args:
+        scorer: from ``load_ours``.
+        tokenizer: likewise.
+        regime: how the task is scored.
+        folders: of task files.
+        changes: to the task's preparation, for planting mistakes.
+
+    Returns:
+        The base's scores, and the adapter's; of the seconds each has half.
+    """
+    settings: dict[str, Any] = {
+        "max_length": regime.max_length,
+        "num_fewshot": regime.num_fewshot,
+        "limit": regime.limit,
+        "chat_template": regime.chat_template,
+        "fewshot_as_multiturn": regime.fewshot_as_multiturn,
+    }
+    loaded = load_tasks([regime.task], folders)[regime.task][0]
+    prepared = prepare_task(loaded, tokenizer, **(settings | changes))
+    both = [ScoredModel("base", "parity"), ScoredModel(ADAPTER, "parity", ADAPTER)]
+    num_windows = len(prepared.requests) - len(prepared.instances)
+    base, adapted = (
+        Scores(
+            samples,
+            {f"{score.metric},{score.filter}": score.value for score in record.metrics},
+            record.score_seconds,
+            record.output_type,
+            num_windows + record.num_truncated,
+        )
+        for record, samples in evaluate(scorer, both, prepared, metric=None)
+    )
+    return base, adapted
+
+
+def score_theirs(
+    model: Any, tokenizer_folder: Path, regime: Regime, folders: Sequence[Path]
+) -> Scores:
+    """Score by ``lm_eval.simple_evaluate``."""
+    # what it says about machine and progress is not wanted, and takes longer than a tiny model
+    silence = contextlib.redirect_stderr(io.StringIO())
+    with quiet_lm_eval(), silence, mock.patch("lm_eval.evaluator.add_env_info"):
+        peer = TimedPeer(
+            pretrained=model,
+            tokenizer=str(tokenizer_folder),
+            batch_size=PEER_BATCH_SIZE,
+            max_length=regime.max_length,
+        )
+        result = lm_eval.simple_evaluate(
+            model=peer,
+            tasks=[regime.task],
+            task_manager=TaskManager(include_path=list(folders), include_defaults=False),
+            num_fewshot=regime.num_fewshot,
+            apply_chat_template=regime.chat_template,
+            fewshot_as_multiturn=regime.fewshot_as_multiturn,
+            limit=regime.limit,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+    aggregates = {
+        name: value
+        for name, value in result["results"][regime.task].items()
+        if "," in name and isinstance(value, int | float)
+    }
+    return Scores(result["samples"][regime.task], aggregates, peer.seconds)
