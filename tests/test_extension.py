@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from observers import Recorder
 
-from rankwise import evaluation
+from rankwise import score_worker
 from rankwise.errors import ConfigError
 from rankwise.extension import Extension, extended
 from rankwise.planning import plan_study
+from rankwise.resident_scorer import ResidentScorer
 from rankwise.store import StudyFolder
 from rankwise.study import run_study
 from rankwise.study_file import load_config
@@ -40,18 +41,19 @@ def test_more_items_are_scored_and_none_again(
     config = load_config(study_file, settings)
     run(config, tmp_path / "grown")
     asked: list[int] = []
-    score, generate = evaluation.score_requests, evaluation._generate
 
-    def counted(*args: Any, **options: Any) -> Any:
-        asked.append(len(args[1]))
-        return score(*args, **options)
+    def counted(name: str) -> Any:
+        ask = getattr(ResidentScorer, name)
 
-    def counted_texts(*args: Any, **options: Any) -> Any:
-        asked.append(len(args[3]))
-        return generate(*args, **options)
+        def asking(self: Any, models: Any, items: Any, *rest: Any) -> Any:
+            asked.append(len(items))
+            return ask(self, models, items, *rest)
 
-    monkeypatch.setattr(evaluation, "score_requests", counted)
-    monkeypatch.setattr(evaluation, "_generate", counted_texts)
+        return asking
+
+    monkeypatch.setattr(score_worker, "refuse_unapplied", lambda *_: None)
+    for name in ("log_likelihoods", "generate"):
+        monkeypatch.setattr(ResidentScorer, name, counted(name))
     grown, stages = run(extended(config, Extension(num_items=3)), tmp_path / "grown")
     models = {"base", grown.results.study.runs[0].name}
     assert set(stages) == {(model, t) for model in models for t in (task, "small_prose")}
@@ -92,16 +94,15 @@ def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path
 def test_more_seeds_and_ranks_train_only_those(study_file: Path, tmp_path: Path) -> None:
     config = load_config(study_file, SETTINGS)
     run(config, tmp_path / "study")
-    (record,) = (tmp_path / "study" / "runs").glob("*/run.json")
-    before = record.stat().st_mtime_ns
+    records = (tmp_path / "study" / "runs").rglob("*.json*")
+    before = {p: p.stat().st_mtime_ns for p in records if p.parent.name != "adapter"}
     more = extended(config, Extension(num_seeds=1, ranks=(4, 3)))
     assert (more.seeds, more.methods.lora and more.methods.lora.ranks) == ((0, 1), (2, 3, 4))
     outcome, stages = run(more, tmp_path / "study")
     assert [model for model, stage in stages if stage == "training"] == ["pass 1: 6 adapters"]
-    scored = {model for model, stage in stages if stage == "colours"}
     ranks = {(run.rank, run.seed): run.name for run in outcome.results.study.runs}
-    assert scored == {name for key, name in ranks.items() if key != (2, 0)}
-    after = (tmp_path / "study" / "runs" / ranks[2, 0] / "run.json").stat().st_mtime_ns
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path.parts[-2] for path in after} == {ranks[2, 0], "eval"}
     assert after == before
     assert "base" not in dict(stages)
 
