@@ -192,7 +192,8 @@ def _attend_in_blocks(
     out = torch.bmm(weights, v)
     log_sum = None
     if need_sums or terms.sinks is not None:
-        log_sum = scores.float().logsumexp(dim=-1)
+        # a score over its weight is the sum; that of the greatest is rounded least
+        log_sum = scores.amax(dim=-1).float() - weights.amax(dim=-1).float().log()
     if terms.sinks is not None:
         assert log_sum is not None
         sinks = terms.sinks.float().view(1, kv_heads, 1, per_key)
