@@ -31,6 +31,7 @@ from rankwise.resident_scorer import ResidentScorer
 from rankwise.scoring import Continuation, Prompt
 from rankwise.tasks import load_tasks, prepare_task
 from rankwise.tasks.requests import PreparedTask, RequestEncoder
+from rankwise.tasks.resolution import quiet_lm_eval
 
 TASKS_PATH = ROOT.parent / "shared" / "tasks"
 WARM_UP_ITEMS = 2
@@ -193,7 +194,7 @@ def serve(options: argparse.Namespace) -> None:
     """Answer questions until there are no more; what libraries print goes to stderr."""
     device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
     out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr), torch.inference_mode():
+    with contextlib.redirect_stdout(sys.stderr), quiet_lm_eval(), torch.inference_mode():
         side: Any = (Ours if options.worker == "ours" else Peer)(options, device)
         for line in sys.stdin:
             question = json.loads(line)
