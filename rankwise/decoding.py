@@ -19,6 +19,7 @@ from rankwise.decode_cache import BLOCK_TOKENS, BlockCache, Read, Segment
 from rankwise.decode_rows import Row, RowBatch, RowLimits
 from rankwise.errors import ModelError
 from rankwise.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
+from rankwise.prefix_tree import PrefixTree
 from rankwise.samplers import Sampler
 from rankwise.scoring import Advance, Generation, GenerationSettings, Prompt
 from rankwise.shared_prompts import shared_prefixes
@@ -153,7 +154,7 @@ class Decoder:
         ]
         blocks = self._cache_bytes // (self._bytes_per_token() * BLOCK_TOKENS)
         limits = RowLimits(self._max_rows, blocks, self._max_read_tokens)
-        distinct = num_models * _num_distinct([prompt.tokens for prompt in prompts])
+        distinct = num_models * len(PrefixTree([prompt.tokens for prompt in prompts]))
         self.work = self.work._replace(distinct_tokens=self.work.distinct_tokens + distinct)
         return RowBatch(rows, limits, self._device)
 
@@ -237,15 +238,3 @@ def _has_stopped(row: Row, asked: _Asked) -> bool:
 
 def _has_ended(row: Row, asked: _Asked) -> bool:
     return len(row.written) >= row.prompt.settings.max_new_tokens or _has_stopped(row, asked)
-
-
-def _num_distinct(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens of sorted prompts that stand behind others than those of the prompt before."""
-    total, before = 0, ()
-    for prompt in prompts:
-        pairs = zip(before, prompt, strict=False)
-        total += len(prompt) - next(
-            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(before), len(prompt))
-        )
-        before = prompt
-    return total

@@ -38,6 +38,8 @@ _UNDERSTOOD = {
 }
 # Ways to begin that leave the base's weights alone.
 _PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Up to so many rows, all of them are multiplied by all adapters, and what is not theirs is dropped.
+_MAX_JOINED_ROWS = 128
 
 
 class ScaledFactors(NamedTuple):
@@ -74,20 +76,75 @@ class FrozenPiece(NamedTuple):
     stop: int
 
 
+class _Joined(NamedTuple):
+    """The factors of several adapters side by side; for few rows, one product beats many.
+
+    Attributes:
+        lora_A: (ranks, in_features), one adapter's below the other's.
+        lora_B: (ranks, out_features) transposed, with its scaling.
+        ranks: of the adapters, in that order.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    ranks: tuple[int, ...]
+
+
 class FrozenBank:
     """Layers of a base model that carry frozen adapters, and whose rows are whose at the moment."""
 
     def __init__(self) -> None:
         self.pieces: Sequence[FrozenPiece] = ()
+        self._joined: dict[str, _Joined | None] = {}
+        self._joined_of: tuple[FrozenAdapter, ...] = ()
+        self._foreign: dict[tuple[int, ...], Tensor] = {}
 
     @contextlib.contextmanager
     def rows_of(self, pieces: Sequence[FrozenPiece]) -> Generator[None]:
         """Within the block, rows belong to adapters as ``pieces`` say; other rows to the base."""
         self.pieces = pieces
+        of = tuple(piece.adapter for piece in pieces)
+        if of != self._joined_of:
+            self._joined, self._joined_of = {}, of
         try:
             yield
         finally:
-            self.pieces = ()
+            self.pieces, self._foreign = (), {}
+
+    def forget(self) -> None:
+        """Let go of what was joined."""
+        self._joined, self._joined_of = {}, ()
+
+    def joined(self, layer: str) -> _Joined | None:
+        """The factors of all pieces; None where a product of each is better or safer."""
+        if layer not in self._joined:
+            own = [
+                piece.adapter.layers[layer]
+                for piece in self.pieces
+                if layer in piece.adapter.layers
+            ]
+            self._joined[layer] = _join(own) if len(own) == len(self.pieces) > 1 else None
+        return self._joined[layer]
+
+    def foreign(self, joined: _Joined, rows: Float[Tensor, "rows features"]) -> Tensor:
+        """(rows, ranks) True where a column belongs to another adapter than the row."""
+        if joined.ranks not in self._foreign:
+            foreign = torch.ones(len(rows), sum(joined.ranks), dtype=torch.bool)
+            column = 0
+            for (_, start, stop), rank in zip(self.pieces, joined.ranks, strict=True):
+                foreign[start:stop, column : column + rank] = False
+                column += rank
+            self._foreign[joined.ranks] = foreign.to(rows.device)
+        return self._foreign[joined.ranks]
+
+
+def _join(factors: Sequence[ScaledFactors]) -> _Joined | None:
+    """None if a factor is not finite: what is not a row's own is multiplied by 0."""
+    lora_A = torch.cat([a for a, _, _ in factors])
+    lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
+    if not bool(torch.isfinite(lora_B).all()):
+        return None
+    return _Joined(lora_A, lora_B, tuple(len(a) for a, _, _ in factors))
 
 
 @contextlib.contextmanager
@@ -102,8 +159,11 @@ def carrying(
     bank = FrozenBank() if bank is None else bank
     names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
     layers = {name: _FrozenLayer(base_model.get_submodule(name), name, bank) for name in names}
-    with layers_replaced(base_model, layers):
-        yield bank
+    try:
+        with layers_replaced(base_model, layers):
+            yield bank
+    finally:
+        bank.forget()
 
 
 class _FrozenLayer(nn.Module):
@@ -120,6 +180,11 @@ class _FrozenLayer(nn.Module):
     ) -> Float[Tensor, "*batch out_features"]:
         y: Tensor = self.base_layer(x)
         rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        joined = self.bank.joined(self.name) if len(rows) <= _MAX_JOINED_ROWS else None
+        if joined is not None and joined.lora_A.dtype == rows.dtype == out.dtype:
+            inner = (rows @ joined.lora_A.T).masked_fill_(self.bank.foreign(joined, rows), 0)
+            out.addmm_(inner, joined.lora_B)
+            return y
         for adapter, start, stop in self.bank.pieces:
             factors = adapter.layers.get(self.name)
             if factors is None:
