@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rankwise.judgement import Response, Responses, judge
+from rankwise.judgement import Responses, judge
 from rankwise.records import TaskEvaluation
 from rankwise.scoring import Advance, Continuation, Prompt, Scorer
 from rankwise.tasks.requests import SAMPLING_SEED, PreparedTask, Request
@@ -168,7 +168,7 @@ def _of_instances(
     prepared: PreparedTask, requests: Sequence[Request], answers: Sequence[Any]
 ) -> list[Responses]:
     """One model's answers to requests, by instance: a text in several windows is one answer."""
-    by_instance: dict[int, list[Response]] = defaultdict(list)
+    by_instance: dict[int, list[Any]] = defaultdict(list)
     for request, answer in zip(requests, answers, strict=True):
         by_instance[request.instance].append(answer)
     if prepared.loaded.output_type == "loglikelihood_rolling":

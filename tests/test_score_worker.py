@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from observers import Recorder
 from plain_scorer import PlainScorer
 
-from rankwise import adapters, models, resident_models
+from rankwise import adapters, models, resident_models, worker
 from rankwise.errors import PlanError, UnchangedOutputsError
 from rankwise.planning import plan_study
 from rankwise.scoring import Continuation, LogLikelihood
@@ -111,6 +112,32 @@ def test_a_new_adapter_beside_extended_ones_is_asked_everything(
     fresh, _ = run(study_file, tmp_path / "fresh", *SMALL, "evaluation.limit=9")
     for mine, theirs in zip(outcome.results.runs, fresh.results.runs, strict=True):
         assert mine.items["sums"] == theirs.items["sums"]
+
+
+def test_nothing_that_scores_is_held_while_a_model_is_trained(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[PlainScorer]] = []
+    trained: list[int] = []
+    train = worker.train
+
+    def remembered(*args: Any, **options: Any) -> PlainScorer:
+        scorer = PlainScorer(*args, **options)
+        held.append(weakref.ref(scorer))
+        return scorer
+
+    def watched(*args: Any) -> None:
+        assert all(scorer() is None for scorer in held)
+        trained.append(len(held))
+        train(*args)
+
+    monkeypatch.setattr(resident_models, "ResidentScorer", remembered)
+    monkeypatch.setattr(worker, "train", watched)
+    run(study_file, tmp_path / "study", *SMALL, "methods.full={}")
+    assert trained == [
+        1,
+        2,
+    ]  # the adapters behind the base's scoring, full fine-tuning behind theirs
 
 
 # the guard

@@ -192,7 +192,7 @@ def _num_draws(instance: Any) -> int:
     from lm_eval.models.utils import normalize_gen_kwargs
 
     with quiet_lm_eval():
-        samples = normalize_gen_kwargs(instance.args[1])["do_sample"]
+        samples = normalize_gen_kwargs(instance.args[1]).get("do_sample", False)
     return (instance.repeats or 1) if samples else 0
 
 
