@@ -2,105 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
-from test_packed_attention import OWN, tiny
+from decoded import TEXTS, decoded, model_of, peer_texts, prompts_of, random_adapter, texts_of
+from test_packed_attention import OWN
 from transformers import AutoTokenizer
 
+from rankwise.decode_attention import attend_decoded
 from rankwise.decoding import Decoder, DecodeWork
-from rankwise.frozen_adapters import FrozenAdapter, ScaledFactors, carrying
-from rankwise.models import adaptable_shapes
+from rankwise.errors import ModelError
+from rankwise.frozen_adapters import FrozenAdapter, FrozenBank
 from rankwise.resident_scorer import ResidentScorer
-from rankwise.scoring import Generation, GenerationSettings, Prompt
-
-TEXTS = (
-    "Question: which colour has the sky?\nAnswer:",
-    "Question: which colour",
-    "grass",
-    "Question: which colour has the old milk?\nAnswer: white\n\nQuestion: which colour has the",
-    "def load(**_):\n    return DatasetDict(",
-    "a",
-)
+from rankwise.scoring import GenerationSettings, Prompt
+from rankwise.shared_prompts import shared_prefixes
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_folder)
-
-
-def model_of(family: str, tokenizer: Any, **changes: Any) -> Any:
-    model = tiny(
-        family, **{"vocab_size": len(tokenizer), "max_position_embeddings": 256, **changes}
-    )
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-def peer_texts(
-    model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int, **settings: Any
-) -> list[str]:
-    """Of lm-eval's Hugging Face back end."""
-    peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=256)
-    requests = [
-        Instance("generate_until", {}, (text, dict(settings)), index)
-        for index, text in enumerate(texts)
-    ]
-    return peer.generate_until(requests, disable_tqdm=True)
-
-
-def prompts_of(
-    tokenizer: Any,
-    texts: Sequence[str],
-    max_new_tokens: int,
-    stops: Sequence[str] = (),
-    **options: Any,
-) -> list[Prompt]:
-    settings = GenerationSettings(
-        max_new_tokens, (*stops, tokenizer.eos_token), tuple(sorted(options.items()))
-    )
-    return [Prompt(tuple(tokenizer(text).input_ids), settings) for text in texts]
-
-
-def random_adapter(model: Any, seed: int, rank: int, targets: Sequence[str] = ()) -> FrozenAdapter:
-    """On every linear layer, with an update that changes what is written."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(*size: int) -> torch.Tensor:
-        return torch.randn(size, generator=generator) / size[1] ** 0.5
-
-    shapes = adaptable_shapes(model)
-    layers = {
-        name: ScaledFactors(drawn(rank, shape.in_features), drawn(shape.out_features, rank), 0.7)
-        for name, shape in shapes.items()
-        if not targets or name.endswith(tuple(targets))
-    }
-    return FrozenAdapter(layers, is_zero_update=False)
-
-
-def decoded(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    adapters: Sequence[FrozenAdapter | None] = (None,),
-    look: Callable[[Decoder], None] = lambda _: None,
-    **limits: Any,
-) -> list[list[Generation]]:
-    with carrying(model, [adapter for adapter in adapters if adapter is not None]) as bank:
-        decoder = Decoder(model, tokenizer, bank, **{"cache_bytes": 1 << 30, **limits})
-        found = decoder.generate(adapters, prompts)
-        look(decoder)
-    return found
-
-
-def texts_of(generations: Sequence[Generation]) -> list[str]:
-    return [generation.text for generation in generations]
 
 
 # the peer's padding changes what GptOss writes
@@ -201,3 +123,48 @@ def test_a_place_is_taken_in_the_next_step(tokenizer: Any) -> None:
     assert works[0].occupancy == 1.0
     longest = [sum(lengths) / 4, max(lengths)]
     assert works[0].steps < sum(longest)
+
+
+def test_a_broken_adapter_breaks_no_other_row(tokenizer: Any) -> None:
+    model = model_of("Llama", tokenizer)
+    good = random_adapter(model, 1, 3)
+    layers = {
+        name: factors._replace(lora_B=torch.full_like(factors.lora_B, torch.nan))
+        for name, factors in random_adapter(model, 2, 4).layers.items()
+    }
+    broken = FrozenAdapter(layers, is_zero_update=False)
+    prompts = prompts_of(tokenizer, TEXTS, 90)
+    expected = decoded(model, tokenizer, prompts, [good, None])
+    # its blocks are taken over by others
+    found = decoded(model, tokenizer, prompts, [broken, good, None], max_rows=4)
+    assert found[1:] == expected
+
+
+def test_progress_is_told_of_every_prompt_and_model(tokenizer: Any) -> None:
+    model = model_of("Llama", tokenizer)
+    prompts = prompts_of(tokenizer, [*TEXTS, TEXTS[0]], 5)
+    told: list[int] = []
+    decoder = Decoder(model, tokenizer, FrozenBank(), cache_bytes=1 << 30)
+    decoder.generate([None, None], prompts, told.append)
+    assert sum(told) == 2 * sum(len(prompt.tokens) + 5 for prompt in prompts)
+
+
+def test_attention_refuses_what_it_does_not_know() -> None:
+    query = torch.zeros(1, 2, 1, 4)
+    with pytest.raises(ModelError, match="head_mask"):
+        attend_decoded(torch.nn.Identity(), query, query, query, None, head_mask=query)
+    with pytest.raises(ModelError, match="no decode_layout"):
+        attend_decoded(torch.nn.Identity(), query, query, query, None)
+
+
+def test_prefixes_are_shared_as_far_as_several_prompts_go() -> None:
+    common, more = tuple(range(40)), tuple(range(100, 150))
+    prompts = sorted([(*common, 7), common + more + (1,), common + more + (2,), (9, 9), common])
+    chains = shared_prefixes(prompts)
+    parts = [[prefix.tokens for prefix in chain] for chain in chains]
+    expected = {common: 1, (*common, 7): 1, (9, 9): 0}
+    for prompt, chain in zip(prompts, parts, strict=True):
+        assert len(chain) == expected.get(prompt, 2)
+        assert prompt[: sum(map(len, chain))] == tuple(token for part in chain for token in part)
+        assert sum(map(len, chain)) < len(prompt)
+    assert shared_prefixes([(*common, 1)] * 3)[0][0].tokens == common
