@@ -370,9 +370,7 @@ def test_tokens_are_counted_and_say_the_prompt(tasks_folder: Path, tokenizer: An
         assert tokenizer.decode(request.context + request.continuation) == "".join(instance.args)
         assert tokenizer.decode(request.continuation) == instance.args[1]
     texts = [tokenizer.encode("".join(instance.args)) for instance in task.instances]
-    read = {tuple(tokens[:-1]) for tokens in texts}  # options of one token read the same
-    assert len(read) < len(texts)
-    assert task.num_tokens == sum(map(len, read))
+    assert task.num_tokens == sum(len(tokens) - 1 for tokens in texts)
 
 
 @pytest.mark.parametrize("shots", [0, 1, 3])
