@@ -30,11 +30,12 @@ def saved(folder: Path, family: str = "Llama", *, zero: bool = False, **options:
     """PEFT's model with an adapter whose B is not zero, written to the folder."""
     settings = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", **options}
     config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
-    model: Any = peft.get_peft_model(tiny(family), config)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name and not zero:
-            nn.init.normal_(parameter, std=0.1, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model: Any = peft.get_peft_model(tiny(family), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name and not zero:
+                nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     return model.eval()
 
