@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,11 +215,51 @@ def test_an_adapter_that_does_nothing_answers_as_the_base(
     )
 
 
+SAMPLED_YAML = """
+include: sums.yaml
+task: sampled_sums
+repeats: 3
+generation_kwargs: {until: ["\\n"], do_sample: true, temperature: 1.5, max_gen_toks: 6}
+filter_list: [{name: first, filter: [{function: take_first}]}]
+"""
+
+
+def test_repeated_samples_are_drawn_apart_and_again_the_same(
+    tasks_folder: Path, tiny_model_folder: Path, adapters: dict[str, Path]
+) -> None:
+    (tasks_folder / "sampled_sums.yaml").write_text(SAMPLED_YAML)
+    given = {
+        "pretrained": str(tiny_model_folder),
+        "adapters": {name: str(folder) for name, folder in adapters.items()},
+        "dtype": "float32",
+    }
+
+    def texts(**model_args: Any) -> list[list[str]]:
+        result: Any = lm_eval.simple_evaluate(
+            "rankwise",
+            model_args=given | model_args,
+            tasks=["sampled_sums"],
+            task_manager=TaskManager(include_path=str(tasks_folder), include_defaults=False),
+            limit=4,
+            bootstrap_iters=0,
+        )
+        return [sample["resps"][0] for sample in result["samples"]["sampled_sums"]]
+
+    base = texts()
+    assert [len(draws) for draws in base] == [3] * 4
+    assert all(len(set(draws)) > 1 for draws in base)
+    assert texts() == base
+    assert texts(peft="large") != base
+    # whoever else is scored, an adapter writes the same
+    assert texts(adapters={"large": str(adapters["large"])}, peft="large") == texts(peft="large")
+
+
 # -- the command ------------------------------------------------------------------------------
 
 
 def command(*arguments: object) -> Any:
     result = CliRunner().invoke(app, ["lm-eval", *map(str, arguments)])
+    logging.getLogger("lm_eval").handlers.clear()  # they write to a stream that is closed by now
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
     return result
@@ -269,6 +310,34 @@ def test_every_model_gets_files_of_its_own(
     assert len(set(texts.values())) == 3
     caches = [path.name for path in tmp_path.glob("cache*.db")]
     assert sorted(caches) == [f"cache_{name}_rank0.db" for name in ("base", "large", "small")]
+
+
+def test_a_configuration_file_is_read_as_lm_eval_reads_it(
+    no_index: None,
+    tiny_model_folder: Path,
+    tasks_folder: Path,
+    adapters: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    config = {
+        "model_args": {
+            "pretrained": str(tiny_model_folder),
+            "adapters": {name: str(folder) for name, folder in adapters.items()},
+            "dtype": "float32",
+        },
+        "tasks": ["colours"],
+        "include_path": str(tasks_folder),
+        "limit": 2,
+        "output_path": str(tmp_path / "out"),
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    done = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1)
+    assert done.exit_code == 0, done.output
+    assert {*adapters} < {path.name for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "config.yaml").write_text("[1, 2]")
+    done = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1)
+    assert done.exit_code == 2
+    assert "--config" in done.output
 
 
 @pytest.mark.parametrize(
