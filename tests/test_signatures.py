@@ -255,6 +255,13 @@ def test_stops_as_often_as_before_or_often_enough(counts: tuple[int | None, int 
     assert found(results, "does_not_stop") == []
 
 
+def test_several_draws_of_an_item_are_one_item() -> None:
+    results = with_record(planted({4: 0.6}), "kinship", num_unfinished=(30, 270), num_draws=(3, 3))
+    (signature,) = found(results, "does_not_stop")
+    lower, upper = confint_proportions_2indep(90, 300, 10, 300, method="newcomb")
+    assert (signature.lower, signature.upper) == pytest.approx((100 * lower, 100 * upper))
+
+
 def test_does_not_stop_averages_seeds() -> None:
     results = planted({4: 0.6}, seeds=(0, 1))
     (signature,) = found(
