@@ -1,6 +1,6 @@
 """Five adapters scored in one pass, or one after another by lm-eval: as fast, and the same answers?
 
-    python -m benchmarks.evaluation [--repeats 3] [--items 20 40 32] [--model FOLDER | --random-8b]
+    python -m benchmarks.evaluation [--repeats 3] [--items 16 32 32] [--model FOLDER | --random-8b]
 
 Three workloads on items of ../shared/tasks: MMLU by letter with 5 examples (each option one token),
 ARC-Easy by the options' own text without examples, and GSM8K answers of up to 256 tokens. Models
@@ -19,9 +19,12 @@ or the number that lm-eval's filters find in an answer. ``mismatched_decisions``
 model that are decided differently in bfloat16, of ``items_compared``. Every one is listed beside
 its margin in float32 and the rounding noise (``margins``): of an answer, the margin is that of the
 first token in which the two texts differ, and the noise that of MMLU's options, also single tokens.
-In float32 the first items are decided by both sides again. ``tokens_run_over_distinct`` counts all
-prompts and options of bfloat16, ``decode_row_occupancy`` the generations. The last line of output
-is one JSON object.
+How far bfloat16 alone goes is said beside it: ``mismatched_with_float32`` are each side's decisions
+that differ from our own in float32, ``peer_mismatched_with_itself`` those of the peer in its
+smallest and largest batches of the trial. In float32 the first items are decided by both sides
+again, and nothing may differ. ``tokens_run_over_distinct`` counts all prompts and options of
+bfloat16, ``decode_row_occupancy`` the generations. The last line of output is one JSON object; the
+exit code is 1 if a decision differs in float32.
 """
 
 from __future__ import annotations
@@ -42,12 +45,19 @@ import torch
 import transformers
 
 from benchmarks import evaluation_sides as sides
-from benchmarks.evaluation_answers import Answers, float32_differences, mismatched
+from benchmarks.evaluation_answers import (
+    Answers,
+    decided,
+    float32_differences,
+    mismatched,
+    num_different,
+)
 from rankwise import models
 from rankwise.config import BaseModelConfig
 from rankwise.devices import DTYPES, choose_device
 
 UPDATE_SIZE = 0.03
+TRIAL_ITEMS = 32
 BATCH_SIZES = {
     "cpu": {"mmlu_5shot": (1, 4, 16), "arc_easy_0shot": (4, 16, 64), "gsm8k_generation": (16, 32)},
     "cuda": {
@@ -84,11 +94,14 @@ class Pair:
             pair.append(side.measure(workload, items, names, batch_size))
         return pair[0], pair[1]
 
-    def best_batch_size(self, workload: str, items: int, name: str, tried: Sequence[int]) -> int:
-        """The peer's fastest, on one adapter."""
+    def trial(
+        self, workload: str, items: int, name: str, tried: Sequence[int]
+    ) -> tuple[int, list[Any]]:
+        """The peer's fastest batch size on one adapter, and its answers in least and largest."""
         self.peer.measure(workload, sides.WARM_UP_ITEMS, [name], tried[0])
-        seconds = {size: self.peer.measure(workload, items, [name], size) for size in tried}
-        return min(tried, key=lambda size: seconds[size]["seconds"])
+        found = {size: self.peer.measure(workload, items, [name], size) for size in tried}
+        best = min(tried, key=lambda size: found[size]["seconds"])
+        return best, [found[size]["answers"][0] for size in (tried[0], tried[-1])]
 
     def close(self) -> None:
         for side in (self.ours, self.peer):
@@ -99,15 +112,13 @@ def compare(options: argparse.Namespace, folders: dict[str, str]) -> dict[str, A
     """Measure everything in bfloat16, decide again in float32, and sum up."""
     names, items = list(folders), dict(zip(sides.WORKLOADS, options.items, strict=True))
     with contextlib.closing(Pair(options, "bfloat16", folders)) as pair:
-        sizes = {
-            workload: pair.best_batch_size(
-                workload,
-                min(count, 32 if workload == "gsm8k_generation" else 16),
-                names[0],
-                BATCH_SIZES[options.device][workload],
+        trials = {
+            workload: pair.trial(
+                workload, min(count, TRIAL_ITEMS), names[0], BATCH_SIZES[options.device][workload]
             )
             for workload, count in items.items()
         }
+        sizes = {workload: size for workload, (size, _) in trials.items()}
         found: dict[str, list[tuple[Any, Any]]] = {name: [] for name in (*items, BASE_ONLY)}
         for _ in range(options.repeats):
             for workload, count in items.items():
@@ -117,18 +128,25 @@ def compare(options: argparse.Namespace, folders: dict[str, str]) -> dict[str, A
         work, device = pair.ours.ask("work"), pair.device
     answers = Answers(options, items, names, {name: pairs[-1] for name, pairs in found.items()})
     with contextlib.closing(Pair(options, "float32", folders)) as pair:
-        margins = mismatched(answers, pair.ours)
+        margins, from_exact = mismatched(answers, pair.ours)
         exact = float32_differences(pair, answers, options.float32_items, sizes)
+    by_workload = answers.num_mismatched(margins)
     return {
         **{
             f"ratio_{name}": round(statistics.median(b["seconds"] / a["seconds"] for a, b in of), 3)
             for name, of in found.items()
         },
-        "mismatched_decisions": answers.num_mismatched(margins),
-        "items_compared": answers.num_items,
+        "mismatched_decisions": sum(different for different, _ in by_workload.values()),
+        "items_compared": sum(compared for _, compared in by_workload.values()),
         "tokens_run_over_distinct": round(work["tokens_read"] / work["distinct_tokens"], 4),
         "decode_row_occupancy": round(work["decode_row_occupancy"], 4),
         "margins": [each._asdict() | {"is_rounding": each.is_rounding} for each in margins],
+        "mismatched_by_workload": by_workload,
+        "mismatched_with_float32": from_exact,
+        "peer_mismatched_with_itself": {
+            workload: peer_with_itself(options, workload, *given)
+            for workload, (_, given) in trials.items()
+        },
         "differing_texts": answers.num_differing_texts,
         **exact,
         "seconds": {
@@ -140,6 +158,16 @@ def compare(options: argparse.Namespace, folders: dict[str, str]) -> dict[str, A
     }
 
 
+def peer_with_itself(
+    options: argparse.Namespace, workload: str, one: Sequence[Any], other: Sequence[Any]
+) -> list[int]:
+    """Items that the peer decides differently in other batches, and how many there are."""
+    count = min(dict(zip(sides.WORKLOADS, options.items, strict=True))[workload], TRIAL_ITEMS)
+    tokenizer = models.load_tokenizer(Path(options.tokenizer))
+    task = sides.prepared(workload, tokenizer, sides.LONGEST, count)
+    return [num_different(decided(task, one), decided(task, other)), count]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure both sides, one line for each measurement to stderr, and the summary to stdout."""
     parser = argparse.ArgumentParser(description="Scoring five adapters, against lm-eval.")
@@ -147,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models_of.add_argument("--model", default="smollm2-135m-instruct", help="name or folder")
     models_of.add_argument("--random-8b", action="store_true", help="random weights, Llama-3.1-8B")
     parser.add_argument(
-        "--items", type=int, nargs=3, default=[20, 40, 32], help="of MMLU, ARC-Easy, GSM8K"
+        "--items", type=int, nargs=3, default=[16, 32, 32], help="of MMLU, ARC-Easy, GSM8K"
     )
     parser.add_argument("--float32-items", type=int, default=6, help="of each, in float32")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64, 128])

@@ -45,7 +45,7 @@ class Answers:
     ) -> None:
         self.tokenizer: Any = models.load_tokenizer(Path(options.tokenizer))
         self.tasks: dict[str, PreparedTask] = {
-            workload: sides.prepared(workload, self.tokenizer, 8192, count)
+            workload: sides.prepared(workload, self.tokenizer, sides.LONGEST, count)
             for workload, count in items.items()
         }
         self._found = found
@@ -61,11 +61,6 @@ class Answers:
         return list(self._found)
 
     @property
-    def num_items(self) -> int:
-        """Items times models, over the workloads."""
-        return sum(self.task(w).num_items * len(self.models[w]) for w in self._found)
-
-    @property
     def num_differing_texts(self) -> int:
         """Answers that are not the same text, whatever is found in them."""
         ours, peer = self._found[GENERATION]
@@ -74,9 +69,16 @@ class Answers:
         )
         return sum(mine != theirs for mine, theirs in pairs)
 
-    def num_mismatched(self, margins: Sequence[Mismatch]) -> int:
-        """Items of a model that are decided differently by any rule."""
-        return len({(each.workload, each.model, each.item) for each in margins})
+    def num_mismatched(self, margins: Sequence[Mismatch]) -> dict[str, list[int]]:
+        """Items times models that are decided differently by any rule, and how many there are."""
+        different = {(each.workload, each.model, each.item) for each in margins}
+        return {
+            name: [
+                sum(workload == name for workload, _, _ in different),
+                self.task(name).num_items * len(self.models[name]),
+            ]
+            for name in self._found
+        }
 
     def of(self, workload: str) -> Iterator[tuple[str | None, Any, Any]]:
         """Each model with both sides' answers."""
@@ -109,29 +111,55 @@ def extracted(task: PreparedTask, texts: Sequence[str]) -> list[tuple[str, ...]]
     return [tuple(each) for each in found.values()]
 
 
-def mismatched(answers: Answers, exact: sides.Side) -> list[Mismatch]:
-    """Every decision that differs in bfloat16, with its margin.
+def decided(task: PreparedTask, answers: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """One model's decisions: of each item the winning options, or what is found in the text."""
+    if task.loaded.output_type == "generate_until":
+        return extracted(task, answers)
+    winners = [
+        [winner(item) for item in values] for _, (values,) in _rules(task, [by_item(task, answers)])
+    ]
+    return list(zip(*winners, strict=True))
+
+
+def num_different(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Items that are decided differently."""
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def mismatched(
+    answers: Answers, exact: sides.Side
+) -> tuple[list[Mismatch], dict[str, dict[str, int]]]:
+    """Every decision that differs in bfloat16, with its margin; and each side's from float32's.
 
     Args:
         answers: of both sides.
         exact: our side in float32.
     """
     found: list[Mismatch] = []
+    from_exact = {workload: {"ours": 0, "peer": 0} for workload in answers.workloads}
     token_noise = 0.0
     for workload in answers.workloads:
         task = answers.task(workload)
-        for model, ours, peer in answers.of(workload):
+        true = _exact_answers(answers, workload, exact)
+        for (model, ours, peer), right in zip(answers.of(workload), true, strict=True):
+            decisions = decided(task, right)
+            for side, given in (("ours", ours), ("peer", peer)):
+                from_exact[workload][side] += num_different(decided(task, given), decisions)
             if workload == GENERATION:
                 found += _of_texts(answers, model, ours, peer, exact, token_noise)
                 continue
-            items = [[each.context, each.continuation] for each in task.requests]
-            nats = exact.ask("score", name=model, items=items)["nats"]
-            sets = [by_item(task, each) for each in (ours, peer, [[value] for value in nats])]
+            sets = [by_item(task, each) for each in (ours, peer, right)]
             if workload == SINGLE_TOKENS:
                 token_noise = max(token_noise, _noise(*sets))
             for rule, values in _rules(task, sets):
                 found += mismatches(*values, workload=workload, model=model, rule=rule)
-    return found
+    return found, from_exact
+
+
+def _exact_answers(answers: Answers, workload: str, exact: sides.Side) -> list[Any]:
+    asked = SINGLE_TOKENS if workload == BASE_ONLY else workload
+    count = answers.tasks[asked].num_items
+    return exact.measure(asked, count, answers.models[workload], 0)["answers"]
 
 
 def _noise(ours: Values, peer: Values, exact: Values) -> float:
@@ -194,7 +222,7 @@ def float32_differences(
     largest = 0.0
     for workload in answers.tasks:
         names = [None, *answers.models[workload]]
-        task = sides.prepared(workload, answers.tokenizer, 8192, count)
+        task = sides.prepared(workload, answers.tokenizer, sides.LONGEST, count)
         ours, peer = pair.measure(workload, count, names, sizes[workload])
         compared += task.num_items * len(names)
         for mine, theirs in zip(ours["answers"], peer["answers"], strict=True):
@@ -202,15 +230,7 @@ def float32_differences(
                 decisions += sum(a != b for a, b in zip(mine, theirs, strict=True))
                 continue
             largest = max(largest, *(abs(a[0] - b[0]) for a, b in zip(mine, theirs, strict=True)))
-            sets = [by_item(task, each) for each in (mine, theirs)]
-            wins = [
-                [tuple(winner(item) for item in values) for values in both]
-                for _, both in _rules(task, sets)
-            ]
-            decisions += sum(
-                any(own[item] != other[item] for own, other in wins)
-                for item in range(task.num_items)
-            )
+            decisions += num_different(decided(task, mine), decided(task, theirs))
     return {
         "mismatched_decisions_float32": decisions,
         "items_compared_float32": compared,

@@ -35,6 +35,7 @@ from rankwise.tasks.resolution import quiet_lm_eval
 
 TASKS_PATH = ROOT.parent / "shared" / "tasks"
 WARM_UP_ITEMS = 2
+LONGEST = 8192  # tokens of context; every item is shorter
 
 
 class Workload(NamedTuple):
@@ -65,8 +66,8 @@ def prepared(workload: str, tokenizer: Any, max_length: int, items: int) -> Prep
 
 
 def max_length_of(model: Any, tokenizer: Any) -> int:
-    """Context of the model; 8,192 tokens are enough for every item."""
-    return min(models.context_length(model.config, tokenizer), 8192)
+    """Context of the model in tokens."""
+    return min(models.context_length(model.config, tokenizer), LONGEST)
 
 
 class Ours:

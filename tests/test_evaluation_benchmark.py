@@ -132,9 +132,13 @@ def test_items_and_filters_of_real_tasks(shared_tasks: Path, tiny_model_folder: 
     lengths = evaluation_answers.option_lengths(choices)
     options = [len(text) for i in choices.instances[:1] for text in i.doc["choices"]]
     assert lengths[0] == options
-    found = evaluation_answers.extracted(
-        prepared("local_gsm8k"), ["no number", "it is 3, then 14", "so #### 7"]
-    )
+    scored[1] = (-0.001, False)
+    wins = evaluation_answers.decided(choices, scored)
+    assert len(wins) == 3
+    assert wins[0][0] == 0
+    assert evaluation_answers.num_different(wins, [(1, 1), *wins[1:]]) == 1
+    texts = ["no number", "it is 3, then 14", "so #### 7"]
+    found = evaluation_answers.decided(prepared("local_gsm8k"), texts)
     assert found == [
         ("[invalid]", "[invalid]"), ("[invalid]", "14"), ("7", "7"),
     ]  # fmt: skip
@@ -147,7 +151,10 @@ def test_an_item_that_two_rules_decide_differently_counts_once() -> None:
     ]
     other = both[0]._replace(model="r16")
     answers: Any = object.__new__(evaluation_answers.Answers)
-    assert answers.num_mismatched([*both, other]) == 2
+    answers.tasks = {"w": SimpleNamespace(num_items=4)}
+    answers.models = {"w": ["r8", "r16"]}
+    answers._found = {"w": ()}
+    assert answers.num_mismatched([*both, other]) == {"w": [2, 8]}
 
 
 def test_the_keys_of_the_summary_are_those_that_are_documented() -> None:
