@@ -239,7 +239,8 @@ def _attend_shared(
         scores[..., count + 1 :] = -torch.inf
         if terms.window is not None:
             at = positions[own.start - shared.start : own.stop - shared.start]
-            far = at[:, None] - torch.arange(lowest, shared.num_keys, device=q.device) >= terms.window
+            keys = torch.arange(lowest, shared.num_keys, device=q.device)
+            far = at[:, None] - keys >= terms.window
             of_rows = scores.unflatten(1, (-1, per_key))[..., :count]
             of_rows.masked_fill_(far[None, :, None], -torch.inf)
         rounded = scores[..., count].float()
