@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.attention_interface import decoder_of
-from rankwise.completion_loss import CHUNK_BYTES, CompletionHead
+from rankwise.completion_loss import BLOCK_BYTES, CHUNK_BYTES, CompletionHead
 from rankwise.decoding import Decoder, DecodeWork
 from rankwise.errors import ModelError
 from rankwise.frozen_adapters import (
@@ -231,16 +231,25 @@ class _Answers:
         self._misses = torch.zeros(num_models, num_items, dtype=torch.long, device=device)
 
     def add(self, logits: Float[Tensor, "models places vocab"], scored: _Scored) -> None:
-        """Add the scored tokens' log-probabilities, in float32.
+        """Add the scored tokens' log-probabilities, in float32 and a block of places at a time.
 
         By ``log_softmax``, as lm-eval: its rounding, about 1e-5 nats a token on a CPU, is the
         same way for every token and adds up over a long text; ``logsumexp`` has none of it.
         """
         rows, tokens, items = (torch.from_numpy(x).to(logits.device) for x in scored)
-        greedy = logits.argmax(dim=-1)
-        nats = torch.stack([own.float().log_softmax(dim=-1)[rows, tokens] for own in logits])
-        self._nats.index_add_(1, items, nats.double())
-        self._misses.index_add_(1, items, (greedy[:, rows] != tokens).long())
+        block = max(1, BLOCK_BYTES[logits.device.type] // (4 * logits.shape[-1]))
+        bounds = range(0, logits.shape[1] + block, block)
+        firsts = np.searchsorted(scored.rows, bounds)
+        for number, of_model in enumerate(logits):
+            for start, first, last in zip(bounds, firsts[:-1], firsts[1:], strict=False):
+                some = of_model[start : start + block]
+                at = rows[first:last] - start, tokens[first:last]
+                found = some.float().log_softmax(dim=-1)[at]
+                self._nats[number].index_add_(0, items[first:last], found.double())
+                misses = some[at] < some.amax(dim=-1)[at[0]]
+                if not bool(misses.all()):  # the first of equal greatest ones is the greedy choice
+                    misses |= some.argmax(dim=-1)[at[0]] != at[1]
+                self._misses[number].index_add_(0, items[first:last], misses.long())
 
     def log_likelihoods(self) -> list[list[LogLikelihood]]:
         """By model and item."""
