@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.config import BaseModelConfig, BasePrecision
-from rankwise.devices import DTYPES, ResolvedPrecision
+from rankwise.devices import DTYPES, ResolvedPrecision, limit_kernel_cache
 from rankwise.embedded import EMBEDDED_MODELS, embedded_model_folder
 from rankwise.errors import ModelError
 from rankwise.quantization import prepare_quantised, quantization_config
@@ -180,6 +180,7 @@ def load_frozen(
         ModelError: the folder cannot be loaded without running code of its own, or what is needed
             to quantise it is not installed.
     """
+    limit_kernel_cache()
     quantization = quantization_config(base_precision, DTYPES[precision], device)
     options: dict[str, Any] = {}
     if quantization is not None:
