@@ -24,6 +24,7 @@ from rankwise.judgement import judge
 from rankwise.tasks.requests import PreparedTask
 
 GENERATION, BASE_ONLY, SINGLE_TOKENS = "gsm8k_generation", "mmlu_5shot_base_only", "mmlu_5shot"
+SAID_CHARACTERS = 80  # of a number that a small model does not end
 
 
 class Answers:
@@ -202,9 +203,8 @@ def _of_texts(
             scored = exact.ask("score", name=model, items=[[context, next_] for next_ in following])
             chances.append(max(scored["nats"]))
         margin = abs(chances[0] - chances[1])
-        yield Mismatch(
-            GENERATION, model, item, "text", " | ".join(mine), " | ".join(theirs), margin, noise
-        )
+        said = [" | ".join(each)[:SAID_CHARACTERS] for each in (mine, theirs)]
+        yield Mismatch(GENERATION, model, item, "text", *said, margin, noise)
 
 
 def float32_differences(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rankwise.prefix_tree import Places, PrefixTree
 
-# Queries of a block, and the step in which the number of its keys is rounded up, as first guesses that were not swept.
+# Queries of a block, and the step in which the number of its keys is rounded up: not tuned yet.
 _BLOCK_QUERIES = 64
 _KEY_STEP = 64
 # Ancestors become shared keys if they are at least so many, for at least so many queries.
