@@ -249,7 +249,7 @@ def test_a_damaged_record_is_named(finished: Finished) -> None:
 def test_plan_lists_the_runs_and_trains_nothing(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(application.stdout, "width", 200)
     folder = finished.root / "planned"
     done = rankwise("plan", finished.file, "--study-dir", folder, "methods.full={}")
     assert done.exit_code == 0

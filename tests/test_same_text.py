@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from rankwise import models, study, training
 from rankwise.config import TrainConfig
-from rankwise.errors import DataError, OutOfMemoryError, PlanError, TaskError
+from rankwise.errors import DataError, OutOfMemoryError, PlanError
 from rankwise.planning import plan_study
 from rankwise.store import StudyFolder
 from rankwise.study_file import load_config
@@ -142,14 +142,6 @@ def test_few_shot_scoring_of_zero_shot_training_is_said(study_file: Path) -> Non
     plan = plan_study(load_config(study_file, ["train.max_examples=8", "train.epochs=1"]))
     said = "1 optimizer steps on colours are all warm-up"
     assert any(said in text for text in plan.record.warnings)
-
-
-def test_sampled_answers_are_refused(tokenizer: Any, tasks_folder: Path) -> None:
-    yaml_file = tasks_folder / "sums.yaml"
-    yaml_file.write_text(yaml_file.read_text().replace("do_sample: false", "do_sample: true"))
-    loaded = load_tasks(["sums"], [tasks_folder])["sums"][0]
-    with pytest.raises(TaskError, match=r"'sums' samples its answers \(do_sample True"):
-        prepare_task(loaded, tokenizer, max_length=256, num_fewshot=0, limit=2, chat_template=False)
 
 
 def test_running_out_of_memory_says_what_to_lower(
