@@ -36,6 +36,19 @@ class AttentionTerms(NamedTuple):
     softcap: float | None
     sinks: Tensor | None
 
+    @classmethod
+    def of(
+        cls,
+        query: Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> AttentionTerms:
+        """As a layer of transformers gives them: without a scaling, it is width ** -0.5."""
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return cls(scale, window, softcap, sinks)
+
 
 def decoder_of(model: nn.Module) -> Any:
     """The transformers model that is this one or is wrapped in it.

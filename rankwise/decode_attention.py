@@ -83,8 +83,7 @@ def attend_decoded(
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, expected one row of {tokens}.")
     decode_layout.attended.add(id(module))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    terms = AttentionTerms(scale, sliding_window, softcap, s_aux)
+    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
     q = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
     k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
     return _attend(id(module), q, k, v, decode_layout, terms)[None], None

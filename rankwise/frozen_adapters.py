@@ -62,11 +62,6 @@ class FrozenAdapter:
     layers: Mapping[str, ScaledFactors]
     is_zero_update: bool
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all factors."""
-        return sum(a.nbytes + b.nbytes for a, b, _ in self.layers.values())
-
 
 class FrozenPiece(NamedTuple):
     """The rows ``start`` to ``stop`` (exclusive) of a batch, which belong to ``adapter``."""

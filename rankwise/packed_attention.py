@@ -175,9 +175,7 @@ def attend_packed(
     name = type(module).__name__
     if packed_layout is None:
         raise ModelError(f"{name} was given no packed_layout by its model. {INSTEAD}")
-    terms = AttentionTerms(
-        query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux
-    )
+    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
     others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
     refuse_arguments(module, others)
     tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]

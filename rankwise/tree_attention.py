@@ -129,10 +129,9 @@ def attend_tree(
     sizes, tokens = [x.shape[2] for x in (query, key, value)], tree_step.layout.num_queries
     if sizes != [tokens] * 3:
         raise ModelError(f"{name} got {sizes} queries, keys and values, and reads {tokens} tokens.")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    terms = AttentionTerms(scale, sliding_window, softcap, s_aux)
+    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
     pool = tree_step.pool(layer, KeyValues(key.transpose(1, 2), value.transpose(1, 2)))
-    q = (query * scale).transpose(1, 2).unflatten(2, (key.shape[1], -1))
+    q = (query * terms.scale).transpose(1, 2).unflatten(2, (key.shape[1], -1))
     return _attend(q, pool, tree_step, terms), None
 
 

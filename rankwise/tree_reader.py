@@ -35,11 +35,6 @@ class ReadPlaces(NamedTuple):
     hidden: Float[Tensor, "models places hidden"]
     step: TreeStep
 
-    def key_values(self, place: int) -> list[KeyValues]:
-        """Of a place that was read here and of all its ancestors, in every layer: copies."""
-        slices = self.step.layout.pool_slices(self.step.layout.tree.path(place))
-        return [self.step.pools[layer].at(slices) for layer in sorted(self.step.pools)]
-
 
 class TreeReader:
     """A resident model that reads prefix trees, as it is and under adapters.

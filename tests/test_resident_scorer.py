@@ -287,7 +287,9 @@ def test_keys_and_values_of_a_read_place_are_those_of_the_plain_model() -> None:
                 seen.add(last)
                 with torch.no_grad():
                     cache: Any = model(torch.tensor([row]), use_cache=True).past_key_values
-                for own, layer in zip(read.key_values(last), cache.layers, strict=True):
+                slices = read.step.layout.pool_slices(tree.path(last))
+                pools = [read.step.pools[layer].at(slices) for layer in sorted(read.step.pools)]
+                for own, layer in zip(pools, cache.layers, strict=True):
                     torch.testing.assert_close(own.keys.transpose(1, 2), layer.keys)
                     torch.testing.assert_close(own.values.transpose(1, 2), layer.values)
     assert seen == set(tree.lasts)
