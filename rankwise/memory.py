@@ -13,7 +13,7 @@ import torch
 
 from rankwise.completion_loss import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.config import BasePrecision, FullConfig
-from rankwise.devices import DTYPES, ResolvedPrecision
+from rankwise.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS, ResolvedPrecision
 from rankwise.models import adaptable_shapes
 from rankwise.optimizers import optimizer_state_bytes
 from rankwise.packed_attention import PackedLayout
@@ -56,6 +56,7 @@ class TrainingSetting(NamedTuple):
         precision: of the matrix products.
         longest: read tokens of the longest example.
         examples_per_step: of one trainee's optimizer step.
+        shortest: read tokens of the shortest example; None: all are as long.
         base_precision: of the frozen base under LoRA.
         dropout: of LoRA.
         full: how a full fine-tuning keeps weights and moments.
@@ -65,6 +66,7 @@ class TrainingSetting(NamedTuple):
     precision: ResolvedPrecision
     longest: int
     examples_per_step: int
+    shortest: int | None = None
     base_precision: BasePrecision = "auto"
     dropout: float = 0.0
     full: FullConfig = FullConfig()
@@ -106,6 +108,7 @@ class PassMemory:
             self._process = process_bytes
         else:
             self._process = psutil.Process().memory_info().rss + _CPU_WORKSPACE if is_cpu else 0
+            self._process += self._kernel_bytes()
         self._lines: dict[tuple[Method, bool], _Line] = {}
 
     @property
@@ -162,6 +165,19 @@ class PassMemory:
         line = self._line(method, gradient_checkpointing)
         at_loss = line.loss.at(tokens) + self._loss_bytes(method, tokens)
         return max(max(at_loss, line.high.at(tokens)) + inner, line.end.at(tokens))
+
+    def _kernel_bytes(self) -> int:
+        """Kernels that a CPU's library generates: for every shape of product, there and back.
+
+        Rows of a product are the tokens of a micro-batch, of which ragged examples make many sums.
+        """
+        setting = self._setting
+        if setting.device.type != "cpu" or setting.precision != "bfloat16":
+            return 0
+        shortest = setting.longest if setting.shortest is None else setting.shortest
+        num_sums = 1 + setting.examples_per_step * (setting.longest - shortest)
+        num_products = 2 * len(set(self._shapes.values())) * num_sums
+        return min(num_products, MAX_KERNELS) * KERNEL_BYTES
 
     def _base_bytes(self) -> int:
         """Weights of the frozen base, and what one of its layers is unpacked to."""

@@ -240,10 +240,12 @@ class _Planner:
         examples: Mapping[str, Sequence[Example]],
     ) -> PassMemory:
         train, full = self.config.train, self.config.methods.full
+        lengths = {example.num_inputs for each in examples.values() for example in each}
         setting = TrainingSetting(
             device=self.device,
             precision=self.precision,
-            longest=max(example.num_inputs for each in examples.values() for example in each),
+            longest=max(lengths),
+            shortest=min(lengths),
             examples_per_step=train.batch_size * train.gradient_accumulation_steps,
             base_precision=train.base_precision,
             dropout=train.dropout,

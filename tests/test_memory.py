@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from rankwise import memory as memory_module
 from rankwise import rehearsal
 from rankwise.config import FullConfig, TrainConfig
-from rankwise.devices import DTYPES
+from rankwise.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS
 from rankwise.grouped_lora import Adapter, adapted
 from rankwise.memory import (
     AdapterSize,
@@ -191,6 +191,21 @@ def pass_memory(config: Any, **options: Any) -> PassMemory:
 
 
 ONE = [AdapterSize(8, 0)]
+
+
+def test_ragged_texts_need_a_kernel_for_every_shape() -> None:
+    config = llama_config(SMALL)
+
+    def needed(**options: Any) -> int:
+        with torch.device("meta"):
+            skeleton = LlamaForCausalLM(config)
+        setting = TrainingSetting(torch.device("cpu"), longest=64, examples_per_step=2, **options)
+        return PassMemory(skeleton, setting, list(adaptable_shapes(skeleton)))._kernel_bytes()
+
+    num_products = 2 * 4  # q and o, k and v, gate and up, down: forward and back
+    assert needed(precision="bfloat16", shortest=63) == 3 * num_products * KERNEL_BYTES
+    assert needed(precision="bfloat16", shortest=9) == MAX_KERNELS * KERNEL_BYTES
+    assert needed(precision="float32", shortest=9) == 0
 
 
 def test_layers_left_out_of_the_rehearsal_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
