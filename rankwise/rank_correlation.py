@@ -1,0 +1,54 @@
+"""Spearman's rank correlation with an interval that also few pairs can carry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy import stats
+
+MIN_PAIRS = 4
+"""With fewer there is no interval: its variance is divided by n - 3."""
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's ρ of pairs, in [-1, 1], with two-sided bounds."""
+
+    estimate: float
+    lower: float
+    upper: float
+    num_pairs: int
+
+
+def rank_correlation(
+    x: Sequence[float], y: Sequence[float], confidence: float = 0.95
+) -> RankCorrelation | None:
+    """ρ with the interval of Bonett and Wright (Psychometrika 65, 2000) on Fisher's scale.
+
+    A perfect order would have an interval of no width; its variance and bounds are those of the
+    order with one pair of neighbours swapped, the nearest that is not perfect.
+
+    Args:
+        x: one value of each pair; ties share their mean rank.
+        y: the other, in the same order.
+        confidence: of the interval.
+
+    Returns:
+        None with fewer than 4 pairs, or where all values of a side are the same.
+
+    Raises:
+        ValueError: different numbers of values.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} and {len(y)} values make no pairs.")
+    n = len(x)
+    if n < MIN_PAIRS or min(len(set(x)), len(set(y))) < 2:
+        return None
+    rho = float(stats.spearmanr(x, y).statistic)
+    nearest = 1.0 - 12.0 / (n * (n * n - 1))
+    inside = max(-nearest, min(rho, nearest))
+    width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt((1 + inside**2 / 2) / (n - 3))
+    centre = math.atanh(inside)
+    lower, upper = math.tanh(centre - width), math.tanh(centre + width)
+    return RankCorrelation(rho, min(lower, rho), max(upper, rho), n)
