@@ -292,13 +292,12 @@ def _leading_eigenpairs(H: Float[Tensor, "n n"], k: int) -> tuple[Tensor, Tensor
     return values[-k:].flip(0), vectors[:, -k:].flip(1)
 
 
-def _singular_pairs(matrix: SumInBaseBasis, values: Tensor, right: Tensor) -> AdaptedSvd:
+def _singular_pairs(matrix: SumInBaseBasis, values: Tensor, vectors: Tensor) -> AdaptedSvd:
     """Singular values, left vectors and residuals of eigenpairs of the Gram matrix."""
-    highest = values[0].clamp_min(0).sqrt()
-    S = values.clamp_min(0).sqrt()
-    kept = numerical_rank(S)
-    S, right = S[:kept], right[:, :kept]
+    roots = values.clamp_min(0).sqrt()
+    kept = numerical_rank(roots)
+    S, right = roots[:kept], vectors[:, :kept]
     left = matrix.image(right) / S
     off = matrix.gram(right) - right * S.square()
-    residual = float((off.norm(dim=0) / S).max() / highest) if kept else 0.0
+    residual = float((off.norm(dim=0) / S).max() / S[0]) if kept else 0.0
     return AdaptedSvd(S, left, right, len(matrix.S), residual)

@@ -9,8 +9,8 @@ import peft
 import safetensors.torch
 from torch import nn
 
+from rankwise.adapter_files import WEIGHTS_FILE
 from rankwise.errors import ModelError
-from rankwise.frozen_adapters import WEIGHTS_FILE
 from rankwise.grouped_lora import Adapter, LoraFactors
 from rankwise.store import writing
 

@@ -36,7 +36,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 class NullDraws(NamedTuple):
     """How often each null is drawn, and from which seed."""
 
-    count: int
+    num_draws: int
     seed: int
 
 
@@ -87,6 +87,23 @@ def matrix_spectrum(
         haar_null=random[1],
         full_overlap=overlap(update, full_update) if full_update and len(values) else None,
     )
+
+
+def delta_svd(
+    base: Float[Tensor, "out_features in_features"],
+    adapted: Float[Tensor, "out_features in_features"],
+) -> Svd:
+    """The thin decomposition of what full fine-tuning changed, subtracted in float64.
+
+    Raises:
+        ValueError: the shapes differ, or a weight is NaN or infinite.
+    """
+    if base.shape != adapted.shape:
+        raise ValueError(f"matrices of shape {tuple(base.shape)} and {tuple(adapted.shape)}.")
+    delta = adapted.double() - base.double()
+    if not bool(torch.isfinite(delta).all()):
+        raise ValueError("a weight is NaN or infinite.")
+    return Svd(*torch.linalg.svd(delta, full_matrices=False))
 
 
 def update_spectrum(
@@ -168,7 +185,7 @@ def _null(
     """The mean over random updates."""
     drawn = [
         _change(random_sum(kind, matrix.S, shape, values, nulls.seed, draw), max(leading), leading)
-        for draw in range(nulls.count)
+        for draw in range(nulls.num_draws)
     ]
     return _mean(drawn) if drawn else None
 

@@ -331,6 +331,18 @@ class EvaluationConfig(Section):
     max_batch_tokens: Count = 4096
 
 
+class AnalysisConfig(Section):
+    """What is looked for in the weights of every run.
+
+    ``top_k`` leading singular vectors of every adapted matrix are compared with the base's;
+    ``null_draws`` are how many random updates of each kind they are held against.
+    """
+
+    spectra: bool = True
+    top_k: Count = 500
+    null_draws: Annotated[int, Field(ge=0, strict=True)] = 2
+
+
 class RecommendationConfig(Section):
     """What counts as a difference: δ in-domain and ε on retention; derived from n if null."""
 
@@ -354,6 +366,7 @@ class StudyConfig(Section):
         Field(min_length=1),
     ] = (0,)
     evaluation: EvaluationConfig = EvaluationConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
 
     @model_validator(mode="after")

@@ -10,13 +10,14 @@ from rankwise.results import StudyResults
 from rankwise.retention_groups import TrainTaskRetention, retention_groups
 from rankwise.signatures import Signature, failure_signatures
 from rankwise.transfer import Transfer, transfer
+from rankwise.weight_findings import TrainTaskWeights, weight_findings
 
 
 class StudyFindings(Record):
     """``findings.json``.
 
-    ``axes``, ``retention`` and ``mechanisms`` have an entry for each trained task that has such a
-    thing; ``transfer`` is None where nothing is tested out of the trained domain.
+    ``axes``, ``retention``, ``mechanisms`` and ``weights`` have an entry for each trained task that
+    has such a thing; ``transfer`` is None where nothing is tested out of the trained domain.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -25,6 +26,7 @@ class StudyFindings(Record):
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
+    weights: tuple[TrainTaskWeights, ...] = ()
     claims: tuple[Claim, ...] = ()
 
 
@@ -43,5 +45,6 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         transfer=transfer(results),
         retention=tuple(each for each in retention if each is not None),
         mechanisms=mechanisms(results, recommendation),
+        weights=weight_findings(results),
         claims=paper_claims(results, recommendation),
     )

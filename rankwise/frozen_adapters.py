@@ -7,47 +7,22 @@ its own; nothing is kept for a backward pass, and rank and scaling may differ fr
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rankwise.adapter_files import ScaledFactors, read_factors
 from rankwise.errors import ModelError
 from rankwise.grouped_lora import layers_replaced
 from rankwise.models import LinearShape, adaptable_shapes
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_SIDES = (".lora_A.weight", ".lora_B.weight")
-# What PEFT writes into a config that changes nothing in a trained adapter of plain LoRA, or is
-# read here. Everything else that is set is refused, also what PEFT may add one day.
-_UNDERSTOOD = {
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
-    *("revision", "inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
-    *("use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("lora_dropout", "fan_in_fan_out", "init_lora_weights", "bias", "megatron_core"),
-    *("qalora_group_size", "eva_config", "runtime_config", "ensure_weight_tying"),
-}
-# Ways to begin that leave the base's weights alone.
-_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Up to so many rows, all of them are multiplied by all adapters, and what is not theirs is dropped.
 _MAX_JOINED_ROWS = 128
-
-
-class ScaledFactors(NamedTuple):
-    """What one layer adds: scaling * x @ lora_A.T @ lora_B.T."""
-
-    lora_A: Float[Tensor, "rank in_features"]
-    lora_B: Float[Tensor, "out_features rank"]
-    scaling: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,83 +180,15 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
         ModelError: the folder cannot be read, does not fit this base, or asks for more than plain
             LoRA on linear layers below the head (DoRA, ``lora_bias``, ``modules_to_save`` ...).
     """
-    config = _read_config(folder)
-    _refuse_beyond_lora(config, folder)
-    matrices = _read_matrices(folder)
     shapes = adaptable_shapes(base_model)
     device = next(base_model.parameters()).device
     layers: dict[str, ScaledFactors] = {}
     is_zero = True
-    for name, (A, B) in matrices.items():
-        scaling = _scaling(config, name, A.shape[0], folder)
+    for name, (A, B, scaling) in read_factors(folder).items():
         _check_shapes(shapes.get(name), name, A, B, folder)
         is_zero = is_zero and (scaling == 0 or not bool(A.any()) or not bool(B.any()))
         layers[name] = ScaledFactors(A.to(device, dtype), B.to(device, dtype), scaling)
     return FrozenAdapter(layers, is_zero)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}. Is this a PEFT adapter?") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{path} describes no LoRA adapter; other kinds cannot be scored here.")
-    return config  # pyright: ignore[reportUnknownVariableType]
-
-
-def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
-    beyond = [name for name, given in config.items() if given and name not in _UNDERSTOOD]
-    beyond += ["bias"] * (config.get("bias", "none") != "none")
-    beginning = config.get("init_lora_weights", True)
-    if beginning not in _PLAIN_BEGINNINGS:
-        beyond.append(f"init_lora_weights: {beginning}")
-    else:  # an empty section of a way to begin that was not taken
-        beyond = [name for name in beyond if name not in ("loftq_config", "corda_config")]
-    if beyond:
-        names = ", ".join(sorted(beyond))
-        raise ModelError(
-            f"the adapter in {folder} asks for more than plain LoRA ({names}), which cannot be "
-            "scored beside other adapters. Merge it into a full model and score that."
-        )
-
-
-def _read_matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """lora_A and lora_B by the layer's name in the base."""
-    path = folder / WEIGHTS_FILE
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read: {error}. Save the adapter again.") from error
-    names = {key.removesuffix(side) for key in tensors for side in _SIDES}
-    names = {name for name in names if not name.endswith(".weight")}
-    wanted = {name + side for name in names for side in _SIDES}
-    odd = sorted(wanted ^ tensors.keys())
-    if odd or not names:
-        found = ", ".join(odd[:3]) or "none at all"
-        raise ModelError(
-            f"{path} holds other weights than pairs of lora_A and lora_B of layers: {found}."
-        )
-    return {
-        name.removeprefix(_PREFIX): (tensors[name + _SIDES[0]], tensors[name + _SIDES[1]])
-        for name in sorted(names)
-    }
-
-
-def _scaling(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
-    """The factor of a layer, by PEFT's rule: its patterns come before the adapter's own values."""
-    from peft.utils.other import get_pattern_key
-
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    said = ranks.get(get_pattern_key(list(ranks), name), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
-    if said != rank:
-        raise ModelError(
-            f"the adapter in {folder} says rank {said} for {name}, its weights have rank {rank}. "
-            "Config and weights belong to different adapters."
-        )
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _check_shapes(shape: LinearShape | None, name: str, A: Tensor, B: Tensor, folder: Path) -> None:

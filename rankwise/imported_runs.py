@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from rankwise.config import BaseModelConfig, ImportedConfig
 from rankwise.errors import ModelError
+from rankwise.fingerprints import fingerprint
 from rankwise.models import find_base_model
 from rankwise.records import PlannedRun
 from rankwise.run_plans import Trainable, run_name
-from rankwise.store import fingerprint, writing
+from rankwise.store import writing
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -20,6 +20,7 @@ from rankwise.config import FullConfig, StudyConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
 from rankwise.engines import engine_problem
 from rankwise.errors import DataError, ModelError, PlanError
+from rankwise.fingerprints import fingerprint, scoring_fingerprint
 from rankwise.imported_runs import imported_run
 from rankwise.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.models import BaseModel, LinearShape
@@ -28,7 +29,7 @@ from rankwise.pass_plans import oversized, planned_passes
 from rankwise.provenance import collect_provenance
 from rankwise.records import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.run_plans import TargetLayers, Trainable, planned_runs
-from rankwise.store import LOSS_METRIC, fingerprint, scoring_fingerprint
+from rankwise.store import LOSS_METRIC
 from rankwise.task_plans import TaskPlan, TaskPlanner
 from rankwise.tasks import PreparedTask, TrainingRow
 from rankwise.tasks.right_answers import RightAnswer, right_answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 
@@ -45,7 +45,8 @@ def rank_correlation(
     n = len(x)
     if n < MIN_PAIRS or min(len(set(x)), len(set(y))) < 2:
         return None
-    rho = float(stats.spearmanr(x, y).statistic)
+    found: Any = stats.spearmanr(x, y)
+    rho = float(found.statistic)
     nearest = 1.0 - 12.0 / (n * (n * n - 1))
     inside = max(-nearest, min(rho, nearest))
     width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt((1 + inside**2 / 2) / (n - 3))

@@ -7,21 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rankwise import quantities
+from rankwise.ladders import Ladder, ladders
 from rankwise.mastery import level
 from rankwise.option_gains import OptionGains, TaskMean, TrainedOption
-from rankwise.records import PlannedRun, Recommendation
+from rankwise.records import Recommendation
 from rankwise.seed_spread import seed_spread
 from rankwise.signature import Signature, amount
-
-_Setting = tuple[str, str, str, str]
-_NAMES = ("alpha ", "rate ", "on ", "epochs ")
-
-
-class _Ladder(NamedTuple):
-    """LoRA options that differ by rank alone, smallest first; the label says what they share."""
-
-    label: str
-    rungs: tuple[TrainedOption, ...]
 
 
 class _Valley(NamedTuple):
@@ -54,37 +45,8 @@ def rank_signatures(source: OptionGains, recommendation: Recommendation) -> Iter
         yield from _unstable(source, recommendation, option, tasks)
 
 
-def ladders(source: OptionGains) -> list[_Ladder]:
-    """The trained ranks of every combination of the other settings, where there are several.
-
-    Two settings that come to one run at a rank (alpha 2r and 16 at rank 8) both have it.
-    """
-    rungs: dict[_Setting, dict[int, TrainedOption]] = {}
-    for option in source.options:
-        if option.plan.rank is not None and option.plan.imported_as is None:
-            for setting in _settings(option.plan):
-                rungs.setdefault(setting, {})[option.plan.rank] = option
-    varied = [len({setting[place] for setting in rungs}) > 1 for place in range(len(_NAMES))]
-    return [
-        _Ladder(_label(setting, varied), tuple(by_rank[rank] for rank in sorted(by_rank)))
-        for setting, by_rank in rungs.items()
-        if len(by_rank) > 1
-    ]
-
-
-def _settings(plan: PlannedRun) -> Iterator[_Setting]:
-    modules = quantities.modules(plan.target_modules)
-    for alpha, rate in itertools.product(plan.alpha_labels, plan.rate_labels):
-        yield alpha, rate, modules, str(plan.epochs)
-
-
-def _label(setting: _Setting, varied: Sequence[bool]) -> str:
-    parts = zip(_NAMES, setting, varied, strict=True)
-    return ", ".join(f"{name}{value}" for name, value, is_varied in parts if is_varied)
-
-
 def _alike(
-    source: OptionGains, recommendation: Recommendation, ladder: _Ladder, tasks: Sequence[str]
+    source: OptionGains, recommendation: Recommendation, ladder: Ladder, tasks: Sequence[str]
 ) -> Iterator[Signature]:
     """Every two ranks are shown to be less than delta apart.
 
@@ -131,7 +93,7 @@ def _alike(
     )
 
 
-def _easy(source: OptionGains, ladder: _Ladder, tasks: Sequence[str]) -> str:
+def _easy(source: OptionGains, ladder: Ladder, tasks: Sequence[str]) -> str:
     """What shows that there is little left to learn; empty where nothing does."""
     base = [level((source.results.base,), task, source.confidence) for task in tasks]
     ranks = [level(each.runs, t, source.confidence) for each in ladder.rungs for t in tasks]
@@ -146,7 +108,7 @@ def _easy(source: OptionGains, ladder: _Ladder, tasks: Sequence[str]) -> str:
 
 
 def _erratic(
-    source: OptionGains, recommendation: Recommendation, ladder: _Ladder, tasks: Sequence[str]
+    source: OptionGains, recommendation: Recommendation, ladder: Ladder, tasks: Sequence[str]
 ) -> Iterator[Signature]:
     """A rank that is shown to be over delta below a smaller and below a larger one.
 
@@ -259,5 +221,5 @@ def _difference(mean: TaskMean) -> str:
     return amount(mean.estimate, mean.lower, mean.upper, mean.unit)
 
 
-def _among(ladder: _Ladder) -> str:
+def _among(ladder: Ladder) -> str:
     return f"with {ladder.label}, " if ladder.label else ""

@@ -149,6 +149,11 @@ class StudyRecord(Record):
         return alike[0] if alike and run.method == "lora" else None
 
     @property
+    def adapted_modules(self) -> tuple[str, ...]:
+        """What any LoRA run adapts; full fine-tuning is looked into there, or else everywhere."""
+        return tuple(sorted({name for run in self.runs for name in run.target_modules}))
+
+    @property
     def full_runs_compared(self) -> tuple[PlannedRun, ...]:
         """Every full fine-tuning that a LoRA run is compared with."""
         found = [self.full_run_of(run) for run in self.runs]

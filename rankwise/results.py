@@ -13,6 +13,7 @@ from rankwise.records import (
     TaskEvaluation,
     Unit,
 )
+from rankwise.spectra_records import SpectraRecord
 
 
 class TaskItems(Record):
@@ -61,7 +62,7 @@ class ModelResults(Record):
     """Everything measured on one model; ``run`` is None for the untouched base.
 
     ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
-    fine-tuning that LoRA is compared with.
+    fine-tuning that LoRA is compared with. ``spectra`` are of runs whose weights were looked into.
     """
 
     name: str
@@ -69,6 +70,7 @@ class ModelResults(Record):
     evaluations: dict[str, TaskEvaluation]
     items: dict[str, TaskItems]
     divergences: tuple[Divergence, ...] = ()
+    spectra: SpectraRecord | None = None
 
 
 class StudyResults(Record):

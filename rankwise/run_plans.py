@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from rankwise.axes import LoraVariant, full_variants, lora_variants, rate_label
 from rankwise.config import StudyConfig
 from rankwise.devices import ResolvedPrecision
+from rankwise.fingerprints import fingerprint
 from rankwise.memory import LIKELY_TOKENS, PassMemory, estimate_training_memory
 from rankwise.models import LinearShape
 from rankwise.packing import Example
 from rankwise.records import Method, PlannedRun
-from rankwise.store import fingerprint
 from rankwise.training import num_optimizer_steps
 
 # Raised when a change to the code changes what is trained from equal settings.

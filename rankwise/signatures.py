@@ -8,8 +8,9 @@ from rankwise import quantities
 from rankwise.answer_signatures import answer_signatures
 from rankwise.axes import run_labels
 from rankwise.comparisons import POINTS, run_record
+from rankwise.ladders import ladders
 from rankwise.option_gains import OptionGains
-from rankwise.rank_signatures import ladders, rank_signatures
+from rankwise.rank_signatures import rank_signatures
 from rankwise.records import Recommendation, StudyRecommendation
 from rankwise.results import StudyResults, TrainTaskResults
 from rankwise.score_signatures import score_signatures

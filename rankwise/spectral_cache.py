@@ -71,7 +71,7 @@ def decomposed(weight: Float[Tensor, "out_features in_features"]) -> Svd:
 def _digest(weight: Tensor) -> str:
     content = weight.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{_REVISION} {content.dtype} {tuple(content.shape)}".encode())
-    digest.update(content.view(torch.uint8).numpy())
+    digest.update(content.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

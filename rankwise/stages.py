@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
+from rankwise.fingerprints import divergence_fingerprint, spectra_fingerprint
 from rankwise.planning import StudyPlan
 from rankwise.records import PlannedPass, PlannedRun
-from rankwise.store import BASE, StudyFolder, divergence_fingerprint
+from rankwise.store import BASE, StudyFolder
 from rankwise.tasks import PreparedTask
 from rankwise.tasks.right_answers import RightAnswer
+
+ANALYSIS_WORK = 1500.0
+"""What one decomposition of all adapted matrices of a run costs, in scored tokens: about that in
+small models. Only the time left is estimated with it."""
 
 TRAINING_WORK = {"lora": 2.5, "full": 4.0}
 """What a trained token costs beside a scored one: a backward pass, and for full fine-tuning the
@@ -43,7 +48,7 @@ class Stage(NamedTuple):
     ``runs`` are trained together, in one pass (imported ones are taken over), or scored together on
     a ``task``. Or the one run is compared on ``answers`` with a full fine-tuning, the
     ``reference``. Without runs it is the base that is scored or compared. ``model`` names the one
-    model, or the pass.
+    model, or the pass. With ``num_decompositions``, that many of each matrix of the runs are made.
     """
 
     model: str
@@ -52,11 +57,14 @@ class Stage(NamedTuple):
     reference: PlannedRun | None = None
     answers: tuple[RightAnswer, ...] = ()
     planned_pass: PlannedPass | None = None
+    num_decompositions: int = 0
 
     @property
-    def kind(self) -> Literal["training", "scoring", "divergence"]:
+    def kind(self) -> Literal["training", "scoring", "divergence", "spectra"]:
         if self.task is not None:
             return "scoring"
+        if self.num_decompositions:
+            return "spectra"
         return "training" if self.reference is None else "divergence"
 
     @property
@@ -68,6 +76,8 @@ class Stage(NamedTuple):
     def work(self) -> float:
         if self.task is not None:
             return self.task.num_tokens * max(len(self.runs), 1)
+        if self.num_decompositions:
+            return ANALYSIS_WORK * self.num_decompositions * len(self.runs)
         if self.reference is not None:  # both models read the answers
             return 2.0 * sum(len(answer.tokens_read) for answer in self.answers)
         return sum(run.num_tokens * TRAINING_WORK[run.method] for run in self.runs)
@@ -78,7 +88,7 @@ def stages(plan: StudyPlan) -> list[Stage]:
 
     The base is scored, the runs of every pass are trained together and then scored together, and
     then all that are compared with one full fine-tuning are compared with it, one full fine-tuning
-    after the other.
+    after the other. Then the weights of all runs are looked into.
     """
     found = [Stage(BASE, task=plan.tasks[task]) for task in plan.record.scored_tasks()]
     for number, (planned_pass, runs) in enumerate(_passes(plan), start=1):
@@ -91,7 +101,15 @@ def stages(plan: StudyPlan) -> list[Stage]:
             together = tuple(run for run in runs if task in scored[run])
             if together:
                 found.append(Stage(name, together, plan.tasks[task]))
-    return found + _divergences(plan)
+    return found + _divergences(plan) + _spectra(plan)
+
+
+def _spectra(plan: StudyPlan) -> list[Stage]:
+    """The weights of all runs, matrix by matrix, so that each of the base is decomposed once."""
+    settings, runs = plan.record.config.analysis, plan.record.runs
+    if not (settings.spectra and runs):
+        return []
+    return [Stage("weights", runs, num_decompositions=1 + 2 * settings.null_draws)]
 
 
 def _passes(plan: StudyPlan) -> list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]]:
@@ -130,6 +148,8 @@ def is_finished(plan: StudyPlan, folder: StudyFolder, stage: Stage) -> bool:
     if stage.task is not None:
         models = stage.runs or (None,)
         return all(is_scored(plan, folder, run, stage.task) for run in models)
+    if stage.num_decompositions:
+        return all(is_analysed(plan, folder, run) for run in stage.runs)
     if stage.reference is None:
         return all(folder.finished_run(run) is not None for run in stage.runs)
     for run in (*stage.runs, stage.reference):
@@ -141,6 +161,19 @@ def is_finished(plan: StudyPlan, folder: StudyFolder, stage: Stage) -> bool:
     model = stage.runs[0].fingerprint if stage.runs else plan.base.fingerprint
     wanted = divergence_fingerprint(plan.record, model, stage.reference)
     return folder.finished_divergence(stage.model, stage.reference.name, wanted) is not None
+
+
+def is_analysed(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> bool:
+    """Whether what is in a run's weights was looked for; diverged: nothing is due.
+
+    Raises:
+        RecordError: a record is there and cannot be read.
+    """
+    record = folder.finished_run(run)
+    if record is None:
+        return False
+    wanted = spectra_fingerprint(plan.record, run)
+    return record.status == "diverged" or folder.finished_spectra(run.name, wanted) is not None
 
 
 def is_scored(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rankwise.fingerprints import divergence_fingerprint
 from rankwise.records import PlannedRun, StudyRecord, TaskEvaluation
-from rankwise.store import BASE, StudyFolder, divergence_fingerprint, read_record
+from rankwise.store import BASE, StudyFolder, read_record
 
 
 class ModelStatus(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.fingerprints import (
+    divergence_fingerprint,
+    scoring_fingerprint,
+    spectra_fingerprint,
+)
 from rankwise.records import (
     PlannedRun,
     Record,
@@ -26,6 +30,7 @@ from rankwise.records import (
     TaskEvaluation,
 )
 from rankwise.results import Divergence, ModelResults, StudyResults, TaskItems
+from rankwise.spectra_records import SpectraRecord
 from rankwise.task_items import LOSS_METRIC as LOSS_METRIC
 from rankwise.task_items import task_items
 
@@ -33,26 +38,7 @@ R = TypeVar("R", bound=Record)
 
 BASE = "base"
 _WEIGHTS = ("adapter", "checkpoint")
-_DIVERGENCE = "divergence.json"
-
-
-def fingerprint(content: Any) -> str:
-    """A sha256 over canonical JSON: equal content, equal fingerprint, whatever its key order."""
-    if isinstance(content, Record):
-        content = content.model_dump(mode="json")
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def scoring_fingerprint(study: StudyRecord, model_fingerprint: str, task: str) -> str:
-    """Of everything that a model's scores on a task depend on in this study."""
-    return fingerprint([model_fingerprint, study.task_fingerprints.get(task)])
-
-
-def divergence_fingerprint(study: StudyRecord, model: str, reference: PlannedRun) -> str:
-    """Of everything that a model's divergence from a full fine-tuning depends on."""
-    answers = study.answers_fingerprints.get(reference.train_task)
-    return fingerprint([model, reference.fingerprint, answers])
+_DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -203,6 +189,10 @@ class StudyFolder:
         several = model == BASE
         return folder / "divergence" / f"{reference}.json" if several else folder / _DIVERGENCE
 
+    def spectra_file(self, run: str) -> Path:
+        """What a run did to the base's weight matrices."""
+        return self.model_folder(run) / _SPECTRA
+
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
@@ -274,13 +264,20 @@ class StudyFolder:
         record = read_record(path, Divergence) if path.exists() else None
         return record if record and record.fingerprint == wanted_fingerprint else None
 
+    def finished_spectra(self, run: str, wanted_fingerprint: str) -> SpectraRecord | None:
+        """What was found in a run's weights, None if it is missing or of other settings."""
+        path = self.spectra_file(run)
+        record = read_record(path, SpectraRecord) if path.exists() else None
+        return record if record and record.fingerprint == wanted_fingerprint else None
+
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
         try:
             for leftover in (*_WEIGHTS, "eval"):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
-            (folder / _DIVERGENCE).unlink(missing_ok=True)
+            for name in (_DIVERGENCE, _SPECTRA):
+                (folder / name).unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file(planned.name).write_text("", encoding="utf-8")
         except OSError as error:
@@ -386,6 +383,7 @@ class StudyFolder:
             evaluations=evaluations,
             items=items,
             divergences=tuple(each for each in found if each is not None),
+            spectra=run and self.finished_spectra(name, spectra_fingerprint(study, run.planned)),
         )
 
     def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:

@@ -9,14 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.divergence import divergences, log_probabilities
+from rankwise.fingerprints import divergence_fingerprint
 from rankwise.pass_worker import train
 from rankwise.planning import StudyPlan
 from rankwise.records import PlannedRun
 from rankwise.resident_models import ResidentModels
 from rankwise.results import Divergence
 from rankwise.score_worker import ScoreWorker
+from rankwise.spectra_worker import analyse
 from rankwise.stages import Observer, Stage
-from rankwise.store import StudyFolder, divergence_fingerprint
+from rankwise.store import StudyFolder
 
 
 class Worker:
@@ -36,6 +38,9 @@ class Worker:
             self._diverge(stage, stage.reference)
         elif stage.task is not None:
             self._scores.score(stage, stage.task)
+        elif stage.num_decompositions:
+            self._models.release(base=True)
+            analyse(self._plan, self._folder, self._observer, stage)
         else:
             # one model at a time
             self._models.release(base=any(run.method == "full" for run in stage.runs))

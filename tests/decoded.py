@@ -10,8 +10,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from test_packed_attention import tiny
 
+from rankwise.adapter_files import ScaledFactors
 from rankwise.decoding import Decoder
-from rankwise.frozen_adapters import FrozenAdapter, ScaledFactors, carrying
+from rankwise.frozen_adapters import FrozenAdapter, carrying
 from rankwise.models import adaptable_shapes
 from rankwise.scoring import Generation, GenerationSettings, Prompt
 

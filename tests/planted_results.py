@@ -20,6 +20,7 @@ from rankwise.config import (
     StudyConfig,
     TrainConfig,
 )
+from rankwise.fingerprints import fingerprint
 from rankwise.records import (
     MetricScore,
     PlannedRun,
@@ -31,7 +32,6 @@ from rankwise.records import (
     Unit,
 )
 from rankwise.results import ModelResults, StudyResults, TaskItems, TrainTaskResults
-from rankwise.store import fingerprint
 
 Key = int | Literal["full"]
 Scores = Mapping[Key, float | Sequence[float]]

@@ -14,14 +14,9 @@ import torch
 from test_packed_attention import tiny
 from torch import Tensor, nn
 
+from rankwise.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.errors import ModelError
-from rankwise.frozen_adapters import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    FrozenPiece,
-    carrying,
-    load_frozen_adapter,
-)
+from rankwise.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 
 IDS = torch.randint(3, 64, (3, 7), generator=torch.Generator().manual_seed(0))
 

@@ -16,9 +16,10 @@ import pytest
 
 from rankwise import store
 from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.fingerprints import fingerprint
 from rankwise.records import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
 from rankwise.results import StudyResults, TaskItems
-from rankwise.store import BASE, LOSS_METRIC, StudyFolder, fingerprint, read_record
+from rankwise.store import BASE, LOSS_METRIC, StudyFolder, read_record
 from rankwise.store import write_atomically as write
 
 ODD_NAMES = [

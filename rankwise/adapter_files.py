@@ -1,0 +1,143 @@
+"""Adapters as PEFT writes them: read as factors by layer, without a model.
+
+What is more than plain LoRA is refused by name: its update is not the product of two factors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rankwise.errors import ModelError
+from rankwise.lowrank import LowRankUpdate
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_SIDES = (".lora_A.weight", ".lora_B.weight")
+# What PEFT writes into a config that changes nothing in a trained adapter of plain LoRA, or is
+# read here. Everything else that is set is refused, also what PEFT may add one day.
+_UNDERSTOOD = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("lora_dropout", "fan_in_fan_out", "init_lora_weights", "bias", "megatron_core"),
+    *("qalora_group_size", "eva_config", "runtime_config", "ensure_weight_tying"),
+}
+# Ways to begin that leave the base's weights alone.
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+class ScaledFactors(NamedTuple):
+    """What one layer adds: scaling * x @ lora_A.T @ lora_B.T."""
+
+    lora_A: Float[Tensor, "rank in_features"]
+    lora_B: Float[Tensor, "out_features rank"]
+    scaling: float
+
+
+def read_factors(folder: Path) -> dict[str, ScaledFactors]:
+    """The factors of every adapted layer as saved, of any rank, also where ranks and alphas differ.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors, as PEFT writes them.
+
+    Returns:
+        By the layer's name in the base model.
+
+    Raises:
+        ModelError: the folder cannot be read, or asks for more than plain LoRA on linear layers
+            (DoRA, ``lora_bias``, ``modules_to_save``, ``target_parameters`` ...).
+    """
+    config = _read_config(folder)
+    _refuse_beyond_lora(config, folder)
+    return {
+        name: ScaledFactors(A, B, _scaling(config, name, A.shape[0], folder))
+        for name, (A, B) in _read_matrices(folder).items()
+    }
+
+
+def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
+    """The update of every adapted layer.
+
+    Raises:
+        ModelError: as ``read_factors``, or a weight is NaN or infinite.
+    """
+    updates: dict[str, LowRankUpdate] = {}
+    for name, (A, B, scaling) in read_factors(folder).items():
+        try:
+            updates[name] = LowRankUpdate(A, B, scaling)
+        except ValueError as error:
+            raise ModelError(f"the adapter in {folder}: {name}: {error} Train it again.") from error
+    return updates
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}. Is this a PEFT adapter?") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{path} describes no LoRA adapter; other kinds have no rank.")
+    return config  # pyright: ignore[reportUnknownVariableType]
+
+
+def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
+    beyond = [name for name, given in config.items() if given and name not in _UNDERSTOOD]
+    beyond += ["bias"] * (config.get("bias", "none") != "none")
+    beginning = config.get("init_lora_weights", True)
+    if beginning not in _PLAIN_BEGINNINGS:
+        beyond.append(f"init_lora_weights: {beginning}")
+    else:  # an empty section of a way to begin that was not taken
+        beyond = [name for name in beyond if name not in ("loftq_config", "corda_config")]
+    if beyond:
+        names = ", ".join(sorted(beyond))
+        raise ModelError(
+            f"the adapter in {folder} asks for more than plain LoRA ({names}), and is not "
+            "the sum of the base and two factors. Merge it into a full model and take that."
+        )
+
+
+def _read_matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """lora_A and lora_B by the layer's name in the base."""
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}. Save the adapter again.") from error
+    names = {key.removesuffix(side) for key in tensors for side in _SIDES}
+    names = {name for name in names if not name.endswith(".weight")}
+    wanted = {name + side for name in names for side in _SIDES}
+    odd = sorted(wanted ^ tensors.keys())
+    if odd or not names:
+        found = ", ".join(odd[:3]) or "none at all"
+        raise ModelError(
+            f"{path} holds other weights than pairs of lora_A and lora_B of layers: {found}."
+        )
+    return {
+        name.removeprefix(_PREFIX): (tensors[name + _SIDES[0]], tensors[name + _SIDES[1]])
+        for name in sorted(names)
+    }
+
+
+def _scaling(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
+    """The factor of a layer, by PEFT's rule: its patterns come before the adapter's own values."""
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    said = ranks.get(get_pattern_key(list(ranks), name), config["r"])
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
+    if said != rank:
+        raise ModelError(
+            f"the adapter in {folder} says rank {said} for {name}, its weights have rank {rank}. "
+            "Config and weights belong to different adapters."
+        )
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

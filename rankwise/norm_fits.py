@@ -1,0 +1,94 @@
+"""How the norm of an update grows with rank: logarithmically, or by a power law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+MIN_RANKS = 3
+"""Different ranks that a line with an interval needs."""
+
+_MIN_RANKS_TO_CHOOSE = 4
+_CLEAR_AIC = 2.0
+
+Floats = NDArray[np.float64]
+Growth = Literal["logarithmic", "power law", "undecided"]
+
+
+class Fit(NamedTuple):
+    """A least-squares line with the two-sided interval of its slope.
+
+    Attributes:
+        slope: what a doubling of the rank adds to the norm (logarithmic); the exponent of the rank
+            (power law).
+        lower: bound of the slope, by t.
+        upper: likewise.
+        intercept: at rank 1: the norm, or its natural logarithm.
+        r_squared: of the norms themselves under either law; at most 1, negative where the law is
+            worse than their mean.
+    """
+
+    slope: float
+    lower: float
+    upper: float
+    intercept: float
+    r_squared: float
+
+
+class NormGrowth(NamedTuple):
+    """Both laws on the same points, and which is better by more than 2 of Akaike's criterion.
+
+    With fewer than four ranks, or a smaller difference, that is undecided.
+    """
+
+    logarithmic: Fit
+    power_law: Fit
+    better: Growth
+
+
+def norm_growth(
+    ranks: Sequence[int], norms: Sequence[float], confidence: float = 0.95
+) -> NormGrowth | None:
+    """Fit ‖delta‖ = a + b log2(rank), and its rival ln ‖delta‖ = a + b ln(rank).
+
+    Args:
+        ranks: of the runs.
+        norms: Frobenius norms of their updates, in the same order.
+        confidence: of the slopes' intervals.
+
+    Returns:
+        None with fewer than 3 different ranks, or where a norm is zero.
+
+    Source of the claim that it is logarithmic: arXiv:2512.15634.
+    """
+    if len(set(ranks)) < MIN_RANKS or min(norms) <= 0.0:
+        return None
+    x, y = np.log2(ranks), np.array(norms)
+    logarithmic, log_error = _fit(x, y, y, lambda fitted: fitted, confidence)
+    power, power_error = _fit(x * math.log(2), np.log(y), y, np.exp, confidence)
+    # equally many parameters: the criteria differ by n ln of the ratio of squared errors
+    tiny = 1e-24 * float((y**2).sum())
+    difference = len(y) * math.log((power_error + tiny) / (log_error + tiny))
+    better: Growth = "undecided"
+    if len(set(ranks)) >= _MIN_RANKS_TO_CHOOSE and abs(difference) > _CLEAR_AIC:
+        better = "logarithmic" if difference > 0 else "power law"
+    return NormGrowth(logarithmic, power, better)
+
+
+def _fit(
+    x: Floats, y: Floats, norms: Floats, inverse: Callable[[Floats], Floats], confidence: float
+) -> tuple[Fit, float]:
+    """A line through (x, y), judged by its squared error on the norms, which is returned too."""
+    line: Any = stats.linregress(x, y)
+    t = float(stats.t.ppf((1 + confidence) / 2, len(x) - 2))
+    error = float(((norms - inverse(line.intercept + line.slope * x)) ** 2).sum())
+    spread = float(((norms - norms.mean()) ** 2).sum())
+    width = t * float(line.stderr)
+    slope = float(line.slope)
+    r_squared = 1.0 - error / spread if spread else 0.0
+    return Fit(slope, slope - width, slope + width, float(line.intercept), r_squared), error
