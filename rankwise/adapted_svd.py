@@ -28,6 +28,8 @@ TOLERANCE = 1e-6
 ROUNDING = 1e-12
 """Singular values below this share of the largest are rounding: their vectors mean nothing."""
 
+# The same for roots of the Gram matrix's eigenvalues, whose rounding is that of squares.
+_SQUARED_ROUNDING = 1e-7
 # How well the shifts span (λ - x)^-1; what is left of it enters squared.
 _SPANNED = 3e-5
 _MAX_SHIFTS = 8
@@ -162,7 +164,8 @@ def leading_svd(matrix: SumInBaseBasis, k: int, tolerance: float = TOLERANCE) ->
 
     Args:
         matrix: in the base's singular basis.
-        k: at most min(out, in); fewer are returned where the matrix has a lower rank.
+        k: at most min(out, in); fewer are returned where singular values are below 1e-7 of the
+            largest: their vectors mean nothing.
         tolerance: of the residuals, relative to the largest singular value.
 
     Raises:
@@ -295,7 +298,7 @@ def _leading_eigenpairs(H: Float[Tensor, "n n"], k: int) -> tuple[Tensor, Tensor
 def _singular_pairs(matrix: SumInBaseBasis, values: Tensor, vectors: Tensor) -> AdaptedSvd:
     """Singular values, left vectors and residuals of eigenpairs of the Gram matrix."""
     roots = values.clamp_min(0).sqrt()
-    kept = numerical_rank(roots)
+    kept = int((roots > _SQUARED_ROUNDING * roots[0]).sum())
     S, right = roots[:kept], vectors[:, :kept]
     left = matrix.image(right) / S
     off = matrix.gram(right) - right * S.square()
