@@ -15,11 +15,12 @@ from torch import Tensor
 
 from rankwise.embedded import cache_folder
 from rankwise.errors import StorageError
+from rankwise.refined_svd import refined_svd
 from rankwise.spectra import Svd
 from rankwise.store import replacing, writing
 
 # Raised when decompositions of equal matrices come out differently.
-_REVISION = 1
+_REVISION = 2
 _MIN_FREE_SHARE = 0.1
 
 
@@ -34,7 +35,7 @@ class SpectralCache:
         self.folder = cache_folder() / "svd" if folder is None else folder
 
     def svd(self, weight: Float[Tensor, "out_features in_features"]) -> Svd:
-        """The decomposition in float32, on the weight's device.
+        """The decomposition of ``refined_svd``, on the weight's device.
 
         Raises:
             ValueError: the weight holds NaN or infinity.
@@ -42,7 +43,7 @@ class SpectralCache:
         path = self.folder / f"{_digest(weight)}.safetensors"
         found = _read(path, weight.device)
         if found is None:
-            found = decomposed(weight)
+            found = refined_svd(weight)
             self._keep(path, found)
         return found
 
@@ -55,17 +56,6 @@ class SpectralCache:
                 tensors = {name: part.contiguous().cpu() for name, part in found._asdict().items()}
                 with replacing(path) as temporary, writing(path):
                     save_file(tensors, temporary)
-
-
-def decomposed(weight: Float[Tensor, "out_features in_features"]) -> Svd:
-    """``torch.linalg.svd`` in float32, thin.
-
-    Raises:
-        ValueError: the weight holds NaN or infinity.
-    """
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError("the weight holds NaN or infinite values.")
-    return Svd(*torch.linalg.svd(weight.float(), full_matrices=False))
 
 
 def _digest(weight: Tensor) -> str:
