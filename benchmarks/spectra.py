@@ -9,10 +9,10 @@ Gaussian factors with 5 % of the base's Frobenius norm. With ``--study`` every m
 run of a finished study adapts comes too, with the trained updates; these have figures of their own.
 
 Ours: one ``refined_svd`` of the base, kept; then ``in_base_basis`` and ``leading_svd`` of the top
-500, whose coordinates are all cosines. Peer A: torch.linalg.svd of base and of base + update for every
-adapter; peer B: the same with the base's SVD kept; both float32, with the cosines of all of the
-base's vectors and the adapted top 500. All on the same cores, ours and the peer in turn for every
-adapter. Reference: torch.linalg.svd in float64.
+500, whose coordinates are all cosines. Peer A: torch.linalg.svd of base and of base + update for
+every adapter; peer B: the same with the base's SVD kept; both float32, with the cosines of all of
+the base's vectors and the adapted top 500. All on the same cores, ours and the peer in turn for
+every adapter. Reference: torch.linalg.svd in float64.
 
 Errors are of similarities (index-matched and best-matched, left and right), of vectors outside
 clusters: both neighbours further than 1e-4 of the largest singular value, before and after. Inside,

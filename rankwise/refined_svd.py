@@ -61,9 +61,9 @@ def refined_svd(
         U64.T @ U64[:, :leading],
         V64.T @ V64[:, :leading],
     )
-    U = _rotated(U64, found.left, right_image / found.S)
-    V = _rotated(V64, found.right, left_image / found.S)
-    return Svd(U.float(), torch.cat([found.S.float(), S[leading:]]), V.T.float().contiguous())
+    left = _rotated(U64, found.left, right_image / found.S).float()
+    right = _rotated(V64, found.right, left_image / found.S).float()
+    return Svd(left, torch.cat([found.S.float(), S[leading:]]), right.T.contiguous())
 
 
 def _rotation(
