@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import altair as alt
 
@@ -19,15 +19,13 @@ from rankwise.report.chart_theme import (
     PAGE,
     UNSHOWN,
 )
-
-Layers = alt.LayerChart | alt.FacetChart
+from rankwise.report.drawing import SMALL_FONT, Box, Drawing, Layers, Text, cut, drawn
 
 STEP_ENDS = (2.0, 5.0, 10.0, 20.0)
 """Points at which the colour changes; the same in every study."""
 
 CELL_WIDTH, CELL_HEIGHT = 76.0, 36.0
 _GAP, _GROUP_GAP = 2.0, 12.0
-_LABEL_FONT, _SMALL_FONT = 12, 10
 _LINE, _GROUP_LINE = 14.0, 20.0
 _LETTER = 6.1
 _ROW_LETTERS, _LONGEST_ROW = 20, 34
@@ -59,32 +57,6 @@ class HeatRow(NamedTuple):
     cells: tuple[HeatCell | None, ...]
 
 
-class _Text(NamedTuple):
-    x: float
-    y: float
-    text: str
-    colour: str = INK.light
-    size: int = _LABEL_FONT
-    align: str = "center"
-    weight: str = "normal"
-
-
-class _Box(NamedTuple):
-    x: float
-    y: float
-    width: float
-    height: float
-    colour: str
-
-
-class _Drawing(NamedTuple):
-    """What is drawn, in pixels from the left upper corner; y grows downwards."""
-
-    fills: list[_Box]
-    frames: list[_Box]
-    texts: list[_Text]
-
-
 def heatmap_width(rows: Sequence[HeatRow], columns: Sequence[HeatColumn]) -> float:
     """In pixels, with the rows' labels and the key."""
     right = _places(CELL_WIDTH, [each.group for each in columns], 0.0)[-1] + CELL_WIDTH
@@ -108,7 +80,7 @@ def heatmap(
     across = _places(CELL_WIDTH, [each.group for each in columns], left)
     groups = [each.group for each in rows]
     down = _places(CELL_HEIGHT, groups, head, above=_GROUP_LINE if any(groups) else 0.0)
-    drawing = _Drawing([], [], [])
+    drawing = Drawing([], [], [])
     _column_heads(drawing, columns, across, head)
     _row_heads(drawing, rows, down, left)
     for row, y in zip(rows, down, strict=True):
@@ -116,7 +88,7 @@ def heatmap(
             _cell(drawing, cell, column.is_mean, x, y)
     bottom = down[-1] + CELL_HEIGHT
     _key(drawing, bottom + 18.0, any_own=_any(rows, "is_own"), any_alarm=_any(rows, "is_alarm"))
-    return _chart(drawing, heatmap_width(rows, columns), bottom + _LEGEND_HEIGHT, title)
+    return drawn(drawing, heatmap_width(rows, columns), bottom + _LEGEND_HEIGHT, title)
 
 
 def step_colour(mean: TaskMean) -> tuple[str, str]:
@@ -155,126 +127,83 @@ def _head_height(columns: Sequence[HeatColumn]) -> float:
 
 
 def _column_heads(
-    drawing: _Drawing, columns: Sequence[HeatColumn], across: Sequence[float], head: float
+    drawing: Drawing, columns: Sequence[HeatColumn], across: Sequence[float], head: float
 ) -> None:
     for index, (column, x) in enumerate(zip(columns, across, strict=True)):
         lines = _wrapped(column.label, _COLUMN_LETTERS, _COLUMN_LINES)
         for place, line in enumerate(lines):
             y = head - 6.0 - (len(lines) - place - 0.5) * _LINE
             colour = MUTED.light if column.is_mean else INK.light
-            drawing.texts.append(_Text(x + CELL_WIDTH / 2, y, line, colour))
+            drawing.texts.append(Text(x + CELL_WIDTH / 2, y, line, colour))
         if column.group and (index == 0 or columns[index - 1].group != column.group):
             last = max(i for i, each in enumerate(columns) if each.group == column.group)
             width = across[last] + CELL_WIDTH - x - _GAP
             letters = int(width / (_LETTER + 0.6))
-            name = _cut(column.group, letters)
-            drawing.texts.append(_Text(x, _LINE / 2, name, align="left", weight="bold"))
-            drawing.fills.append(_Box(x, _GROUP_LINE - 3.0, width, 1.0, MUTED.light))
+            name = cut(column.group, letters)
+            drawing.texts.append(Text(x, _LINE / 2, name, align="left", weight="bold"))
+            drawing.fills.append(Box(x, _GROUP_LINE - 3.0, width, 1.0, MUTED.light))
 
 
 def _row_heads(
-    drawing: _Drawing, rows: Sequence[HeatRow], down: Sequence[float], left: float
+    drawing: Drawing, rows: Sequence[HeatRow], down: Sequence[float], left: float
 ) -> None:
     for index, (row, y) in enumerate(zip(rows, down, strict=True)):
         lines = _row_lines(row.label)
         for place, line in enumerate(lines):
             at = y + CELL_HEIGHT / 2 + (place - (len(lines) - 1) / 2) * _LINE
-            drawing.texts.append(_Text(left - 8.0, at, line, align="right"))
+            drawing.texts.append(Text(left - 8.0, at, line, align="right"))
         if row.group and (index == 0 or rows[index - 1].group != row.group):
-            text = _Text(0.0, y - _GROUP_LINE / 2, row.group, align="left", weight="bold")
+            text = Text(0.0, y - _GROUP_LINE / 2, row.group, align="left", weight="bold")
             drawing.texts.append(text)
 
 
-def _cell(drawing: _Drawing, cell: HeatCell | None, is_mean: bool, x: float, y: float) -> None:
+def _cell(drawing: Drawing, cell: HeatCell | None, is_mean: bool, x: float, y: float) -> None:
     centre = x + CELL_WIDTH / 2 - _GAP / 2
     if cell is None:
         if not is_mean:
-            text = _Text(centre, y + CELL_HEIGHT / 2, quantities.NOT_MEASURED, MUTED.light)
+            text = Text(centre, y + CELL_HEIGHT / 2, quantities.NOT_MEASURED, MUTED.light)
             drawing.texts.append(text)
         return
     mean = cell.mean
     colour, ink = step_colour(mean)
-    box = _Box(x, y, CELL_WIDTH - _GAP, CELL_HEIGHT - _GAP, colour)
+    box = Box(x, y, CELL_WIDTH - _GAP, CELL_HEIGHT - _GAP, colour)
     drawing.fills.append(box)
     if cell.is_own or cell.is_alarm:
         frame = ALARM.light if cell.is_alarm else INK.light
-        drawing.frames.append(_Box(x + 1.0, y + 1.0, box.width - 2.0, box.height - 2.0, frame))
+        drawing.frames.append(Box(x + 1.0, y + 1.0, box.width - 2.0, box.height - 2.0, frame))
     sign = "▼ " if cell.is_alarm else ""
     value = f"{sign}{quantities.change(mean.estimate, mean.unit)}"
     interval = quantities.change_interval(mean.lower, mean.upper, mean.unit)
     weight = "bold" if mean.is_shown else "normal"
-    drawing.texts.append(_Text(centre, y + 12.0, value, ink, FONT_SIZE, weight=weight))
-    drawing.texts.append(_Text(centre, y + 25.5, interval, ink, _SMALL_FONT))
+    drawing.texts.append(Text(centre, y + 12.0, value, ink, FONT_SIZE, weight=weight))
+    drawing.texts.append(Text(centre, y + 25.5, interval, ink, SMALL_FONT))
 
 
 _KEY_WIDTH = 10 * _SWATCH + 150.0
 
 
-def _key(drawing: _Drawing, y: float, *, any_own: bool, any_alarm: bool) -> None:
+def _key(drawing: Drawing, y: float, *, any_own: bool, any_alarm: bool) -> None:
     """The colours with the points at which they change, and what frames mean."""
     steps = [*reversed(LOSS_STEPS), *GAIN_STEPS]
     ends = [*(-end for end in reversed(STEP_ENDS)), 0.0, *STEP_ENDS]
     x = 0.0
     for index, colour in enumerate(steps):
-        drawing.fills.append(_Box(x + index * _SWATCH, y, _SWATCH, 12.0, colour.light))
+        drawing.fills.append(Box(x + index * _SWATCH, y, _SWATCH, 12.0, colour.light))
     for index, end in enumerate(ends):
         text = quantities.change(end, "points").removesuffix(".0")
         place = x + (index + 1) * _SWATCH
-        drawing.texts.append(_Text(place, y + 21.0, text, MUTED.light, _SMALL_FONT + 1))
+        drawing.texts.append(Text(place, y + 21.0, text, MUTED.light, SMALL_FONT + 1))
     after = len(steps) * _SWATCH + 14.0
-    drawing.fills.append(_Box(after, y, 20.0, 12.0, UNSHOWN.light))
+    drawing.fills.append(Box(after, y, 20.0, 12.0, UNSHOWN.light))
     drawing.texts.append(
-        _Text(after + 26.0, y + 6.0, "interval holds 0", MUTED.light, _SMALL_FONT + 1, "left")
+        Text(after + 26.0, y + 6.0, "interval holds 0", MUTED.light, SMALL_FONT + 1, "left")
     )
     words = [("points", MUTED.light)]
     words += [("framed: trained on", INK.light)] if any_own else []
     words += [("▼ negative transfer", ALARM.light)] if any_alarm else []
     for text, ink in words:
-        drawing.texts.append(_Text(x, y + 42.0, text, ink, _SMALL_FONT + 1, "left"))
+        drawing.texts.append(Text(x, y + 42.0, text, ink, SMALL_FONT + 1, "left"))
         x += _LETTER * len(text) + 18.0
-
-
-def _chart(drawing: _Drawing, width: float, height: float, title: alt.TitleParams) -> Layers:
-    def x(field: str) -> alt.X:
-        return alt.X(f"{field}:Q", scale=alt.Scale(domain=[0, width], nice=False), axis=None)
-
-    def y(field: str) -> alt.Y:
-        scale = alt.Scale(domain=[0, height], nice=False, reverse=True)
-        return alt.Y(f"{field}:Q", scale=scale, axis=None)
-
-    def boxes(found: Sequence[_Box], style: dict[str, Any]) -> alt.Chart:
-        values = [
-            {"x": b.x, "x2": b.x + b.width, "y": b.y, "y2": b.y + b.height, "colour": b.colour}
-            for b in found
-        ]
-        chart = alt.Chart(alt.Data(values=values)).mark_rect(**style)
-        return chart.encode(x("x"), alt.X2("x2:Q"), y("y"), alt.Y2("y2:Q"))
-
-    fill = alt.Fill("colour:N", scale=None)
-    stroke = alt.Stroke("colour:N", scale=None)
-    layers: list[Any] = [boxes(drawing.fills, {}).encode(fill)]
-    if drawing.frames:
-        framed = boxes(drawing.frames, {"strokeWidth": 2, "filled": False})
-        layers.append(framed.encode(stroke))
-    for style in dict.fromkeys((each.size, each.align, each.weight) for each in drawing.texts):
-        alike = [t for t in drawing.texts if (t.size, t.align, t.weight) == style]
-        size, align, weight = style
-        look: dict[str, Any] = {"fontSize": size, "align": align, "fontWeight": weight}
-        values = [{"x": t.x, "y": t.y, "text": t.text, "colour": t.colour} for t in alike]
-        layers.append(
-            alt.Chart(alt.Data(values=values))
-            .mark_text(baseline="middle", **look)
-            .encode(x("x"), y("y"), alt.Text("text:N"), alt.Color("colour:N", scale=None))
-        )
-    return alt.layer(*layers).properties(width=width, height=height, title=title)
-
-
-def _cut(text: str, letters: int) -> str:
-    """The middle of a long text left out."""
-    if len(text) <= letters:
-        return text
-    kept = max(letters - 1, 2)
-    return f"{text[: kept - kept // 3]}…{text[len(text) - kept // 3 :]}"
 
 
 def _row_lines(text: str) -> list[str]:
@@ -290,7 +219,7 @@ def _wrapped(text: str, letters: int, most: int) -> list[str]:
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > letters:
             lines.append("")
         lines[-1] += piece
-    lines = [_cut(line.strip(), letters) for line in lines]
+    lines = [cut(line.strip(), letters) for line in lines]
     return lines if len(lines) <= most else [*lines[: most - 1], f"…{lines[-1]}"]
 
 
