@@ -75,7 +75,7 @@ def matrix_spectrum(
     return MatrixSpectrum(
         module=name,
         layer=int(layer.group(1)) if layer else None,
-        kind=name.rpartition(".")[2],
+        kind=name[layer.end() :] if layer else name.rpartition(".")[2],
         out_features=shape[0],
         in_features=shape[1],
         base_frobenius_norm=float(base.S.double().norm()),

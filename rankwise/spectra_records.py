@@ -76,7 +76,7 @@ class FullOverlap(Record):
 class MatrixSpectrum(Record):
     """One adapted matrix of a run.
 
-    ``layer`` is None where the name holds no number; ``kind`` is the last part of the name.
+    ``layer`` is None where the name holds no number; ``kind`` is the name behind it.
     ``leading`` are the numbers of vectors that similarities are over: ``LEADING`` where the matrix
     has as many. Nulls are updates of the same rank at random: ``gaussian_null`` of the same
     Frobenius norm, ``haar_null`` of the same singular values. A zero update has none, and neither

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import altair as alt
+import numpy as np
 
 from rankwise.report.chart_theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN, Colour
 from rankwise.report.drawing import LABEL_FONT, SMALL_FONT, Box, Drawing, Layers, Text, cut, drawn
 
-_MOST_TEXT_COLUMNS = 14
+_MOST_TEXT_COLUMNS = 16
 """With more columns in all panels, cells are narrow and hold no numbers."""
 
-_WIDE, _NARROW, _HEIGHT = 46.0, 20.0, 17.0
+_WIDE, _NARROW, _HEIGHT = 40.0, 20.0, 17.0
 _GAP, _BETWEEN, _LEFT = 1.5, 22.0, 44.0
 _LINE, _HEAD = 14.0, 40.0
 _SWATCH, _KEY_HEIGHT = 64.0, 62.0
 _LETTER = 6.4
+_SHARES = (0.3, 0.6, 0.85, 0.97)
 
 
 class MapPanel(NamedTuple):
@@ -51,13 +52,14 @@ class MapScale(NamedTuple):
         *,
         signed: bool = False,
     ) -> MapScale:
-        """Five steps of round numbers over the values at hand."""
-        sizes = [abs(value) for value in values] if signed else list(values)
-        low, high = (0.0 if signed else min(sizes)), max(sizes)
-        step = _round_step((high - low) / len(GAIN_STEPS)) if high > low else 1.0
-        first = math.floor(low / step) * step
-        ends = tuple(first + step * (number + 1) for number in range(len(GAIN_STEPS) - 1))
-        return cls(ends, words, signed)
+        """Five steps that hold about as many of these values each, at round numbers."""
+        sizes = np.array([abs(value) if signed else value for value in values])
+        quantiles = np.quantile(sizes[sizes > 0], _SHARES) if (sizes > 0).any() else np.zeros(4)
+        ends: list[float] = []
+        for end in quantiles.tolist():
+            rounded = float(f"{end:.1e}")
+            ends.append(rounded if not ends or rounded > ends[-1] else ends[-1] * 1.1)
+        return cls(tuple(ends), words, signed)
 
 
 def layer_map(panels: Sequence[MapPanel], scale: MapScale, title: alt.TitleParams) -> Layers:
@@ -146,10 +148,3 @@ def _key(drawing: Drawing, scale: MapScale, y: float) -> float:
 
 def _small(x: float, y: float, text: str, align: str) -> Text:
     return Text(x, y, text, MUTED.light, SMALL_FONT + 1, align)
-
-
-def _round_step(step: float) -> float:
-    """The next of 1, 2, 2.5 and 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    times = (1.0, 2.0, 2.5, 5.0, 10.0)
-    return next(power * each for each in times if power * each >= step * 0.999)

@@ -11,6 +11,7 @@ from rankwise.report.retention_section import retention_section
 from rankwise.report.section import Section
 from rankwise.report.signature_section import signature_section
 from rankwise.report.transfer_section import transfer_section
+from rankwise.report.weight_section import weight_section
 from rankwise.results import StudyResults
 from rankwise.signatures import not_looked_for
 
@@ -29,5 +30,7 @@ def study_sections(
         sections.append(axis_section(findings.axes))
     if findings.mechanisms:
         sections.append(mechanism_section(findings.mechanisms))
+    if findings.weights:
+        sections.append(weight_section(findings.weights, results))
     sections.append(claims_section(findings.claims))
     return tuple(sections)
