@@ -6,7 +6,7 @@ places of the tree, each with its own keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -54,12 +54,12 @@ class TreeStep:
 
     Attributes:
         layout: which places are read.
-        cached: of every layer, keys and values of the layout's cached ancestors; empty if none.
+        cached: by layer, keys and values of the layout's cached ancestors; empty if none.
         pools: filled by the layers, by their index: what is cached and behind it what is new.
     """
 
     layout: TreeLayout
-    cached: list[KeyValues]
+    cached: Mapping[int, KeyValues]
     pools: dict[int, KeyValues] = field(default_factory=dict[int, KeyValues], init=False)
     _seen: dict[tuple[int, int | None], Tensor] = field(
         default_factory=dict[tuple[int, int | None], Tensor], init=False

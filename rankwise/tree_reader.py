@@ -46,12 +46,21 @@ class TreeReader:
     """
 
     def __init__(
-        self, model: nn.Module, bank: FrozenBank, *, max_tokens: int, cache_bytes: int
+        self,
+        model: nn.Module,
+        bank: FrozenBank,
+        *,
+        max_tokens: int,
+        cache_bytes: int,
+        keeps_layouts: bool = False,
     ) -> None:
+        """Take a model; ``keeps_layouts`` is for who reads one tree again and again."""
         self._model: Any = decoder_of(model)
         self._bank = bank
         self.max_tokens, self.cache_bytes, self.peak_cache_bytes = max_tokens, cache_bytes, 0
         self._token_bytes = _token_bytes(self._model)
+        self._keeps_layouts = keeps_layouts
+        self._layouts: dict[tuple[int, int], TreeLayout] = {}
 
     def together(self, tree: PrefixTree, num_models: int) -> int:
         """How many models to read a tree with at once.
@@ -73,29 +82,34 @@ class TreeReader:
         """
         step_tokens = max(1, self.max_tokens // len(adapters))
         device = next(self._model.parameters()).device
-        cached: list[KeyValues] = []
+        cached: dict[int, KeyValues] = {}
         start = 0
         while start < len(tree):
             stop = min(start + step_tokens, len(tree))
-            layout = TreeLayout(tree, start, stop, device)
+            layout = self._layout(tree, start, stop, device)
             read = self._step(TreeStep(layout, cached), adapters)
             yield read
             if stop < len(tree):
                 slices = layout.pool_slices(tree.ancestors(stop))
                 pools = read.step.pools
-                cached = [pools[layer].at(slices) for layer in sorted(pools)] if slices else []
-                held = sum(x.nbytes for layer in cached for x in layer)
+                cached = {layer: pools[layer].at(slices) for layer in pools} if slices else {}
+                held = sum(x.nbytes for layer in cached.values() for x in layer)
                 self.peak_cache_bytes = max(self.peak_cache_bytes, held)
             start = stop
 
+    def _layout(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> TreeLayout:
+        found = self._layouts.get((start, stop))
+        if found is None or found.tree is not tree:
+            if found is not None:
+                self._layouts = {}  # of another tree
+            found = TreeLayout(tree, start, stop, device)
+            if self._keeps_layouts:
+                self._layouts[start, stop] = found
+        return found
+
     def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
         layout, models = step.layout, len(adapters)
-        pieces = [
-            FrozenPiece(adapter, number * layout.num_queries, (number + 1) * layout.num_queries)
-            for number, adapter in enumerate(adapters)
-            if adapter is not None
-        ]
-        with self._bank.rows_of(pieces), tree_attention(self._model):
+        with self._bank.rows_of(_pieces(adapters, layout.num_queries)), tree_attention(self._model):
             hidden: Tensor = self._model.base_model(
                 input_ids=layout.token_ids().expand(models, -1),
                 position_ids=layout.position_ids().expand(models, -1),
@@ -103,6 +117,18 @@ class TreeReader:
                 use_cache=False,
             ).last_hidden_state
         return ReadPlaces(layout.start, layout.stop, hidden, step)
+
+
+def _pieces(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[FrozenPiece]:
+    """The rows of each model, ``num_rows`` of them; neighbours under one adapter are one piece."""
+    pieces: list[FrozenPiece] = []
+    for number, adapter in enumerate(adapters):
+        start, stop = number * num_rows, (number + 1) * num_rows
+        if pieces and pieces[-1].adapter is adapter and pieces[-1].stop == start:
+            pieces[-1] = pieces[-1]._replace(stop=stop)
+        elif adapter is not None:
+            pieces.append(FrozenPiece(adapter, start, stop))
+    return pieces
 
 
 def _token_bytes(model: Any) -> int:

@@ -15,7 +15,7 @@ from test_frozen_adapters import saved
 from test_packed_attention import OWN, tiny
 from torch import Tensor, nn
 
-from rankwise import resident_scorer, tree_attention, tree_layout
+from rankwise import tree_answers, tree_attention, tree_layout
 from rankwise.errors import ModelError
 from rankwise.prefix_tree import PrefixTree
 from rankwise.resident_scorer import ResidentScorer
@@ -185,7 +185,7 @@ def test_logits_are_made_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     head: nn.Module = scorer._model.lm_head
     head.register_forward_hook(lambda _m, given, _out: rows.append(given[0].shape[0]))
     scorer.log_likelihoods([None], ITEMS)
-    monkeypatch.setitem(resident_scorer.CHUNK_BYTES, "cpu", 4 * 64 * 5)
+    monkeypatch.setitem(tree_answers.CHUNK_BYTES, "cpu", 4 * 64 * 5)
     found = scorer.log_likelihoods([None], ITEMS)
     assert (
         len({item.tokens_read for item in ITEMS})
@@ -332,7 +332,7 @@ def test_a_head_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def step_of(tokens: int) -> TreeStep:
-    return TreeStep(TreeLayout(PrefixTree([range(tokens)]), 0, tokens, torch.device("cpu")), [])
+    return TreeStep(TreeLayout(PrefixTree([range(tokens)]), 0, tokens, torch.device("cpu")), {})
 
 
 class Layer(nn.Module):
