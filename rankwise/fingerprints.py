@@ -8,7 +8,10 @@ from typing import Any
 
 from rankwise.records import PlannedRun, Record, StudyRecord
 
-# Raised when equal weights come to other numbers.
+# Raised when a change to the code changes what is scored from equal settings.
+SCORING_REVISION = 3
+# The same for how far a model is from full fine-tuning, and for what is found in weights.
+DIVERGENCE_REVISION = 2
 SPECTRA_REVISION = 1
 
 

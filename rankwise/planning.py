@@ -20,7 +20,12 @@ from rankwise.config import FullConfig, StudyConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name, resolve_precision
 from rankwise.engines import engine_problem
 from rankwise.errors import DataError, ModelError, PlanError
-from rankwise.fingerprints import fingerprint, scoring_fingerprint
+from rankwise.fingerprints import (
+    DIVERGENCE_REVISION,
+    SCORING_REVISION,
+    fingerprint,
+    scoring_fingerprint,
+)
 from rankwise.imported_runs import imported_run
 from rankwise.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.models import BaseModel, LinearShape
@@ -36,12 +41,6 @@ from rankwise.tasks.right_answers import RightAnswer, right_answers
 from rankwise.tasks.user_data import ENDING_SUFFIX
 from rankwise.training import num_optimizer_steps, tokenise_rows
 from rankwise.vllm_scorer import RESERVED_TOKENS
-
-# Raised when a change to the code changes what is scored from equal settings.
-SCORING_REVISION = 3
-
-# The same for how far a model is from full fine-tuning.
-DIVERGENCE_REVISION = 2
 
 
 @dataclass(frozen=True)

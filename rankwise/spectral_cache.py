@@ -22,12 +22,15 @@ from rankwise.store import replacing, writing
 # Raised when decompositions of equal matrices come out differently.
 _REVISION = 2
 _MIN_FREE_SHARE = 0.1
+# Smaller ones are decomposed in less time than a file is found.
+_MIN_SIZE = 128
 
 
 class SpectralCache:
     """Thin singular value decompositions in a folder, shared by ranks, runs and studies.
 
-    A file that cannot be read is computed again; where the disk is nearly full nothing is kept.
+    A file that cannot be read is computed again; where the disk is nearly full nothing is kept, nor
+    are small matrices.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -40,6 +43,8 @@ class SpectralCache:
         Raises:
             ValueError: the weight holds NaN or infinity.
         """
+        if min(weight.shape) < _MIN_SIZE:
+            return refined_svd(weight)
         path = self.folder / f"{_digest(weight)}.safetensors"
         found = _read(path, weight.device)
         if found is None:

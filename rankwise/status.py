@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rankwise.fingerprints import divergence_fingerprint
+from rankwise.fingerprints import divergence_fingerprint, spectra_fingerprint
 from rankwise.records import PlannedRun, StudyRecord, TaskEvaluation
 from rankwise.store import BASE, StudyFolder, read_record
 
@@ -13,7 +13,8 @@ class ModelStatus(NamedTuple):
     """One model of a study: the base, or a run.
 
     ``training`` is "trained", "diverged", "started", "not started", or "none needed" for the base.
-    ``divergence_left`` is whether it is still to be compared with full fine-tuning.
+    ``divergence_left`` is whether it is still to be compared with full fine-tuning,
+    ``spectra_left`` whether its weights are still to be looked into.
     """
 
     model: str
@@ -23,6 +24,7 @@ class ModelStatus(NamedTuple):
     tasks_scored: tuple[str, ...]
     tasks_left: tuple[str, ...]
     divergence_left: bool
+    spectra_left: bool = False
 
 
 def study_status(folder: StudyFolder) -> list[ModelStatus]:
@@ -49,7 +51,15 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
         wanted = () if diverged else study.scored_tasks(planned.train_task)
         scored = _scored(folder, study, planned.name, planned.fingerprint, wanted)
         line = _line(planned.name, training, done, planned.num_steps, scored, wanted)
-        lines.append(line._replace(divergence_left=_divergence_left(folder, study, planned)))
+        wanted_spectra = spectra_fingerprint(study, planned)
+        lines.append(
+            line._replace(
+                divergence_left=_divergence_left(folder, study, planned),
+                spectra_left=study.config.analysis.spectra
+                and not diverged
+                and folder.finished_spectra(planned.name, wanted_spectra) is None,
+            )
+        )
     return lines
 
 

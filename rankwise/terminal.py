@@ -81,7 +81,14 @@ def status_table(lines: Sequence[ModelStatus]) -> Table:
             line.training,
             steps,
             ", ".join(line.tasks_scored) or "nothing",
-            ", ".join([*line.tasks_left, *["divergence"] * line.divergence_left]) or "nothing",
+            ", ".join(
+                [
+                    *line.tasks_left,
+                    *["divergence"] * line.divergence_left,
+                    *["spectra"] * line.spectra_left,
+                ]
+            )
+            or "nothing",
         )
     return table
 

@@ -76,7 +76,7 @@ zzz: 1
         "recommendation.confidence: 95 given; input should be less than 1",
         "evaluaton: unknown key; did you mean 'evaluation'?",
         "zzz: unknown key; known here: name, base_model, tasks_path, train, methods, seeds, "
-        "evaluation, recommendation",
+        "evaluation, analysis, recommendation",
     }
 
 

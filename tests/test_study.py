@@ -26,7 +26,7 @@ from rankwise.study_file import load_config
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from rankwise import divergence, pass_worker, score_worker, store, study
+from rankwise import divergence, pass_worker, score_worker, spectra_worker, store, study
 from rankwise.study_file import load_config
 from rankwise.planning import plan_study
 
@@ -51,6 +51,8 @@ elif moment == "scoring":
     score_worker.evaluate = killing(score_worker.evaluate)
 elif moment == "comparing":
     divergence.left_padded = killing(divergence.left_padded)
+elif moment == "analysing":
+    spectra_worker.matrix_spectrum = killing(spectra_worker.matrix_spectrum)
 elif moment == "writing":
     os.fsync = killing(os.fsync)
 elif moment == "renaming":
@@ -78,6 +80,11 @@ def files(folder: Path, pattern: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
 
 
+VARYING = (
+    *("provenance", "train_seconds", "score_seconds", "analysis_seconds", "peak_memory_bytes"),
+)
+
+
 def comparable(folder: Path) -> dict[str, Any]:
     """All records and weights of a study, without clocks, memory and provenance."""
     content: dict[str, Any] = {}
@@ -87,7 +94,7 @@ def comparable(folder: Path) -> dict[str, Any]:
             content[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.suffix == ".json" and "adapter" not in name and "checkpoint" not in name:
             record = json.loads(path.read_text())
-            for varying in ("provenance", "train_seconds", "score_seconds", "peak_memory_bytes"):
+            for varying in VARYING:
                 record.pop(varying, None)
             for planned in (
                 *record.get("runs", ()),
@@ -118,10 +125,11 @@ def test_a_study_from_nothing_to_a_recommendation(study_file: Path, tmp_path: Pa
         "colours-full-s0",
     ]
     assert trained == ["pass 1: 2 adapters", models[2]]
-    # two passes; base, adapters and full on three tasks, one thrice; three against full fine-tuning
-    assert len(recorder.stages) == 2 + 3 * 5 + 3
+    # two passes; base, adapters, full on three tasks, one thrice; three against full fine-tuning;
+    # all weights
+    assert len(recorder.stages) == 2 + 3 * 5 + 3 + 1
     assert recorder.done == pytest.approx(recorder.work[0])
-    order = ["base", trained[0], models[2], "base", *models[:2]]
+    order = ["base", trained[0], models[2], "base", *models[:2], "weights"]
     assert [name for name, _ in recorder.models] == order
     assert sum(work for _, work in recorder.models) == pytest.approx(recorder.work[0])
     results = outcome.results
@@ -230,6 +238,7 @@ def test_settings_that_matter_make_new_runs(study_file: Path) -> None:
         ("scoring", 6),
         ("comparing", 2),
         ("comparing", 3),
+        ("analysing", 9),
         ("writing", 1),
         ("writing", 6),
         ("renaming", 8),
