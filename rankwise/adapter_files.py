@@ -20,7 +20,7 @@ from rankwise.errors import ModelError
 from rankwise.lowrank import LowRankUpdate
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _SIDES = (".lora_A.weight", ".lora_B.weight")
 # What PEFT writes into a config that changes nothing in a trained adapter of plain LoRA, or is
 # read here. Everything else that is set is refused, also what PEFT may add one day.
@@ -56,7 +56,7 @@ def read_factors(folder: Path) -> dict[str, ScaledFactors]:
         ModelError: the folder cannot be read, or asks for more than plain LoRA on linear layers
             (DoRA, ``lora_bias``, ``modules_to_save``, ``target_parameters`` ...).
     """
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     _refuse_beyond_lora(config, folder)
     return {
         name: ScaledFactors(A, B, _scaling(config, name, A.shape[0], folder))
@@ -79,7 +79,12 @@ def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
     return updates
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of a LoRA adapter.
+
+    Raises:
+        ModelError: it cannot be read, or is of another kind of adapter.
+    """
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +128,7 @@ def _read_matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
             f"{path} holds other weights than pairs of lora_A and lora_B of layers: {found}."
         )
     return {
-        name.removeprefix(_PREFIX): (tensors[name + _SIDES[0]], tensors[name + _SIDES[1]])
+        name.removeprefix(PREFIX): (tensors[name + _SIDES[0]], tensors[name + _SIDES[1]])
         for name in sorted(names)
     }
 

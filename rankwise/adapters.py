@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import peft
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
-from rankwise.adapter_files import WEIGHTS_FILE
+from rankwise.adapter_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, read_adapter_config
 from rankwise.errors import ModelError
 from rankwise.grouped_lora import Adapter, LoraFactors
-from rankwise.store import writing
+from rankwise.lowrank import LowRankUpdate
+from rankwise.store import write_atomically, writing
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
@@ -66,7 +69,7 @@ def save_adapter(
         bias="none",
     )
     tensors = {
-        f"base_model.model.{layer}.{side}.weight": matrix.cpu().contiguous()
+        f"{PREFIX}{layer}.{side}.weight": matrix.cpu().contiguous()
         for layer, factors in adapter.factors.items()
         for side, matrix in factors._asdict().items()
     }
@@ -75,6 +78,44 @@ def save_adapter(
         config.save_pretrained(str(folder))
         safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     return (folder / WEIGHTS_FILE).stat().st_size
+
+
+def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: Path) -> None:
+    """Write other updates of the layers that an adapter adapts; its config is kept otherwise.
+
+    Ranks may differ from layer to layer. Scalings become 1, factors float32.
+
+    Args:
+        updates: by layer, all of the adapter's.
+        folder: is created; not that of the adapter.
+        source: the adapter that was changed.
+
+    Raises:
+        ModelError: the adapter cannot be read.
+        StorageError: the folder cannot be written.
+    """
+    ranks = {name: update.rank for name, update in updates.items()}
+    most = Counter(ranks.values()).most_common(1)[0][0]
+    others = {name: rank for name, rank in ranks.items() if rank != most}
+    config = read_adapter_config(source) | {
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "eva_config": None,
+        "inference_mode": True,
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, update in updates.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.lora_A.float().contiguous()
+        scaled = update.scaling * update.lora_B.double()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = scaled.float().contiguous()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def lora_factors(adapted_model: nn.Module) -> dict[str, LoraFactors]:
