@@ -100,6 +100,10 @@ class ResidentScorer:
         dtype = next(self._model.parameters()).dtype
         self._adapters[name] = load_frozen_adapter(self._model, folder, dtype)
 
+    def hold(self, name: str, adapter: FrozenAdapter) -> None:
+        """Make an adapter known that is in memory already, in the model's dtype."""
+        self._adapters[name] = adapter
+
     def take_off(self, name: str) -> None:
         """Forget an adapter and give its memory back."""
         del self._adapters[name]

@@ -8,19 +8,29 @@ import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
-from safetensors import SafetensorError
 
-from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.errors import RecordError, StudyLockedError
 from rankwise.fingerprints import (
     divergence_fingerprint,
     scoring_fingerprint,
     spectra_fingerprint,
 )
+from rankwise.head_records import (
+    HEAD_MODES,
+    HeadChanges,
+    HeadMode,
+    HeadRepair,
+    TaskHeadEffects,
+)
+from rankwise.record_files import read_record as read_record
+from rankwise.record_files import replacing as replacing
+from rankwise.record_files import storage_error as storage_error
+from rankwise.record_files import write_atomically as write_atomically
+from rankwise.record_files import writing as writing
 from rankwise.records import (
     PlannedRun,
     Record,
@@ -34,102 +44,10 @@ from rankwise.spectra_records import SpectraRecord
 from rankwise.task_items import LOSS_METRIC as LOSS_METRIC
 from rankwise.task_items import task_items
 
-R = TypeVar("R", bound=Record)
-
 BASE = "base"
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name, fsync, rename: the file is whole or it is not there.
-
-    Raises:
-        StorageError: disk full, no permission; the temporary file is removed.
-    """
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """Yields a temporary name; what the block wrote there is flushed and renamed to ``path``.
-
-    Raises:
-        StorageError: disk full, no permission; the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Generator[None]:
-    """Around a library that writes: its error becomes ours, with the remedy.
-
-    Raises:
-        StorageError: disk full, no permission.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(path, error) from error
-    except SafetensorError as error:
-        raise storage_error(path, OSError(str(error))) from error
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """The error to raise when ``path`` could not be written."""
-    return StorageError(
-        f"{path} cannot be written: {error.strerror or error}. Free some space or choose another "
-        "--study-dir, then run again: what is finished is kept."
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut (POSIX; elsewhere there is no such call)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_record(path: Path, record_type: type[R]) -> R:
-    """Read one record.
-
-    Raises:
-        RecordError: the file is not there, is not JSON, or is not such a record.
-    """
-    try:
-        return record_type.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RecordError(f"{path} is not there; run the study first.") from error
-    except (OSError, ValidationError) as error:
-        reason = _first_misfit(error) if isinstance(error, ValidationError) else str(error)
-        raise RecordError(
-            f"{path} is not a readable {record_type.__name__}: {reason}. If it is damaged, move it "
-            "away and run the study again: only what is missing is repeated."
-        ) from error
-
-
-def _first_misfit(error: ValidationError) -> str:
-    first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"
+_HEAD_CHANGES, _HEADS = "heads.json", "heads"
 
 
 class StudyFolder:
@@ -192,6 +110,22 @@ class StudyFolder:
     def spectra_file(self, run: str) -> Path:
         """What a run did to the base's weight matrices."""
         return self.model_folder(run) / _SPECTRA
+
+    def head_changes_file(self, run: str) -> Path:
+        """What changed in a run's attention heads."""
+        return self.model_folder(run) / _HEAD_CHANGES
+
+    def head_effects_file(self, run: str, mode: HeadMode, task: str) -> Path:
+        """What a run's heads do on a task, found by intervening on them."""
+        return self.model_folder(run) / _HEADS / mode / f"{quote(task, safe=' @')}.json"
+
+    def head_repair_file(self, run: str) -> Path:
+        """Which heads were reverted to restore other domains."""
+        return self.model_folder(run) / _HEADS / "repair.json"
+
+    def repaired_folder(self, run: str) -> Path:
+        """The run's adapter without the delta of these heads, in PEFT's layout."""
+        return self.model_folder(run) / _HEADS / "repaired"
 
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
@@ -270,13 +204,38 @@ class StudyFolder:
         record = read_record(path, SpectraRecord) if path.exists() else None
         return record if record and record.fingerprint == wanted_fingerprint else None
 
+    def finished_head_changes(self, run: str, wanted_fingerprint: str) -> HeadChanges | None:
+        """What changed in a run's heads, None if it is missing or of other settings."""
+        path = self.head_changes_file(run)
+        record = read_record(path, HeadChanges) if path.exists() else None
+        return record if record and record.fingerprint == wanted_fingerprint else None
+
+    def finished_head_effects(
+        self, run: str, mode: HeadMode, task: str, wanted_fingerprint: str
+    ) -> TaskHeadEffects | None:
+        """What a run's heads do on a task, None if it is missing or of other settings."""
+        path = self.head_effects_file(run, mode, task)
+        record = read_record(path, TaskHeadEffects) if path.exists() else None
+        return record if record and record.fingerprint == wanted_fingerprint else None
+
+    def head_effects(self, run: str) -> tuple[TaskHeadEffects, ...]:
+        """All that was found by intervening on a run's heads, by mode and task."""
+        folder = self.model_folder(run) / _HEADS
+        paths = [path for mode in HEAD_MODES for path in sorted((folder / mode).glob("*.json"))]
+        return tuple(read_record(path, TaskHeadEffects) for path in paths)
+
+    def head_repair(self, run: str) -> HeadRepair | None:
+        """Which heads were reverted to restore other domains; None if that was not tried."""
+        path = self.head_repair_file(run)
+        return read_record(path, HeadRepair) if path.exists() else None
+
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
         try:
-            for leftover in (*_WEIGHTS, "eval"):
+            for leftover in (*_WEIGHTS, "eval", _HEADS):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
-            for name in (_DIVERGENCE, _SPECTRA):
+            for name in (_DIVERGENCE, _SPECTRA, _HEAD_CHANGES):
                 (folder / name).unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file(planned.name).write_text("", encoding="utf-8")
