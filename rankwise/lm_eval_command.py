@@ -10,7 +10,7 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, TaskError
 from rankwise.lm_eval_arguments import BASE_NAME, ModelArguments, parse_model_arguments
 
 _PROGRAM = "rankwise lm-eval"
@@ -27,6 +27,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: flags or arguments that make no sense.
         ModelError: the base or an adapter cannot be read or used.
+        TaskError: there is no such task, or its data cannot be had.
         SystemExit: of lm-eval's argument parser, which has printed why.
     """
     from lm_eval._cli import HarnessCLI
@@ -56,8 +57,29 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
         one.model_args = dict(given) | ({} if name is None else {"peft": name})
         if one.use_cache and len(_models(parsed)) > 1:
             one.use_cache += f"_{name or BASE_NAME}"
-        harness.execute(one)
+        with _tasks_found():
+            harness.execute(one)
     del held
+
+
+@contextlib.contextmanager
+def _tasks_found() -> Generator[None]:
+    """What lm-eval says by a traceback of tasks that are not there, or whose data is not.
+
+    Raises:
+        TaskError: of one of them.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise TaskError(f"{error}. rankwise tasks --all lists what there is.") from error
+    except (ConnectionError, FileNotFoundError) as error:
+        raise TaskError(
+            f"a task's data cannot be had: {error}. A hub name needs the network; a local file "
+            "must be there."
+        ) from error
 
 
 @contextlib.contextmanager

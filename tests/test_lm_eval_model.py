@@ -375,6 +375,12 @@ def test_an_adapter_that_is_not_there_is_refused(tiny_model_folder: Path, tmp_pa
         RankwiseLM(pretrained=str(tiny_model_folder), peft=str(tmp_path / "nothing"))
 
 
+def test_a_task_that_is_not_there_is_refused(no_index: None, tiny_model_folder: Path) -> None:
+    done = command("--tasks", "colurs", "--model_args", f"pretrained={tiny_model_folder}")
+    assert done.exit_code == 2
+    assert "Tasks not found: colurs" in done.output
+
+
 def test_adapters_by_every_spelling(tmp_path: Path) -> None:
     def found(given: Any) -> tuple[tuple[str, Path], ...]:
         return parse_model_arguments({"pretrained": "x", "adapters": given}).adapters
