@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from rankwise.errors import StorageError
 from rankwise.findings import StudyFindings
 from rankwise.records import RELATIONS, Outcome, Recommendation, StudyRecommendation
-from rankwise.report.chart_theme import Colour, page_colours
+from rankwise.report.chart_theme import page_colours
 from rankwise.report.comparison_tables import format_table, relation_table
 from rankwise.report.csv_tables import csv_tables
-from rankwise.report.figures import Chart, Figure, study_figures
-from rankwise.report.inline_svg import inline_svg
+from rankwise.report.figures import study_figures
 from rankwise.report.measures import summarise
-from rankwise.report.section import Section, file_name
+from rankwise.report.rendering import (
+    DrawnFigure,
+    DrawnSection,
+    dark_rules,
+    draw_figures,
+    drawn_sections,
+    render_template,
+)
+from rankwise.report.section import file_name
 from rankwise.report.sections import study_sections
 from rankwise.report.study_facts import (
     base_model_name,
@@ -43,7 +46,6 @@ from rankwise.store import StudyFolder, write_atomically
 __all__ = ["verdict_table", "write_report"]
 
 FILES = "report"
-PNG_SCALE = 2.5
 
 OUTCOMES: dict[Outcome, str] = {
     "recommended": "Recommended",
@@ -64,36 +66,13 @@ _SCORE_COLUMNS = (
 )
 
 
-class _Drawn(NamedTuple):
-    """A figure with its exports; ``svg`` is empty where there is nothing to draw."""
-
-    figure: Figure
-    number: int
-    svg: str
-    png: bytes
-
-    @property
-    def inline(self) -> Markup:
-        """For the page: our own exporter's SVG, parsed and cleaned, so it needs no escaping."""
-        name = self.figure.name
-        text = inline_svg(self.svg, name, self.figure.title, self.figure.description)
-        return Markup(text)  # noqa: S704
-
-
 class _Part(NamedTuple):
     """What the page shows of one trained task; ``prefix`` begins the names of its files."""
 
     results: TrainTaskResults
     recommendation: Recommendation
     prefix: str
-    figures: tuple[_Drawn, ...]
-
-
-class _DrawnSection(NamedTuple):
-    """A section with its figures drawn."""
-
-    section: Section
-    figures: tuple[_Drawn, ...]
+    figures: tuple[DrawnFigure, ...]
 
 
 def write_report(
@@ -115,7 +94,7 @@ def write_report(
     """
     parts = _parts(results, recommendation)
     number = max((figure.number for part in parts for figure in part.figures), default=0)
-    sections = _drawn_sections(study_sections(results, recommendation, findings), number)
+    sections = drawn_sections(study_sections(results, recommendation, findings), number)
     page = render_page(results, parts, sections)
     files: dict[str, str | bytes] = {}
     for each in (figure for shown in (*parts, *sections) for figure in shown.figures):
@@ -143,19 +122,10 @@ def _parts(results: StudyResults, recommendation: StudyRecommendation) -> tuple[
             figure._replace(name=f"{prefix}{figure.name}")
             for figure in study_figures(its_results, each)
         ]
-        drawn = _draw(figures, number)
+        drawn = draw_figures(figures, number)
         number = max([number, *(figure.number for figure in drawn)])
         parts.append(_Part(its_results, each, prefix, drawn))
     return tuple(parts)
-
-
-def _drawn_sections(sections: Sequence[Section], number: int) -> tuple[_DrawnSection, ...]:
-    drawn: list[_DrawnSection] = []
-    for section in sections:
-        figures = _draw(section.figures, number)
-        number = max([number, *(figure.number for figure in figures)])
-        drawn.append(_DrawnSection(section, figures))
-    return tuple(drawn)
 
 
 def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -168,18 +138,12 @@ def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def render_page(
-    results: StudyResults, parts: Sequence[_Part], sections: Sequence[_DrawnSection]
+    results: StudyResults, parts: Sequence[_Part], sections: Sequence[DrawnSection]
 ) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("rankwise.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     summaries = [each for part in parts for each in summarise(part.results, part.recommendation)]
-    return environment.get_template("report.html").render(
+    return render_template(
+        "report.html",
         study=results.study,
         base_model=base_model_name(results.study.config),
         trained_on=source_name(results.study.config),
@@ -191,7 +155,7 @@ def render_page(
         sections=sections,
         training=training_facts(results),
         provenance=provenance_facts(results),
-        dark=_dark_rules(page_colours(each.kind for each in summaries)),
+        dark=dark_rules(page_colours(each.kind for each in summaries)),
         files=FILES,
     )
 
@@ -230,30 +194,6 @@ def _shown(part: _Part) -> dict[str, Any]:
     }
 
 
-def _draw(figures: Sequence[Figure], number: int) -> tuple[_Drawn, ...]:
-    """Figures with their exports, counted on from ``number``."""
-    drawn: list[_Drawn] = []
-    for figure in figures:
-        if figure.chart is None:
-            drawn.append(_Drawn(figure, 0, "", b""))
-            continue
-        number += 1
-        drawn.append(_Drawn(figure, number, _svg(figure.chart), _png(figure.chart)))
-    return tuple(drawn)
-
-
-def _svg(chart: Chart) -> str:
-    file = io.StringIO()
-    chart.save(file, format="svg")
-    return file.getvalue()
-
-
-def _png(chart: Chart) -> bytes:
-    file = io.BytesIO()
-    chart.save(file, format="png", scale_factor=PNG_SCALE)
-    return file.getvalue()
-
-
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
@@ -279,13 +219,3 @@ def _relations(
             table = f"Not measured: {reason}."
         found.append((RELATION_NAMES[relation].capitalize(), table))
     return tuple(found)
-
-
-def _dark_rules(colours: Sequence[Colour]) -> Markup:
-    """Style rules that put the dark partner in the place of every colour of a chart."""
-    rules = [
-        f'.chart [{name}="{colour.light}"] {{ {name}: {colour.dark}; }}'
-        for colour in colours
-        for name in ("fill", "stroke")
-    ]
-    return Markup("\n".join(rules))  # noqa: S704
