@@ -55,12 +55,14 @@ def matrix_spectrum(
     Args:
         name: of the layer, with its place in the model.
         base: the thin decomposition of the base's matrix.
-        update: that of delta.
+        update: that of delta; is moved to the base's device.
         rank: of the LoRA factors; None of full fine-tuning.
         top_k: leading singular vectors that are compared, at most min(out, in).
         nulls: random updates that it is compared with; not those of a zero update.
         full_update: full fine-tuning's delta of this matrix, for a LoRA update.
     """
+    device = base.S.device
+    update = Svd(*(part.to(device) for part in update))
     k = min(top_k, len(base.S))
     matrix = in_base_basis(base, update)
     leading = tuple(dict.fromkeys(min(each, k) for each in (*LEADING, k) if each <= top_k))

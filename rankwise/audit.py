@@ -220,7 +220,7 @@ def audit(
 
 def _update(audited: Audited, name: str, weight: Tensor, adapted: Mapping[str, Tensor]) -> Svd:
     if audited.kind == "adapter":
-        return Svd(*(part.to(weight.device) for part in audited.updates[name].factorization))
+        return audited.updates[name].factorization
     try:
         return delta_svd(weight, adapted[name].to(weight.device))
     except ValueError as error:

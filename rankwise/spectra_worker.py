@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -50,37 +50,18 @@ def analyse(plan: StudyPlan, folder: StudyFolder, observer: Observer, stage: Sta
     subjects = [_subject(plan, folder, run, observer) for run in left]
     names = _layers(plan, subjects)
     base = weight_matrices(models.fetch_weights(plan.base), names)
-    full_names = {each.full for each in subjects if each.full is not None}
-    by_name = {run.name: run for run in plan.record.runs}
-    full = {
-        name: weight_matrices(folder.weights_folder(by_name[name]), list(base))
-        for name in sorted(full_names)
-    }
+    full = _full_matrices(plan, folder, subjects, names)
     found: dict[str, list[MatrixSpectrum]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
-    cache, settings = SpectralCache(), plan.record.config.analysis
+    cache = SpectralCache()
     for name, weight in base.items():
         weight = weight.to(plan.device)
+        deltas = {run: _delta(run, name, weight, own[name]) for run, own in full.items()}
         decomposed = cache.svd(weight)
-        deltas = {
-            each: delta_svd(weight, matrices[name].to(plan.device))
-            for each, matrices in full.items()
-        }
         for subject in subjects:
             started = time.perf_counter()
-            update = _update(subject, name, deltas)
-            if update is not None:
-                is_lora = subject.run.method == "lora"
-                spectrum = matrix_spectrum(
-                    name,
-                    decomposed,
-                    update,
-                    rank=subject.updates[name].rank if is_lora else None,
-                    top_k=settings.top_k,
-                    nulls=NullDraws(settings.null_draws, seed=0),
-                    full_update=deltas.get(subject.full or "") if is_lora else None,
-                )
-                found[subject.run.name].append(spectrum)
+            spectrum = _spectrum(plan, subject, name, decomposed, deltas)
+            found[subject.run.name] += [] if spectrum is None else [spectrum]
             seconds[subject.run.name] += time.perf_counter() - started
             observer.advanced(stage.work / len(stage.runs) / len(base))
     for subject in subjects:
@@ -88,12 +69,48 @@ def analyse(plan: StudyPlan, folder: StudyFolder, observer: Observer, stage: Sta
             model=subject.run.name,
             fingerprint=spectra_fingerprint(plan.record, subject.run),
             epsilons=EPSILONS,
-            null_draws=settings.null_draws,
+            null_draws=plan.record.config.analysis.null_draws,
             matrices=tuple(found[subject.run.name]),
             not_analysed=subject.not_analysed,
             analysis_seconds=seconds[subject.run.name],
         )
         folder.write(folder.spectra_file(subject.run.name), record)
+
+
+def _full_matrices(
+    plan: StudyPlan, folder: StudyFolder, subjects: Sequence[_Subject], layers: Sequence[str]
+) -> dict[str, Matrices]:
+    """The matrices of every full fine-tuning that is looked into or compared with, by its run."""
+    by_name = {run.name: run for run in plan.record.runs}
+    names = sorted({each.full for each in subjects if each.full is not None})
+    return {name: weight_matrices(folder.weights_folder(by_name[name]), layers) for name in names}
+
+
+def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
+    try:
+        return delta_svd(base, adapted.to(base.device))
+    except ValueError as error:
+        raise ModelError(f"{run}: {layer}: {error} Is it of this base model?") from error
+
+
+def _spectrum(
+    plan: StudyPlan, subject: _Subject, layer: str, base: Svd, deltas: Mapping[str, Svd]
+) -> MatrixSpectrum | None:
+    """What a run did to a layer; None where it did not adapt it."""
+    settings = plan.record.config.analysis
+    common: dict[str, Any] = {
+        "top_k": settings.top_k,
+        "nulls": NullDraws(settings.null_draws, seed=0),
+    }
+    if subject.run.method == "full":
+        return matrix_spectrum(layer, base, deltas[subject.run.name], rank=None, **common)
+    update = subject.updates.get(layer)
+    if update is None:
+        return None
+    full = None if subject.full is None else deltas[subject.full]
+    return matrix_spectrum(
+        layer, base, update.factorization, rank=update.rank, full_update=full, **common
+    )
 
 
 def _subject(plan: StudyPlan, folder: StudyFolder, run: PlannedRun, observer: Observer) -> _Subject:
@@ -119,10 +136,3 @@ def _layers(plan: StudyPlan, subjects: Sequence[_Subject]) -> list[str]:
         modules = plan.record.adapted_modules
         wanted |= set(models.target_shapes(shapes, modules) if modules else shapes)
     return [name for name in shapes if name in wanted]
-
-
-def _update(subject: _Subject, layer: str, deltas: Mapping[str, Svd]) -> Svd | None:
-    if subject.run.method == "full":
-        return deltas[subject.run.name]
-    update = subject.updates.get(layer)
-    return None if update is None else update.factorization
