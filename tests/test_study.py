@@ -85,6 +85,15 @@ VARYING = (
 )
 
 
+def rounded(content: Any) -> Any:
+    """The same with nine digits of every number."""
+    if isinstance(content, float):
+        return float(f"{content:.8e}")
+    if isinstance(content, dict):
+        return {name: rounded(value) for name, value in content.items()}
+    return [rounded(value) for value in content] if isinstance(content, list) else content
+
+
 def comparable(folder: Path) -> dict[str, Any]:
     """All records and weights of a study, without clocks, memory and provenance."""
     content: dict[str, Any] = {}
@@ -103,6 +112,9 @@ def comparable(folder: Path) -> dict[str, Any]:
             ):
                 if planned:  # an estimate has the process in it
                     del planned["estimated_memory_bytes"]
+            if path.name == "spectra.json":  # decompositions round by where memory happens to lie
+                record = rounded(record)
+            record["weights"] = rounded(record.get("weights"))
             content[name] = record
         elif path.suffix == ".jsonl":
             content[name] = [json.loads(line) for line in path.read_text().splitlines()]
