@@ -1,7 +1,7 @@
 """How fast and how exact are leading singular vectors of base + LoRA update?
 
     python -m benchmarks.spectra [--shapes 4096x4096 1024x4096 14336x4096] [--ranks 8 16 32 64 128]
-                                 [--study studies/quickstart]
+                                 [--reference-ranks 8 32 128] [--study studies/quickstart]
 
 Shapes are those of q and o, k and v, and an MLP layer of an 8B model; singular values of the base
 fall as i^-0.5 ("decaying") or are those of a Gaussian matrix ("flat"); updates are products of
@@ -12,7 +12,7 @@ Ours: one ``refined_svd`` of the base, kept; then ``in_base_basis`` and ``leadin
 500, whose coordinates are all cosines. Peer A: torch.linalg.svd of base and of base + update for
 every adapter; peer B: the same with the base's SVD kept; both float32, with the cosines of all of
 the base's vectors and the adapted top 500. All on the same cores, ours and the peer in turn for
-every adapter. Reference: torch.linalg.svd in float64.
+every adapter. Reference: torch.linalg.svd in float64, of updates of ``--reference-ranks``.
 
 Errors are of similarities (index-matched and best-matched, left and right), of vectors outside
 clusters: both neighbours further than 1e-4 of the largest singular value, before and after. Inside,
@@ -132,7 +132,7 @@ def of_study(folder: StudyFolder) -> Iterator[Case]:
         yield Case(name, weight.float(), [each[name] for each in updates if name in each])
 
 
-def measure(case: Case, seconds: Seconds, errors: Errors) -> None:
+def measure(case: Case, seconds: Seconds, errors: Errors, referred: Sequence[int]) -> None:
     """Every update of a case: ours, the peer, and the float64 reference."""
     k = min(TOP_K, *case.base.shape)
     started = time.perf_counter()
@@ -158,10 +158,12 @@ def measure(case: Case, seconds: Seconds, errors: Errors) -> None:
         seconds.adapted += time.perf_counter() - started
         seconds.num_adapters += 1
 
+        print(f"{case.name}, update {number + 1} of {len(case.updates)}", file=sys.stderr)
+        if update.rank not in referred:
+            continue
         delta = update.scaling * (update.lora_B.double() @ update.lora_A.double())
         exact = Svd(*torch.linalg.svd(case.base.double() + delta, full_matrices=False))
         _compare(errors, ours, peer, _sides(exact_base, exact, k), exact_base.S, exact.S)
-        print(f"{case.name}, update {number + 1} of {len(case.updates)}", file=sys.stderr)
 
 
 def _sides(base: Svd, adapted: Svd, k: int) -> Sides:
@@ -226,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Leading singular vectors of base + update.")
     parser.add_argument("--shapes", nargs="*", default=["4096x4096", "1024x4096", "14336x4096"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[8, 16, 32, 64, 128])
+    parser.add_argument("--reference-ranks", nargs="+", type=int, default=[8, 32, 128])
     parser.add_argument("--study", type=Path, help="a finished study's folder")
     options = parser.parse_args()
     figures: dict[str, object] = {}
@@ -235,7 +238,7 @@ def main() -> None:
         out, inside = (int(size) for size in text.split("x"))
         for case in synthetic((out, inside), options.ranks):
             own, own_errors = Seconds(), Errors()
-            measure(case, own, own_errors)
+            measure(case, own, own_errors, options.reference_ranks)
             for name, value in vars(own).items():
                 setattr(seconds, name, getattr(seconds, name) + value)
             _merge(errors, own_errors)
@@ -246,7 +249,7 @@ def main() -> None:
     if options.study is not None:
         own, own_errors = Seconds(), Errors()
         for case in of_study(StudyFolder(options.study)):
-            measure(case, own, own_errors)
+            measure(case, own, own_errors, [update.rank for update in case.updates])
         figures["study"] = vars(own) | own.figures() | own_errors.figures()
     figures |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     print(json.dumps(figures))
