@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def save_adapter(
 def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: Path) -> None:
     """Write other updates of the layers that an adapter adapts; its config is kept otherwise.
 
-    Ranks may differ from layer to layer. Scalings become 1, factors float32.
+    Ranks may differ from layer to layer: PEFT finds them by patterns that name whole layers.
+    Scalings become 1, factors float32.
 
     Args:
         updates: by layer, all of the adapter's.
@@ -96,7 +98,7 @@ def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: 
     """
     ranks = {name: update.rank for name, update in updates.items()}
     most = Counter(ranks.values()).most_common(1)[0][0]
-    others = {name: rank for name, rank in ranks.items() if rank != most}
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
     config = read_adapter_config(source) | {
         "r": most,
         "lora_alpha": most,

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from rankwise import models
+from rankwise import models, quantities
 from rankwise.adapter_files import CONFIG_FILE, read_adapter_config, read_updates
 from rankwise.analysis import NullDraws, delta_svd, matrix_spectrum
-from rankwise.audit_records import AuditedKind, AuditRecord, AuditScore, KeptEnergy
-from rankwise.audit_statements import audit_statements
+from rankwise.audit_records import (
+    AuditedKind,
+    AuditRecord,
+    AuditScore,
+    KeptEnergy,
+    OtherChange,
+)
+from rankwise.audit_statements import ENOUGH, SUSPICIOUS, audit_statements
 from rankwise.config import BaseModelConfig
-from rankwise.devices import choose_device, device_name
+from rankwise.devices import ResolvedPrecision, choose_device, device_name
 from rankwise.errors import ModelError
 from rankwise.lowrank import LowRankUpdate
 from rankwise.models import BaseModel, LinearShape
@@ -24,9 +30,11 @@ from rankwise.provenance import collect_provenance
 from rankwise.spectra import Svd
 from rankwise.spectra_records import EPSILONS, MatrixSpectrum
 from rankwise.spectral_cache import SpectralCache
-from rankwise.weight_matrices import weight_matrices
+from rankwise.weight_matrices import ModelWeights, model_weights
 
-_SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+_SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers")
+# Up to this one the energy that is kept is recorded for every rank.
+_SMALL_RANKS = 64
 
 
 class Audited(NamedTuple):
@@ -54,6 +62,15 @@ class AuditSettings(NamedTuple):
 
     top_k: int = 500
     null_draws: int = 2
+
+
+class Scored(NamedTuple):
+    """Scores of base and adapted, and how they were made; without tasks there are none."""
+
+    scores: tuple[AuditScore, ...] = ()
+    confidence: float = 0.95
+    precision: ResolvedPrecision | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def find_audited(
@@ -111,26 +128,30 @@ def _adapter(
 
 
 def _recorded_base(base: BaseModel, target: Path) -> tuple[str, ...]:
-    """Refuse an adapter whose config names another base than the given one.
+    """Refuse an adapter whose config names another base than the given one; or say what is unknown.
 
-    A folder that is there is compared by its content. Otherwise only names are left, and of these
-    the last part without case: a copy under another name needs ``--any-base``.
+    A model folder that is there is compared by its content. Of names the last part is compared,
+    without case: organisations copy each other's models. A folder that is not here says nothing.
     """
     recorded = read_adapter_config(target).get("base_model_name_or_path")
     if not recorded:
-        return (f"{CONFIG_FILE} does not say which base it was trained from.",)
-    if recorded == base.name:
+        return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
+    name = str(recorded)
+    folder = Path(name).expanduser()
+    if name == base.name or _last_part(name) == _last_part(base.name):
         return ()
-    folder = Path(str(recorded)).expanduser()
-    if folder.is_dir():
+    if (folder / "config.json").is_file():
         other = models.find_base_model(BaseModelConfig(name=str(folder)))
         if other.fingerprint == base.fingerprint or base.folder.samefile(folder):
             return ()
-    elif _last_part(str(recorded)) == _last_part(base.name):
-        return ()
+    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return (
+            f"{CONFIG_FILE} records {name} as its base, a folder that is not here; it fits "
+            f"{base.name}, and whether it is the same model cannot be told.",
+        )
     raise ModelError(
-        f"{target} records {recorded} as its base, not {base.name}. Name that one, or add "
-        "--any-base if this is the same model under another name."
+        f"{target} records {name} as its base, not {base.name}. Name that one, or add --any-base "
+        "if this is the same model under another name."
     )
 
 
@@ -161,8 +182,7 @@ def audit(
     audited: Audited,
     settings: AuditSettings,
     *,
-    scores: tuple[AuditScore, ...] = (),
-    confidence: float = 0.95,
+    scored: Scored | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> AuditRecord:
     """Look into every matrix of what is audited, and say in words what is there.
@@ -170,21 +190,21 @@ def audit(
     Args:
         audited: from ``find_audited``.
         settings: how.
-        scores: of base and adapted, where tasks were asked for.
-        confidence: of their intervals.
+        scored: of base and adapted, where tasks were asked for.
         advance: is told how many matrices are done, of how many.
 
     Raises:
         ModelError: weights cannot be loaded, are not finite, or differ in shape.
     """
+    scored = Scored() if scored is None else scored
     device, cache = choose_device(), SpectralCache()
     names = list(audited.shapes)
-    base = weight_matrices(audited.base.folder, names)
-    adapted = weight_matrices(audited.target, names) if audited.kind == "checkpoint" else {}
+    base = model_weights(audited.base.folder, names)
+    adapted = model_weights(audited.target, names) if audited.kind == "checkpoint" else None
     matrices: list[MatrixSpectrum] = []
     values: list[Tensor] = []
     for number, name in enumerate(names, start=1):
-        weight = base[name].to(device)
+        weight = base.matrices[name].to(device)
         update = _update(audited, name, weight, adapted)
         matrices.append(
             matrix_spectrum(
@@ -198,45 +218,102 @@ def audit(
         )
         values.append(update.S)
         advance(number, len(names))
+    ranks = tuple(sorted({update.rank for update in audited.updates.values()}))
     kept = _kept(values)
-    ranks = [update.rank for update in audited.updates.values()]
-    rank = max(ranks) if ranks else None
+    cut = _smallest_enough(kept)
+    others = () if adapted is None else _other_changes(base.others, adapted.others)
+    warnings = (*audited.warnings, *_implausible(matrices, audited))
     return AuditRecord(
         base=audited.base.name,
+        base_fingerprint=audited.base.fingerprint,
         target=str(audited.target),
         kind=audited.kind,
-        rank=rank,
+        ranks=ranks,
         epsilons=EPSILONS,
         null_draws=settings.null_draws,
         matrices=tuple(matrices),
         kept=kept,
-        confidence=confidence,
-        scores=scores,
-        warnings=audited.warnings,
-        statements=audit_statements(audited.kind, rank, matrices, kept, scores),
+        cut=cut,
+        other_changes=others,
+        confidence=scored.confidence,
+        precision=scored.precision,
+        scores=scored.scores,
+        warnings=(*warnings, *scored.warnings),
+        statements=audit_statements(audited.kind, ranks, matrices, cut, others, scored.scores),
         provenance=collect_provenance(device_name(device)),
     )
 
 
-def _update(audited: Audited, name: str, weight: Tensor, adapted: Mapping[str, Tensor]) -> Svd:
-    if audited.kind == "adapter":
+def _update(audited: Audited, name: str, weight: Tensor, adapted: ModelWeights | None) -> Svd:
+    if adapted is None:
         return audited.updates[name].factorization
     try:
-        return delta_svd(weight, adapted[name].to(weight.device))
+        return delta_svd(weight, adapted.matrices[name].to(weight.device))
     except ValueError as error:
-        raise ModelError(f"{audited.target}: {name}: {error}") from error
+        raise ModelError(
+            f"{audited.target} is no fine-tuning of {audited.base.name}: {name}: {error} Name the "
+            "base that it was trained from."
+        ) from error
 
 
-def _kept(values: list[Tensor]) -> tuple[KeptEnergy, ...]:
-    """At powers of two below the longest list of singular values, and at its length."""
-    squares = [each.double().cpu().square() for each in values]
-    total = float(torch.stack([each.sum() for each in squares]).sum())
-    longest = max(len(each) for each in squares)
-    ranks = [2**power for power in range(longest.bit_length()) if 2**power < longest]
+def _kept(values: Sequence[Tensor]) -> tuple[KeptEnergy, ...]:
+    """At every small rank, at every customary one, and at the largest; empty of a zero update."""
+    shares = [each.double().cpu().square() for each in values]
+    total = sum(float(each.sum()) for each in shares)
+    longest = max(len(each) for each in shares)
+    ranks = {*range(1, min(_SMALL_RANKS, longest) + 1), *_customary(longest), longest}
+    changed = [each for each in shares if bool(each.any())]
     return tuple(
         KeptEnergy(
             rank=rank,
-            share=sum(float(each[:rank].sum()) for each in squares) / total if total else 1.0,
+            share=sum(float(each[:rank].sum()) for each in changed) / total,
+            lowest=min(float(each[:rank].sum() / each.sum()) for each in changed),
         )
-        for rank in (*ranks, longest)
+        for rank in sorted(ranks)
+        if changed
+    )
+
+
+def _customary(longest: int) -> set[int]:
+    """1, 2, 4, 8, 12, 16, 24, 32, 48 ... below the largest."""
+    powers = {2**power for power in range(longest.bit_length())}
+    return {rank for rank in powers | {3 * each for each in powers if each >= 4} if rank < longest}
+
+
+def _smallest_enough(kept: Sequence[KeptEnergy]) -> KeptEnergy | None:
+    if not kept:
+        return None
+    longest = kept[-1].rank
+    candidates = {*_customary(longest), longest}
+    enough = [each for each in kept if each.share >= ENOUGH and each.rank in candidates]
+    return enough[0] if enough else kept[-1]
+
+
+def _other_changes(
+    base: Mapping[str, Tensor], adapted: Mapping[str, Tensor]
+) -> tuple[OtherChange, ...]:
+    """What differs beside the linear layers, largest first; a name that only one has, too."""
+    found: list[OtherChange] = []
+    for name in dict.fromkeys((*base, *adapted)):
+        before, after = base.get(name), adapted.get(name)
+        if before is None or after is None or before.shape != after.shape:
+            found.append(OtherChange(name=name, relative_norm=None))
+            continue
+        size = float(before.double().norm())
+        moved = float((after.double() - before.double()).norm())
+        if moved:
+            found.append(OtherChange(name=name, relative_norm=moved / size if size else None))
+    found.sort(key=lambda each: -math.inf if each.relative_norm is None else -each.relative_norm)
+    return tuple(found)
+
+
+def _implausible(matrices: Sequence[MatrixSpectrum], audited: Audited) -> tuple[str, ...]:
+    """A warning where the update is as large as that from one model to another."""
+    norm = math.hypot(*(each.update.frobenius_norm for each in matrices))
+    size = math.hypot(*(each.base_frobenius_norm for each in matrices))
+    if not size or norm <= SUSPICIOUS * size:
+        return ()
+    return (
+        f"The update's norm is {quantities.share(norm / size)} of the weights' own: no fine-tuning "
+        f"is that large. Is {audited.base.name} the base that it was trained from?",
     )

@@ -13,17 +13,25 @@ AuditedKind = Literal["adapter", "checkpoint"]
 class AuditScore(Record):
     """Base and adapted model on one task, paired over the same items.
 
-    Scores are points (shares times 100) or nats per token; ``difference`` is positive where the
-    adapted model is better, with its two-sided bounds. Counts are None unless every item is right
-    or wrong; the p-value is McNemar's exact one, or of a paired t-test.
+    Scores are points (shares times 100) or nats per token, each with the standard error of its
+    mean; ``difference`` is positive where the adapted model is better, with its two-sided bounds.
+    Counts are None unless every item is right or wrong; the p-value is McNemar's exact one, or of
+    a paired t-test.
     """
 
     task: str
+    task_version: str
     metric: str
+    filter: str
     unit: Unit
+    higher_is_better: bool
     num_examples: int
+    num_fewshot: int
+    limit: int | None
     base_score: float
+    base_stderr: float
     adapted_score: float
+    adapted_stderr: float
     difference: float
     stderr: float
     lower: float
@@ -34,31 +42,93 @@ class AuditScore(Record):
 
 
 class KeptEnergy(Record):
-    """The share of ‖delta‖_F² that cutting every matrix to ``rank`` keeps, in [0, 1]."""
+    """The share of ‖delta‖_F² that cutting every matrix to ``rank`` keeps, in [0, 1].
+
+    ``share`` is of all matrices together, ``lowest`` of the matrix that loses most.
+    """
 
     rank: int
     share: float
+    lowest: float
+
+
+class OtherChange(Record):
+    """A parameter beside the linear layers that a checkpoint changed, by its relative norm.
+
+    ``relative_norm`` is ‖after - before‖ / ‖before‖; None where that is zero or the sizes differ.
+    """
+
+    name: str
+    relative_norm: float | None
 
 
 class AuditRecord(Record):
     """An adapter or a checkpoint beside its base.
 
-    ``rank`` is the highest of an adapter's matrices, None of a checkpoint. ``kept`` rises with
-    rank, in powers of two and ending at the update's own. ``statements`` say in words what there
-    is; ``confidence`` is of the scores' intervals.
+    ``ranks`` are the different ones of an adapter's layers, ascending; a checkpoint has none.
+    ``kept`` rises with rank up to the largest that a matrix has; ``cut`` is the smallest customary
+    rank that keeps 99 %, None of a zero update. ``other_changes`` are a checkpoint's, largest
+    first. ``statements`` say in words what there is; ``confidence`` is of the scores' intervals.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     base: str
+    base_fingerprint: str
     target: str
     kind: AuditedKind
-    rank: int | None
+    ranks: tuple[int, ...]
     epsilons: tuple[float, ...]
     null_draws: int
     matrices: tuple[MatrixSpectrum, ...]
     kept: tuple[KeptEnergy, ...]
+    cut: KeptEnergy | None
+    other_changes: tuple[OtherChange, ...]
     confidence: float
+    precision: Literal["float32", "bfloat16"] | None
     scores: tuple[AuditScore, ...]
     warnings: tuple[str, ...]
     statements: tuple[str, ...]
+    provenance: Provenance
+
+    @property
+    def frobenius_norm(self) -> float:
+        """Of the whole update, all its matrices taken as one."""
+        return sum(each.update.frobenius_norm**2 for each in self.matrices) ** 0.5
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether no linear layer was changed."""
+        return self.frobenius_norm == 0.0
+
+
+class ChangedLayer(Record):
+    """A layer of an adapter after an intervention; its intruders where those were looked for."""
+
+    name: str
+    rank_before: int
+    rank: int
+    relative_error: float
+    num_intruders: int | None = None
+    num_intruders_left: int | None = None
+
+
+class InterventionRecord(Record):
+    """``intervention.json``, beside the adapter that it is about.
+
+    ``relative_error`` is ‖wanted - written‖_F / ‖wanted‖_F of all layers together: of a truncation
+    what is wanted is the whole update, of scaled intruders the update with exactly that scaling.
+    ``energy_kept`` is 1 - ``relative_error``². ``rank`` is what layers were cut to; ``factor``,
+    ``k`` and ``epsilon`` are of scaled intruders.
+    """
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    source: str
+    kind: Literal["truncation", "scaled_intruders"]
+    rank: int | None
+    factor: float | None
+    k: int | None
+    epsilon: float | None
+    relative_error: float
+    energy_kept: float
+    layers: tuple[ChangedLayer, ...]
     provenance: Provenance

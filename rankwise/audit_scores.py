@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from rankwise import models
-from rankwise.audit import Audited
+from rankwise import models, quantities
+from rankwise.audit import Audited, Scored
 from rankwise.audit_records import AuditScore
-from rankwise.comparisons import POINTS, pair_items, paired_test
+from rankwise.comparisons import pair_items, paired_test
 from rankwise.config import EvaluationConfig, Precision
 from rankwise.devices import choose_device, give_back_memory, resolve_precision
 from rankwise.errors import TaskError
 from rankwise.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.resident_scorer import ResidentScorer
 from rankwise.results import ModelResults
+from rankwise.scoring import LogLikelihood
 from rankwise.store import BASE
 from rankwise.task_items import task_items
 from rankwise.tasks import PreparedTask, load_tasks, prepare_task
 from rankwise.tasks.resolution import TaskNotFound
-from rankwise.update_guard import probes, refuse_unapplied
+from rankwise.update_guard import probes, refuse_equal, refuse_unapplied
 
 ADAPTED = "adapted"
 
@@ -77,53 +80,88 @@ def audit_scores(
     tasks: Sequence[PreparedTask],
     settings: ScoreSettings,
     advance: Callable[[int], None] = lambda _: None,
-) -> tuple[AuditScore, ...]:
+) -> Scored:
     """Score base and adapted model: an adapter beside the base in one call, a checkpoint after it.
 
     Args:
         audited: what is scored.
-        tasks: from ``prepared_tasks``.
+        tasks: from ``prepared_tasks``; at least one.
         settings: the same.
         advance: is told how many tokens were read or written, ``num_tokens`` of a task per model.
 
     Raises:
         ModelError: a model cannot be loaded.
-        UnchangedOutputsError: an adapter with a non-zero update answers as the base does.
+        RecordError: a task has fewer than two items.
+        UnchangedOutputsError: a non-zero update answers as the base does.
     """
+    device = choose_device()
+    precision = resolve_precision(settings.precision, device)
     if audited.kind == "adapter":
-        scorer = _scorer(_loaded(audited.base.folder, settings), audited)
+        scorer = _scorer(models.load_frozen(audited.base.folder, precision, device), audited)
         scorer.put_on(ADAPTED, audited.target)
         if any(update.frobenius_norm > 0 for update in audited.updates.values()):
             refuse_unapplied(scorer, [ADAPTED], probes(tasks[0].requests))
         both = [ScoredModel(BASE, BASE), ScoredModel(ADAPTED, ADAPTED, ADAPTED)]
-        pairs = [evaluate(scorer, both, task, metric=None, advance=advance) for task in tasks]
-        return tuple(
-            _score(task, base, adapted, settings)
-            for task, (base, adapted) in zip(tasks, pairs, strict=True)
+        scorings = [evaluate(scorer, both, task, metric=None, advance=advance) for task in tasks]
+    else:
+        base, adapted = (
+            _alone(name, models.load_frozen(folder, precision, device), audited, tasks, advance)
+            for name, folder in ((BASE, audited.base.folder), (ADAPTED, audited.target))
         )
-    of_model: list[list[Scoring]] = []
-    for name, folder in ((BASE, audited.base.folder), (ADAPTED, audited.target)):
-        scorer = _scorer(_loaded(folder, settings), audited)
-        alone = [ScoredModel(name, name)]
-        of_model.append(
-            [evaluate(scorer, alone, task, metric=None, advance=advance)[0] for task in tasks]
-        )
-        del scorer
-        give_back_memory(choose_device())
-    return tuple(
-        _score(task, base, adapted, settings)
-        for task, base, adapted in zip(tasks, *of_model, strict=True)
+        if base.sums != adapted.sums:
+            refuse_equal(audited.target.name, base.probed, adapted.probed)
+        scorings = [list(pair) for pair in zip(base.scorings, adapted.scorings, strict=True)]
+    give_back_memory(device)
+    return Scored(
+        scores=tuple(
+            _score(task, before, after, settings)
+            for task, (before, after) in zip(tasks, scorings, strict=True)
+        ),
+        confidence=settings.confidence,
+        precision=precision,
+        warnings=tuple(_cut(task) for task in tasks if task.num_truncated),
     )
 
 
-def _loaded(folder: Path, settings: ScoreSettings) -> nn.Module:
-    device = choose_device()
-    return models.load_frozen(folder, resolve_precision(settings.precision, device), device)
+class _Alone(NamedTuple):
+    """What a whole model answered, and what shows whether it is another one.
+
+    Attributes:
+        scorings: a task each.
+        probed: its answers to a few texts.
+        sums: of every parameter, as loaded.
+    """
+
+    scorings: list[Scoring]
+    probed: list[LogLikelihood]
+    sums: list[float]
+
+
+def _alone(
+    name: str,
+    model: nn.Module,
+    audited: Audited,
+    tasks: Sequence[PreparedTask],
+    advance: Callable[[int], None],
+) -> _Alone:
+    scorer, asked = _scorer(model, audited), [ScoredModel(name, name)]
+    scorings = [evaluate(scorer, asked, task, metric=None, advance=advance)[0] for task in tasks]
+    (probed,) = scorer.log_likelihoods([None], probes(tasks[0].requests))
+    sums = [float(parameter.sum(dtype=torch.float64)) for parameter in model.parameters()]
+    return _Alone(scorings, probed, sums)
 
 
 def _scorer(model: nn.Module, audited: Audited) -> ResidentScorer:
     tokenizer = models.load_tokenizer(audited.base.folder)
     return ResidentScorer(model, tokenizer, max_batch_tokens=EvaluationConfig().max_batch_tokens)
+
+
+def _cut(task: PreparedTask) -> str:
+    return (
+        f"{task.name}: {quantities.counted(task.num_truncated, 'item')} of "
+        f"{quantities.count(task.num_items)} are longer than the model reads and lose their left "
+        "end."
+    )
 
 
 def _score(
@@ -133,17 +171,21 @@ def _score(
     pair = pair_items(first, second, task.name)
     test = paired_test(pair, settings.confidence)
     items = first.items[task.name]
-    scale = POINTS if items.unit == "points" else 1.0
-    means = [
-        scale * sum(each.items[task.name].values) / len(items.values) for each in (first, second)
-    ]
+    size = len(pair.base)
     return AuditScore(
         task=task.name,
+        task_version=task.loaded.version,
         metric=items.metric,
+        filter=base.record.decision_filter,
         unit=items.unit,
-        num_examples=len(items.values),
-        base_score=means[0],
-        adapted_score=means[1],
+        higher_is_better=items.higher_is_better,
+        num_examples=size,
+        num_fewshot=task.num_fewshot,
+        limit=task.limit,
+        base_score=float(pair.base.mean()),
+        base_stderr=float(pair.base.std(ddof=1)) / math.sqrt(size),
+        adapted_score=float(pair.adapted.mean()),
+        adapted_stderr=float(pair.adapted.std(ddof=1)) / math.sqrt(size),
         difference=test.estimate.value,
         stderr=test.estimate.stderr,
         lower=test.lower,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rankwise import quantities
-from rankwise.audit_records import AuditedKind, AuditScore, KeptEnergy
+from rankwise.audit_records import AuditedKind, AuditScore, KeptEnergy, OtherChange
 from rankwise.spectra_records import (
     EPSILONS,
     INTRUDER_EPSILON,
@@ -15,85 +15,151 @@ from rankwise.spectra_records import (
     VectorChange,
     intruders_of,
 )
+from rankwise.weight_findings import similarity
 
 ENOUGH = 0.99
 """The share of an update's energy that a truncation should keep."""
 
+SUSPICIOUS = 0.5
+"""Relative to the base: no fine-tuning is that large, a model of another origin is."""
+
 
 def audit_statements(
     kind: AuditedKind,
-    rank: int | None,
+    ranks: Sequence[int],
     matrices: Sequence[MatrixSpectrum],
-    kept: Sequence[KeptEnergy],
+    cut: KeptEnergy | None,
+    others: Sequence[OtherChange],
     scores: Sequence[AuditScore],
 ) -> tuple[str, ...]:
-    """Sentences on energy, size, intruders and scores; of a zero update that it is one."""
-    what = "this checkpoint's update" if rank is None else f"this rank-{rank} adapter"
-    if all(each.update.frobenius_norm == 0.0 for each in matrices):
-        return (f"{quantities.capital(what)} changes nothing: every update is zero.",)
-    found = [_energy(what, rank, matrices, kept), _size(matrices)]
-    found.append(_intruders(matrices))
-    found += [_score(score) for score in scores]
+    """Sentences on energy, size, intruders, other parameters and scores, in this order."""
+    what = subject(kind, ranks)
+    changed = [each for each in matrices if each.update.frobenius_norm > 0.0]
+    found: list[str] = []
+    if cut is None or not changed:
+        found.append(f"{quantities.capital(what)} changes no weight matrix: its update is zero.")
+    else:
+        found += [_energy(what, ranks, changed, cut), _size(matrices)]
+        found += [_turned(changed), _intruders(changed)]
+        if len(changed) < len(matrices):
+            left = _matrices(len(matrices) - len(changed))
+            found.append(f"{quantities.capital(left)} of {len(matrices)} are as they were.")
     if kind == "checkpoint":
-        found.append("Looked into were all linear layers below the head.")
-    return tuple(found)
+        found.append(_others(others))
+    return (*found, *(_score(score) for score in scores))
 
 
-def smallest_enough(kept: Sequence[KeptEnergy]) -> KeptEnergy:
-    """The smallest of these ranks that keeps 99 % of the energy."""
-    return next(each for each in kept if each.share >= ENOUGH or each is kept[-1])
+def subject(kind: AuditedKind, ranks: Sequence[int]) -> str:
+    """What was looked at: this rank-64 adapter, this checkpoint."""
+    if kind == "checkpoint":
+        return "this checkpoint"
+    if len(ranks) == 1:
+        return f"this rank-{ranks[0]} adapter"
+    return f"this adapter of ranks {ranks[0]} to {ranks[-1]}"
+
+
+def intruder_total(matrices: Sequence[MatrixSpectrum]) -> float:
+    """How many intruders all matrices have, at the entry of the grid that stands for all."""
+    return sum(intruders_of(each.change, each.leading, EPSILONS) for each in matrices)
 
 
 def _energy(
-    what: str, rank: int | None, matrices: Sequence[MatrixSpectrum], kept: Sequence[KeptEnergy]
+    what: str, ranks: Sequence[int], changed: Sequence[MatrixSpectrum], cut: KeptEnergy
 ) -> str:
-    used = statistics.median(each.update.effective_rank for each in matrices)
-    low = min(each.update.effective_rank for each in matrices)
-    high = max(each.update.effective_rank for each in matrices)
-    cut = smallest_enough(kept)
+    used = [each.update.energy_rank_90 for each in changed]
+    span = f"{min(used)} to {max(used)}" if min(used) < max(used) else "in each"
+    where = "the matrix" if len(used) == 1 else f"each matrix (median of {len(used)}; {span})"
     text = (
-        f"{quantities.capital(what)} uses about {used:.0f} dimensions (effective rank, median of "
-        f"{quantities.count(len(matrices))} {'matrix' if len(matrices) == 1 else 'matrices'}, "
-        f"{low:.1f} to {high:.1f})"
+        f"{quantities.capital(what)} uses about {statistics.median(used):.0f} dimensions of "
+        f"{where}: so many hold 90 % of an update's energy."
     )
-    if rank is not None and cut.rank >= rank:
-        return f"{text}; no smaller rank looked at keeps {ENOUGH:.0%} of its energy."
-    return f"{text}; cut to {cut.rank} it keeps {100 * cut.share:.1f} % of its energy."
+    if ranks and cut.rank >= ranks[-1]:
+        return f"{text} To keep {ENOUGH:.0%} it needs its whole rank."
+    return f"{text} Cut to rank {cut.rank} it keeps {_percent(cut.share)} of its energy."
+
+
+def _percent(share: float) -> str:
+    """Rounded down: 99.97 is not all of it."""
+    return f"{int(1000 * share) / 10:.1f} %"
 
 
 def _size(matrices: Sequence[MatrixSpectrum]) -> str:
     norm = sum(each.update.frobenius_norm**2 for each in matrices) ** 0.5
     base = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
+    if not base:
+        return f"The update's norm is {norm:.3g}, on matrices that are zero."
     largest = max(matrices, key=lambda each: each.update.relative_norm or 0.0)
+    text = (
+        f"The update's norm is {norm:.3g}, {quantities.share(norm / base)} of that of the matrices "
+        "it is added to"
+    )
+    if len(matrices) == 1:
+        return f"{text}."
+    share = quantities.share(largest.update.relative_norm or 0.0)
+    return f"{text}; it is largest in {largest.module} ({share})."
+
+
+def _turned(changed: Sequence[MatrixSpectrum]) -> str:
+    alike = statistics.fmean(similarity(each.change) for each in changed)
+    nulls = [
+        ("Gaussian", [each.gaussian_null for each in changed]),
+        ("Haar", [each.haar_null for each in changed]),
+    ]
+    words = [
+        f"{name} {statistics.fmean(similarity(each) for each in drawn if each is not None):.3f}"
+        for name, drawn in nulls
+        if None not in drawn
+    ]
+    beside = f"; random updates of the same size leave {', '.join(words)}" if words else ""
     return (
-        f"The update's norm is {norm:.3g}, {100 * norm / base:.2g} % of that of the matrices it is "
-        f"added to; relatively the largest is that of {largest.module} "
-        f"({100 * (largest.update.relative_norm or 0.0):.2g} %)."
-        if base
-        else f"The update's norm is {norm:.3g}, on matrices that are zero."
+        f"The leading singular vectors keep a mean |cos| of {alike:.3f} with the base's of the "
+        f"same index{beside}."
     )
 
 
-def _intruders(matrices: Sequence[MatrixSpectrum]) -> str:
-    def total(changes: Sequence[VectorChange | None]) -> float:
-        """Zero updates have no nulls, and no intruders."""
-        return sum(
-            intruders_of(change, each.leading, EPSILONS)
-            for change, each in zip(changes, matrices, strict=True)
-            if change is not None
-        )
-
-    trained = total([each.change for each in matrices])
-    nulls = {
-        "Gaussian": [each.gaussian_null for each in matrices],
-        "Haar": [each.haar_null for each in matrices],
-    }
-    words = [f"{name} {total(changes):.3g}" for name, changes in nulls.items() if any(changes)]
-    beside = f" (random updates: {', '.join(words)})" if words else ""
-    return (
-        f"Intruder dimensions among the {INTRUDER_K} leading directions of each matrix, "
-        f"ε = {INTRUDER_EPSILON}: {trained:g} in all{beside}."
+def _intruders(changed: Sequence[MatrixSpectrum]) -> str:
+    trained = intruder_total(changed)
+    nulls = [
+        ("Gaussian", _total((each.gaussian_null, each) for each in changed)),
+        ("Haar", _total((each.haar_null, each) for each in changed)),
+    ]
+    words = [f"{name} {value:.3g}" for name, value in nulls if value is not None]
+    beside = f" Random updates of the same size bring {', '.join(words)}." if words else ""
+    where = (
+        f"among the {INTRUDER_K} leading directions of each matrix (largest |cos| with the base's "
+        f"below {INTRUDER_EPSILON})"
     )
+    if trained == 0:
+        return f"No intruder dimension is {where}.{beside}"
+    holding = sum(intruders_of(each.change, each.leading, EPSILONS) > 0 for each in changed)
+    return (
+        f"{quantities.counted(int(trained), 'intruder dimension')} in {_matrices(holding)} "
+        f"{'is' if trained == 1 else 'are'} {where}.{beside}"
+    )
+
+
+def _total(changes: Iterator[tuple[VectorChange | None, MatrixSpectrum]]) -> float | None:
+    """None where nothing was drawn."""
+    total = 0.0
+    for change, matrix in changes:
+        if change is None:
+            return None
+        total += intruders_of(change, matrix.leading, EPSILONS)
+    return total
+
+
+def _others(others: Sequence[OtherChange]) -> str:
+    if not others:
+        return "Beside the linear layers below the head nothing changed."
+    first = others[0]
+    size = (
+        "of another size"
+        if first.relative_norm is None
+        else f"by {quantities.share(first.relative_norm)}"
+    )
+    more = len(others) - 1
+    rest = "" if not more else f", and {quantities.counted(more, 'parameter')} less than that"
+    return f"Beside the linear layers below the head {first.name} changed ({size}){rest}."
 
 
 def _score(score: AuditScore) -> str:
@@ -109,3 +175,7 @@ def _score(score: AuditScore) -> str:
         f"{quantities.score(score.base_score, score.unit)}, "
         f"{quantities.size(score.num_examples)}."
     )
+
+
+def _matrices(number: int) -> str:
+    return "1 matrix" if number == 1 else f"{quantities.count(number)} matrices"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,18 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import ModelError
+
+
+class ModelWeights(NamedTuple):
+    """All that a model folder holds, on the CPU and in the dtype that the folder has.
+
+    Attributes:
+        matrices: of linear layers, (out_features, in_features).
+        others: every other parameter by its name: embeddings, norms, biases, the head.
+    """
+
+    matrices: dict[str, Tensor]
+    others: dict[str, Tensor]
 
 
 def weight_matrices(
@@ -32,14 +44,54 @@ def weight_matrices(
         ModelError: the folder cannot be loaded, a layer is missing or no linear one, or a weight
             is NaN or infinite.
     """
+    modules = dict(_load(folder).named_modules())
+    return {name: _weight(modules.get(name), name, folder) for name in layers}
+
+
+def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
+    """The weights of these layers, and every parameter beside them.
+
+    Args:
+        folder: of a causal language model.
+        layers: as in ``weight_matrices``.
+
+    Raises:
+        ModelError: as ``weight_matrices``; other parameters that are not finite too.
+    """
+    model = _load(folder)
+    modules = dict(model.named_modules())
+    matrices = {name: _weight(modules.get(name), name, folder) for name in layers}
+    looked_at = {f"{name}.weight" for name in layers}
+    others = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in looked_at
+    }
+    for name, parameter in others.items():
+        _check_finite(parameter, name, folder)
+    return ModelWeights(matrices, others)
+
+
+def _load(folder: Path) -> Any:
+    """The model; transformers would fill in at random what the files do not have."""
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype="auto", use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    modules = dict(model.named_modules())
-    return {name: _weight(modules.get(name), name, folder) for name in layers}
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of its model's weights, such as {missing[0]}. Save it "
+            "again."
+        )
+    return model
 
 
 def _weight(module: Any, name: str, folder: Path) -> Tensor:
@@ -49,6 +101,10 @@ def _weight(module: Any, name: str, folder: Path) -> Tensor:
             "the base model."
         )
     weight = module.weight.detach()
+    _check_finite(weight, name, folder)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _check_finite(weight: Tensor, name: str, folder: Path) -> None:
     if not bool(torch.isfinite(weight).all()):
         raise ModelError(f"{folder} holds NaN or infinite weights in {name}. Save it again.")
-    return weight.T if isinstance(module, Conv1D) else weight

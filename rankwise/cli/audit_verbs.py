@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator, Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
 import typer
 
@@ -20,13 +23,30 @@ from rankwise.cli.application import (
     stdout,
 )
 
+if TYPE_CHECKING:
+    from rankwise.audit_records import InterventionRecord
+    from rankwise.interventions import Intervened, Mitigated
+    from rankwise.lowrank import LowRankUpdate
+    from rankwise.spectra import Svd
+
+INTERVENTION_FILE = "intervention.json"
+
 Base = Annotated[
     str, typer.Argument(metavar="BASE", help="An embedded model, a folder or a hub repository.")
 ]
+Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.")]
 Output = Annotated[Path, typer.Option("--output", help="The folder to write; is created.")]
 AnyBase = Annotated[
     bool, typer.Option("--any-base", help="Also where the adapter records another base's name.")
 ]
+
+
+class ScorePrecision(StrEnum):
+    """In which precision models are scored."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 @app.command()
@@ -57,6 +77,12 @@ def audit(
     null_draws: Annotated[
         int, typer.Option("--null-draws", min=0, help="Random updates of each kind beside it.")
     ] = 2,
+    precision: Annotated[
+        ScorePrecision, typer.Option("--precision", help="In which the models are scored.")
+    ] = ScorePrecision.AUTO,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask as in a conversation.")
+    ] = False,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
@@ -76,31 +102,33 @@ def audit(
     from rankwise.audit import AuditSettings, find_audited
     from rankwise.audit import audit as look
     from rankwise.audit_scores import ScoreSettings, audit_scores, prepared_tasks
-    from rankwise.errors import DataError, ModelError
     from rankwise.report.audit_page import write_audit
 
-    try:
-        audited = find_audited(base, target, any_base=any_base, report=note)
-        names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-        settings = ScoreSettings(
-            names, tuple(tasks_path or ()), num_fewshot=num_fewshot, limit=limit
-        )
-        prepared = prepared_tasks(audited, settings) if names else []
-    except (ModelError, DataError) as error:  # what is wrong is what was given
-        print_error(error)
-        return USAGE
-    scores = ()
-    if prepared:
-        with stderr.status(f"scoring {len(prepared)} tasks"):
-            scores = audit_scores(audited, prepared, settings)
-    with stderr.status("looking into the weights") as status:
-        record = look(
-            audited,
-            AuditSettings(top_k, null_draws),
-            scores=scores,
-            advance=lambda done, total: status.update(f"matrix {done} of {total}"),
-        )
     folder = output or Path("audits") / target.resolve().name
+    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    asked = ScoreSettings(
+        names,
+        tuple(tasks_path or ()),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        chat_template=chat_template,
+        precision=precision.value,
+    )
+    with _usage_errors():
+        _refuse_inside(target, folder)
+        audited = find_audited(base, target, any_base=any_base, report=note)
+        prepared = prepared_tasks(audited, asked) if names else []
+        scored = None
+        if prepared:
+            with _Counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as bar:
+                scored = audit_scores(audited, prepared, asked, bar.add)
+        with _Counted("looking into the weights, matrices", len(audited.shapes)) as bar:
+            record = look(
+                audited,
+                AuditSettings(top_k, null_draws),
+                scored=scored,
+                advance=lambda done, _: bar.reach(done),
+            )
     page = write_audit(folder, record)
     if as_json:
         print(record.model_dump_json(indent=2))
@@ -116,34 +144,35 @@ def audit(
 @app.command()
 @reported
 def truncate(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.")],
+    adapter: Adapter,
     output: Output,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of every layer's update.")],
+    as_json: Json = False,
 ) -> int:
     """Cut an adapter to a lower rank, the closest there is, and say what is lost.
 
     Needs no base model. A truncated adapter is not what training at that
-    rank would have given: score it before it is used.
+    rank would have given: score it before it is used. What was done is in
+    intervention.json beside it.
     """
     quiet_libraries()
     from rankwise.adapter_files import read_updates
-    from rankwise.adapters import save_updates
-    from rankwise.errors import ModelError
     from rankwise.interventions import truncated_updates
 
-    try:
+    with _usage_errors():
+        _refuse_replacing(output)
         updates = read_updates(adapter)
-        _refuse_same_folder(adapter, output)
-    except ModelError as error:
-        print_error(error)
-        return USAGE
     found = truncated_updates(updates, rank)
-    save_updates(found.updates, output, source=adapter)
-    worst = max(found.relative_errors, key=lambda name: found.relative_errors[name])
+    changed = Changed("truncation", rank=rank)
+    record = _written(adapter, output, updates, found, changed)
+    if as_json:
+        print(record.model_dump_json(indent=2))
+        return OK
+    worst = max(record.layers, key=lambda each: each.relative_error)
     stdout.print(
-        f"rank {rank} keeps {100 * (1 - found.relative_error**2):.2f} % of the update's energy "
-        f"(relative error {found.relative_error:.3g}; largest in {worst}, "
-        f"{found.relative_errors[worst]:.3g}): {output}",
+        f"rank {rank} keeps {100 * record.energy_kept:.2f} % of the update's energy (relative "
+        f"error {record.relative_error:.3g}; largest in {worst.name}, "
+        f"{worst.relative_error:.3g}): {output}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -154,8 +183,10 @@ def truncate(
 @app.command("scale-intruders")
 @reported
 def scale_intruders(
-    base: Base,
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.")],
+    adapter: Adapter,
+    base: Annotated[
+        str, typer.Option("--base", help="An embedded model, a folder or a hub repository.")
+    ],
     output: Output,
     factor: Annotated[
         float,
@@ -170,41 +201,48 @@ def scale_intruders(
         typer.Option("--rank", min=1, help="Cut changed layers to it (default: as it takes)."),
     ] = None,
     any_base: AnyBase = False,
+    as_json: Json = False,
 ) -> int:
     """Scale an adapter's intruder dimensions, and write the adapter that does so.
 
     Each intruder takes one more rank in its layer; with --rank such layers
-    are cut, and the error is said.
+    are cut, and the error is said. What was done is in intervention.json
+    beside it.
     """
     quiet_libraries()
-    from rankwise.adapters import save_updates
     from rankwise.audit import find_audited
     from rankwise.errors import ModelError
     from rankwise.interventions import scaled_intruders
     from rankwise.spectral_cache import SpectralCache
     from rankwise.weight_matrices import weight_matrices
 
-    try:
+    with _usage_errors():
+        _refuse_replacing(output)
         audited = find_audited(base, adapter, any_base=any_base, report=note)
         if audited.kind != "adapter":
             raise ModelError(f"{adapter} is a checkpoint; only an adapter's update can be scaled.")
-        _refuse_same_folder(adapter, output)
-    except ModelError as error:
-        print_error(error)
-        return USAGE
-    weights, cache = weight_matrices(audited.base.folder, list(audited.updates)), SpectralCache()
-    found, counts = scaled_intruders(
-        audited.updates,
-        lambda name: cache.svd(weights[name]),
-        factor,
-        k=k,
-        epsilon=epsilon,
-        rank=rank,
-    )
-    save_updates(found.updates, output, source=adapter)
+        weights = weight_matrices(audited.base.folder, list(audited.updates))
+    cache = SpectralCache()
+    with _Counted("looking for intruders, layers", len(weights)) as bar:
+
+        def decomposed(name: str) -> Svd:
+            bar.add(1)
+            return cache.svd(weights[name])
+
+        found = scaled_intruders(
+            audited.updates, decomposed, factor, k=k, epsilon=epsilon, rank=rank
+        )
+    changed = Changed("scaled_intruders", rank, factor, k, epsilon)
+    record = _written(adapter, output, audited.updates, found.intervened, changed, found)
+    if as_json:
+        print(record.model_dump_json(indent=2))
+        return OK
+    counts = [each.num_intruders or 0 for each in record.layers]
+    left = sum(each.num_intruders_left or 0 for each in record.layers)
     stdout.print(
-        f"{sum(counts.values())} intruders in {sum(map(bool, counts.values()))} of {len(counts)} "
-        f"layers scaled by {factor:g}, relative error {found.relative_error:.3g}: {output}",
+        f"{sum(counts)} intruders in {sum(map(bool, counts))} of {len(counts)} layers scaled by "
+        f"{factor:g}, relative error {record.relative_error:.3g}; {left} among the {k} leading "
+        f"directions afterwards: {output}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -212,8 +250,100 @@ def scale_intruders(
     return OK
 
 
-def _refuse_same_folder(adapter: Path, output: Path) -> None:
-    from rankwise.errors import ModelError
+class Changed(NamedTuple):
+    """What was done to an adapter; see ``InterventionRecord``."""
 
-    if output.exists() and output.resolve() == adapter.resolve():
-        raise ModelError(f"--output {output} is the adapter itself. Choose another folder.")
+    kind: Literal["truncation", "scaled_intruders"]
+    rank: int | None = None
+    factor: float | None = None
+    k: int | None = None
+    epsilon: float | None = None
+
+
+def _written(
+    source: Path,
+    output: Path,
+    before: Mapping[str, LowRankUpdate],
+    found: Intervened,
+    changed: Changed,
+    mitigated: Mitigated | None = None,
+) -> InterventionRecord:
+    """Write the adapter, and what was done beside it."""
+    from rankwise.adapters import save_updates
+    from rankwise.audit_records import ChangedLayer, InterventionRecord
+    from rankwise.provenance import collect_provenance
+    from rankwise.store import write_atomically
+
+    record = InterventionRecord(
+        source=str(source),
+        **changed._asdict(),
+        relative_error=found.relative_error,
+        energy_kept=1.0 - found.relative_error**2,
+        layers=tuple(
+            ChangedLayer(
+                name=name,
+                rank_before=before[name].rank,
+                rank=update.rank,
+                relative_error=found.relative_errors[name],
+                num_intruders=None if mitigated is None else mitigated.num_intruders[name],
+                num_intruders_left=None if mitigated is None else mitigated.num_left[name],
+            )
+            for name, update in found.updates.items()
+        ),
+        provenance=collect_provenance(),
+    )
+    save_updates(found.updates, output, source=source)
+    write_atomically(output / INTERVENTION_FILE, record.model_dump_json(indent=2) + "\n")
+    return record
+
+
+class _Counted:
+    """A line on stderr that counts up; nothing where that is no terminal."""
+
+    def __init__(self, text: str, total: int) -> None:
+        self._text, self._total, self._done = text, total, 0
+        self._status = stderr.status(text)
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def add(self, number: int) -> None:
+        self.reach(self._done + number)
+
+    def reach(self, done: int) -> None:
+        self._done = done
+        self._status.update(f"{self._text}: {done:,} of {self._total:,}")
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Generator[None]:
+    """Within the block, a model, an adapter or data that cannot be used is what was given wrong."""
+    from rankwise.errors import DataError, ModelError, RecordError
+
+    try:
+        yield
+    except (ModelError, DataError, RecordError) as error:
+        print_error(error)
+        raise typer.Exit(USAGE) from error
+
+
+def _refuse_inside(target: Path, output: Path) -> None:
+    """What is audited stays as it is."""
+    from rankwise.errors import ConfigError
+
+    inside = target.resolve()
+    if inside in (output.resolve(), *output.resolve().parents):
+        problem = f"--output {output} is inside what is audited; choose another folder"
+        raise ConfigError("audit", [problem])
+
+
+def _refuse_replacing(output: Path) -> None:
+    from rankwise.errors import ConfigError
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        problem = f"--output {output} is there already and not empty; choose another folder"
+        raise ConfigError("rankwise", [problem])

@@ -40,7 +40,7 @@ class DrawnSection(NamedTuple):
     figures: tuple[DrawnFigure, ...]
 
 
-def render_template(name: str, **values: Any) -> str:
+def render_template(template: str, /, **values: Any) -> str:
     """A page as text; everything is escaped that is not marked as ours."""
     environment = Environment(
         loader=PackageLoader("rankwise.report"),
@@ -49,7 +49,7 @@ def render_template(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name).render(**values)
+    return environment.get_template(template).render(**values)
 
 
 def draw_figures(figures: Sequence[Figure], number: int) -> tuple[DrawnFigure, ...]:
