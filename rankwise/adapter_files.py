@@ -114,6 +114,11 @@ def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
 def _read_matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """lora_A and lora_B by the layer's name in the base."""
     path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no {WEIGHTS_FILE}; other formats can run code when they are loaded. "
+            "Save the adapter again with safetensors."
+        )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -23,7 +23,7 @@ from rankwise.audit_records import (
 from rankwise.audit_statements import ENOUGH, SUSPICIOUS, audit_statements
 from rankwise.config import BaseModelConfig
 from rankwise.devices import ResolvedPrecision, choose_device, device_name
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.lowrank import LowRankUpdate
 from rankwise.models import BaseModel, LinearShape
 from rankwise.provenance import collect_provenance
@@ -65,12 +65,21 @@ class AuditSettings(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Scores of base and adapted, and how they were made; without tasks there are none."""
+    """Scores of base and adapted, and how they were made; without tasks there are none.
+
+    Attributes:
+        scores: a task each.
+        confidence: of their intervals.
+        precision: that the models were scored in.
+        warnings: what is worth knowing about the tasks.
+        answers_as_base: whether a checkpoint answers a few texts exactly as its base does.
+    """
 
     scores: tuple[AuditScore, ...] = ()
     confidence: float = 0.95
     precision: ResolvedPrecision | None = None
     warnings: tuple[str, ...] = ()
+    answers_as_base: bool = False
 
 
 def find_audited(
@@ -195,6 +204,7 @@ def audit(
 
     Raises:
         ModelError: weights cannot be loaded, are not finite, or differ in shape.
+        UnchangedOutputsError: a checkpoint with other weights than the base answers as it does.
     """
     scored = Scored() if scored is None else scored
     device, cache = choose_device(), SpectralCache()
@@ -222,6 +232,12 @@ def audit(
     kept = _kept(values)
     cut = _smallest_enough(kept)
     others = () if adapted is None else _other_changes(base.others, adapted.others)
+    if scored.answers_as_base and (cut is not None or others):
+        raise UnchangedOutputsError(
+            f"{audited.target} has other weights than {audited.base.name} and gives the same "
+            f"log-likelihoods in {scored.precision}: the base was scored in its place, or the "
+            "change is lost in this precision. Score in float32, and report this if it stays."
+        )
     warnings = (*audited.warnings, *_implausible(matrices, audited))
     return AuditRecord(
         base=audited.base.name,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from rankwise import models, quantities
@@ -25,7 +24,7 @@ from rankwise.store import BASE
 from rankwise.task_items import task_items
 from rankwise.tasks import PreparedTask, load_tasks, prepare_task
 from rankwise.tasks.resolution import TaskNotFound
-from rankwise.update_guard import probes, refuse_equal, refuse_unapplied
+from rankwise.update_guard import probes, refuse_unapplied
 
 ADAPTED = "adapted"
 
@@ -92,10 +91,11 @@ def audit_scores(
     Raises:
         ModelError: a model cannot be loaded.
         RecordError: a task has fewer than two items.
-        UnchangedOutputsError: a non-zero update answers as the base does.
+        UnchangedOutputsError: an adapter with a non-zero update answers as the base does.
     """
     device = choose_device()
     precision = resolve_precision(settings.precision, device)
+    answers_as_base = False
     if audited.kind == "adapter":
         scorer = _scorer(models.load_frozen(audited.base.folder, precision, device), audited)
         scorer.put_on(ADAPTED, audited.target)
@@ -108,8 +108,7 @@ def audit_scores(
             _alone(name, models.load_frozen(folder, precision, device), audited, tasks, advance)
             for name, folder in ((BASE, audited.base.folder), (ADAPTED, audited.target))
         )
-        if base.sums != adapted.sums:
-            refuse_equal(audited.target.name, base.probed, adapted.probed)
+        answers_as_base = base.probed == adapted.probed
         scorings = [list(pair) for pair in zip(base.scorings, adapted.scorings, strict=True)]
     give_back_memory(device)
     return Scored(
@@ -120,21 +119,15 @@ def audit_scores(
         confidence=settings.confidence,
         precision=precision,
         warnings=tuple(_cut(task) for task in tasks if task.num_truncated),
+        answers_as_base=answers_as_base,
     )
 
 
 class _Alone(NamedTuple):
-    """What a whole model answered, and what shows whether it is another one.
-
-    Attributes:
-        scorings: a task each.
-        probed: its answers to a few texts.
-        sums: of every parameter, as loaded.
-    """
+    """What a whole model answered: the tasks, and a few texts that show whether it is another."""
 
     scorings: list[Scoring]
     probed: list[LogLikelihood]
-    sums: list[float]
 
 
 def _alone(
@@ -147,8 +140,7 @@ def _alone(
     scorer, asked = _scorer(model, audited), [ScoredModel(name, name)]
     scorings = [evaluate(scorer, asked, task, metric=None, advance=advance)[0] for task in tasks]
     (probed,) = scorer.log_likelihoods([None], probes(tasks[0].requests))
-    sums = [float(parameter.sum(dtype=torch.float64)) for parameter in model.parameters()]
-    return _Alone(scorings, probed, sums)
+    return _Alone(scorings, probed)
 
 
 def _scorer(model: nn.Module, audited: Audited) -> ResidentScorer:
