@@ -332,15 +332,16 @@ class EvaluationConfig(Section):
 
 
 class AnalysisConfig(Section):
-    """What is looked for in the weights of every run.
+    """What is looked for in every run: heads are compared with the base's on ``head_prompts``.
 
-    ``top_k`` leading singular vectors of every adapted matrix are compared with the base's;
-    ``null_draws`` are how many random updates of each kind they are held against.
+    ``top_k`` singular vectors are compared with the base's, and ``null_draws`` of each null with it.
     """
 
     spectra: bool = True
     top_k: Count = 500
     null_draws: Annotated[int, Field(ge=0, strict=True)] = 2
+    heads: bool = True
+    head_prompts: Annotated[int, Field(ge=2, strict=True)] = 32
 
 
 class RecommendationConfig(Section):

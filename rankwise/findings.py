@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rankwise.axis_effects import TrainTaskAxes, axis_effects
 from rankwise.claims import Claim, paper_claims
+from rankwise.head_findings import TrainTaskHeads, head_findings
 from rankwise.mechanisms import TrainTaskMechanisms, mechanisms
 from rankwise.records import SCHEMA_VERSION, Record, SchemaVersion, StudyRecommendation
 from rankwise.results import StudyResults
@@ -16,8 +17,9 @@ from rankwise.weight_findings import TrainTaskWeights, weight_findings
 class StudyFindings(Record):
     """``findings.json``.
 
-    ``axes``, ``retention``, ``mechanisms`` and ``weights`` have an entry for each trained task that
-    has such a thing; ``transfer`` is None where nothing is tested out of the trained domain.
+    ``axes``, ``retention``, ``mechanisms``, ``weights`` and ``heads`` have an entry for each
+    trained task that has such a thing; ``transfer`` is None where nothing is tested out of the
+    trained domain.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -27,6 +29,7 @@ class StudyFindings(Record):
     retention: tuple[TrainTaskRetention, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()
+    heads: tuple[TrainTaskHeads, ...] = ()
     claims: tuple[Claim, ...] = ()
 
 
@@ -46,5 +49,6 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         retention=tuple(each for each in retention if each is not None),
         mechanisms=mechanisms(results, recommendation),
         weights=weight_findings(results),
+        heads=head_findings(results),
         claims=paper_claims(results, recommendation),
     )

@@ -13,6 +13,7 @@ SCORING_REVISION = 3
 # The same for how far a model is from full fine-tuning, and for what is found in weights.
 DIVERGENCE_REVISION = 2
 SPECTRA_REVISION = 1
+HEADS_REVISION = 1
 
 
 def fingerprint(content: Any) -> str:
@@ -46,5 +47,19 @@ def spectra_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
             "modules": study.adapted_modules if run.method == "full" else None,
             "top_k": settings.top_k,
             "null_draws": settings.null_draws,
+        }
+    )
+
+
+def head_changes_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
+    """Of everything that the changes of a run's heads depend on."""
+    in_domain = study.tasks[run.train_task].get("in_domain", ())
+    return fingerprint(
+        {
+            "revision": HEADS_REVISION,
+            "base_model": study.base_model_fingerprint,
+            "run": run.fingerprint,
+            "prompts": [study.task_fingerprints.get(task) for task in in_domain],
+            "num_prompts": study.config.analysis.head_prompts,
         }
     )

@@ -118,7 +118,7 @@ def item_values(
     Raises:
         TaskError: the task has no metric of that name with one number per item.
     """
-    responses: list[Responses] = [(tuple(each),) for each in answers]
+    responses: list[Responses] = [((each.nats, each.is_greedy),) for each in answers]
     judgement = judge(prepared, responses, metric)
     decision = judgement.decision
     lines = [line for line in judgement.samples if line["filter"] == decision.filter]

@@ -220,7 +220,7 @@ class _Search:
         return chosen, gains
 
     def _candidates(self) -> list[Head]:
-        """Heads that promise something alone, the best first; only what all tasks have scored."""
+        """Heads by what they promise alone, the best first; only what all tasks have scored."""
         found: dict[Head, list[float]] = {}
         for each in self._effects:
             for effect, first_half in zip(each.answers, each.first_half_nats, strict=True):
@@ -230,8 +230,7 @@ class _Search:
             for head, own in found.items()
             if len(own) == len(self._effects)
         }
-        promising = [head for head in worth if worth[head] > 0.0]
-        return sorted(promising, key=lambda head: -worth[head])[:MOST_HEADS]
+        return sorted(worth, key=lambda head: -worth[head])[:MOST_HEADS]
 
     def _worth(self, by_task: Floats) -> float:
         return float(by_task[self._is_in_domain].mean() + by_task[~self._is_in_domain].mean())

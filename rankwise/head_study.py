@@ -14,7 +14,7 @@ from rankwise.frozen_adapters import FrozenAdapter
 from rankwise.head_answers import ItemValues, Question, continuations, item_values, questions
 from rankwise.head_effects import HeadScores, first_half, head_effects
 from rankwise.head_interventions import Head, adapted_heads
-from rankwise.head_records import HeadMode, Screen, ScreenedHead, TaskHeadEffects
+from rankwise.head_records import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
 from rankwise.head_scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
 from rankwise.head_screen import Choice, Gating, expected_effects
 from rankwise.head_subjects import HeadModels, relation_of
@@ -138,11 +138,19 @@ class HeadStudy:
         self._check_applied(own[0], base[0])
         values, base_values = ([self._values(task, items, one) for one in x] for x in (own, base))
         confidence = self._plan.record.config.recommendation.confidence
-        settings = {"confidence": confidence, "less_control": question.mode != "revert"}
-        scores = [_scores(each, "values") for each in (values, base_values)]
-        nats = [_scores(each, "answer_nats") for each in (values, base_values)]
-        item_size = 100.0 if values[0].unit == "points" else 0.0
-        answers = head_effects(chosen, nats[0], nats[1], item_size=0.0, **settings)
+        less_control = question.mode != "revert"
+
+        def compared(of: str, item_size: float) -> tuple[HeadEffect, ...]:
+            return head_effects(
+                chosen,
+                _scores(values, of),
+                _scores(base_values, of),
+                item_size=item_size,
+                confidence=confidence,
+                less_control=less_control,
+            )
+
+        answers = compared("answer_nats", 0.0)
         return TaskHeadEffects(
             model=self._run.name,
             fingerprint=wanted,
@@ -159,9 +167,9 @@ class HeadStudy:
             adapted_score=values[0].score,
             base_answer_nats=float(base_values[0].answer_nats.mean()),
             adapted_answer_nats=float(values[0].answer_nats.mean()),
-            scores=head_effects(chosen, scores[0], scores[1], item_size=item_size, **settings),
+            scores=compared("values", 100.0 if values[0].unit == "points" else 0.0),
             answers=answers,
-            first_half_nats=first_half(nats[0].effects),
+            first_half_nats=first_half(_scores(values, "answer_nats").effects),
             screen=None
             if expected is None
             else _screen(expected, {Head(e.layer, e.head): e.effect.estimate for e in answers}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rankwise.head_records import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records import (
     SCHEMA_VERSION,
     PlannedRun,
@@ -62,7 +63,8 @@ class ModelResults(Record):
     """Everything measured on one model; ``run`` is None for the untouched base.
 
     ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
-    fine-tuning that LoRA is compared with. ``spectra`` are of runs whose weights were looked into.
+    fine-tuning that LoRA is compared with. ``spectra`` are of runs whose weights were looked into,
+    ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were.
     """
 
     name: str
@@ -71,6 +73,9 @@ class ModelResults(Record):
     items: dict[str, TaskItems]
     divergences: tuple[Divergence, ...] = ()
     spectra: SpectraRecord | None = None
+    head_changes: HeadChanges | None = None
+    head_effects: tuple[TaskHeadEffects, ...] = ()
+    head_repair: HeadRepair | None = None
 
 
 class StudyResults(Record):

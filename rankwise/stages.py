@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, NamedTuple, Protocol
 
-from rankwise.fingerprints import divergence_fingerprint, spectra_fingerprint
+from rankwise.fingerprints import (
+    divergence_fingerprint,
+    head_changes_fingerprint,
+    spectra_fingerprint,
+)
 from rankwise.planning import StudyPlan
 from rankwise.records import PlannedPass, PlannedRun
 from rankwise.store import BASE, StudyFolder
@@ -14,6 +19,9 @@ from rankwise.tasks.right_answers import RightAnswer
 ANALYSIS_WORK = 1500.0
 """What one decomposition of all adapted matrices of a run costs, in scored tokens: about that in
 small models. Only the time left is estimated with it."""
+
+HEAD_TOKENS = 128
+"""Of a prompt on which heads are compared: all their attention weights are held."""
 
 TRAINING_WORK = {"lora": 2.5, "full": 4.0}
 """What a trained token costs beside a scored one: a backward pass, and for full fine-tuning the
@@ -48,7 +56,8 @@ class Stage(NamedTuple):
     ``runs`` are trained together, in one pass (imported ones are taken over), or scored together on
     a ``task``. Or the one run is compared on ``answers`` with a full fine-tuning, the
     ``reference``. Without runs it is the base that is scored or compared. ``model`` names the one
-    model, or the pass. With ``num_decompositions``, that many of each matrix of the runs are made.
+    model, or the pass. With ``num_decompositions``, that many of each matrix of the runs are made;
+    with ``head_prompts``, the heads of the runs are compared with the base's on these.
     """
 
     model: str
@@ -58,11 +67,14 @@ class Stage(NamedTuple):
     answers: tuple[RightAnswer, ...] = ()
     planned_pass: PlannedPass | None = None
     num_decompositions: int = 0
+    head_prompts: tuple[tuple[int, ...], ...] = ()
 
     @property
-    def kind(self) -> Literal["training", "scoring", "divergence", "spectra"]:
+    def kind(self) -> Literal["training", "scoring", "divergence", "spectra", "heads"]:
         if self.task is not None:
             return "scoring"
+        if self.head_prompts:
+            return "heads"
         if self.num_decompositions:
             return "spectra"
         return "training" if self.reference is None else "divergence"
@@ -76,6 +88,8 @@ class Stage(NamedTuple):
     def work(self) -> float:
         if self.task is not None:
             return self.task.num_tokens * max(len(self.runs), 1)
+        if self.head_prompts:
+            return float(sum(map(len, self.head_prompts)) * (len(self.runs) + 1))
         if self.num_decompositions:
             return ANALYSIS_WORK * self.num_decompositions * len(self.runs)
         if self.reference is not None:  # both models read the answers
@@ -88,7 +102,7 @@ def stages(plan: StudyPlan) -> list[Stage]:
 
     The base is scored, the runs of every pass are trained together and then scored together, and
     then all that are compared with one full fine-tuning are compared with it, one full fine-tuning
-    after the other. Then the weights of all runs are looked into.
+    after the other. Then the heads and the weights of all runs are looked into.
     """
     found = [Stage(BASE, task=plan.tasks[task]) for task in plan.record.scored_tasks()]
     for number, (planned_pass, runs) in enumerate(_passes(plan), start=1):
@@ -101,7 +115,40 @@ def stages(plan: StudyPlan) -> list[Stage]:
             together = tuple(run for run in runs if task in scored[run])
             if together:
                 found.append(Stage(name, together, plan.tasks[task]))
-    return found + _divergences(plan) + _spectra(plan)
+    return found + _divergences(plan) + _heads(plan) + _spectra(plan)
+
+
+def _heads(plan: StudyPlan) -> list[Stage]:
+    """The heads of the runs of each trained task, on that task's prompts."""
+    if not plan.record.config.analysis.heads:
+        return []
+    found: list[Stage] = []
+    for source in plan.record.tasks:
+        runs = tuple(run for run in plan.record.runs if run.train_task == source)
+        prompts = head_prompts(plan, source)
+        found += [Stage("heads", runs, head_prompts=prompts)] if runs and prompts else []
+    return found
+
+
+def head_prompts(plan: StudyPlan, train_task: str) -> tuple[tuple[int, ...], ...]:
+    """The first in-domain prompts, of every task in turn, as they are scored.
+
+    Of a long one its last tokens; of a text without a context, its first. None where there are
+    fewer than two.
+    """
+    names = plan.record.tasks[train_task].get("in_domain", ())
+    by_task: list[list[tuple[int, ...]]] = []
+    for name in names:
+        requests = plan.tasks[name].requests
+        texts = [
+            each.context[-HEAD_TOKENS:] if len(each.context) > 1 else each.tokens_read[:HEAD_TOKENS]
+            for each in requests
+        ]
+        by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
+    prompts = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
+    prompts = prompts[: plan.record.config.analysis.head_prompts]
+    return prompts if len(prompts) > 1 else ()
 
 
 def _spectra(plan: StudyPlan) -> list[Stage]:
@@ -148,6 +195,8 @@ def is_finished(plan: StudyPlan, folder: StudyFolder, stage: Stage) -> bool:
     if stage.task is not None:
         models = stage.runs or (None,)
         return all(is_scored(plan, folder, run, stage.task) for run in models)
+    if stage.head_prompts:
+        return all(has_head_changes(plan, folder, run) for run in stage.runs)
     if stage.num_decompositions:
         return all(is_analysed(plan, folder, run) for run in stage.runs)
     if stage.reference is None:
@@ -174,6 +223,20 @@ def is_analysed(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> bool:
         return False
     wanted = spectra_fingerprint(plan.record, run)
     return record.status == "diverged" or folder.finished_spectra(run.name, wanted) is not None
+
+
+def has_head_changes(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> bool:
+    """Whether a run's heads were compared with the base's; diverged: nothing is due.
+
+    Raises:
+        RecordError: a record is there and cannot be read.
+    """
+    record = folder.finished_run(run)
+    if record is None:
+        return False
+    wanted = head_changes_fingerprint(plan.record, run)
+    changes = folder.finished_head_changes(run.name, wanted)
+    return record.status == "diverged" or changes is not None
 
 
 def is_scored(

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from rankwise.errors import RecordError, StudyLockedError
 from rankwise.fingerprints import (
     divergence_fingerprint,
+    head_changes_fingerprint,
     scoring_fingerprint,
     spectra_fingerprint,
 )
@@ -343,6 +344,10 @@ class StudyFolder:
             items=items,
             divergences=tuple(each for each in found if each is not None),
             spectra=run and self.finished_spectra(name, spectra_fingerprint(study, run.planned)),
+            head_changes=run
+            and self.finished_head_changes(name, head_changes_fingerprint(study, run.planned)),
+            head_effects=() if run is None else self.head_effects(name),
+            head_repair=None if run is None else self.head_repair(name),
         )
 
     def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.head_records import TaskHeadEffects
 from rankwise.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
 from rankwise.records import Recommendation, StudyRecommendation, StudyRecord
 from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
@@ -17,6 +18,9 @@ from rankwise.signatures import Signature
 from rankwise.status import ModelStatus
 
 Done = Set[tuple[str, str | None]]
+
+STRONGEST_HEADS = 5
+"""So many are listed of each task."""
 
 # What the report shows and a terminal has no room for; the rest of it is in the run's name.
 _WIDE_COLUMNS = 120
@@ -175,3 +179,35 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
         )
     yield table
     yield from (Text(f"- {row.statement}") for row in verdicts.candidates)
+
+
+def head_lines(effects: TaskHeadEffects) -> Iterator[str]:
+    """What a run's heads do on a task: how many are shown to do something, and the strongest."""
+    what = {
+        "ablate": "set to zero",
+        "ablate-mean": "set to their means",
+        "revert": "reverted",
+    }[effects.mode]
+    shown = sum(each.effect.is_shown for each in effects.answers)
+    heads = f"{len(effects.answers)} of {sum(effects.num_heads)} heads"
+    yield (
+        f"{effects.task}: {heads} {what} one after another "
+        f"on {effects.num_items} items; of {shown} an effect on the right answer's "
+        f"probability is shown, of {sum(each.effect.is_shown for each in effects.scores)} one on "
+        f"{effects.metric}"
+    )
+    scores = {(each.layer, each.head): each for each in effects.scores}
+    strongest = sorted(effects.answers, key=lambda each: -abs(each.effect.estimate))
+    for each in strongest[:STRONGEST_HEADS]:
+        score, own, base = scores[each.layer, each.head].effect, each.effect, each.control
+        yield (
+            f"  layer {each.layer:>2} head {each.head:>2}: {own.estimate:+.3f} nats "
+            f"({own.lower:+.3f} to {own.upper:+.3f}), base {base.estimate:+.3f}; {effects.metric} "
+            f"{score.estimate:+.1f} {effects.unit} ± {score.stderr:.1f}"
+        )
+    if effects.screen is not None and effects.screen.rank_correlation is not None:
+        screen = effects.screen
+        yield (
+            f"  screened by gradient: rank correlation with the exact effects "
+            f"{screen.rank_correlation:.2f} ({screen.lower:.2f} to {screen.upper:.2f})"
+        )

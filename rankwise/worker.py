@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rankwise.divergence import divergences, log_probabilities
 from rankwise.fingerprints import divergence_fingerprint
+from rankwise.head_worker import compare_heads
 from rankwise.pass_worker import train
 from rankwise.planning import StudyPlan
 from rankwise.records import PlannedRun
@@ -38,6 +39,8 @@ class Worker:
             self._diverge(stage, stage.reference)
         elif stage.task is not None:
             self._scores.score(stage, stage.task)
+        elif stage.head_prompts:
+            compare_heads(self._plan, self._folder, self._models, self._observer, stage)
         elif stage.num_decompositions:
             self._models.release(base=True)
             analyse(self._plan, self._folder, self._observer, stage)

@@ -70,8 +70,10 @@ def test_the_adapters_of_a_pass_are_scored_in_one_call_per_task(
         *(("base", task) for task in TASKS),
         (name, "training"),
         *((name, task) for task in TASKS),
+        ("heads", "heads"),
+        ("weights", "spectra"),
     ]
-    assert [model for model, _ in recorder.models] == ["base", name]
+    assert [model for model, _ in recorder.models] == ["base", name, "heads", "weights"]
     assert recorder.done == pytest.approx(recorder.work[0])
     for model in outcome.results.runs:
         seconds = [record.score_seconds for record in model.evaluations.values()]
@@ -237,9 +239,14 @@ def test_an_adapter_that_only_peft_can_apply_is_scored_alone(
     recorder.noted = noted.append
     plan = plan_study(load_config(study_file, [*SMALL, *imports]))
     outcome = run_study(plan, StudyFolder(tmp_path / "second"), recorder)
-    (note,) = noted
-    assert "is scored alone" in note
-    assert "use_dora" in note
+    alone, heads, weights = noted
+    assert "is scored alone" in alone
+    assert "no head's share of delta" in heads
+    assert "is not looked into" in weights
+    assert all("use_dora" in note for note in noted)
+    changes = [model.head_changes for model in outcome.results.runs]
+    assert [bool(each.changes) and bool(each.shares) for each in changes] == [False, True]
+    assert all(each.changes for each in changes)
     assert recorder.done == pytest.approx(recorder.work[0])
     base: Any = models.load_frozen(tiny_model_folder, "float32", torch.device("cpu"))
     by_peft = peft.PeftModel.from_pretrained(base, str(tmp_path / "dora")).eval()

@@ -1,9 +1,9 @@
 """The command line: the only place that prints and exits."""
 
-from rankwise.cli import audit_verbs, study_verbs, tool_verbs
+from rankwise.cli import audit_verbs, head_verbs, study_verbs, tool_verbs
 from rankwise.cli.application import app
 
-__all__ = ["app", "audit_verbs", "entry_point", "study_verbs", "tool_verbs"]
+__all__ = ["app", "audit_verbs", "entry_point", "head_verbs", "study_verbs", "tool_verbs"]
 
 
 def entry_point() -> None:

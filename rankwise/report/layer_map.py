@@ -22,14 +22,6 @@ _LETTER = 6.4
 _SHARES = (0.3, 0.6, 0.85, 0.97)
 
 
-class MapPanel(NamedTuple):
-    """One map: ``values`` by layer and column; what is not there was not measured."""
-
-    title: str
-    columns: tuple[str, ...]
-    values: Mapping[tuple[int, str], float]
-
-
 class MapScale(NamedTuple):
     """How numbers are coloured and written, the same in all panels of a chart.
 
@@ -62,12 +54,24 @@ class MapScale(NamedTuple):
         return cls(tuple(ends), words, signed)
 
 
+class MapPanel(NamedTuple):
+    """One map: ``values`` by layer and column; what is not there was not measured.
+
+    ``scale`` is its own, where that is not the chart's; then the key says whose it is.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    values: Mapping[tuple[int, str], float]
+    scale: MapScale | None = None
+
+
 def layer_map(panels: Sequence[MapPanel], scale: MapScale, title: alt.TitleParams) -> Layers:
     """The maps beside each other, one row for each layer, with a key to the colours below.
 
     Args:
         panels: at least one, with at least one value.
-        scale: of all of them.
+        scale: of those that have none of their own.
         title: with what the numbers are in its subtitle.
     """
     layers = sorted({layer for panel in panels for layer, _ in panel.values})
@@ -78,15 +82,23 @@ def layer_map(panels: Sequence[MapPanel], scale: MapScale, title: alt.TitleParam
     left = _LEFT
     for panel in panels:
         wanted = max(len(panel.columns) * cell, min(_LETTER * len(panel.title), 190.0))
-        _panel(drawing, panel, layers, scale, left, cell, wanted, has_text=has_text)
+        _panel(drawing, panel, layers, panel.scale or scale, left, cell, wanted, has_text=has_text)
         left += wanted + _BETWEEN
     bottom = _HEAD + len(layers) * _HEIGHT
     for number, layer in enumerate(layers):
         y = _HEAD + (number + 0.5) * _HEIGHT - _GAP / 2
         drawing.texts.append(_small(_LEFT - 8.0, y, str(layer), "right"))
     drawing.texts.append(_small(_LEFT - 8.0, _HEAD - 10.0, "layer", "right"))
-    key = _key(drawing, scale, bottom + 14.0)
-    return drawn(drawing, max(left - _BETWEEN, key), bottom + _KEY_HEIGHT, title)
+    keys = [("", scale)] if any(panel.scale is None for panel in panels) else []
+    keys += [(panel.title, panel.scale) for panel in panels if panel.scale is not None]
+    right = left - _BETWEEN
+    for name, each in keys:
+        y = bottom + 14.0 + (_LINE + 2.0 if name else 0.0)
+        if name:
+            drawing.texts.append(_small(_LEFT, y - _LINE / 2 - 2.0, name, "left"))
+        right = max(right, _key(drawing, each, y))
+        bottom = y + _KEY_HEIGHT - 28.0
+    return drawn(drawing, right, bottom + 14.0, title)
 
 
 def _panel(

@@ -6,6 +6,7 @@ from rankwise.findings import StudyFindings
 from rankwise.records import StudyRecommendation
 from rankwise.report.axis_section import axis_section
 from rankwise.report.claims_section import claims_section
+from rankwise.report.head_section import head_section
 from rankwise.report.mechanism_section import mechanism_section
 from rankwise.report.retention_section import retention_section
 from rankwise.report.section import Section
@@ -32,5 +33,7 @@ def study_sections(
         sections.append(mechanism_section(findings.mechanisms))
     if findings.weights:
         sections.append(weight_section(findings.weights, results))
+    if findings.heads:
+        sections.append(head_section(findings.heads, results))
     sections.append(claims_section(findings.claims))
     return tuple(sections)
