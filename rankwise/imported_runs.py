@@ -68,6 +68,25 @@ def weights_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
+def not_finite(folder: Path) -> str | None:
+    """The name of a weight in the folder that holds NaN or infinity; None where all are finite.
+
+    Raises:
+        ModelError: weights cannot be read.
+    """
+    import torch
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    if not bool(torch.isfinite(file.get_tensor(name)).all()):
+                        return name
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be read: {error}. Save it again.") from error
+    return None
+
+
 def _adapter_run(
     config: ImportedConfig, folder: Path, base: Trainable, train_task: str
 ) -> PlannedRun:

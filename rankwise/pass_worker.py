@@ -12,7 +12,7 @@ from rankwise import adapters, models, training
 from rankwise.devices import DTYPES, device_name
 from rankwise.errors import DivergedError
 from rankwise.grouped_lora import Adapter, AdapterBank, adapted
-from rankwise.imported_runs import import_adapter, weights_bytes
+from rankwise.imported_runs import import_adapter, not_finite, weights_bytes
 from rankwise.planning import StudyPlan
 from rankwise.provenance import collect_provenance
 from rankwise.records import PlannedPass, PlannedRun, RunRecord
@@ -54,7 +54,10 @@ def train(
 
 
 def _import(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> None:
-    """An imported model is there already; an adapter is copied into the study."""
+    """An imported model is there already; an adapter is copied into the study.
+
+    One whose weights are not finite diverged where it was trained: it is not scored.
+    """
     assert run.imported_from is not None
     folder.start_run(run)
     weights = folder.weights_folder(run)
@@ -62,7 +65,13 @@ def _import(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> None:
         size, is_zero = import_adapter(run.imported_from, weights)
     else:
         size, is_zero = weights_bytes(weights), False
-    folder.finish_run(_record(plan, run, weights_bytes=size, update_is_zero=is_zero))
+    bad = not_finite(weights)
+    if bad is None:
+        record = _record(plan, run, weights_bytes=size, update_is_zero=is_zero)
+    else:
+        message = f"{bad} in {run.imported_from} holds NaN or infinite weights"
+        record = _record(plan, run, status="diverged", message=message)
+    folder.finish_run(record)
 
 
 def _train_adapters(
