@@ -334,7 +334,7 @@ class EvaluationConfig(Section):
 class AnalysisConfig(Section):
     """What is looked for in every run: heads are compared with the base's on ``head_prompts``.
 
-    ``top_k`` singular vectors are compared with the base's, and ``null_draws`` of each null with it.
+    ``top_k`` singular vectors are compared with the base's, ``null_draws`` of each null likewise.
     """
 
     spectra: bool = True
