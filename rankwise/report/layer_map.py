@@ -18,6 +18,7 @@ _WIDE, _NARROW, _HEIGHT = 40.0, 20.0, 17.0
 _GAP, _BETWEEN, _LEFT = 1.5, 22.0, 44.0
 _LINE, _HEAD = 14.0, 40.0
 _SWATCH, _KEY_HEIGHT = 64.0, 62.0
+_KEY_WIDTH = 5 * _SWATCH + 20.0
 _LETTER = 6.4
 _SHARES = (0.3, 0.6, 0.85, 0.97)
 
@@ -91,13 +92,13 @@ def layer_map(panels: Sequence[MapPanel], scale: MapScale, title: alt.TitleParam
     drawing.texts.append(_small(_LEFT - 8.0, _HEAD - 10.0, "layer", "right"))
     keys = [("", scale)] if any(panel.scale is None for panel in panels) else []
     keys += [(panel.title, panel.scale) for panel in panels if panel.scale is not None]
-    right = left - _BETWEEN
-    for name, each in keys:
-        y = bottom + 14.0 + (_LINE + 2.0 if name else 0.0)
-        if name:
-            drawing.texts.append(_small(_LEFT, y - _LINE / 2 - 2.0, name, "left"))
-        right = max(right, _key(drawing, each, y))
-        bottom = y + _KEY_HEIGHT - 28.0
+    across = max(1, int((left - _BETWEEN - _LEFT) // _KEY_WIDTH))
+    right, first = left - _BETWEEN, bottom + 14.0 + (_LINE + 2.0 if len(keys) > 1 else 0.0)
+    for place, (name, each) in enumerate(keys):
+        x, y = _LEFT + place % across * _KEY_WIDTH, first + place // across * _KEY_HEIGHT
+        if len(keys) > 1:
+            drawing.texts.append(_small(x, y - _LINE / 2 - 2.0, name, "left"))
+        right, bottom = max(right, _key(drawing, each, x, y)), y + _KEY_HEIGHT - 28.0
     return drawn(drawing, right, bottom + 14.0, title)
 
 
@@ -142,7 +143,7 @@ def _colours(value: float, scale: MapScale) -> tuple[Colour, Colour]:
     return steps[step], INK if step < len(steps) - 2 else PAGE
 
 
-def _key(drawing: Drawing, scale: MapScale, y: float) -> float:
+def _key(drawing: Drawing, scale: MapScale, x: float, y: float) -> float:
     """The colours with the numbers between them; returns where it ends."""
     steps = [*(reversed(LOSS_STEPS) if scale.signed else ()), *GAIN_STEPS]
     ends = [
@@ -151,11 +152,11 @@ def _key(drawing: Drawing, scale: MapScale, y: float) -> float:
     ]
     swatch = _SWATCH / 2 if scale.signed else _SWATCH
     for place, colour in enumerate(steps):
-        drawing.fills.append(Box(_LEFT + place * swatch, y, swatch, 11.0, colour.light))
+        drawing.fills.append(Box(x + place * swatch, y, swatch, 11.0, colour.light))
     for place, end in enumerate(ends):
         text = scale.words(end)
-        drawing.texts.append(_small(_LEFT + (place + 1) * swatch, y + 21.0, text, "center"))
-    return _LEFT + len(steps) * swatch + 10.0
+        drawing.texts.append(_small(x + (place + 1) * swatch, y + 21.0, text, "center"))
+    return x + len(steps) * swatch + 10.0
 
 
 def _small(x: float, y: float, text: str, align: str) -> Text:
