@@ -21,7 +21,8 @@ from rankwise.tasks import resolution
 
 VERBS = (
     "init", "plan", "run", "status", "report", "recommend", "tasks", "doctor", "export",
-    "compare-samples", "extend", "claims", "lm-eval", "audit", "truncate", "scale-intruders", "heads",
+    "compare-samples", "extend", "claims", "lm-eval", "audit", "truncate", "scale-intruders",
+    "heads",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 

@@ -102,9 +102,9 @@ def audit(
     from rankwise.audit import AuditSettings, find_audited
     from rankwise.audit import audit as look
     from rankwise.audit_scores import ScoreSettings, audit_scores, prepared_tasks
-    from rankwise.report.audit_page import write_audit
+    from rankwise.report.audit_page import target_name, write_audit
 
-    folder = output or Path("audits") / target.resolve().name
+    folder = output or Path("audits") / target_name(target.resolve())
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     asked = ScoreSettings(
         names,

@@ -58,7 +58,7 @@ def audit_page(record: AuditRecord) -> str:
     first, *others = record.statements
     return render_template(
         "audit.html",
-        name=_name(Path(record.target)),
+        name=target_name(Path(record.target)),
         base=Path(record.base).name,
         kind=record.kind,
         statement=first,
@@ -69,6 +69,12 @@ def audit_page(record: AuditRecord) -> str:
         provenance=_provenance(record),
         dark=dark_rules(page_colours(())),
     )
+
+
+def target_name(target: Path) -> str:
+    """The last part of the path, with its parent where many are called so."""
+    is_common = target.name.partition("-")[0] in _COMMON_NAMES
+    return "/".join(target.parts[-2:]) if is_common else target.name
 
 
 def _sections(record: AuditRecord) -> Iterator[Section]:
@@ -200,12 +206,6 @@ def _facts(record: AuditRecord) -> tuple[Fact, ...]:
         Fact(f"Smallest customary rank that keeps {ENOUGH:.0%}", cut),
         Fact("Intruder dimensions", f"{intruder_total(record.matrices):g}"),
     )
-
-
-def _name(target: Path) -> str:
-    """The last part of the path, with its parent where many are called so."""
-    is_common = target.name.partition("-")[0] in _COMMON_NAMES
-    return "/".join(target.parts[-2:]) if is_common else target.name
 
 
 def _provenance(record: AuditRecord) -> tuple[Fact, ...]:
