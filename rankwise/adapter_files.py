@@ -1,4 +1,4 @@
-"""Adapters as PEFT writes them: read as factors by layer, without a model.
+"""Adapters as PEFT writes them: read as factors by layer, and what they say of their base.
 
 What is more than plain LoRA is refused by name: its update is not the product of two factors.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rankwise.errors import ModelError
+from rankwise.config import BaseModelConfig
+from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.lowrank import LowRankUpdate
+from rankwise.models import BaseModel, LinearShape, find_base_model, target_shapes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -31,6 +33,8 @@ _UNDERSTOOD = {
     *("lora_dropout", "fan_in_fan_out", "init_lora_weights", "bias", "megatron_core"),
     *("qalora_group_size", "eva_config", "runtime_config", "ensure_weight_tying"),
 }
+# What makes an adapter leave out layers that its target_modules name.
+_RESTRICTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 # Ways to begin that leave the base's weights alone.
 _PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -53,8 +57,9 @@ def read_factors(folder: Path) -> dict[str, ScaledFactors]:
         By the layer's name in the base model.
 
     Raises:
-        ModelError: the folder cannot be read, or asks for more than plain LoRA on linear layers
-            (DoRA, ``lora_bias``, ``modules_to_save``, ``target_parameters`` ...).
+        ModelError: the folder cannot be read.
+        BeyondLoraError: it asks for more than plain LoRA on linear layers (DoRA, ``lora_bias``,
+            ``modules_to_save``, ``target_parameters`` ...).
     """
     config = read_adapter_config(folder)
     _refuse_beyond_lora(config, folder)
@@ -95,6 +100,76 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config  # pyright: ignore[reportUnknownVariableType]
 
 
+def refuse_other_base(folder: Path, base: BaseModel) -> tuple[str, ...]:
+    """Refuse an adapter whose config names another base than the given one.
+
+    A model folder that is here is compared by its content, whatever it is called. Of other names
+    the last part is compared, without case: organisations copy each other's models. A folder that
+    is not here says nothing.
+
+    Returns:
+        What cannot be told, a sentence each.
+
+    Raises:
+        ModelError: another base is recorded, or the config cannot be read.
+    """
+    recorded = read_adapter_config(folder).get("base_model_name_or_path")
+    if not recorded:
+        return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
+    name = str(recorded)
+    other = Path(name).expanduser()
+    if name == base.name:
+        return ()
+    if (other / "config.json").is_file() and any(other.glob("*.safetensors")):
+        if base.folder.samefile(other) or _content(base.folder) == _content(other):
+            return ()
+    elif _last_part(name) == _last_part(base.name):
+        return ()
+    elif other.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return (
+            f"{CONFIG_FILE} records {name} as its base, a folder that is not here; it fits "
+            f"{base.name}, and whether it is the same model cannot be told.",
+        )
+    raise ModelError(
+        f"{folder} records {name} as its base, not {base.name}. Name that one, or add --any-base "
+        "if this is the same model under another name."
+    )
+
+
+def layers_without_factors(
+    folder: Path, shapes: Mapping[str, LinearShape], adapted: Container[str]
+) -> list[str]:
+    """Layers of the base that ``target_modules`` names and the adapter has no factors for.
+
+    Args:
+        folder: of the adapter.
+        shapes: of every linear layer below the base's head.
+        adapted: names of the layers with factors.
+
+    Returns:
+        Their names in the model's order; none where ``target_modules`` is a pattern, or restricted
+        to some layers.
+
+    Raises:
+        ModelError: the config cannot be read.
+    """
+    config = read_adapter_config(folder)
+    targets = config.get("target_modules")
+    restricted = any(config.get(name) not in (None, "", []) for name in _RESTRICTIONS)
+    if restricted or not isinstance(targets, list):
+        return []
+    named = target_shapes(shapes, [str(each) for each in targets])
+    return [name for name in shapes if name in named and name not in adapted]
+
+
+def _content(folder: Path) -> str:
+    return find_base_model(BaseModelConfig(name=str(folder.resolve()))).fingerprint
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
+
+
 def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
     beyond = [name for name, given in config.items() if given and name not in _UNDERSTOOD]
     beyond += ["bias"] * (config.get("bias", "none") != "none")
@@ -105,7 +180,7 @@ def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
         beyond = [name for name in beyond if name not in ("loftq_config", "corda_config")]
     if beyond:
         names = ", ".join(sorted(beyond))
-        raise ModelError(
+        raise BeyondLoraError(
             f"the adapter in {folder} asks for more than plain LoRA ({names}), and is not "
             "the sum of the base and two factors. Merge it into a full model and take that."
         )
@@ -129,7 +204,7 @@ def _read_matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     odd = sorted(wanted ^ tensors.keys())
     if odd or not names:
         found = ", ".join(odd[:3]) or "none at all"
-        raise ModelError(
+        raise BeyondLoraError(
             f"{path} holds other weights than pairs of lora_A and lora_B of layers: {found}."
         )
     return {

@@ -71,7 +71,7 @@ def matrix_spectrum(
     shape = base.U.shape[0], base.Vh.shape[1]
     values = update.S[: matrix.P.shape[1]]  # those that are not zero
     random = [
-        _null(kind, matrix, shape, values, leading, nulls) if len(values) else None
+        _null(kind, matrix, shape, values, leading, nulls, name) if len(values) else None
         for kind in ("gaussian", "haar")
     ]
     return MatrixSpectrum(
@@ -183,11 +183,13 @@ def _null(
     values: Float[Tensor, " rank"],
     leading: Sequence[int],
     nulls: NullDraws,
+    name: str,
 ) -> VectorChange | None:
-    """The mean over random updates."""
+    """The mean over random updates, which the matrix's name makes its own."""
+    names = [(nulls.seed, name, draw) for draw in range(nulls.num_draws)]
     drawn = [
-        _change(random_sum(kind, matrix.S, shape, values, nulls.seed, draw), max(leading), leading)
-        for draw in range(nulls.num_draws)
+        _change(random_sum(kind, matrix.S, shape, values, *each), max(leading), leading)
+        for each in names
     ]
     return _mean(drawn) if drawn else None
 

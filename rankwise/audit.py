@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rankwise import models, quantities
-from rankwise.adapter_files import CONFIG_FILE, read_adapter_config, read_updates
+from rankwise.adapter_files import (
+    CONFIG_FILE,
+    layers_without_factors,
+    read_updates,
+    refuse_other_base,
+)
 from rankwise.analysis import NullDraws, delta_svd, matrix_spectrum
 from rankwise.audit_records import (
     AuditedKind,
@@ -33,6 +38,8 @@ from rankwise.spectral_cache import SpectralCache
 from rankwise.weight_matrices import ModelWeights, model_weights
 
 _SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers")
+# So many layers without factors are named, the others are counted.
+_NAMED_LAYERS = 4
 # Up to this one the energy that is kept is recorded for every rank.
 _SMALL_RANKS = 64
 
@@ -118,7 +125,7 @@ def _adapter(
     base: BaseModel, target: Path, shapes: Mapping[str, LinearShape], any_base: bool
 ) -> Audited:
     updates = read_updates(target)
-    warnings = () if any_base else _recorded_base(base, target)
+    warnings = () if any_base else refuse_other_base(target, base)
     for name, update in updates.items():
         shape = shapes.get(name)
         if shape is None:
@@ -133,39 +140,20 @@ def _adapter(
                 "trained from."
             )
     adapted = {name: shape for name, shape in shapes.items() if name in updates}
-    return Audited(base, target, "adapter", updates, adapted, warnings)
+    missing = layers_without_factors(target, shapes, updates)
+    return Audited(base, target, "adapter", updates, adapted, (*warnings, *_missing(missing)))
 
 
-def _recorded_base(base: BaseModel, target: Path) -> tuple[str, ...]:
-    """Refuse an adapter whose config names another base than the given one; or say what is unknown.
-
-    A model folder that is there is compared by its content. Of names the last part is compared,
-    without case: organisations copy each other's models. A folder that is not here says nothing.
-    """
-    recorded = read_adapter_config(target).get("base_model_name_or_path")
-    if not recorded:
-        return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
-    name = str(recorded)
-    folder = Path(name).expanduser()
-    if name == base.name or _last_part(name) == _last_part(base.name):
+def _missing(layers: Sequence[str]) -> tuple[str, ...]:
+    if not layers:
         return ()
-    if (folder / "config.json").is_file():
-        other = models.find_base_model(BaseModelConfig(name=str(folder)))
-        if other.fingerprint == base.fingerprint or base.folder.samefile(folder):
-            return ()
-    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        return (
-            f"{CONFIG_FILE} records {name} as its base, a folder that is not here; it fits "
-            f"{base.name}, and whether it is the same model cannot be told.",
-        )
-    raise ModelError(
-        f"{target} records {name} as its base, not {base.name}. Name that one, or add --any-base "
-        "if this is the same model under another name."
+    more = len(layers) - _NAMED_LAYERS
+    names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
+    return (
+        f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
+        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
+        "file is whole.",
     )
-
-
-def _last_part(name: str) -> str:
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
 
 
 def _checkpoint(base: BaseModel, target: Path, shapes: Mapping[str, LinearShape]) -> Audited:
@@ -185,6 +173,30 @@ def _model_config(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}.") from error
+
+
+def check_weights(audited: Audited) -> None:
+    """Load the weights and let go of them: hours of scoring should not end in what is wrong there.
+
+    Raises:
+        ModelError: as ``audit``.
+    """
+    model_weights(audited.base.folder, list(audited.shapes))
+    if audited.kind == "checkpoint":
+        _checkpoint_weights(audited)
+
+
+def _checkpoint_weights(audited: Audited) -> ModelWeights:
+    """Those of a checkpoint, every matrix of its base's shape."""
+    found = model_weights(audited.target, list(audited.shapes))
+    for name, shape in audited.shapes.items():
+        ours, theirs = (shape.out_features, shape.in_features), tuple(found.matrices[name].shape)
+        if ours != theirs:
+            raise ModelError(
+                f"{audited.target} is no fine-tuning of {audited.base.name}: {name}: matrices of "
+                f"shape {ours} and {theirs}. Name the base that it was trained from."
+            )
+    return found
 
 
 def audit(
@@ -210,7 +222,7 @@ def audit(
     device, cache = choose_device(), SpectralCache()
     names = list(audited.shapes)
     base = model_weights(audited.base.folder, names)
-    adapted = model_weights(audited.target, names) if audited.kind == "checkpoint" else None
+    adapted = _checkpoint_weights(audited) if audited.kind == "checkpoint" else None
     matrices: list[MatrixSpectrum] = []
     values: list[Tensor] = []
     for number, name in enumerate(names, start=1):
@@ -263,13 +275,7 @@ def audit(
 def _update(audited: Audited, name: str, weight: Tensor, adapted: ModelWeights | None) -> Svd:
     if adapted is None:
         return audited.updates[name].factorization
-    try:
-        return delta_svd(weight, adapted.matrices[name].to(weight.device))
-    except ValueError as error:
-        raise ModelError(
-            f"{audited.target} is no fine-tuning of {audited.base.name}: {name}: {error} Name the "
-            "base that it was trained from."
-        ) from error
+    return delta_svd(weight, adapted.matrices[name].to(weight.device))
 
 
 def _kept(values: Sequence[Tensor]) -> tuple[KeptEnergy, ...]:
@@ -308,19 +314,42 @@ def _smallest_enough(kept: Sequence[KeptEnergy]) -> KeptEnergy | None:
 def _other_changes(
     base: Mapping[str, Tensor], adapted: Mapping[str, Tensor]
 ) -> tuple[OtherChange, ...]:
-    """What differs beside the linear layers, largest first; a name that only one has, too."""
+    """What differs beside the linear layers; what both have under two names (tied), once."""
     found: list[OtherChange] = []
+    seen: set[tuple[int, int]] = set()
     for name in dict.fromkeys((*base, *adapted)):
         before, after = base.get(name), adapted.get(name)
-        if before is None or after is None or before.shape != after.shape:
-            found.append(OtherChange(name=name, relative_norm=None))
-            continue
-        size = float(before.double().norm())
-        moved = float((after.double() - before.double()).norm())
-        if moved:
-            found.append(OtherChange(name=name, relative_norm=moved / size if size else None))
-    found.sort(key=lambda each: -math.inf if each.relative_norm is None else -each.relative_norm)
-    return tuple(found)
+        if before is not None and after is not None:
+            places = before.data_ptr(), after.data_ptr()
+            if places in seen:
+                continue
+            seen.add(places)
+        change = _other_change(name, before, after)
+        if change is not None:
+            found.append(change)
+    return tuple(sorted(found, key=_largest_first))
+
+
+def _other_change(name: str, before: Tensor | None, after: Tensor | None) -> OtherChange | None:
+    if before is None or after is None:
+        return OtherChange(name=name, change="added" if before is None else "removed")
+    if before.shape != after.shape:
+        return OtherChange(name=name, change="resized")
+    norm, size = float((after.double() - before.double()).norm()), float(before.double().norm())
+    if not norm:
+        return None
+    if not size:
+        return OtherChange(name=name, change="from_zero", norm=norm)
+    return OtherChange(name=name, change="moved", norm=norm, relative_norm=norm / size)
+
+
+def _largest_first(change: OtherChange) -> tuple[int, float]:
+    """Other shapes, then by relative norm, then what was zero by its norm."""
+    if change.norm is None:
+        return 0, 0.0
+    if change.relative_norm is None:
+        return 2, -change.norm
+    return 1, -change.relative_norm
 
 
 def _implausible(matrices: Sequence[MatrixSpectrum], audited: Audited) -> tuple[str, ...]:

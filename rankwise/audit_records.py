@@ -16,7 +16,7 @@ class AuditScore(Record):
     Scores are points (shares times 100) or nats per token, each with the standard error of its
     mean; ``difference`` is positive where the adapted model is better, with its two-sided bounds.
     Counts are None unless every item is right or wrong; the p-value is McNemar's exact one, or of
-    a paired t-test.
+    a paired t-test. ``chat_template`` says whether items were asked as in a conversation.
     """
 
     task: str
@@ -27,6 +27,7 @@ class AuditScore(Record):
     higher_is_better: bool
     num_examples: int
     num_fewshot: int
+    chat_template: bool
     limit: int | None
     base_score: float
     base_stderr: float
@@ -53,13 +54,16 @@ class KeptEnergy(Record):
 
 
 class OtherChange(Record):
-    """A parameter beside the linear layers that a checkpoint changed, by its relative norm.
+    """A parameter beside the linear layers that a checkpoint changed; a tied one counts once.
 
-    ``relative_norm`` is ‖after - before‖ / ‖before‖; None where that is zero or the sizes differ.
+    ``norm`` is ‖after - before‖, ``relative_norm`` that of ‖before‖. Where only one model has the
+    parameter or its size differs there is neither, and where it was zero no relative one.
     """
 
     name: str
-    relative_norm: float | None
+    change: Literal["moved", "from_zero", "resized", "added", "removed"]
+    norm: float | None = None
+    relative_norm: float | None = None
 
 
 class AuditRecord(Record):
@@ -67,8 +71,9 @@ class AuditRecord(Record):
 
     ``ranks`` are the different ones of an adapter's layers, ascending; a checkpoint has none.
     ``kept`` rises with rank up to the largest that a matrix has; ``cut`` is the smallest customary
-    rank that keeps 99 %, None of a zero update. ``other_changes`` are a checkpoint's, largest
-    first. ``statements`` say in words what there is; ``confidence`` is of the scores' intervals.
+    rank that keeps 99 %, None of a zero update. ``other_changes`` are a checkpoint's: of another
+    size first, then by ``relative_norm``, then what was zero. ``statements`` say in words what
+    there is; ``confidence`` is of the scores' intervals.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from rankwise import models, quantities
-from rankwise.audit import Audited, Scored
+from rankwise.audit import Audited, Scored, check_weights
 from rankwise.audit_records import AuditScore
 from rankwise.comparisons import pair_items, paired_test
 from rankwise.config import EvaluationConfig, Precision
 from rankwise.devices import choose_device, give_back_memory, resolve_precision
-from rankwise.errors import TaskError
+from rankwise.errors import ConfigError, ModelError, TaskError
 from rankwise.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.resident_scorer import ResidentScorer
 from rankwise.results import ModelResults
@@ -45,11 +45,17 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
     """Every task that is named, groups as their leaves, tokenised for the base.
 
     Raises:
+        ConfigError: a chat template is asked for, and the base has none.
+        ModelError: a checkpoint has no embeddings for some of the base's tokens.
         TaskError: a name is unknown, or a task cannot be scored; all unknown names at once.
         DataError: a prompt or an answer is empty.
     """
     tokenizer = models.load_tokenizer(audited.base.folder)
+    if settings.chat_template and not tokenizer.chat_template:
+        problem = f"--chat-template: the tokenizer of {audited.base.name} has none; leave it out"
+        raise ConfigError("audit", [problem])
     skeleton: Any = models.model_skeleton(audited.base.folder)
+    _check_vocabulary(audited, min(len(tokenizer), _num_embeddings(skeleton)))
     longest = models.context_length(skeleton.config, tokenizer)
     found = load_tasks(settings.tasks, settings.tasks_path)
     unknown = [str(each) for each in found.values() if isinstance(each, TaskNotFound)]
@@ -68,10 +74,27 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
             max_length=longest,
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
-            chat_template=settings.chat_template and bool(tokenizer.chat_template),
+            chat_template=settings.chat_template,
         )
         for task in leaves.values()
     ]
+
+
+def _check_vocabulary(audited: Audited, num_tokens: int) -> None:
+    """Both models read the base's tokens; a checkpoint may have others beside them."""
+    if audited.kind == "adapter":
+        return
+    size = _num_embeddings(models.model_skeleton(audited.target))
+    if size < num_tokens:
+        raise ModelError(
+            f"{audited.target} has vocab_size {size}, and the tokenizer of {audited.base.name} "
+            f"{num_tokens} tokens: it cannot be asked what its base is asked. Leave --tasks out to "
+            "look into its weights alone."
+        )
+
+
+def _num_embeddings(skeleton: Any) -> int:
+    return int(skeleton.get_input_embeddings().weight.shape[0])
 
 
 def audit_scores(
@@ -89,10 +112,11 @@ def audit_scores(
         advance: is told how many tokens were read or written, ``num_tokens`` of a task per model.
 
     Raises:
-        ModelError: a model cannot be loaded.
+        ModelError: a model cannot be loaded, or ``audit`` would refuse its weights.
         RecordError: a task has fewer than two items.
         UnchangedOutputsError: an adapter with a non-zero update answers as the base does.
     """
+    check_weights(audited)
     device = choose_device()
     precision = resolve_precision(settings.precision, device)
     answers_as_base = False
@@ -173,6 +197,7 @@ def _score(
         higher_is_better=items.higher_is_better,
         num_examples=size,
         num_fewshot=task.num_fewshot,
+        chat_template=task.chat_template,
         limit=task.limit,
         base_score=float(pair.base.mean()),
         base_stderr=float(pair.base.std(ddof=1)) / math.sqrt(size),

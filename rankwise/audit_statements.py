@@ -10,9 +10,9 @@ from rankwise.audit_records import AuditedKind, AuditScore, KeptEnergy, OtherCha
 from rankwise.spectra_records import (
     EPSILONS,
     INTRUDER_EPSILON,
-    INTRUDER_K,
     MatrixSpectrum,
     VectorChange,
+    intruder_k,
     intruders_of,
 )
 from rankwise.weight_findings import similarity
@@ -126,8 +126,8 @@ def _intruders(changed: Sequence[MatrixSpectrum]) -> str:
     words = [f"{name} {value:.3g}" for name, value in nulls if value is not None]
     beside = f" Random updates of the same size bring {', '.join(words)}." if words else ""
     where = (
-        f"among the {INTRUDER_K} leading directions of each matrix (largest |cos| with the base's "
-        f"below {INTRUDER_EPSILON})"
+        f"among the {intruder_k(changed)} leading directions of each matrix (largest |cos| with "
+        f"the base's below {INTRUDER_EPSILON})"
     )
     if trained == 0:
         return f"No intruder dimension is {where}.{beside}"
@@ -151,15 +151,27 @@ def _total(changes: Iterator[tuple[VectorChange | None, MatrixSpectrum]]) -> flo
 def _others(others: Sequence[OtherChange]) -> str:
     if not others:
         return "Beside the linear layers below the head nothing changed."
-    first = others[0]
-    size = (
-        "of another size"
-        if first.relative_norm is None
-        else f"by {quantities.share(first.relative_norm)}"
-    )
-    more = len(others) - 1
-    rest = "" if not more else f", and {quantities.counted(more, 'parameter')} less than that"
-    return f"Beside the linear layers below the head {first.name} changed ({size}){rest}."
+    first, more = others[0], len(others) - 1
+    changed = f"Beside the linear layers below the head {first.name} {_what_changed(first)}"
+    if not more:
+        return f"{changed}."
+    if all(each.change == "moved" for each in others):
+        return f"{changed}, and {quantities.counted(more, 'parameter')} less than that."
+    return f"{changed}, and {quantities.counted(more, 'other parameter')} changed too."
+
+
+def _what_changed(other: OtherChange) -> str:
+    match other.change:
+        case "moved":
+            return f"changed (by {quantities.share(other.relative_norm or 0.0)})"
+        case "from_zero":
+            return f"changed (from zero to a norm of {other.norm:.3g})"
+        case "resized":
+            return "has another size"
+        case "added":
+            return "was added"
+        case "removed":
+            return "is gone"
 
 
 def _score(score: AuditScore) -> str:

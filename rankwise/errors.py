@@ -74,6 +74,10 @@ class ModelError(RankwiseError, OSError):
     """A base model, an adapter or a checkpoint that cannot be fetched, read or used."""
 
 
+class BeyondLoraError(ModelError):
+    """An adapter that is more than two factors added to linear layers, such as DoRA."""
+
+
 class TaskError(RankwiseError, LookupError):
     """A task that does not exist, or that cannot give what is asked of it."""
 

@@ -12,7 +12,7 @@ from rankwise.records import PlannedRun, Record, StudyRecord
 SCORING_REVISION = 3
 # The same for how far a model is from full fine-tuning, and for what is found in weights.
 DIVERGENCE_REVISION = 2
-SPECTRA_REVISION = 1
+SPECTRA_REVISION = 2
 HEADS_REVISION = 1
 
 

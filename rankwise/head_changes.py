@@ -90,6 +90,14 @@ def _joined(first: _Sums, second: _Sums) -> _Sums:
     return _Sums(first.values + second.values, first.num_queries + second.num_queries)
 
 
+def relative_change(
+    moved: Float[Tensor, " heads"], size: Float[Tensor, " heads"]
+) -> Float[Tensor, " heads"]:
+    """‖change‖ / ‖output‖ of each head; 0 where nothing moved, 1 of a head that put out nothing."""
+    found = torch.where(size == 0, torch.ones_like(moved), moved / size)
+    return torch.where(moved == 0, torch.zeros_like(moved), found)
+
+
 def _maps(sums: Sequence[_Sums]) -> list[HeadMap]:
     """One for each of ``CHANGE_MEASURES``."""
     rows: list[list[tuple[float, ...]]] = [[] for _ in CHANGE_MEASURES]
@@ -99,7 +107,7 @@ def _maps(sums: Sequence[_Sums]) -> list[HeadMap]:
             (values[_NEW_ENTROPY] - values[_ENTROPY]) / count,
             values[_DIVERGENCE] / count,
             (values[_NEW_MASS] - values[_MASS]) / count,
-            torch.where(moved == 0, torch.zeros_like(moved), moved / size),
+            relative_change(moved, size),
         ]
         for row, of_layer in zip(rows, by_measure, strict=True):
             row.append(tuple(of_layer.tolist()))

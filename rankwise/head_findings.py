@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rankwise import quantities
 from rankwise.axes import run_labels
@@ -26,21 +27,28 @@ from rankwise.records import Bound, Record
 from rankwise.results import ModelResults, StudyResults, TrainTaskResults
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
-"""A measure of change, or the head's share of ‖delta‖²."""
+"""A measure of change, or the head's share of attention's ‖delta‖²."""
 
 MEASURE_NAMES: dict[HeadMeasure, str] = {
     "entropy": "entropy of the attention",
     "divergence": "divergence of the attention",
     "first_token_mass": "mass on the first token",
     "output": "output",
-    "share": "share of delta",
+    "share": "share of attention's delta",
 }
 
-MODE_NAMES: dict[HeadMode, str] = {
+_MODE_NAMES: dict[HeadMode, str] = {
     "ablate": "set to zero",
     "ablate-mean": "set to its mean",
     "revert": "reverted",
 }
+
+
+class _Label(NamedTuple):
+    """What a run is called among those of its trained task, and the option that it belongs to."""
+
+    label: str
+    option: Option
 
 
 class MeasureOfRun(Record):
@@ -58,9 +66,14 @@ class MeasureOfRun(Record):
 
 
 class HeadsOfRun(Record):
-    """The heads of one run: ``top_share`` is how much of ‖delta‖² is in the tenth that has most."""
+    """The heads of one run.
+
+    ``top_share`` is how much of attention's ‖delta‖² (of q, k, v and output projections, of no
+    other matrix) is in the tenth of heads that has most.
+    """
 
     run: str
+    label: str
     option: Option
     num_heads: int
     measures: tuple[MeasureOfRun, ...]
@@ -80,13 +93,16 @@ class ChangeAndEffect(Record):
     """Whether the heads that changed most matter most: Spearman's correlation over heads.
 
     Of the absolute change with the absolute effect on the answers' log-probability, or with what
-    of that effect is beyond the base's (``is_beyond_control``).
+    of that effect is beyond the base's (``is_beyond_control``). None where a screen has passed
+    heads over: it chose the others by the size of the effects that it expected.
     """
 
     run: str
+    label: str
     option: Option
     task: str
     mode: HeadMode
+    keys_and_values: bool
     measure: HeadMeasure
     is_beyond_control: bool
     num_heads: int
@@ -97,12 +113,14 @@ class ChangeAndEffect(Record):
 class TrainTaskHeads(Record):
     """The heads of one trained task's runs. Exploratory.
 
+    ``labels`` are what runs are called, with the seed where several differ by it alone.
     ``left_out`` has, by run, why it has no maps, or no shares.
     """
 
     train_task: str
     confidence: float
     num_seeds: int
+    labels: dict[str, str]
     runs: tuple[HeadsOfRun, ...]
     against_rank: tuple[ChangeAgainstRank, ...]
     matters: tuple[ChangeAndEffect, ...]
@@ -117,6 +135,32 @@ def head_findings(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
     return tuple(each for each in found if each is not None)
 
 
+def mode_name(mode: HeadMode, *, keys_and_values: bool) -> str:
+    """What is done to a head, in a few words behind "heads"."""
+    return f"{_MODE_NAMES[mode]} with shared k and v" if keys_and_values else _MODE_NAMES[mode]
+
+
+def intervention(mode: HeadMode, *, keys_and_values: bool) -> str:
+    """What is done to a head, in a sentence; ``keys_and_values`` as in ``TaskHeadEffects``."""
+    if mode != "revert":
+        becomes = "zero" if mode == "ablate" else "its mean over the task's tokens"
+        return f"What a head puts out, before the output projection, becomes {becomes}."
+    rows = (
+        "on the rows of k and v that its group shares"
+        if keys_and_values
+        else "on rows of k and v where it has them to itself"
+    )
+    return (
+        "A head that is reverted has no delta on its rows of q, on its columns of the output "
+        f"projection, and {rows}."
+    )
+
+
+def is_selected(effects: TaskHeadEffects) -> bool:
+    """Whether a screen has passed heads over, so that those scored were chosen by their effects."""
+    return effects.screen is not None and len(effects.answers) < effects.num_candidates
+
+
 def flat(values: HeadMap) -> list[float]:
     """Layer by layer, head by head."""
     return list(itertools.chain.from_iterable(values))
@@ -127,7 +171,7 @@ def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
     if not looked:
         return None
     confidence = results.study.config.recommendation.confidence
-    labels = run_labels(results.planned)
+    labels = _labels(results)
     full = next((model for model in looked if _is_full(model) and _changes(model)), None)
     runs = [
         _heads_of_run(model, labels[model.name], full, confidence)
@@ -146,6 +190,7 @@ def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
         train_task=results.train_task,
         confidence=confidence,
         num_seeds=len(results.study.config.seeds),
+        labels={model.name: labels[model.name].label for model in looked},
         runs=tuple(runs),
         against_rank=against_rank,
         matters=tuple(matters),
@@ -159,6 +204,18 @@ def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
     )
 
 
+def _labels(results: TrainTaskResults) -> dict[str, _Label]:
+    """Of every run, by name."""
+    options = run_labels(results.planned)
+    counts = Counter(options.values())
+    found: dict[str, _Label] = {}
+    for run in results.planned:
+        option = options[run.name]
+        seed = f", seed {run.seed}" if counts[option] > 1 else ""
+        found[run.name] = _Label(f"{option}{seed}", Option(label=option, rank=run.rank))
+    return found
+
+
 def _is_full(model: ModelResults) -> bool:
     return run_record(model).planned.method == "full"
 
@@ -170,7 +227,7 @@ def _changes(model: ModelResults) -> HeadChanges | None:
 
 
 def _heads_of_run(
-    model: ModelResults, label: str, full: ModelResults | None, confidence: float
+    model: ModelResults, named: _Label, full: ModelResults | None, confidence: float
 ) -> HeadsOfRun:
     changes = _changes(model)
     assert changes is not None
@@ -190,7 +247,8 @@ def _heads_of_run(
     share = changes.share("all")
     return HeadsOfRun(
         run=model.name,
-        option=Option(label=label, rank=run_record(model).planned.rank),
+        label=named.label,
+        option=named.option,
         num_heads=len(flat(changes.base_entropy)),
         measures=tuple(measures),
         top_share=None if share is None else _top_share(flat(share.values)),
@@ -225,9 +283,8 @@ def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[Cha
 
 
 def _matters(
-    model: ModelResults, label: str, effects: TaskHeadEffects, confidence: float
+    model: ModelResults, named: _Label, effects: TaskHeadEffects, confidence: float
 ) -> Iterator[ChangeAndEffect]:
-    option = Option(label=label, rank=run_record(model).planned.rank)
     for measure, values in _measured(model):
         for is_beyond in (False, True):
             pairs = [
@@ -237,20 +294,32 @@ def _matters(
             ]
             if not pairs:
                 continue
-            found = _rho([x for x, _ in pairs], [y for _, y in pairs], confidence)
-            few = f"{quantities.counted(len(pairs), 'head')}, {MIN_PAIRS} are needed"
-            reason = few if len(pairs) < MIN_PAIRS else "one of them is the same in all heads"
+            found = None
+            if not is_selected(effects):
+                found = _rho([x for x, _ in pairs], [y for _, y in pairs], confidence)
             yield ChangeAndEffect(
                 run=model.name,
-                option=option,
+                label=named.label,
+                option=named.option,
                 task=effects.task,
                 mode=effects.mode,
+                keys_and_values=effects.keys_and_values,
                 measure=measure,
                 is_beyond_control=is_beyond,
                 num_heads=len(pairs),
                 correlation=found,
-                reason=None if found is not None else reason,
+                reason=_why_not(len(pairs), effects) if found is None else None,
             )
+
+
+def _why_not(num_pairs: int, effects: TaskHeadEffects) -> str:
+    """Why there is no correlation over these heads."""
+    heads = quantities.counted(num_pairs, "head")
+    if is_selected(effects):
+        return f"only the {heads} that a screen chose {'was' if num_pairs == 1 else 'were'} scored"
+    if num_pairs < MIN_PAIRS:
+        return f"{heads}, {MIN_PAIRS} are needed"
+    return "one of them is the same in all heads"
 
 
 def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
@@ -299,13 +368,14 @@ def _change_statement(run: HeadsOfRun) -> str:
     like = output.like_full
     also = "" if like is None else f", and it is full fine-tuning's at ρ {_words(like)}"
     return (
-        f"{run.option.label}: heads' outputs change by {100 * output.mean:.2g} % of their size, "
+        f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size, "
         f"the mean over {quantities.counted(run.num_heads, 'head')}{control}{also}."
     )
 
 
 def _matter_statement(found: ChangeAndEffect) -> str:
-    where = f"{found.option.label}, {found.task}, {MODE_NAMES[found.mode]}"
+    done = mode_name(found.mode, keys_and_values=found.keys_and_values)
+    where = f"{found.label}, {found.task}, {done}"
     if found.correlation is None:
         return f"Whether heads that changed most matter most ({where}): {found.reason}."
     rho = found.correlation

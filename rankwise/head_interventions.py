@@ -1,8 +1,9 @@
 """What an adapter adds to single heads, taken out of it or left alone in it.
 
-A head's delta is its rows of q (and, on request, those of k and v, which its group shares) and its
-columns of the output projection. In factors that is rows of ``lora_B`` and columns of ``lora_A``
-set to zero: delta without the head, exactly, at the same rank.
+A head's delta is its rows of q, those of k and v where no other head reads them (and, on request,
+also where its group shares them), and its columns of the output projection. In factors that is
+rows of ``lora_B`` and columns of ``lora_A`` set to zero: delta without the head, exactly, at the
+same rank.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def without_heads(
         factors: by the layer's name; what they do not adapt has no delta.
         layouts: of every layer.
         heads: whose delta goes.
-        keys_and_values: also the rows of k and v that each head reads: all heads of its group
+        keys_and_values: also rows of k and v that a head shares: all heads of its group
             (``HeadLayout.sharers``) lose these.
     """
     changed = dict(factors)
@@ -127,7 +128,7 @@ def adapted_heads(
     *,
     keys_and_values: bool = False,
 ) -> list[Head]:
-    """The heads in whose q or output projection (or k and v) an adapter has a part, in order."""
+    """The heads that an adapter has a delta of, in order."""
     return [
         Head(layout.layer, number)
         for layout in layouts
@@ -136,10 +137,16 @@ def adapted_heads(
     ]
 
 
+def delta_rows(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list[Part]:
+    """A head's rows of q, and of k and v where they are its own or ``keys_and_values`` asks."""
+    if keys_and_values or len(layout.sharers(head)) == 1:
+        return [layout.query(head), layout.key(head), layout.value(head)]
+    return [layout.query(head)]
+
+
 def _parts(layout: HeadLayout, head: int, keys_and_values: bool) -> list[Part]:
     """A head's rows and, last, its columns."""
-    shared = [layout.key(head), layout.value(head)] if keys_and_values else []
-    return [layout.query(head), *shared, layout.columns(head)]
+    return [*delta_rows(layout, head, keys_and_values=keys_and_values), layout.columns(head)]
 
 
 def _spans(

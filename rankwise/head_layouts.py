@@ -243,6 +243,8 @@ def _side_by_side(module: nn.Module) -> _Fit | None:
 def _conv1d(module: nn.Module) -> _Fit | None:
     """c_attn of GPT-2, a Conv1D: all of q, then all of k, then all of v."""
     fused, output, width = _size(module, "c_attn"), _size(module, "c_proj"), _width(module)
+    if not isinstance(getattr(module, "c_attn", None), Conv1D):
+        return None  # a linear layer of this name (GPT-BigCode) has each head's q, k and v together
     if fused is None or output is None or width is None or fused[1] != 3 * output[0]:
         return None
     heads = output[0] // width

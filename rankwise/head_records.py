@@ -25,8 +25,8 @@ HeadMap = tuple[tuple[float, ...], ...]
 class HeadEstimate(Record):
     """A mean over items of what an intervention does; positive is better.
 
-    ``lower`` and ``upper`` hold for all heads at once (Bonferroni); ``p_value`` is Holm's, over
-    the heads that were scored.
+    ``lower`` and ``upper`` hold for all candidates at once (Bonferroni); ``p_value`` is Holm's,
+    over the same.
     """
 
     estimate: float
@@ -68,6 +68,8 @@ class ScreenedHead(Record):
 class Screen(Record):
     """A first-order screen: one backward pass orders the heads, the first of them are scored.
 
+    That of a reversion looks at every other item (``TaskHeadEffects.first_half_nats``).
+
     ``rank_correlation`` is Spearman's, of expected and exact effects over the scored heads, None
     where it has no meaning; so it says nothing of those that were passed over.
     """
@@ -85,7 +87,10 @@ class TaskHeadEffects(Record):
     the log-probability of the right answer among the options (of a target: per token) in nats,
     which see far smaller effects. ``first_half_nats`` has, head by head as in ``answers``, the mean
     effect over every other item: what may be looked at before the rest is used to confirm.
-    ``keys_and_values``: reversions also take out the rows of k and v that the head's group shares.
+    ``keys_and_values``: reversions also take out rows of k and v that the head's group shares.
+    ``num_candidates`` heads are what bounds and p-values are corrected over: all that there is
+    something to do to, also those that a screen has left out. ``task_fingerprint`` is the study's
+    for a task that it scores.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -94,12 +99,14 @@ class TaskHeadEffects(Record):
     mode: HeadMode
     keys_and_values: bool
     task: str
+    task_fingerprint: str | None
     relation: Relation | None
     metric: str
     unit: Unit
     num_items: int
     confidence: float
     num_heads: tuple[int, ...]
+    num_candidates: int
     base_score: float
     adapted_score: float
     base_answer_nats: float
@@ -115,7 +122,8 @@ class RepairedTask(Record):
     """A task on the items that no head was chosen by; ``random`` is the mean over random sets.
 
     Effects are the repaired adapter's less the adapter's, positive better; their bounds hold for
-    all tasks at once. Scores are in the metric's own unit.
+    all tasks at once. ``lost_nats`` is the adapter's less the base's: what there is to restore.
+    Scores are positive better: a loss has a minus.
     """
 
     task: str
@@ -127,6 +135,7 @@ class RepairedTask(Record):
     repaired_score: float
     effect: HeadEstimate
     effect_nats: HeadEstimate
+    lost_nats: HeadEstimate
     random_nats: float | None
 
 
@@ -137,11 +146,13 @@ class HeadRepair(Record):
     items it was chosen by. ``folder`` holds the repaired adapter in PEFT's layout;
     ``projection_error`` is ‖wanted - written‖ / ‖wanted‖ of its delta: 0, rows and columns of the
     factors are zeroed. ``num_random_sets`` of as many heads were reverted for comparison.
+    ``effects`` are the fingerprints of what the heads were chosen from.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     fingerprint: str
+    effects: tuple[str, ...]
     keys_and_values: bool
     in_domain: tuple[str, ...]
     others: tuple[str, ...]
@@ -167,7 +178,7 @@ class ChangeMap(Record):
 
 
 class ShareMap(Record):
-    """Each head's share of ‖delta‖² of one kind of matrix over all layers; of ``all`` of them.
+    """Each head's share of ‖delta‖² of one of attention's matrices over all layers; or all four.
 
     Rows of k and v belong to a group: their share is divided evenly among its heads.
     """

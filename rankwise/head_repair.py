@@ -19,7 +19,7 @@ from rankwise.head_answers import ItemValues, Question, continuations, item_valu
 from rankwise.head_effects import estimates
 from rankwise.head_interventions import Head, save_without_heads, without_heads
 from rankwise.head_layouts import HeadLayout, head_layouts
-from rankwise.head_records import HeadRepair, RepairedTask, TaskHeadEffects
+from rankwise.head_records import HeadEstimate, HeadRepair, RepairedTask, TaskHeadEffects
 from rankwise.head_subjects import HeadModels
 from rankwise.planning import StudyPlan, metric_of
 from rankwise.records import PlannedRun
@@ -34,7 +34,7 @@ MOST_HEADS = 8
 NUM_RANDOM_SETS = 4
 """Of as many heads, for comparison."""
 
-_REVISION = 1
+_REVISION = 2
 _ADAPTER, _REPAIRED = "adapter", "repaired"
 
 
@@ -96,9 +96,11 @@ class HeadRepairer:
         search = _Search(self._scorer(), adapter, head_layouts(base_model), effects)
         asked = [_Asked(task, questions(task)) for task in tasks]
         chosen, gains = search.greedy(asked)
+        self._folder.clear_repaired(self._run.name)
         record = HeadRepair(
             model=self._run.name,
             fingerprint=wanted,
+            effects=tuple(each.fingerprint for each in effects),
             keys_and_values=effects[0].keys_and_values,
             in_domain=tuple(each.task for each in effects if each.relation == "in_domain"),
             others=tuple(each.task for each in effects if each.relation != "in_domain"),
@@ -162,20 +164,22 @@ class HeadRepairer:
             base, adapted, repaired = values[number]
             kept = slice(1, None, 2)
             item_size = 100.0 if adapted.unit == "points" else 0.0
-            scores = (repaired.values - adapted.values)[None, kept]
-            nats = (repaired.answer_nats - adapted.answer_nats)[None, kept]
+            scores = (repaired.values - adapted.values)[kept]
+            nats = (repaired.answer_nats - adapted.answer_nats)[kept]
+            lost = (adapted.answer_nats - base.answer_nats)[kept]
             intact = adapted.answer_nats[kept].mean()
             sides = [float(np.mean(one.values[kept])) for one in (base, adapted, repaired)]
             yield RepairedTask(
                 task=each.task.name,
                 relation="in_domain" if each.task.name in record.in_domain else None,
                 unit=adapted.unit,
-                num_items=nats.shape[1],
+                num_items=len(nats),
                 base_score=sides[0],
                 adapted_score=sides[1],
                 repaired_score=sides[2],
-                effect=estimates(scores, item_size=item_size, confidence=level)[0],
-                effect_nats=estimates(nats, item_size=0.0, confidence=level)[0],
+                effect=_estimate(scores, item_size, level),
+                effect_nats=_estimate(nats, 0.0, level),
+                lost_nats=_estimate(lost, 0.0, level),
                 random_nats=float(np.mean([own[number] for own in drawn]) - intact)
                 if drawn
                 else None,
@@ -220,11 +224,11 @@ class _Search:
         return chosen, gains
 
     def _candidates(self) -> list[Head]:
-        """Heads by what they promise alone, the best first; only what all tasks have scored."""
+        """Heads by what they promise alone, the best first; only what all tasks know of."""
         found: dict[Head, list[float]] = {}
         for each in self._effects:
-            for effect, first_half in zip(each.answers, each.first_half_nats, strict=True):
-                found.setdefault(Head(effect.layer, effect.head), []).append(first_half)
+            for head, nats in _promises(each):
+                found.setdefault(head, []).append(nats)
         worth = {
             head: self._worth(np.array(own))
             for head, own in found.items()
@@ -275,17 +279,35 @@ class _Search:
         return found
 
 
+def _promises(effects: TaskHeadEffects) -> Iterator[tuple[Head, float]]:
+    """What reverting each head does on the items that heads are chosen by: found, or expected."""
+    if effects.screen is not None:
+        for each in effects.screen.heads:
+            yield Head(each.layer, each.head), each.expected_nats
+        return
+    for effect, nats in zip(effects.answers, effects.first_half_nats, strict=True):
+        yield Head(effect.layer, effect.head), nats
+
+
+def _estimate(by_item: Floats, item_size: float, confidence: float) -> HeadEstimate:
+    return estimates(by_item[None], item_size=item_size, confidence=confidence, family=1)[0]
+
+
 def _statement(record: HeadRepair, tasks: Sequence[RepairedTask]) -> str:
     """What the items that were left say."""
     others = [each for each in tasks if each.task in record.others]
     own = [each for each in tasks if each.task in record.in_domain]
-    restored = [each for each in others if each.effect_nats.lower > 0.0]
+    raised = [each for each in others if each.effect_nats.lower > 0.0]
+    restored = [each for each in raised if each.lost_nats.upper < 0.0]
+    more = [each for each in raised if each.lost_nats.upper >= 0.0]
     harmed = [each for each in own if each.effect_nats.upper < 0.0]
     heads = quantities.counted(len(record.heads), "head")
-    if restored:
-        first = f"Reverting {heads} restores {_amounts(restored)}"
+    if raised:
+        done = [f"restores {_amounts(restored)}"] if restored else []
+        if more:
+            done.append(f"raises {_amounts(more)}, where no loss to the base is shown")
         cost = f"costs {_amounts(harmed)}" if harmed else f"is not shown to cost: {_amounts(own)}"
-        return f"{first}; in-domain it {cost}."
+        return f"Reverting {heads} {' and '.join(done)}; in-domain it {cost}."
     return (
         f"That reverting {heads} restores other domains is not confirmed on the items that were "
         f"left: {_amounts(others)}; in-domain {_amounts(own)}."

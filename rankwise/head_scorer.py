@@ -170,17 +170,20 @@ class HeadScorer:
     ) -> dict[Head, Float[Tensor, " width"]]:
         """What every head puts out before the output projection, the mean over all distinct tokens.
 
-        Tokens are distinct by what they stand behind: a beginning that items share counts once
-        (in every part that the items are cut into by the memory).
+        Tokens are distinct by what they stand behind: a beginning that items share counts once, in
+        whatever parts the memory cuts the items.
         """
         sums: dict[int, Tensor] = {}
-        count = 0
+        count, before = 0, tuple[int, ...]()
         for chunk in self._chunks(items):
             tree = PrefixTree([items[i].tokens_read for i in chunk])
+            # items are sorted: what a part has in common with those before it, its first item has
+            begun = _shared(before, items[chunk[0]].tokens_read)
+            before = items[chunk[-1]].tokens_read
             kept = self._read_whole(tree, adapter)
-            count += len(tree)
+            count += len(tree) - begun
             for layer, heads in kept.heads.items():
-                total = heads.double().sum(dim=0)
+                total = heads[begun:].double().sum(dim=0)
                 sums[layer] = total if layer not in sums else sums[layer] + total
         dtype = next(self._model.parameters()).dtype
         return {

@@ -19,7 +19,7 @@ from rankwise.attention_interface import decoder_of
 from rankwise.completion_loss import CompletionHead
 from rankwise.frozen_adapters import FrozenAdapter
 from rankwise.grouped_lora import layers_replaced
-from rankwise.head_interventions import Head
+from rankwise.head_interventions import Head, delta_rows
 from rankwise.head_layouts import HeadLayout, Part
 from rankwise.packed_attention import PackedLayout, packed_attention
 from rankwise.scoring import Continuation
@@ -38,7 +38,7 @@ class Gating(NamedTuple):
     Attributes:
         is_reversion: gates on the adapter's delta; otherwise on what heads put out.
         means: what a head's output becomes at 0; by default zeros.
-        keys_and_values: a reversion's gates on k and v count too.
+        keys_and_values: a reversion's gates on k and v count also where heads share them.
     """
 
     is_reversion: bool
@@ -90,10 +90,8 @@ def _parts(layout: HeadLayout, head: int, gating: Gating) -> Iterator[tuple[Part
     """The parts whose gates a head's intervention turns to 0, and whether they are inputs."""
     yield layout.columns(head), True
     if gating.is_reversion:
-        yield layout.query(head), False
-        if gating.keys_and_values:
-            yield layout.key(head), False
-            yield layout.value(head), False
+        for rows in delta_rows(layout, head, keys_and_values=gating.keys_and_values):
+            yield rows, False
 
 
 class _GatedLayer(nn.Module):

@@ -27,7 +27,7 @@ from rankwise.store import StudyFolder
 from rankwise.tasks import PreparedTask
 
 # Raised when a change to the code changes what is found about heads from equal settings.
-_REVISION = 1
+_REVISION = 2
 
 
 class HeadQuestion(NamedTuple):
@@ -36,7 +36,8 @@ class HeadQuestion(NamedTuple):
     Attributes:
         mode: ablation by zeros or by means, or reversion.
         keys_and_values: reversions also take out the rows of k and v of the head's group.
-        top: score only so many heads exactly, those of which the gradient expects most; None: all.
+        top: score only so many heads exactly, those of which the gradient expects most, unless all
+            are scored already; None: all.
     """
 
     mode: HeadMode
@@ -67,6 +68,7 @@ def effects_fingerprint(
             "metric": metric_of(plan.record.config, task.name),
             "confidence": plan.record.config.recommendation.confidence,
             "question": question._asdict(),
+            "in_study": plan.record.task_fingerprints.get(task.name),
         }
     )
 
@@ -106,13 +108,18 @@ class HeadStudy:
         self._observer.model_started(self._run.name, work)
         for task in tasks:
             wanted = effects_fingerprint(self._plan, self._run, task, question)
-            record = self._folder.finished_head_effects(
-                self._run.name, question.mode, task.name, wanted
+            of_all = effects_fingerprint(self._plan, self._run, task, question._replace(top=None))
+            path = self._folder.head_effects_file(
+                self._run.name,
+                question.mode,
+                task.name,
+                task.num_items,
+                keys_and_values=question.keys_and_values,
             )
+            record = self._folder.finished_head_effects(path, {wanted, of_all})
             self._observer.stage_started(self._run.name, task.name, 2.0 * task.num_items)
             if record is None:
                 record = self._effects_on(task, question, wanted)
-                path = self._folder.head_effects_file(self._run.name, question.mode, task.name)
                 self._folder.write(path, record)
             else:
                 self._observer.advanced(2.0 * task.num_items)
@@ -134,7 +141,9 @@ class HeadStudy:
             chosen = sorted(order[: question.top])
         num_heads = tuple(layout.num_heads for layout in adapted.scorer.layouts)
         own = self._answers(task, adapted, chosen)
-        base = self._answers(task, self._base(task, question, adapted), chosen)
+        kept = adapted if self._run.method == "lora" else None
+        del adapted  # a full fine-tuning's model goes before the base comes
+        base = self._answers(task, self._base(task, question, kept), chosen)
         self._check_applied(own[0], base[0])
         values, base_values = ([self._values(task, items, one) for one in x] for x in (own, base))
         confidence = self._plan.record.config.recommendation.confidence
@@ -147,6 +156,7 @@ class HeadStudy:
                 _scores(base_values, of),
                 item_size=item_size,
                 confidence=confidence,
+                num_candidates=len(heads),
                 less_control=less_control,
             )
 
@@ -157,12 +167,14 @@ class HeadStudy:
             mode=question.mode,
             keys_and_values=question.keys_and_values,
             task=task.name,
+            task_fingerprint=self._plan.record.task_fingerprints.get(task.name),
             relation=relation_of(self._plan.record, self._run, task.name),
             metric=values[0].metric,
             unit=values[0].unit,
             num_items=task.num_items,
             confidence=confidence,
             num_heads=num_heads,
+            num_candidates=len(heads),
             base_score=base_values[0].score,
             adapted_score=values[0].score,
             base_answer_nats=float(base_values[0].answer_nats.mean()),
@@ -188,8 +200,9 @@ class HeadStudy:
         )
         if not heads:
             raise ModelError(
-                f"{self._run.name} adapts no rows of q and no columns of the output projection: "
-                "there is no head to revert. Choose --keys-and-values, or --mode ablate."
+                f"{self._run.name} adapts no rows that one head has to itself and no columns of "
+                "the output projection: there is no head to revert. Choose --keys-and-values, or "
+                "--mode ablate."
             )
         return heads
 
@@ -202,11 +215,15 @@ class HeadStudy:
             return _Side(scorer, adapter, lambda heads: [Reversion(h, shared) for h in heads])
         return _Side(scorer, adapter, self._ablations(task, scorer, adapter, question))
 
-    def _base(self, task: PreparedTask, question: HeadQuestion, adapted: _Side) -> _Side:
-        """The base under the same ablations; a reversion's control is the head's delta alone."""
+    def _base(self, task: PreparedTask, question: HeadQuestion, adapted: _Side | None) -> _Side:
+        """The base under the same ablations; a reversion's control is the head's delta alone.
+
+        ``adapted`` is the side of a run whose model is the base with an adapter.
+        """
         model = self._models.base()
-        scorer = adapted.scorer if self._run.method == "lora" else self._scorer(model)
+        scorer = self._scorer(model) if adapted is None else adapted.scorer
         if question.mode == "revert":
+            assert adapted is not None
             source, shared = adapted.adapter, question.keys_and_values
             assert source is not None
             return _Side(scorer, None, lambda heads: [Graft(h, source, shared) for h in heads])
@@ -252,9 +269,11 @@ class HeadStudy:
         side: _Side,
         question: HeadQuestion,
     ) -> dict[Head, float]:
-        """First-order effects on the run's model."""
+        """First-order effects on the run's model; of reversions, on what a set may be chosen by."""
         model, adapter = self._models.adapted()
         asked = continuations(task)
+        if question.mode == "revert":
+            items = items[::2]  # as first_half
         choices = [
             Choice(tuple(asked[index] for index in item.options), item.right)
             for item in items

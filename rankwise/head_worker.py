@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rankwise import models
 from rankwise.adapter_files import read_factors
-from rankwise.errors import ModelError
+from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.fingerprints import head_changes_fingerprint
 from rankwise.head_activity import HeadActivity, head_activity
 from rankwise.head_changes import (
@@ -106,7 +106,7 @@ class _Comparison:
         else:
             try:
                 norms = norms_of_factors(read_factors(weights))
-            except ModelError as error:
+            except BeyondLoraError as error:
                 self._observer.noted(f"{run.name}: no head's share of delta is known: {error}")
                 return (), str(error)
         return share_maps(layouts, norms), None

@@ -1,14 +1,13 @@
 """What an attention head does, and how much of an update is its own.
 
 Tensors in, tensors out. Attention weights are (..., queries, keys): every row sums to 1, and what
-a query does not see has weight 0. A batch of prompts has queries that are none (padding): those
-are named by a mask where means are taken.
+a query does not see has weight 0.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -41,22 +40,6 @@ def first_token_mass(
     arXiv:2309.17453.
     """
     return weights[..., 0].float()
-
-
-def relative_change(
-    before: Float[Tensor, "*heads queries width"], after: Float[Tensor, "*heads queries width"]
-) -> Float[Tensor, "*heads"]:
-    """‖after - before‖ / ‖before‖ over all queries of a head; 0 where both are zero."""
-    size = before.float().square().sum(dim=(-2, -1)).sqrt()
-    moved = (after.float() - before.float()).square().sum(dim=(-2, -1)).sqrt()
-    return torch.where(moved == 0, torch.zeros_like(moved), moved / size)
-
-
-def mean_over_queries(
-    values: Float[Tensor, "*heads queries"], counts: Bool[Tensor, " queries"]
-) -> Float[Tensor, "*heads"]:
-    """The mean over the queries that count; at least one has to."""
-    return values[..., counts].mean(dim=-1)
 
 
 def row_norms_squared(

@@ -88,11 +88,16 @@ def scaled_intruders(
         rank: cut every changed update to this; None keeps the ranks that the change needs.
 
     Raises:
-        ValueError: the factor is not finite, or a shape is not the base's.
+        ValueError: the factor is not finite, or makes the update overflow float32; epsilon is not
+            in [0, 1], or a shape is not the base's.
 
     Source: the mitigation of arXiv:2410.21228. peft's ``reduce_intruder_dimension`` scales alike,
     whatever its docstring says of ``mitigation_lambda``.
     """
+    if not math.isfinite(factor):
+        raise ValueError(f"{factor} is no factor; use a finite number.")
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"{epsilon} is no epsilon; use a number from 0 to 1.")
     wanted: dict[str, LowRankUpdate] = {}
     made: dict[str, LowRankUpdate] = {}
     before: dict[str, int] = {}

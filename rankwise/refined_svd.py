@@ -21,7 +21,9 @@ NUM_REFINED = 1024
 """Leading vectors that are corrected, against all others."""
 
 # Nearer than this, relative to the largest, singular values have a common subspace.
-_INSEPARABLE = 1e-6
+_INSEPARABLE = 1e-5
+# Values below this share of the largest are rounding.
+_SMALLEST = 1e-6
 
 
 class _Rotation(NamedTuple):
@@ -47,7 +49,7 @@ def refined_svd(
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("the weight holds NaN or infinite values.")
     U, S, Vh = torch.linalg.svd(weight.float(), full_matrices=False)
-    leading = int((S[:num_refined] > _INSEPARABLE * S[0]).sum())
+    leading = int((S[:num_refined] > _SMALLEST * S[0]).sum())
     if leading == 0:
         return Svd(U, S, Vh)
     V = Vh.T
@@ -113,7 +115,10 @@ def _rotated(
         for _ in range(2):  # the vectors are orthonormal to float32's digits only
             outside = outside - vectors @ (vectors.T @ outside)
         moved[:, :leading] += outside
-    against = single[:, :leading].T @ single[:, leading:]
-    trailing = -turn[leading:].T.float() - against
-    moved[:, leading:] += (single[:, :leading] @ trailing).double()
+    # Among close values turns are no longer small; their square has to go from lengths and angles.
+    gram = moved[:, :leading].T @ moved[:, :leading]
+    eye = torch.eye(leading, dtype=gram.dtype, device=gram.device)
+    moved[:, :leading] += moved[:, :leading] @ ((eye - gram) / 2)
+    head = moved[:, :leading].float()
+    moved[:, leading:] -= (head @ (head.T @ single[:, leading:])).double()
     return moved

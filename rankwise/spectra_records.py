@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rankwise.records import SCHEMA_VERSION, Record, SchemaVersion
 
 LEADING = (10, 50, 100, 500)
@@ -125,3 +127,8 @@ def intruders_of(
     """The count at ``INTRUDER_K``, or at fewer vectors, and ``INTRUDER_EPSILON``."""
     row = max(index for index, k in enumerate(leading) if k <= INTRUDER_K or index == 0)
     return change.intruders[row][epsilons.index(INTRUDER_EPSILON)]
+
+
+def intruder_k(matrices: Iterable[MatrixSpectrum]) -> int:
+    """Among how many leading vectors ``intruders_of`` counts; a smaller matrix has fewer."""
+    return max(each.leading[0] for each in matrices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rankwise import models
-from rankwise.adapter_files import read_updates
+from rankwise.adapter_files import read_factors, read_updates
 from rankwise.analysis import NullDraws, delta_svd, matrix_spectrum
-from rankwise.errors import ModelError
+from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.fingerprints import spectra_fingerprint
 from rankwise.lowrank import LowRankUpdate
+from rankwise.models import LinearShape
 from rankwise.planning import StudyPlan
 from rankwise.records import PlannedRun
 from rankwise.spectra import Svd
@@ -22,68 +24,89 @@ from rankwise.spectra_records import EPSILONS, MatrixSpectrum, SpectraRecord
 from rankwise.spectral_cache import SpectralCache
 from rankwise.stages import Observer, Stage, is_analysed
 from rankwise.store import StudyFolder
-from rankwise.weight_matrices import weight_matrices
-
-Matrices = Mapping[str, Tensor]
+from rankwise.weight_matrices import is_quantised, weight_matrices
 
 
 class _Subject(NamedTuple):
-    """A run that is looked into: its update by layer, or its matrices if it is a full model."""
+    """A run that is looked into, and what is found.
+
+    Attributes:
+        run: which.
+        updates: of an adapter, by layer; each is let go of when it has been looked into.
+        full: the full fine-tuning that it is compared with, or is itself.
+        not_analysed: why there are no matrices.
+        matrices: what was found.
+    """
 
     run: PlannedRun
-    updates: Mapping[str, LowRankUpdate]
+    updates: dict[str, LowRankUpdate]
     full: str | None
-    not_analysed: str | None = None
+    not_analysed: str | None
+    matrices: list[MatrixSpectrum]
 
 
 def analyse(plan: StudyPlan, folder: StudyFolder, observer: Observer, stage: Stage) -> None:
     """Look into the runs of a stage that are not done yet, with the base's weights as they are.
 
-    A matrix of the base is decomposed once for all of them, whatever precision it is trained in.
+    A matrix of the base is decomposed once for all of them, whatever precision it is trained in. Of
+    full fine-tunings one is in memory at a time, with the adapters that are compared with it. Where
+    the base is stored quantised its weights are not known, and the records say so.
 
     Raises:
-        ModelError: weights are not finite, or gone.
+        ModelError: weights cannot be read, or are not finite.
         StorageError: a record cannot be written.
     """
     left = [run for run in stage.runs if not is_analysed(plan, folder, run)]
     observer.advanced(stage.work * (1 - len(left) / len(stage.runs)))
-    subjects = [_subject(plan, folder, run, observer) for run in left]
-    names = _layers(plan, subjects)
+    skeleton = models.model_skeleton(plan.base.folder)
+    shapes = models.adaptable_shapes(skeleton)
+    share = stage.work / len(stage.runs)
+    if is_quantised(plan.base.folder):
+        reason = f"{plan.base.name} is stored quantised: its weights are not known"
+        observer.noted(f"weights are not looked into: {reason}")
+        for run in left:
+            _write(plan, folder, _Subject(run, {}, None, reason, []), 0.0)
+            observer.advanced(share)
+        return
+    subjects = [_subject(plan, folder, run, shapes, observer) for run in left]
+    names = _layers(plan, folder, stage, subjects, shapes)
     base = weight_matrices(models.fetch_weights(plan.base), names)
-    full = _full_matrices(plan, folder, subjects, names)
-    found: dict[str, list[MatrixSpectrum]] = defaultdict(list)
-    seconds: dict[str, float] = defaultdict(float)
     cache = SpectralCache()
-    for name, weight in base.items():
-        weight = weight.to(plan.device)
-        deltas = {run: _delta(run, name, weight, own[name]) for run, own in full.items()}
-        decomposed = cache.svd(weight)
-        for subject in subjects:
-            started = time.perf_counter()
-            spectrum = _spectrum(plan, subject, name, decomposed, deltas)
-            found[subject.run.name] += [] if spectrum is None else [spectrum]
-            seconds[subject.run.name] += time.perf_counter() - started
-            observer.advanced(stage.work / len(stage.runs) / len(base))
-    for subject in subjects:
-        record = SpectraRecord(
-            model=subject.run.name,
-            fingerprint=spectra_fingerprint(plan.record, subject.run),
-            epsilons=EPSILONS,
-            null_draws=plan.record.config.analysis.null_draws,
-            matrices=tuple(found[subject.run.name]),
-            not_analysed=subject.not_analysed,
-            analysis_seconds=seconds[subject.run.name],
-        )
-        folder.write(folder.spectra_file(subject.run.name), record)
+    for full in dict.fromkeys(subject.full for subject in subjects):
+        group = [subject for subject in subjects if subject.full == full]
+        seconds: dict[str, float] = defaultdict(float)
+        adapted = None if full is None else _full_matrices(plan, folder, full, names)
+        for name, weight in base.items():
+            weight = weight.to(plan.device)
+            delta = None if adapted is None else _delta(str(full), name, weight, adapted[name])
+            decomposed = cache.svd(weight)
+            for subject in group:
+                started = time.perf_counter()
+                _look(plan, subject, name, decomposed, delta)
+                seconds[subject.run.name] += time.perf_counter() - started
+                observer.advanced(share / len(base))
+        for subject in group:
+            _write(plan, folder, subject, seconds[subject.run.name])
+
+
+def _write(plan: StudyPlan, folder: StudyFolder, subject: _Subject, seconds: float) -> None:
+    record = SpectraRecord(
+        model=subject.run.name,
+        fingerprint=spectra_fingerprint(plan.record, subject.run),
+        epsilons=EPSILONS,
+        null_draws=plan.record.config.analysis.null_draws,
+        matrices=tuple(subject.matrices),
+        not_analysed=subject.not_analysed,
+        analysis_seconds=seconds,
+    )
+    folder.write(folder.spectra_file(subject.run.name), record)
 
 
 def _full_matrices(
-    plan: StudyPlan, folder: StudyFolder, subjects: Sequence[_Subject], layers: Sequence[str]
-) -> dict[str, Matrices]:
-    """The matrices of every full fine-tuning that is looked into or compared with, by its run."""
-    by_name = {run.name: run for run in plan.record.runs}
-    names = sorted({each.full for each in subjects if each.full is not None})
-    return {name: weight_matrices(folder.weights_folder(by_name[name]), layers) for name in names}
+    plan: StudyPlan, folder: StudyFolder, name: str, layers: Sequence[str]
+) -> Mapping[str, Tensor]:
+    (run,) = (each for each in plan.record.runs if each.name == name)
+    return weight_matrices(folder.weights_folder(run), layers)
 
 
 def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
@@ -93,46 +116,71 @@ def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
         raise ModelError(f"{run}: {layer}: {error} Is it of this base model?") from error
 
 
-def _spectrum(
-    plan: StudyPlan, subject: _Subject, layer: str, base: Svd, deltas: Mapping[str, Svd]
-) -> MatrixSpectrum | None:
-    """What a run did to a layer; None where it did not adapt it."""
+def _look(
+    plan: StudyPlan, subject: _Subject, layer: str, base: Svd, full_update: Svd | None
+) -> None:
+    """What a run did to a layer, if it adapted it."""
     settings = plan.record.config.analysis
     common: dict[str, Any] = {
         "top_k": settings.top_k,
         "nulls": NullDraws(settings.null_draws, seed=0),
     }
     if subject.run.method == "full":
-        return matrix_spectrum(layer, base, deltas[subject.run.name], rank=None, **common)
-    update = subject.updates.get(layer)
-    if update is None:
-        return None
-    full = None if subject.full is None else deltas[subject.full]
-    return matrix_spectrum(
-        layer, base, update.factorization, rank=update.rank, full_update=full, **common
-    )
+        assert full_update is not None
+        found = matrix_spectrum(layer, base, full_update, rank=None, **common)
+    else:
+        update = subject.updates.pop(layer, None)
+        if update is None:
+            return
+        common["full_update"] = full_update
+        found = matrix_spectrum(layer, base, update.factorization, rank=update.rank, **common)
+    subject.matrices.append(found)
 
 
-def _subject(plan: StudyPlan, folder: StudyFolder, run: PlannedRun, observer: Observer) -> _Subject:
+def _subject(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    run: PlannedRun,
+    shapes: Mapping[str, LinearShape],
+    observer: Observer,
+) -> _Subject:
     """What is read of a run; an adapter that is more than LoRA is noted and has no matrices."""
     if run.method == "full":
-        return _Subject(run, {}, run.name)
+        return _Subject(run, {}, run.name, None, [])
     reference = plan.record.full_run_of(run)
     record = None if reference is None else folder.finished_run(reference)
     full = reference.name if reference and record and record.status == "trained" else None
     try:
-        return _Subject(run, read_updates(folder.weights_folder(run)), full)
-    except ModelError as error:
+        updates = read_updates(folder.weights_folder(run))
+    except BeyondLoraError as error:
         observer.noted(f"{run.name} is not looked into: {error}")
-        return _Subject(run, {}, full, str(error))
+        return _Subject(run, {}, full, str(error), [])
+    beside = sorted(updates.keys() - shapes.keys())
+    reason = None
+    if beside:
+        reason = f"it adapts {', '.join(beside)}, which is no linear layer below the head"
+        observer.noted(f"{run.name} is not looked into: {reason}")
+        updates = {}
+    return _Subject(run, updates, full, reason, [])
 
 
-def _layers(plan: StudyPlan, subjects: Sequence[_Subject]) -> list[str]:
-    """Every layer that is looked into, in the model's order."""
-    skeleton = models.model_skeleton(plan.base.folder)
-    shapes = models.adaptable_shapes(skeleton)
+def _layers(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    stage: Stage,
+    subjects: Sequence[_Subject],
+    shapes: Mapping[str, LinearShape],
+) -> list[str]:
+    """Every layer that is looked into, in the model's order.
+
+    Of full fine-tuning those that any adapter of the study has, also one that is done already.
+    """
     wanted = {name for subject in subjects for name in subject.updates}
     if any(subject.run.method == "full" for subject in subjects):
         modules = plan.record.adapted_modules
         wanted |= set(models.target_shapes(shapes, modules) if modules else shapes)
+        for run in stage.runs:
+            if run.method == "lora":
+                with contextlib.suppress(BeyondLoraError):
+                    wanted |= read_factors(folder.weights_folder(run)).keys()
     return [name for name in shapes if name in wanted]

@@ -41,12 +41,20 @@ def random_sum(
     num_base, S = len(base_values), update_values.double().cpu()
     left, right = (_gaussian(size, num_base, len(S), generator) for size in shape)
     if kind == "haar":
-        left, right = (torch.linalg.qr(factor).Q * S.sqrt() for factor in (left, right))
+        left, right = (_orthonormal(factor) * S.sqrt() for factor in (left, right))
     else:
         norm = float((left.T @ left * (right.T @ right)).sum().sqrt())
         left, right = (factor * (float(S.norm()) / norm) ** 0.5 for factor in (left, right))
     device = base_values.device
     return SumInBaseBasis(base_values.double(), left.to(device), right.to(device))
+
+
+def _orthonormal(
+    gaussian: Float[Tensor, "coordinates rank"],
+) -> Float[Tensor, "coordinates rank"]:
+    """Haar-distributed columns: QR alone prefers signs (Mezzadri, arXiv:math-ph/0609050)."""
+    Q, R = torch.linalg.qr(gaussian)
+    return Q * R.diagonal().sign()
 
 
 def _gaussian(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -116,9 +116,13 @@ class StudyFolder:
         """What changed in a run's attention heads."""
         return self.model_folder(run) / _HEAD_CHANGES
 
-    def head_effects_file(self, run: str, mode: HeadMode, task: str) -> Path:
-        """What a run's heads do on a task, found by intervening on them."""
-        return self.model_folder(run) / _HEADS / mode / f"{quote(task, safe=' @')}.json"
+    def head_effects_file(
+        self, run: str, mode: HeadMode, task: str, num_items: int, *, keys_and_values: bool = False
+    ) -> Path:
+        """What a run's heads do on items of a task, found by intervening on them."""
+        what = f"{mode}-keys-and-values" if keys_and_values else mode
+        file = f"{quote(task, safe=' @')}-{num_items}.json"
+        return self.model_folder(run) / _HEADS / "effects" / what / file
 
     def head_repair_file(self, run: str) -> Path:
         """Which heads were reverted to restore other domains."""
@@ -212,23 +216,43 @@ class StudyFolder:
         return record if record and record.fingerprint == wanted_fingerprint else None
 
     def finished_head_effects(
-        self, run: str, mode: HeadMode, task: str, wanted_fingerprint: str
+        self, path: Path, wanted_fingerprints: Collection[str]
     ) -> TaskHeadEffects | None:
         """What a run's heads do on a task, None if it is missing or of other settings."""
-        path = self.head_effects_file(run, mode, task)
         record = read_record(path, TaskHeadEffects) if path.exists() else None
-        return record if record and record.fingerprint == wanted_fingerprint else None
+        return record if record and record.fingerprint in wanted_fingerprints else None
 
-    def head_effects(self, run: str) -> tuple[TaskHeadEffects, ...]:
-        """All that was found by intervening on a run's heads, by mode and task."""
-        folder = self.model_folder(run) / _HEADS
-        paths = [path for mode in HEAD_MODES for path in sorted((folder / mode).glob("*.json"))]
-        return tuple(read_record(path, TaskHeadEffects) for path in paths)
+    def head_effects(self, study: StudyRecord, run: str) -> tuple[TaskHeadEffects, ...]:
+        """All that was found by intervening on a run's heads with the study's tasks as they are."""
+        paths = sorted((self.model_folder(run) / _HEADS / "effects").rglob("*.json"))
+        found = [read_record(path, TaskHeadEffects) for path in paths]
+        confidence = study.config.recommendation.confidence
+        current = [
+            each
+            for each in found
+            if each.task_fingerprint == study.task_fingerprints.get(each.task)
+            and each.confidence == confidence
+        ]
+        return tuple(sorted(current, key=lambda each: HEAD_MODES.index(each.mode)))
 
     def head_repair(self, run: str) -> HeadRepair | None:
         """Which heads were reverted to restore other domains; None if that was not tried."""
         path = self.head_repair_file(run)
         return read_record(path, HeadRepair) if path.exists() else None
+
+    def clear_repaired(self, run: str) -> None:
+        """Take away an earlier repaired adapter.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        folder = self.repaired_folder(run)
+        try:
+            self.head_repair_file(run).unlink(missing_ok=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise storage_error(folder, error) from error
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
@@ -337,6 +361,10 @@ class StudyFolder:
             for full in full_runs
             if full is not None
         ]
+        effects = () if run is None else self.head_effects(study, name)
+        repair = None if run is None else self.head_repair(name)
+        if repair is not None and not {each.fingerprint for each in effects} >= {*repair.effects}:
+            repair = None  # made from what is no longer so
         return ModelResults(
             name=name,
             run=run,
@@ -346,8 +374,8 @@ class StudyFolder:
             spectra=run and self.finished_spectra(name, spectra_fingerprint(study, run.planned)),
             head_changes=run
             and self.finished_head_changes(name, head_changes_fingerprint(study, run.planned)),
-            head_effects=() if run is None else self.head_effects(name),
-            head_repair=None if run is None else self.head_repair(name),
+            head_effects=_of_most_items(effects),
+            head_repair=repair,
         )
 
     def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:
@@ -359,3 +387,13 @@ class StudyFolder:
                 "record beside it and run again: only this task is scored again."
             )
         return task_items(record, samples)
+
+
+def _of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:
+    """One record for each intervention and task: a trial on few items stands behind the whole."""
+    found: dict[tuple[str, bool, str], TaskHeadEffects] = {}
+    for each in effects:
+        key = each.mode, each.keys_and_values, each.task
+        if key not in found or found[key].num_items < each.num_items:
+            found[key] = each
+    return tuple(found.values())

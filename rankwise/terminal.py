@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.head_findings import intervention, is_selected
 from rankwise.head_records import TaskHeadEffects
 from rankwise.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
 from rankwise.records import Recommendation, StudyRecommendation, StudyRecord
@@ -196,6 +197,8 @@ def head_lines(effects: TaskHeadEffects) -> Iterator[str]:
         f"probability is shown, of {sum(each.effect.is_shown for each in effects.scores)} one on "
         f"{effects.metric}"
     )
+    if effects.mode == "revert":
+        yield f"  {intervention(effects.mode, keys_and_values=effects.keys_and_values)}"
     scores = {(each.layer, each.head): each for each in effects.scores}
     strongest = sorted(effects.answers, key=lambda each: -abs(each.effect.estimate))
     for each in strongest[:STRONGEST_HEADS]:
@@ -210,4 +213,9 @@ def head_lines(effects: TaskHeadEffects) -> Iterator[str]:
         yield (
             f"  screened by gradient: rank correlation with the exact effects "
             f"{screen.rank_correlation:.2f} ({screen.lower:.2f} to {screen.upper:.2f})"
+        )
+    if is_selected(effects):
+        yield (
+            f"  bounds hold for all {effects.num_candidates} candidate heads at once, also those "
+            "that were screened out"
         )

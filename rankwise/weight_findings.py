@@ -132,6 +132,7 @@ def _of_task(results: TrainTaskResults) -> TrainTaskWeights | None:
     runs = tuple(_run_weights(results, each, labels[each.model.name]) for each in analysed)
     source = OptionGains(results)
     trends = tuple(_norm_trends(source))
+    top_k = results.study.config.analysis.top_k
     associations = tuple(_associations(results, runs, source.confidence))
     return TrainTaskWeights(
         train_task=results.train_task,
@@ -140,7 +141,7 @@ def _of_task(results: TrainTaskResults) -> TrainTaskWeights | None:
         runs=runs,
         norm_trends=trends,
         associations=associations,
-        statements=tuple(_statements(trends, associations, runs)),
+        statements=tuple(_statements(trends, associations, runs, min(INTRUDER_K, top_k))),
         left_out={
             each.model.name: each.spectra.not_analysed
             for each in looked
@@ -301,8 +302,12 @@ def _associations(
 
 
 def _statements(
-    trends: Sequence[NormTrend], associations: Sequence[Association], runs: Sequence[RunWeights]
+    trends: Sequence[NormTrend],
+    associations: Sequence[Association],
+    runs: Sequence[RunWeights],
+    k: int,
 ) -> Iterator[str]:
+    """``k``: among how many leading directions intruders are counted."""
     for trend in trends:
         if trend.module == ALL_MODULES:
             setting = f" ({trend.setting})" if trend.setting else ""
@@ -313,22 +318,24 @@ def _statements(
                 "undecided": "a logarithm and a power law are not told apart",
             }[trend.better]
             yield (
-                f"The norm of the update grows by {slope.estimate:.3g} ({slope.lower:.3g} to "
-                f"{slope.upper:.3g}) per doubling of the rank{setting}; {words} "
+                f"The norm of the update changes by {slope.estimate:+.3g} ({slope.lower:+.3g} to "
+                f"{slope.upper:+.3g}) per doubling of the rank{setting}; {words} "
                 f"(R² {trend.logarithmic.r_squared:.3f} and {trend.power_law.r_squared:.3f})."
             )
     for each in associations:
         if each.measure == "intruders" and each.correlation is not None:
             rho = each.correlation
-            shown = "shown" if rho.lower > 0 or rho.upper < 0 else "not shown"
+            shown = "is shown" if rho.lower > 0 else "is not shown"
+            if rho.upper < 0:
+                shown = "is refuted (the more of them, the less is forgotten)"
             yield (
-                f"That intruder dimensions go with {each.forgetting} is {shown}: Spearman's ρ "
+                f"That intruder dimensions go with {each.forgetting} {shown}: Spearman's ρ "
                 f"{rho.estimate:.2f} ({rho.lower:.2f} to {rho.upper:.2f}) over "
                 f"{quantities.counted(each.num_runs, 'run')}."
             )
     none = [run for run in runs if run.intruders.observed == 0]
     if runs and len(none) == len(runs):
         yield (
-            f"No run has an intruder dimension among its {INTRUDER_K} leading directions at "
+            f"No run has an intruder dimension among its {k} leading directions at "
             f"ε = {INTRUDER_EPSILON}."
         )

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import ModelError
 
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+
 
 class ModelWeights(NamedTuple):
-    """All that a model folder holds, on the CPU and in the dtype that the folder has.
+    """All that a model folder holds, on the CPU and in the widest dtype of the files.
 
     Attributes:
         matrices: of linear layers, (out_features, in_features).
@@ -31,7 +40,7 @@ class ModelWeights(NamedTuple):
 def weight_matrices(
     folder: Path, layers: Sequence[str]
 ) -> dict[str, Float[Tensor, "out_features in_features"]]:
-    """The weights of these layers, on the CPU and in the dtype that the folder has.
+    """The weights of these layers, on the CPU and in the widest dtype of the files.
 
     The model is loaded by transformers, which knows how its files name what; all but these layers
     is let go of again.
@@ -74,10 +83,11 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
 
 def _load(folder: Path) -> Any:
     """The model; transformers would fill in at random what the files do not have."""
+    dtype = _widest_dtype(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
-            dtype="auto",
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -92,6 +102,43 @@ def _load(folder: Path) -> Any:
             "again."
         )
     return model
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether a model is stored in fewer bits, by its config: its numbers are no weights then.
+
+    Raises:
+        ModelError: the config cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("quantization_config"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+
+
+def _widest_dtype(folder: Path) -> torch.dtype:
+    """That holds every number of the files, whatever the config says.
+
+    Raises:
+        ModelError: the folder cannot be read, or holds a quantised model.
+    """
+    if is_quantised(folder):
+        raise ModelError(
+            f"{folder} holds a quantised model: its numbers are no weights. Name the model that it "
+            "was made from."
+        )
+    try:
+        found = {dtype for path in folder.glob("*.safetensors") for dtype in _dtypes(path)}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    dtypes = [_DTYPES[name] for name in sorted(found & _DTYPES.keys())]
+    return functools.reduce(torch.promote_types, dtypes[1:], dtypes[0]) if dtypes else torch.float32
+
+
+def _dtypes(path: Path) -> set[str]:
+    with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
 def _weight(module: Any, name: str, folder: Path) -> Tensor:

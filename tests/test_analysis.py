@@ -204,7 +204,7 @@ def test_nulls_are_means_over_draws_that_have_names() -> None:
         assert null is not None
         drawn: list[tuple[float, float, float, float]] = []
         for draw in range(3):
-            sum_ = leading_svd(random_sum(kind, base.S, (60, 80), S[:2], 5, draw), 50)
+            sum_ = leading_svd(random_sum(kind, base.S, (60, 80), S[:2], 5, NAME, draw), 50)
             best = best_matched(sum_.left_cosines)
             drawn.append(
                 (
@@ -224,6 +224,28 @@ def test_nulls_are_means_over_draws_that_have_names() -> None:
     other = spectrum(base, update, **settings | {"nulls": NullDraws(3, 6)})
     assert other.haar_null != found.haar_null
     assert other.change == found.change
+
+
+def test_every_matrix_has_random_updates_of_its_own() -> None:
+    base = planted_base(torch.arange(1.0, 61.0) ** -0.5)
+    update = Svd(orthonormal(60, 2, 3), torch.ones(2).double(), orthonormal(60, 2, 4).T)
+    found = [
+        matrix_spectrum(f"layers.{n}.q_proj", base, update, rank=2, top_k=20, nulls=NullDraws(1, 0))
+        for n in range(2)
+    ]
+    assert found[0].change == found[1].change
+    assert found[0].haar_null != found[1].haar_null
+    assert found[0].gaussian_null != found[1].gaussian_null
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "haar"])
+def test_random_updates_lean_to_no_side(kind: NullKind) -> None:
+    """Along the base's own directions their mean is zero; QR's signs made it positive."""
+    values, S = torch.ones(40), torch.ones(4, dtype=torch.float64)
+    drawn = [random_sum(kind, values, (40, 40), S, draw) for draw in range(200)]
+    sums = torch.stack([(each.P * each.Q).sum(dim=1)[:4].sum() for each in drawn])
+    error = float(sums.std()) / 200**0.5
+    assert abs(float(sums.mean())) < 3 * error
 
 
 def test_no_draws_no_nulls() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,8 @@ from audited_models import (
     plant_intruder,
     rewritten,
 )
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from rankwise.adapter_files import WEIGHTS_FILE
 from rankwise.audit import AuditSettings, Scored, audit, find_audited
@@ -188,11 +189,74 @@ def test_what_a_checkpoint_changed_beside_its_matrices(
     changes = {each.name: each.relative_norm for each in record.other_changes}
     assert changes == {
         "model.norm.weight": pytest.approx(0.5),
-        "model.embed_tokens.weight": pytest.approx(0.25),
-        "lm_head.weight": pytest.approx(0.25),  # tied
+        "model.embed_tokens.weight": pytest.approx(0.25),  # tied to the head: once
     }
     assert record.other_changes[0].name == "model.norm.weight"
-    assert "model.norm.weight changed (by 50 %), and 2 parameters less" in record.statements[-1]
+    assert "model.norm.weight changed (by 50 %), and 1 parameter less" in record.statements[-1]
+
+
+def test_an_untied_head_counts_for_itself(tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tiny_model_folder, tmp_path / "c", lambda tensors: None)
+    untie(folder)
+    rewritten(folder, lambda t: t["model.embed_tokens.weight"].mul_(1.25), "model.safetensors")
+    rewritten(folder, lambda t: t["lm_head.weight"].mul_(1.5), "model.safetensors")
+    changes = {
+        each.name: each.relative_norm for each in look(tiny_model_folder, folder).other_changes
+    }
+    assert changes == {
+        "lm_head.weight": pytest.approx(0.5),
+        "model.embed_tokens.weight": pytest.approx(0.25),
+    }
+
+
+def untie(folder: Path) -> None:
+    """Give the head weights of its own."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+
+    def copy(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    rewritten(folder, copy, "model.safetensors")
+
+
+def test_what_was_zero_is_no_other_size(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def zero(tensors: dict[str, Tensor]) -> None:
+        tensors["model.norm.weight"].zero_()
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["model.norm.weight"] += 0.5
+        tensors["model.layers.0.input_layernorm.weight"] *= 1.5
+
+    base = checkpoint(tiny_model_folder, tmp_path / "base", zero)
+    record = look(base, checkpoint(base, tmp_path / "c", change))
+    first, second = record.other_changes
+    assert (first.name, first.change) == ("model.layers.0.input_layernorm.weight", "moved")
+    assert (second.name, second.change) == ("model.norm.weight", "from_zero")
+    assert second.norm == pytest.approx(0.5 * 48**0.5)
+    assert second.relative_norm is None
+    assert record.statements[-1].endswith("changed (by 50 %), and 1 other parameter changed too.")
+    text = text_of(audit_page(record))
+    assert "model.norm.weight was zero norm 3.46" in text
+    assert "another size" not in text
+    alone = look(base, checkpoint(base, tmp_path / "d", lambda t: t["model.norm.weight"].add_(0.5)))
+    assert alone.statements[-1].endswith("changed (from zero to a norm of 3.46).")
+
+
+def test_another_size_is_told_and_stands_first(tiny_model_folder: Path, tmp_path: Path) -> None:
+    model = load(tiny_model_folder)
+    model.model.norm.weight.data *= 1.5
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    model.save_pretrained(tmp_path / "c")
+    record = look(tiny_model_folder, tmp_path / "c")
+    assert [each.change for each in record.other_changes][-1] == "moved"
+    assert record.other_changes[0].change == "resized"
+    assert "model.embed_tokens.weight has another size" in record.statements[-1]
+    assert "model.embed_tokens.weight another size" in text_of(audit_page(record))
+
+
+def text_of(page: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -307,92 +371,8 @@ def test_a_checkpoint_that_lacks_weights_is_refused(
         look(tiny_model_folder, folder)
 
 
-def small(folder: Path, **options: Any) -> Path:
-    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
-    LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, **options})).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_hidden_layers": 1}, "no linear layer below the head"),
-        ({"intermediate_size": 80}, r"does not fit model.layers.0.mlp.down_proj"),
-    ],
-)
-def test_an_adapter_of_another_base_is_refused(
-    options: dict[str, Any], message: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
-    base = small(tmp_path / "base", **options)
-    with pytest.raises(ModelError, match=message):
-        look(base, tmp_path / "a", any_base=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_hidden_layers": 1}, "has num_hidden_layers 1"),
-        ({"intermediate_size": 80}, r"is no fine-tuning .* matrices of shape"),
-    ],
-)
-def test_a_checkpoint_of_another_base_is_refused(
-    options: dict[str, Any], message: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelError, match=message):
-        look(tiny_model_folder, small(tmp_path / "other", **options))
-
-
 def test_neither_adapter_nor_checkpoint(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"neither adapter_config.json .* nor config.json"):
         look(tiny_model_folder, tmp_path)
     with pytest.raises(ModelError, match="not a folder"):
         look(tiny_model_folder, tmp_path / "nowhere")
-
-
-# the recorded base
-
-
-def recorded(base: Path, folder: Path, name: str | None) -> Path:
-    adapter(base, folder)
-    return edited(folder, base_model_name_or_path=name)
-
-
-def test_a_base_that_is_recorded_by_its_folder(tiny_model_folder: Path, tmp_path: Path) -> None:
-    copy, other = tmp_path / "copy", tmp_path / "other"
-    shutil.copytree(tiny_model_folder, copy)
-    shutil.copytree(tiny_model_folder, other)
-    weights = load_file(other / "model.safetensors")
-    save_file({n: w + 0.01 for n, w in weights.items()}, other / "model.safetensors")
-    target = recorded(tiny_model_folder, tmp_path / "a", str(tiny_model_folder))
-    assert look(tiny_model_folder, target).warnings == ()
-    assert look(copy, target).warnings == ()  # the same weights under another name
-    with pytest.raises(ModelError, match=r"records .* not .*other.*--any-base"):
-        look(other, target)
-    assert look(other, target, any_base=True).matrices
-
-
-@pytest.mark.parametrize("name", ["meta/Llama-9", "smollm2-135m-instruct", "llama-9"])
-def test_a_base_that_is_recorded_by_another_name(
-    name: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    target = recorded(tiny_model_folder, tmp_path / "a", name)
-    with pytest.raises(ModelError, match=rf"records {name} as its base"):
-        look(tiny_model_folder, target)
-    assert look(tiny_model_folder, target, any_base=True).warnings == ()
-
-
-@pytest.mark.parametrize("name", ["somebody/Tiny-Llama", "tiny-llama", "/elsewhere/tiny-llama/"])
-def test_an_organisation_and_case_do_not_matter(
-    name: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    assert look(tiny_model_folder, recorded(tiny_model_folder, tmp_path / "a", name)).matrices
-
-
-@pytest.mark.parametrize("name", ["/home/me/llama", "./llama", None])
-def test_what_cannot_be_compared_is_said(
-    name: str | None, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    (warning,) = look(tiny_model_folder, recorded(tiny_model_folder, tmp_path / "a", name)).warnings
-    assert ("cannot be told" if name else "does not say") in warning

@@ -18,8 +18,8 @@ from rankwise.report.chart_theme import page_colours
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
-def look(base: Path, target: Path, draws: int = 1) -> AuditRecord:
-    return audit(find_audited(str(base), target), AuditSettings(20, draws))
+def look(base: Path, target: Path, draws: int = 1, top_k: int = 20) -> AuditRecord:
+    return audit(find_audited(str(base), target), AuditSettings(top_k, draws))
 
 
 def score(task: str, difference: float, unit: str = "points") -> AuditScore:
@@ -32,6 +32,7 @@ def score(task: str, difference: float, unit: str = "points") -> AuditScore:
         higher_is_better=unit == "points",
         num_examples=1319,
         num_fewshot=5,
+        chat_template=False,
         limit=None,
         base_score=50.0,
         base_stderr=1.38,
@@ -85,17 +86,47 @@ def test_without_intruders_there_is_no_map_of_them(tiny_model_folder: Path, tmp_
 def test_without_draws_nothing_is_said_of_random_updates(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
+    adapter(tiny_model_folder, tmp_path / "a", std=1e-3)
     record = look(tiny_model_folder, tmp_path / "a", draws=0)
     page = audit_page(record)
     assert ">Gaussian</text>" not in page
     assert not any("andom updates" in sentence for sentence in record.statements)
+    text = tables(page)
+    assert "No matrix has an intruder dimension: there is no map of them" in text
+    assert "there were no random updates to compare with" in text
+    for said in ("0 draws", "under random updates", "Small numbers", "Beside it the same"):
+        assert said not in text
+
+
+def test_without_draws_maps_have_no_random_updates(tiny_model_folder: Path, tmp_path: Path) -> None:
+    source = plant_intruder(tiny_model_folder, tmp_path / "a")
+    text = tables(audit_page(look(tiny_model_folder, source, draws=0)))
+    assert "Intruder dimensions, rank-1 adapter" in text
+    for said in ("under random updates", "means under", "Small numbers"):
+        assert said not in text
+
+
+def test_fewer_vectors_are_said_to_be_so_many(tiny_model_folder: Path, tmp_path: Path) -> None:
+    source = plant_intruder(tiny_model_folder, tmp_path / "a")
+    record = look(tiny_model_folder, source, top_k=5)
+    assert {each.leading for each in record.matrices} == {(5,)}
+    assert any("among the 5 leading directions" in text for text in record.statements)
+    text = tables(audit_page(record))
+    assert "k = 5, ε = 0.5" in text
+    assert "of 5 leading vectors" in text
+    assert "How many of the 5 leading left singular vectors" in text
+    for said in ("k = 10", "10 leading"):
+        assert said not in text
+    assert "among the 10 leading" in tables(audit_page(look(tiny_model_folder, source)))
 
 
 def test_scores_have_their_errors_and_n(with_intruder: AuditRecord) -> None:
     scores = (score("gsm8k", 3.0), score("mmlu", -1.0), score("prose", 0.5, "nats"))
     text = tables(audit_page(with_intruder.model_copy(update={"scores": scores})))
-    assert "gsm8k 5-shot, version 1.0 acc points, higher is better 1,319 50.0 ± 1.4" in text
+    assert (
+        "gsm8k 5-shot, no chat template, version 1.0 acc points, higher is better 1,319 50.0 ± 1.4"
+        in text
+    )
     assert "53.0 ± 1.4 +3.0 +1.0 to +5.0 80 40" in text
     assert "−1.0 −3.0 to +1.0" in text
     assert "nats per token, lower is better" in text

@@ -1,4 +1,4 @@
-"""audit, truncate and scale-intruders from the command line: files, exit codes, and scores."""
+"""audit, truncate and scale-intruders from the command line: files and exit codes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from audited_models import (
-    Q,
-    adapter,
-    checkpoint,
-    edited,
-    load,
-    merged,
-    plant_intruder,
-    rewritten,
-)
+from audited_models import Q, adapter, edited, load, plant_intruder, rewritten
 from test_cli import rankwise, words
 from test_packed_attention import tiny
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise import audit_scores, models
 from rankwise.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_updates
 from rankwise.audit_records import AuditRecord, InterventionRecord
-from rankwise.resident_scorer import ResidentScorer
 from rankwise.store import read_record
-from rankwise.tasks import load_tasks, prepare_task
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -95,120 +82,6 @@ def test_by_default_it_is_written_beside_nothing_else(
     assert result.exit_code == 2
     assert "inside what is audited" in words(result.stderr)
     assert not (tmp_path / "mine" / "audit").exists()
-
-
-# scores
-
-
-def scored(base: Path, target: Path, output: Path, tasks: Path, *more: object) -> AuditRecord:
-    names = ("--tasks", "colours,sums", "--tasks-path", tasks, "--precision", "float32")
-    result = audited(base, target, output, *names, *more)
-    assert result.exit_code == 0, result.stderr
-    return read_record(output / "audit.json", AuditRecord)
-
-
-def test_an_adapter_and_its_merged_checkpoint_have_the_same_scores(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
-) -> None:
-    model = adapter(tiny_model_folder, tmp_path / "a", std=0.5)
-    folder = merged(tiny_model_folder, tmp_path / "m", model)
-    own, full = (
-        scored(tiny_model_folder, target, tmp_path / f"{target.name}-out", tasks_folder)
-        for target in (tmp_path / "a", folder)
-    )
-    assert own.scores == full.scores
-    assert own.precision == "float32"
-    colours, sums = own.scores
-    assert (colours.task, colours.num_examples, sums.num_examples) == ("colours", 26, 8)
-    assert colours.difference == pytest.approx(colours.adapted_score - colours.base_score)
-    assert colours.base_score != colours.adapted_score
-    assert colours.lower < colours.difference < colours.upper
-    assert colours.base_stderr > 0
-    assert colours.num_learned is not None
-    assert colours.num_forgotten is not None
-    net = 100 * (colours.num_learned - colours.num_forgotten) / 26
-    assert net == pytest.approx(colours.difference)
-    said = [text for text in own.statements if text.startswith("On colours it ")]
-    assert "n\u00a0=\u00a026" in said[0]
-    page = (tmp_path / "a-out" / "audit.html").read_text()
-    assert ">Scores</h2>" in page
-    assert "colours" in page
-
-
-def test_scores_are_those_of_peft(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
-) -> None:
-    """The share of right answers, recomputed from log-likelihoods of PEFT's own forward pass."""
-    model = adapter(tiny_model_folder, tmp_path / "a", std=0.5).eval()
-    record = scored(tiny_model_folder, tmp_path / "a", tmp_path / "out", tasks_folder)
-    tokenizer = models.load_tokenizer(tiny_model_folder)
-    found: Any = load_tasks(["colours"], (tasks_folder,))
-    (task,) = found["colours"]
-    prepared = prepare_task(
-        task, tokenizer, max_length=256, num_fewshot=None, limit=None, chat_template=False
-    )
-    by_doc: dict[int, list[float]] = {}
-    with torch.no_grad():
-        for request in prepared.requests:
-            ids = torch.tensor([request.context + request.continuation])
-            logits: Tensor = model(ids).logits.float().log_softmax(-1)
-            own = range(len(request.context) - 1, ids.shape[1] - 1)
-            nats = sum(float(logits[0, at, ids[0, at + 1]]) for at in own)
-            by_doc.setdefault(prepared.instances[request.instance].doc_id, []).append(nats)
-    labels = [int(doc["label"]) for doc in task.task.test_docs()]
-    right = [max(range(len(n)), key=n.__getitem__) == labels[doc] for doc, n in by_doc.items()]
-    assert record.scores[0].metric == "acc"
-    assert record.scores[0].adapted_score == pytest.approx(100 * sum(right) / len(right))
-
-
-def test_limits_and_few_shot_examples_are_as_elsewhere(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
-) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
-    more = ("--limit", 5, "--num-fewshot", 2)
-    record = scored(tiny_model_folder, tmp_path / "a", tmp_path / "out", tasks_folder, *more)
-    for each in record.scores:
-        assert (each.num_examples, each.limit, each.num_fewshot) == (5, 5, 2)
-
-
-def test_a_zero_adapter_scores_as_its_base(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
-) -> None:
-    adapter(tiny_model_folder, tmp_path / "a", std=0.0)
-    record = scored(tiny_model_folder, tmp_path / "a", tmp_path / "out", tasks_folder)
-    assert [each.difference for each in record.scores] == [0.0, 0.0]
-
-
-def test_an_adapter_that_was_not_applied_is_no_result(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter(tiny_model_folder, tmp_path / "a")
-    zero = tmp_path / "zero"
-    adapter(tiny_model_folder, zero, std=0.0)
-    put_on = ResidentScorer.put_on
-    monkeypatch.setattr(ResidentScorer, "put_on", lambda self, name, _: put_on(self, name, zero))
-    names = ("--tasks", "colours", "--tasks-path", tasks_folder)
-    result = audited(tiny_model_folder, tmp_path / "a", tmp_path / "out", *names)
-    assert result.exit_code == 1
-    assert "UnchangedOutputsError" in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_base_that_is_scored_in_a_checkpoint_s_place_is_no_result(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors[f"{Q}.weight"] *= 1.5
-
-    target = checkpoint(tiny_model_folder, tmp_path / "c", change)
-    load_frozen = audit_scores.models.load_frozen
-    monkeypatch.setattr(
-        audit_scores.models, "load_frozen", lambda _, *rest: load_frozen(tiny_model_folder, *rest)
-    )
-    names = ("--tasks", "colours", "--tasks-path", tasks_folder)
-    result = audited(tiny_model_folder, target, tmp_path / "out", *names)
-    assert result.exit_code == 1
-    assert "UnchangedOutputsError" in result.stderr
 
 
 # refusals
@@ -347,6 +220,57 @@ def test_a_checkpoint_has_no_adapter_to_scale(tiny_model_folder: Path, tmp_path:
     )
     assert result.exit_code == 2
     assert "only an adapter's update can be scaled" in words(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--factor", "nan"), "--factor"),
+        (("--factor", "inf"), "--factor inf is not a finite number"),
+        (("--factor", 0, "--epsilon", "nan"), "--epsilon"),
+        (("--factor", "1e300"), "--factor 1e+300: "),
+        (("--factor", "1e308"), "--factor 1e+308: "),
+        (("--factor", -1), "--factor"),
+        (("--factor", 0, "--epsilon", 2), "--epsilon"),
+        (("--factor", 0, "--k", 0), "--k"),
+        (("--factor", 0, "--rank", 0), "--rank"),
+    ],
+)
+def test_numbers_that_scale_nothing_are_refused(
+    options: tuple[object, ...], message: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    source = plant_intruder(tiny_model_folder, tmp_path / "a")
+    result = rankwise(
+        *("scale-intruders", source, "--base", tiny_model_folder),
+        *(*options, "--output", tmp_path / "out"),
+    )
+    assert result.exit_code == 2, result.stderr
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert message in words(result.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        ("audit", "--top-k", "nan"),
+        ("audit", "--top-k", 0),
+        ("audit", "--null-draws", -1),
+        ("audit", "--limit", "inf"),
+        ("truncate", "--rank", "nan"),
+        ("truncate", "--rank", 0),
+    ],
+)
+def test_options_without_meaning_are_refused(
+    verb: str, option: str, value: object, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    adapter(tiny_model_folder, tmp_path / "a")
+    base = (tiny_model_folder,) if verb == "audit" else ()
+    arguments = (verb, *base, tmp_path / "a", "--output", tmp_path / "out", option, value)
+    result = rankwise(*arguments)
+    assert result.exit_code == 2
+    assert option in words(result.stderr)
+    assert not (tmp_path / "out").exists()
 
 
 # other architectures

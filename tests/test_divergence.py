@@ -192,7 +192,7 @@ SMALL = ("evaluation.out_of_domain=[]", "evaluation.held_out_text=[]")
 
 def test_a_study_compares_the_base_and_every_lora_run(study_file: Path, tmp_path: Path) -> None:
     outcome, recorder = run(study_file, tmp_path / "study", *SMALL)
-    assert names(recorder)[-4:-1] == [
+    assert names(recorder)[-5:-2] == [
         ("base", "divergence"),
         ("colours-lora-r002-a004-s0", "divergence"),
         ("colours-lora-r004-a008-s0", "divergence"),

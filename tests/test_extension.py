@@ -56,7 +56,8 @@ def test_more_items_are_scored_and_none_again(
         monkeypatch.setattr(ResidentScorer, name, counted(name))
     grown, stages = run(extended(config, Extension(num_items=3)), tmp_path / "grown")
     models = {"base", grown.results.study.runs[0].name}
-    assert set(stages) == {(model, t) for model in models for t in (task, "small_prose")}
+    scored = {(model, t) for model in models for t in (task, "small_prose")}
+    assert set(stages) == scored | {("heads", "heads")}  # which read more prompts now
     items = {"colours": 2 + 2 + 3, "sums": 3}[task]
     assert sorted(asked) == sorted([items, 3] * 2)  # of each model: new options or prompts, prose
     monkeypatch.undo()

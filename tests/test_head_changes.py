@@ -19,6 +19,7 @@ from rankwise.head_changes import (
     HeadChangeTally,
     norms_of_factors,
     norms_of_matrices,
+    relative_change,
     share_maps,
 )
 from rankwise.head_layouts import head_layouts
@@ -131,3 +132,8 @@ def test_what_is_not_adapted_has_no_share(tmp_path: Path) -> None:
     assert found[0].values == found[1].values
     assert share_maps(layouts, lambda part, is_rows: None) == ()
     assert share_maps(layouts, lambda part, is_rows: 0.0) == ()
+
+
+def test_relative_change_has_a_number_where_nothing_was_or_nothing_moved() -> None:
+    moved, size = torch.tensor([0.0, 1.0, 0.0, 2.0]), torch.tensor([2.0, 2.0, 0.0, 0.0])
+    assert relative_change(moved, size).tolist() == [0.0, 0.5, 0.0, 1.0]

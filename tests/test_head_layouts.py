@@ -116,6 +116,15 @@ def test_layouts_that_are_not_known_are_refused_by_name() -> None:
         head_layouts(transformers.BloomForCausalLM(config))
 
 
+def test_a_c_attn_that_is_laid_out_head_by_head_is_refused() -> None:
+    """GPT-BigCode without multi-query attention: a linear layer, unlike GPT-2's Conv1D."""
+    config: Any = transformers.GPTBigCodeConfig(
+        vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4, multi_query=False
+    )
+    with pytest.raises(ModelError, match=r"GPTBigCode.*c_attn"):
+        head_layouts(transformers.GPTBigCodeForCausalLM(config))
+
+
 def test_queries_that_carry_a_gate_are_refused() -> None:
     model = tiny("Llama")
     for layer in model.model.layers:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import conftest
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from observers import Recorder
 from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
 from test_cli import rankwise, words
 
 from rankwise import models
@@ -21,7 +23,14 @@ from rankwise.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.head_answers import continuations, item_values, questions
 from rankwise.head_interventions import Head
 from rankwise.head_layouts import head_layouts
-from rankwise.head_records import HeadChanges, HeadRepair, TaskHeadEffects
+from rankwise.head_records import (
+    HeadChanges,
+    HeadEffect,
+    HeadEstimate,
+    HeadRepair,
+    TaskHeadEffects,
+)
+from rankwise.head_repair import _Search
 from rankwise.planning import plan_study
 from rankwise.scoring import LogLikelihood
 from rankwise.store import StudyFolder, read_record
@@ -218,7 +227,36 @@ def test_a_screen_scores_the_first_heads_exactly(
     most = max(abs(e["expected_nats"]) for e in screened if not e["is_scored"])
     assert len(scored) == 5
     assert least >= most
-    assert -1 <= content["screen"]["rank_correlation"] <= 1
+    assert content["num_candidates"] == 8
+    expected = {(e["layer"], e["head"]): e["expected_nats"] for e in screened}
+    exact = {(e["layer"], e["head"]): e["effect"]["estimate"] for e in content["answers"]}
+    by_hand = spearmanr([expected[h] for h in exact], list(exact.values())).statistic
+    assert content["screen"]["rank_correlation"] == pytest.approx(by_hand)
+
+
+def test_few_items_or_heads_take_nothing_from_what_is_there(
+    finished: Finished, ablated: dict[str, TaskHeadEffects]
+) -> None:
+    """A screen of heads that were all scored is answered by them; a trial stands behind."""
+    asked = ("--run", finished.lora.name, "--tasks", "colours", "--json")
+    (content,) = json.loads(finished.heads(*asked, "--top", 3).stdout)["effects"]
+    assert content["fingerprint"] == ablated["colours"].fingerprint
+    (content,) = json.loads(finished.heads(*asked, "--items", 4).stdout)["effects"]
+    assert content["num_items"] == 4
+    (lora, _) = finished.folder.read_results().runs
+    (kept,) = (each for each in lora.head_effects if each.task == "colours")
+    assert kept == ablated["colours"]
+
+
+def test_effects_on_a_task_that_has_changed_are_not_shown(
+    finished: Finished, ablated: dict[str, TaskHeadEffects]
+) -> None:
+    study = finished.results.study
+    name = finished.lora.name
+    assert {each.task for each in finished.folder.head_effects(study, name)} == set(ablated)
+    changed = study.task_fingerprints | {"hues": "of other items"}
+    study = study.model_copy(update={"task_fingerprints": changed})
+    assert {each.task for each in finished.folder.head_effects(study, name)} == {"colours"}
 
 
 def test_a_full_fine_tuning_is_ablated_by_means_and_not_reverted(finished: Finished) -> None:
@@ -291,29 +329,34 @@ def planted(
     (folder / "adapter_config.json").write_text(config)
 
 
-def test_a_planted_head_is_found_reverted_and_written_out(
-    finished: Finished, tmp_path: Path
-) -> None:
-    """Delta is in two heads alone and only harms: without both, the base is back, bit by bit."""
-    planted(finished, tmp_path / "adapter", [Head(0, 1), Head(1, 2)], 1.5)
-    entry = json.dumps([{"adapter": str(tmp_path / "adapter"), "name": "planted"}])
+def imported(finished: Finished, root: Path) -> tuple[StudyFolder, str, Any]:
+    """A study of the planted adapter alone: its folder, the run and the results."""
+    entry = json.dumps([{"adapter": str(root / "adapter"), "name": "planted"}])
     config = load_config(
         finished.file,
         ["methods.lora=null", "methods.full=null", f"methods.imported={entry}",
          "evaluation.limit=26"],
     )  # fmt: skip
-    folder = StudyFolder(tmp_path / "study")
+    folder = StudyFolder(root / "study")
     results = run_study(plan_study(config), folder, Recorder()).results
-    (run,) = results.study.runs
-    asked = ("--run", run.name, "--tasks", "colours,hues", "--mode", "revert")
+    return folder, results.study.runs[0].name, results
+
+
+def test_a_planted_head_is_found_reverted_and_written_out(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """Delta is in two heads alone and only harms: without both, the base is back, bit by bit."""
+    planted(finished, tmp_path / "adapter", [Head(0, 1), Head(1, 2)], 1.5)
+    folder, name, results = imported(finished, tmp_path)
+    asked = ("--run", name, "--tasks", "colours,hues", "--mode", "revert")
     answered = rankwise("heads", folder.root, *asked)
     assert answered.exit_code == 0, answered.output
-    by_task = {each.task: each for each in folder.head_effects(run.name)}
+    by_task = {each.task: each for each in folder.head_effects(results.study, name)}
     for effects in by_task.values():
         none = [e for e in effects.answers if (e.layer, e.head) not in {(0, 1), (1, 2)}]
         assert all(each.effect.estimate == pytest.approx(0.0, abs=1e-6) for each in none)
         assert all(each.beyond_control is None for each in effects.answers)
-    repair = read_record(folder.head_repair_file(run.name), HeadRepair)
+    repair = read_record(folder.head_repair_file(name), HeadRepair)
     assert set(repair.heads) == {(0, 1), (1, 2)}
     assert (repair.in_domain, repair.others) == (("colours",), ("hues",))
     assert repair.projection_error == 0.0
@@ -321,13 +364,62 @@ def test_a_planted_head_is_found_reverted_and_written_out(
         assert task.num_items == 13
         assert task.repaired_score == pytest.approx(task.base_score)
         assert task.effect_nats.estimate > 0
+        assert task.lost_nats.estimate == pytest.approx(-task.effect_nats.estimate)
         assert task.random_nats == pytest.approx(0.0, abs=1e-6)
     written = load_frozen_adapter(
         models.load_frozen(finished.plan.base.folder, "float32", torch.device("cpu")),
-        folder.repaired_folder(run.name),
+        folder.repaired_folder(name),
         torch.float32,
     )
     assert written.is_zero_update
     assert "repaired adapter: runs" in answered.stdout
     gains = np.diff([0.0, *repair.selection_gain_nats])
     assert (gains > 0).all()
+    # screened by the same items as chosen: the same set, and no head is lost on the way
+    shutil.rmtree(folder.model_folder(name) / "heads")
+    answered = rankwise("heads", folder.root, *asked, "--top", 2)
+    assert answered.exit_code == 0, answered.output
+    screened = folder.head_repair(name)
+    assert screened is not None
+    assert set(screened.heads) == {(0, 1), (1, 2)}
+    assert len(folder.head_effects(results.study, name)[0].answers) == 2
+    # what the repair was made from has gone: it is not shown any more
+    shutil.rmtree(folder.model_folder(name) / "heads" / "effects")
+    (run,) = folder.read_results().runs
+    assert run.head_repair is None
+
+
+def plan_effects(chosen: list[float], own: list[float]) -> list[TaskHeadEffects]:
+    """What reverting each head does elsewhere and in-domain, on the items sets are chosen by."""
+
+    def of(task: str, relation: Any, nats: list[float]) -> TaskHeadEffects:
+        flat = HeadEstimate(estimate=0, stderr=1, lower=-1, upper=1, p_value=1)
+        answers = tuple(
+            HeadEffect(layer=0, head=n, effect=flat, control=flat, beyond_control=None)
+            for n in range(len(nats))
+        )
+        return TaskHeadEffects.model_construct(
+            relation=relation, answers=answers, first_half_nats=tuple(nats), screen=None
+        )
+
+    return [of("own", "in_domain", own), of("other", "out_of_domain", chosen)]
+
+
+def test_a_head_that_costs_more_than_it_restores_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Head 0 restores 0.5 and costs 0.9, head 1 restores 0.3 and costs 0.1: only 1 is worth it."""
+    own, other = [-0.9, -0.1, 0.0], [0.5, 0.3, 0.0]
+    effects = plan_effects(other, own)
+    search = _Search(cast(Any, None), cast(Any, None), (), effects)
+    asked_of: list[bool] = []
+
+    def nats(sets: Any, asked: Any, *, first: bool) -> list[list[float]]:
+        asked_of.append(first)
+        return [[sum(by[h.head] for h in heads) for by in (own, other)] for heads in sets]
+
+    monkeypatch.setattr(search, "nats", nats)
+    chosen, gains = search.greedy([])
+    assert chosen == [Head(0, 1)]
+    assert gains == pytest.approx([0.2])
+    assert all(asked_of)  # never the items that the set is judged by

@@ -12,8 +12,6 @@ from rankwise.heads import (
     attention_entropy,
     column_norms_squared,
     first_token_mass,
-    mean_over_queries,
-    relative_change,
     row_norms_squared,
 )
 
@@ -39,17 +37,9 @@ def test_divergence_is_nothing_of_equal_and_ln_2_of_disjoint_distributions() -> 
     assert torch.equal(found, attention_divergence(q, p))
 
 
-def test_first_token_mass_and_means_over_the_queries_that_count() -> None:
+def test_first_token_mass_is_the_weight_of_the_first_key() -> None:
     weights = torch.tensor([[[1.0, 0.0], [0.2, 0.8]], [[1.0, 0.0], [0.6, 0.4]]])
-    mass = first_token_mass(weights)
-    counts = torch.tensor([False, True])
-    assert mean_over_queries(mass, counts).tolist() == pytest.approx([0.2, 0.6])
-
-
-def test_relative_change_is_per_head_and_zero_heads_have_none() -> None:
-    before = torch.stack([torch.ones(3, 2), torch.full((3, 2), 2.0), torch.zeros(3, 2)])
-    after = torch.stack([torch.ones(3, 2), torch.full((3, 2), 3.0), torch.zeros(3, 2)])
-    assert relative_change(before, after).tolist() == pytest.approx([0.0, 0.5, 0.0])
+    assert torch.equal(first_token_mass(weights), torch.tensor([[1.0, 0.2], [1.0, 0.6]]))
 
 
 def test_half_precision_is_measured_in_float32() -> None:

@@ -105,6 +105,18 @@ def test_half_precision_factors_are_cut_as_their_exact_values() -> None:
     assert torch.equal(delta(found.updates["x"]), delta(expected.updates["x"]))
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf, -math.inf])
+def test_a_factor_that_is_not_finite_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match="is no factor"):
+        scaled_intruders({"layer": planted([0.01])}, of(base_matrix()), factor)
+
+
+@pytest.mark.parametrize("epsilon", [math.nan, -0.1, 1.5])
+def test_an_epsilon_that_is_no_cosine_is_refused(epsilon: float) -> None:
+    with pytest.raises(ValueError, match="is no epsilon"):
+        scaled_intruders({"layer": planted([0.01])}, of(base_matrix()), 0.0, epsilon=epsilon)
+
+
 def test_no_rank_is_refused() -> None:
     with pytest.raises(ValueError, match="0 is not a rank"):
         truncated_updates({"one": planted([1.0])}, 0)

@@ -64,3 +64,21 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight[2, 2] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
         refined_svd(weight)
+
+
+@pytest.mark.parametrize("gap", [1.2e-6, 1e-5, 1e-4])
+def test_close_values_keep_orthonormal_vectors(gap: float) -> None:
+    """Turns among twenty neighbours are not small, and their squares were left in the vectors."""
+    generator = torch.Generator().manual_seed(3)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, 150, generator=generator, dtype=torch.float64)).Q
+        for n in (200, 150)
+    )
+    S = torch.linspace(1.0, 0.1, 150, dtype=torch.float64)
+    S[40:60] = S[40] - gap * torch.arange(20)
+    weight = (left * S @ right.T).float()
+    found = refined_svd(weight, 100)
+    for vectors in (found.U.T, found.Vh):
+        gram = vectors @ vectors.T
+        assert torch.allclose(gram, torch.eye(len(gram)), atol=5e-6)
+    assert torch.allclose(found.U * found.S @ found.Vh, weight, atol=2e-5)

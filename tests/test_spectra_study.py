@@ -18,14 +18,14 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_score_worker import save_dora
 
-from rankwise import models
+from rankwise import models, spectra_worker
 from rankwise.adapter_files import WEIGHTS_FILE
 from rankwise.errors import ModelError
 from rankwise.planning import plan_study
 from rankwise.report.sections import study_sections
 from rankwise.spectra_records import MatrixSpectrum, SpectraRecord
 from rankwise.status import study_status
-from rankwise.store import StudyFolder
+from rankwise.store import StudyFolder, read_record
 from rankwise.study import run_study
 from rankwise.study_file import load_config
 from rankwise.terminal import status_table
@@ -352,18 +352,48 @@ def test_weights_that_are_not_finite_are_said_to_have_diverged(
     assert not any(left_over(tmp_path / "study").values())
 
 
-def test_weights_that_are_spoilt_later_are_named(finished: Finished) -> None:
-    """An adapter is noted and has no matrices; a checkpoint stops the study."""
-    for name in (R4, FULL):
-        (weights,) = weights_folders(finished.folder, name)
-        copied(Finished(finished.file, finished.folder), name, finished.folder / name, math.nan)
-        shutil.rmtree(weights)
-        (finished.folder / name).rename(weights)
-        (weights.parent / "spectra.json").unlink()
-        if name == R4:
-            outcome, _ = run(finished.file, finished.folder)
-            said = outcome.results.runs[1].spectra.not_analysed
-            assert "self_attn.k_proj: the update holds NaN or infinite weights" in said
-            assert outcome.results.runs[2].spectra is not None
-    with pytest.raises(ModelError, match=r"NaN or infinite weights in model\.layers\.1.*v_proj"):
-        run(finished.file, finished.folder)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (R4, r"self_attn\.k_proj: the update holds NaN or infinite weights"),
+        (FULL, r"NaN or infinite weights in model\.layers\.1.*v_proj"),
+    ],
+)
+def test_weights_that_are_spoilt_later_stop_the_study(
+    finished: Finished, name: str, said: str
+) -> None:
+    (weights,) = weights_folders(finished.folder, name)
+    copied(Finished(finished.file, finished.folder), name, finished.folder / name, math.nan)
+    shutil.rmtree(weights)
+    (finished.folder / name).rename(weights)
+    (weights.parent / "spectra.json").unlink()
+    for _ in range(2):  # nothing was written that would be believed
+        with pytest.raises(ModelError, match=said):
+            run(finished.file, finished.folder)
+
+
+def test_a_base_that_is_stored_quantised_has_no_weights_to_look_into(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in finished.folder.glob("runs/*/spectra.json"):
+        path.unlink()
+    monkeypatch.setattr(spectra_worker, "is_quantised", lambda _: True)
+    outcome, recorder = run(finished.file, finished.folder)
+    assert recorder.done == pytest.approx(recorder.work[0] - recorder.work[1])
+    for model in outcome.results.runs:
+        assert model.spectra is not None
+        assert model.spectra.matrices == ()
+        assert "stored quantised" in (model.spectra.not_analysed or "")
+
+
+def test_full_fine_tuning_is_looked_into_where_any_adapter_is(finished: Finished) -> None:
+    """Also where the adapters' own records are there already, and targets are a pattern."""
+    (path,) = (p for p in finished.folder.glob("runs/*/spectra.json") if FULL in p.parent.name)
+    before = read_record(path, SpectraRecord)
+    path.unlink()
+    for config in finished.folder.glob("runs/*/adapter/adapter_config.json"):
+        content = json.loads(config.read_text())
+        config.write_text(json.dumps(content | {"target_modules": r".*self_attn\.[qkvo]_proj"}))
+    run(finished.file, finished.folder)
+    after = read_record(path, SpectraRecord)
+    assert [m.module for m in after.matrices] == [m.module for m in before.matrices]

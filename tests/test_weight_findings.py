@@ -120,7 +120,7 @@ def test_a_planted_growth_is_found_by_module_and_over_all() -> None:
     assert trends[ALL_MODULES].norms == pytest.approx(both)
     (statement,) = (each for each in part.statements if each.startswith("The norm"))
     slope = trends[ALL_MODULES].logarithmic.slope
-    assert f"grows by {slope.estimate:.3g} ({slope.lower:.3g} to" in statement
+    assert f"changes by {slope.estimate:+.3g} ({slope.lower:+.3g} to" in statement
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,9 @@ def test_what_falls_with_forgetting_has_the_other_sign() -> None:
     rho = association(found(planted_study(SAME, kept)), "intruders", "retention loss").correlation
     assert rho is not None
     assert rho.estimate == pytest.approx(-1.0)
+    many = found(planted_study(SAME, kept, seeds=(0, 1, 2)))
+    (said,) = (each for each in many.statements if "go with retention loss" in each)
+    assert "is refuted (the more of them, the less is forgotten)" in said
     text = {rank: 2.5 + 0.1 * math.log2(rank) for rank in RANKS}  # and lose more of prose
     part = found(planted_study(SAME, kept, held_out_loss_nats=text))
     for measure in ("intruders", "norm of the update"):

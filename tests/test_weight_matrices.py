@@ -83,6 +83,24 @@ def test_half_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(found, model.get_submodule(Q).weight)
 
 
+def test_files_are_not_rounded_to_what_the_config_says(tmp_path: Path) -> None:
+    model = saved(tmp_path, "llama")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    (found,) = weight_matrices(tmp_path, [Q]).values()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, model.get_submodule(Q).weight)
+
+
+def test_a_quantised_model_has_no_weights(tmp_path: Path) -> None:
+    saved(tmp_path, "llama")
+    path = tmp_path / "config.json"
+    how = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | how))
+    with pytest.raises(ModelError, match="quantised"):
+        weight_matrices(tmp_path, [Q])
+
+
 @pytest.mark.parametrize("name", ["model.layers.2.self_attn.q_proj", "model.embed_tokens", ""])
 def test_what_is_no_linear_layer_is_named(tmp_path: Path, name: str) -> None:
     saved(tmp_path, "llama")

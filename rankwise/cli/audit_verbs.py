@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -211,17 +212,20 @@ def scale_intruders(
     """
     quiet_libraries()
     from rankwise.audit import find_audited
-    from rankwise.errors import ModelError
+    from rankwise.errors import ConfigError, ModelError
     from rankwise.interventions import scaled_intruders
     from rankwise.spectral_cache import SpectralCache
     from rankwise.weight_matrices import weight_matrices
 
+    _refuse_not_finite("scale-intruders", {"--factor": factor, "--epsilon": epsilon})
     with _usage_errors():
         _refuse_replacing(output)
         audited = find_audited(base, adapter, any_base=any_base, report=note)
         if audited.kind != "adapter":
             raise ModelError(f"{adapter} is a checkpoint; only an adapter's update can be scaled.")
         weights = weight_matrices(audited.base.folder, list(audited.updates))
+    for warning in audited.warnings:
+        note(f"warning: {warning}")
     cache = SpectralCache()
     with _Counted("looking for intruders, layers", len(weights)) as bar:
 
@@ -229,9 +233,12 @@ def scale_intruders(
             bar.add(1)
             return cache.svd(weights[name])
 
-        found = scaled_intruders(
-            audited.updates, decomposed, factor, k=k, epsilon=epsilon, rank=rank
-        )
+        try:
+            found = scaled_intruders(
+                audited.updates, decomposed, factor, k=k, epsilon=epsilon, rank=rank
+            )
+        except ValueError as error:
+            raise ConfigError("scale-intruders", [f"--factor {factor:g}: {error}"]) from error
     changed = Changed("scaled_intruders", rank, factor, k, epsilon)
     record = _written(adapter, output, audited.updates, found.intervened, changed, found)
     if as_json:
@@ -339,6 +346,19 @@ def _refuse_inside(target: Path, output: Path) -> None:
     if inside in (output.resolve(), *output.resolve().parents):
         problem = f"--output {output} is inside what is audited; choose another folder"
         raise ConfigError("audit", [problem])
+
+
+def _refuse_not_finite(verb: str, options: Mapping[str, float]) -> None:
+    """NaN is below no bound, so it passes those of the options."""
+    from rankwise.errors import ConfigError
+
+    problems = [
+        f"{name} {value} is not a finite number; give one"
+        for name, value in options.items()
+        if not math.isfinite(value)
+    ]
+    if problems:
+        raise ConfigError(verb, problems)
 
 
 def _refuse_replacing(output: Path) -> None:

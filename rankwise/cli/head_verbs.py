@@ -75,7 +75,7 @@ def heads(
         bool,
         typer.Option(
             "--keys-and-values",
-            help="Revert also the rows of k and v that a head shares with its group.",
+            help="Revert also rows of k and v that a head shares with its group.",
         ),
     ] = False,
     as_json: Json = False,
@@ -84,11 +84,12 @@ def heads(
 
     Every head of the trained model, one at a time, and of the base as control:
     exact effects with errors, corrected over the heads. With --mode revert the
-    adapter loses its delta of one head (rows of q, columns of o); the base's
-    control is the delta of that head alone. Where a task is in-domain and
-    another is not, a set of heads whose reversion restores the other at least
-    cost is then chosen on half of the items, confirmed on the other half, and
-    written as an adapter to runs/ID/heads/repaired.
+    adapter loses its delta of one head (rows of q, columns of o, rows of k and
+    v that no other head reads); the base's control is the delta of that head
+    alone. Where a task is in-domain and another is not, a set of heads whose
+    reversion restores the other at least cost is then chosen on half of the
+    items, confirmed on the other half, and written as an adapter to
+    runs/ID/heads/repaired.
 
     The study's folder keeps the records and its report shows them; asked again,
     what is there is not computed again.

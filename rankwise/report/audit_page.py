@@ -141,13 +141,7 @@ def _size_section(record: AuditRecord) -> Section:
 
 
 def _direction_section(record: AuditRecord) -> Section:
-    draws = quantities.counted(record.null_draws, "draw")
-    remarks = [
-        "Singular vectors after training beside the base's own, and beside what random updates of "
-        f"the same size do to them ({draws} of each kind: Gaussian, of the same norm; Haar, of the "
-        "same singular values). Vectors of near-equal singular values turn freely, so a low "
-        "similarity says something only where random updates have a higher one.",
-    ]
+    remarks = [_beside_random(record)]
     found = list[SpectrumMap]()
     if has_layers(record.matrices):
         found.append(turned_map(_label(record), record.matrices))
@@ -155,11 +149,25 @@ def _direction_section(record: AuditRecord) -> Section:
         if any(any(panel.values.values()) for panel in intruders.panels):
             found.append(intruders)
         else:
-            remarks.append(
-                "No matrix has an intruder dimension, nor would one under random updates: there "
-                "is no map of them."
-            )
+            also = ", nor would one under random updates" if record.null_draws else ""
+            remarks.append(f"No matrix has an intruder dimension{also}: there is no map of them.")
     return Section("directions", "What it turns", tuple(remarks), tuple(_maps(found)))
+
+
+def _beside_random(record: AuditRecord) -> str:
+    if not record.null_draws:
+        return (
+            "Singular vectors after training beside the base's own. Vectors of near-equal singular "
+            "values turn freely, so a low similarity by itself says little: there were no random "
+            "updates to compare with, as none were asked for."
+        )
+    draws = quantities.counted(record.null_draws, "draw")
+    return (
+        "Singular vectors after training beside the base's own, and beside what random updates of "
+        f"the same size do to them ({draws} of each kind: Gaussian, of the same norm; Haar, of the "
+        "same singular values). Vectors of near-equal singular values turn freely, so a low "
+        "similarity says something only where random updates have a higher one."
+    )
 
 
 def _maps(found: list[SpectrumMap]) -> Iterator[Figure]:

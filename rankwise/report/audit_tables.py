@@ -10,9 +10,9 @@ from rankwise.report.summaries import EMPTY, Cell, Heading
 from rankwise.report.tables import RowGroup, Table, metric_name
 from rankwise.spectra_records import (
     INTRUDER_EPSILON,
-    INTRUDER_K,
     MatrixSpectrum,
     VectorChange,
+    intruder_k,
     intruders_of,
 )
 from rankwise.weight_findings import similarity
@@ -32,7 +32,7 @@ def matrix_table(record: AuditRecord) -> Table:
         Heading("Effective rank"),
         Heading("Energy rank", "90 %"),
         Heading("Energy rank", "99 %"),
-        Heading("Intruders", f"k = {INTRUDER_K}, ε = {INTRUDER_EPSILON}"),
+        Heading("Intruders", f"k = {intruder_k(record.matrices)}, ε = {INTRUDER_EPSILON}"),
         Heading("Similarity left", "mean |cos|, same index"),
         Heading("Similarity right", "mean |cos|, same index"),
         Heading("Best match left", "mean |cos|"),
@@ -50,10 +50,18 @@ def matrix_table(record: AuditRecord) -> Table:
     most = max(each.leading[-1] for each in record.matrices)
     caption = (
         f"Similarities and overlap are over the {most} leading singular vectors, or the matrix's "
-        "own number. Small numbers are what random updates have: Gaussian (same norm), Haar (same "
-        "singular values)."
+        f"own number. {_small_numbers(record, '')}"
     )
     return Table(caption, headings, groups)
+
+
+def _small_numbers(record: AuditRecord, where: str) -> str:
+    if not record.null_draws:
+        return "No random updates were drawn to compare with."
+    return (
+        f"Small numbers{where} are what random updates have: Gaussian (same norm), Haar (same "
+        "singular values)."
+    )
 
 
 def _matrix_cells(matrix: MatrixSpectrum, record: AuditRecord) -> tuple[Cell, ...]:
@@ -107,10 +115,8 @@ def kind_table(record: AuditRecord) -> Table:
     ]
     if len(kinds) > 1:
         rows.append(_kind_cells("all", list(record.matrices), record))
-    caption = (
-        "All matrices of a kind as one. Small numbers under intruders and similarity are what "
-        "random updates have: Gaussian (same norm), Haar (same singular values)."
-    )
+    small = _small_numbers(record, " under intruders and similarity")
+    caption = f"All matrices of a kind as one. {small}"
     return Table(caption, headings, (RowGroup("", "", tuple(rows)),))
 
 
@@ -170,7 +176,8 @@ def score_table(record: AuditRecord) -> Table:
 
 def _score_cells(score: AuditScore) -> tuple[Cell, ...]:
     unit = score.unit
-    asked = f"{score.num_fewshot}-shot, version {score.task_version}"
+    prompt = "chat template" if score.chat_template else "no chat template"
+    asked = f"{score.num_fewshot}-shot, {prompt}, version {score.task_version}"
     direction = "higher" if score.higher_is_better else "lower"
     counts = [
         EMPTY if number is None else Cell(quantities.count(number))
@@ -201,18 +208,25 @@ def _score_cells(score: AuditScore) -> tuple[Cell, ...]:
 
 def other_table(changes: tuple[OtherChange, ...]) -> Table:
     """The largest changes of parameters that are no linear layers."""
-    rows = tuple(
-        (
-            Cell(each.name),
-            Cell("another size")
-            if each.relative_norm is None
-            else Cell(quantities.share(each.relative_norm)),
-        )
-        for each in changes[:MOST_OTHERS]
-    )
+    shown = changes[:MOST_OTHERS]
+    rows = tuple((Cell(each.name), _other_cell(each)) for each in shown)
     more = len(changes) - len(rows)
     caption = "‖after − before‖ / ‖before‖, largest first." + (
         f" {quantities.count(more)} more are in audit.json." if more else ""
     )
     headings = (Heading("Parameter"), Heading("Relative change"))
     return Table(caption, headings, (RowGroup("", "", rows),))
+
+
+def _other_cell(change: OtherChange) -> Cell:
+    match change.change:
+        case "moved":
+            return Cell(quantities.share(change.relative_norm or 0.0))
+        case "from_zero":
+            return Cell("was zero", f"norm {change.norm:.3g}")
+        case "resized":
+            return Cell("another size")
+        case "added":
+            return Cell("not in the base")
+        case "removed":
+            return Cell("not in the checkpoint")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import altair as alt
 
-from rankwise.head_findings import MODE_NAMES, HeadsOfRun, TrainTaskHeads
+from rankwise import quantities
+from rankwise.head_findings import HeadsOfRun, TrainTaskHeads, intervention, mode_name
 from rankwise.head_records import ChangeMeasure, HeadChanges, HeadMap, TaskHeadEffects
 from rankwise.report.drawing import Layers
 from rankwise.report.layer_map import MapPanel, MapScale, layer_map
 from rankwise.results import ModelResults
 
 MOST_PANELS, MOST_COLUMNS = 4, 72
-"""Of one chart; with many heads fewer panels fit."""
+"""Of one chart; with many heads fewer panels fit. What does not fit has a chart of its own."""
 
 MEASURE_TITLES: dict[ChangeMeasure, str] = {
     "entropy": "Entropy, nats",
@@ -22,8 +24,17 @@ MEASURE_TITLES: dict[ChangeMeasure, str] = {
     "first_token_mass": "First token, %",
     "output": "Output, %",
 }
+_MEASURES_IN_WORDS: dict[ChangeMeasure, str] = {
+    "entropy": "signed change of the entropy of the attention",
+    "divergence": "Jensen-Shannon divergence of the attention from the base's (at most 0.69)",
+    "first_token_mass": "signed change of the mass on the first token",
+    "output": "relative change of the output",
+}
 _SIGNED = ("entropy", "first_token_mass")
 _IN_PERCENT = ("first_token_mass", "output")
+
+
+_T = TypeVar("_T")
 
 
 class HeadFigure(NamedTuple):
@@ -58,100 +69,144 @@ class HeadFigure(NamedTuple):
 def head_figures(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> Iterator[HeadFigure]:
     """All maps of one trained task, each where it was measured."""
     changed = {
-        run.option.label: changes
+        run.run: changes
         for run in _first_of_options(found.runs)
         if (changes := models[run.run].head_changes) is not None and changes.changes
     }
     if changed:
-        yield _by_run(changed)
-        label = list(changed)[-1]
-        adapters = [run.option.label for run in found.runs if run.option.rank is not None]
-        yield _by_measure(*_last(changed, adapters[-1] if adapters else label))
-    labels = {run.run: run.option.label for run in found.runs}
+        yield _by_run(found, changed)
+        adapters = [run.run for run in found.runs if run.option.rank is not None]
+        shown = [name for name in changed if name in adapters] or list(changed)
+        yield from _by_measure(found.labels[shown[-1]], changed[shown[-1]])
     for model in models.values():
-        modes = dict.fromkeys(each.mode for each in model.head_effects)
-        for mode in modes:
-            own = [each for each in model.head_effects if each.mode == mode]
-            yield _beside_effects(model, labels.get(model.name, model.name), own)
-
-
-def _last(changed: Mapping[str, HeadChanges], label: str) -> tuple[str, HeadChanges]:
-    return label, changed.get(label) or list(changed.values())[-1]
+        kinds = dict.fromkeys((each.mode, each.keys_and_values) for each in model.head_effects)
+        for kind in kinds:
+            own = [each for each in model.head_effects if (each.mode, each.keys_and_values) == kind]
+            yield from _beside_effects(model, found.labels[model.name], own)
 
 
 def _first_of_options(runs: Sequence[HeadsOfRun]) -> list[HeadsOfRun]:
     """The first run of each option, ranks from small to large and then full."""
-    first = list({run.option.label: run for run in reversed(runs)}.values())
-    return sorted(first, key=lambda run: run.option.rank or float("inf"))
+    first: dict[str, HeadsOfRun] = {}
+    for run in runs:
+        first.setdefault(run.option.label, run)
+    return sorted(first.values(), key=lambda run: run.option.rank or float("inf"))
 
 
-def _by_run(changed: Mapping[str, HeadChanges]) -> HeadFigure:
+def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> HeadFigure:
     """How far the heads' outputs moved, run by run."""
     maps = {
-        label: found.values
-        for label, changes in changed.items()
-        if (found := changes.change("output")) is not None
+        found.labels[name]: output.values
+        for name, changes in changed.items()
+        if (output := changes.change("output")) is not None
     }
     width = max(len(row) for values in maps.values() for row in values)
-    kept = _thinned(list(maps), max(1, min(MOST_PANELS, MOST_COLUMNS // width)))
+    kept = _thinned(list(maps), _room(width))
     panels = tuple(_panel(label, maps[label]) for label in kept)
+    caption = (
+        "‖change‖ / ‖output‖ of every head before the output projection, base beside adapted on "
+        "the same prompts."
+    )
+    if len(found.runs) > len(maps):
+        caption += " Of each setting it is the first seed."
+    if len(kept) < len(maps):
+        caption += f" {len(kept)} of {len(maps)} settings are drawn; heads.csv has them all."
     return HeadFigure(
         "map-output",
         "Change of the heads' outputs",
         "% of their size; rows are layers, columns heads",
-        "‖change‖ / ‖output‖ of every head before the output projection, base beside adapted on "
-        "the same prompts.",
+        caption,
         panels,
         _scale(panels, _percent),
     )
 
 
-def _by_measure(label: str, changes: HeadChanges) -> HeadFigure:
+def _by_measure(label: str, changes: HeadChanges) -> Iterator[HeadFigure]:
     """Everything that was measured on one run's heads."""
-    panels: list[MapPanel] = []
     width = max(len(row) for row in changes.base_entropy)
-    for each in changes.changes[: max(1, MOST_COLUMNS // width)]:
-        panel = _panel(MEASURE_TITLES[each.measure], each.values)
-        words = _percent if each.measure in _IN_PERCENT else _plain
-        panels.append(_scaled(panel, words, signed=each.measure in _SIGNED))
-    return HeadFigure(
-        "map-attention",
-        f"Attention of the heads, {label}",
-        "adapted less base; rows are layers, columns heads",
-        "Signed change of the entropy of the attention, its Jensen-Shannon divergence from the "
-        "base's (at most 0.69), signed change of the mass on the first token, and the relative "
-        "change of the output; means over queries behind the first.",
-        tuple(panels),
-        MapScale((), _plain),
-    )
+    chunks = _chunks(changes.changes, _room(width))
+    for number, chunk in enumerate(chunks, start=1):
+        names = [MEASURE_TITLES[each.measure].split(",")[0].lower() for each in chunk]
+        words = quantities.listed([_MEASURES_IN_WORDS[each.measure] for each in chunk])
+        panels = tuple(
+            _scaled(
+                _panel(MEASURE_TITLES[each.measure], each.values),
+                _percent if each.measure in _IN_PERCENT else _plain,
+                signed=each.measure in _SIGNED,
+            )
+            for each in chunk
+        )
+        yield HeadFigure(
+            f"map-attention{_place(number, chunks)}",
+            f"Attention of the heads, {label}{_what(names, chunks)}",
+            "adapted less base; rows are layers, columns heads",
+            f"{quantities.capital(words)}; means over queries behind the first.",
+            panels,
+            MapScale((), _plain),
+        )
 
 
 def _beside_effects(
     model: ModelResults, label: str, effects: Sequence[TaskHeadEffects]
-) -> HeadFigure:
-    """What changed in a run's heads beside what each does on each task."""
-    mode = effects[0].mode
-    panels: list[MapPanel] = []
+) -> Iterator[HeadFigure]:
+    """What changed in a run's heads beside what each does on each task.
+
+    Args:
+        model: the run.
+        label: what it is called.
+        effects: of one intervention, one record for each task.
+    """
+    mode, shared = effects[0].mode, effects[0].keys_and_values
+    done = mode_name(mode, keys_and_values=shared)
     output = None if model.head_changes is None else model.head_changes.change("output")
-    width = max(effects[0].num_heads)
-    if output is not None:
-        panels.append(_scaled(_panel("Change of the output, %", output.values), _percent))
-    room = max(1, MOST_COLUMNS // width - len(panels))
-    for each in effects[: min(room, MOST_PANELS - len(panels))]:
-        values = {(e.layer, str(e.head)): e.effect.estimate for e in each.answers}
-        columns = tuple(str(number) for number in range(width))
-        panel = MapPanel(f"{each.task}, nats", columns, values)
-        panels.append(_scaled(panel, _plain, signed=True))
-    return HeadFigure(
-        f"map-effects-{model.name}-{mode}",
-        f"Change and effect of every head, {label}",
-        f"each head {MODE_NAMES[mode]}, one at a time; rows are layers, columns heads",
-        f"Left, how far training has moved a head's output; then what happens to the mean "
-        f"log-probability of the right answer when the head alone is {MODE_NAMES[mode]}: negative "
-        "where the head is needed, positive where it stands in the way.",
-        tuple(panels),
-        MapScale((), _plain),
+    changed = (
+        ()
+        if output is None
+        else (_scaled(_panel("Change of the output, %", output.values), _percent),)
     )
+    left = "Left, how far training has moved a head's output; then what" if changed else "What"
+    needed = "the head's delta" if mode == "revert" else "the head"
+    chunks = _chunks(effects, max(1, _room(max(effects[0].num_heads)) - len(changed)))
+    for number, chunk in enumerate(chunks, start=1):
+        yield HeadFigure(
+            f"map-effects-{model.name}-{mode}{'-keys-and-values' * shared}{_place(number, chunks)}",
+            f"{'Change and effect' if changed else 'Effect'} of heads {done}, {label}"
+            f"{_what([each.task for each in chunk], chunks)}",
+            f"each head {done}, one at a time; rows are layers, columns heads",
+            f"{left} happens to the mean log-probability of the right answer when the head alone "
+            f"is {done}: negative where {needed} is needed, positive where it stands in the way. "
+            f"{intervention(mode, keys_and_values=shared)}",
+            (*changed, *(_effect_panel(each) for each in chunk)),
+            MapScale((), _plain),
+        )
+
+
+def _effect_panel(effects: TaskHeadEffects) -> MapPanel:
+    values = {(e.layer, str(e.head)): e.effect.estimate for e in effects.answers}
+    columns = tuple(str(number) for number in range(max(effects.num_heads)))
+    return _scaled(MapPanel(f"{effects.task}, nats", columns, values), _plain, signed=True)
+
+
+def _room(width: int) -> int:
+    """How many panels of so many heads fit into a chart."""
+    return max(1, min(MOST_PANELS, MOST_COLUMNS // width))
+
+
+def _chunks(items: Sequence[_T], most: int) -> list[Sequence[_T]]:
+    """As few as hold them all, in order, about as long as each other."""
+    number = math.ceil(len(items) / most)
+    size = math.ceil(len(items) / number)
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _place(number: int, chunks: Sequence[object]) -> str:
+    """At the end of a file's name: which of several."""
+    return f"-{number}" if len(chunks) > 1 else ""
+
+
+def _what(names: Sequence[str], chunks: Sequence[object]) -> str:
+    """At the end of a title: what is on one of several."""
+    return f": {quantities.listed(names)}" if len(chunks) > 1 else ""
 
 
 def _thinned(labels: list[str], most: int) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import altair as alt
 
 from rankwise import quantities
-from rankwise.head_findings import MODE_NAMES, TrainTaskHeads
+from rankwise.head_findings import TrainTaskHeads, mode_name
 from rankwise.report.chart_theme import theme
 from rankwise.report.csv_tables import csv_text
 from rankwise.report.figures import Figure
@@ -44,6 +44,11 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Sect
         where = f"Trained on {each.train_task}: " if several else ""
         remarks += [f"{where}{sentence}" for sentence in each.statements]
         remarks += [f"{where}{run}: {reason}" for run, reason in each.left_out.items()]
+    if any(model.head_effects or model.head_repair for model in results.runs):
+        remarks.append(
+            "What heads do and what a repair restores is of one run and conditional on its seed: "
+            "with another seed other heads may do it."
+        )
     if found[0].num_seeds == 1:
         remarks.append("With one seed all of this is conditional on that seed.")
     files: dict[str, str] = {}
@@ -93,11 +98,10 @@ def _tables(found: TrainTaskHeads, results: StudyResults, several: bool) -> Iter
         yield TitledTable(f"Change of the heads{where}", change_table(found))
     if found.matters:
         yield TitledTable(f"Change and effect{where}", matter_table(found.matters))
-    labels = {run.run: run.option.label for run in found.runs}
     for model in _models(found, results).values():
-        label = labels.get(model.name, model.name)
         for each in model.head_effects:
-            title = f"Heads {MODE_NAMES[each.mode]}, {label} on {each.task}{where}"
+            done = mode_name(each.mode, keys_and_values=each.keys_and_values)
+            title = f"Heads {done}, {found.labels[model.name]} on {each.task}{where}"
             yield TitledTable(title, effect_table(each))
     for repair in found.repairs:
         if repair.tasks:

@@ -8,10 +8,12 @@ from typing import Any, get_args
 from rankwise import quantities
 from rankwise.head_findings import (
     MEASURE_NAMES,
-    MODE_NAMES,
     ChangeAndEffect,
     HeadsOfRun,
     TrainTaskHeads,
+    intervention,
+    is_selected,
+    mode_name,
 )
 from rankwise.head_records import HeadEstimate, HeadRepair, ShareOf, TaskHeadEffects
 from rankwise.records import Bound
@@ -23,20 +25,21 @@ _STRONGEST = 8
 
 
 def change_table(found: TrainTaskHeads) -> Table:
-    """One row for each run."""
+    """One row for each run; shares of delta are of attention's, other matrices left aside."""
     headings = (
         Heading("Model"),
         Heading("Output", "% of its size"),
         Heading("Divergence", "nats"),
         Heading("Entropy", "nats"),
         Heading("First token", "% of the mass"),
-        Heading("Top tenth", "% of ‖delta‖²"),
+        Heading("Top tenth", "% of attention's ‖delta‖²"),
         Heading("Like full", "ρ over heads"),
         Heading("Like itself", "ρ of two halves"),
     )
     rows = tuple(_change_cells(run) for run in found.runs)
     caption = (
-        "Means of absolute changes over all heads. The last two are Spearman's correlations of the "
+        "Means of absolute changes over all heads. Attention's delta is that of q, k, v and output "
+        "projections. The last two are Spearman's correlations of the "
         "outputs' changes over heads: with full fine-tuning's, and of two halves of the prompts, "
         "which is the control."
     )
@@ -47,7 +50,7 @@ def _change_cells(run: HeadsOfRun) -> tuple[Cell, ...]:
     by_measure = {each.measure: each for each in run.measures}
     output = by_measure["output"]
     return (
-        Cell(run.option.label),
+        Cell(run.label),
         Cell(f"{100 * output.mean:.3g}"),
         Cell(f"{by_measure['divergence'].mean:.2g}"),
         Cell(f"{by_measure['entropy'].mean:.2g}"),
@@ -66,9 +69,10 @@ def matter_table(found: Sequence[ChangeAndEffect]) -> Table:
         Heading("Less the base's"),
         Heading("Heads"),
     )
-    groups: dict[tuple[str, str, str], dict[str, list[ChangeAndEffect]]] = {}
+    groups: dict[tuple[str, str, str, str], dict[str, list[ChangeAndEffect]]] = {}
     for each in found:
-        key = each.option.label, each.task, MODE_NAMES[each.mode]
+        done = mode_name(each.mode, keys_and_values=each.keys_and_values)
+        key = each.run, each.label, each.task, done
         groups.setdefault(key, {}).setdefault(each.measure, []).append(each)
     rows = tuple(
         RowGroup(
@@ -76,7 +80,7 @@ def matter_table(found: Sequence[ChangeAndEffect]) -> Table:
             f"heads {mode}",
             tuple(_matter_cells(own) for own in by_measure.values()),
         )
-        for (label, task, mode), by_measure in groups.items()
+        for (_, label, task, mode), by_measure in groups.items()
     )
     caption = (
         "Do the heads that changed most matter most? Spearman's ρ over heads of the absolute "
@@ -121,28 +125,50 @@ def effect_table(effects: TaskHeadEffects) -> Table:
         )
         for each in strongest
     )
-    shown = sum(each.effect.is_shown for each in effects.answers)
     base = (
         "the delta of this head alone"
         if effects.mode == "revert"
         else "the same intervention on the base"
     )
-    caption = (
-        f"{quantities.counted(len(effects.answers), 'head')} {MODE_NAMES[effects.mode]} one after "
-        f"another on {quantities.counted(effects.num_items, 'item')}; the strongest are listed, an "
-        f"effect on the right answer's log-probability is shown of {shown}. Bounds hold for all "
-        f"heads at once at {quantities.percent(effects.confidence)}. On the base: {base}."
+    sentences = (
+        _scored_in_words(effects),
+        intervention(effects.mode, keys_and_values=effects.keys_and_values),
+        _bounds_in_words(effects),
+        f"On the base: {base}.",
+        *_screen_in_words(effects),
     )
+    return Table(" ".join(sentences), headings, (RowGroup("", "", rows),))
+
+
+def _scored_in_words(effects: TaskHeadEffects) -> str:
+    shown = sum(each.effect.is_shown for each in effects.answers)
+    done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
+    return (
+        f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
+        f"{quantities.counted(effects.num_items, 'item')}; the strongest are listed, an effect on "
+        f"the right answer's log-probability is shown of {shown}."
+    )
+
+
+def _bounds_in_words(effects: TaskHeadEffects) -> str:
+    confidence = quantities.percent(effects.confidence)
+    if not is_selected(effects):
+        return f"Bounds hold for all heads at once at {confidence}."
+    return (
+        f"Bounds hold for all {quantities.count(effects.num_candidates)} candidate heads at once, "
+        f"also those that were screened out, at {confidence}."
+    )
+
+
+def _screen_in_words(effects: TaskHeadEffects) -> Iterator[str]:
     screen = effects.screen
-    if screen is not None:
-        caption += " Screened by gradient"
-        if screen.rank_correlation is not None:
-            caption += (
-                f": rank correlation with the exact effects {screen.rank_correlation:.2f} "
-                f"({screen.lower:.2f} to {screen.upper:.2f}) over those scored"
-            )
-        caption += "."
-    return Table(caption, headings, (RowGroup("", "", rows),))
+    if screen is None:
+        return
+    rho = "" if screen.rank_correlation is None else (
+        f": rank correlation with the exact effects {screen.rank_correlation:.2f} "
+        f"({screen.lower:.2f} to {screen.upper:.2f}) over those scored"
+    )  # fmt: skip
+    yield f"Screened by gradient{rho}."
 
 
 def repair_table(repair: HeadRepair) -> Table:
@@ -152,6 +178,7 @@ def repair_table(repair: HeadRepair) -> Table:
         Heading("Base"),
         Heading("Adapter"),
         Heading("Repaired"),
+        Heading("Adapter − base", "nats"),
         Heading("Repaired − adapter"),
         Heading("Repaired − adapter", "nats"),
         Heading("Random heads", "nats"),
@@ -164,6 +191,7 @@ def repair_table(repair: HeadRepair) -> Table:
                 Cell(quantities.score(value, each.unit))
                 for value in (each.base_score, each.adapted_score, each.repaired_score)
             ),
+            _estimate_cell(each.lost_nats),
             _estimate_cell(each.effect, digits=1),
             _estimate_cell(each.effect_nats),
             EMPTY if each.random_nats is None else Cell(f"{each.random_nats:+.3f}"),
@@ -173,8 +201,9 @@ def repair_table(repair: HeadRepair) -> Table:
     )
     heads = ", ".join(f"{layer}.{head}" for layer, head in repair.heads)
     caption = (
-        f"Reverted together, layer.head: {heads}. Chosen on half of the items, judged on the "
-        f"others; written to {repair.folder}. Random: the mean over "
+        f"Reverted together, layer.head: {heads}. "
+        f"{intervention('revert', keys_and_values=repair.keys_and_values)} Chosen on half of the "
+        f"items, judged on the others; written to {repair.folder}. Random: the mean over "
         f"{quantities.counted(repair.num_random_sets, 'set')} of as many other heads."
     )
     return Table(caption, headings, (RowGroup("", "", rows),))
@@ -227,6 +256,7 @@ def effect_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
                     row: dict[str, Any] = {
                         "run": model.name,
                         "mode": effects.mode,
+                        "keys_and_values": effects.keys_and_values,
                         "task": effects.task,
                         "unit": unit,
                         "layer": each.layer,

@@ -12,9 +12,9 @@ from rankwise.report.layer_map import MapPanel, MapScale, layer_map
 from rankwise.spectra_records import (
     EPSILONS,
     INTRUDER_EPSILON,
-    INTRUDER_K,
     MatrixSpectrum,
     VectorChange,
+    intruder_k,
     intruders_of,
 )
 from rankwise.weight_findings import similarity
@@ -84,8 +84,12 @@ def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
         f"Turned singular vectors, {label}",
         "1 − |cos| in %; rows are layers",
         f"1 − |cos| of singular vectors of one index before and after, in percent, mean of left "
-        f"and right over the leading {most} (or the matrix's own number). Beside it the same "
-        "under random updates: what is no larger than there is a matter of size alone.",
+        f"and right over the leading {most} (or the matrix's own number)."
+        + _if_drawn(
+            matrices,
+            " Beside it the same under random updates: what is no larger than there is a matter of "
+            "size alone.",
+        ),
         _beside_nulls(matrices, lambda change, _: 1.0 - similarity(change)),
         _percent,
     )
@@ -93,13 +97,15 @@ def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
 
 def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
     """Where intruder dimensions are, beside random updates; of one model."""
+    k = intruder_k(matrices)
     return SpectrumMap(
         "map-intruders",
         f"Intruder dimensions, {label}",
-        f"of {INTRUDER_K} leading vectors; rows are layers",
-        f"How many of the {INTRUDER_K} leading left singular vectors after training have no |cos| "
-        f"of {INTRUDER_EPSILON} or more with any of the base's; beside it the means under random "
-        "updates.",
+        f"of {k} leading vectors; rows are layers",
+        f"How many of the {k} leading left singular vectors after training have no |cos| of "
+        f"{INTRUDER_EPSILON} or more with any of the base's"
+        + _if_drawn(matrices, "; beside it the means under random updates")
+        + ".",
         _beside_nulls(matrices, intruders),
         lambda value: f"{value:.2g}",
     )
@@ -108,6 +114,10 @@ def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
 def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
     """The count that stands for all."""
     return intruders_of(change, matrix.leading, EPSILONS)
+
+
+def _if_drawn(matrices: Iterable[MatrixSpectrum], words: str) -> str:
+    return words if any(each.haar_null is not None for each in matrices) else ""
 
 
 def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:

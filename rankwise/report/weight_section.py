@@ -42,9 +42,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     settings = results.study.config.analysis
     remarks = [
         "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
-        "are compared with the base's own; how alike random updates of the same rank leave them "
-        f"stands beside it ({quantities.counted(settings.null_draws, 'draw')} of each kind: "
-        "Gaussian, of the same norm; Haar, of the same singular values). Exploratory: the "
+        f"are compared with the base's own. {_nulls(settings.null_draws)} Exploratory: the "
         "recommendation does not rest on it.",
     ]
     for each in found:
@@ -56,20 +54,31 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     if found[0].num_seeds == 1:
         remarks.append("With one seed all of this is conditional on that seed.")
     models = {model.name: model for model in results.runs}
+    intruder_k = min(INTRUDER_K, settings.top_k)
     return Section(
         name="weights",
         title="Weights",
         remarks=tuple(remarks),
-        figures=tuple(f for each in found for f in _figures(each, models, several)),
-        tables=tuple(table for each in found for table in _tables(each, several)),
+        figures=tuple(f for each in found for f in _figures(each, models, intruder_k, several)),
+        tables=tuple(t for each in found for t in _tables(each, intruder_k, several)),
         files={"weights.csv": csv_text(spectrum_rows(results))},
     )
 
 
-def _tables(found: TrainTaskWeights, several: bool) -> Iterator[TitledTable]:
+def _nulls(num_draws: int) -> str:
+    if not num_draws:
+        return "No random updates were drawn to compare with (analysis.null_draws: 0)."
+    return (
+        "How alike random updates of the same rank leave them stands beside it "
+        f"({quantities.counted(num_draws, 'draw')} of each kind: Gaussian, of the same norm; Haar, "
+        "of the same singular values)."
+    )
+
+
+def _tables(found: TrainTaskWeights, intruder_k: int, several: bool) -> Iterator[TitledTable]:
     where = f", trained on {found.train_task}" if several else ""
     if found.runs:
-        yield TitledTable(f"Updates of the runs{where}", run_table(found))
+        yield TitledTable(f"Updates of the runs{where}", run_table(found, intruder_k))
     if found.norm_trends:
         yield TitledTable(f"Norm against rank{where}", norm_table(found))
     if found.associations:
@@ -77,7 +86,7 @@ def _tables(found: TrainTaskWeights, several: bool) -> Iterator[TitledTable]:
 
 
 def _figures(
-    found: TrainTaskWeights, models: dict[str, ModelResults], several: bool
+    found: TrainTaskWeights, models: dict[str, ModelResults], intruder_k: int, several: bool
 ) -> Iterator[Figure]:
     adapters = [run for run in found.runs if run.option.rank is not None]
     if adapters:
@@ -85,7 +94,7 @@ def _figures(
     if any(run.full_overlap is not None for run in adapters):
         yield _overlap_figure(found, adapters, several)
     if any(run.forgetting for run in found.runs):
-        yield _forgetting_figure(found, several)
+        yield _forgetting_figure(found, intruder_k, several)
     yield from weight_maps(found, models, several)
 
 
@@ -108,7 +117,7 @@ def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: b
     elif trends:
         caption += "Laws were fitted for each setting apart; they are in the table."
     else:
-        caption += "Three different ranks are needed to fit a law."
+        caption += "To fit a law, three different ranks and norms above zero are needed."
     words = [f"{run.option.label} {run.frobenius_norm:.3g}" for run in found.runs]
     return weight_figure(found, "norm", title, caption, words, chart, several)
 
@@ -155,7 +164,7 @@ def _overlap_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several
     return weight_figure(found, "overlap", title, caption, words, chart, several)
 
 
-def _forgetting_figure(found: TrainTaskWeights, several: bool) -> Figure:
+def _forgetting_figure(found: TrainTaskWeights, intruder_k: int, several: bool) -> Figure:
     names = list(dict.fromkeys(name for run in found.runs for name in run.forgetting))
     units = {each.forgetting: each.unit for each in found.associations}
     panels = [
@@ -177,7 +186,7 @@ def _forgetting_figure(found: TrainTaskWeights, several: bool) -> Figure:
         *(scatters(panels[at : at + 2], alt.TitleParams("")) for at in range(0, len(panels), 2))
     ).properties(title=weight_title(title, "one point for each run, at its rank", found, several))
     caption = (
-        f"Intruder dimensions are among the {INTRUDER_K} leading directions of every matrix "
+        f"Intruder dimensions are among the {intruder_k} leading directions of every matrix "
         f"(ε = {INTRUDER_EPSILON}), all matrices together; where all runs have the same number, "
         "the share by which directions have turned is drawn instead."
     )

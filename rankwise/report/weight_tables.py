@@ -10,27 +10,26 @@ from rankwise.records import Bound
 from rankwise.report.summaries import EMPTY, Cell, Heading
 from rankwise.report.tables import RowGroup, Table
 from rankwise.results import StudyResults
-from rankwise.spectra_records import INTRUDER_EPSILON, INTRUDER_K, VectorChange, intruders_of
+from rankwise.spectra_records import INTRUDER_EPSILON, VectorChange, intruders_of
 from rankwise.weight_findings import Association, NormTrend, NullPair, RunWeights, TrainTaskWeights
 
 
-def run_table(found: TrainTaskWeights) -> Table:
-    """One row for each run."""
+def run_table(found: TrainTaskWeights, intruder_k: int) -> Table:
+    """One row for each run; intruders are counted among so many leading directions."""
     headings = (
         Heading("Model"),
         Heading("‖delta‖_F"),
         Heading("of ‖W₀‖_F", "%"),
         Heading("Effective rank", "median"),
         Heading("Energy rank 99 %", "median"),
-        Heading("Intruders", f"k = {INTRUDER_K}, ε = {INTRUDER_EPSILON}"),
+        Heading("Intruders", f"k = {intruder_k}, ε = {INTRUDER_EPSILON}"),
         Heading("Similarity", "mean |cos|, same index"),
         Heading("Shared with full", "random directions"),
     )
     rows = tuple(_run_cells(run) for run in found.runs)
-    caption = (
-        "All adapted matrices of a run together. Medians are over matrices. Small numbers are what "
-        "random updates have: Gaussian, Haar."
-    )
+    caption = "All adapted matrices of a run together. Medians are over matrices."
+    if any(run.similarity.haar is not None for run in found.runs):
+        caption += " Small numbers are what random updates have: Gaussian, Haar."
     return Table(caption, headings, (RowGroup("", "", rows),))
 
 
@@ -163,6 +162,6 @@ def _change_row(
         f"{name}_right_index": None if change is None else change.right.index_matched[-1],
         f"{name}_left_best": None if change is None else change.left.best_matched[-1],
         f"{name}_left_overlap": None if change is None else change.left.overlap[-1],
-        f"{name}_value_shift": None if change is None else change.value_shift[0],
+        f"{name}_value_shift": None if change is None else change.value_shift[-1],
         f"{name}_intruders": None if change is None else intruders_of(change, leading, epsilons),
     }
