@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rankwise.spectra import Svd
 
-NUM_REFINED = 1024
-"""Leading vectors that are corrected, against all others."""
+NUM_REFINED = 640
+"""Leading vectors that are corrected, against all others: 500 that are compared, and some behind."""
 
 # Nearer than this, relative to the largest, singular values have a common subspace.
 _INSEPARABLE = 1e-5
