@@ -18,7 +18,7 @@ from torch import Tensor
 from rankwise.spectra import Svd
 
 NUM_REFINED = 640
-"""Leading vectors that are corrected, against all others: 500 that are compared, and some behind."""
+"""Leading vectors that are corrected, against all others: the 500 compared, and some more."""
 
 # Nearer than this, relative to the largest, singular values have a common subspace.
 _INSEPARABLE = 1e-5
