@@ -17,20 +17,22 @@ from torch import Tensor
 
 from rankwise.spectra import Svd
 
-NUM_REFINED = 640
-"""Leading vectors that are corrected, against all others: the 500 compared, and some more."""
+NUM_REFINED = 768
+"""Leading vectors that are corrected: the 500 compared, and half as many behind them."""
 
 # Nearer than this, relative to the largest, singular values have a common subspace.
 _INSEPARABLE = 1e-5
 # Values below this share of the largest are rounding.
 _SMALLEST = 1e-6
 
+_ROWS = 1024
+
 
 class _Rotation(NamedTuple):
     """What is added: U @ left to the leading left vectors, V @ right to the right ones."""
 
-    left: Float[Tensor, "values leading"]
-    right: Float[Tensor, "values leading"]
+    left: Float[Tensor, "leading leading"]
+    right: Float[Tensor, "leading leading"]
     S: Float[Tensor, " leading"]
 
 
@@ -38,6 +40,9 @@ def refined_svd(
     weight: Float[Tensor, "out_features in_features"], num_refined: int = NUM_REFINED
 ) -> Svd:
     """The thin decomposition in float32, its leading vectors and values corrected in float64.
+
+    They are corrected against each other. What float32 has mixed of one of them and one behind them
+    stays: the further from the last of them, the less.
 
     Args:
         weight: finite.
@@ -53,72 +58,64 @@ def refined_svd(
     if leading == 0:
         return Svd(U, S, Vh)
     V = Vh.T
-    W, U64, V64 = weight.double(), U.double(), V.double()
-    right_image, left_image = W @ V64[:, :leading], W.T @ U64[:, :leading]
-    M, N = U64.T @ right_image, V64.T @ left_image
-    found = _rotation(
-        S.double(),
-        M,
-        N,
-        U64.T @ U64[:, :leading],
-        V64.T @ V64[:, :leading],
+    left, right = U[:, :leading].double(), V[:, :leading].double()
+    M = left.T @ _product(weight, right)
+    found = _rotation(S[:leading].double(), M, left.T @ left, right.T @ right)
+    return Svd(
+        _rotated(U, left, found.left),
+        torch.cat([found.S.float(), S[leading:]]),
+        _rotated(V, right, found.right).T.contiguous(),
     )
-    left = _rotated(U64, found.left, right_image / found.S).float()
-    right = _rotated(V64, found.right, left_image / found.S).float()
-    return Svd(left, torch.cat([found.S.float(), S[leading:]]), right.T.contiguous())
+
+
+def _product(
+    weight: Float[Tensor, "out_features in_features"],
+    vectors: Float[Tensor, "in_features leading"],
+) -> Float[Tensor, "out_features leading"]:
+    """In float64, without a copy of the weight in it."""
+    return torch.cat([rows.double() @ vectors for rows in weight.split(_ROWS)])
 
 
 def _rotation(
-    S: Float[Tensor, " values"],
-    M: Float[Tensor, "values leading"],
-    N: Float[Tensor, "values leading"],
-    left_gram: Float[Tensor, "values leading"],
-    right_gram: Float[Tensor, "values leading"],
+    S: Float[Tensor, " leading"],
+    M: Float[Tensor, "leading leading"],
+    left_gram: Float[Tensor, "leading leading"],
+    right_gram: Float[Tensor, "leading leading"],
 ) -> _Rotation:
-    """The first-order correction from M = UᵀW V, N = VᵀWᵀU and the vectors' Gram matrices.
+    """The first-order correction from M = UᵀW V and the vectors' Gram matrices.
 
     With U(I + F) and V(I + G) orthonormal and making W diagonal, F_ij and G_ij obey two equations
     each, from M_ij and M_ji.
     """
-    leading = M.shape[1]
-    eye = torch.eye(len(S), leading, dtype=S.dtype, device=S.device)
+    eye = torch.eye(len(S), dtype=S.dtype, device=S.device)
     R, T = eye - left_gram, eye - right_gram
-    column, row = S[:leading], S[:, None]
-    a, b = M + R * column, N + T * column
+    column, row = S, S[:, None]
+    a, b = M + R * column, M.T + T * column
     apart = column.square() - row.square()
     together = (column - row).abs() <= _INSEPARABLE * S[0]
     apart = apart.masked_fill(together, 1.0)
     F = torch.where(together, R / 2, (a * column + b * row) / apart)
     G = torch.where(together, T / 2, (b * column + a * row) / apart)
-    diagonal = torch.arange(leading, device=S.device)
-    F[diagonal, diagonal], G[diagonal, diagonal] = R.diagonal() / 2, T.diagonal() / 2
+    F.diagonal().copy_(R.diagonal() / 2)
+    G.diagonal().copy_(T.diagonal() / 2)
     values = M.diagonal() * (1 + (R.diagonal() + T.diagonal()) / 2)
     return _Rotation(F, G, values)
 
 
 def _rotated(
     vectors: Float[Tensor, "features values"],
-    turn: Float[Tensor, "values leading"],
-    image: Float[Tensor, "features leading"],
+    leading: Float[Tensor, "features leading"],
+    turn: Float[Tensor, "leading leading"],
 ) -> Float[Tensor, "features values"]:
-    """Leading vectors turned, and the others turned against them.
+    """Leading vectors, which are given in float64 too, turned; the others made to stand on them.
 
-    Corrections are small, so they are multiplied in float32. What the ``image`` of the other side's
-    vectors has outside the span of thin vectors is added.
+    Corrections are small, so they are multiplied in float32.
     """
-    leading = turn.shape[1]
-    single = vectors.float()
-    moved = vectors.clone()
-    moved[:, :leading] += (single @ turn.float()).double()
-    if vectors.shape[0] > vectors.shape[1]:
-        outside = image
-        for _ in range(2):  # the vectors are orthonormal to float32's digits only
-            outside = outside - vectors @ (vectors.T @ outside)
-        moved[:, :leading] += outside
+    count = leading.shape[1]
+    moved = leading + (vectors[:, :count] @ turn.float()).double()
     # Among close values turns are no longer small; their square has to go from lengths and angles.
-    gram = moved[:, :leading].T @ moved[:, :leading]
-    eye = torch.eye(leading, dtype=gram.dtype, device=gram.device)
-    moved[:, :leading] += moved[:, :leading] @ ((eye - gram) / 2)
-    head = moved[:, :leading].float()
-    moved[:, leading:] -= (head @ (head.T @ single[:, leading:])).double()
-    return moved
+    gram = moved.T @ moved
+    eye = torch.eye(count, dtype=gram.dtype, device=gram.device)
+    head = (moved + moved @ ((eye - gram) / 2)).float()
+    others = vectors[:, count:]
+    return torch.cat([head, others - head @ (head.T @ others)], dim=1)

@@ -20,7 +20,7 @@ from rankwise.spectra import Svd
 from rankwise.store import replacing, writing
 
 # Raised when decompositions of equal matrices come out differently.
-_REVISION = 3
+_REVISION = 4
 _MIN_FREE_SHARE = 0.1
 # Smaller ones are decomposed in less time than a file is found.
 _MIN_SIZE = 128
