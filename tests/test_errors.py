@@ -16,6 +16,7 @@ STANDARD = {
     "StudyLockedError": BlockingIOError,
     "StorageError": OSError,
     "ModelError": OSError,
+    "BeyondLoraError": OSError,
     "TaskError": LookupError,
     "DataError": ValueError,
     "DivergedError": ArithmeticError,
