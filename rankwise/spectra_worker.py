@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rankwise import models
-from rankwise.adapter_files import read_factors, read_updates
+from rankwise.adapter_files import read_updates
 from rankwise.analysis import NullDraws, delta_svd, matrix_spectrum
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.fingerprints import spectra_fingerprint
@@ -24,7 +23,7 @@ from rankwise.spectra_records import EPSILONS, MatrixSpectrum, SpectraRecord
 from rankwise.spectral_cache import SpectralCache
 from rankwise.stages import Observer, Stage, is_analysed
 from rankwise.store import StudyFolder
-from rankwise.weight_matrices import is_quantised, weight_matrices
+from rankwise.weight_matrices import is_stored_quantised, weight_matrices
 
 
 class _Subject(NamedTuple):
@@ -61,7 +60,7 @@ def analyse(plan: StudyPlan, folder: StudyFolder, observer: Observer, stage: Sta
     skeleton = models.model_skeleton(plan.base.folder)
     shapes = models.adaptable_shapes(skeleton)
     share = stage.work / len(stage.runs)
-    if is_quantised(plan.base.folder):
+    if is_stored_quantised(plan.base.folder):
         reason = f"{plan.base.name} is stored quantised: its weights are not known"
         observer.noted(f"weights are not looked into: {reason}")
         for run in left:
@@ -174,13 +173,15 @@ def _layers(
     """Every layer that is looked into, in the model's order.
 
     Of full fine-tuning those that any adapter of the study has, also one that is done already.
+
+    Raises:
+        RecordError: the record of one that is done cannot be read.
     """
     wanted = {name for subject in subjects for name in subject.updates}
     if any(subject.run.method == "full" for subject in subjects):
         modules = plan.record.adapted_modules
         wanted |= set(models.target_shapes(shapes, modules) if modules else shapes)
         for run in stage.runs:
-            if run.method == "lora":
-                with contextlib.suppress(BeyondLoraError):
-                    wanted |= read_factors(folder.weights_folder(run)).keys()
+            record = folder.finished_spectra(run.name, spectra_fingerprint(plan.record, run))
+            wanted |= set() if record is None else {each.module for each in record.matrices}
     return [name for name in shapes if name in wanted]

@@ -104,7 +104,7 @@ def _load(folder: Path) -> Any:
     return model
 
 
-def is_quantised(folder: Path) -> bool:
+def is_stored_quantised(folder: Path) -> bool:
     """Whether a model is stored in fewer bits, by its config: its numbers are no weights then.
 
     Raises:
@@ -123,7 +123,7 @@ def _widest_dtype(folder: Path) -> torch.dtype:
     Raises:
         ModelError: the folder cannot be read, or holds a quantised model.
     """
-    if is_quantised(folder):
+    if is_stored_quantised(folder):
         raise ModelError(
             f"{folder} holds a quantised model: its numbers are no weights. Name the model that it "
             "was made from."

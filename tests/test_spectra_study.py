@@ -278,6 +278,17 @@ def test_what_diverged_has_no_record_and_the_others_do(original: Finished, tmp_p
     assert recorder.stages == []
 
 
+def test_full_fine_tuning_is_looked_into_beside_an_adapter_that_diverged(
+    original: Finished, tmp_path: Path
+) -> None:
+    """The adapter has no weights to read; which layers it would have had, its config says."""
+    overrides = "train.learning_rate={lora: 1e30, full: 1e-3}"
+    run(original.file, tmp_path / "study", overrides, "methods.lora.ranks=[2]")
+    (name,) = records(tmp_path / "study")
+    assert name == FULL
+    assert len(records(tmp_path / "study")[FULL].matrices) == 8
+
+
 # models from elsewhere
 
 
@@ -377,7 +388,7 @@ def test_a_base_that_is_stored_quantised_has_no_weights_to_look_into(
 ) -> None:
     for path in finished.folder.glob("runs/*/spectra.json"):
         path.unlink()
-    monkeypatch.setattr(spectra_worker, "is_quantised", lambda _: True)
+    monkeypatch.setattr(spectra_worker, "is_stored_quantised", lambda _: True)
     outcome, recorder = run(finished.file, finished.folder)
     assert recorder.done == pytest.approx(recorder.work[0] - recorder.work[1])
     for model in outcome.results.runs:
