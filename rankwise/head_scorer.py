@@ -35,7 +35,7 @@ from rankwise.head_branches import (
 from rankwise.head_interventions import Head, only_heads, without_heads
 from rankwise.head_layouts import HeadLayout, head_layouts
 from rankwise.packed_attention import check_packable, packed_attention
-from rankwise.prefix_tree import PrefixTree
+from rankwise.prefix_tree import PrefixTree, shared_length
 from rankwise.scoring import Continuation, LogLikelihood
 from rankwise.tree_answers import Answers, Targets, answer
 from rankwise.tree_reader import ReadPlaces, TreeReader
@@ -178,7 +178,7 @@ class HeadScorer:
         for chunk in self._chunks(items):
             tree = PrefixTree([items[i].tokens_read for i in chunk])
             # items are sorted: what a part has in common with those before it, its first item has
-            begun = _shared(before, items[chunk[0]].tokens_read)
+            begun = shared_length(before, items[chunk[0]].tokens_read)
             before = items[chunk[-1]].tokens_read
             kept = self._read_whole(tree, adapter)
             count += len(tree) - begun
@@ -329,19 +329,13 @@ class HeadScorer:
         places, before = 0, tuple[int, ...]()
         for index in sorted(range(len(items)), key=lambda i: items[i].tokens_read):
             tokens = items[index].tokens_read
-            new = len(tokens) - _shared(before, tokens)
+            new = len(tokens) - shared_length(before, tokens)
             if not chunks or places + new > limit:
                 chunks.append([])
                 places, new = 0, len(tokens)
             chunks[-1].append(index)
             places, before = places + new, tokens
         return chunks
-
-
-def _shared(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many tokens both begin with."""
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _free(device: torch.device, share: float) -> int:

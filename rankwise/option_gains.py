@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from rankwise.axes import run_labels
 from rankwise.comparisons import POINTS, pair_items, run_record
@@ -23,6 +23,24 @@ class Option(Record):
     def kind(self) -> str:
         """What decides the colour: "full" or the rank."""
         return "full" if self.rank is None else str(self.rank)
+
+
+class OfOption(Protocol):
+    """What is known of one run."""
+
+    @property
+    def option(self) -> Option: ...
+
+
+R = TypeVar("R", bound=OfOption)
+
+
+def first_of_options(runs: Sequence[R]) -> list[R]:
+    """The first run of each option, ranks from small to large and then full."""
+    first: dict[str, R] = {}
+    for run in runs:
+        first.setdefault(run.option.label, run)
+    return sorted(first.values(), key=lambda run: run.option.rank or float("inf"))
 
 
 class TaskMean(Record):

@@ -65,7 +65,7 @@ class PrefixTree:
         before: tuple[int, ...] = ()
         for index in sorted(range(len(rows)), key=rows.__getitem__):
             row = rows[index]
-            shared, start = _shared_length(before, row), len(tokens)
+            shared, start = shared_length(before, row), len(tokens)
             if shared < len(row):
                 ends[path[shared : len(before)]] = start
                 parent = int(path[shared - 1]) if shared else -1
@@ -99,7 +99,7 @@ class PrefixTree:
         return self.path(place)[:-1]
 
 
-def _shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+def shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
     """How many tokens both begin with."""
     low, high = 0, min(len(first), len(second))
     while low < high:

@@ -22,7 +22,7 @@ from rankwise.cli.application import (
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.head_records import HeadMode, HeadRepair, TaskHeadEffects
+    from rankwise.head_records import HeadRepair, TaskHeadEffects
 
 
 class Mode(StrEnum):
@@ -31,13 +31,6 @@ class Mode(StrEnum):
     ABLATE = "ablate"
     ABLATE_MEAN = "ablate-mean"
     REVERT = "revert"
-
-
-_MODES: dict[Mode, HeadMode] = {
-    Mode.ABLATE: "ablate",
-    Mode.ABLATE_MEAN: "ablate-mean",
-    Mode.REVERT: "revert",
-}
 
 
 @app.command()
@@ -117,7 +110,7 @@ def heads(
     models = HeadModels(plan, folder, chosen)
     repair = None
     with folder.lock(), TerminalObserver(stderr) as observer:
-        asked = HeadQuestion(_MODES[mode], keys_and_values, top)
+        asked = HeadQuestion(mode.value, keys_and_values, top)
         effects = HeadStudy(plan, folder, chosen, models, observer).effects(prepared, asked)
         if mode is Mode.REVERT and can_repair(chosen, effects):
             observer.noted("choosing heads to revert together")

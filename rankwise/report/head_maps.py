@@ -9,14 +9,15 @@ from typing import NamedTuple, TypeVar
 import altair as alt
 
 from rankwise import quantities
-from rankwise.head_findings import HeadsOfRun, TrainTaskHeads, intervention, mode_name
+from rankwise.head_findings import TrainTaskHeads, intervention, mode_name
 from rankwise.head_records import ChangeMeasure, HeadChanges, HeadMap, TaskHeadEffects
+from rankwise.option_gains import first_of_options
 from rankwise.report.drawing import Layers
-from rankwise.report.layer_map import MapPanel, MapScale, layer_map
+from rankwise.report.layer_map import MOST_PANELS, MapPanel, MapScale, layer_map, percent, thinned
 from rankwise.results import ModelResults
 
-MOST_PANELS, MOST_COLUMNS = 4, 72
-"""Of one chart; with many heads fewer panels fit. What does not fit has a chart of its own."""
+MOST_COLUMNS = 72
+"""Of one chart: with many heads fewer panels fit. What does not fit has a chart of its own."""
 
 MEASURE_TITLES: dict[ChangeMeasure, str] = {
     "entropy": "Entropy, nats",
@@ -70,7 +71,7 @@ def head_figures(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> I
     """All maps of one trained task, each where it was measured."""
     changed = {
         run.run: changes
-        for run in _first_of_options(found.runs)
+        for run in first_of_options(found.runs)
         if (changes := models[run.run].head_changes) is not None and changes.changes
     }
     if changed:
@@ -85,14 +86,6 @@ def head_figures(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> I
             yield from _beside_effects(model, found.labels[model.name], own)
 
 
-def _first_of_options(runs: Sequence[HeadsOfRun]) -> list[HeadsOfRun]:
-    """The first run of each option, ranks from small to large and then full."""
-    first: dict[str, HeadsOfRun] = {}
-    for run in runs:
-        first.setdefault(run.option.label, run)
-    return sorted(first.values(), key=lambda run: run.option.rank or float("inf"))
-
-
 def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> HeadFigure:
     """How far the heads' outputs moved, run by run."""
     maps = {
@@ -101,7 +94,7 @@ def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> HeadFi
         if (output := changes.change("output")) is not None
     }
     width = max(len(row) for values in maps.values() for row in values)
-    kept = _thinned(list(maps), _room(width))
+    kept = thinned(list(maps), _room(width))
     panels = tuple(_panel(label, maps[label]) for label in kept)
     caption = (
         "‖change‖ / ‖output‖ of every head before the output projection, base beside adapted on "
@@ -117,7 +110,7 @@ def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> HeadFi
         "% of their size; rows are layers, columns heads",
         caption,
         panels,
-        _scale(panels, _percent),
+        _scale(panels, percent),
     )
 
 
@@ -131,7 +124,7 @@ def _by_measure(label: str, changes: HeadChanges) -> Iterator[HeadFigure]:
         panels = tuple(
             _scaled(
                 _panel(MEASURE_TITLES[each.measure], each.values),
-                _percent if each.measure in _IN_PERCENT else _plain,
+                percent if each.measure in _IN_PERCENT else _plain,
                 signed=each.measure in _SIGNED,
             )
             for each in chunk
@@ -162,7 +155,7 @@ def _beside_effects(
     changed = (
         ()
         if output is None
-        else (_scaled(_panel("Change of the output, %", output.values), _percent),)
+        else (_scaled(_panel("Change of the output, %", output.values), percent),)
     )
     left = "Left, how far training has moved a head's output; then what" if changed else "What"
     needed = "the head's delta" if mode == "revert" else "the head"
@@ -209,14 +202,6 @@ def _what(names: Sequence[str], chunks: Sequence[object]) -> str:
     return f": {quantities.listed(names)}" if len(chunks) > 1 else ""
 
 
-def _thinned(labels: list[str], most: int) -> list[str]:
-    if len(labels) <= most:
-        return labels
-    if most == 1:
-        return labels[-1:]
-    return [labels[round(i * (len(labels) - 1) / (most - 1))] for i in range(most)]
-
-
 def _panel(title: str, values: HeadMap) -> MapPanel:
     columns = tuple(str(number) for number in range(max(map(len, values))))
     cells = {
@@ -249,8 +234,3 @@ def _in_words(panel: MapPanel, scale: MapScale) -> str:
 
 def _plain(value: float) -> str:
     return f"{value:.2g}".replace("-", "−")
-
-
-def _percent(value: float) -> str:
-    share = 100.0 * value
-    return (f"{share:.0f}" if abs(share) >= 9.95 else f"{share:.2g}").replace("-", "−")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import altair as alt
 import numpy as np
 
 from rankwise.report.chart_theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN, Colour
 from rankwise.report.drawing import LABEL_FONT, SMALL_FONT, Box, Drawing, Layers, Text, cut, drawn
+
+T = TypeVar("T")
+
+MOST_PANELS = 4
+"""Of one chart."""
 
 _MOST_TEXT_COLUMNS = 16
 """With more columns in all panels, cells are narrow and hold no numbers."""
@@ -161,3 +166,18 @@ def _key(drawing: Drawing, scale: MapScale, x: float, y: float) -> float:
 
 def _small(x: float, y: float, text: str, align: str) -> Text:
     return Text(x, y, text, MUTED.light, SMALL_FONT + 1, align)
+
+
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """So many at most, evenly from the first to the last; of one, the last."""
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def percent(value: float) -> str:
+    """A share in two digits of a percent, as short as a cell is."""
+    share = 100.0 * value
+    return (f"{share:.0f}" if abs(share) >= 9.95 else f"{share:.2g}").replace("-", "−")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import altair as alt
 
 from rankwise.report.drawing import Layers
-from rankwise.report.layer_map import MapPanel, MapScale, layer_map
+from rankwise.report.layer_map import MapPanel, MapScale, layer_map, percent
 from rankwise.spectra_records import (
     EPSILONS,
     INTRUDER_EPSILON,
@@ -72,7 +72,7 @@ def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> SpectrumMap:
         "% of the base's norm; rows are layers",
         "‖delta‖_F of each matrix relative to the base's own norm, in percent.",
         tuple(panel for panel in panels if panel.values),
-        _percent,
+        percent,
     )
 
 
@@ -91,7 +91,7 @@ def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
             "size alone.",
         ),
         _beside_nulls(matrices, lambda change, _: 1.0 - similarity(change)),
-        _percent,
+        percent,
     )
 
 
@@ -157,8 +157,3 @@ def _beside_nulls(
         _panel("Haar", matrices, kinds, lambda m: of(m.haar_null, m)),
     ]
     return tuple(panel for panel in panels if panel.values)
-
-
-def _percent(value: float) -> str:
-    share = 100.0 * value
-    return f"{share:.0f}" if share >= 9.95 else f"{share:.2g}"

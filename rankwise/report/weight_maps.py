@@ -8,8 +8,10 @@ from typing import Any
 
 import altair as alt
 
+from rankwise.option_gains import first_of_options
 from rankwise.report.chart_theme import theme
 from rankwise.report.figures import Chart, Figure
+from rankwise.report.layer_map import MOST_PANELS, thinned
 from rankwise.report.section import file_name
 from rankwise.report.spectrum_maps import (
     SpectrumMap,
@@ -22,7 +24,6 @@ from rankwise.report.spectrum_maps import (
 from rankwise.results import ModelResults
 from rankwise.weight_findings import RunWeights, TrainTaskWeights
 
-MOST_PANELS = 4
 _SUBTITLE_WIDTH = 92
 
 
@@ -56,12 +57,7 @@ def weight_maps(
 
 def _shown_runs(found: TrainTaskWeights) -> list[RunWeights]:
     """The first run of the options: ranks from small to large, then full; evenly thinned out."""
-    first = list({run.option.label: run for run in reversed(found.runs)}.values())
-    first.sort(key=lambda run: float("inf") if run.option.rank is None else run.option.rank)
-    if len(first) <= MOST_PANELS:
-        return first
-    places = [round(i * (len(first) - 1) / (MOST_PANELS - 1)) for i in range(MOST_PANELS)]
-    return [first[place] for place in places]
+    return thinned(first_of_options(found.runs), MOST_PANELS)
 
 
 def _drawn(drawn: SpectrumMap, found: TrainTaskWeights, several: bool) -> Figure:
