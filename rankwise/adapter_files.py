@@ -85,19 +85,45 @@ def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a LoRA adapter.
+    """``adapter_config.json`` of a LoRA adapter, with its rank ``r`` and its ``lora_alpha``.
 
     Raises:
-        ModelError: it cannot be read, or is of another kind of adapter.
+        ModelError: it cannot be read, is of another kind of adapter, or says no rank or alpha.
     """
-    path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}. Is this a PEFT adapter?") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{path} describes no LoRA adapter; other kinds have no rank.")
+        raise ModelError(
+            f"{folder} is not a PEFT adapter: {CONFIG_FILE} cannot be read ({error}). Check the "
+            "path."
+        ) from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise ModelError(
+            f"{folder} holds an adapter of kind {kind}; only LORA has a rank. Leave it out."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise ModelError(
+            f"{folder}: {CONFIG_FILE} says r: {rank} and lora_alpha: {alpha}, which are no rank "
+            "and no number. Save the adapter again."
+        )
     return config  # pyright: ignore[reportUnknownVariableType]
+
+
+def adapter_weights(folder: Path) -> Path:
+    """The safetensors file of an adapter.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no {WEIGHTS_FILE}; other formats can run code when they are loaded. "
+            "Save the adapter again with safetensors."
+        )
+    return path
 
 
 def refuse_other_base(folder: Path, base: BaseModel) -> tuple[str, ...]:
@@ -188,12 +214,7 @@ def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
 
 def _read_matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """lora_A and lora_B by the layer's name in the base."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise ModelError(
-            f"{folder} has no {WEIGHTS_FILE}; other formats can run code when they are loaded. "
-            "Save the adapter again with safetensors."
-        )
+    path = adapter_weights(folder)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

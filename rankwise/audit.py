@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ from rankwise.spectra_records import EPSILONS, MatrixSpectrum
 from rankwise.spectral_cache import SpectralCache
 from rankwise.weight_matrices import ModelWeights, model_weights
 
-_SAME_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers")
 # So many layers without factors are named, the others are counted.
 _NAMED_LAYERS = 4
 # Up to this one the energy that is kept is recorded for every rank.
@@ -109,13 +107,16 @@ def find_audited(
             trained from another base.
     """
     found = models.find_base_model(BaseModelConfig(name=base), report)
-    shapes = models.adaptable_shapes(models.model_skeleton(found.folder))
+    skeleton: Any = models.model_skeleton(found.folder)
+    shapes = models.adaptable_shapes(skeleton)
     if not target.is_dir():
         raise ModelError(f"{target} is not a folder. Check the path.")
     if (target / CONFIG_FILE).is_file():
         return _adapter(found, target, shapes, any_base)
     if (target / "config.json").is_file():
-        return _checkpoint(found, target, shapes)
+        models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
+        models.refuse_other_architecture(target, skeleton.config)
+        return Audited(found, target, "checkpoint", {}, shapes)
     raise ModelError(
         f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint)."
     )
@@ -154,25 +155,6 @@ def _missing(layers: Sequence[str]) -> tuple[str, ...]:
         f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
         "file is whole.",
     )
-
-
-def _checkpoint(base: BaseModel, target: Path, shapes: Mapping[str, LinearShape]) -> Audited:
-    models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
-    ours, theirs = (_model_config(folder) for folder in (base.folder, target))
-    for name in _SAME_ARCHITECTURE:
-        if name in ours and name in theirs and ours[name] != theirs[name]:
-            raise ModelError(
-                f"{target} has {name} {theirs[name]} and {base.name} {ours[name]}: it is no "
-                "fine-tuning of this base. Name the base that it was trained from."
-            )
-    return Audited(base, target, "checkpoint", {}, shapes)
-
-
-def _model_config(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}.") from error
 
 
 def check_weights(audited: Audited) -> None:

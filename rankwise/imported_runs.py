@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -12,16 +11,19 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from rankwise.adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_weights,
+    read_adapter_config,
+)
 from rankwise.config import BaseModelConfig, ImportedConfig
 from rankwise.errors import ModelError
 from rankwise.fingerprints import fingerprint
-from rankwise.models import find_base_model
+from rankwise.models import ARCHITECTURE, find_base_model, refuse_other_architecture
 from rankwise.records import PlannedRun
 from rankwise.run_plans import Trainable, run_name
 from rankwise.store import writing
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Raised when a change to the code changes what is scored of equal files.
 IMPORT_REVISION = 1
@@ -54,12 +56,13 @@ def import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
         ModelError: the adapter is gone or cannot be read.
         StorageError: the folder cannot be written.
     """
-    _adapter_settings(source)
+    read_adapter_config(source)
+    adapter_weights(source)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / name, folder / name)
-    weights = folder / ADAPTER_WEIGHTS
+    weights = folder / WEIGHTS_FILE
     return weights.stat().st_size, _is_zero(weights)
 
 
@@ -90,13 +93,13 @@ def not_finite(folder: Path) -> str | None:
 def _adapter_run(
     config: ImportedConfig, folder: Path, base: Trainable, train_task: str
 ) -> PlannedRun:
-    settings = _adapter_settings(folder)
-    shapes = _shapes(folder / ADAPTER_WEIGHTS)
+    settings, weights = read_adapter_config(folder), adapter_weights(folder)
+    shapes = _shapes(weights)
     _check_fit(folder, shapes, base)
-    rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    rank, alpha = settings["r"], float(settings["lora_alpha"])
     uses_rslora = bool(settings.get("use_rslora"))
-    digest = hashlib.sha256((folder / ADAPTER_CONFIG).read_bytes())
-    with (folder / ADAPTER_WEIGHTS).open("rb") as file:
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
+    with weights.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
     targets = settings.get("target_modules") or ()
     modules = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
@@ -121,15 +124,7 @@ def _checkpoint_run(
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder. Check the path.")
     found = find_base_model(BaseModelConfig(name=str(folder)))
-    theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    ours = base.skeleton.config
-    for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
-        own = getattr(ours, name, None)
-        if name in theirs and own is not None and theirs[name] != own:
-            raise ModelError(
-                f"{folder} has {name} {theirs[name]} and the base model {own}: it is no "
-                "fine-tuning of this base model. Choose the base that it was trained from."
-            )
+    refuse_other_architecture(folder, base.skeleton.config, (*ARCHITECTURE, "vocab_size"))
     return _planned(
         config,
         base,
@@ -178,28 +173,6 @@ def _planned(
         **settings,
     )
     return run.model_copy(update={"name": run_name(run, content)})
-
-
-def _adapter_settings(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a LoRA adapter with safetensors."""
-    try:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"{folder} is not a PEFT adapter: {ADAPTER_CONFIG} cannot be read ({error}). Check the "
-            "path."
-        ) from error
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(
-            f"{folder} has no {ADAPTER_WEIGHTS}; other formats can run code when they are loaded. "
-            "Save it again with safetensors."
-        )
-    kind = settings.get("peft_type") if isinstance(settings, dict) else None
-    if kind != "LORA":
-        raise ModelError(
-            f"{folder} is a {kind} adapter; only LORA has a rank to compare. Leave it out."
-        )
-    return settings
 
 
 def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:

@@ -37,6 +37,10 @@ _FINGERPRINTED_FILES = (
 )
 
 
+ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers")
+"""Entries of a model's config that no fine-tuning changes."""
+
+
 class BaseModel(NamedTuple):
     """A base model on disk.
 
@@ -212,12 +216,42 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def model_skeleton(folder: Path) -> nn.Module:
     """The model without its weights (on the meta device): shapes and names only."""
+    config = _model_config(folder)
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(f"{folder} is no causal language model: {error}") from error
+
+
+def _model_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} has no usable model config: {error}") from error
+
+
+def refuse_other_architecture(
+    folder: Path, base_config: Any, compared: Sequence[str] = ARCHITECTURE
+) -> None:
+    """Refuse a checkpoint whose config cannot be that of a fine-tuning of the base.
+
+    Args:
+        folder: of the checkpoint.
+        base_config: the base model's, as transformers has it.
+        compared: entries of both configs that have to be equal.
+
+    Raises:
+        ModelError: an entry differs, or the checkpoint's config cannot be read.
+    """
+    ours, theirs = base_config.get_text_config(), _model_config(folder).get_text_config()
+    for name in compared:
+        own, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if own != other:
+            raise ModelError(
+                f"{folder} has {name} {other} and the base model {own}: it is no fine-tuning of "
+                "this base. Name the base that it was trained from."
+            )
 
 
 def adaptable_shapes(model: nn.Module) -> dict[str, LinearShape]:

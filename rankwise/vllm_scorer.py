@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from rankwise.adapter_files import read_adapter_config
 from rankwise.devices import ResolvedPrecision
 from rankwise.errors import ModelError
 from rankwise.scoring import Advance, Continuation, Generation, LogLikelihood, Prompt
@@ -214,11 +214,8 @@ def _import_vllm() -> Any:
 
 def _rank(folder: Path) -> int:
     """The largest rank of an adapter's layers."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {"": 0}).values()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder} is not the folder of a LoRA adapter: {error!r}") from error
+    config = read_adapter_config(folder)
+    return max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
 
 
 def _log_likelihood(output: Any, continuation: Sequence[int]) -> LogLikelihood:

@@ -173,7 +173,7 @@ def test_truncate_replaces_nothing(tiny_model_folder: Path, tmp_path: Path) -> N
         ({"target_parameters": ["x"]}, "target_parameters"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"peft_type": "IA3"}, "no LoRA adapter"),
+        ({"peft_type": "IA3"}, "an adapter of kind IA3"),
         ({"r": 9}, "says rank 9"),
     ],
 )

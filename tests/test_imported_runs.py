@@ -101,7 +101,7 @@ def test_what_cannot_be_imported_is_said_at_planning(
         return copy
 
     ia3 = changed("ia3", peft_type="IA3")
-    pickled = changed("pickled")
+    unranked, pickled = changed("unranked", r=None), changed("pickled")
     (pickled / "adapter_model.safetensors").unlink()
     stranger, wide = changed("stranger"), changed("wide")
     weights = load_file(str(adapter / "adapter_model.safetensors"))
@@ -117,14 +117,15 @@ def test_what_cannot_be_imported_is_said_at_planning(
     shutil.copytree(checkpoint, deeper)
     config = json.loads((deeper / "config.json").read_text())
     (deeper / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
-    folders = ("nowhere", ia3, pickled, stranger, wide)
+    folders = ("nowhere", ia3, unranked, pickled, stranger, wide)
     entries = [{"adapter": str(folder)} for folder in folders]
     with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file, [imports(*entries, {"checkpoint": str(deeper)})]))
     problems = str(caught.value)
     assert "methods.imported[0]: " in problems
     assert "nowhere is not a PEFT adapter: adapter_config.json cannot be read" in problems
-    assert "ia3 is a IA3 adapter; only LORA has a rank to compare" in problems
+    assert "ia3 holds an adapter of kind IA3; only LORA has a rank" in problems
+    assert "unranked: adapter_config.json says r: None and lora_alpha: 4" in problems
     assert "pickled has no adapter_model.safetensors" in problems
     assert "w_proj, which the base model does not have" in problems
     assert "its factor is (2, 99) and the layer" in problems

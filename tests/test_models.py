@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from rankwise import models
 from rankwise.config import BaseModelConfig
@@ -249,3 +250,16 @@ def test_context_length_is_the_model_s(tiny_model_folder: Path) -> None:
     skeleton: Any = models.model_skeleton(tiny_model_folder)
     tokenizer = models.load_tokenizer(tiny_model_folder)
     assert models.context_length(skeleton.config, tokenizer) == 256
+
+
+def test_a_checkpoint_of_another_depth_is_refused_whatever_its_config_calls_it(
+    tmp_path: Path,
+) -> None:
+    GPT2Config(n_layer=3, n_embd=8, n_head=2).save_pretrained(tmp_path)
+    assert "num_hidden_layers" not in json.loads((tmp_path / "config.json").read_text())
+    models.refuse_other_architecture(tmp_path, GPT2Config(n_layer=3, n_embd=8, n_head=4))
+    with pytest.raises(ModelError, match="has num_hidden_layers 3 and the base model 2"):
+        models.refuse_other_architecture(tmp_path, GPT2Config(n_layer=2, n_embd=8, n_head=2))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="no usable model config"):
+        models.refuse_other_architecture(tmp_path, GPT2Config())

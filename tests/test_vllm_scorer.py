@@ -75,6 +75,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
 
 def adapter(folder: Path, **config: Any) -> Path:
     folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "lora_alpha": 16} | config
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
@@ -126,7 +127,7 @@ def test_it_is_opened_once_with_room_for_the_adapters(
         scorer.put_on("late", adapter(tmp_path / "late", r=64))
     with pytest.raises(ModelError, match="ranks to 512"):
         scorer.put_on("huge", adapter(tmp_path / "huge", r=1024))
-    with pytest.raises(ModelError, match="not the folder of a LoRA adapter"):
+    with pytest.raises(ModelError, match="nothing is not a PEFT adapter"):
         scorer.put_on("none", tmp_path / "nothing")
 
 
