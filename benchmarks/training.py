@@ -1,6 +1,7 @@
 r"""Five adapters in one pass, or one after another: is training as fast and lean as it says?
 
     python -m benchmarks.training [--repeats 3] [--model FOLDER | --random-8b] [--device auto]
+                                  [--peer-batch-size 2]
 
 The peer is peft with transformers' Trainer, one adapter after another (``training_peer``); ours is
 ``train_pass`` with all ranks at once. Both train on the same tokens in the same order from the same
@@ -14,7 +15,8 @@ after a short untimed training (one step; two on CUDA, where attention is compil
 shapes): of ours the whole of ``train_pass``, of the peer from its first step's begin to its last
 step's end. Its settings are the best that we know: for bfloat16 a bfloat16 base under autocast
 (``bf16=True``), losses not fetched; on a CPU the one of eager and sdpa attention with the
-fastest short trial, on CUDA sdpa. Its batches are padded to their longest row, as its collators do.
+fastest short trial, on CUDA sdpa. Its batches are padded to their longest row, as its collators do;
+``--peer-batch-size 1`` reads 1 x 8 examples a step instead, which needs no padding.
 
 Ratios are the peer's time over ours, medians over the pairs of neighbouring processes;
 ``ratio_peer_default_float32`` is the peer's median in float32 over ours in bfloat16. Tokens per
@@ -176,7 +178,8 @@ def ask(options: argparse.Namespace, side: str, dtype: str, **changes: Any) -> M
     """One measurement in a process of its own; said on stderr."""
     given: dict[str, Any] = vars(options) | {"worker": side, "dtype": dtype} | changes
     command = [sys.executable, "-m", "benchmarks.training"]
-    for name in ("worker", "dtype", "model", "attention", "examples", "max_tokens", "device"):
+    names = ("worker", "dtype", "model", "attention", "examples", "max_tokens", "device")
+    for name in (*names, "peer_batch_size"):
         command += [] if given[name] is None else [f"--{name.replace('_', '-')}={given[name]}"]
     command += ["--ranks", *map(str, given["ranks"])] + ["--random-8b"] * given["random_8b"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -274,6 +277,7 @@ def summarise(
         "single_peer_rank": options.ranks[len(options.ranks) // 2],
         "single_peer_peak_gigabytes": {n: round(p / 1e9, 3) for n, p in peaks.items()},
         "peer_attention": dict(attentions),
+        "peer_batch_size": options.peer_batch_size,
         "device": first.device,
         "model": "random 8B" if options.random_8b else options.name,
         "data": first.data,
@@ -294,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--float32-repeats", type=int, default=1, help="0: leave float32 out")
+    parser.add_argument("--peer-batch-size", type=int, choices=(1, 2, 4, 8), default=2)
     parser.add_argument("--max-tokens", type=int, help="of our micro-batches; 2048, CUDA 4096")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)

@@ -210,12 +210,13 @@ def measure_peer(options: argparse.Namespace, device: torch.device) -> Measured:
     base, run = load_model(options, device, options.attention), planned(1, len(examples))
     batches = effective_batches(examples, run, TRAIN)
     rows = [example for batch in batches for example in batch]
-    train_peer(base, options.ranks[0], rows[: NUM_WARM_UP_STEPS[device.type] * STEP_SIZE], 0)
+    warm_up_rows, size = rows[: NUM_WARM_UP_STEPS[device.type] * STEP_SIZE], options.peer_batch_size
+    train_peer(base, options.ranks[0], warm_up_rows, 0, size)
     memory, seconds, losses = PeakMemory(device), 0.0, dict[str, list[float]]()
     with memory.measured():
         for rank in options.ranks:
             warm_up = math.ceil(TRAIN.warmup_ratio * run.num_steps)
-            taken, losses[str(rank)] = train_peer(base, rank, rows, warm_up)
+            taken, losses[str(rank)] = train_peer(base, rank, rows, warm_up, size)
             seconds += taken
     num_tokens = len(options.ranks) * sum(len(example.tokens) for example in examples)
     return Measured(
@@ -224,7 +225,7 @@ def measure_peer(options: argparse.Namespace, device: torch.device) -> Measured:
 
 
 def train_peer(
-    base: Any, rank: int, rows: Sequence[Example], num_warmup_steps: int
+    base: Any, rank: int, rows: Sequence[Example], num_warmup_steps: int, batch_size: int
 ) -> tuple[float, list[float]]:
     """Train one LoRA adapter on the base for an epoch.
 
@@ -235,6 +236,7 @@ def train_peer(
         rank: of the adapter.
         rows: one epoch, in order.
         num_warmup_steps: in which the rate rises.
+        batch_size: rows that are read at once; as many batches as a step needs are accumulated.
 
     Returns:
         Seconds of its steps, and the loss of each in nats.
@@ -244,8 +246,8 @@ def train_peer(
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
-            per_device_train_batch_size=TRAIN.batch_size,
-            gradient_accumulation_steps=TRAIN.gradient_accumulation_steps,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=STEP_SIZE // batch_size,
             num_train_epochs=1,
             train_sampling_strategy="sequential",
             optim="adamw_torch_fused",
