@@ -6,7 +6,7 @@ config. What is registered there without a mask function beside it gets no mask.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -93,6 +93,30 @@ def refuse_unpackable(model: nn.Module) -> None:
     kinds = (getattr(config, key, None) or () for key in ("layer_types", "layers_block_type"))
     if found := ", ".join(sorted({kind for each in kinds for kind in each} - _ATTENTION_LAYERS)):
         raise ModelError(f"{name} has layers ({found}) that mix packed sequences. {INSTEAD}")
+
+
+def refuse_lost_window(decoder: Any, windows: Iterable[int | None]) -> None:
+    """Refuse a model whose window is in its mask alone: without a mask it would see everything.
+
+    Args:
+        decoder: of transformers.
+        windows: that its layers asked their attention for.
+
+    Raises:
+        ModelError: its config limits what a token sees to less than its context, and no layer
+            asked for that.
+    """
+    config = decoder.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    is_off = not window or getattr(config, "use_sliding_window", True) is False
+    if is_off or (kinds and "sliding_attention" not in kinds):
+        return
+    context = getattr(config, "max_position_embeddings", None)
+    if (context is None or window < context) and not any(windows):
+        raise ModelError(
+            f"{type(decoder).__name__} limits attention to {window} tokens by its mask alone, and "
+            f"packed sequences have none. {INSTEAD}"
+        )
 
 
 def refuse_arguments(layer: nn.Module, arguments: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ MAX_KERNELS = 256
 KERNEL_BYTES = 670_000
 """Of one of them, measured in torch 2.13 for bfloat16."""
 
+_OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -61,10 +62,15 @@ def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPre
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device has no memory left; torch has three for it."""
+    """Whether an error says that the device has no memory left.
+
+    torch has errors of its own for it; its CPU allocator, cuBLAS, Triton and the CUDA runtime
+    raise a RuntimeError and say it in words.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    said = str(error).casefold() if isinstance(error, RuntimeError) else ""
+    return any(words in said for words in _OUT_OF_MEMORY)
 
 
 def give_back_memory(device: torch.device) -> None:

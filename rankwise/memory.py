@@ -112,6 +112,11 @@ class PassMemory:
         self._lines: dict[tuple[Method, bool], _Line] = {}
 
     @property
+    def likely_tokens(self) -> int:
+        """Read tokens of a micro-batch on this device where memory does not limit it."""
+        return LIKELY_TOKENS[self._setting.device.type]
+
+    @property
     def longest(self) -> int:
         """Read tokens of the longest example."""
         return self._setting.longest
@@ -126,12 +131,11 @@ class PassMemory:
             max_tokens: read in one micro-batch; the longest example is read whole in any case.
             gradient_checkpointing: a layer's activations are computed again.
         """
-        setting, width = self._setting, DTYPES[self._setting.precision].itemsize
+        width = DTYPES[self._setting.precision].itemsize
         tokens = self._tokens(max_tokens, len(adapters))
-        # those of one place of the batch come first: at worst the highest ranks
-        count = min(len(adapters), max(1, tokens // setting.longest))
-        ranks = sorted((adapter.rank for adapter in adapters), reverse=True)[:count]
-        inner = tokens * len(self._layer_names) * width * sum(ranks) // count
+        # adapters of other seeds or data have other lengths: all may be of the highest rank
+        highest = max(adapter.rank for adapter in adapters)
+        inner = tokens * len(self._layer_names) * width * highest
         if gradient_checkpointing:
             inner //= self._num_layers
         num_weights = sum(adapter.num_parameters for adapter in adapters)

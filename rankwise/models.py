@@ -317,7 +317,17 @@ def target_shapes(
 
 
 def context_length(model_config: Any, tokenizer: Any) -> int:
-    """The most tokens that the model reads at once, as lm-eval resolves it."""
+    """The most tokens that the model reads at once, as lm-eval resolves it.
+
+    LongRoPE turns by other angles as soon as one text of a batch is longer than those that the
+    model was first trained on. What such a model says of a text would depend on the texts beside
+    it, so that it reads no longer ones here.
+    """
     from lm_eval.models.utils import resolve_max_length
 
-    return int(resolve_max_length(model_config, tokenizer))
+    limit = int(resolve_max_length(model_config, tokenizer))
+    rope = getattr(model_config.get_text_config(), "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):  # of all layers, or a section for each kind of them
+        if isinstance(each, Mapping) and each.get("rope_type") == "longrope":
+            limit = min(limit, int(each["original_max_position_embeddings"]))
+    return limit

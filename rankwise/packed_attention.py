@@ -26,6 +26,7 @@ from rankwise.attention_interface import (
     attention_of,
     decoder_of,
     refuse_arguments,
+    refuse_lost_window,
     refuse_unpackable,
 )
 from rankwise.errors import DataError, ModelError
@@ -45,11 +46,13 @@ class PackedLayout:
 
     Attributes:
         lengths: of the sequences in tokens, in the order in which they lie in the row.
-        attended: ids of the modules that have computed with this layout.
+        attended: ids of the modules that have computed with this layout, and their windows.
     """
 
     lengths: tuple[int, ...]
-    attended: set[int] = field(default_factory=set[int], init=False, repr=False, compare=False)
+    attended: dict[int, int | None] = field(
+        default_factory=dict[int, int | None], init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if min(self.lengths, default=0) < 1:
@@ -108,7 +111,8 @@ def check_packable(model: nn.Module) -> None:
         model: with weights, on any device, in any precision; in train or eval mode throughout.
 
     Raises:
-        ModelError: as ``refuse_unpackable``; or sequences see each other, or layers do not pack.
+        ModelError: as ``refuse_unpackable``; or sequences see each other, layers do not pack, or
+            what they see is limited by a mask alone.
     """
     refuse_unpackable(model)
     was_training, packed = model.training, PackedLayout((7, 5))
@@ -121,6 +125,7 @@ def check_packable(model: nn.Module) -> None:
     name, count = type(decoder_of(model)).__name__, len(packed.attended)
     if count != (layers := decoder_of(model).config.get_text_config().num_hidden_layers):
         raise ModelError(f"{name} packs {count} of its {layers} layers. {INSTEAD}")
+    refuse_lost_window(decoder_of(model), packed.attended.values())
     if not apart:
         raise ModelError(f"{name} mixes the sequences of a packed batch. {INSTEAD}")
 
@@ -181,7 +186,7 @@ def attend_packed(
     tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, packed is one row of {tokens}.")
-    packed_layout.attended.add(id(module))
+    packed_layout.attended[id(module)] = sliding_window
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
@@ -228,7 +233,6 @@ def _blocks(query: Tensor, key: Tensor, window: int | None) -> list[tuple[slice,
     return [(r, slice(f, stop)) for r, f, (_, stop) in zip(rows, first_keys, ends, strict=True)]
 
 
-@lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _unseen(
     rows: int, columns: int, window: int | None, dtype: torch.dtype, device: torch.device
@@ -239,13 +243,17 @@ def _unseen(
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
 
 
+# of blocks: masks of whole sequences are as large as the scores of a head
+_kept_unseen = lru_cache(maxsize=64)(_unseen)
+
+
 def _weights(q: Tensor, k: Tensor, rows: slice, keys: slice, window: int | None) -> Tensor:
     """Softmax of a block's queries over its keys: (batch, tokens * heads per key, keys)."""
     scores = torch.bmm(q[:, rows], k[:, keys].mT)
     tokens, columns = scores.shape[1] * k.shape[1] // q.shape[1], scores.shape[2]
     if window is None or columns <= window:
         columns, window = tokens, None  # all keys before the block are seen
-    unseen = _unseen(tokens, columns, window, scores.dtype, scores.device)
+    unseen = _kept_unseen(tokens, columns, window, scores.dtype, scores.device)
     scores.unflatten(1, (tokens, -1))[..., -columns:].add_(unseen)
     return scores.softmax(dim=-1)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from rankwise.config import TrainConfig
-from rankwise.memory import LIKELY_TOKENS, AdapterSize
+from rankwise.memory import AdapterSize
 from rankwise.records import PlannedPass, PlannedRun
 
 USABLE_SHARE = 0.85
@@ -19,6 +19,11 @@ class MemoryOfPasses(Protocol):
     @property
     def longest(self) -> int:
         """Read tokens of the longest example."""
+        ...
+
+    @property
+    def likely_tokens(self) -> int:
+        """Read tokens of a micro-batch where memory does not limit it."""
         ...
 
     def lora_bytes(
@@ -45,7 +50,6 @@ def planned_passes(
     memory: MemoryOfPasses,
     train: TrainConfig,
     *,
-    device_type: str,
     available_bytes: int,
 ) -> tuple[PlannedPass, ...]:
     """Adapters together, in as few passes as fit and in the study's order; each full model alone.
@@ -60,12 +64,11 @@ def planned_passes(
         runs: of the study; imported ones are left out.
         memory: of its passes.
         train: may fix the tokens of a micro-batch and gradient checkpointing.
-        device_type: cpu or cuda.
         available_bytes: in which estimates must fit, on a CPU with the process.
     """
     trained = [run for run in runs if run.imported_as is None]
     adapters = [run for run in trained if run.method == "lora"]
-    planner = _Planner(memory, train, device_type, int(USABLE_SHARE * available_bytes))
+    planner = _Planner(memory, train, int(USABLE_SHARE * available_bytes))
     passes = [planner.planned(group) for group in planner.groups(adapters)]
     passes += [planner.planned([run]) for run in trained if run.method == "full"]
     return tuple(passes)
@@ -78,12 +81,10 @@ def oversized(passes: Sequence[PlannedPass], available_bytes: int) -> tuple[Plan
 
 
 class _Planner:
-    def __init__(
-        self, memory: MemoryOfPasses, train: TrainConfig, device_type: str, limit: int
-    ) -> None:
+    def __init__(self, memory: MemoryOfPasses, train: TrainConfig, limit: int) -> None:
         self._memory, self._limit = memory, limit
         fixed = train.max_micro_batch_tokens
-        self._highest = max(fixed or LIKELY_TOKENS[device_type], memory.longest)
+        self._highest = max(fixed or memory.likely_tokens, memory.longest)
         self._lowest = self._highest if fixed else memory.longest
         wanted = train.gradient_checkpointing
         self._checkpointing = (False, True) if wanted is None else (wanted,)

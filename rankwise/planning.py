@@ -261,7 +261,6 @@ class _Planner:
             runs,
             memory,
             self.config.train,
-            device_type=self.device.type,
             available_bytes=available,
         )
         for each in oversized(passes, available):

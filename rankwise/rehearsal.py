@@ -111,7 +111,7 @@ def _key(config: Any, layout: PackedLayout, device: torch.device, *settings: obj
 @contextlib.contextmanager
 def _without_numbers() -> Generator[None]:
     """Tensors made inside have shapes only; masks that attention keeps are not mixed with them."""
-    masks = packed_attention._unseen  # pyright: ignore[reportPrivateUsage]
+    masks = packed_attention._kept_unseen  # pyright: ignore[reportPrivateUsage]
     masks.cache_clear()
     try:
         with FakeTensorMode():

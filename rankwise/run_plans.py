@@ -10,7 +10,7 @@ from rankwise.axes import LoraVariant, full_variants, lora_variants, rate_label
 from rankwise.config import StudyConfig
 from rankwise.devices import ResolvedPrecision
 from rankwise.fingerprints import fingerprint
-from rankwise.memory import LIKELY_TOKENS, PassMemory, estimate_training_memory
+from rankwise.memory import PassMemory, estimate_training_memory
 from rankwise.models import LinearShape
 from rankwise.packing import Example
 from rankwise.records import Method, PlannedRun
@@ -172,7 +172,7 @@ class _RunMaker:
                 method=method,
                 rank=settings["rank"],
                 num_trainable=num_trainable,
-                max_tokens=train.max_micro_batch_tokens or LIKELY_TOKENS["cpu"],
+                max_tokens=train.max_micro_batch_tokens or self._base.memory.likely_tokens,
             ),
             **settings,
         )

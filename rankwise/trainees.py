@@ -101,6 +101,12 @@ class Trainee:
         """Learned tokens of the next step."""
         return sum(example.num_loss_tokens for example in self.batch)
 
+    @property
+    def has_finite_gradients(self) -> bool:
+        """Whether what was gathered of the next step's gradients has no NaN and no infinity."""
+        gradients = [each.grad for each in self._weights if each.grad is not None]
+        return math.isfinite(float(nn.utils.get_total_norm(gradients)))
+
     def take_step(self, loss: float, vocab_size: int) -> StepMetrics:
         """Clip the gathered gradients, step the optimizer, and clear them.
 

@@ -228,6 +228,27 @@ class _Pass:
             self._observer.shrunk(self._max_tokens)
 
     def _gather(self, active: Mapping[int, Trainee], placed: Sequence[Placed]) -> dict[int, float]:
+        """Gradients and losses of a step, of all together.
+
+        Kernels multiply what a token does not see by zero, which leaves NaN and infinity of one
+        trainee in what others get: where any is found, each is gathered again alone.
+        """
+        losses = self._gather_together(active, placed)
+        finite = (
+            math.isfinite(losses[index]) and trainee.has_finite_gradients
+            for index, trainee in active.items()
+        )
+        if len(active) == 1 or all(finite):
+            return losses
+        for index, trainee in active.items():
+            trainee.clear_gradients()
+            own = [each for each in placed if each.trainee == index]
+            losses |= self._gather_together({index: trainee}, own)
+        return losses
+
+    def _gather_together(
+        self, active: Mapping[int, Trainee], placed: Sequence[Placed]
+    ) -> dict[int, float]:
         counts = {index: trainee.num_loss_tokens for index, trainee in active.items()}
         losses = dict.fromkeys(active, 0.0)
         for group in split_by_budget(placed, self._max_tokens):
@@ -302,8 +323,8 @@ def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
 def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
     """Gradient checkpointing of every decoder layer, the rest of the model as it is.
 
-    A layer recomputes in training mode only; its own parts stay in evaluation mode, without
-    dropout.
+    A layer recomputes in training mode only. Its parts stay in evaluation mode, and what it drops
+    out itself (OPT does) is not dropped.
     """
     if not enabled:
         yield
@@ -311,11 +332,21 @@ def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     before = [layer.training for layer in layers]
+    dropouts = [
+        (layer, name, rate)
+        for layer in layers
+        for name, rate in vars(layer).items()
+        if "drop" in name and isinstance(rate, float)
+    ]
     try:
         for layer in layers:
             layer.training = True
+        for layer, name, _ in dropouts:
+            setattr(layer, name, 0.0)
         yield
     finally:
         model.gradient_checkpointing_disable()
+        for layer, name, rate in dropouts:
+            setattr(layer, name, rate)
         for layer, mode in zip(layers, before, strict=True):
             layer.training = mode

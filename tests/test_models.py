@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config
+from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config
 
 from rankwise import models
 from rankwise.config import BaseModelConfig
@@ -207,8 +207,6 @@ def test_adaptable_layers_are_all_linear_ones_below_the_head(tiny_model_folder: 
 
 
 def test_layers_of_gpt2_are_found_with_their_true_sides() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
     shapes = models.adaptable_shapes(model)
@@ -250,6 +248,20 @@ def test_context_length_is_the_model_s(tiny_model_folder: Path) -> None:
     skeleton: Any = models.model_skeleton(tiny_model_folder)
     tokenizer = models.load_tokenizer(tiny_model_folder)
     assert models.context_length(skeleton.config, tokenizer) == 256
+
+
+def test_longrope_reads_no_text_that_turns_those_beside_it(tiny_model_folder: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        hidden_size=32,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        original_max_position_embeddings=16,
+        rope_scaling={"type": "longrope", **factors},
+    )
+    tokenizer = models.load_tokenizer(tiny_model_folder)
+    assert models.context_length(config, tokenizer) == 16
+    assert models.context_length(Phi3Config(max_position_embeddings=128), tokenizer) == 128
 
 
 def test_a_checkpoint_of_another_depth_is_refused_whatever_its_config_calls_it(

@@ -378,6 +378,15 @@ def test_a_model_that_mixes_the_sequences_is_refused(monkeypatch: pytest.MonkeyP
     assert model.training
 
 
+@pytest.mark.parametrize("family", ["Qwen2Moe", "Phimoe"])
+def test_a_window_that_is_in_the_mask_alone_is_refused(family: str) -> None:
+    settings = {"num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 16}
+    settings |= {"num_experts_per_tok": 2, "use_sliding_window": True, "max_window_layers": 2}
+    with pytest.raises(ModelError, match="limits attention to 8 tokens by its mask alone"):
+        check_packable(tiny(family, **settings, sliding_window=8))
+    check_packable(tiny(family, **settings, sliding_window=64))  # all that it can read
+
+
 def test_a_layer_with_another_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def sometimes(layer: Any, *args: Any, **others: Any) -> Any:
         if layer.layer_idx == 0:

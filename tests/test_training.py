@@ -12,11 +12,19 @@ import peft
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention
 from torch.nn.functional import cross_entropy
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    OPTConfig,
+    OPTForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
-from rankwise import models, training
+from rankwise import models, packed_attention, training
 from rankwise.config import TrainConfig
+from rankwise.devices import is_out_of_memory
 from rankwise.errors import DataError, DivergedError, RecordError
 from rankwise.tasks import TrainingRow
 from rankwise.trainees import AdapterTrainee
@@ -43,20 +51,27 @@ def relative_difference(one: AdapterTrainee, other: AdapterTrainee) -> float:
 MIXED: list[dict[str, Any]] = [
     {"rank": 2, "name": "two"},
     {"rank": 8, "name": "eight", "scaling": 0.5, "learning_rate": 3e-3},
-    {"rank": 32, "name": "other seed", "seed": 7},
+    {"rank": 512, "name": "other seed", "seed": 7, "learning_rate": 1e-3},
     {"rank": 4, "name": "other data", "rows": ROWS[3:17], "seed": 3},
     {"rank": 3, "name": "fewer epochs", "epochs": 2},
     {"rank": 5, "name": "two layers", "targets": ("q_proj", "v_proj")},
+    {"rank": 6, "name": "other steps", "train": {"schedule": "cosine", "batch_size": 3}},
+    {"rank": 7, "name": "short steps", "train": {"max_grad_norm": 0.1, "weight_decay": 0.5}},
+    {"rank": 9, "name": "dropout", "train": {"dropout": 0.3, "warmup_ratio": 0.0}},
 ]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_many_together_equal_each_alone(setting: Setting, dropout: float) -> None:
-    train = config(epochs=EPOCHS_FOR_20_STEPS, dropout=dropout, weight_decay=0.01)
-    together = [setting.trainee(train, **options) for options in MIXED]
+    common = {"epochs": EPOCHS_FOR_20_STEPS, "dropout": dropout, "weight_decay": 0.01}
+
+    def new_trainee(train: dict[str, Any] | None = None, **options: Any) -> AdapterTrainee:
+        return setting.trainee(config(**(common | (train or {}))), **options)
+
+    together = [new_trainee(**options) for options in MIXED]
     heard = setting.train(*together)
     for trainee, options in zip(together, MIXED, strict=True):
-        alone = setting.trainee(train, **options)
+        alone = new_trainee(**options)
         name = alone.run.name
         assert setting.train(alone).losses[name] == pytest.approx(heard.losses[name], rel=1e-5)
         assert relative_difference(trainee, alone) < 1e-5
@@ -143,9 +158,13 @@ def test_equals_peft_with_a_plain_loop(setting: Setting) -> None:
 
 
 def test_equals_transformers_trainer(setting: Setting, tmp_path: Path) -> None:
-    """Padded batches of 2, four of them a step: the loss is a mean over the step's loss tokens."""
-    train = config(epochs=EPOCHS_FOR_20_STEPS)
-    trainee = setting.trainee(train)
+    """Padded batches of 2, four of them a step: the loss is a mean over the step's loss tokens.
+
+    The last of 20 steps has 4 rows. Warm-up and schedule are the Trainer's own.
+    """
+    train = config(epochs=1)
+    trainee = setting.trainee(train, rows=(ROWS * 8)[:156])
+    assert [len(batch) for batch in trainee.batches] == [8] * 19 + [4]
     model = peer_model(setting, trainee, train)
     rows = [
         {
@@ -162,8 +181,6 @@ def test_equals_transformers_trainer(setting: Setting, tmp_path: Path) -> None:
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(rows)  # pyright: ignore
 
-    # an epoch of the trainee ends in a step of 4 rows: the peer gets the same steps, one by one
-    losses: list[float] = []
     settings = TrainingArguments(
         str(tmp_path),
         per_device_train_batch_size=2,
@@ -180,16 +197,6 @@ def test_equals_transformers_trainer(setting: Setting, tmp_path: Path) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    whole = [batch for batch in trainee.batches if len(batch) == 8]
-    trainee.batches = whole
-    trainee._rate_factor = training_rate(len(whole))  # pyright: ignore
-    rows = [
-        row
-        for row, size in zip(
-            rows, [len(b) for b in setting.trainee(train).batches for _ in b], strict=True
-        )
-        if size == 8
-    ]
     peer = InOrder(
         model,
         args=settings,
@@ -199,14 +206,9 @@ def test_equals_transformers_trainer(setting: Setting, tmp_path: Path) -> None:
     peer.train()
     losses = [line["loss"] for line in peer.state.log_history if "loss" in line]
     ours = setting.train(trainee).losses["run-4"]
-    assert len(losses) == 14
+    assert len(losses) == 20
     assert ours == pytest.approx(losses, rel=1e-3)
     assert peft_difference(trainee, model) < 1e-3
-
-
-def training_rate(num_steps: int) -> Any:
-    """Two steps of warm-up, then linear to zero."""
-    return lambda step: step / 2 if step < 2 else (num_steps - step) / (num_steps - 2)
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("gate_proj", "up_proj", "down_proj")])
@@ -293,7 +295,15 @@ def test_a_rate_that_moves_nothing_is_a_zero_update(setting: Setting) -> None:
     assert not moved.adapter.is_zero_update
 
 
-def test_one_that_diverges_stops_alone(setting: Setting) -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kernel", ["grouped_attention", "flex_packed_attention"])
+def test_one_that_diverges_stops_alone(
+    setting: Setting, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where attention multiplies what a token does not see by zero: NaN stays NaN there."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    chosen = getattr(packed_attention, kernel)
+    monkeypatch.setattr(packed_attention, "_kernel_for", lambda _: chosen)
     poisoned = setting.trainee(config(), name="poisoned")
     healthy = setting.trainee(config(), name="healthy", rank=8)
     next(iter(poisoned.adapter.factors.values())).lora_A.fill_(float("nan"))
@@ -338,6 +348,22 @@ def test_out_of_memory_shrinks_the_micro_batches_and_changes_nothing(
     assert heard.budgets == [100]
     assert heard.losses["run-8"] == pytest.approx(expected, rel=1e-5)
     assert relative_difference(trainee, undisturbed) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_that_memory_is_out(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
 
 
 def test_an_example_that_does_not_fit_alone_is_an_error(
@@ -385,6 +411,21 @@ def test_gradient_checkpointing_changes_nothing(setting: Setting) -> None:
     assert found == pytest.approx(expected, rel=1e-6)
     assert relative_difference(again, kept) < 1e-5
     assert not any(module.training for module in setting.base.modules())
+
+
+def test_gradient_checkpointing_leaves_out_what_a_layer_drops_itself(setting: Setting) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64}
+        sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "dropout": 0.1}
+        setting.base = OPTForCausalLM(OPTConfig(vocab_size=len(setting.tokenizer), **sizes))
+    setting.base.eval().requires_grad_(False)
+    kept, again = (setting.trainee(config(), targets=("q_proj", "v_proj")) for _ in range(2))
+    expected = setting.train(kept).losses["run-4"]
+    assert setting.train(again, gradient_checkpointing=True).losses["run-4"] == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert {layer.dropout for layer in setting.base.model.decoder.layers} == {0.1}
 
 
 @pytest.mark.slow
