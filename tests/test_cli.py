@@ -265,6 +265,21 @@ def test_plan_lists_the_runs_and_trains_nothing(
     assert not folder.exists()
 
 
+def test_plan_says_what_of_a_pass_is_scored_already(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application.stdout, "width", 200)
+    study = (finished.file, "methods.lora.ranks=[2,4]", "--study-dir", finished.folder)
+    done = rankwise("plan", *study)
+    assert "pass 1: 2 adapters together" in done.stdout
+    rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in done.stdout.splitlines()]
+    assert [row[6:] for row in rows if len(row) == 8] == [
+        ["", "4/4"],
+        ["yes", "4/4"],
+        ["no", "0/4"],
+    ]
+
+
 def test_plan_as_json(finished: Finished) -> None:
     done = rankwise("plan", finished.file, "--study-dir", finished.folder, "--json", "seeds=[0,1]")
     assert done.exit_code == 0

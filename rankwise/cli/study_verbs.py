@@ -76,15 +76,17 @@ def init(
 def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = False) -> int:
     """List the runs with steps, tokens, parameters and memory; load no weights, train nothing."""
     planned, folder = _plan(study, study_dir)
-    from rankwise.study import is_finished, stages
+    from rankwise.stages import is_scored
     from rankwise.terminal import pass_lines, plan_table
 
-    done = {
-        (stage.model, stage.task.name)
-        for stage in stages(planned)
-        if stage.task is not None and is_finished(planned, folder, stage)
+    record = planned.record
+    done = {(run.name, None) for run in record.runs if folder.finished_run(run)}
+    done |= {
+        ("base" if run is None else run.name, name)
+        for run in (None, *record.runs)
+        for name in (record.scored_tasks(run.train_task) if run else record.scored_tasks())
+        if is_scored(planned, folder, run, planned.tasks[name])
     }
-    done |= {(run.name, None) for run in planned.record.runs if folder.finished_run(run)}
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
