@@ -18,8 +18,6 @@ from rankwise.stages import Observer, Stage, is_finished, stages
 from rankwise.store import StudyFolder
 from rankwise.worker import Worker
 
-__all__ = ["Observer", "StudyOutcome", "is_finished", "run_study", "stages"]
-
 
 class StudyOutcome(NamedTuple):
     """A finished study."""

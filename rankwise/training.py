@@ -331,22 +331,17 @@ def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
         return
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    before = [layer.training for layer in layers]
-    dropouts = [
-        (layer, name, rate)
+    before = [
+        (layer, name, value)
         for layer in layers
-        for name, rate in vars(layer).items()
-        if "drop" in name and isinstance(rate, float)
+        for name, value in vars(layer).items()
+        if name == "training" or ("drop" in name and isinstance(value, float))
     ]
     try:
-        for layer in layers:
-            layer.training = True
-        for layer, name, _ in dropouts:
-            setattr(layer, name, 0.0)
+        for layer, name, _ in before:
+            setattr(layer, name, True if name == "training" else 0.0)
         yield
     finally:
         model.gradient_checkpointing_disable()
-        for layer, name, rate in dropouts:
-            setattr(layer, name, rate)
-        for layer, mode in zip(layers, before, strict=True):
-            layer.training = mode
+        for layer, name, value in before:
+            setattr(layer, name, value)

@@ -33,8 +33,9 @@ from rankwise.head_records import (
 from rankwise.head_repair import _Search
 from rankwise.planning import plan_study
 from rankwise.scoring import LogLikelihood
+from rankwise.stages import is_finished, stages
 from rankwise.store import StudyFolder, read_record
-from rankwise.study import is_finished, run_study, stages
+from rankwise.study import run_study
 from rankwise.study_file import load_config
 
 HUES_YAML = """

@@ -18,8 +18,9 @@ from observers import Recorder
 
 from rankwise.errors import PlanError, RecordError, StudyLockedError
 from rankwise.planning import plan_study
+from rankwise.stages import is_finished, stages
 from rankwise.store import StudyFolder
-from rankwise.study import is_finished, run_study, stages
+from rankwise.study import run_study
 from rankwise.study_file import load_config
 
 # Kills its own process at a chosen moment of a chosen function, then does nothing else.

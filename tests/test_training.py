@@ -24,7 +24,6 @@ from transformers import (
 
 from rankwise import models, packed_attention, training
 from rankwise.config import TrainConfig
-from rankwise.devices import is_out_of_memory
 from rankwise.errors import DataError, DivergedError, RecordError
 from rankwise.tasks import TrainingRow
 from rankwise.trainees import AdapterTrainee
@@ -348,22 +347,6 @@ def test_out_of_memory_shrinks_the_micro_batches_and_changes_nothing(
     assert heard.budgets == [100]
     assert heard.losses["run-8"] == pytest.approx(expected, rel=1e-5)
     assert relative_difference(trainee, undisturbed) < 1e-4
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_errors_that_say_that_memory_is_out(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
 
 
 def test_an_example_that_does_not_fit_alone_is_an_error(

@@ -77,12 +77,13 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
     """List the runs with steps, tokens, parameters and memory; load no weights, train nothing."""
     planned, folder = _plan(study, study_dir)
     from rankwise.stages import is_scored
+    from rankwise.store import BASE
     from rankwise.terminal import pass_lines, plan_table
 
     record = planned.record
     done = {(run.name, None) for run in record.runs if folder.finished_run(run)}
     done |= {
-        ("base" if run is None else run.name, name)
+        (BASE if run is None else run.name, name)
         for run in (None, *record.runs)
         for name in (record.scored_tasks(run.train_task) if run else record.scored_tasks())
         if is_scored(planned, folder, run, planned.tasks[name])
