@@ -54,6 +54,17 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def has_bfloat16_kernels() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this CPU, with kernels that it generates.
+
+    Without AVX-512 (or where ``ONEDNN_MAX_CPU_ISA`` or ``ATEN_CPU_CAPABILITY`` hides it) torch has
+    loops of its own, which need neither kernels nor a workspace.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPrecision:
     """``auto`` is bfloat16 where the device multiplies it natively, else float32."""
     if precision == "auto":

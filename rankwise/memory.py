@@ -13,7 +13,13 @@ import torch
 
 from rankwise.completion_loss import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.config import BasePrecision, FullConfig
-from rankwise.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS, ResolvedPrecision
+from rankwise.devices import (
+    DTYPES,
+    KERNEL_BYTES,
+    MAX_KERNELS,
+    ResolvedPrecision,
+    has_bfloat16_kernels,
+)
 from rankwise.models import adaptable_shapes
 from rankwise.optimizers import optimizer_state_bytes
 from rankwise.packed_attention import PackedLayout
@@ -28,8 +34,10 @@ _QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # per weight of a linear layer, 
 # What completion_loss makes of a block of logits: itself in float32, some times.
 _LOGITS_BLOCKS = 3
 # What the libraries of a CPU's products keep for themselves, and what the allocator cannot give
-# back: measured 65 to 150 MB, whatever the model's size.
+# back: measured 65 to 150 MB, whatever the model's size. torch's own loops for bfloat16, where
+# oneDNN has none, keep less: measured 14 to 59 MB.
 _CPU_WORKSPACE = 96 << 20
+_CPU_WORKSPACE_OF_LOOPS = 32 << 20
 # float32 copies of one weight that stochastic rounding makes in a step.
 _ROUNDING_COPIES = 6
 # Sequences of the two rehearsals that a straight line is drawn through.
@@ -103,12 +111,7 @@ class PassMemory:
         self._head_size: int = skeleton.get_output_embeddings().weight.numel()
         self._num_layers: int = skeleton.config.get_text_config().num_hidden_layers
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size
-        is_cpu = setting.device.type == "cpu"
-        if process_bytes is not None:
-            self._process = process_bytes
-        else:
-            self._process = psutil.Process().memory_info().rss + _CPU_WORKSPACE if is_cpu else 0
-            self._process += self._kernel_bytes()
+        self._process = self._process_bytes() if process_bytes is None else process_bytes
         self._lines: dict[tuple[Method, bool], _Line] = {}
 
     @property
@@ -170,14 +173,23 @@ class PassMemory:
         at_loss = line.loss.at(tokens) + self._loss_bytes(method, tokens)
         return max(max(at_loss, line.high.at(tokens)) + inner, line.end.at(tokens))
 
+    def _process_bytes(self) -> int:
+        """The process without the pass: what it has now, and what its libraries will take."""
+        if self._setting.device.type != "cpu":
+            return 0
+        held = psutil.Process().memory_info().rss
+        if self._setting.precision != "bfloat16":
+            return held + _CPU_WORKSPACE
+        if not has_bfloat16_kernels():
+            return held + _CPU_WORKSPACE_OF_LOOPS
+        return held + _CPU_WORKSPACE + self._kernel_bytes()
+
     def _kernel_bytes(self) -> int:
-        """Kernels that a CPU's library generates: for every shape of product, there and back.
+        """Kernels that oneDNN generates: for every shape of product, forward and backward.
 
         Rows of a product are the tokens of a micro-batch, of which ragged examples make many sums.
         """
         setting = self._setting
-        if setting.device.type != "cpu" or setting.precision != "bfloat16":
-            return 0
         shortest = setting.longest if setting.shortest is None else setting.shortest
         num_sums = 1 + setting.examples_per_step * (setting.longest - shortest)
         num_products = 2 * len(set(self._shapes.values())) * num_sums
