@@ -30,9 +30,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from rankwise.decision import choose
-from rankwise.simultaneous import study_bounds
-from rankwise.stats import crossed_difference, default_margin, effective_items, mcnemar_exact
+from rankwise.findings.decision import choose
+from rankwise.findings.stats.estimates import (
+    crossed_difference,
+    default_margin,
+    effective_items,
+    mcnemar_exact,
+)
+from rankwise.findings.stats.simultaneous import study_bounds
 
 CONFIDENCE = 0.95
 DRAWS = 1000

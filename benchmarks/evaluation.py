@@ -52,9 +52,9 @@ from benchmarks.evaluation_answers import (
     mismatched,
     num_different,
 )
-from rankwise import models
-from rankwise.config import BaseModelConfig
-from rankwise.devices import DTYPES, choose_device
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import DTYPES, choose_device
+from rankwise.records.config import BaseModelConfig
 
 UPDATE_SIZE = 0.03
 TRIAL_ITEMS = 32

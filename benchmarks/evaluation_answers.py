@@ -19,8 +19,8 @@ from benchmarks.margins import (
     spread,
     winner,
 )
-from rankwise import models
-from rankwise.judgement import judge
+from rankwise.engine.models import base as models
+from rankwise.tasks.judgement import judge
 from rankwise.tasks.requests import PreparedTask
 
 GENERATION, BASE_ONLY, SINGLE_TOKENS = "gsm8k_generation", "mmlu_5shot_base_only", "mmlu_5shot"

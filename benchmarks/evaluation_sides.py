@@ -24,14 +24,13 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.training_peer import ROOT, SCALING, TARGETS, load_model, new_adapter, now
-from rankwise import models
-from rankwise.adapters import save_adapter
-from rankwise.devices import device_name
-from rankwise.resident_scorer import ResidentScorer
-from rankwise.scoring import Continuation, Prompt
-from rankwise.tasks import load_tasks, prepare_task
-from rankwise.tasks.requests import PreparedTask, RequestEncoder
-from rankwise.tasks.resolution import quiet_lm_eval
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_folders import save_adapter
+from rankwise.engine.models.devices import device_name
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.tasks.questions import Continuation, Prompt
+from rankwise.tasks.requests import PreparedTask, RequestEncoder, prepare_task
+from rankwise.tasks.resolution import load_tasks, quiet_lm_eval
 
 TASKS_PATH = ROOT.parent / "shared" / "tasks"
 WARM_UP_ITEMS = 2

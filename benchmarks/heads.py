@@ -33,14 +33,15 @@ from numpy.typing import NDArray
 
 from benchmarks.evaluation_sides import LONGEST, TASKS_PATH
 from benchmarks.training_peer import now
-from rankwise import models
-from rankwise.config import BaseModelConfig
-from rankwise.devices import DTYPES, choose_device, device_name
-from rankwise.head_interventions import Head
-from rankwise.head_layouts import HeadLayout
-from rankwise.head_scorer import Ablation, HeadScorer
-from rankwise.scoring import Continuation
-from rankwise.tasks import load_tasks, prepare_task
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import DTYPES, choose_device, device_name
+from rankwise.heads.interventions import Head
+from rankwise.heads.layouts import HeadLayout
+from rankwise.heads.scorer import Ablation, HeadScorer
+from rankwise.records.config import BaseModelConfig
+from rankwise.tasks.questions import Continuation
+from rankwise.tasks.requests import prepare_task
+from rankwise.tasks.resolution import load_tasks
 
 TASKS = ("local_medmcqa_cloze", "local_mathqa")
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}

@@ -51,9 +51,9 @@ from benchmarks.parity_sides import (
     score_theirs,
 )
 from benchmarks.parity_tally import TOLERANCE_NATS, Scores, Tally, compare
-from rankwise import models
-from rankwise.config import BaseModelConfig
-from rankwise.devices import ResolvedPrecision
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import ResolvedPrecision
+from rankwise.records.config import BaseModelConfig
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
 

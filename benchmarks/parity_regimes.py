@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.tasks import load_tasks
+from rankwise.tasks.resolution import load_tasks
 
 TEXTS_PY = """
 from datasets import Dataset, DatasetDict

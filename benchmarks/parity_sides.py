@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.parity_regimes import Regime
 from benchmarks.parity_tally import Scores
-from rankwise import adapters, models
-from rankwise.devices import DTYPES, ResolvedPrecision
-from rankwise.evaluation import ScoredModel, evaluate
-from rankwise.resident_scorer import ResidentScorer
-from rankwise.tasks import load_tasks, prepare_task
-from rankwise.tasks.resolution import quiet_lm_eval
+from rankwise.engine.models import adapter_folders as adapters
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.tasks.evaluation import ScoredModel, evaluate
+from rankwise.tasks.requests import prepare_task
+from rankwise.tasks.resolution import load_tasks, quiet_lm_eval
 
 CPU = torch.device("cpu")
 MAX_BATCH_TOKENS, PEER_BATCH_SIZE = 4096, 8

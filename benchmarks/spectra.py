@@ -33,15 +33,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankwise.adapted_svd import in_base_basis, leading_svd
-from rankwise.adapter_files import read_updates
-from rankwise.lowrank import LowRankUpdate
-from rankwise.models import fetch_weights, find_base_model
-from rankwise.refined_svd import refined_svd
-from rankwise.spectra import Svd, best_matched, cosines, index_matched
-from rankwise.spectra_records import EPSILONS
-from rankwise.store import StudyFolder
-from rankwise.weight_matrices import weight_matrices
+from rankwise.engine.models.adapter_files import read_updates
+from rankwise.engine.models.base import fetch_weights, find_base_model
+from rankwise.engine.models.weights import weight_matrices
+from rankwise.records.folder import StudyFolder
+from rankwise.records.spectra import EPSILONS
+from rankwise.weights.adapted_svd import in_base_basis, leading_svd
+from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.refined_svd import refined_svd
+from rankwise.weights.spectra import Svd, best_matched, cosines, index_matched
 
 TOP_K = 500
 CLUSTER_GAP = 1e-4

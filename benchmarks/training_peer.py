@@ -30,13 +30,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from rankwise import models
-from rankwise.config import TrainConfig
-from rankwise.devices import DTYPES, PeakMemory, device_name
-from rankwise.grouped_lora import Adapter
-from rankwise.packing import Example
-from rankwise.records import PlannedRun
-from rankwise.trainees import effective_batches
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import DTYPES, PeakMemory, device_name
+from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.engine.training.packing import Example
+from rankwise.engine.training.trainees import effective_batches
+from rankwise.records.config import TrainConfig
+from rankwise.records.study import PlannedRun
 
 IGNORED = -100  # labels that are not learned, by transformers' convention
 ROOT = Path(__file__).resolve().parents[1]

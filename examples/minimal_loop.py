@@ -91,6 +91,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         main(sys.argv[1])
     else:
-        from rankwise.embedded import SMOLLM2, embedded_model_folder
+        from rankwise.engine.models.embedded import SMOLLM2, embedded_model_folder
 
         main(str(embedded_model_folder(SMOLLM2, print)))

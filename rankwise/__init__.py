@@ -9,16 +9,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rankwise.config import StudyConfig
 from rankwise.errors import RankwiseError
-from rankwise.store import StudyFolder
-from rankwise.study_file import load_config
+from rankwise.records.config import StudyConfig
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
 
 if TYPE_CHECKING:
-    from rankwise.planning import StudyPlan, plan_study
-    from rankwise.recommendation import recommend
+    from rankwise.findings.recommendation import recommend
     from rankwise.report.page import write_report
-    from rankwise.study import run_study
+    from rankwise.study.planning.plan import StudyPlan, plan_study
+    from rankwise.study.run import run_study
 
 __all__ = [
     "RankwiseError",
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "StudyPlan": "rankwise.planning",
-    "plan_study": "rankwise.planning",
-    "recommend": "rankwise.recommendation",
-    "run_study": "rankwise.study",
+    "StudyPlan": "rankwise.study.planning.plan",
+    "plan_study": "rankwise.study.planning.plan",
+    "recommend": "rankwise.findings.recommendation",
+    "run_study": "rankwise.study.run",
     "write_report": "rankwise.report.page",
 }
 

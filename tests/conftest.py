@@ -15,7 +15,12 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # shapes and types of these are checked at every call in the tests
-SHAPED = ["rankwise.batching", "rankwise.adapters", "rankwise.training", "rankwise.divergence"]
+SHAPED = [
+    "rankwise.engine.scoring.batching",
+    "rankwise.engine.models.adapter_folders",
+    "rankwise.engine.training.loop",
+    "rankwise.engine.scoring.divergence",
+]
 install_import_hook(SHAPED, "beartype.beartype")
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"

@@ -10,11 +10,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from test_packed_attention import tiny
 
-from rankwise.adapter_files import ScaledFactors
-from rankwise.decoding import Decoder
-from rankwise.frozen_adapters import FrozenAdapter, carrying
-from rankwise.models import adaptable_shapes
-from rankwise.scoring import Generation, GenerationSettings, Prompt
+from rankwise.engine.models.adapter_files import ScaledFactors
+from rankwise.engine.models.base import adaptable_shapes
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, carrying
+from rankwise.engine.scoring.decode.decoder import Decoder
+from rankwise.tasks.questions import Generation, GenerationSettings, Prompt
 
 TEXTS = (
     "Question: which colour has the sky?\nAnswer:",

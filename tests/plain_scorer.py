@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from lm_eval.models.utils import postprocess_generated_text
 
-from rankwise.frozen_adapters import FrozenAdapter, FrozenPiece, carrying, load_frozen_adapter
-from rankwise.scoring import Advance, Continuation, Generation, LogLikelihood, Prompt
+from rankwise.engine.models.frozen_adapters import (
+    FrozenAdapter,
+    FrozenPiece,
+    carrying,
+    load_frozen_adapter,
+)
+from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
 
 class PlainScorer:

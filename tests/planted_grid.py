@@ -14,7 +14,7 @@ from planted_results import (
     task_fingerprint,
 )
 
-from rankwise.config import (
+from rankwise.records.config import (
     BaseModelConfig,
     FullConfig,
     LoraConfig,
@@ -23,8 +23,8 @@ from rankwise.config import (
     StudyConfig,
     TrainConfig,
 )
-from rankwise.records import PlannedRun, Relation, StudyRecord
-from rankwise.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.study import PlannedRun, Relation, StudyRecord
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from rankwise.head_effects import estimates
-from rankwise.head_records import (
+from rankwise.heads.effects import estimates
+from rankwise.records.heads import (
     CHANGE_MEASURES,
     ChangeMap,
     ChangeMeasure,
@@ -23,7 +23,7 @@ from rankwise.head_records import (
     ShareMap,
     TaskHeadEffects,
 )
-from rankwise.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults, StudyResults
 
 LAYERS, HEADS = 5, 8
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwise.config import (
+from rankwise.records.config import (
     BaseModelConfig,
     EvaluationConfig,
     FullConfig,
@@ -20,8 +20,9 @@ from rankwise.config import (
     StudyConfig,
     TrainConfig,
 )
-from rankwise.fingerprints import fingerprint
-from rankwise.records import (
+from rankwise.records.fingerprints import fingerprint
+from rankwise.records.results import ModelResults, StudyResults, TaskItems, TrainTaskResults
+from rankwise.records.study import (
     MetricScore,
     PlannedRun,
     Provenance,
@@ -31,7 +32,6 @@ from rankwise.records import (
     TaskEvaluation,
     Unit,
 )
-from rankwise.results import ModelResults, StudyResults, TaskItems, TrainTaskResults
 
 Key = int | Literal["full"]
 Scores = Mapping[Key, float | Sequence[float]]

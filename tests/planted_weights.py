@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rankwise.records import PlannedRun
-from rankwise.results import ModelResults, StudyResults
-from rankwise.spectra_records import (
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.spectra import (
     EPSILONS,
     FullOverlap,
     MatrixSpectrum,
@@ -15,6 +14,7 @@ from rankwise.spectra_records import (
     UpdateSpectrum,
     VectorChange,
 )
+from rankwise.records.study import PlannedRun
 
 KINDS = ("self_attn.q_proj", "mlp.up_proj")
 NUM_LAYERS = 3

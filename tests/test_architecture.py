@@ -19,17 +19,17 @@ HEAVY = ("torch", "transformers", "peft", "lm_eval")
 LIGHT_MODULES = (
     "rankwise",
     "rankwise.cli",
-    "rankwise.config",
-    "rankwise.records",
-    "rankwise.store",
-    "rankwise.provenance",
-    "rankwise.status",
-    "rankwise.stats",
-    "rankwise.recommendation",
-    "rankwise.export",
-    "rankwise.sample_files",
-    "rankwise.sample_verdicts",
-    "rankwise.terminal",
+    "rankwise.records.config",
+    "rankwise.records.study",
+    "rankwise.records.folder",
+    "rankwise.records.provenance",
+    "rankwise.records.status",
+    "rankwise.findings.stats.estimates",
+    "rankwise.findings.recommendation",
+    "rankwise.records.lm_eval_export",
+    "rankwise.records.lm_eval_samples",
+    "rankwise.findings.samples",
+    "rankwise.cli.terminal",
     "rankwise.report.page",
 )
 
@@ -48,7 +48,7 @@ def test_reading_recommending_and_reporting_reach_no_torch() -> None:
 
 
 def test_the_check_above_would_see_torch() -> None:
-    assert "torch" in loaded_by("import rankwise.models")
+    assert "torch" in loaded_by("import rankwise.engine.models.base")
 
 
 def test_a_finished_study_is_read_and_reported_without_torch(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from planted_results import planted_study
 from rankwise import recommend, write_report
-from rankwise.findings import study_findings
+from rankwise.findings.study import study_findings
 results = planted_study()
 answer = recommend(results)
 path = write_report(Path({str(tmp_path)!r}), results, answer, study_findings(results, answer))

@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks import evaluation, evaluation_answers, margins
 from benchmarks.margins import first_difference, mismatches, noise_of, per_character, spread, winner
-from rankwise.tasks import load_tasks, prepare_task
+from rankwise.tasks.requests import prepare_task
+from rankwise.tasks.resolution import load_tasks
 
 
 def test_the_first_of_equal_options_wins() -> None:
@@ -115,7 +116,7 @@ def test_other_answers_are_held_against_their_first_other_token(
 
 
 def test_items_and_filters_of_real_tasks(shared_tasks: Path, tiny_model_folder: Path) -> None:
-    from rankwise import models
+    from rankwise.engine.models import base as models
 
     def prepared(name: str) -> Any:
         loaded = load_tasks([name], [shared_tasks])[name][0]

@@ -52,7 +52,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to std
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from rankwise.provenance import package_version
+        from rankwise.records.provenance import package_version
 
         stdout.print(f"rankwise {package_version('rankwise') or '(not installed)'}")
         raise typer.Exit(OK)

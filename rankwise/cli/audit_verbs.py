@@ -25,10 +25,10 @@ from rankwise.cli.application import (
 )
 
 if TYPE_CHECKING:
-    from rankwise.audit_records import InterventionRecord
-    from rankwise.interventions import Intervened, Mitigated
-    from rankwise.lowrank import LowRankUpdate
-    from rankwise.spectra import Svd
+    from rankwise.records.audits import InterventionRecord
+    from rankwise.weights.interventions import Intervened, Mitigated
+    from rankwise.weights.lowrank import LowRankUpdate
+    from rankwise.weights.spectra import Svd
 
 INTERVENTION_FILE = "intervention.json"
 
@@ -100,10 +100,10 @@ def audit(
     page, audit.html.
     """
     quiet_libraries()
-    from rankwise.audit import AuditSettings, find_audited
-    from rankwise.audit import audit as look
-    from rankwise.audit_scores import ScoreSettings, audit_scores, prepared_tasks
     from rankwise.report.audit_page import target_name, write_audit
+    from rankwise.weights.audit import AuditSettings, find_audited
+    from rankwise.weights.audit import audit as look
+    from rankwise.weights.audit_scores import ScoreSettings, audit_scores, prepared_tasks
 
     folder = output or Path("audits") / target_name(target.resolve())
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
@@ -157,8 +157,8 @@ def truncate(
     intervention.json beside it.
     """
     quiet_libraries()
-    from rankwise.adapter_files import read_updates
-    from rankwise.interventions import truncated_updates
+    from rankwise.engine.models.adapter_files import read_updates
+    from rankwise.weights.interventions import truncated_updates
 
     with _usage_errors():
         _refuse_replacing(output)
@@ -211,11 +211,11 @@ def scale_intruders(
     beside it.
     """
     quiet_libraries()
-    from rankwise.audit import find_audited
+    from rankwise.engine.models.weights import weight_matrices
     from rankwise.errors import ConfigError, ModelError
-    from rankwise.interventions import scaled_intruders
-    from rankwise.spectral_cache import SpectralCache
-    from rankwise.weight_matrices import weight_matrices
+    from rankwise.weights.audit import find_audited
+    from rankwise.weights.interventions import scaled_intruders
+    from rankwise.weights.svd_cache import SpectralCache
 
     _refuse_not_finite("scale-intruders", {"--factor": factor, "--epsilon": epsilon})
     with _usage_errors():
@@ -276,10 +276,10 @@ def _written(
     mitigated: Mitigated | None = None,
 ) -> InterventionRecord:
     """Write the adapter, and what was done beside it."""
-    from rankwise.adapters import save_updates
-    from rankwise.audit_records import ChangedLayer, InterventionRecord
-    from rankwise.provenance import collect_provenance
-    from rankwise.store import write_atomically
+    from rankwise.engine.models.adapter_folders import save_updates
+    from rankwise.records.audits import ChangedLayer, InterventionRecord
+    from rankwise.records.folder import write_atomically
+    from rankwise.records.provenance import collect_provenance
 
     record = InterventionRecord(
         source=str(source),

@@ -22,7 +22,7 @@ from rankwise.cli.application import (
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.head_records import HeadRepair, TaskHeadEffects
+    from rankwise.records.heads import HeadRepair, TaskHeadEffects
 
 
 class Mode(StrEnum):
@@ -92,16 +92,16 @@ def heads(
         raise ConfigError("heads", ["--tasks: name one task at least"])
     if keys_and_values and mode is not Mode.REVERT:
         raise ConfigError("heads", ["--keys-and-values: belongs to --mode revert"])
-    from rankwise.store import StudyFolder
+    from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.head_repair import HeadRepairer, can_repair
-    from rankwise.head_study import HeadQuestion, HeadStudy
-    from rankwise.head_subjects import HeadModels, check_trained, find_run, find_tasks
-    from rankwise.planning import plan_study
-    from rankwise.progress import TerminalObserver
+    from rankwise.cli.progress import TerminalObserver
+    from rankwise.study.planning.plan import plan_study
+    from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
+    from rankwise.study.work.head_repair import HeadRepairer, can_repair
+    from rankwise.study.work.head_subjects import HeadModels, check_trained, find_run, find_tasks
 
     chosen = find_run(study, run)
     check_trained(folder, chosen)
@@ -131,7 +131,7 @@ def heads(
 
 
 def _print_effects(effects: TaskHeadEffects) -> None:
-    from rankwise.terminal import head_lines
+    from rankwise.cli.terminal import head_lines
 
     for line in head_lines(effects):
         stdout.print(line, markup=False, highlight=False)

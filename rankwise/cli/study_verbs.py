@@ -26,21 +26,21 @@ from rankwise.cli.application import (
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.findings import StudyFindings
-    from rankwise.planning import StudyPlan
-    from rankwise.records import StudyRecommendation
-    from rankwise.results import StudyResults
-    from rankwise.store import StudyFolder
+    from rankwise.findings.study import StudyFindings
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.results import StudyResults
+    from rankwise.records.study import StudyRecommendation
+    from rankwise.study.planning.plan import StudyPlan
 
 
 def _plan(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyPlan, StudyFolder]:
-    from rankwise.store import StudyFolder
-    from rankwise.study_file import load_config
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.study_file import load_config
 
     path, overrides = split(arguments)
     config = load_config(path, overrides)
     quiet_libraries()
-    from rankwise.planning import plan_study
+    from rankwise.study.planning.plan import plan_study
 
     plan = plan_study(config, note)
     for warning in plan.record.warnings:
@@ -60,8 +60,8 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> int:
     """Write a commented study file to start from."""
-    from rankwise.store import write_atomically
-    from rankwise.study_file import preset_text
+    from rankwise.records.folder import write_atomically
+    from rankwise.records.study_file import preset_text
 
     text = preset_text(preset)
     if path.exists() and not force:
@@ -76,9 +76,9 @@ def init(
 def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = False) -> int:
     """List the runs with steps, tokens, parameters and memory; load no weights, train nothing."""
     planned, folder = _plan(study, study_dir)
-    from rankwise.stages import is_scored
-    from rankwise.store import BASE
-    from rankwise.terminal import pass_lines, plan_table
+    from rankwise.cli.terminal import pass_lines, plan_table
+    from rankwise.records.folder import BASE
+    from rankwise.study.stages import is_scored
 
     record = planned.record
     done = {(run.name, None) for run in record.runs if folder.finished_run(run)}
@@ -113,8 +113,8 @@ def run(study: StudyFile = None, study_dir: StudyDir = None) -> int:
 
 def _run(planned: StudyPlan, folder: StudyFolder) -> int:
     """Do what is planned and not done, and report."""
-    from rankwise.progress import TerminalObserver
-    from rankwise.study import run_study
+    from rankwise.cli.progress import TerminalObserver
+    from rankwise.study.run import run_study
 
     with TerminalObserver(stderr) as observer:
         outcome = run_study(planned, folder, observer)
@@ -134,13 +134,13 @@ def extend(
     ] = "",
 ) -> int:
     """Add seeds, items or ranks to a study: only the new runs and items are done."""
-    from rankwise.extension import Extension, extended
-    from rankwise.store import StudyFolder
+    from rankwise.records.folder import StudyFolder
+    from rankwise.study.extension import Extension, extended
 
     folder = StudyFolder(directory)
     config = extended(folder.read_study().config, Extension(seeds, items, _ranks(ranks)))
     quiet_libraries()
-    from rankwise.planning import plan_study
+    from rankwise.study.planning.plan import plan_study
 
     planned = plan_study(config, note)
     for warning in planned.record.warnings:
@@ -160,9 +160,9 @@ def _ranks(text: str) -> tuple[int, ...]:
 @reported
 def status(directory: Folder, as_json: Json = False) -> int:
     """What of a study is done, and what is not."""
-    from rankwise.status import study_status
-    from rankwise.store import StudyFolder
-    from rankwise.terminal import status_table
+    from rankwise.cli.terminal import status_table
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.status import study_status
 
     lines = study_status(StudyFolder(directory))
     if as_json:
@@ -176,8 +176,8 @@ def status(directory: Folder, as_json: Json = False) -> int:
 @reported
 def report(directory: Folder) -> int:
     """Write report.html and the folder report/ again from the records."""
-    from rankwise.findings import StudyFindings
-    from rankwise.store import StudyFolder, read_record
+    from rankwise.findings.study import StudyFindings
+    from rankwise.records.folder import StudyFolder, read_record
 
     folder = StudyFolder(directory)
     results, recommendation = folder.read_results(), folder.read_recommendation()
@@ -189,9 +189,9 @@ def report(directory: Folder) -> int:
 @reported
 def recommend(directory: Folder, as_json: Json = False) -> int:
     """Say which rank to use, with its evidence, from the records of a finished study."""
-    from rankwise.findings import study_findings
-    from rankwise.recommendation import recommend as decide
-    from rankwise.store import StudyFolder
+    from rankwise.findings.recommendation import recommend as decide
+    from rankwise.findings.study import study_findings
+    from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
     results = folder.read_results()
@@ -218,8 +218,8 @@ def recommend(directory: Folder, as_json: Json = False) -> int:
 @reported
 def claims(directory: Folder, as_json: Json = False) -> int:
     """Hold the reference paper's claims against a finished study, each with its numbers."""
-    from rankwise.claims import paper_claims
-    from rankwise.store import StudyFolder
+    from rankwise.findings.claims import paper_claims
+    from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
     found = paper_claims(folder.read_results(), folder.read_recommendation())
@@ -240,8 +240,8 @@ def _report(
     findings: StudyFindings,
 ) -> int:
     """Write the report and print the verdict; a diverged run makes the exit code 1."""
+    from rankwise.cli.terminal import verdict
     from rankwise.report.page import write_report
-    from rankwise.terminal import verdict
 
     path = write_report(folder.root, results, recommendation, findings)
     lines = verdict(results, recommendation, findings.signatures, stdout.width)

@@ -48,8 +48,8 @@ def export(
     samples_<task>_<date>.jsonl with the items. The date is the run's own, so
     exporting again replaces the same files.
     """
-    from rankwise.export import export_lm_eval
-    from rankwise.store import StudyFolder
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.lm_eval_export import export_lm_eval
 
     assert kind is ExportFormat.LM_EVAL
     for model in export_lm_eval(StudyFolder(directory), output):
@@ -88,9 +88,9 @@ def compare_samples(
     cannot tell (and how many more items would decide), corrected for the
     number of files (Holm).
     """
+    from rankwise.cli.terminal import samples_verdict
     from rankwise.errors import DataError, RecordError
-    from rankwise.sample_verdicts import compare_samples as compare
-    from rankwise.terminal import samples_verdict
+    from rankwise.findings.samples import compare_samples as compare
 
     try:
         verdicts = compare(
@@ -121,7 +121,7 @@ def tasks(
 ) -> int:
     """List the tasks that a study file can name."""
     quiet_libraries()
-    from rankwise.tasks import list_tasks
+    from rankwise.tasks.resolution import list_tasks
 
     listing = list_tasks(tuple(tasks_path or ()), everything=everything)
     if as_json:
@@ -153,8 +153,8 @@ def lm_eval(context: typer.Context) -> int:
     rankwise lm-eval --tasks arc_easy --num_fewshot 5 --output_path out
     --model_args "pretrained=smollm2-135m-instruct,adapters=r8=runs/r8;r64=runs/r64"
     """
+    from rankwise.cli.lm_eval.command import run_lm_eval
     from rankwise.errors import RankwiseError
-    from rankwise.lm_eval_command import run_lm_eval
 
     try:
         run_lm_eval(context.args)
@@ -169,7 +169,7 @@ def lm_eval(context: typer.Context) -> int:
 def doctor(as_json: Json = False) -> int:
     """Versions, devices, precisions, and which optional parts are missing."""
     quiet_libraries()
-    from rankwise.doctor import examine
+    from rankwise.cli.doctor import examine
 
     findings = examine()
     if as_json:

@@ -8,30 +8,25 @@ from pathlib import Path
 
 import altair as alt
 
-from rankwise import quantities
-from rankwise.audit_records import AuditRecord
-from rankwise.audit_statements import ENOUGH, intruder_total, subject
-from rankwise.records import Provenance
-from rankwise.report.audit_charts import energy_chart, score_chart
-from rankwise.report.audit_tables import (
-    kind_table,
-    matrix_table,
-    other_table,
-    score_table,
-)
-from rankwise.report.chart_theme import page_colours, theme
-from rankwise.report.figures import Chart, Figure
-from rankwise.report.rendering import dark_rules, drawn_sections, render_template
-from rankwise.report.section import Section, TitledTable
-from rankwise.report.spectrum_maps import (
+from rankwise.findings.audits import ENOUGH, intruder_total, subject
+from rankwise.records import quantities
+from rankwise.records.audits import AuditRecord
+from rankwise.records.folder import write_atomically
+from rankwise.records.study import Provenance
+from rankwise.report.charts.audits import energy_chart, score_chart
+from rankwise.report.charts.theme import page_colours, theme
+from rankwise.report.charts.weight_maps import (
     SpectrumMap,
     has_layers,
     intruder_map,
     norm_map,
     turned_map,
 )
-from rankwise.report.study_facts import Fact
-from rankwise.store import write_atomically
+from rankwise.report.facts import Fact
+from rankwise.report.parts import Section, TitledTable
+from rankwise.report.rendering import dark_rules, drawn_sections, render_template
+from rankwise.report.sections.overview import Chart, Figure
+from rankwise.report.tables.audits import kind_table, matrix_table, other_table, score_table
 
 RECORD_FILE, PAGE_FILE = "audit.json", "audit.html"
 _TITLE_WIDTH = 80

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rankwise import quantities
-from rankwise.option_gains import Option, TaskMean
-from rankwise.report.chart_theme import SERIES_SHAPES, kind_colour, kind_shape
+from rankwise.findings.options import Option, TaskMean
+from rankwise.records import quantities
+from rankwise.report.charts.theme import SERIES_SHAPES, kind_colour, kind_shape
 from rankwise.report.measures import Measure
 from rankwise.report.summaries import Cell, measure_cell
 

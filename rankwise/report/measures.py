@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from scipy import special
 
-from rankwise.axes import run_labels
-from rankwise.records import (
+from rankwise.findings.stats.estimates import wilson_interval
+from rankwise.records.axes import run_labels
+from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
+from rankwise.records.study import (
     Comparison,
     PlannedRun,
     Recommendation,
@@ -23,8 +25,6 @@ from rankwise.records import (
     TaskEvaluation,
     Unit,
 )
-from rankwise.results import ModelResults, TaskItems, TrainTaskResults
-from rankwise.stats import wilson_interval
 
 BASE_LABEL = "base"
 

@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import StorageError
-from rankwise.findings import StudyFindings
-from rankwise.records import RELATIONS, Outcome, Recommendation, StudyRecommendation
-from rankwise.report.chart_theme import page_colours
-from rankwise.report.comparison_tables import format_table, relation_table
-from rankwise.report.csv_tables import csv_tables
-from rankwise.report.figures import study_figures
+from rankwise.findings.study import StudyFindings
+from rankwise.records.folder import StudyFolder, write_atomically
+from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.study import RELATIONS, Outcome, Recommendation, StudyRecommendation
+from rankwise.report.charts.theme import page_colours
+from rankwise.report.facts import (
+    base_model_name,
+    judgement_facts,
+    provenance_facts,
+    source_name,
+    study_warnings,
+    training_facts,
+)
 from rankwise.report.measures import summarise
+from rankwise.report.parts import file_name
 from rankwise.report.rendering import (
     DrawnFigure,
     DrawnSection,
@@ -22,16 +30,8 @@ from rankwise.report.rendering import (
     drawn_sections,
     render_template,
 )
-from rankwise.report.section import file_name
-from rankwise.report.sections import study_sections
-from rankwise.report.study_facts import (
-    base_model_name,
-    judgement_facts,
-    provenance_facts,
-    source_name,
-    study_warnings,
-    training_facts,
-)
+from rankwise.report.sections.overview import study_figures
+from rankwise.report.study_sections import study_sections
 from rankwise.report.summaries import (
     COLUMNS,
     RELATION_NAMES,
@@ -39,9 +39,9 @@ from rankwise.report.summaries import (
     verdict_notes,
     verdict_table,
 )
-from rankwise.report.tables import Table, decision_table, measured_table, metrics_table
-from rankwise.results import StudyResults, TrainTaskResults
-from rankwise.store import StudyFolder, write_atomically
+from rankwise.report.tables.comparisons import format_table, relation_table
+from rankwise.report.tables.csv import csv_tables
+from rankwise.report.tables.decision import Table, decision_table, measured_table, metrics_table
 
 __all__ = ["verdict_table", "write_report"]
 

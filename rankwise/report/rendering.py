@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rankwise.report.chart_theme import Colour
-from rankwise.report.figures import Chart, Figure
+from rankwise.report.charts.theme import Colour
 from rankwise.report.inline_svg import inline_svg
-from rankwise.report.section import Section
+from rankwise.report.parts import Section
+from rankwise.report.sections.overview import Chart, Figure
 
 PNG_SCALE = 2.5
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from rankwise import quantities
-from rankwise.quantities import NOT_MEASURED
-from rankwise.records import PlannedRun, Recommendation, Relation, Unit
+from rankwise.records import quantities
+from rankwise.records.quantities import NOT_MEASURED
+from rankwise.records.results import TrainTaskResults
+from rankwise.records.study import PlannedRun, Recommendation, Relation, Unit
 from rankwise.report.measures import Measure, ModelSummary, difference, relation_tasks, summarise
-from rankwise.results import TrainTaskResults
 
 RELATION_NAMES: dict[Relation, str] = {
     "in_domain": "in-domain",

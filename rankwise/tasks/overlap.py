@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rankwise.tasks.bundled.splits import normalised
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.splits import normalised
 from rankwise.tasks.training_rows import TrainingRow, scored_row
 
 LONG_TEXT_CHARACTERS = 30

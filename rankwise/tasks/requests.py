@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
-from rankwise.scoring import GenerationSettings
 from rankwise.tasks.encoding import TextEncoder
+from rankwise.tasks.questions import GenerationSettings
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval, task_file_errors
 from rankwise.tasks.training_rows import render_chat
 

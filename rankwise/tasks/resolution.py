@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
 
-BUNDLED_FOLDER = Path(__file__).parent
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
 class LoadedTask(NamedTuple):

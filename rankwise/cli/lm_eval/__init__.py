@@ -1,0 +1,1 @@
+"""rankwise as a model of lm-eval."""

@@ -1,0 +1,136 @@
+"""lm-eval's own command line, once for the base and once for every adapter of one resident base."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import os
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from rankwise.cli.lm_eval.arguments import BASE_NAME, ModelArguments, parse_model_arguments
+from rankwise.errors import ConfigError, TaskError
+
+_PROGRAM = "rankwise lm-eval"
+
+
+def run_lm_eval(arguments: Sequence[str]) -> None:
+    """Run ``lm-eval`` on our model; with several adapters, on the base and on each of them.
+
+    All flags are lm-eval's. ``--model_args`` is what ``parse_model_arguments`` reads. Each model's
+    results are written by lm-eval as of a model of that name: in ``--output_path``, a folder for
+    the base, called as lm-eval calls it, and one for each adapter. Whatever the first run asks is
+    answered for all models in one pass.
+
+    Raises:
+        ConfigError: flags or arguments that make no sense.
+        ModelError: the base or an adapter cannot be read or used.
+        TaskError: there is no such task, or its data cannot be had.
+        SystemExit: of lm-eval's argument parser, which has printed why.
+    """
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    setup_logging()
+    harness = HarnessCLI()
+    with _command_line(arguments):
+        try:
+            flags = harness.parse_args()
+        except ValueError as error:  # argparse reports all but these
+            raise ConfigError(_PROGRAM, [str(error)]) from error
+    if flags.command != "run":
+        harness.execute(flags)
+        return
+    given = _model_arguments(flags)
+    device = given.pop("device", None) if flags.device is None else flags.device
+    parsed = parse_model_arguments(given | {"device": device})
+    _check(flags, parsed)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from rankwise.cli.lm_eval.model import MODEL_NAME, HeldModels
+
+    held = HeldModels.of(parsed)
+    for name in _models(parsed):
+        one = copy.deepcopy(flags)
+        one.model, one.device = MODEL_NAME, parsed.device
+        one.model_args = dict(given) | ({} if name is None else {"peft": name})
+        if one.use_cache and len(_models(parsed)) > 1:
+            one.use_cache += f"_{name or BASE_NAME}"
+        with _tasks_found():
+            harness.execute(one)
+    del held
+
+
+@contextlib.contextmanager
+def _tasks_found() -> Generator[None]:
+    """What lm-eval says by a traceback of tasks that are not there, or whose data is not.
+
+    Raises:
+        TaskError: of one of them.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise TaskError(f"{error}. rankwise tasks --all lists what there is.") from error
+    except (ConnectionError, FileNotFoundError) as error:
+        raise TaskError(
+            f"a task's data cannot be had: {error}. A hub name needs the network; a local file "
+            "must be there."
+        ) from error
+
+
+@contextlib.contextmanager
+def _command_line(arguments: Sequence[str]) -> Generator[None]:
+    """lm-eval's parser reads the process's own command line."""
+    before, sys.argv = sys.argv, [_PROGRAM, *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _models(parsed: ModelArguments) -> tuple[str | None, ...]:
+    """The model that was asked for by name, else the base and every adapter."""
+    return (None, *parsed.names) if parsed.answering is None else (parsed.answering,)
+
+
+def _model_arguments(flags: argparse.Namespace) -> dict[str, Any]:
+    """Of the command line, else of the file given with ``--config``: so lm-eval merges them."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.utils import simple_parse_args_string
+
+    given: Any = flags.model_args
+    if not given and flags.config:
+        try:
+            given = EvaluatorConfig.load_yaml_config(flags.config).get("model_args")
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError("--config", [str(error)]) from error
+    if isinstance(given, str):
+        given = simple_parse_args_string(given)
+    return dict(given) if isinstance(given, Mapping) else {}
+
+
+def _check(flags: argparse.Namespace, parsed: ModelArguments) -> None:
+    """What lm-eval would say by a traceback, or what would mix up the models' files."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from rankwise.cli.lm_eval.model import MODEL_NAME
+
+    problems: list[str] = []
+    if flags.model not in (None, MODEL_NAME):
+        problems.append(f"--model {flags.model}: the model is {MODEL_NAME}; leave it out")
+    try:
+        config = EvaluatorConfig.from_cli(copy.deepcopy(flags))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(_PROGRAM, [*problems, str(error)]) from error
+    if not config.tasks:
+        problems.append("--tasks: say which, such as --tasks arc_easy,mmlu")
+    if str(config.output_path).endswith(".json") and len(_models(parsed)) > 1:
+        problems.append(
+            f"--output_path {config.output_path}: several models are scored; give a folder"
+        )
+    if problems:
+        raise ConfigError(_PROGRAM, problems)

@@ -1,0 +1,290 @@
+"""The engine as a lm-eval model: one resident base, and the adapters that are scored with it.
+
+lm-eval evaluates one model at a time. All models of one base are held together here: whatever the
+first of them is asked is answered for all at once, and the others' answers are kept until lm-eval
+asks for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
+
+import lm_eval.models  # noqa: F401  # pyright: ignore[reportUnusedImport] (fills the registry)
+import torch
+from lm_eval.api.model import LM, TemplateLM
+from lm_eval.api.registry import register_model
+from safetensors import safe_open
+from tqdm import tqdm
+
+from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_folders import WEIGHTS_FILE
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.vllm import RESERVED_TOKENS, VllmScorer
+from rankwise.records.config import BaseModelConfig, EvaluationConfig
+from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
+from rankwise.tasks.requests import Request, RequestEncoder
+from rankwise.tasks.training_rows import render_chat
+from rankwise.tasks.update_guard import probes, refuse_unapplied
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+MODEL_NAME = "rankwise"
+
+Asked = TypeVar("Asked", Continuation, Prompt)
+Answer = TypeVar("Answer")
+
+_log = logging.getLogger(__name__)
+
+
+class HeldModels:
+    """A base model, its adapters, and the answers that were found and not yet asked for.
+
+    Args:
+        arguments: which base, which adapters, and how they are held.
+
+    Raises:
+        ModelError: the base or an adapter cannot be read or used.
+    """
+
+    def __init__(self, arguments: ModelArguments) -> None:
+        config = BaseModelConfig(name=arguments.pretrained, revision=arguments.revision)
+        self.folder = models.fetch_weights(models.find_base_model(config))
+        self.tokenizer = models.load_tokenizer(self.folder)
+        skeleton: Any = models.model_skeleton(self.folder)
+        self._longest = models.context_length(skeleton.config, self.tokenizer)
+        self.max_length = arguments.max_length or self._longest
+        self.scorer = self._open(arguments)
+        for name, folder in arguments.adapters:
+            self.scorer.put_on(name, folder)
+        self._names = (None, *arguments.names)
+        self._unchecked = [name for name, folder in arguments.adapters if _has_update(folder)]
+        self._kept: dict[str | None, dict[bytes, Any]] = {name: {} for name in self._names}
+
+    def _open(self, arguments: ModelArguments) -> Scorer:
+        if arguments.engine == "vllm":
+            self.max_length = min(self.max_length, self._longest - RESERVED_TOKENS)
+            return VllmScorer(self.folder, self.folder, arguments.precision)
+        device = torch.device(arguments.device)
+        model = models.load_frozen(self.folder, arguments.precision, device)
+        return ResidentScorer(
+            model,
+            self.tokenizer,
+            max_batch_tokens=arguments.max_batch_tokens or EvaluationConfig().max_batch_tokens,
+        )
+
+    @classmethod
+    def of(cls, arguments: ModelArguments) -> HeldModels:
+        """Those that are held already, as long as anyone refers to them, else new ones."""
+        key = arguments._replace(answering=None)
+        held = _held.get(key)
+        if held is None:
+            held = _held[key] = cls(arguments)
+        return held
+
+    def require_applied(self, requests: Sequence[Request]) -> None:
+        """Ask, the first time, whether every adapter changes what the base says.
+
+        Raises:
+            UnchangedOutputsError: one that is not zero does not.
+        """
+        if self._unchecked and requests:
+            refuse_unapplied(self.scorer, self._unchecked, probes(requests))
+            self._unchecked = []
+
+    def answers(
+        self,
+        name: str | None,
+        items: Sequence[Asked],
+        ask: Callable[[Sequence[str | None], Sequence[Asked], Advance], list[list[Answer]]],
+        num_tokens: Callable[[Asked], int],
+    ) -> list[Answer]:
+        """One model's answers; what nobody has asked before is answered for every model.
+
+        Args:
+            name: the adapter, or None for the base.
+            items: in the order of the answers.
+            ask: a method of the scorer.
+            num_tokens: how much of the progress an item is.
+        """
+        keys = [_digest(item) for item in items]
+        kept = self._kept[name]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in kept}
+        if new:
+            total = len(self._names) * sum(map(num_tokens, new.values()))
+            with tqdm(total=total, unit="token", unit_scale=True, desc="Scoring") as progress:
+
+                def advance(num_read: int) -> None:
+                    progress.update(num_read)
+
+                found = ask(self._names, list(new.values()), advance)
+            for model, answers in zip(self._names, found, strict=True):
+                self._kept[model].update(zip(new, answers, strict=True))
+        return [kept[key] for key in keys]
+
+
+_held: WeakValueDictionary[ModelArguments, HeldModels] = WeakValueDictionary()
+
+
+def _has_update(folder: Path) -> bool:
+    """Whether an adapter does anything; of one without weights the engine says what is wrong."""
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        return False
+    with safe_open(weights, "pt") as tensors:
+        return any(
+            bool(tensors.get_tensor(name).any())
+            for name in tensors.keys()  # noqa: SIM118  (it is no dictionary)
+            if ".lora_B." in name
+        )
+
+
+def _digest(item: Continuation | Prompt) -> bytes:
+    """What stands for an item: the token ids of a whole benchmark would fill the memory."""
+    return hashlib.blake2b(repr(item).encode(), digest_size=16).digest()
+
+
+@register_model(MODEL_NAME)
+class RankwiseLM(LM):
+    """One model of a resident base, as lm-eval asks it.
+
+    Args:
+        pretrained: an embedded model's name, a folder, or a hub repository.
+        batch_size: lm-eval's; without effect, batches are cut by ``max_batch_tokens``.
+        max_batch_size: likewise.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; lm-eval's ``--device``.
+        arguments: the others of ``ModelArguments``.
+
+    Raises:
+        ConfigError: an argument is unknown or makes no sense.
+        ModelError: the base or an adapter cannot be read or used.
+    """
+
+    chat_template = TemplateLM.chat_template
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        self._arguments = parse_model_arguments(
+            {"pretrained": pretrained, "device": device, **arguments}
+        )
+        self._models = HeldModels.of(self._arguments)
+        self.tokenizer = self._models.tokenizer
+        self._encoder = RequestEncoder(self.tokenizer, self._models.max_length)
+        self.num_truncated = 0
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What cached prompts are filed under."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        return render_chat(
+            self.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
+        )
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation in nats, and whether it is greedy.
+
+        Raises:
+            DataError: an option is empty text.
+        """
+        flat = [request for each in self._encoded(requests) for request in each]
+        answers = self._log_likelihoods(flat)
+        self._cache("loglikelihood", requests, answers)
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """The log-likelihood of whole texts in nats, in windows that do not overlap."""
+        windows = self._encoded(requests)
+        answers = iter(self._log_likelihoods([window for each in windows for window in each]))
+        totals = [sum(next(answers)[0] for _ in each) for each in windows]
+        self._cache("loglikelihood_rolling", requests, totals)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes behind each prompt, cut at the stop strings.
+
+        Raises:
+            TaskError: generation settings that cannot be honoured.
+        """
+        draws, prompts = Counter[int](), list[Prompt]()
+        for request, encoded in zip(requests, self._encoded(requests), strict=True):
+            # lm-eval repeats the instance itself for every text that it wants sampled
+            one = encoded[draws[id(request)] % len(encoded)]
+            draws[id(request)] += 1
+            assert one.settings is not None
+            prompts.append(Prompt(one.context, one.settings, one.draw))
+        found = self._models.answers(
+            self._arguments.answering,
+            prompts,
+            self._models.scorer.generate,
+            lambda prompt: len(prompt.tokens) + prompt.settings.max_new_tokens,
+        )
+        texts = [generation.text for generation in found]
+        self._cache("generate_until", requests, texts)
+        return texts
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into its results beside the arguments."""
+        answering = self._arguments.answering
+        adapters = dict(self._arguments.adapters)
+        return {
+            "engine": self._arguments.engine,
+            "model_dtype": self._arguments.precision,
+            "model_folder": str(self._models.folder),
+            "adapter_folder": None if answering is None else str(adapters[answering]),
+            "max_length": self._models.max_length,
+            "num_truncated": self.num_truncated,
+        }
+
+    def _encoded(self, requests: Sequence[Instance]) -> list[list[Request]]:
+        """Each instance's sequences, cut to the context; warns of those that were."""
+        found = [
+            self._encoder.requests(index, instance, instance.task_name or "")
+            for index, instance in enumerate(requests)
+        ]
+        count = sum(any(request.is_truncated for request in each) for each in found)
+        self.num_truncated += count
+        if count:
+            _log.warning(
+                "%d of %d prompts are longer than the context of %d tokens; their left end is lost",
+                count,
+                len(requests),
+                self._models.max_length,
+            )
+        self._models.require_applied([request for each in found for request in each])
+        return found
+
+    def _log_likelihoods(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        found = self._models.answers(
+            self._arguments.answering,
+            [Continuation(request.context, request.continuation) for request in requests],
+            self._models.scorer.log_likelihoods,
+            lambda item: len(item.tokens_read),
+        )
+        return [(answer.nats, answer.is_greedy) for answer in found]
+
+    def _cache(self, kind: str, requests: Sequence[Instance], answers: Sequence[Any]) -> None:
+        """What ``--use_cache`` keeps if lm-eval is stopped."""
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial(kind, request.args, answer)

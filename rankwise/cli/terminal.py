@@ -1,0 +1,221 @@
+"""Tables and sentences for the terminal; the same numbers and formats as the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rankwise.findings.heads import intervention, is_selected
+from rankwise.findings.samples import SampleVerdicts, amount
+from rankwise.findings.signatures.found import Signature
+from rankwise.records.heads import TaskHeadEffects
+from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
+from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.status import ModelStatus
+from rankwise.records.study import Recommendation, StudyRecommendation, StudyRecord
+from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
+
+Done = Set[tuple[str, str | None]]
+
+STRONGEST_HEADS = 5
+"""So many are listed of each task."""
+
+# What the report shows and a terminal has no room for; the rest of it is in the run's name.
+_WIDE_COLUMNS = 120
+_NOT_ON_A_TERMINAL = {"seed", "alpha", "learning_rate", "worst_retention"}
+_NOT_ON_A_NARROW_ONE = {"parameters", "gain", "peak_memory"}
+
+
+def plan_table(study: StudyRecord, done: Done) -> Table:
+    """What a study will do: one row per model.
+
+    Args:
+        study: the planned study.
+        done: finished (model, task) pairs; task None is the training.
+    """
+    table = Table(title=f"{study.config.name} on {study.config.base_model.name}")
+    for name in ("run", "steps", "tokens", "trainable", "of full", "memory", "trained", "scored"):
+        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
+    table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
+    for run in study.runs:
+        is_here = run.imported_as is not None
+        table.add_row(
+            run.name,
+            "imported" if is_here else str(run.num_steps),
+            "" if is_here else count(run.num_tokens),
+            parameters(run.num_trainable_parameters),
+            f"{run.trainable_share:.2%}",
+            "" if is_here else f"~{memory(run.estimated_memory_bytes)}",
+            "yes" if (run.name, None) in done else "no",
+            _scored(run.name, study.scored_tasks(run.train_task), done),
+        )
+    return table
+
+
+def pass_lines(study: StudyRecord) -> list[str]:
+    """What is trained together, and the memory that it takes."""
+    lines: list[str] = []
+    for number, planned in enumerate(study.passes, start=1):
+        runs = planned.runs
+        parts = [
+            f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs),
+            f"micro-batches of up to {planned.max_tokens} tokens",
+            *(["gradient checkpointing"] if planned.gradient_checkpointing else []),
+            f"~{memory(planned.estimated_memory_bytes)}",
+        ]
+        lines.append(f"pass {number}: {', '.join(parts)}")
+    return lines
+
+
+def _scored(model: str, tasks: Sequence[str], done: Done) -> str:
+    return f"{sum((model, task) in done for task in tasks)}/{len(tasks)}"
+
+
+def status_table(lines: Sequence[ModelStatus]) -> Table:
+    """What of a study is done: one row per model."""
+    table = Table()
+    for name in ("model", "training", "steps", "scored", "left"):
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        steps = f"{line.num_steps_done}/{line.num_steps}" if line.num_steps else ""
+        table.add_row(
+            line.model,
+            line.training,
+            steps,
+            ", ".join(line.tasks_scored) or "nothing",
+            ", ".join(
+                [
+                    *line.tasks_left,
+                    *["divergence"] * line.divergence_left,
+                    *["spectra"] * line.spectra_left,
+                ]
+            )
+            or "nothing",
+        )
+    return table
+
+
+def verdict(
+    results: StudyResults,
+    recommendation: StudyRecommendation,
+    signatures: Sequence[Signature],
+    width: int,
+) -> Iterator[RenderableType]:
+    """For each trained task the table, the reasons, and last the sentence that people look for.
+
+    Args:
+        results: a study.
+        recommendation: made from it.
+        signatures: what went wrong.
+        width: of the terminal, in characters; a narrow one gets fewer columns.
+    """
+    for part in recommendation.by_train_task:
+        if len(recommendation.by_train_task) > 1:
+            yield Text(f"Trained on {part.train_task}", style="bold underline")
+        its = [each for each in signatures if each.train_task == part.train_task]
+        yield from _verdict(results.of(part.train_task), part, its, width)
+
+
+def _verdict(
+    results: TrainTaskResults,
+    recommendation: Recommendation,
+    signatures: Sequence[Signature],
+    width: int,
+) -> Iterator[RenderableType]:
+    rows = verdict_table(results, recommendation)
+    headings = verdict_headings(results, recommendation)
+    hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
+    columns = [name for name in COLUMNS if name not in hidden]
+    table = Table()
+    for name in columns:
+        heading = headings[name]
+        table.add_column(Text(f"{heading.title}\n{heading.detail}".strip()), overflow="fold")
+    for row in rows:
+        cells = [getattr(row, name) for name in columns]
+        style = "bold" if row.is_recommended else None
+        table.add_row(
+            *(Text("\n".join(part for part in cell if part)) for cell in cells), style=style
+        )
+    yield table
+    yield from (Text(f"- {row.name}: {row.problem}") for row in rows if row.problem)
+    for reason in recommendation.reasons:
+        yield Text(f"- {reason}")
+    yield from (Text(f"- {each.title}: {each.statement}") for each in signatures)
+    yield Text(recommendation.statement, style="bold")
+
+
+def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
+    """Every candidate file against the base file: a table, and a sentence for each."""
+    unit, confidence = verdicts.unit, percent(verdicts.confidence)
+    direction = "higher" if verdicts.higher_is_better else "lower"
+    table = Table(
+        title=Text(f"against {verdicts.base}: {verdicts.metric}, {verdicts.filter}"),
+        caption=Text(
+            f"{unit}, {direction} is better; a positive difference is better; intervals are "
+            f"{confidence}, each by itself; the verdict follows p, Holm"
+        ),
+    )
+    for name in (
+        "file", "n", "base", "score", f"difference\n({confidence})", "learned\nforgotten",
+        "kept right\nkept wrong", "p\np, Holm", "verdict",
+    ):  # fmt: skip
+        table.add_column(Text(name), justify="left" if name == "file" else "right", overflow="fold")
+    for row in verdicts.candidates:
+        counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
+        learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)
+        lower, upper = (amount(value, unit, signed=True) for value in (row.lower, row.upper))
+        table.add_row(
+            Text(row.name),
+            count(row.num_examples),
+            amount(row.base_score, unit),
+            amount(row.candidate_score, unit),
+            f"{amount(row.difference, unit, signed=True)}\n({lower} to {upper})",
+            f"{learned}\n{forgotten}",
+            f"{right}\n{wrong}",
+            f"{p_value(row.p_value)}\n{p_value(row.holm_p_value)}",
+            row.verdict.replace("_", " "),
+        )
+    yield table
+    yield from (Text(f"- {row.statement}") for row in verdicts.candidates)
+
+
+def head_lines(effects: TaskHeadEffects) -> Iterator[str]:
+    """What a run's heads do on a task: how many are shown to do something, and the strongest."""
+    what = {
+        "ablate": "set to zero",
+        "ablate-mean": "set to their means",
+        "revert": "reverted",
+    }[effects.mode]
+    shown = sum(each.effect.is_shown for each in effects.answers)
+    heads = f"{len(effects.answers)} of {sum(effects.num_heads)} heads"
+    yield (
+        f"{effects.task}: {heads} {what} one after another "
+        f"on {effects.num_items} items; of {shown} an effect on the right answer's "
+        f"probability is shown, of {sum(each.effect.is_shown for each in effects.scores)} one on "
+        f"{effects.metric}"
+    )
+    if effects.mode == "revert":
+        yield f"  {intervention(effects.mode, keys_and_values=effects.keys_and_values)}"
+    scores = {(each.layer, each.head): each for each in effects.scores}
+    strongest = sorted(effects.answers, key=lambda each: -abs(each.effect.estimate))
+    for each in strongest[:STRONGEST_HEADS]:
+        score, own, base = scores[each.layer, each.head].effect, each.effect, each.control
+        yield (
+            f"  layer {each.layer:>2} head {each.head:>2}: {own.estimate:+.3f} nats "
+            f"({own.lower:+.3f} to {own.upper:+.3f}), base {base.estimate:+.3f}; {effects.metric} "
+            f"{score.estimate:+.1f} {effects.unit} ± {score.stderr:.1f}"
+        )
+    if effects.screen is not None and effects.screen.rank_correlation is not None:
+        screen = effects.screen
+        yield (
+            f"  screened by gradient: rank correlation with the exact effects "
+            f"{screen.rank_correlation:.2f} ({screen.lower:.2f} to {screen.upper:.2f})"
+        )
+    if is_selected(effects):
+        yield (
+            f"  bounds hold for all {effects.num_candidates} candidate heads at once, also those "
+            "that were screened out"
+        )

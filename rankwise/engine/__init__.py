@@ -1,0 +1,1 @@
+"""Tokens in; log-likelihoods, texts, losses and trained adapters out."""

@@ -1,0 +1,333 @@
+"""Base models: where they are, loading them frozen, and what can be adapted in them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, limit_kernel_cache
+from rankwise.engine.models.embedded import EMBEDDED_MODELS, embedded_model_folder
+from rankwise.engine.models.quantization import prepare_quantised, quantization_config
+from rankwise.errors import ModelError
+from rankwise.records.config import BaseModelConfig, BasePrecision
+
+# What a folder needs beside the weights: no pickles, no code.
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_SAMPLE_BYTES = 1 << 16
+# The small files that decide what a model computes and generates, and how text becomes tokens.
+_FINGERPRINTED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers")
+"""Entries of a model's config that no fine-tuning changes."""
+
+
+class BaseModel(NamedTuple):
+    """A base model on disk.
+
+    Attributes:
+        name: as the study file says it.
+        folder: a transformers folder.
+        fingerprint: of weights and tokenizer; a local folder's weights are sampled for it.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+
+class LinearShape(NamedTuple):
+    """The size of one matrix that can be adapted."""
+
+    in_features: int
+    out_features: int
+
+
+def find_base_model(
+    config: BaseModelConfig, report: Callable[[str], None] = lambda _: None, *, weights: bool = True
+) -> BaseModel:
+    """Turn a name into a folder: an embedded model, a local folder, or a hub repository.
+
+    Args:
+        config: name and, for a hub repository, revision.
+        report: is told of downloads.
+        weights: False fetches config and tokenizer only from a hub.
+
+    Raises:
+        ModelError: there is no such model, or it has no safetensors.
+    """
+    if config.name in EMBEDDED_MODELS:
+        embedded = EMBEDDED_MODELS[config.name]
+        folder = embedded_model_folder(embedded, report)
+        return BaseModel(config.name, folder, f"sha256:{embedded.sha256}")
+    path = Path(config.name).expanduser()
+    if path.is_dir():
+        return BaseModel(config.name, path, _folder_fingerprint(path))
+    if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
+        raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
+    return _hub_model(config, report, weights)
+
+
+def fetch_weights(base: BaseModel) -> Path:
+    """The folder of a planned base model with its weights; a hub model's exact commit.
+
+    Raises:
+        ModelError: the weights cannot be had, or are no safetensors.
+    """
+    if base.fingerprint.startswith("hub:"):
+        config = BaseModelConfig(name=base.name, revision=base.folder.name)
+        return _hub_model(config, lambda _: None, weights=True).folder
+    return base.folder
+
+
+def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: bool) -> BaseModel:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    report(f"looking up {config.name} on the hub")
+    try:
+        snapshot = snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        names = ", ".join(EMBEDDED_MODELS)
+        raise ModelError(
+            f"base_model {config.name!r} is neither an embedded model ({names}) nor a folder here, "
+            f"and the hub could not give it: {str(error).splitlines()[0]}. Check the name and the "
+            "revision, `hf auth login` for gated models, and the network (HF_HUB_OFFLINE)."
+        ) from error
+    folder = Path(snapshot)
+    if weights and not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{config.name} has no safetensors; other formats can run code when they are loaded. "
+            "Choose a revision that has them, or convert the model."
+        )
+    return BaseModel(config.name, folder, f"hub:{config.name}@{folder.name}")
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """A digest of a model folder: small files whole, each weights file by size and by samples.
+
+    64 blocks of 64 KiB spread over every file: two fine-tunes of one model differ there, and
+    fingerprinting 16 GB takes a moment instead of a minute.
+    """
+    digest = hashlib.sha256()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise ModelError(
+            f"{folder} is not a transformers folder with safetensors: it needs config.json and "
+            "*.safetensors."
+        )
+    for name in _FINGERPRINTED_FILES:
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for block in range(64):
+                file.seek(max(size - _SAMPLE_BYTES, 0) * block // 63)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return f"folder:{digest.hexdigest()}"
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, with a pad token (its own, else end of text)."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].strip()
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded: {reason}. Check tokenizer.json and "
+            "tokenizer_config.json there."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end token; add eos_token to it.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_frozen(
+    folder: Path,
+    precision: ResolvedPrecision,
+    device: torch.device,
+    base_precision: BasePrecision = "auto",
+) -> nn.Module:
+    """Load a causal language model that will not be trained: no gradients, no dropout.
+
+    Args:
+        folder: of the model.
+        precision: of its weights, and of what is computed with them.
+        device: where it will be.
+        base_precision: 8bit or 4bit quantises its linear layers.
+
+    Raises:
+        ModelError: the folder cannot be loaded without running code of its own, or what is needed
+            to quantise it is not installed.
+    """
+    limit_kernel_cache()
+    quantization = quantization_config(base_precision, DTYPES[precision], device)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options = {"quantization_config": quantization, "device_map": {"": device}}
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=DTYPES[precision],
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    model.requires_grad_(False)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    prepare_quantised(model)
+    return (model if quantization is not None else model.to(device)).eval()
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The head's input as one block of memory.
+
+    ``logits_to_keep`` gives the head a slice, and torch's matmul answers a slice by a copy of the
+    weights for every row: 26 GB for 460 rows of a vocabulary of 49,152, and hours of paging.
+    """
+    return tuple(tensor.contiguous() for tensor in inputs)
+
+
+def model_skeleton(folder: Path) -> nn.Module:
+    """The model without its weights (on the meta device): shapes and names only."""
+    config = _model_config(folder)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(f"{folder} is no causal language model: {error}") from error
+
+
+def _model_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no usable model config: {error}") from error
+
+
+def refuse_other_architecture(
+    folder: Path, base_config: Any, compared: Sequence[str] = ARCHITECTURE
+) -> None:
+    """Refuse a checkpoint whose config cannot be that of a fine-tuning of the base.
+
+    Args:
+        folder: of the checkpoint.
+        base_config: the base model's, as transformers has it.
+        compared: entries of both configs that have to be equal.
+
+    Raises:
+        ModelError: an entry differs, or the checkpoint's config cannot be read.
+    """
+    ours, theirs = base_config.get_text_config(), _model_config(folder).get_text_config()
+    for name in compared:
+        own, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if own != other:
+            raise ModelError(
+                f"{folder} has {name} {other} and the base model {own}: it is no fine-tuning of "
+                "this base. Name the base that it was trained from."
+            )
+
+
+def adaptable_shapes(model: nn.Module) -> dict[str, LinearShape]:
+    """Every linear layer below the head: its full name and its size."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    shapes: dict[str, LinearShape] = {}
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, nn.Linear):
+            shapes[name] = LinearShape(module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = LinearShape(module.nx, module.nf)
+    return shapes
+
+
+MODULE_KINDS = {
+    "attention": re.compile(r"attn|attention"),
+    "mlp": re.compile(r"mlp|feed_?forward|ffn|experts|fc\d"),
+    "all-linear": re.compile(""),
+}
+"""Names for sets of layers, and what a part of a layer's path is called in each."""
+
+
+def resolved_targets(
+    shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
+) -> tuple[str, ...]:
+    """Targets as PEFT takes them: ``attention``, ``mlp`` and ``all-linear`` become layer names.
+
+    A layer belongs to a kind if a part of its path is called so. Where the last part of a name
+    is shared with layers of another kind, two parts are given.
+    """
+    resolved: list[str] = []
+    for target in target_modules:
+        kind = MODULE_KINDS.get(target)
+        if kind is None:
+            resolved.append(target)
+            continue
+        inside = [name for name in shapes if kind.search(name)]
+        outside = {name.rpartition(".")[2] for name in shapes.keys() - set(inside)}
+        for name in inside:
+            *_, parent, last = ["", *name.split(".")]
+            resolved.append(f"{parent}.{last}" if last in outside else last)
+    return tuple(dict.fromkeys(resolved))
+
+
+def matching_modules(
+    shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
+) -> dict[str, list[str]]:
+    """Which layers each target names, by PEFT's rule: the whole name, or its end after a dot."""
+    return {
+        target: [name for name in shapes if name == target or name.endswith(f".{target}")]
+        for target in target_modules
+    }
+
+
+def target_shapes(
+    shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
+) -> dict[str, LinearShape]:
+    """The layers that any of the targets names, each once, with its size."""
+    found = matching_modules(shapes, target_modules)
+    return {name: shapes[name] for names in found.values() for name in names}
+
+
+def context_length(model_config: Any, tokenizer: Any) -> int:
+    """The most tokens that the model reads at once, as lm-eval resolves it.
+
+    LongRoPE turns by other angles as soon as one text of a batch is longer than those that the
+    model was first trained on. What such a model says of a text would depend on the texts beside
+    it, so that it reads no longer ones here.
+    """
+    from lm_eval.models.utils import resolve_max_length
+
+    limit = int(resolve_max_length(model_config, tokenizer))
+    rope = getattr(model_config.get_text_config(), "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):  # of all layers, or a section for each kind of them
+        if isinstance(each, Mapping) and each.get("rope_type") == "longrope":
+            limit = min(limit, int(each["original_max_position_embeddings"]))
+    return limit

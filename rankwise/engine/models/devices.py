@@ -1,0 +1,139 @@
+"""Where and in which precision to compute, and how much memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import resource
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rankwise.records.config import Precision
+
+ResolvedPrecision = Literal["float32", "bfloat16"]
+MAX_KERNELS = 256
+"""oneDNN keeps: one micro-batch has about as many shapes, which come back in every layer."""
+
+KERNEL_BYTES = 670_000
+"""Of one of them, measured in torch 2.13 for bfloat16."""
+
+_OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_device() -> torch.device:
+    """The first CUDA device if there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: the card's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+def has_bfloat16_kernels() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this CPU, with kernels that it generates.
+
+    Without AVX-512 (or where ``ONEDNN_MAX_CPU_ISA`` or ``ATEN_CPU_CAPABILITY`` hides it) torch has
+    loops of its own, which need neither kernels nor a workspace.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPrecision:
+    """``auto`` is bfloat16 where the device multiplies it natively, else float32."""
+    if precision == "auto":
+        return "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return precision
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device has no memory left.
+
+    torch has errors of its own for it; its CPU allocator, cuBLAS, Triton and the CUDA runtime
+    raise a RuntimeError and say it in words.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error).casefold() if isinstance(error, RuntimeError) else ""
+    return any(words in said for words in _OUT_OF_MEMORY)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Let go of what nobody refers to any more, and give the system what is free.
+
+    On Linux the GNU C library keeps freed memory that lies between blocks in use; other C libraries
+    are left alone. On CUDA it is PyTorch's allocator that keeps it.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def limit_kernel_cache() -> None:
+    """Let oneDNN, which multiplies bfloat16 on CPUs, keep a few of its generated kernels only.
+
+    It generates one of 0.7 MB for every shape, and ragged texts bring new shapes in every batch:
+    its own limit of 1,024 kernels took 0.6 GB. It reads this limit at the process's first product.
+    A limit that is set already stays.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(MAX_KERNELS))
+
+
+class PeakMemory:
+    """The most memory in use, in bytes: of the process on a CPU, of the card on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.bytes = 0
+
+    @contextlib.contextmanager
+    def measured(self) -> Generator[None]:
+        """Measure the block; on Linux the kernel's high-water mark is reset at its start."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        yield
+        self.bytes = self.so_far()
+
+    def so_far(self) -> int:
+        """The peak since the block began."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

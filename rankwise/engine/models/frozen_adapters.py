@@ -1,0 +1,205 @@
+"""Adapters that are only read: from a folder in PEFT's layout to factors on their own rows.
+
+As in ``grouped_lora`` the base's matrix products run once over all rows, and each adapter adds to
+its own; nothing is kept for a backward pass, and rank and scaling may differ from layer to layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rankwise.engine.models.adapter_files import ScaledFactors, read_factors
+from rankwise.engine.models.base import LinearShape, adaptable_shapes
+from rankwise.engine.models.trained_adapters import layers_replaced
+from rankwise.errors import ModelError
+
+# Up to so many rows, all of them are multiplied by all adapters, and what is not theirs is dropped.
+_MAX_JOINED_ROWS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenAdapter:
+    """A trained adapter.
+
+    Attributes:
+        layers: the factors by the layer's name, in the dtype that they are multiplied in.
+        is_zero_update: whether scaling * B @ A is exactly zero everywhere, as saved.
+    """
+
+    layers: Mapping[str, ScaledFactors]
+    is_zero_update: bool
+
+
+class FrozenPiece(NamedTuple):
+    """The rows ``start`` to ``stop`` (exclusive) of a batch, which belong to ``adapter``."""
+
+    adapter: FrozenAdapter
+    start: int
+    stop: int
+
+
+class _Joined(NamedTuple):
+    """The factors of several adapters side by side; for few rows, one product beats many.
+
+    Attributes:
+        lora_A: (ranks, in_features), one adapter's below the other's.
+        lora_B: (ranks, out_features) transposed, with its scaling.
+        ranks: of the adapters, in that order.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    ranks: tuple[int, ...]
+
+
+class FrozenBank:
+    """Layers of a base model that carry frozen adapters, and whose rows are whose at the moment."""
+
+    def __init__(self) -> None:
+        self.pieces: Sequence[FrozenPiece] = ()
+        self._joined: dict[str, _Joined | None] = {}
+        self._joined_of: tuple[FrozenAdapter, ...] = ()
+        self._foreign: dict[tuple[int, ...], Tensor] = {}
+
+    @contextlib.contextmanager
+    def rows_of(self, pieces: Sequence[FrozenPiece]) -> Generator[None]:
+        """Within the block, rows belong to adapters as ``pieces`` say; other rows to the base."""
+        self.pieces = pieces
+        of = tuple(piece.adapter for piece in pieces)
+        if of != self._joined_of:
+            self._joined, self._joined_of = {}, of
+        try:
+            yield
+        finally:
+            self.pieces, self._foreign = (), {}
+
+    def forget(self) -> None:
+        """Let go of what was joined."""
+        self._joined, self._joined_of = {}, ()
+
+    def joined(self, layer: str) -> _Joined | None:
+        """The factors of all pieces; None where a product of each is better or safer."""
+        if layer not in self._joined:
+            own = [
+                piece.adapter.layers[layer]
+                for piece in self.pieces
+                if layer in piece.adapter.layers
+            ]
+            self._joined[layer] = _join(own) if len(own) == len(self.pieces) > 1 else None
+        return self._joined[layer]
+
+    def foreign(self, joined: _Joined, rows: Float[Tensor, "rows features"]) -> Tensor:
+        """(rows, ranks) True where a column belongs to another adapter than the row."""
+        if joined.ranks not in self._foreign:
+            foreign = torch.ones(len(rows), sum(joined.ranks), dtype=torch.bool)
+            column = 0
+            for (_, start, stop), rank in zip(self.pieces, joined.ranks, strict=True):
+                foreign[start:stop, column : column + rank] = False
+                column += rank
+            self._foreign[joined.ranks] = foreign.to(rows.device)
+        return self._foreign[joined.ranks]
+
+
+def _join(factors: Sequence[ScaledFactors]) -> _Joined | None:
+    """None if a factor is not finite: what is not a row's own is multiplied by 0."""
+    lora_A = torch.cat([a for a, _, _ in factors])
+    lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
+    if not bool(torch.isfinite(lora_B).all()):
+        return None
+    return _Joined(lora_A, lora_B, tuple(len(a) for a, _, _ in factors))
+
+
+@contextlib.contextmanager
+def carrying(
+    base_model: nn.Module, adapters: Iterable[FrozenAdapter], bank: FrozenBank | None = None
+) -> Generator[FrozenBank]:
+    """Within the block, the base's layers add these adapters to the rows of the bank's pieces.
+
+    Rows are those of the input flattened to (rows, features). Gradients do not go through. The
+    base's weights are neither copied nor changed; afterwards it is as it was.
+    """
+    bank = FrozenBank() if bank is None else bank
+    names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
+    layers = {name: _FrozenLayer(base_model.get_submodule(name), name, bank) for name in names}
+    try:
+        with layers_replaced(base_model, layers):
+            yield bank
+    finally:
+        bank.forget()
+
+
+class _FrozenLayer(nn.Module):
+    """A layer of the base, plus what the adapters add."""
+
+    def __init__(self, base_layer: nn.Module, name: str, bank: FrozenBank) -> None:
+        super().__init__()
+        self.base_layer, self.name, self.bank = base_layer, name, bank
+        self.train(base_layer.training)
+
+    @torch.no_grad()
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "*batch in_features"]
+    ) -> Float[Tensor, "*batch out_features"]:
+        y: Tensor = self.base_layer(x)
+        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        joined = self.bank.joined(self.name) if len(rows) <= _MAX_JOINED_ROWS else None
+        if joined is not None and joined.lora_A.dtype == rows.dtype == out.dtype:
+            inner = (rows @ joined.lora_A.T).masked_fill_(self.bank.foreign(joined, rows), 0)
+            out.addmm_(inner, joined.lora_B)
+            return y
+        for adapter, start, stop in self.bank.pieces:
+            factors = adapter.layers.get(self.name)
+            if factors is None:
+                continue
+            A, B, scaling = factors
+            inner = rows[start:stop].to(A.dtype) @ A.T
+            if out.dtype == A.dtype:
+                out[start:stop].addmm_(inner, B.T, alpha=scaling)
+            else:
+                out[start:stop].add_(inner @ B.T, alpha=scaling)
+        return y
+
+
+def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype) -> FrozenAdapter:
+    """Read an adapter of any rank, also of ranks and alphas that differ by layer, for this base.
+
+    Args:
+        base_model: without adapters on it; decides the device.
+        folder: with adapter_config.json and adapter_model.safetensors, as PEFT writes them.
+        dtype: in which the factors are multiplied.
+
+    Raises:
+        ModelError: the folder cannot be read, does not fit this base, or asks for more than plain
+            LoRA on linear layers below the head (DoRA, ``lora_bias``, ``modules_to_save`` ...).
+    """
+    shapes = adaptable_shapes(base_model)
+    device = next(base_model.parameters()).device
+    layers: dict[str, ScaledFactors] = {}
+    is_zero = True
+    for name, (A, B, scaling) in read_factors(folder).items():
+        _check_shapes(shapes.get(name), name, A, B, folder)
+        is_zero = is_zero and (scaling == 0 or not bool(A.any()) or not bool(B.any()))
+        layers[name] = ScaledFactors(A.to(device, dtype), B.to(device, dtype), scaling)
+    return FrozenAdapter(layers, is_zero)
+
+
+def _check_shapes(shape: LinearShape | None, name: str, A: Tensor, B: Tensor, folder: Path) -> None:
+    if shape is None:
+        raise ModelError(
+            f"the adapter in {folder} adapts {name}, which is no linear layer below the head of "
+            "this base model. Check which base it was trained on."
+        )
+    if A.shape[1:] != shape[:1] or B.shape != (shape.out_features, A.shape[0]):
+        raise ModelError(
+            f"the adapter in {folder} does not fit {name}: {tuple(A.shape)} and {tuple(B.shape)} "
+            f"on a layer from {shape.in_features} to {shape.out_features}. Check which base it "
+            "was trained on."
+        )

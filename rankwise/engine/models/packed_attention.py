@@ -1,0 +1,359 @@
+"""Attention over sequences that lie one behind the other in one row, without padding.
+
+Decoders of transformers take their attention from its ``AttentionInterface``; ``packed_attention``
+gives them this one. No mask function is registered beside it, so transformers builds no mask.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.attention import flex_attention as flex
+from transformers import AttentionInterface
+
+from rankwise.engine.models.attention import (
+    INSTEAD,
+    AttentionTerms,
+    attention_of,
+    decoder_of,
+    refuse_arguments,
+    refuse_lost_window,
+    refuse_unpackable,
+)
+from rankwise.errors import DataError, ModelError
+
+PACKED_ATTENTION = "rankwise_packed"
+# Tokens whose scores are computed at once: they skip the keys that none of them sees.
+_BLOCK_TOKENS = 96
+# Attention weights are kept for the backward pass up to this many per token (heads * length);
+# where there are more, they are computed again.
+_KEPT_PER_TOKEN = 4096
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Which tokens of a row belong together; a DataError if a sequence has none.
+
+    Attributes:
+        lengths: of the sequences in tokens, in the order in which they lie in the row.
+        attended: ids of the modules that have computed with this layout, and their windows.
+    """
+
+    lengths: tuple[int, ...]
+    attended: dict[int, int | None] = field(
+        default_factory=dict[int, int | None], init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.lengths, default=0) < 1:
+            raise DataError(f"cannot pack sequences of {self.lengths} tokens: each needs one.")
+
+    @cached_property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first token of every sequence."""
+        return tuple(accumulate(self.lengths[:-1], initial=0))
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Every length with the starts of its sequences: they are multiplied in one batch."""
+        found: dict[int, list[int]] = {}
+        for length, start in zip(self.lengths, self.starts, strict=True):
+            found.setdefault(length, []).append(start)
+        return tuple((length, tuple(starts)) for length, starts in found.items())
+
+    def position_ids(self, device: torch.device) -> Int[Tensor, "1 tokens"]:
+        """Positions counted from each sequence's first token."""
+        return torch.cat([torch.arange(length) for length in self.lengths])[None].to(device)
+
+
+@contextmanager
+def packed_attention(model: nn.Module) -> Generator[None]:
+    """Let a model compute packed rows inside of the context, and as before after it.
+
+    Inside, it is called as ``model(input_ids=..., position_ids=layout.position_ids(device),
+    packed_layout=layout, use_cache=False)`` with ids of shape (1, tokens). The backward pass has
+    to be inside too: gradient checkpointing computes attention again there.
+
+    Args:
+        model: a decoder of transformers, also with adapters in or around it.
+
+    Raises:
+        ModelError: as ``refuse_unpackable``; inside, for what packed attention cannot honour.
+    """
+    refuse_unpackable(model)
+    with attention_of(decoder_of(model), PACKED_ATTENTION):
+        yield
+
+
+@torch.no_grad()
+def check_packable(model: nn.Module) -> None:
+    """Pack two short random sequences, and compare them with eager attention to each alone.
+
+    Rounding depends on model and precision, so the measure is the model's own: packed logits
+    must be ten times closer to the right ones than those of one long sequence are. They have
+    three draws for it, since rounding can also make a router choose other experts.
+
+    Args:
+        model: with weights, on any device, in any precision; in train or eval mode throughout.
+
+    Raises:
+        ModelError: as ``refuse_unpackable``; or sequences see each other, layers do not pack, or
+            what they see is limited by a mask alone.
+    """
+    refuse_unpackable(model)
+    was_training, packed = model.training, PackedLayout((7, 5))
+    try:
+        model.eval()
+        draws = (_distances(model, packed, seed) for seed in range(3))
+        apart = any(near < 0.1 * far for near, far in draws)
+    finally:
+        model.train(was_training)
+    name, count = type(decoder_of(model)).__name__, len(packed.attended)
+    if count != (layers := decoder_of(model).config.get_text_config().num_hidden_layers):
+        raise ModelError(f"{name} packs {count} of its {layers} layers. {INSTEAD}")
+    refuse_lost_window(decoder_of(model), packed.attended.values())
+    if not apart:
+        raise ModelError(f"{name} mixes the sequences of a packed batch. {INSTEAD}")
+
+
+def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float, float]:
+    """From the logits of two sequences alone, to packed ones and to those of one sequence."""
+    decoder, first, total = decoder_of(model), packed.lengths[0], packed.num_tokens
+    embeddings, random = decoder.get_input_embeddings().weight, torch.Generator().manual_seed(seed)
+    tokens = torch.randint(len(embeddings), (1, total), generator=random).to(embeddings.device)
+    positions = packed.position_ids(embeddings.device)
+
+    def logits(columns: slice, **layout: PackedLayout) -> Tensor:
+        called = {"input_ids": tokens[:, columns], "position_ids": positions[:, columns]}
+        return model(**called, **layout, use_cache=False).logits.float()
+
+    with attention_of(decoder, "eager"):
+        alone = torch.cat([logits(slice(first)), logits(slice(first, None))], dim=1)
+    with attention_of(decoder, PACKED_ATTENTION):
+        near = logits(slice(None), packed_layout=packed) - alone
+        far = logits(slice(None), packed_layout=PackedLayout((total,))) - alone
+    return float(near.abs().mean()), float(far[:, first:].abs().mean())
+
+
+@torch.compiler.disable
+def attend_packed(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 kv_heads tokens width"],
+    value: Float[Tensor, "1 kv_heads tokens value_width"],
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: PackedLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
+    """The attention function that transformers calls in every layer.
+
+    Query heads share those of key and value in order. Products are multiplied by ``scaling``
+    (width ** -0.5 if None), and limited to (-softcap, softcap) by tanh. A token sees
+    ``sliding_window`` tokens, the last of which is itself. ``s_aux`` is a logit per head that
+    takes part in the softmax and has no value. A mask, dropout, and anything else that might
+    change the result and is not known here are refused.
+
+    Raises:
+        ModelError: no layout, one of another size, or an argument that is refused.
+    """
+    name = type(module).__name__
+    if packed_layout is None:
+        raise ModelError(f"{name} was given no packed_layout by its model. {INSTEAD}")
+    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
+    others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
+    refuse_arguments(module, others)
+    tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]
+    if sizes != [(1, tokens)] * 3:
+        raise ModelError(f"{name} got (rows, tokens) of {sizes}, packed is one row of {tokens}.")
+    packed_layout.attended[id(module)] = sliding_window
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    with torch.autocast(device, enabled=False):  # it would compute softmax in float32
+        return _kernel_for(query)(query, key, value, packed_layout, terms), None
+
+
+def _kernel_for(query: Tensor) -> Callable[..., Tensor]:
+    """Flex attention where it can be compiled, grouped products everywhere else."""
+    return flex_packed_attention if query.is_cuda and _HAS_TRITON else grouped_attention
+
+
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
+) -> Float[Tensor, "1 tokens heads value_width"]:
+    """Sequences of equal length in one product, on any device; shapes as ``attend_packed``."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    rows = [x[0].transpose(0, 1).unflatten(1, (kv_heads, -1)) for x in (query, key, value)]
+    pieces = [dict(zip(layout.starts, x.split(layout.lengths), strict=True)) for x in rows]
+    found: dict[int, Tensor] = {}
+    for length, starts in layout.groups:
+        # heads of a token become neighbouring rows of their key's head: a block is one range
+        q, k, v = (
+            torch.stack([of[start].transpose(0, 1) for start in starts]).flatten(2, 3).flatten(0, 1)
+            for of in pieces
+        )
+        if terms.softcap is None and terms.sinks is None:
+            keep = heads * length <= _KEPT_PER_TOKEN
+            attended: Any = _GroupAttention.apply(q, k, v, terms, keep)
+        else:
+            attended = _attend_by_autograd(q, k, v, terms)
+        of_sequences = attended.unflatten(0, (-1, kv_heads)).unflatten(2, (length, -1))
+        found |= zip(starts, of_sequences.transpose(1, 2), strict=True)
+    return torch.cat([found[start] for start in layout.starts]).flatten(1, 2)[None]
+
+
+def _blocks(query: Tensor, key: Tensor, window: int | None) -> list[tuple[slice, slice]]:
+    """Of neighbouring tokens each: their rows among the queries, and the keys that they see."""
+    length, per_key = key.shape[1], query.shape[1] // key.shape[1]
+    step = -(-length // (max(1, round(length / _BLOCK_TOKENS)) * 8)) * 8  # whole vectors
+    ends = [(start, min(start + step, length)) for start in range(0, length, step)]
+    first_keys = [0 if window is None else max(0, start - window + 1) for start, _ in ends]
+    rows = [slice(start * per_key, stop * per_key) for start, stop in ends]
+    return [(r, slice(f, stop)) for r, f, (_, stop) in zip(rows, first_keys, ends, strict=True)]
+
+
+@torch.inference_mode(False)
+def _unseen(
+    rows: int, columns: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "rows 1 columns"]:
+    """0 on keys that are seen and -inf elsewhere; the last column is the last row's own key."""
+    behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
+    seen = (behind >= 0) & (behind < (columns if window is None else window))
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
+
+
+# of blocks: masks of whole sequences are as large as the scores of a head
+_kept_unseen = lru_cache(maxsize=64)(_unseen)
+
+
+def _weights(q: Tensor, k: Tensor, rows: slice, keys: slice, window: int | None) -> Tensor:
+    """Softmax of a block's queries over its keys: (batch, tokens * heads per key, keys)."""
+    scores = torch.bmm(q[:, rows], k[:, keys].mT)
+    tokens, columns = scores.shape[1] * k.shape[1] // q.shape[1], scores.shape[2]
+    if window is None or columns <= window:
+        columns, window = tokens, None  # all keys before the block are seen
+    unseen = _kept_unseen(tokens, columns, window, scores.dtype, scores.device)
+    scores.unflatten(1, (tokens, -1))[..., -columns:].add_(unseen)
+    return scores.softmax(dim=-1)
+
+
+class _GroupAttention(torch.autograd.Function):
+    """Causal attention of (batch, tokens * heads per key, width) to (batch, tokens, width)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, keep: bool
+    ) -> Tensor:
+        q, kept = q * terms.scale, list[Tensor]()
+        out = v.new_empty((*q.shape[:2], v.shape[-1]))
+        for rows, keys in _blocks(q, k, terms.window):
+            weights = _weights(q, k, rows, keys, terms.window)
+            out[:, rows] = torch.bmm(weights, v[:, keys])
+            kept += [weights] if keep else []
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.terms = terms
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, *kept = ctx.saved_tensors
+        blocks = _blocks(q, k, ctx.terms.window)
+        # sums over many blocks would lose their last bits in bfloat16
+        sums = k.dtype if len(blocks) == 1 else torch.float32
+        dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=sums) for x in (k, v))
+        for index, (rows, keys) in enumerate(blocks):
+            weights = kept[index] if kept else _weights(q, k, rows, keys, ctx.terms.window)
+            dout = grads[0][:, rows]
+            dv[:, keys] += torch.bmm(weights.mT, dout)
+            dweights = torch.bmm(dout, v[:, keys].mT)
+            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            dq[:, rows] = torch.bmm(dscores, k[:, keys])
+            dk[:, keys] += torch.bmm(dscores.mT, q[:, rows])
+        return dq.mul_(ctx.terms.scale), dk.to(k.dtype), dv.to(v.dtype), None, None
+
+
+def _attend_by_autograd(query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> Tensor:
+    """The same with softcap or sinks; scores and weights in float32, all of them kept."""
+    batch, length = key.shape[:2]
+    scores = torch.bmm(query, key.mT).float().unflatten(1, (length, -1)) * terms.scale
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
+    scores = scores + _unseen(length, length, terms.window, scores.dtype, scores.device)
+    if terms.sinks is not None:
+        sinks = terms.sinks.float().view(-1, 1, scores.shape[2], 1)
+        sinks = sinks.repeat(batch // len(sinks), length, 1, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., :length].to(value.dtype)
+    return torch.bmm(weights.flatten(1, 2), value)
+
+
+def flex_packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
+) -> Float[Tensor, "1 tokens heads value_width"]:
+    """Flex attention of torch, compiled on CUDA; elsewhere a reference without gradients."""
+    softcap, per_key = terms.softcap, query.shape[1] // key.shape[1]
+    if per_key & (per_key - 1):  # short rows have kernels for powers of two only
+        key, value = (x.repeat_interleave(per_key, dim=1) for x in (key, value))
+    request: Any = getattr(flex, "AuxRequest", None)  # from torch 2.9
+    attend = _compiled_flex() if query.is_cuda else flex.flex_attention
+    arguments: dict[str, Any] = {"scale": terms.scale, "enable_gqa": key.shape[1] < query.shape[1]}
+    arguments["block_mask"] = _block_mask(layout, terms.window, query.device)
+    if softcap is not None:
+        arguments["score_mod"] = lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
+    if terms.sinks is None:
+        return attend(query, key, value, **arguments).transpose(1, 2)
+    arguments |= {"return_aux": request(lse=True)} if request else {"return_lse": True}
+    out, extra = attend(query, key, value, **arguments)
+    lse = extra.lse if request else extra
+    share = torch.sigmoid(lse - terms.sinks.to(lse.dtype)[:, None])  # of the keys, not the sink
+    return (out * share[..., None].to(out.dtype)).transpose(1, 2)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex.flex_attention)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) -> flex.BlockMask:
+    """Made once for all layers. Uncompiled, it makes tokens * tokens elements on the way."""
+    tokens = layout.num_tokens
+    first = torch.tensor(layout.starts).repeat_interleave(torch.tensor(layout.lengths))
+    if window is not None:
+        first = first.maximum(torch.arange(tokens) - window + 1)
+    first = first.to(device)
+    return flex.create_block_mask(
+        lambda b, h, q, k: (k <= q) & (k >= first[q]),
+        B=None,
+        H=None,
+        Q_LEN=tokens,
+        KV_LEN=tokens,
+        device=device,
+        _compile=device.type == "cuda",
+    )
+
+
+AttentionInterface.register(PACKED_ATTENTION, attend_packed)

@@ -1,0 +1,1 @@
+"""Scoring many adapters on one base."""

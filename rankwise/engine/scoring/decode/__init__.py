@@ -1,0 +1,1 @@
+"""Answers that are written, in one continuous batch."""

@@ -1,0 +1,305 @@
+"""Attention of texts that are written: a token per row against its cache, and new prompts.
+
+One forward pass has the newest token of every row and the tokens of prompts that are read, in any
+order; ``attend_decoded`` keeps them apart. It is registered with transformers'
+``AttentionInterface`` without a mask function, so transformers builds no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from rankwise.engine.models.attention import INSTEAD, AttentionTerms, refuse_arguments
+from rankwise.engine.scoring.decode.cache import (
+    BLOCK_TOKENS,
+    BlockCache,
+    BlockTable,
+    Read,
+    Segment,
+    SharedUse,
+)
+from rankwise.errors import ModelError
+
+DECODE_ATTENTION = "rankwise_decode"
+# Queries of a prompt whose scores are computed at once.
+_QUERY_TOKENS = 256
+_LEAST = -1e30  # of a maximum, where a row sees nothing of a segment
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeLayout:
+    """What the tokens of one forward pass are.
+
+    Attributes:
+        cache: the blocks of all rows.
+        positions: (tokens,) of every token in its text.
+        rows: (rows,) places of the tokens of decoded rows.
+        table: blocks of these rows; None if there is none.
+        reads: the other tokens.
+        shared: segments that were read, now or before; a segment comes behind those that it is
+            under.
+        attended: ids of the modules that have computed with this layout.
+    """
+
+    cache: BlockCache
+    positions: Int[Tensor, " tokens"]
+    rows: Int[Tensor, " rows"]
+    table: BlockTable | None
+    reads: Sequence[Read]
+    shared: Sequence[SharedUse] = ()
+    attended: set[int] = field(default_factory=set[int], init=False, repr=False)
+
+
+def attend_decoded(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 kv_heads tokens width"],
+    value: Float[Tensor, "1 kv_heads tokens value_width"],
+    attention_mask: Tensor | None,
+    *,
+    decode_layout: DecodeLayout | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
+    """The attention function that transformers calls in every layer; terms as in packed attention.
+
+    Keys and values of the tokens go into the layout's cache and segments.
+
+    Raises:
+        ModelError: no layout, one of another size, or an argument that would change the result.
+    """
+    refuse_arguments(module, {**others, "attention_mask": attention_mask})
+    name = type(module).__name__
+    if decode_layout is None:
+        raise ModelError(f"{name} was given no decode_layout by its model. {INSTEAD}")
+    tokens, sizes = (
+        len(decode_layout.positions),
+        [(len(x), x.shape[2]) for x in (query, key, value)],
+    )
+    if sizes != [(1, tokens)] * 3:
+        raise ModelError(f"{name} got (rows, tokens) of {sizes}, expected one row of {tokens}.")
+    decode_layout.attended.add(id(module))
+    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
+    q = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
+    k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    return _attend(id(module), q, k, v, decode_layout, terms)[None], None
+
+
+class _Parts:
+    """The output of all tokens while segments are added to it.
+
+    Attributes:
+        out: (tokens, heads, value_width), in float32 where there is something to add.
+        lse: (tokens, heads) log of the sum of exponentials so far, or None if nothing is added.
+    """
+
+    def __init__(self, q: Tensor, v: Tensor, has_more: bool) -> None:
+        tokens, heads = len(q), q.shape[1] * q.shape[2]
+        dtype = torch.float32 if has_more else v.dtype
+        self.out = v.new_empty((tokens, heads, v.shape[-1]), dtype=dtype)
+        self.lse = v.new_empty((tokens, heads), dtype=torch.float32) if has_more else None
+
+    def put(self, places: Tensor, out: Tensor, lse: Tensor | None) -> None:
+        self.out[places] = out.to(self.out.dtype)
+        if self.lse is not None:
+            assert lse is not None
+            self.lse[places] = lse
+
+    def add(self, places: slice, out: Tensor, lse: Tensor) -> None:
+        assert self.lse is not None
+        before = self.lse[places]
+        total = torch.logaddexp(before, lse)
+        share, more = (before - total).exp_()[..., None], (lse - total).exp_()[..., None]
+        self.out[places] = self.out[places].mul_(share).addcmul_(out.to(self.out.dtype), more)
+        self.lse[places] = total
+
+
+def _attend(
+    layer: int, q: Tensor, k: Tensor, v: Tensor, layout: DecodeLayout, terms: AttentionTerms
+) -> Float[Tensor, "tokens heads value_width"]:
+    """Own tokens first, then every segment that was read before."""
+    parts = _Parts(q, v, bool(layout.shared) or terms.sinks is not None)
+    keep_lse = parts.lse is not None
+    _write(layer, k, v, layout)
+    if layout.table is not None:
+        keys, values = layout.cache.layer(layer, k.shape[-1], v)
+        table = layout.table
+        keys[table.current, :, :, table.offset] = k[layout.rows]
+        values[table.current, :, table.offset] = v[layout.rows]
+        found = _attend_blocks(q[layout.rows], keys, values, table, terms, keep_lse)
+        parts.put(layout.rows, *found)
+    for places in _equal_lengths(layout.reads, q.device):
+        out, lse = _attend_own(q[places], k[places], v[places], terms, keep_lse)
+        parts.put(places.flatten(), out, lse)
+    for use in layout.shared:
+        if use.stop > use.start:
+            places = slice(use.start, use.stop)
+            segment = use.segment.layers[layer]
+            unseen = _out_of_window(layout.positions[places], use.segment, terms.window)
+            parts.add(places, *_attend_segment(q[places], *segment, terms, unseen))
+    if terms.sinks is not None:
+        assert parts.lse is not None
+        parts.out *= torch.sigmoid(parts.lse - terms.sinks.float())[..., None]
+    return parts.out.to(v.dtype)
+
+
+def _write(layer: int, k: Tensor, v: Tensor, layout: DecodeLayout) -> None:
+    """Keys and values of what is read, to where it belongs."""
+    places: list[Tensor] = []
+    blocks: list[int] = []
+    for read in layout.reads:
+        if isinstance(read.into, Segment):
+            own = slice(read.start, read.start + read.length)
+            pair = k[own].permute(1, 2, 0).contiguous(), v[own].transpose(0, 1).contiguous()
+            read.into.layers[layer] = pair
+        else:
+            # behind the last token its last key and value are repeated: finite if they are
+            size = len(read.into) * BLOCK_TOKENS
+            places.append(torch.arange(size).clamp_(max=read.length - 1).add_(read.start))
+            blocks += read.into
+    if blocks:
+        keys, values = layout.cache.layer(layer, k.shape[-1], v)
+        index = torch.cat(places).view(-1, BLOCK_TOKENS).to(k.device)
+        keys[blocks] = k[index].permute(0, 2, 3, 1)
+        values[blocks] = v[index].transpose(1, 2)
+
+
+def _equal_lengths(reads: Sequence[Read], device: torch.device) -> list[Tensor]:
+    """Places of what is read, (reads, tokens) for each length: they are multiplied together."""
+    starts: dict[int, list[int]] = {}
+    for read in reads:
+        starts.setdefault(read.length, []).append(read.start)
+    return [
+        (torch.tensor(found)[:, None] + torch.arange(length)).to(device)
+        for length, found in starts.items()
+    ]
+
+
+def _attend_blocks(
+    q: Float[Tensor, "rows kv_heads group width"],
+    keys: Tensor,
+    values: Tensor,
+    table: BlockTable,
+    terms: AttentionTerms,
+    keep_lse: bool,
+) -> tuple[Float[Tensor, "rows heads value_width"], Tensor | None]:
+    """Every block with the query of its row; then softmax over each row's blocks."""
+    rows, kv_heads, group, width = q.shape
+    blocks, columns, heads = len(keys), table.grid.shape[1], kv_heads * group
+    of_blocks = q[table.row_of].view(blocks * kv_heads, group, width)
+    products = torch.bmm(of_blocks, keys.flatten(0, 1)).view(blocks, heads, BLOCK_TOKENS)
+    scores = products.new_empty((rows, heads, columns, BLOCK_TOKENS), dtype=torch.float32)
+    scores.copy_(products[table.grid].transpose(1, 2))
+    scores = _limited(scores.flatten(2), terms).masked_fill_(table.unseen(terms.window), -torch.inf)
+    lse = scores.logsumexp(dim=-1) if keep_lse else None
+    weights = scores.softmax(dim=-1).to(values.dtype).view(rows, heads, columns, BLOCK_TOKENS)
+    weights = weights.transpose(1, 2)[table.row_of, table.column_of]
+    weights = weights.view(blocks * kv_heads, group, BLOCK_TOKENS)
+    out = torch.bmm(weights, values.flatten(0, 1)).view(blocks, heads, -1)
+    out[0] = 0  # the void block
+    return out[table.grid].sum(dim=1, dtype=torch.float32), lse
+
+
+def _attend_own(
+    q: Float[Tensor, "reads tokens kv_heads group width"],
+    k: Float[Tensor, "reads tokens kv_heads width"],
+    v: Float[Tensor, "reads tokens kv_heads value_width"],
+    terms: AttentionTerms,
+    keep_lse: bool,
+) -> tuple[Float[Tensor, "places heads value_width"], Tensor | None]:
+    """Prompts of equal length, each token with those before it; a range of queries at a time."""
+    reads, tokens, kv_heads, group, _ = q.shape
+    keys, values = k.permute(0, 2, 3, 1).flatten(0, 1), v.transpose(1, 2).flatten(0, 1)
+    queries = q.transpose(1, 2).flatten(0, 1)  # (reads * kv_heads, tokens, group, width)
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
+    for start in range(0, tokens, _QUERY_TOKENS):
+        stop = min(start + _QUERY_TOKENS, tokens)
+        first = 0 if terms.window is None else max(0, start - terms.window + 1)
+        scores = torch.bmm(queries[:, start:stop].flatten(1, 2), keys[:, :, first:stop])
+        scores = _limited(scores.float(), terms).unflatten(1, (stop - start, group))
+        unseen = _later(stop - start, stop - first, terms.window, q.device)
+        scores = scores.masked_fill_(unseen, -torch.inf).flatten(1, 2)
+        if keep_lse:
+            lses.append(scores.logsumexp(dim=-1).unflatten(1, (-1, group)))
+        weights = scores.softmax(dim=-1).to(v.dtype)
+        outs.append(torch.bmm(weights, values[:, first:stop]).unflatten(1, (-1, group)))
+
+    def by_place(found: list[Tensor]) -> Tensor:
+        """(reads * kv_heads, tokens, group, ...) to (reads * tokens, heads, ...)."""
+        whole = torch.cat(found, dim=1).unflatten(0, (reads, kv_heads))
+        return whole.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+    return by_place(outs), by_place(lses) if keep_lse else None
+
+
+def _attend_segment(
+    q: Float[Tensor, "tokens kv_heads group width"],
+    keys: Float[Tensor, "kv_heads width length"],
+    values: Float[Tensor, "kv_heads length value_width"],
+    terms: AttentionTerms,
+    unseen: Tensor | None,
+) -> tuple[Float[Tensor, "tokens heads value_width"], Float[Tensor, "tokens heads"]]:
+    """All tokens that are under a segment in one product with its keys."""
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
+    group = q.shape[2]
+    for start in range(0, len(q), _QUERY_TOKENS):
+        queries = q[start : start + _QUERY_TOKENS].transpose(0, 1).flatten(1, 2)
+        scores = _limited(torch.bmm(queries, keys).float(), terms).unflatten(1, (-1, group))
+        if unseen is not None:
+            scores = scores.masked_fill_(unseen[start : start + _QUERY_TOKENS, None], -torch.inf)
+        most = scores.amax(dim=-1, keepdim=True).clamp_(min=_LEAST)
+        weights = scores.sub_(most).exp_()
+        total = weights.sum(dim=-1)
+        lses.append((most[..., 0] + total.log()).transpose(0, 1).flatten(1))
+        out = torch.bmm(weights.flatten(1, 2).to(values.dtype), values)
+        out = out.unflatten(1, (-1, group)) / total.clamp(min=1e-30)[..., None]
+        outs.append(out.transpose(0, 1).flatten(1, 2))
+    return torch.cat(outs), torch.cat(lses)
+
+
+def _limited(products: Tensor, terms: AttentionTerms) -> Tensor:
+    """Scores of products in float32, in place."""
+    scores = products.mul_(terms.scale)
+    if terms.softcap is not None:
+        scores = scores.div_(terms.softcap).tanh_().mul_(terms.softcap)
+    return scores
+
+
+def _out_of_window(
+    positions: Int[Tensor, " tokens"], segment: Segment, window: int | None
+) -> Tensor | None:
+    """(tokens, length) True where a token no longer sees a segment's; None where all see all."""
+    if window is None:
+        return None
+    keys = torch.arange(segment.start, segment.start + segment.length, device=positions.device)
+    unseen = positions[:, None] - keys >= window
+    return unseen if bool(unseen.any()) else None
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _later(
+    rows: int, columns: int, window: int | None, device: torch.device
+) -> Int[Tensor, "rows 1 columns"]:
+    """True on keys that are not seen; the last column is the last row's own key."""
+    behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
+    unseen = behind < 0
+    if window is not None:
+        unseen |= behind >= window
+    return unseen.to(device)
+
+
+AttentionInterface.register(DECODE_ATTENTION, attend_decoded)

@@ -1,0 +1,240 @@
+"""Continuous batching: prompts are continued together, each row under its own model.
+
+A row is a prompt and a model. Every forward pass has the newest token of each row that is written
+and the prompts of rows that begin; when a row has ended, its place is taken in the next pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rankwise.engine.models.attention import attention_of, decoder_of, refuse_unpackable
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
+from rankwise.engine.scoring.decode.attention import DECODE_ATTENTION, DecodeLayout
+from rankwise.engine.scoring.decode.cache import BLOCK_TOKENS, BlockCache, Read, Segment
+from rankwise.engine.scoring.decode.prefixes import shared_prefixes
+from rankwise.engine.scoring.decode.rows import Row, RowBatch, RowLimits
+from rankwise.engine.scoring.decode.samplers import Sampler
+from rankwise.engine.scoring.decode.stop_strings import StopStrings
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
+from rankwise.errors import ModelError
+from rankwise.tasks.questions import Advance, Generation, GenerationSettings, Prompt
+
+# Rows that are written at once: with more, a step gets no cheaper per row.
+_MAX_ROWS = 128
+# Tokens of prompts that are read beside them in one pass.
+_MAX_READ_TOKENS = 1024
+
+
+class DecodeWork(NamedTuple):
+    """What decoding took.
+
+    Attributes:
+        tokens_read: of prompts, all models together.
+        distinct_tokens: of them, those that differ from all before them by what they stand behind.
+        steps: forward passes.
+        rows: at work, summed over the steps.
+        places: that there were for rows, summed over the steps: as many as may be at work at
+            once, or all that are left where these are fewer.
+    """
+
+    tokens_read: int = 0
+    distinct_tokens: int = 0
+    steps: int = 0
+    rows: int = 0
+    places: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """The mean share of places at work."""
+        return self.rows / self.places if self.places else 1.0
+
+
+class _Asked(NamedTuple):
+    """What prompts with equal settings have in common."""
+
+    sampler: Sampler
+    stops: StopStrings
+
+
+class Decoder:
+    """Continues prompts under the adapters of a base model.
+
+    Attributes:
+        work: of all calls so far.
+    """
+
+    def __init__(
+        self,
+        base_model: Any,
+        tokenizer: Any,
+        bank: FrozenBank,
+        *,
+        cache_bytes: int,
+        max_rows: int = _MAX_ROWS,
+        max_read_tokens: int = _MAX_READ_TOKENS,
+    ) -> None:
+        """Computes nothing yet.
+
+        Args:
+            base_model: frozen, in eval mode, on any device.
+            tokenizer: its own.
+            bank: of the layers that carry adapters.
+            cache_bytes: for keys and values; a single row is written even if it needs more.
+            max_rows: that are written at once.
+            max_read_tokens: of prompts in one pass; a single prompt is read even if it has more.
+
+        Raises:
+            ModelError: as ``refuse_unpackable``.
+        """
+        refuse_unpackable(base_model)
+        self._model, self._tokenizer, self._bank = base_model, tokenizer, bank
+        self._device = next(base_model.parameters()).device
+        self._cache_bytes = cache_bytes
+        self._max_rows, self._max_read_tokens = max_rows, max_read_tokens
+        self.work = DecodeWork()
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        adapters: Sequence[FrozenAdapter | None],
+        prompts: Sequence[Prompt],
+        advance: Advance = lambda _: None,
+    ) -> list[list[Generation]]:
+        """Continue every prompt under every adapter, None being the base; as ``Scorer.generate``.
+
+        Raises:
+            ModelError: attention or settings ask for what cannot be honoured here.
+        """
+        if not prompts or not adapters:
+            return [[] for _ in adapters]
+        asked = self._asked(prompts)
+        wanted = [
+            prompt if asked[prompt.settings].sampler.is_random else prompt._replace(draw=0)
+            for prompt in prompts
+        ]
+        counts = Counter(wanted)
+        found: dict[tuple[int, Prompt], Generation] = {}
+        with attention_of(decoder_of(self._model), DECODE_ATTENTION):
+            batch = self._batch(len(adapters), list(counts), asked)
+            while batch.is_unfinished:
+                for row in self._step(batch, adapters, asked):
+                    prompt = row.prompt
+                    found[row.model, prompt] = self._text(row, asked[prompt.settings])
+                    tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
+                    advance(tokens * counts[prompt])
+        return [[found[model, prompt] for prompt in wanted] for model in range(len(adapters))]
+
+    def _asked(self, prompts: Sequence[Prompt]) -> dict[GenerationSettings, _Asked]:
+        return {
+            settings: _Asked(
+                Sampler(self._model, settings), StopStrings(self._tokenizer, settings.stops)
+            )
+            for settings in dict.fromkeys(prompt.settings for prompt in prompts)
+        }
+
+    def _batch(
+        self,
+        num_models: int,
+        prompts: Sequence[Prompt],
+        asked: Mapping[GenerationSettings, _Asked],
+    ) -> RowBatch:
+        """All rows: prompts that begin alike follow each other, each under all models at once."""
+        prompts = sorted(prompts, key=lambda prompt: (prompt.tokens, prompt.draw))
+        chains = shared_prefixes([prompt.tokens for prompt in prompts])
+        rows = [
+            Row((model, index), prompt, chain, asked[prompt.settings].sampler.begin(prompt))
+            for index, (prompt, chain) in enumerate(zip(prompts, chains, strict=True))
+            for model in range(num_models)
+        ]
+        blocks = self._cache_bytes // (self._bytes_per_token() * BLOCK_TOKENS)
+        limits = RowLimits(self._max_rows, blocks, self._max_read_tokens)
+        distinct = num_models * len(PrefixTree([prompt.tokens for prompt in prompts]))
+        self.work = self.work._replace(distinct_tokens=self.work.distinct_tokens + distinct)
+        return RowBatch(rows, limits, self._device)
+
+    def _bytes_per_token(self) -> int:
+        """Of keys and values in all layers: seen, since configs have many names for their sizes."""
+        segment, zero = Segment(0, 1), torch.zeros(1, dtype=torch.long, device=self._device)
+        layout = DecodeLayout(BlockCache(0), zero, zero[:0], None, [Read(0, 1, segment)])
+        self._forward(zero[None], layout, zero)
+        expected = decoder_of(self._model).config.get_text_config().num_hidden_layers
+        if len(segment.layers) != expected:
+            name = type(decoder_of(self._model)).__name__
+            raise ModelError(
+                f"{name} keeps keys and values of {len(segment.layers)} of its {expected} layers. "
+                "Choose another base model."
+            )
+        return segment.size_bytes
+
+    def _forward(self, input_ids: Tensor, layout: DecodeLayout, ends: Tensor) -> Tensor:
+        """Logits behind some of the tokens, (ends, vocabulary)."""
+        return self._model(
+            input_ids=input_ids,
+            position_ids=layout.positions[None],
+            decode_layout=layout,
+            logits_to_keep=ends,
+            use_cache=False,
+        ).logits[0]
+
+    def _step(
+        self,
+        batch: RowBatch,
+        adapters: Sequence[FrozenAdapter | None],
+        asked: Mapping[GenerationSettings, _Asked],
+    ) -> list[Row]:
+        """A token for every row; the rows that have ended are taken out and returned."""
+        batch.admit()
+        places, rows = batch.places, batch.rows
+        input_ids, layout, ends, ranges = batch.forward_pass()
+        owned = [(adapters[model], start, stop) for model, start, stop in ranges]
+        pieces = [FrozenPiece(adapter, *own) for adapter, *own in owned if adapter is not None]
+        with self._bank.rows_of(pieces):
+            logits = self._forward(input_ids, layout, ends)
+        self.work = DecodeWork(
+            self.work.tokens_read + sum(read.length for read in layout.reads),
+            self.work.distinct_tokens,
+            self.work.steps + 1,
+            self.work.rows + len(rows),
+            self.work.places + places,
+        )
+        self._write(rows, logits, asked)
+        ended = [row for row in rows if _has_ended(row, asked[row.prompt.settings])]
+        batch.remove(ended)
+        return ended
+
+    def _write(
+        self, rows: Sequence[Row], logits: Tensor, asked: Mapping[GenerationSettings, _Asked]
+    ) -> None:
+        """The next token of every row, those with equal settings together."""
+        groups: dict[GenerationSettings, list[int]] = defaultdict(list)
+        for index, row in enumerate(rows):
+            groups[row.prompt.settings].append(index)
+        for settings, members in groups.items():
+            own = logits if len(groups) == 1 else logits[members]
+            chosen = [rows[index] for index in members]
+            new = asked[settings].sampler.next_tokens(
+                own, [row.choice for row in chosen], (row.tokens for row in chosen)
+            )
+            for row, token in zip(chosen, new, strict=True):
+                row.written.append(token)
+
+    def _text(self, row: Row, asked: _Asked) -> Generation:
+        """What lm-eval keeps of it: special tokens and what comes from a stop string on go."""
+        text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
+        kept = asked.stops.kept(text)
+        is_finished = _has_stopped(row, asked) or len(kept) < len(text)
+        return Generation(kept, is_finished)
+
+
+def _has_stopped(row: Row, asked: _Asked) -> bool:
+    return row.written[-1] in asked.sampler.end_tokens or asked.stops.are_in(row.written)
+
+
+def _has_ended(row: Row, asked: _Asked) -> bool:
+    return len(row.written) >= row.prompt.settings.max_new_tokens or _has_stopped(row, asked)

@@ -1,0 +1,1 @@
+"""Prompts as a tree of shared prefixes, read once per adapter."""

@@ -1,0 +1,140 @@
+"""Reading a prefix tree from left to right with several models: every token once for each.
+
+A step reads the next places, as many as its budget of tokens allows; after it, keys and values of
+the next place's ancestors stay cached, and all others are freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
+from rankwise.engine.scoring.tree.attention import KeyValues, TreeStep, tree_attention
+from rankwise.engine.scoring.tree.layout import TreeLayout
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
+
+
+class ReadPlaces(NamedTuple):
+    """What several models made of neighbouring places of a tree.
+
+    Attributes:
+        start: the first place; ``stop`` is the one after the last.
+        stop: see ``start``.
+        hidden: what the head makes logits of.
+        step: keeps the keys and values until the next places are read.
+    """
+
+    start: int
+    stop: int
+    hidden: Float[Tensor, "models places hidden"]
+    step: TreeStep
+
+
+class TreeReader:
+    """A resident model that reads prefix trees, as it is and under adapters.
+
+    Attributes:
+        max_tokens: of all models in one forward pass.
+        cache_bytes: for cached keys and values; at least one model is read, whatever it takes.
+        peak_cache_bytes: the most that was cached at once so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: FrozenBank,
+        *,
+        max_tokens: int,
+        cache_bytes: int,
+        keeps_layouts: bool = False,
+    ) -> None:
+        """Take a model; ``keeps_layouts`` is for who reads one tree again and again."""
+        self._model: Any = decoder_of(model)
+        self._bank = bank
+        self.max_tokens, self.cache_bytes, self.peak_cache_bytes = max_tokens, cache_bytes, 0
+        self._token_bytes = _token_bytes(self._model)
+        self._keeps_layouts = keeps_layouts
+        self._layouts: dict[tuple[int, int], TreeLayout] = {}
+
+    def together(self, tree: PrefixTree, num_models: int) -> int:
+        """How many models to read a tree with at once.
+
+        No more than fill a forward pass, since fewer need less cache, and no more than the cache
+        has room for.
+        """
+        filling = -(-self.max_tokens // max(1, len(tree)))
+        fitting = self.cache_bytes // max(1, tree.longest * self._token_bytes)
+        return max(1, min(num_models, filling, fitting))
+
+    @torch.inference_mode()
+    def read(
+        self, tree: PrefixTree, adapters: Sequence[FrozenAdapter | None]
+    ) -> Iterator[ReadPlaces]:
+        """Read all places with all of these models at once; None is the model as it is.
+
+        The layers of the adapters carry them already (``frozen_adapters.carrying``).
+        """
+        step_tokens = max(1, self.max_tokens // len(adapters))
+        device = next(self._model.parameters()).device
+        cached: dict[int, KeyValues] = {}
+        start = 0
+        while start < len(tree):
+            stop = min(start + step_tokens, len(tree))
+            layout = self._layout(tree, start, stop, device)
+            read = self._step(TreeStep(layout, cached), adapters)
+            yield read
+            if stop < len(tree):
+                slices = layout.pool_slices(tree.ancestors(stop))
+                pools = read.step.pools
+                cached = {layer: pools[layer].at(slices) for layer in pools} if slices else {}
+                held = sum(x.nbytes for layer in cached.values() for x in layer)
+                self.peak_cache_bytes = max(self.peak_cache_bytes, held)
+            start = stop
+
+    def _layout(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> TreeLayout:
+        found = self._layouts.get((start, stop))
+        if found is None or found.tree is not tree:
+            if found is not None:
+                self._layouts = {}  # of another tree
+            found = TreeLayout(tree, start, stop, device)
+            if self._keeps_layouts:
+                self._layouts[start, stop] = found
+        return found
+
+    def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
+        layout, models = step.layout, len(adapters)
+        with self._bank.rows_of(_pieces(adapters, layout.num_queries)), tree_attention(self._model):
+            hidden: Tensor = self._model.base_model(
+                input_ids=layout.token_ids().expand(models, -1),
+                position_ids=layout.position_ids().expand(models, -1),
+                tree_step=step,
+                use_cache=False,
+            ).last_hidden_state
+        return ReadPlaces(layout.start, layout.stop, hidden, step)
+
+
+def _pieces(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[FrozenPiece]:
+    """The rows of each model, ``num_rows`` of them; neighbours under one adapter are one piece."""
+    pieces: list[FrozenPiece] = []
+    for number, adapter in enumerate(adapters):
+        start, stop = number * num_rows, (number + 1) * num_rows
+        if pieces and pieces[-1].adapter is adapter and pieces[-1].stop == start:
+            pieces[-1] = pieces[-1]._replace(stop=stop)
+        elif adapter is not None:
+            pieces.append(FrozenPiece(adapter, start, stop))
+    return pieces
+
+
+def _token_bytes(model: Any) -> int:
+    """Of the keys and values of one token in all layers, as the config says it."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    element = next(model.parameters()).element_size()
+    return 2 * config.num_hidden_layers * heads * width * element

@@ -1,0 +1,1 @@
+"""Training many adapters, or all weights, on one base."""

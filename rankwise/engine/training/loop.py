@@ -1,0 +1,352 @@
+"""Train many adapters in one pass over one frozen base, or every weight of a model.
+
+Each trainee goes its own way through its own examples: an optimizer step sees exactly
+``batch_size * gradient_accumulation_steps`` of them, and its loss is the mean over their loss
+tokens, as transformers' Trainer averages it. How these examples are cut into micro-batches, and
+with whose examples they share one, changes nothing beyond rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rankwise.engine.models.devices import (
+    PeakMemory,
+    ResolvedPrecision,
+    give_back_memory,
+    is_out_of_memory,
+)
+from rankwise.engine.models.head import CompletionHead, backward_completion_loss
+from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.trained_adapters import AdapterBank, DroppedSequence, Piece
+from rankwise.engine.training.packing import Example, MicroBatch, Placed, pack, split_by_budget
+from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
+from rankwise.errors import DataError, DivergedError
+from rankwise.records.config import TrainConfig
+from rankwise.tasks.encoding import TextEncoder
+from rankwise.tasks.training_rows import TrainingRow
+
+
+class TrainingResult(NamedTuple):
+    """What one training did.
+
+    ``train_seconds`` is its share, by tokens, of the time of the pass it was trained in;
+    ``peak_memory_bytes`` is that of the whole pass so far.
+    """
+
+    num_steps: int
+    num_tokens: int
+    num_loss_tokens: int
+    first_loss_nats: float | None
+    final_loss_nats: float | None
+    train_seconds: float
+    peak_memory_bytes: int
+
+
+@runtime_checkable
+class PassObserver(Protocol):
+    """Is told how a pass goes on."""
+
+    def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
+        """A trainee has taken a step."""
+        ...
+
+    def finished(self, trainee: Trainee, result: TrainingResult) -> None:
+        """A trainee has taken its last step; its weights are to be saved now."""
+        ...
+
+    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+        """A trainee is given up; the others go on."""
+        ...
+
+    def shrunk(self, max_tokens: int) -> None:
+        """Memory ran out; from now on micro-batches have at most so many tokens."""
+        ...
+
+
+def tokenise_rows(
+    rows: Sequence[TrainingRow], tokenizer: Any, config: TrainConfig, max_length: int
+) -> list[Example]:
+    """Turn rows into tokens, split where likelihoods are.
+
+    Spaces at the end of a prompt are learned with the completion.
+
+    Args:
+        rows: prompt and completion as text.
+        tokenizer: of the base model.
+        config: says whether the prompt is learned too, and the longest example.
+        max_length: the model's own limit in tokens.
+
+    Raises:
+        DataError: a completion alone does not fit, or has no tokens.
+    """
+    limit = min(config.max_length, max_length)
+    encoder = TextEncoder(tokenizer)
+    examples: list[Example] = []
+    for index, row in enumerate(rows):
+        prompt, completion = encoder.split(row.prompt, row.completion)
+        tokens, num_completion = prompt + completion, len(completion)
+        if not 0 < num_completion < limit:
+            raise DataError(
+                f"training row {index}: its completion has {num_completion} tokens and an example "
+                f"may have {limit}. Raise train.max_length or shorten the row."
+            )
+        kept = tuple(tokens[-limit:])
+        num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion
+        examples.append(Example(kept, num_loss, is_truncated=len(tokens) > limit))
+    return examples
+
+
+def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:
+    """Steps over all epochs; the last step of an epoch may see fewer examples."""
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    return math.ceil(num_examples / per_step) * epochs
+
+
+def train_pass(
+    model: nn.Module,
+    trainees: Sequence[Trainee],
+    *,
+    bank: AdapterBank | None,
+    max_tokens: int,
+    precision: ResolvedPrecision,
+    gradient_checkpointing: bool,
+    compile_layers: bool,
+    observer: PassObserver,
+) -> None:
+    """Take every step of every trainee that is left.
+
+    Args:
+        model: the frozen base with the bank's layers in it; or the model whose weights are trained.
+        trainees: adapters, in any mix of rank, seed, data and number of steps; or one full model.
+        bank: of the adapters; None when the model's own weights are trained.
+        max_tokens: read in one micro-batch. It is halved when memory runs out, and the step is
+            taken again; only a single example that does not fit ends the pass.
+        precision: in which a model with float32 weights of its own is multiplied.
+        gradient_checkpointing: compute a layer's activations again instead of keeping them.
+        compile_layers: run what is between adapters and attention through torch.compile.
+        observer: is told of every step.
+
+    Raises:
+        ModelError: the model cannot read packed sequences.
+        torch.OutOfMemoryError: a single example does not fit (MemoryError, RuntimeError on a CPU).
+    """
+    check_packable(model)
+    with (
+        packed_attention(model),
+        _checkpointing(model, gradient_checkpointing),
+        _compiled(model, compile_layers),
+    ):
+        _Pass(model, trainees, bank, max_tokens, precision, observer).run()
+
+
+class _Pass:
+    def __init__(
+        self,
+        model: Any,
+        trainees: Sequence[Trainee],
+        bank: AdapterBank | None,
+        max_tokens: int,
+        precision: ResolvedPrecision,
+        observer: PassObserver,
+    ) -> None:
+        self._model, self._trainees, self._bank = model, trainees, bank
+        self._max_tokens, self._observer = max_tokens, observer
+        self._head = CompletionHead(model)
+        self._device: torch.device = next(model.parameters()).device
+        self._autocast = bank is None and precision == "bfloat16"
+        self._memory = PeakMemory(self._device)
+
+    def run(self) -> None:
+        active: dict[int, Trainee] = {}
+        with self._memory.measured():
+            for index, trainee in enumerate(self._trainees):
+                if trainee.is_finished:  # it was interrupted between its last step and its record
+                    self._observer.finished(trainee, self._result(trainee))
+                else:
+                    active[index] = trainee
+            while active:
+                self._step(active)
+
+    def _step(self, active: dict[int, Trainee]) -> None:
+        """One step of every active trainee; those that are done with are taken out."""
+        started = time.perf_counter()
+        losses = self._gathered_losses(active)
+        num_tokens = {index: trainee.num_tokens for index, trainee in active.items()}
+        stepped: list[tuple[Trainee, StepMetrics]] = []
+        for index, trainee in list(active.items()):
+            try:
+                stepped.append((trainee, trainee.take_step(losses[index], self._head.vocab_size)))
+            except DivergedError as error:
+                del active[index]
+                self._observer.diverged(trainee, error)
+        seconds = time.perf_counter() - started
+        for index, own_tokens in num_tokens.items():
+            self._trainees[index].seconds += seconds * own_tokens / sum(num_tokens.values())
+        for trainee, metrics in stepped:
+            self._observer.stepped(trainee, metrics)
+            if trainee.is_finished:
+                self._observer.finished(trainee, self._result(trainee))
+        for index in [index for index, trainee in active.items() if trainee.is_finished]:
+            del active[index]
+
+    def _result(self, trainee: Trainee) -> TrainingResult:
+        return TrainingResult(
+            num_steps=trainee.step,
+            num_tokens=trainee.metrics[-1].num_tokens,
+            num_loss_tokens=sum(e.num_loss_tokens for batch in trainee.batches for e in batch),
+            first_loss_nats=trainee.metrics[0].loss_nats,
+            final_loss_nats=trainee.metrics[-1].loss_nats,
+            train_seconds=trainee.seconds,
+            peak_memory_bytes=self._memory.so_far(),
+        )
+
+    def _gathered_losses(self, active: Mapping[int, Trainee]) -> dict[int, float]:
+        """Gradients of the next step of each trainee, and its loss in nats per learned token."""
+        placed = [
+            Placed(index, place, example)
+            for index, trainee in active.items()
+            for place, example in enumerate(trainee.batch)
+        ]
+        while True:
+            try:
+                return self._gather(active, placed)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                longest = max(each.example.num_inputs for each in placed)
+                if self._max_tokens <= longest:
+                    raise
+                self._max_tokens = max(self._max_tokens // 2, longest)
+            # outside of the handler, where the error's frames hold no tensors any more
+            for trainee in active.values():
+                trainee.clear_gradients()
+            give_back_memory(self._device)
+            self._observer.shrunk(self._max_tokens)
+
+    def _gather(self, active: Mapping[int, Trainee], placed: Sequence[Placed]) -> dict[int, float]:
+        """Gradients and losses of a step, of all together.
+
+        Kernels multiply what a token does not see by zero, which leaves NaN and infinity of one
+        trainee in what others get: where any is found, each is gathered again alone.
+        """
+        losses = self._gather_together(active, placed)
+        finite = (
+            math.isfinite(losses[index]) and trainee.has_finite_gradients
+            for index, trainee in active.items()
+        )
+        if len(active) == 1 or all(finite):
+            return losses
+        for index, trainee in active.items():
+            trainee.clear_gradients()
+            own = [each for each in placed if each.trainee == index]
+            losses |= self._gather_together({index: trainee}, own)
+        return losses
+
+    def _gather_together(
+        self, active: Mapping[int, Trainee], placed: Sequence[Placed]
+    ) -> dict[int, float]:
+        counts = {index: trainee.num_loss_tokens for index, trainee in active.items()}
+        losses = dict.fromkeys(active, 0.0)
+        for group in split_by_budget(placed, self._max_tokens):
+            batch = pack(group, self._device)
+            for index, loss in self._backward(batch, active, counts).items():
+                losses[index] += loss / counts[index]
+        return losses
+
+    def _backward(
+        self, batch: MicroBatch, active: Mapping[int, Trainee], counts: Mapping[int, int]
+    ) -> dict[int, float]:
+        """Add a micro-batch's part to the gradients; summed losses by trainee."""
+        weights = torch.tensor(
+            [1.0 / counts[span.placed.trainee] for span in batch.spans], device=self._device
+        ).repeat_interleave(torch.tensor(batch.loss_counts, device=self._device))
+        rows = (
+            contextlib.nullcontext()
+            if self._bank is None
+            else self._bank.rows_of(pieces_of(batch, active))
+        )
+        with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            hidden = self._model.base_model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                packed_layout=batch.layout,
+                use_cache=False,
+            ).last_hidden_state
+            losses = backward_completion_loss(
+                self._head, hidden, batch.loss_rows, batch.targets, weights
+            )
+        return batch.summed_losses(losses)
+
+
+def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:
+    """Which rows of a micro-batch belong to which adapter."""
+    spans: dict[int, list[DroppedSequence]] = {}
+    for span in batch.spans:
+        trainee, place, _ = span.placed
+        draw = (trainees[trainee].step, place)
+        spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
+    pieces: list[Piece] = []
+    for index, own in spans.items():
+        trainee = trainees[index]
+        assert isinstance(trainee, AdapterTrainee)
+        pieces.append(Piece(trainee.adapter, own[0].start, own[-1].stop, tuple(own)))
+    return pieces
+
+
+@contextlib.contextmanager
+def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
+    """Compiles every decoder layer around its adapters and its attention, which are not compiled.
+
+    All layers share their code, and each is compiled for itself.
+    """
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not enabled:
+        yield
+        return
+    with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
+        recompile_limit=8 * max(8, len(layers))
+    ):
+        try:
+            for layer in layers:
+                layer.compile(dynamic=True)
+            yield
+        finally:
+            for layer in layers:
+                layer._compiled_call_impl = None
+
+
+@contextlib.contextmanager
+def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
+    """Gradient checkpointing of every decoder layer, the rest of the model as it is.
+
+    A layer recomputes in training mode only. Its parts stay in evaluation mode, and what it drops
+    out itself (OPT does) is not dropped.
+    """
+    if not enabled:
+        yield
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    before = [
+        (layer, name, value)
+        for layer in layers
+        for name, value in vars(layer).items()
+        if name == "training" or ("drop" in name and isinstance(value, float))
+    ]
+    try:
+        for layer, name, _ in before:
+            setattr(layer, name, True if name == "training" else 0.0)
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        for layer, name, value in before:
+            setattr(layer, name, value)

@@ -1,0 +1,315 @@
+"""How much memory a pass of training takes, found without any weights.
+
+What a micro-batch makes and lets go of is rehearsed; what is held from step to step is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from rankwise.engine.models.base import adaptable_shapes
+from rankwise.engine.models.devices import (
+    DTYPES,
+    KERNEL_BYTES,
+    MAX_KERNELS,
+    ResolvedPrecision,
+    has_bfloat16_kernels,
+)
+from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
+from rankwise.engine.models.packed_attention import PackedLayout
+from rankwise.engine.training.optimizers import optimizer_state_bytes
+from rankwise.engine.training.rehearsal import Peaks, rehearsed_full, rehearsed_lora
+from rankwise.records.config import BasePrecision, FullConfig
+from rankwise.records.study import Method
+
+LIKELY_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of a micro-batch where nothing else is said: on a CPU, larger ones are hardly faster."""
+
+_FLOAT32_BYTES = 4
+_QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # per weight of a linear layer, with its scales
+# What completion_loss makes of a block of logits: itself in float32, some times.
+_LOGITS_BLOCKS = 3
+# What the libraries of a CPU's products keep for themselves, and what the allocator cannot give
+# back: measured 65 to 150 MB, whatever the model's size. torch's own loops for bfloat16, where
+# oneDNN has none, keep less: measured 14 to 59 MB.
+_CPU_WORKSPACE = 96 << 20
+_CPU_WORKSPACE_OF_LOOPS = 32 << 20
+# float32 copies of one weight that stochastic rounding makes in a step.
+_ROUNDING_COPIES = 6
+# Sequences of the two rehearsals that a straight line is drawn through.
+_REHEARSED = (1, 4)
+
+
+class AdapterSize(NamedTuple):
+    """One LoRA adapter of a pass.
+
+    Attributes:
+        rank: of every layer's update.
+        num_parameters: of all its matrices.
+    """
+
+    rank: int
+    num_parameters: int
+
+
+class TrainingSetting(NamedTuple):
+    """What all passes of a study share.
+
+    Attributes:
+        device: that trains.
+        precision: of the matrix products.
+        longest: read tokens of the longest example.
+        examples_per_step: of one trainee's optimizer step.
+        shortest: read tokens of the shortest example; None: all are as long.
+        base_precision: of the frozen base under LoRA.
+        dropout: of LoRA.
+        full: how a full fine-tuning keeps weights and moments.
+    """
+
+    device: torch.device
+    precision: ResolvedPrecision
+    longest: int
+    examples_per_step: int
+    shortest: int | None = None
+    base_precision: BasePrecision = "auto"
+    dropout: float = 0.0
+    full: FullConfig = FullConfig()
+
+
+class PassMemory:
+    """The peak memory of passes over one base model.
+
+    Rehearsals, of about a second each, are done when first needed, and once. A model whose code
+    cannot be rehearsed is estimated by a rule for Llama's layers.
+    """
+
+    def __init__(
+        self,
+        skeleton: Any,
+        setting: TrainingSetting,
+        layer_names: Sequence[str] = (),
+        process_bytes: int | None = None,
+    ) -> None:
+        """Take a model's skeleton and what its passes share.
+
+        Args:
+            skeleton: the model on the meta device.
+            setting: of the study.
+            layer_names: that any of the adapters adapts.
+            process_bytes: of the process without the pass; None: what it has now, and what its
+                libraries will take to compute, on a CPU; nothing on CUDA.
+        """
+        self._config, self._setting = skeleton.config, setting
+        self._shapes = adaptable_shapes(skeleton)
+        self._layer_names = tuple(layer_names)
+        sizes = [parameter.numel() for parameter in skeleton.parameters()]
+        self._num_parameters, self._largest = sum(sizes), max(sizes)
+        self._head_size: int = skeleton.get_output_embeddings().weight.numel()
+        self._num_layers: int = skeleton.config.get_text_config().num_hidden_layers
+        self._vocab_size: int = skeleton.config.get_text_config().vocab_size
+        self._process = self._process_bytes() if process_bytes is None else process_bytes
+        self._lines: dict[tuple[Method, bool], _Line] = {}
+
+    @property
+    def likely_tokens(self) -> int:
+        """Read tokens of a micro-batch on this device where memory does not limit it."""
+        return LIKELY_TOKENS[self._setting.device.type]
+
+    @property
+    def longest(self) -> int:
+        """Read tokens of the longest example."""
+        return self._setting.longest
+
+    def lora_bytes(
+        self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
+    ) -> int:
+        """Peak of a pass that trains these adapters, of the process on a CPU, of the card on CUDA.
+
+        Args:
+            adapters: at least one.
+            max_tokens: read in one micro-batch; the longest example is read whole in any case.
+            gradient_checkpointing: a layer's activations are computed again.
+        """
+        width = DTYPES[self._setting.precision].itemsize
+        tokens = self._tokens(max_tokens, len(adapters))
+        # adapters of other seeds or data have other lengths: all may be of the highest rank
+        highest = max(adapter.rank for adapter in adapters)
+        inner = tokens * len(self._layer_names) * width * highest
+        if gradient_checkpointing:
+            inner //= self._num_layers
+        num_weights = sum(adapter.num_parameters for adapter in adapters)
+        state = 4 * _FLOAT32_BYTES + width  # weights, gradients, two moments, and the copy
+        step = self._step_bytes("lora", tokens, gradient_checkpointing, inner)
+        return self._process + self._base_bytes() + num_weights * state + step
+
+    def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
+        """Peak of a full fine-tuning; see ``lora_bytes``."""
+        weights = DTYPES[self._setting.full.weights]
+        held = optimizer_state_bytes(
+            self._num_parameters, weights, self._setting.full.optimizer
+        ) + (self._num_parameters * weights.itemsize)
+        tokens = self._tokens(max_tokens, 1)
+        if weights.itemsize > DTYPES[self._setting.precision].itemsize:
+            held += self._head_size * DTYPES[self._setting.precision].itemsize  # autocast's copy
+        step = self._step_bytes("full", tokens, gradient_checkpointing)
+        if weights == torch.bfloat16:
+            step = max(step, _ROUNDING_COPIES * _FLOAT32_BYTES * self._largest)
+        return self._process + held + step
+
+    def _tokens(self, max_tokens: int, num_trainees: int) -> int:
+        """Tokens that the largest micro-batch really has."""
+        of_step = num_trainees * self._setting.examples_per_step * self._setting.longest
+        return max(min(max_tokens, of_step), self._setting.longest)
+
+    def _step_bytes(
+        self, method: Method, tokens: int, gradient_checkpointing: bool, inner: int = 0
+    ) -> int:
+        """Beside what is held from step to step; ``inner`` are activations to be added."""
+        line = self._line(method, gradient_checkpointing)
+        at_loss = line.loss.at(tokens) + self._loss_bytes(method, tokens)
+        return max(max(at_loss, line.high.at(tokens)) + inner, line.end.at(tokens))
+
+    def _process_bytes(self) -> int:
+        """The process without the pass: what it has now, and what its libraries will take."""
+        if self._setting.device.type != "cpu":
+            return 0
+        held = psutil.Process().memory_info().rss
+        if self._setting.precision != "bfloat16":
+            return held + _CPU_WORKSPACE
+        if not has_bfloat16_kernels():
+            return held + _CPU_WORKSPACE_OF_LOOPS
+        return held + _CPU_WORKSPACE + self._kernel_bytes()
+
+    def _kernel_bytes(self) -> int:
+        """Kernels that oneDNN generates: for every shape of product, forward and backward.
+
+        Rows of a product are the tokens of a micro-batch, of which ragged examples make many sums.
+        """
+        setting = self._setting
+        shortest = setting.longest if setting.shortest is None else setting.shortest
+        num_sums = 1 + setting.examples_per_step * (setting.longest - shortest)
+        num_products = 2 * len(set(self._shapes.values())) * num_sums
+        return min(num_products, MAX_KERNELS) * KERNEL_BYTES
+
+    def _base_bytes(self) -> int:
+        """Weights of the frozen base, and what one of its layers is unpacked to."""
+        width = DTYPES[self._setting.precision].itemsize
+        packed = _QUANTISED_BYTES.get(self._setting.base_precision)
+        if packed is None:
+            return self._num_parameters * width
+        sizes = [shape.in_features * shape.out_features for shape in self._shapes.values()]
+        others = self._num_parameters - sum(sizes)
+        return int(sum(sizes) * packed) + others * width + max(sizes) * width
+
+    def _line(self, method: Method, gradient_checkpointing: bool) -> _Line:
+        key = (method, gradient_checkpointing)
+        if key not in self._lines:
+            few, many = (self._peaks(method, gradient_checkpointing, count) for count in _REHEARSED)
+            longest = self._setting.longest
+            low, high = (count * longest for count in _REHEARSED)
+            self._lines[key] = _Line(
+                *(_Through(low, a, high, b) for a, b in zip(few, many, strict=True))
+            )
+        return self._lines[key]
+
+    def _peaks(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
+        try:
+            return self._rehearse(method, gradient_checkpointing, count)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            # an architecture whose code needs numbers: 14 vectors of the hidden size and 5 of the
+            # MLP's per token and layer
+            config = self._config.get_text_config()
+            width = DTYPES[self._setting.precision].itemsize * count * self._setting.longest
+            intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+            layer = (14 * config.hidden_size + 5 * intermediate) * width
+            kept = config.hidden_size * width if gradient_checkpointing else layer
+            return Peaks(self._num_layers * kept, self._num_layers * kept + layer, layer)
+
+    def _rehearse(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
+        setting, layout = self._setting, PackedLayout((self._setting.longest,) * count)
+        common: dict[str, Any] = {
+            "device": setting.device,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
+        if method == "full":
+            weights, autocast = DTYPES[setting.full.weights], setting.precision == "bfloat16"
+            return rehearsed_full(self._config, layout, dtype=weights, autocast=autocast, **common)
+        shapes = {name: self._shapes[name] for name in self._layer_names}
+        return rehearsed_lora(
+            self._config,
+            layout,
+            shapes,
+            dtype=DTYPES[setting.precision],
+            dropout=setting.dropout,
+            **common,
+        )
+
+    def _loss_bytes(self, method: Method, tokens: int) -> int:
+        """Logits of a chunk with their copies; the head's gradient before it is added up."""
+        kind = self._setting.device.type
+        width = DTYPES[self._setting.precision].itemsize
+        logits = min(tokens * self._vocab_size * width, CHUNK_BYTES[kind])
+        block = min(tokens * self._vocab_size * _FLOAT32_BYTES, BLOCK_BYTES[kind])
+        gradient = 0
+        if method == "full":
+            weights = DTYPES[self._setting.full.weights].itemsize
+            gradient = self._head_size * (weights if weights == width else weights + width)
+        return logits + max(_LOGITS_BLOCKS * block, gradient)
+
+
+class _Through(NamedTuple):
+    """A straight line through two points."""
+
+    low: int
+    at_low: int
+    high: int
+    at_high: int
+
+    def at(self, tokens: int) -> int:
+        slope = (self.at_high - self.at_low) / (self.high - self.low)
+        return max(0, int(self.at_low + (tokens - self.low) * slope))
+
+
+class _Line(NamedTuple):
+    loss: _Through
+    high: _Through
+    end: _Through
+
+
+def estimate_training_memory(
+    memory: PassMemory,
+    *,
+    method: Method,
+    rank: int | None,
+    num_trainable: int,
+    max_tokens: int,
+) -> int:
+    """Peak bytes of a run that is trained alone, without gradient checkpointing.
+
+    Args:
+        memory: of the study's passes.
+        method: LoRA or full fine-tuning.
+        rank: of LoRA.
+        num_trainable: parameters that get gradients.
+        max_tokens: read in one micro-batch.
+    """
+    if method == "full":
+        return memory.full_bytes(max_tokens, gradient_checkpointing=False)
+    assert rank is not None
+    return memory.lora_bytes([AdapterSize(rank, num_trainable)], max_tokens, False)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a pass can have.
+
+    On a CPU what the process has and could still get: every estimate has the process in it. On
+    CUDA what is free on the card, or kept by PyTorch for later.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss

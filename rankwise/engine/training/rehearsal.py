@@ -1,0 +1,315 @@
+"""A step of training without numbers: how much memory its tensors take, and when.
+
+A copy of the model with PyTorch's fake tensors, which have shapes only, reads a packed micro-batch
+and goes backward, with everything in place that training has; each tensor that is made and let go
+of is added up. Of layers that are alike, two are rehearsed and the rest counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Generator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rankwise.engine.models import packed_attention
+from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.packed_attention import PackedLayout
+from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
+
+_FLEX_STAND_IN = "rankwise_flex_stand_in"
+_CPU = torch.device("cpu")
+
+
+class Peaks(NamedTuple):
+    """Bytes beside weights, gradients and optimizer state.
+
+    Attributes:
+        loss: when the loss is computed, without the logits.
+        high: until the backward pass is through the last layer, when most activations are there.
+        end: later.
+    """
+
+    loss: int
+    high: int
+    end: int
+
+
+def rehearsed_lora(
+    config: Any,
+    layout: PackedLayout,
+    shapes: Mapping[str, LinearShape],
+    *,
+    dtype: torch.dtype,
+    dropout: float,
+    gradient_checkpointing: bool,
+    device: torch.device,
+) -> Peaks:
+    """A micro-batch of a frozen base, all of it an adapter's of rank 1.
+
+    Args:
+        config: of the model.
+        layout: of the micro-batch.
+        shapes: of the adapted layers, by name.
+        dtype: of the base.
+        dropout: of the adapter.
+        gradient_checkpointing: every layer is computed again.
+        device: that would train; it decides how attention is computed.
+
+    Raises:
+        ModelError: the model cannot be packed.
+    """
+    key = _key(config, layout, device, dtype, dropout, gradient_checkpointing, *shapes.items())
+    if key not in _known:
+        with _without_numbers():
+            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
+            _known[key] = rehearsal.lora(shapes, dropout, gradient_checkpointing)
+    return _known[key]
+
+
+def rehearsed_full(
+    config: Any,
+    layout: PackedLayout,
+    *,
+    dtype: torch.dtype,
+    autocast: bool,
+    gradient_checkpointing: bool,
+    device: torch.device,
+) -> Peaks:
+    """A micro-batch that adds to gradients of every weight; see ``rehearsed_lora``.
+
+    ``autocast`` is to bfloat16.
+    """
+    key = _key(config, layout, device, dtype, autocast, gradient_checkpointing)
+    if key not in _known:
+        with _without_numbers():
+            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
+            _known[key] = rehearsal.full(autocast, gradient_checkpointing)
+    return _known[key]
+
+
+# Rehearsals of this process: a study is planned again whenever it is extended or looked at.
+_known: dict[str, Peaks] = {}
+
+
+def _key(config: Any, layout: PackedLayout, device: torch.device, *settings: object) -> str:
+    """All that a rehearsal depends on."""
+    model = (type(config).__name__, config.to_json_string(use_diff=False))
+    return repr((model, layout.lengths, device.type, settings))
+
+
+@contextlib.contextmanager
+def _without_numbers() -> Generator[None]:
+    """Tensors made inside have shapes only; masks that attention keeps are not mixed with them."""
+    masks = packed_attention._kept_unseen  # pyright: ignore[reportPrivateUsage]
+    masks.cache_clear()
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        masks.cache_clear()
+
+
+class _Rehearsal:
+    """A model without numbers and with two of every kind of layer, that goes through a step."""
+
+    def __init__(
+        self, config: Any, dtype: torch.dtype, layout: PackedLayout, is_cuda: bool
+    ) -> None:
+        model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        # products of experts have no rehearsal in float32: it is done in half the bytes
+        self._is_halved = dtype == torch.float32 and any(p.ndim == 3 for p in model.parameters())
+        if self._is_halved:
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+        self._model = model.requires_grad_(False).eval()
+        self._layout, self._is_cuda = layout, is_cuda
+        layers = _layers(model)
+        alike: dict[str, list[int]] = {}
+        for index, layer in enumerate(layers):
+            alike.setdefault(_kind(layer), []).append(index)
+        kept = sorted(index for same in alike.values() for index in same[:2])
+        for index in reversed(range(len(layers))):
+            if index not in kept:
+                del layers[index]
+        self._layers = layers
+        # per kind: its second layer, by its place among those that are kept, and how many are not
+        self._more = [(kept.index(s[1]), len(s) - 2) for s in alike.values() if len(s) > 2]
+        prefix = next(name for name, module in model.named_modules() if module is layers)
+        self._names = {
+            f"{prefix}.{index}.": f"{prefix}.{place}." for place, index in enumerate(kept)
+        }
+        text = model.config.get_text_config()
+        if getattr(text, "layer_types", None):
+            text.layer_types = [text.layer_types[index] for index in kept]
+        self._prefix = prefix
+
+    def full(self, autocast: bool, gradient_checkpointing: bool) -> Peaks:
+        for weight in self._model.parameters():
+            weight.requires_grad_().grad = torch.zeros_like(weight)
+        return self._step([], autocast and not self._is_halved, gradient_checkpointing)
+
+    def lora(
+        self, shapes: Mapping[str, LinearShape], dropout: float, gradient_checkpointing: bool
+    ) -> Peaks:
+        renamed = {self._name(name): shape for name, shape in shapes.items()}
+        own = {name: shape for name, shape in renamed.items() if name is not None}
+        settings: dict[str, Any] = {"rank": 1, "scaling": 1.0, "dropout": dropout, "seed": 0}
+        adapter = Adapter(own, **settings, device=_CPU, dtype=self._model.dtype)
+        tokens = self._layout.num_tokens
+        piece = Piece(adapter, 0, tokens, (DroppedSequence(0, tokens, (0,)),))
+        held = [adapter.weights, *_blocks_of(adapter)]
+        with adapted(self._model, list(own)) as bank, bank.rows_of([piece]):
+            return self._step(held, False, gradient_checkpointing)
+
+    def _name(self, name: str) -> str | None:
+        """What a layer is called here; None if it is left out."""
+        if not name.startswith(f"{self._prefix}."):
+            return name
+        start = ".".join(name.split(".")[: self._prefix.count(".") + 2]) + "."
+        return self._names[start] + name.removeprefix(start) if start in self._names else None
+
+    def _step(self, held: Sequence[Tensor], autocast: bool, gradient_checkpointing: bool) -> Peaks:
+        layout, model = self._layout, self._model
+        ids = torch.zeros((1, layout.num_tokens), dtype=torch.int64)
+        weights = list(model.parameters())
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        live = _LiveBytes([*held, *weights, *gradients, *model.buffers()])
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(packed_attention.packed_attention(model))
+            if self._is_cuda:
+                model.set_attn_implementation(_FLEX_STAND_IN)
+            at_entry = self._watched(live, stack, gradient_checkpointing)
+            stack.enter_context(live)
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
+            hidden = model.base_model(
+                input_ids=ids,
+                position_ids=layout.position_ids(_CPU),
+                packed_layout=layout,
+                use_cache=False,
+            ).last_hidden_state
+            gradient = torch.zeros_like(hidden)
+            at_loss = live.bytes
+            hidden.backward(gradient)
+        more = sum(count * (at_entry[place] - at_entry[place - 1]) for place, count in self._more)
+        peaks = Peaks(at_loss + more, live.peaks[0] + more, live.peaks[-1])
+        return Peaks(*(2 * peak for peak in peaks)) if self._is_halved else peaks
+
+    def _watched(
+        self, live: _LiveBytes, stack: contextlib.ExitStack, gradient_checkpointing: bool
+    ) -> list[int]:
+        """Live bytes when each layer begins; the first phase ends when the last one is done."""
+        at_entry: list[int] = []
+
+        def enter(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            if len(at_entry) == len(self._layers):
+                return  # computed again
+            at_entry.append(live.bytes)
+            if len(at_entry) == len(self._layers):
+                states: Tensor = inputs[0] if inputs else named["hidden_states"]
+                states.register_hook(lambda _: live.next_phase())
+
+        for module in self._layers:
+            layer: Any = module
+            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            if gradient_checkpointing:  # as transformers does it when it is asked to
+                layer.training = layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        return at_entry
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the memory of tensors that operations inside make and that are still there."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.peaks = [0]
+        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+        for tensor in known:
+            self._known[tensor.untyped_storage()] = None
+
+    def next_phase(self) -> None:
+        self.peaks.append(self.bytes)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(each, Tensor):
+                self._count(each.untyped_storage())
+        return found
+
+    def _count(self, storage: Any) -> None:
+        if storage in self._known:
+            return
+        size: int = storage.nbytes()
+        self._known[storage] = None
+        self.bytes += size
+        self.peaks[-1] = max(self.peaks[-1], self.bytes)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.bytes -= size
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers: the largest list of modules that transformers can checkpoint."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda each: sum(isinstance(x, GradientCheckpointingLayer) for x in each))
+
+
+def _kind(layer: nn.Module) -> str:
+    """The same for layers that keep the same activations."""
+    settings = [
+        (name, type(module).__name__, getattr(module, "sliding_window", None))
+        for name, module in layer.named_modules()
+    ]
+    return repr((settings, [tuple(parameter.shape) for parameter in layer.parameters()]))
+
+
+def _blocks_of(adapter: Adapter) -> list[Tensor]:
+    """One tensor of every block of memory that an adapter holds."""
+    views = (adapter.copies, adapter.gradients)
+    return [next(iter(view.values())).lora_A for view in views]
+
+
+class _FlexStandIn(torch.autograd.Function):
+    """What flex attention keeps: its inputs, its output, and a float32 number per row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        rows = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, out, rows)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _flex_stand_in(
+    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any
+) -> tuple[Tensor, None]:
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
+    per_key = query.shape[1] // key.shape[1]
+    if per_key & (per_key - 1):  # flex attention's own rule: no such kernels
+        key, value = (x.repeat_interleave(per_key, dim=1) for x in (key, value))
+    out: Any = _FlexStandIn.apply(query, key, value)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(_FLEX_STAND_IN, _flex_stand_in)

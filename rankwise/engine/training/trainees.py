@@ -1,0 +1,295 @@
+"""What is trained: an adapter, or every weight of a model; its data order, rate and state."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.engine.training.optimizers import make_optimizer
+from rankwise.engine.training.packing import Example
+from rankwise.errors import DivergedError, RecordError
+from rankwise.records.config import OptimizerName, TrainConfig
+from rankwise.records.folder import replacing
+from rankwise.records.study import PlannedRun, Record
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+# What torch.load raises over a file that is damaged or no state at all.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+
+EXPLODED = 2.0
+"""A loss this many times above both the first one and a uniform guess has exploded."""
+
+
+class StepMetrics(Record):
+    """One line of ``metrics.jsonl``: one optimizer step.
+
+    ``num_tokens`` are those of the examples so far, ``loss_nats`` is the mean over the step's loss
+    tokens, ``learning_rate`` is the one used, ``grad_norm`` is taken before clipping.
+    """
+
+    step: int
+    num_tokens: int
+    loss_nats: float
+    learning_rate: float
+    grad_norm: float
+
+
+class Trainee:
+    """One run while it is trained. Everything random in it comes from the run's seed.
+
+    Attributes:
+        run: what is trained.
+        batches: the examples of every optimizer step, in order.
+        metrics: of the steps that are done.
+        seconds: that they took; of those it shared with others, its share by tokens.
+    """
+
+    def __init__(
+        self,
+        run: PlannedRun,
+        examples: Sequence[Example],
+        config: TrainConfig,
+        weights: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        assert run.learning_rate is not None
+        self.run = run
+        self.batches = effective_batches(examples, run, config)
+        self.metrics: list[StepMetrics] = []
+        self.seconds = 0.0
+        self._weights, self._optimizer, self._config = list(weights), optimizer, config
+        self._rate = run.learning_rate
+        self._rate_factor = rate_factor(config, run.num_steps)
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return len(self.metrics)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step == len(self.batches)
+
+    @property
+    def batch(self) -> Sequence[Example]:
+        """The examples of the next step."""
+        return self.batches[self.step]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the examples of the next step."""
+        return sum(len(example.tokens) for example in self.batch)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Learned tokens of the next step."""
+        return sum(example.num_loss_tokens for example in self.batch)
+
+    @property
+    def has_finite_gradients(self) -> bool:
+        """Whether what was gathered of the next step's gradients has no NaN and no infinity."""
+        gradients = [each.grad for each in self._weights if each.grad is not None]
+        return math.isfinite(float(nn.utils.get_total_norm(gradients)))
+
+    def take_step(self, loss: float, vocab_size: int) -> StepMetrics:
+        """Clip the gathered gradients, step the optimizer, and clear them.
+
+        Args:
+            loss: of the step, in nats per learned token.
+            vocab_size: a uniform guess over it has a loss of its logarithm.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite, or the loss has exploded.
+        """
+        step = self.step + 1
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss was {loss} at step {step}")
+        first = self.metrics[0].loss_nats if self.metrics else loss
+        limit = EXPLODED * max(first, math.log(vocab_size))
+        if loss > limit:
+            raise DivergedError(
+                f"the loss was {loss:.4g} nats at step {step}, above {limit:.4g}: {EXPLODED:g} "
+                "times the first loss and that of a uniform guess"
+            )
+        norm = float(nn.utils.clip_grad_norm_(self._weights, self._config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise DivergedError(f"the gradient's norm was {norm} at step {step}")
+        rate = self._rate * self._rate_factor(self.step)
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # torchao's
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._optimizer.step()
+        self.clear_gradients()
+        self._after_step()
+        before = self.metrics[-1].num_tokens if self.metrics else 0
+        metrics = StepMetrics(
+            step=step,
+            num_tokens=before + self.num_tokens,
+            loss_nats=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+        )
+        self.metrics.append(metrics)
+        return metrics
+
+    def clear_gradients(self) -> None:
+        """Forget what was gathered of the next step's gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _after_step(self) -> None: ...
+
+    def save_state(self, path: Path) -> None:
+        """Write all that the next step depends on, whole or not at all.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        with replacing(path) as temporary:
+            torch.save(
+                {
+                    "run": self.run.fingerprint,
+                    "metrics": [line.model_dump() for line in self.metrics],
+                    "seconds": self.seconds,
+                    "weights": [weights.detach() for weights in self._weights],
+                    "optimizer": self._optimizer.state_dict(),
+                },
+                temporary,
+            )
+
+    def load_state(self, path: Path) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            RecordError: the file is not a state of this run.
+        """
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if state["run"] != self.run.fingerprint:
+                raise ValueError(f"it belongs to the run {state['run'][:16]}")
+            metrics = [StepMetrics.model_validate(line) for line in state["metrics"]]
+            self._optimizer.load_state_dict(state["optimizer"])
+            saved: list[Tensor] = state["weights"]
+            with torch.no_grad():
+                for weights, values in zip(self._weights, saved, strict=True):
+                    weights.copy_(values)
+        except _UNREADABLE as error:
+            raise RecordError(
+                f"{path} is not a saved state of {self.run.name}: {error}. Delete it, then run "
+                "again: this training starts anew."
+            ) from error
+        self.metrics, self.seconds = metrics, float(state["seconds"])
+        self._after_step()
+
+
+class AdapterTrainee(Trainee):
+    """A LoRA adapter: float32 weights and optimizer state, whatever the base's precision."""
+
+    def __init__(
+        self,
+        run: PlannedRun,
+        examples: Sequence[Example],
+        config: TrainConfig,
+        adapter: Adapter,
+    ) -> None:
+        assert run.learning_rate is not None
+        assert run.seed is not None
+        optimizer = make_optimizer(
+            [adapter.weights],
+            name="adamw",
+            learning_rate=run.learning_rate,
+            weight_decay=config.weight_decay,
+            seed=run.seed,
+        )
+        super().__init__(run, examples, config, [adapter.weights], optimizer)
+        self.adapter = adapter
+
+    def clear_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=False)  # layers hold views of the gradient
+
+    def _after_step(self) -> None:
+        self.adapter.refresh()
+
+
+class FullTrainee(Trainee):
+    """Every weight of a model, in float32 or in bfloat16 with stochastic rounding."""
+
+    def __init__(
+        self,
+        run: PlannedRun,
+        examples: Sequence[Example],
+        config: TrainConfig,
+        model: nn.Module,
+        optimizer: OptimizerName,
+    ) -> None:
+        assert run.learning_rate is not None
+        assert run.seed is not None
+        model.requires_grad_(True)
+        weights = list(model.parameters())
+        made = make_optimizer(
+            weights,
+            name=optimizer,
+            learning_rate=run.learning_rate,
+            weight_decay=config.weight_decay,
+            seed=run.seed,
+        )
+        super().__init__(run, examples, config, weights, made)
+        self._before = self._sums()
+
+    @property
+    def is_zero_update(self) -> bool:
+        """Whether no weight has moved: sums and absolute sums of all tensors are as they were."""
+        return self._before == self._sums()
+
+    def _sums(self) -> list[tuple[float, float]]:
+        in_float64 = (weights.detach().double() for weights in self._weights)
+        return [(float(weights.sum()), float(weights.abs().sum())) for weights in in_float64]
+
+
+def effective_batches(
+    examples: Sequence[Example], run: PlannedRun, config: TrainConfig
+) -> list[list[Example]]:
+    """Examples of each optimizer step, in an order that depends on the run's seed alone.
+
+    The last step of an epoch may see fewer examples.
+    """
+    assert run.seed is not None
+    assert run.epochs is not None
+    generator = torch.Generator().manual_seed(run.seed)
+    size = config.batch_size * config.gradient_accumulation_steps
+    batches: list[list[Example]] = []
+    for _ in range(run.epochs):
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            batches.append([examples[index] for index in order[start : start + size]])
+    return batches
+
+
+def rate_factor(config: TrainConfig, num_steps: int) -> Callable[[int], float]:
+    """The learning rate over its peak, by how many steps are done: transformers' own schedule."""
+    unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule: Any = get_scheduler(
+        _SCHEDULES[config.schedule],
+        unused,
+        num_warmup_steps=math.ceil(config.warmup_ratio * num_steps),
+        num_training_steps=num_steps,
+    )
+    factor: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factor

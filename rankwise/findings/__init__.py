@@ -1,0 +1,1 @@
+"""From records to statements: differences, bounds, the recommendation, and why."""

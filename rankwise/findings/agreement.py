@@ -1,0 +1,262 @@
+"""How much of what a model does is what full fine-tuning does: item by item, and word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.contrasts import Runs
+from rankwise.findings.options import Option, OptionGains, TaskMean
+from rankwise.findings.pairs import POINTS, pair_items, run_record
+from rankwise.findings.stats.estimates import (
+    Floats,
+    crossed_difference,
+    mean_over_tasks,
+    wilson_interval,
+)
+from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
+from rankwise.records.axes import run_labels
+from rankwise.records.results import Divergence, ModelResults
+from rankwise.records.study import Bound, Record, Unit
+
+
+class AgreementWithFull(Record):
+    """A model beside the full fine-tuning of the same seed, on the in-domain items.
+
+    ``option`` is a LoRA option, None for the base (an update of zero), or full fine-tuning itself:
+    then it is compared with its own next seed, as alike as anything can be expected to be.
+    ``same_outcome`` is the share of items on which both are
+    right or both are wrong, ``kappa`` the same beyond chance, ``same_option`` the share on which
+    both choose the same option, in points; items of all tasks count the same. ``kl`` is
+    KL(full || model) in nats per token, ``same_next_token`` the share of tokens that both find
+    the most probable. None where it has no meaning or was not measured.
+    """
+
+    option: Option | None
+    reference: Option
+    num_seeds: int
+    same_outcome: TaskMean | None
+    kappa: Bound | None
+    same_option: TaskMean | None
+    kl: TaskMean | None
+    same_next_token: TaskMean | None
+
+
+class _Compared(NamedTuple):
+    """An option with its models, and the full fine-tuning beside each, by seed."""
+
+    option: Option | None
+    reference: Option
+    models: Runs
+    full: Runs
+
+
+_Values = dict[TrendOf, list[Floats]]
+"""Of each measure, for each task, (seeds, items) in points or nats; empty if not measured."""
+
+_UNITS: dict[TrendOf, Unit] = {
+    "same outcome": "points",
+    "same option": "points",
+    "same next token": "points",
+    "KL": "nats",
+}
+
+
+def agreement_with_full(
+    source: OptionGains,
+) -> tuple[tuple[AgreementWithFull, ...], tuple[RankTrend, ...]]:
+    """Every option beside full fine-tuning, and whether more rank brings it nearer.
+
+    Options take part of which every seed has a full fine-tuning; imported ones have none.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    lora = _lora(source)
+    references = {each.reference.label: (each.reference, each.full) for each in lora}.values()
+    base = source.results.base
+    everyone = [
+        *(_Compared(None, option, (base,) * len(full), full) for option, full in references),
+        *lora,
+        *(_Compared(option, option, f[1:], f[:-1]) for option, f in references if len(f) > 1),
+    ]
+    tasks = [task for task in source.tasks("in_domain") if _is_right_or_wrong(task, everyone)]
+    values = [_values(each, tasks) for each in everyone]
+    agreement = [
+        _agreement(each, its_values, tasks, source.confidence)
+        for each, its_values in zip(everyone, values, strict=True)
+    ]
+    first = len(references)
+    trends = _trends(lora, values[first : first + len(lora)], source.confidence)
+    return tuple(agreement), trends
+
+
+def _lora(source: OptionGains) -> list[_Compared]:
+    study = source.results.study
+    labels = run_labels(source.results.planned)
+    trained = {
+        model.name: model for model in source.results.runs if run_record(model).status == "trained"
+    }
+    found: list[_Compared] = []
+    for each in source.options:
+        plans = [study.full_run_of(run_record(run).planned) for run in each.runs]
+        full = [trained[plan.name] for plan in plans if plan is not None and plan.name in trained]
+        if each.plan.imported_as is None and len(full) == len(each.runs):
+            reference = Option(label=labels[full[0].name], rank=None)
+            found.append(_Compared(each.option, reference, each.runs, tuple(full)))
+    return found
+
+
+def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:
+    models = [model for each in everyone for model in (*each.models, *each.full)]
+    return all(value in (0.0, 1.0) for model in models for value in model.items[task].values)
+
+
+def _values(compared: _Compared, tasks: Sequence[str]) -> _Values:
+    same = [POINTS * (full == model) for full, model in _outcomes(compared, tasks)]
+    chosen = [_choices(compared, task) for task in tasks]
+    kl = _divergences(compared, lambda each: each.kl_nats)
+    next_token = _divergences(compared, lambda each: each.top1_agreement)
+    return {
+        "same outcome": same,
+        "same option": [values for values in chosen if values is not None],
+        "same next token": [] if next_token is None else [POINTS * next_token],
+        "KL": [] if kl is None else [kl],
+    }
+
+
+def _outcomes(compared: _Compared, tasks: Sequence[str]) -> list[tuple[Floats, Floats]]:
+    """For each task the values of full fine-tuning and of the model, (seeds, items) each."""
+    found: list[tuple[Floats, Floats]] = []
+    for task in tasks:
+        pairs = [
+            pair_items(full, model, task)
+            for full, model in zip(compared.full, compared.models, strict=True)
+        ]
+        found.append((np.stack([p.base for p in pairs]), np.stack([p.adapted for p in pairs])))
+    return found
+
+
+def _choices(compared: _Compared, task: str) -> Floats | None:
+    """100 where both choose the same option; None for a task without options."""
+
+    def chosen(model: ModelResults) -> Floats | None:
+        items = model.items[task]
+        if items.choices is None:
+            return None
+        return np.asarray(items.choices, dtype=np.float64)[np.argsort(items.doc_ids)]
+
+    rows: list[Floats] = []
+    for full, model in zip(compared.full, compared.models, strict=True):
+        one, other = chosen(full), chosen(model)
+        if one is None or other is None:
+            return None
+        rows.append(POINTS * (one == other))
+    return np.stack(rows)
+
+
+def _divergences(
+    compared: _Compared, values: Callable[[Divergence], Sequence[float]]
+) -> Floats | None:
+    """(seeds, items); None where a seed has none."""
+    rows = [
+        values(each)
+        for full, model in zip(compared.full, compared.models, strict=True)
+        for each in model.divergences
+        if each.reference == full.name
+    ]
+    is_complete = len(rows) == len(compared.models) and len(rows[0]) > 1
+    return np.asarray(rows, dtype=np.float64) if is_complete else None
+
+
+def _agreement(
+    compared: _Compared, values: _Values, tasks: Sequence[str], confidence: float
+) -> AgreementWithFull:
+    def mean(of: TrendOf) -> TaskMean | None:
+        return _mean(values[of], _UNITS[of], confidence) if values[of] else None
+
+    return AgreementWithFull(
+        option=compared.option,
+        reference=compared.reference,
+        num_seeds=len(compared.models),
+        same_outcome=mean("same outcome"),
+        kappa=_kappa(_outcomes(compared, tasks), confidence) if tasks else None,
+        same_option=mean("same option"),
+        same_next_token=mean("same next token"),
+        kl=mean("KL"),
+    )
+
+
+def _mean(values: Sequence[Floats], unit: Unit, confidence: float) -> TaskMean:
+    """Over all items; with one seed Wilson's interval, where every item agrees or does not.
+
+    The bounds are cut off where no value can be.
+    """
+    item_size, most = (POINTS, POINTS) if unit == "points" else (0.0, np.inf)
+    sizes = [each.shape[1] for each in values]
+    estimate = mean_over_tasks(values, item_size=item_size, weights=sizes)
+    pooled = np.concatenate(values, axis=1)
+    num_seeds, num_items = pooled.shape
+    if num_seeds == 1 and unit == "points" and np.isin(pooled, (0.0, POINTS)).all():
+        share = wilson_interval(float(pooled.sum()) / POINTS, num_items, confidence)
+        lower, upper = POINTS * share[0], POINTS * share[1]
+    else:
+        lower, upper = estimate.interval(confidence)
+    return TaskMean(
+        estimate=estimate.value,
+        lower=max(lower, 0.0),
+        upper=min(upper, most),
+        unit=unit,
+        num_examples=num_items,
+        num_tasks=len(values),
+        num_seeds=num_seeds,
+    )
+
+
+def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Bound | None:
+    """Cohen's, averaged over seeds; None where a model of a seed is always or never right.
+
+    Its interval comes from what each item contributes, to first order (the infinitesimal
+    jackknife, for one seed the variance of Fleiss, Cohen and Everitt 1969).
+    """
+    full, model = (np.concatenate(parts, axis=1) / POINTS for parts in zip(*outcomes, strict=True))
+    p, q = full.mean(axis=1, keepdims=True), model.mean(axis=1, keepdims=True)
+    same = (full == model).astype(np.float64)
+    observed, expected = same.mean(axis=1, keepdims=True), p * q + (1 - p) * (1 - q)
+    if (expected >= 1.0).any():
+        return None
+    kappa = (observed - expected) / (1 - expected)
+    of_expected = (full - p) * (2 * q - 1) + (model - q) * (2 * p - 1)
+    moved = ((same - observed) - (1 - kappa) * of_expected) / (1 - expected)
+    estimate = crossed_difference(kappa + moved, item_size=float(np.mean(1 / (1 - expected))))
+    lower, upper = estimate.interval(confidence)
+    return Bound(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))
+
+
+def _trends(
+    lora: Sequence[_Compared], values: Sequence[_Values], confidence: float
+) -> tuple[RankTrend, ...]:
+    """One for each measure that all of the options have."""
+    found: list[RankTrend] = []
+    for of, unit in _UNITS.items():
+        if not lora or not all(its[of] for its in values):
+            continue
+        measured = [
+            Measured(each.option, its[of])
+            for each, its in zip(lora, values, strict=True)
+            if each.option is not None
+        ]
+        trend = rank_trend(
+            of,
+            measured,
+            unit=unit,
+            item_size=POINTS if unit == "points" else 0.0,
+            confidence=confidence,
+            rises=of != "KL",
+            weights=[part.shape[1] for part in measured[0].parts],
+        )
+        if trend is not None:
+            found.append(trend)
+    return tuple(found)

@@ -1,0 +1,193 @@
+"""What an audit found, in sentences."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from rankwise.findings.weights import similarity
+from rankwise.records import quantities
+from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
+from rankwise.records.spectra import (
+    EPSILONS,
+    INTRUDER_EPSILON,
+    MatrixSpectrum,
+    VectorChange,
+    intruder_k,
+    intruders_of,
+)
+
+ENOUGH = 0.99
+"""The share of an update's energy that a truncation should keep."""
+
+SUSPICIOUS = 0.5
+"""Relative to the base: no fine-tuning is that large, a model of another origin is."""
+
+
+def audit_statements(
+    kind: AuditedKind,
+    ranks: Sequence[int],
+    matrices: Sequence[MatrixSpectrum],
+    cut: KeptEnergy | None,
+    others: Sequence[OtherChange],
+    scores: Sequence[AuditScore],
+) -> tuple[str, ...]:
+    """Sentences on energy, size, intruders, other parameters and scores, in this order."""
+    what = subject(kind, ranks)
+    changed = [each for each in matrices if each.update.frobenius_norm > 0.0]
+    found: list[str] = []
+    if cut is None or not changed:
+        found.append(f"{quantities.capital(what)} changes no weight matrix: its update is zero.")
+    else:
+        found += [_energy(what, ranks, changed, cut), _size(matrices)]
+        found += [_turned(changed), _intruders(changed)]
+        if len(changed) < len(matrices):
+            left = _matrices(len(matrices) - len(changed))
+            found.append(f"{quantities.capital(left)} of {len(matrices)} are as they were.")
+    if kind == "checkpoint":
+        found.append(_others(others))
+    return (*found, *(_score(score) for score in scores))
+
+
+def subject(kind: AuditedKind, ranks: Sequence[int]) -> str:
+    """What was looked at: this rank-64 adapter, this checkpoint."""
+    if kind == "checkpoint":
+        return "this checkpoint"
+    if len(ranks) == 1:
+        return f"this rank-{ranks[0]} adapter"
+    return f"this adapter of ranks {ranks[0]} to {ranks[-1]}"
+
+
+def intruder_total(matrices: Sequence[MatrixSpectrum]) -> float:
+    """How many intruders all matrices have, at the entry of the grid that stands for all."""
+    return sum(intruders_of(each.change, each.leading, EPSILONS) for each in matrices)
+
+
+def _energy(
+    what: str, ranks: Sequence[int], changed: Sequence[MatrixSpectrum], cut: KeptEnergy
+) -> str:
+    used = [each.update.energy_rank_90 for each in changed]
+    span = f"{min(used)} to {max(used)}" if min(used) < max(used) else "in each"
+    where = "the matrix" if len(used) == 1 else f"each matrix (median of {len(used)}; {span})"
+    text = (
+        f"{quantities.capital(what)} uses about {statistics.median(used):.0f} dimensions of "
+        f"{where}: so many hold 90 % of an update's energy."
+    )
+    if ranks and cut.rank >= ranks[-1]:
+        return f"{text} To keep {ENOUGH:.0%} it needs its whole rank."
+    return f"{text} Cut to rank {cut.rank} it keeps {_percent(cut.share)} of its energy."
+
+
+def _percent(share: float) -> str:
+    """Rounded down: 99.97 is not all of it."""
+    return f"{int(1000 * share) / 10:.1f} %"
+
+
+def _size(matrices: Sequence[MatrixSpectrum]) -> str:
+    norm = sum(each.update.frobenius_norm**2 for each in matrices) ** 0.5
+    base = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
+    if not base:
+        return f"The update's norm is {norm:.3g}, on matrices that are zero."
+    largest = max(matrices, key=lambda each: each.update.relative_norm or 0.0)
+    text = (
+        f"The update's norm is {norm:.3g}, {quantities.share(norm / base)} of that of the matrices "
+        "it is added to"
+    )
+    if len(matrices) == 1:
+        return f"{text}."
+    share = quantities.share(largest.update.relative_norm or 0.0)
+    return f"{text}; it is largest in {largest.module} ({share})."
+
+
+def _turned(changed: Sequence[MatrixSpectrum]) -> str:
+    alike = statistics.fmean(similarity(each.change) for each in changed)
+    nulls = [
+        ("Gaussian", [each.gaussian_null for each in changed]),
+        ("Haar", [each.haar_null for each in changed]),
+    ]
+    words = [
+        f"{name} {statistics.fmean(similarity(each) for each in drawn if each is not None):.3f}"
+        for name, drawn in nulls
+        if None not in drawn
+    ]
+    beside = f"; random updates of the same size leave {', '.join(words)}" if words else ""
+    return (
+        f"The leading singular vectors keep a mean |cos| of {alike:.3f} with the base's of the "
+        f"same index{beside}."
+    )
+
+
+def _intruders(changed: Sequence[MatrixSpectrum]) -> str:
+    trained = intruder_total(changed)
+    nulls = [
+        ("Gaussian", _total((each.gaussian_null, each) for each in changed)),
+        ("Haar", _total((each.haar_null, each) for each in changed)),
+    ]
+    words = [f"{name} {value:.3g}" for name, value in nulls if value is not None]
+    beside = f" Random updates of the same size bring {', '.join(words)}." if words else ""
+    where = (
+        f"among the {intruder_k(changed)} leading directions of each matrix (largest |cos| with "
+        f"the base's below {INTRUDER_EPSILON})"
+    )
+    if trained == 0:
+        return f"No intruder dimension is {where}.{beside}"
+    holding = sum(intruders_of(each.change, each.leading, EPSILONS) > 0 for each in changed)
+    return (
+        f"{quantities.counted(int(trained), 'intruder dimension')} in {_matrices(holding)} "
+        f"{'is' if trained == 1 else 'are'} {where}.{beside}"
+    )
+
+
+def _total(changes: Iterator[tuple[VectorChange | None, MatrixSpectrum]]) -> float | None:
+    """None where nothing was drawn."""
+    total = 0.0
+    for change, matrix in changes:
+        if change is None:
+            return None
+        total += intruders_of(change, matrix.leading, EPSILONS)
+    return total
+
+
+def _others(others: Sequence[OtherChange]) -> str:
+    if not others:
+        return "Beside the linear layers below the head nothing changed."
+    first, more = others[0], len(others) - 1
+    changed = f"Beside the linear layers below the head {first.name} {_what_changed(first)}"
+    if not more:
+        return f"{changed}."
+    if all(each.change == "moved" for each in others):
+        return f"{changed}, and {quantities.counted(more, 'parameter')} less than that."
+    return f"{changed}, and {quantities.counted(more, 'other parameter')} changed too."
+
+
+def _what_changed(other: OtherChange) -> str:
+    match other.change:
+        case "moved":
+            return f"changed (by {quantities.share(other.relative_norm or 0.0)})"
+        case "from_zero":
+            return f"changed (from zero to a norm of {other.norm:.3g})"
+        case "resized":
+            return "has another size"
+        case "added":
+            return "was added"
+        case "removed":
+            return "is gone"
+
+
+def _score(score: AuditScore) -> str:
+    interval = quantities.change_interval(score.lower, score.upper, score.unit)
+    verdict = "cannot be told from the base"
+    if score.lower > 0.0:
+        verdict = "is better than the base"
+    elif score.upper < 0.0:
+        verdict = "is worse than the base"
+    return (
+        f"On {score.task} it {verdict}: {quantities.change(score.difference, score.unit)} "
+        f"{score.unit} ({interval}), {quantities.score(score.adapted_score, score.unit)} against "
+        f"{quantities.score(score.base_score, score.unit)}, "
+        f"{quantities.size(score.num_examples)}."
+    )
+
+
+def _matrices(number: int) -> str:
+    return "1 matrix" if number == 1 else f"{quantities.count(number)} matrices"

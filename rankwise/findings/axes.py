@@ -1,0 +1,313 @@
+"""The axes of a study judged apart: what a setting does, all other settings being equal.
+
+Each value of an axis is compared with the axis' first one, over all combinations of the other
+axes that were trained with both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption
+from rankwise.findings.stats.estimates import Floats, holm, zero_p_value
+from rankwise.records import quantities
+from rankwise.records.results import TrainTaskResults
+from rankwise.records.study import Method, PlannedRun, Recommendation, Record, Relation, Unit
+
+AxisName = Literal["rank", "alpha", "learning rate", "target modules", "epochs"]
+
+AxisState = Literal["different", "slightly different", "alike", "undecided"]
+"""A value is shown to differ from the first, by more than the margin or by less; all are shown
+to be within the margin of the first; or neither."""
+
+Setting = tuple[str, ...]
+"""The value of every axis, in the order of ``_READERS``."""
+
+_READERS: dict[AxisName, Callable[[PlannedRun], tuple[str, ...]]] = {
+    "rank": lambda plan: (str(plan.rank),),
+    "alpha": lambda plan: plan.alpha_labels or ("",),
+    "learning rate": lambda plan: plan.rate_labels,
+    "target modules": lambda plan: (quantities.modules(plan.target_modules),),
+    "epochs": lambda plan: (str(plan.epochs),),
+}
+
+
+class AxisDifference(Record):
+    """A value's score less that of the first, and the p-values that it is zero.
+
+    ``holm_p_value`` is corrected over the values of the axis.
+    """
+
+    mean: TaskMean
+    p_value: float
+    holm_p_value: float
+
+
+class AxisEffect(Record):
+    """One value of an axis against the first.
+
+    ``num_combinations`` of the other axes were trained with both. In ``num_same_runs`` of them
+    both values come to one run (alpha 2r and 16 at rank 8), whose difference is zero. The
+    differences are None where no two runs can be compared.
+    """
+
+    value: str
+    num_combinations: int
+    num_same_runs: int
+    in_domain: AxisDifference | None
+    retention: AxisDifference | None
+
+
+class Axis(Record):
+    """One axis with its values in order, the first being what the others are compared with.
+
+    The states are None where nothing was compared.
+    """
+
+    name: AxisName
+    method: Method
+    values: tuple[str, ...]
+    effects: tuple[AxisEffect, ...]
+    in_domain: AxisState | None
+    retention: AxisState | None
+
+
+class AxisPoint(Record):
+    """One combination of values with its changes from the base; ``settings`` by axis."""
+
+    option: Option
+    settings: dict[AxisName, str]
+    gain: TaskMean
+    retention: TaskMean | None
+
+
+class TrainTaskAxes(Record):
+    """The axes of one trained task that have several values. Exploratory.
+
+    ``points`` are LoRA's. ``delta`` is in ``unit``, ``epsilon_points`` None without retention
+    tasks; ``left_out`` names options of which a seed is missing or diverged.
+    """
+
+    train_task: str
+    unit: Unit
+    delta: float
+    epsilon_points: float | None
+    confidence: float
+    axes: tuple[Axis, ...]
+    points: tuple[AxisPoint, ...]
+    left_out: tuple[str, ...]
+
+
+class _Judged(NamedTuple):
+    """Tasks that are averaged, and the difference in them that matters."""
+
+    tasks: tuple[str, ...]
+    margin: float
+
+
+def axis_effects(results: TrainTaskResults, recommendation: Recommendation) -> TrainTaskAxes | None:
+    """Every axis with several values; None where there is none but the rank.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    source = OptionGains(results)
+    unit, epsilon = recommendation.unit, recommendation.epsilon_points
+    judged: dict[Relation, _Judged] = {
+        "in_domain": _Judged(source.tasks("in_domain", unit), recommendation.delta)
+    }
+    if epsilon is not None and source.tasks("retention"):
+        judged["retention"] = _Judged(source.tasks("retention"), epsilon)
+    lora, full = (_trained(source, method) for method in ("lora", "full"))
+    axes = (*_axes(source, judged, "lora", lora), *_axes(source, judged, "full", full))
+    if all(axis.name == "rank" for axis in axes):
+        return None
+    return TrainTaskAxes(
+        train_task=results.train_task,
+        unit=unit,
+        delta=recommendation.delta,
+        epsilon_points=epsilon,
+        confidence=recommendation.confidence,
+        axes=axes,
+        points=_points(source, judged, lora, axes),
+        left_out=source.left_out,
+    )
+
+
+def _trained(source: OptionGains, method: str) -> dict[Setting, TrainedOption]:
+    """The options of a method in the study's order; one with several labels under each."""
+    order = [plan.name for plan in source.results.planned]
+    options = sorted(source.options, key=lambda each: order.index(each.plan.name))
+    return {
+        setting: option
+        for option in options
+        if option.plan.method == method and option.plan.imported_as is None
+        for setting in itertools.product(*(read(option.plan) for read in _READERS.values()))
+    }
+
+
+def _axes(
+    source: OptionGains,
+    judged: Mapping[Relation, _Judged],
+    method: Method,
+    trained: Mapping[Setting, TrainedOption],
+) -> tuple[Axis, ...]:
+    found: list[Axis] = []
+    for place, name in enumerate(_READERS):
+        values = _ordered(name, [setting[place] for setting in trained])
+        if len(values) > 1:
+            found.append(_axis(source, judged, method, trained, name, values))
+    compared = [axis for axis in found if any(effect.in_domain for effect in axis.effects)]
+    return tuple(found) if compared else ()
+
+
+def _axis(
+    source: OptionGains,
+    judged: Mapping[Relation, _Judged],
+    method: Method,
+    trained: Mapping[Setting, TrainedOption],
+    name: AxisName,
+    values: Sequence[str],
+) -> Axis:
+    place = list(_READERS).index(name)
+    matched = [_matched(trained, place, values[0], value) for value in values[1:]]
+    differences: dict[Relation, list[AxisDifference | None]] = {
+        relation: _differences(source, its.tasks, matched) for relation, its in judged.items()
+    }
+    effects = tuple(
+        AxisEffect(
+            value=value,
+            num_combinations=len(pairs),
+            num_same_runs=sum(one is other for one, other in pairs),
+            in_domain=differences["in_domain"][index],
+            retention=differences["retention"][index] if "retention" in differences else None,
+        )
+        for index, (value, pairs) in enumerate(zip(values[1:], matched, strict=True))
+    )
+    alpha = 1.0 - source.confidence
+    states: dict[Relation, AxisState | None] = {
+        relation: _state(found, judged[relation].margin, alpha)
+        for relation, found in differences.items()
+    }
+    return Axis(
+        name=name,
+        method=method,
+        values=tuple(values),
+        effects=effects,
+        in_domain=states["in_domain"],
+        retention=states.get("retention"),
+    )
+
+
+def _matched(
+    trained: Mapping[Setting, TrainedOption], place: int, first: str, value: str
+) -> list[tuple[TrainedOption, TrainedOption]]:
+    """For every combination of the other axes that was trained with both: first, value."""
+    pairs: list[tuple[TrainedOption, TrainedOption]] = []
+    for setting, option in trained.items():
+        other = trained.get((*setting[:place], value, *setting[place + 1 :]))
+        if setting[place] == first and other is not None:
+            pairs.append((option, other))
+    return pairs
+
+
+def _differences(
+    source: OptionGains,
+    tasks: Sequence[str],
+    matched: Sequence[Sequence[tuple[TrainedOption, TrainedOption]]],
+) -> list[AxisDifference | None]:
+    """For every value; None where there are no two runs to compare."""
+    means: list[TaskMean | None] = []
+    p_values: list[float] = []
+    for pairs in matched:
+        if all(one is other for one, other in pairs):
+            means.append(None)
+            continue
+        values = [_mean_difference(source, pairs, task) for task in tasks]
+        means.append(source.mean(values, tasks))
+        p_values.append(zero_p_value(source.estimate(values, tasks)))
+    both = iter(zip(p_values, holm(p_values), strict=True))
+    differences: list[AxisDifference | None] = []
+    for mean in means:
+        if mean is None:
+            differences.append(None)
+        else:
+            p_value, corrected = next(both)
+            differences.append(AxisDifference(mean=mean, p_value=p_value, holm_p_value=corrected))
+    return differences
+
+
+def _mean_difference(
+    source: OptionGains, pairs: Sequence[tuple[TrainedOption, TrainedOption]], task: str
+) -> Floats:
+    """(seeds, items): the mean over the pairs of second - first."""
+    differences = [source.gains(other, task) - source.gains(one, task) for one, other in pairs]
+    return np.mean(differences, axis=0)
+
+
+def _state(
+    differences: Sequence[AxisDifference | None], margin: float, alpha: float
+) -> AxisState | None:
+    found = [each for each in differences if each is not None]
+    if not found:
+        return None
+    within = len(found) == len(differences) and all(
+        -margin < each.mean.lower and each.mean.upper < margin for each in found
+    )
+    if any(each.holm_p_value < alpha for each in found):
+        return "slightly different" if within else "different"
+    return "alike" if within else "undecided"
+
+
+def _points(
+    source: OptionGains,
+    judged: Mapping[Relation, _Judged],
+    trained: Mapping[Setting, TrainedOption],
+    axes: Sequence[Axis],
+) -> tuple[AxisPoint, ...]:
+    """Every setting, by the places of its values on their axes."""
+    order = {axis.name: axis.values for axis in axes if axis.method == "lora"}
+    if not order:
+        return ()
+    kept = judged.get("retention")
+    points = [
+        AxisPoint(
+            option=option.option,
+            settings=dict(zip(_READERS, setting, strict=True)),
+            gain=source.change(option, judged["in_domain"].tasks),
+            retention=None if kept is None else source.change(option, kept.tasks),
+        )
+        for setting, option in trained.items()
+    ]
+    points.sort(
+        key=lambda p: [order[name].index(p.settings[name]) for name in _READERS if name in order]
+    )
+    return tuple(points)
+
+
+def _ordered(name: AxisName, found: Sequence[str]) -> tuple[str, ...]:
+    """Each value once: module sets smallest first, settings of one kind by their number.
+
+    2r comes before 4r, and both before 16, if a setting of that kind is the first in the study.
+    """
+    values = list(dict.fromkeys(found))
+    if name == "target modules":
+        return tuple(sorted(values, key=lambda value: (len(re.findall(r"[/,]", value)), value)))
+    kinds = list(dict.fromkeys(_split(value)[1] for value in values))
+
+    def key(value: str) -> tuple[int, float]:
+        number, kind = _split(value)
+        return kinds.index(kind), number
+
+    return tuple(sorted(values, key=key))
+
+
+def _split(value: str) -> tuple[float, str]:
+    """2r as (2.0, r), 2e-4 × (r/32)^-1/2 as (2e-4, the rest); without a number (0.0, value)."""
+    match = re.match(r"\d+(\.\d+)?(e[+-]?\d+)?", value)
+    return (0.0, value) if match is None else (float(match[0]), value[match.end() :])

@@ -1,0 +1,338 @@
+"""The reference paper's claims on a finished study: supported, contradicted, or undecided.
+
+The paper is arXiv:2512.15634. A claim that speaks of all ranks or tasks is contradicted by one
+that is shown to be otherwise; one that says that something can happen is supported by one case.
+The intervals of one claim's comparisons hold together (Bonferroni), since one of them decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+from rankwise.findings.contrasts import Runs, bound_of, contrast, labelled_runs
+from rankwise.findings.statements import TRANSFER_ALARM_SHARE
+from rankwise.records import quantities
+from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.study import Bound, Recommendation, Record, State, StudyRecommendation, Unit
+
+Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
+
+REASONING = frozenset({"reasoning", "mathematics"})
+RECALL = frozenset({"knowledge", "recall", "medicine", "law"})
+PRAISED_RANKS = range(32, 65)
+"""The paper's: rank 32-64."""
+
+
+class Claim(Record):
+    """One claim with the numbers that speak for or against it.
+
+    ``evidence`` has one sentence for each comparison that was made, or why none could be.
+    """
+
+    name: str
+    statement: str
+    verdict: Verdict
+    evidence: tuple[str, ...]
+
+
+class _Case(NamedTuple):
+    """One comparison: whether it agrees with the claim, and its numbers."""
+
+    state: State
+    text: str
+
+
+class _Part(NamedTuple):
+    results: TrainTaskResults
+    recommendation: Recommendation
+    runs: dict[str, Runs]
+
+    @property
+    def name(self) -> str:
+        return self.results.train_task
+
+    @property
+    def domains(self) -> frozenset[str]:
+        """Of what was trained on: those of its in-domain tasks; empty where one has none."""
+        found = [self.results.study.domains.get(t) for t in self.results.tasks["in_domain"]]
+        return frozenset(d for d in found if d is not None) if None not in found else frozenset()
+
+    def is_of(self, domains: frozenset[str]) -> bool:
+        """Whether everything trained on is of one of these domains."""
+        return bool(self.domains) and self.domains <= domains
+
+    @property
+    def in_domain(self) -> tuple[str, ...]:
+        items = self.results.base.items
+        tasks = self.results.tasks["in_domain"]
+        return tuple(t for t in tasks if items[t].unit == self.recommendation.unit)
+
+    @property
+    def retention(self) -> tuple[str, ...]:
+        items = self.results.base.items
+        return tuple(t for t in self.results.tasks["retention"] if items[t].unit == "points")
+
+    @property
+    def lora(self) -> dict[str, Runs]:
+        return {label: runs for label, runs in self.runs.items() if _rank(runs) is not None}
+
+    @property
+    def full(self) -> dict[str, Runs]:
+        return {label: runs for label, runs in self.runs.items() if _rank(runs) is None}
+
+    def bound(
+        self, runs: Runs, others: Runs | None, tasks: Sequence[str], num_together: int = 1
+    ) -> Bound:
+        """A difference with its interval; of several together each is wider (Bonferroni)."""
+        confidence = 1.0 - (1.0 - self.recommendation.confidence) / max(num_together, 1)
+        return bound_of(contrast(self.results, runs, others, tasks), confidence)
+
+
+def paper_claims(results: StudyResults, recommendation: StudyRecommendation) -> tuple[Claim, ...]:
+    """Judge every claim of the paper that scores can judge.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    parts: list[_Part] = []
+    for each in recommendation.by_train_task:
+        its_results = results.of(each.train_task)
+        parts.append(_Part(its_results, each, labelled_runs(its_results)))
+    tests: tuple[tuple[str, str, bool, Callable[[Sequence[_Part]], Iterable[_Case]], str], ...] = (
+        (
+            "rank-32-64-matches-full",
+            "Rank 32 to 64 matches or beats full fine-tuning on reasoning tasks.",
+            True,
+            _matches_full,
+            "it needs a reasoning task that is trained on with a rank from 32 to 64 and with full "
+            "fine-tuning",
+        ),
+        (
+            "recall-is-flat",
+            "Recall tasks are nearly flat in rank.",
+            True,
+            _recall_is_flat,
+            "it needs a recall task that is trained on with two ranks",
+        ),
+        (
+            "lora-retains-more",
+            "LoRA retains more than full fine-tuning.",
+            True,
+            _retains_more,
+            "it needs retention tasks, LoRA and full fine-tuning",
+        ),
+        (
+            "no-rank-is-best-everywhere",
+            "No rank is best everywhere.",
+            True,
+            _no_best_rank,
+            "it needs two trained tasks and two ranks",
+        ),
+        (
+            "strong-base-gets-worse",
+            "A base that is already strong can get worse by fine-tuning.",
+            False,
+            _gets_worse,
+            "it needs a trained LoRA rank",
+        ),
+        (
+            "transfer-can-cost-10-percent",
+            "Training on one domain (medicine) can lose 10 % on another (mathematics).",
+            False,
+            _transfer_costs,
+            "it needs an out-of-domain task that is scored in points",
+        ),
+    )
+    return tuple(
+        _claim(name, statement, for_all, list(test(parts)), needs)
+        for name, statement, for_all, test, needs in tests
+    )
+
+
+def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: str) -> Claim:
+    states = {case.state for case in cases}
+    verdict: Verdict = "undecided"
+    if not cases:
+        verdict = "not tested"
+    elif for_all:
+        verdict = (
+            "contradicted" if "no" in states else "supported" if states == {"yes"} else "undecided"
+        )
+    else:
+        verdict = (
+            "supported" if "yes" in states else "contradicted" if states == {"no"} else "undecided"
+        )
+    evidence = tuple(case.text for case in cases) or (f"Not tested: {needs}.",)
+    return Claim(name=name, statement=statement, verdict=verdict, evidence=evidence)
+
+
+def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
+    """One case a task: at least one of the praised ranks is not worse than full by delta."""
+    tested = [
+        (part, full_label, full, {n: r for n, r in part.lora.items() if _rank(r) in PRAISED_RANKS})
+        for part in parts
+        if part.is_of(REASONING)
+        for full_label, full in part.full.items()
+    ]
+    together = sum(len(praised) for *_, praised in tested)
+    for part, full_label, full, praised in tested:
+        if praised:
+            delta, unit = part.recommendation.delta, part.recommendation.unit
+            bounds = {n: part.bound(r, full, part.in_domain, together) for n, r in praised.items()}
+            state: State = "undecided"
+            if any(bound.lower > -delta for bound in bounds.values()):
+                state = "yes"
+            elif all(bound.upper < -delta for bound in bounds.values()):
+                state = "no"
+            numbers = "; ".join(f"{n} {_signed(bound, unit)}" for n, bound in bounds.items())
+            yield _Case(
+                state,
+                f"{part.name}: in-domain against {full_label}: {numbers}; it matches if not worse "
+                f"by δ = {quantities.amount(delta, unit)}.",
+            )
+
+
+def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
+    """One case a task: every two ranks within delta of each other, all at once."""
+    tested = [
+        (part, list(combinations(part.lora.items(), 2)))
+        for part in parts
+        if part.is_of(RECALL) and len(part.lora) > 1
+    ]
+    together = sum(len(pairs) for _, pairs in tested)
+    for part, pairs in tested:
+        delta, unit = part.recommendation.delta, part.recommendation.unit
+        bounds = [
+            (first, second, part.bound(more, runs, part.in_domain, together))
+            for (first, runs), (second, more) in pairs
+        ]
+        state: State = "undecided"
+        if all(-delta < bound.lower and bound.upper < delta for *_, bound in bounds):
+            state = "yes"
+        elif any(bound.lower > delta or bound.upper < -delta for *_, bound in bounds):
+            state = "no"
+        first, second, widest = max(bounds, key=lambda each: abs(each[2].estimate))
+        yield _Case(
+            state,
+            f"{part.name}: the largest difference between two ranks is {second} less {first}, "
+            f"{_signed(widest, unit)}; flat is within "
+            f"δ = {quantities.amount(delta, unit)}.",
+        )
+
+
+def _retains_more(parts: Sequence[_Part]) -> Iterable[_Case]:
+    """One case for each rank of each task."""
+    tested = [
+        (part, full_label, full, label, runs)
+        for part in parts
+        if part.retention
+        for full_label, full in part.full.items()
+        for label, runs in part.lora.items()
+    ]
+    for part, full_label, full, label, runs in tested:
+        bound = part.bound(runs, full, part.retention, len(tested))
+        tasks = quantities.counted(len(part.retention), "retention task")
+        yield _Case(
+            _sign(bound),
+            f"{part.name}: {label} less {full_label} on {tasks}: {_signed(bound, 'points')}.",
+        )
+
+
+def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
+    """One case for each option: is there a task on which another is shown to be better?"""
+    if len(parts) < 2:
+        return
+    labels = [label for label in parts[0].lora if all(label in part.lora for part in parts)]
+    if len(labels) < 2:
+        return
+    for label in labels:
+        verdicts = [
+            (part, verdict)
+            for part in parts
+            for verdict in part.recommendation.verdicts
+            if verdict.label == label
+        ]
+        beaten = [part.name for part, verdict in verdicts if verdict.shortfall.lower > 0]
+        state: State = "undecided"
+        if beaten:
+            state = "yes"
+        elif all(verdict.near_the_best == "yes" for _, verdict in verdicts):
+            state = "no"
+        numbers = "; ".join(
+            f"{part.name} {quantities.score(verdict.shortfall.estimate, part.recommendation.unit)} "
+            f"({_range(verdict.shortfall, part.recommendation.unit)})"
+            for part, verdict in verdicts
+        )
+        what = f"is beaten on {quantities.listed(beaten)}" if beaten else "is beaten nowhere"
+        yield _Case(state, f"{label} {what}; behind the best other rank by: {numbers}.")
+
+
+def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
+    together = sum(len(part.runs) for part in parts)
+    for part in parts:
+        base = sum(part.results.base.evaluations[t].decision.value for t in part.in_domain)
+        base /= max(len(part.in_domain), 1)
+        score = quantities.score(
+            base * (100.0 if part.recommendation.unit == "points" else 1.0),
+            part.recommendation.unit,
+        )
+        for label, runs in part.runs.items():
+            bound = part.bound(runs, None, part.in_domain, together)
+            state: State = "yes" if bound.upper < 0 else "no" if bound.lower > 0 else "undecided"
+            yield _Case(
+                state,
+                f"{part.name}: {label}, base {score}, gain "
+                f"{_signed(bound, part.recommendation.unit)}.",
+            )
+
+
+def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
+    """Relative to the base's score; judged on the bounds of the drop."""
+    tested = [
+        (part, task, label, runs)
+        for part in parts
+        for task in part.results.tasks["out_of_domain"]
+        if _is_scored_in_points(part, task)
+        for label, runs in part.runs.items()
+    ]
+    alarm = 100.0 * TRANSFER_ALARM_SHARE
+    for part, task, label, runs in tested:
+        values = part.results.base.items[task].values
+        base = 100.0 * sum(values) / len(values)
+        domain = part.results.study.domains.get(task)
+        bound = part.bound(runs, None, (task,), len(tested))
+        drop, least, most = (-100.0 * v / base for v in (bound.estimate, bound.upper, bound.lower))
+        state: State = "yes" if least > alarm else "no" if most < alarm else "undecided"
+        yield _Case(
+            state,
+            f"{quantities.listed(sorted(part.domains)) or part.name} → {domain or task}: {label} "
+            f"trained on {part.name}, scored on {task}: a drop of {drop:.0f} % of the base's "
+            f"{base:.1f} ({least:.0f} to {most:.0f} %).",
+        )
+
+
+def _is_scored_in_points(part: _Part, task: str) -> bool:
+    items = part.results.base.items[task]
+    return items.unit == "points" and sum(items.values) > 0
+
+
+def _rank(runs: Runs) -> int | None:
+    run = runs[0].run
+    return None if run is None else run.planned.rank
+
+
+def _sign(bound: Bound) -> State:
+    return "yes" if bound.lower > 0 else "no" if bound.upper < 0 else "undecided"
+
+
+def _signed(bound: Bound, unit: Unit) -> str:
+    return (
+        f"{quantities.change(bound.estimate, unit)} "
+        f"({quantities.change_interval(bound.lower, bound.upper, unit)})"
+    )
+
+
+def _range(bound: Bound, unit: Unit) -> str:
+    return quantities.score_interval(bound.lower, bound.upper, unit)

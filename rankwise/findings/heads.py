@@ -1,0 +1,396 @@
+"""What a study's attention heads say: how much they changed, and whether those that did matter."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from rankwise.findings.options import Option
+from rankwise.findings.pairs import run_record
+from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
+from rankwise.records import quantities
+from rankwise.records.axes import run_labels
+from rankwise.records.heads import (
+    CHANGE_MEASURES,
+    ChangeMeasure,
+    HeadChanges,
+    HeadEffect,
+    HeadMap,
+    HeadMode,
+    HeadRepair,
+    TaskHeadEffects,
+)
+from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.study import Bound, Record
+
+HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
+"""A measure of change, or the head's share of attention's ‖delta‖²."""
+
+MEASURE_NAMES: dict[HeadMeasure, str] = {
+    "entropy": "entropy of the attention",
+    "divergence": "divergence of the attention",
+    "first_token_mass": "mass on the first token",
+    "output": "output",
+    "share": "share of attention's delta",
+}
+
+_MODE_NAMES: dict[HeadMode, str] = {
+    "ablate": "set to zero",
+    "ablate-mean": "set to its mean",
+    "revert": "reverted",
+}
+
+
+class _Label(NamedTuple):
+    """What a run is called among those of its trained task, and the option that it belongs to."""
+
+    label: str
+    option: Option
+
+
+class MeasureOfRun(Record):
+    """One measure of change over all heads of a run.
+
+    ``mean`` is of absolute values. ``agreement`` is Spearman's correlation over heads of two
+    halves of the prompts: the control. ``like_full`` that with full fine-tuning's map, None where
+    there is none.
+    """
+
+    measure: ChangeMeasure
+    mean: float
+    agreement: Bound | None
+    like_full: Bound | None
+
+
+class HeadsOfRun(Record):
+    """The heads of one run.
+
+    ``top_share`` is how much of attention's ‖delta‖² (of q, k, v and output projections, of no
+    other matrix) is in the tenth of heads that has most.
+    """
+
+    run: str
+    label: str
+    option: Option
+    num_heads: int
+    measures: tuple[MeasureOfRun, ...]
+    top_share: float | None
+
+
+class ChangeAgainstRank(Record):
+    """Spearman's correlation of a mean change with the rank, over runs with an adapter."""
+
+    measure: ChangeMeasure
+    num_runs: int
+    correlation: Bound | None
+    reason: str | None
+
+
+class ChangeAndEffect(Record):
+    """Whether the heads that changed most matter most: Spearman's correlation over heads.
+
+    Of the absolute change with the absolute effect on the answers' log-probability, or with what
+    of that effect is beyond the base's (``is_beyond_control``). None where a screen has passed
+    heads over: it chose the others by the size of the effects that it expected.
+    """
+
+    run: str
+    label: str
+    option: Option
+    task: str
+    mode: HeadMode
+    keys_and_values: bool
+    measure: HeadMeasure
+    is_beyond_control: bool
+    num_heads: int
+    correlation: Bound | None
+    reason: str | None
+
+
+class TrainTaskHeads(Record):
+    """The heads of one trained task's runs. Exploratory.
+
+    ``labels`` are what runs are called, with the seed where several differ by it alone.
+    ``left_out`` has, by run, why it has no maps, or no shares.
+    """
+
+    train_task: str
+    confidence: float
+    num_seeds: int
+    labels: dict[str, str]
+    runs: tuple[HeadsOfRun, ...]
+    against_rank: tuple[ChangeAgainstRank, ...]
+    matters: tuple[ChangeAndEffect, ...]
+    repairs: tuple[HeadRepair, ...]
+    statements: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def head_findings(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
+    """One entry for each trained task of which any run's heads were looked into."""
+    found = (_of_task(part) for part in results.by_train_task)
+    return tuple(each for each in found if each is not None)
+
+
+def mode_name(mode: HeadMode, *, keys_and_values: bool) -> str:
+    """What is done to a head, in a few words behind "heads"."""
+    return f"{_MODE_NAMES[mode]} with shared k and v" if keys_and_values else _MODE_NAMES[mode]
+
+
+def intervention(mode: HeadMode, *, keys_and_values: bool) -> str:
+    """What is done to a head, in a sentence; ``keys_and_values`` as in ``TaskHeadEffects``."""
+    if mode != "revert":
+        becomes = "zero" if mode == "ablate" else "its mean over the task's tokens"
+        return f"What a head puts out, before the output projection, becomes {becomes}."
+    rows = (
+        "on the rows of k and v that its group shares"
+        if keys_and_values
+        else "on rows of k and v where it has them to itself"
+    )
+    return (
+        "A head that is reverted has no delta on its rows of q, on its columns of the output "
+        f"projection, and {rows}."
+    )
+
+
+def is_selected(effects: TaskHeadEffects) -> bool:
+    """Whether a screen has passed heads over, so that those scored were chosen by their effects."""
+    return effects.screen is not None and len(effects.answers) < effects.num_candidates
+
+
+def flat(values: HeadMap) -> list[float]:
+    """Layer by layer, head by head."""
+    return list(itertools.chain.from_iterable(values))
+
+
+def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
+    looked = [model for model in results.runs if model.head_changes or model.head_effects]
+    if not looked:
+        return None
+    confidence = results.study.config.recommendation.confidence
+    labels = _labels(results)
+    full = next((model for model in looked if _is_full(model) and _changes(model)), None)
+    runs = [
+        _heads_of_run(model, labels[model.name], full, confidence)
+        for model in looked
+        if _changes(model) is not None
+    ]
+    against_rank = tuple(_against_rank(runs, confidence))
+    matters = [
+        each
+        for model in looked
+        for effects in model.head_effects
+        for each in _matters(model, labels[model.name], effects, confidence)
+    ]
+    repairs = tuple(model.head_repair for model in looked if model.head_repair is not None)
+    return TrainTaskHeads(
+        train_task=results.train_task,
+        confidence=confidence,
+        num_seeds=len(results.study.config.seeds),
+        labels={model.name: labels[model.name].label for model in looked},
+        runs=tuple(runs),
+        against_rank=against_rank,
+        matters=tuple(matters),
+        repairs=repairs,
+        statements=tuple(_statements(runs, against_rank, matters, repairs)),
+        left_out={
+            model.name: changes.not_analysed
+            for model in looked
+            if (changes := model.head_changes) is not None and changes.not_analysed is not None
+        },
+    )
+
+
+def _labels(results: TrainTaskResults) -> dict[str, _Label]:
+    """Of every run, by name."""
+    options = run_labels(results.planned)
+    counts = Counter(options.values())
+    found: dict[str, _Label] = {}
+    for run in results.planned:
+        option = options[run.name]
+        seed = f", seed {run.seed}" if counts[option] > 1 else ""
+        found[run.name] = _Label(f"{option}{seed}", Option(label=option, rank=run.rank))
+    return found
+
+
+def _is_full(model: ModelResults) -> bool:
+    return run_record(model).planned.method == "full"
+
+
+def _changes(model: ModelResults) -> HeadChanges | None:
+    """A run's maps, if there are any."""
+    found = model.head_changes
+    return found if found is not None and found.changes else None
+
+
+def _heads_of_run(
+    model: ModelResults, named: _Label, full: ModelResults | None, confidence: float
+) -> HeadsOfRun:
+    changes = _changes(model)
+    assert changes is not None
+    reference = None if full is None or full is model else _changes(full)
+    measures: list[MeasureOfRun] = []
+    for each in changes.changes:
+        theirs = None if reference is None else reference.change(each.measure)
+        values = flat(each.values)
+        measures.append(
+            MeasureOfRun(
+                measure=each.measure,
+                mean=statistics.fmean(map(abs, values)),
+                agreement=_rho(flat(each.halves[0]), flat(each.halves[1]), confidence),
+                like_full=None if theirs is None else _rho(values, flat(theirs.values), confidence),
+            )
+        )
+    share = changes.share("all")
+    return HeadsOfRun(
+        run=model.name,
+        label=named.label,
+        option=named.option,
+        num_heads=len(flat(changes.base_entropy)),
+        measures=tuple(measures),
+        top_share=None if share is None else _top_share(flat(share.values)),
+    )
+
+
+def _top_share(shares: Sequence[float]) -> float:
+    count = max(1, round(len(shares) / 10))
+    return sum(sorted(shares, reverse=True)[:count])
+
+
+def _rho(x: Sequence[float], y: Sequence[float], confidence: float) -> Bound | None:
+    found = rank_correlation(x, y, confidence)
+    if found is None:
+        return None
+    return Bound(estimate=found.estimate, lower=found.lower, upper=found.upper)
+
+
+def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[ChangeAgainstRank]:
+    adapters = [run for run in runs if run.option.rank is not None]
+    for number, measure in enumerate(CHANGE_MEASURES if adapters else ()):
+        ranks = [float(run.option.rank or 0) for run in adapters]
+        means = [run.measures[number].mean for run in adapters]
+        found = _rho(ranks, means, confidence)
+        reason = None
+        if found is None:
+            few = f"{quantities.counted(len(adapters), 'run')}, {MIN_PAIRS} are needed"
+            reason = few if len(adapters) < MIN_PAIRS else "all runs have the same rank"
+        yield ChangeAgainstRank(
+            measure=measure, num_runs=len(adapters), correlation=found, reason=reason
+        )
+
+
+def _matters(
+    model: ModelResults, named: _Label, effects: TaskHeadEffects, confidence: float
+) -> Iterator[ChangeAndEffect]:
+    for measure, values in _measured(model):
+        for is_beyond in (False, True):
+            pairs = [
+                (abs(values[each.layer][each.head]), effect)
+                for each in effects.answers
+                if (effect := _size(each, is_beyond=is_beyond)) is not None
+            ]
+            if not pairs:
+                continue
+            found = None
+            if not is_selected(effects):
+                found = _rho([x for x, _ in pairs], [y for _, y in pairs], confidence)
+            yield ChangeAndEffect(
+                run=model.name,
+                label=named.label,
+                option=named.option,
+                task=effects.task,
+                mode=effects.mode,
+                keys_and_values=effects.keys_and_values,
+                measure=measure,
+                is_beyond_control=is_beyond,
+                num_heads=len(pairs),
+                correlation=found,
+                reason=_why_not(len(pairs), effects) if found is None else None,
+            )
+
+
+def _why_not(num_pairs: int, effects: TaskHeadEffects) -> str:
+    """Why there is no correlation over these heads."""
+    heads = quantities.counted(num_pairs, "head")
+    if is_selected(effects):
+        return f"only the {heads} that a screen chose {'was' if num_pairs == 1 else 'were'} scored"
+    if num_pairs < MIN_PAIRS:
+        return f"{heads}, {MIN_PAIRS} are needed"
+    return "one of them is the same in all heads"
+
+
+def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
+    changes = model.head_changes
+    if changes is None:
+        return
+    for each in changes.changes:
+        yield each.measure, each.values
+    share = changes.share("all")
+    if share is not None:
+        yield "share", share.values
+
+
+def _size(effect: HeadEffect, *, is_beyond: bool) -> float | None:
+    of = effect.beyond_control if is_beyond else effect.effect
+    return None if of is None else abs(of.estimate)
+
+
+def _statements(
+    runs: Sequence[HeadsOfRun],
+    against_rank: Sequence[ChangeAgainstRank],
+    matters: Sequence[ChangeAndEffect],
+    repairs: Sequence[HeadRepair],
+) -> Iterator[str]:
+    ends = {run.run: run for run in (runs[0], runs[-1])} if runs else {}
+    yield from (_change_statement(run) for run in ends.values())
+    for each in against_rank:
+        if each.measure == "output" and each.correlation is not None:
+            rho = each.correlation
+            yield (
+                f"That heads change more the higher the rank is {_shown(rho)}: Spearman's ρ "
+                f"{_words(rho)} over {quantities.counted(each.num_runs, 'run')}."
+            )
+    for each in matters:
+        if each.measure == "output" and not each.is_beyond_control:
+            yield _matter_statement(each)
+    yield from (f"{each.model}: {each.statement}" for each in repairs)
+
+
+def _change_statement(run: HeadsOfRun) -> str:
+    by_measure = {each.measure: each for each in run.measures}
+    output, agreement = by_measure["output"], by_measure["output"].agreement
+    control = "" if agreement is None else (
+        f"; the order of heads is the same on two halves of the prompts at ρ {_words(agreement)}"
+    )  # fmt: skip
+    like = output.like_full
+    also = "" if like is None else f", and it is full fine-tuning's at ρ {_words(like)}"
+    return (
+        f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size, "
+        f"the mean over {quantities.counted(run.num_heads, 'head')}{control}{also}."
+    )
+
+
+def _matter_statement(found: ChangeAndEffect) -> str:
+    done = mode_name(found.mode, keys_and_values=found.keys_and_values)
+    where = f"{found.label}, {found.task}, {done}"
+    if found.correlation is None:
+        return f"Whether heads that changed most matter most ({where}): {found.reason}."
+    rho = found.correlation
+    return (
+        f"That the heads that changed most matter most ({where}) is {_shown(rho)}: Spearman's ρ "
+        f"{_words(rho)} of the change of the output with the size of the effect, over "
+        f"{quantities.counted(found.num_heads, 'head')}."
+    )
+
+
+def _shown(rho: Bound) -> str:
+    if rho.lower > 0:
+        return "shown"
+    return "refuted" if rho.upper < 0 else "not shown"
+
+
+def _words(rho: Bound) -> str:
+    return f"{rho.estimate:.2f} ({rho.lower:.2f} to {rho.upper:.2f})"

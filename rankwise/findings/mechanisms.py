@@ -1,0 +1,256 @@
+"""Three mechanisms that are said to set LoRA apart from full fine-tuning, tested, not asserted.
+
+That low ranks regularise (the gap between trained and test items; what is kept at equal gain),
+and that high ranks approach full fine-tuning.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
+from rankwise.findings.contrasts import bound_of
+from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption
+from rankwise.findings.pairs import POINTS
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
+from rankwise.records import quantities
+from rankwise.records.results import StudyResults
+from rankwise.records.study import Bound, Recommendation, Record, StudyRecommendation, Unit
+
+Match = Literal["within delta", "not distinguished"]
+
+
+class TrainTestGap(Record):
+    """An option's gain on items that it was trained on, less that on test items.
+
+    Both are over the same tasks and against the base, ``gap`` in their unit.
+    """
+
+    option: Option
+    trained: TaskMean
+    test: TaskMean
+    gap: Bound
+
+
+class MatchedPair(Record):
+    """Two options of one in-domain gain; ``other`` has the higher rank, or is full fine-tuning.
+
+    ``gain`` and ``kept`` are ``option`` less ``other``: in-domain, and on the retention tasks.
+    ``answer`` is whether the lower rank is shown to keep more.
+    """
+
+    option: Option
+    other: Option
+    gain: TaskMean
+    kept: TaskMean
+    answer: Answer
+
+
+class MatchedPairs(Record):
+    """All pairs whose gains are shown to be equal within delta.
+
+    Where there is none, those whose gains are not distinguished: that is weaker, for a small study
+    distinguishes nothing.
+    """
+
+    match: Match
+    pairs: tuple[MatchedPair, ...]
+
+
+class TrainTaskMechanisms(Record):
+    """What one trained task says of the mechanisms. Exploratory.
+
+    ``matched`` is None without retention tasks, ``agreement`` empty without full fine-tuning.
+    ``statements`` say it in words; ``left_out`` names options of which a seed is missing.
+    """
+
+    train_task: str
+    unit: Unit
+    delta: float
+    confidence: float
+    gaps: tuple[TrainTestGap, ...]
+    matched: MatchedPairs | None
+    agreement: tuple[AgreementWithFull, ...]
+    trends: tuple[RankTrend, ...]
+    statements: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def mechanisms(
+    results: StudyResults, recommendation: StudyRecommendation
+) -> tuple[TrainTaskMechanisms, ...]:
+    """One entry for each trained task on which any of the mechanisms can be tested.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    found: list[TrainTaskMechanisms] = []
+    for each in recommendation.by_train_task:
+        source = OptionGains(results.of(each.train_task))
+        gaps, gap_trend = _gaps(source, each.unit)
+        matched = _matched(source, each)
+        agreement, trends = agreement_with_full(source)
+        if not (gaps or matched or agreement):
+            continue
+        trends = trends if gap_trend is None else (gap_trend, *trends)
+        found.append(
+            TrainTaskMechanisms(
+                train_task=each.train_task,
+                unit=each.unit,
+                delta=each.delta,
+                confidence=source.confidence,
+                gaps=gaps,
+                matched=matched,
+                agreement=agreement,
+                trends=trends,
+                statements=tuple(_statements(trends, matched, each)),
+                left_out=source.left_out,
+            )
+        )
+    return tuple(found)
+
+
+def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], RankTrend | None]:
+    """Of every option that was trained here; an imported one may not have seen these items."""
+    names = _trained_names(source, unit)
+    options = [each for each in source.options if each.plan.imported_as is None]
+    if not names or not options:
+        return (), None
+    item_size = 2.0 * POINTS if unit == "points" else 0.0
+    gaps: list[TrainTestGap] = []
+    measured: list[Measured] = []
+    for option in options:
+        parts = source.gap_parts(option, names)
+        estimate = mean_over_tasks(parts, item_size=item_size)
+        gaps.append(
+            TrainTestGap(
+                option=option.option,
+                trained=source.change(option, list(names.values())),
+                test=source.change(option, list(names)),
+                gap=bound_of(estimate, source.confidence),
+            )
+        )
+        if option.option.rank is not None:
+            measured.append(Measured(option.option, parts))
+    trend = rank_trend(
+        "train-test gap",
+        measured,
+        unit=unit,
+        item_size=item_size,
+        confidence=source.confidence,
+        rises=True,
+    )
+    return tuple(gaps), trend
+
+
+def _trained_names(source: OptionGains, unit: Unit) -> dict[str, str]:
+    """In-domain tasks of this unit whose trained items were scored by the same metric."""
+    items = source.results.base.items
+    return {
+        task: name
+        for task, name in source.results.trained_items.items()
+        if task in source.tasks("in_domain", unit)
+        and name in items
+        and items[name].metric == items[task].metric
+    }
+
+
+def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPairs | None:
+    tasks = source.tasks("in_domain", recommendation.unit)
+    retention = source.tasks("retention")
+    if not retention:
+        return None
+    pairs: list[MatchedPair] = []
+    for one, other in itertools.combinations(source.options, 2):
+        if _rank(one) == _rank(other):
+            continue
+        low, high = sorted((one, other), key=_rank)
+        gain, kept = (_difference(source, low, high, names) for names in (tasks, retention))
+        bound = Bound(estimate=kept.estimate, lower=kept.lower, upper=kept.upper)
+        pairs.append(
+            MatchedPair(
+                option=low.option,
+                other=high.option,
+                gain=gain,
+                kept=kept,
+                answer=answer_of(bound),
+            )
+        )
+    delta = recommendation.delta
+    equal = [p for p in pairs if -delta < p.gain.lower and p.gain.upper < delta]
+    if equal:
+        return MatchedPairs(match="within delta", pairs=tuple(equal))
+    alike = tuple(pair for pair in pairs if not pair.gain.is_shown)
+    return MatchedPairs(match="not distinguished", pairs=alike)
+
+
+def _rank(option: TrainedOption) -> float:
+    """Full fine-tuning stands above every rank."""
+    return float("inf") if option.option.rank is None else option.option.rank
+
+
+def _difference(
+    source: OptionGains, option: TrainedOption, other: TrainedOption, tasks: Sequence[str]
+) -> TaskMean:
+    """Over the same items and seeds; a model without a seed is compared with every seed."""
+    values = [source.gains(option, task) - source.gains(other, task) for task in tasks]
+    return source.mean(values, tasks)
+
+
+_CLAIMS: dict[TrendOf, str] = {
+    "train-test gap": "the gap between trained and test items changes by",
+    "same outcome": "the share of items on which LoRA is right or wrong like full fine-tuning by",
+    "same option": "the share on which both choose the same option by",
+    "same next token": "the share of tokens that both find the most probable by",
+    "KL": "KL(full || LoRA) by",
+}
+
+
+def _statements(
+    trends: Sequence[RankTrend], matched: MatchedPairs | None, recommendation: Recommendation
+) -> Iterable[str]:
+    gap = [trend for trend in trends if trend.of == "train-test gap"]
+    if gap:
+        yield f"Lower ranks regularise: {_trend_words(gap)}."
+    if matched is not None:
+        yield _matched_words(matched, recommendation)
+    near = [trend for trend in trends if trend.of != "train-test gap"]
+    if near:
+        yield f"High ranks approach full fine-tuning: {_trend_words(near)}."
+
+
+def _trend_words(trends: Sequence[RankTrend]) -> str:
+    """From rank 8 to 128 the gap changes by +3.1 points (+1.0 to +5.2), shown; ..."""
+    parts: list[str] = []
+    for trend in trends:
+        change, unit = trend.change, trend.unit
+        interval = quantities.change_interval(change.lower, change.upper, unit)
+        parts.append(
+            f"{_CLAIMS[trend.of]} {quantities.change(change.estimate, unit)} {unit} ({interval}), "
+            f"{trend.answer}"
+        )
+    first = trends[0]
+    return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
+
+
+def _matched_words(matched: MatchedPairs, recommendation: Recommendation) -> str:
+    count = dict.fromkeys(("shown", "contradicted", "undecided"), 0)
+    for pair in matched.pairs:
+        count[pair.answer] += 1
+    delta = quantities.amount(recommendation.delta, recommendation.unit)
+    if not matched.pairs:
+        return "Lower ranks keep more at equal gain: no two options have the same gain."
+    how = (
+        f"shown to be equal within δ = {delta}"
+        if matched.match == "within delta"
+        else f"not told apart (none is shown to be equal within δ = {delta})"
+    )
+    return (
+        f"Lower ranks keep more at equal gain: of {quantities.counted(len(matched.pairs), 'pair')} "
+        f"of options with gains {how}, the lower rank is shown to keep more in "
+        f"{count['shown']}, to keep less in {count['contradicted']}; undecided in "
+        f"{count['undecided']}."
+    )

@@ -1,0 +1,265 @@
+"""Every run against the base on every task, paired over the same items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.errors import RecordError
+from rankwise.findings.stats.estimates import (
+    Estimate,
+    Floats,
+    crossed_difference,
+    holm,
+    mcnemar_exact,
+    paired_t_p_value,
+    retention_ratio,
+)
+from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
+from rankwise.records.study import Comparison, Relation, RetentionRatio, RunRecord
+
+POINTS = 100.0
+
+
+class Scores(NamedTuple):
+    """One model's values on some items, in the order of ``doc_ids``."""
+
+    name: str
+    doc_ids: Sequence[int]
+    values: Sequence[float]
+
+
+class Pair(NamedTuple):
+    """Base and adapted values of the same items, in the task's unit, and what they mean.
+
+    ``item_size`` is what one whole item counts: 100 for shares in points, 0 for other values.
+    """
+
+    base: Floats
+    adapted: Floats
+    sign: float
+    item_size: float
+
+    @property
+    def gain(self) -> Floats:
+        """Item by item, positive where the adapted model is better."""
+        return self.sign * (self.adapted - self.base)
+
+
+class Counts(NamedTuple):
+    """Items by what the base and the adapted model made of them."""
+
+    learned: int
+    forgotten: int
+    kept_right: int
+    kept_wrong: int
+
+
+class PairedTest(NamedTuple):
+    """The difference of a pair, its two-sided interval, and whether it could be chance.
+
+    ``counts`` is None unless every item is right or wrong. With counts ``p_value`` is McNemar's
+    exact test, without them the paired t-test.
+    """
+
+    estimate: Estimate
+    lower: float
+    upper: float
+    counts: Counts | None
+    p_value: float
+
+
+def pair_items(base: ModelResults, adapted: ModelResults, task: str) -> Pair:
+    """The values of two models on one task, item by item, matched by ``doc_id``.
+
+    Raises:
+        RecordError: a model was not scored on the task, they were scored on other items or by
+            another metric, there are fewer than two items, or a value is not finite.
+    """
+    first, second = _items(base, task), _items(adapted, task)
+    if (first.metric, first.unit) != (second.metric, second.unit):
+        raise RecordError(
+            f"task {task!r} was scored by {first.metric} in {first.unit} for {base.name} and by "
+            f"{second.metric} in {second.unit} for {adapted.name}; score both the same way"
+        )
+    return pair_scores(
+        f"task {task!r}",
+        Scores(base.name, first.doc_ids, first.values),
+        Scores(adapted.name, second.doc_ids, second.values),
+        higher_is_better=first.higher_is_better,
+        in_points=first.unit == "points",
+    )
+
+
+def pair_scores(
+    what: str, base: Scores, adapted: Scores, *, higher_is_better: bool, in_points: bool
+) -> Pair:
+    """Two models' values in one order of items, matched by ``doc_id``.
+
+    Args:
+        what: begins the sentence of an error: "task 'arc'".
+        base: of the model that is compared with.
+        adapted: of the other model.
+        higher_is_better: of a value.
+        in_points: the values are shares in 0..1, to be shown times 100.
+
+    Raises:
+        RecordError: they were scored on other items, there are fewer than two, or a value is not
+            finite.
+    """
+    order, other = np.argsort(base.doc_ids), np.argsort(adapted.doc_ids)
+    ids, others = np.asarray(base.doc_ids)[order], np.asarray(adapted.doc_ids)[other]
+    if not np.array_equal(ids, others):
+        raise RecordError(
+            f"{what}: {base.name} was scored on {len(ids)} items and {adapted.name} on "
+            f"{len(others)}, of which {len(np.intersect1d(ids, others))} are the same; "
+            "only models scored on the same items can be compared"
+        )
+    if len(ids) < 2:
+        raise RecordError(f"{what} has {len(ids)} items; two are needed for an error")
+    for scores in (base, adapted):
+        if not np.isfinite(scores.values).all():
+            raise RecordError(f"{what}: a score of {scores.name} is not a finite number")
+    scale = POINTS if in_points else 1.0
+    return Pair(
+        scale * np.asarray(base.values, dtype=np.float64)[order],
+        scale * np.asarray(adapted.values, dtype=np.float64)[other],
+        1.0 if higher_is_better else -1.0,
+        POINTS if in_points else 0.0,
+    )
+
+
+def paired_test(pair: Pair, confidence: float) -> PairedTest:
+    """The difference of one pair of models by itself.
+
+    Args:
+        pair: of at least two items.
+        confidence: of the two-sided interval, 0..1.
+    """
+    estimate = crossed_difference(pair.gain, item_size=pair.item_size)
+    lower, upper = estimate.interval(confidence)
+    counts = _counts(pair)
+    p_value = (
+        paired_t_p_value(pair.gain)
+        if counts is None
+        else mcnemar_exact(counts.learned, counts.forgotten)
+    )
+    return PairedTest(estimate, lower, upper, counts, p_value)
+
+
+def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
+    """Every trained run against the base on every task of the study, in the study's order.
+
+    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by
+    McNemar's exact test, or by the paired t-test where an item is not right or wrong.
+    Everything else is exploratory and carries no corrected p-value.
+
+    Raises:
+        RecordError: as ``pair_items``.
+    """
+    rows: list[Comparison] = []
+    family: list[tuple[int, float]] = []
+    for model in results.runs:
+        run = model.run
+        if run is None or run.status != "trained":
+            continue
+        for relation, tasks in results.tasks.items():
+            for task in tasks:
+                row, p_value = _comparison(results, model, relation, task)
+                if relation == "in_domain" and run.planned.method == "lora":
+                    family.append((len(rows), p_value))
+                rows.append(row)
+    adjusted = holm([p_value for _, p_value in family])
+    for (place, _), p_value in zip(family, adjusted, strict=True):
+        rows[place] = rows[place].model_copy(update={"holm_p_value": p_value})
+    return tuple(rows)
+
+
+def additional_items(factor: float | None, now: int) -> int | None:
+    """Items to add to ``now``, rounded up to two significant digits; None for none."""
+    if factor is None or factor <= 1.0:
+        return None
+    more = (factor - 1.0) * now
+    step = 10 ** max(math.floor(math.log10(more)) - 1, 0) if more >= 1 else 1
+    return math.ceil(more / step) * step
+
+
+def run_record(model: ModelResults) -> RunRecord:
+    """The record of a model that is a run.
+
+    Raises:
+        RecordError: it is the base.
+    """
+    if model.run is None:
+        raise RecordError(f"{model.name} stands among the runs and has no run record")
+    return model.run
+
+
+def _comparison(
+    results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
+) -> tuple[Comparison, float]:
+    pair = pair_items(results.base, model, task)
+    test = paired_test(pair, results.study.config.recommendation.confidence)
+    counts = test.counts
+    row = Comparison(
+        run=model.name,
+        task=task,
+        relation=relation,
+        unit=results.base.items[task].unit,
+        num_examples=len(pair.base),
+        base_score=float(pair.base.mean()),
+        adapted_score=float(pair.adapted.mean()),
+        difference=test.estimate.value,
+        stderr=test.estimate.stderr,
+        lower=test.lower,
+        upper=test.upper,
+        num_learned=None if counts is None else counts.learned,
+        num_forgotten=None if counts is None else counts.forgotten,
+        num_kept_right=None if counts is None else counts.kept_right,
+        num_kept_wrong=None if counts is None else counts.kept_wrong,
+        mcnemar_p_value=None if counts is None else test.p_value,
+        holm_p_value=None,
+        retention_ratio=_ratio(results, task, pair) if relation == "retention" else None,
+    )
+    return row, test.p_value
+
+
+def _counts(pair: Pair) -> Counts | None:
+    both = np.concatenate([pair.base, pair.adapted])
+    if pair.item_size == 0.0 or not np.isin(both, (0.0, POINTS)).all():
+        return None
+    before, after = pair.base > 0.0, pair.adapted > 0.0
+    if pair.sign < 0:
+        before, after = ~before, ~after
+    return Counts(
+        learned=int((~before & after).sum()),
+        forgotten=int((before & ~after).sum()),
+        kept_right=int((before & after).sum()),
+        kept_wrong=int((~before & ~after).sum()),
+    )
+
+
+def _ratio(results: TrainTaskResults, task: str, pair: Pair) -> RetentionRatio | None:
+    if pair.item_size == 0.0:
+        return None
+    evaluation = results.base.evaluations.get(task)
+    ratio = retention_ratio(
+        pair.base / POINTS,
+        pair.adapted / POINTS,
+        None if evaluation is None else evaluation.chance,
+        results.study.config.recommendation.confidence,
+    )
+    return RetentionRatio(
+        estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason
+    )
+
+
+def _items(model: ModelResults, task: str) -> TaskItems:
+    if task not in model.items:
+        raise RecordError(
+            f"{model.name} was not scored on {task!r}; run the study again to finish it"
+        )
+    return model.items[task]

@@ -1,0 +1,325 @@
+"""Which rank to use, from the records of a study, or why the data do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.errors import RecordError
+from rankwise.findings.contrasts import Runs, gains
+from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
+from rankwise.findings.format_effects import format_effects
+from rankwise.findings.pairs import additional_items, compare, run_record
+from rankwise.findings.statements import FullGain, reasons, statement
+from rankwise.findings.stats.estimates import Floats, default_margin, effective_items
+from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, study_bounds
+from rankwise.records import quantities
+from rankwise.records.axes import FULL_LABEL, run_labels
+from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.study import (
+    Bound,
+    PlannedRun,
+    RankVerdict,
+    Recommendation,
+    StudyRecommendation,
+    Unit,
+)
+
+__all__ = ["compare", "recommend", "recommend_for"]
+
+BOOTSTRAP_SEED = 20260101
+"""Fixed, so that the same results always give the same recommendation."""
+
+
+class _Option(NamedTuple):
+    """What can be recommended; options sort by rank first. The label tells them apart."""
+
+    rank: int
+    alpha: float
+    scaling: float
+    learning_rate: float | None
+    target_modules: tuple[str, ...]
+    epochs: int | None
+    label: str
+
+    @property
+    def size(self) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
+        """By which options are ordered, smallest first."""
+        rate, epochs = self.learning_rate or 0.0, self.epochs or 0
+        modules = self.target_modules
+        return self.rank, self.alpha, self.scaling, rate, modules, epochs, self.label
+
+
+class _Tasks(NamedTuple):
+    in_domain: tuple[str, ...]
+    retention: tuple[str, ...]
+    unit: Unit
+    left_out: tuple[str, ...]
+
+
+class _Margins(NamedTuple):
+    delta: float
+    delta_is_derived: bool
+    epsilon: float | None
+    epsilon_is_derived: bool
+
+
+def recommend(results: StudyResults) -> StudyRecommendation:
+    """Apply the rule of docs/METHODS.md to a finished study, for each trained task.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    return StudyRecommendation(
+        by_train_task=tuple(recommend_for(part) for part in results.by_train_task)
+    )
+
+
+def recommend_for(results: TrainTaskResults) -> Recommendation:
+    """The recommendation for one trained task.
+
+    An option (a rank with its alpha, learning rate and target modules) is complete when every
+    planned seed of it was trained and scored. One that is not, because a run diverged or is
+    missing, is named in the reasons and takes no part. Full fine-tuning is compared and never
+    recommended.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    tasks = _judged_tasks(results)
+    options, dropped = _options(results)
+    margins = _margins(results, tasks, max(len(options), 1))
+    bounds = _bounds(results, tasks, options) if options else None
+    choice: Choice | None = None
+    more = Needed(None, None, None)
+    price: tuple[float, int] | None = None
+    if bounds is not None:
+        choice = choose(bounds, margins.delta, margins.epsilon)
+        more = needed(bounds, choice, margins.delta, margins.epsilon)
+        if choice.option is None:
+            price = sufficient_epsilon(bounds, margins.delta)
+    num_seeds = len(_seeds(results))
+    chosen = None if choice is None or choice.option is None else list(options)[choice.option]
+    draft = Recommendation(
+        train_task=results.train_task,
+        outcome="cannot_tell" if choice is None else choice.outcome,
+        rank=None if chosen is None else chosen.rank,
+        alpha=None if chosen is None else chosen.alpha,
+        learning_rate=None if chosen is None else chosen.learning_rate,
+        target_modules=None if chosen is None else chosen.target_modules,
+        epochs=None if chosen is None else chosen.epochs,
+        statement="",
+        reasons=(),
+        unit=tasks.unit,
+        delta=margins.delta,
+        delta_is_derived=margins.delta_is_derived,
+        epsilon_points=margins.epsilon,
+        epsilon_is_derived=margins.epsilon_is_derived,
+        confidence=results.study.config.recommendation.confidence,
+        num_items_in_domain=_num_items(results, tasks.in_domain),
+        num_seeds=num_seeds,
+        num_items_needed=additional_items(
+            more.in_domain_factor, _num_items(results, tasks.in_domain)
+        ),
+        num_retention_items_needed=additional_items(
+            more.retention_factor, _num_items(results, tasks.retention)
+        ),
+        num_seeds_needed=None if more.seeds is None else (more.seeds - num_seeds) or None,
+        sufficient_epsilon_points=None if price is None else price[0],
+        sufficient_rank=None if price is None else list(options)[price[1]].rank,
+        sufficient_label=None if price is None else list(options)[price[1]].label,
+        verdicts=_verdicts(results, tasks, options, bounds, choice),
+        comparisons=compare(results),
+        format_effects=format_effects(results),
+    )
+    notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
+                         for task in tasks.left_out))  # fmt: skip
+    full = _full_gains(results, tasks)
+    parameters = tuple(run_record(r[0]).planned.num_trainable_parameters for r in options.values())
+    return draft.model_copy(
+        update={
+            "statement": statement(draft),
+            "reasons": (*reasons(draft, full, parameters), *notes),
+        }
+    )
+
+
+def _judged_tasks(results: TrainTaskResults) -> _Tasks:
+    """The tasks that decide: in-domain ones of one unit, retention ones scored in points."""
+    in_domain = results.tasks.get("in_domain", ())
+    retention = results.tasks.get("retention", ())
+    if not in_domain:
+        raise RecordError("the study has no in-domain task; name one in evaluation.in_domain")
+    for task in (*in_domain, *retention):
+        if task not in results.base.items:
+            raise RecordError(f"the base was not scored on {task!r}; run the study again")
+    unit = results.base.items[in_domain[0]].unit
+    judged = tuple(t for t in in_domain if results.base.items[t].unit == unit)
+    kept = tuple(t for t in retention if results.base.items[t].unit == "points")
+    left_out = tuple(t for t in (*in_domain, *retention) if t not in (*judged, *kept))
+    return _Tasks(judged, kept, unit, left_out)
+
+
+def _seeds(results: TrainTaskResults) -> tuple[int, ...]:
+    """The seeds that every option needs; those of the whole study where it has no LoRA run."""
+    plans = [*results.planned, *(run_record(model).planned for model in results.runs)]
+    lora = [plan for plan in plans if plan.method == "lora"]
+    return tuple(sorted({plan.seed for plan in lora or plans if plan.seed is not None}))
+
+
+def _options(results: TrainTaskResults) -> tuple[dict[_Option, Runs], tuple[str, ...]]:
+    """Complete options with their runs by seed, smallest first, and why others take no part."""
+    seeds = _seeds(results)
+    labels = run_labels(results.planned)
+    groups: dict[_Option, dict[int | None, ModelResults]] = {}
+    for plan in results.planned:
+        if plan.method == "lora":
+            groups.setdefault(_option_of(plan, labels[plan.name]), {})
+    for model in results.runs:
+        plan = run_record(model).planned
+        if plan.method == "lora":
+            groups[_option_of(plan, labels[plan.name])][plan.seed] = model
+    complete: dict[_Option, Runs] = {}
+    dropped: list[str] = []
+    for option in sorted(groups, key=lambda each: each.size):
+        runs = groups[option]
+        wanted: tuple[int | None, ...] = seeds
+        if None in runs and len(seeds) <= 1:
+            wanted = (None,)  # an imported adapter stands beside runs of one seed
+        diverged = [s for s in runs if run_record(runs[s]).status == "diverged"]
+        missing = [s for s in wanted if s not in runs]
+        if not diverged and not missing:
+            complete[option] = tuple(runs[seed] for seed in wanted)
+            continue
+        what = [f"diverged with seed {_listed(diverged)}"] if diverged else []
+        what += [f"has no run with seed {_listed(missing)}"] if missing else []
+        name = quantities.capital(option.label)
+        dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")
+    return complete, tuple(dropped)
+
+
+def _option_of(plan: PlannedRun, label: str) -> _Option:
+    if plan.rank is None or plan.alpha is None or plan.scaling is None:
+        raise RecordError(f"run {plan.name} is a LoRA run without a rank or an alpha")
+    return _Option(
+        plan.rank,
+        plan.alpha,
+        plan.scaling,
+        plan.learning_rate,
+        plan.target_modules,
+        plan.epochs,
+        label,
+    )
+
+
+def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Margins:
+    config = results.study.config.recommendation
+
+    def derived(names: Sequence[str]) -> float:
+        sizes = [len(results.base.items[task].doc_ids) for task in names]
+        return default_margin(effective_items(sizes), num_options, config.confidence)
+
+    delta, epsilon = config.delta_points, config.epsilon_points
+    derive_delta = tasks.unit == "points" and delta is None
+    if tasks.unit == "nats":
+        delta = config.delta_nats
+    if delta is None:
+        delta = derived(tasks.in_domain)
+    if not tasks.retention:
+        return _Margins(delta, derive_delta, None, False)
+    return _Margins(
+        delta,
+        derive_delta,
+        derived(tasks.retention) if epsilon is None else epsilon,
+        epsilon is None,
+    )
+
+
+def _bounds(
+    results: TrainTaskResults, tasks: _Tasks, options: Mapping[_Option, Runs]
+) -> StudyBounds:
+    """Simultaneous bounds over the complete options, in their order."""
+
+    def by_option(task: str) -> Floats:
+        return np.stack([gains(results, runs, task) for runs in options.values()], axis=1)
+
+    return study_bounds(
+        [by_option(task) for task in tasks.in_domain],
+        [-by_option(task) for task in tasks.retention],
+        confidence=results.study.config.recommendation.confidence,
+        item_size=100.0 if tasks.unit == "points" else 0.0,
+        rng=BOOTSTRAP_SEED,
+    )
+
+
+def _verdicts(
+    results: TrainTaskResults,
+    tasks: _Tasks,
+    options: Mapping[_Option, Runs],
+    bounds: StudyBounds | None,
+    choice: Choice | None,
+) -> tuple[RankVerdict, ...]:
+    if bounds is None or choice is None:
+        return ()
+    verdicts: list[RankVerdict] = []
+    for index, (option, runs) in enumerate(options.items()):
+        losses = {task: float(-gains(results, runs, task).mean()) for task in tasks.retention}
+        worst = max(losses, key=lambda task: losses[task]) if losses else None
+        estimate, lower, upper = choice.shortfall[index]
+        verdicts.append(
+            RankVerdict(
+                **option._asdict(),
+                runs=tuple(run.name for run in runs),
+                gain=_bound(bounds.gain, index),
+                retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
+                worst_retention_task=worst,
+                worst_retention_loss=None if worst is None else losses[worst],
+                shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
+                better_than_base=choice.better_than_base[index],
+                keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
+                near_the_best=choice.near_the_best[index],
+                qualifies=choice.qualifies[index],
+            )
+        )
+    return tuple(verdicts)
+
+
+def _bound(bounds: Bounds, index: int) -> Bound:
+    return Bound(
+        estimate=float(bounds.estimate[index]),
+        lower=float(bounds.lower[index]),
+        upper=float(bounds.upper[index]),
+    )
+
+
+def _full_gains(results: TrainTaskResults, tasks: _Tasks) -> tuple[FullGain, ...]:
+    """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
+    labels = run_labels(results.planned)
+    groups: dict[str, Runs] = {}
+    for model in results.runs:
+        run = run_record(model)
+        if run.status == "trained" and run.planned.method == "full":
+            groups[labels[model.name]] = (*groups.get(labels[model.name], ()), model)
+
+    def mean(runs: Runs, names: Sequence[str]) -> float:
+        return float(np.mean([gains(results, runs, task).mean() for task in names]))
+
+    return tuple(
+        FullGain(
+            label,
+            mean(runs, tasks.in_domain),
+            -mean(runs, tasks.retention) if tasks.retention else None,
+        )
+        for label, runs in groups.items()
+        if label.startswith(FULL_LABEL)
+    )
+
+
+def _num_items(results: TrainTaskResults, tasks: Sequence[str]) -> int:
+    return sum(len(results.base.items[task].doc_ids) for task in tasks)
+
+
+def _listed(seeds: Sequence[int | None]) -> str:
+    return ", ".join(str(seed) for seed in seeds)

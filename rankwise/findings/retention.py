@@ -1,0 +1,91 @@
+"""What is kept of general knowledge, by subject and by group of subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.findings.options import Option, OptionGains, TaskMean
+from rankwise.records.results import TrainTaskResults
+from rankwise.records.study import Record
+
+ALL = "all retention tasks"
+
+
+class SubjectChange(Record):
+    """One option's change, every task counting the same.
+
+    ``by_items`` counts every item the same, as lm-eval aggregates mmlu; it decides nothing, and
+    is None where the tasks have equally many items.
+    """
+
+    label: str
+    change: TaskMean
+    by_items: TaskMean | None
+
+
+class RetentionLine(Record):
+    """A subject, or a group of them: the base's score and the change of each option."""
+
+    name: str
+    tasks: tuple[str, ...]
+    base_score: TaskMean
+    base_score_by_items: TaskMean | None
+    changes: tuple[SubjectChange, ...]
+
+
+class TrainTaskRetention(Record):
+    """The retention tasks of one trained task, as groups and one by one. Exploratory.
+
+    ``left_out`` names options of which a seed is missing or diverged.
+    """
+
+    train_task: str
+    confidence: float
+    options: tuple[Option, ...]
+    groups: tuple[RetentionLine, ...]
+    subjects: tuple[RetentionLine, ...]
+    left_out: tuple[str, ...]
+
+
+def retention_groups(results: TrainTaskResults) -> TrainTaskRetention | None:
+    """All groups with at least two of the retention tasks; None with fewer than two tasks.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    source = OptionGains(results)
+    tasks = source.tasks("retention")
+    if len(tasks) < 2 or not source.options:
+        return None
+    groups: dict[tuple[str, ...], str] = {tasks: ALL}
+    for name, leaves in results.study.groups.items():
+        members = tuple(task for task in tasks if task in leaves)
+        if len(members) > 1:
+            groups[members] = f"{name}, {ALL}" if members == tasks else name
+    return TrainTaskRetention(
+        train_task=results.train_task,
+        confidence=source.confidence,
+        options=tuple(each.option for each in source.options),
+        groups=tuple(_line(source, name, members) for members, name in groups.items()),
+        subjects=tuple(_line(source, task, (task,)) for task in tasks),
+        left_out=source.left_out,
+    )
+
+
+def _line(source: OptionGains, name: str, tasks: Sequence[str]) -> RetentionLine:
+    sizes = {len(source.results.base.items[task].doc_ids) for task in tasks}
+    differ = len(sizes) > 1
+    return RetentionLine(
+        name=name,
+        tasks=tuple(tasks),
+        base_score=source.base_score(tasks),
+        base_score_by_items=source.base_score(tasks, by_items=True) if differ else None,
+        changes=tuple(
+            SubjectChange(
+                label=option.option.label,
+                change=source.change(option, tasks),
+                by_items=source.change(option, tasks, by_items=True) if differ else None,
+            )
+            for option in source.options
+        ),
+    )

@@ -1,0 +1,138 @@
+"""The failure signatures of a study: everything that went wrong and that its data show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rankwise.findings.ladders import ladders
+from rankwise.findings.options import OptionGains
+from rankwise.findings.pairs import POINTS, run_record
+from rankwise.findings.signatures.answers import answer_signatures
+from rankwise.findings.signatures.ranks import rank_signatures
+from rankwise.findings.signatures.scores import score_signatures
+from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
+from rankwise.records import quantities
+from rankwise.records.axes import run_labels
+from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.study import Recommendation, StudyRecommendation
+
+__all__ = [
+    "SIGNATURES",
+    "TITLES",
+    "Signature",
+    "SignatureName",
+    "failure_signatures",
+    "not_looked_for",
+]
+
+
+def failure_signatures(
+    results: StudyResults, recommendation: StudyRecommendation
+) -> tuple[Signature, ...]:
+    """Every failure that is shown, by trained task and then in the order of ``SIGNATURES``.
+
+    Each is judged by the bounds of its own interval (docs/METHODS.md, "Failure signatures").
+
+    Args:
+        results: a finished study.
+        recommendation: made from it; its margins and units are used.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    found: list[Signature] = []
+    for part in recommendation.by_train_task:
+        its = list(_of_train_task(results.of(part.train_task), part))
+        found += sorted(its, key=lambda each: SIGNATURES.index(each.name))
+    return tuple(found)
+
+
+def not_looked_for(results: StudyResults) -> dict[SignatureName, str]:
+    """The signatures that the study cannot show, with what it lacks.
+
+    One that a trained task can show is looked for.
+    """
+    lacking: dict[SignatureName, str] = {}
+    parts = [_lacking(part) for part in results.by_train_task]
+    for name in SIGNATURES:
+        if parts and all(name in part for part in parts):
+            lacking[name] = parts[0][name]
+    return lacking
+
+
+def _of_train_task(
+    results: TrainTaskResults, recommendation: Recommendation
+) -> Iterator[Signature]:
+    source = OptionGains(results)
+    yield from _diverged(results)
+    yield from _items_in_training(results)
+    yield from score_signatures(source, recommendation)
+    yield from answer_signatures(source)
+    yield from rank_signatures(source, recommendation)
+
+
+def _diverged(results: TrainTaskResults) -> Iterator[Signature]:
+    labels = run_labels(results.planned)
+    several = len(results.study.config.seeds) > 1
+    for model in results.runs:
+        run = run_record(model)
+        if run.status == "diverged":
+            seed = f" with seed {run.planned.seed}" if several else ""
+            yield Signature(
+                name="diverged",
+                train_task=results.train_task,
+                label=labels[model.name],
+                task=None,
+                statement=quantities.capital(
+                    f"{labels[model.name]}{seed} diverged and takes no part: "
+                    f"{run.message or 'no reason was recorded'}."
+                ),
+                advice="Lower its learning rate or lengthen the warm-up, and see whether a "
+                "training row is broken.",
+            )
+
+
+def _items_in_training(results: TrainTaskResults) -> Iterator[Signature]:
+    for task, number in results.study.overlaps.get(results.train_task, {}).items():
+        if number:
+            num_items = results.base.evaluations[task].num_examples
+            percent = quantities.score(POINTS * number / num_items, "points")
+            yield Signature(
+                name="items_in_training",
+                train_task=results.train_task,
+                label="",
+                task=task,
+                statement=f"{number:,} of {num_items:,} scored items of {task} ({percent} %) are "
+                f"found in the training rows of {results.train_task}.",
+                advice="Set train.drop_overlapping=true, which trains without these rows; until "
+                "then a gain may be memory.",
+                estimate=POINTS * number / num_items,
+                unit="points",
+                num_items=num_items,
+            )
+
+
+def _lacking(results: TrainTaskResults) -> dict[SignatureName, str]:
+    """What a trained task cannot show, and why."""
+    source = OptionGains(results)
+    base = results.base.evaluations.values()
+    longest = max((len(ladder.rungs) for ladder in ladders(source)), default=0)
+    generates = any(record.num_unfinished is not None for record in base)
+    chooses = any(len(record.predicted_shares or ()) > 1 for record in base)
+    seeded = any(len(option.runs) > 1 for option in source.options)
+    is_there: dict[SignatureName, tuple[bool, str]] = {
+        "negative_transfer": (bool(source.tasks("out_of_domain")), "no out-of-domain task"),
+        "forgetting_on_prose": (bool(source.tasks("held_out_text", "nats")), "no held-out text"),
+        "does_not_stop": (
+            generates or results.ending_items is not None,
+            "no generation task, and no training rows are scored",
+        ),
+        "letters_collapsed": (chooses, "no multiple-choice task"),
+        "memorised": (bool(results.trained_items), "no training rows are scored"),
+        "train_test_gap": (bool(results.trained_items), "no training rows are scored"),
+        "too_easy": (longest > 1, "fewer than two ranks"),
+        "not_a_matter_of_rank": (longest > 1, "fewer than two ranks"),
+        "erratic_over_ranks": (longest > 2, "fewer than three ranks"),
+        "unstable_over_seeds": (seeded, "one seed"),
+    }
+    return {name: why for name, (is_so, why) in is_there.items() if not is_so}

@@ -1,0 +1,225 @@
+"""Failures that show between the options of a study: over its ranks, and over its seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rankwise.findings.ladders import Ladder, ladders
+from rankwise.findings.options import OptionGains, TaskMean, TrainedOption
+from rankwise.findings.signatures.mastery import level
+from rankwise.findings.signatures.signature import Signature, amount
+from rankwise.findings.stats.seeds import seed_spread
+from rankwise.records import quantities
+from rankwise.records.study import Recommendation
+
+
+class _Valley(NamedTuple):
+    """A rank with the leads over it of the best smaller and the best larger one."""
+
+    low: TrainedOption
+    left: tuple[TaskMean, TrainedOption]
+    right: tuple[TaskMean, TrainedOption]
+
+    @property
+    def nearer(self) -> TaskMean:
+        """The lead that is less sure."""
+        return min(self.left[0], self.right[0], key=lambda mean: mean.lower)
+
+
+def rank_signatures(source: OptionGains, recommendation: Recommendation) -> Iterator[Signature]:
+    """Ranks that are all alike, ranks that follow no order, and options that vary over seeds.
+
+    All are judged in-domain, on the tasks of the recommendation's unit, against its delta.
+
+    Args:
+        source: the options of one trained task.
+        recommendation: made from it.
+    """
+    tasks = source.tasks("in_domain", recommendation.unit)
+    for ladder in ladders(source):
+        yield from _alike(source, recommendation, ladder, tasks)
+        yield from _erratic(source, recommendation, ladder, tasks)
+    for option in source.options:
+        yield from _unstable(source, recommendation, option, tasks)
+
+
+def _alike(
+    source: OptionGains, recommendation: Recommendation, ladder: Ladder, tasks: Sequence[str]
+) -> Iterator[Signature]:
+    """Every two ranks are shown to be less than delta apart.
+
+    All intervals must lie within the margin, so none needs a correction. A delta that follows
+    from few items may be larger than all that was learned; then it shows nothing.
+    """
+    pairs = [
+        (one, other, _lead(source, one, other, tasks))
+        for one, other in itertools.permutations(ladder.rungs, 2)
+    ]
+    if not all(abs(bound) < recommendation.delta for *_, mean in pairs for bound in _ends(mean)):
+        return
+    easy = _easy(source, ladder, tasks)
+    most_gained = max(source.change(option, tasks).lower for option in ladder.rungs)
+    if recommendation.delta_is_derived and not easy and most_gained <= recommendation.delta:
+        return
+    ahead, behind, widest = max(
+        (pair for pair in pairs if pair[2].estimate >= 0), key=lambda pair: pair[2].upper
+    )
+    unit = widest.unit
+    advice = (
+        "Take the smallest rank, or score harder items: these cannot tell ranks apart."
+        if easy
+        else "Take the smallest rank, and look elsewhere: learning rate, epochs, training rows."
+    )
+    if recommendation.delta_is_derived:
+        advice += " δ follows from the number of items; more of them tell ranks apart more finely."
+    yield Signature(
+        name="too_easy" if easy else "not_a_matter_of_rank",
+        train_task=source.results.train_task,
+        label=ladder.label,
+        task=None,
+        statement=quantities.capital(
+            f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
+            f"δ = {quantities.amount(recommendation.delta, unit)} of each other in-domain; the "
+            f"most is {_name(ahead)} over {_name(behind)}, {_difference(widest)}{easy}."
+        ),
+        advice=advice,
+        estimate=widest.estimate,
+        lower=widest.lower,
+        upper=widest.upper,
+        unit=unit,
+        num_items=widest.num_examples,
+    )
+
+
+def _easy(source: OptionGains, ladder: Ladder, tasks: Sequence[str]) -> str:
+    """What shows that there is little left to learn; empty where nothing does."""
+    base = [level((source.results.base,), task, source.confidence) for task in tasks]
+    ranks = [level(each.runs, t, source.confidence) for each in ladder.rungs for t in tasks]
+    for who, levels in (("the base alone", base), ("every rank", ranks)):
+        if all(each.is_mastered for each in levels):
+            if levels[0].unit == "nats":
+                most = quantities.score(max(each.worst for each in levels), "nats")
+                return f", and {who} has a loss of at most {most} nats per token"
+            least = quantities.score(min(each.worst for each in levels), "points")
+            return f", and {who} is right on at least {least} % of the items"
+    return ""
+
+
+def _erratic(
+    source: OptionGains, recommendation: Recommendation, ladder: Ladder, tasks: Sequence[str]
+) -> Iterator[Signature]:
+    """A rank that is shown to be over delta below a smaller and below a larger one.
+
+    Scores that rise with rank, fall, or have one peak never look so.
+    """
+    valleys = [
+        _Valley(low, *(_best(source, others, low, tasks) for others in (smaller, larger)))
+        for place, low in enumerate(ladder.rungs[1:-1], start=1)
+        for smaller, larger in [(ladder.rungs[:place], ladder.rungs[place + 1 :])]
+    ]
+    valley = max(valleys, key=lambda each: each.nearer.lower, default=None)
+    if valley is None or valley.nearer.lower <= recommendation.delta:
+        return
+    (left, smaller), (right, larger), nearer = valley.left, valley.right, valley.nearer
+    several = nearer.num_seeds > 1
+    yield Signature(
+        name="erratic_over_ranks",
+        train_task=source.results.train_task,
+        label=ladder.label,
+        task=None,
+        statement=quantities.capital(
+            f"{_among(ladder)}{_name(valley.low)} is {_difference(left)} below {_name(smaller)} "
+            f"and {_difference(right)} below {_name(larger)} in-domain, both more than "
+            f"δ = {quantities.amount(recommendation.delta, nearer.unit)}"
+            f"{'' if several else ', conditional on this seed'}."
+        ),
+        advice=(
+            "Something else than rank decides: tune the learning rate for each rank before ranks "
+            "are compared, and look at the training loss of these runs."
+            if several
+            else "Add seeds (rankwise extend --seeds 2): with one, an unlucky run looks the same."
+        ),
+        estimate=nearer.estimate,
+        lower=nearer.lower,
+        upper=nearer.upper,
+        unit=nearer.unit,
+        num_items=nearer.num_examples,
+    )
+
+
+def _best(
+    source: OptionGains,
+    others: Sequence[TrainedOption],
+    low: TrainedOption,
+    tasks: Sequence[str],
+) -> tuple[TaskMean, TrainedOption]:
+    """The option whose lead has the highest lower bound, and that lead."""
+    leads = [(_lead(source, other, low, tasks), other) for other in others]
+    return max(leads, key=lambda pair: pair[0].lower)
+
+
+def _unstable(
+    source: OptionGains,
+    recommendation: Recommendation,
+    option: TrainedOption,
+    tasks: Sequence[str],
+) -> Iterator[Signature]:
+    """Runs of one option differ by more than delta, beyond what their items explain."""
+    if len(option.runs) < 2:
+        return
+    spread = seed_spread([source.gains(option, task) for task in tasks], source.confidence)
+    if spread.lower <= recommendation.delta:
+        return
+    unit = recommendation.unit
+    numbers = amount(spread.estimate, spread.lower, spread.upper, unit)
+    scores = [
+        sum(source.gains(option, task)[seed].mean() for task in tasks) / len(tasks)
+        for seed in range(len(option.runs))
+    ]
+    gained = quantities.change_interval(min(scores), max(scores), unit)
+    yield Signature(
+        name="unstable_over_seeds",
+        train_task=source.results.train_task,
+        label=option.option.label,
+        task=None,
+        statement=quantities.capital(
+            f"{option.option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "
+            f"standard deviation of {numbers} beyond what the items explain, more than "
+            f"δ = {quantities.amount(recommendation.delta, unit)}."
+        ),
+        advice=(
+            "Try a lower learning rate or a longer warm-up, and add seeds before this option is "
+            "compared with others."
+        ),
+        estimate=spread.estimate,
+        lower=spread.lower,
+        upper=spread.upper,
+        unit=unit,
+        num_items=sum(source.gains(option, task).shape[1] for task in tasks),
+    )
+
+
+def _lead(
+    source: OptionGains, option: TrainedOption, other: TrainedOption, tasks: Sequence[str]
+) -> TaskMean:
+    """How much an option scores above another, positive where it is better."""
+    values = [source.gains(option, task) - source.gains(other, task) for task in tasks]
+    return source.mean(values, tasks)
+
+
+def _name(option: TrainedOption) -> str:
+    return f"rank {option.plan.rank}"
+
+
+def _ends(mean: TaskMean) -> tuple[float, float]:
+    return mean.lower, mean.upper
+
+
+def _difference(mean: TaskMean) -> str:
+    return amount(mean.estimate, mean.lower, mean.upper, mean.unit)
+
+
+def _among(ladder: Ladder) -> str:
+    return f"with {ladder.label}, " if ladder.label else ""

@@ -1,0 +1,217 @@
+"""Failures that show in the scores of single options: against the base, and on training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rankwise.findings.contrasts import bound_of
+from rankwise.findings.options import OptionGains, TaskMean, TrainedOption
+from rankwise.findings.pairs import POINTS
+from rankwise.findings.signatures.mastery import NEARLY_PERFECT_NATS, level
+from rankwise.findings.signatures.signature import Signature, SignatureName, amount
+from rankwise.findings.statements import TRANSFER_ALARM_SHARE
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.records import quantities
+from rankwise.records.study import Recommendation
+
+_LESS_TRAINING = "a lower learning rate, fewer epochs or a smaller rank"
+
+
+def score_signatures(source: OptionGains, recommendation: Recommendation) -> Iterator[Signature]:
+    """What single options lost against the base, and what they gained on training rows alone.
+
+    Args:
+        source: the options of one trained task.
+        recommendation: made from it; its delta and unit are used.
+    """
+    for option in source.options:
+        for task in source.results.tasks.get("in_domain", ()):
+            yield from _worse_than_base(source, recommendation, option, task)
+        for task in source.tasks("out_of_domain"):
+            yield from _negative_transfer(source, recommendation, option, task)
+        for task in source.tasks("held_out_text", "nats"):
+            yield from _forgetting(source, option, task)
+        if option.plan.imported_as is None:
+            for task, seen in source.results.trained_items.items():
+                yield from _train_test_gap(source, recommendation, option, task, seen)
+
+
+def _worse_than_base(
+    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+) -> Iterator[Signature]:
+    loss = _loss(source, option, task)
+    if loss.lower > 0:
+        base = quantities.score(source.base_score((task,)).estimate, loss.unit)
+        advice = (
+            f"Do not use it. Try {_LESS_TRAINING}, and see whether the rows that it was trained "
+            "on are right."
+        )
+        yield _signature(
+            "worse_than_base",
+            source,
+            option,
+            task,
+            loss,
+            statement=f"is {_amount(loss)} worse than the base on {task}, where that has {base}.",
+            advice=_format_advice(source, recommendation, option, task) or advice,
+        )
+
+
+def _negative_transfer(
+    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+) -> Iterator[Signature]:
+    """By the lower bound of the drop, relative to the base's score on these items."""
+    base = source.base_score((task,)).estimate
+    loss = _loss(source, option, task)
+    if base > 0 and loss.lower / base > TRANSFER_ALARM_SHARE:
+        advice = (
+            f"Where that domain matters use the base, try {_LESS_TRAINING}, or mix rows of it "
+            "into the training."
+        )
+        yield _signature(
+            "negative_transfer",
+            source,
+            option,
+            task,
+            loss,
+            statement=f"loses {_amount(loss)} on {task}, at least "
+            f"{100 * loss.lower / base:.0f} % of the base's {quantities.score(base, 'points')}.",
+            advice=_format_advice(source, recommendation, option, task) or advice,
+        )
+
+
+def _forgetting(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
+    margin = source.results.study.config.recommendation.delta_nats
+    rise = _loss(source, option, task)
+    if rise.lower > margin:
+        base = quantities.score(source.base_score((task,)).estimate, "nats")
+        yield _signature(
+            "forgetting_on_prose",
+            source,
+            option,
+            task,
+            rise,
+            statement=f"has {_amount(rise)} more loss per token on {task} than the base ({base}).",
+            advice=f"Where general text matters, try {_LESS_TRAINING}.",
+        )
+
+
+def _train_test_gap(
+    source: OptionGains,
+    recommendation: Recommendation,
+    option: TrainedOption,
+    task: str,
+    seen: str,
+) -> Iterator[Signature]:
+    """The gain on rows that were trained on less the gain on others, above delta."""
+    items, confidence = source.results.base.items, source.confidence
+    unit = items[task].unit
+    if unit != recommendation.unit or items[seen].metric != items[task].metric:
+        return
+    gap = _gap(source, option, task, seen)
+    if gap.lower <= recommendation.delta:
+        return
+    on_seen, on_others = source.change(option, (seen,)), source.change(option, (task,))
+    known = level(option.runs, seen, confidence)
+    rows = quantities.counted(on_seen.num_examples, "training row")
+    statement = (
+        f"gains {quantities.change(on_seen.estimate, unit)} {unit} on {rows} of {task} and "
+        f"{quantities.change(on_others.estimate, unit)} on its test items: {_amount(gap)} less"
+    )
+    if not known.is_mastered:
+        advice = (
+            "It fits its rows better than the task: train on more rows, or try fewer epochs, "
+            "dropout or a smaller rank."
+        )
+        name, ending = "train_test_gap", "."
+    elif unit == "nats":
+        advice = "It may repeat its rows word for word: check that they hold nothing private."
+        name = "memorised"
+        ending = (
+            f"; its loss on these rows is {quantities.score(known.score, unit)}, at most "
+            f"{quantities.score(known.worst, unit)} (below {NEARLY_PERFECT_NATS:.3f})."
+        )
+    else:
+        advice = (
+            "It knows its rows by heart: train on more rows or for fewer epochs, and judge it on "
+            "other items only."
+        )
+        name = "memorised"
+        ending = (
+            f"; it answers {quantities.score(known.score, unit)} % of these rows right, at least "
+            f"{quantities.score(known.worst, unit)} %."
+        )
+    yield _signature(
+        name, source, option, task, gap, statement=f"{statement}{ending}", advice=advice
+    )
+
+
+def _gap(source: OptionGains, option: TrainedOption, task: str, seen: str) -> TaskMean:
+    """The gain on rows that were trained on (``seen``) less that on the task's test items."""
+    parts = source.gap_parts(option, {task: seen})
+    unit = source.results.base.items[task].unit
+    estimate = mean_over_tasks(parts, item_size=2.0 * POINTS if unit == "points" else 0.0)
+    bound = bound_of(estimate, source.confidence)
+    return TaskMean(
+        **bound.model_dump(),
+        unit=unit,
+        num_examples=sum(part.shape[1] for part in parts),
+        num_tasks=1,
+        num_seeds=len(option.runs),
+    )
+
+
+def _format_advice(
+    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+) -> str:
+    """What comes first where a part of the loss is shown to be a matter of format."""
+    runs = {run.name for run in option.runs}
+    shown = any(
+        effect.task == task and effect.run in runs and effect.by_format.upper < 0
+        for effect in recommendation.format_effects
+        if effect.by_format is not None
+    )
+    if not shown:
+        return ""
+    return (
+        f"A part is a matter of format: compare with {source.results.trained_formats[task]}, "
+        "which asks as the training asked, and train in the format that is needed."
+    )
+
+
+def _signature(
+    name: SignatureName,
+    source: OptionGains,
+    option: TrainedOption,
+    task: str,
+    mean: TaskMean,
+    *,
+    statement: str,
+    advice: str,
+) -> Signature:
+    label = option.option.label
+    return Signature(
+        name=name,
+        train_task=source.results.train_task,
+        label=label,
+        task=task,
+        statement=f"{quantities.capital(label)} {statement}",
+        advice=advice,
+        estimate=mean.estimate,
+        lower=mean.lower,
+        upper=mean.upper,
+        unit=mean.unit,
+        num_items=mean.num_examples,
+    )
+
+
+def _loss(source: OptionGains, option: TrainedOption, task: str) -> TaskMean:
+    """Base - adapted: positive where the adapted model is worse, whatever the metric."""
+    change = source.change(option, (task,))
+    return change.model_copy(
+        update={"estimate": -change.estimate, "lower": -change.upper, "upper": -change.lower}
+    )
+
+
+def _amount(mean: TaskMean) -> str:
+    return amount(mean.estimate, mean.lower, mean.upper, mean.unit)

@@ -1,0 +1,74 @@
+"""A failure signature: what went wrong, with the numbers behind it and what to do next."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from rankwise.records import quantities
+from rankwise.records.study import Record, Unit
+
+SignatureName = Literal[
+    "diverged",
+    "worse_than_base",
+    "negative_transfer",
+    "forgetting_on_prose",
+    "does_not_stop",
+    "letters_collapsed",
+    "memorised",
+    "train_test_gap",
+    "items_in_training",
+    "too_easy",
+    "not_a_matter_of_rank",
+    "erratic_over_ranks",
+    "unstable_over_seeds",
+]
+SIGNATURES: tuple[SignatureName, ...] = get_args(SignatureName)
+
+TITLES: dict[SignatureName, str] = {
+    "diverged": "Diverged",
+    "worse_than_base": "Worse than the base",
+    "negative_transfer": "Negative transfer",
+    "forgetting_on_prose": "Forgetting on prose",
+    "does_not_stop": "Does not stop",
+    "letters_collapsed": "Answers collapsed to one option",
+    "memorised": "Training rows memorised",
+    "train_test_gap": "Gain on training rows only",
+    "items_in_training": "Scored items in the training rows",
+    "too_easy": "Ranks alike: too easy",
+    "not_a_matter_of_rank": "Ranks alike: not a matter of rank",
+    "erratic_over_ranks": "Erratic over ranks",
+    "unstable_over_seeds": "Unstable over seeds",
+}
+
+
+class Signature(Record):
+    """One failure that the data show.
+
+    ``label`` names the option, "rank 8" or "full fine-tuning"; it is empty where the failure is
+    one of the whole study. ``estimate`` and its bounds are the difference or the share that was
+    judged, in ``unit``, a share in points; each interval is two-sided and by itself, at the
+    study's confidence. ``num_items`` is the number of items behind them.
+    """
+
+    name: SignatureName
+    train_task: str
+    label: str
+    task: str | None
+    statement: str
+    advice: str
+    estimate: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    unit: Unit | None = None
+    num_items: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What the signature is called."""
+        return TITLES[self.name]
+
+
+def amount(estimate: float, lower: float, upper: float, unit: Unit) -> str:
+    """20.0 points (12.6 to 27.4)."""
+    interval = quantities.score_interval(lower, upper, unit)
+    return f"{quantities.amount(estimate, unit)} ({interval})"

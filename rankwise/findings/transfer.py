@@ -1,0 +1,208 @@
+"""Every trained task against every tested one: what a model gains or loses elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption
+from rankwise.findings.statements import TRANSFER_ALARM_SHARE
+from rankwise.records.results import StudyResults
+from rankwise.records.study import Record, Relation, StudyRecord
+
+AWAY: tuple[Relation, ...] = ("out_of_domain", "retention")
+TESTED: tuple[Relation, ...] = ("in_domain", *AWAY)
+
+MOST_LEAVES = 4
+"""Groups with more tasks of one relation and domain than this are one column, their mean."""
+
+
+class TransferColumn(Record):
+    """A test task, or a group of them that stands together; ``tasks`` tells columns apart."""
+
+    name: str
+    tasks: tuple[str, ...]
+    domain: str | None
+
+
+class TransferCell(Record):
+    """One option of one trained task on the tasks of a column, against the base.
+
+    ``is_alarm`` is negative transfer: a drop, at its lower bound, of over
+    ``TRANSFER_ALARM_SHARE`` of the base's score on tasks out of the trained domain.
+    """
+
+    train_task: str
+    label: str
+    tasks: tuple[str, ...]
+    relation: Relation
+    base_score: TaskMean
+    change: TaskMean
+    is_alarm: bool
+
+
+class DomainMean(Record):
+    """One option of one trained task over the tasks of a domain that it was not trained on."""
+
+    train_task: str
+    label: str
+    domain: str
+    tasks: tuple[str, ...]
+    change: TaskMean
+
+
+class TransferRow(Record):
+    """A trained task with its domain."""
+
+    name: str
+    domain: str | None
+
+
+class Transfer(Record):
+    """The cross-domain matrix. Exploratory, every interval by itself.
+
+    Rows and columns stand by domain, those without one last. ``left_out`` names, by trained
+    task, options of which a seed is missing or diverged.
+    """
+
+    confidence: float
+    rows: tuple[TransferRow, ...]
+    columns: tuple[TransferColumn, ...]
+    options: tuple[Option, ...]
+    cells: tuple[TransferCell, ...]
+    domain_means: tuple[DomainMean, ...]
+    left_out: dict[str, tuple[str, ...]]
+
+
+def transfer(results: StudyResults) -> Transfer | None:
+    """The matrix of a study; None where nothing is tested out of the trained domain.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
+    study = results.study
+    sources = {part.train_task: OptionGains(part) for part in results.by_train_task}
+    if not any(source.tasks("out_of_domain") for source in sources.values()):
+        return None
+    columns = _columns(study, sources)
+    order = _by_domain([_domain_of(study, name, sources[name]) for name in sources])
+    rows = [
+        TransferRow(name=name, domain=_domain_of(study, name, sources[name])) for name in sources
+    ]
+    cells: list[TransferCell] = []
+    means: list[DomainMean] = []
+    options: dict[str, Option] = {}
+    for place in order:
+        name = rows[place].name
+        for option in sources[name].options:
+            options.setdefault(option.option.label, option.option)
+            cells += _cells(sources[name], option, columns)
+            means += _domain_means(sources[name], option, columns)
+    if not cells:
+        return None
+    return Transfer(
+        confidence=study.config.recommendation.confidence,
+        rows=tuple(rows[place] for place in order),
+        columns=columns,
+        options=tuple(sorted(options.values(), key=lambda each: each.rank is None)),
+        cells=tuple(cells),
+        domain_means=tuple(means),
+        left_out={name: source.left_out for name, source in sources.items() if source.left_out},
+    )
+
+
+def is_negative_transfer(change: TaskMean, base_score: TaskMean) -> bool:
+    """Whether the lower bound of the drop is above a tenth of the base's score."""
+    return base_score.estimate > 0 and -change.upper > TRANSFER_ALARM_SHARE * base_score.estimate
+
+
+def _domain_of(study: StudyRecord, name: str, source: OptionGains) -> str | None:
+    """A trained task's own domain, or that of all its in-domain tasks."""
+    if name in study.domains:
+        return study.domains[name]
+    domains = {study.domains.get(task) for task in source.results.tasks.get("in_domain", ())}
+    return domains.pop() if len(domains) == 1 else None
+
+
+def _by_domain(domains: Sequence[str | None]) -> list[int]:
+    """The places of these, domains together in the order of their first; none at the end."""
+    first = list(dict.fromkeys(domain for domain in domains if domain is not None))
+    return sorted(
+        range(len(domains)),
+        key=lambda place: first.index(domain) if (domain := domains[place]) else len(first),
+    )
+
+
+def _relations(source: OptionGains) -> dict[str, Relation]:
+    """The relation of every test task that is scored in points."""
+    return {task: relation for relation in TESTED for task in source.tasks(relation)}
+
+
+def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[TransferColumn, ...]:
+    """Tasks that have the same relation to every trained task may share a column."""
+    related = {name: _relations(source) for name, source in sources.items()}
+    tasks = list(dict.fromkeys(task for relations in related.values() for task in relations))
+    kind = {
+        task: (study.domains.get(task), tuple(found.get(task) for found in related.values()))
+        for task in tasks
+    }
+    columns: list[TransferColumn] = []
+    placed: set[str] = set()
+    for task in tasks:
+        if task in placed:
+            continue
+        name, leaves = task, (task,)
+        for group, members in study.groups.items():
+            alike = tuple(t for t in tasks if t in members and kind[t] == kind[task])
+            alike = tuple(t for t in alike if t not in placed)
+            if task in alike and len(alike) > max(MOST_LEAVES, len(leaves)):
+                name, leaves = f"{group} ({len(alike)} tasks)", alike
+        placed |= set(leaves)
+        columns.append(TransferColumn(name=name, tasks=leaves, domain=kind[task][0]))
+    return tuple(columns[place] for place in _by_domain([column.domain for column in columns]))
+
+
+def _cells(
+    source: OptionGains, option: TrainedOption, columns: Sequence[TransferColumn]
+) -> list[TransferCell]:
+    relations = _relations(source)
+    cells: list[TransferCell] = []
+    for column in columns:
+        relation = relations.get(column.tasks[0])
+        if relation is None:
+            continue
+        base, change = source.base_score(column.tasks), source.change(option, column.tasks)
+        cells.append(
+            TransferCell(
+                train_task=source.results.train_task,
+                label=option.option.label,
+                tasks=column.tasks,
+                relation=relation,
+                base_score=base,
+                change=change,
+                is_alarm=relation == "out_of_domain" and is_negative_transfer(change, base),
+            )
+        )
+    return cells
+
+
+def _domain_means(
+    source: OptionGains, option: TrainedOption, columns: Sequence[TransferColumn]
+) -> list[DomainMean]:
+    """Of domains with several columns; what was trained on is left out of the mean."""
+    relations = _relations(source)
+    means: list[DomainMean] = []
+    for domain in dict.fromkeys(column.domain for column in columns):
+        its = [column for column in columns if column.domain == domain]
+        tasks = (task for column in its for task in column.tasks)
+        away = tuple(task for task in tasks if relations.get(task) in AWAY)
+        if domain is not None and len(its) > 1 and away:
+            means.append(
+                DomainMean(
+                    train_task=source.results.train_task,
+                    label=option.option.label,
+                    domain=domain,
+                    tasks=away,
+                    change=source.change(option, away),
+                )
+            )
+    return means

@@ -1,0 +1,97 @@
+"""What changes from the smallest rank of a study to its largest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rankwise.findings.contrasts import bound_of
+from rankwise.findings.options import Option
+from rankwise.findings.stats.estimates import Floats, mean_over_tasks
+from rankwise.records.study import Bound, Record, Unit
+
+TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
+Answer = Literal["shown", "contradicted", "undecided"]
+
+
+class RankTrend(Record):
+    """A measure at the largest rank less the same at the smallest, on the same items.
+
+    ``answer`` is whether it is shown to go the way that the mechanism says: a larger gap, more
+    agreement, less KL. ``num_examples`` are all items that it rests on.
+    """
+
+    of: TrendOf
+    smallest_rank: int
+    largest_rank: int
+    change: Bound
+    unit: Unit
+    num_examples: int
+    num_seeds: int
+    answer: Answer
+
+
+class Measured(NamedTuple):
+    """A measure of one option: for each independent set of items (seeds, items)."""
+
+    option: Option
+    parts: Sequence[Floats]
+
+
+def rank_trend(
+    of: TrendOf,
+    measured: Sequence[Measured],
+    *,
+    unit: Unit,
+    item_size: float,
+    confidence: float,
+    rises: bool,
+    weights: Sequence[float] | None = None,
+) -> RankTrend | None:
+    """The change from the smallest to the largest rank; None with fewer than two ranks.
+
+    Where a rank was trained with several other settings, their mean is taken.
+
+    Args:
+        of: what is measured.
+        measured: of LoRA options, on the same sets of items with the same seeds.
+        unit: of the values.
+        item_size: what one whole item counts, as in ``stats.crossed_difference``.
+        confidence: of the interval, 0..1.
+        rises: whether the mechanism says that the measure rises with rank.
+        weights: of the sets of items; None counts each the same.
+    """
+    by_rank: dict[int, list[Sequence[Floats]]] = {}
+    for each in measured:
+        if each.option.rank is not None:
+            by_rank.setdefault(each.option.rank, []).append(each.parts)
+    if len(by_rank) < 2:
+        return None
+    smallest, largest = min(by_rank), max(by_rank)
+    low, high = _mean_parts(by_rank[smallest]), _mean_parts(by_rank[largest])
+    differences = [b - a for a, b in zip(low, high, strict=True)]
+    estimate = mean_over_tasks(differences, item_size=item_size, weights=weights)
+    change = bound_of(estimate, confidence)
+    return RankTrend(
+        of=of,
+        smallest_rank=smallest,
+        largest_rank=largest,
+        change=change,
+        unit=unit,
+        num_examples=sum(part.shape[1] for part in differences),
+        num_seeds=differences[0].shape[0],
+        answer=answer_of(change, rises=rises),
+    )
+
+
+def answer_of(change: Bound, *, rises: bool = True) -> Answer:
+    """Whether a difference is shown to be above zero, or below it with ``rises`` false."""
+    if change.lower <= 0.0 <= change.upper:
+        return "undecided"
+    return "shown" if (change.lower > 0.0) == rises else "contradicted"
+
+
+def _mean_parts(options: Sequence[Sequence[Floats]]) -> list[Floats]:
+    return [np.mean(parts, axis=0) for parts in zip(*options, strict=True)]

@@ -1,0 +1,341 @@
+"""What the weights of a study's runs say: norms against rank, intruders against forgetting."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from rankwise.findings.ladders import Ladder, ladders
+from rankwise.findings.options import Option, OptionGains
+from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
+from rankwise.findings.stats.growth import Fit, Growth, norm_growth
+from rankwise.records import quantities
+from rankwise.records.axes import run_labels
+from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.spectra import (
+    INTRUDER_EPSILON,
+    INTRUDER_K,
+    MatrixSpectrum,
+    SpectraRecord,
+    VectorChange,
+    intruders_of,
+)
+from rankwise.records.study import Bound, Record, Relation, Unit
+
+ALL_MODULES = "all modules"
+Measure = Literal["intruders", "norm of the update", "turned directions"]
+
+
+class NullPair(Record):
+    """A measure of a run, and its means under both nulls; None where none was drawn."""
+
+    observed: float
+    gaussian: float | None
+    haar: float | None
+
+
+class RunWeights(Record):
+    """One run's weights over all adapted matrices.
+
+    ``relative_norm`` is ‖delta‖_F / ‖W_0‖_F of all matrices together; ``intruders`` the sum over
+    matrices at k = 10, ε = 0.5; ``similarity`` the mean |cos| of left and right vectors of one
+    index, over as many as were compared. ``effective_rank`` and ``energy_rank_99`` are medians over
+    matrices; ``full_overlap`` and what random directions would have are means. ``forgetting`` is
+    what ``Association`` relates them to, by its name.
+    """
+
+    run: str
+    option: Option
+    num_matrices: int
+    frobenius_norm: float
+    relative_norm: float
+    effective_rank: float
+    energy_rank_99: float
+    intruders: NullPair
+    similarity: NullPair
+    full_overlap: float | None
+    full_overlap_expected: float | None
+    forgetting: dict[str, float]
+
+
+class FittedLaw(Record):
+    """A law of growth; see ``norm_fits.Fit``."""
+
+    slope: Bound
+    intercept: float
+    r_squared: float
+
+
+class NormTrend(Record):
+    """‖delta‖_F of one kind of module against rank; runs differ by rank and seed alone."""
+
+    module: str
+    setting: str
+    ranks: tuple[int, ...]
+    norms: tuple[float, ...]
+    logarithmic: FittedLaw
+    power_law: FittedLaw
+    better: Growth
+
+
+class Association(Record):
+    """Spearman's correlation of a measure of the weights with forgetting, over runs.
+
+    ``correlation`` is None with its ``reason``.
+    """
+
+    measure: Measure
+    forgetting: str
+    unit: Unit
+    num_runs: int
+    correlation: Bound | None
+    reason: str | None
+
+
+class TrainTaskWeights(Record):
+    """The weights of one trained task's runs. Exploratory.
+
+    ``left_out`` has, by run, why it has no matrices.
+    """
+
+    train_task: str
+    confidence: float
+    num_seeds: int
+    runs: tuple[RunWeights, ...]
+    norm_trends: tuple[NormTrend, ...]
+    associations: tuple[Association, ...]
+    statements: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+class _Looked(NamedTuple):
+    """A run with its record."""
+
+    model: ModelResults
+    spectra: SpectraRecord
+
+
+def weight_findings(results: StudyResults) -> tuple[TrainTaskWeights, ...]:
+    """One entry for each trained task of which any run's weights were looked into."""
+    found = (_of_task(part) for part in results.by_train_task)
+    return tuple(each for each in found if each is not None)
+
+
+def _of_task(results: TrainTaskResults) -> TrainTaskWeights | None:
+    looked = [_Looked(model, model.spectra) for model in results.runs if model.spectra is not None]
+    analysed = [each for each in looked if each.spectra.matrices]
+    if not looked:
+        return None
+    labels = run_labels(results.planned)
+    runs = tuple(_run_weights(results, each, labels[each.model.name]) for each in analysed)
+    source = OptionGains(results)
+    trends = tuple(_norm_trends(source))
+    top_k = results.study.config.analysis.top_k
+    associations = tuple(_associations(results, runs, source.confidence))
+    return TrainTaskWeights(
+        train_task=results.train_task,
+        confidence=source.confidence,
+        num_seeds=len(results.study.config.seeds),
+        runs=runs,
+        norm_trends=trends,
+        associations=associations,
+        statements=tuple(_statements(trends, associations, runs, min(INTRUDER_K, top_k))),
+        left_out={
+            each.model.name: each.spectra.not_analysed
+            for each in looked
+            if each.spectra.not_analysed is not None
+        },
+    )
+
+
+def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunWeights:
+    matrices, epsilons = looked.spectra.matrices, looked.spectra.epsilons
+    overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
+    base_norm = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
+    norm = looked.spectra.frobenius_norm
+
+    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
+        return intruders_of(change, matrix.leading, epsilons)
+
+    return RunWeights(
+        run=looked.model.name,
+        option=Option(label=label, rank=run_record(looked.model).planned.rank),
+        num_matrices=len(matrices),
+        frobenius_norm=norm,
+        relative_norm=norm / base_norm if base_norm else 0.0,
+        effective_rank=statistics.median(each.update.effective_rank for each in matrices),
+        energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
+        intruders=_null_pair(matrices, intruders, sum),
+        similarity=_null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
+        full_overlap=_mean([(each.left + each.right) / 2 for each in overlaps]),
+        full_overlap_expected=_mean(
+            [(each.left_expected + each.right_expected) / 2 for each in overlaps]
+        ),
+        forgetting=dict(_forgetting(results, looked.model)),
+    )
+
+
+def similarity(change: VectorChange) -> float:
+    """The mean |cos| of left and right vectors of one index, over all that were compared."""
+    return (change.left.index_matched[-1] + change.right.index_matched[-1]) / 2
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _null_pair(
+    matrices: Sequence[MatrixSpectrum],
+    measure: Callable[[VectorChange, MatrixSpectrum], float],
+    total: Callable[[list[float]], float],
+) -> NullPair:
+    """A zero update is compared with no null: where one is in it, nor is the run."""
+    gaussian = [measure(m.gaussian_null, m) for m in matrices if m.gaussian_null is not None]
+    haar = [measure(m.haar_null, m) for m in matrices if m.haar_null is not None]
+    return NullPair(
+        observed=total([measure(each.change, each) for each in matrices]),
+        gaussian=total(gaussian) if len(gaussian) == len(matrices) else None,
+        haar=total(haar) if len(haar) == len(matrices) else None,
+    )
+
+
+_FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
+    ("retention loss", "retention", "points"),
+    ("loss on held-out text", "held_out_text", "nats"),
+)
+
+
+def _forgetting(results: TrainTaskResults, model: ModelResults) -> Iterator[tuple[str, float]]:
+    """How much worse than the base, macro-mean over the tasks that are scored in the unit."""
+    for name, relation, unit in _FORGETTING:
+        items = results.base.items
+        tasks = [
+            task
+            for task in results.tasks.get(relation, ())
+            if task in items and items[task].unit == unit and task in model.items
+        ]
+        if tasks:
+            gains = [float(pair_items(results.base, model, task).gain.mean()) for task in tasks]
+            yield name, -statistics.fmean(gains)
+
+
+def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
+    for ladder in ladders(source):
+        points = [
+            (rung.plan.rank, spectra)
+            for rung in ladder.rungs
+            for run in rung.runs
+            if rung.plan.rank is not None and (spectra := run.spectra) is not None
+        ]
+        points = [point for point in points if point[1].matrices]
+        kinds = dict.fromkeys(each.kind for _, spectra in points for each in spectra.matrices)
+        for module in (ALL_MODULES, *kinds):
+            trend = _norm_trend(module, ladder, points, source.confidence)
+            if trend is not None:
+                yield trend
+
+
+def _norm_trend(
+    module: str, ladder: Ladder, points: Sequence[tuple[int, SpectraRecord]], confidence: float
+) -> NormTrend | None:
+    ranks = [rank for rank, _ in points]
+    norms = [
+        sum(
+            each.update.frobenius_norm**2
+            for each in spectra.matrices
+            if module in (ALL_MODULES, each.kind)
+        )
+        ** 0.5
+        for _, spectra in points
+    ]
+    growth = norm_growth(ranks, norms, confidence) if points else None
+    if growth is None:
+        return None
+    return NormTrend(
+        module=module,
+        setting=ladder.label,
+        ranks=tuple(ranks),
+        norms=tuple(norms),
+        logarithmic=_law(growth.logarithmic),
+        power_law=_law(growth.power_law),
+        better=growth.better,
+    )
+
+
+def _law(fit: Fit) -> FittedLaw:
+    slope = Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper)
+    return FittedLaw(slope=slope, intercept=fit.intercept, r_squared=fit.r_squared)
+
+
+_MEASURES: tuple[tuple[Measure, Callable[[RunWeights], float]], ...] = (
+    ("intruders", lambda run: run.intruders.observed),
+    ("norm of the update", lambda run: run.frobenius_norm),
+    ("turned directions", lambda run: 1.0 - run.similarity.observed),
+)
+
+
+def _associations(
+    results: TrainTaskResults, runs: Sequence[RunWeights], confidence: float
+) -> Iterator[Association]:
+    for name, _, unit in _FORGETTING:
+        having = [run for run in runs if name in run.forgetting]
+        for measure, value in _MEASURES if having else ():
+            x = [value(run) for run in having]
+            found = rank_correlation(x, [run.forgetting[name] for run in having], confidence)
+            reason = None
+            if found is None and len(having) < MIN_PAIRS:
+                reason = f"{quantities.counted(len(having), 'run')}, {MIN_PAIRS} are needed"
+            elif found is None:
+                reason = "one of them is the same in all runs"
+            yield Association(
+                measure=measure,
+                forgetting=name,
+                unit=unit,
+                num_runs=len(having),
+                correlation=None
+                if found is None
+                else Bound(estimate=found.estimate, lower=found.lower, upper=found.upper),
+                reason=reason,
+            )
+
+
+def _statements(
+    trends: Sequence[NormTrend],
+    associations: Sequence[Association],
+    runs: Sequence[RunWeights],
+    k: int,
+) -> Iterator[str]:
+    """``k``: among how many leading directions intruders are counted."""
+    for trend in trends:
+        if trend.module == ALL_MODULES:
+            setting = f" ({trend.setting})" if trend.setting else ""
+            slope = trend.logarithmic.slope
+            words = {
+                "logarithmic": "a logarithm fits better than a power law",
+                "power law": "a power law fits better than a logarithm",
+                "undecided": "a logarithm and a power law are not told apart",
+            }[trend.better]
+            yield (
+                f"The norm of the update changes by {slope.estimate:+.3g} ({slope.lower:+.3g} to "
+                f"{slope.upper:+.3g}) per doubling of the rank{setting}; {words} "
+                f"(R² {trend.logarithmic.r_squared:.3f} and {trend.power_law.r_squared:.3f})."
+            )
+    for each in associations:
+        if each.measure == "intruders" and each.correlation is not None:
+            rho = each.correlation
+            shown = "is shown" if rho.lower > 0 else "is not shown"
+            if rho.upper < 0:
+                shown = "is refuted (the more of them, the less is forgotten)"
+            yield (
+                f"That intruder dimensions go with {each.forgetting} {shown}: Spearman's ρ "
+                f"{rho.estimate:.2f} ({rho.lower:.2f} to {rho.upper:.2f}) over "
+                f"{quantities.counted(each.num_runs, 'run')}."
+            )
+    none = [run for run in runs if run.intruders.observed == 0]
+    if runs and len(none) == len(runs):
+        yield (
+            f"No run has an intruder dimension among its {k} leading directions at "
+            f"ε = {INTRUDER_EPSILON}."
+        )

@@ -1,0 +1,1 @@
+"""Attention heads: what training changed in them, and what they are good for."""

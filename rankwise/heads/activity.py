@@ -1,0 +1,107 @@
+"""What the heads of a model attend to and put out on one prompt, kept layer by layer.
+
+Registered with transformers' ``AttentionInterface``: one prompt at a time, all weights in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from rankwise.engine.models.attention import (
+    INSTEAD,
+    AttentionTerms,
+    attention_of,
+    decoder_of,
+    refuse_arguments,
+)
+from rankwise.errors import ModelError
+
+WATCHED_ATTENTION = "rankwise_watched"
+
+
+class HeadActivity(NamedTuple):
+    """One layer's heads on one prompt.
+
+    Attributes:
+        weights: attention, rows sum to 1 (to less under a sink logit).
+        outputs: what goes into the output projection.
+    """
+
+    weights: Float[Tensor, "heads tokens tokens"]
+    outputs: Float[Tensor, "heads tokens width"]
+
+
+@dataclass(eq=False)
+class _Watch:
+    """Filled by the layers, by their index."""
+
+    layers: dict[int, HeadActivity] = field(default_factory=dict[int, HeadActivity])
+
+
+@torch.inference_mode()
+def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivity]:
+    """Read a prompt and keep what every layer's heads did.
+
+    Args:
+        model: of transformers, in eval mode, also with adapters on it.
+        tokens: at least one.
+
+    Raises:
+        ModelError: its attention asks for something that is not known here.
+    """
+    decoder, watch = decoder_of(model), _Watch()
+    ids = torch.tensor([tokens], device=decoder.device)
+    positions = torch.arange(len(tokens), device=decoder.device)[None]
+    with attention_of(decoder, WATCHED_ATTENTION):
+        decoder.base_model(input_ids=ids, position_ids=positions, head_watch=watch, use_cache=False)
+    return [watch.layers[number] for number in sorted(watch.layers)]
+
+
+def attend_watched(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 kv_heads tokens width"],
+    value: Float[Tensor, "1 kv_heads tokens value_width"],
+    attention_mask: Tensor | None,
+    *,
+    head_watch: _Watch | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Float[Tensor, " heads"] | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
+    """The attention function that transformers calls in every layer; terms as ``attend_packed``."""
+    layer = getattr(module, "layer_idx", None)
+    if head_watch is None or layer is None:
+        raise ModelError(f"{type(module).__name__} was given no head_watch. {INSTEAD}")
+    others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
+    refuse_arguments(module, others)
+    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
+    heads, tokens = query.shape[1:3]
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    scores = (query @ key.mT).float() * terms.scale
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
+    behind = torch.arange(tokens, device=query.device)
+    behind = behind[:, None] - behind
+    seen = (behind >= 0) & (behind < (terms.window or tokens))
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if terms.sinks is not None:
+        sinks = terms.sinks.float().view(1, heads, 1, 1).expand(-1, -1, tokens, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., :tokens].to(value.dtype)
+    found = weights @ value
+    head_watch.layers[layer] = HeadActivity(weights[0], found[0])
+    return found.transpose(1, 2), None
+
+
+AttentionInterface.register(WATCHED_ATTENTION, attend_watched)

@@ -1,0 +1,97 @@
+"""Effects of interventions on heads: paired over items, with a control, corrected over heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.stats.estimates import Floats, crossed_difference, holm, zero_p_value
+from rankwise.records.heads import HeadEffect, HeadEstimate
+
+
+class HeadScores(NamedTuple):
+    """A model's values by item, signed so that more is better.
+
+    Attributes:
+        intact: (items,) of the model as it is.
+        changed: (heads, items) under an intervention on each head.
+    """
+
+    intact: Floats
+    changed: Floats
+
+    @property
+    def effects(self) -> Floats:
+        """(heads, items) what each intervention adds."""
+        return self.changed - self.intact
+
+
+def head_effects(
+    heads: Sequence[tuple[int, int]],
+    adapted: HeadScores,
+    control: HeadScores,
+    *,
+    item_size: float,
+    confidence: float,
+    num_candidates: int,
+    less_control: bool,
+) -> tuple[HeadEffect, ...]:
+    """The effect on every head, and that on the control.
+
+    Args:
+        heads: layer and number of each.
+        adapted: of the run's model.
+        control: of the base, same items and heads.
+        item_size: what one whole item counts: 100 for points, 0 for nats (``stats``).
+        confidence: of the bounds, for all candidates at once.
+        num_candidates: the heads that these were chosen from, themselves included.
+        less_control: whether effect less control means anything.
+    """
+
+    def corrected(effects: Floats, size: float) -> tuple[HeadEstimate, ...]:
+        return estimates(effects, item_size=size, confidence=confidence, family=num_candidates)
+
+    effect = corrected(adapted.effects, item_size)
+    of_base = corrected(control.effects, item_size)
+    beyond: Sequence[HeadEstimate | None] = [None] * len(heads)
+    if less_control:
+        difference = adapted.effects - control.effects
+        # two models' disagreements with themselves: twice as many may be unseen
+        beyond = corrected(difference, item_size * 2**0.5)
+    return tuple(
+        HeadEffect(layer=layer, head=head, effect=own, control=base, beyond_control=less)
+        for (layer, head), own, base, less in zip(heads, effect, of_base, beyond, strict=True)
+    )
+
+
+def estimates(
+    effects: Floats, *, item_size: float, confidence: float, family: int
+) -> tuple[HeadEstimate, ...]:
+    """Means over items, corrected over a family of rows: bounds by Bonferroni, p-values by Holm.
+
+    Rows of the family that are not given count as such in which nothing is found: right also if
+    the same items have decided which rows are given.
+
+    Args:
+        effects: (rows, items), at least two items.
+        item_size: as in ``head_effects``.
+        confidence: that all bounds hold together, 0..1.
+        family: how many rows there are, the given ones included.
+    """
+    found = [crossed_difference(row, item_size=item_size) for row in effects]
+    level = 1.0 - (1.0 - confidence) / max(family, 1)
+    adjusted = holm([*(zero_p_value(each) for each in found), *[1.0] * (family - len(found))])
+    bounds = [each.interval(level) for each in found]
+    return tuple(
+        HeadEstimate(
+            estimate=each.value, stderr=each.stderr, lower=lower, upper=upper, p_value=p_value
+        )
+        for each, (lower, upper), p_value in zip(found, bounds, adjusted, strict=False)
+    )
+
+
+def first_half(effects: Floats) -> tuple[float, ...]:
+    """The mean over items 0, 2, 4 ... of each row: what a choice of heads may look at."""
+    return tuple(float(value) for value in np.atleast_2d(effects)[:, ::2].mean(axis=1))

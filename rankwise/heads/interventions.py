@@ -1,0 +1,166 @@
+"""What an adapter adds to single heads, taken out of it or left alone in it.
+
+A head's delta is its rows of q, those of k and v where no other head reads them (and, on request,
+also where its group shares them), and its columns of the output projection. In factors that is
+rows of ``lora_B`` and columns of ``lora_A`` set to zero: delta without the head, exactly, at the
+same rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+
+from rankwise.engine.models.adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ScaledFactors,
+    read_factors,
+)
+from rankwise.heads.layouts import HeadLayout, Part
+from rankwise.records.folder import write_atomically, writing
+
+
+class Head(NamedTuple):
+    """A head by the number of its layer and its own, both from 0."""
+
+    layer: int
+    head: int
+
+
+class _Spans(NamedTuple):
+    """What of a layer's factors belongs to heads: rows of lora_B, or columns of lora_A."""
+
+    rows: list[slice]
+    columns: list[slice]
+
+
+def without_heads(
+    factors: Mapping[str, ScaledFactors],
+    layouts: Sequence[HeadLayout],
+    heads: Iterable[Head],
+    *,
+    keys_and_values: bool = False,
+) -> dict[str, ScaledFactors]:
+    """An adapter's factors with the delta of some heads taken out; the given ones stay as they are.
+
+    Args:
+        factors: by the layer's name; what they do not adapt has no delta.
+        layouts: of every layer.
+        heads: whose delta goes.
+        keys_and_values: also rows of k and v that a head shares: all heads of its group
+            (``HeadLayout.sharers``) lose these.
+    """
+    changed = dict(factors)
+    for name, spans in _spans(layouts, heads, keys_and_values).items():
+        if name in factors:
+            lora_A, lora_B, scaling = factors[name]
+            lora_A, lora_B = lora_A.clone(), lora_B.clone()
+            for rows in spans.rows:
+                lora_B[rows] = 0
+            for columns in spans.columns:
+                lora_A[:, columns] = 0
+            changed[name] = ScaledFactors(lora_A, lora_B, scaling)
+    return changed
+
+
+def only_heads(
+    factors: Mapping[str, ScaledFactors],
+    layouts: Sequence[HeadLayout],
+    heads: Iterable[Head],
+    *,
+    keys_and_values: bool = False,
+) -> dict[str, ScaledFactors]:
+    """The delta of some heads and nothing else: what ``without_heads`` takes out."""
+    changed: dict[str, ScaledFactors] = {}
+    for name, spans in _spans(layouts, heads, keys_and_values).items():
+        if name in factors:
+            lora_A, lora_B, scaling = factors[name]
+            if spans.rows:
+                kept = lora_B.new_zeros(lora_B.shape)
+                for rows in spans.rows:
+                    kept[rows] = lora_B[rows]
+                changed[name] = ScaledFactors(lora_A, kept, scaling)
+            else:
+                kept = lora_A.new_zeros(lora_A.shape)
+                for columns in spans.columns:
+                    kept[:, columns] = lora_A[:, columns]
+                changed[name] = ScaledFactors(kept, lora_B, scaling)
+    return changed
+
+
+def save_without_heads(
+    source: Path,
+    target: Path,
+    layouts: Sequence[HeadLayout],
+    heads: Iterable[Head],
+    *,
+    keys_and_values: bool = False,
+) -> None:
+    """Write an adapter without the delta of some heads, in PEFT's format and the saved precision.
+
+    Exact: what is taken out becomes zero and nothing else changes, so the config stays as it is.
+
+    Args:
+        source: folder of an adapter of plain LoRA.
+        target: folder to write; is created.
+        layouts: of every layer of its base.
+        heads: whose delta goes.
+        keys_and_values: as in ``without_heads``.
+
+    Raises:
+        ModelError: the source cannot be read, or is no plain LoRA.
+        StorageError: the target cannot be written.
+    """
+    changed = without_heads(read_factors(source), layouts, heads, keys_and_values=keys_and_values)
+    tensors = {
+        f"base_model.model.{name}.{side}.weight": matrix.contiguous()
+        for name, (lora_A, lora_B, _) in changed.items()
+        for side, matrix in (("lora_A", lora_A), ("lora_B", lora_B))
+    }
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_atomically(target / CONFIG_FILE, (source / CONFIG_FILE).read_text(encoding="utf-8"))
+
+
+def adapted_heads(
+    factors: Mapping[str, ScaledFactors],
+    layouts: Sequence[HeadLayout],
+    *,
+    keys_and_values: bool = False,
+) -> list[Head]:
+    """The heads that an adapter has a delta of, in order."""
+    return [
+        Head(layout.layer, number)
+        for layout in layouts
+        for number in range(layout.num_heads)
+        if any(part.module in factors for part in _parts(layout, number, keys_and_values))
+    ]
+
+
+def delta_rows(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list[Part]:
+    """A head's rows of q, and of k and v where they are its own or ``keys_and_values`` asks."""
+    if keys_and_values or len(layout.sharers(head)) == 1:
+        return [layout.query(head), layout.key(head), layout.value(head)]
+    return [layout.query(head)]
+
+
+def _parts(layout: HeadLayout, head: int, keys_and_values: bool) -> list[Part]:
+    """A head's rows and, last, its columns."""
+    return [*delta_rows(layout, head, keys_and_values=keys_and_values), layout.columns(head)]
+
+
+def _spans(
+    layouts: Sequence[HeadLayout], heads: Iterable[Head], keys_and_values: bool
+) -> dict[str, _Spans]:
+    found: dict[str, _Spans] = {}
+    for layer, head in heads:
+        *rows, columns = _parts(layouts[layer], head, keys_and_values)
+        for part in rows:
+            found.setdefault(part.module, _Spans([], [])).rows.append(part.span)
+        found.setdefault(columns.module, _Spans([], [])).columns.append(columns.span)
+    return found

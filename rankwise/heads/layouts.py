@@ -1,0 +1,261 @@
+"""Where the heads of a decoder are: rows of its q, k and v projections, columns of its output's.
+
+Every kind of layout is an entry of ``LAYOUTS``; a contract test holds each of them against the
+model itself. A layer that no entry fits is refused by the name of its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.engine.models.attention import INSTEAD, decoder_of
+from rankwise.errors import ModelError
+
+_OUTPUTS = ("o_proj", "out_proj", "dense")
+
+
+class Part(NamedTuple):
+    """Neighbouring outputs (rows of the weight) or inputs (columns) of a linear layer.
+
+    Attributes:
+        module: the layer's full name.
+        span: which of them; of a Conv1D, whose weight is transposed, outputs and inputs as well.
+    """
+
+    module: str
+    span: slice
+
+
+class _Fit(NamedTuple):
+    """What an attention module comes to under a kind of layout.
+
+    ``query``, ``key`` and ``value`` say, for the number of a head (of k and v: of its group),
+    which outputs of which layer are its own. ``output`` is the output projection.
+    """
+
+    num_heads: int
+    num_groups: int
+    width: int
+    query: Callable[[int], tuple[str, slice]]
+    key: Callable[[int], tuple[str, slice]]
+    value: Callable[[int], tuple[str, slice]]
+    output: str
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """The heads of one layer.
+
+    Attributes:
+        layer: its number.
+        layer_name: full name of the decoder layer.
+        attention: full name of the attention module in it.
+        kind: which entry of ``LAYOUTS`` fits.
+        num_heads: of queries.
+        num_groups: of keys and values; ``num_heads / num_groups`` heads share one.
+        width: features of a head.
+    """
+
+    layer: int
+    layer_name: str
+    attention: str
+    kind: str
+    num_heads: int
+    num_groups: int
+    width: int
+    _fit: _Fit
+
+    @property
+    def output(self) -> str:
+        """Full name of the output projection."""
+        return f"{self.attention}.{self._fit.output}"
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Full names of the layers that heads have a part in, q, k, v and output, each once."""
+        parts = (self.query(0), self.key(0), self.value(0), self.columns(0))
+        return tuple(dict.fromkeys(part.module for part in parts))
+
+    def group_of(self, head: int) -> int:
+        """The group of keys and values that a head reads."""
+        return head // (self.num_heads // self.num_groups)
+
+    def sharers(self, head: int) -> tuple[int, ...]:
+        """The heads that read the same keys and values, itself among them."""
+        size = self.num_heads // self.num_groups
+        first = self.group_of(head) * size
+        return tuple(range(first, first + size))
+
+    def query(self, head: int) -> Part:
+        """A head's own rows of q."""
+        return self._part(self._fit.query(head))
+
+    def key(self, head: int) -> Part:
+        """The rows of k that a head shares with its group."""
+        return self._part(self._fit.key(self.group_of(head)))
+
+    def value(self, head: int) -> Part:
+        """The rows of v that a head shares with its group."""
+        return self._part(self._fit.value(self.group_of(head)))
+
+    def columns(self, head: int) -> Part:
+        """A head's columns of the output projection: its place in what is projected."""
+        return Part(self.output, slice(head * self.width, (head + 1) * self.width))
+
+    def _part(self, found: tuple[str, slice]) -> Part:
+        name, span = found
+        return Part(f"{self.attention}.{name}", span)
+
+
+def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
+    """The heads of every layer of a decoder, in order; works without weights, on meta too.
+
+    Args:
+        model: of transformers, without adapters on it.
+
+    Raises:
+        ModelError: layers cannot be found, or the heads of one are laid out in no known way.
+    """
+    decoder = decoder_of(model)
+    layouts: list[HeadLayout] = []
+    for number, (name, layer) in enumerate(_layers(model, decoder)):
+        fits = [
+            (kind, path, fit)
+            for path, module in layer.named_modules()
+            for kind, resolve in LAYOUTS.items()
+            if path and (fit := resolve(module)) is not None
+        ]
+        if len(fits) != 1:
+            raise ModelError(
+                f"{type(decoder).__name__} lays its heads out in a way that is not known here: "
+                f"{name} ({type(layer).__name__}) has {_attention_classes(layer)}, and known are "
+                f"{', '.join(LAYOUTS)}. {INSTEAD}"
+            )
+        ((kind, path, fit),) = fits
+        size = (fit.num_heads, fit.num_groups, fit.width)
+        layouts.append(HeadLayout(number, name, f"{name}.{path}", kind, *size, fit))
+    return tuple(layouts)
+
+
+def _layers(model: nn.Module, decoder: Any) -> list[tuple[str, nn.Module]]:
+    """The decoder layers, by their full names."""
+    count = decoder.config.get_text_config().num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists:
+        raise ModelError(f"the {count} layers of {type(decoder).__name__} are not found. {INSTEAD}")
+    name, layers = lists[0]  # the outermost comes first
+    return [(f"{name}.{number}", layer) for number, layer in enumerate(layers)]
+
+
+def _attention_classes(layer: nn.Module) -> str:
+    classes = (type(module).__name__ for module in layer.modules())
+    return ", ".join(dict.fromkeys(c for c in classes if "ttention" in c)) or "no attention"
+
+
+def _size(module: nn.Module, name: str) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer of that name directly inside of a module."""
+    layer = getattr(module, name, None)
+    weight = getattr(layer, "weight", None)
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    if isinstance(layer, nn.Linear) and weight is not None:
+        return layer.in_features, layer.out_features
+    return None
+
+
+def _output(module: nn.Module) -> tuple[str, int] | None:
+    """The output projection's name and its inputs; None unless there is exactly one."""
+    found = [(name, size[0]) for name in _OUTPUTS if (size := _size(module, name)) is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _width(module: nn.Module) -> int | None:
+    for name in ("head_dim", "head_size"):
+        width = getattr(module, name, None)
+        if isinstance(width, int):
+            return width
+    return None
+
+
+def _rows(name: str, start: int, width: int, step: int) -> Callable[[int], tuple[str, slice]]:
+    """Of head or group ``n``: ``width`` rows from ``start + n * step`` on."""
+
+    def rows(number: int) -> tuple[str, slice]:
+        first = start + number * step
+        return name, slice(first, first + width)
+
+    return rows
+
+
+def _in_row(name: str, start: int, width: int) -> Callable[[int], tuple[str, slice]]:
+    return _rows(name, start, width, width)
+
+
+def _separate(module: nn.Module) -> _Fit | None:
+    """q_proj, k_proj and v_proj: Llama, Mistral, Qwen, Gemma, OLMo, Phi ..."""
+    q, k, v = (_size(module, name) for name in ("q_proj", "k_proj", "v_proj"))
+    output, width = _output(module), _width(module)
+    if q is None or k is None or v is None or output is None or width is None:
+        return None
+    heads, groups = q[1] // width, k[1] // width
+    if q[1] != heads * width or output[1] != q[1] or k != v or k[1] != groups * width:
+        return None  # queries or outputs carry more than heads: gates, latent keys
+    if groups == 0 or heads % groups:
+        return None
+    q_rows, k_rows, v_rows = (_in_row(name, 0, width) for name in ("q_proj", "k_proj", "v_proj"))
+    return _Fit(heads, groups, width, q_rows, k_rows, v_rows, output[0])
+
+
+def _interleaved(module: nn.Module) -> _Fit | None:
+    """query_key_value of GPT-NeoX: head by head its q, k and v; other classes differ by class."""
+    fused, output, width = _size(module, "query_key_value"), _output(module), _width(module)
+    if type(module).__name__ != "GPTNeoXAttention":
+        return None
+    if fused is None or output is None or width is None or fused[1] != 3 * output[1]:
+        return None
+    heads = output[1] // width
+    q, k, v = (_rows("query_key_value", n * width, width, 3 * width) for n in range(3))
+    return _Fit(heads, heads, width, q, k, v, output[0])
+
+
+def _side_by_side(module: nn.Module) -> _Fit | None:
+    """qkv_proj of Phi-3: all of q, then all of k, then all of v."""
+    fused, output, width = _size(module, "qkv_proj"), _output(module), _width(module)
+    groups = getattr(module, "num_key_value_heads", None)
+    if fused is None or output is None or width is None or not isinstance(groups, int):
+        return None
+    heads = output[1] // width
+    if fused[1] != (heads + 2 * groups) * width or heads % groups:
+        return None
+    q, k, v = (_in_row("qkv_proj", n * width, width) for n in (0, heads, heads + groups))
+    return _Fit(heads, groups, width, q, k, v, output[0])
+
+
+def _conv1d(module: nn.Module) -> _Fit | None:
+    """c_attn of GPT-2, a Conv1D: all of q, then all of k, then all of v."""
+    fused, output, width = _size(module, "c_attn"), _size(module, "c_proj"), _width(module)
+    if not isinstance(getattr(module, "c_attn", None), Conv1D):
+        return None  # a linear layer of this name (GPT-BigCode) has each head's q, k and v together
+    if fused is None or output is None or width is None or fused[1] != 3 * output[0]:
+        return None
+    heads = output[0] // width
+    q, k, v = (_in_row("c_attn", n * heads * width, width) for n in range(3))
+    return _Fit(heads, heads, width, q, k, v, "c_proj")
+
+
+LAYOUTS: dict[str, Callable[[nn.Module], _Fit | None]] = {
+    "q_proj, k_proj, v_proj": _separate,
+    "query_key_value": _interleaved,
+    "qkv_proj": _side_by_side,
+    "c_attn": _conv1d,
+}
+"""Kinds of layout by what their projections are called; each says whether a module is one."""

@@ -1,0 +1,346 @@
+"""Exact effects of interventions on single heads: what lies below a head is computed once.
+
+A model reads the items once and keeps, of every layer, what enters it and what its heads put out.
+An intervention on a head of layer l begins there: its own rows of the batch take what enters layer
+l, differ in that layer, and go through the layers above. On average that is half of the model; all
+heads of a layer share a batch, items share their beginnings (``prefix_tree``), and logits exist at
+scored positions only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rankwise.engine.models.adapter_files import ScaledFactors
+from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
+from rankwise.engine.models.head import CompletionHead
+from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.trained_adapters import layers_replaced
+from rankwise.engine.scoring.tree.answers import Answers, Targets, answer
+from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
+from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader
+from rankwise.errors import ModelError
+from rankwise.heads.branches import (
+    AblatedAttention,
+    PassedLayer,
+    VariedAttention,
+    entering_layer,
+    keeping_input,
+)
+from rankwise.heads.interventions import Head, only_heads, without_heads
+from rankwise.heads.layouts import HeadLayout, head_layouts
+from rankwise.tasks.questions import Continuation, LogLikelihood
+
+# Of the free memory: what is kept of the layers, and cached keys and values.
+_KEPT_SHARE, _CACHE_SHARE = 0.25, 0.25
+
+Advance = Callable[[int], None]
+
+
+class Ablation(NamedTuple):
+    """A head puts out something else: ``value`` of the head's width, or zeros if it is None."""
+
+    head: Head
+    value: Float[Tensor, " width"] | None = None
+
+
+class Reversion(NamedTuple):
+    """An adapter without its delta of one head; see ``head_interventions``."""
+
+    head: Head
+    keys_and_values: bool = False
+
+
+class Graft(NamedTuple):
+    """The base with an adapter's delta of one head and of nothing else."""
+
+    head: Head
+    adapter: FrozenAdapter
+    keys_and_values: bool = False
+
+
+Intervention = Ablation | Reversion | Graft
+
+
+class _Kept(NamedTuple):
+    """What one model made of a tree.
+
+    Attributes:
+        entering: by layer, what enters it.
+        heads: by layer, what goes into the output projection.
+    """
+
+    entering: Mapping[int, Float[Tensor, "places hidden"]]
+    heads: Mapping[int, Float[Tensor, "places heads_width"]]
+
+
+class HeadScorer:
+    """A frozen model, scored with single heads changed.
+
+    Attributes:
+        layouts: of the heads, layer by layer.
+    """
+
+    def __init__(
+        self,
+        base_model: nn.Module,
+        *,
+        max_batch_tokens: int,
+        kept_bytes: int | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        """Check that the model can be read in parts and its heads are known.
+
+        Args:
+            base_model: frozen, in eval mode, without adapters.
+            max_batch_tokens: in one forward pass, all interventions together.
+            kept_bytes: for what is kept of the layers; None is a quarter of the free memory. One
+                item is read whatever it takes.
+            cache_bytes: for keys and values of interventions, likewise.
+
+        Raises:
+            ModelError: attention, head or layout of heads are not of a kind that is known here.
+        """
+        self._model, self._decoder = base_model, decoder_of(base_model)
+        self.layouts: tuple[HeadLayout, ...] = head_layouts(base_model)
+        check_packable(base_model)
+        with packed_attention(base_model):
+            self._head = CompletionHead(self._decoder)
+        device = self._decoder.device
+        self._kept_bytes = _free(device, _KEPT_SHARE) if kept_bytes is None else kept_bytes
+        self._bank = FrozenBank()
+        self._reader = TreeReader(
+            base_model,
+            self._bank,
+            max_tokens=max_batch_tokens,
+            cache_bytes=_free(device, _CACHE_SHARE) if cache_bytes is None else cache_bytes,
+            keeps_layouts=True,
+        )
+
+    @property
+    def heads(self) -> list[Head]:
+        """All heads, layer by layer."""
+        return [Head(each.layer, n) for each in self.layouts for n in range(each.num_heads)]
+
+    @torch.inference_mode()
+    def log_likelihoods(
+        self,
+        items: Sequence[Continuation],
+        interventions: Sequence[Intervention],
+        adapter: FrozenAdapter | None = None,
+        advance: Advance = lambda _: None,
+    ) -> list[list[LogLikelihood]]:
+        """Score continuations under every intervention.
+
+        Args:
+            items: with their contexts.
+            interventions: on one head each.
+            adapter: the model is the base with it; None is the base.
+            advance: is told how many items were scored, of items times (interventions + 1).
+
+        Returns:
+            First those of the model as it is, then by intervention, each in the order of the items.
+
+        Raises:
+            ModelError: a reversion without an adapter.
+        """
+        if adapter is None and any(isinstance(each, Reversion) for each in interventions):
+            raise ModelError("without an adapter there is no delta of a head to take out.")
+        blank = LogLikelihood(0.0, False)
+        found = [[blank] * len(items) for _ in range(len(interventions) + 1)]
+        for chunk in self._chunks(items):
+            own = self._of_chunk([items[i] for i in chunk], interventions, adapter, advance)
+            for number, answers in own:
+                for index, each in zip(chunk, answers, strict=True):
+                    found[number][index] = each
+        return found
+
+    @torch.inference_mode()
+    def mean_outputs(
+        self, items: Sequence[Continuation], adapter: FrozenAdapter | None = None
+    ) -> dict[Head, Float[Tensor, " width"]]:
+        """What every head puts out before the output projection, the mean over all distinct tokens.
+
+        Tokens are distinct by what they stand behind: a beginning that items share counts once, in
+        whatever parts the memory cuts the items.
+        """
+        sums: dict[int, Tensor] = {}
+        count, before = 0, tuple[int, ...]()
+        for chunk in self._chunks(items):
+            tree = PrefixTree([items[i].tokens_read for i in chunk])
+            # items are sorted: what a part has in common with those before it, its first item has
+            begun = shared_length(before, items[chunk[0]].tokens_read)
+            before = items[chunk[-1]].tokens_read
+            kept = self._read_whole(tree, adapter)
+            count += len(tree) - begun
+            for layer, heads in kept.heads.items():
+                total = heads[begun:].double().sum(dim=0)
+                sums[layer] = total if layer not in sums else sums[layer] + total
+        dtype = next(self._model.parameters()).dtype
+        return {
+            head: (sums[head.layer][self.layouts[head.layer].columns(head.head).span] / count).to(
+                dtype
+            )
+            for head in self.heads
+        }
+
+    def _of_chunk(
+        self,
+        items: Sequence[Continuation],
+        interventions: Sequence[Intervention],
+        adapter: FrozenAdapter | None,
+        advance: Advance,
+    ) -> Iterator[tuple[int, list[LogLikelihood]]]:
+        """By number of the intervention plus one; 0 is the model as it is."""
+        tree = PrefixTree([item.tokens_read for item in items])
+        targets = Targets(tree, items)
+        answers = Answers(1, len(items), self._decoder.device)
+        kept = self._read_whole(
+            tree, adapter, lambda read: answer(self._head, read, targets, answers)
+        )
+        yield 0, answers.log_likelihoods()[0]
+        advance(len(items))
+        by_layer: dict[int, list[int]] = defaultdict(list)
+        for number, each in enumerate(interventions):
+            by_layer[each.head.layer].append(number)
+        for layer, numbers in sorted(by_layer.items()):
+            size = self._reader.together(tree, len(numbers))
+            for start in range(0, len(numbers), size):
+                group = numbers[start : start + size]
+                chosen = [interventions[n] for n in group]
+                answers = Answers(len(group), len(items), self._decoder.device)
+                with self._changed(layer, kept, chosen, adapter) as carried:
+                    for read in self._reader.read(tree, [carried] * len(group)):
+                        answer(self._head, read, targets, answers)
+                yield from zip((n + 1 for n in group), answers.log_likelihoods(), strict=True)
+                advance(len(items) * len(group))
+
+    def _read_whole(
+        self,
+        tree: PrefixTree,
+        adapter: FrozenAdapter | None,
+        heard: Callable[[ReadPlaces], None] = lambda _: None,
+    ) -> _Kept:
+        """Read a tree with the model as it is, and keep what its layers got."""
+        entering: dict[int, list[Tensor]] = defaultdict(list)
+        heads: dict[int, list[Tensor]] = defaultdict(list)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                carrying(self._model, [] if adapter is None else [adapter], self._bank)
+            )
+            for layout in self.layouts:
+                for name, into in ((layout.layer_name, entering), (layout.output, heads)):
+                    hook = keeping_input(into[layout.layer])
+                    module = self._model.get_submodule(name)
+                    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                    stack.callback(handle.remove)
+            for read in self._reader.read(tree, [adapter]):
+                heard(read)
+        joined = ({n: torch.cat(own) for n, own in each.items()} for each in (entering, heads))
+        return _Kept(*joined)
+
+    @contextlib.contextmanager
+    def _changed(
+        self,
+        layer: int,
+        kept: _Kept,
+        interventions: Sequence[Intervention],
+        adapter: FrozenAdapter | None,
+    ) -> Generator[FrozenAdapter | None]:
+        """Within the block, rows begin at a layer, each under its intervention.
+
+        Yields what all rows carry above it.
+        """
+        layout, own = self.layouts[layer], FrozenBank()
+        variants = [self._variant(each, adapter) for each in interventions]
+        of_layer = {name for each in variants if each is not None for name in each.layers}
+        carried = adapter
+        if adapter is not None and of_layer:
+            rest = {name: f for name, f in adapter.layers.items() if name not in of_layer}
+            carried = FrozenAdapter(rest, adapter.is_zero_update)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                carrying(self._model, [] if carried is None else [carried], self._bank)
+            )
+            stack.enter_context(carrying(self._model, [v for v in variants if v], own))
+            attention = self._model.get_submodule(layout.attention)
+            module: nn.Module
+            if any(isinstance(each, Ablation) for each in interventions):
+                output = self._model.get_submodule(layout.output)
+                changes = [
+                    (layout.columns(each.head.head).span, each.value)
+                    for each in interventions
+                    if isinstance(each, Ablation)
+                ]
+                assert len(changes) == len(interventions)
+                module = AblatedAttention(output, kept.heads[layer], changes)
+            else:
+                module = VariedAttention(attention, own, variants)
+            replaced = {layout.attention: module}
+            replaced |= {
+                each.layer_name: PassedLayer(self._model.get_submodule(each.layer_name))
+                for each in self.layouts[:layer]
+            }
+            first = self._model.get_submodule(layout.layer_name)
+            stack.enter_context(layers_replaced(self._model, replaced))
+            handle = first.register_forward_pre_hook(
+                entering_layer(kept.entering[layer]), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+            yield carried
+
+    def _variant(
+        self, intervention: Intervention, adapter: FrozenAdapter | None
+    ) -> FrozenAdapter | None:
+        """What an intervention's rows carry in the head's own layer; None for an ablation."""
+        if isinstance(intervention, Ablation):
+            return None
+        source = intervention.adapter if isinstance(intervention, Graft) else adapter
+        assert source is not None
+        head, shared = intervention.head, intervention.keys_and_values
+        names = self.layouts[head.layer].projections
+        own = {name: source.layers[name] for name in names if name in source.layers}
+        changed: dict[str, ScaledFactors]
+        if isinstance(intervention, Graft):
+            changed = only_heads(own, self.layouts, [head], keys_and_values=shared)
+        else:
+            changed = without_heads(own, self.layouts, [head], keys_and_values=shared)
+        return FrozenAdapter(changed, is_zero_update=False)
+
+    def _chunks(self, items: Sequence[Continuation]) -> list[list[int]]:
+        """The items in parts of which as much can be kept as there is room for.
+
+        Sorted by their tokens: what items begin with is read once in a part.
+        """
+        element = next(self._model.parameters()).element_size()
+        hidden = self._decoder.config.get_text_config().hidden_size
+        of_heads = sum(each.num_heads * each.width for each in self.layouts)
+        limit = self._kept_bytes // (element * (hidden * len(self.layouts) + of_heads))
+        chunks: list[list[int]] = []
+        places, before = 0, tuple[int, ...]()
+        for index in sorted(range(len(items)), key=lambda i: items[i].tokens_read):
+            tokens = items[index].tokens_read
+            new = len(tokens) - shared_length(before, tokens)
+            if not chunks or places + new > limit:
+                chunks.append([])
+                places, new = 0, len(tokens)
+            chunks[-1].append(index)
+            places, before = places + new, tokens
+        return chunks
+
+
+def _free(device: torch.device, share: float) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+    return int(share * free)

@@ -1,0 +1,109 @@
+"""The axes of a study: which combinations of settings are trained."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rankwise.records import quantities
+from rankwise.records.config import AlphaConfig, LoraConfig, LoraRate, RateRuleConfig, StudyConfig
+from rankwise.records.study import PlannedRun
+
+FULL_LABEL = "full fine-tuning"
+
+
+class LoraVariant(NamedTuple):
+    """One combination of a LoRA run's settings; ``learning_rate`` may depend on the rank."""
+
+    rank: int
+    alpha: AlphaConfig
+    learning_rate: LoraRate
+    target_modules: tuple[str, ...]
+    epochs: int
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate at this rank."""
+        rate = self.learning_rate
+        return rate.rate_of(self.rank) if isinstance(rate, RateRuleConfig) else rate
+
+    @property
+    def rate_label(self) -> str:
+        """The same at every rank: 2e-4, or 2e-4 × (r/32)^-1/2."""
+        return rate_label(self.learning_rate)
+
+
+def rate_label(rate: LoraRate) -> str:
+    """How a learning rate is set, at whatever rank."""
+    if not isinstance(rate, RateRuleConfig):
+        return quantities.learning_rate(rate)
+    if rate.rule == "constant":
+        return quantities.learning_rate(rate.value)
+    value, power = quantities.learning_rate(rate.value), rate.rule.removeprefix("r^")
+    return f"{value} × (r/{rate.reference_rank})^{power}"
+
+
+def lora_variants(config: StudyConfig) -> tuple[LoraVariant, ...]:
+    """The grid of the study's lists times its ``_`` list, ranks first; each combination once."""
+    lora = config.methods.lora
+    if lora is None:
+        return ()
+    pairs = [pair.model_dump(exclude_none=True) for pair in lora.paired] or [{}]
+    variants = [
+        variant
+        for index, pair in enumerate(pairs)
+        for variant in _grid(config, lora, index if pair else None)
+    ]
+    return tuple(dict.fromkeys(variants))
+
+
+def full_variants(config: StudyConfig) -> tuple[tuple[float, int], ...]:
+    """(learning rate, epochs) of every full fine-tuning of a seed; epochs of the grid only."""
+    if config.methods.full is None:
+        return ()
+    return tuple(itertools.product(config.train.learning_rate.full, config.train.epochs))
+
+
+def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
+    """What each run is called among these: its rank, and whatever else differs between them.
+
+    Seeds are left out: runs that differ by seed alone have one label.
+    """
+    trained = [run for run in planned if run.imported_as is None]
+    return {run.name: _run_label(run, trained) for run in planned}
+
+
+def _run_label(run: PlannedRun, planned: Sequence[PlannedRun]) -> str:
+    if run.imported_as is not None:
+        return f"imported {run.imported_as}"
+    alike = [other for other in planned if other.method == run.method]
+    parts = [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
+    settings = {
+        "alpha ": lambda r: " = ".join(r.alpha_labels),
+        "rate ": lambda r: " = ".join(r.rate_labels),
+        "on ": lambda r: quantities.modules(r.target_modules),
+        "epochs ": lambda r: str(r.epochs),
+    }
+    for name, setting in settings.items():
+        if len({setting(other) for other in alike}) > 1:
+            parts.append(f"{name}{setting(run)}")
+    return ", ".join(parts)
+
+
+def _grid(config: StudyConfig, lora: LoraConfig, index: int | None) -> list[LoraVariant]:
+    """All combinations that go with one entry of ``_``, or with none."""
+    entry = None if index is None else lora.paired[index]
+    ranks, alphas, sets = lora.ranks, lora.alpha, lora.target_modules
+    rates, epochs = config.train.learning_rate.lora, config.train.epochs
+    if entry is not None:
+        ranks = ranks if entry.rank is None else (entry.rank,)
+        alphas = alphas if entry.alpha is None else (entry.alpha,)
+        sets = sets if entry.target_modules is None else (entry.target_modules,)
+        rates = rates if entry.learning_rate is None else (entry.learning_rate,)
+        epochs = epochs if entry.epochs is None else (entry.epochs,)
+    combinations = itertools.product(epochs, sets, rates, alphas, ranks)
+    return [
+        LoraVariant(rank, alpha, rate, modules, number)
+        for number, modules, rate, alpha, rank in combinations
+    ]

@@ -1,0 +1,393 @@
+"""The study folder: its names, atomic writes, the lock, and reading it back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Generator, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+
+from rankwise.errors import RecordError, StudyLockedError
+from rankwise.records.files import read_record as read_record
+from rankwise.records.files import replacing as replacing
+from rankwise.records.files import storage_error as storage_error
+from rankwise.records.files import write_atomically as write_atomically
+from rankwise.records.files import writing as writing
+from rankwise.records.fingerprints import (
+    divergence_fingerprint,
+    head_changes_fingerprint,
+    scoring_fingerprint,
+    spectra_fingerprint,
+)
+from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
+from rankwise.records.items import LOSS_METRIC as LOSS_METRIC
+from rankwise.records.items import task_items
+from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import (
+    PlannedRun,
+    Record,
+    RunRecord,
+    StudyRecommendation,
+    StudyRecord,
+    TaskEvaluation,
+)
+
+BASE = "base"
+_WEIGHTS = ("adapter", "checkpoint")
+_DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
+_HEAD_CHANGES, _HEADS = "heads.json", "heads"
+
+
+class StudyFolder:
+    """Paths and records of one study; the only place that knows how the folder is laid out."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def study_file(self) -> Path:
+        return self.root / "study.json"
+
+    @property
+    def recommendation_file(self) -> Path:
+        return self.root / "recommendation.json"
+
+    @property
+    def findings_file(self) -> Path:
+        return self.root / "findings.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.root / "report.html"
+
+    def model_folder(self, name: str) -> Path:
+        """The folder of a run, or of the base model."""
+        return self.root / BASE if name == BASE else self.root / "runs" / name
+
+    def run_file(self, name: str) -> Path:
+        return self.model_folder(name) / "run.json"
+
+    def metrics_file(self, name: str) -> Path:
+        return self.model_folder(name) / "metrics.jsonl"
+
+    def weights_folder(self, run: PlannedRun) -> Path:
+        """Where a run's weights are: a PEFT adapter, or a whole checkpoint.
+
+        An imported checkpoint stays where it was; an imported adapter is copied here.
+        """
+        if run.imported_from is not None and run.method == "full":
+            return run.imported_from
+        return self.model_folder(run.name) / _WEIGHTS[run.method == "full"]
+
+    def training_state_file(self, run: PlannedRun) -> Path:
+        """What an interrupted training goes on from; gone when the run is finished."""
+        return self.model_folder(run.name) / "training.pt"
+
+    def evaluation_file(self, model: str, task: str) -> Path:
+        return self.model_folder(model) / "eval" / f"{quote(task, safe=' @')}.json"
+
+    def samples_file(self, model: str, task: str) -> Path:
+        return self.evaluation_file(model, task).with_suffix(".samples.jsonl")
+
+    def divergence_file(self, model: str, reference: str) -> Path:
+        """How far a model is from a full fine-tuning; the base is compared with several."""
+        folder = self.model_folder(model)
+        several = model == BASE
+        return folder / "divergence" / f"{reference}.json" if several else folder / _DIVERGENCE
+
+    def spectra_file(self, run: str) -> Path:
+        """What a run did to the base's weight matrices."""
+        return self.model_folder(run) / _SPECTRA
+
+    def head_changes_file(self, run: str) -> Path:
+        """What changed in a run's attention heads."""
+        return self.model_folder(run) / _HEAD_CHANGES
+
+    def head_effects_file(
+        self, run: str, mode: HeadMode, task: str, num_items: int, *, keys_and_values: bool = False
+    ) -> Path:
+        """What a run's heads do on items of a task, found by intervening on them."""
+        what = f"{mode}-keys-and-values" if keys_and_values else mode
+        file = f"{quote(task, safe=' @')}-{num_items}.json"
+        return self.model_folder(run) / _HEADS / "effects" / what / file
+
+    def head_repair_file(self, run: str) -> Path:
+        """Which heads were reverted to restore other domains."""
+        return self.model_folder(run) / _HEADS / "repair.json"
+
+    def repaired_folder(self, run: str) -> Path:
+        """The run's adapter without the delta of these heads, in PEFT's layout."""
+        return self.model_folder(run) / _HEADS / "repaired"
+
+    @contextlib.contextmanager
+    def lock(self) -> Generator[None]:
+        """Hold the folder; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            StudyLockedError: another process holds it.
+            StorageError: the folder cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(self.root / ".lock"), timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise StudyLockedError(
+                f"another process is working on {self.root}. Wait for it, or choose another "
+                "--study-dir."
+            ) from error
+        except OSError as error:
+            raise storage_error(self.root, error) from error
+        try:
+            for leftover in self.root.rglob(".*.tmp"):  # of a process that was killed while writing
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def write(self, path: Path, record: Record) -> None:
+        write_atomically(path, record.model_dump_json(indent=2) + "\n")
+
+    def read_study(self) -> StudyRecord:
+        return read_record(self.study_file, StudyRecord)
+
+    def read_recommendation(self) -> StudyRecommendation:
+        return read_record(self.recommendation_file, StudyRecommendation)
+
+    def finished_run(self, planned: PlannedRun) -> RunRecord | None:
+        """The record of a finished training, or None; a record of another run is an error."""
+        path = self.run_file(planned.name)
+        if not path.exists():
+            return None
+        record = read_record(path, RunRecord)
+        if record.planned.fingerprint != planned.fingerprint:
+            raise RecordError(
+                f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
+                f"{planned.fingerprint[:16]}. Move the folder away and run the study again."
+            )
+        return record
+
+    def finished_evaluation(
+        self, model: str, task: str, wanted_fingerprint: str
+    ) -> TaskEvaluation | None:
+        """The record of a finished scoring, or None if it is missing or of other settings."""
+        path = self.evaluation_file(model, task)
+        if not path.exists():
+            return None
+        record = read_record(path, TaskEvaluation)
+        return record if record.fingerprint == wanted_fingerprint else None
+
+    def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
+        """The record of a scoring whatever its settings, or None."""
+        path = self.evaluation_file(model, task)
+        return read_record(path, TaskEvaluation) if path.exists() else None
+
+    def finished_divergence(
+        self, model: str, reference: str, wanted_fingerprint: str
+    ) -> Divergence | None:
+        """A model's divergence from a full fine-tuning, None if missing or of other settings."""
+        path = self.divergence_file(model, reference)
+        record = read_record(path, Divergence) if path.exists() else None
+        return record if record and record.fingerprint == wanted_fingerprint else None
+
+    def finished_spectra(self, run: str, wanted_fingerprint: str) -> SpectraRecord | None:
+        """What was found in a run's weights, None if it is missing or of other settings."""
+        path = self.spectra_file(run)
+        record = read_record(path, SpectraRecord) if path.exists() else None
+        return record if record and record.fingerprint == wanted_fingerprint else None
+
+    def finished_head_changes(self, run: str, wanted_fingerprint: str) -> HeadChanges | None:
+        """What changed in a run's heads, None if it is missing or of other settings."""
+        path = self.head_changes_file(run)
+        record = read_record(path, HeadChanges) if path.exists() else None
+        return record if record and record.fingerprint == wanted_fingerprint else None
+
+    def finished_head_effects(
+        self, path: Path, wanted_fingerprints: Collection[str]
+    ) -> TaskHeadEffects | None:
+        """What a run's heads do on a task, None if it is missing or of other settings."""
+        record = read_record(path, TaskHeadEffects) if path.exists() else None
+        return record if record and record.fingerprint in wanted_fingerprints else None
+
+    def head_effects(self, study: StudyRecord, run: str) -> tuple[TaskHeadEffects, ...]:
+        """All that was found by intervening on a run's heads with the study's tasks as they are."""
+        paths = sorted((self.model_folder(run) / _HEADS / "effects").rglob("*.json"))
+        found = [read_record(path, TaskHeadEffects) for path in paths]
+        confidence = study.config.recommendation.confidence
+        current = [
+            each
+            for each in found
+            if each.task_fingerprint == study.task_fingerprints.get(each.task)
+            and each.confidence == confidence
+        ]
+        return tuple(sorted(current, key=lambda each: HEAD_MODES.index(each.mode)))
+
+    def head_repair(self, run: str) -> HeadRepair | None:
+        """Which heads were reverted to restore other domains; None if that was not tried."""
+        path = self.head_repair_file(run)
+        return read_record(path, HeadRepair) if path.exists() else None
+
+    def clear_repaired(self, run: str) -> None:
+        """Take away an earlier repaired adapter.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        folder = self.repaired_folder(run)
+        try:
+            self.head_repair_file(run).unlink(missing_ok=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise storage_error(folder, error) from error
+
+    def start_run(self, planned: PlannedRun) -> None:
+        """Clear what an interrupted training of this run left behind."""
+        folder = self.model_folder(planned.name)
+        try:
+            for leftover in (*_WEIGHTS, "eval", _HEADS):
+                shutil.rmtree(folder / leftover, ignore_errors=True)
+            for name in (_DIVERGENCE, _SPECTRA, _HEAD_CHANGES):
+                (folder / name).unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.metrics_file(planned.name).write_text("", encoding="utf-8")
+        except OSError as error:
+            raise storage_error(folder, error) from error
+
+    def finish_run(self, record: RunRecord) -> None:
+        """Make the weights durable, then say that they are there."""
+        for path in self.weights_folder(record.planned).rglob("*"):
+            if path.is_file():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
+        self.write(self.run_file(record.planned.name), record)
+        self.training_state_file(record.planned).unlink(missing_ok=True)
+
+    def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
+        path = self.metrics_file(run)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def write_evaluation(
+        self, record: TaskEvaluation, samples: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Samples first, record last: without their record, samples count for nothing."""
+        path = self.evaluation_file(record.model, record.task)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples]
+        write_atomically(self.samples_file(record.model, record.task), "".join(lines))
+        self.write(path, record)
+
+    def read_samples(self, model: str, task: str) -> list[dict[str, Any]]:
+        """The lines of a samples file.
+
+        Raises:
+            RecordError: the file is missing or a line cannot be read.
+        """
+        path = self.samples_file(model, task)
+        try:
+            # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines if line]
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RecordError(
+                f"{path} cannot be read: {error}. Delete the record beside it and run again: only "
+                "this task is scored again."
+            ) from error
+
+    def read_results(self) -> StudyResults:
+        """Everything that is finished, as the recommendation and the report need it.
+
+        Raises:
+            RecordError: a record is missing or cannot be read: the study has not finished.
+        """
+        study = self.read_study()
+        base = self._model_results(study, BASE, None, study.scored_tasks())
+        runs: list[ModelResults] = []
+        for planned in study.runs:
+            run = self.finished_run(planned)
+            if run is None:
+                raise RecordError(
+                    f"{self.run_file(planned.name)} is not there; run the study first."
+                )
+            is_trained = run.status == "trained"
+            scored = study.scored_tasks(planned.train_task) if is_trained else ()
+            runs.append(self._model_results(study, planned.name, run, scored))
+        return StudyResults(study=study, base=base, runs=tuple(runs))
+
+    def is_current(self, study: StudyRecord, record: TaskEvaluation, model: str) -> bool:
+        """Whether a scoring was made from the study's config as it stands now."""
+        return record.fingerprint == scoring_fingerprint(study, model, record.task)
+
+    def _model_results(
+        self, study: StudyRecord, name: str, run: RunRecord | None, tasks: Iterable[str]
+    ) -> ModelResults:
+        evaluations = {
+            task: read_record(self.evaluation_file(name, task), TaskEvaluation) for task in tasks
+        }
+        model = study.base_model_fingerprint if run is None else run.planned.fingerprint
+        for task, record in evaluations.items():
+            if not self.is_current(study, record, model):
+                raise RecordError(
+                    f"{self.evaluation_file(name, task)} was scored under other settings than "
+                    "study.json has now. Run the study again to finish it."
+                )
+        items = {
+            task: self._items(record, self.read_samples(name, task))
+            for task, record in evaluations.items()
+        }
+        full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
+        found = [
+            self.finished_divergence(name, full.name, divergence_fingerprint(study, model, full))
+            for full in full_runs
+            if full is not None
+        ]
+        effects = () if run is None else self.head_effects(study, name)
+        repair = None if run is None else self.head_repair(name)
+        if repair is not None and not {each.fingerprint for each in effects} >= {*repair.effects}:
+            repair = None  # made from what is no longer so
+        return ModelResults(
+            name=name,
+            run=run,
+            evaluations=evaluations,
+            items=items,
+            divergences=tuple(each for each in found if each is not None),
+            spectra=run and self.finished_spectra(name, spectra_fingerprint(study, run.planned)),
+            head_changes=run
+            and self.finished_head_changes(name, head_changes_fingerprint(study, run.planned)),
+            head_effects=_of_most_items(effects),
+            head_repair=repair,
+        )
+
+    def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:
+        samples = [line for line in samples if line["filter"] == record.decision_filter]
+        if len(samples) != record.num_examples:
+            path = self.samples_file(record.model, record.task)
+            raise RecordError(
+                f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
+                "record beside it and run again: only this task is scored again."
+            )
+        return task_items(record, samples)
+
+
+def _of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:
+    """One record for each intervention and task: a trial on few items stands behind the whole."""
+    found: dict[tuple[str, bool, str], TaskHeadEffects] = {}
+    for each in effects:
+        key = each.mode, each.keys_and_values, each.task
+        if key not in found or found[key].num_items < each.num_items:
+            found[key] = each
+    return tuple(found.values())

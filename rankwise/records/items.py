@@ -1,0 +1,48 @@
+"""The lines of a samples file as one value for each item, and the option that was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rankwise.records.results import TaskItems
+from rankwise.records.study import TaskEvaluation
+
+LOSS_METRIC = "loss_nats"
+
+Line = Mapping[str, Any]
+
+
+def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
+    """The deciding metric of one model on one task, item by item.
+
+    Args:
+        record: of the scoring.
+        lines: its samples under the filter that decides, in their order.
+    """
+    values = [float(line[record.decision_metric]) for line in lines]
+    if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
+        tokens = [int(line["num_loss_tokens"]) for line in lines]
+        mean = sum(tokens) / len(tokens)
+        values = [value * count / mean for value, count in zip(values, tokens, strict=True)]
+    has_options = record.output_type == "multiple_choice"
+    return TaskItems(
+        task=record.task,
+        metric=record.decision_metric,
+        unit="nats" if record.decision_metric == LOSS_METRIC else "points",
+        higher_is_better=record.decision.higher_is_better,
+        doc_ids=tuple(int(line["doc_id"]) for line in lines),
+        values=tuple(values),
+        choices=tuple(_choice(line) for line in lines) if has_options else None,
+    )
+
+
+def _choice(line: Line) -> int:
+    """The first option with the highest log-likelihood.
+
+    ``acc_mutual_info`` asks for every option once more without its context; those come last.
+    """
+    scores = [float(response[0][0]) for response in line["resps"]]
+    if "acc_mutual_info" in line["metrics"]:
+        scores = scores[: len(scores) // 2]
+    return scores.index(max(scores))

@@ -1,0 +1,261 @@
+"""A finished study in the files that ``lm_eval --log_samples --output_path OUT`` writes.
+
+What lm-eval would know and the records do not (the task's YAML, the text of a chat template, how
+many documents a limited task has) is null or left out, never guessed. Two things are ours and
+stay: ``loss_nats`` among the metrics, because it decides for prose and own rows, and
+``num_loss_tokens`` in a sample, because that loss cannot be averaged without it. lm-eval's readers
+pass over keys that they do not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.records.folder import LOSS_METRIC, StudyFolder, write_atomically
+from rankwise.records.results import ModelResults
+from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
+
+Samples = Mapping[str, list[dict[str, Any]]]
+
+SOURCE = "rankwise"
+"""Stands where lm-eval names its model class: these scores did not come from one."""
+
+
+class ExportedModel(NamedTuple):
+    """The files of one model: the base, or a trained run."""
+
+    name: str
+    results_file: Path
+    samples_files: tuple[Path, ...]
+
+
+def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[ExportedModel]:
+    """Write the base and every trained run of a finished study as lm-eval writes a model.
+
+    Each gets ``<output>/<model name>/results_<date>.json`` and, for every task,
+    ``samples_<task>_<date>.jsonl``. The date is when the run was trained, for the base when the
+    study was last planned, in UTC. So the same records give the same files, byte for byte. The
+    tasks are those that decide; what a study scores beside them (trained rows, a task in the
+    format of the training) is nothing that lm-eval would have scored.
+
+    Args:
+        folder: of a finished study.
+        output: the folder to write into; None takes ``export/lm-eval`` in the study's folder.
+
+    Raises:
+        RecordError: the study is not finished, or a record cannot be read.
+        StorageError: a file cannot be written.
+    """
+    results = folder.read_results()
+    relations = results.study.tasks.values()
+    tasks = {task for each in relations for names in each.values() for task in names}
+    output = folder.root / "export" / "lm-eval" if output is None else output
+    trained = [model for model in results.runs if model.run and model.run.status == "trained"]
+    models = [_limited_to(tasks, model) for model in (results.base, *trained)]
+    return [_export(folder, results.study, model, output) for model in models]
+
+
+def _limited_to(tasks: set[str], model: ModelResults) -> ModelResults:
+    evaluations = {task: each for task, each in model.evaluations.items() if task in tasks}
+    return model.model_copy(update={"evaluations": evaluations})
+
+
+def _export(
+    folder: StudyFolder, study: StudyRecord, model: ModelResults, output: Path
+) -> ExportedModel:
+    provenance = study.provenance if model.run is None else model.run.provenance
+    date = datetime.fromisoformat(provenance.created_at).astimezone(UTC)
+    date_id = date.replace(tzinfo=None).isoformat().replace(":", "-")
+    samples = {task: folder.read_samples(model.name, task) for task in model.evaluations}
+    model_name = study.config.base_model.name if model.run is None else model.name
+    target = output / _sanitised(model_name)
+    files: list[Path] = []
+    for task, lines in samples.items():
+        files.append(target / f"samples_{_sanitised(task)}_{date_id}.jsonl")
+        text = [json.dumps(_sample(line), ensure_ascii=False) + "\n" for line in lines]
+        write_atomically(files[-1], "".join(text))
+    content = {
+        **_scores(model.evaluations),
+        "config": _model_config(folder, study, model, provenance),
+        **_environment(provenance, date),
+        "task_hashes": {task: _task_hash(lines) for task, lines in samples.items()},
+        **_general_config(study, model, model_name),
+    }
+    results_file = target / f"results_{date_id}.json"
+    write_atomically(results_file, json.dumps(content, indent=2, ensure_ascii=False))
+    return ExportedModel(model.name, results_file, tuple(files))
+
+
+def _scores(evaluations: Mapping[str, TaskEvaluation]) -> dict[str, Any]:
+    """What ``lm_eval.evaluate`` returns, without the samples."""
+    by_name = sorted(evaluations.items())
+    return {
+        "results": {task: _task_results(record) for task, record in evaluations.items()},
+        "group_subtasks": {},
+        "configs": {task: _task_config(record) for task, record in by_name},
+        "versions": {task: _version(record.task_version) for task, record in by_name},
+        "n-shot": {task: record.num_fewshot for task, record in by_name},
+        "higher_is_better": {task: _directions(record.metrics) for task, record in by_name},
+        "n-samples": {
+            task: {"original": _num_documents(record), "effective": record.num_examples}
+            for task, record in evaluations.items()
+        },
+    }
+
+
+def _task_results(record: TaskEvaluation) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "name": record.task,
+        "alias": record.task,
+        "sample_len": record.num_examples,
+    }
+    for score in record.metrics:
+        values[f"{score.metric},{score.filter}"] = score.value
+        stderr = "N/A" if score.stderr is None else score.stderr
+        values[f"{score.metric}_stderr,{score.filter}"] = stderr
+    return values
+
+
+def _task_config(record: TaskEvaluation) -> dict[str, Any]:
+    """The part of a task's YAML that the record knows."""
+    own = [score for score in record.metrics if score.metric != LOSS_METRIC]
+    config: dict[str, Any] = {
+        "task": record.task,
+        "num_fewshot": record.num_fewshot,
+        "metric_list": [
+            {"metric": metric, "higher_is_better": higher}
+            for metric, higher in _directions(own).items()
+        ],
+        "output_type": record.output_type,
+        "metadata": {"version": _version(record.task_version)},
+    }
+    if record.domain is not None:
+        config["metadata"]["domain"] = record.domain
+    filters = list(dict.fromkeys(score.filter for score in record.metrics))
+    if filters != ["none"]:
+        config["filter_list"] = [{"name": name} for name in filters]
+    return config
+
+
+def _directions(scores: Iterable[MetricScore]) -> dict[str, bool]:
+    return {score.metric: score.higher_is_better for score in scores}
+
+
+def _version(text: str) -> float | str:
+    """As the YAML had it: the record keeps 1.0 as "1.0"."""
+    for number in (int, float):
+        try:
+            value = number(text)
+        except ValueError:
+            continue
+        if str(value) == text:
+            return value
+    return text
+
+
+def _num_documents(record: TaskEvaluation) -> int | None:
+    """How many documents the task has; unknown where a limit cut it."""
+    is_whole = record.limit is None or record.num_examples < record.limit
+    return record.num_examples if is_whole else None
+
+
+def _model_config(
+    folder: StudyFolder, study: StudyRecord, model: ModelResults, provenance: Provenance
+) -> dict[str, Any]:
+    """What was scored and how; null where lm-eval has a setting that a study does not have."""
+    evaluation = study.config.evaluation
+    arguments = {"pretrained": study.config.base_model.name}
+    if study.config.base_model.revision is not None:
+        arguments["revision"] = study.config.base_model.revision
+    if model.run is not None:
+        planned = model.run.planned
+        weights = folder.weights_folder(planned).relative_to(folder.root).as_posix()
+        weights = planned.imported_from or weights
+        is_lora = planned.method == "lora"
+        arguments = arguments | {"peft": weights} if is_lora else {"pretrained": weights}
+    unknown = ("batch_size", "use_cache", "bootstrap_iters", "gen_kwargs")
+    seeds = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+    return {
+        "model": SOURCE,
+        "model_args": arguments,
+        "model_num_parameters": None,
+        "model_dtype": f"torch.{study.precision}",
+        "model_revision": study.config.base_model.revision,
+        "model_sha": None,
+        **dict.fromkeys(unknown),
+        "batch_sizes": [],
+        "device": provenance.device,
+        "limit": evaluation.limit,
+        **dict.fromkeys(seeds),
+    }
+
+
+def _environment(provenance: Provenance, date: datetime) -> dict[str, Any]:
+    versions = provenance.package_versions
+    return {
+        "git_hash": provenance.git_commit,
+        "date": date.timestamp(),
+        "pretty_env_info": (
+            f"rankwise version: {provenance.rankwise_version}\n"
+            f"Python version: {provenance.python_version}\n"
+            f"Python platform: {provenance.platform}"
+        ),
+        "transformers_version": versions.get("transformers"),
+        "lm_eval_version": versions.get("lm-eval"),
+        "upper_git_hash": None,
+    }
+
+
+def _general_config(study: StudyRecord, model: ModelResults, model_name: str) -> dict[str, Any]:
+    """What lm-eval's tracker adds last.
+
+    A chat template's text is not in the records, and null says that there was none; so with one
+    its two keys are left out.
+    """
+    records = model.evaluations.values()
+    plain = not any(record.chat_template for record in records)
+    return {
+        "model_source": SOURCE,
+        "model_name": model_name,
+        "model_name_sanitized": _sanitised(model_name),
+        "system_instruction": None,
+        "system_instruction_sha": None,
+        "fewshot_as_multiturn": study.config.evaluation.fewshot_as_multiturn,
+        **({"chat_template": None, "chat_template_sha": None} if plain else {}),
+        "total_evaluation_time_seconds": str(sum(record.score_seconds for record in records)),
+    }
+
+
+def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line as lm-eval's tracker writes it: named arguments, answers and target as texts."""
+    return {
+        **line,
+        "target": str(line["target"]),
+        "arguments": {
+            f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(request)}
+            for i, request in enumerate(line["arguments"])
+        },
+        "resps": _as_texts(line["resps"]),
+        "filtered_resps": _as_texts(line["filtered_resps"]),
+    }
+
+
+def _as_texts(answers: Any) -> Any:
+    return [_as_texts(each) for each in answers] if isinstance(answers, list) else str(answers)
+
+
+def _task_hash(lines: Iterable[Mapping[str, Any]]) -> str:
+    """lm-eval's: over the hashes of document, prompt and target of every line in order."""
+    parts = (line["doc_hash"] + line["prompt_hash"] + line["target_hash"] for line in lines)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _sanitised(name: str) -> str:
+    """A name as lm-eval makes it fit for a file."""
+    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)

@@ -1,0 +1,342 @@
+"""Sample files of lm-evaluation-harness, from any of its versions since 0.4.0, read for comparing.
+
+A line is one document under one filter. Since 0.4.3 it has hashes of document, prompt and target,
+and since 0.4.7 it names its filter and its metrics; before 0.4.3 a file is one JSON array. What is
+missing is read off the rest of the line where that is possible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError, RecordError
+from rankwise.records.folder import LOSS_METRIC
+
+# Everything in a line that is no metric.
+_FIELDS = frozenset(
+    {
+        "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
+        "doc_hash", "prompt_hash", "target_hash", "num_loss_tokens",
+    }
+)  # fmt: skip
+
+_SAMPLES_NAME = re.compile(r"samples_(.+)_([^_]+)\.jsonl?")
+
+
+class Mark(NamedTuple):
+    """What identifies a part of an item: lm-eval's hash, and one of ours of the part itself."""
+
+    given: str | None
+    made: str | None
+
+    def differs(self, other: Mark) -> bool | None:
+        """Whether two parts are different; None where the lines do not say."""
+        if self.given is not None and other.given is not None:
+            return self.given != other.given
+        if self.made is not None and other.made is not None:
+            return self.made != other.made
+        return None
+
+
+class SampleItem(NamedTuple):
+    """One line. ``values`` has None for a metric that is not one finite number."""
+
+    doc_id: int
+    document: Mark
+    prompt: Mark
+    target: Mark
+    values: Mapping[str, float | None]
+    num_loss_tokens: int | None
+    is_rolling: bool
+
+
+class SampleFile(NamedTuple):
+    """A file's items by filter, in the file's order."""
+
+    path: Path
+    filters: Mapping[str, Sequence[SampleItem]]
+
+    def metrics(self, filter_name: str) -> dict[str, bool]:
+        """Every metric of a filter, and whether each item has one finite number for it."""
+        items = self.filters[filter_name]
+        names = dict.fromkeys(name for item in items for name in item.values)
+        return {name: all(item.values.get(name) is not None for item in items) for name in names}
+
+    def values(self, filter_name: str, metric: str) -> list[float]:
+        """One number per item; the loss of prose is weighted by its tokens, as in a study.
+
+        So its mean is the loss per token of all the texts together.
+        """
+        items = self.filters[filter_name]
+        values = [value for item in items if (value := item.values[metric]) is not None]
+        weights = [item.num_loss_tokens for item in items if item.is_rolling]
+        tokens = [weight for weight in weights if weight]
+        if metric != LOSS_METRIC or len(tokens) != len(values):
+            return values
+        mean = sum(tokens) / len(tokens)
+        return [value * weight / mean for value, weight in zip(values, tokens, strict=True)]
+
+
+def read_sample_file(path: Path) -> SampleFile:
+    """Read one file.
+
+    Raises:
+        DataError: it cannot be read, is empty or not JSON, a line is no object or has no usable
+            ``doc_id``, or a document is there twice under one filter.
+    """
+    filters: dict[str, dict[int, SampleItem]] = {}
+    for where, line in _lines(path):
+        item = _item(line, where)
+        items = filters.setdefault(str(line.get("filter", "none")), {})
+        if item.doc_id in items:
+            reason = (
+                "a file has each document once per filter; score it again into a new file"
+                if "filter" in line
+                else "lm-eval before 0.4.7 wrote the results of several filters one after another "
+                "and did not name them; split the file there, or score again with a newer one"
+            )
+            raise DataError(f"{where}: doc_id {item.doc_id} is there twice: {reason}.")
+        items[item.doc_id] = item
+    if not filters:
+        raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
+    return SampleFile(path, {name: tuple(items.values()) for name, items in filters.items()})
+
+
+def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> tuple[str, ...]:
+    """Check that a ``doc_id`` means the same document and target in both files.
+
+    Returns:
+        What is worth knowing: prompts that differ, documents that could not be checked.
+
+    Raises:
+        RecordError: documents or targets differ.
+    """
+    theirs = {item.doc_id: item for item in other.filters[filter_name]}
+    pairs = [
+        (item, theirs[item.doc_id])
+        for item in base.filters[filter_name]
+        if item.doc_id in theirs
+    ]  # fmt: skip
+    documents = [mine.document.differs(its.document) for mine, its in pairs]
+    targets = [mine.target.differs(its.target) for mine, its in pairs]
+    for noun, differs in (("documents", documents), ("right answers (target)", targets)):
+        if True in differs:
+            example = pairs[differs.index(True)][0].doc_id
+            raise RecordError(
+                f"{base.path} and {other.path} have different {noun} in {differs.count(True)} of "
+                f"{len(pairs)} items that share a doc_id, for example doc_id {example}. Score both "
+                "models on the same version of the task's data."
+            )
+    notes: list[str] = []
+    prompts = [mine.prompt.differs(its.prompt) for mine, its in pairs].count(True)
+    if prompts:
+        notes.append(
+            f"{other.path}: prompts differ on {prompts} of {len(pairs)} items; what is compared "
+            "is model and prompt together"
+        )
+    unchecked = documents.count(None)
+    if unchecked:
+        notes.append(
+            f"{other.path}: {unchecked} of {len(pairs)} items have neither a doc_hash nor a doc in "
+            "both files; that their doc_id means the same document is taken on trust"
+        )
+    return tuple(notes)
+
+
+def check_same_tokens(base: SampleFile, other: SampleFile, filter_name: str) -> None:
+    """Check that a loss per token is one over the same number of tokens in both files.
+
+    Raises:
+        RecordError: it is not: the models have different tokenizers.
+    """
+    theirs = {item.doc_id: item.num_loss_tokens for item in other.filters[filter_name]}
+    differing = sum(
+        item.num_loss_tokens != theirs[item.doc_id]
+        for item in base.filters[filter_name]
+        if item.doc_id in theirs
+    )
+    if differing:
+        raise RecordError(
+            f"{base.path} and {other.path} have losses over different numbers of tokens in "
+            f"{differing} items, so the models have different tokenizers. A loss per token cannot "
+            "be compared between them; choose another metric with --metric."
+        )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object with the place where it stands."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there. Check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Give a samples_*.jsonl file.") from error
+    if text.lstrip().startswith("["):  # of lm-eval 0.4.0 to 0.4.2
+        parts = enumerate(_parsed(text, str(path)), start=1)
+        lines = [(f"{path}, item {number}", part) for number, part in parts]
+    else:
+        # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
+        numbered = enumerate(text.split("\n"), start=1)
+        places = ((f"{path}, line {number}", line) for number, line in numbered if line.strip())
+        lines = ((where, _parsed(line, where)) for where, line in places)
+    for where, line in lines:
+        if not isinstance(line, dict):
+            raise DataError(
+                f"{where}: {str(line)[:40]!r} is no JSON object. Give a samples_*.jsonl file of "
+                "lm_eval --log_samples."
+            )
+        yield where, line
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(
+            f"{where}: not JSON ({error}). Give a samples_*.jsonl file of lm_eval --log_samples; "
+            "if the file was cut short, score again."
+        ) from error
+
+
+def _item(line: Mapping[str, Any], where: str) -> SampleItem:
+    doc_id = line.get("doc_id")
+    if not isinstance(doc_id, int) or isinstance(doc_id, bool):
+        raise DataError(
+            f"{where}: doc_id is {doc_id!r}, not a whole number. Give a samples_*.jsonl file of "
+            "lm_eval --log_samples."
+        )
+    requests = _requests(line.get("arguments"))
+    prompt = requests[0][0] if requests and requests[0] else None
+    tokens = line.get("num_loss_tokens")
+    return SampleItem(
+        doc_id=doc_id,
+        document=Mark(_text(line.get("doc_hash")), _digest(line.get("doc"))),
+        prompt=Mark(_text(line.get("prompt_hash")), _digest(prompt)),
+        target=Mark(_text(line.get("target_hash")), _digest_of_target(line)),
+        values={name: _number(line.get(name)) for name in _metric_names(line)},
+        num_loss_tokens=tokens if isinstance(tokens, int) else None,
+        is_rolling=len(requests) == 1 and len(requests[0]) == 1,
+    )
+
+
+def _metric_names(line: Mapping[str, Any]) -> list[str]:
+    """The metrics that a line names, and ours; all that is no field where it names none."""
+    named = line.get("metrics")
+    if not isinstance(named, list):
+        return [name for name in line if name not in _FIELDS]
+    ours = [LOSS_METRIC] if LOSS_METRIC in line and LOSS_METRIC not in named else []
+    return [str(name) for name in named] + ours
+
+
+def _requests(arguments: Any) -> list[list[Any]]:
+    """The arguments of each request, from lists or from gen_args_0, arg_0 and so on."""
+    outer = list(arguments.values()) if isinstance(arguments, dict) else arguments
+    if not isinstance(outer, list):
+        return []
+    inner = [list(each.values()) if isinstance(each, dict) else each for each in outer]
+    return [each for each in inner if isinstance(each, list)]
+
+
+def _digest_of_target(line: Mapping[str, Any]) -> str | None:
+    """Of its text: later versions write every target as one."""
+    return _digest(str(line["target"])) if "target" in line else None
+
+
+def _digest(part: Any) -> str | None:
+    if part is None:
+        return None
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, true and false among them."""
+    if not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def higher_is_better(path: Path, metric: str) -> bool | None:
+    """What the results file of the same date in the same folder says; None where it does not.
+
+    Raises:
+        DataError: the results file is damaged.
+    """
+    named = _SAMPLES_NAME.fullmatch(path.name)
+    if named is None:
+        return None
+    task, date = named.groups()
+    for beside in sorted(path.resolve().parent.glob("*.json")):
+        if not beside.name.endswith(f"_{date}.json") or beside.name.startswith("samples_"):
+            continue
+        try:
+            content = json.loads(beside.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{beside} cannot be read: {error}. It says whether more of a metric is better; "
+                "repair it, or move it away and the metric's name decides."
+            ) from error
+        found = content.get("higher_is_better") if isinstance(content, dict) else None
+        of_task = found.get(task) if isinstance(found, dict) else None
+        answer = of_task.get(metric) if isinstance(of_task, dict) else None
+        if isinstance(answer, bool):
+            return answer
+    return None
+
+
+def file_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """A short name for each file, each another one.
+
+    It is the model's folder where lm-eval named the file, else the file's name; where those are
+    the same, what of its path sets a file apart.
+
+    Raises:
+        DataError: a file is given twice.
+    """
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    repeated = sorted({str(path) for path in whole if whole.count(path) > 1})
+    if repeated:
+        raise DataError(f"{', '.join(repeated)} is given twice; give each file once.")
+    tasks = [
+        named and named.group(1)
+        for named in map(_SAMPLES_NAME.fullmatch, (path.name for path in whole))
+    ]
+    models = [
+        path.parent.name if task else path.stem for path, task in zip(whole, tasks, strict=True)
+    ]
+    rows = [
+        (*path.parent.parts, task or path.stem) for path, task in zip(whole, tasks, strict=True)
+    ]
+    end = _num_shared([row[::-1] for row in rows])
+    ways = (
+        models,
+        _without_shared_start([row[: len(row) - end] for row in rows]),
+        [path.stem for path in whole],
+    )
+    distinct = (names for names in ways if len(set(names)) == len(names) and "" not in names)
+    return tuple(next(distinct, _without_shared_start([path.parts for path in whole])))
+
+
+def _without_shared_start(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    shared = _num_shared(rows)
+    return ["/".join(row[shared:]) for row in rows]
+
+
+def _num_shared(rows: Sequence[tuple[str, ...]]) -> int:
+    """How many parts at the beginning all rows share."""
+    shortest = min(map(len, rows))
+    return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)

@@ -1,0 +1,156 @@
+"""How numbers are written: one format for each kind of quantity, in the terminal and on paper.
+
+A number that was not measured is an em dash here; why it was not is said beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.records.study import Unit
+
+NOT_MEASURED = "—"
+MINUS = "\u2212"
+
+_DIGITS: dict[Unit, int] = {"points": 1, "nats": 3}
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def score(value: float, unit: Unit) -> str:
+    """81.3 (points) or 2.507 (nats); the unit stands in the heading."""
+    return _decimal(value, _DIGITS[unit], signed=False)
+
+
+def change(value: float, unit: Unit) -> str:
+    """+30.0 or −1.5 (points), +0.040 (nats): a difference always shows its sign."""
+    return _decimal(value, _DIGITS[unit], signed=True)
+
+
+def score_interval(lower: float, upper: float, unit: Unit) -> str:
+    """75.1 to 84.1."""
+    return f"{score(lower, unit)} to {score(upper, unit)}"
+
+
+def change_interval(lower: float, upper: float, unit: Unit) -> str:
+    """−3.2 to +1.4."""
+    return f"{change(lower, unit)} to {change(upper, unit)}"
+
+
+def amount(value: float, unit: Unit) -> str:
+    """8.9 points, 0.020 nats."""
+    return f"{score(value, unit)} {unit}"
+
+
+def ratio(value: float) -> str:
+    """0.96."""
+    return _decimal(value, 2, signed=False)
+
+
+def p_value(value: float | None) -> str:
+    """Two significant digits: 0.043, 1.0, 1.7 × 10⁻¹⁸."""
+    if value is None:
+        return NOT_MEASURED
+    if value == 0.0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = int(exponent)
+    if power >= -3:
+        return f"{float(f'{value:.1e}'):.{max(1 - power, 1)}f}"
+    return f"{mantissa} × 10{str(power).translate(_SUPERSCRIPTS)}"
+
+
+def count(value: int) -> str:
+    """1,319."""
+    return f"{value:,}"
+
+
+def size(value: int) -> str:
+    """A number of items as n = 1,319, which does not break over lines."""
+    return f"n\u00a0=\u00a0{count(value)}"
+
+
+def percent(value: float) -> str:
+    """A confidence (0..1): 95 %, which does not break over lines."""
+    return f"{100 * value:g}\u00a0%"
+
+
+def parameters(value: int) -> str:
+    """Three significant digits: 461 k, 1.84 M, 135 M, 7.62 B."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if float(f"{value:.3g}") >= size:
+            return f"{_significant(value / size, 3)} {letter}"
+    return str(value)
+
+
+def share(value: float) -> str:
+    """A share (0..1) as a percentage with two significant digits: 0.34 %, 1.4 %, 100 %."""
+    percent = 100.0 * value
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{_significant(percent, 2)} %"
+
+
+def seconds(value: float) -> str:
+    """0.8 s, 42 s, 12.5 min, 3.2 h."""
+    if value < 9.95:
+        return f"{value:.1f} s"
+    if value < 99.5:
+        return f"{value:.0f} s"
+    return f"{value / 60:.1f} min" if value < 99.5 * 60 else f"{value / 3600:.1f} h"
+
+
+def memory(value: int) -> str:
+    """931 MiB, 1.4 GiB."""
+    if value < 1024**3:
+        return f"{value / 1024**2:.0f} MiB"
+    return f"{value / 1024**3:.1f} GiB"
+
+
+def learning_rate(value: float) -> str:
+    """2e-4 rather than 0.0002 or 2e-04: as in a study file."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def number(value: float) -> str:
+    """A setting as it was given: 32, 0.1."""
+    return f"{value:g}"
+
+
+def modules(names: Sequence[str]) -> str:
+    """q_proj, k_proj as q/k; other names as they are."""
+    if names and all(name.endswith("_proj") for name in names):
+        return "/".join(name.removesuffix("_proj") for name in names)
+    return ", ".join(names)
+
+
+def counted(value: int, noun: str) -> str:
+    """1 item, 2 items."""
+    return f"{count(value)} {noun}" if value == 1 else f"{count(value)} {noun}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def capital(text: str) -> str:
+    """The same with its first letter large: it begins a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def _decimal(value: float, digits: int, *, signed: bool) -> str:
+    rounded = round(value, digits) + 0.0
+    text = f"{abs(rounded):.{digits}f}"
+    if rounded < 0:
+        return MINUS + text
+    return f"+{text}" if signed and rounded > 0 else text
+
+
+def _significant(value: float, digits: int) -> str:
+    """Fixed notation with so many significant digits, trailing zeros kept."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits}g}")
+    power = int(f"{rounded:e}".split("e")[1])
+    return f"{rounded:.{max(digits - 1 - power, 0)}f}"

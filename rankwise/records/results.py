@@ -1,0 +1,151 @@
+"""A study as read back from its folder: what recommendations and the report are made from."""
+
+from __future__ import annotations
+
+from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import (
+    SCHEMA_VERSION,
+    PlannedRun,
+    Record,
+    Relation,
+    RunRecord,
+    SchemaVersion,
+    StudyRecord,
+    TaskEvaluation,
+    Unit,
+)
+
+
+class TaskItems(Record):
+    """The deciding metric of one model on one task, item by item.
+
+    ``values`` has one number per item in the order of ``doc_ids``. With unit ``points`` it is a
+    share (0 or 1 for accuracy). With ``nats`` it is the item's mean loss per token; in prose
+    longer items weigh more, so that the mean over the items is the loss per token of them all.
+    ``choices`` is the option of each item with the highest log-likelihood, where there are
+    options.
+    """
+
+    task: str
+    metric: str
+    unit: Unit
+    higher_is_better: bool
+    doc_ids: tuple[int, ...]
+    values: tuple[float, ...]
+    choices: tuple[int, ...] | None = None
+
+
+class Divergence(Record):
+    """``divergence.json``: how far a model's next words are from full fine-tuning's.
+
+    Both read the same right answers, at most the first tokens of each. ``kl_nats`` is of each item
+    the mean over its tokens of KL(reference || model) over the whole vocabulary, ``top1_agreement``
+    the share of its tokens at which both would say the same. ``tasks`` and ``doc_ids`` name the
+    items, in the same order.
+    """
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+    model: str
+    reference: str
+    train_task: str
+    fingerprint: str
+    num_items: int
+    num_tokens: int
+    tasks: tuple[str, ...]
+    doc_ids: tuple[int, ...]
+    kl_nats: tuple[float, ...]
+    top1_agreement: tuple[float, ...]
+    score_seconds: float
+
+
+class ModelResults(Record):
+    """Everything measured on one model; ``run`` is None for the untouched base.
+
+    ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
+    fine-tuning that LoRA is compared with. ``spectra`` are of runs whose weights were looked into,
+    ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were.
+    """
+
+    name: str
+    run: RunRecord | None
+    evaluations: dict[str, TaskEvaluation]
+    items: dict[str, TaskItems]
+    divergences: tuple[Divergence, ...] = ()
+    spectra: SpectraRecord | None = None
+    head_changes: HeadChanges | None = None
+    head_effects: tuple[TaskHeadEffects, ...] = ()
+    head_repair: HeadRepair | None = None
+
+
+class StudyResults(Record):
+    """A study as read back: what recommendations and the report are made from."""
+
+    study: StudyRecord
+    base: ModelResults
+    runs: tuple[ModelResults, ...]
+
+    @property
+    def by_train_task(self) -> tuple[TrainTaskResults, ...]:
+        """The results of what each task was trained for, in the study's order."""
+        return tuple(self.of(train_task) for train_task in self.study.tasks)
+
+    def of(self, train_task: str) -> TrainTaskResults:
+        """The runs trained on one task, and the base on the tasks that these are scored on."""
+        scored = self.study.scored_tasks(train_task)
+        return TrainTaskResults(
+            study=self.study,
+            train_task=train_task,
+            base=self.base.model_copy(
+                update={
+                    "evaluations": {
+                        task: record
+                        for task, record in self.base.evaluations.items()
+                        if task in scored
+                    },
+                    "items": {t: items for t, items in self.base.items.items() if t in scored},
+                    "divergences": tuple(
+                        each for each in self.base.divergences if each.train_task == train_task
+                    ),
+                }
+            ),
+            runs=tuple(
+                model
+                for model in self.runs
+                if model.run is not None and model.run.planned.train_task == train_task
+            ),
+        )
+
+
+class TrainTaskResults(Record):
+    """The part of a study's results whose runs were trained on one task."""
+
+    study: StudyRecord
+    train_task: str
+    base: ModelResults
+    runs: tuple[ModelResults, ...]
+
+    @property
+    def tasks(self) -> dict[Relation, tuple[str, ...]]:
+        """The tasks that decide, by their relation to what was trained on."""
+        return self.study.tasks[self.train_task]
+
+    @property
+    def trained_formats(self) -> dict[str, str]:
+        """Under which name a task was scored as the training asked."""
+        return self.study.trained_formats[self.train_task]
+
+    @property
+    def trained_items(self) -> dict[str, str]:
+        """Under which name rows of a task that were trained on were scored."""
+        return self.study.trained_items[self.train_task]
+
+    @property
+    def ending_items(self) -> str | None:
+        """Under which name the end of rows that were trained on was scored, if it was."""
+        return self.study.ending_items.get(self.train_task)
+
+    @property
+    def planned(self) -> tuple[PlannedRun, ...]:
+        """The runs that the study plans for this task."""
+        return tuple(run for run in self.study.runs if run.train_task == self.train_task)

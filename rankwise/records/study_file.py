@@ -1,0 +1,249 @@
+"""A study file: YAML with overrides, or a shipped preset, checked at once and completely."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from rankwise.errors import ConfigError
+from rankwise.records.config import RATE_TAGS, ImportedConfig, StudyConfig
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names of the study files that ship with rankwise."""
+    files = resources.files("rankwise.records") / "presets"
+    return tuple(sorted(Path(f.name).stem for f in files.iterdir() if f.name.endswith(".yaml")))
+
+
+def preset_text(name: str) -> str:
+    """A shipped study file as text, comments included.
+
+    Raises:
+        ConfigError: there is no preset of that name.
+    """
+    if name not in preset_names():
+        raise ConfigError(name, [f"no preset named {name!r}{_suggestion(name, preset_names())}"])
+    return (resources.files("rankwise.records") / "presets" / f"{name}.yaml").read_text(
+        encoding="utf-8"
+    )
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study file, apply ``key=value`` overrides, and check everything at once.
+
+    Args:
+        path: the file; None takes the ``quickstart`` preset.
+        overrides: dotted key, '=', and a YAML value: ``train.epochs=1``, ``seeds=[0,1,2]``.
+
+    Returns:
+        The config, with relative paths of the file resolved against the file's folder.
+
+    Raises:
+        ConfigError: with every problem that the file alone can show.
+    """
+    if path is None:
+        source, folder, text = "quickstart", Path.cwd(), preset_text("quickstart")
+    else:
+        source, folder = path.name, path.resolve().parent
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(source, [f"the file cannot be read: {error}"]) from error
+    data = _parse_yaml(text, source)
+    if path is not None:
+        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study")
+    problems = [problem for each in overrides if (problem := _apply_override(data, each))]
+    problems += _given_twice(data)
+    try:
+        config = StudyConfig.model_validate(data)
+    except ValidationError as error:
+        problems.extend(_problems(error, data))
+        config = None
+    if problems or config is None:
+        raise ConfigError(source, problems)
+    return _with_absolute_paths(config, folder)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 2e-4 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [cast(Any, self.construct_object(key, deep=True)) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor("tag:yaml.org,2002:merge", yaml.SafeLoader.construct_yaml_str)
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(data, dict):
+        raise ConfigError(source, ["a study file is a mapping of sections; see `rankwise init`"])
+    return cast(dict[str, Any], data)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> str | None:
+    """Set one dotted key in place; returns what is wrong with the override, if anything."""
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        return f"{override!r} is not an override; write key=value, for example train.epochs=1"
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        return f"{key}: {text!r} is not a YAML value"
+    *parents, last = key.split(".")
+    section = data
+    for parent in parents:
+        below = section.get(parent)
+        if below is None:
+            below = section[parent] = {}
+        elif parent == "base_model" and isinstance(below, str):
+            below = section[parent] = {"name": below}
+        if not isinstance(below, dict):
+            return f"{key}: {parent!r} is not a section"
+        section = cast(dict[str, Any], below)
+    section[last] = value
+    return None
+
+
+def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
+    update: dict[str, Any] = {}
+    update["tasks_path"] = tuple(folder / path.expanduser() for path in config.tasks_path)
+    if config.train.data is not None:
+        data = {"data": folder / config.train.data.expanduser()}
+        update["train"] = config.train.model_copy(update=data)
+    update["methods"] = config.methods.model_copy(
+        update={"imported": tuple(_beside(folder, each) for each in config.methods.imported)}
+    )
+    name = config.base_model.name
+    if name.startswith(("./", "../")) or (folder / name).is_dir():
+        name = str((folder / name).resolve())
+        update["base_model"] = config.base_model.model_copy(update={"name": name})
+    return config.model_copy(update=update)
+
+
+_PAIRED = {
+    "rank": ("methods", "lora", "ranks"),
+    "alpha": ("methods", "lora", "alpha"),
+    "target_modules": ("methods", "lora", "target_modules"),
+    "learning_rate": ("train", "learning_rate", "lora"),
+    "epochs": ("train", "epochs"),
+}
+
+
+def _given_twice(data: dict[str, Any]) -> Iterable[str]:
+    """Axes that ``methods.lora._`` pairs and that the file also lists."""
+    entries = _at(data, ("methods", "lora", "_"))
+    if not isinstance(entries, list):
+        return
+    paired = {key for entry in entries if isinstance(entry, dict) for key in entry}
+    for axis, location in _PAIRED.items():
+        if axis in paired and _at(data, location) is not None:
+            key = ".".join(location)
+            yield f"{key}: given here and in methods.lora._ as {axis!r}; give it in one of them"
+
+
+def _at(data: Any, location: tuple[str, ...]) -> Any:
+    for part in location:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def _problems(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
+    """One sentence for each thing pydantic found: key, what was got, what to do."""
+    for detail in error.errors(include_url=False):
+        key = _dotted(_as_written(detail["loc"], data))
+        if detail["type"] == "extra_forbidden":
+            known = _known_keys(detail["loc"][:-1])
+            hint = _suggestion(str(detail["loc"][-1]), known) or f"; known here: {', '.join(known)}"
+            yield f"{key}: unknown key{hint}"
+        elif detail["type"] == "missing":
+            yield f"{key}: is needed and not there"
+        elif detail["type"] == "value_error":
+            message = str(detail["msg"]).removeprefix("Value error, ")
+            yield f"{key}: {message}" if key else message
+        elif detail["type"] == "model_type":
+            known = ", ".join(_known_keys(detail["loc"])) or "none"
+            yield f"{key}: {detail['input']!r} given; a section is needed here, with keys: {known}"
+        else:
+            message = str(detail["msg"])
+            yield f"{key}: {detail['input']!r} given; {message[:1].lower()}{message[1:]}"
+
+
+def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[int | str, ...]:
+    """The place in the file: a value that stands for a list of one has no index there."""
+    kept: list[int | str] = []
+    here: Any = data
+    for part in location:
+        if part in RATE_TAGS or _stands_for_a_list(here, part):
+            continue
+        kept.append(part)
+        if isinstance(here, dict):
+            here = here.get(part)
+        else:
+            here = here[part] if isinstance(here, list) and isinstance(part, int) else None
+    return tuple(kept)
+
+
+def _beside(folder: Path, imported: ImportedConfig) -> ImportedConfig:
+    paths = {"adapter": imported.adapter, "checkpoint": imported.checkpoint}
+    absolute = {key: folder / path.expanduser() for key, path in paths.items() if path is not None}
+    return imported.model_copy(update=absolute)
+
+
+def _stands_for_a_list(value: Any, part: int | str) -> bool:
+    is_key = isinstance(value, dict) and part in value
+    return isinstance(part, int) and not isinstance(value, list) and not is_key
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = StudyConfig
+    for part in location:
+        if isinstance(part, str) and part not in RATE_TAGS:
+            model = next(_sections(_field(model, part).annotation))
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _field(model: Any, key: str) -> Any:
+    """A section's field by its key in the file."""
+    return next(f for name, f in model.model_fields.items() if key in (name, f.alias))
+
+
+def _sections(annotation: Any) -> Iterator[Any]:
+    """The sections that an annotation speaks of, outermost first."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

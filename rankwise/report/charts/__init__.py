@@ -1,0 +1,1 @@
+"""Charts, as altair specifications or SVG."""

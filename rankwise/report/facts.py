@@ -1,0 +1,207 @@
+"""What was trained, how it was judged, what went wrong, and where it came from, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.records import quantities
+from rankwise.records.config import AlphaConfig, StudyConfig
+from rankwise.records.results import StudyResults
+from rankwise.records.study import PlannedRun, Provenance, Recommendation, RunRecord
+
+
+class Fact(NamedTuple):
+    """A name and what it is."""
+
+    name: str
+    value: str
+
+
+def judgement_facts(recommendation: Recommendation) -> tuple[Fact, ...]:
+    """The margins and the confidence that decided, and what would decide more."""
+    derived = ", derived from the number of items"
+    delta = quantities.amount(recommendation.delta, recommendation.unit)
+    epsilon = recommendation.epsilon_points
+    facts = [
+        Fact(
+            "δ, a difference in-domain that matters",
+            delta + (derived if recommendation.delta_is_derived else ", as configured"),
+        ),
+        Fact(
+            "ε, a retention loss that matters",
+            "none: retention was not measured"
+            if epsilon is None
+            else quantities.amount(epsilon, "points")
+            + (derived if recommendation.epsilon_is_derived else ", as configured"),
+        ),
+        Fact("Confidence", f"{100 * recommendation.confidence:g} %, over all ranks at once"),
+        Fact("In-domain items", quantities.count(recommendation.num_items_in_domain)),
+        Fact("Seeds of each rank", quantities.count(recommendation.num_seeds)),
+    ]
+    needed = (
+        (recommendation.num_items_needed, "in-domain item"),
+        (recommendation.num_retention_items_needed, "retention item"),
+        (recommendation.num_seeds_needed, "seed"),
+    )
+    more = [quantities.counted(number, noun) for number, noun in needed if number is not None]
+    if more:
+        facts.append(Fact("Would decide, about", f"{' or '.join(more)} more"))
+    return tuple(facts)
+
+
+def training_facts(results: StudyResults) -> tuple[Fact, ...]:
+    """The settings that every run shares."""
+    config, train = results.study.config, results.study.config.train
+    shape = f"{train.batch_size} × {train.gradient_accumulation_steps} accumulated"
+    plans = results.study.runs
+    facts = [
+        Fact("Base model", base_model_name(config)),
+        Fact("Trained on", source_name(config)),
+        Fact("Training examples", _range(plan.num_examples for plan in plans)),
+        Fact("Epochs", ", ".join(str(number) for number in train.epochs)),
+        Fact("Batch", f"{shape} = {train.batch_size * train.gradient_accumulation_steps} examples"),
+        Fact("Optimizer steps", _range(plan.num_steps for plan in plans)),
+        Fact("Tokens of each run", _range(plan.num_tokens for plan in plans)),
+        *_method_facts(config, plans),
+        Fact("Optimizer", f"AdamW, weight decay {quantities.number(train.weight_decay)}"),
+        Fact("Schedule", f"{train.schedule}, warm-up over {100 * train.warmup_ratio:g} % of steps"),
+        Fact("Gradient clipping", f"norm {quantities.number(train.max_grad_norm)}"),
+        Fact("Dropout", quantities.number(train.dropout)),
+        Fact("Loss on", "the completion only" if train.loss_on == "completion" else "all tokens"),
+        Fact("Chat template", "yes" if train.chat_template else "no"),
+        Fact("Longest example", f"{quantities.count(train.max_length)} tokens"),
+        Fact("Precision", results.study.precision),
+        Fact("Seeds", ", ".join(str(seed) for seed in config.seeds)),
+    ]
+    return tuple(facts)
+
+
+def provenance_facts(results: StudyResults) -> tuple[Fact, ...]:
+    """What made the numbers."""
+    made = results.study.provenance
+    devices = {run.provenance.device for run in _runs(results)} | {made.device}
+    packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
+    return (
+        Fact("Study", results.study.config.name),
+        Fact("Study fingerprint", results.study.fingerprint),
+        Fact("Base model fingerprint", results.study.base_model_fingerprint),
+        Fact("rankwise", made.rankwise_version),
+        Fact("Commit", made.git_commit or "not recorded"),
+        Fact("Packages", ", ".join(packages) or "not recorded"),
+        Fact("Python", made.python_version),
+        Fact("Platform", made.platform),
+        Fact("Device", ", ".join(sorted(d for d in devices if d)) or "not recorded"),
+        Fact("Planned", made.created_at),
+    )
+
+
+def study_warnings(results: StudyResults) -> tuple[str, ...]:
+    """Everything that a reader should know before trusting the numbers; empty if nothing."""
+    texts = list(results.study.warnings)
+    done = {model.name for model in results.runs}
+    missing = [plan.name for plan in results.study.runs if plan.name not in done]
+    if missing:
+        texts.append(f"Planned and not finished: {', '.join(missing)}.")
+    for run in _runs(results):
+        name = run.planned.name
+        if run.status == "diverged":
+            texts.append(
+                f"{name} diverged and takes no part: {run.message or 'no reason was recorded'}."
+            )
+        elif run.update_is_zero:
+            texts.append(f"{name} did not change the weights at all.")
+        if run.num_truncated:
+            texts.append(
+                f"{name}: {quantities.counted(run.num_truncated, 'training example')} of "
+                f"{quantities.count(run.planned.num_examples)} cut to the longest length."
+            )
+    texts.extend(_cut_items(results))
+    texts.extend(_mixed_versions(results))
+    return tuple(texts)
+
+
+def base_model_name(config: StudyConfig) -> str:
+    """The name, of a folder only its last part; with the revision if it is fixed."""
+    name = config.base_model.name
+    name = Path(name).name if Path(name).is_absolute() else name
+    return name if config.base_model.revision is None else f"{name} @ {config.base_model.revision}"
+
+
+def source_name(config: StudyConfig) -> str:
+    """The task that was trained on, or the name of the file."""
+    train = config.train
+    return ", ".join(train.task) or ("" if train.data is None else train.data.name)
+
+
+def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[Fact]:
+    lora, full = config.methods.lora, config.methods.full
+    if lora is None:
+        yield Fact("LoRA", "not part of the study")
+    else:
+        ranks = sorted({run.rank for run in plans if run.rank is not None})
+        yield Fact("LoRA ranks", ", ".join(str(rank) for rank in ranks))
+        yield Fact("LoRA alpha", "; ".join(_alpha(alpha) for alpha in lora.alpha))
+        sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
+        yield Fact("LoRA target modules", "; ".join(", ".join(names) for names in sets))
+        yield Fact("LoRA learning rate", _rates(plans, "lora"))
+    if full is None:
+        yield Fact("Full fine-tuning", "not part of the study")
+    else:
+        yield Fact("Full fine-tuning learning rate", _rates(plans, "full"))
+
+
+def _rates(plans: Sequence[PlannedRun], method: str) -> str:
+    labels = [label for plan in plans if plan.method == method for label in plan.rate_labels]
+    return ", ".join(dict.fromkeys(labels))
+
+
+def _alpha(alpha: AlphaConfig) -> str:
+    if alpha.policy == "proportional":
+        return f"{quantities.number(alpha.alpha_of(1))} × rank"
+    kind = (
+        "over the square root of the rank (rsLoRA)" if alpha.policy == "rslora" else "at any rank"
+    )
+    return f"{quantities.number(alpha.alpha_of(1))} {kind}"
+
+
+def _range(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    if not found:
+        return quantities.NOT_MEASURED
+    low, high = quantities.count(found[0]), quantities.count(found[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def _runs(results: StudyResults) -> list[RunRecord]:
+    return [model.run for model in results.runs if model.run is not None]
+
+
+def _cut_items(results: StudyResults) -> Iterable[str]:
+    for task, evaluation in results.base.evaluations.items():
+        if evaluation.num_truncated:
+            yield (
+                f"{task}: {quantities.counted(evaluation.num_truncated, 'item')} of "
+                f"{quantities.count(evaluation.num_examples)} too long for the model, cut."
+            )
+
+
+def _mixed_versions(results: StudyResults) -> Iterable[str]:
+    """Runs that were made with other versions, or on another device, than the rest."""
+    made = [run.provenance for run in _runs(results)]
+    names = sorted({name for each in made for name in each.package_versions})
+    for name in names:
+        found = sorted({each.package_versions.get(name, "none") for each in made})
+        if len(found) > 1:
+            yield f"The runs were made with different versions of {name}: {', '.join(found)}."
+    for name, values in (
+        ("devices", {_device(each) for each in made}),
+        ("versions of rankwise", {each.rankwise_version for each in made}),
+    ):
+        if len(values) > 1:
+            yield f"The runs were made with different {name}: {', '.join(sorted(values))}."
+
+
+def _device(provenance: Provenance) -> str:
+    return provenance.device or "not recorded"

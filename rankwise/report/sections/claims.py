@@ -1,0 +1,39 @@
+"""The paper's claims beside what the study shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.findings.claims import Claim
+from rankwise.report.parts import Section, TitledTable
+from rankwise.report.summaries import Cell, Heading
+from rankwise.report.tables.decision import RowGroup, Table
+
+
+def claims_section(claims: Sequence[Claim]) -> Section:
+    """Every claim with its verdict and all of its numbers."""
+    groups = tuple(
+        RowGroup(
+            claim.statement,
+            claim.verdict,
+            tuple((Cell(sentence),) for sentence in claim.evidence),
+        )
+        for claim in claims
+    )
+    table = Table(
+        "A claim about all ranks or tasks is contradicted by one case that is shown, and a claim "
+        "that something can happen is supported by one. Intervals of one claim hold together.",
+        (Heading("Evidence"),),
+        groups,
+    )
+    counts = {
+        verdict: sum(claim.verdict == verdict for claim in claims)
+        for verdict in ("supported", "contradicted", "undecided", "not tested")
+    }
+    said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
+    return Section(
+        name="claims",
+        title="The paper's claims",
+        remarks=(f"Of {len(claims)} claims of arXiv:2512.15634: {said}.",),
+        tables=(TitledTable("Claim by claim", table),),
+    )

@@ -1,0 +1,98 @@
+"""What went wrong, with the numbers behind it and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
+from rankwise.records import quantities
+from rankwise.report.parts import Section, TitledTable
+from rankwise.report.summaries import EMPTY, Cell, Heading
+from rankwise.report.tables.csv import csv_text
+from rankwise.report.tables.decision import RowGroup, Table
+
+_WHOLE_STUDY = "all models"
+
+
+def signature_section(
+    found: Sequence[Signature], not_looked_for: Mapping[SignatureName, str], confidence: float
+) -> Section:
+    """A table of all that was found; what was looked for in vain, and what could not be.
+
+    Args:
+        found: the failure signatures of a study.
+        not_looked_for: those that it cannot show, with what it lacks.
+        confidence: of the intervals, 0..1.
+    """
+    return Section(
+        name="failure-signatures",
+        title="Failure signatures",
+        remarks=tuple(_remarks(found, not_looked_for)),
+        tables=(TitledTable("What was found", _table(found, confidence)),) if found else (),
+        files={
+            "signatures.csv": csv_text(
+                [each.model_dump(mode="json") for each in found], list(Signature.model_fields)
+            )
+        },
+    )
+
+
+def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, str]) -> list[str]:
+    names = {each.name for each in found}
+    absent = [TITLES[n].lower() for n in SIGNATURES if n not in names and n not in not_looked_for]
+    listed = "; ".join(absent)
+    if found:
+        remarks = [f"Looked for and not found: {listed}."] if absent else []
+    else:
+        remarks = [f"None of the {len(absent)} signatures looked for was found: {listed}."]
+    if not_looked_for:
+        lacking = "; ".join(
+            f"{TITLES[name].lower()} ({why})" for name, why in not_looked_for.items()
+        )
+        remarks.append(f"Not looked for, for want of data: {lacking}.")
+    return remarks
+
+
+def _table(found: Sequence[Signature], confidence: float) -> Table:
+    tasks = dict.fromkeys(each.train_task for each in found)
+    groups = tuple(
+        RowGroup(
+            f"Trained on {name}" if len(tasks) > 1 else "",
+            "",
+            tuple(_cells(each) for each in found if each.train_task == name),
+        )
+        for name in tasks
+    )
+    headings = (
+        Heading("What"),
+        Heading("Model"),
+        Heading("Task"),
+        Heading("Judged", "estimate and interval"),
+        Heading("In words"),
+        Heading("What to do next"),
+    )
+    caption = (
+        f"Judged by the bounds of {quantities.percent(confidence)} intervals, seeds averaged. Each "
+        "interval is by itself: among many comparisons a few of these appear by chance. A share "
+        "of items is in points."
+    )
+    return Table(caption, headings, groups, (0, 1, 2, 4, 5))
+
+
+def _cells(signature: Signature) -> tuple[Cell, ...]:
+    estimate, lower, upper = signature.estimate, signature.lower, signature.upper
+    judged = EMPTY
+    if estimate is not None and signature.unit is not None:
+        interval = ""
+        if lower is not None and upper is not None:
+            interval = quantities.score_interval(lower, upper, signature.unit)
+        size = "" if signature.num_items is None else quantities.size(signature.num_items)
+        judged = Cell(quantities.amount(estimate, signature.unit), interval, size)
+    return (
+        Cell(signature.title),
+        Cell(signature.label or _WHOLE_STUDY),
+        Cell(signature.task or quantities.NOT_MEASURED),
+        judged,
+        Cell(signature.statement),
+        Cell(signature.advice),
+    )

@@ -1,0 +1,163 @@
+"""A study's numbers as CSV: unrounded, one table for each kind of record."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rankwise.records.results import TrainTaskResults
+from rankwise.records.study import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.report.measures import Measure, summarise
+
+Row = Mapping[str, Any]
+
+
+def csv_tables(results: TrainTaskResults, recommendation: Recommendation) -> dict[str, str]:
+    """The text of every table by file name.
+
+    ``runs.csv`` has one row for each model, ``differences.csv`` one for each run and task,
+    ``formats.csv`` the same for tasks that were also asked as the training asked,
+    ``ranks.csv`` what each rank was judged on, ``scores.csv`` every metric of every model and
+    task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
+    """
+    return {
+        "runs.csv": csv_text(_runs(results, recommendation)),
+        "differences.csv": csv_text(
+            [
+                row.model_dump(exclude={"retention_ratio"}) | dict(_ratio(row))
+                for row in recommendation.comparisons
+            ],
+            [*(name for name in Comparison.model_fields if name != "retention_ratio"), *_RATIO],
+        ),
+        "formats.csv": csv_text(
+            [_format(effect) for effect in recommendation.format_effects],
+            [*(name for name in FormatEffect.model_fields if name != "by_format"), *_BY_FORMAT],
+        ),
+        "ranks.csv": csv_text([_verdict(row) for row in recommendation.verdicts]),
+        "scores.csv": csv_text(_scores(results)),
+    }
+
+
+_RATIO = (
+    "retention_ratio",
+    "retention_ratio_lower",
+    "retention_ratio_upper",
+    "retention_ratio_reason",
+)
+
+
+_BY_FORMAT = ("by_format", "by_format_lower", "by_format_upper")
+
+
+def _format(effect: FormatEffect) -> Row:
+    part = effect.by_format
+    bounds = (None,) * 3 if part is None else (part.estimate, part.lower, part.upper)
+    return effect.model_dump(exclude={"by_format"}) | dict(zip(_BY_FORMAT, bounds, strict=True))
+
+
+def csv_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
+    """Rows under one line of names: those of ``columns``, or of the first row."""
+    rows = list(rows)
+    names = list(columns or (rows[0] if rows else ()))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _runs(results: TrainTaskResults, recommendation: Recommendation) -> Iterable[Row]:
+    for each in summarise(results, recommendation):
+        run = each.run
+        plan = None if run is None else run.planned
+        row: dict[str, Any] = {"run": each.name, "status": "base" if run is None else run.status}
+        for name in ("method", "rank", "alpha", "scaling", "learning_rate", "seed"):
+            row[name] = None if plan is None else getattr(plan, name)
+        row["target_modules"] = None if plan is None else " ".join(plan.target_modules)
+        row["num_trainable_parameters"] = 0 if plan is None else plan.num_trainable_parameters
+        row["trainable_share"] = 0.0 if plan is None else plan.trainable_share
+        row["recommended"] = each.is_recommended
+        for name in (
+            "in_domain",
+            "gain",
+            "out_of_domain",
+            "out_of_domain_change",
+            "retention",
+            "retention_change",
+            "held_out_loss",
+            "forgetting",
+        ):
+            row |= _measure(name, getattr(each, name))
+        worst = each.worst_retention
+        row["worst_retention_task"] = None if worst is None else worst.task
+        row["worst_retention_change"] = None if worst is None else worst.difference
+        for name in ("num_steps", "num_tokens", "train_seconds", "peak_memory_bytes"):
+            row[name] = None if run is None else getattr(run, name)
+        yield row
+
+
+def _measure(name: str, measure: Measure | None) -> Row:
+    if measure is None:
+        return dict.fromkeys([name, *(f"{name}_{end}" for end in ("lower", "upper", "n", "unit"))])
+    return {
+        name: measure.estimate,
+        f"{name}_lower": measure.lower,
+        f"{name}_upper": measure.upper,
+        f"{name}_n": measure.num_examples,
+        f"{name}_unit": measure.unit,
+    }
+
+
+def _ratio(row: Comparison) -> Row:
+    ratio = row.retention_ratio
+    if ratio is None:
+        return dict.fromkeys(_RATIO)
+    return dict(zip(_RATIO, (ratio.estimate, ratio.lower, ratio.upper, ratio.reason), strict=True))
+
+
+def _verdict(verdict: RankVerdict) -> Row:
+    row: dict[str, Any] = {
+        "rank": verdict.rank,
+        "alpha": verdict.alpha,
+        "learning_rate": verdict.learning_rate,
+        "target_modules": " ".join(verdict.target_modules),
+        "num_runs": len(verdict.runs),
+    }
+    for name in ("gain", "retention_loss", "shortfall"):
+        bound = getattr(verdict, name)
+        row[name] = None if bound is None else bound.estimate
+        row[f"{name}_lower"] = None if bound is None else bound.lower
+        row[f"{name}_upper"] = None if bound is None else bound.upper
+    for name in (
+        "worst_retention_task",
+        "worst_retention_loss",
+        "better_than_base",
+        "keeps_enough",
+        "near_the_best",
+        "qualifies",
+    ):
+        row[name] = getattr(verdict, name)
+    return row
+
+
+def _scores(results: TrainTaskResults) -> Iterable[Row]:
+    for model in (results.base, *results.runs):
+        for evaluation in model.evaluations.values():
+            for score in evaluation.metrics:
+                yield {
+                    "model": model.name,
+                    "task": evaluation.task,
+                    "task_version": evaluation.task_version,
+                    "metric": score.metric,
+                    "filter": score.filter,
+                    "value": score.value,
+                    "stderr": score.stderr,
+                    "num_examples": score.num_examples,
+                    "higher_is_better": score.higher_is_better,
+                    "decides": score == evaluation.decision,
+                    "num_fewshot": evaluation.num_fewshot,
+                    "chat_template": evaluation.chat_template,
+                    "chance": evaluation.chance,
+                }

@@ -1,0 +1,270 @@
+"""The heads in numbers: how much they changed, what they do, and what was repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from rankwise.findings.heads import (
+    MEASURE_NAMES,
+    ChangeAndEffect,
+    HeadsOfRun,
+    TrainTaskHeads,
+    intervention,
+    is_selected,
+    mode_name,
+)
+from rankwise.records import quantities
+from rankwise.records.heads import HeadEstimate, HeadRepair, ShareOf, TaskHeadEffects
+from rankwise.records.results import StudyResults
+from rankwise.records.study import Bound
+from rankwise.report.summaries import EMPTY, Cell, Heading
+from rankwise.report.tables.decision import RowGroup, Table
+
+_STRONGEST = 8
+
+
+def change_table(found: TrainTaskHeads) -> Table:
+    """One row for each run; shares of delta are of attention's, other matrices left aside."""
+    headings = (
+        Heading("Model"),
+        Heading("Output", "% of its size"),
+        Heading("Divergence", "nats"),
+        Heading("Entropy", "nats"),
+        Heading("First token", "% of the mass"),
+        Heading("Top tenth", "% of attention's ‖delta‖²"),
+        Heading("Like full", "ρ over heads"),
+        Heading("Like itself", "ρ of two halves"),
+    )
+    rows = tuple(_change_cells(run) for run in found.runs)
+    caption = (
+        "Means of absolute changes over all heads. Attention's delta is that of q, k, v and output "
+        "projections. The last two are Spearman's correlations of the "
+        "outputs' changes over heads: with full fine-tuning's, and of two halves of the prompts, "
+        "which is the control."
+    )
+    return Table(caption, headings, (RowGroup("", "", rows),))
+
+
+def _change_cells(run: HeadsOfRun) -> tuple[Cell, ...]:
+    by_measure = {each.measure: each for each in run.measures}
+    output = by_measure["output"]
+    return (
+        Cell(run.label),
+        Cell(f"{100 * output.mean:.3g}"),
+        Cell(f"{by_measure['divergence'].mean:.2g}"),
+        Cell(f"{by_measure['entropy'].mean:.2g}"),
+        Cell(f"{100 * by_measure['first_token_mass'].mean:.2g}"),
+        EMPTY if run.top_share is None else Cell(f"{100 * run.top_share:.0f}"),
+        _rho_cell(output.like_full),
+        _rho_cell(output.agreement),
+    )
+
+
+def matter_table(found: Sequence[ChangeAndEffect]) -> Table:
+    """Every measure of change against the size of the effect, for each run, task and mode."""
+    headings = (
+        Heading("Change"),
+        Heading("Size of the effect"),
+        Heading("Less the base's"),
+        Heading("Heads"),
+    )
+    groups: dict[tuple[str, str, str, str], dict[str, list[ChangeAndEffect]]] = {}
+    for each in found:
+        done = mode_name(each.mode, keys_and_values=each.keys_and_values)
+        key = each.run, each.label, each.task, done
+        groups.setdefault(key, {}).setdefault(each.measure, []).append(each)
+    rows = tuple(
+        RowGroup(
+            f"{label}, {task}",
+            f"heads {mode}",
+            tuple(_matter_cells(own) for own in by_measure.values()),
+        )
+        for (_, label, task, mode), by_measure in groups.items()
+    )
+    caption = (
+        "Do the heads that changed most matter most? Spearman's ρ over heads of the absolute "
+        "change with the absolute effect on the right answer's log-probability, and with what of "
+        "the effect is beyond that of the same intervention on the base."
+    )
+    return Table(caption, headings, rows)
+
+
+def _matter_cells(found: Sequence[ChangeAndEffect]) -> tuple[Cell, ...]:
+    by_kind = {each.is_beyond_control: each for each in found}
+    whole = by_kind[False]
+    beyond = by_kind.get(True)
+    return (
+        Cell(quantities.capital(MEASURE_NAMES[whole.measure])),
+        _rho_cell(whole.correlation, whole.reason),
+        EMPTY if beyond is None else _rho_cell(beyond.correlation, beyond.reason),
+        Cell(quantities.count(whole.num_heads)),
+    )
+
+
+def effect_table(effects: TaskHeadEffects) -> Table:
+    """The heads of one run that do most on one task."""
+    headings = (
+        Heading("Head"),
+        Heading("Effect", "nats"),
+        Heading("p", "Holm"),
+        Heading("On the base", "nats"),
+        Heading("Beyond it", "nats"),
+        Heading(quantities.capital(effects.metric), effects.unit),
+    )
+    scores = {(each.layer, each.head): each.effect for each in effects.scores}
+    strongest = sorted(effects.answers, key=lambda each: -abs(each.effect.estimate))[:_STRONGEST]
+    rows = tuple(
+        (
+            Cell(f"layer {each.layer}, head {each.head}"),
+            _estimate_cell(each.effect),
+            Cell(quantities.p_value(each.effect.p_value)),
+            _estimate_cell(each.control),
+            EMPTY if each.beyond_control is None else _estimate_cell(each.beyond_control),
+            _estimate_cell(scores[each.layer, each.head], digits=1),
+        )
+        for each in strongest
+    )
+    base = (
+        "the delta of this head alone"
+        if effects.mode == "revert"
+        else "the same intervention on the base"
+    )
+    sentences = (
+        _scored_in_words(effects),
+        intervention(effects.mode, keys_and_values=effects.keys_and_values),
+        _bounds_in_words(effects),
+        f"On the base: {base}.",
+        *_screen_in_words(effects),
+    )
+    return Table(" ".join(sentences), headings, (RowGroup("", "", rows),))
+
+
+def _scored_in_words(effects: TaskHeadEffects) -> str:
+    shown = sum(each.effect.is_shown for each in effects.answers)
+    done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
+    return (
+        f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
+        f"{quantities.counted(effects.num_items, 'item')}; the strongest are listed, an effect on "
+        f"the right answer's log-probability is shown of {shown}."
+    )
+
+
+def _bounds_in_words(effects: TaskHeadEffects) -> str:
+    confidence = quantities.percent(effects.confidence)
+    if not is_selected(effects):
+        return f"Bounds hold for all heads at once at {confidence}."
+    return (
+        f"Bounds hold for all {quantities.count(effects.num_candidates)} candidate heads at once, "
+        f"also those that were screened out, at {confidence}."
+    )
+
+
+def _screen_in_words(effects: TaskHeadEffects) -> Iterator[str]:
+    screen = effects.screen
+    if screen is None:
+        return
+    rho = "" if screen.rank_correlation is None else (
+        f": rank correlation with the exact effects {screen.rank_correlation:.2f} "
+        f"({screen.lower:.2f} to {screen.upper:.2f}) over those scored"
+    )  # fmt: skip
+    yield f"Screened by gradient{rho}."
+
+
+def repair_table(repair: HeadRepair) -> Table:
+    """The repaired adapter on the items that no head was chosen by."""
+    headings = (
+        Heading("Task"),
+        Heading("Base"),
+        Heading("Adapter"),
+        Heading("Repaired"),
+        Heading("Adapter − base", "nats"),
+        Heading("Repaired − adapter"),
+        Heading("Repaired − adapter", "nats"),
+        Heading("Random heads", "nats"),
+        Heading("Items"),
+    )
+    rows = tuple(
+        (
+            Cell(each.task, "", "in-domain" if each.task in repair.in_domain else ""),
+            *(
+                Cell(quantities.score(value, each.unit))
+                for value in (each.base_score, each.adapted_score, each.repaired_score)
+            ),
+            _estimate_cell(each.lost_nats),
+            _estimate_cell(each.effect, digits=1),
+            _estimate_cell(each.effect_nats),
+            EMPTY if each.random_nats is None else Cell(f"{each.random_nats:+.3f}"),
+            Cell(quantities.count(each.num_items)),
+        )
+        for each in repair.tasks
+    )
+    heads = ", ".join(f"{layer}.{head}" for layer, head in repair.heads)
+    caption = (
+        f"Reverted together, layer.head: {heads}. "
+        f"{intervention('revert', keys_and_values=repair.keys_and_values)} Chosen on half of the "
+        f"items, judged on the others; written to {repair.folder}. Random: the mean over "
+        f"{quantities.counted(repair.num_random_sets, 'set')} of as many other heads."
+    )
+    return Table(caption, headings, (RowGroup("", "", rows),))
+
+
+def _estimate_cell(found: HeadEstimate, digits: int = 3) -> Cell:
+    return Cell(
+        f"{found.estimate:+.{digits}f}", f"{found.lower:+.{digits}f} to {found.upper:+.{digits}f}"
+    )
+
+
+def _rho_cell(rho: Bound | None, reason: str | None = None) -> Cell:
+    if rho is None:
+        return Cell(quantities.NOT_MEASURED, "", reason or "")
+    return Cell(f"{rho.estimate:.2f}", f"{rho.lower:.2f} to {rho.upper:.2f}")
+
+
+def change_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
+    """One row for each run and head, for the CSV."""
+    for model in results.runs:
+        changes = model.head_changes
+        if changes is None or not changes.changes:
+            continue
+        for layer, row in enumerate(changes.base_entropy):
+            for head, entropy in enumerate(row):
+                found: dict[str, Any] = {
+                    "run": model.name,
+                    "layer": layer,
+                    "head": head,
+                    "base_entropy_nats": entropy,
+                    "base_first_token_mass": changes.base_first_token_mass[layer][head],
+                }
+                for each in changes.changes:
+                    found[f"{each.measure}_change"] = each.values[layer][head]
+                    for half, values in enumerate(each.halves, start=1):
+                        found[f"{each.measure}_change_half_{half}"] = values[layer][head]
+                for of in get_args(ShareOf):
+                    share = changes.share(of)
+                    value = None if share is None else share.values[layer][head]
+                    found[f"delta_share_{of}"] = value
+                yield found
+
+
+def effect_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
+    """One row for each run, mode, task, head and measure, for the CSV."""
+    for model in results.runs:
+        for effects in model.head_effects:
+            for unit, of in ((effects.unit, effects.scores), ("answer_nats", effects.answers)):
+                for each in of:
+                    row: dict[str, Any] = {
+                        "run": model.name,
+                        "mode": effects.mode,
+                        "keys_and_values": effects.keys_and_values,
+                        "task": effects.task,
+                        "unit": unit,
+                        "layer": each.layer,
+                        "head": each.head,
+                    }
+                    for name in ("effect", "control", "beyond_control"):
+                        own: HeadEstimate | None = getattr(each, name)
+                        empty = dict.fromkeys(HeadEstimate.model_fields)
+                        values = empty if own is None else own.model_dump()
+                        row |= {f"{name}_{key}": value for key, value in values.items()}
+                    yield row

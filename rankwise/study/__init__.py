@@ -1,0 +1,1 @@
+"""A study as work: what is to be done, in which order, and doing it."""

@@ -1,0 +1,156 @@
+"""The models of a study while they are scored: one resident base, and one model beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+from torch import nn
+
+from rankwise.engine.models import adapter_folders as adapters
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import DTYPES, give_back_memory
+from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.vllm import VllmScorer
+from rankwise.errors import ModelError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import PlannedRun
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.tasks.questions import Scorer
+
+
+class ResidentModels:
+    """Loads models when they are asked for, and lets go of one before it loads another.
+
+    The base stays; adapters are put on it. A full fine-tuning, or an adapter that only PEFT can
+    apply, is a model by itself.
+    """
+
+    def __init__(self, plan: StudyPlan, folder: StudyFolder) -> None:
+        self._plan, self._folder = plan, folder
+        self._base: nn.Module | None = None
+        self._scorer: Scorer | None = None
+        self._put_on: set[str] = set()
+        self._alone: nn.Module | None = None
+        self._alone_scorer: Scorer | None = None
+        self._alone_name: str | None = None
+
+    def base(self) -> nn.Module:
+        """The base model, with nothing on it that PEFT has put there."""
+        self._let_go_of_alone()
+        if self._base is None:
+            self.release()
+            plan = self._plan
+            # planning needed the small files only; now the weights
+            folder = models.fetch_weights(plan.base)
+            self._base = models.load_frozen(
+                folder,
+                plan.record.precision,
+                plan.device,
+                plan.record.config.train.base_precision,
+            )
+        return self._base
+
+    def release(self, *, base: bool = False) -> None:
+        """Give back the memory of everything but the base; ``base``: of that too."""
+        self._let_go_of_alone()
+        self.keep(set())
+        self._scorer = None
+        if base:
+            self._base = None
+        give_back_memory(self._plan.device)
+
+    def scorer(self) -> Scorer:
+        """What asks the base and the adapters that were put on it."""
+        if self._alone_name is not None or self._scorer is None:
+            self.release(base=self._uses_vllm)  # vLLM holds its own
+            if self._uses_vllm:
+                self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
+            else:
+                self._scorer = self._open_resident(self.base())
+        return self._scorer
+
+    def put_on(self, run: PlannedRun) -> None:
+        """Put a run's adapter on the base for scoring, where it stays until it is not kept.
+
+        Raises:
+            ModelError: it needs what the engine cannot do.
+        """
+        scorer = self.scorer()
+        if run.name not in self._put_on:
+            scorer.put_on(run.name, self._folder.weights_folder(run))
+            self._put_on.add(run.name)
+
+    def keep(self, names: set[str]) -> None:
+        """Take all other adapters off the base."""
+        for name in sorted(self._put_on - names):
+            assert self._scorer is not None
+            self._scorer.take_off(name)
+            self._put_on.remove(name)
+
+    def scorer_alone(self, run: PlannedRun) -> Scorer:
+        """What asks a run's model, which is loaded by itself."""
+        if self._alone_scorer is None or self._alone_name != run.name:
+            if self._uses_vllm and run.method == "full":
+                self.release(base=True)
+                self._alone_scorer = self._open_vllm(self._folder.weights_folder(run))
+                self._alone_name = run.name
+            else:
+                self._alone_scorer = self._open_resident(self._load_alone(run))
+        return self._alone_scorer
+
+    @contextlib.contextmanager
+    def reading(self, run: PlannedRun | None) -> Generator[nn.Module]:
+        """Within the block, the base model (None) or a run's model, to be called itself."""
+        if self._scorer is not None:
+            self.release()
+        if run is None:
+            yield self.base().eval()
+        elif run.method == "full":
+            yield self._load_alone(run)
+        else:
+            base, weights = self.base(), self._folder.weights_folder(run)
+            try:
+                adapter = load_frozen_adapter(base, weights, DTYPES[self._plan.record.precision])
+            except ModelError:
+                yield self._load_alone(run)
+                return
+            everything = [FrozenPiece(adapter, 0, sys.maxsize)]
+            with carrying(base, [adapter]) as bank, bank.rows_of(everything):
+                yield base.eval()
+
+    def _load_alone(self, run: PlannedRun) -> nn.Module:
+        """A run's checkpoint, or the base with its adapter put on by PEFT."""
+        if self._alone is None or self._alone_name != run.name:
+            self.release()
+            weights, plan = self._folder.weights_folder(run), self._plan
+            if run.method == "full":
+                self._alone = models.load_frozen(weights, plan.record.precision, plan.device)
+            else:
+                self._alone = adapters.load_adapter(self.base(), weights)
+            self._alone_name = run.name
+        return self._alone.eval()
+
+    def _let_go_of_alone(self) -> None:
+        self._alone_scorer = None
+        if isinstance(self._alone, adapters.peft.PeftModel):
+            adapters.detach(self._alone)
+        self._alone = self._alone_name = None
+
+    @property
+    def _uses_vllm(self) -> bool:
+        return self._plan.record.config.evaluation.engine == "vllm"
+
+    def _open_resident(self, model: nn.Module) -> Scorer:
+        max_tokens = self._plan.record.config.evaluation.max_batch_tokens
+        return ResidentScorer(model, self._plan.tokenizer, max_batch_tokens=max_tokens)
+
+    def _open_vllm(self, folder: Path) -> Scorer:
+        plan = self._plan
+        ranks = [run.rank for run in plan.record.runs if run.rank is not None]
+        return VllmScorer(
+            folder, plan.base.folder, plan.record.precision, max_rank=max(ranks, default=0)
+        )

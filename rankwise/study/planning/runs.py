@@ -1,0 +1,203 @@
+"""The runs of a study: what each trains, what it costs, and the fingerprint that names it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.devices import ResolvedPrecision
+from rankwise.engine.training.loop import num_optimizer_steps
+from rankwise.engine.training.memory import PassMemory, estimate_training_memory
+from rankwise.engine.training.packing import Example
+from rankwise.records.axes import LoraVariant, full_variants, lora_variants, rate_label
+from rankwise.records.config import StudyConfig
+from rankwise.records.fingerprints import fingerprint
+from rankwise.records.study import Method, PlannedRun
+
+# Raised when a change to the code changes what is trained from equal settings.
+TRAINING_REVISION = 2
+
+# What of the train section reaches a run through its examples or its own fields instead.
+_NOT_IN_FINGERPRINT = {
+    "task",
+    "split",
+    "data",
+    "max_examples",
+    "drop_overlapping",
+    "held_out_fraction",
+    "exact_match",
+    "learning_rate",
+    "epochs",
+    "precision",
+    "base_precision",
+    "max_micro_batch_tokens",
+    "gradient_checkpointing",
+    "compile",
+    "save_steps",
+}
+_IDENTITY = {
+    "method",
+    "rank",
+    "alpha",
+    "scaling",
+    "learning_rate",
+    "epochs",
+    "target_modules",
+    "seed",
+}
+
+
+class Trainable(NamedTuple):
+    """The base model as far as plans need it, and how it is trained.
+
+    Attributes:
+        fingerprint: of the base model.
+        precision: that the runs compute in.
+        skeleton: the base model on the meta device.
+        layers: the adaptable layers of each set of target modules that the study names.
+        memory: of training on it.
+    """
+
+    fingerprint: str
+    precision: ResolvedPrecision
+    skeleton: Any
+    layers: Mapping[tuple[str, ...], TargetLayers]
+    memory: PassMemory
+
+
+class TargetLayers(NamedTuple):
+    """A set of target modules: as PEFT takes them, and the shapes of the layers they match."""
+
+    target_modules: tuple[str, ...]
+    shapes: Mapping[str, LinearShape]
+
+
+def planned_runs(
+    config: StudyConfig, base: Trainable, examples: Mapping[str, Sequence[Example]]
+) -> tuple[PlannedRun, ...]:
+    """Every combination of settings, for each trained task and seed.
+
+    Args:
+        config: the study.
+        base: the base model.
+        examples: that are trained on, by the name of what they come from; at least one each.
+    """
+    runs: list[PlannedRun] = []
+    for source, its_examples in examples.items():
+        maker = _RunMaker(config, base, source, its_examples)
+        for seed in config.seeds:
+            runs += [maker.lora(variant, seed) for variant in lora_variants(config)]
+            runs += [maker.full(rate, epochs, seed) for rate, epochs in full_variants(config)]
+    return _each_once(runs)
+
+
+def _each_once(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """Settings that come to the same run are trained once, under all their labels."""
+    once: dict[str, PlannedRun] = {}
+    for run in runs:
+        same = once.setdefault(run.fingerprint, run)
+        labels = {
+            field: tuple(dict.fromkeys((*getattr(same, field), *getattr(run, field))))
+            for field in ("alpha_labels", "rate_labels")
+        }
+        once[run.fingerprint] = same.model_copy(update=labels)
+    return tuple(once.values())
+
+
+class _RunMaker:
+    """What all runs on one trained task share."""
+
+    def __init__(
+        self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
+    ) -> None:
+        self._config, self._base, self._source, self._examples = config, base, source, examples
+        full = config.methods.full
+        self._full_settings = None if full is None else full.model_dump(mode="json")
+        self._num_parameters = sum(p.numel() for p in base.skeleton.parameters())
+        self._digest_of_examples = fingerprint(
+            [(example.tokens, example.num_loss_tokens) for example in examples]
+        )
+
+    def lora(self, variant: LoraVariant, seed: int) -> PlannedRun:
+        layers = self._base.layers[variant.target_modules]
+        sides = sum(sum(shape) for shape in layers.shapes.values())
+        return self._run(
+            "lora",
+            variant.epochs,
+            num_trainable=variant.rank * sides,
+            rank=variant.rank,
+            alpha=variant.alpha.alpha_of(variant.rank),
+            alpha_labels=(variant.alpha.label,),
+            scaling=variant.alpha.scaling_of(variant.rank),
+            learning_rate=variant.peak_rate,
+            rate_labels=(variant.rate_label,),
+            target_modules=layers.target_modules,
+            seed=seed,
+        )
+
+    def full(self, learning_rate: float, epochs: int, seed: int) -> PlannedRun:
+        return self._run(
+            "full",
+            epochs,
+            num_trainable=self._num_parameters,
+            rank=None,
+            alpha=None,
+            alpha_labels=(),
+            scaling=None,
+            learning_rate=learning_rate,
+            rate_labels=(rate_label(learning_rate),),
+            target_modules=(),
+            seed=seed,
+        )
+
+    def _run(
+        self, method: Method, epochs: int, *, num_trainable: int, **settings: Any
+    ) -> PlannedRun:
+        train, examples = self._config.train, self._examples
+        run = PlannedRun(
+            name="",
+            fingerprint="",
+            method=method,
+            train_task=self._source,
+            epochs=epochs,
+            num_steps=num_optimizer_steps(len(examples), train, epochs),
+            num_examples=len(examples),
+            num_tokens=sum(len(example.tokens) for example in examples) * epochs,
+            num_trainable_parameters=num_trainable,
+            trainable_share=num_trainable / self._num_parameters,
+            estimated_memory_bytes=estimate_training_memory(
+                self._base.memory,
+                method=method,
+                rank=settings["rank"],
+                num_trainable=num_trainable,
+                max_tokens=train.max_micro_batch_tokens or self._base.memory.likely_tokens,
+            ),
+            **settings,
+        )
+        digest = self._fingerprint(run)
+        return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})
+
+    def _fingerprint(self, run: PlannedRun) -> str:
+        unused = _NOT_IN_FINGERPRINT | ({"dropout"} if run.method == "full" else set())
+        train = self._config.train.model_dump(mode="json", exclude=unused)
+        return fingerprint(
+            {
+                "training_revision": TRAINING_REVISION,
+                "base_model": self._base.fingerprint,
+                "precision": self._base.precision,
+                "train": train,
+                "examples": self._digest_of_examples,
+                "run": run.model_dump(mode="json", include=_IDENTITY),
+                "full": self._full_settings if run.method == "full" else None,
+            }
+        )
+
+
+def run_name(run: PlannedRun, digest: str) -> str:
+    """The name of a run and of its folder: what it is, and the beginning of its fingerprint."""
+    size = f"r{run.rank:03d}-a{run.alpha:03g}-" if run.rank else ""
+    which = f"s{run.seed}" if run.imported_as is None else run.imported_as
+    name = f"{run.train_task}-{run.method}-{size}{which}-{digest[:8]}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)

@@ -1,0 +1,391 @@
+"""What a study trains on and what it scores: rows and tasks, found by name and tokenised."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError, TaskError
+from rankwise.records.config import StudyConfig
+from rankwise.records.study import RELATIONS, Relation
+from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
+from rankwise.tasks.overlap import find_overlap
+from rankwise.tasks.requests import PreparedTask, prepare_task
+from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks
+from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
+from rankwise.tasks.user_data import ending_items, load_user_data
+
+Leaves = dict[Relation, dict[str, LoadedTask]]
+
+
+class TaskPlan(NamedTuple):
+    """What is trained on and scored; the first six by the name of what is trained on.
+
+    Attributes:
+        rows: to train on.
+        relations: the names of the tasks that decide, by their relation to what is trained.
+        trained_formats: of a task whose standard format is not that of the training, the name
+            under which it is scored in that one too.
+        trained_items: of a trained task, the name under which its trained rows are scored.
+        ending_items: the name under which the end of trained rows is scored.
+        overlaps: of each scored task, how many of its items are in the rows to train on.
+        groups: the leaves of every group that was named.
+        domains: the domain of every task that has one.
+        prepared: every task that is scored, with its requests.
+    """
+
+    rows: dict[str, list[TrainingRow]]
+    relations: dict[str, dict[Relation, tuple[str, ...]]]
+    trained_formats: dict[str, dict[str, str]]
+    trained_items: dict[str, dict[str, str]]
+    ending_items: dict[str, str]
+    overlaps: dict[str, dict[str, int]]
+    groups: dict[str, tuple[str, ...]]
+    domains: dict[str, str]
+    prepared: list[PreparedTask]
+
+
+class _Source(NamedTuple):
+    """One thing to train on: how it asks, and what is scored for it.
+
+    ``rows`` has what each of its leaf tasks gives to train on, and ``trained`` those of them
+    that ask about these rows.
+    """
+
+    name: str
+    rows: dict[str, list[TrainingRow]]
+    format: TrainedFormat
+    leaves: Leaves
+    trained: dict[str, LoadedTask]
+
+
+class TaskPlanner:
+    """Finds and prepares tasks, and collects every problem and warning on the way."""
+
+    def __init__(self, config: StudyConfig, tokenizer: Any, max_length: int) -> None:
+        self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self._done: dict[str, PreparedTask | None] = {}
+
+    def plan(self) -> TaskPlan:
+        """Incomplete where there are problems."""
+        sources = self._sources()
+        relations: dict[str, dict[Relation, tuple[str, ...]]] = {}
+        formats: dict[str, dict[str, str]] = {source.name: {} for source in sources}
+        items: dict[str, dict[str, str]] = {}
+        overlaps: dict[str, dict[str, int]] = {}
+        rows: dict[str, list[TrainingRow]] = {}
+        endings: dict[str, str] = {}
+        for source in sources:
+            relations[source.name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
+            for relation, tasks in source.leaves.items():
+                for loaded in tasks.values():
+                    task = self._prepared(relation, loaded)
+                    other = self._in_trained_format(relation, task, source.format)
+                    if task is not None and other is not None:
+                        formats[source.name][task.name] = other.name
+            kept, overlaps[source.name] = self._without_overlap(source)
+            rows[source.name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
+            items[source.name] = self._trained_items(source, kept)
+            endings |= self._ending_items(source.name, rows[source.name])
+        leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
+        return TaskPlan(
+            rows=rows,
+            relations=relations,
+            trained_formats=formats,
+            trained_items=items,
+            ending_items=endings,
+            overlaps=overlaps,
+            groups=_groups(leaves),
+            domains=self._domains(leaves),
+            prepared=[task for task in self._done.values() if task is not None],
+        )
+
+    def _domains(self, leaves: list[LoadedTask]) -> dict[str, str]:
+        """What the config says of a task or of one of its groups, else what its file says."""
+        said = self.config.evaluation.domains
+        domains: dict[str, str] = {}
+        for task in leaves:
+            named = [said[name] for name in (task.name, *task.groups) if name in said]
+            domain = named[0] if named else task.domain
+            if domain is not None:
+                domains[task.name] = domain
+        known = {name for task in leaves for name in (task.name, *task.groups)}
+        for name in said.keys() - known:
+            self.problems.append(f"evaluation.domains: no task or group {name!r} is scored")
+        return domains
+
+    def _prepared(
+        self, relation: Relation, loaded: LoadedTask, *, limit: int | None = None
+    ) -> PreparedTask | None:
+        """Each name once, however many trained tasks are scored on it."""
+        if loaded.name not in self._done:
+            self._done[loaded.name] = self._prepare(relation, loaded, limit)
+        return self._done[loaded.name]
+
+    def _prepare(
+        self, relation: Relation, loaded: LoadedTask, limit: int | None
+    ) -> PreparedTask | None:
+        evaluation = self.config.evaluation
+        try:
+            return prepare_task(
+                loaded,
+                self.tokenizer,
+                max_length=self.max_length,
+                num_fewshot=evaluation.num_fewshot,
+                limit=limit or evaluation.limit,
+                chat_template=evaluation.chat_template and bool(self.tokenizer.chat_template),
+                fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
+            )
+        except (TaskError, DataError) as error:
+            self.problems.append(f"evaluation.{relation}: {error}")
+            return None
+
+    def _in_trained_format(
+        self, relation: Relation, task: PreparedTask | None, trained: TrainedFormat
+    ) -> PreparedTask | None:
+        if task is None or not self.config.evaluation.trained_format:
+            return None
+        found = in_trained_format(
+            task.loaded,
+            trained,
+            chat_template=task.chat_template,
+            num_fewshot=task.num_fewshot,
+        )
+        if found is None:
+            return None
+        if isinstance(found, LoadedTask) and found.name in self._done:
+            return self._done[found.name]
+        try:
+            if isinstance(found, str):
+                raise TaskError(found)
+            self._done[found.name] = prepare_task(
+                found,
+                self.tokenizer,
+                max_length=self.max_length,
+                num_fewshot=0,
+                limit=self.config.evaluation.limit,
+                chat_template=trained.chat_template,
+            )
+            return self._done[found.name]
+        except (TaskError, DataError) as error:
+            self.warnings.append(
+                f"evaluation.{relation}: scored in its standard format only, which is not the one "
+                f"of the training; {error}"
+            )
+            return None
+
+    def _sources(self) -> list[_Source]:
+        """What is trained on, each with the leaf tasks of each relation."""
+        train, evaluation = self.config.train, self.config.evaluation
+        wanted: dict[Relation, list[str]] = {
+            relation: list(getattr(evaluation, relation)) for relation in RELATIONS
+        }
+        listed = [name for names in wanted.values() for name in names]
+        loaded = self._load([*train.task, *listed])
+        leaves: Leaves = {r: self._leaves(r, wanted, loaded) for r in RELATIONS}
+        for relation, other in itertools.combinations(RELATIONS, 2):
+            for name in leaves[relation].keys() & leaves[other].keys():
+                self.problems.append(
+                    f"evaluation: {name!r} is in {relation} and in {other}; name it once"
+                )
+        if train.data is not None:
+            return [self._user_source(leaves)]
+        trained = {
+            name: self._trained_tasks(index, loaded.get(name))
+            for index, name in enumerate(train.task)
+        }
+        return [self._task_source(name, trained, leaves) for name in trained]
+
+    def _task_source(
+        self, name: str, trained: Mapping[str, tuple[LoadedTask, ...]], leaves: Leaves
+    ) -> _Source:
+        own = trained[name]
+        mine: Leaves = {relation: dict(tasks) for relation, tasks in leaves.items()}
+        self._exclude_trained(name, own, mine)
+        for other, tasks in trained.items():
+            if other != name:
+                known = mine["in_domain"].keys() | mine["retention"].keys()
+                mine["out_of_domain"] |= {
+                    task.name: task
+                    for task in tasks
+                    if task.name not in known and not self._is_spent(other, task)
+                }
+        rows = self._task_rows(name, own)
+        split = self.config.train.split_of(name)
+        seen = {
+            task.name: trained_items(task, split)
+            for task in own
+            if task.name in mine["in_domain"] and task.name in rows
+        }
+        return _Source(name, rows, trained_format(own, self._has_chat()), mine, seen)
+
+    def _user_source(self, leaves: Leaves) -> _Source:
+        train = self.config.train
+        assert train.data is not None
+        try:
+            data = load_user_data(
+                train.data,
+                self.tokenizer,
+                chat_template=self._has_chat(),
+                held_out_fraction=train.held_out_fraction,
+                max_examples=train.max_examples,
+                exact_match=train.exact_match,
+            )
+        except DataError as error:
+            self.problems.append(f"train.data: {error}")
+            return _Source(train.data.stem, {}, TrainedFormat(None, False), leaves, {})
+        held_out = {task.name: task for task in data.tasks}
+        leaves["in_domain"] = held_out | leaves["in_domain"]
+        name = data.tasks[0].name
+        rows, seen = {name: data.training}, {name: data.trained_items}
+        return _Source(train.data.stem, rows, data.format, leaves, seen)
+
+    def _has_chat(self) -> bool:
+        return self.config.train.chat_template and bool(self.tokenizer.chat_template)
+
+    def _load(self, names: list[str]) -> Mapping[str, tuple[LoadedTask, ...] | TaskNotFound]:
+        try:
+            return load_tasks(list(dict.fromkeys(names)), self.config.tasks_path)
+        except TaskError as error:
+            self.problems.append(str(error))
+            return {}
+
+    def _leaves(
+        self,
+        relation: Relation,
+        wanted: Mapping[Relation, list[str]],
+        loaded: Mapping[str, tuple[LoadedTask, ...] | TaskNotFound],
+    ) -> dict[str, LoadedTask]:
+        leaves: dict[str, LoadedTask] = {}
+        for index, name in enumerate(wanted[relation]):
+            found = loaded.get(name, ())
+            if isinstance(found, TaskNotFound):
+                self.problems.append(f"evaluation.{relation}[{index}]: {found}")
+            else:
+                leaves |= {task.name: task for task in found}
+        if relation == "held_out_text":
+            for task in leaves.values():
+                if task.output_type != "loglikelihood_rolling":
+                    self.problems.append(
+                        f"evaluation.held_out_text: {task.name!r} is {task.output_type}, not prose "
+                        "(loglikelihood_rolling); move it to another list"
+                    )
+        return leaves
+
+    def _trained_tasks(
+        self, index: int, found: tuple[LoadedTask, ...] | TaskNotFound | None
+    ) -> tuple[LoadedTask, ...]:
+        if isinstance(found, TaskNotFound):
+            place = f"[{index}]" if len(self.config.train.task) > 1 else ""
+            self.problems.append(f"train.task{place}: {found}")
+            return ()
+        return found or ()
+
+    def _exclude_trained(self, name: str, trained: tuple[LoadedTask, ...], leaves: Leaves) -> None:
+        """What is trained on is in-domain, unless its scored items are those trained on."""
+        spent = {task.name for task in trained if self._is_spent(name, task)}
+        for relation in ("out_of_domain", "retention"):
+            for task in trained:
+                if leaves[relation].pop(task.name, None) is not None:
+                    self.warnings.append(
+                        f"evaluation.{relation}: {task.name!r} is trained on and was left out"
+                    )
+        for task in sorted(spent & leaves["in_domain"].keys()):
+            self.problems.append(
+                f"evaluation.in_domain: {task!r} is trained on the split that it is scored on; "
+                "name tasks whose items were not trained on"
+            )
+        if not leaves["in_domain"]:
+            leaves["in_domain"] = {t.name: t for t in trained if t.name not in spent}
+            if trained and not leaves["in_domain"]:
+                self.problems.append(
+                    f"evaluation.in_domain: the split {self._trained_split(name, trained[0])!r} of "
+                    f"{name!r} is trained on and cannot be scored; name tasks that it should help"
+                )
+
+    def _is_spent(self, name: str, task: LoadedTask) -> bool:
+        """Whether the items that it scores are those trained on under that name."""
+        return self._trained_split(name, task) == _scored_split(task)
+
+    def _trained_split(self, name: str, task: LoadedTask) -> str | None:
+        return self.config.train.split_of(name) or task.task.config.training_split
+
+    def _task_rows(
+        self, name: str, trained: tuple[LoadedTask, ...]
+    ) -> dict[str, list[TrainingRow]]:
+        """Rows of every trained task, in equal shares where there is a limit."""
+        train = self.config.train
+        rows: dict[str, list[TrainingRow]] = {}
+        for index, task in enumerate(trained):
+            given = sum(map(len, rows.values()))
+            left = None if train.max_examples is None else train.max_examples - given
+            share = None if left is None else math.ceil(left / (len(trained) - index))
+            if share == 0:
+                break
+            try:
+                rows[task.name] = task_rows(
+                    task,
+                    self.tokenizer,
+                    chat_template=self._has_chat(),
+                    max_examples=share,
+                    split=train.split_of(name),
+                )
+            except (TaskError, DataError) as error:
+                self.problems.append(f"train.task: {error}")
+        return rows
+
+    def _trained_items(self, source: _Source, kept: Mapping[str, list[int]]) -> dict[str, str]:
+        """At most ``num_train_items`` a task, and no rows but those that are trained on."""
+        names: dict[str, str] = {}
+        for name, loaded in source.trained.items():
+            rows = kept[name][: self.config.evaluation.num_train_items]
+            if rows and rows[-1] != len(rows) - 1:
+                loaded = with_documents(loaded, rows)
+            task = self._prepared("in_domain", loaded, limit=len(rows)) if rows else None
+            names |= {} if task is None else {name: task.name}
+        return names
+
+    def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
+        if not (chosen := rows[: self.config.evaluation.num_train_items]):
+            return {}
+        endings = ending_items(name, chosen)
+        task = self._prepared("in_domain", endings, limit=len(chosen))
+        return {} if task is None else {name: task.name}
+
+    def _without_overlap(self, source: _Source) -> tuple[dict[str, list[int]], dict[str, int]]:
+        """The rows to train on, by leaf task and number, and the scored items that are in them."""
+        names = [name for tasks in source.leaves.values() for name in tasks]
+        scored = [task for name in names if (task := self._done[name]) is not None]
+        found = find_overlap(source.rows, scored, self.tokenizer)
+        drops = self.config.train.drop_overlapping
+        kept = found.other_rows if drops else found.all_rows
+        if found.num_rows and not any(kept.values()):
+            self.problems.append(
+                f"train.drop_overlapping: of {source.name} {found}, and no row is left to train "
+                "on; train on other rows, or score other items"
+            )
+        elif found.num_rows:
+            what = "they are left out" if drops else (
+                "a score on these says what a model remembers; set train.drop_overlapping=true to "
+                "train without them"
+            )  # fmt: skip
+            self.warnings.append(f"train: of {source.name} {found}; {what}")
+        return kept, dict.fromkeys(found.num_items, 0) if drops else found.num_items
+
+
+def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:
+    groups: dict[str, dict[str, None]] = {}
+    for task in leaves:
+        for group in task.groups:
+            groups.setdefault(group, {})[task.name] = None
+    return {group: tuple(tasks) for group, tasks in groups.items()}
+
+
+def _scored_split(loaded: LoadedTask) -> str | None:
+    """The split whose items a task scores."""
+    config = loaded.task.config
+    return config.test_split or config.validation_split

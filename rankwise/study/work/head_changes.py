@@ -1,0 +1,140 @@
+"""Compares the heads of a study's runs with the base's, and writes a record for each run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_files import read_factors
+from rankwise.engine.models.weights import weight_matrices
+from rankwise.errors import BeyondLoraError, ModelError
+from rankwise.heads.activity import HeadActivity, head_activity
+from rankwise.heads.changes import (
+    HeadChangeTally,
+    NormSquared,
+    norms_of_factors,
+    norms_of_matrices,
+    share_maps,
+)
+from rankwise.heads.layouts import HeadLayout, head_layouts
+from rankwise.records.fingerprints import head_changes_fingerprint
+from rankwise.records.folder import StudyFolder
+from rankwise.records.heads import HeadChanges, ShareMap
+from rankwise.records.study import PlannedRun
+from rankwise.study.models import ResidentModels
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.stages import Observer, Stage, has_head_changes
+
+
+def compare_heads(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    resident: ResidentModels,
+    observer: Observer,
+    stage: Stage,
+) -> None:
+    """Compare the heads of a stage's runs that are not done yet; the base is read once for all.
+
+    A model whose heads are laid out in no known way is noted, and its records say so.
+
+    Raises:
+        ModelError: weights cannot be read.
+        StorageError: a record cannot be written.
+    """
+    left = [run for run in stage.runs if not has_head_changes(plan, folder, run)]
+    tokens = sum(map(len, stage.head_prompts))
+    observer.advanced(float(tokens * (len(stage.runs) - len(left))))
+    comparison = _Comparison(plan, folder, resident, observer, stage)
+    try:
+        layouts = head_layouts(models.model_skeleton(plan.base.folder))
+    except ModelError as error:
+        observer.noted(f"heads are not looked into: {error}")
+        for run in left:
+            comparison.write(run, (), str(error))
+        observer.advanced(float(tokens * (len(left) + 1)))
+        return
+    comparison.compare(left, layouts)
+
+
+class _Comparison:
+    """The base's activity on the stage's prompts, and each run's beside it."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        folder: StudyFolder,
+        resident: ResidentModels,
+        observer: Observer,
+        stage: Stage,
+    ) -> None:
+        self._plan, self._folder, self._resident = plan, folder, resident
+        self._observer, self._stage = observer, stage
+        self._base_matrices: Mapping[str, Tensor] | None = None
+
+    def compare(self, runs: Sequence[PlannedRun], layouts: Sequence[HeadLayout]) -> None:
+        """Read the base, then every run, and write its record."""
+        prompts = self._stage.head_prompts
+        with self._resident.reading(None) as model:
+            before: list[list[HeadActivity]] = []
+            for prompt in prompts:
+                before.append(head_activity(model, prompt))
+                self._observer.advanced(float(len(prompt)))
+        for run in runs:
+            started, tally = time.perf_counter(), HeadChangeTally()
+            with self._resident.reading(run) as model:
+                for prompt, own in zip(prompts, before, strict=True):
+                    tally.add(own, head_activity(model, prompt))
+                    self._observer.advanced(float(len(prompt)))
+            shares, reason = self._shares(run, layouts)
+            self.write(run, shares, reason, tally, layouts, time.perf_counter() - started)
+
+    def _shares(
+        self, run: PlannedRun, layouts: Sequence[HeadLayout]
+    ) -> tuple[tuple[ShareMap, ...], str | None]:
+        """From the weights; not of an adapter that is more than LoRA, which is noted."""
+        norms: NormSquared
+        weights = self._folder.weights_folder(run)
+        if run.method == "full":
+            names = list(dict.fromkeys(name for each in layouts for name in each.projections))
+            if self._base_matrices is None:
+                base = models.fetch_weights(self._plan.base)
+                self._base_matrices = weight_matrices(base, names)
+            norms = norms_of_matrices(self._base_matrices, weight_matrices(weights, names))
+        else:
+            try:
+                norms = norms_of_factors(read_factors(weights))
+            except BeyondLoraError as error:
+                self._observer.noted(f"{run.name}: no head's share of delta is known: {error}")
+                return (), str(error)
+        return share_maps(layouts, norms), None
+
+    def write(
+        self,
+        run: PlannedRun,
+        shares: tuple[ShareMap, ...],
+        reason: str | None,
+        tally: HeadChangeTally | None = None,
+        layouts: Sequence[HeadLayout] = (),
+        seconds: float = 0.0,
+    ) -> None:
+        """A run's record; without a tally, that of a model whose heads are not known."""
+        entropy, mass = ((), ()) if tally is None else tally.base_maps()
+        prompts = () if tally is None else self._stage.head_prompts
+        record = HeadChanges(
+            model=run.name,
+            fingerprint=head_changes_fingerprint(self._plan.record, run),
+            tasks=self._plan.record.tasks[run.train_task].get("in_domain", ()),
+            num_prompts=len(prompts),
+            num_tokens=sum(map(len, prompts)),
+            num_groups=tuple(layout.num_groups for layout in layouts),
+            base_entropy=entropy,
+            base_first_token_mass=mass,
+            changes=() if tally is None else tally.changes(),
+            shares=shares,
+            not_analysed=reason,
+            analysis_seconds=seconds,
+        )
+        self._folder.write(self._folder.head_changes_file(run.name), record)

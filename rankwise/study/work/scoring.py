@@ -1,0 +1,168 @@
+"""Does the scoring stages of a study: the base, the adapters of a pass together, others alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rankwise.errors import ModelError, UnchangedOutputsError
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study import PlannedRun
+from rankwise.study.models import ResidentModels
+from rankwise.study.planning.plan import StudyPlan, metric_of
+from rankwise.study.stages import Observer, Stage, is_scored
+from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
+from rankwise.tasks.questions import Scorer
+from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.update_guard import probes, refuse_equal, refuse_unapplied
+
+
+class ScoreWorker:
+    """Scores what is left of a stage and writes a record per model."""
+
+    def __init__(
+        self, plan: StudyPlan, folder: StudyFolder, observer: Observer, models: ResidentModels
+    ) -> None:
+        self._plan, self._folder, self._observer, self._models = plan, folder, observer, models
+        self._noted: set[str] = set()
+        self._applied: set[str] = set()
+
+    def score(self, stage: Stage, task: PreparedTask) -> None:
+        """Score the base or the stage's runs on a task; those that share the base, in one call.
+
+        Raises:
+            UnchangedOutputsError: an adapter did not change what the model says.
+        """
+        if task.num_truncated:
+            self._note(
+                task.name,
+                f"{task.num_truncated:,} of {task.num_items:,} items are longer than the model "
+                "reads and lose their left end",
+            )
+        models = stage.runs or (None,)
+        left = [run for run in models if not is_scored(self._plan, self._folder, run, task)]
+        self._observer.advanced(task.num_tokens * (len(models) - len(left)))
+        if left == [None]:
+            self._evaluate(self._models.scorer(), [None], task)
+            return
+        runs = [run for run in left if run is not None]
+        self._models.keep({run.name for run in runs})
+        together = self._put_on(runs, task)
+        if together:
+            self._evaluate(self._models.scorer(), together, task)
+        for run in runs:
+            if run not in together:
+                self._score_alone(run, task)
+
+    def _put_on(self, runs: Sequence[PlannedRun], task: PreparedTask) -> list[PlannedRun]:
+        """The adapters among the runs that the engine can apply: they are on the base now."""
+        together: list[PlannedRun] = []
+        for run in runs:
+            if run.method == "lora":
+                try:
+                    self._models.put_on(run)
+                except ModelError as error:
+                    self._note(run.name, f"{run.name} is scored alone: {error}")
+                else:
+                    together.append(run)
+        new = [run.name for run in together if self._has_update(run)]
+        new = [name for name in new if name not in self._applied]
+        if new:
+            refuse_unapplied(self._models.scorer(), new, probes(task.requests))
+            self._applied.update(new)
+        return together
+
+    def _score_alone(self, run: PlannedRun, task: PreparedTask) -> None:
+        """Score a full fine-tuning, or an adapter that only PEFT can apply."""
+        if run.method == "lora" and self._has_update(run) and run.name not in self._applied:
+            items = probes(task.requests)
+            (base,) = self._models.scorer().log_likelihoods([None], items)
+            (own,) = self._models.scorer_alone(run).log_likelihoods([None], items)
+            refuse_equal(run.name, base, own)
+            self._applied.add(run.name)
+        self._evaluate(self._models.scorer_alone(run), [run], task, alone=True)
+
+    def _evaluate(
+        self,
+        scorer: Scorer,
+        runs: Sequence[PlannedRun | None],
+        task: PreparedTask,
+        *,
+        alone: bool = False,
+    ) -> None:
+        scored = [self._scored_model(run, task, alone=alone) for run in runs]
+        scorings = evaluate(
+            scorer,
+            scored,
+            task,
+            metric=metric_of(self._plan.record.config, task.name),
+            advance=self._observer.advanced,
+        )
+        for run, scoring in zip(runs, scorings, strict=True):
+            if run is not None and run.method == "lora" and self._has_update(run):
+                self._check_scores_changed(task, scoring)
+            self._folder.write_evaluation(scoring.record, scoring.samples)
+
+    def _scored_model(
+        self, run: PlannedRun | None, task: PreparedTask, *, alone: bool
+    ) -> ScoredModel:
+        name, model = BASE, self._plan.base.fingerprint
+        if run is not None:
+            name, model = run.name, run.fingerprint
+        return ScoredModel(
+            name,
+            self._plan.scoring_fingerprint(model, task),
+            None if run is None or alone else run.name,
+            self._known(name, model, task),
+        )
+
+    def _known(self, name: str, model: str, task: PreparedTask) -> Known:
+        """What a scoring of the task's first items found, where the study was extended."""
+        earlier = self._folder.earlier_evaluation(name, task.name)
+        if earlier is None or not self._plan.begins_with(earlier, model, task):
+            return Known()
+        samples = self._folder.read_samples(name, task.name)
+        lines = [line for line in samples if line["filter"] == samples[0]["filter"]]
+        return Known(
+            responses=tuple(
+                tuple(tuple(each) if isinstance(each, list) else each for each in responses)
+                for line in lines
+                for responses in line["resps"]
+            ),
+            num_unfinished=earlier.num_unfinished or 0,
+            score_seconds=earlier.score_seconds,
+        )
+
+    def _has_update(self, run: PlannedRun) -> bool:
+        """Whether the trained update is not zero."""
+        record = self._folder.finished_run(run)
+        return record is not None and not record.update_is_zero
+
+    def _check_scores_changed(self, task: PreparedTask, scoring: Scoring) -> None:
+        """Log-likelihoods that are all the base's are not the adapter's; texts may well be."""
+        if task.loaded.output_type == "generate_until":
+            return
+        before = [_log_likelihoods(line) for line in self._folder.read_samples(BASE, task.name)]
+        if before == [_log_likelihoods(line) for line in scoring.samples]:
+            raise UnchangedOutputsError(
+                f"{scoring.record.model} has a non-zero update and gives every one of the "
+                f"{len(scoring.samples)} items of {task.name!r} exactly the base model's "
+                "log-likelihoods: the update was not applied. Please report this with the base "
+                "model's name and target_modules."
+            )
+
+    def _note(self, about: str, text: str) -> None:
+        """Say something once."""
+        if about not in self._noted:
+            self._observer.noted(text)
+            self._noted.add(about)
+
+
+def _log_likelihoods(line: Mapping[str, Any]) -> list[float]:
+    """The numbers of one sample line, the same from memory and from disk."""
+    flat: list[float] = []
+    for responses in line["resps"]:
+        for response in responses:
+            value = response[0] if isinstance(response, list | tuple) else response
+            flat.append(float(value))
+    return flat

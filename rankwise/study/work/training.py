@@ -1,0 +1,253 @@
+"""Does the training stages of a study: passes over the base, full fine-tunings, imports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from rankwise.engine.models import adapter_folders as adapters
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import DTYPES, device_name
+from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
+from rankwise.engine.training import loop as training
+from rankwise.engine.training.loop import TrainingResult
+from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
+from rankwise.errors import DivergedError
+from rankwise.records.folder import StudyFolder, writing
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
+from rankwise.study.planning.imports import import_adapter, not_finite, weights_bytes
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.stages import TRAINING_WORK, Observer, Stage
+
+Save = Callable[[Trainee], tuple[int, bool]]
+"""Writes a trainee's weights; returns their bytes, and whether the update is zero."""
+
+
+def train(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    base_model: Callable[[], nn.Module],
+    stage: Stage,
+) -> None:
+    """Train what is left of a pass, each run from where it was saved last, or import a model.
+
+    Args:
+        plan: of the study.
+        folder: where each run's record is written as soon as it is done.
+        observer: is told of progress.
+        base_model: gives the resident base model.
+        stage: a training.
+    """
+    left = [run for run in stage.runs if folder.finished_run(run) is None]
+    finished = [run for run in stage.runs if run not in left]
+    observer.advanced(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
+    if stage.planned_pass is None:
+        for run in left:
+            _import(plan, folder, run)
+    elif left[0].method == "lora":
+        _train_adapters(plan, folder, observer, base_model(), left, stage.planned_pass)
+    else:
+        _train_full(plan, folder, observer, left[0], stage.planned_pass)
+
+
+def _import(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> None:
+    """An imported model is there already; an adapter is copied into the study.
+
+    One whose weights are not finite diverged where it was trained: it is not scored.
+    """
+    assert run.imported_from is not None
+    folder.start_run(run)
+    weights = folder.weights_folder(run)
+    if run.method == "lora":
+        size, is_zero = import_adapter(run.imported_from, weights)
+    else:
+        size, is_zero = weights_bytes(weights), False
+    bad = not_finite(weights)
+    if bad is None:
+        record = _record(plan, run, weights_bytes=size, update_is_zero=is_zero)
+    else:
+        message = f"{bad} in {run.imported_from} holds NaN or infinite weights"
+        record = _record(plan, run, status="diverged", message=message)
+    folder.finish_run(record)
+
+
+def _train_adapters(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    base: nn.Module,
+    runs: Sequence[PlannedRun],
+    planned: PlannedPass,
+) -> None:
+    config = plan.record.config
+    shapes = models.adaptable_shapes(base)
+    trainees: list[AdapterTrainee] = []
+    for run in runs:
+        assert run.rank is not None
+        assert run.scaling is not None
+        assert run.seed is not None
+        adapter = Adapter(
+            models.target_shapes(shapes, run.target_modules),
+            rank=run.rank,
+            scaling=run.scaling,
+            dropout=config.train.dropout,
+            seed=run.seed,
+            device=plan.device,
+            dtype=DTYPES[plan.record.precision],
+        )
+        examples = plan.examples[run.train_task]
+        trainees.append(AdapterTrainee(run, examples, config.train, adapter))
+
+    def save(trainee: Trainee) -> tuple[int, bool]:
+        assert isinstance(trainee, AdapterTrainee)
+        run, adapter = trainee.run, trainee.adapter
+        assert run.alpha is not None
+        size = adapters.save_adapter(
+            adapter,
+            folder.weights_folder(run),
+            alpha=run.alpha,
+            use_rslora=not math.isclose(adapter.scaling, run.alpha / adapter.rank),
+            target_modules=run.target_modules,
+            base_model_name=config.base_model.name,
+        )
+        return size, adapter.is_zero_update
+
+    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
+    with adapted(base, list(layers)) as bank:
+        _run_pass(plan, folder, observer, base, trainees, bank, planned, save)
+
+
+def _train_full(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    run: PlannedRun,
+    planned: PlannedPass,
+) -> None:
+    """Train a copy of the base, whatever precision the base itself is held in."""
+    full, train_config = plan.record.config.methods.full, plan.record.config.train
+    assert full is not None
+    model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
+    examples = plan.examples[run.train_task]
+    trainee = FullTrainee(run, examples, train_config, model, full.optimizer)
+
+    def save(_: Trainee) -> tuple[int, bool]:
+        weights = folder.weights_folder(run)
+        with writing(weights):
+            model.save_pretrained(str(weights))
+            plan.tokenizer.save_pretrained(str(weights))
+        return weights_bytes(weights), trainee.is_zero_update
+
+    _run_pass(plan, folder, observer, model, [trainee], None, planned, save)
+
+
+def _run_pass(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    model: nn.Module,
+    trainees: Sequence[Trainee],
+    bank: AdapterBank | None,
+    planned: PlannedPass,
+    save: Save,
+) -> None:
+    writer = _Writer(plan, folder, observer, save)
+    for trainee in trainees:
+        writer.resume(trainee)
+    training.train_pass(
+        model,
+        trainees,
+        bank=bank,
+        max_tokens=planned.max_tokens,
+        precision=plan.record.precision,
+        gradient_checkpointing=planned.gradient_checkpointing,
+        compile_layers=plan.record.config.train.compile,
+        observer=writer,
+    )
+
+
+class _Writer:
+    """Writes what a pass tells of into the study's folder."""
+
+    def __init__(
+        self, plan: StudyPlan, folder: StudyFolder, observer: Observer, save: Save
+    ) -> None:
+        self._plan, self._folder, self._observer, self._save = plan, folder, observer, save
+        self._save_steps = plan.record.config.train.save_steps
+
+    def resume(self, trainee: Trainee) -> None:
+        """Go on where an interrupted training was saved last, or begin."""
+        self._folder.start_run(trainee.run)
+        state = self._folder.training_state_file(trainee.run)
+        if state.exists():
+            trainee.load_state(state)
+        for metrics in trainee.metrics:
+            self._folder.append_metrics(trainee.run.name, metrics.model_dump())
+        if trainee.metrics:
+            self._advance(trainee, trainee.metrics[-1].num_tokens)
+
+    def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
+        self._folder.append_metrics(trainee.run.name, metrics.model_dump())
+        before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
+        self._advance(trainee, metrics.num_tokens - before)
+        if self._save_steps and metrics.step % self._save_steps == 0:
+            trainee.save_state(self._folder.training_state_file(trainee.run))
+
+    def finished(self, trainee: Trainee, result: TrainingResult) -> None:
+        size, is_zero = self._save(trainee)
+        self._folder.finish_run(
+            _record(
+                self._plan,
+                trainee.run,
+                weights_bytes=size,
+                update_is_zero=is_zero,
+                **result._asdict(),
+            )
+        )
+
+    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+        self._folder.finish_run(
+            _record(
+                self._plan,
+                trainee.run,
+                status="diverged",
+                message=str(error),
+                num_steps=trainee.step,
+                train_seconds=trainee.seconds,
+            )
+        )
+
+    def shrunk(self, max_tokens: int) -> None:
+        self._observer.noted(
+            f"memory ran out: going on with micro-batches of {max_tokens} tokens at most"
+        )
+
+    def _advance(self, trainee: Trainee, num_tokens: int) -> None:
+        self._observer.advanced(num_tokens * TRAINING_WORK[trainee.run.method])
+
+
+def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:
+    nothing: dict[str, Any] = {
+        "status": "trained",
+        "message": None,
+        "num_steps": 0,
+        "num_tokens": 0,
+        "num_loss_tokens": 0,
+        "first_loss_nats": None,
+        "final_loss_nats": None,
+        "update_is_zero": True,
+        "weights_bytes": 0,
+        "train_seconds": 0.0,
+        "peak_memory_bytes": 0,
+    }
+    return RunRecord(
+        planned=run,
+        num_truncated=sum(example.is_truncated for example in plan.examples[run.train_task]),
+        provenance=collect_provenance(device_name(plan.device)),
+        **(nothing | measured),
+    )

@@ -1,0 +1,187 @@
+"""Looks into the weights of a study's runs, matrix by matrix, and writes a record for each run."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_files import read_updates
+from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.weights import is_stored_quantised, weight_matrices
+from rankwise.errors import BeyondLoraError, ModelError
+from rankwise.records.fingerprints import spectra_fingerprint
+from rankwise.records.folder import StudyFolder
+from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
+from rankwise.records.study import PlannedRun
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.stages import Observer, Stage, is_analysed
+from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
+from rankwise.weights.spectra import Svd
+from rankwise.weights.svd_cache import SpectralCache
+
+
+class _Subject(NamedTuple):
+    """A run that is looked into, and what is found.
+
+    Attributes:
+        run: which.
+        updates: of an adapter, by layer; each is let go of when it has been looked into.
+        full: the full fine-tuning that it is compared with, or is itself.
+        not_analysed: why there are no matrices.
+        matrices: what was found.
+    """
+
+    run: PlannedRun
+    updates: dict[str, LowRankUpdate]
+    full: str | None
+    not_analysed: str | None
+    matrices: list[MatrixSpectrum]
+
+
+def analyse(plan: StudyPlan, folder: StudyFolder, observer: Observer, stage: Stage) -> None:
+    """Look into the runs of a stage that are not done yet, with the base's weights as they are.
+
+    A matrix of the base is decomposed once for all of them, whatever precision it is trained in. Of
+    full fine-tunings one is in memory at a time, with the adapters that are compared with it. Where
+    the base is stored quantised its weights are not known, and the records say so.
+
+    Raises:
+        ModelError: weights cannot be read, or are not finite.
+        StorageError: a record cannot be written.
+    """
+    left = [run for run in stage.runs if not is_analysed(plan, folder, run)]
+    observer.advanced(stage.work * (1 - len(left) / len(stage.runs)))
+    skeleton = models.model_skeleton(plan.base.folder)
+    shapes = models.adaptable_shapes(skeleton)
+    share = stage.work / len(stage.runs)
+    if is_stored_quantised(plan.base.folder):
+        reason = f"{plan.base.name} is stored quantised: its weights are not known"
+        observer.noted(f"weights are not looked into: {reason}")
+        for run in left:
+            _write(plan, folder, _Subject(run, {}, None, reason, []), 0.0)
+            observer.advanced(share)
+        return
+    subjects = [_subject(plan, folder, run, shapes, observer) for run in left]
+    names = _layers(plan, folder, stage, subjects, shapes)
+    base = weight_matrices(models.fetch_weights(plan.base), names)
+    cache = SpectralCache()
+    for full in dict.fromkeys(subject.full for subject in subjects):
+        group = [subject for subject in subjects if subject.full == full]
+        seconds: dict[str, float] = defaultdict(float)
+        adapted = None if full is None else _full_matrices(plan, folder, full, names)
+        for name, weight in base.items():
+            weight = weight.to(plan.device)
+            delta = None if adapted is None else _delta(str(full), name, weight, adapted[name])
+            decomposed = cache.svd(weight)
+            for subject in group:
+                started = time.perf_counter()
+                _look(plan, subject, name, decomposed, delta)
+                seconds[subject.run.name] += time.perf_counter() - started
+                observer.advanced(share / len(base))
+        for subject in group:
+            _write(plan, folder, subject, seconds[subject.run.name])
+
+
+def _write(plan: StudyPlan, folder: StudyFolder, subject: _Subject, seconds: float) -> None:
+    record = SpectraRecord(
+        model=subject.run.name,
+        fingerprint=spectra_fingerprint(plan.record, subject.run),
+        epsilons=EPSILONS,
+        null_draws=plan.record.config.analysis.null_draws,
+        matrices=tuple(subject.matrices),
+        not_analysed=subject.not_analysed,
+        analysis_seconds=seconds,
+    )
+    folder.write(folder.spectra_file(subject.run.name), record)
+
+
+def _full_matrices(
+    plan: StudyPlan, folder: StudyFolder, name: str, layers: Sequence[str]
+) -> Mapping[str, Tensor]:
+    (run,) = (each for each in plan.record.runs if each.name == name)
+    return weight_matrices(folder.weights_folder(run), layers)
+
+
+def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
+    try:
+        return delta_svd(base, adapted.to(base.device))
+    except ValueError as error:
+        raise ModelError(f"{run}: {layer}: {error} Is it of this base model?") from error
+
+
+def _look(
+    plan: StudyPlan, subject: _Subject, layer: str, base: Svd, full_update: Svd | None
+) -> None:
+    """What a run did to a layer, if it adapted it."""
+    settings = plan.record.config.analysis
+    common: dict[str, Any] = {
+        "top_k": settings.top_k,
+        "nulls": NullDraws(settings.null_draws, seed=0),
+    }
+    if subject.run.method == "full":
+        assert full_update is not None
+        found = matrix_spectrum(layer, base, full_update, rank=None, **common)
+    else:
+        update = subject.updates.pop(layer, None)
+        if update is None:
+            return
+        common["full_update"] = full_update
+        found = matrix_spectrum(layer, base, update.factorization, rank=update.rank, **common)
+    subject.matrices.append(found)
+
+
+def _subject(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    run: PlannedRun,
+    shapes: Mapping[str, LinearShape],
+    observer: Observer,
+) -> _Subject:
+    """What is read of a run; an adapter that is more than LoRA is noted and has no matrices."""
+    if run.method == "full":
+        return _Subject(run, {}, run.name, None, [])
+    reference = plan.record.full_run_of(run)
+    record = None if reference is None else folder.finished_run(reference)
+    full = reference.name if reference and record and record.status == "trained" else None
+    try:
+        updates = read_updates(folder.weights_folder(run))
+    except BeyondLoraError as error:
+        observer.noted(f"{run.name} is not looked into: {error}")
+        return _Subject(run, {}, full, str(error), [])
+    beside = sorted(updates.keys() - shapes.keys())
+    reason = None
+    if beside:
+        reason = f"it adapts {', '.join(beside)}, which is no linear layer below the head"
+        observer.noted(f"{run.name} is not looked into: {reason}")
+        updates = {}
+    return _Subject(run, updates, full, reason, [])
+
+
+def _layers(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    stage: Stage,
+    subjects: Sequence[_Subject],
+    shapes: Mapping[str, LinearShape],
+) -> list[str]:
+    """Every layer that is looked into, in the model's order.
+
+    Of full fine-tuning those that any adapter of the study has, also one that is done already.
+
+    Raises:
+        RecordError: the record of one that is done cannot be read.
+    """
+    wanted = {name for subject in subjects for name in subject.updates}
+    if any(subject.run.method == "full" for subject in subjects):
+        modules = plan.record.adapted_modules
+        wanted |= set(models.target_shapes(shapes, modules) if modules else shapes)
+        for run in stage.runs:
+            record = folder.finished_spectra(run.name, spectra_fingerprint(plan.record, run))
+            wanted |= set() if record is None else {each.module for each in record.matrices}
+    return [name for name in shapes if name in wanted]

@@ -1,0 +1,178 @@
+"""Factual recall as multiple choice: capitals, continents, chemical elements.
+
+Countries come from the package ``countryinfo``, elements from ``periodictable``. The tasks are
+made to show forgetting, so they ask what a small model mostly knows. An answer is scored as the
+continuation of a short unfinished sentence; wrong options are drawn from similar things.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import countryinfo
+import periodictable
+from datasets import DatasetDict
+
+from rankwise.errors import DataError
+from rankwise.tasks.bundled.splits import ChoiceRow, choice_dataset
+
+OPTIONS = 4
+
+# Smaller countries and territories are left out: hardly any text tells of them.
+MIN_POPULATION = 500_000
+
+# Entries of countryinfo 1.0 whose capital is outdated, disputed or not one that most texts give.
+LEFT_OUT = {
+    "Burundi",
+    "Equatorial Guinea",
+    "Hong Kong",
+    "Israel",
+    "Kazakhstan",
+    "Palestine",
+    "Serbia and Montenegro",
+    "Sri Lanka",
+    "Swaziland",
+    "Western Sahara",
+}
+
+# The United Nations' region, as countryinfo has it -> the word for it. Oceania is left out: it
+# has too few countries to be a right answer as often as the others.
+CONTINENTS = {"Africa": "Africa", "Americas": "America", "Asia": "Asia", "Europe": "Europe"}
+
+# Heavier elements have been made a few atoms at a time and are hardly written about.
+MAX_ATOMIC_NUMBER = 103
+
+
+class Fact(NamedTuple):
+    """An unfinished sentence, its end, and what else could be taken for its end.
+
+    ``subject`` is what the fact is about: all facts of one subject go to the same split.
+    """
+
+    subject: str
+    question: str
+    answer: str
+    rivals: tuple[str, ...]
+
+
+class Country(NamedTuple):
+    """A country as its facts are told; ``region`` is the United Nations' region."""
+
+    name: str
+    capital: str
+    region: str
+
+
+def _countries() -> list[Country]:
+    """The larger countries by name; those whose capital repeats the name are left out."""
+    countries: dict[str, Country] = {}
+    for entry in countryinfo.all_countries():
+        info: dict[str, object] = {**entry.info()}
+        name, capital, region = info.get("name"), info.get("capital"), info.get("region")
+        if not (isinstance(name, str) and isinstance(capital, str) and isinstance(region, str)):
+            continue
+        population, codes = info.get("population"), info.get("ISO")
+        if not isinstance(population, int) or population < MIN_POPULATION:
+            continue
+        has_code = isinstance(codes, dict) and "alpha2" in codes
+        alike = name.lower() in capital.lower() or capital.lower() in name.lower()
+        if capital and region and has_code and not alike and name not in LEFT_OUT:
+            countries.setdefault(capital, Country(name, capital, region))
+    return sorted(countries.values())
+
+
+def _capitals() -> list[Fact]:
+    """Each country's capital, and each capital's country; rivals are of the same region."""
+    countries = _countries()
+    facts: list[Fact] = []
+    for name, capital, region in countries:
+        near = [other for other in countries if other.region == region and other.name != name]
+        names = tuple(other.name for other in near)
+        capitals = tuple(other.capital for other in near)
+        facts.append(Fact(name, f"The capital of {name} is", capital, capitals))
+        facts.append(Fact(name, f"{capital} is the capital of", name, names))
+    return facts
+
+
+def _continents() -> list[Fact]:
+    """The continent of each country and of each capital, unless the country's name tells it."""
+    facts: list[Fact] = []
+    for name, capital, region in _countries():
+        answer = CONTINENTS.get(region)
+        if answer and answer not in name:
+            rivals = tuple(word for word in CONTINENTS.values() if word != answer)
+            facts.append(Fact(name, f"{name} is a country in", answer, rivals))
+            facts.append(Fact(name, f"{capital} is a city in", answer, rivals))
+    return facts
+
+
+def _elements() -> list[Fact]:
+    """The symbol and the atomic number of each element.
+
+    Rival symbols begin with the same letter where there are enough of them; rival numbers are the
+    nearest ones.
+    """
+    elements = [
+        (int(element.number), str(element.symbol), str(element.name))
+        for element in periodictable.elements
+        if 1 <= element.number <= MAX_ATOMIC_NUMBER
+    ]
+    facts: list[Fact] = []
+    for number, symbol, name in elements:
+        others = [other for other in elements if other[0] != number]
+        alike = [other[1] for other in others if other[1][0] == symbol[0]]
+        symbols = alike if len(alike) >= OPTIONS - 1 else [other[1] for other in others]
+        near = sorted(others, key=lambda other: abs(other[0] - number))[: 2 * OPTIONS]
+        numbers = tuple(str(other[0]) for other in near)
+        facts.append(Fact(name, f"The chemical symbol for {name} is", symbol, tuple(symbols)))
+        facts.append(Fact(name, f"The atomic number of {name} is", str(number), numbers))
+    return facts
+
+
+TABLES: dict[str, Callable[[], list[Fact]]] = {
+    "capitals": _capitals,
+    "continents": _continents,
+    "elements": _elements,
+}
+
+
+def _rows(facts: Sequence[Fact], rng: random.Random) -> list[ChoiceRow]:
+    """One row of four options for each fact; each label equally often, to within one."""
+    labels = [index % OPTIONS for index in range(len(facts))]
+    rng.shuffle(labels)
+    rows: list[ChoiceRow] = []
+    for fact, label in zip(facts, labels, strict=True):
+        choices = rng.sample(fact.rivals, OPTIONS - 1)
+        choices.insert(label, fact.answer)
+        rows.append(ChoiceRow(question=fact.question, choices=choices, label=label))
+    return rows
+
+
+def load(*, table: str, train: int = 40, seed: int = 0, **_: object) -> DatasetDict:
+    """The ``train`` and ``test`` splits of one table: question, choices (four), label.
+
+    Args:
+        table: a key of :data:`TABLES`.
+        train: facts set apart for few-shot prompts, rounded up to whole subjects; all others are
+            the test split. No subject is in both.
+        seed: chooses the split, the wrong options and their order.
+
+    Raises:
+        DataError: there is no such table, or it has too few facts for this train split.
+    """
+    if table not in TABLES:
+        raise DataError(f"facts: {table!r} is no table. Use one of {', '.join(TABLES)}.")
+    facts = TABLES[table]()
+    if not 0 < train < len(facts) - 1:
+        raise DataError(f"{table}: train is {train}. Give a number from 1 to {len(facts) - 2}.")
+    rng = random.Random(f"{table}/{seed}")
+    subjects = list(dict.fromkeys(fact.subject for fact in facts))
+    rng.shuffle(subjects)
+    by_subject = {subject: [f for f in facts if f.subject == subject] for subject in subjects}
+    ordered = [fact for subject in subjects for fact in by_subject[subject]]
+    while ordered[train].subject == ordered[train - 1].subject:
+        train += 1
+    splits = {"train": ordered[:train], "test": ordered[train:]}
+    return DatasetDict({name: choice_dataset(_rows(part, rng)) for name, part in splits.items()})

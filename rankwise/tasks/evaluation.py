@@ -1,0 +1,176 @@
+"""Score models on one task, together: what they answer, and what the task makes of it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rankwise.records.study import TaskEvaluation
+from rankwise.tasks.judgement import Responses, judge
+from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
+from rankwise.tasks.requests import SAMPLING_SEED, PreparedTask, Request
+
+
+class Known(NamedTuple):
+    """What an earlier scoring of fewer items found: nothing of it is computed again.
+
+    Attributes:
+        responses: to the first instances of the task, in order.
+        num_unfinished: generations among them that did not end by themselves.
+        score_seconds: what they took.
+    """
+
+    responses: tuple[Responses, ...] = ()
+    num_unfinished: int = 0
+    score_seconds: float = 0.0
+
+
+class ScoredModel(NamedTuple):
+    """A model that is scored.
+
+    Attributes:
+        name: in its record: "base", or the run's name.
+        fingerprint: of everything that its scores on the task depend on.
+        adapter: as the scorer knows it; None is the resident model as it is.
+        known: of an earlier scoring of the first items.
+    """
+
+    name: str
+    fingerprint: str
+    adapter: str | None = None
+    known: Known = Known()
+
+
+class Scoring(NamedTuple):
+    """What scoring returns: the record, and one line per item and filter."""
+
+    record: TaskEvaluation
+    samples: list[dict[str, Any]]
+
+
+class _Answers(NamedTuple):
+    """One model's answers to the instances of a task; ``num_unfinished`` of generations only."""
+
+    responses: list[Responses]
+    num_unfinished: int | None
+    score_seconds: float
+
+
+def evaluate(
+    scorer: Scorer,
+    models: Sequence[ScoredModel],
+    prepared: PreparedTask,
+    *,
+    metric: str | None,
+    advance: Advance = lambda _: None,
+) -> list[Scoring]:
+    """Answer every request of a task with every model, and let the task itself judge the answers.
+
+    Models of which equally much is known are asked in one call of the scorer; the seconds of a call
+    are shared among them equally.
+
+    Args:
+        scorer: knows the models.
+        models: who is asked.
+        prepared: the task with its tokenised requests.
+        metric: which metric decides; None takes the task's first that has a number per item.
+        advance: is told how many tokens were read or written, ``prepared.num_tokens`` per model.
+
+    Returns:
+        One scoring per model, in their order.
+
+    Raises:
+        TaskError: the task has no metric of that name with one number per item.
+    """
+    groups: dict[int, list[ScoredModel]] = defaultdict(list)
+    for model in models:
+        groups[len(model.known.responses)].append(model)
+    answers: dict[str, _Answers] = {}
+    for num_known, group in groups.items():
+        new = [request for request in prepared.requests if request.instance >= num_known]
+        num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
+        advance(num_tokens * len(group))
+        answers |= _ask(scorer, group, prepared, new, advance)
+    return [_judged(model, prepared, answers[model.name], metric) for model in models]
+
+
+def _judged(
+    model: ScoredModel, prepared: PreparedTask, answers: _Answers, metric: str | None
+) -> Scoring:
+    started = time.perf_counter()
+    judgement = judge(prepared, answers.responses, metric)
+    record = TaskEvaluation(
+        model=model.name,
+        task=prepared.name,
+        task_version=prepared.loaded.version,
+        fingerprint=model.fingerprint,
+        output_type=prepared.loaded.output_type,
+        domain=prepared.loaded.domain,
+        metrics=tuple(judgement.metrics),
+        decision_metric=judgement.decision.metric,
+        decision_filter=judgement.decision.filter,
+        num_examples=prepared.num_items,
+        num_fewshot=prepared.num_fewshot,
+        chat_template=prepared.chat_template,
+        limit=prepared.limit,
+        chance=prepared.chance,
+        predicted_shares=judgement.predicted_shares,
+        num_unfinished=answers.num_unfinished,
+        num_draws=prepared.num_draws,
+        sampling_seed=SAMPLING_SEED if prepared.num_draws else None,
+        num_truncated=prepared.num_truncated,
+        num_tokens=prepared.num_tokens,
+        score_seconds=answers.score_seconds + time.perf_counter() - started,
+    )
+    return Scoring(record, judgement.samples)
+
+
+def _ask(
+    scorer: Scorer,
+    models: Sequence[ScoredModel],
+    prepared: PreparedTask,
+    requests: Sequence[Request],
+    advance: Advance,
+) -> dict[str, _Answers]:
+    """The answers of models of which equally much is known, by name."""
+    started = time.perf_counter()
+    asked = [model.adapter for model in models]
+    generates = prepared.loaded.output_type == "generate_until"
+    unfinished: list[int] | None = None
+    answers: list[list[Any]]
+    if generates:
+        prompts = [
+            Prompt(request.context, request.settings, request.draw)
+            for request in requests
+            if request.settings is not None
+        ]
+        written = scorer.generate(asked, prompts, advance)
+        answers = [[each.text for each in own] for own in written]
+        unfinished = [sum(not each.is_finished for each in own) for own in written]
+    else:
+        items = [Continuation(request.context, request.continuation) for request in requests]
+        found = scorer.log_likelihoods(asked, items, advance)
+        answers = [[tuple(each) for each in own] for own in found]
+    seconds = (time.perf_counter() - started) / len(models)
+    return {
+        model.name: _Answers(
+            [*model.known.responses, *_of_instances(prepared, requests, answers[index])],
+            None if unfinished is None else model.known.num_unfinished + unfinished[index],
+            model.known.score_seconds + seconds,
+        )
+        for index, model in enumerate(models)
+    }
+
+
+def _of_instances(
+    prepared: PreparedTask, requests: Sequence[Request], answers: Sequence[Any]
+) -> list[Responses]:
+    """One model's answers to requests, by instance: a text in several windows is one answer."""
+    by_instance: dict[int, list[Any]] = defaultdict(list)
+    for request, answer in zip(requests, answers, strict=True):
+        by_instance[request.instance].append(answer)
+    if prepared.loaded.output_type == "loglikelihood_rolling":
+        return [(sum(nats for nats, _ in windows),) for windows in by_instance.values()]
+    return [tuple(own) for own in by_instance.values()]

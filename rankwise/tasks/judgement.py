@@ -1,0 +1,218 @@
+"""lm-eval's verdict on a model's answers: its filters and metrics, and the number that decides."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.errors import TaskError
+from rankwise.records.folder import LOSS_METRIC
+from rankwise.records.study import MetricScore
+from rankwise.tasks.requests import PreparedTask
+
+Response = tuple[float, bool] | float | str
+"""A log-likelihood with its greedy flag, that of a whole text, or a generation."""
+
+Responses = tuple[Response, ...]
+"""To one of lm-eval's instances: one, or as many as it is repeated."""
+
+Values = dict[tuple[str, str], list[Any]]
+"""Of each metric under each filter, item by item."""
+
+
+class Judgement(NamedTuple):
+    """What a task makes of a model's answers.
+
+    Attributes:
+        samples: one line per filter and item, with lm-eval's fields.
+        metrics: aggregated.
+        decision: the one of them that decides.
+        predicted_shares: how often each option was chosen, where there are options.
+    """
+
+    samples: list[dict[str, Any]]
+    metrics: list[MetricScore]
+    decision: MetricScore
+    predicted_shares: tuple[float, ...] | None
+
+
+def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | None) -> Judgement:
+    """Hand the answers back to the task.
+
+    Args:
+        prepared: the task.
+        responses: to its instances, in order.
+        metric: which metric decides; None takes the task's first that has a number per item.
+
+    Raises:
+        TaskError: the task has no metric of that name with one number per item.
+    """
+    samples, values = _samples(prepared, responses)
+    metrics = _aggregate(prepared, values)
+    return Judgement(
+        samples,
+        metrics,
+        _decision(prepared, metrics, values, metric),
+        _predicted_shares(prepared, responses),
+    )
+
+
+def _samples(
+    prepared: PreparedTask, responses: Sequence[Responses]
+) -> tuple[list[dict[str, Any]], Values]:
+    """lm-eval's filters and metrics, item by item: sample lines, and values."""
+    task, instances = prepared.loaded.task, prepared.instances
+    by_doc: dict[int, list[int]] = defaultdict(list)
+    for index, (instance, own) in enumerate(zip(instances, responses, strict=True)):
+        instance.resps = list(own) if len(own) > 1 else list(own) * (instance.repeats or 1)
+        instance.filtered_resps = {}
+        by_doc[instance.doc_id].append(index)
+    task.apply_filters()
+    num_loss_tokens = _num_loss_tokens(prepared)
+    samples: list[dict[str, Any]] = []
+    values: Values = defaultdict(list)
+    for filter_name in instances[0].filtered_resps:
+        for indices in by_doc.values():
+            requests = sorted((instances[i] for i in indices), key=lambda request: request.idx)
+            filtered = [request.filtered_resps[filter_name] for request in requests]
+            metrics: dict[str, Any] = dict(task.process_results(requests[0].doc, filtered))
+            line = _line(prepared, requests, filter_name, filtered, list(metrics))
+            if prepared.loaded.output_type in ("loglikelihood", "loglikelihood_rolling"):
+                (response, *_), tokens = responses[indices[0]], num_loss_tokens[indices[0]]
+                nats = response[0] if isinstance(response, tuple) else response
+                line["num_loss_tokens"] = tokens
+                metrics[LOSS_METRIC] = -float(nats) / tokens
+            samples.append(line | metrics)
+            for metric, value in metrics.items():
+                values[metric, filter_name].append(value)
+    if prepared.loaded.output_type == "loglikelihood_rolling":
+        key = (LOSS_METRIC, samples[0]["filter"])
+        tokens = [line["num_loss_tokens"] for line in samples]
+        mean = sum(tokens) / len(tokens)
+        values[key] = [v * n / mean for v, n in zip(values[key], tokens, strict=True)]
+    return samples, dict(values)
+
+
+def _line(
+    prepared: PreparedTask,
+    requests: Sequence[Any],
+    filter_name: str,
+    filtered: list[Any],
+    metrics: list[str],
+) -> dict[str, Any]:
+    """What lm-eval logs of one item, without its metrics' values."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    doc = requests[0].doc
+    target = prepared.loaded.task.doc_to_target(doc)
+    text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    return {
+        "doc_id": requests[0].doc_id,
+        "doc": doc,
+        "target": target,
+        "arguments": [request.args for request in requests],
+        "resps": [request.resps for request in requests],
+        "filtered_resps": filtered,
+        "filter": filter_name,
+        "metrics": metrics,
+        "doc_hash": hash_string(text),
+        "prompt_hash": hash_string(requests[0].arguments[0]),
+        "target_hash": hash_string(str(target)),
+    }
+
+
+def _num_loss_tokens(prepared: PreparedTask) -> list[int]:
+    """On how many tokens each instance was scored."""
+    counts = [0] * len(prepared.instances)
+    for request in prepared.requests:
+        counts[request.instance] += len(request.continuation)
+    return counts
+
+
+def _aggregate(prepared: PreparedTask, values: Values) -> list[MetricScore]:
+    from lm_eval.api.metrics import mean, mean_stderr, stderr_for_metric
+
+    task = prepared.loaded.task
+    scores: list[MetricScore] = []
+    for (metric, filter_name), items in values.items():
+        aggregate = task.aggregation().get(metric, mean)
+        value = _finite(aggregate, items)
+        if value is None:
+            continue
+        # a closed-form error where lm-eval has one; its bootstrap forks the whole process
+        stderr_of: Any = stderr_for_metric(aggregate, bootstrap_iters=1)
+        closed_form = stderr_of if stderr_of is mean_stderr else None
+        higher = task.higher_is_better().get(metric)
+        scores.append(
+            MetricScore(
+                metric=metric,
+                filter=filter_name,
+                value=value,
+                stderr=float(closed_form(items)) if closed_form and len(items) > 1 else None,
+                num_examples=len(items),
+                higher_is_better=metric != LOSS_METRIC if higher is None else bool(higher),
+            )
+        )
+    return scores
+
+
+def _finite(aggregate: Callable[[list[Any]], Any], items: list[Any]) -> float | None:
+    """The aggregate, or None where it is no number: a word perplexity of prose without spaces."""
+    try:
+        value = float(aggregate(items))
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _decision(
+    prepared: PreparedTask,
+    metrics: Sequence[MetricScore],
+    values: Values,
+    wanted: str | None,
+) -> MetricScore:
+    """The loss where it is the point, else the wanted metric, else the first usable one."""
+    usable = [
+        score for score in metrics if _is_mean(score.value, values[score.metric, score.filter])
+    ]
+    own_data = prepared.loaded.is_rendered and prepared.loaded.output_type == "loglikelihood"
+    if wanted is None and (own_data or prepared.loaded.output_type == "loglikelihood_rolling"):
+        wanted = LOSS_METRIC
+    for score in usable:
+        if wanted is None or wanted in (score.metric, f"{score.metric},{score.filter}"):
+            return score
+    names = ", ".join(f"{score.metric},{score.filter}" for score in usable) or "none"
+    raise TaskError(
+        f"task {prepared.name!r} has no metric {wanted!r} with one number per item; it has: "
+        f"{names}. Set evaluation.metric.{prepared.name} to one of them."
+    )
+
+
+def _is_mean(value: float, items: list[Any]) -> bool:
+    """Whether an aggregate is the mean of one number per item.
+
+    lm-eval's perplexity of a continuation is not: its items are log-likelihoods.
+    """
+    if not all(isinstance(item, int | float) for item in items):
+        return False
+    return math.isclose(value, sum(items) / len(items), rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _predicted_shares(
+    prepared: PreparedTask, responses: Sequence[Responses]
+) -> tuple[float, ...] | None:
+    """How often each option had the highest log-likelihood, by its position."""
+    if prepared.loaded.output_type != "multiple_choice":
+        return None
+    options: dict[int, list[float]] = defaultdict(list)
+    for instance, (response, *_) in zip(prepared.instances, responses, strict=True):
+        assert isinstance(response, tuple)
+        if instance.idx < prepared.num_options[instance.doc_id]:
+            options[instance.doc_id].append(response[0])
+    counts = [0] * max(len(scores) for scores in options.values())
+    for scores in options.values():
+        counts[scores.index(max(scores))] += 1
+    return tuple(count / len(options) for count in counts)

@@ -1,0 +1,1 @@
+"""What an update is as a matrix, and what it did to the base's."""

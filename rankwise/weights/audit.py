@@ -1,0 +1,341 @@
+"""One adapter or checkpoint against its base, without a study: its weights, and its scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_files import (
+    CONFIG_FILE,
+    layers_without_factors,
+    read_updates,
+    refuse_other_base,
+)
+from rankwise.engine.models.base import BaseModel, LinearShape
+from rankwise.engine.models.devices import ResolvedPrecision, choose_device, device_name
+from rankwise.engine.models.weights import ModelWeights, model_weights
+from rankwise.errors import ModelError, UnchangedOutputsError
+from rankwise.findings.audits import ENOUGH, SUSPICIOUS, audit_statements
+from rankwise.records import quantities
+from rankwise.records.audits import AuditedKind, AuditRecord, AuditScore, KeptEnergy, OtherChange
+from rankwise.records.config import BaseModelConfig
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.spectra import EPSILONS, MatrixSpectrum
+from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
+from rankwise.weights.spectra import Svd
+from rankwise.weights.svd_cache import SpectralCache
+
+# So many layers without factors are named, the others are counted.
+_NAMED_LAYERS = 4
+# Up to this one the energy that is kept is recorded for every rank.
+_SMALL_RANKS = 64
+
+
+class Audited(NamedTuple):
+    """What is audited, read and checked against its base.
+
+    Attributes:
+        base: the base model.
+        target: an adapter's folder, or a checkpoint's.
+        kind: which of them.
+        updates: of an adapter, by layer; empty of a checkpoint.
+        shapes: of the layers that are looked into, in the model's order.
+        warnings: what could not be checked.
+    """
+
+    base: BaseModel
+    target: Path
+    kind: AuditedKind
+    updates: Mapping[str, LowRankUpdate]
+    shapes: Mapping[str, LinearShape]
+    warnings: tuple[str, ...] = ()
+
+
+class AuditSettings(NamedTuple):
+    """How the weights are looked into; see the study's ``analysis`` section."""
+
+    top_k: int = 500
+    null_draws: int = 2
+
+
+class Scored(NamedTuple):
+    """Scores of base and adapted, and how they were made; without tasks there are none.
+
+    Attributes:
+        scores: a task each.
+        confidence: of their intervals.
+        precision: that the models were scored in.
+        warnings: what is worth knowing about the tasks.
+        answers_as_base: whether a checkpoint answers a few texts exactly as its base does.
+    """
+
+    scores: tuple[AuditScore, ...] = ()
+    confidence: float = 0.95
+    precision: ResolvedPrecision | None = None
+    warnings: tuple[str, ...] = ()
+    answers_as_base: bool = False
+
+
+def find_audited(
+    base: str,
+    target: Path,
+    *,
+    any_base: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Audited:
+    """Read what is audited, and refuse what does not belong to this base.
+
+    Args:
+        base: an embedded model, a folder or a hub repository.
+        target: a PEFT LoRA folder, or a checkpoint of the base's architecture.
+        any_base: let an adapter pass that records another base, if it fits this one.
+        report: is told of downloads.
+
+    Raises:
+        ModelError: base or target cannot be read, the target is more than plain LoRA, or it was
+            trained from another base.
+    """
+    found = models.find_base_model(BaseModelConfig(name=base), report)
+    skeleton: Any = models.model_skeleton(found.folder)
+    shapes = models.adaptable_shapes(skeleton)
+    if not target.is_dir():
+        raise ModelError(f"{target} is not a folder. Check the path.")
+    if (target / CONFIG_FILE).is_file():
+        return _adapter(found, target, shapes, any_base)
+    if (target / "config.json").is_file():
+        models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
+        models.refuse_other_architecture(target, skeleton.config)
+        return Audited(found, target, "checkpoint", {}, shapes)
+    raise ModelError(
+        f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint)."
+    )
+
+
+def _adapter(
+    base: BaseModel, target: Path, shapes: Mapping[str, LinearShape], any_base: bool
+) -> Audited:
+    updates = read_updates(target)
+    warnings = () if any_base else refuse_other_base(target, base)
+    for name, update in updates.items():
+        shape = shapes.get(name)
+        if shape is None:
+            raise ModelError(
+                f"{target} adapts {name}, which is no linear layer below the head of {base.name}. "
+                "Name the base that it was trained from."
+            )
+        if update.shape != (shape.out_features, shape.in_features):
+            raise ModelError(
+                f"{target} does not fit {name} of {base.name}: its update is {update.shape} and "
+                f"the layer {(shape.out_features, shape.in_features)}. Name the base that it was "
+                "trained from."
+            )
+    adapted = {name: shape for name, shape in shapes.items() if name in updates}
+    missing = layers_without_factors(target, shapes, updates)
+    return Audited(base, target, "adapter", updates, adapted, (*warnings, *_missing(missing)))
+
+
+def _missing(layers: Sequence[str]) -> tuple[str, ...]:
+    if not layers:
+        return ()
+    more = len(layers) - _NAMED_LAYERS
+    names = [*layers[:_NAMED_LAYERS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
+    return (
+        f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
+        f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
+        "file is whole.",
+    )
+
+
+def check_weights(audited: Audited) -> None:
+    """Load the weights and let go of them: hours of scoring should not end in what is wrong there.
+
+    Raises:
+        ModelError: as ``audit``.
+    """
+    model_weights(audited.base.folder, list(audited.shapes))
+    if audited.kind == "checkpoint":
+        _checkpoint_weights(audited)
+
+
+def _checkpoint_weights(audited: Audited) -> ModelWeights:
+    """Those of a checkpoint, every matrix of its base's shape."""
+    found = model_weights(audited.target, list(audited.shapes))
+    for name, shape in audited.shapes.items():
+        ours, theirs = (shape.out_features, shape.in_features), tuple(found.matrices[name].shape)
+        if ours != theirs:
+            raise ModelError(
+                f"{audited.target} is no fine-tuning of {audited.base.name}: {name}: matrices of "
+                f"shape {ours} and {theirs}. Name the base that it was trained from."
+            )
+    return found
+
+
+def audit(
+    audited: Audited,
+    settings: AuditSettings,
+    *,
+    scored: Scored | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> AuditRecord:
+    """Look into every matrix of what is audited, and say in words what is there.
+
+    Args:
+        audited: from ``find_audited``.
+        settings: how.
+        scored: of base and adapted, where tasks were asked for.
+        advance: is told how many matrices are done, of how many.
+
+    Raises:
+        ModelError: weights cannot be loaded, are not finite, or differ in shape.
+        UnchangedOutputsError: a checkpoint with other weights than the base answers as it does.
+    """
+    scored = Scored() if scored is None else scored
+    device, cache = choose_device(), SpectralCache()
+    names = list(audited.shapes)
+    base = model_weights(audited.base.folder, names)
+    adapted = _checkpoint_weights(audited) if audited.kind == "checkpoint" else None
+    matrices: list[MatrixSpectrum] = []
+    values: list[Tensor] = []
+    for number, name in enumerate(names, start=1):
+        weight = base.matrices[name].to(device)
+        update = _update(audited, name, weight, adapted)
+        matrices.append(
+            matrix_spectrum(
+                name,
+                cache.svd(weight),
+                update,
+                rank=audited.updates[name].rank if audited.kind == "adapter" else None,
+                top_k=settings.top_k,
+                nulls=NullDraws(settings.null_draws, seed=0),
+            )
+        )
+        values.append(update.S)
+        advance(number, len(names))
+    ranks = tuple(sorted({update.rank for update in audited.updates.values()}))
+    kept = _kept(values)
+    cut = _smallest_enough(kept)
+    others = () if adapted is None else _other_changes(base.others, adapted.others)
+    if scored.answers_as_base and (cut is not None or others):
+        raise UnchangedOutputsError(
+            f"{audited.target} has other weights than {audited.base.name} and gives the same "
+            f"log-likelihoods in {scored.precision}: the base was scored in its place, or the "
+            "change is lost in this precision. Score in float32, and report this if it stays."
+        )
+    warnings = (*audited.warnings, *_implausible(matrices, audited))
+    return AuditRecord(
+        base=audited.base.name,
+        base_fingerprint=audited.base.fingerprint,
+        target=str(audited.target),
+        kind=audited.kind,
+        ranks=ranks,
+        epsilons=EPSILONS,
+        null_draws=settings.null_draws,
+        matrices=tuple(matrices),
+        kept=kept,
+        cut=cut,
+        other_changes=others,
+        confidence=scored.confidence,
+        precision=scored.precision,
+        scores=scored.scores,
+        warnings=(*warnings, *scored.warnings),
+        statements=audit_statements(audited.kind, ranks, matrices, cut, others, scored.scores),
+        provenance=collect_provenance(device_name(device)),
+    )
+
+
+def _update(audited: Audited, name: str, weight: Tensor, adapted: ModelWeights | None) -> Svd:
+    if adapted is None:
+        return audited.updates[name].factorization
+    return delta_svd(weight, adapted.matrices[name].to(weight.device))
+
+
+def _kept(values: Sequence[Tensor]) -> tuple[KeptEnergy, ...]:
+    """At every small rank, at every customary one, and at the largest; empty of a zero update."""
+    shares = [each.double().cpu().square() for each in values]
+    total = sum(float(each.sum()) for each in shares)
+    longest = max(len(each) for each in shares)
+    ranks = {*range(1, min(_SMALL_RANKS, longest) + 1), *_customary(longest), longest}
+    changed = [each for each in shares if bool(each.any())]
+    return tuple(
+        KeptEnergy(
+            rank=rank,
+            share=sum(float(each[:rank].sum()) for each in changed) / total,
+            lowest=min(float(each[:rank].sum() / each.sum()) for each in changed),
+        )
+        for rank in sorted(ranks)
+        if changed
+    )
+
+
+def _customary(longest: int) -> set[int]:
+    """1, 2, 4, 8, 12, 16, 24, 32, 48 ... below the largest."""
+    powers = {2**power for power in range(longest.bit_length())}
+    return {rank for rank in powers | {3 * each for each in powers if each >= 4} if rank < longest}
+
+
+def _smallest_enough(kept: Sequence[KeptEnergy]) -> KeptEnergy | None:
+    if not kept:
+        return None
+    longest = kept[-1].rank
+    candidates = {*_customary(longest), longest}
+    enough = [each for each in kept if each.share >= ENOUGH and each.rank in candidates]
+    return enough[0] if enough else kept[-1]
+
+
+def _other_changes(
+    base: Mapping[str, Tensor], adapted: Mapping[str, Tensor]
+) -> tuple[OtherChange, ...]:
+    """What differs beside the linear layers; what both have under two names (tied), once."""
+    found: list[OtherChange] = []
+    seen: set[tuple[int, int]] = set()
+    for name in dict.fromkeys((*base, *adapted)):
+        before, after = base.get(name), adapted.get(name)
+        if before is not None and after is not None:
+            places = before.data_ptr(), after.data_ptr()
+            if places in seen:
+                continue
+            seen.add(places)
+        change = _other_change(name, before, after)
+        if change is not None:
+            found.append(change)
+    return tuple(sorted(found, key=_largest_first))
+
+
+def _other_change(name: str, before: Tensor | None, after: Tensor | None) -> OtherChange | None:
+    if before is None or after is None:
+        return OtherChange(name=name, change="added" if before is None else "removed")
+    if before.shape != after.shape:
+        return OtherChange(name=name, change="resized")
+    norm, size = float((after.double() - before.double()).norm()), float(before.double().norm())
+    if not norm:
+        return None
+    if not size:
+        return OtherChange(name=name, change="from_zero", norm=norm)
+    return OtherChange(name=name, change="moved", norm=norm, relative_norm=norm / size)
+
+
+def _largest_first(change: OtherChange) -> tuple[int, float]:
+    """Other shapes, then by relative norm, then what was zero by its norm."""
+    if change.norm is None:
+        return 0, 0.0
+    if change.relative_norm is None:
+        return 2, -change.norm
+    return 1, -change.relative_norm
+
+
+def _implausible(matrices: Sequence[MatrixSpectrum], audited: Audited) -> tuple[str, ...]:
+    """A warning where the update is as large as that from one model to another."""
+    norm = math.hypot(*(each.update.frobenius_norm for each in matrices))
+    size = math.hypot(*(each.base_frobenius_norm for each in matrices))
+    if not size or norm <= SUSPICIOUS * size:
+        return ()
+    return (
+        f"The update's norm is {quantities.share(norm / size)} of the weights' own: no fine-tuning "
+        f"is that large. Is {audited.base.name} the base that it was trained from?",
+    )

@@ -1,0 +1,221 @@
+"""Scores of an audited model and its base on tasks, paired over the same items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import choose_device, give_back_memory, resolve_precision
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.errors import ConfigError, ModelError, TaskError
+from rankwise.findings.pairs import pair_items, paired_test
+from rankwise.records import quantities
+from rankwise.records.audits import AuditScore
+from rankwise.records.config import EvaluationConfig, Precision
+from rankwise.records.folder import BASE
+from rankwise.records.items import task_items
+from rankwise.records.results import ModelResults
+from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
+from rankwise.tasks.questions import LogLikelihood
+from rankwise.tasks.requests import PreparedTask, prepare_task
+from rankwise.tasks.resolution import TaskNotFound, load_tasks
+from rankwise.tasks.update_guard import probes, refuse_unapplied
+from rankwise.weights.audit import Audited, Scored, check_weights
+
+ADAPTED = "adapted"
+
+
+class ScoreSettings(NamedTuple):
+    """Which tasks, and how they are asked; as in a study's ``evaluation`` section."""
+
+    tasks: tuple[str, ...]
+    tasks_path: tuple[Path, ...] = ()
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat_template: bool = False
+    precision: Precision = "auto"
+    confidence: float = 0.95
+
+
+def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTask]:
+    """Every task that is named, groups as their leaves, tokenised for the base.
+
+    Raises:
+        ConfigError: a chat template is asked for, and the base has none.
+        ModelError: a checkpoint has no embeddings for some of the base's tokens.
+        TaskError: a name is unknown, or a task cannot be scored; all unknown names at once.
+        DataError: a prompt or an answer is empty.
+    """
+    tokenizer = models.load_tokenizer(audited.base.folder)
+    if settings.chat_template and not tokenizer.chat_template:
+        problem = f"--chat-template: the tokenizer of {audited.base.name} has none; leave it out"
+        raise ConfigError("audit", [problem])
+    skeleton: Any = models.model_skeleton(audited.base.folder)
+    _check_vocabulary(audited, min(len(tokenizer), _num_embeddings(skeleton)))
+    longest = models.context_length(skeleton.config, tokenizer)
+    found = load_tasks(settings.tasks, settings.tasks_path)
+    unknown = [str(each) for each in found.values() if isinstance(each, TaskNotFound)]
+    if unknown:
+        raise TaskError(f"{'; '.join(unknown)}. rankwise tasks lists what there is.")
+    leaves = {
+        task.name: task
+        for each in found.values()
+        if not isinstance(each, TaskNotFound)
+        for task in each
+    }
+    return [
+        prepare_task(
+            task,
+            tokenizer,
+            max_length=longest,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            chat_template=settings.chat_template,
+        )
+        for task in leaves.values()
+    ]
+
+
+def _check_vocabulary(audited: Audited, num_tokens: int) -> None:
+    """Both models read the base's tokens; a checkpoint may have others beside them."""
+    if audited.kind == "adapter":
+        return
+    size = _num_embeddings(models.model_skeleton(audited.target))
+    if size < num_tokens:
+        raise ModelError(
+            f"{audited.target} has vocab_size {size}, and the tokenizer of {audited.base.name} "
+            f"{num_tokens} tokens: it cannot be asked what its base is asked. Leave --tasks out to "
+            "look into its weights alone."
+        )
+
+
+def _num_embeddings(skeleton: Any) -> int:
+    return int(skeleton.get_input_embeddings().weight.shape[0])
+
+
+def audit_scores(
+    audited: Audited,
+    tasks: Sequence[PreparedTask],
+    settings: ScoreSettings,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Scored:
+    """Score base and adapted model: an adapter beside the base in one call, a checkpoint after it.
+
+    Args:
+        audited: what is scored.
+        tasks: from ``prepared_tasks``; at least one.
+        settings: the same.
+        advance: is told how many tokens were read or written, ``num_tokens`` of a task per model.
+
+    Raises:
+        ModelError: a model cannot be loaded, or ``audit`` would refuse its weights.
+        RecordError: a task has fewer than two items.
+        UnchangedOutputsError: an adapter with a non-zero update answers as the base does.
+    """
+    check_weights(audited)
+    device = choose_device()
+    precision = resolve_precision(settings.precision, device)
+    answers_as_base = False
+    if audited.kind == "adapter":
+        scorer = _scorer(models.load_frozen(audited.base.folder, precision, device), audited)
+        scorer.put_on(ADAPTED, audited.target)
+        if any(update.frobenius_norm > 0 for update in audited.updates.values()):
+            refuse_unapplied(scorer, [ADAPTED], probes(tasks[0].requests))
+        both = [ScoredModel(BASE, BASE), ScoredModel(ADAPTED, ADAPTED, ADAPTED)]
+        scorings = [evaluate(scorer, both, task, metric=None, advance=advance) for task in tasks]
+    else:
+        base, adapted = (
+            _alone(name, models.load_frozen(folder, precision, device), audited, tasks, advance)
+            for name, folder in ((BASE, audited.base.folder), (ADAPTED, audited.target))
+        )
+        answers_as_base = base.probed == adapted.probed
+        scorings = [list(pair) for pair in zip(base.scorings, adapted.scorings, strict=True)]
+    give_back_memory(device)
+    return Scored(
+        scores=tuple(
+            _score(task, before, after, settings)
+            for task, (before, after) in zip(tasks, scorings, strict=True)
+        ),
+        confidence=settings.confidence,
+        precision=precision,
+        warnings=tuple(_cut(task) for task in tasks if task.num_truncated),
+        answers_as_base=answers_as_base,
+    )
+
+
+class _Alone(NamedTuple):
+    """What a whole model answered: the tasks, and a few texts that show whether it is another."""
+
+    scorings: list[Scoring]
+    probed: list[LogLikelihood]
+
+
+def _alone(
+    name: str,
+    model: nn.Module,
+    audited: Audited,
+    tasks: Sequence[PreparedTask],
+    advance: Callable[[int], None],
+) -> _Alone:
+    scorer, asked = _scorer(model, audited), [ScoredModel(name, name)]
+    scorings = [evaluate(scorer, asked, task, metric=None, advance=advance)[0] for task in tasks]
+    (probed,) = scorer.log_likelihoods([None], probes(tasks[0].requests))
+    return _Alone(scorings, probed)
+
+
+def _scorer(model: nn.Module, audited: Audited) -> ResidentScorer:
+    tokenizer = models.load_tokenizer(audited.base.folder)
+    return ResidentScorer(model, tokenizer, max_batch_tokens=EvaluationConfig().max_batch_tokens)
+
+
+def _cut(task: PreparedTask) -> str:
+    return (
+        f"{task.name}: {quantities.counted(task.num_truncated, 'item')} of "
+        f"{quantities.count(task.num_items)} are longer than the model reads and lose their left "
+        "end."
+    )
+
+
+def _score(
+    task: PreparedTask, base: Scoring, adapted: Scoring, settings: ScoreSettings
+) -> AuditScore:
+    first, second = (_results(each, task.name) for each in (base, adapted))
+    pair = pair_items(first, second, task.name)
+    test = paired_test(pair, settings.confidence)
+    items = first.items[task.name]
+    size = len(pair.base)
+    return AuditScore(
+        task=task.name,
+        task_version=task.loaded.version,
+        metric=items.metric,
+        filter=base.record.decision_filter,
+        unit=items.unit,
+        higher_is_better=items.higher_is_better,
+        num_examples=size,
+        num_fewshot=task.num_fewshot,
+        chat_template=task.chat_template,
+        limit=task.limit,
+        base_score=float(pair.base.mean()),
+        base_stderr=float(pair.base.std(ddof=1)) / math.sqrt(size),
+        adapted_score=float(pair.adapted.mean()),
+        adapted_stderr=float(pair.adapted.std(ddof=1)) / math.sqrt(size),
+        difference=test.estimate.value,
+        stderr=test.estimate.stderr,
+        lower=test.lower,
+        upper=test.upper,
+        num_learned=None if test.counts is None else test.counts.learned,
+        num_forgotten=None if test.counts is None else test.counts.forgotten,
+        p_value=test.p_value,
+    )
+
+
+def _results(scoring: Scoring, task: str) -> ModelResults:
+    record = scoring.record
+    lines = [line for line in scoring.samples if line["filter"] == record.decision_filter]
+    items = {task: task_items(record, lines)}
+    return ModelResults(name=record.model, run=None, evaluations={task: record}, items=items)

@@ -1,0 +1,180 @@
+"""Interventions on a trained adapter's update: adapters in, adapters and their exact errors out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
+from rankwise.weights.adapted_svd import (
+    AdaptedSvd,
+    SumInBaseBasis,
+    in_base_basis,
+    leading_svd,
+    numerical_rank,
+)
+from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.spectra import Svd, best_matched, intruder_indices
+
+
+class Intervened(NamedTuple):
+    """An adapter after an intervention, as it is written: float32 factors, scalings of 1.
+
+    Attributes:
+        updates: by layer.
+        relative_errors: of each layer: ‖wanted - written‖_F / ‖wanted‖_F, rounding among it.
+        relative_error: the same of all layers together.
+    """
+
+    updates: dict[str, LowRankUpdate]
+    relative_errors: dict[str, float]
+    relative_error: float
+
+
+class Mitigated(NamedTuple):
+    """An adapter whose intruder dimensions were scaled.
+
+    Attributes:
+        intervened: what it became.
+        num_intruders: of each layer, before.
+        num_left: of each layer, after: what was behind the leading directions has moved up.
+    """
+
+    intervened: Intervened
+    num_intruders: dict[str, int]
+    num_left: dict[str, int]
+
+
+def truncated_updates(updates: Mapping[str, LowRankUpdate], rank: int) -> Intervened:
+    """Every update cut to its leading singular directions: the closest of that rank.
+
+    That is not what training at that rank would have found.
+
+    Args:
+        updates: by layer.
+        rank: of each; layers of a lower rank, or that are smaller, keep theirs.
+
+    Raises:
+        ValueError: the rank is below 1.
+    """
+    cut = {name: update.truncated(rank).update for name, update in updates.items()}
+    return _intervened(updates, cut)
+
+
+def scaled_intruders(
+    updates: Mapping[str, LowRankUpdate],
+    base: Callable[[str], Svd],
+    factor: float,
+    *,
+    k: int = INTRUDER_K,
+    epsilon: float = INTRUDER_EPSILON,
+    rank: int | None = None,
+) -> Mitigated:
+    """Scale the intruder dimensions of the adapted matrices: 1 leaves them, 0 removes them.
+
+    W' = W + (factor - 1) σ_j u_j v_jᵀ for every intruder j of the adapted W. So the update gains
+    one rank for each; it is exact to rounding unless it is cut.
+
+    Args:
+        updates: by layer.
+        base: the thin decomposition of a layer's base matrix, by the layer's name.
+        factor: of the intruders' singular values.
+        k: leading vectors that are looked at.
+        epsilon: an intruder's largest |cos| is below it.
+        rank: cut every changed update to this; None keeps the ranks that the change needs.
+
+    Raises:
+        ValueError: the factor is not finite, or makes the update overflow float32; epsilon is not
+            in [0, 1], or a shape is not the base's.
+
+    Source: the mitigation of arXiv:2410.21228. peft's ``reduce_intruder_dimension`` scales alike,
+    whatever its docstring says of ``mitigation_lambda``.
+    """
+    if not math.isfinite(factor):
+        raise ValueError(f"{factor} is no factor; use a finite number.")
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"{epsilon} is no epsilon; use a number from 0 to 1.")
+    wanted: dict[str, LowRankUpdate] = {}
+    made: dict[str, LowRankUpdate] = {}
+    before: dict[str, int] = {}
+    after: dict[str, int] = {}
+    for name, update in updates.items():
+        base_svd = base(name)
+        found = _intruders(base_svd, update, k, epsilon)
+        before[name] = after[name] = len(found.chosen)
+        wanted[name] = made[name] = update
+        if len(found.chosen) and factor != 1.0:
+            wanted[name] = update.plus(_scaled_part(base_svd, found, factor))
+            made[name] = _compressed(wanted[name], rank)
+            after[name] = len(_intruders(base_svd, made[name], k, epsilon).chosen)
+    return Mitigated(_intervened(wanted, made), before, after)
+
+
+def _compressed(update: LowRankUpdate, rank: int | None) -> LowRankUpdate:
+    """Without directions that only rounding is left of, so that float32 loses nothing to them."""
+    needed = max(numerical_rank(update.singular_values), 1)
+    return update.truncated(needed if rank is None else min(rank, needed)).update
+
+
+class _Intruders(NamedTuple):
+    """Leading singular triplets of an adapted matrix, and which of them are intruders."""
+
+    matrix: SumInBaseBasis
+    leading: AdaptedSvd
+    chosen: Int[Tensor, " intruders"]
+
+
+def _intruders(base: Svd, update: LowRankUpdate, k: int, epsilon: float) -> _Intruders:
+    own = Svd(*(part.to(base.S.device) for part in update.factorization))
+    matrix = in_base_basis(base, own)
+    leading = leading_svd(matrix, min(k, len(base.S)))
+    chosen = intruder_indices(best_matched(leading.left_cosines), k, epsilon)
+    return _Intruders(matrix, leading, chosen)
+
+
+def _scaled_part(base: Svd, found: _Intruders, factor: float) -> LowRankUpdate:
+    """(factor - 1) σ u vᵀ of the intruders, in the matrix's own space."""
+    matrix, leading, chosen = found
+    left = _own_space(base.U, matrix.left_outside, leading.left[:, chosen])
+    right = _own_space(base.Vh.T, matrix.right_outside, leading.right[:, chosen])
+    return LowRankUpdate(right.T.cpu(), (left * ((factor - 1.0) * leading.S[chosen])).cpu())
+
+
+def _own_space(
+    basis: Float[Tensor, "features values"],
+    outside: Float[Tensor, "features _"] | None,
+    coordinates: Float[Tensor, "coordinates vectors"],
+) -> Float[Tensor, "features vectors"]:
+    inside = basis.shape[1]
+    vectors = basis.double() @ coordinates[:inside]
+    return vectors if outside is None else vectors + outside @ coordinates[inside:]
+
+
+def _intervened(
+    wanted: Mapping[str, LowRankUpdate], made: Mapping[str, LowRankUpdate]
+) -> Intervened:
+    """Round what was made as it is written, and say how far that is from what was wanted."""
+    updates = {name: as_written(update) for name, update in made.items()}
+    norms = {name: update.frobenius_norm for name, update in wanted.items()}
+    missed = {name: _distance(update, updates[name]) for name, update in wanted.items()}
+    total = math.hypot(*norms.values())
+    return Intervened(
+        updates,
+        {name: missed[name] / norms[name] if norms[name] else 0.0 for name in norms},
+        math.hypot(*missed.values()) / total if total else 0.0,
+    )
+
+
+def as_written(update: LowRankUpdate) -> LowRankUpdate:
+    """With float32 factors and a scaling of 1, as ``adapters.save_updates`` writes it."""
+    scaled = update.scaling * update.lora_B.double()
+    return LowRankUpdate(update.lora_A.float(), scaled.float())
+
+
+def _distance(one: LowRankUpdate, other: LowRankUpdate) -> float:
+    """‖one - other‖_F."""
+    return one.plus(LowRankUpdate(other.lora_A, other.lora_B, -other.scaling)).frobenius_norm

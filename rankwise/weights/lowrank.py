@@ -1,0 +1,136 @@
+"""A low-rank update in its factors: singular values, norms and ranks without building the product.
+
+Everything is computed in float64, whatever the factors' dtype: they are small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rankwise.weights.spectra import Svd, effective_rank, energy_rank, stable_rank
+
+
+class Truncation(NamedTuple):
+    """The best update of a lower rank, and how far it is from the whole one.
+
+    Attributes:
+        update: its scaling is 1; both factors carry the square root of the singular values.
+        relative_error: ‖delta - update‖_F / ‖delta‖_F, in [0, 1]; 0 for a zero update.
+    """
+
+    update: LowRankUpdate
+    relative_error: float
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankUpdate:
+    """delta = scaling * lora_B @ lora_A, never multiplied out.
+
+    Attributes:
+        lora_A: as PEFT keeps it.
+        lora_B: as PEFT keeps it.
+        scaling: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
+
+    Raises:
+        ValueError: the factors do not fit each other, or hold NaN or infinity.
+    """
+
+    lora_A: Float[Tensor, "rank in_features"]
+    lora_B: Float[Tensor, "out_features rank"]
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lora_B.shape[1] != self.lora_A.shape[0]:
+            raise ValueError(
+                f"lora_A {tuple(self.lora_A.shape)} and lora_B {tuple(self.lora_B.shape)} have no "
+                "rank in common."
+            )
+        finite = bool(torch.isfinite(self.lora_A).all() and torch.isfinite(self.lora_B).all())
+        if not (finite and math.isfinite(self.scaling)):
+            raise ValueError("the update holds NaN or infinite weights.")
+
+    @property
+    def rank(self) -> int:
+        """Of the factors; the update's own rank may be lower."""
+        return self.lora_A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of delta."""
+        return self.lora_B.shape[0], self.lora_A.shape[1]
+
+    @cached_property
+    def factorization(self) -> Svd:
+        """The singular value decomposition, exact up to rounding, of min(rank, *shape) values.
+
+        QR of lora_B and of lora_A transposed, and the SVD of what is between them: O((m + n) r²).
+        """
+        left, R_left = torch.linalg.qr(self.lora_B.double())
+        right, R_right = torch.linalg.qr(self.lora_A.double().T)
+        U, S, Vh = torch.linalg.svd(self.scaling * R_left @ R_right.T, full_matrices=False)
+        return Svd(left @ U, S, Vh @ right.T)
+
+    @property
+    def singular_values(self) -> Float[Tensor, " rank"]:
+        """In float64, descending; those of rounding size are among them."""
+        return self.factorization.S
+
+    @property
+    def frobenius_norm(self) -> float:
+        """sqrt(Σ σ²)."""
+        return float(self.singular_values.norm())
+
+    @property
+    def spectral_norm(self) -> float:
+        """The largest singular value."""
+        return float(self.singular_values[0])
+
+    @property
+    def stable_rank(self) -> float:
+        """‖delta‖_F² / ‖delta‖₂²; see ``spectra.stable_rank``."""
+        return stable_rank(self.singular_values)
+
+    @property
+    def effective_rank(self) -> float:
+        """From the entropy of the normalised singular values; see ``spectra.effective_rank``."""
+        return effective_rank(self.singular_values)
+
+    def energy_rank(self, share: float) -> int:
+        """The smallest rank that keeps ``share`` of Σ σ²; see ``spectra.energy_rank``."""
+        return energy_rank(self.singular_values, share)
+
+    def truncated(self, rank: int) -> Truncation:
+        """The closest update of this rank in Frobenius and spectral norm (Eckart and Young, 1936).
+
+        Args:
+            rank: at least 1; one above the factors' own changes nothing but the factors.
+
+        Raises:
+            ValueError: the rank is below 1.
+        """
+        if rank < 1:
+            raise ValueError(f"{rank} is not a rank; use a whole number of at least 1.")
+        U, S, Vh = self.factorization
+        root = S[:rank].sqrt()
+        kept = LowRankUpdate(root[:, None] * Vh[:rank], U[:, :rank] * root)
+        total = float(S.norm())
+        return Truncation(kept, float(S[rank:].norm()) / total if total else 0.0)
+
+    def plus(self, other: LowRankUpdate) -> LowRankUpdate:
+        """The exact sum: its rank is that of both together, its scaling 1.
+
+        Raises:
+            ValueError: the updates are of different shapes.
+        """
+        if self.shape != other.shape:
+            raise ValueError(f"updates of shape {self.shape} and {other.shape} have no sum.")
+        A = torch.cat([self.lora_A.double(), other.lora_A.double()])
+        B = [self.scaling * self.lora_B.double(), other.scaling * other.lora_B.double()]
+        return LowRankUpdate(A, torch.cat(B, dim=1))

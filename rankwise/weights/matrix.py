@@ -1,0 +1,211 @@
+"""What an update did to one weight matrix, beside what updates at random would have done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rankwise.records.spectra import (
+    EPSILONS,
+    LEADING,
+    FullOverlap,
+    MatrixSpectrum,
+    SideChange,
+    UpdateSpectrum,
+    VectorChange,
+)
+from rankwise.weights import spectra
+from rankwise.weights.adapted_svd import SumInBaseBasis, in_base_basis, leading_svd, numerical_rank
+from rankwise.weights.nulls import NullKind, random_sum
+from rankwise.weights.spectra import Svd
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+class NullDraws(NamedTuple):
+    """How often each null is drawn, and from which seed."""
+
+    num_draws: int
+    seed: int
+
+
+def matrix_spectrum(
+    name: str,
+    base: Svd,
+    update: Svd,
+    *,
+    rank: int | None,
+    top_k: int,
+    nulls: NullDraws,
+    full_update: Svd | None = None,
+) -> MatrixSpectrum:
+    """Everything about one adapted matrix.
+
+    Args:
+        name: of the layer, with its place in the model.
+        base: the thin decomposition of the base's matrix.
+        update: that of delta; is moved to the base's device.
+        rank: of the LoRA factors; None of full fine-tuning.
+        top_k: leading singular vectors that are compared, at most min(out, in).
+        nulls: random updates that it is compared with; not those of a zero update.
+        full_update: full fine-tuning's delta of this matrix, for a LoRA update.
+    """
+    device = base.S.device
+    update = Svd(*(part.to(device) for part in update))
+    k = min(top_k, len(base.S))
+    matrix = in_base_basis(base, update)
+    leading = tuple(dict.fromkeys(min(each, k) for each in (*LEADING, k) if each <= top_k))
+    found = _change(matrix, k, leading)
+    layer = _LAYER.search(name)
+    shape = base.U.shape[0], base.Vh.shape[1]
+    values = update.S[: matrix.P.shape[1]]  # those that are not zero
+    random = [
+        _null(kind, matrix, shape, values, leading, nulls, name) if len(values) else None
+        for kind in ("gaussian", "haar")
+    ]
+    return MatrixSpectrum(
+        module=name,
+        layer=int(layer.group(1)) if layer else None,
+        kind=name[layer.end() :] if layer else name.rpartition(".")[2],
+        out_features=shape[0],
+        in_features=shape[1],
+        base_frobenius_norm=float(base.S.double().norm()),
+        base_spectral_norm=float(base.S[0]),
+        update=update_spectrum(update.S, rank, float(base.S.double().norm())),
+        leading=leading,
+        change=found,
+        gaussian_null=random[0],
+        haar_null=random[1],
+        full_overlap=overlap(update, full_update) if full_update and len(values) else None,
+    )
+
+
+def delta_svd(
+    base: Float[Tensor, "out_features in_features"],
+    adapted: Float[Tensor, "out_features in_features"],
+) -> Svd:
+    """The thin decomposition of what full fine-tuning changed, subtracted in float64.
+
+    Raises:
+        ValueError: the shapes differ, or a weight is NaN or infinite.
+    """
+    if base.shape != adapted.shape:
+        raise ValueError(f"matrices of shape {tuple(base.shape)} and {tuple(adapted.shape)}.")
+    delta = adapted.double() - base.double()
+    if not bool(torch.isfinite(delta).all()):
+        raise ValueError("a weight is NaN or infinite.")
+    return Svd(*torch.linalg.svd(delta, full_matrices=False))
+
+
+def update_spectrum(
+    singular_values: Float[Tensor, " values"], rank: int | None, base_norm: float
+) -> UpdateSpectrum:
+    """An update's norms and ranks from its singular values.
+
+    Args:
+        singular_values: descending.
+        rank: of the LoRA factors; None of full fine-tuning.
+        base_norm: ‖W_0‖_F.
+    """
+    S = singular_values.double()
+    norm = float(S.norm())
+    return UpdateSpectrum(
+        rank=rank,
+        frobenius_norm=norm,
+        relative_norm=norm / base_norm if base_norm else None,
+        spectral_norm=float(S[0]),
+        stable_rank=spectra.stable_rank(S),
+        effective_rank=spectra.effective_rank(S),
+        energy_rank_90=spectra.energy_rank(S, 0.9),
+        energy_rank_99=spectra.energy_rank(S, 0.99),
+    )
+
+
+def overlap(update: Svd, full: Svd) -> FullOverlap:
+    """Of a LoRA update's directions with as many leading ones of full fine-tuning's update."""
+    rank = min(numerical_rank(update.S), numerical_rank(full.S))
+    left = spectra.cosines(full.U[:, :rank].double(), update.U[:, :rank].double())
+    right = spectra.cosines(full.Vh[:rank].T.double(), update.Vh[:rank].T.double())
+    return FullOverlap(
+        rank=rank,
+        left=spectra.subspace_overlap(left, rank) if rank else 0.0,
+        right=spectra.subspace_overlap(right, rank) if rank else 0.0,
+        left_expected=rank / len(update.U),
+        right_expected=rank / update.Vh.shape[1],
+    )
+
+
+def _change(matrix: SumInBaseBasis, k: int, leading: Sequence[int]) -> VectorChange:
+    found = leading_svd(matrix, k)
+    left, right = found.left_cosines, found.right_cosines
+    best = spectra.best_matched(left)
+    after = torch.zeros_like(matrix.S[:k])
+    after[: len(found.S)] = found.S
+    largest = float(matrix.S[0])
+    shift = (after - matrix.S[:k]) / largest if largest else after
+    return VectorChange(
+        left=_side(left, leading),
+        right=_side(right, leading),
+        value_shift=tuple(float(shift[:n].mean()) for n in leading),
+        intruders=tuple(
+            tuple(float(spectra.count_intruders(best, n, epsilon)) for epsilon in EPSILONS)
+            for n in leading
+        ),
+    )
+
+
+def _side(cosines: Float[Tensor, "base adapted"], leading: Sequence[int]) -> SideChange:
+    """Of a matrix of lower rank than asked for, over the vectors that there are."""
+    index, best = spectra.index_matched(cosines), spectra.best_matched(cosines)
+    present = cosines.shape[1]
+    return SideChange(
+        index_matched=tuple(float(index[:n].mean()) for n in leading),
+        best_matched=tuple(float(best[:n].mean()) for n in leading),
+        overlap=tuple(spectra.subspace_overlap(cosines, min(n, present)) for n in leading),
+    )
+
+
+def _null(
+    kind: NullKind,
+    matrix: SumInBaseBasis,
+    shape: tuple[int, int],
+    values: Float[Tensor, " rank"],
+    leading: Sequence[int],
+    nulls: NullDraws,
+    name: str,
+) -> VectorChange | None:
+    """The mean over random updates, which the matrix's name makes its own."""
+    names = [(nulls.seed, name, draw) for draw in range(nulls.num_draws)]
+    drawn = [
+        _change(random_sum(kind, matrix.S, shape, values, *each), max(leading), leading)
+        for each in names
+    ]
+    return _mean(drawn) if drawn else None
+
+
+def _mean(changes: Sequence[VectorChange]) -> VectorChange:
+    def side(sides: Sequence[SideChange]) -> SideChange:
+        return SideChange(
+            index_matched=_mean_of([each.index_matched for each in sides]),
+            best_matched=_mean_of([each.best_matched for each in sides]),
+            overlap=_mean_of([each.overlap for each in sides]),
+        )
+
+    return VectorChange(
+        left=side([each.left for each in changes]),
+        right=side([each.right for each in changes]),
+        value_shift=_mean_of([each.value_shift for each in changes]),
+        intruders=tuple(
+            _mean_of(rows) for rows in zip(*(each.intruders for each in changes), strict=True)
+        ),
+    )
+
+
+def _mean_of(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(np.mean(rows, axis=0).tolist())

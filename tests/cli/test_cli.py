@@ -1,0 +1,460 @@
+"""The command line: exit codes, what goes where, and a study from init to report."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conftest
+import pytest
+from typer.testing import CliRunner
+
+from rankwise.cli import app, application
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config, preset_text
+from rankwise.tasks import resolution
+
+VERBS = (
+    "init", "plan", "run", "status", "report", "recommend", "tasks", "doctor", "export",
+    "compare-samples", "extend", "claims", "lm-eval", "audit", "truncate", "scale-intruders",
+    "heads",
+)  # fmt: skip
+HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
+
+
+def rankwise(*arguments: object) -> Any:
+    """Call the command in this process; asserts that nothing but an exit was raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def words(text: str) -> str:
+    """Without the line breaks of a narrow terminal."""
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt name is looked for without lm-eval's own tasks, whose index takes long."""
+    manager = resolution._manager
+    monkeypatch.setattr(
+        resolution, "_manager", lambda path, everything: manager(path, everything=False)
+    )
+
+
+class Finished:
+    """A small study, run once; ``first`` is what the command answered."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.root = folder
+        tasks = folder / "tasks"
+        tasks.mkdir()
+        (tasks / "colours.py").write_text(conftest.COLOURS_PY)
+        (tasks / "colours.yaml").write_text(conftest.COLOURS_YAML)
+        (tasks / "sums.yaml").write_text(conftest.SUMS_YAML)
+        self.file = folder / "small.yaml"
+        self.file.write_text(
+            f"base_model: {model}\ntasks_path: tasks\n"
+            "train: {task: colours, epochs: 1, precision: float32}\n"
+            "methods: {lora: {ranks: [2]}, full: null}\n"
+            "evaluation: {out_of_domain: [sums], limit: 8}\n"
+        )
+        self.folder = folder / "study"
+        self.first = self.run()
+
+    def run(self) -> Any:
+        return rankwise("run", self.file, "--study-dir", self.folder)
+
+    @property
+    def adapter(self) -> Path:
+        return next(self.folder.glob("runs/*/adapter/adapter_model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(tmp_path_factory.mktemp("cli"), tiny_model_folder)
+
+
+# help
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",)])
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom rankwise.cli import app\n"
+        "try:\n    app(sys.argv[1:], prog_name='rankwise')\nexcept SystemExit as stop:\n"
+        f"    loaded = [name for name in {HEAVY} if name in sys.modules]\n"
+        "    print(loaded, file=sys.stderr)\n    sys.exit(stop.code)\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert "rankwise" in done.stdout.lower()
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "rankwise", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert re.search(r"Usage: rankwise ", done.stdout)
+
+
+def test_every_verb_is_listed_and_explains_itself() -> None:
+    listed = rankwise("--help").stdout
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", listed)
+        shown = rankwise(verb, "--help")
+        assert shown.exit_code == 0
+        assert f"rankwise {verb}" in shown.stdout
+    names = [command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
+    assert sorted(name.replace("_", "-") for name in names) == sorted(VERBS)
+
+
+def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
+    assert rankwise().exit_code == 2
+    assert rankwise("nope").exit_code == 2
+    assert rankwise("status").exit_code == 2
+    assert rankwise("run", "--nope").exit_code == 2
+
+
+# init
+
+
+def test_init_writes_a_preset_that_loads_and_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = rankwise("init")
+    assert done.exit_code == 0
+    assert done.stdout == "wrote study.yaml; next: rankwise plan study.yaml\n"
+    assert (tmp_path / "study.yaml").read_text() == preset_text("quickstart")
+    assert load_config(tmp_path / "study.yaml").base_model.name == "smollm2-135m-instruct"
+    (tmp_path / "study.yaml").write_text("mine")
+    refused = rankwise("init")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "ConfigError: study.yaml has 1 problem\n"
+        "  is there already; choose another path or give --force\n"
+    )
+    assert (tmp_path / "study.yaml").read_text() == "mine"
+    assert rankwise("init", "--force").exit_code == 0
+    assert (tmp_path / "study.yaml").read_text() == preset_text("quickstart")
+    assert rankwise("init", "new/folder/study.yaml").exit_code == 0
+    assert (tmp_path / "new" / "folder" / "study.yaml").is_file()
+
+
+def test_init_with_an_unknown_preset(tmp_path: Path) -> None:
+    done = rankwise("init", "--preset", "quikstart", tmp_path / "study.yaml")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no preset named 'quikstart'; did you mean 'quickstart'?" in done.stderr
+    assert not (tmp_path / "study.yaml").exists()
+
+
+# errors
+
+
+def test_a_wrong_study_file_is_one_readable_block(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("base_model: m\ntrain: {task: t, learning_rat: 1}\nseeds: [a]\n")
+    command = [sys.executable, "-m", "rankwise", "run", str(path), "train.epochs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "ConfigError: wrong.yaml has 3 problems\n"
+        "  'train.epochs' is not an override; write key=value, for example train.epochs=1\n"
+        "  train.learning_rat: unknown key; did you mean 'learning_rate'?\n"
+        "  seeds[0]: 'a' given; input should be a valid integer\n"
+    )
+
+
+def test_a_missing_study_file(tmp_path: Path) -> None:
+    done = rankwise("plan", tmp_path / "nowhere.yaml")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("ConfigError: nowhere.yaml has 1 problem\n")
+
+
+def test_overrides_without_a_file_are_of_the_quickstart() -> None:
+    done = rankwise("plan", "train.epochs=0")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("ConfigError: quickstart has 1 problem\n  train.epochs: 0 given")
+
+
+def test_a_misspelt_task(finished: Finished, no_index: None) -> None:
+    done = rankwise("plan", finished.file, "evaluation.out_of_domain=[summs]")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("PlanError: small cannot be planned on ")
+    assert (
+        "\n  evaluation.out_of_domain[0]: no task named 'summs'; did you mean 'sums'?\n"
+        in done.stderr
+    )
+
+
+def test_a_base_model_that_cannot_be_had(finished: Finished) -> None:
+    done = rankwise("plan", finished.file, "base_model=nobody/nothing")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "PlanError: small cannot be planned on nobody/nothing, 1 problem" in done.stderr
+    assert "  base_model 'nobody/nothing' is neither" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "recommend"])
+def test_a_folder_that_is_no_study(tmp_path: Path, verb: str) -> None:
+    done = rankwise(verb, tmp_path)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"RecordError: {tmp_path}/study.json is not there; run the study first.\n"
+    )
+
+
+def test_stopping_with_ctrl_c_says_that_nothing_is_lost(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankwise.study.run.run_study", interrupted)
+    done = rankwise("run", finished.file, "--study-dir", finished.root / "stopped")
+    assert done.exit_code == application.INTERRUPTED == 130
+    assert "stopped; what is finished is kept" in words(done.stderr)
+
+
+def test_a_study_that_another_process_works_on(finished: Finished) -> None:
+    with StudyFolder(finished.folder).lock():
+        done = finished.run()
+    assert done.exit_code == 1
+    assert "StudyLockedError: another process is working on" in done.stderr
+
+
+def test_a_damaged_record_is_named(finished: Finished) -> None:
+    path = next(finished.folder.glob("base/eval/sums.json"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    for arguments in (["status"], ["recommend"], ["report"]):
+        done = rankwise(*arguments, finished.folder)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"RecordError: {path} is not a readable TaskEvaluation")
+    assert finished.run().exit_code == 1
+    path.write_bytes(whole)
+    assert rankwise("status", finished.folder).exit_code == 0
+
+
+# plan
+
+
+def test_plan_lists_the_runs_and_trains_nothing(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application.stdout, "width", 200)
+    folder = finished.root / "planned"
+    done = rankwise("plan", finished.file, "--study-dir", folder, "methods.full={}")
+    assert done.exit_code == 0
+    rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in done.stdout.splitlines()]
+    base, lora, full = (row for row in rows if len(row) == 8)
+    assert base[0] == "base"
+    assert lora[0].startswith("colours-lora-r002-a004-s0-")
+    assert full[0].startswith("colours-full-s0-")
+    assert [row[1] for row in (lora, full)] == ["3", "3"]
+    assert (full[4], lora[4]) == ("100.00%", f"{1_344 / 60_912:.2%}")
+    assert [row[7] for row in (base, lora, full)] == ["0/4"] * 3
+    assert not folder.exists()
+
+
+def test_plan_says_what_of_a_pass_is_scored_already(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application.stdout, "width", 200)
+    study = (finished.file, "methods.lora.ranks=[2,4]", "--study-dir", finished.folder)
+    done = rankwise("plan", *study)
+    assert "pass 1: 2 adapters together" in done.stdout
+    rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in done.stdout.splitlines()]
+    assert [row[6:] for row in rows if len(row) == 8] == [
+        ["", "4/4"],
+        ["yes", "4/4"],
+        ["no", "0/4"],
+    ]
+
+
+def test_plan_as_json(finished: Finished) -> None:
+    done = rankwise("plan", finished.file, "--study-dir", finished.folder, "--json", "seeds=[0,1]")
+    assert done.exit_code == 0
+    answer = json.loads(done.stdout)
+    assert answer["warnings"] == []
+    runs = {(run["method"], run["rank"], run["seed"]): run for run in answer["runs"]}
+    assert runs.keys() == {("lora", 2, 0), ("lora", 2, 1)}
+    assert [run["is_trained"] for run in runs.values()] == [True, False]
+    run = runs["lora", 2, 0]
+    assert (run["alpha"], run["scaling"], run["num_steps"], run["num_examples"]) == (4, 2, 3, 24)
+    assert run["num_trainable_parameters"] == 2 * 2 * (2 * 96 + 2 * 72)
+    assert run["estimated_memory_bytes"] > 0
+
+
+def test_a_rank_above_the_layers_is_a_warning_and_no_error(finished: Finished) -> None:
+    done = rankwise("plan", finished.file, "methods.lora.ranks=[2,30]", "--json")
+    assert done.exit_code == 0
+    assert (
+        "warning: methods.lora.ranks[1]: rank 30 is above min(in, out) of k_proj, v_proj (24); "
+        "the update there has rank 24 at most\n"
+    ) in done.stderr
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert warning.startswith("methods.lora.ranks[1]")
+
+
+# run, status, recommend, report
+
+
+def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
+    done = finished.first
+    assert done.exit_code == 0
+    report = finished.folder / "report.html"
+    assert done.stdout.rstrip().endswith(f"report: {report}")
+    (part,) = StudyFolder(finished.folder).read_recommendation().by_train_task
+    statement = part.statement
+    assert statement in words(done.stdout)
+    assert statement in report.read_text(encoding="utf-8")
+
+
+def test_progress_goes_to_stderr_and_results_to_stdout(finished: Finished) -> None:
+    done = finished.first
+    assert re.search(r"base model: colours done in \d+ s; about .* left\n", done.stderr)
+    assert re.search(r"colours-lora-r002-\S+: training done in ", done.stderr)
+    assert "done in" not in done.stdout
+    assert "report:" not in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_second_run_trains_nothing(finished: Finished) -> None:
+    paths = [*finished.folder.glob("runs/*/run.json"), finished.adapter]
+    paths += finished.folder.glob("*/eval/*.json*")
+    before = [path.stat().st_mtime_ns for path in paths]
+    done = finished.run()
+    assert done.exit_code == 0
+    assert "everything is done already; nothing is trained or scored again" in words(done.stderr)
+    assert "training done" not in done.stderr
+    assert [path.stat().st_mtime_ns for path in paths] == before
+    assert len(paths) >= 2
+    assert words(done.stdout) == words(finished.first.stdout)
+
+
+def test_studies_go_below_the_current_folder(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def recorded(_: Any, folder: StudyFolder, __: Any) -> None:
+        asked.append(folder.root)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rankwise.study.run.run_study", recorded)
+    rankwise("run", finished.file)
+    rankwise("run", finished.file, "name=other")
+    assert asked == [Path("studies/small"), Path("studies/other")]
+
+
+def test_status_as_table_and_as_json(finished: Finished) -> None:
+    table = rankwise("status", finished.folder)
+    assert table.exit_code == 0
+    assert "trained" in table.stdout
+    assert "3/3" in table.stdout
+    base, run = json.loads(rankwise("status", finished.folder, "--json").stdout)
+    assert base["model"] == "base"
+    assert base["training"] == "none needed"
+    assert (run["training"], run["num_steps_done"], run["num_steps"]) == ("trained", 3, 3)
+    for line in (base, run):
+        assert sorted(line["tasks_scored"]) == [
+            "colours",
+            "colours@end",
+            "colours@train",
+            "sums",
+        ]
+        assert line["tasks_left"] == []
+
+
+def test_recommend_in_words_and_as_json(finished: Finished) -> None:
+    record = finished.folder / "recommendation.json"
+    written = json.loads(record.read_text())
+    record.unlink()
+    done = rankwise("recommend", finished.folder, "--json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == written == json.loads(record.read_text())
+    said = rankwise("recommend", finished.folder)
+    (part,) = written["by_train_task"]
+    assert words(said.stdout).startswith(part["statement"])
+    for reason in part["reasons"]:
+        assert words(reason) in words(said.stdout)
+
+
+def test_report_is_written_again(finished: Finished) -> None:
+    report = finished.folder / "report.html"
+    before = report.read_text(encoding="utf-8")
+    report.unlink()
+    done = rankwise("report", finished.folder)
+    assert done.exit_code == 0
+    assert f"report: {report}" in done.stdout
+    assert report.read_text(encoding="utf-8") == before
+
+
+def test_a_diverged_run_makes_the_exit_code_1(finished: Finished) -> None:
+    done = rankwise(
+        "run",
+        finished.file,
+        "--study-dir",
+        finished.root / "diverged",
+        "methods.full={}",
+        "train.learning_rate.full=1e30",
+        "evaluation.out_of_domain=[]",
+    )
+    assert done.exit_code == application.RUN_FAILED == 1
+    assert re.search(r"colours-full-s0-\w+ diverged; the others are compared", words(done.stderr))
+    assert (finished.root / "diverged" / "report.html").is_file()
+
+
+# tasks, doctor
+
+
+def test_tasks_are_listed_with_their_source(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.root)
+    done = rankwise("tasks", "--tasks-path", "tasks")
+    assert done.exit_code == 0
+    assert {
+        "kinship  (task, rankwise)",
+        "pydoc_topics  (task, rankwise)",
+        "colours  (task, tasks_path)",
+    } <= set(done.stdout.splitlines())
+    assert "rankwise tasks --all" in done.stderr
+    listing = json.loads(rankwise("tasks", "--tasks-path", "tasks", "--json").stdout)
+    assert {"name": "sums", "kind": "task", "source": "tasks_path"} in listing
+    assert rankwise("tasks", "--tasks-path", "nowhere").exit_code == 2
+
+
+def test_doctor_names_versions_devices_and_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "not" / "there"))
+    findings = json.loads(rankwise("doctor", "--json").stdout)
+    assert findings["torch"] == torch.__version__
+    assert findings["precision auto"].split()[0] in ("bfloat16", "float32")
+    assert findings["embedded smollm2-135m-instruct"].startswith("not yet in ")
+    shown = rankwise("doctor")
+    assert shown.exit_code == 0
+    for name in findings:
+        assert name in shown.stdout
+
+
+def test_errors_that_nobody_expects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Callable[[], None]:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("rankwise.cli.doctor.examine", broken)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert isinstance(result.exception, ZeroDivisionError)

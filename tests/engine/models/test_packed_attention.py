@@ -1,0 +1,419 @@
+"""Packed attention: equal to every sequence alone, and a refusal wherever it would not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.attention import flex_attention as flex
+
+from rankwise.engine.models import packed_attention as module
+from rankwise.engine.models.attention import refuse_unpackable
+from rankwise.engine.models.packed_attention import (
+    PACKED_ATTENTION,
+    PackedLayout,
+    attend_packed,
+    check_packable,
+    packed_attention,
+)
+from rankwise.errors import DataError, ModelError
+
+CPU = torch.device("cpu")
+LENGTHS = (5, 9, 5, 1, 17)
+BASE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LAYER_TYPES = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+ONE_WIDTH = {"head_dim": None, "num_key_value_heads": None}
+OWN: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Qwen2": {**LAYER_TYPES, "use_sliding_window": True, "max_window_layers": 0},
+    "Qwen3": {},
+    "Gemma2": {
+        **LAYER_TYPES,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 8,
+    },
+    "Gemma3": {**LAYER_TYPES, "query_pre_attn_scalar": 8},
+    "GPT2": {**ONE_WIDTH, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "GPTNeoX": {**ONE_WIDTH, "rotary_pct": 0.5},
+    "Phi3": {"head_dim": None, "sliding_window": 4},
+    "GptOss": {**LAYER_TYPES, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+CLASSES = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"), "GPT2": ("", "GPT2LMHeadModel")}
+
+
+def tiny(family: str, **changes: Any) -> Any:
+    """A random model in float32 whose attention matters."""
+    config_name, model_name = CLASSES.get(family, ("", ""))
+    settings = {**BASE, **OWN.get(family, {}), **changes}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    config = getattr(transformers, config_name or f"{family}Config")(**settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config._attn_implementation = "eager"
+        model = getattr(transformers, model_name or f"{family}ForCausalLM")(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                nn.init.normal_(parameter)
+    return model.eval()
+
+
+def tokens() -> Tensor:
+    return torch.randint(3, 64, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(1))
+
+
+def packed_logits(model: Any, embeds: Tensor, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
+    positions = PackedLayout(LENGTHS).position_ids(CPU)
+    with packed_attention(model):
+        called = {"inputs_embeds": embeds, "position_ids": positions, "use_cache": False}
+        return model(**called, packed_layout=PackedLayout(lengths)).logits
+
+
+def logits_alone(model: Any, embeds: Tensor) -> Tensor:
+    pieces = embeds.split(LENGTHS, dim=1)
+    return torch.cat([model(inputs_embeds=x, use_cache=False).logits for x in pieces], dim=1)
+
+
+def gradients(model: Any, logits: Callable[[Any, Tensor], Tensor]) -> list[Tensor]:
+    """Of the embeddings and of every weight behind them, for a fixed sum of the logits."""
+    embeds = model.get_input_embeddings()(tokens()).detach().requires_grad_()
+    found = logits(model, embeds)
+    weighting = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    weights = [p for name, p in model.named_parameters() if p.dim() > 1 or "sinks" in name]
+    wanted = [embeds, *weights]
+    return list(torch.autograd.grad((found * weighting).sum(), wanted, allow_unused=True))
+
+
+def farthest(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference, relative to each tensor's largest element."""
+    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b is not None and b.any()]
+    return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_packed_logits_are_those_of_each_sequence_alone(family: str) -> None:
+    model = tiny(family)
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(tokens())
+        alone = logits_alone(model, embeds)
+        assert (packed_logits(model, embeds) - alone).abs().max() <= 1e-4
+        mixed = packed_logits(model, embeds, (sum(LENGTHS),))
+        assert (mixed - alone)[:, LENGTHS[0] :].abs().max() > 1e-2
+    check_packable(model)
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_gradients_are_those_of_each_sequence_alone(family: str) -> None:
+    model = tiny(family)
+    assert farthest(gradients(model, packed_logits), gradients(model, logits_alone)) <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    model = tiny("Gemma2", attn_logit_softcapping=None).train()
+    expected = gradients(model, packed_logits)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert model.is_gradient_checkpointing
+
+    def outside(model: Any, embeds: Tensor) -> Tensor:
+        return packed_logits(model, embeds)
+
+    with packed_attention(model):  # layers are computed again in the backward pass
+        assert farthest(gradients(model, outside), expected) <= 1e-6
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "GptOss"])
+def test_bfloat16_is_close_and_packable(family: str) -> None:
+    model = tiny(family, num_hidden_layers=1, layer_types=["full_attention"])
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(tokens())
+        alone = logits_alone(model, embeds)
+        found = packed_logits(model.bfloat16(), embeds.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found - alone).abs().mean() < 0.05 * alone.abs().mean()
+    check_packable(model)
+
+
+def test_autocast_computes_attention_in_its_precision() -> None:
+    model, seen = tiny("Llama"), []
+    seeing = watched(lambda arguments: seen.append(arguments[0].dtype))
+    with seeing, torch.autocast("cpu", torch.bfloat16):
+        logits = packed_logits(model, model.get_input_embeddings()(tokens()))
+    assert seen == [torch.bfloat16] * 2
+    logits.float().sum().backward()
+
+
+@contextmanager
+def watched(look: Callable[[Any], None]) -> Iterator[None]:
+    """Shows the arguments of the grouped kernel."""
+    kernel = module.grouped_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "grouped_attention", lambda *a: (look(a), kernel(*a))[1])
+        yield
+
+
+# the attention function
+
+
+def inputs(lengths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Query of 6 heads, key and value of 2, as transposed views like those of most models."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(sum(lengths), heads, width) for heads, width in ((6, 16), (2, 16), (2, 16))]
+    made = [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
+    return [x.transpose(0, 1)[None].requires_grad_() for x in made]
+
+
+def attended(lengths: tuple[int, ...], given: list[Tensor], **settings: Any) -> Tensor:
+    out, weights = attend_packed(
+        nn.Identity(), *given, None, packed_layout=PackedLayout(lengths), **settings
+    )
+    assert weights is None
+    return out
+
+
+def with_gradients(
+    lengths: tuple[int, ...], dtype: torch.dtype = torch.float32, **settings: Any
+) -> list[Tensor]:
+    given = inputs(lengths, dtype)
+    out = attended(lengths, given, **settings)
+    weighting = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
+    return [out, *torch.autograd.grad(out, given, weighting)]
+
+
+def by_definition(lengths: tuple[int, ...], window: int | None) -> list[Tensor]:
+    """Full scores with one mask for everything, in float64."""
+    given = [x.detach().double().requires_grad_() for x in inputs(lengths)]
+    query, key, value = given
+    key, value = (x.repeat_interleave(3, dim=1) for x in (key, value))
+    at = torch.arange(sum(lengths))
+    of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    behind = at[:, None] - at
+    seen = (of[:, None] == of) & (behind >= 0) & (behind < (window or len(at)))
+    scores = (query @ key.mT * 16**-0.5).masked_fill(~seen, -torch.inf)
+    out = (scores.softmax(-1) @ value).transpose(1, 2)
+    weighting = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
+    return [out, *torch.autograd.grad(out, given, weighting.double())]
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 100, 250, 1000])
+def test_blocks_of_a_long_sequence_give_what_the_whole_gives(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = (300, 300, 40)
+    expected = by_definition(lengths, window)
+    sizes = []
+    for block_tokens in (64, 96, 1000):
+        monkeypatch.setattr(module, "_BLOCK_TOKENS", block_tokens)
+        sizes.append(len(module._blocks(torch.empty(1, 900, 2), torch.empty(1, 300, 2), window)))
+        assert farthest(with_gradients(lengths, sliding_window=window), expected) < 2e-6
+    assert sizes == [5, 3, 1]
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_weights_computed_again_give_what_kept_ones_give(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saved_elements() -> int:
+        sizes: list[int] = []
+        pack: Callable[[Tensor], Tensor] = lambda x: (sizes.append(x.numel()), x)[1]  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            attended((300, 20), inputs((300, 20)), sliding_window=window)
+        return sum(sizes)
+
+    kept, many = with_gradients((300, 20), sliding_window=window), saved_elements()
+    monkeypatch.setattr(module, "_KEPT_PER_TOKEN", 0)
+    again, few = with_gradients((300, 20), sliding_window=window), saved_elements()
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert few == 320 * 16 * (6 + 2 + 2)
+    assert many > 2 * few
+
+
+def test_bfloat16_gradients_are_close() -> None:
+    expected = by_definition((300, 40), None)
+    found = with_gradients((300, 40), torch.bfloat16)
+    assert {x.dtype for x in found} == {torch.bfloat16}
+    assert farthest([x.double() for x in found], expected) < 0.03
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": {"sliding_window": 6},
+    "softcap": {"softcap": 1.5, "scaling": 0.4},
+    "sinks": {"s_aux": torch.linspace(-1, 2, 6)},
+    "all": {"softcap": 1.5, "sliding_window": 6, "s_aux": torch.linspace(-1, 2, 6)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_flex_attention_gives_what_grouped_products_give(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = with_gradients(LENGTHS, **settings)
+    monkeypatch.setattr(module, "_kernel_for", lambda _: module.flex_packed_attention)
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # refuses gradients on a CPU
+    assert farthest(with_gradients(LENGTHS, **settings), expected) < 2e-6
+
+
+def test_a_cpu_gets_grouped_products() -> None:
+    assert module._kernel_for(torch.empty(1)) is module.grouped_attention
+
+
+def test_a_layout_knows_groups_and_positions() -> None:
+    layout = PackedLayout((2, 3, 2))
+    assert layout.num_tokens == 7
+    assert layout.groups == ((2, (0, 5)), (3, (2,)))
+    assert layout.position_ids(CPU).tolist() == [[0, 1, 0, 1, 2, 0, 1]]
+    for lengths in ((), (3, 0)):
+        with pytest.raises(DataError, match="cannot pack sequences"):
+            PackedLayout(lengths)
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("attention_mask", {"attention_mask": torch.ones(1, 1, 37, 37)}),
+        ("dropout", {"dropout": 0.1}),
+        ("is_causal", {"is_causal": False}),
+        ("position_bias", {"position_bias": torch.zeros(1)}),
+        ("output_attentions", {"output_attentions": True}),
+    ],
+)
+def test_an_argument_that_is_not_honoured_is_refused(name: str, settings: dict[str, Any]) -> None:
+    given = {"attention_mask": None, "packed_layout": PackedLayout(LENGTHS), **settings}
+    with pytest.raises(ModelError, match=f"cannot honour {name} of Identity"):
+        attend_packed(nn.Identity(), *inputs(LENGTHS), **given)
+
+
+def test_attention_in_both_directions_is_refused() -> None:
+    layer = nn.Identity()
+    layer.is_causal = False  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ModelError, match="cannot honour is_causal"):
+        attend_packed(layer, *inputs((3,)), None, packed_layout=PackedLayout((3,)))
+
+
+def test_arguments_without_effect_are_accepted() -> None:
+    given = inputs((3, 4))
+    expected = attended((3, 4), given)
+    others = {"position_ids": torch.zeros(1), "use_cache": False, "position_bias": None}
+    assert torch.equal(attended((3, 4), given, **others), expected)
+
+
+def test_a_missing_layout_and_one_of_another_size_are_refused() -> None:
+    model = tiny("Llama")
+    with packed_attention(model):
+        with pytest.raises(ModelError, match="LlamaAttention was given no packed_layout"):
+            model(input_ids=tokens())
+        with pytest.raises(ModelError, match="packed is one row of 5"):
+            model(input_ids=tokens(), packed_layout=PackedLayout((2, 3)), use_cache=False)
+        with pytest.raises(ModelError, match="packed is one row of 3"):
+            model(input_ids=tokens()[:, :6].view(2, 3), packed_layout=PackedLayout((3,)))
+
+
+def test_a_class_with_its_own_attention_is_refused_by_name() -> None:
+    config = transformers.BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+    with torch.device("meta"):
+        model = transformers.BloomForCausalLM(config)
+    for refuse in (refuse_unpackable, check_packable):
+        with pytest.raises(ModelError, match="BloomForCausalLM brings its own attention"):
+            refuse(model)
+    with pytest.raises(ModelError, match="BloomForCausalLM"), packed_attention(model):
+        pass
+
+
+def test_what_is_no_model_of_transformers_is_refused() -> None:
+    with pytest.raises(ModelError, match="Identity is no model of transformers"):
+        refuse_unpackable(nn.Identity())
+
+
+@pytest.mark.parametrize("kind", ["chunked_attention", "linear_attention", "conv"])
+def test_layers_that_are_no_attention_are_refused(kind: str) -> None:
+    with torch.device("meta"):
+        model = tiny("Qwen3")
+    refuse_unpackable(model)
+    model.config.layer_types = ["full_attention", kind]
+    with pytest.raises(ModelError, match=f"Qwen3ForCausalLM has layers \\({kind}\\)"):
+        refuse_unpackable(model)
+
+
+def register(patch: pytest.MonkeyPatch, function: Callable[..., Any]) -> None:
+    patch.setitem(transformers.AttentionInterface._global_mapping, PACKED_ATTENTION, function)
+
+
+def test_a_model_that_mixes_the_sequences_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("Llama").train()
+    check_packable(model)
+
+    def one_sequence(*args: Any, packed_layout: PackedLayout, **others: Any) -> Any:
+        attend_packed(*args, packed_layout=packed_layout, **others)
+        return attend_packed(
+            *args, packed_layout=PackedLayout((packed_layout.num_tokens,)), **others
+        )
+
+    register(monkeypatch, one_sequence)
+    with pytest.raises(ModelError, match="LlamaForCausalLM mixes the sequences of a packed batch"):
+        check_packable(model)
+    assert model.config._attn_implementation == "eager"
+    assert model.training
+
+
+@pytest.mark.parametrize("family", ["Qwen2Moe", "Phimoe"])
+def test_a_window_that_is_in_the_mask_alone_is_refused(family: str) -> None:
+    settings = {"num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 16}
+    settings |= {"num_experts_per_tok": 2, "use_sliding_window": True, "max_window_layers": 2}
+    with pytest.raises(ModelError, match="limits attention to 8 tokens by its mask alone"):
+        check_packable(tiny(family, **settings, sliding_window=8))
+    check_packable(tiny(family, **settings, sliding_window=64))  # all that it can read
+
+
+def test_a_layer_with_another_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sometimes(layer: Any, *args: Any, **others: Any) -> Any:
+        if layer.layer_idx == 0:
+            return attend_packed(layer, *args, **others)
+        return args[0].transpose(1, 2), None
+
+    register(monkeypatch, sometimes)
+    with pytest.raises(ModelError, match="LlamaForCausalLM packs 1 of its 2 layers"):
+        check_packable(tiny("Llama"))
+
+
+def test_the_earlier_attention_comes_back_after_an_error() -> None:
+    model = tiny("Llama")
+    model.set_attn_implementation("sdpa")
+
+    def fail_inside() -> None:
+        with packed_attention(model):
+            assert model.config._attn_implementation == PACKED_ATTENTION
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_inside()
+    assert model.config._attn_implementation == "sdpa"
+    assert model.model.layers[0].self_attn.config._attn_implementation == "sdpa"
+
+
+def test_a_wrapped_model_is_packed_too() -> None:
+    model = nn.ModuleDict({"base": tiny("Llama")})
+    with packed_attention(model):
+        assert model["base"].config._attn_implementation == PACKED_ATTENTION

@@ -1,0 +1,163 @@
+"""Prefix trees of hand-made sequences: what is shared is there once, and what has to be kept."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rankwise.engine.scoring.tree import layout as tree_layout
+from rankwise.engine.scoring.tree.layout import TreeLayout
+from rankwise.engine.scoring.tree.prefixes import Branch, PrefixTree
+from rankwise.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+def written(tree: PrefixTree) -> list[list[int]]:
+    """The tokens of every sequence, read off the tree."""
+    return [tree.tokens[tree.path(last)].tolist() for last in tree.lasts]
+
+
+CASES: dict[str, tuple[list[list[int]], int]] = {
+    "one": ([[5, 6, 7]], 3),
+    "single token": ([[5]], 1),
+    "nothing shared": ([[1, 2], [3, 4]], 4),
+    "shared beginning": ([[1, 2, 3], [1, 2, 4]], 4),
+    "nested": ([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 6], [1, 7]], 7),
+    "duplicates": ([[1, 2], [3], [1, 2], [3]], 3),
+    "a prefix of another": ([[1, 2, 3], [1], [1, 2]], 3),
+    "the same token elsewhere": ([[1, 1, 1], [2, 1, 1]], 6),
+    "none": ([], 0),
+}
+
+
+@pytest.mark.parametrize(("sequences", "distinct"), CASES.values(), ids=CASES)
+def test_every_distinct_token_is_there_once(sequences: list[list[int]], distinct: int) -> None:
+    tree = PrefixTree(sequences)
+    assert len(tree) == distinct
+    assert written(tree) == sequences
+    assert tree.longest == max(map(len, sequences), default=0)
+
+
+def test_the_nested_tree_by_hand() -> None:
+    tree = PrefixTree([[1, 7], [1, 2, 3, 5], [1, 2, 6], [1, 2, 3, 4]])
+    assert tree.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert tree.depths.tolist() == [0, 1, 2, 3, 3, 2, 1]
+    assert tree.ends.tolist() == [7, 6, 5, 4, 5, 6, 7]
+    assert tree.branches == [Branch(0, 4, -1), Branch(4, 5, 2), Branch(5, 6, 1), Branch(6, 7, 0)]
+    assert tree.lasts == [6, 4, 5, 3]
+    assert tree.ancestors(4).tolist() == [0, 1, 2]
+    assert tree.ancestors(0).tolist() == []
+
+
+def test_a_sequence_without_tokens_is_refused() -> None:
+    with pytest.raises(DataError, match="a sequence of no tokens"):
+        PrefixTree([[1], []])
+
+
+def random_sequences(seed: int) -> list[list[int]]:
+    """Of few distinct tokens, so that much is shared at many depths."""
+    draw = random.Random(seed)
+    beginning = [draw.randrange(3) for _ in range(12)]
+    made = [
+        beginning[: draw.randrange(13)] + [draw.randrange(3) for _ in range(draw.randrange(1, 9))]
+        for _ in range(25)
+    ]
+    return [*made, made[0], made[1][:1]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tree_has_all_distinct_beginnings_in_any_order(seed: int) -> None:
+    sequences = random_sequences(seed)
+    tree = PrefixTree(sequences)
+    beginnings = {tuple(row[: n + 1]) for row in sequences for n in range(len(row))}
+    assert len(tree) == len(beginnings)
+    assert written(tree) == sequences
+    backwards = PrefixTree(sequences[::-1])
+    assert backwards.tokens.tolist() == tree.tokens.tolist()
+    assert backwards.lasts == tree.lasts[::-1]
+    for place in range(len(tree)):
+        path = tree.path(place)
+        assert path.tolist() == sorted(path.tolist())
+        assert tree.depths[path].tolist() == list(range(len(path)))
+        inside = [other for other in range(len(tree)) if place in tree.path(other)]
+        assert inside == list(range(place, tree.ends[place]))
+
+
+# the layout of a step: which query sees which keys
+
+
+def seen_by_layout(layout: TreeLayout) -> list[list[int]]:
+    """The places that every query sees, by way of blocks and shared keys; each at most once."""
+    tree = layout.tree
+    pool = [*(tree.ancestors(layout.start).tolist()), *range(layout.start, layout.stop)]
+    seen: list[list[int]] = [[] for _ in range(layout.num_queries)]
+    filled = set[int]()
+    for group in layout.groups:
+        for block in range(len(group.queries)):
+            for row, query in enumerate(group.queries[block].tolist()):
+                keys = group.keys[block][group.seen[block, row]].tolist()
+                if query not in filled:  # a block is filled up with copies of its last query
+                    filled.add(query)
+                    seen[query] += [pool[key] for key in keys]
+    assert filled == set(range(layout.num_queries))
+    for shared in layout.shared:
+        keys = [pool[key] for piece in shared.slices for key in range(piece.start, piece.stop)]
+        assert len(keys) == shared.num_keys
+        for query in range(shared.start, shared.stop):
+            seen[query] += keys
+    return seen
+
+
+SIZES: list[dict[str, int]] = [
+    {},
+    {"_BLOCK_QUERIES": 4, "_KEY_STEP": 8, "_SHARED_KEYS": 5, "_SHARED_QUERIES": 3},
+    {"_BLOCK_QUERIES": 3, "_KEY_STEP": 1, "_SHARED_KEYS": 1, "_SHARED_QUERIES": 1},
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("step", [1, 7, 30, 1000])
+def test_a_query_sees_its_ancestors_and_itself_once_each(
+    step: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in sizes.items():
+        monkeypatch.setattr(tree_layout, name, size)
+    tree, num_shared = PrefixTree(random_sequences(0)), 0
+    for start in range(0, len(tree), step):
+        layout = TreeLayout(tree, start, min(start + step, len(tree)), CPU)
+        num_shared += len(layout.shared)
+        for query, found in enumerate(seen_by_layout(layout)):
+            assert sorted(found) == tree.path(start + query).tolist()
+    assert (num_shared > 0) == (step >= sizes.get("_SHARED_QUERIES", 10_000))
+
+
+def test_a_long_beginning_becomes_shared_keys_and_its_children_small_blocks() -> None:
+    beginning = list(range(200))
+    tree = PrefixTree([[*beginning, 1000 + n, *range(30)] for n in range(20)])
+    layout = TreeLayout(tree, 200, len(tree), CPU)
+    assert layout.num_cached == 200
+    (shared,) = layout.shared
+    assert (shared.start, shared.stop, shared.num_keys) == (0, 20 * 31, 200)
+    assert shared.slices == (slice(0, 200),)
+    assert max(group.keys.shape[1] for group in layout.groups) <= 128
+
+
+def test_the_pool_has_cached_ancestors_at_their_depth() -> None:
+    tree = PrefixTree([[1, 2, 3], [1, 2, 4], [1, 5]])
+    layout = TreeLayout(tree, 3, 5, CPU)  # of the token 4 on
+    assert layout.num_cached == 2
+    assert layout.pool_slices(tree.path(3)) == (slice(0, 3),)
+    assert layout.pool_slices(tree.path(4)) == (slice(0, 1), slice(3, 4))
+    assert layout.pool_slices(np.empty(0, dtype=np.int64)) == ()
+
+
+def test_positions_are_depths() -> None:
+    tree: Any = PrefixTree([[1, 2, 3], [1, 9]])
+    layout = TreeLayout(tree, 1, 4, CPU)
+    assert layout.token_ids().tolist() == [[2, 3, 9]]
+    assert layout.position_ids().tolist() == [[1, 2, 1]]

@@ -1,0 +1,344 @@
+"""The recommendation on planted studies: four outcomes, and everything that may spoil them."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from planted_results import planted_runs
+
+from rankwise.errors import RecordError
+from rankwise.findings.recommendation import compare, recommend_for
+from rankwise.findings.stats.estimates import mcnemar_exact
+from rankwise.records.config import RecommendationConfig
+from rankwise.records.results import TrainTaskResults
+from rankwise.records.study import Recommendation
+
+MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
+
+
+def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
+    answer = recommend_for(planted_runs(recommendation=MARGINS))
+    # rank 4 is 11 points below rank 64; rank 16 is 1 point below it, with 13 of 300 discordant
+    assert (answer.outcome, answer.rank, answer.alpha) == ("recommended", 16, 32.0)
+    assert answer.learning_rate == 2e-4
+    assert answer.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert [v.qualifies for v in answer.verdicts] == [False, True, True]
+    assert [v.near_the_best for v in answer.verdicts] == ["no", "yes", "yes"]
+    assert answer.verdicts[1].gain.estimate == pytest.approx(30.0)
+    assert answer.verdicts[1].shortfall.estimate == pytest.approx(1.0)
+    assert answer.verdicts[2].shortfall.estimate == pytest.approx(-1.0)
+    assert answer.statement.startswith(
+        "Use rank 16 (alpha 32, learning rate 2e-4, q/k/v/o, 2 epochs):"
+    )
+    assert answer.statement.endswith(", conditional on this seed.")
+    assert any("Alternatives that qualify too: rank 64 (+1.0 points" in r for r in answer.reasons)
+    assert not answer.delta_is_derived
+    assert answer.num_items_needed is None
+
+
+def test_the_bounds_are_the_hand_computed_ones() -> None:
+    # noise 0: nested outcomes; rank 16 learns 90 of 300 and forgets none
+    answer = recommend_for(planted_runs(noise=0.0, recommendation=MARGINS))
+    stderr = 100 * math.sqrt((0.3 * 0.7 * 300 / 299 + 2 / 300) / 300)
+    row = next(c for c in answer.comparisons if "r016" in c.run and c.task == "kinship")
+    assert (row.num_learned, row.num_forgotten) == (90, 0)
+    assert (row.num_kept_right, row.num_kept_wrong) == (150, 60)
+    assert row.stderr == pytest.approx(stderr)
+    assert row.mcnemar_p_value == mcnemar_exact(90, 0)
+    gain = answer.verdicts[1].gain
+    half = (gain.estimate - gain.lower) / stderr
+    assert 2.2 < half < 2.6  # three ranks, nine statements, strongly correlated
+
+
+def test_no_evidence() -> None:
+    scores = {4: 0.50, 16: 0.51, 64: 0.47}
+    answer = recommend_for(planted_runs(scores, recommendation=MARGINS))
+    assert (answer.outcome, answer.rank) == ("no_evidence", None)
+    assert answer.statement.startswith("There is no evidence for fine-tuning: no rank is shown")
+    assert "rank 16, gains 1.0 points" in answer.statement
+    assert answer.num_items_needed is not None
+    assert answer.num_items_needed > 300
+    assert answer.num_retention_items_needed is None
+
+
+def test_no_rank_keeps_enough() -> None:
+    lost = {4: 0.70, 16: 0.65, 64: 0.60}
+    answer = recommend_for(planted_runs(retention_accuracy=lost, recommendation=MARGINS))
+    assert (answer.outcome, answer.rank) == ("none_keeps_enough", None)
+    assert [v.keeps_enough for v in answer.verdicts] == ["no", "no", "no"]
+    assert "the least is lost by rank 4, 20.0 points" in answer.statement
+
+
+def test_cannot_tell_says_how_many_items_would() -> None:
+    # rank 4 is 1 point ahead, but 34 items are discordant and delta is 1 point
+    scores = {4: 0.75, 16: 0.74}
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    study = planted_runs(scores, noise=0.1, recommendation=close)
+    answer = recommend_for(study)
+    assert (answer.outcome, answer.rank) == ("cannot_tell", None)
+    assert answer.num_items_needed is not None
+    assert f"about {answer.num_items_needed:,} more in-domain items would decide" in (
+        answer.statement
+    )
+    runs = [np.array(model.items["kinship"].values) for model in study.runs]
+    difference = 100 * (runs[0] - runs[1])
+    variance = (difference.var(ddof=1) + 2 * 100**2 / 300) / 300
+    factor = variance * (2.38 + 0.8416) ** 2 / 2.0**2
+    assert answer.num_items_needed == pytest.approx(300 * (factor - 1), rel=0.1)
+
+
+def test_a_rank_that_forgets_is_no_rival() -> None:
+    scores = {4: 0.70, 16: 0.80, 64: 0.90}
+    kept = {4: 0.90, 16: 0.90, 64: 0.60}
+    answer = recommend_for(planted_runs(scores, kept, recommendation=MARGINS))
+    assert answer.rank == 16  # 10 points below rank 64, which was rejected on retention
+    assert [v.keeps_enough for v in answer.verdicts] == ["yes", "yes", "no"]
+    assert answer.verdicts[2].worst_retention_loss == pytest.approx(30.0)
+
+
+def test_identical_ranks_take_the_smallest() -> None:
+    same = {4: 0.8, 16: 0.8, 64: 0.8}
+    answer = recommend_for(planted_runs(same, same | {4: 0.9, 16: 0.9, 64: 0.9}, noise=0.0))
+    assert answer.rank == 4
+    assert answer.verdicts[0].shortfall.upper > 0.0
+
+
+def test_full_fine_tuning_is_compared_and_never_recommended() -> None:
+    answer = recommend_for(planted_runs({4: 0.70, "full": 0.95}, recommendation=MARGINS))
+    assert answer.rank == 4
+    assert len(answer.verdicts) == 1
+    assert answer.verdicts[0].shortfall.upper == 0.0
+    rows = [c for c in answer.comparisons if "full" in c.run]
+    assert {c.task for c in rows} >= {"kinship", "capitals", "pydoc_topics"}
+    assert all(c.holm_p_value is None for c in rows)
+
+
+def test_only_full_fine_tuning() -> None:
+    answer = recommend_for(planted_runs({"full": 0.9}))
+    assert (answer.outcome, answer.verdicts) == ("cannot_tell", ())
+    assert "no LoRA rank was trained" in answer.statement
+    assert len(answer.comparisons) == 5
+
+
+def test_derived_margins_depend_on_sizes_alone() -> None:
+    first = recommend_for(planted_runs())
+    second = recommend_for(planted_runs({4: 0.6, 16: 0.6, 64: 0.6}))
+    larger = recommend_for(planted_runs(num_in_domain=3000))
+    assert first.delta_is_derived
+    assert first.epsilon_is_derived
+    assert (first.delta, first.epsilon_points) == (second.delta, second.epsilon_points)
+    assert larger.delta < first.delta / 3
+    assert "derived from the number of items" in first.reasons[0]
+
+
+def test_without_retention_tasks_forgetting_is_not_measured() -> None:
+    answer = recommend_for(planted_runs(retention_tasks=()))
+    assert answer.outcome == "recommended"
+    assert answer.epsilon_points is None
+    assert all(v.keeps_enough is None and v.retention_loss is None for v in answer.verdicts)
+    assert answer.statement.endswith("; forgetting was not measured.")
+    assert any("Forgetting was not measured" in reason for reason in answer.reasons)
+
+
+def test_losses_in_nats_are_better_lower() -> None:
+    losses = {4: 1.60, 16: 1.40, 64: 1.395}
+    base = {"kinship": 2.0, "capitals": 0.9, "elements": 0.9}
+    answer = recommend_for(planted_runs(losses, base=base, in_domain_unit="nats"))
+    assert (answer.outcome, answer.rank, answer.unit) == ("recommended", 16, "nats")
+    assert (answer.delta, answer.delta_is_derived) == (0.02, False)
+    assert answer.verdicts[1].gain.estimate == pytest.approx(0.6)
+    assert "gains 0.600 nats" in answer.statement
+    row = answer.comparisons[0]
+    assert row.mcnemar_p_value is None
+    assert row.num_learned is None
+    assert row.holm_p_value is not None
+    assert row.holm_p_value < 1e-6
+
+
+def test_several_seeds_are_averaged_and_widen_the_bounds() -> None:
+    scores = {4: (0.66, 0.70, 0.74), 16: (0.78, 0.80, 0.82), 64: 0.81}
+    kept = {4: 0.9, 16: 0.9, 64: 0.9}
+    answer = recommend_for(planted_runs(scores, kept, seeds=(0, 1, 2)))
+    assert answer.num_seeds == 3
+    assert "conditional on this seed" not in answer.statement
+    assert answer.verdicts[0].gain.estimate == pytest.approx(20.0)
+    assert len(answer.verdicts[0].runs) == 3
+    one, three = answer.verdicts[0].gain, answer.verdicts[2].gain
+    assert one.upper - one.lower > three.upper - three.lower
+    family = [c for c in answer.comparisons if c.holm_p_value is not None]
+    assert len(family) == 9  # each run by itself: McNemar never pools seeds
+
+
+def test_more_seeds_may_be_what_decides() -> None:
+    scores = {4: (0.70, 0.72, 0.74), 16: (0.74, 0.72, 0.70)}
+    margins = RecommendationConfig(delta_points=4.0, epsilon_points=10.0)
+    kept = {4: 0.9, 16: 0.9}
+    study = planted_runs(scores, kept, seeds=(0, 1, 2), num_in_domain=2000, recommendation=margins)
+    answer = recommend_for(study)
+    assert answer.outcome == "cannot_tell"
+    assert answer.num_items_needed is None
+    assert answer.num_seeds_needed is not None
+    assert answer.num_seeds_needed > 5
+    assert f"about {answer.num_seeds_needed} more seeds would decide" in answer.statement
+
+
+def test_a_diverged_run_does_not_qualify() -> None:
+    study = planted_runs(seeds=(0, 1), diverged=((16, 1),))
+    answer = recommend_for(study)
+    assert [v.rank for v in answer.verdicts] == [4, 64]
+    assert "Rank 16 diverged with seed 1, so it does not qualify." in answer.reasons
+    assert not any("r016" in c.run and "s1" in c.run for c in answer.comparisons)
+
+
+def test_a_missing_run_is_named() -> None:
+    study = planted_runs()
+    answer = recommend_for(study.model_copy(update={"runs": study.runs[1:]}))
+    assert [v.rank for v in answer.verdicts] == [16, 64]
+    assert "Rank 4 has no run with seed 0, so it does not qualify." in answer.reasons
+
+
+def test_every_run_diverged() -> None:
+    answer = recommend_for(planted_runs({4: 0.7, 16: 0.7}, diverged=((4, 0), (16, 0))))
+    assert (answer.outcome, answer.comparisons) == ("cannot_tell", ())
+
+
+def _with_items(study: TrainTaskResults, index: int, task: str, **change: Any) -> TrainTaskResults:
+    run = study.runs[index]
+    items = run.items | {task: run.items[task].model_copy(update=change)}
+    runs = list(study.runs)
+    runs[index] = run.model_copy(update={"items": items})
+    return study.model_copy(update={"runs": tuple(runs)})
+
+
+def test_other_items_are_an_error_that_names_both() -> None:
+    study = planted_runs()
+    moved = _with_items(study, 1, "capitals", doc_ids=tuple(range(1, 201)))
+    with pytest.raises(RecordError, match=r"base was scored on 200 .*r016.* 199 are the same"):
+        recommend_for(moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": (1.0,) * 199 + (math.nan,)}, "r016.* is not a finite number"),
+        ({"metric": "acc_norm"}, "scored by acc in points .* by acc_norm in points"),
+    ],
+)
+def test_bad_scores_are_an_error(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        recommend_for(_with_items(planted_runs(), 1, "capitals", **change))
+
+
+def test_one_item_is_an_error() -> None:
+    with pytest.raises(RecordError, match="'kinship' has 1 items"):
+        recommend_for(planted_runs(num_in_domain=1))
+
+
+def test_a_study_too_small_for_its_gains_says_so() -> None:
+    answer = recommend_for(planted_runs(num_in_domain=30, num_retention=30))
+    assert answer.delta > 31  # the largest gain is 30 points
+    assert any("tells ranks apart only roughly" in reason for reason in answer.reasons)
+
+
+def test_items_are_paired_by_id_in_any_order() -> None:
+    study = planted_runs()
+    items = study.runs[1].items["kinship"]
+    turned = _with_items(
+        study, 1, "kinship", doc_ids=items.doc_ids[::-1], values=items.values[::-1]
+    )
+    assert recommend_for(turned) == recommend_for(study)
+
+
+def test_a_missing_score_is_an_error() -> None:
+    study = planted_runs()
+    run = study.runs[0].model_copy(update={"items": {}})
+    broken = study.model_copy(update={"runs": (run, *study.runs[1:])})
+    with pytest.raises(RecordError, match="was not scored on 'kinship'"):
+        recommend_for(broken)
+
+
+def test_compare_has_every_run_and_task_with_signs() -> None:
+    rows = compare(planted_runs())
+    assert len(rows) == 4 * 5
+    prose = next(c for c in rows if c.relation == "held_out_text" and "r064" in c.run)
+    assert prose.unit == "nats"
+    assert prose.difference == pytest.approx(-0.1)  # more loss than the base is worse
+    assert prose.lower < prose.difference < prose.upper
+    kept = next(c for c in rows if c.task == "capitals" and "full" in c.run)
+    assert kept.difference == pytest.approx(-10.0)
+    assert kept.retention_ratio is not None
+    assert kept.retention_ratio.estimate == pytest.approx((0.8 - 0.25) / (0.9 - 0.25))
+    raw = sorted(c.mcnemar_p_value or 0.0 for c in rows if c.holm_p_value is not None)
+    adjusted = sorted(c.holm_p_value for c in rows if c.holm_p_value is not None)
+    steps = np.maximum.accumulate([p * (3 - i) for i, p in enumerate(raw)])
+    assert adjusted == pytest.approx(np.minimum(steps, 1.0))
+
+
+def test_several_tasks_count_by_their_macro_mean() -> None:
+    answer = recommend_for(
+        planted_runs(in_domain_tasks=("kinship", "other"), recommendation=MARGINS)
+    )
+    assert answer.num_items_in_domain == 600
+    assert answer.verdicts[1].gain.estimate == pytest.approx(30.0)
+
+
+def test_the_record_is_reproducible_and_survives_json() -> None:
+    first, second = recommend_for(planted_runs()), recommend_for(planted_runs())
+    assert first == second
+    assert Recommendation.model_validate_json(first.model_dump_json()) == first
+
+
+def _benchmark() -> Any:
+    """The module benchmarks.decision, wherever the tests are started."""
+    path = Path(__file__).parents[2] / "benchmarks" / "decision.py"
+    spec = importlib.util.spec_from_file_location("decision_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_wrong_recommendations_are_rare() -> None:
+    benchmark = _benchmark()
+    cells = [c for c in benchmark.stress_cells() if c.num_items == 300 and c.num_seeds < 5]
+    assert len({c.name for c in cells}) == 6
+    for cell in cells:
+        tally = benchmark.simulate(cell, 100, 0)
+        assert tally.error < 0.08, cell
+        assert min(tally.coverage.values()) > 0.85, cell
+
+
+def test_equal_ranks_are_mostly_told_in_a_small_study() -> None:
+    benchmark = _benchmark()
+    for cell in benchmark.quickstart_cells():
+        tally = benchmark.simulate(cell, 150, 0)
+        assert tally.cannot_tell < 0.27, cell
+        assert tally.error == 0.0
+
+
+def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:
+    # rank 64 learns most and forgets most; rank 4 keeps all and is far behind
+    answer = recommend_for(
+        planted_runs(
+            {4: 0.6, 16: 0.7, 64: 0.95, "full": 0.95},
+            {4: 0.9, 16: 0.85, 64: 0.82, "full": 0.9},
+            {4: 0.5, 16: 0.5, 64: 0.5, "full": 0.5},
+            {4: 2.5, 16: 2.5, 64: 2.5, "full": 2.5},
+        )
+    )
+    assert answer.outcome == "cannot_tell"
+    assert answer.sufficient_rank == 64
+    verdict = next(v for v in answer.verdicts if v.rank == 64)
+    assert verdict.retention_loss is not None
+    assert answer.sufficient_epsilon_points == verdict.retention_loss.upper
+    assert "rank 64 would qualify if a loss of" in answer.statement
+    full = "Full fine-tuning, for comparison only: gain 45.0 points; retention loss 0.0 points."
+    assert full in answer.reasons

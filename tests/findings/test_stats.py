@@ -1,0 +1,334 @@
+"""Estimates and tests against hand-computed numbers, other implementations and simulation."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from rankwise.findings.stats.estimates import (
+    SMALLEST_P_VALUE,
+    Spread,
+    crossed_difference,
+    default_margin,
+    effective_items,
+    holm,
+    items_factor,
+    mcnemar_exact,
+    mean_over_tasks,
+    paired_t_p_value,
+    pareto_front,
+    retention_ratio,
+    seeds_needed,
+    skewed_quantiles,
+    wilson_interval,
+    zero_p_value,
+)
+from rankwise.findings.stats.simultaneous import study_bounds
+
+
+@pytest.mark.parametrize(
+    ("learned", "forgotten"), [(0, 0), (0, 1), (0, 6), (5, 5), (3, 12), (1, 40), (210, 260)]
+)
+def test_mcnemar_is_exact(learned: int, forgotten: int) -> None:
+    ours = mcnemar_exact(learned, forgotten)
+    if learned + forgotten == 0:
+        assert ours == 1.0
+        return
+    table = [[70, forgotten], [learned, 30]]
+    assert ours == pytest.approx(mcnemar(table, exact=True).pvalue, abs=1e-12)
+    tail = sum(math.comb(learned + forgotten, k) for k in range(min(learned, forgotten) + 1))
+    assert ours == pytest.approx(min(1.0, 2 * tail / 2 ** (learned + forgotten)), abs=1e-12)
+
+
+def test_mcnemar_refuses_a_negative_count() -> None:
+    with pytest.raises(ValueError, match="-1 learned"):
+        mcnemar_exact(-1, 3)
+
+
+def test_holm_by_hand() -> None:
+    # sorted .005 .01 .03 .04 times 4 3 2 1: .02 .03 .06 .04, made to rise: .02 .03 .06 .06
+    assert holm([0.03, 0.005, 0.04, 0.01]) == pytest.approx((0.06, 0.02, 0.06, 0.03))
+    assert holm([0.9, 0.6]) == (1.0, 1.0)
+    assert holm([]) == ()
+
+
+def test_paired_difference_by_hand() -> None:
+    # 10 items, 4 learned, 1 forgotten: mean .3, sample variance (5 - 10 * .09) / 9
+    differences = [1, 1, 1, 1, -1, 0, 0, 0, 0, 0]
+    plain = crossed_difference(differences, item_size=0)
+    assert plain.value == pytest.approx(0.3)
+    assert plain.stderr == pytest.approx(math.sqrt(4.1 / 9 / 10))
+    half = stats.t.ppf(0.975, 9) * plain.stderr
+    assert plain.interval(0.95)[1] == pytest.approx(0.3 + half)
+    safe = crossed_difference(differences, item_size=1)
+    assert safe.value == plain.value
+    assert safe.stderr == pytest.approx(math.sqrt((4.1 / 9 + 0.2) / 10))
+
+
+def test_identical_outcomes_keep_an_interval() -> None:
+    lower, upper = crossed_difference(np.zeros(300), item_size=100).interval(0.95)
+    assert lower == -upper
+    assert 0.5 < upper < 1.5
+    assert crossed_difference(np.zeros(300), item_size=0).interval(0.95) == (0.0, 0.0)
+
+
+def test_seeds_and_items_by_hand() -> None:
+    # seed means 1, 2, 3; item means of the seed average 1, 3
+    values = np.array([[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]])
+    estimate = crossed_difference(values, item_size=0)
+    seed_part, item_part = 1.0 / 3.0, 2.0 / 2.0
+    assert estimate.value == 2.0
+    assert estimate.stderr == pytest.approx(math.sqrt(seed_part + item_part))
+    students = seed_part * stats.t.ppf(0.975, 2) + item_part * stats.t.ppf(0.975, 1)
+    half = students / (seed_part + item_part) * estimate.stderr
+    assert estimate.interval(0.95) == pytest.approx((2.0 - half, 2.0 + half))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [([1.0], "1 items"), ([1.0, math.nan], "not a finite")]
+)
+def test_bad_differences_are_refused(values: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        crossed_difference(values, item_size=1)
+
+
+def test_skewness_only_widens() -> None:
+    below, above = skewed_quantiles(np.full(3, 2.0), np.array([-0.1, 0.0, 0.1]))
+    assert below == pytest.approx([2.15, 2.0, 2.0])
+    assert above == pytest.approx([2.0, 2.0, 2.15])
+
+
+def test_paired_t_agrees_with_scipy() -> None:
+    values = np.array([0.1, 0.4, -0.2, 0.3])
+    assert paired_t_p_value(values) == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+    assert paired_t_p_value(np.zeros(4)) == 1.0
+
+
+@pytest.mark.parametrize(("successes", "total"), [(0, 10), (7, 10), (10, 10), (640, 1319)])
+def test_wilson_agrees_with_statsmodels(successes: int, total: int) -> None:
+    theirs = proportion_confint(successes, total, alpha=0.05, method="wilson")
+    assert wilson_interval(successes, total, 0.95) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_retention_ratio_by_hand() -> None:
+    base = np.array([1.0] * 80 + [0.0] * 20)
+    adapted = np.array([1.0] * 70 + [0.0] * 30)
+    ratio = retention_ratio(base, adapted, 0.25, 0.95)
+    assert ratio.value == pytest.approx(0.45 / 0.55)
+    assert ratio.lower is not None
+    assert ratio.upper is not None
+    # at both ends of Fieller's interval the t statistic of a - ratio * b is the quantile
+    for end in (ratio.lower, ratio.upper):
+        moved = (adapted - 0.25) - end * (base - 0.25)
+        t = moved.mean() / (moved.std(ddof=1) / 10)
+        assert abs(t) == pytest.approx(stats.t.ppf(0.975, 99))
+
+
+def test_retention_ratio_is_null_with_its_reason() -> None:
+    base, adapted = np.array([1.0, 0.0] * 50), np.zeros(100)
+    assert retention_ratio(base, adapted, None, 0.95).value is None
+    low = retention_ratio(base, adapted, 0.45, 0.95)
+    assert low[:3] == (None, None, None)
+    assert low.reason is not None
+    assert "not shown above chance" in low.reason
+
+
+def test_pareto_front() -> None:
+    assert pareto_front([1, 2, 3, 2, 3], [5, 4, 1, 4, 0]) == (0, 1, 2, 3)
+    assert pareto_front([], []) == ()
+
+
+def test_default_margin_follows_its_formula() -> None:
+    stderr = math.sqrt((0.2 + 2 / 300) / 300)
+    wanted = 100 * stderr * (stats.norm.ppf(1 - 0.05 / 9) + stats.norm.ppf(0.8))
+    assert wanted <= default_margin(300, 3, 0.95) < wanted + 0.1
+    assert default_margin(1_000_000, 3, 0.95) == 1.0
+    assert effective_items([200, 200]) == 400
+    assert effective_items([100, 300]) == pytest.approx(300)
+
+
+def test_items_and_seeds_needed_by_hand() -> None:
+    power = stats.norm.ppf(0.8)
+    level = stats.norm.cdf(2.0)
+    assert items_factor(2.0 + power, _spread(4.0), level) == pytest.approx(4.0, rel=0.01)
+    assert items_factor(-0.1, _spread(4.0), level) == math.inf
+    assert items_factor(100.0, _spread(4.0), level) == 1.0
+    assert items_factor(3.0, _spread(4.0, 3.0), level) == math.inf
+    assert seeds_needed(5.0, _spread(0.1), level, 1) is None
+    assert seeds_needed(-1.0, _spread(0.1, 1.0), level, 3) is None
+    total = seeds_needed(2.0, _spread(0.1, 1.0), level, 3)
+    assert total is not None
+    for seeds, enough in ((total, True), (total - 1, False)):
+        by_seeds = 3.0 / seeds
+        student = stats.t.ppf(level, seeds - 1)
+        quantile = (2.0 * 0.1 + student * by_seeds) / (0.1 + by_seeds)
+        decided = (quantile + power) * math.sqrt(0.1 + by_seeds) <= 2.0
+        assert bool(decided) is enough
+
+
+def _spread(items: float, seeds: float = 0.0) -> Spread:
+    """As from very many items and three seeds."""
+    return Spread(np.array(items), np.array(1e9), np.array(seeds), np.array(2.0))
+
+
+def test_intervals_cover_also_where_few_items_disagree() -> None:
+    rng = np.random.default_rng(1)
+    for learned, forgotten in ((0.05, 0.05), (0.02, 0.01), (0.05, 0.0), (0.3, 0.05)):
+        covered = 0
+        for _ in range(1500):
+            draws = rng.random(300)
+            differences = (draws < learned) * 1.0 - (draws > 1 - forgotten)
+            lower, upper = crossed_difference(differences, item_size=1).interval(0.95)
+            covered += lower <= learned - forgotten <= upper
+        assert covered / 1500 > 0.93, (learned, forgotten)
+
+
+def test_crossed_intervals_cover_with_three_seeds() -> None:
+    rng = np.random.default_rng(2)
+    for seed_spread in (0.0, 1.0, 3.0, 10.0):
+        covered = 0
+        for _ in range(1500):
+            values = rng.normal(0, seed_spread, (3, 1)) + rng.normal(0, 10, (1, 200))
+            values = values + rng.normal(0, 15, (3, 200))
+            lower, upper = crossed_difference(values, item_size=0).interval(0.95)
+            covered += lower <= 0 <= upper
+        assert covered / 1500 > 0.93, seed_spread
+
+
+def test_critical_value_matches_a_known_case() -> None:
+    # one option, independent gain and loss: gain below, loss above and below
+    rng = np.random.default_rng(3)
+    gains, losses = rng.normal(size=(1, 1, 4000)), rng.normal(size=(1, 1, 4000))
+    bounds = study_bounds([gains], [losses], confidence=0.95, item_size=0, rng=0, num_draws=200_000)
+    inside = 2 * stats.norm.cdf(bounds.critical) - 1
+    assert stats.norm.cdf(bounds.critical) * inside == pytest.approx(0.95, abs=0.003)
+
+
+def test_two_options_without_retention_match_the_bivariate_normal() -> None:
+    rng = np.random.default_rng(4)
+    gains = rng.normal(size=(1, 2, 4000))
+    bounds = study_bounds([gains], [], confidence=0.95, item_size=0, rng=0, num_draws=200_000)
+    # gains independent, and the lead of the worse one: N(0, .) with correlations .71 and -.71
+    covariance = np.array([[1, 0], [0, 1], [math.sqrt(0.5), -math.sqrt(0.5)]])
+    law = stats.multivariate_normal(cov=covariance @ covariance.T + 1e-9 * np.eye(3))
+    assert law.cdf(np.full(3, bounds.critical)) == pytest.approx(0.95, abs=0.005)
+
+
+def test_bounds_agree_with_the_single_estimate() -> None:
+    rng = np.random.default_rng(5)
+    gains = 100.0 * rng.integers(-1, 2, (3, 2, 80))
+    losses = [100.0 * rng.integers(-1, 2, (3, 2, n)) for n in (50, 70)]
+    bounds = study_bounds([gains], losses, confidence=0.95, item_size=100, rng=0)
+    for option in range(2):
+        alone = crossed_difference(gains[:, option], item_size=100)
+        assert bounds.gain.estimate[option] == pytest.approx(alone.value)
+        assert bounds.gain.spread.item_variance[option] == pytest.approx(alone.spread.item_variance)
+        assert bounds.gain.spread.seed_variance[option] >= alone.spread.seed_variance - 1e-9
+    lead = crossed_difference(gains[:, 0] - gains[:, 1], item_size=100)
+    assert bounds.lead.spread.stderr[0, 1] == pytest.approx(lead.stderr)
+    assert bounds.lead.lower[0, 1] == pytest.approx(-bounds.lead.upper[1, 0])
+    assert bounds.lead.upper[0, 0] == 0.0
+    assert bounds.loss is not None
+    macro = np.mean([task[:, 0].mean() for task in losses])
+    assert bounds.loss.estimate[0] == pytest.approx(macro)
+
+
+def test_seed_variance_is_that_of_the_two_way_analysis() -> None:
+    # means by seed (rows) and option, the same on both items: residual 1, shared 0
+    means = np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
+    gains = np.repeat(means[:, :, None], 2, axis=2)
+    spread = study_bounds([gains], [], confidence=0.95, item_size=0, rng=0).gain.spread
+    # variances 1 and 0, covariance 0: mean square of seeds .5, residual .5; own 1 is larger
+    assert spread.seed_variance == pytest.approx([1 / 3, 0.5 / 3])
+    assert spread.seed_freedom == pytest.approx([4.0, 4.0])
+    lead = study_bounds([gains], [], confidence=0.95, item_size=0, rng=0).lead.spread
+    assert lead.seed_variance[0, 1] == pytest.approx(1 / 3)
+    assert lead.seed_freedom[0, 1] == 2.0
+
+
+def test_bounds_hold_all_at_once() -> None:
+    rng = np.random.default_rng(6)
+    studies, missed = 800, 0
+    for study in range(studies):
+        base = rng.random(300) < 0.5
+        learned = np.where(base, rng.random((3, 300)) < 0.8, rng.random((3, 300)) < 0.2)
+        gains = 100.0 * (learned[None].astype(float) - base)
+        losses = 100.0 * rng.choice([-1, 0, 1], p=[0.04, 0.92, 0.04], size=(1, 3, 200))
+        bounds = study_bounds(
+            [gains], [losses], confidence=0.95, item_size=100, rng=study, num_draws=1000
+        )
+        assert bounds.loss is not None
+        held = (bounds.gain.lower <= 0).all() and (bounds.loss.upper >= 0).all()
+        missed += not (held and (bounds.lead.lower[:, 0] <= 0).all())
+    assert missed / studies < 0.065
+
+
+def test_identical_options_are_tied_and_not_certain() -> None:
+    rng = np.random.default_rng(7)
+    one = 100.0 * rng.integers(-1, 2, (1, 1, 100))
+    gains = np.repeat(one, 3, axis=1)
+    points = study_bounds([gains], [], confidence=0.95, item_size=100, rng=0)
+    assert (points.lead.estimate == 0).all()
+    assert points.lead.lower[0, 1] < -0.5
+    nats = study_bounds([gains / 1e4], [], confidence=0.95, item_size=0, rng=0)
+    assert points.critical < 3
+    assert nats.critical < 3
+    assert nats.lead.lower[0, 1] == 0.0
+
+
+def test_shapes_that_do_not_agree_are_refused() -> None:
+    gains, losses = [np.zeros((1, 2, 9))], [np.zeros((1, 3, 9))]
+    with pytest.raises(ValueError, match="same seeds and options"):
+        study_bounds(gains, losses, confidence=0.95, item_size=1, rng=0)
+
+
+@pytest.mark.parametrize(
+    "module", ["rankwise.findings.stats.estimates", "rankwise.findings.recommendation"]
+)
+def test_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_mean_over_tasks_adds_variances_of_items_and_shares_seeds() -> None:
+    one, other = [[0.0, 4.0], [2.0, 2.0]], [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
+    found = mean_over_tasks([one, other], item_size=0.0)
+    # item means 1, 3 and 0.5, 1.5, 2.5; seed means 2, 2 and 2, 1
+    parts = [2.0 / 2 / 4, 1.0 / 3 / 4]
+    assert found.value == pytest.approx((2.0 + 1.5) / 2)
+    assert float(found.spread.item_variance) == pytest.approx(sum(parts))
+    assert float(found.spread.seed_variance) == pytest.approx(0.125 / 2)  # of 2 and 1.5
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 1 + parts[1] ** 2 / 2)
+    assert float(found.spread.item_freedom) == pytest.approx(freedom)
+    weighted = mean_over_tasks([one, other], item_size=0.0, weights=[2, 3])
+    assert weighted.value == pytest.approx((2 * 2.0 + 3 * 1.5) / 5)
+
+
+def test_a_mean_over_tasks_needs_tasks_of_the_same_seeds() -> None:
+    with pytest.raises(ValueError, match="same seeds"):
+        mean_over_tasks([[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]], item_size=0.0)
+    with pytest.raises(ValueError, match="one task is needed"):
+        mean_over_tasks([], item_size=0.0)
+
+
+def test_a_p_value_of_zero_is_where_the_interval_ends() -> None:
+    rng = np.random.default_rng(0)
+    for shift in (0.05, 0.2, -0.3):
+        estimate = crossed_difference(rng.normal(shift, 1.0, 100), item_size=0.0)
+        p_value = zero_p_value(estimate)
+        lower, upper = estimate.interval(1.0 - p_value)
+        assert min(abs(lower), abs(upper)) == pytest.approx(0.0, abs=1e-6)
+    # symmetric values: Student's test exactly
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0]) - 1.5
+    student = stats.ttest_1samp(values, 0.0).pvalue
+    assert zero_p_value(crossed_difference(values, item_size=0.0)) == pytest.approx(student)
+    assert zero_p_value(crossed_difference([0.0, 0.0], item_size=0.0)) == 1.0
+    assert zero_p_value(crossed_difference([1.0, 1.0], item_size=0.0)) == SMALLEST_P_VALUE

@@ -1,0 +1,648 @@
+"""The paired verdict from sample files: planted outcomes, every error, and old formats."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from typer.testing import CliRunner
+
+from rankwise.cli import app
+from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, TaskError
+from rankwise.findings.samples import SampleVerdicts, compare_samples
+from rankwise.findings.stats.estimates import crossed_difference
+from rankwise.records.lm_eval_samples import file_names, read_sample_file
+
+Outcome = tuple[int, int, int, int]
+
+
+def hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def line(doc_id: int, **values: Any) -> dict[str, Any]:
+    """A line as lm-eval 0.4.13 writes it; a keyword of None takes a field away."""
+    doc = {"question": f"question {doc_id}", "answer": str(doc_id % 3)}
+    filter_name = values.pop("filter", "none")
+    fields = {
+        "doc_id": doc_id,
+        "doc": doc,
+        "target": doc["answer"],
+        "arguments": {"gen_args_0": {"arg_0": doc["question"], "arg_1": {"until": ["\n"]}}},
+        "resps": [["1"]],
+        "filtered_resps": ["1"],
+        "filter": filter_name,
+        "metrics": [name for name in values if name not in ("num_loss_tokens", "loss_nats")],
+        "doc_hash": hashed(json.dumps(doc, indent=2)),
+        "prompt_hash": hashed(doc["question"]),
+        "target_hash": hashed(doc["answer"]),
+    }
+    return fields | values
+
+
+def write(path: Path, lines: Sequence[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in lines), encoding="utf-8")
+    return path
+
+
+def scored(path: Path, values: Sequence[Any], metric: str = "acc") -> Path:
+    return write(path, [line(index, **{metric: value}) for index, value in enumerate(values)])
+
+
+def without(lines: Sequence[dict[str, Any]], *fields: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in each.items() if key not in fields} for each in lines]
+
+
+def outcomes(learned: int, forgotten: int, right: int, wrong: int) -> tuple[list[int], list[int]]:
+    """Base and candidate, item by item."""
+    base = [0] * learned + [1] * forgotten + [1] * right + [0] * wrong
+    return base, [1] * learned + [0] * forgotten + [1] * right + [0] * wrong
+
+
+def planted(folder: Path, *each: Outcome) -> SampleVerdicts:
+    """One base and some candidates; all outcomes give the base the same items."""
+    files: list[Path] = []
+    first: list[int] = []
+    for number, outcome in enumerate(each):
+        base, candidate = outcomes(*outcome)
+        # the base is right on the first items, whatever the candidate does
+        order = sorted(range(len(base)), key=lambda i: -base[i])
+        content = [base[i] for i in order]
+        files.append(scored(folder / f"model{number}.jsonl", [candidate[i] for i in order]))
+        if number == 0:
+            scored(folder / "base.jsonl", content)
+            first = content
+        assert content == first
+    return compare_samples(folder / "base.jsonl", files)
+
+
+# numbers
+
+
+def test_counts_scores_and_exact_p_values(tmp_path: Path) -> None:
+    verdicts = planted(tmp_path, (12, 3, 17, 18), (8, 9, 11, 22), (2, 19, 1, 28))
+    assert (verdicts.base, verdicts.metric, verdicts.filter) == ("base", "acc", "none")
+    assert (verdicts.unit, verdicts.higher_is_better) == ("points", True)
+    assert (verdicts.direction_from, verdicts.warnings) == ("metric_name", ())
+    a, b, c = verdicts.candidates
+    assert [each.name for each in (a, b, c)] == ["model0", "model1", "model2"]
+    assert (a.num_examples, a.base_score, a.candidate_score) == (50, 40.0, 58.0)
+    assert (a.num_learned, a.num_forgotten, a.num_kept_right, a.num_kept_wrong) == (12, 3, 17, 18)
+    assert a.difference == pytest.approx(18.0)
+    assert b.difference == pytest.approx(-2.0)
+    assert c.difference == pytest.approx(-34.0)
+    for row, (learned, forgotten) in zip((a, b, c), ((12, 3), (8, 9), (2, 19)), strict=True):
+        assert row.test == "mcnemar_exact"
+        exact = stats.binomtest(learned, learned + forgotten).pvalue
+        assert row.p_value == pytest.approx(exact, rel=1e-12)
+        table = [[row.num_kept_right, row.num_forgotten], [row.num_learned, row.num_kept_wrong]]
+        assert row.p_value == pytest.approx(mcnemar(table, exact=True).pvalue, rel=1e-12)
+    holm = multipletests([row.p_value for row in (a, b, c)], method="holm")[1]
+    assert [row.holm_p_value for row in (a, b, c)] == pytest.approx(holm.tolist())
+    assert a.holm_p_value == pytest.approx(2 * a.p_value)
+    # 0.035 by itself and 0.07 among three, so not worth a verdict
+    assert [row.verdict for row in (a, b, c)] == ["cannot_tell", "cannot_tell", "worse"]
+    alone = planted(tmp_path, (12, 3, 17, 18)).candidates[0]
+    assert (alone.verdict, alone.holm_p_value) == ("better", alone.p_value)
+    assert alone.p_value == pytest.approx(0.03515625)
+
+
+def test_the_interval_is_that_of_the_study_comparisons(tmp_path: Path) -> None:
+    base, candidate = outcomes(12, 3, 17, 18)
+    row = planted(tmp_path, (12, 3, 17, 18)).candidates[0]
+    difference = 100.0 * (np.array(candidate) - np.array(base))
+    estimate = crossed_difference(difference, item_size=100.0)
+    assert (row.lower, row.upper) == pytest.approx(estimate.interval(0.95))
+    assert row.stderr == pytest.approx(estimate.stderr)
+    files = [tmp_path / "base.jsonl", tmp_path / "model0.jsonl"]
+    wide = compare_samples(files[0], files[1:], confidence=0.99).candidates[0]
+    assert (wide.lower, wide.upper) == pytest.approx(estimate.interval(0.99))
+    assert wide.verdict == "cannot_tell"
+
+
+@pytest.mark.parametrize("outcome", [(12, 8, 17, 13), (3, 5, 40, 2), (30, 41, 200, 29)])
+def test_the_items_that_would_decide_do(tmp_path: Path, outcome: Outcome) -> None:
+    row = planted(tmp_path, outcome).candidates[0]
+    assert row.verdict == "cannot_tell"
+    assert row.num_items_needed is not None
+    assert f"about {row.num_items_needed:,} more items would decide" in row.statement
+    times = (row.num_examples + row.num_items_needed) / row.num_examples
+    grown = tuple(round(times * count) for count in outcome)
+    assert planted(tmp_path, grown).candidates[0].verdict != "cannot_tell"  # type: ignore[arg-type]
+    half = tuple(round((1 + (times - 1) / 4) * count) for count in outcome)
+    assert planted(tmp_path, half).candidates[0].verdict == "cannot_tell"  # type: ignore[arg-type]
+
+
+def test_few_unanimous_items_need_as_many_as_the_exact_test_does(tmp_path: Path) -> None:
+    planted(tmp_path, (7, 0, 0, 0))
+    files = [tmp_path / "base.jsonl", tmp_path / "model0.jsonl"]
+    row = compare_samples(files[0], files[1:], confidence=0.99).candidates[0]
+    assert row.p_value == pytest.approx(2 / 2**7)
+    # 2 / 2**8 < 0.01
+    assert (row.verdict, row.num_items_needed) == ("cannot_tell", 1)
+
+
+def test_the_same_outcomes_are_undecided_for_ever(tmp_path: Path) -> None:
+    same, balanced = planted(tmp_path, (0, 0, 20, 30), (8, 8, 12, 22)).candidates
+    for row in (same, balanced):
+        assert (row.verdict, row.num_items_needed, row.p_value) == ("cannot_tell", None, 1.0)
+        assert "no number of items can be named" in row.statement
+    assert "right on exactly the same items" in same.statement
+    assert "right on 8 that base has wrong, wrong on 8 that it has right" in balanced.statement
+
+
+def test_a_difference_too_small_for_any_number(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0.0, 1.0, 50)
+    noise = rng.normal(0.0, 1.0, 50)
+    files = [
+        scored(tmp_path / "base.jsonl", base.tolist(), "reward"),
+        scored(tmp_path / "a.jsonl", (base + noise - noise.mean() + 1e-6).tolist(), "reward"),
+    ]
+    row = compare_samples(files[0], files[1:]).candidates[0]
+    assert (row.verdict, row.num_items_needed) == ("cannot_tell", None)
+    assert "too small for any reasonable number" in row.statement
+
+
+def test_values_that_are_not_right_or_wrong_get_the_paired_t_test(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    base = rng.normal(20.0, 5.0, 80)
+    better = base + rng.normal(1.0, 2.0, 80)
+    files = [
+        scored(tmp_path / "base.jsonl", base.tolist(), "bleu"),
+        scored(tmp_path / "a.jsonl", better.tolist(), "bleu"),
+    ]
+    verdicts = compare_samples(files[0], files[1:])
+    row = verdicts.candidates[0]
+    assert (verdicts.unit, row.test, row.num_learned) == ("bleu", "paired_t", None)
+    assert row.p_value == pytest.approx(stats.ttest_rel(better, base).pvalue)
+    assert row.base_score == pytest.approx(base.mean())
+    assert row.difference == pytest.approx((better - base).mean())
+    interval = stats.ttest_1samp(better - base, 0.0).confidence_interval(0.95)
+    # never narrower than Student's, which is what it is but for skewness
+    assert row.lower <= interval.low + 1e-9
+    assert row.upper >= interval.high - 1e-9
+    assert row.verdict == "better"
+    assert f"+{row.difference:.4g} bleu" in row.statement
+    assert "nats" not in row.statement
+
+
+def test_shares_are_points_and_get_no_counts(tmp_path: Path) -> None:
+    files = [
+        scored(tmp_path / "base.jsonl", [0.0, 0.25, 0.5, 1.0], "f1"),
+        scored(tmp_path / "a.jsonl", [0.5, 0.25, 1.0, 1.0], "f1"),
+    ]
+    verdicts = compare_samples(files[0], files[1:])
+    row = verdicts.candidates[0]
+    assert (verdicts.unit, row.test, row.num_kept_right) == ("points", "paired_t", None)
+    assert (row.base_score, row.difference) == (43.75, 25.0)
+
+
+def test_true_and_false_are_numbers(tmp_path: Path) -> None:
+    files = [
+        scored(tmp_path / "base.jsonl", [True, False, False, True], "prompt_level_strict_acc"),
+        scored(tmp_path / "a.jsonl", [1, 1.0, True, 1], "prompt_level_strict_acc"),
+    ]
+    row = compare_samples(files[0], files[1:]).candidates[0]
+    assert (row.num_learned, row.num_kept_right, row.base_score) == (2, 2, 50.0)
+
+
+# which is better
+
+
+def test_less_of_an_error_rate_is_better(tmp_path: Path) -> None:
+    files = [
+        scored(tmp_path / "base.jsonl", [0.5, 0.75, 1.0, 0.5], "wer"),
+        scored(tmp_path / "a.jsonl", [0.25, 0.5, 0.5, 0.25], "wer"),
+    ]
+    verdicts = compare_samples(files[0], files[1:])
+    assert (verdicts.higher_is_better, verdicts.direction_from) == (False, "metric_name")
+    assert verdicts.candidates[0].difference == pytest.approx(31.25)
+
+
+def with_results(folder: Path, name: str, values: Sequence[float], higher: Any) -> Path:
+    results = {"higher_is_better": {"my_task_2": {"gap": higher}}, "results": {}}
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / f"results_{name}-01T00-00-00.5.json").write_text(json.dumps(results))
+    (folder / name / "results_2020-01-01T00-00-00.json").write_text("not of this date")
+    return scored(folder / name / f"samples_my_task_2_{name}-01T00-00-00.5.jsonl", values, "gap")
+
+
+def test_the_results_file_beside_says_which_is_better(tmp_path: Path) -> None:
+    base = with_results(tmp_path, "2026-01", [0.5, 0.5, 0.25], False)
+    other = with_results(tmp_path, "2026-02", [0.0, 0.0, 0.25], None)
+    verdicts = compare_samples(base, [other])
+    assert (verdicts.higher_is_better, verdicts.direction_from) == (False, "results_file")
+    assert verdicts.candidates[0].difference > 0
+    assert verdicts.warnings == ()
+    assert (verdicts.base, verdicts.candidates[0].name) == ("2026-01", "2026-02")
+
+
+def test_results_files_that_disagree(tmp_path: Path) -> None:
+    base = with_results(tmp_path, "2026-01", [0.5, 0.5, 0.25], False)
+    other = with_results(tmp_path, "2026-02", [0.0, 0.0, 0.25], True)
+    with pytest.raises(RecordError, match=r"do not agree on 'gap': higher is better beside \S+02"):
+        compare_samples(base, [other])
+
+
+def test_a_damaged_results_file(tmp_path: Path) -> None:
+    base = with_results(tmp_path, "2026-01", [0.5, 0.5, 0.25], False)
+    path = base.parent / "results_2026-01-01T00-00-00.5.json"
+    path.write_text("{")
+    other = scored(tmp_path / "a.jsonl", [0, 1, 1], "gap")
+    with pytest.raises(DataError, match=r"results_2026-01-01T00-00-00\.5\.json cannot be read"):
+        compare_samples(base, [other])
+    path.write_text("[]")
+    assert compare_samples(base, [other]).direction_from == "assumed"
+
+
+def test_an_unknown_direction_is_assumed_and_said(tmp_path: Path) -> None:
+    files = [scored(tmp_path / f"{name}.jsonl", [0.1, 0.4, 0.7], "gap") for name in "ab"]
+    verdicts = compare_samples(files[0], files[1:])
+    assert (verdicts.higher_is_better, verdicts.direction_from) == (True, "assumed")
+    (warning,) = verdicts.warnings
+    assert "whether more or less of 'gap' is better; more is assumed" in warning
+
+
+def test_a_loss_of_prose_counts_every_token_the_same(tmp_path: Path) -> None:
+    def prose(path: Path, losses: Sequence[float], tokens: Sequence[int]) -> Path:
+        arguments = {"gen_args_0": {"arg_0": "text"}}
+        pairs = enumerate(zip(losses, tokens, strict=True))
+        return write(
+            path,
+            [
+                line(i, word_perplexity=[-loss * n, 5], arguments=arguments, loss_nats=loss,
+                     num_loss_tokens=n, metrics=["word_perplexity"])
+                for i, (loss, n) in pairs
+            ],
+        )  # fmt: skip
+
+    base = prose(tmp_path / "base.jsonl", [2.0, 3.0, 4.0], [10, 20, 70])
+    other = prose(tmp_path / "a.jsonl", [1.5, 2.0, 4.5], [10, 20, 70])
+    verdicts = compare_samples(base, [other])
+    assert (verdicts.metric, verdicts.unit) == ("loss_nats", "nats")
+    assert verdicts.higher_is_better is False
+    row = verdicts.candidates[0]
+    assert row.base_score == pytest.approx((20 + 60 + 280) / 100)
+    assert row.candidate_score == pytest.approx((15 + 40 + 315) / 100)
+    assert row.difference == pytest.approx(row.base_score - row.candidate_score)
+    others = prose(tmp_path / "b.jsonl", [1.5, 2.0, 4.5], [11, 20, 60])
+    with pytest.raises(RecordError, match="different numbers of tokens in 2 items"):
+        compare_samples(base, [others])
+
+
+# the same items
+
+
+def test_other_documents_under_the_same_number(tmp_path: Path) -> None:
+    base = scored(tmp_path / "base.jsonl", [0, 1, 1, 0])
+    lines = [line(i, acc=1) for i in range(4)]
+    other = write(tmp_path / "a.jsonl", [*lines[:2], *(e | {"doc_hash": "x"} for e in lines[2:])])
+    with pytest.raises(RecordError) as raised:
+        compare_samples(base, [other])
+    assert str(raised.value) == (
+        f"{base} and {other} have different documents in 2 of 4 items that share a doc_id, for "
+        "example doc_id 2. Score both models on the same version of the task's data."
+    )
+
+
+def test_other_answers_are_refused_and_other_prompts_are_said(tmp_path: Path) -> None:
+    base = scored(tmp_path / "base.jsonl", [0, 1, 1, 0])
+    lines = [line(i, acc=1) for i in range(4)]
+    other = write(tmp_path / "a.jsonl", [*lines[:3], lines[3] | {"target_hash": "y"}])
+    with pytest.raises(RecordError, match=r"different right answers \(target\) in 1 of 4 items"):
+        compare_samples(base, [other])
+    other = write(
+        tmp_path / "a.jsonl", [*lines[:1], *(e | {"prompt_hash": "y"} for e in lines[1:])]
+    )
+    assert compare_samples(base, [other]).warnings == (
+        f"{other}: prompts differ on 3 of 4 items; what is compared is model and prompt together",
+    )
+
+
+def test_without_hashes_the_parts_themselves_are_compared(tmp_path: Path) -> None:
+    hashes = ("doc_hash", "prompt_hash", "target_hash")
+    base = scored(tmp_path / "base.jsonl", [0, 1, 1, 0])
+    lines = without([line(i, acc=1) for i in range(4)], *hashes)
+
+    def compared(**changes: Any) -> SampleVerdicts:
+        return compare_samples(
+            base, [write(tmp_path / "a.jsonl", [*lines[:3], lines[3] | changes])]
+        )
+
+    assert compared().warnings == ()
+    # key order is no difference; before 0.4.3 arguments were lists and targets what they were
+    same = {"answer": "0", "question": "question 3"}
+    assert compared(doc=same, target=0, arguments=[["question 3", {}]]).warnings == ()
+    with pytest.raises(RecordError, match="different documents in 1 of 4"):
+        compared(doc={"question": "question 3", "answer": "1"})
+    with pytest.raises(RecordError, match="different right answers"):
+        compared(target=1)
+    (warning,) = compared(arguments=[["Question 3", {}]]).warnings
+    assert "prompts differ on 1 of 4 items" in warning
+
+
+def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
+    lines = [{"doc_id": i, "acc": i % 2} for i in range(4)]
+    base, other = (write(tmp_path / f"{name}.jsonl", lines) for name in ("base", "a"))
+    verdicts = compare_samples(base, [other])
+    assert verdicts.candidates[0].num_kept_right == 2
+    assert verdicts.warnings == (
+        f"{other}: 4 of 4 items have neither a doc_hash nor a doc in both files; that their "
+        "doc_id means the same document is taken on trust",
+    )
+
+
+def test_other_items_are_refused(tmp_path: Path) -> None:
+    base = scored(tmp_path / "base.jsonl", [0, 1, 1, 0])
+    shorter = scored(tmp_path / "a.jsonl", [1, 1, 1])
+    with pytest.raises(RecordError) as raised:
+        compare_samples(base, [shorter])
+    assert str(raised.value) == (
+        "metric 'acc': base was scored on 4 items and a on 3, of which 3 are the same; only models "
+        "scored on the same items can be compared"
+    )
+    one = scored(tmp_path / "one.jsonl", [1])
+    with pytest.raises(RecordError, match="1 items; two are needed"):
+        compare_samples(one, [scored(tmp_path / "two.jsonl", [0])])
+
+
+def test_the_order_of_lines_does_not_matter(tmp_path: Path) -> None:
+    lines = [line(i, acc=i % 3 == 0) for i in range(9)]
+    base = write(tmp_path / "base.jsonl", lines)
+    other = write(tmp_path / "a.jsonl", lines[::-1])
+    row = compare_samples(base, [other]).candidates[0]
+    assert (row.num_learned, row.num_forgotten, row.num_kept_right) == (0, 0, 3)
+
+
+# metrics and filters
+
+
+def two_filters(path: Path, strict: Sequence[int], flexible: Sequence[int]) -> Path:
+    lines = [line(i, exact_match=v, filter="strict-match") for i, v in enumerate(strict)]
+    lines += [line(i, exact_match=v, filter="flexible-extract") for i, v in enumerate(flexible)]
+    return write(path, lines)
+
+
+def test_the_first_filter_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
+    base = two_filters(tmp_path / "base.jsonl", [0, 0, 1], [0, 1, 1])
+    other = two_filters(tmp_path / "a.jsonl", [1, 1, 1], [0, 0, 1])
+    verdicts = compare_samples(base, [other])
+    assert (verdicts.filter, verdicts.candidates[0].num_learned) == ("strict-match", 2)
+    assert verdicts.warnings == (
+        f"{base} has results of several filters; compared is 'strict-match', the others are "
+        "flexible-extract (--filter)",
+    )
+    verdicts = compare_samples(base, [other], filter_name="flexible-extract")
+    assert (verdicts.warnings, verdicts.candidates[0].num_forgotten) == ((), 1)
+    with pytest.raises(TaskError) as raised:
+        compare_samples(base, [other], filter_name="strict")
+    assert str(raised.value) == (
+        f"{base} has no filter 'strict'; it has strict-match and flexible-extract. Choose one that "
+        "all files have with --filter."
+    )
+    single = write(tmp_path / "b.jsonl", [line(i, exact_match=1) for i in range(3)])
+    with pytest.raises(TaskError, match=r"b\.jsonl has no filter 'strict-match'; it has none\."):
+        compare_samples(base, [single])
+
+
+def test_the_first_metric_that_is_one_number_everywhere(tmp_path: Path) -> None:
+    def file(name: str, **last: Any) -> Path:
+        lines = [line(i, pair=[-1.0, 3], acc=i % 2, acc_norm=1.0) for i in range(3)]
+        return write(tmp_path / f"{name}.jsonl", [*lines[:2], lines[2] | last])
+
+    base, other = file("base"), file("a")
+    assert compare_samples(base, [other]).metric == "acc"
+    assert compare_samples(base, [other], metric="acc_norm").metric == "acc_norm"
+    for value in (None, "1.0", float("nan"), float("inf"), [1.0], 10**400):
+        assert compare_samples(base, [file("b", acc=value)]).metric == "acc_norm", value
+        assert compare_samples(file("b", acc=value), [other]).metric == "acc_norm", value
+    with pytest.raises(TaskError) as raised:
+        compare_samples(base, [other], metric="pair")
+    assert str(raised.value) == (
+        "no metric 'pair' is one finite number per item in every file under filter 'none': "
+        f"{base} has acc and acc_norm (not one number per item: pair); "
+        f"{other} has acc and acc_norm (not one number per item: pair). Choose one that all files "
+        "have with --metric."
+    )
+    with pytest.raises(TaskError, match="no metric 'f1' is one finite number"):
+        compare_samples(base, [other], metric="f1")
+    third = scored(tmp_path / "c.jsonl", [1, 1, 1], "em")
+    with pytest.raises(TaskError, match="no metric is one finite number per item in every file"):
+        compare_samples(base, [third])
+
+
+def test_lines_that_do_not_name_their_metrics(tmp_path: Path) -> None:
+    """Of lm-eval before 0.4.7, and of other programs in its layout."""
+    lines = without([line(i, acc=i % 2, acc_norm=1) for i in range(4)], "metrics", "filter")
+    base, other = (write(tmp_path / f"{name}.jsonl", lines) for name in ("base", "a"))
+    verdicts = compare_samples(base, [other])
+    assert (verdicts.metric, verdicts.filter) == ("acc", "none")
+    assert compare_samples(base, [other], metric="acc_norm").metric == "acc_norm"
+    newer = scored(tmp_path / "b.jsonl", [1, 1, 0, 0])
+    assert compare_samples(base, [newer]).candidates[0].num_kept_right == 1
+
+
+def test_several_filters_that_are_not_named_cannot_be_told_apart(tmp_path: Path) -> None:
+    """gsm8k of lm-eval before 0.4.7."""
+    path = two_filters(tmp_path / "base.jsonl", [0, 0, 1], [0, 1, 1])
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    write(path, without(lines, "filter", "metrics"))
+    with pytest.raises(DataError, match=r"line 4: doc_id 0 is there twice: lm-eval before 0\.4\.7"):
+        read_sample_file(path)
+
+
+def test_files_of_a_single_json_array(tmp_path: Path) -> None:
+    """Of lm-eval 0.4.0 to 0.4.2."""
+    lines = without(
+        [line(i, acc=i % 2) | {"arguments": [[f"question {i}", {}]]} for i in range(4)],
+        "metrics", "filter", "doc_hash", "prompt_hash", "target_hash",
+    )  # fmt: skip
+    base, other = tmp_path / "m_arc.jsonl", tmp_path / "n_arc.jsonl"
+    for path in (base, other):
+        path.write_text(json.dumps(lines, indent=2))
+    newer = scored(tmp_path / "b.jsonl", [1, 1, 0, 0])
+    verdicts = compare_samples(base, [other, newer])
+    assert verdicts.warnings == ()
+    assert [row.num_learned for row in verdicts.candidates] == [0, 1]
+    base.write_text(json.dumps([lines[0], 3]))
+    with pytest.raises(DataError, match=r"m_arc\.jsonl, item 2: '3' is no JSON object"):
+        read_sample_file(base)
+
+
+def test_texts_may_hold_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "base.jsonl"
+    lines = [line(i, acc=1) | {"doc": {"text": "a\u2028b\u0085c\x0b"}} for i in range(2)]
+    text = "\n\n".join(json.dumps(each, ensure_ascii=False) for each in lines)
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
+    assert len(read_sample_file(path).filters["none"]) == 2
+
+
+# files that are no sample files
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "x.jsonl is empty"),
+        (b"\n \n", "x.jsonl is empty"),
+        (b"[]", "x.jsonl is empty"),
+        (b'{"doc_id": 0, "acc": 1}\n{"doc_id": 1, "ac', "x.jsonl, line 2: not JSON"),
+        (b"doc_id,acc\n0,1\n", "x.jsonl, line 1: not JSON"),
+        (b"[1, 2", "x.jsonl: not JSON"),
+        (b'{"doc_id": 0, "acc": 1}\n\n7\n', "x.jsonl, line 3: '7' is no JSON object"),
+        (b'{"acc": 1}\n', "x.jsonl, line 1: doc_id is None, not a whole number"),
+        (b'{"doc_id": "0"}\n', "line 1: doc_id is '0', not a whole number"),
+        (b'{"doc_id": true}\n', "line 1: doc_id is True, not a whole number"),
+        (b'{"doc_id": 0, "filter": "none"}\n' * 2, "line 2: doc_id 0 is there twice: a file has"),
+        (b"\xff\xfe", "x.jsonl cannot be read"),
+        (b"[" * 100_000, "x.jsonl: not JSON"),
+    ],
+)
+def test_a_file_that_is_no_sample_file(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    good = scored(tmp_path / "good.jsonl", [0, 1])
+    for files in ((path, [good]), (good, [path])):
+        with pytest.raises(DataError) as raised:
+            compare_samples(*files)
+        assert says in str(raised.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    good = scored(tmp_path / "good.jsonl", [0, 1])
+    with pytest.raises(DataError, match=r"nowhere\.jsonl is not there"):
+        compare_samples(good, [tmp_path / "nowhere.jsonl"])
+    with pytest.raises(DataError, match="cannot be read"):
+        compare_samples(good, [tmp_path])
+
+
+@pytest.mark.parametrize("confidence", [0.5, 1.0, 95.0, float("nan")])
+def test_a_confidence_that_is_none(tmp_path: Path, confidence: float) -> None:
+    files = [scored(tmp_path / f"{name}.jsonl", [0, 1]) for name in "ab"]
+    with pytest.raises(ConfigError, match=r"use a number above 0\.5 and below 1"):
+        compare_samples(files[0], files[1:], confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.jsonl", "b.json"], ["a", "b"]),
+        (["base/eval/c.samples.jsonl", "runs/x/eval/c.samples.jsonl"], ["base", "runs/x"]),
+        (["m1/samples_a_b_2026-01.jsonl", "m2/samples_a_b_2026-02.jsonl"], ["m1", "m2"]),
+        (["x/m/samples_a_2026-01.jsonl", "y/m/samples_a_2026-02.jsonl"], ["x", "y"]),
+        (["m/samples_a_1.jsonl", "m/samples_a_2.jsonl"], ["samples_a_1", "samples_a_2"]),
+        (["m/samples_a_1.jsonl", "other.jsonl"], ["m", "other"]),
+        (["c.jsonl", "x/c.jsonl"], ["c.jsonl", "x/c.jsonl"]),
+        (["c.jsonl", "c.json"], ["c.jsonl", "c.json"]),
+    ],
+)
+def test_every_file_gets_a_name_of_its_own(paths: list[str], names: list[str]) -> None:
+    assert list(file_names([Path("folder") / path for path in paths])) == names
+
+
+def test_a_file_given_twice(tmp_path: Path) -> None:
+    path = scored(tmp_path / "a.jsonl", [0, 1])
+    with pytest.raises(DataError, match=r"a\.jsonl is given twice; give each file once"):
+        compare_samples(path, [tmp_path / "." / "a.jsonl"])
+
+
+# the command
+
+
+def rankwise(*arguments: object) -> Any:
+    result = CliRunner().invoke(app, ["compare-samples", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_command_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankwise.cli.application.stdout.width", 200)
+    planted(tmp_path, (40, 10, 500, 450), (21, 16, 494, 469))
+    names = [tmp_path / f"{name}.jsonl" for name in ("base", "model0", "model1")]
+    done = rankwise(*names)
+    assert (done.exit_code, done.stderr) == (0, "")
+    text = words(done.stdout)
+    assert "against base: acc, none" in text
+    assert (
+        "- model0 is better than base: +3.0 points (+1.6 to +4.5) on 1,000 items; right on 40 that "
+        "base has wrong, wrong on 10 that it has right; p = 2.4 × 10⁻⁵, 4.8 × 10⁻⁵ corrected for 2 "
+        "files."
+    ) in text
+    assert (
+        "- Cannot tell whether model1 is better or worse than base: +0.5 points (−0.7 to +1.7) on "
+        "1,000 items; right on 21 that base has wrong, wrong on 16 that it has right; p = 0.51, "
+        "0.51 corrected for 2 files. If this is the true difference, about 14,000 more items would "
+        "decide."
+    ) in text
+    row = next(line for line in done.stdout.splitlines() if line.startswith("│ model0"))
+    cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+    assert cells == ["model0", "1,000", "51.0", "54.0", "+3.0", "40", "500", "2.4 × 10⁻⁵", "better"]
+
+
+def test_the_command_as_json_is_one_object_with_the_warnings(tmp_path: Path) -> None:
+    base = two_filters(tmp_path / "base.jsonl", [0, 0, 1], [0, 1, 1])
+    other = two_filters(tmp_path / "a.jsonl", [1, 1, 1], [0, 0, 1])
+    done = rankwise(base, other, "--json")
+    assert done.exit_code == 0
+    verdicts = SampleVerdicts.model_validate_json(done.stdout)
+    assert verdicts == compare_samples(base, [other])
+    assert done.stderr == f"warning: {verdicts.warnings[0]}\n"
+    answer = json.loads(done.stdout)
+    assert (answer["base_file"], answer["candidates"][0]["file"]) == (str(base), str(other))
+    assert answer["schema_version"] == 1
+
+
+def test_the_command_takes_its_options(tmp_path: Path) -> None:
+    lines = [line(i, acc=0, em=i % 2, filter=f) for f in ("none", "short") for i in range(9)]
+    files = [write(tmp_path / f"{name}.jsonl", lines) for name in "ab"]
+    options = ("--metric", "em", "--filter", "short", "--confidence", "0.9", "--json")
+    done = rankwise(*files, *options)
+    assert done.stderr == ""
+    answer = json.loads(done.stdout)
+    assert (answer["metric"], answer["filter"], answer["confidence"]) == ("em", "short", 0.9)
+
+
+def test_what_is_wrong_with_the_input_exits_with_2(tmp_path: Path) -> None:
+    good = scored(tmp_path / "good.jsonl", [0, 1])
+    other = scored(tmp_path / "other.jsonl", [0, 1, 1])
+    bad = write(tmp_path / "bad.jsonl", [3])
+    calls: list[tuple[tuple[object, ...], type[RankwiseError] | None]] = [
+        ((good,), None),
+        ((), None),
+        ((good, tmp_path / "nowhere.jsonl"), DataError),
+        ((good, bad), DataError),
+        ((good, good), DataError),
+        ((good, other), RecordError),
+        ((good, other, "--metric", "f1"), TaskError),
+        ((good, other, "--filter", "strict"), TaskError),
+        ((good, other, "--confidence", "95"), ConfigError),
+        ((good, other, "--confidence", "high"), None),
+    ]
+    for arguments, error in calls:
+        done = rankwise(*arguments)
+        assert (done.exit_code, done.stdout) == (2, ""), arguments
+        if error is not None:
+            assert done.stderr.startswith(f"{error.__name__}: "), arguments
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    files = [scored(tmp_path / name / "[bold]m.jsonl", [0, 1]) for name in ("[red]x", "[red]y")]
+    done = rankwise(*files)
+    assert done.exit_code == 0, done.output
+    assert "against [red]x: acc" in words(done.stdout)
+    assert "│ [red]y " in done.stdout
+    assert "than [red]x: " in words(done.stdout)

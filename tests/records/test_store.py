@@ -1,0 +1,367 @@
+"""The study folder: whole files or none, errors that name the file, one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import planted_results
+import pytest
+
+from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.records import folder as store
+from rankwise.records.fingerprints import fingerprint
+from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder, read_record
+from rankwise.records.folder import write_atomically as write
+from rankwise.records.results import StudyResults, TaskItems
+from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
+
+ODD_NAMES = [
+    "plain",
+    "Plain",
+    "a/b",
+    "a%2Fb",
+    "a b",
+    "a_b",
+    "a.b",
+    "..",
+    ".",
+    "a\\b",
+    "é",
+    "a:b",
+    "data_own rows@v1",
+]
+
+
+@pytest.fixture
+def results() -> StudyResults:
+    return planted_results.planted_study({4: 0.7}, num_in_domain=12, num_retention=6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path / "study")
+
+
+def samples_of(evaluation: TaskEvaluation, items: TaskItems) -> list[dict[str, Any]]:
+    choices = items.choices or [0] * len(items.values)
+    return [
+        {
+            "doc_id": index,
+            "filter": evaluation.decision_filter,
+            evaluation.decision_metric: value,
+            "num_loss_tokens": 8,  # a power of two: scaling by it is exact
+            "metrics": [evaluation.decision_metric],
+            "resps": [[[-1.0 if option == choice else -2.0, False]] for option in range(4)],
+        }
+        for index, (value, choice) in enumerate(zip(items.values, choices, strict=True))
+    ]
+
+
+def write_study(folder: StudyFolder, results: StudyResults) -> None:
+    folder.write(folder.study_file, results.study)
+    for model in (results.base, *results.runs):
+        if model.run is not None:
+            folder.write(folder.run_file(model.name), model.run)
+        for task, evaluation in model.evaluations.items():
+            folder.write_evaluation(evaluation, samples_of(evaluation, model.items[task]))
+
+
+def evaluation_of(results: StudyResults, **changes: Any) -> TaskEvaluation:
+    return results.base.evaluations["kinship"].model_copy(update=changes)
+
+
+def planned_of(results: StudyResults) -> tuple[PlannedRun, RunRecord]:
+    record = results.runs[0].run
+    assert record is not None
+    return record.planned, record
+
+
+def disk_full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_is_written_is_read_back(folder: StudyFolder, results: StudyResults) -> None:
+    write_study(folder, results)
+    assert folder.read_results() == results
+
+
+def test_a_full_disk_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record.json"
+    write(path, "old")
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(StorageError, match=r"record\.json cannot be written: No space left.*Free"):
+        write(path, "new" * 1000)
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_failed_rename_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "replace", disk_full)
+    with pytest.raises(StorageError):
+        write(tmp_path / "deep" / "record.json", b"bytes")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write(tmp_path / "file" / "record.json", "x")
+    with (
+        pytest.raises(StorageError, match="file cannot be written"),
+        StudyFolder(tmp_path / "file").lock(),
+    ):
+        pass
+
+
+def test_metrics_on_a_full_disk(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.model_folder("run")).mkdir(parents=True)
+    folder.append_metrics("run", {"step": 1})
+    monkeypatch.setattr(Path, "open", disk_full)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written: No space left"):
+        folder.append_metrics("run", {"step": 2})
+    monkeypatch.undo()
+    assert folder.metrics_file("run").read_text() == '{"step": 1}\n'
+
+
+def test_starting_a_run_again_clears_what_was_cut_off(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    planned, _ = planned_of(results)
+    folder.start_run(planned)
+    folder.append_metrics(planned.name, {"step": 1})
+    weights = folder.weights_folder(planned)
+    assert weights.name == "adapter"
+    weights.mkdir()
+    (weights / "half").write_text("half")
+    folder.start_run(planned)
+    assert not weights.exists()
+    assert folder.metrics_file(planned.name).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text[: len(text) // 2], "Invalid JSON"),
+        (lambda text: "", "Invalid JSON"),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema_version"),
+        (lambda text: text.replace('"num_examples": 12', '"num_examples": "a few"'), "num_exa"),
+        (lambda text: text.replace('"num_tokens"', '"number_of_tokens"'), r"and 1 more"),
+        (lambda text: "[]", "TaskEvaluation"),
+    ],
+    ids=["half", "empty", "other schema", "wrong type", "renamed field", "a list"],
+)
+def test_a_damaged_record_is_an_error_that_names_the_file(
+    folder: StudyFolder, results: StudyResults, damage: Any, reason: str
+) -> None:
+    evaluation = evaluation_of(results)
+    folder.write_evaluation(evaluation, [])
+    path = folder.evaluation_file(BASE, "kinship")
+    before = path.read_text()
+    path.write_text(damage(before))
+    assert path.read_text() != before
+    with pytest.raises(RecordError, match=reason) as caught:
+        folder.finished_evaluation(BASE, "kinship", evaluation.fingerprint)
+    assert f"{path} is not a readable TaskEvaluation" in str(caught.value)
+
+
+def test_a_record_that_is_not_there(folder: StudyFolder) -> None:
+    with pytest.raises(RecordError, match=r"study\.json is not there; run the study first"):
+        folder.read_study()
+    with pytest.raises(RecordError, match=r"recommendation\.json is not there"):
+        folder.read_recommendation()
+
+
+def test_a_record_of_another_kind_is_refused(folder: StudyFolder, results: StudyResults) -> None:
+    folder.write(folder.study_file, planned_of(results)[1])
+    with pytest.raises(RecordError, match="not a readable StudyRecord"):
+        read_record(folder.study_file, StudyRecord)
+
+
+def test_a_finished_run_and_one_of_another_fingerprint(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    planned, record = planned_of(results)
+    assert folder.finished_run(planned) is None
+    folder.write(folder.run_file(planned.name), record)
+    assert folder.finished_run(planned) == record
+    other = planned.model_copy(update={"fingerprint": "0123456789abcdef" * 4})
+    with pytest.raises(RecordError, match=r"run\.json belongs to the run .*, not to 0123456789abc"):
+        folder.finished_run(other)
+
+
+def test_an_evaluation_of_other_settings_counts_for_nothing(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    evaluation = evaluation_of(results)
+    assert folder.finished_evaluation(BASE, "kinship", evaluation.fingerprint) is None
+    folder.write_evaluation(evaluation, [])
+    assert folder.finished_evaluation(BASE, "kinship", evaluation.fingerprint) == evaluation
+    assert folder.finished_evaluation(BASE, "kinship", "another") is None
+
+
+def test_an_evaluation_cut_off_between_samples_and_record_is_not_there(
+    folder: StudyFolder, results: StudyResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = evaluation_of(results, fingerprint="old")
+    folder.write_evaluation(old, [{"sample": "old"}])
+    new = evaluation_of(results, fingerprint="new")
+    written: list[str] = []
+
+    def fails_at_the_record(path: Path, content: str) -> None:
+        written.append(path.name)
+        if path.suffix == ".json":
+            disk_full()
+        write(path, content)
+
+    monkeypatch.setattr(store, "write_atomically", fails_at_the_record)
+    with pytest.raises(OSError, match="No space left"):
+        folder.write_evaluation(new, [{"sample": "new"}])
+    assert written == ["kinship.samples.jsonl", "kinship.json"]
+    assert folder.finished_evaluation(BASE, "kinship", "old") is None
+    assert folder.finished_evaluation(BASE, "kinship", "new") is None
+    assert folder.read_samples(BASE, "kinship") == [{"sample": "new"}]
+
+
+def test_samples_keep_every_kind_of_text(folder: StudyFolder, results: StudyResults) -> None:
+    texts = ["a\nb", "a\r\nb", "\u2028", "\x85", "\x0b\x0c\x1c", "é 中 🙂", '"quoted\\"', ""]
+    lines = [{"text": text, "\u2029": index} for index, text in enumerate(texts)]
+    folder.write_evaluation(evaluation_of(results), lines)
+    assert folder.read_samples(BASE, "kinship") == lines
+
+
+@pytest.mark.parametrize("content", [None, "{}\n{half", "\xff"])
+def test_samples_that_cannot_be_read(
+    folder: StudyFolder, results: StudyResults, content: str | None
+) -> None:
+    folder.write_evaluation(evaluation_of(results), [])
+    path = folder.samples_file(BASE, "kinship")
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="latin-1")
+    with pytest.raises(RecordError, match=r"kinship\.samples\.jsonl cannot be read.*only this tas"):
+        folder.read_samples(BASE, "kinship")
+
+
+def test_a_record_and_its_samples_must_have_equally_many_items(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    write_study(folder, results)
+    path = folder.samples_file(BASE, "kinship")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    with pytest.raises(RecordError, match=r"kinship\.samples\.jsonl has 11 items and its rec.* 12"):
+        folder.read_results()
+
+
+def test_items_of_other_filters_are_left_out(folder: StudyFolder, results: StudyResults) -> None:
+    write_study(folder, results)
+    evaluation = evaluation_of(results)
+    lines = folder.read_samples(BASE, "kinship")
+    others = [{**line, "filter": "flexible", "acc": 0.5} for line in lines]
+    folder.write_evaluation(evaluation, others + lines)
+    assert folder.read_results().base.items == results.base.items
+
+
+def test_a_study_that_is_not_finished_cannot_be_read(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    write_study(folder, results)
+    planned, _ = planned_of(results)
+    task = folder.evaluation_file(planned.name, "elements")
+    task.unlink()
+    with pytest.raises(RecordError, match=r"elements\.json is not there"):
+        folder.read_results()
+    folder.run_file(planned.name).unlink()
+    with pytest.raises(RecordError, match=r"run\.json is not there; run the study first"):
+        folder.read_results()
+
+
+def test_a_diverged_run_has_no_evaluations(folder: StudyFolder) -> None:
+    results = planted_results.planted_study(
+        {4: 0.7, 8: 0.7}, num_in_domain=12, diverged=[(8, 0)], num_retention=4
+    )
+    write_study(folder, results)
+    assert folder.read_results() == results
+    assert folder.read_results().runs[1].evaluations == {}
+
+
+def test_loss_items_of_prose_average_to_nats_per_token(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    write_study(folder, results)
+    tokens, nats = [10, 1000, 3], [25.0, 1500.0, 30.0]
+    evaluation = results.base.evaluations["pydoc_topics"].model_copy(update={"num_examples": 3})
+    lines = [
+        {"doc_id": i, "filter": "none", LOSS_METRIC: n / t, "num_loss_tokens": t}
+        for i, (t, n) in enumerate(zip(tokens, nats, strict=True))
+    ]
+    folder.write_evaluation(evaluation, lines)
+    items = folder.read_results().base.items["pydoc_topics"]
+    assert items.unit == "nats"
+    assert not items.higher_is_better
+    assert sum(items.values) / len(items.values) == pytest.approx(sum(nats) / sum(tokens))
+
+
+def test_a_fingerprint_depends_on_content_and_not_on_its_order(results: StudyResults) -> None:
+    one = fingerprint({"a": 1, "b": {"x": [1, 2], "y": None}})
+    assert one == fingerprint({"b": {"y": None, "x": [1, 2]}, "a": 1})
+    assert len(one) == 64
+    others = [
+        {"a": 1, "b": {"x": [2, 1], "y": None}},
+        {"a": "1", "b": {"x": [1, 2], "y": None}},
+        {"a": 1, "b": {"x": [1, 2]}},
+    ]
+    assert one not in {fingerprint(other) for other in others}
+    planned, _ = planned_of(results)
+    assert fingerprint(planned) == fingerprint(planned.model_dump(mode="json"))
+    assert fingerprint(planned) != fingerprint(planned.model_copy(update={"seed": 1}))
+
+
+def test_every_task_name_has_a_file_of_its_own_inside_the_folder(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    for name in ODD_NAMES:
+        folder.write_evaluation(evaluation_of(results, task=name), [{"name": name}])
+    for name in ODD_NAMES:
+        path = folder.evaluation_file(BASE, name)
+        assert path.parent == folder.root / "base" / "eval"
+        assert read_record(path, TaskEvaluation).task == name
+        assert folder.read_samples(BASE, name) == [{"name": name}]
+    assert len(list((folder.root / "base" / "eval").iterdir())) == 2 * len(ODD_NAMES)
+
+
+def test_the_lock_keeps_other_processes_out_and_dies_with_its_own(folder: StudyFolder) -> None:
+    holding = (
+        "import sys; from pathlib import Path; from rankwise.records.folder import StudyFolder\n"
+        "with StudyFolder(Path(sys.argv[1])).lock():\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(folder.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StudyLockedError, match="another process is working on"), folder.lock():
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with folder.lock(), pytest.raises(StudyLockedError), StudyFolder(folder.root).lock():
+            pass
+        with folder.lock():  # and it is free again
+            assert json.dumps(sorted(p.name for p in folder.root.iterdir())) == '[".lock"]'

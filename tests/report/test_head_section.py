@@ -1,0 +1,242 @@
+"""What stands in the report of a study's heads: maps, tables and files."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from planted_heads import effects, looked_into, named, repair, with_effects
+from planted_results import planted_study
+
+from rankwise.cli.terminal import head_lines
+from rankwise.findings.heads import head_findings
+from rankwise.records.heads import TaskHeadEffects
+from rankwise.records.results import StudyResults
+from rankwise.report.parts import Section
+from rankwise.report.sections.heads import head_section
+from rankwise.report.sections.overview import Figure
+from rankwise.report.tables.decision import Table
+
+OWN = "on rows of k and v where it has them to itself"
+SHARED = "on the rows of k and v that its group shares"
+
+
+def section(results: StudyResults) -> Section:
+    return head_section(head_findings(results), results)
+
+
+def table(found: Section, title: str) -> Table:
+    (only,) = (each.table for each in found.tables if title in each.title)
+    return only
+
+
+def maps(found: Section, part: str) -> list[Figure]:
+    return [each for each in found.figures if part in each.name]
+
+
+def test_the_section_has_maps_tables_and_files() -> None:
+    study = planted_study()
+    name = study.runs[1].name
+    own = (
+        effects(name, "kinship"),
+        effects(name, "syllogism", 0.0),
+        effects(name, "syllogism", mode="revert"),
+    )
+    results = looked_into(study, {1: {"head_effects": own, "head_repair": repair(name)}})
+    found = section(results)
+    assert [figure.name.rpartition("-")[2] for figure in found.figures] == [
+        "output", "attention", "ablate", "revert",
+    ]  # fmt: skip
+    assert all(figure.chart is not None for figure in found.figures)
+    titles = [each.title for each in found.tables]
+    assert titles[:2] == ["Change of the heads", "Change and effect"]
+    assert sum(title.startswith("Heads set to zero") for title in titles) == 2
+    assert titles[-1].startswith("Repair of")
+    assert named(found.remarks, "Reverting 2 heads restores syllogism")
+    rows = list(csv.DictReader(io.StringIO(found.files["heads.csv"])))
+    assert len(rows) == len(results.runs) * 40
+    assert float(rows[39]["output_change"]) == pytest.approx(0.1)
+    assert rows[0]["delta_share_query"] == ""
+    rows = list(csv.DictReader(io.StringIO(found.files["head-effects.csv"])))
+    assert len(rows) == 3 * 2 * 40
+    assert rows[-1]["beyond_control_estimate"] == ""
+
+
+def test_runs_without_maps_are_named_with_the_reason() -> None:
+    results = looked_into(planted_study())
+    (heads,) = head_findings(results)
+    odd = heads.model_copy(update={"left_out": {"a run": "its heads are laid out oddly"}})
+    assert named(head_section([odd], results).remarks, "a run: its heads are laid out oddly")
+
+
+@pytest.mark.parametrize(
+    ("width", "num_tasks", "shown"), [(32, 3, [1, 1, 1]), (8, 4, [2, 2]), (8, 3, [3])]
+)
+def test_every_task_is_on_a_map_beside_the_change(
+    width: int, num_tasks: int, shown: list[int]
+) -> None:
+    study = planted_study()
+    name = study.runs[0].name
+    tasks = [f"task {number}" for number in range(num_tasks)]
+    own = [effects(name, task, width=width) for task in tasks]
+    drawn = maps(section(with_effects(study, 0, *own, width=width)), "map-effects")
+    assert len({each.name for each in drawn}) == len(drawn) == len(shown)
+    assert len({each.title for each in drawn}) == len(drawn)
+    left = list(tasks)
+    for figure, count in zip(drawn, shown, strict=True):
+        here, left = left[:count], left[count:]
+        assert figure.description.count("Change of the output") == 1
+        assert [task for task in tasks if f"{task}, nats" in figure.description] == here
+        assert "Left, how far training has moved" in figure.caption
+    assert not left
+
+
+@pytest.mark.parametrize(("width", "shown"), [(32, [2, 2]), (8, [4]), (64, [1] * 4)])
+def test_every_measure_is_on_a_map_and_captions_say_what_is_drawn(
+    width: int, shown: list[int]
+) -> None:
+    drawn = maps(section(looked_into(planted_study(), width=width)), "map-attention")
+    assert len({each.name for each in drawn}) == len(drawn)
+    words = {
+        "Entropy, nats": "entropy",
+        "Divergence, nats": "Jensen-Shannon",
+        "First token, %": "first token",
+        "Output, %": "relative change of the output",
+    }
+    there = [[title for title in words if title in each.description] for each in drawn]
+    assert [len(each) for each in there] == shown
+    assert [title for each in there for title in each] == list(words)
+    for figure, titles in zip(drawn, there, strict=True):
+        caption = figure.caption.lower()
+        assert [t for t, word in words.items() if word.lower() in caption] == titles
+
+
+def test_effects_without_maps_of_change_are_drawn_alone() -> None:
+    study = planted_study()
+    name = study.runs[0].name
+    own = tuple(effects(name, f"task {number}", width=32) for number in range(3))
+    without = {"head_changes": None, "head_effects": own}
+    drawn = maps(section(looked_into(study, {0: without}, width=32)), "map-effects")
+    assert [each.description.count("nats") for each in drawn] == [2, 1]
+    assert not named([each.caption for each in drawn], "Left")
+
+
+def test_a_map_of_some_settings_says_so() -> None:
+    figure = maps(section(looked_into(planted_study(), width=32)), "map-output")[0]
+    assert "2 of 4 settings are drawn" in figure.caption
+    figure = maps(section(looked_into(planted_study())), "map-output")[0]
+    assert "are drawn" not in figure.caption
+
+
+def test_seeds_of_one_rank_have_rows_titles_and_maps_of_their_own() -> None:
+    study = planted_study(seeds=(0, 1))
+    both = {
+        number: {"head_effects": (effects(study.runs[number].name, "kinship", follow),)}
+        for number, follow in enumerate((1.0, -1.0))
+    }
+    found = section(looked_into(study, both))
+    groups = table(found, "Change and effect").groups
+    assert [group.title for group in groups] == [
+        "rank 4, seed 0, kinship", "rank 4, seed 1, kinship",
+    ]  # fmt: skip
+    signs = [float(group.rows[0][1].value) > 0 for group in groups]
+    assert signs == [True, False]
+    titles = [each.title for each in found.tables if each.title.startswith("Heads set")]
+    assert titles == [
+        "Heads set to zero, rank 4, seed 0 on kinship",
+        "Heads set to zero, rank 4, seed 1 on kinship",
+    ]
+    assert len({each.title for each in found.figures}) == len(found.figures)
+    cells = [row[0].value for row in table(found, "Change of the heads").groups[0].rows]
+    assert cells[:2] == ["rank 4, seed 0", "rank 4, seed 1"]
+
+
+def test_tables_of_screened_heads_have_a_reason_and_bounds_over_all_candidates() -> None:
+    study = planted_study()
+    own = effects(study.runs[0].name, "kinship", top=12)
+    found = section(with_effects(study, 0, own))
+    (group,) = table(found, "Change and effect").groups
+    assert {row[1].value for row in group.rows} == {"—"}
+    assert all("12 heads that a screen chose" in row[1].note for row in group.rows)
+    caption = table(found, "Heads set to zero").caption
+    assert caption.startswith("12 heads set to zero")
+    assert (
+        "Bounds hold for all 40 candidate heads at once, also those that were screened out"
+        in caption
+    )
+    assert any("all 40 candidate heads" in line for line in head_lines(own))
+    whole = section(with_effects(study, 0, effects(study.runs[0].name, "kinship")))
+    caption = table(whole, "Heads set to zero").caption
+    assert "Bounds hold for all heads at once" in caption
+    assert "screen" not in caption
+
+
+@pytest.mark.parametrize(("shared", "said", "unsaid"), [(False, OWN, SHARED), (True, SHARED, OWN)])
+def test_captions_say_what_was_reverted(shared: bool, said: str, unsaid: str) -> None:
+    study = planted_study()
+    name = study.runs[0].name
+    own = effects(name, "kinship", mode="revert", keys_and_values=shared)
+    more = {"head_effects": (own,), "head_repair": repair(name, keys_and_values=shared)}
+    found = section(looked_into(study, {0: more}))
+    (drawn,) = maps(found, "map-effects")
+    captions = (
+        drawn.caption,
+        table(found, "Heads reverted").caption,
+        table(found, "Repair of").caption,
+        " ".join(head_lines(own)),
+    )
+    assert all(said in each and unsaid not in each for each in captions)
+    assert "negative where the head's delta is needed" in drawn.caption
+
+
+def test_captions_of_ablations_speak_of_the_head() -> None:
+    study = planted_study()
+    found = section(with_effects(study, 0, effects(study.runs[0].name, "kinship")))
+    (drawn,) = maps(found, "map-effects")
+    assert "negative where the head is needed" in drawn.caption
+    assert "delta" not in drawn.caption
+
+
+def test_reversions_with_and_without_keys_and_values_are_on_maps_of_their_own() -> None:
+    study = planted_study()
+    name = study.runs[0].name
+    own = [
+        effects(name, "kinship", mode="revert", keys_and_values=shared) for shared in (False, True)
+    ]
+    found = section(with_effects(study, 0, *own))
+    plain, shared = maps(found, "map-effects")
+    assert plain.name != shared.name
+    assert OWN in plain.caption
+    assert SHARED in shared.caption
+    details = [group.detail for group in table(found, "Change and effect").groups]
+    assert details == ["heads reverted", "heads reverted with shared k and v"]
+    rows = csv.DictReader(io.StringIO(found.files["head-effects.csv"]))
+    assert {row["keys_and_values"] for row in rows} == {"False", "True"}
+
+
+def test_the_share_of_delta_is_of_attention() -> None:
+    headings = table(section(looked_into(planted_study())), "Change of the heads").headings
+    assert ("Top tenth", "% of attention's ‖delta‖²") in headings
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_effects_are_conditional_on_the_seed_of_their_run(seeds: tuple[int, ...]) -> None:
+    study = planted_study(seeds=seeds)
+    own: TaskHeadEffects = effects(study.runs[0].name, "kinship")
+    with_them, without = section(with_effects(study, 0, own)), section(looked_into(study))
+    assert len(named(with_them.remarks, "of one run and conditional on its seed")) == 1
+    assert not named(without.remarks, "of one run and conditional")
+    assert len(named(without.remarks, "With one seed")) == (len(seeds) == 1)
+
+
+def test_a_repair_says_what_was_lost() -> None:
+    study = planted_study()
+    name = study.runs[0].name
+    more = {
+        "head_effects": (effects(name, "syllogism", mode="revert"),),
+        "head_repair": repair(name),
+    }
+    found = table(section(looked_into(study, {0: more})), "Repair of")
+    place = found.headings.index(("Adapter − base", "nats"))
+    assert found.groups[0].rows[0][place].value == "-0.300"

@@ -1,0 +1,390 @@
+"""The report: complete, self-contained, escaped, and equal to the records."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted_results import planted_runs, planted_study
+
+from rankwise.findings.recommendation import recommend, recommend_for
+from rankwise.findings.study import study_findings
+from rankwise.records import quantities
+from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.study import MetricScore, Recommendation
+from rankwise.report.facts import study_warnings
+from rankwise.report.measures import seeded_labels, summarise
+from rankwise.report.page import verdict_table, write_report
+from rankwise.report.sections.overview import study_figures
+from rankwise.report.summaries import COLUMNS, Cell, verdict_headings
+from rankwise.report.tables.comparisons import relation_table
+
+FIGURES = (
+    "gain-and-retention",
+    "score-by-rank",
+    "difference-by-task",
+    "forgetting-on-prose",
+    "transfer",
+    "retention-by-subject",
+)
+HOSTILE = "<script>alert('x')</script>\"&"
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, and the text between them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.parts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.parts))
+
+
+def made(folder: Path, **planted: Any) -> tuple[TrainTaskResults, Recommendation, str]:
+    """Write the report of a planted study and read the page."""
+    results = planted_study(**planted)
+    recommendation = recommend(results)
+    path = write_report(folder, results, recommendation, study_findings(results, recommendation))
+    (part,) = recommendation.by_train_task
+    return results.of("kinship"), part, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, StudyResults, Recommendation, str]:
+    folder = tmp_path_factory.mktemp("study")
+    return (folder, *made(folder))
+
+
+def test_page_has_the_statement_every_run_and_every_interval(
+    report: tuple[Path, StudyResults, Recommendation, str],
+) -> None:
+    _, results, recommendation, html = report
+    text = Page(html).text
+    assert re.sub(r"\s+", " ", recommendation.statement) in text
+    assert all(reason in text for reason in recommendation.reasons)
+    for rank in (4, 16, 64):
+        assert f"LoRA rank {rank}" in text
+    assert "full fine-tuning" in text
+    for row in recommendation.comparisons:
+        sign = -1 if row.relation == "held_out_text" else 1
+        low, high = sorted((sign * row.lower, sign * row.upper))
+        assert quantities.change_interval(low, high, row.unit) in text
+    for verdict in recommendation.verdicts:
+        bound = verdict.gain
+        assert quantities.change_interval(bound.lower, bound.upper, "points") in text
+    for name in (results.study.fingerprint, "rankwise run study.yaml", "derived from the number"):
+        assert name in text
+
+
+def test_page_fetches_nothing_and_its_ids_are_its_own(
+    report: tuple[Path, StudyResults, Recommendation, str],
+) -> None:
+    html = report[3]
+    page = Page(html)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "image", "img", "use")
+        for name, value in attributes.items():
+            if name in ("src", "srcset", "action", "data", "href", "xlink:href"):
+                assert (value or "").startswith("#"), (tag, name, value)
+            assert not name.startswith("on"), (tag, name)
+    assert "@import" not in html
+    assert not re.search(r"url\(\s*['\"]?(?!#)", html)
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", html))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        for target in (attributes.get("aria-labelledby") or "").split():
+            assert target in ids
+
+
+def test_page_is_well_ordered_for_those_who_hear_it(
+    report: tuple[Path, StudyResults, Recommendation, str],
+) -> None:
+    page = Page(report[3])
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("caption") == tags.count("table") > 5
+    assert tags.count("svg") == tags.count("figcaption") == tags.count("desc") >= len(FIGURES)
+    assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+    assert all(attributes.get("role") == "img" for tag, attributes in page.tags if tag == "svg")
+
+
+def test_figures_and_tables_are_written_as_files(
+    report: tuple[Path, StudyResults, Recommendation, str],
+) -> None:
+    folder = report[0] / "report"
+    for name in FIGURES:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.png").stat().st_size > 20_000
+        root = ElementTree.fromstring((folder / f"{name}.svg").read_text(encoding="utf-8"))
+        texts = [element.text or "" for element in root.iter() if element.tag.endswith("}text")]
+        assert any("n\u00a0=\u00a0" in text for text in texts), name
+    assert not [path for path in folder.iterdir() if path.suffix not in (".png", ".svg", ".csv")]
+
+
+def test_csv_numbers_equal_the_records(
+    report: tuple[Path, StudyResults, Recommendation, str],
+) -> None:
+    folder, results, recommendation, _ = report
+    rows = read_csv(folder / "report" / "differences.csv")
+    assert len(rows) == len(recommendation.comparisons)
+    for row, record in zip(rows, recommendation.comparisons, strict=True):
+        assert (row["run"], row["task"]) == (record.run, record.task)
+        for name in ("base_score", "adapted_score", "difference", "stderr", "lower", "upper"):
+            assert float(row[name]) == getattr(record, name)
+        assert (row["holm_p_value"] == "") == (record.holm_p_value is None)
+    runs = {row["run"]: row for row in read_csv(folder / "report" / "runs.csv")}
+    assert set(runs) == {"base", *(model.name for model in results.runs)}
+    for record in recommendation.comparisons:
+        if record.relation == "in_domain":
+            assert float(runs[record.run]["gain"]) == record.difference
+    scores = read_csv(folder / "report" / "scores.csv")
+    values = {(row["model"], row["task"], row["metric"]): float(row["value"]) for row in scores}
+    for model in (results.base, *results.runs):
+        for task, evaluation in model.evaluations.items():
+            decision = evaluation.decision
+            assert values[model.name, task, decision.metric] == decision.value
+    ranks = read_csv(folder / "report" / "ranks.csv")
+    assert [float(row["gain_lower"]) for row in ranks] == [
+        verdict.gain.lower for verdict in recommendation.verdicts
+    ]
+
+
+def test_table_says_what_the_page_says(
+    report: tuple[Path, StudyResults, Recommendation, str],
+) -> None:
+    _, results, recommendation, html = report
+    text = Page(html).text
+    rows = verdict_table(results, recommendation)
+    assert [str(row.model.value) for row in rows] == [
+        "base", "LoRA rank 4", "LoRA rank 16", "LoRA rank 64", "full fine-tuning",
+    ]  # fmt: skip
+    assert [row.is_recommended for row in rows] == [False, False, True, False, False]
+    assert rows[2].in_domain == Cell("80.0", "75.1 to 84.1")
+    assert str(rows[2].gain).startswith("+30.0 (+")
+    assert rows[2].parameters == Cell("1.84 M", "", "1.4 %")
+    assert rows[0].forgetting.value == "loss 2.500"
+    assert rows[4].forgetting.value == "+0.250"
+    assert set(verdict_headings(results, recommendation)) == set(COLUMNS)
+    for row in rows:
+        for name in COLUMNS:
+            cell: Cell = getattr(row, name)
+            if name != "seed":
+                assert all(part.replace("\u00a0", " ") in text for part in cell if part)
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    results, _, html = made(tmp_path, in_domain_tasks=(HOSTILE,), retention_tasks=("<b>", "]]>"))
+    page = Page(html)
+    tags = {tag for tag, _ in page.tags}
+    assert "script" not in tags
+    assert HOSTILE in page.text
+    inside = [attributes for tag, attributes in page.tags if tag in ("text", "svg", "title")]
+    assert not any("onload" in attributes for attributes in inside)
+    for path in (tmp_path / "report").glob("*.svg"):
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        assert not [element for element in root.iter() if element.tag.endswith("script")]
+    rows = read_csv(tmp_path / "report" / "differences.csv")
+    assert HOSTILE in {row["task"] for row in rows}
+    assert len(results.runs) == 4
+
+
+def test_without_retention_it_says_so_and_removes_the_old_figure(tmp_path: Path) -> None:
+    made(tmp_path)
+    assert (tmp_path / "report" / "gain-and-retention.svg").exists()
+    nothing: dict[str, Any] = {
+        "retention_tasks": (),
+        "held_out_tasks": (),
+        "out_of_domain_tasks": (),
+    }
+    _, _, html = made(tmp_path, **nothing)
+    text = Page(html).text
+    assert not (tmp_path / "report" / "gain-and-retention.svg").exists()
+    assert not (tmp_path / "report" / "gain-and-retention.png").exists()
+    assert "Retention was not measured" in text
+    assert "Forgetting on prose was not measured" in text
+    assert "Not drawn: the study has no retention task" in text
+    drawn = {str(a["id"]) for tag, a in Page(html).tags if tag == "title" and "id" in a}
+    assert {"score-by-rank-title", "difference-by-task-title"} <= drawn
+    for name in ("gain-and-retention", "forgetting-on-prose", "transfer", "retention-by-subject"):
+        assert f"{name}-title" not in drawn
+
+
+def test_without_full_fine_tuning(tmp_path: Path) -> None:
+    results, recommendation, html = made(tmp_path, in_domain_accuracy={4: 0.7, 16: 0.8})
+    assert [row.model.value for row in verdict_table(results, recommendation)] == [
+        "base", "LoRA rank 4", "LoRA rank 16",
+    ]  # fmt: skip
+    assert "full fine-tuning" not in " ".join(
+        figure.description for figure in study_figures(results, recommendation)
+    )
+    assert "not part of the study" in Page(html).text
+
+
+def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
+    results, recommendation, html = made(tmp_path, diverged=[(16, 0)])
+    row = verdict_table(results, recommendation)[2]
+    assert row.problem is not None
+    assert row.in_domain == row.gain == row.forgetting == Cell(quantities.NOT_MEASURED)
+    text = Page(html).text
+    assert row.problem in text
+    assert any("diverged" in warning for warning in study_warnings(results))
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"diverged": [(4, 0), (16, 0), (64, 0), ("full", 0)]},
+        {"in_domain_accuracy": {"full": 0.8}},
+        {"in_domain_accuracy": {16: 0.8}},
+        {"in_domain_accuracy": {4: 0.51, 16: 0.52, "full": 0.5}},
+        {
+            "in_domain_unit": "nats",
+            "in_domain_accuracy": {4: 2.1, 16: 2.0},
+            "base": {"kinship": 2.4},
+        },
+        {"in_domain_tasks": ("kinship", "cousins"), "retention_tasks": ("capitals",)},
+    ],
+    ids=["all-diverged", "only-full", "one-rank", "no-evidence", "nats", "two-in-domain"],
+)
+def test_other_studies_render(tmp_path: Path, planted: dict[str, Any]) -> None:
+    results, recommendation, html = made(tmp_path, **planted)
+    assert recommendation.statement in Page(html).text
+    assert len(verdict_table(results, recommendation)) == 1 + len(results.runs)
+    assert "None" not in re.findall(r"\b\w+\b", Page(html).text)
+    assert "nan" not in re.findall(r"\b\w+\b", Page(html).text)
+
+
+def test_three_seeds_have_a_row_and_a_label_each(tmp_path: Path) -> None:
+    results, recommendation, html = made(
+        tmp_path,
+        seeds=(0, 1, 2),
+        in_domain_accuracy={4: [0.70, 0.71, 0.69], 16: [0.80, 0.79, 0.81], "full": 0.81},
+    )
+    rows = verdict_table(results, recommendation)
+    assert [row.seed.value for row in rows] == [quantities.NOT_MEASURED, *("012" * 3)]
+    labels = seeded_labels(results.study.runs)
+    assert labels[results.study.runs[4].name] == "rank 16, seed 1"
+    text = Page(html).text
+    assert "seeds 0, 1, 2" in text
+    assert all(label in text for label in labels.values())
+
+
+def test_many_tasks_are_all_in_the_table_and_the_worst_are_drawn(tmp_path: Path) -> None:
+    tasks = tuple(f"subject_{number}" for number in range(12))
+    results = planted_runs(retention_tasks=tasks)
+    recommendation = recommend_for(results)
+    figure = study_figures(results, recommendation)[2]
+    assert "4 more are in the table" in figure.caption
+    table = relation_table(results, recommendation, "retention")
+    assert table is not None
+    assert tuple(group.title for group in table.groups) == tasks
+
+
+def test_other_metrics_own_data_and_warnings_are_shown(tmp_path: Path) -> None:
+    results = planted_study()
+    config = results.study.config
+    train = config.train.model_copy(update={"task": (), "data": Path("/home/someone/rows.jsonl")})
+    name = config.base_model.model_copy(update={"name": "/home/someone/tiny-model"})
+    config = config.model_copy(update={"train": train, "base_model": name})
+    models = [with_strict_metric(model) for model in (results.base, *results.runs)]
+    first = models[1].run
+    assert first is not None
+    other = first.provenance.model_copy(update={"package_versions": {"torch": "9.9"}})
+    run = first.model_copy(update={"num_truncated": 3, "provenance": other})
+    models[1] = models[1].model_copy(update={"run": run})
+    results = results.model_copy(
+        update={
+            "study": results.study.model_copy(update={"config": config, "warnings": ("Beware.",)}),
+            "base": models[0],
+            "runs": tuple(models[1:]),
+        }
+    )
+    html = write_report(
+        tmp_path, results, recommend(results), study_findings(results, recommend(results))
+    ).read_text(encoding="utf-8")
+    text = Page(html).text
+    assert "rows.jsonl on tiny-model" in text
+    assert "/home/someone" not in html
+    assert "exact_match, strict-match" in text
+    assert "0.125" in text
+    assert "Beware." in text
+    assert "3 training examples of 480" in text
+    assert "different versions of torch: 9.9, none" in text
+
+
+def with_strict_metric(model: ModelResults) -> ModelResults:
+    """The same with a second metric, which does not decide, on every task."""
+    strict = MetricScore(
+        metric="exact_match",
+        filter="strict-match",
+        value=0.125,
+        stderr=None,
+        num_examples=300,
+        higher_is_better=True,
+    )
+    return model.model_copy(
+        update={
+            "evaluations": {
+                task: each.model_copy(update={"metrics": (*each.metrics, strict)})
+                for task, each in model.evaluations.items()
+            }
+        }
+    )
+
+
+def test_macro_means_count_every_task_the_same() -> None:
+    results = planted_runs(retention_tasks=("capitals", "elements"))
+    recommendation = recommend_for(results)
+    for summary in summarise(results, recommendation)[1:]:
+        rows = [
+            row
+            for row in recommendation.comparisons
+            if row.run == summary.name and row.relation == "retention"
+        ]
+        change = summary.retention_change
+        assert change is not None
+        assert change.lower is not None
+        assert change.upper is not None
+        assert change.estimate == pytest.approx(sum(row.difference for row in rows) / len(rows))
+        half = sum(row.stderr**2 for row in rows) ** 0.5 / len(rows) * 1.96
+        assert (change.upper - change.lower) / 2 == pytest.approx(half, rel=0.02)
+        assert summary.worst_retention is min(rows, key=lambda row: row.difference)
+
+
+def test_reporting_reaches_no_torch() -> None:
+    code = (
+        "import sys, rankwise.report.page, rankwise.findings.recommendation; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

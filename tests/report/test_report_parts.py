@@ -1,0 +1,81 @@
+"""What the report is made of: number formats, colours, labels of points, SVG inside a page."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rankwise.records import quantities
+from rankwise.report.charts.labels import Box, place_labels
+from rankwise.report.charts.theme import rank_colour
+from rankwise.report.inline_svg import inline_svg
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (quantities.change(-0.04, "points"), "0.0"),
+        (quantities.change(0.0404, "nats"), "+0.040"),
+        (quantities.change_interval(-3.21, 1.44, "points"), "−3.2 to +1.4"),
+        (quantities.p_value(0.0432), "0.043"),
+        (quantities.p_value(0.0099999), "0.010"),
+        (quantities.p_value(1.0), "1.0"),
+        (quantities.p_value(1.73e-18), "1.7 × 10⁻¹⁸"),
+        (quantities.p_value(None), "—"),
+        (quantities.parameters(460_800), "461 k"),
+        (quantities.parameters(999_999), "1.00 M"),
+        (quantities.share(0.0034), "0.34 %"),
+        (quantities.share(1.0), "100 %"),
+        (quantities.seconds(42.4), "42 s"),
+        (quantities.seconds(750), "12.5 min"),
+        (quantities.memory(1_500_000_000), "1.4 GiB"),
+        (quantities.memory(900 * 2**20), "900 MiB"),
+        (quantities.learning_rate(0.0002), "2e-4"),
+        (quantities.counted(1, "seed"), "1 seed"),
+        (quantities.listed(("a", "b", "c")), "a, b and c"),
+    ],
+)
+def test_numbers_are_written_in_one_way(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_every_rank_has_a_colour_of_its_own() -> None:
+    ranks = [2**power for power in range(10)] + [3, 12, 48, 96]
+    for side in ("light", "dark"):
+        colours = [getattr(rank_colour(rank), side) for rank in ranks]
+        assert len(set(colours)) == len(ranks)
+        assert all(re.fullmatch(r"#[0-9a-f]{6}", colour) for colour in colours)
+    assert rank_colour(4096) == rank_colour(1024)
+
+
+def test_labels_cover_neither_each_other_nor_marks() -> None:
+    anchors = {"a": [(50.0, 50.0)], "b": [(62.0, 52.0)], "c": [(55.0, 64.0)], "d": [(195.0, 5.0)]}
+    labels = place_labels(anchors, dict.fromkeys(anchors, "rank 16"), (), (200.0, 100.0), 13.0)
+    width = 13.0 * 0.56 * 7
+    boxes = [Box(each.x, each.y - 7.8, each.x + width, each.y + 7.8) for each in labels]
+    for place, box in enumerate(boxes):
+        assert not any(box.overlap(other) for other in boxes[place + 1 :])
+        for points in anchors.values():
+            assert not any(box.overlap(Box(x - 4, y - 4, x + 4, y + 4)) for x, y in points)
+        assert box.left >= 0
+        assert box.right <= 200
+
+
+def test_inline_svg_keeps_ids_apart_and_refuses_what_is_outside() -> None:
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="5" height="5" viewBox="0 0 5 5">'
+        '<clipPath id="clip0"/><g clip-path="url(#clip0)" aria-label="x"/></svg>'
+    )
+    text = inline_svg(svg, "first", "A & B", "<words>")
+    assert 'id="first-clip0"' in text
+    assert 'clip-path="url(#first-clip0)"' in text
+    assert "<title" in text
+    assert "A &amp; B" in text
+    assert "&lt;words&gt;" in text
+    assert 'aria-label="x"' not in text
+    outside = svg.replace("<clipPath", '<a href="https://example.org"/><clipPath')
+    with pytest.raises(ValueError, match="must not refer"):
+        inline_svg(outside, "first", "", "")
+    with pytest.raises(ValueError, match="must not hold"):
+        inline_svg(svg.replace("<clipPath", "<script/><clipPath"), "first", "", "")

@@ -1,0 +1,274 @@
+"""The sections about axes, other domains and subjects: complete, legible, equal to the records."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from planted_grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
+from planted_results import planted_study
+from test_report import Page
+
+from rankwise.findings.options import Option, TaskMean
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.study import StudyFindings, study_findings
+from rankwise.records import quantities
+from rankwise.records.results import StudyResults
+from rankwise.records.study import PlannedRun
+from rankwise.report.changes import drawn_options, option_marks
+from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatmap, step_colour
+from rankwise.report.charts.theme import UNSHOWN, page_colours
+from rankwise.report.page import write_report
+from rankwise.report.study_sections import study_sections
+
+SUBJECTS = tuple(f"mmlu_subject_{number}" for number in range(24))
+DOMAINS = {"sums": "mathematics", "terms": "mathematics", "organs": "medicine"}
+ALPHAS = ("2r", "16")
+
+
+def score(plan: PlannedRun | None, task: str) -> float:
+    """More rank helps on what was trained on and costs elsewhere, some tasks more than others."""
+    base = 0.4 + 0.3 * (zlib.crc32(task.encode()) % 100) / 100
+    if plan is None:
+        return base
+    size = math.log2(plan.rank or 512)
+    if task == plan.train_task:
+        return base + 0.02 * size
+    return base - 0.012 * size * (1 + zlib.crc32(task.encode()) % 3)
+
+
+def planted() -> StudyResults:
+    """Two trained tasks, three ranks by two alphas by two module sets, full, and 24 subjects."""
+    plans = [
+        grid_run(train, rank, alpha_labels=(alpha,), target_modules=modules)
+        for train in ("sums", "organs")
+        for alpha in ALPHAS
+        for modules in (ATTENTION, ALL_LINEAR)
+        for rank in (8, 32, 128)
+    ]
+    plans += [grid_run(train, None, rate_labels=("5e-5",)) for train in ("sums", "organs")]
+    tasks = {
+        "sums": relations(["sums"], ["organs", "terms"], SUBJECTS),
+        "organs": relations(["organs"], ["sums", "terms"], SUBJECTS),
+    }
+    sizes = dict.fromkeys(("sums", "organs", "terms"), 150)
+    sizes |= {task: 60 + 10 * (number % 4) for number, task in enumerate(SUBJECTS)}
+    groups = {"mmlu": SUBJECTS, "mmlu_stem": SUBJECTS[:9]}
+    return planted_grid(plans, tasks, score, sizes=sizes, groups=groups, domains=DOMAINS, noise=0.1)
+
+
+class Written(NamedTuple):
+    folder: Path
+    results: StudyResults
+    findings: StudyFindings
+    html: str
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    results = planted()
+    folder = tmp_path_factory.mktemp("grid")
+    recommendation = recommend(results)
+    findings = study_findings(results, recommendation)
+    page = write_report(folder, results, recommendation, findings)
+    return Written(folder, results, findings, page.read_text(encoding="utf-8"))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_page_of_several_parts_is_well_ordered(report: Written) -> None:
+    page = Page(report.html)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        for name in ("aria-labelledby", "href"):
+            for target in (attributes.get(name) or "").split():
+                assert target.removeprefix("#") in ids
+    for name in ("sums", "organs"):
+        assert f"Trained on {name}" in page.text
+    numbers = [int(number) for number in re.findall(r"<b>Figure (\d+)\.</b>", report.html)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_every_colour_of_a_chart_has_a_partner_for_dark_pages(report: Written) -> None:
+    known = {colour.light for colour in page_colours(["8", "32", "128", "full", "base"])}
+    paths = list((report.folder / "report").glob("*.svg"))
+    assert len(paths) > 15
+    for path in paths:
+        used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{6})"', path.read_text("utf-8")))
+        assert used <= known, path.name
+
+
+def test_figures_say_how_many_items(report: Written) -> None:
+    names = {path.stem for path in (report.folder / "report").glob("*.svg")}
+    for kind, axis, train in itertools.product(
+        ("gain", "retention"), ("alpha", "target-modules"), ("sums", "organs")
+    ):
+        assert f"axis-{train}-{axis}-{kind}" in names
+    assert {"retention-by-subject-sums", "retention-by-subject-organs"} <= names
+    # of 13 options one is drawn for each rank, and full fine-tuning
+    assert len([name for name in names if name.startswith("transfer-")]) == 4
+    for name in names:
+        text = (report.folder / "report" / f"{name}.svg").read_text("utf-8")
+        assert "n\u00a0=\u00a0" in text, name
+
+
+def test_tables_have_every_number_of_the_findings(report: Written) -> None:
+    text, findings = Page(report.html).text, report.findings
+    assert findings.transfer is not None
+    means: list[TaskMean] = [cell.change for cell in findings.transfer.cells]
+    means += [mean.change for mean in findings.transfer.domain_means]
+    for each in findings.retention:
+        for line in (*each.groups, *each.subjects):
+            means += [change.change for change in line.changes]
+            means += [change.by_items for change in line.changes if change.by_items]
+    for each in findings.axes:
+        effects = [effect for axis in each.axes for effect in axis.effects]
+        means += [effect.in_domain.mean for effect in effects if effect.in_domain]
+        means += [effect.retention.mean for effect in effects if effect.retention]
+    assert len(means) > 500
+    for mean in means:
+        interval = quantities.change_interval(mean.lower, mean.upper, "points")
+        assert f"{quantities.change(mean.estimate, 'points')} {interval}" in text
+
+
+def test_csv_numbers_equal_the_findings(report: Written) -> None:
+    findings, folder = report.findings, report.folder / "report"
+    assert findings.transfer is not None
+    rows = read_csv(folder / "transfer.csv")
+    records = (*findings.transfer.cells, *findings.transfer.domain_means)
+    for row, record in zip(rows, records, strict=True):
+        assert (row["train_task"], row["option"]) == (record.train_task, record.label)
+        assert float(row["change"]) == record.change.estimate
+        assert float(row["change_upper"]) == record.change.upper
+    rows = read_csv(folder / "retention.csv")
+    lines = [line for each in findings.retention for line in (*each.groups, *each.subjects)]
+    changes = [change for line in lines for change in line.changes]
+    assert [float(row["change"]) for row in rows] == [each.change.estimate for each in changes]
+    rows = read_csv(folder / "axes.csv")
+    effects = [effect for each in findings.axes for axis in each.axes for effect in axis.effects]
+    with_axis = [row for row in rows if row["axis"]]
+    assert [row["value"] for row in with_axis] == [effect.value for effect in effects]
+    assert len(rows) - len(with_axis) == sum(len(each.points) for each in findings.axes)
+
+
+def test_the_page_says_what_matters_and_that_it_is_exploratory(report: Written) -> None:
+    text = Page(report.html).text
+    assert "Trained on sums: rank (8, 32, 128): in-domain it matters" in text
+    assert "Trained on organs: target modules (q/k/v/o, q/k/v/o/gate/up/down): in-domain" in text
+    assert text.count("exploratory") + text.count("Exploratory") >= 3
+    assert "2 of them one run" in text  # rank 8, on either set of modules
+    assert "The mean over items decides nothing" in text
+    assert "4 more are in the table" in text  # of 24 subjects
+
+
+def test_alarms_are_named_and_marked(report: Written) -> None:
+    assert report.findings.transfer is not None
+    alarms = [cell for cell in report.findings.transfer.cells if cell.is_alarm]
+    assert alarms
+    text = Page(report.html).text
+    assert "Negative transfer, a drop of over 10 % of the base's score" in text.replace("\xa0", " ")
+    assert text.count("negative transfer") >= len(alarms)
+    chart = (report.folder / "report" / "transfer-full-fine-tuning.svg").read_text("utf-8")
+    texts = [element.text or "" for element in ElementTree.fromstring(chart).iter()]
+    drawn = [cell for cell in alarms if cell.label == "full fine-tuning"]
+    assert sum("▼" in text for text in texts) == len(drawn) + 1  # and in the key
+
+
+def test_a_study_of_ranks_has_no_section_of_axes() -> None:
+    results = planted_study()
+    recommendation = recommend(results)
+    sections = study_sections(results, recommendation, study_findings(results, recommendation))
+    names = [section.name for section in sections]
+    assert "axes" not in names
+    assert {"transfer", "retention-by-subject"} <= set(names)
+
+
+def test_without_other_tasks_the_sections_are_not_there() -> None:
+    results = planted_study(out_of_domain_tasks=(), retention_tasks=("capitals",))
+    findings = study_findings(results, recommend(results))
+    assert findings.transfer is None
+    assert findings.retention == ()
+    assert findings.axes == ()
+
+
+def test_findings_are_read_as_they_were_written(report: Written) -> None:
+    text = report.findings.model_dump_json()
+    assert StudyFindings.model_validate_json(text) == report.findings
+
+
+def test_a_study_whose_runs_all_diverged_has_nothing_to_show(tmp_path: Path) -> None:
+    results = planted_study(diverged=[(4, 0), (16, 0), (64, 0), ("full", 0)])
+    recommendation = recommend(results)
+    findings = study_findings(results, recommendation)
+    assert findings.transfer is None
+    assert findings.retention == ()
+    assert write_report(tmp_path, results, recommendation, findings).exists()
+
+
+def mean(estimate: float, lower: float, upper: float) -> TaskMean:
+    return TaskMean(
+        estimate=estimate,
+        lower=lower,
+        upper=upper,
+        unit="points",
+        num_examples=100,
+        num_tasks=1,
+        num_seeds=1,
+    )
+
+
+def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown() -> None:
+    assert step_colour(mean(9.0, -1.0, 19.0))[0] == UNSHOWN.light
+    sizes = (1.0, 2.0, 5.0, 10.0, 20.0)
+    gains = [step_colour(mean(size, 0.1, 40.0))[0] for size in sizes]
+    losses = [step_colour(mean(-size, -40.0, -0.1))[0] for size in sizes]
+    assert len({*gains, *losses, UNSHOWN.light}) == 11
+
+
+def test_a_heatmap_takes_long_names_and_empty_cells() -> None:
+    columns = [
+        HeatColumn("law", "a_very_long_task_name_with_many_parts_and_more"),
+        HeatColumn("", "b"),
+    ]
+    cell = HeatCell(mean(1.0, -1.0, 3.0), is_own=True)
+    rows = [HeatRow("", "rank 128, alpha 2r, rate 2e-4 × (r/32)^-1/2, on q/k/v/o", (cell, None))]
+    spec: dict[str, Any] = heatmap(rows, columns, "title").to_dict()
+    texts = [
+        value["text"]
+        for layer in spec["layer"]
+        for value in layer["data"].get("values", [])
+        if "text" in value
+    ]
+    assert "rank 128, alpha 2r, rate 2e-4 ×" in texts
+    assert quantities.NOT_MEASURED in texts
+    assert all(len(text) <= 36 for text in texts)
+
+
+def test_of_too_many_options_one_of_each_rank_is_drawn() -> None:
+    options = [
+        Option(label=f"rank {rank}, alpha {alpha}", rank=rank)
+        for rank in (8, 16, 32)
+        for alpha in ("2r", "4r", "8r")
+    ]
+    options.append(Option(label="full fine-tuning", rank=None))
+    assert [option.label for option in drawn_options(options)] == [
+        "rank 8, alpha 2r", "rank 16, alpha 2r", "rank 32, alpha 2r", "full fine-tuning",
+    ]  # fmt: skip
+    few = options[:3]
+    assert drawn_options(few) == tuple(few)
+    assert len(set(option_marks(few).values())) == 3  # one colour, three shapes

@@ -1,0 +1,266 @@
+"""The report's section on weights: every number in tables, maps drawn, colours for dark pages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from planted_results import planted_study
+from planted_weights import KINDS, NUM_LAYERS, matrix, record, spectra, with_spectra
+from test_report import Page
+from test_weight_findings import FORGET, SAME, logarithmic, two_tasks
+
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.study import StudyFindings, study_findings
+from rankwise.records.results import StudyResults
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import PlannedRun
+from rankwise.report.charts.theme import page_colours
+from rankwise.report.page import write_report
+from rankwise.report.parts import Section
+from rankwise.report.study_sections import study_sections
+
+SCORES = {**SAME, "full": 0.72}
+RETENTION = {**FORGET, "full": 0.75}
+
+
+class Written(NamedTuple):
+    folder: Path
+    results: StudyResults
+    findings: StudyFindings
+    text: str
+
+
+def written(folder: Path, results: StudyResults) -> Written:
+    recommendation = recommend(results)
+    findings = study_findings(results, recommendation)
+    page = write_report(folder, results, recommendation, findings)
+    return Written(folder / "report", results, findings, Page(page.read_text("utf-8")).text)
+
+
+def section(results: StudyResults) -> Section | None:
+    recommendation = recommend(results)
+    findings = study_findings(results, recommendation)
+    found = study_sections(results, recommendation, findings)
+    return next((each for each in found if each.name == "weights"), None)
+
+
+def shown(results: StudyResults) -> Section:
+    found = section(results)
+    assert found is not None
+    return found
+
+
+def looked_into(run: PlannedRun) -> SpectraRecord:
+    """Logarithmic norms; LoRA shares directions with full fine-tuning."""
+    its = logarithmic(run)
+    if run.rank is None:
+        return its
+    overlap = spectra(run, lambda _: 1.0, overlap=0.2 + 0.002 * run.rank).matrices[0].full_overlap
+    return its.model_copy(
+        update={
+            "matrices": tuple(
+                each.model_copy(update={"full_overlap": overlap}) for each in its.matrices
+            )
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def planted() -> StudyResults:
+    return with_spectra(planted_study(SCORES, RETENTION), looked_into)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, planted: StudyResults) -> Written:
+    return written(tmp_path_factory.mktemp("weights"), planted)
+
+
+def rows_of(found: Section, title: str) -> list[list[str]]:
+    """The cells of a table, each with its small print."""
+    (table,) = (each.table for each in found.tables if each.title == title)
+    return [
+        [" ".join(part for part in cell if part) for cell in row]
+        for group in table.groups
+        for row in group.rows
+    ]
+
+
+def test_tables_have_every_number(planted: StudyResults, report: Written) -> None:
+    found = shown(planted)
+    (part,) = report.findings.weights
+    rows = rows_of(found, "Updates of the runs")
+    assert [row[0] for row in rows] == [f"rank {rank}" for rank in SAME] + ["full fine-tuning"]
+    for row, run in zip(rows, part.runs, strict=True):
+        assert row[1] == f"{run.frobenius_norm:.3g}"
+        assert row[2] == f"{100 * run.relative_norm:.2g}"
+        assert row[3:5] == ["4.5", "5"]
+        assert row[5].startswith(f"{run.intruders.observed:.3g} ")
+        assert f"{run.intruders.gaussian:.3g}, {run.intruders.haar:.3g}" in row[5]
+        assert row[6] == "0.800 0.600, 0.600"
+    assert rows[0][7] == f"0.208 {(4 / 64 + 4 / 48) / 2:.3f}"
+    assert rows[-1][7] == "—"  # with itself
+    rows = rows_of(found, "Norm against rank")
+    assert [row[0] for row in rows] == ["all modules", *KINDS]
+    slope = 0.5 * math.sqrt(NUM_LAYERS)
+    assert rows[1][1].startswith(f"{slope:.3g} ")
+    assert rows[1][5] == "logarithmic"
+    assert rows[2][3].startswith("0.5 ")
+    rows = rows_of(found, "Weights and forgetting")
+    assert len(rows) == 6
+    for row, each in zip(rows, part.associations, strict=True):
+        assert row[:3] == [each.measure, each.forgetting, "6"]
+        rho = each.correlation
+        assert row[3] == (
+            f"— {each.reason}"
+            if rho is None
+            else f"{rho.estimate:.2f} {rho.lower:.2f} to {rho.upper:.2f}"
+        )
+    rows = [row for each in found.tables for row in rows_of(found, each.title)]
+    assert len(rows) == 6 + 3 + 6
+    assert all(text in report.text for row in rows for text in row)
+
+
+def test_remarks_say_what_was_found_and_how_far_it_goes(report: Written) -> None:
+    (part,) = report.findings.weights
+    assert len(part.statements) >= 2
+    for sentence in part.statements:
+        assert sentence in report.text
+    assert "2 draws of each kind" in report.text
+    assert "With one seed all of this is conditional on that seed." in report.text
+
+
+FIGURES = {"norm", "overlap", "forgetting", "map-norm", "map-turned", "map-intruders"}
+
+
+def test_every_figure_is_drawn(report: Written) -> None:
+    names = {path.stem for path in report.folder.glob("weights*.svg")}
+    assert names == {f"weights-{name}" for name in FIGURES}
+    for name in names:
+        assert (report.folder / f"{name}.png").stat().st_size > 1000
+    text = (report.folder / "weights-map-norm.svg").read_text("utf-8")
+    for layer in range(NUM_LAYERS):
+        assert f">{layer}</text>" in text
+    for kind in ("q", "up"):
+        assert f">{kind}</text>" in text
+    run = report.results.runs[0].spectra
+    assert run is not None
+    share = 100 * (run.matrices[0].update.relative_norm or 0)
+    assert f">{share:.2g}</text>" in text
+    turned = (report.folder / "weights-map-turned.svg").read_text("utf-8")
+    for panel in ("trained", "Gaussian", "Haar"):
+        assert f">{panel}</text>" in turned
+    assert ">20</text>" in turned  # 1 - 0.8 of the trained
+    assert ">40</text>" in turned  # 1 - 0.6 of random ones
+
+
+def test_every_colour_has_a_partner_for_dark_pages(report: Written) -> None:
+    kinds = [str(rank) for rank in SAME] + ["full", "base"]
+    known = {colour.light for colour in page_colours(kinds)}
+    for path in report.folder.glob("weights*.svg"):
+        used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{6})"', path.read_text("utf-8")))
+        assert used
+        assert used <= known, path.name
+
+
+def csv_rows(found: Section) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(found.files["weights.csv"])))
+
+
+def test_the_csv_has_a_row_for_each_run_and_matrix(planted: StudyResults) -> None:
+    rows = csv_rows(shown(planted))
+    wanted = [
+        (model.name, each)
+        for model in planted.runs
+        if model.spectra is not None
+        for each in model.spectra.matrices
+    ]
+    assert len(rows) == len(wanted) == 6 * NUM_LAYERS * len(KINDS)
+    for row, (run, each) in zip(rows, wanted, strict=True):
+        assert (row["run"], row["module"]) == (run, each.module)
+        assert (row["layer"], row["kind"]) == (str(each.layer), each.kind)
+        assert float(row["frobenius_norm"]) == pytest.approx(each.update.frobenius_norm)
+        assert row["rank"] == ("" if each.update.rank is None else str(each.update.rank))
+        assert float(row["trained_left_index"]) == pytest.approx(each.change.left.index_matched[-1])
+        assert float(row["trained_intruders"]) == each.change.intruders[0][2]
+        assert each.haar_null is not None
+        assert float(row["haar_intruders"]) == each.haar_null.intruders[0][2]
+        overlap = each.full_overlap
+        assert row["full_overlap_left"] == ("" if overlap is None else str(overlap.left))
+
+
+def test_the_csv_is_written_beside_the_figures(report: Written, planted: StudyResults) -> None:
+    text = (report.folder / "weights.csv").read_text("utf-8")
+    assert list(csv.DictReader(io.StringIO(text))) == csv_rows(shown(planted))
+
+
+def test_without_spectra_there_is_no_section() -> None:
+    assert section(planted_study(SCORES)) is None
+
+
+def test_several_trained_tasks_have_files_of_their_own(tmp_path: Path) -> None:
+    report = written(tmp_path, two_tasks((4, 16, 64)))
+    names = {path.stem for path in report.folder.glob("weights*.svg")}
+    wanted = FIGURES - {"overlap"}
+    assert names == {f"weights-{task}-{name}" for task in ("sums", "organs") for name in wanted}
+    for task in ("sums", "organs"):
+        for title in ("Updates of the runs", "Norm against rank", "Weights and forgetting"):
+            assert f"{title}, trained on {task}" in report.text
+        assert f"Trained on {task}: The norm of the update changes" in report.text
+    assert len(csv_rows(shown(report.results))) == 6 * NUM_LAYERS * len(KINDS)
+
+
+# what is not there
+
+
+CASES: dict[str, tuple[Callable[[PlannedRun], SpectraRecord | None], set[str]]] = {
+    "nothing turned, no nulls": (
+        lambda run: spectra(run, lambda _: 1.0, similarity=1.0, nulls=False),
+        FIGURES - {"overlap", "map-intruders"},
+    ),
+    "zero updates": (
+        lambda run: spectra(run, lambda _: 0.0, similarity=1.0, nulls=False),
+        FIGURES - {"overlap", "map-intruders"},
+    ),
+    "no layers": (
+        lambda run: record(run, (matrix("lm_head", None, rank=run.rank, norm=1.0, intruders=1),)),
+        FIGURES - {"overlap", "map-norm", "map-turned", "map-intruders"},
+    ),
+    "full fine-tuning alone": (
+        lambda run: logarithmic(run) if run.rank is None else record(run, (), "it is DoRA"),
+        FIGURES - {"overlap", "norm"},
+    ),
+    "nothing but adapters that cannot be read": (lambda run: record(run, (), "it is DoRA"), set()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_not_there_is_not_drawn(case: str, tmp_path: Path) -> None:
+    of, figures = CASES[case]
+    report = written(tmp_path, with_spectra(planted_study(SCORES, RETENTION), of))
+    names = {path.stem for path in report.folder.glob("weights*.svg")}
+    assert names == {f"weights-{name}" for name in figures}
+    is_left_out = case.endswith(("be read", "alone"))
+    assert ("was not looked into: it is DoRA" in report.text) == is_left_out
+
+
+def test_of_many_ranks_four_are_shown_from_the_smallest_to_full() -> None:
+    results = with_spectra(planted_study(SCORES, RETENTION), looked_into)
+    (figure,) = (each for each in shown(results).figures if each.name == "weights-map-norm")
+    names = [" ".join(each.split(" ")[:2]) for each in figure.description.split("; ")]
+    assert names == ["rank 4", "rank 16", "rank 32", "full fine-tuning"]
+
+
+def test_three_ranks_are_needed_for_a_law() -> None:
+    results = planted_study({4: 0.7, 64: 0.7})
+    found = shown(with_spectra(results, logarithmic))
+    (figure,) = (each for each in found.figures if each.name == "weights-norm")
+    assert "three different ranks and norms above zero" in figure.caption
+    titles = [each.title for each in found.tables]
+    assert titles == ["Updates of the runs", "Weights and forgetting"]

@@ -1,0 +1,149 @@
+"""A study with more seeds, items or ranks: what is there is kept, what is new is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from observers import Recorder
+
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.errors import ConfigError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study.extension import Extension, extended
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
+from rankwise.study.work import scoring as score_worker
+
+SETTINGS = [
+    "methods.lora.ranks=[2]",
+    "methods.full=null",
+    "evaluation.limit=4",
+    "evaluation.num_train_items=3",
+    "evaluation.max_batch_tokens=1",  # in other batches a loss differs in its last digits
+    "train.epochs=1",
+]
+
+
+def run(config: Any, folder: Path) -> tuple[Any, list[tuple[str, str]]]:
+    recorder = Recorder()
+    return run_study(plan_study(config), StudyFolder(folder), recorder), recorder.stages
+
+
+@pytest.mark.parametrize("task", ["colours", "sums"])
+def test_more_items_are_scored_and_none_again(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    settings = [*SETTINGS, f"train.task={task}", "evaluation.out_of_domain=[]"]
+    config = load_config(study_file, settings)
+    run(config, tmp_path / "grown")
+    asked: list[int] = []
+
+    def counted(name: str) -> Any:
+        ask = getattr(ResidentScorer, name)
+
+        def asking(self: Any, models: Any, items: Any, *rest: Any) -> Any:
+            asked.append(len(items))
+            return ask(self, models, items, *rest)
+
+        return asking
+
+    monkeypatch.setattr(score_worker, "refuse_unapplied", lambda *_: None)
+    for name in ("log_likelihoods", "generate"):
+        monkeypatch.setattr(ResidentScorer, name, counted(name))
+    grown, stages = run(extended(config, Extension(num_items=3)), tmp_path / "grown")
+    models = {"base", grown.results.study.runs[0].name}
+    scored = {(model, t) for model in models for t in (task, "small_prose")}
+    assert set(stages) == scored | {("heads", "heads")}  # which read more prompts now
+    items = {"colours": 2 + 2 + 3, "sums": 3}[task]
+    assert sorted(asked) == sorted([items, 3] * 2)  # of each model: new options or prompts, prose
+    monkeypatch.undo()
+    whole, _ = run(load_config(study_file, [*settings, "evaluation.limit=7"]), tmp_path / "whole")
+    assert grown.recommendation == whole.recommendation
+    for mine, theirs in zip(grown.results.runs, whole.results.runs, strict=True):
+        assert mine.items == theirs.items
+        for name, record in mine.evaluations.items():
+            other = theirs.evaluations[name]
+            same = {"score_seconds": 0.0}
+            assert record.model_copy(update=same) == other.model_copy(update=same)
+
+
+def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path: Path) -> None:
+    config = load_config(study_file, SETTINGS)
+    plan = plan_study(config)
+    run(config, tmp_path / "study")
+    folder = StudyFolder(tmp_path / "study")
+    earlier = folder.earlier_evaluation("base", "colours")
+    assert earlier is not None
+    base = plan.base.fingerprint
+
+    def begins(*overrides: str) -> bool:
+        other = plan_study(load_config(study_file, [*SETTINGS, *overrides]))
+        return other.begins_with(earlier, base, other.tasks["colours"])
+
+    assert begins("evaluation.limit=9")
+    assert begins("evaluation.limit=null")
+    assert not begins("evaluation.limit=9", "evaluation.metric.colours=acc_norm")
+    assert not begins("evaluation.limit=9", "evaluation.num_fewshot=1")
+    assert not begins()  # the same items: finished, not extended
+    assert not plan.begins_with(earlier, "another model", plan.tasks["colours"])
+
+
+def test_more_seeds_and_ranks_train_only_those(study_file: Path, tmp_path: Path) -> None:
+    config = load_config(study_file, SETTINGS)
+    run(config, tmp_path / "study")
+    records = (tmp_path / "study" / "runs").rglob("*.json*")
+    before = {p: p.stat().st_mtime_ns for p in records if p.parent.name != "adapter"}
+    more = extended(config, Extension(num_seeds=1, ranks=(4, 3)))
+    assert (more.seeds, more.methods.lora and more.methods.lora.ranks) == ((0, 1), (2, 3, 4))
+    outcome, stages = run(more, tmp_path / "study")
+    assert [model for model, stage in stages if stage == "training"] == ["pass 1: 6 adapters"]
+    ranks = {(run.rank, run.seed): run.name for run in outcome.results.study.runs}
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path.parts[-2] for path in after} == {ranks[2, 0], "eval"}
+    assert after == before
+    assert "base" not in dict(stages)
+
+
+def test_new_seeds_are_unused_ones(study_file: Path) -> None:
+    config = load_config(study_file, ["seeds=[1, 7]"])
+    assert extended(config, Extension(num_seeds=3)).seeds == (1, 7, 0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "extension", "message"),
+    [
+        ([], Extension(), "nothing to add; give --seeds, --items or --ranks"),
+        ([], Extension(num_items=5), "every item of every task is scored already"),
+        ([], Extension(ranks=(4,)), "rank 4 is in the study"),
+        (["methods.lora=null"], Extension(ranks=(4,)), "the study trains no LoRA rank"),
+        (
+            ["methods.lora={_: [{rank: 2, alpha: {ratio: 1}}]}"],
+            Extension(ranks=(4,)),
+            "pairs ranks with other settings",
+        ),
+    ],
+)
+def test_what_cannot_be_added_is_said(
+    study_file: Path, overrides: list[str], extension: Extension, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        extended(load_config(study_file, overrides), extension)
+
+
+def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from rankwise.cli import app
+
+    run(load_config(study_file, SETTINGS), tmp_path / "study")
+    done = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "3"])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert [planned["rank"] for planned in record["runs"]] == [2, 3]
+    wrong = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "8,x"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "--ranks: 'x' is not a rank; write 8 or 8,128" in wrong.stderr

@@ -1,0 +1,426 @@
+"""Heads of a study's run through the command line: records, errors, and a planted repair."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import conftest
+import numpy as np
+import pytest
+import torch
+from observers import Recorder
+from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
+from test_cli import rankwise, words
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
+from rankwise.heads.answers import continuations, item_values, questions
+from rankwise.heads.interventions import Head
+from rankwise.heads.layouts import head_layouts
+from rankwise.records.folder import StudyFolder, read_record
+from rankwise.records.heads import (
+    HeadChanges,
+    HeadEffect,
+    HeadEstimate,
+    HeadRepair,
+    TaskHeadEffects,
+)
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
+from rankwise.study.stages import is_finished, stages
+from rankwise.study.work.head_repair import _Search
+from rankwise.tasks.questions import LogLikelihood
+
+HUES_YAML = """
+include: colours.yaml
+task: hues
+doc_to_text: "{{question}} It is"
+metadata: {version: 1.0, domain: hues}
+"""
+
+
+class Finished:
+    """A small study with an adapter and a full fine-tuning, run once."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        tasks = root / "tasks"
+        tasks.mkdir()
+        (tasks / "colours.py").write_text(conftest.COLOURS_PY)
+        for name, text in (
+            ("colours", conftest.COLOURS_YAML),
+            ("hues", HUES_YAML),
+            ("sums", conftest.SUMS_YAML),
+        ):
+            (tasks / f"{name}.yaml").write_text(text)
+        self.file = root / "small.yaml"
+        self.file.write_text(
+            f"base_model: {model}\ntasks_path: tasks\n"
+            "train: {task: colours, epochs: 1, precision: float32, learning_rate: {lora: 1e-2}}\n"
+            "methods: {lora: {ranks: [2]}, full: {}}\n"
+            "evaluation: {out_of_domain: [hues], limit: 8}\n"
+            "analysis: {spectra: false, head_prompts: 6}\n"
+        )
+        self.folder = StudyFolder(root / "study")
+        self.plan = plan_study(load_config(self.file, []))
+        self.recorder = Recorder()
+        self.results = run_study(self.plan, self.folder, self.recorder).results
+        self.lora, self.full = self.plan.record.runs
+
+    def heads(self, *arguments: object) -> Any:
+        return rankwise("heads", self.folder.root, *arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(tmp_path_factory.mktemp("heads"), tiny_model_folder)
+
+
+def test_a_study_compares_the_heads_of_every_run(finished: Finished) -> None:
+    assert finished.recorder.stages[-1] == ("heads", "heads")
+    assert finished.recorder.done == pytest.approx(finished.recorder.work[0])
+    for run in (finished.lora, finished.full):
+        record = read_record(finished.folder.head_changes_file(run.name), HeadChanges)
+        assert (record.num_prompts, record.tasks) == (6, ("colours",))
+        assert record.num_groups == (2, 2)
+        for change in record.changes:
+            assert [len(row) for row in change.values] == [4, 4]
+        output = record.change("output")
+        assert output is not None
+        assert min(map(min, output.values)) > 0
+        assert {each.of for each in record.shares} == {"query", "key", "value", "output", "all"}
+    again = Recorder()
+    run_study(finished.plan, finished.folder, again)
+    assert again.stages == []
+    assert all(is_finished(finished.plan, finished.folder, each) for each in stages(finished.plan))
+
+
+def test_changed_settings_compare_again(finished: Finished) -> None:
+    plan = plan_study(load_config(finished.file, ["analysis.head_prompts=4"]))
+    left = [s for s in stages(plan) if not is_finished(plan, finished.folder, s)]
+    assert [stage.kind for stage in left] == ["heads"]
+    off = plan_study(load_config(finished.file, ["analysis.heads=false"]))
+    assert all(stage.kind != "heads" for stage in stages(off))
+
+
+@pytest.fixture(scope="module")
+def ablated(finished: Finished) -> dict[str, TaskHeadEffects]:
+    answered = finished.heads("--run", finished.lora.name[:12], "--tasks", "colours,hues", "--json")
+    assert answered.exit_code == 0, answered.output
+    content = json.loads(answered.stdout)
+    assert content["repair"] is None
+    found = [TaskHeadEffects.model_validate_json(json.dumps(each)) for each in content["effects"]]
+    return {each.task: each for each in found}
+
+
+def test_intact_scores_are_those_of_the_study(
+    finished: Finished, ablated: dict[str, TaskHeadEffects]
+) -> None:
+    (lora,) = (each for each in finished.results.runs if each.name == finished.lora.name)
+    for task, relation in (("colours", "in_domain"), ("hues", "out_of_domain")):
+        effects, evaluation = ablated[task], lora.evaluations[task]
+        assert effects.relation == relation
+        assert effects.adapted_score == pytest.approx(evaluation.decision.value)
+        base = finished.results.base.evaluations[task]
+        assert effects.base_score == pytest.approx(base.decision.value)
+        assert (effects.metric, effects.unit) == (evaluation.decision_metric, "points")
+        assert len(effects.scores) == len(effects.answers) == 8
+        assert effects.screen is None
+
+
+@contextmanager
+def hooked(model: Any, head: Head | None, layouts: Any) -> Iterator[None]:
+    """A head's slice of what is projected set to zero, also for an adapter on the projection."""
+    if head is None:
+        yield
+        return
+    part = layouts[head.layer].columns(head.head)
+
+    def silence(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        hidden = inputs[0].clone()
+        hidden[..., part.span] = 0
+        return (hidden,)
+
+    handle = model.get_submodule(part.module).register_forward_pre_hook(silence)
+    yield
+    handle.remove()
+
+
+def plain_values(finished: Finished, task: str, head: Head | None, adapted: bool) -> Any:
+    """What lm-eval makes of a hooked model, a text at a time."""
+    prepared = finished.plan.tasks[task]
+    base: Any = models.load_frozen(finished.plan.base.folder, "float32", torch.device("cpu"))
+    weights = finished.folder.weights_folder(finished.lora)
+    adapter = load_frozen_adapter(base, weights, torch.float32)
+
+    def texts() -> Iterator[LogLikelihood]:
+        for item in continuations(prepared):
+            with torch.no_grad():
+                logits = base(torch.tensor([item.tokens_read])).logits[0]
+            rows = logits[-len(item.continuation) :].log_softmax(-1)
+            nats = rows.gather(1, torch.tensor(item.continuation)[:, None]).sum()
+            yield LogLikelihood(float(nats), False)
+
+    pieces = [FrozenPiece(adapter, 0, 10**6)] if adapted else []
+    layouts = head_layouts(base)
+    with carrying(base, [adapter]) as bank, bank.rows_of(pieces), hooked(base, head, layouts):
+        answers = list(texts())
+    return item_values(prepared, questions(prepared), answers, None)
+
+
+@pytest.mark.parametrize("task", ["colours", "hues"])
+def test_effects_and_controls_are_those_of_hooked_models(
+    finished: Finished, ablated: dict[str, TaskHeadEffects], task: str
+) -> None:
+    layouts = head_layouts(models.model_skeleton(finished.plan.base.folder))
+    targets = {name.rpartition(".")[2] for each in layouts for name in each.projections}
+    assert {"q_proj", "o_proj"} <= targets
+    head = Head(1, 3)
+    effects = ablated[task]
+    (score,) = (e for e in effects.scores if (e.layer, e.head) == head)
+    (answer,) = (e for e in effects.answers if (e.layer, e.head) == head)
+    for adapted, own, finer in (
+        (True, score.effect, answer.effect),
+        (False, score.control, answer.control),
+    ):
+        intact, changed = (plain_values(finished, task, h, adapted) for h in (None, head))
+        assert own.estimate == pytest.approx(float((changed.values - intact.values).mean()))
+        by_item = changed.answer_nats - intact.answer_nats
+        assert finer.estimate == pytest.approx(float(by_item.mean()), abs=1e-4)
+        assert finer.stderr == pytest.approx(float(by_item.std(ddof=1) / 8**0.5), rel=1e-2)
+        assert finer.lower < finer.estimate < finer.upper
+
+
+def test_what_is_there_is_not_computed_again(
+    finished: Finished, ablated: dict[str, TaskHeadEffects], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load_frozen", None)  # would be called
+    answered = finished.heads("--run", finished.lora.name, "--tasks", "colours,hues")
+    assert answered.exit_code == 0
+    assert "8 of 8 heads set to zero one after another on 8 items" in words(answered.stdout)
+    monkeypatch.undo()
+    results = finished.folder.read_results()
+    (lora, full) = results.runs
+    assert {each.task for each in lora.head_effects} == set(ablated)
+    assert full.head_effects == ()
+    assert lora.head_changes is not None
+
+
+def test_a_screen_scores_the_first_heads_exactly(
+    finished: Finished, ablated: dict[str, TaskHeadEffects]
+) -> None:
+    answered = finished.heads(
+        *("--run", finished.lora.name, "--tasks", "colours", "--items", 6, "--top", 5, "--json")
+    )
+    (content,) = json.loads(answered.stdout)["effects"]
+    assert content["num_items"] == 6
+    screened = content["screen"]["heads"]
+    assert len(screened) == 8
+    scored = {(each["layer"], each["head"]) for each in screened if each["is_scored"]}
+    assert scored == {(each["layer"], each["head"]) for each in content["answers"]}
+    least = min(abs(e["expected_nats"]) for e in screened if e["is_scored"])
+    most = max(abs(e["expected_nats"]) for e in screened if not e["is_scored"])
+    assert len(scored) == 5
+    assert least >= most
+    assert content["num_candidates"] == 8
+    expected = {(e["layer"], e["head"]): e["expected_nats"] for e in screened}
+    exact = {(e["layer"], e["head"]): e["effect"]["estimate"] for e in content["answers"]}
+    by_hand = spearmanr([expected[h] for h in exact], list(exact.values())).statistic
+    assert content["screen"]["rank_correlation"] == pytest.approx(by_hand)
+
+
+def test_few_items_or_heads_take_nothing_from_what_is_there(
+    finished: Finished, ablated: dict[str, TaskHeadEffects]
+) -> None:
+    """A screen of heads that were all scored is answered by them; a trial stands behind."""
+    asked = ("--run", finished.lora.name, "--tasks", "colours", "--json")
+    (content,) = json.loads(finished.heads(*asked, "--top", 3).stdout)["effects"]
+    assert content["fingerprint"] == ablated["colours"].fingerprint
+    (content,) = json.loads(finished.heads(*asked, "--items", 4).stdout)["effects"]
+    assert content["num_items"] == 4
+    (lora, _) = finished.folder.read_results().runs
+    (kept,) = (each for each in lora.head_effects if each.task == "colours")
+    assert kept == ablated["colours"]
+
+
+def test_effects_on_a_task_that_has_changed_are_not_shown(
+    finished: Finished, ablated: dict[str, TaskHeadEffects]
+) -> None:
+    study = finished.results.study
+    name = finished.lora.name
+    assert {each.task for each in finished.folder.head_effects(study, name)} == set(ablated)
+    changed = study.task_fingerprints | {"hues": "of other items"}
+    study = study.model_copy(update={"task_fingerprints": changed})
+    assert {each.task for each in finished.folder.head_effects(study, name)} == {"colours"}
+
+
+def test_a_full_fine_tuning_is_ablated_by_means_and_not_reverted(finished: Finished) -> None:
+    asked = ("--run", finished.full.name, "--tasks", "hues")
+    answered = finished.heads(*asked, "--mode", "ablate-mean", "--json")
+    (content,) = json.loads(answered.stdout)["effects"]
+    (full,) = (each for each in finished.results.runs if each.name == finished.full.name)
+    assert content["adapted_score"] == pytest.approx(full.evaluations["hues"].decision.value)
+    refused = finished.heads(*asked, "--mode", "revert")
+    assert refused.exit_code == 1
+    assert "full fine-tuning" in words(refused.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--run", "colours-lora-r003", "--tasks", "hues"], 2, "did you mean 'colours-lora-r002"),
+        (["--run", "colours", "--tasks", "hues"], 2, "several begin so"),
+        (["--run", "colours-lora", "--tasks", "hue"], 2, "did you mean 'hues'"),
+        (["--run", "colours-lora", "--tasks", "sums"], 2, "is generate_until"),
+        (["--run", "colours-lora", "--tasks", " , "], 2, "name one task at least"),
+        (["--run", "colours-lora", "--tasks", "hues", "--keys-and-values"], 2, "--mode revert"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(
+    finished: Finished, arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rankwise.tasks import resolution
+
+    manager = resolution._manager
+    monkeypatch.setattr(
+        resolution, "_manager", lambda path, everything: manager(path, everything=False)
+    )
+    answered = finished.heads(*arguments)
+    assert answered.exit_code == code
+    assert said in words(answered.stderr)
+
+
+def test_a_run_without_weights_is_refused(finished: Finished) -> None:
+    path = finished.folder.run_file(finished.lora.name)
+    before = path.read_text()
+    try:
+        path.write_text(before.replace('"status": "trained"', '"status": "diverged"'))
+        answered = finished.heads("--run", finished.lora.name, "--tasks", "hues")
+        assert (answered.exit_code, "diverged" in words(answered.stderr)) == (1, True)
+        path.unlink()
+        answered = finished.heads("--run", finished.lora.name, "--tasks", "hues")
+        assert (answered.exit_code, "not trained yet" in words(answered.stderr)) == (1, True)
+    finally:
+        path.write_text(before)
+
+
+def planted(
+    finished: Finished, folder: Path, heads: list[Head], size: float, seed: int = 0
+) -> None:
+    """An adapter whose delta is in these heads alone: o takes what they put out the wrong way."""
+    source = finished.folder.weights_folder(finished.lora)
+    layouts = head_layouts(models.model_skeleton(finished.plan.base.folder))
+    tensors = load_file(source / "adapter_model.safetensors")
+    draw = torch.Generator().manual_seed(seed)
+    for name, tensor in tensors.items():
+        tensor.zero_() if "lora_A" in name else tensor.normal_(std=size, generator=draw)
+    for layer, head in heads:
+        part = layouts[layer].columns(head)
+        lora_A = tensors[f"base_model.model.{part.module}.lora_A.weight"]
+        lora_A[:, part.span].normal_(generator=draw)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = (source / "adapter_config.json").read_text()
+    (folder / "adapter_config.json").write_text(config)
+
+
+def imported(finished: Finished, root: Path) -> tuple[StudyFolder, str, Any]:
+    """A study of the planted adapter alone: its folder, the run and the results."""
+    entry = json.dumps([{"adapter": str(root / "adapter"), "name": "planted"}])
+    config = load_config(
+        finished.file,
+        ["methods.lora=null", "methods.full=null", f"methods.imported={entry}",
+         "evaluation.limit=26"],
+    )  # fmt: skip
+    folder = StudyFolder(root / "study")
+    results = run_study(plan_study(config), folder, Recorder()).results
+    return folder, results.study.runs[0].name, results
+
+
+def test_a_planted_head_is_found_reverted_and_written_out(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """Delta is in two heads alone and only harms: without both, the base is back, bit by bit."""
+    planted(finished, tmp_path / "adapter", [Head(0, 1), Head(1, 2)], 1.5)
+    folder, name, results = imported(finished, tmp_path)
+    asked = ("--run", name, "--tasks", "colours,hues", "--mode", "revert")
+    answered = rankwise("heads", folder.root, *asked)
+    assert answered.exit_code == 0, answered.output
+    by_task = {each.task: each for each in folder.head_effects(results.study, name)}
+    for effects in by_task.values():
+        none = [e for e in effects.answers if (e.layer, e.head) not in {(0, 1), (1, 2)}]
+        assert all(each.effect.estimate == pytest.approx(0.0, abs=1e-6) for each in none)
+        assert all(each.beyond_control is None for each in effects.answers)
+    repair = read_record(folder.head_repair_file(name), HeadRepair)
+    assert set(repair.heads) == {(0, 1), (1, 2)}
+    assert (repair.in_domain, repair.others) == (("colours",), ("hues",))
+    assert repair.projection_error == 0.0
+    for task in repair.tasks:
+        assert task.num_items == 13
+        assert task.repaired_score == pytest.approx(task.base_score)
+        assert task.effect_nats.estimate > 0
+        assert task.lost_nats.estimate == pytest.approx(-task.effect_nats.estimate)
+        assert task.random_nats == pytest.approx(0.0, abs=1e-6)
+    written = load_frozen_adapter(
+        models.load_frozen(finished.plan.base.folder, "float32", torch.device("cpu")),
+        folder.repaired_folder(name),
+        torch.float32,
+    )
+    assert written.is_zero_update
+    assert "repaired adapter: runs" in answered.stdout
+    gains = np.diff([0.0, *repair.selection_gain_nats])
+    assert (gains > 0).all()
+    # screened by the same items as chosen: the same set, and no head is lost on the way
+    shutil.rmtree(folder.model_folder(name) / "heads")
+    answered = rankwise("heads", folder.root, *asked, "--top", 2)
+    assert answered.exit_code == 0, answered.output
+    screened = folder.head_repair(name)
+    assert screened is not None
+    assert set(screened.heads) == {(0, 1), (1, 2)}
+    assert len(folder.head_effects(results.study, name)[0].answers) == 2
+    # what the repair was made from has gone: it is not shown any more
+    shutil.rmtree(folder.model_folder(name) / "heads" / "effects")
+    (run,) = folder.read_results().runs
+    assert run.head_repair is None
+
+
+def plan_effects(chosen: list[float], own: list[float]) -> list[TaskHeadEffects]:
+    """What reverting each head does elsewhere and in-domain, on the items sets are chosen by."""
+
+    def of(task: str, relation: Any, nats: list[float]) -> TaskHeadEffects:
+        flat = HeadEstimate(estimate=0, stderr=1, lower=-1, upper=1, p_value=1)
+        answers = tuple(
+            HeadEffect(layer=0, head=n, effect=flat, control=flat, beyond_control=None)
+            for n in range(len(nats))
+        )
+        return TaskHeadEffects.model_construct(
+            relation=relation, answers=answers, first_half_nats=tuple(nats), screen=None
+        )
+
+    return [of("own", "in_domain", own), of("other", "out_of_domain", chosen)]
+
+
+def test_a_head_that_costs_more_than_it_restores_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Head 0 restores 0.5 and costs 0.9, head 1 restores 0.3 and costs 0.1: only 1 is worth it."""
+    own, other = [-0.9, -0.1, 0.0], [0.5, 0.3, 0.0]
+    effects = plan_effects(other, own)
+    search = _Search(cast(Any, None), cast(Any, None), (), effects)
+    asked_of: list[bool] = []
+
+    def nats(sets: Any, asked: Any, *, first: bool) -> list[list[float]]:
+        asked_of.append(first)
+        return [[sum(by[h.head] for h in heads) for by in (own, other)] for heads in sets]
+
+    monkeypatch.setattr(search, "nats", nats)
+    chosen, gains = search.greedy([])
+    assert chosen == [Head(0, 1)]
+    assert gains == pytest.approx([0.2])
+    assert all(asked_of)  # never the items that the set is judged by

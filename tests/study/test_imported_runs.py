@@ -1,0 +1,161 @@
+"""Models trained elsewhere, scored and judged as runs of a study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from observers import Silent
+from safetensors.torch import load_file, save_file
+
+from rankwise.errors import PlanError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
+
+ONE_RANK = [
+    "methods.lora.ranks=[2]",
+    "methods.full={}",
+    "evaluation.out_of_domain=[]",
+    "train.epochs=1",
+]
+
+
+def run(study_file: Path, folder: Path, *overrides: str) -> Any:
+    plan = plan_study(load_config(study_file, overrides))
+    return run_study(plan, StudyFolder(folder), Silent())
+
+
+def imports(*entries: dict[str, str]) -> str:
+    return f"methods.imported={json.dumps(entries)}"
+
+
+@pytest.fixture
+def trained(study_file: Path, tmp_path: Path) -> tuple[Any, Path, Path]:
+    """A finished study, and where its adapter and its checkpoint are."""
+    outcome = run(study_file, tmp_path / "first", *ONE_RANK)
+    lora, full = outcome.results.study.runs
+    folder = StudyFolder(tmp_path / "first")
+    return outcome.results, folder.weights_folder(lora), folder.weights_folder(full)
+
+
+def test_imported_models_score_as_where_they_were_trained(
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    first, adapter, checkpoint = trained
+    entries = imports({"adapter": str(adapter), "name": "theirs"}, {"checkpoint": str(checkpoint)})
+    nothing = ["methods.lora=null", "methods.full=null"]
+    outcome = run(study_file, tmp_path / "second", *ONE_RANK, *nothing, entries)
+    results = outcome.results
+    assert [model.run.planned.method for model in results.runs] == ["lora", "full"]
+    for mine, theirs in zip(results.runs, first.runs, strict=True):
+        assert mine.items == theirs.items
+        assert mine.run.planned.num_trainable_parameters == (
+            theirs.run.planned.num_trainable_parameters
+        )
+        assert (mine.run.status, mine.run.num_steps) == ("trained", 0)
+    (part,) = outcome.recommendation.by_train_task
+    (verdict,) = part.verdicts
+    assert (verdict.rank, verdict.alpha, verdict.scaling) == (2, 4.0, 2.0)
+    assert verdict.label == "imported theirs"
+    assert verdict.learning_rate is None
+    copied = tmp_path / "second" / "runs" / results.runs[0].name / "adapter"
+    assert sorted(path.name for path in copied.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    shutil.rmtree(adapter)  # the study is complete without it
+    assert StudyFolder(tmp_path / "second").read_results() == results
+
+
+def test_an_import_stands_beside_trained_ranks(
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    entry = imports({"adapter": str(trained[1]), "name": "theirs"})
+    outcome = run(study_file, tmp_path / "second", *ONE_RANK, "methods.full=null", entry)
+    (part,) = outcome.recommendation.by_train_task
+    assert [verdict.label for verdict in part.verdicts] == ["imported theirs", "rank 2"]
+    first, second = part.verdicts
+    assert first.gain == second.gain  # it is the same training
+    two = run(study_file, tmp_path / "third", *ONE_RANK, "methods.full=null", entry, "seeds=[0,1]")
+    (part,) = two.recommendation.by_train_task
+    assert [verdict.label for verdict in part.verdicts] == ["rank 2"]
+    assert any("Imported theirs has no run with seed 0, 1" in reason for reason in part.reasons)
+
+
+def test_what_cannot_be_imported_is_said_at_planning(
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    _, adapter, checkpoint = trained
+
+    def changed(name: str, **settings: Any) -> Path:
+        copy = tmp_path / name
+        shutil.copytree(adapter, copy)
+        config = json.loads((copy / "adapter_config.json").read_text()) | settings
+        (copy / "adapter_config.json").write_text(json.dumps(config))
+        return copy
+
+    ia3 = changed("ia3", peft_type="IA3")
+    unranked, pickled = changed("unranked", r=None), changed("pickled")
+    (pickled / "adapter_model.safetensors").unlink()
+    stranger, wide = changed("stranger"), changed("wide")
+    weights = load_file(str(adapter / "adapter_model.safetensors"))
+    save_file(
+        {name.replace("q_proj", "w_proj"): tensor for name, tensor in weights.items()},
+        str(stranger / "adapter_model.safetensors"),
+    )
+    save_file(
+        {n: torch.zeros(2, 99) if n.endswith("lora_A.weight") else t for n, t in weights.items()},
+        str(wide / "adapter_model.safetensors"),
+    )
+    deeper = tmp_path / "deeper"
+    shutil.copytree(checkpoint, deeper)
+    config = json.loads((deeper / "config.json").read_text())
+    (deeper / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
+    folders = ("nowhere", ia3, unranked, pickled, stranger, wide)
+    entries = [{"adapter": str(folder)} for folder in folders]
+    with pytest.raises(PlanError) as caught:
+        plan_study(load_config(study_file, [imports(*entries, {"checkpoint": str(deeper)})]))
+    problems = str(caught.value)
+    assert "methods.imported[0]: " in problems
+    assert "nowhere is not a PEFT adapter: adapter_config.json cannot be read" in problems
+    assert "ia3 holds an adapter of kind IA3; only LORA has a rank" in problems
+    assert "unranked: adapter_config.json says r: None and lora_alpha: 4" in problems
+    assert "pickled has no adapter_model.safetensors" in problems
+    assert "w_proj, which the base model does not have" in problems
+    assert "its factor is (2, 99) and the layer" in problems
+    assert "deeper has num_hidden_layers 9 and the base model 2" in problems
+
+
+def test_another_content_is_another_run(study_file: Path, trained: tuple[Any, Path, Path]) -> None:
+    adapter = trained[1]
+    entry = imports({"adapter": str(adapter)})
+
+    def imported() -> Any:
+        return plan_study(load_config(study_file, [entry])).record.runs[-1]
+
+    before = imported()
+    weights = load_file(str(adapter / "adapter_model.safetensors"))
+    save_file(
+        {name: tensor * 2 for name, tensor in weights.items()},
+        str(adapter / "adapter_model.safetensors"),
+    )
+    after = imported()
+    assert before.imported_as == after.imported_as == "adapter"
+    assert before.fingerprint != after.fingerprint
+
+
+def test_with_several_trained_tasks_an_import_says_to_which_it_belongs(
+    study_file: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    several = ["train.task=[colours, sums]", "evaluation.out_of_domain=[]"]
+    entry = {"adapter": str(trained[1])}
+    with pytest.raises(PlanError, match=r"several tasks are trained on.*\(colours, sums\)"):
+        plan_study(load_config(study_file, [*several, imports(entry)]))
+    plan = plan_study(load_config(study_file, [*several, imports(entry | {"train_task": "sums"})]))
+    assert plan.record.runs[-1].train_task == "sums"

@@ -1,0 +1,92 @@
+"""Study files that ship: each loads, says what it is for, and plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rankwise.records.study_file import load_config, preset_names, preset_text
+from rankwise.study.planning.plan import plan_study
+
+PAPER_DATA = ("gsm8k", "mathqa", "medmcqa", "mmlu")
+
+
+def written(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(preset_text(name), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_loads_and_plans(
+    name: str, tmp_path: Path, tiny_model_folder: Path, tasks_folder: Path
+) -> None:
+    """On tasks of its own kind: the preset's are on a hub."""
+    config = load_config(written(tmp_path, name))
+    assert config.name == name
+    several = len(config.train.task) > 1
+    overrides = [
+        f"base_model={tiny_model_folder}",
+        f"tasks_path={tasks_folder}",
+        f"train.task={'[colours, sums]' if several else 'colours'}",
+        "train.split=null",
+        f"evaluation.out_of_domain={'[]' if several else '[sums]'}",
+        "evaluation.retention=[]",
+        "evaluation.held_out_text=[small_prose]",
+        "evaluation.domains={colours: knowledge, sums: mathematics}",
+    ]
+    plan = plan_study(load_config(written(tmp_path, name), overrides))
+    ranks = config.methods.lora.ranks if config.methods.lora else ()
+    assert {run.rank for run in plan.record.runs} - {None} == set(ranks)
+    assert any(run.method == "full" for run in plan.record.runs) == (
+        config.methods.full is not None
+    )
+
+
+def test_the_presets_are_the_paper_s_experiments_and_next_checks() -> None:
+    assert set(preset_names()) == {
+        "quickstart",
+        "sanity",
+        "retention",
+        "stress",
+        "alpha",
+        "learning-rate",
+        "beyond-128",
+        "paper-llama",
+        "paper-qwen",
+    }
+
+
+@pytest.mark.parametrize("name", ["paper-llama", "paper-qwen"])
+def test_the_paper_s_design_is_complete(name: str, tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, name))
+    assert config.train.task[:4] == PAPER_DATA
+    assert config.methods.lora is not None
+    assert config.methods.lora.ranks == (8, 16, 32, 64, 128)
+    assert [config.methods.lora.alpha[0].alpha_of(r) for r in (8, 128)] == [16, 256]
+    assert config.methods.lora.target_modules == (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    assert config.methods.full is not None
+    train = config.train
+    assert (train.epochs, train.batch_size, train.gradient_accumulation_steps) == ((3,), 2, 4)
+    assert (train.learning_rate.full, train.warmup_ratio) == ((5e-5,), 0.1)
+    assert config.evaluation.retention == ("mmlu",)
+    assert "LegalMCQ" in preset_text(name)
+    assert "stand-ins" in preset_text(name)
+
+
+def test_ranks_beyond_the_smaller_side_are_a_warning(
+    tmp_path: Path, tiny_model_folder: Path, tasks_folder: Path
+) -> None:
+    overrides = [
+        f"base_model={tiny_model_folder}",
+        f"tasks_path={tasks_folder}",
+        "train.task=colours",
+        "evaluation.retention=[]",
+        "evaluation.held_out_text=[]",
+        "evaluation.domains={}",
+    ]
+    record = plan_study(load_config(written(tmp_path, "beyond-128"), overrides)).record
+    assert any(
+        "rank 512 is above min(in, out) of k_proj, v_proj (24)" in w for w in record.warnings
+    )

@@ -1,0 +1,330 @@
+"""Users' own rows: every convention, every bad row named, and no row both trained and scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.engine.models import base as models
+from rankwise.errors import DataError
+from rankwise.tasks.requests import prepare_task
+from rankwise.tasks.user_data import UserData, load_user_data
+
+END = "<|im_end|>"
+ASSISTANT = "<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_folder: Path) -> Any:
+    return models.load_tokenizer(tiny_model_folder)
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def written(folder: Path, rows: list[Any], *, ensure_ascii: bool = True) -> Path:
+    path = folder / "rows.jsonl"
+    lines = [json.dumps(row, ensure_ascii=ensure_ascii) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def load(path: Path, tokenizer: Any, **options: Any) -> UserData:
+    settings: dict[str, Any] = {
+        "chat_template": False,
+        "held_out_fraction": 0.1,
+        "max_examples": None,
+        "exact_match": False,
+    }
+    return load_user_data(path, tokenizer, **(settings | options))
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    return [{"prompt": f"Say {n}:", "completion": f" {n}"} for n in range(count)]
+
+
+def scored_pairs(data: UserData, index: int = 0) -> list[tuple[str, str]]:
+    docs = data.tasks[index].task.test_docs()
+    return [(doc["prompt"], doc["completion"]) for doc in docs]
+
+
+def everything(data: UserData) -> list[tuple[str, str]]:
+    return [row[:2] for row in data.training] + scored_pairs(data)  # type: ignore[misc]
+
+
+def prepared(data: UserData, tokenizer: Any, index: int = 0, **options: Any) -> Any:
+    settings: dict[str, Any] = {
+        "max_length": 256,
+        "num_fewshot": None,
+        "limit": None,
+        "chat_template": False,
+    }
+    return prepare_task(data.tasks[index], tokenizer, **(settings | options))
+
+
+def problems_of(path: Path, tokenizer: Any, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(path, tokenizer, **options)
+    return str(caught.value)
+
+
+def test_prompt_and_completion_are_taken_as_they_are(tmp_path: Path, tokenizer: Any) -> None:
+    data = load(written(tmp_path, pairs(40)), tokenizer)
+    assert len(data.training) == 36
+    assert len(data.tasks) == 1
+    assert sorted(everything(data)) == sorted((f"Say {n}:", f" {n}{END}") for n in range(40))
+
+
+def test_held_out_rows_are_never_trained_on_and_do_not_change(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    path = written(tmp_path, pairs(30))
+    data = load(path, tokenizer, held_out_fraction=0.3)
+    held_out = scored_pairs(data)
+    assert len(held_out) == 9
+    assert not set(held_out) & {row[:2] for row in data.training}
+    again = load(path, tokenizer, held_out_fraction=0.3, max_examples=5)
+    assert scored_pairs(again) == held_out
+    assert again.training == data.training[:5]
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.001, 1), (0.5, 2), (0.999, 3)])
+def test_something_is_always_trained_on_and_scored(
+    tmp_path: Path, tokenizer: Any, fraction: float, held_out: int
+) -> None:
+    data = load(written(tmp_path, pairs(4)), tokenizer, held_out_fraction=fraction)
+    assert (len(data.training), len(scored_pairs(data))) == (4 - held_out, held_out)
+
+
+def test_the_chat_template_goes_around_a_plain_prompt_if_asked(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    rows = [{"prompt": "2+2?", "completion": "4"}, {"prompt": "1+1?", "completion": "2"}]
+    data = load(written(tmp_path, rows), tokenizer, chat_template=True)
+    assert sorted(everything(data)) == [
+        (f"<|im_start|>user\n1+1?{END}\n{ASSISTANT}", f"2{END}"),
+        (f"<|im_start|>user\n2+2?{END}\n{ASSISTANT}", f"4{END}"),
+    ]
+
+
+@pytest.mark.parametrize("chat_template", [False, True])
+def test_conversations_are_rendered_whatever_the_setting(
+    tmp_path: Path, tokenizer: Any, chat_template: bool
+) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"messages": [system, user("2+2?"), assistant("4"), user("And 3+3?"), assistant("6")]},
+        {"prompt": [user("1+1?")], "completion": [assistant("2")]},
+        {"prompt": [user("a")], "completion": [assistant("b"), user("c"), assistant("d")]},
+    ]
+    data = load(written(tmp_path, rows), tokenizer, chat_template=chat_template)
+    assert set(everything(data)) == {
+        (
+            f"<|im_start|>system\nBe brief.{END}\n<|im_start|>user\n2+2?{END}\n{ASSISTANT}4{END}\n"
+            f"<|im_start|>user\nAnd 3+3?{END}\n{ASSISTANT}",
+            f"6{END}",
+        ),
+        (f"<|im_start|>user\n1+1?{END}\n{ASSISTANT}", f"2{END}"),
+        (
+            f"<|im_start|>user\na{END}\n{ASSISTANT}b{END}\n<|im_start|>user\nc{END}\n{ASSISTANT}",
+            f"d{END}",
+        ),
+    }
+
+
+def test_equal_rows_are_kept_once(tmp_path: Path, tokenizer: Any) -> None:
+    path = written(tmp_path, pairs(5) * 4)
+    data = load(path, tokenizer, held_out_fraction=0.4)
+    assert len(everything(data)) == len(set(everything(data))) == 5
+    message = problems_of(written(tmp_path, pairs(1) * 9), tokenizer)
+    assert message == f"{path} has 1 distinct rows; at least 2 are needed."
+
+
+def test_rows_that_differ_in_form_only_are_the_same_row(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [
+        {"prompt": [user("q")], "completion": [assistant("a")]},
+        {"messages": [user("q"), assistant("a")]},
+        {"messages": [user("q"), assistant("b")]},
+    ]
+    assert len(everything(load(written(tmp_path, rows), tokenizer))) == 2
+
+
+def test_all_bad_rows_are_named_at_once(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    bad = [
+        '{"prompt": "ok", "completion": "fine"}',
+        '{"prompt": "half',
+        "[1, 2]",
+        '{"question": "q", "answer": "a"}',
+        "{}",
+        '{"prompt": "p", "completion": ""}',
+        '{"prompt": "p", "completion": " \\n"}',
+        '{"prompt": "p", "completion": 4}',
+        '{"messages": [{"role": "user", "content": "only"}]}',
+        "",
+        '{"messages": []}',
+        '{"prompt": [{"role": "user", "content": "q"}], "completion": "text"}',
+    ]
+    path.write_text("\n".join(bad))
+    lines = problems_of(path, tokenizer).split("\n  ")
+    assert lines[0] == "rows.jsonl has 10 bad rows"
+    assert [line.split(": ", 1)[0] for line in lines[1:]] == [
+        f"line {number}" for number in (2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
+    ]
+    said = {line.split(": ", 1)[0]: line.split(": ", 1)[1] for line in lines[1:]}
+    assert said["line 3"] == "not a JSON object"
+    assert said["line 4"] == "has answer, question; needs prompt and completion, or messages"
+    assert said["line 5"] == "has no fields; needs prompt and completion, or messages"
+    assert said["line 6"] == said["line 7"] == "the completion is empty"
+    assert said["line 8"] == "prompt and completion must be text, or lists of messages"
+    assert said["line 9"] == "the last turn must be the assistant's, and not empty"
+    assert said["line 11"] == "messages must be a list of objects with role and content"
+    assert said["line 12"] == "completion must be a list of objects with role and content"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([user("q"), assistant(" ")], "the last turn must be the assistant's, and not empty"),
+        ([assistant("a")], "there is no turn before the assistant's answer"),
+        ([user("q"), {"role": "assistant"}], "must be a list of objects with role and content"),
+        ("text", "must be a list of objects with role and content"),
+        (None, "must be a list of objects with role and content"),
+    ],
+)
+def test_conversations_without_an_answer(
+    tmp_path: Path, tokenizer: Any, messages: Any, reason: str
+) -> None:
+    path = written(tmp_path, [{"messages": messages}, *pairs(3)])
+    message = problems_of(path, tokenizer)
+    assert message.startswith("rows.jsonl has 1 bad rows\n  line 1: ")
+    assert message.endswith(reason)
+
+
+def test_of_many_bad_rows_the_first_ten_are_shown(tmp_path: Path, tokenizer: Any) -> None:
+    message = problems_of(written(tmp_path, [{}] * 25), tokenizer)
+    assert message.startswith("rows.jsonl has 25 bad rows")
+    assert "line 10: " in message
+    assert "line 11: " not in message
+    assert message.endswith("and 15 more")
+
+
+def test_a_tokenizer_without_a_chat_template(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    path = written(tmp_path, [{"messages": [user("q"), assistant("a")]}, *pairs(3)])
+    assert "line 1: the base model's tokenizer has no chat template" in problems_of(path, tokenizer)
+    assert len(everything(load(written(tmp_path, pairs(3)), tokenizer))) == 3
+
+
+@pytest.mark.parametrize("content", ["", "\n \n\n"], ids=["empty", "blank lines"])
+def test_a_file_without_rows(tmp_path: Path, tokenizer: Any, content: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    assert problems_of(path, tokenizer) == f"{path} has 0 distinct rows; at least 2 are needed."
+
+
+def test_one_row_cannot_be_trained_on_and_held_out(tmp_path: Path, tokenizer: Any) -> None:
+    path = written(tmp_path, pairs(1))
+    assert problems_of(path, tokenizer) == f"{path} has 1 distinct rows; at least 2 are needed."
+
+
+def test_a_missing_file_and_one_that_is_not_utf_8(tmp_path: Path, tokenizer: Any) -> None:
+    assert "nowhere.jsonl cannot be read" in problems_of(tmp_path / "nowhere.jsonl", tokenizer)
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"prompt": "é", "completion": "b"}\n'.encode("latin-1"))
+    assert "latin.jsonl cannot be read: 'utf-8' codec" in problems_of(path, tokenizer)
+
+
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_every_kind_of_text_survives(tmp_path: Path, tokenizer: Any, ensure_ascii: bool) -> None:
+    texts = ["é中🙂", "a\nb\r\nc\td", "\u2028 and \x85 and \u2029", '"quoted" \\ {{jinja}} {% x %}']
+    rows = [{"prompt": text, "completion": f"answer {text}"} for text in texts]
+    data = load(written(tmp_path, rows, ensure_ascii=ensure_ascii), tokenizer)
+    assert set(everything(data)) == {(text, f"answer {text}{END}") for text in texts}
+    for (prompt, completion), instance in zip(
+        scored_pairs(data), prepared(data, tokenizer).instances, strict=True
+    ):
+        assert instance.args == (prompt, completion)
+
+
+def test_files_of_other_editors(tmp_path: Path, tokenizer: Any) -> None:
+    lines = [json.dumps(row) for row in pairs(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode())
+    assert sorted(everything(load(path, tokenizer))) == [
+        (f"Say {n}:", f" {n}{END}") for n in (0, 1, 2)
+    ]
+
+
+def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "completion": "\\ud83d"}\n' + json.dumps(pairs(1)[0]))
+    assert "line 1: 'utf-8' codec can't encode character '\\ud83d'" in problems_of(path, tokenizer)
+
+
+def test_what_is_scored_is_the_completion_as_it_is_trained(tmp_path: Path, tokenizer: Any) -> None:
+    data = load(written(tmp_path, pairs(10)), tokenizer, held_out_fraction=0.4)
+    (task,) = data.tasks
+    assert (task.name, task.output_type, task.domain) == ("data_rows", "loglikelihood", "own data")
+    ready = prepared(data, tokenizer)
+    assert ready.num_items == 4
+    for (prompt, completion), request in zip(scored_pairs(data), ready.requests, strict=True):
+        assert completion.count(END) == 1
+        assert completion.endswith(END)
+        assert tokenizer.decode(request.context) == prompt
+        assert tokenizer.decode(request.continuation) == completion
+        assert request.continuation[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("options", [{"num_fewshot": 3}, {"chat_template": True}])
+def test_settings_for_benchmarks_leave_own_prompts_alone(
+    tmp_path: Path, tokenizer: Any, options: dict[str, Any]
+) -> None:
+    path = written(tmp_path, [{"messages": [user(str(n)), assistant("a")]} for n in range(20)])
+    for index in (0, 1):
+
+        def asked(index: int = index, **options: Any) -> Any:
+            data = load(path, tokenizer, held_out_fraction=0.5, exact_match=True)
+            return prepared(data, tokenizer, index, **options)
+
+        assert asked(**options).requests == asked().requests
+        assert asked(**options).num_fewshot == 0
+
+
+def test_exact_match_compares_what_is_generated(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": f"Say {n}:", "completion": f" it is {n}\n"} for n in range(10)]
+    data = load(written(tmp_path, rows), tokenizer, held_out_fraction=0.2, exact_match=True)
+    loss, exact = data.tasks
+    assert [loss.name, exact.name] == ["data_rows", "data_rows_exact_match"]
+    assert exact.output_type == "generate_until"
+    ready = prepared(data, tokenizer, 1)
+    assert [instance.args[0] for instance in ready.instances] == [p for p, _ in scored_pairs(data)]
+    assert all(instance.args[1]["until"] == [END] for instance in ready.instances)
+    right, wrong = ready.instances
+    answer = exact.task.doc_to_target(right.doc)
+    assert answer == f"it is {right.doc['prompt'][4:-1]}"
+    right.resps, wrong.resps = [f"  {answer}\n\n"], [f"{answer} or so"]
+    exact.task.apply_filters()
+    scores = [
+        exact.task.process_results(instance.doc, [instance.filtered_resps["stripped"]])
+        for instance in (right, wrong)
+    ]
+    assert [score["exact_match"] for score in scores] == [1, 0]
+
+
+def test_an_empty_prompt_is_allowed(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": "", "completion": f"text {n}"} for n in range(4)]
+    data = load(written(tmp_path, rows), tokenizer)
+    (request,) = prepared(data, tokenizer).requests
+    assert request.context == (tokenizer.bos_token_id,)
+    assert tokenizer.decode(request.continuation) == scored_pairs(data)[0][1]

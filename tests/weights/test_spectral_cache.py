@@ -1,0 +1,177 @@
+"""Decompositions that are kept: made once, by content, and done without where they cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from rankwise.weights import svd_cache as spectral_cache
+from rankwise.weights.refined_svd import refined_svd
+from rankwise.weights.spectra import Svd
+from rankwise.weights.svd_cache import SpectralCache
+
+Disk = namedtuple("Disk", "total used free")
+
+
+def weight(seed: int = 0, size: int = 130) -> torch.Tensor:
+    return torch.randn(size, size + 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Every matrix that is decomposed, in turn."""
+    calls: list[torch.Tensor] = []
+
+    def counted(matrix: torch.Tensor) -> Svd:
+        calls.append(matrix)
+        return refined_svd(matrix)
+
+    monkeypatch.setattr(spectral_cache, "refined_svd", counted)
+    return calls
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def same(one: Svd, other: Svd) -> bool:
+    return all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+
+
+def test_a_matrix_is_decomposed_once(tmp_path: Path, decomposed: list[torch.Tensor]) -> None:
+    cache, matrix = SpectralCache(tmp_path / "svd"), weight()
+    first = cache.svd(matrix)
+    second = SpectralCache(tmp_path / "svd").svd(matrix.clone())
+    assert len(decomposed) == 1
+    assert same(first, second)
+    assert torch.allclose(second.U * second.S @ second.Vh, matrix, atol=1e-4)
+    (path,) = files(tmp_path)
+    assert path.suffix == ".safetensors"
+
+
+def test_the_file_is_what_is_read(tmp_path: Path, decomposed: list[torch.Tensor]) -> None:
+    cache = SpectralCache(tmp_path)
+    cache.svd(weight())
+    cache.svd(weight(1))
+    first, second = files(tmp_path)
+    second.write_bytes(first.read_bytes())
+    mine, theirs = cache.svd(weight()), cache.svd(weight(1))
+    assert len(decomposed) == 2
+    assert same(mine, theirs)
+
+
+def test_other_contents_have_other_files(tmp_path: Path, decomposed: list[torch.Tensor]) -> None:
+    cache, matrix = SpectralCache(tmp_path), weight()
+    changed = matrix.clone()
+    changed[-1, -1] += 1e-3
+    square = torch.randn(136, 136, generator=torch.Generator().manual_seed(3))
+    others = [changed, matrix.T, matrix.bfloat16(), square, square.T]
+    for matrix_ in (matrix, *others):
+        cache.svd(matrix_)
+    assert len(decomposed) == len(files(tmp_path)) == 6
+    for matrix_ in (matrix, *others):
+        found = cache.svd(matrix_)
+        assert torch.allclose(found.U * found.S @ found.Vh, matrix_.float(), atol=1e-4)
+    assert len(decomposed) == 6
+
+
+def test_a_transposed_matrix_is_the_same_in_either_layout(
+    tmp_path: Path, decomposed: list[torch.Tensor]
+) -> None:
+    cache, matrix = SpectralCache(tmp_path), weight()
+    first = cache.svd(matrix.T)
+    assert same(cache.svd(matrix.T.contiguous()), first)
+    assert len(decomposed) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other tensors", "a folder"])
+def test_a_damaged_file_is_replaced(
+    tmp_path: Path, decomposed: list[torch.Tensor], damage: str
+) -> None:
+    cache = SpectralCache(tmp_path)
+    good = cache.svd(weight())
+    (path,) = files(tmp_path)
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other tensors":
+        from safetensors.torch import save_file
+
+        save_file({"U": torch.zeros(2), "other": torch.zeros(2)}, path)
+    else:
+        path.unlink()
+        path.mkdir()
+    assert same(cache.svd(weight()), good)
+    assert len(decomposed) == 2
+    if damage != "a folder":  # which is somebody's, and stays
+        assert path.read_bytes() == content
+        assert same(cache.svd(weight()), good)
+        assert len(decomposed) == 2
+
+
+def test_a_nearly_full_disk_keeps_nothing(
+    tmp_path: Path, decomposed: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * (130 * 130 + 130 + 130 * 136)
+    cache = SpectralCache(tmp_path)
+    for free, kept in ((100_000 + size, 0), (100_001 + size, 1)):  # a tenth of the disk stays free
+
+        def usage(_: object, free: int = free) -> Disk:
+            return Disk(1_000_000, 0, free)
+
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+        found = cache.svd(weight())
+        assert torch.allclose(found.U * found.S @ found.Vh, weight(), atol=1e-4)
+        assert len(files(tmp_path)) == kept
+    assert len(decomposed) == 2
+
+
+@pytest.mark.parametrize("moment", ["making the folder", "writing"])
+def test_where_nothing_can_be_written_there_is_still_an_answer(
+    tmp_path: Path,
+    decomposed: list[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    folder = tmp_path / "svd"
+    if moment == "making the folder":
+        folder.write_text("a file in its place")
+    else:
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(spectral_cache, "save_file", full)
+    before = files(tmp_path)
+    for _ in range(2):
+        found = SpectralCache(folder).svd(weight())
+        assert torch.allclose(found.U * found.S @ found.Vh, weight(), atol=1e-4)
+    assert len(decomposed) == 2
+    assert files(tmp_path) == before
+
+
+def test_small_matrices_are_not_kept(tmp_path: Path, decomposed: list[torch.Tensor]) -> None:
+    cache = SpectralCache(tmp_path / "svd")
+    for _ in range(2):
+        cache.svd(torch.randn(127, 400))
+    assert len(decomposed) == 2
+    assert files(tmp_path) == []
+
+
+def test_weights_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> None:
+    matrix = weight()
+    matrix[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        SpectralCache(tmp_path).svd(matrix)
+    assert files(tmp_path) == []
+
+
+def test_the_default_is_in_the_user_s_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral_cache, "cache_folder", lambda: Path("/somewhere"))
+    assert SpectralCache().folder == Path("/somewhere/svd")
