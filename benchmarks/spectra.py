@@ -33,7 +33,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankwise.engine.models.adapter_files import read_updates
 from rankwise.engine.models.base import fetch_weights, find_base_model
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.records.folder import StudyFolder
@@ -42,6 +41,7 @@ from rankwise.weights.adapted_svd import in_base_basis, leading_svd
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.refined_svd import refined_svd
 from rankwise.weights.spectra import Svd, best_matched, cosines, index_matched
+from rankwise.weights.updates import read_updates
 
 TOP_K = 500
 CLUSTER_GAP = 1e-4

@@ -63,10 +63,10 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, PeakMemory, choose_device, device_name
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training.loop import TrainingResult, train_pass
-from rankwise.engine.training.packing import Example
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
 from rankwise.records.config import BaseModelConfig
+from rankwise.tasks.training_rows import Example
 
 MAX_TOKENS = {"cpu": 2048, "cuda": 4096}
 ATTENTIONS = {"cpu": ("eager", "sdpa"), "cuda": ("sdpa",)}

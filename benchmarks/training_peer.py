@@ -33,10 +33,10 @@ from transformers import (
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, PeakMemory, device_name
 from rankwise.engine.models.trained_adapters import Adapter
-from rankwise.engine.training.packing import Example
 from rankwise.engine.training.trainees import effective_batches
 from rankwise.records.config import TrainConfig
 from rankwise.records.study import PlannedRun
+from rankwise.tasks.training_rows import Example
 
 IGNORED = -100  # labels that are not learned, by transformers' convention
 ROOT = Path(__file__).resolve().parents[1]

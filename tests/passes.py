@@ -12,12 +12,11 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
-from rankwise.engine.training.packing import Example
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
 from rankwise.records.config import LearningRateConfig, OptimizerName, TrainConfig
 from rankwise.records.study import PlannedRun
-from rankwise.tasks.training_rows import TrainingRow
+from rankwise.tasks.training_rows import Example, TrainingRow
 
 CPU = torch.device("cpu")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")

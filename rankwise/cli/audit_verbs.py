@@ -157,8 +157,8 @@ def truncate(
     intervention.json beside it.
     """
     quiet_libraries()
-    from rankwise.engine.models.adapter_files import read_updates
     from rankwise.weights.interventions import truncated_updates
+    from rankwise.weights.updates import read_updates
 
     with _usage_errors():
         _refuse_replacing(output)
@@ -276,10 +276,10 @@ def _written(
     mitigated: Mitigated | None = None,
 ) -> InterventionRecord:
     """Write the adapter, and what was done beside it."""
-    from rankwise.engine.models.adapter_folders import save_updates
     from rankwise.records.audits import ChangedLayer, InterventionRecord
     from rankwise.records.folder import write_atomically
     from rankwise.records.provenance import collect_provenance
+    from rankwise.weights.updates import save_updates
 
     record = InterventionRecord(
         source=str(source),

@@ -98,10 +98,11 @@ def heads(
     study = folder.read_study()
     quiet_libraries()
     from rankwise.cli.progress import TerminalObserver
+    from rankwise.study.models import HeadModels
     from rankwise.study.planning.plan import plan_study
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
     from rankwise.study.work.head_repair import HeadRepairer, can_repair
-    from rankwise.study.work.head_subjects import HeadModels, check_trained, find_run, find_tasks
+    from rankwise.study.work.head_subjects import check_trained, find_run, find_tasks
 
     chosen = find_run(study, run)
     check_trained(folder, chosen)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.contrasts import Runs
-from rankwise.findings.options import Option, OptionGains, TaskMean
-from rankwise.findings.pairs import POINTS, pair_items, run_record
+from rankwise.findings.options import Option, OptionGains, Runs, TaskMean
+from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.estimates import (
+    POINTS,
     Floats,
     crossed_difference,
     mean_over_tasks,

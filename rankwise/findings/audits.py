@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from rankwise.findings.weights import similarity
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
 from rankwise.records.spectra import (
@@ -15,6 +14,7 @@ from rankwise.records.spectra import (
     VectorChange,
     intruder_k,
     intruders_of,
+    similarity,
 )
 
 ENOUGH = 0.99

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from rankwise.findings.contrasts import Runs, bound_of, contrast, labelled_runs
+from rankwise.findings.options import Runs, bound_of, contrast, labelled_runs
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults, TrainTaskResults

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
-from rankwise.findings.contrasts import bound_of
-from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption
-from rankwise.findings.pairs import POINTS
-from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption, bound_of
+from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from rankwise.findings.contrasts import Runs, gains, labelled_runs
-from rankwise.findings.pairs import POINTS, pair_items, run_record
-from rankwise.findings.stats.estimates import Estimate, Floats, crossed_difference, mean_over_tasks
+import numpy as np
+
+from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.stats.estimates import (
+    POINTS,
+    Estimate,
+    Floats,
+    crossed_difference,
+    mean_over_tasks,
+)
+from rankwise.records import quantities
 from rankwise.records.axes import run_labels
-from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import PlannedRun, Record, Relation, Unit
+from rankwise.records.results import ModelResults, TrainTaskResults
+from rankwise.records.study import Bound, PlannedRun, Record, Relation, Unit
 
 
 class Option(Record):
@@ -177,3 +186,100 @@ def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int,
         len(plan.target_modules),
         plan.epochs or 0,
     )
+
+
+Runs = tuple[ModelResults, ...]
+
+
+def labelled_runs(results: TrainTaskResults) -> dict[str, Runs]:
+    """The trained runs of every option, full fine-tuning included, by label and in seed order.
+
+    Options of which a seed is missing or diverged are left out: the others are compared on all
+    seeds.
+    """
+    labels = run_labels(results.planned)
+    planned: dict[str, int] = {}
+    for plan in results.planned:
+        planned[labels[plan.name]] = planned.get(labels[plan.name], 0) + 1
+    runs: dict[str, list[ModelResults]] = {label: [] for label in planned}
+    for model in results.runs:
+        if run_record(model).status == "trained":
+            runs[labels[model.name]].append(model)
+    return {
+        label: tuple(sorted(found, key=lambda model: run_record(model).planned.seed or 0))
+        for label, found in runs.items()
+        if len(found) == planned[label]
+    }
+
+
+def gains(results: TrainTaskResults, runs: Sequence[ModelResults], task: str) -> Floats:
+    """(seeds, items): adapted - base on a task, positive where the adapted model is better."""
+    return np.stack([pair_items(results.base, run, task).gain for run in runs])
+
+
+def contrast(
+    results: TrainTaskResults,
+    runs: Sequence[ModelResults],
+    others: Sequence[ModelResults] | None,
+    tasks: Sequence[str],
+) -> Estimate:
+    """The macro-mean gain of one option, less that of another of the same seeds.
+
+    Args:
+        results: of the trained task.
+        runs: of the option.
+        others: of the one that it is compared with; None compares with the base.
+        tasks: at least one, all of one unit.
+    """
+    differences = [
+        gains(results, runs, task) - (0.0 if others is None else gains(results, others, task))
+        for task in tasks
+    ]
+    unit = results.base.items[tasks[0]].unit
+    return mean_over_tasks(differences, item_size=POINTS if unit == "points" else 0.0)
+
+
+def bound_of(estimate: Estimate, confidence: float) -> Bound:
+    """An estimate with its own two-sided interval."""
+    lower, upper = estimate.interval(confidence)
+    return Bound(estimate=estimate.value, lower=lower, upper=upper)
+
+
+_Setting = tuple[str, str, str, str]
+_NAMES = ("alpha ", "rate ", "on ", "epochs ")
+
+
+class Ladder(NamedTuple):
+    """LoRA options that differ by rank alone, smallest first; the label says what they share."""
+
+    label: str
+    rungs: tuple[TrainedOption, ...]
+
+
+def ladders(source: OptionGains) -> list[Ladder]:
+    """The trained ranks of every combination of the other settings, where there are several.
+
+    Two settings that come to one run at a rank (alpha 2r and 16 at rank 8) both have it.
+    """
+    rungs: dict[_Setting, dict[int, TrainedOption]] = {}
+    for option in source.options:
+        if option.plan.rank is not None and option.plan.imported_as is None:
+            for setting in _settings(option.plan):
+                rungs.setdefault(setting, {})[option.plan.rank] = option
+    varied = [len({setting[place] for setting in rungs}) > 1 for place in range(len(_NAMES))]
+    return [
+        Ladder(_label(setting, varied), tuple(by_rank[rank] for rank in sorted(by_rank)))
+        for setting, by_rank in rungs.items()
+        if len(by_rank) > 1
+    ]
+
+
+def _settings(plan: PlannedRun) -> Iterator[_Setting]:
+    modules = quantities.modules(plan.target_modules)
+    for alpha, rate in itertools.product(plan.alpha_labels, plan.rate_labels):
+        yield alpha, rate, modules, str(plan.epochs)
+
+
+def _label(setting: _Setting, varied: Sequence[bool]) -> str:
+    parts = zip(_NAMES, setting, varied, strict=True)
+    return ", ".join(f"{name}{value}" for name, value, is_varied in parts if is_varied)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
-from rankwise.findings.contrasts import Runs, gains
 from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
-from rankwise.findings.format_effects import format_effects
-from rankwise.findings.pairs import additional_items, compare, run_record
+from rankwise.findings.options import Runs, gains
+from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
 from rankwise.findings.statements import FullGain, reasons, statement
 from rankwise.findings.stats.estimates import Floats, default_margin, effective_items
 from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, study_bounds

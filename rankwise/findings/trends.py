@@ -7,8 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.contrasts import bound_of
-from rankwise.findings.options import Option
+from rankwise.findings.options import Option, bound_of
 from rankwise.findings.stats.estimates import Floats, mean_over_tasks
 from rankwise.records.study import Bound, Record, Unit
 

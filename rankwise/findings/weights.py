@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from rankwise.findings.ladders import Ladder, ladders
-from rankwise.findings.options import Option, OptionGains
+from rankwise.findings.options import Ladder, Option, OptionGains, ladders
 from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.growth import Fit, Growth, norm_growth
@@ -21,6 +20,7 @@ from rankwise.records.spectra import (
     SpectraRecord,
     VectorChange,
     intruders_of,
+    similarity,
 )
 from rankwise.records.study import Bound, Record, Relation, Unit
 
@@ -175,11 +175,6 @@ def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunW
         ),
         forgetting=dict(_forgetting(results, looked.model)),
     )
-
-
-def similarity(change: VectorChange) -> float:
-    """The mean |cos| of left and right vectors of one index, over all that were compared."""
-    return (change.left.index_matched[-1] + change.right.index_matched[-1]) / 2
 
 
 def _mean(values: Sequence[float]) -> float | None:

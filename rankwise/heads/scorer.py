@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_files import ScaledFactors
 from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
-from rankwise.engine.models.trained_adapters import layers_replaced
 from rankwise.engine.scoring.tree.answers import Answers, Targets, answer
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
 from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader

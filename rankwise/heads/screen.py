@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_files import ScaledFactors
 from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import PackedLayout, packed_attention
-from rankwise.engine.models.trained_adapters import layers_replaced
 from rankwise.heads.interventions import Head, delta_rows
 from rankwise.heads.layouts import HeadLayout, Part
 from rankwise.tasks.questions import Continuation

@@ -132,3 +132,8 @@ def intruders_of(
 def intruder_k(matrices: Iterable[MatrixSpectrum]) -> int:
     """Among how many leading vectors ``intruders_of`` counts; a smaller matrix has fewer."""
     return max(each.leading[0] for each in matrices)
+
+
+def similarity(change: VectorChange) -> float:
+    """The mean |cos| of left and right vectors of one index, over all that were compared."""
+    return (change.left.index_matched[-1] + change.right.index_matched[-1]) / 2

@@ -23,9 +23,8 @@ from rankwise.report.charts.weight_maps import (
     turned_map,
 )
 from rankwise.report.facts import Fact
-from rankwise.report.parts import Section, TitledTable
+from rankwise.report.parts import Chart, Figure, Section, TitledTable
 from rankwise.report.rendering import dark_rules, drawn_sections, render_template
-from rankwise.report.sections.overview import Chart, Figure
 from rankwise.report.tables.audits import kind_table, matrix_table, other_table, score_table
 
 RECORD_FILE, PAGE_FILE = "audit.json", "audit.html"

@@ -7,9 +7,9 @@ from typing import Any
 
 from rankwise.findings.options import Option, TaskMean
 from rankwise.records import quantities
-from rankwise.report.charts.theme import SERIES_SHAPES, kind_colour, kind_shape
 from rankwise.report.measures import Measure
-from rankwise.report.summaries import Cell, measure_cell
+from rankwise.report.parts import Cell
+from rankwise.report.summaries import measure_cell
 
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
@@ -56,16 +56,3 @@ def left_out_remark(labels: Sequence[str], where: str = "") -> tuple[str, ...]:
     if len(labels) == 1:
         return (f"{names} takes no part here{where}: a seed of it diverged or is missing.",)
     return (f"{names} take no part here{where}: seeds of them diverged or are missing.",)
-
-
-def option_marks(options: Sequence[Option]) -> dict[str, tuple[str, str]]:
-    """The colour and the shape of each option by label; those of one rank differ in shape."""
-    marks: dict[str, tuple[str, str]] = {}
-    seen: dict[str, int] = {}
-    for option in options:
-        place = seen.get(option.kind, 0)
-        seen[option.kind] = place + 1
-        shapes = [kind_shape(option.kind)]
-        shapes += [shape for shape in SERIES_SHAPES if shape not in ("circle", "square")]
-        marks[option.label] = (kind_colour(option.kind).light, shapes[place % len(shapes)])
-    return marks

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import StorageError
+from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.folder import StudyFolder, write_atomically
 from rankwise.records.results import StudyResults, TrainTaskResults
@@ -21,7 +22,7 @@ from rankwise.report.facts import (
     training_facts,
 )
 from rankwise.report.measures import summarise
-from rankwise.report.parts import file_name
+from rankwise.report.parts import Section, Table, file_name
 from rankwise.report.rendering import (
     DrawnFigure,
     DrawnSection,
@@ -30,8 +31,15 @@ from rankwise.report.rendering import (
     drawn_sections,
     render_template,
 )
+from rankwise.report.sections.axes import axis_section
+from rankwise.report.sections.claims import claims_section
+from rankwise.report.sections.heads import head_section
+from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.overview import study_figures
-from rankwise.report.study_sections import study_sections
+from rankwise.report.sections.retention import retention_section
+from rankwise.report.sections.signatures import signature_section
+from rankwise.report.sections.transfer import transfer_section
+from rankwise.report.sections.weights import weight_section
 from rankwise.report.summaries import (
     COLUMNS,
     RELATION_NAMES,
@@ -41,7 +49,7 @@ from rankwise.report.summaries import (
 )
 from rankwise.report.tables.comparisons import format_table, relation_table
 from rankwise.report.tables.csv import csv_tables
-from rankwise.report.tables.decision import Table, decision_table, measured_table, metrics_table
+from rankwise.report.tables.decision import decision_table, measured_table, metrics_table
 
 __all__ = ["verdict_table", "write_report"]
 
@@ -219,3 +227,25 @@ def _relations(
             table = f"Not measured: {reason}."
         found.append((RELATION_NAMES[relation].capitalize(), table))
     return tuple(found)
+
+
+def study_sections(
+    results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
+) -> tuple[Section, ...]:
+    """The sections of the page that are about the whole study, in their order."""
+    confidence = results.study.config.recommendation.confidence
+    sections = [signature_section(findings.signatures, not_looked_for(results), confidence)]
+    if findings.transfer is not None:
+        sections.append(transfer_section(findings.transfer))
+    if findings.retention:
+        sections.append(retention_section(findings.retention))
+    if findings.axes:
+        sections.append(axis_section(findings.axes))
+    if findings.mechanisms:
+        sections.append(mechanism_section(findings.mechanisms))
+    if findings.weights:
+        sections.append(weight_section(findings.weights, results))
+    if findings.heads:
+        sections.append(head_section(findings.heads, results))
+    sections.append(claims_section(findings.claims))
+    return tuple(sections)

@@ -1,4 +1,4 @@
-"""A section of the page: what it is called, and the remarks, figures and tables in it."""
+"""What the page is made of: cells, tables, figures, sections."""
 
 from __future__ import annotations
 
@@ -7,8 +7,68 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rankwise.report.sections.overview import Figure
-from rankwise.report.tables.decision import Table
+import altair as alt
+
+from rankwise.records.quantities import NOT_MEASURED
+
+
+class Cell(NamedTuple):
+    """A number as text, its interval ("75.1 to 84.1") and a remark; the last two may be empty."""
+
+    value: str
+    interval: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        """On one line: 81.0 (76.2 to 85.0)."""
+        text = f"{self.value} ({self.interval})" if self.interval else self.value
+        return f"{text} {self.note}" if self.note else text
+
+
+class Heading(NamedTuple):
+    """A column's title, and its unit, metric and n."""
+
+    title: str
+    detail: str = ""
+
+
+EMPTY = Cell(NOT_MEASURED)
+
+
+class RowGroup(NamedTuple):
+    """Rows under a heading of their own; the heading may be empty."""
+
+    title: str
+    detail: str
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+class Table(NamedTuple):
+    """A table as text. The first cell of each row names it. ``texts`` are the columns of words."""
+
+    caption: str
+    headings: tuple[Heading, ...]
+    groups: tuple[RowGroup, ...]
+    texts: tuple[int, ...] = (0,)
+
+
+Chart = alt.LayerChart | alt.FacetChart | alt.VConcatChart
+
+
+class Figure(NamedTuple):
+    """A chart with what goes with it.
+
+    ``description`` says in words what the chart shows, for those who do not see it. ``chart``
+    is None where the study has nothing to draw, and ``caption`` then says why. A ``is_wide``
+    chart takes the whole width of the page.
+    """
+
+    name: str
+    title: str
+    caption: str
+    description: str
+    chart: Chart | None
+    is_wide: bool = False
 
 
 class TitledTable(NamedTuple):

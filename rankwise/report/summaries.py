@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 from rankwise.records import quantities
-from rankwise.records.quantities import NOT_MEASURED
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import PlannedRun, Recommendation, Relation, Unit
 from rankwise.report.measures import Measure, ModelSummary, difference, relation_tasks, summarise
+from rankwise.report.parts import EMPTY, Cell, Heading
 
 RELATION_NAMES: dict[Relation, str] = {
     "in_domain": "in-domain",
@@ -17,29 +16,6 @@ RELATION_NAMES: dict[Relation, str] = {
     "retention": "retention",
     "held_out_text": "held-out prose",
 }
-
-
-class Cell(NamedTuple):
-    """A number as text, its interval ("75.1 to 84.1") and a remark; the last two may be empty."""
-
-    value: str
-    interval: str = ""
-    note: str = ""
-
-    def __str__(self) -> str:
-        """On one line: 81.0 (76.2 to 85.0)."""
-        text = f"{self.value} ({self.interval})" if self.interval else self.value
-        return f"{text} {self.note}" if self.note else text
-
-
-class Heading(NamedTuple):
-    """A column's title, and its unit, metric and n."""
-
-    title: str
-    detail: str = ""
-
-
-EMPTY = Cell(NOT_MEASURED)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,12 @@ from torch import nn
 from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, give_back_memory
-from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
+from rankwise.engine.models.frozen_adapters import (
+    FrozenAdapter,
+    FrozenPiece,
+    carrying,
+    load_frozen_adapter,
+)
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
@@ -154,3 +159,47 @@ class ResidentModels:
         return VllmScorer(
             folder, plan.base.folder, plan.record.precision, max_rank=max(ranks, default=0)
         )
+
+
+class HeadModels:
+    """The base and a run's model, one at a time where the run's is a model by itself."""
+
+    def __init__(self, plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> None:
+        self._plan, self._folder, self._run = plan, folder, run
+        self._held: tuple[str, nn.Module] | None = None
+        self._adapter: FrozenAdapter | None = None
+
+    def base(self) -> nn.Module:
+        """The base model, as the study scores it."""
+        plan = self._plan
+        if self._held is None or self._held[0] != "base":
+            self._let_go()
+            model = models.load_frozen(
+                models.fetch_weights(plan.base),
+                plan.record.precision,
+                plan.device,
+                plan.record.config.train.base_precision,
+            )
+            self._held = "base", model
+        return self._held[1]
+
+    def adapted(self) -> tuple[nn.Module, FrozenAdapter | None]:
+        """The run's model: the base and an adapter, or a model and None.
+
+        Raises:
+            ModelError: an adapter that is more than plain LoRA, or weights that cannot be read.
+        """
+        weights, precision = self._folder.weights_folder(self._run), self._plan.record.precision
+        if self._run.method == "lora":
+            base = self.base()
+            if self._adapter is None:
+                self._adapter = load_frozen_adapter(base, weights, DTYPES[precision])
+            return base, self._adapter
+        if self._held is None or self._held[0] != "full":
+            self._let_go()
+            self._held = "full", models.load_frozen(weights, precision, self._plan.device)
+        return self._held[1], None
+
+    def _let_go(self) -> None:
+        self._held = self._adapter = None
+        give_back_memory(self._plan.device)

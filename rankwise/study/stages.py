@@ -13,8 +13,8 @@ from rankwise.records.fingerprints import (
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.right_answers import RightAnswer
 
 ANALYSIS_WORK = 1500.0
 """What one decomposition of all adapted matrices of a run costs, in scored tokens: about that in

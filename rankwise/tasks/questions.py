@@ -107,3 +107,24 @@ class Scorer(Protocol):
     ) -> list[list[Generation]]:
         """Continue prompts; ``advance`` is told of tokens read and of ``max_new_tokens``."""
         ...
+
+
+class RightAnswer(NamedTuple):
+    """What a model reads and what it should say next.
+
+    Attributes:
+        task: in which it was asked.
+        doc_id: of the item.
+        context: token ids that are read.
+        continuation: token ids of the answer's beginning; at least one.
+    """
+
+    task: str
+    doc_id: int
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def tokens_read(self) -> tuple[int, ...]:
+        """The last token is only predicted."""
+        return (self.context + self.continuation)[:-1]

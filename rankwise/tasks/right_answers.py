@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rankwise.tasks.encoding import TextEncoder
+from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask, Request
 from rankwise.tasks.training_rows import option_index, target_text
 
@@ -20,27 +21,6 @@ MOST_BYTES = 256 * 2**20
 """What one model's log-probabilities of all these tokens may take, in float32."""
 
 _FLOAT32_BYTES = 4
-
-
-class RightAnswer(NamedTuple):
-    """What a model reads and what it should say next.
-
-    Attributes:
-        task: in which it was asked.
-        doc_id: of the item.
-        context: token ids that are read.
-        continuation: token ids of the answer's beginning; at least one.
-    """
-
-    task: str
-    doc_id: int
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
-
-    @property
-    def tokens_read(self) -> tuple[int, ...]:
-        """The last token is only predicted."""
-        return (self.context + self.continuation)[:-1]
 
 
 def right_answers(

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
+from rankwise.records.config import TrainConfig
+from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.resolution import LoadedTask, task_file_errors
 
 TRAINED_SUFFIX = "@train"
@@ -247,3 +249,55 @@ def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
     conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
     return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
+
+
+def tokenise_rows(
+    rows: Sequence[TrainingRow], tokenizer: Any, config: TrainConfig, max_length: int
+) -> list[Example]:
+    """Turn rows into tokens, split where likelihoods are.
+
+    Spaces at the end of a prompt are learned with the completion.
+
+    Args:
+        rows: prompt and completion as text.
+        tokenizer: of the base model.
+        config: says whether the prompt is learned too, and the longest example.
+        max_length: the model's own limit in tokens.
+
+    Raises:
+        DataError: a completion alone does not fit, or has no tokens.
+    """
+    limit = min(config.max_length, max_length)
+    encoder = TextEncoder(tokenizer)
+    examples: list[Example] = []
+    for index, row in enumerate(rows):
+        prompt, completion = encoder.split(row.prompt, row.completion)
+        tokens, num_completion = prompt + completion, len(completion)
+        if not 0 < num_completion < limit:
+            raise DataError(
+                f"training row {index}: its completion has {num_completion} tokens and an example "
+                f"may have {limit}. Raise train.max_length or shorten the row."
+            )
+        kept = tuple(tokens[-limit:])
+        num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion
+        examples.append(Example(kept, num_loss, is_truncated=len(tokens) > limit))
+    return examples
+
+
+class Example(NamedTuple):
+    """One tokenised example.
+
+    Attributes:
+        tokens: prompt and completion; at least one prompt token is kept.
+        num_loss_tokens: how many of the last tokens are learned.
+        is_truncated: the prompt did not fit and lost tokens on its left.
+    """
+
+    tokens: tuple[int, ...]
+    num_loss_tokens: int
+    is_truncated: bool
+
+    @property
+    def num_inputs(self) -> int:
+        """Tokens that are read: the last one is only predicted."""
+        return len(self.tokens) - 1

@@ -13,7 +13,6 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_files import (
     CONFIG_FILE,
     layers_without_factors,
-    read_updates,
     refuse_other_base,
 )
 from rankwise.engine.models.base import BaseModel, LinearShape
@@ -30,6 +29,7 @@ from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
 from rankwise.weights.spectra import Svd
 from rankwise.weights.svd_cache import SpectralCache
+from rankwise.weights.updates import read_updates
 
 # So many layers without factors are named, the others are counted.
 _NAMED_LAYERS = 4

@@ -15,9 +15,10 @@ from test_cli import rankwise, words
 from test_packed_attention import tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_updates
+from rankwise.engine.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord, InterventionRecord
 from rankwise.records.folder import read_record
+from rankwise.weights.updates import read_updates
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

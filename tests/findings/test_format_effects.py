@@ -10,7 +10,7 @@ from planted_results import planted_runs
 from test_formats import LETTERS_YAML
 
 from rankwise import write_report
-from rankwise.findings.format_effects import format_effects
+from rankwise.findings.pairs import format_effects
 from rankwise.findings.recommendation import recommend_for
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, TrainTaskResults

@@ -22,8 +22,7 @@ from rankwise.records.folder import StudyFolder, read_record
 from rankwise.records.items import task_items
 from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems
 from rankwise.records.study import TaskEvaluation
-from rankwise.report.page import write_report
-from rankwise.report.study_sections import study_sections
+from rankwise.report.page import study_sections, write_report
 
 TRAINED = "kinship@train"
 

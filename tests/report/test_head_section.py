@@ -13,10 +13,8 @@ from rankwise.cli.terminal import head_lines
 from rankwise.findings.heads import head_findings
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.results import StudyResults
-from rankwise.report.parts import Section
+from rankwise.report.parts import Figure, Section, Table
 from rankwise.report.sections.heads import head_section
-from rankwise.report.sections.overview import Figure
-from rankwise.report.tables.decision import Table
 
 OWN = "on rows of k and v where it has them to itself"
 SHARED = "on the rows of k and v that its group shares"

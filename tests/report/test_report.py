@@ -23,8 +23,9 @@ from rankwise.records.study import MetricScore, Recommendation
 from rankwise.report.facts import study_warnings
 from rankwise.report.measures import seeded_labels, summarise
 from rankwise.report.page import verdict_table, write_report
+from rankwise.report.parts import Cell
 from rankwise.report.sections.overview import study_figures
-from rankwise.report.summaries import COLUMNS, Cell, verdict_headings
+from rankwise.report.summaries import COLUMNS, verdict_headings
 from rankwise.report.tables.comparisons import relation_table
 
 FIGURES = (

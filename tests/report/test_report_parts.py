@@ -9,7 +9,7 @@ import pytest
 from rankwise.records import quantities
 from rankwise.report.charts.labels import Box, place_labels
 from rankwise.report.charts.theme import rank_colour
-from rankwise.report.inline_svg import inline_svg
+from rankwise.report.rendering import inline_svg
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun
-from rankwise.report.changes import drawn_options, option_marks
+from rankwise.report.changes import drawn_options
 from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatmap, step_colour
+from rankwise.report.charts.subjects import option_marks
 from rankwise.report.charts.theme import UNSHOWN, page_colours
-from rankwise.report.page import write_report
-from rankwise.report.study_sections import study_sections
+from rankwise.report.page import study_sections, write_report
 
 SUBJECTS = tuple(f"mmlu_subject_{number}" for number in range(24))
 DOMAINS = {"sums": "mathematics", "terms": "mathematics", "organs": "medicine"}

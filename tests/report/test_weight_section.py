@@ -22,9 +22,8 @@ from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
 from rankwise.report.charts.theme import page_colours
-from rankwise.report.page import write_report
+from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import Section
-from rankwise.report.study_sections import study_sections
 
 SCORES = {**SAME, "full": 0.72}
 RETENTION = {**FORGET, "full": 0.75}

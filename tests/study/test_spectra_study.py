@@ -26,7 +26,7 @@ from rankwise.records.folder import StudyFolder, read_record
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.status import study_status
 from rankwise.records.study_file import load_config
-from rankwise.report.study_sections import study_sections
+from rankwise.report.page import study_sections
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.work import weights as spectra_worker

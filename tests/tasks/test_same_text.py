@@ -12,7 +12,6 @@ from tokenizers.processors import TemplateProcessing
 
 from rankwise.engine.models import base as models
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.loop import tokenise_rows
 from rankwise.errors import DataError, OutOfMemoryError, PlanError
 from rankwise.records.config import TrainConfig
 from rankwise.records.folder import StudyFolder
@@ -21,7 +20,7 @@ from rankwise.study import run as study
 from rankwise.study.planning.plan import plan_study
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
-from rankwise.tasks.training_rows import TrainingRow, task_rows
+from rankwise.tasks.training_rows import TrainingRow, task_rows, tokenise_rows
 from rankwise.tasks.user_data import load_user_data
 
 

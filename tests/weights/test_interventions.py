@@ -15,13 +15,13 @@ from test_frozen_adapters import PATTERNS, rewritten, saved
 from test_packed_attention import tiny
 from torch import Tensor
 
-from rankwise.engine.models.adapter_files import CONFIG_FILE, read_updates
-from rankwise.engine.models.adapter_folders import save_updates
+from rankwise.engine.models.adapter_files import CONFIG_FILE
 from rankwise.errors import ModelError
 from rankwise.weights.interventions import Intervened, scaled_intruders, truncated_updates
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.refined_svd import refined_svd
 from rankwise.weights.spectra import Svd, best_matched, cosines, count_intruders
+from rankwise.weights.updates import read_updates, save_updates
 
 OUT, IN = 40, 56
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from rankwise.engine.models.base import BaseModel, LinearShape, find_base_model, target_shapes
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.config import BaseModelConfig
-from rankwise.weights.lowrank import LowRankUpdate
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -67,21 +66,6 @@ def read_factors(folder: Path) -> dict[str, ScaledFactors]:
         name: ScaledFactors(A, B, _scaling(config, name, A.shape[0], folder))
         for name, (A, B) in _read_matrices(folder).items()
     }
-
-
-def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
-    """The update of every adapted layer.
-
-    Raises:
-        ModelError: as ``read_factors``, or a weight is NaN or infinite.
-    """
-    updates: dict[str, LowRankUpdate] = {}
-    for name, (A, B, scaling) in read_factors(folder).items():
-        try:
-            updates[name] = LowRankUpdate(A, B, scaling)
-        except ValueError as error:
-            raise ModelError(f"the adapter in {folder}: {name}: {error} Train it again.") from error
-    return updates
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import peft
 import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankwise.engine.models.adapter_files import (
-    CONFIG_FILE,
     PREFIX,
     WEIGHTS_FILE,
-    read_adapter_config,
 )
 from rankwise.engine.models.trained_adapters import Adapter, LoraFactors
 from rankwise.errors import ModelError
-from rankwise.records.folder import write_atomically, writing
-from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.records.folder import writing
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
@@ -84,45 +78,6 @@ def save_adapter(
         config.save_pretrained(str(folder))
         safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     return (folder / WEIGHTS_FILE).stat().st_size
-
-
-def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: Path) -> None:
-    """Write other updates of the layers that an adapter adapts; its config is kept otherwise.
-
-    Ranks may differ from layer to layer: PEFT finds them by patterns that name whole layers.
-    Scalings become 1, factors float32.
-
-    Args:
-        updates: by layer, all of the adapter's.
-        folder: is created; not that of the adapter.
-        source: the adapter that was changed.
-
-    Raises:
-        ModelError: the adapter cannot be read.
-        StorageError: the folder cannot be written.
-    """
-    ranks = {name: update.rank for name, update in updates.items()}
-    most = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
-    config = read_adapter_config(source) | {
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "eva_config": None,
-        "inference_mode": True,
-    }
-    tensors: dict[str, Tensor] = {}
-    for name, update in updates.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.lora_A.float().contiguous()
-        scaled = update.scaling * update.lora_B.double()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = scaled.float().contiguous()
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def lora_factors(adapted_model: nn.Module) -> dict[str, LoraFactors]:

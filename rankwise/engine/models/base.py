@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,3 +332,16 @@ def context_length(model_config: Any, tokenizer: Any) -> int:
         if isinstance(each, Mapping) and each.get("rope_type") == "longrope":
             limit = min(limit, int(each["original_max_position_embeddings"]))
     return limit
+
+
+@contextlib.contextmanager
+def layers_replaced(base_model: nn.Module, layers: Mapping[str, nn.Module]) -> Generator[None]:
+    """Within the block, a model has other layers under these names; afterwards its own again."""
+    originals = {name: base_model.get_submodule(name) for name in layers}
+    try:
+        for name, layer in layers.items():
+            base_model.set_submodule(name, layer)
+        yield
+    finally:
+        for name, layer in originals.items():
+            base_model.set_submodule(name, layer)

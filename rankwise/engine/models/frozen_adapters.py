@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_files import ScaledFactors, read_factors
-from rankwise.engine.models.base import LinearShape, adaptable_shapes
-from rankwise.engine.models.trained_adapters import layers_replaced
+from rankwise.engine.models.base import LinearShape, adaptable_shapes, layers_replaced
 from rankwise.errors import ModelError
 
 # Up to so many rows, all of them are multiplied by all adapters, and what is not theirs is dropped.

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.base import LinearShape, layers_replaced
 
 
 class LoraFactors(NamedTuple):
@@ -139,19 +139,6 @@ def adapted(base_model: nn.Module, layer_names: Sequence[str]) -> Generator[Adap
     }
     with layers_replaced(base_model, layers):
         yield bank
-
-
-@contextlib.contextmanager
-def layers_replaced(base_model: nn.Module, layers: Mapping[str, nn.Module]) -> Generator[None]:
-    """Within the block, a model has other layers under these names; afterwards its own again."""
-    originals = {name: base_model.get_submodule(name) for name in layers}
-    try:
-        for name, layer in layers.items():
-            base_model.set_submodule(name, layer)
-        yield
-    finally:
-        for name, layer in originals.items():
-            base_model.set_submodule(name, layer)
 
 
 class _AdaptedLayer(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from rankwise.engine.models.adapter_files import read_adapter_config
 from rankwise.engine.models.devices import ResolvedPrecision
 from rankwise.errors import ModelError
+from rankwise.records.config import StudyConfig
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
 RESERVED_TOKENS = 2
@@ -232,3 +234,21 @@ def _log_likelihood(output: Any, continuation: Sequence[int]) -> LogLikelihood:
 def _generation(output: Any) -> Generation:
     (completion,) = output.outputs
     return Generation(completion.text, completion.finish_reason == "stop")
+
+
+def engine_problem(config: StudyConfig) -> str | None:
+    """Why the configured engine cannot score a study here, or None."""
+    if config.evaluation.engine == "resident":
+        return None
+    if importlib.util.find_spec("vllm") is None:
+        return (
+            "vllm is not installed; install rankwise[vllm] (it needs a GPU), or choose "
+            "evaluation.engine=resident"
+        )
+    if config.train.base_precision != "auto":
+        return (
+            f"vllm would score the unquantised base, and the adapters are trained on one in "
+            f"{config.train.base_precision}; choose evaluation.engine=resident, or "
+            "train.base_precision=auto"
+        )
+    return None

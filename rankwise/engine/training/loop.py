@@ -27,12 +27,10 @@ from rankwise.engine.models.devices import (
 from rankwise.engine.models.head import CompletionHead, backward_completion_loss
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
 from rankwise.engine.models.trained_adapters import AdapterBank, DroppedSequence, Piece
-from rankwise.engine.training.packing import Example, MicroBatch, Placed, pack, split_by_budget
+from rankwise.engine.training.packing import MicroBatch, Placed, pack, split_by_budget
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
-from rankwise.errors import DataError, DivergedError
+from rankwise.errors import DivergedError
 from rankwise.records.config import TrainConfig
-from rankwise.tasks.encoding import TextEncoder
-from rankwise.tasks.training_rows import TrainingRow
 
 
 class TrainingResult(NamedTuple):
@@ -70,39 +68,6 @@ class PassObserver(Protocol):
     def shrunk(self, max_tokens: int) -> None:
         """Memory ran out; from now on micro-batches have at most so many tokens."""
         ...
-
-
-def tokenise_rows(
-    rows: Sequence[TrainingRow], tokenizer: Any, config: TrainConfig, max_length: int
-) -> list[Example]:
-    """Turn rows into tokens, split where likelihoods are.
-
-    Spaces at the end of a prompt are learned with the completion.
-
-    Args:
-        rows: prompt and completion as text.
-        tokenizer: of the base model.
-        config: says whether the prompt is learned too, and the longest example.
-        max_length: the model's own limit in tokens.
-
-    Raises:
-        DataError: a completion alone does not fit, or has no tokens.
-    """
-    limit = min(config.max_length, max_length)
-    encoder = TextEncoder(tokenizer)
-    examples: list[Example] = []
-    for index, row in enumerate(rows):
-        prompt, completion = encoder.split(row.prompt, row.completion)
-        tokens, num_completion = prompt + completion, len(completion)
-        if not 0 < num_completion < limit:
-            raise DataError(
-                f"training row {index}: its completion has {num_completion} tokens and an example "
-                f"may have {limit}. Raise train.max_length or shorten the row."
-            )
-        kept = tuple(tokens[-limit:])
-        num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion
-        examples.append(Example(kept, num_loss, is_truncated=len(tokens) > limit))
-    return examples
 
 
 def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:

@@ -10,25 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rankwise.engine.models.packed_attention import PackedLayout
-
-
-class Example(NamedTuple):
-    """One tokenised example.
-
-    Attributes:
-        tokens: prompt and completion; at least one prompt token is kept.
-        num_loss_tokens: how many of the last tokens are learned.
-        is_truncated: the prompt did not fit and lost tokens on its left.
-    """
-
-    tokens: tuple[int, ...]
-    num_loss_tokens: int
-    is_truncated: bool
-
-    @property
-    def num_inputs(self) -> int:
-        """Tokens that are read: the last one is only predicted."""
-        return len(self.tokens) - 1
+from rankwise.tasks.training_rows import Example
 
 
 class Placed(NamedTuple):

@@ -14,11 +14,11 @@ from transformers import get_scheduler
 
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.optimizers import make_optimizer
-from rankwise.engine.training.packing import Example
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.config import OptimizerName, TrainConfig
 from rankwise.records.folder import replacing
 from rankwise.records.study import PlannedRun, Record
+from rankwise.tasks.training_rows import Example
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from rankwise.errors import RecordError
 from rankwise.findings.options import OptionGains, TrainedOption
-from rankwise.findings.pairs import POINTS
 from rankwise.findings.signatures.signature import Signature, SignatureName
-from rankwise.findings.stats.estimates import wilson_interval
+from rankwise.findings.stats.estimates import POINTS, wilson_interval
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.study import TaskEvaluation

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankwise.findings.ladders import ladders
-from rankwise.findings.options import OptionGains
-from rankwise.findings.pairs import POINTS, run_record
+from rankwise.findings.options import OptionGains, ladders
+from rankwise.findings.pairs import run_record
 from rankwise.findings.signatures.answers import answer_signatures
 from rankwise.findings.signatures.ranks import rank_signatures
 from rankwise.findings.signatures.scores import score_signatures
 from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
+from rankwise.findings.stats.estimates import POINTS
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
 from rankwise.records.results import StudyResults, TrainTaskResults

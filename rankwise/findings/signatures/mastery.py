@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
-from rankwise.findings.pairs import POINTS
-from rankwise.findings.stats.estimates import crossed_difference, wilson_interval
+from rankwise.findings.stats.estimates import POINTS, crossed_difference, wilson_interval
 from rankwise.records.results import ModelResults
 from rankwise.records.study import Unit
 

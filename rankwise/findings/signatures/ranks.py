@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rankwise.findings.ladders import Ladder, ladders
-from rankwise.findings.options import OptionGains, TaskMean, TrainedOption
+from rankwise.findings.options import Ladder, OptionGains, TaskMean, TrainedOption, ladders
 from rankwise.findings.signatures.mastery import level
 from rankwise.findings.signatures.signature import Signature, amount
 from rankwise.findings.stats.seeds import seed_spread

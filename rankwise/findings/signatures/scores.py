@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankwise.findings.contrasts import bound_of
-from rankwise.findings.options import OptionGains, TaskMean, TrainedOption
-from rankwise.findings.pairs import POINTS
+from rankwise.findings.options import OptionGains, TaskMean, TrainedOption, bound_of
 from rankwise.findings.signatures.mastery import NEARLY_PERFECT_NATS, level
 from rankwise.findings.signatures.signature import Signature, SignatureName, amount
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
 from rankwise.records import quantities
 from rankwise.records.study import Recommendation
 

@@ -370,3 +370,6 @@ def seeds_needed(slack: float, spread: Spread, level: float, num_seeds: int) -> 
 def _decides(slack: float, spread: Spread, level: float) -> NDArray[np.bool_]:
     power = float(special.ndtri(PLANNING_POWER))
     return (spread.quantile(level) + power) * spread.stderr <= slack
+
+
+POINTS = 100.0

@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 import altair as alt
 
 from rankwise.findings.options import Option, TaskMean
-from rankwise.report.changes import option_marks
-from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED, key_columns
+from rankwise.report.charts.theme import (
+    FONT_SIZE,
+    GRID,
+    INK,
+    MUTED,
+    SERIES_SHAPES,
+    key_columns,
+    kind_colour,
+    kind_shape,
+)
 
 Layers = alt.LayerChart | alt.FacetChart
 
@@ -140,3 +148,16 @@ def _cut(name: str) -> str:
     if len(name) <= _LABEL_LETTERS:
         return name
     return f"{name[: _LABEL_LETTERS - 12]}…{name[-11:]}"
+
+
+def option_marks(options: Sequence[Option]) -> dict[str, tuple[str, str]]:
+    """The colour and the shape of each option by label; those of one rank differ in shape."""
+    marks: dict[str, tuple[str, str]] = {}
+    seen: dict[str, int] = {}
+    for option in options:
+        place = seen.get(option.kind, 0)
+        seen[option.kind] = place + 1
+        shapes = [kind_shape(option.kind)]
+        shapes += [shape for shape in SERIES_SHAPES if shape not in ("circle", "square")]
+        marks[option.label] = (kind_colour(option.kind).light, shapes[place % len(shapes)])
+    return marks

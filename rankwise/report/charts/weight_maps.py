@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import altair as alt
 
-from rankwise.findings.weights import similarity
 from rankwise.records.spectra import (
     EPSILONS,
     INTRUDER_EPSILON,
@@ -15,6 +14,7 @@ from rankwise.records.spectra import (
     VectorChange,
     intruder_k,
     intruders_of,
+    similarity,
 )
 from rankwise.report.charts.drawing import Layers
 from rankwise.report.charts.layer_map import MapPanel, MapScale, layer_map, percent

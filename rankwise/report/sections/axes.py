@@ -24,11 +24,18 @@ from rankwise.records.study import Unit
 from rankwise.report.changes import left_out_remark, mean_cell, mean_row, mean_words
 from rankwise.report.charts.axes import MOST_VALUES, AxisMark, axis_chart
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Section, TitledTable, file_name
-from rankwise.report.sections.overview import Figure
-from rankwise.report.summaries import EMPTY, Cell, Heading
+from rankwise.report.parts import (
+    EMPTY,
+    Cell,
+    Figure,
+    Heading,
+    RowGroup,
+    Section,
+    Table,
+    TitledTable,
+    file_name,
+)
 from rankwise.report.tables.csv import csv_text
-from rankwise.report.tables.decision import RowGroup, Table
 
 MOST_PANELS = 9
 """More combinations of the other axes than this are too many to draw."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.findings.claims import Claim
-from rankwise.report.parts import Section, TitledTable
-from rankwise.report.summaries import Cell, Heading
-from rankwise.report.tables.decision import RowGroup, Table
+from rankwise.report.parts import Cell, Heading, RowGroup, Section, Table, TitledTable
 
 
 def claims_section(claims: Sequence[Claim]) -> Section:

@@ -12,8 +12,7 @@ from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report.charts.head_maps import HeadFigure, head_figures
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Section, TitledTable, file_name
-from rankwise.report.sections.overview import Figure
+from rankwise.report.parts import Figure, Section, TitledTable, file_name
 from rankwise.report.tables.csv import csv_text
 from rankwise.report.tables.heads import (
     change_rows,

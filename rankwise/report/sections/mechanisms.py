@@ -21,10 +21,8 @@ from rankwise.report.charts.mechanisms import (
     rank_panels,
 )
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Section, TitledTable, file_name
-from rankwise.report.sections.overview import Chart, Figure
+from rankwise.report.parts import Chart, Figure, Section, Table, TitledTable, file_name
 from rankwise.report.tables.csv import csv_text
-from rankwise.report.tables.decision import Table
 from rankwise.report.tables.mechanisms import (
     agreement_rows,
     agreement_table,

@@ -23,8 +23,7 @@ from rankwise.report.measures import (
     relation_tasks,
     summarise,
 )
-
-Chart = alt.LayerChart | alt.FacetChart | alt.VConcatChart
+from rankwise.report.parts import Figure
 
 MOST_PANELS, MOST_MARKS = 8, 36
 """More tasks than this of one relation, or more marks of its runs on all of them, are too many
@@ -41,22 +40,6 @@ RELATION_TITLES: dict[Relation, str] = {
 }
 
 _SUBTITLE_WIDTH = 70
-
-
-class Figure(NamedTuple):
-    """A chart with what goes with it.
-
-    ``description`` says in words what the chart shows, for those who do not see it. ``chart``
-    is None where the study has nothing to draw, and ``caption`` then says why. A ``is_wide``
-    chart takes the whole width of the page.
-    """
-
-    name: str
-    title: str
-    caption: str
-    description: str
-    chart: Chart | None
-    is_wide: bool = False
 
 
 class _Study(NamedTuple):

@@ -13,11 +13,17 @@ from rankwise.records import quantities
 from rankwise.report.changes import drawn_options, left_out_remark, mean_cell, mean_row, mean_words
 from rankwise.report.charts.subjects import SubjectRow, subject_chart
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Section, TitledTable, file_name
-from rankwise.report.sections.overview import Figure
-from rankwise.report.summaries import Cell, Heading
+from rankwise.report.parts import (
+    Cell,
+    Figure,
+    Heading,
+    RowGroup,
+    Section,
+    Table,
+    TitledTable,
+    file_name,
+)
 from rankwise.report.tables.csv import csv_text
-from rankwise.report.tables.decision import RowGroup, Table
 
 MOST_SUBJECTS = 20
 """More subjects than this are too many to draw; those with the largest loss are."""

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
-from rankwise.report.parts import Section, TitledTable
-from rankwise.report.summaries import EMPTY, Cell, Heading
+from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Section, Table, TitledTable
 from rankwise.report.tables.csv import csv_text
-from rankwise.report.tables.decision import RowGroup, Table
 
 _WHOLE_STUDY = "all models"
 

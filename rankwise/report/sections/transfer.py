@@ -21,11 +21,19 @@ from rankwise.records import quantities
 from rankwise.report.changes import drawn_options, left_out_remark, mean_cell, mean_row, mean_words
 from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatmap, heatmap_width
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Section, TitledTable, file_name
-from rankwise.report.sections.overview import Figure
-from rankwise.report.summaries import EMPTY, RELATION_NAMES, Cell, Heading
+from rankwise.report.parts import (
+    EMPTY,
+    Cell,
+    Figure,
+    Heading,
+    RowGroup,
+    Section,
+    Table,
+    TitledTable,
+    file_name,
+)
+from rankwise.report.summaries import RELATION_NAMES
 from rankwise.report.tables.csv import csv_text
-from rankwise.report.tables.decision import RowGroup, Table
 
 MOST_COLUMNS = 16
 """More columns than this cannot be read side by side; the rest is in the table."""

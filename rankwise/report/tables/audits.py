@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 
-from rankwise.findings.weights import similarity
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, OtherChange
 from rankwise.records.spectra import (
@@ -13,9 +12,10 @@ from rankwise.records.spectra import (
     VectorChange,
     intruder_k,
     intruders_of,
+    similarity,
 )
-from rankwise.report.summaries import EMPTY, Cell, Heading
-from rankwise.report.tables.decision import RowGroup, Table, metric_name
+from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
+from rankwise.report.tables.decision import metric_name
 
 MOST_OTHERS = 20
 

@@ -8,8 +8,9 @@ from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Comparison, FormatEffect, Recommendation, Relation
 from rankwise.report.measures import Measure, difference, opposite, summarise, task_score
-from rankwise.report.summaries import EMPTY, Cell, Heading, measure_cell
-from rankwise.report.tables.decision import RowGroup, Table, metric_name
+from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
+from rankwise.report.summaries import measure_cell
+from rankwise.report.tables.decision import metric_name
 
 
 class _Shown(NamedTuple):

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import Bound, RankVerdict, Recommendation, Relation, State, Unit
 from rankwise.report.measures import Measure, summarise
-from rankwise.report.summaries import EMPTY, RELATION_NAMES, Cell, Heading, measure_cell
+from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
+from rankwise.report.summaries import RELATION_NAMES, measure_cell
 
 _STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
-
-
-class RowGroup(NamedTuple):
-    """Rows under a heading of their own; the heading may be empty."""
-
-    title: str
-    detail: str
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-class Table(NamedTuple):
-    """A table as text. The first cell of each row names it. ``texts`` are the columns of words."""
-
-    caption: str
-    headings: tuple[Heading, ...]
-    groups: tuple[RowGroup, ...]
-    texts: tuple[int, ...] = (0,)
 
 
 def decision_table(recommendation: Recommendation) -> Table | None:

@@ -18,8 +18,7 @@ from rankwise.records import quantities
 from rankwise.records.heads import HeadEstimate, HeadRepair, ShareOf, TaskHeadEffects
 from rankwise.records.results import StudyResults
 from rankwise.records.study import Bound
-from rankwise.report.summaries import EMPTY, Cell, Heading
-from rankwise.report.tables.decision import RowGroup, Table
+from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
 
 _STRONGEST = 8
 

@@ -18,8 +18,7 @@ from rankwise.records import quantities
 from rankwise.records.study import Bound, Unit
 from rankwise.report.changes import mean_cell, mean_row
 from rankwise.report.measures import BASE_LABEL
-from rankwise.report.summaries import EMPTY, Cell, Heading
-from rankwise.report.tables.decision import RowGroup, Table
+from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
 
 TREND_NAMES: dict[TrendOf, str] = {
     "train-test gap": "gap between trained and test items",

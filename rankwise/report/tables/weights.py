@@ -10,8 +10,7 @@ from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import INTRUDER_EPSILON, VectorChange, intruders_of
 from rankwise.records.study import Bound
-from rankwise.report.summaries import EMPTY, Cell, Heading
-from rankwise.report.tables.decision import RowGroup, Table
+from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
 
 
 def run_table(found: TrainTaskWeights, intruder_k: int) -> Table:

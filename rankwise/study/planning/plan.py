@@ -22,11 +22,9 @@ from rankwise.engine.models.devices import (
     device_name,
     resolve_precision,
 )
-from rankwise.engine.scoring.engines import engine_problem
-from rankwise.engine.scoring.vllm import RESERVED_TOKENS
-from rankwise.engine.training.loop import num_optimizer_steps, tokenise_rows
+from rankwise.engine.scoring.vllm import RESERVED_TOKENS, engine_problem
+from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
-from rankwise.engine.training.packing import Example
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.records.axes import lora_variants
 from rankwise.records.config import FullConfig, StudyConfig
@@ -43,9 +41,10 @@ from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.passes import oversized, planned_passes
 from rankwise.study.planning.runs import TargetLayers, Trainable, planned_runs
 from rankwise.study.planning.tasks import TaskPlan, TaskPlanner
+from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.right_answers import RightAnswer, right_answers
-from rankwise.tasks.training_rows import TrainingRow
+from rankwise.tasks.right_answers import right_answers
+from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 from rankwise.tasks.user_data import ENDING_SUFFIX
 
 

@@ -10,11 +10,11 @@ from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.devices import ResolvedPrecision
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
-from rankwise.engine.training.packing import Example
 from rankwise.records.axes import LoraVariant, full_variants, lora_variants, rate_label
 from rankwise.records.config import StudyConfig
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import Method, PlannedRun
+from rankwise.tasks.training_rows import Example
 
 # Raised when a change to the code changes what is trained from equal settings.
 TRAINING_REVISION = 2

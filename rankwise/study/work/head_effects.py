@@ -20,9 +20,10 @@ from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
 from rankwise.records.study import PlannedRun
+from rankwise.study.models import HeadModels
 from rankwise.study.planning.plan import StudyPlan, metric_of
 from rankwise.study.stages import Observer
-from rankwise.study.work.head_subjects import HeadModels, relation_of
+from rankwise.study.work.head_subjects import relation_of
 from rankwise.tasks.questions import LogLikelihood
 from rankwise.tasks.requests import PreparedTask
 

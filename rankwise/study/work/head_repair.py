@@ -24,8 +24,8 @@ from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.heads import HeadEstimate, HeadRepair, RepairedTask, TaskHeadEffects
 from rankwise.records.study import PlannedRun
+from rankwise.study.models import HeadModels
 from rankwise.study.planning.plan import StudyPlan, metric_of
-from rankwise.study.work.head_subjects import HeadModels
 from rankwise.tasks.requests import PreparedTask
 
 MOST_HEADS = 8

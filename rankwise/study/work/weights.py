@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_files import read_updates
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.weights import is_stored_quantised, weight_matrices
 from rankwise.errors import BeyondLoraError, ModelError
@@ -24,6 +23,7 @@ from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
 from rankwise.weights.spectra import Svd
 from rankwise.weights.svd_cache import SpectralCache
+from rankwise.weights.updates import read_updates
 
 
 class _Subject(NamedTuple):

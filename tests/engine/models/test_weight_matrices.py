@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_updates
+from rankwise.engine.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError
 from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.updates import read_updates
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 C_ATTN = "transformer.h.1.attn.c_attn"

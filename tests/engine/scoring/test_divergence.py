@@ -25,7 +25,8 @@ from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import is_finished, stages
 from rankwise.tasks import right_answers as right_answers_module
-from rankwise.tasks.right_answers import MOST_TOKENS, RightAnswer, right_answers
+from rankwise.tasks.questions import RightAnswer
+from rankwise.tasks.right_answers import MOST_TOKENS, right_answers
 
 SETTINGS: dict[str, Any] = {"pad_id": 2, "max_batch_tokens": 40}
 

@@ -32,10 +32,10 @@ from rankwise.engine.training.memory import (
     estimate_training_memory,
 )
 from rankwise.engine.training.optimizers import make_optimizer
-from rankwise.engine.training.packing import Example
 from rankwise.records.config import FullConfig, TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.passes import USABLE_SHARE, oversized, planned_passes
+from rankwise.tasks.training_rows import Example
 
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 8000}
 LARGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 10}
