@@ -10,23 +10,17 @@ from typing import Any
 import peft
 import pytest
 import torch
-from audited_models import Q, adapter, edited, load, plant_intruder, rewritten
-from test_cli import rankwise, words
-from test_packed_attention import tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.engine.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord, InterventionRecord
 from rankwise.records.folder import read_record
 from rankwise.weights.updates import read_updates
+from tests.support.audited_models import Q, adapter, edited, load, plant_intruder, rewritten
+from tests.support.command_line import FEW, audited, rankwise, words
+from tests.support.tiny_models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-
-FEW = ("--top-k", 20, "--null-draws", 1)
-
-
-def audited(base: Path, target: Path, output: Path, *more: object) -> Any:
-    return rankwise("audit", base, target, "--output", output, *FEW, *more)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
 from typer.testing import CliRunner
 
@@ -18,6 +17,8 @@ from rankwise.cli import app, application
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config, preset_text
 from rankwise.tasks import resolution
+from tests.support import tiny_tasks
+from tests.support.command_line import rankwise, words
 
 VERBS = (
     "init", "plan", "run", "status", "report", "recommend", "tasks", "doctor", "export",
@@ -25,19 +26,6 @@ VERBS = (
     "heads",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
-
-
-def rankwise(*arguments: object) -> Any:
-    """Call the command in this process; asserts that nothing but an exit was raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
-
-
-def words(text: str) -> str:
-    """Without the line breaks of a narrow terminal."""
-    return " ".join(text.split())
 
 
 @pytest.fixture
@@ -56,9 +44,9 @@ class Finished:
         self.root = folder
         tasks = folder / "tasks"
         tasks.mkdir()
-        (tasks / "colours.py").write_text(conftest.COLOURS_PY)
-        (tasks / "colours.yaml").write_text(conftest.COLOURS_YAML)
-        (tasks / "sums.yaml").write_text(conftest.SUMS_YAML)
+        (tasks / "colours.py").write_text(tiny_tasks.COLOURS_PY)
+        (tasks / "colours.yaml").write_text(tiny_tasks.COLOURS_YAML)
+        (tasks / "sums.yaml").write_text(tiny_tasks.SUMS_YAML)
         self.file = folder / "small.yaml"
         self.file.write_text(
             f"base_model: {model}\ntasks_path: tasks\n"

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import pytest
-from planted_grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
 from scipy import stats
 
 from rankwise.findings.axes import Axis, AxisEffect, TrainTaskAxes, axis_effects
 from rankwise.findings.recommendation import recommend_for
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.study import PlannedRun
+from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
 
 TASKS = {"sums": relations(["sums"], retention=["facts"])}
 BASE = {"sums": 0.50, "facts": 0.90}

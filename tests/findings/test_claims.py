@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_results import planted_study
 
 from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.recommendation import recommend
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.results import StudyResults
+from tests.planted.results import planted_study
 
 MARGINS = RecommendationConfig(delta_points=5, epsilon_points=5)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from observers import Silent
-from planted_results import planted_runs
-from test_formats import LETTERS_YAML
 
 from rankwise import write_report
 from rankwise.findings.pairs import format_effects
@@ -17,6 +14,9 @@ from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from tests.planted.results import planted_runs
+from tests.support.observers import Silent
+from tests.support.tiny_tasks import LETTERS_YAML
 
 
 def with_trained_format(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from planted_heads import changes, effects, looked_into, named, with_effects
-from planted_results import Key, planted_study
 
 from rankwise.findings.heads import TrainTaskHeads, flat, head_findings
 from rankwise.records.heads import CHANGE_MEASURES
 from rankwise.records.results import StudyResults
+from tests.planted.heads import changes, effects, looked_into, named, with_effects
+from tests.planted.results import Key, planted_study
 
 
 def found(results: StudyResults) -> TrainTaskHeads:

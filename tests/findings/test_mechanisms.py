@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_results import Key, planted_evaluation, planted_items, planted_study
 from statsmodels.stats.inter_rater import cohens_kappa
-from test_study import run
 
 from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
 from rankwise.findings.recommendation import recommend
@@ -23,6 +21,8 @@ from rankwise.records.items import task_items
 from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems
 from rankwise.records.study import TaskEvaluation
 from rankwise.report.page import study_sections, write_report
+from tests.planted.results import Key, planted_evaluation, planted_items, planted_study
+from tests.support.studies import run
 
 TRAINED = "kinship@train"
 

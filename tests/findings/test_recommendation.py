@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_results import planted_runs
 
 from rankwise.errors import RecordError
 from rankwise.findings.recommendation import compare, recommend_for
@@ -18,6 +17,7 @@ from rankwise.findings.stats.estimates import mcnemar_exact
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Recommendation
+from tests.planted.results import planted_runs
 
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import pytest
-from planted_grid import grid_run, planted_grid, relations
 from scipy import stats
 
 from rankwise.findings.retention import ALL, RetentionLine, TrainTaskRetention, retention_groups
+from tests.planted.grid import grid_run, planted_grid, relations
 
 SIZES = {"sums": 100, "law": 100, "art": 300, "logic": 200}
 CHANGES = {"law": [-0.10], "art": [-0.02], "logic": [0.0]}

@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from observers import Silent
-from planted_grid import grid_run, planted_grid, relations
-from planted_results import planted_evaluation, planted_items, planted_study
 from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
@@ -36,6 +33,9 @@ from rankwise.records.study_file import load_config
 from rankwise.report.sections.signatures import signature_section
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from tests.planted.grid import grid_run, planted_grid, relations
+from tests.planted.results import planted_evaluation, planted_items, planted_study
+from tests.support.observers import Silent
 
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
 Q300 = float(stats.t.ppf(0.975, 299))

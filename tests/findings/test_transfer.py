@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 
 import pytest
-from planted_grid import Relations, grid_run, planted_grid, relations
 from scipy import stats
 
 from rankwise.findings.transfer import Transfer, TransferCell, transfer
 from rankwise.records.study import PlannedRun
+from tests.planted.grid import Relations, grid_run, planted_grid, relations
 
 TASKS = {
     "sums": relations(["sums"], ["terms", "organs"], ["facts"]),

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from planted_grid import grid_run, planted_grid, relations
-from planted_results import planted_study
-from planted_weights import KINDS, NUM_MATRICES, matrix, record, spectra, with_spectra
 
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.weights import ALL_MODULES, Association, TrainTaskWeights, weight_findings
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
-
-RANKS = (4, 8, 16, 32, 64)
-FORGET = {4: 0.90, 8: 0.88, 16: 0.85, 32: 0.82, 64: 0.80}
-SAME = dict.fromkeys(RANKS, 0.7)
-
-
-def logarithmic(run: PlannedRun) -> SpectraRecord:
-    """Attention grows by 0.5 a doubling from 1 at rank 1, the MLP's matrices by a square root."""
-    rank = run.rank or 1024
-    norms = {KINDS[0]: 1.0 + 0.5 * math.log2(rank), KINDS[1]: 0.25 * rank**0.5}
-    return spectra(run, lambda kind: norms[kind], intruders=math.log2(rank))
+from tests.planted.grid import grid_run, planted_grid, relations
+from tests.planted.results import planted_study
+from tests.planted.weights import (
+    FORGET,
+    KINDS,
+    NUM_MATRICES,
+    RANKS,
+    SAME,
+    logarithmic,
+    matrix,
+    record,
+    spectra,
+    two_tasks,
+    with_spectra,
+)
 
 
 def found(results: StudyResults, of: Any = logarithmic) -> TrainTaskWeights:
@@ -297,23 +297,6 @@ def test_a_run_of_which_another_seed_diverged_stands_beside_the_fit() -> None:
 
 def test_a_study_whose_weights_nobody_looked_into_has_no_findings() -> None:
     assert weight_findings(planted_study(SAME)) == ()
-
-
-def two_tasks(ranks: Sequence[int] = RANKS) -> StudyResults:
-    """On organs more rank forgets more, on sums less."""
-    plans = [grid_run(train, rank) for train in ("sums", "organs") for rank in ranks]
-    tasks = {
-        "sums": relations(["sums"], ["organs"], ["facts"]),
-        "organs": relations(["organs"], ["sums"], ["facts"]),
-    }
-
-    def score(plan: PlannedRun | None, task: str) -> float:
-        if plan is None or task != "facts":
-            return 0.7
-        sign = 1 if plan.train_task == "sums" else -1
-        return 0.7 + 0.03 * sign * math.log2(plan.rank or 1)
-
-    return with_spectra(planted_grid(plans, tasks, score), logarithmic)
 
 
 def test_every_trained_task_is_looked_at_alone() -> None:

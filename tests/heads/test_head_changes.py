@@ -9,8 +9,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from test_frozen_adapters import saved
-from test_packed_attention import OWN, tiny
 
 from rankwise.engine.models.adapter_files import read_factors
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
@@ -23,6 +21,8 @@ from rankwise.heads.changes import (
     share_maps,
 )
 from rankwise.heads.layouts import head_layouts
+from tests.support.saved_adapters import saved
+from tests.support.tiny_models import OWN, tiny
 
 PROMPTS = [(5, 9, 11, 40, 3, 7, 8), (3, 4, 5, 6), (60, 13, 22, 31, 9), (8, 8, 8, 8, 30, 2)]
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_packed_attention import tiny
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import ModelError
 from rankwise.heads.layouts import LAYOUTS, HeadLayout, Part, head_layouts
+from tests.support.tiny_models import tiny
 
 FAMILIES = {
     "Llama": ("q_proj, k_proj, v_proj", 2),

@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from test_frozen_adapters import saved
-from test_packed_attention import tiny
-from test_resident_scorer import ITEMS, assert_equal, plainly
-from torch import Tensor, nn
+from torch import Tensor
 
-from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
+from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, adapted_heads, save_without_heads
 from rankwise.heads.layouts import head_layouts
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Reversion
+from tests.support.head_adapters import PROJECTIONS, adapter_of, hooked, quiet
+from tests.support.plain_answers import ITEMS, assert_equal, plainly
+from tests.support.saved_adapters import saved
+from tests.support.tiny_models import tiny
 
 FAMILIES = ["Llama", "GPTNeoX", "Phi3", "GPT2", "Gemma3", "Qwen3"]
-PROJECTIONS = {
-    "Llama": ["q_proj", "k_proj", "o_proj"],
-    "GPTNeoX": ["query_key_value", "attention.dense"],
-    "Phi3": ["qkv_proj", "o_proj", "down_proj"],
-    "GPT2": ["c_attn", "attn.c_proj"],
-}
-quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:The following:RuntimeWarning")
-
-
-@contextmanager
-def hooked(model: Any, head: Head, value: Tensor | None = None) -> Iterator[Any]:
-    """A head's slice of what is projected set to a value, as a plain script does it."""
-    layout = head_layouts(model)[head.layer]
-
-    def change(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        hidden = inputs[0].clone()
-        hidden[..., layout.columns(head.head).span] = 0.0 if value is None else value
-        return (hidden,)
-
-    handle = model.get_submodule(layout.output).register_forward_pre_hook(change)
-    yield model
-    handle.remove()
 
 
 def scorer_of(model: Any, **options: Any) -> HeadScorer:
     return HeadScorer(model, **{"max_batch_tokens": 500, **options})
-
-
-def adapter_of(family: str, folder: Path) -> tuple[Any, FrozenAdapter]:
-    """A model, and an adapter for it on its heads."""
-    saved(folder, family, target_modules=PROJECTIONS[family])
-    model = tiny(family)
-    return model, load_frozen_adapter(model, folder, torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_head_scorer import PROJECTIONS, adapter_of, hooked, quiet
-from test_packed_attention import tiny
-from test_resident_scorer import plainly
 from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_files import ScaledFactors
@@ -19,6 +16,9 @@ from rankwise.heads.layouts import head_layouts
 from rankwise.heads.scorer import HeadScorer
 from rankwise.heads.screen import Choice, Gating, expected_effects
 from rankwise.tasks.questions import Continuation
+from tests.support.head_adapters import PROJECTIONS, adapter_of, hooked, quiet
+from tests.support.plain_answers import plainly
+from tests.support.tiny_models import tiny
 
 STEP = 1e-2
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observers import Silent
 
 from rankwise.engine.models import base as models
 from rankwise.errors import ConfigError
@@ -17,6 +16,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from tests.support.observers import Silent
 
 
 def config(**methods: Any) -> StudyConfig:

@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import conftest
 import pytest
-from observers import Silent
 from typer.testing import CliRunner
 
 from rankwise.cli import app
@@ -24,6 +22,8 @@ from rankwise.records.lm_eval_export import ExportedModel, export_lm_eval
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from tests.support import tiny_tasks
+from tests.support.observers import Silent
 
 # two filters, so that a file has every document twice
 DIGITS_YAML = """
@@ -97,11 +97,11 @@ def study(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("export")
     tasks = root / "tasks"
     tasks.mkdir()
-    (tasks / "colours.py").write_text(conftest.COLOURS_PY)
+    (tasks / "colours.py").write_text(tiny_tasks.COLOURS_PY)
     for name, text in {
-        "colours": conftest.COLOURS_YAML,
-        "small_prose": conftest.PROSE_YAML,
-        "sums": conftest.SUMS_YAML,
+        "colours": tiny_tasks.COLOURS_YAML,
+        "small_prose": tiny_tasks.PROSE_YAML,
+        "sums": tiny_tasks.SUMS_YAML,
         "digits": DIGITS_YAML,
         "last_word": LAST_WORD_YAML,
     }.items():

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import planted_results
 import pytest
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
@@ -21,6 +20,7 @@ from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder, read_record
 from rankwise.records.folder import write_atomically as write
 from rankwise.records.results import StudyResults, TaskItems
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
+from tests.planted import results as planted_results
 
 ODD_NAMES = [
     "plain",

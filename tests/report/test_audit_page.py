@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from audited_models import adapter, checkpoint, plant_intruder
 from torch import Tensor
 
 from rankwise.records.audits import AuditRecord, AuditScore
 from rankwise.report.audit_page import audit_page, target_name
 from rankwise.report.charts.theme import page_colours
 from rankwise.weights.audit import AuditSettings, audit, find_audited
+from tests.support.audited_models import adapter, checkpoint, plant_intruder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -6,8 +6,6 @@ import csv
 import io
 
 import pytest
-from planted_heads import effects, looked_into, named, repair, with_effects
-from planted_results import planted_study
 
 from rankwise.cli.terminal import head_lines
 from rankwise.findings.heads import head_findings
@@ -15,6 +13,8 @@ from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.results import StudyResults
 from rankwise.report.parts import Figure, Section, Table
 from rankwise.report.sections.heads import head_section
+from tests.planted.heads import effects, looked_into, named, repair, with_effects
+from tests.planted.results import planted_study
 
 OWN = "on rows of k and v where it has them to itself"
 SHARED = "on the rows of k and v that its group shares"

@@ -8,12 +8,10 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_results import planted_runs, planted_study
 
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import study_findings
@@ -27,6 +25,8 @@ from rankwise.report.parts import Cell
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import COLUMNS, verdict_headings
 from rankwise.report.tables.comparisons import relation_table
+from tests.planted.results import planted_runs, planted_study
+from tests.support.pages import Page
 
 FIGURES = (
     "gain-and-retention",
@@ -37,26 +37,6 @@ FIGURES = (
     "retention-by-subject",
 )
 HOSTILE = "<script>alert('x')</script>\"&"
-
-
-class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text between them."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.parts: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.parts))
 
 
 def made(folder: Path, **planted: Any) -> tuple[TrainTaskResults, Recommendation, str]:

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from planted_grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
-from planted_results import planted_study
-from test_report import Page
 
 from rankwise.findings.options import Option, TaskMean
 from rankwise.findings.recommendation import recommend
@@ -27,6 +24,9 @@ from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatma
 from rankwise.report.charts.subjects import option_marks
 from rankwise.report.charts.theme import UNSHOWN, page_colours
 from rankwise.report.page import study_sections, write_report
+from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
+from tests.planted.results import planted_study
+from tests.support.pages import Page
 
 SUBJECTS = tuple(f"mmlu_subject_{number}" for number in range(24))
 DOMAINS = {"sums": "mathematics", "terms": "mathematics", "organs": "medicine"}

@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from planted_results import planted_study
-from planted_weights import KINDS, NUM_LAYERS, matrix, record, spectra, with_spectra
-from test_report import Page
-from test_weight_findings import FORGET, SAME, logarithmic, two_tasks
 
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import StudyFindings, study_findings
@@ -24,6 +20,20 @@ from rankwise.records.study import PlannedRun
 from rankwise.report.charts.theme import page_colours
 from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import Section
+from tests.planted.results import planted_study
+from tests.planted.weights import (
+    FORGET,
+    KINDS,
+    NUM_LAYERS,
+    SAME,
+    logarithmic,
+    matrix,
+    record,
+    spectra,
+    two_tasks,
+    with_spectra,
+)
+from tests.support.pages import Page
 
 SCORES = {**SAME, "full": 0.72}
 RETENTION = {**FORGET, "full": 0.75}

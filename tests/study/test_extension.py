@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observers import Recorder
 
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError
@@ -17,6 +16,7 @@ from rankwise.study.extension import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.work import scoring as score_worker
+from tests.support.observers import Recorder
 
 SETTINGS = [
     "methods.lora.ranks=[2]",

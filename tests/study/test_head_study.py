@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import conftest
 import numpy as np
 import pytest
 import torch
-from observers import Recorder
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
-from test_cli import rankwise, words
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
@@ -37,6 +34,9 @@ from rankwise.study.run import run_study
 from rankwise.study.stages import is_finished, stages
 from rankwise.study.work.head_repair import _Search
 from rankwise.tasks.questions import LogLikelihood
+from tests.support import tiny_tasks
+from tests.support.command_line import rankwise, words
+from tests.support.observers import Recorder
 
 HUES_YAML = """
 include: colours.yaml
@@ -52,11 +52,11 @@ class Finished:
     def __init__(self, root: Path, model: Path) -> None:
         tasks = root / "tasks"
         tasks.mkdir()
-        (tasks / "colours.py").write_text(conftest.COLOURS_PY)
+        (tasks / "colours.py").write_text(tiny_tasks.COLOURS_PY)
         for name, text in (
-            ("colours", conftest.COLOURS_YAML),
+            ("colours", tiny_tasks.COLOURS_YAML),
             ("hues", HUES_YAML),
-            ("sums", conftest.SUMS_YAML),
+            ("sums", tiny_tasks.SUMS_YAML),
         ):
             (tasks / f"{name}.yaml").write_text(text)
         self.file = root / "small.yaml"

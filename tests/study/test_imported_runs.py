@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from observers import Silent
 from safetensors.torch import load_file, save_file
 
 from rankwise.errors import PlanError
@@ -17,6 +16,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from tests.support.observers import Silent
 
 ONE_RANK = [
     "methods.lora.ranks=[2]",

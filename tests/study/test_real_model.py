@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observers import Silent
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
@@ -14,6 +13,7 @@ from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from tests.support.observers import Silent
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from observers import Recorder
-from plain_scorer import PlainScorer
 
-from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
 from rankwise.errors import PlanError, UnchangedOutputsError
 from rankwise.records.folder import StudyFolder
@@ -27,6 +24,9 @@ from rankwise.study.work import stages as worker
 from rankwise.tasks.questions import Continuation, LogLikelihood
 from rankwise.tasks.requests import Request
 from rankwise.tasks.update_guard import probes
+from tests.support.observers import Recorder
+from tests.support.plain_scorer import PlainScorer
+from tests.support.saved_adapters import save_dora
 
 RANKS = "methods.lora.ranks=[2, 4, 8]"
 SMALL = [RANKS, "methods.full=null", "evaluation.limit=6", "train.epochs=1"]
@@ -214,19 +214,6 @@ def test_probes_are_ends_of_distinct_texts() -> None:
 
 
 # adapters that only PEFT can apply
-
-
-def save_dora(folder: Path, model_folder: Path) -> None:
-    settings = peft.LoraConfig(
-        r=2, lora_alpha=8, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"
-    )
-    base: Any = models.load_frozen(model_folder, "float32", torch.device("cpu"))
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        adapted: Any = peft.get_peft_model(base, settings)
-        for _, lora_B in adapters.lora_factors(adapted).values():
-            lora_B.data.normal_(std=0.1)
-    adapted.save_pretrained(str(folder))
 
 
 def test_an_adapter_that_only_peft_can_apply_is_scored_alone(

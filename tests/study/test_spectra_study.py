@@ -12,11 +12,8 @@ from typing import Any, NamedTuple
 import peft
 import pytest
 import torch
-from conftest import COLOURS_PY, COLOURS_YAML
-from observers import Recorder
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from test_score_worker import save_dora
 
 from rankwise.cli.terminal import status_table
 from rankwise.engine.models import base as models
@@ -30,6 +27,9 @@ from rankwise.report.page import study_sections
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.work import weights as spectra_worker
+from tests.support.observers import Recorder
+from tests.support.saved_adapters import save_dora
+from tests.support.tiny_tasks import COLOURS_PY, COLOURS_YAML
 
 STUDY = """
 base_model: {model}

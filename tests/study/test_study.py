@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from observers import Recorder
 
 from rankwise.errors import PlanError, RecordError, StudyLockedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.run import run_study
 from rankwise.study.stages import is_finished, stages
+from tests.support.studies import run
 
 # Kills its own process at a chosen moment of a chosen function, then does nothing else.
 DRIVER = """
@@ -68,12 +67,6 @@ class Silent:
 
 study.run_study(plan_study(load_config(study_file)), store.StudyFolder(folder), Silent())
 """
-
-
-def run(study_file: Path, folder: Path, *overrides: str) -> tuple[Any, Recorder]:
-    recorder = Recorder()
-    plan = plan_study(load_config(study_file, overrides))
-    return run_study(plan, StudyFolder(folder), recorder), recorder
 
 
 def files(folder: Path, pattern: str) -> dict[Path, int]:

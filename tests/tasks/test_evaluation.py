@@ -10,7 +10,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from plain_scorer import PlainScorer
 
 from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
@@ -20,6 +19,7 @@ from rankwise.tasks.evaluation import Known, ScoredModel, evaluate
 from rankwise.tasks.questions import Continuation
 from rankwise.tasks.requests import SAMPLING_SEED, prepare_task
 from rankwise.tasks.resolution import load_tasks
+from tests.support.plain_scorer import PlainScorer
 
 CPU = torch.device("cpu")
 MAX_LENGTH = 256

@@ -19,14 +19,7 @@ from rankwise.tasks.formats import (
 )
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
-
-LETTERS_YAML = """
-include: colours.yaml
-task: colours_letters
-doc_to_text: "Question: {{question}}\\n{% for c in choices %}{{'ABC'[loop.index0]}}. {{c}}\\n\
-{% endfor %}Answer:"
-doc_to_choice: "{{'ABC'[:choices|length]|list}}"
-"""
+from tests.support.tiny_tasks import LETTERS_YAML
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
-from observers import Silent
 
 from rankwise.engine.models import base as models
 from rankwise.errors import PlanError
@@ -20,6 +19,7 @@ from rankwise.tasks.overlap import Overlap, find_overlap, normalised_text
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
+from tests.support.observers import Silent
 
 LONG = "Which colour has the sky on a day without any clouds at all"
 OTHER = "How many legs has a spider that has lost none of them so far"

@@ -13,7 +13,6 @@ from unittest import mock
 import lm_eval
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
@@ -21,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from rankwise.engine.models import base as models
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks, quiet_lm_eval
+from tests.support.tiny_tasks import CHAT_TEMPLATE
 
 TASKS = ["local_sciq", "local_mmlu", "local_gsm8k", "small_prose"]
 SETTINGS = {

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
 
 from rankwise.engine.models import base as models
@@ -20,6 +19,7 @@ from rankwise.tasks.resolution import (
     quiet_lm_eval,
 )
 from rankwise.tasks.training_rows import task_rows
+from tests.support import tiny_tasks
 
 END = "<|im_end|>"
 CHOICE: dict[str, Any] = {
@@ -168,8 +168,8 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_task_file_that_is_wrong(tasks_folder: Path, right: str, wrong: str, reason: str) -> None:
-    assert right in conftest.COLOURS_YAML
-    (tasks_folder / "colours.yaml").write_text(conftest.COLOURS_YAML.replace(right, wrong))
+    assert right in tiny_tasks.COLOURS_YAML
+    (tasks_folder / "colours.yaml").write_text(tiny_tasks.COLOURS_YAML.replace(right, wrong))
     with pytest.raises(TaskError, match="task 'colours' was found and cannot be loaded") as caught:
         load_tasks(["colours"], [tasks_folder])
     assert reason in str(caught.value)
@@ -189,7 +189,7 @@ def test_a_task_without_rows_to_score(tasks_folder: Path) -> None:
 def test_what_is_trained_is_what_is_scored_for_the_right_option(
     tasks_folder: Path, tokenizer: Any, chat_template: bool
 ) -> None:
-    yaml = conftest.COLOURS_YAML.replace("test_split: test", "test_split: train")
+    yaml = tiny_tasks.COLOURS_YAML.replace("test_split: test", "test_split: train")
     (tasks_folder / "colours.yaml").write_text(yaml)
     task = loaded("colours", tasks_folder)
     rows = rows_of(task, tokenizer, chat_template=chat_template)
@@ -222,7 +222,7 @@ def test_tokens_of_training_and_scoring_have_the_same_boundary(
     from rankwise.records.config import TrainConfig
     from rankwise.tasks.training_rows import tokenise_rows
 
-    yaml = conftest.COLOURS_YAML.replace("test_split: test", "test_split: train")
+    yaml = tiny_tasks.COLOURS_YAML.replace("test_split: test", "test_split: train")
     (tasks_folder / "colours.yaml").write_text(yaml)
     task = loaded("colours", tasks_folder)
     rows = rows_of(task, tokenizer, chat_template=chat_template)
@@ -244,7 +244,7 @@ def test_tokens_of_training_and_scoring_have_the_same_boundary(
 def test_a_generation_is_trained_behind_the_prompt_that_is_continued(
     tasks_folder: Path, tokenizer: Any, chat_template: bool
 ) -> None:
-    yaml = conftest.SUMS_YAML.replace("test_split: test", "test_split: train")
+    yaml = tiny_tasks.SUMS_YAML.replace("test_split: test", "test_split: train")
     (tasks_folder / "sums.yaml").write_text(yaml)
     task = loaded("sums", tasks_folder)
     rows = rows_of(task, tokenizer, chat_template=chat_template)
@@ -298,21 +298,23 @@ def test_max_examples_takes_the_first(tasks_folder: Path, tokenizer: Any) -> Non
 
 
 def test_a_task_without_a_training_split(tasks_folder: Path, tokenizer: Any) -> None:
-    yaml = conftest.COLOURS_YAML.replace("training_split: train\n", "")
+    yaml = tiny_tasks.COLOURS_YAML.replace("training_split: train\n", "")
     (tasks_folder / "colours.yaml").write_text(yaml)
     with pytest.raises(TaskError, match=r"'colours' has no training split.*train\.data"):
         rows_of(loaded("colours", tasks_folder), tokenizer)
 
 
 def test_a_training_split_that_the_data_do_not_have(tasks_folder: Path, tokenizer: Any) -> None:
-    yaml = conftest.COLOURS_YAML.replace("training_split: train", "training_split: trian")
+    yaml = tiny_tasks.COLOURS_YAML.replace("training_split: train", "training_split: trian")
     (tasks_folder / "colours.yaml").write_text(yaml)
     with pytest.raises(TaskError, match=r"training split of task 'colours' cannot be read.*trian"):
         rows_of(loaded("colours", tasks_folder), tokenizer)
 
 
 def test_prose_and_an_empty_split_cannot_be_trained_on(tasks_folder: Path, tokenizer: Any) -> None:
-    yaml = conftest.PROSE_YAML.replace("test_split: test", "test_split: test\ntraining_split: test")
+    yaml = tiny_tasks.PROSE_YAML.replace(
+        "test_split: test", "test_split: test\ntraining_split: test"
+    )
     (tasks_folder / "small_prose.yaml").write_text(yaml)
     with pytest.raises(TaskError, match="'small_prose' is prose without questions"):
         rows_of(loaded("small_prose", tasks_folder), tokenizer)
@@ -392,12 +394,12 @@ def test_few_shot_examples_stand_before_the_question(
 
 
 def test_the_task_s_own_number_of_shots(tasks_folder: Path, tokenizer: Any) -> None:
-    (tasks_folder / "colours.yaml").write_text(f"{conftest.COLOURS_YAML}num_fewshot: 2\n")
+    (tasks_folder / "colours.yaml").write_text(f"{tiny_tasks.COLOURS_YAML}num_fewshot: 2\n")
     assert prepared(loaded("colours", tasks_folder), tokenizer, num_fewshot=None).num_fewshot == 2
     assert prepared(loaded("colours", tasks_folder), tokenizer, num_fewshot=1).num_fewshot == 1
-    (tasks_folder / "colours.yaml").write_text(f"{conftest.COLOURS_YAML}num_fewshot: 0\n")
+    (tasks_folder / "colours.yaml").write_text(f"{tiny_tasks.COLOURS_YAML}num_fewshot: 0\n")
     assert prepared(loaded("colours", tasks_folder), tokenizer, num_fewshot=1).num_fewshot == 0
-    (tasks_folder / "colours.yaml").write_text(conftest.COLOURS_YAML)
+    (tasks_folder / "colours.yaml").write_text(tiny_tasks.COLOURS_YAML)
     assert prepared(loaded("colours", tasks_folder), tokenizer, num_fewshot=None).num_fewshot == 0
 
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from audited_models import (
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from rankwise.engine.models.adapter_files import WEIGHTS_FILE
+from rankwise.errors import ModelError, UnchangedOutputsError
+from rankwise.records.audits import AuditRecord
+from rankwise.records.spectra import EPSILONS, MatrixSpectrum, intruders_of
+from rankwise.report.audit_page import audit_page
+from rankwise.weights.audit import AuditSettings, Scored, audit, find_audited
+from tests.support.audited_models import (
     PREFIX,
     Q,
     adapter,
@@ -22,15 +31,6 @@ from audited_models import (
     plant_intruder,
     rewritten,
 )
-from torch import Tensor
-from transformers import LlamaForCausalLM
-
-from rankwise.engine.models.adapter_files import WEIGHTS_FILE
-from rankwise.errors import ModelError, UnchangedOutputsError
-from rankwise.records.audits import AuditRecord
-from rankwise.records.spectra import EPSILONS, MatrixSpectrum, intruders_of
-from rankwise.report.audit_page import audit_page
-from rankwise.weights.audit import AuditSettings, Scored, audit, find_audited
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audited_models import adapter, edited, rewritten
 from safetensors.torch import load_file, save_file
-from test_cli import rankwise, words
-from test_packed_attention import tiny
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,6 +16,9 @@ from rankwise.records.audits import AuditRecord
 from rankwise.records.folder import read_record
 from rankwise.report.audit_page import audit_page
 from rankwise.weights.audit import Audited, AuditSettings, audit, find_audited
+from tests.support.audited_models import adapter, edited, rewritten
+from tests.support.command_line import rankwise, words
+from tests.support.tiny_models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

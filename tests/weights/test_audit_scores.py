@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from audited_models import Q, adapter, checkpoint, load, merged
-from test_audit_verbs import audited
-from test_cli import words
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,6 +18,8 @@ from rankwise.records.folder import read_record
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
 from rankwise.weights import audit_scores
+from tests.support.audited_models import Q, adapter, checkpoint, load, merged
+from tests.support.command_line import audited, words
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

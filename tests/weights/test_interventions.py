@@ -11,8 +11,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from test_frozen_adapters import PATTERNS, rewritten, saved
-from test_packed_attention import tiny
 from torch import Tensor
 
 from rankwise.engine.models.adapter_files import CONFIG_FILE
@@ -22,6 +20,8 @@ from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.refined_svd import refined_svd
 from rankwise.weights.spectra import Svd, best_matched, cosines, count_intruders
 from rankwise.weights.updates import read_updates, save_updates
+from tests.support.saved_adapters import PATTERNS, rewritten, saved
+from tests.support.tiny_models import tiny
 
 OUT, IN = 40, 56
 

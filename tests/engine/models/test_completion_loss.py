@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_packed_attention import CPU, LENGTHS, farthest, logits_alone, tiny, tokens
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rankwise.engine.models import head as completion_loss
 from rankwise.engine.models.head import CompletionHead, backward_completion_loss
 from rankwise.engine.models.packed_attention import PackedLayout, packed_attention
+from tests.support.packed_texts import CPU, LENGTHS, farthest, logits_alone, tokens
+from tests.support.tiny_models import tiny
 
 ROWS = torch.tensor([3, 4, 5, 6, 11, 12, 14, 19, 21, 22, 23, 24, 30])
 WEIGHTS = torch.linspace(0.2, 1.4, len(ROWS))

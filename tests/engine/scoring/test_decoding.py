@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from decoded import TEXTS, decoded, model_of, peer_texts, prompts_of, random_adapter, texts_of
-from test_packed_attention import OWN
 from transformers import AutoTokenizer
 
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank
@@ -18,6 +16,16 @@ from rankwise.engine.scoring.decode.prefixes import shared_prefixes
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import GenerationSettings, Prompt
+from tests.support.decoded import (
+    TEXTS,
+    decoded,
+    model_of,
+    peer_texts,
+    prompts_of,
+    random_adapter,
+    texts_of,
+)
+from tests.support.tiny_models import OWN
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import planted_results
 import pytest
 import torch
-from observers import Recorder
-from test_study import run
 
 from rankwise.engine.models import base as models
 from rankwise.engine.scoring.divergence import divergences, item_divergence, log_probabilities
@@ -27,6 +24,9 @@ from rankwise.study.stages import is_finished, stages
 from rankwise.tasks import right_answers as right_answers_module
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.right_answers import MOST_TOKENS, right_answers
+from tests.planted import results as planted_results
+from tests.support.observers import Recorder
+from tests.support.studies import run
 
 SETTINGS: dict[str, Any] = {"pad_id": 2, "max_batch_tokens": 40}
 

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from decoded import TEXTS, decoded, model_of, peer_texts, prompts_of, random_adapter, texts_of
 from transformers import AutoTokenizer
 
 from rankwise.engine.scoring.decode.samplers import first_largest
 from rankwise.errors import ModelError
+from tests.support.decoded import (
+    TEXTS,
+    decoded,
+    model_of,
+    peer_texts,
+    prompts_of,
+    random_adapter,
+    texts_of,
+)
 
 
 @pytest.fixture(scope="module")

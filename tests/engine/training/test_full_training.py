@@ -14,7 +14,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import FullTrainee
 from rankwise.records.config import TrainConfig
-from tests.passes import CPU, Heard, Setting, config
+from tests.support.passes import CPU, Heard, Setting, config
 
 
 @pytest.fixture

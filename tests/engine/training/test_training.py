@@ -29,7 +29,7 @@ from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.errors import DataError, DivergedError, RecordError
 from rankwise.records.config import TrainConfig
 from rankwise.tasks.training_rows import TrainingRow
-from tests.passes import CPU, ROWS, TARGETS, Heard, Setting, config
+from tests.support.passes import CPU, ROWS, TARGETS, Heard, Setting, config
 
 EPOCHS_FOR_20_STEPS = 7  # 20 rows are 3 steps of 8
 

@@ -5,15 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
-from planted_results import (
-    BASE_FINGERPRINT,
-    PROVENANCE,
-    planted_evaluation,
-    planted_items,
-    planted_run_record,
-    task_fingerprint,
-)
-
 from rankwise.records.config import (
     BaseModelConfig,
     FullConfig,
@@ -25,6 +16,14 @@ from rankwise.records.config import (
 )
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, Relation, StudyRecord
+from tests.planted.results import (
+    BASE_FINGERPRINT,
+    PROVENANCE,
+    planted_evaluation,
+    planted_items,
+    planted_run_record,
+    task_fingerprint,
+)
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from test_packed_attention import tiny
 
 from rankwise.engine.models.adapter_files import ScaledFactors
 from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, carrying
 from rankwise.engine.scoring.decode.decoder import Decoder
 from rankwise.tasks.questions import Generation, GenerationSettings, Prompt
+from tests.support.tiny_models import tiny
 
 TEXTS = (
     "Question: which colour has the sky?\nAnswer:",

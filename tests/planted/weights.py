@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.spectra import (
@@ -15,6 +16,7 @@ from rankwise.records.spectra import (
     VectorChange,
 )
 from rankwise.records.study import PlannedRun
+from tests.planted.grid import grid_run, planted_grid, relations
 
 KINDS = ("self_attn.q_proj", "mlp.up_proj")
 NUM_LAYERS = 3
@@ -132,3 +134,36 @@ def with_spectra(
         return model.model_copy(update={"spectra": of(model.run.planned)})
 
     return results.model_copy(update={"runs": tuple(looked(model) for model in results.runs)})
+
+
+RANKS = (4, 8, 16, 32, 64)
+
+
+FORGET = {4: 0.90, 8: 0.88, 16: 0.85, 32: 0.82, 64: 0.80}
+
+
+SAME = dict.fromkeys(RANKS, 0.7)
+
+
+def logarithmic(run: PlannedRun) -> SpectraRecord:
+    """Attention grows by 0.5 a doubling from 1 at rank 1, the MLP's matrices by a square root."""
+    rank = run.rank or 1024
+    norms = {KINDS[0]: 1.0 + 0.5 * math.log2(rank), KINDS[1]: 0.25 * rank**0.5}
+    return spectra(run, lambda kind: norms[kind], intruders=math.log2(rank))
+
+
+def two_tasks(ranks: Sequence[int] = RANKS) -> StudyResults:
+    """On organs more rank forgets more, on sums less."""
+    plans = [grid_run(train, rank) for train in ("sums", "organs") for rank in ranks]
+    tasks = {
+        "sums": relations(["sums"], ["organs"], ["facts"]),
+        "organs": relations(["organs"], ["sums"], ["facts"]),
+    }
+
+    def score(plan: PlannedRun | None, task: str) -> float:
+        if plan is None or task != "facts":
+            return 0.7
+        sign = 1 if plan.train_task == "sums" else -1
+        return 0.7 + 0.03 * sign * math.log2(plan.rank or 1)
+
+    return with_spectra(planted_grid(plans, tasks, score), logarithmic)

@@ -1,0 +1,50 @@
+"""Adapters of heads, and heads switched off by plain hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
+from rankwise.heads.interventions import Head
+from rankwise.heads.layouts import head_layouts
+from tests.support.saved_adapters import saved
+from tests.support.tiny_models import tiny
+
+PROJECTIONS = {
+    "Llama": ["q_proj", "k_proj", "o_proj"],
+    "GPTNeoX": ["query_key_value", "attention.dense"],
+    "Phi3": ["qkv_proj", "o_proj", "down_proj"],
+    "GPT2": ["c_attn", "attn.c_proj"],
+}
+
+
+quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:The following:RuntimeWarning")
+
+
+@contextmanager
+def hooked(model: Any, head: Head, value: Tensor | None = None) -> Iterator[Any]:
+    """A head's slice of what is projected set to a value, as a plain script does it."""
+    layout = head_layouts(model)[head.layer]
+
+    def change(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        hidden = inputs[0].clone()
+        hidden[..., layout.columns(head.head).span] = 0.0 if value is None else value
+        return (hidden,)
+
+    handle = model.get_submodule(layout.output).register_forward_pre_hook(change)
+    yield model
+    handle.remove()
+
+
+def adapter_of(family: str, folder: Path) -> tuple[Any, FrozenAdapter]:
+    """A model, and an adapter for it on its heads."""
+    saved(folder, family, target_modules=PROJECTIONS[family])
+    model = tiny(family)
+    return model, load_frozen_adapter(model, folder, torch.float32)
