@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class RankwiseError(Exception):
@@ -96,6 +97,24 @@ class OutOfMemoryError(RankwiseError, MemoryError):
 
 class UnchangedOutputsError(RankwiseError, AssertionError):
     """A non-zero update whose outputs equal the base model's: the update was not applied."""
+
+
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name that a misspelt one is most like; None where none is like it.
+
+    Args:
+        name: as it was written.
+        known: the names that exist.
+        cutoff: the least similarity, 0..1, as of :func:`difflib.get_close_matches`.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Did you mean 'arc_easy'? Empty where nothing known is like the name; see ``closest``."""
+    close = closest(name, known, cutoff=cutoff)
+    return "" if close is None else f"did you mean {close!r}?"
 
 
 def _count(number: int, noun: str) -> str:

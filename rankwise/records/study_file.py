@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
@@ -12,7 +11,7 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import ValidationError
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config import RATE_TAGS, ImportedConfig, StudyConfig
 
 
@@ -29,7 +28,8 @@ def preset_text(name: str) -> str:
         ConfigError: there is no preset of that name.
     """
     if name not in preset_names():
-        raise ConfigError(name, [f"no preset named {name!r}{_suggestion(name, preset_names())}"])
+        hint = did_you_mean(name, preset_names()) or f"there are {', '.join(preset_names())}"
+        raise ConfigError(name, [f"no preset named {name!r}; {hint}"])
     return (resources.files("rankwise.records") / "presets" / f"{name}.yaml").read_text(
         encoding="utf-8"
     )
@@ -175,8 +175,8 @@ def _problems(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
         key = _dotted(_as_written(detail["loc"], data))
         if detail["type"] == "extra_forbidden":
             known = _known_keys(detail["loc"][:-1])
-            hint = _suggestion(str(detail["loc"][-1]), known) or f"; known here: {', '.join(known)}"
-            yield f"{key}: unknown key{hint}"
+            hint = did_you_mean(str(detail["loc"][-1]), known) or f"known here: {', '.join(known)}"
+            yield f"{key}: unknown key; {hint}"
         elif detail["type"] == "missing":
             yield f"{key}: is needed and not there"
         elif detail["type"] == "value_error":
@@ -242,8 +242,3 @@ def _sections(annotation: Any) -> Iterator[Any]:
         yield annotation
     for inner in get_args(annotation):
         yield from _sections(inner)
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

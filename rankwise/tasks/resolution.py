@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.errors import TaskError
+from rankwise.errors import TaskError, closest
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
@@ -96,8 +95,7 @@ def load_tasks(
         if name in manager.task_index:
             found[name] = _leaves(manager, name)
         else:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            found[name] = TaskNotFound(name, close[0] if close else None)
+            found[name] = TaskNotFound(name, closest(name, manager.all_tasks))
     return found
 
 

@@ -5,7 +5,6 @@ Checks the config against tasks and model and collects every problem; loads no w
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from rankwise.engine.models.devices import (
 from rankwise.engine.scoring.vllm import RESERVED_TOKENS, engine_problem
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
-from rankwise.errors import DataError, ModelError, PlanError
+from rankwise.errors import DataError, ModelError, PlanError, did_you_mean
 from rankwise.records.axes import lora_variants
 from rankwise.records.config import FullConfig, StudyConfig
 from rankwise.records.fingerprints import (
@@ -323,8 +322,8 @@ class _Planner:
         matches = models.matching_modules(shapes, resolved)
         for target, found in matches.items():
             if not found:
-                close = difflib.get_close_matches(target, [*known, *models.MODULE_KINDS], n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+                near = did_you_mean(target, [*known, *models.MODULE_KINDS])
+                hint = near or f"it has {', '.join(known)}"
                 place = f"[{names.index(target)}]" if target in names else ""
                 self.problems.append(
                     f"methods.lora.target_modules{place}: {self.base.name} has no linear layer "
@@ -371,8 +370,7 @@ class _Planner:
         by_name = {task.name: task for task in tasks}
         for name, wanted in self.config.evaluation.metric.items():
             if name not in by_name:
-                close = difflib.get_close_matches(name, by_name, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(by_name)}"
+                hint = did_you_mean(name, by_name) or f"it has {', '.join(by_name)}"
                 self.problems.append(f"evaluation.metric: no task {name!r} is scored; {hint}")
                 continue
             known = [*by_name[name].loaded.task.aggregation(), LOSS_METRIC]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from rankwise.engine.models import base as models
-from rankwise.errors import ConfigError, ModelError, RecordError, TaskError
+from rankwise.errors import ConfigError, ModelError, RecordError, TaskError, closest, did_you_mean
 from rankwise.heads.answers import refuse_unasked
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, Relation, StudyRecord
@@ -25,13 +24,9 @@ def find_run(study: StudyRecord, name: str) -> PlannedRun:
     found = [run for run in study.runs if run.name.startswith(name)] if name else []
     if name in by_name or len(found) == 1:
         return by_name.get(name) or found[0]
-    close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.4)
+    hint = did_you_mean(name, by_name, cutoff=0.4) or f"there are {', '.join(by_name) or 'none'}"
     if found:
         hint = f"several begin so: {', '.join(run.name for run in found)}"
-    elif close:
-        hint = f"did you mean {close[0]!r}?"
-    else:
-        hint = f"there are {', '.join(by_name) or 'none'}"
     raise ConfigError("heads", [f"--run: no run named {name!r} in {study.config.name}; {hint}"])
 
 
@@ -68,8 +63,8 @@ def find_tasks(plan: StudyPlan, names: Sequence[str], limit: int | None) -> list
     for name in names:
         given = loaded.get(name)
         if isinstance(given, TaskNotFound):
-            close = difflib.get_close_matches(name, plan.tasks, n=1)
-            hint = f"; the study scores {close[0]!r}" if close else ""
+            near = closest(name, plan.tasks)
+            hint = f"; the study scores {near!r}" if near else ""
             raise TaskError(f"--tasks: {given}{hint}")
         leaves = [plan.tasks[name].loaded] if given is None else list(given)
         for leaf in leaves:
