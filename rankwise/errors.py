@@ -95,6 +95,23 @@ class OutOfMemoryError(RankwiseError, MemoryError):
     """A training or scoring that does not fit into the memory of the device."""
 
 
+class StageFailedError(RankwiseError, RuntimeError):
+    """Stages of a study that failed, and without which nothing can be concluded.
+
+    Args:
+        failures: one sentence each: what failed, and why.
+    """
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        self.failures = tuple(failures)
+        count = _count(len(self.failures), "stage")
+        again = "Run the same command to try again: what is finished is kept."
+        super().__init__("\n  ".join([f"{count} of the study failed", *self.failures, again]))
+
+    def __reduce__(self) -> tuple[type[StageFailedError], tuple[tuple[str, ...]]]:
+        return type(self), (self.failures,)
+
+
 class UnchangedOutputsError(RankwiseError, AssertionError):
     """A non-zero update whose outputs equal the base model's: the update was not applied."""
 

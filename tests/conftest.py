@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-from tests.support.tiny_tasks import COLOURS_PY, COLOURS_YAML, PROSE_YAML, SUMS_YAML, tiny_tokenizer
+from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
@@ -59,13 +59,9 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tasks_folder(tmp_path: Path) -> Path:
-    """lm-eval YAML files of three tiny tasks: colours (choice), small_prose, sums (generation)."""
+    """lm-eval YAML files: colours and hues (choice), small_prose, sums (generation)."""
     folder = tmp_path / "tasks"
-    folder.mkdir()
-    (folder / "colours.py").write_text(COLOURS_PY)
-    (folder / "colours.yaml").write_text(COLOURS_YAML)
-    (folder / "small_prose.yaml").write_text(PROSE_YAML)
-    (folder / "sums.yaml").write_text(SUMS_YAML)
+    write_tiny_tasks(folder)
     return folder
 
 

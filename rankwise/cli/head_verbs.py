@@ -98,24 +98,25 @@ def heads(
     study = folder.read_study()
     quiet_libraries()
     from rankwise.cli.progress import TerminalObserver
-    from rankwise.study.models import HeadModels
-    from rankwise.study.planning.plan import plan_study
+    from rankwise.study.context import StudyContext
+    from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
     from rankwise.study.work.head_repair import HeadRepairer, can_repair
-    from rankwise.study.work.head_subjects import check_trained, find_run, find_tasks
+    from rankwise.study.work.head_subjects import check_tasks, check_trained, find_run
 
     chosen = find_run(study, run)
     check_trained(folder, chosen)
-    plan = plan_study(study.config, note)
-    prepared = find_tasks(plan, names, items)
-    models = HeadModels(plan, folder, chosen)
+    plan = reopen_study(study, names, items, note)
+    prepared = list(plan.tasks.values())
+    check_tasks(prepared)
     repair = None
     with folder.lock(), TerminalObserver(stderr) as observer:
         asked = HeadQuestion(mode.value, keys_and_values, top)
-        effects = HeadStudy(plan, folder, chosen, models, observer).effects(prepared, asked)
+        context = StudyContext.of(plan, folder, observer)
+        effects = HeadStudy(context, chosen).effects(prepared, asked)
         if mode is Mode.REVERT and can_repair(chosen, effects):
             observer.noted("choosing heads to revert together")
-            repair = HeadRepairer(plan, folder, chosen, models).repair(prepared, effects)
+            repair = HeadRepairer(context, chosen).repair(prepared, effects)
     if as_json:
         content = {
             "effects": [each.model_dump(mode="json") for each in effects],

@@ -77,24 +77,20 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
     """List the runs with steps, tokens, parameters and memory; load no weights, train nothing."""
     planned, folder = _plan(study, study_dir)
     from rankwise.cli.terminal import pass_lines, plan_table
-    from rankwise.records.folder import BASE
-    from rankwise.study.stages import is_scored
+    from rankwise.study.stages import finished_work, stages
 
-    record = planned.record
-    done = {(run.name, None) for run in record.runs if folder.finished_run(run)}
-    done |= {
-        (BASE if run is None else run.name, name)
-        for run in (None, *record.runs)
-        for name in (record.scored_tasks(run.train_task) if run else record.scored_tasks())
-        if is_scored(planned, folder, run, planned.tasks[name])
-    }
+    record, graph = planned.record, stages(planned.record)
+    done = finished_work(graph, folder)
     if as_json:
-        runs = [
-            run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
-            for run in planned.record.runs
-        ]
-        passes = [each.model_dump(mode="json") for each in planned.record.passes]
-        content = {"runs": runs, "passes": passes, "warnings": planned.record.warnings}
+        content = {
+            "runs": [
+                run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
+                for run in record.runs
+            ],
+            "passes": [planned_pass.model_dump(mode="json") for planned_pass in record.passes],
+            "stages": [stage.described(folder) for stage in graph],
+            "warnings": record.warnings,
+        }
         print(json.dumps(content, indent=2))
         return OK
     stdout.print(plan_table(planned.record, done))
@@ -118,7 +114,12 @@ def _run(planned: StudyPlan, folder: StudyFolder) -> int:
 
     with TerminalObserver(stderr) as observer:
         outcome = run_study(planned, folder, observer)
-    return _report(folder, outcome.results, outcome.recommendation, outcome.findings)
+    code = _report(folder, outcome.results, outcome.recommendation, outcome.findings)
+    for failure in outcome.failures:
+        note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
+    if outcome.failures:
+        note("The report leaves out what failed. Run the same command to try it again.")
+    return RUN_FAILED if outcome.failures else code
 
 
 @app.command()
@@ -162,7 +163,7 @@ def status(directory: Folder, as_json: Json = False) -> int:
     """What of a study is done, and what is not."""
     from rankwise.cli.terminal import status_table
     from rankwise.records.folder import StudyFolder
-    from rankwise.records.status import study_status
+    from rankwise.study.status import study_status
 
     lines = study_status(StudyFolder(directory))
     if as_json:
@@ -189,16 +190,12 @@ def report(directory: Folder) -> int:
 @reported
 def recommend(directory: Folder, as_json: Json = False) -> int:
     """Say which rank to use, with its evidence, from the records of a finished study."""
-    from rankwise.findings.recommendation import recommend as decide
-    from rankwise.findings.study import study_findings
     from rankwise.records.folder import StudyFolder
+    from rankwise.study.conclusion import conclude
 
     folder = StudyFolder(directory)
-    results = folder.read_results()
-    recommendation = decide(results)
-    folder.write(folder.recommendation_file, recommendation)
-    findings = study_findings(results, recommendation)
-    folder.write(folder.findings_file, findings)
+    outcome = conclude(folder)
+    recommendation, findings = outcome.recommendation, outcome.findings
     if as_json:
         print(recommendation.model_dump_json(indent=2))
         return OK

@@ -14,9 +14,9 @@ from rankwise.findings.signatures.found import Signature
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.status import ModelStatus
 from rankwise.records.study import Recommendation, StudyRecommendation, StudyRecord
 from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
+from rankwise.study.status import ModelStatus
 
 Done = Set[tuple[str, str | None]]
 
@@ -86,14 +86,7 @@ def status_table(lines: Sequence[ModelStatus]) -> Table:
             line.training,
             steps,
             ", ".join(line.tasks_scored) or "nothing",
-            ", ".join(
-                [
-                    *line.tasks_left,
-                    *["divergence"] * line.divergence_left,
-                    *["spectra"] * line.spectra_left,
-                ]
-            )
-            or "nothing",
+            ", ".join(line.left) or "nothing",
         )
     return table
 

@@ -4,16 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
+from rankwise.records.config import StudyConfig
 from rankwise.records.study import PlannedRun, Record, StudyRecord
 
-# Raised when a change to the code changes what is scored from equal settings.
+# Each is raised when a change to the code changes what equal settings give, so that records made
+# before are not mistaken for new ones.
+TRAINING_REVISION = 2
+IMPORT_REVISION = 1
 SCORING_REVISION = 3
-# The same for how far a model is from full fine-tuning, and for what is found in weights.
 DIVERGENCE_REVISION = 2
 SPECTRA_REVISION = 2
-HEADS_REVISION = 1
+HEAD_CHANGES_REVISION = 1
+HEAD_EFFECTS_REVISION = 2
+HEAD_REPAIR_REVISION = 2
+
+# Settings of the train section that reach a run through its examples or its own fields instead.
+_NOT_IN_TRAINING = {
+    "task",
+    "split",
+    "data",
+    "max_examples",
+    "drop_overlapping",
+    "held_out_fraction",
+    "exact_match",
+    "learning_rate",
+    "epochs",
+    "precision",
+    "base_precision",
+    "max_micro_batch_tokens",
+    "gradient_checkpointing",
+    "compile",
+    "save_steps",
+}
+_RUN_IDENTITY = {
+    "method",
+    "rank",
+    "alpha",
+    "scaling",
+    "learning_rate",
+    "epochs",
+    "target_modules",
+    "seed",
+}
 
 
 def fingerprint(content: Any) -> str:
@@ -22,6 +57,85 @@ def fingerprint(content: Any) -> str:
         content = content.model_dump(mode="json")
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def study_fingerprint(config: StudyConfig) -> str:
+    """Of a study file's settings, wherever its tasks lie."""
+    return fingerprint(config.model_dump(mode="json", exclude={"tasks_path"}))
+
+
+def training_fingerprint(
+    config: StudyConfig, run: PlannedRun, *, base_model: str, precision: str, examples: str
+) -> str:
+    """Of everything that a run's weights depend on.
+
+    Args:
+        config: of the study.
+        run: its settings; its name and fingerprint do not count.
+        base_model: fingerprint of the base model.
+        precision: of the matrix products.
+        examples: fingerprint of the tokenised examples.
+    """
+    is_full, full = run.method == "full", config.methods.full
+    unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
+    return fingerprint(
+        {
+            "training_revision": TRAINING_REVISION,
+            "base_model": base_model,
+            "precision": precision,
+            "train": config.train.model_dump(mode="json", exclude=unused),
+            "examples": examples,
+            "run": run.model_dump(mode="json", include=_RUN_IDENTITY),
+            "full": full.model_dump(mode="json") if is_full and full is not None else None,
+        }
+    )
+
+
+def import_fingerprint(base_model: str, weights: str) -> str:
+    """Of an imported model: the base's fingerprint, and a digest of its own files."""
+    return fingerprint(
+        {"import_revision": IMPORT_REVISION, "base_model": base_model, "weights": weights}
+    )
+
+
+def task_fingerprint(
+    config: StudyConfig,
+    precision: str,
+    *,
+    task: str,
+    version: str,
+    digest: str,
+    limit: int | None,
+    metric: str | None,
+) -> str:
+    """Of everything that scores on a task depend on, besides the model.
+
+    Args:
+        config: of the study.
+        precision: that models are scored in.
+        task: its name.
+        version: of the task's file.
+        digest: of its requests.
+        limit: of its items.
+        metric: the configured metric that decides; None: the task's own.
+    """
+    return fingerprint(
+        {
+            "scoring_revision": SCORING_REVISION,
+            "precision": precision,
+            "engine": config.evaluation.engine,
+            "task": task,
+            "task_version": version,
+            "requests": digest,
+            "limit": limit,
+            "metric": metric,
+        }
+    )
+
+
+def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
+    """Of the right answers on which models are compared with full fine-tuning."""
+    return fingerprint([DIVERGENCE_REVISION, precision, answers])
 
 
 def scoring_fingerprint(study: StudyRecord, model_fingerprint: str, task: str) -> str:
@@ -56,10 +170,35 @@ def head_changes_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
     in_domain = study.tasks[run.train_task].get("in_domain", ())
     return fingerprint(
         {
-            "revision": HEADS_REVISION,
+            "revision": HEAD_CHANGES_REVISION,
             "base_model": study.base_model_fingerprint,
             "run": run.fingerprint,
             "prompts": [study.task_fingerprints.get(task) for task in in_domain],
             "num_prompts": study.config.analysis.head_prompts,
         }
     )
+
+
+def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) -> str:
+    """Of everything that the effects of a run's heads on a task depend on.
+
+    Args:
+        study: of the run.
+        run: whose heads are switched off.
+        asked: the task's digest, its items and metric, and what is done to the heads.
+    """
+    return fingerprint(
+        {
+            "revision": HEAD_EFFECTS_REVISION,
+            "base_model": study.base_model_fingerprint,
+            "run": run.fingerprint,
+            "precision": study.precision,
+            "confidence": study.config.recommendation.confidence,
+            **asked,
+        }
+    )
+
+
+def head_repair_fingerprint(num_candidates: int, effects: Sequence[str]) -> str:
+    """Of a set of reverted heads: how many may be in it, and the effects it is chosen by."""
+    return fingerprint([HEAD_REPAIR_REVISION, num_candidates, list(effects)])

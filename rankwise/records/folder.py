@@ -8,12 +8,13 @@ import os
 import shutil
 from collections.abc import Collection, Generator, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
 from rankwise.errors import RecordError, StudyLockedError
+from rankwise.records.failures import StageFailure
 from rankwise.records.files import read_record as read_record
 from rankwise.records.files import replacing as replacing
 from rankwise.records.files import storage_error as storage_error
@@ -34,15 +35,19 @@ from rankwise.records.study import (
     PlannedRun,
     Record,
     RunRecord,
+    StageRecord,
     StudyRecommendation,
     StudyRecord,
     TaskEvaluation,
 )
 
+F = TypeVar("F", bound=StageRecord)
+
 BASE = "base"
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
+_FAILURES = "failures"
 
 
 class StudyFolder:
@@ -174,47 +179,53 @@ class StudyFolder:
             )
         return record
 
-    def finished_evaluation(
-        self, model: str, task: str, wanted_fingerprint: str
-    ) -> TaskEvaluation | None:
-        """The record of a finished scoring, or None if it is missing or of other settings."""
-        path = self.evaluation_file(model, task)
-        if not path.exists():
-            return None
-        record = read_record(path, TaskEvaluation)
-        return record if record.fingerprint == wanted_fingerprint else None
+    def finished(self, path: Path, kind: type[F], *fingerprints: str) -> F | None:
+        """A record, or None if it is missing or was made under other settings.
+
+        Args:
+            path: of the record.
+            kind: its type.
+            fingerprints: one of which it must have.
+
+        Raises:
+            RecordError: it exists and cannot be read.
+        """
+        record = read_record(path, kind) if path.exists() else None
+        return record if record is not None and record.fingerprint in fingerprints else None
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
         """The record of a scoring whatever its settings, or None."""
         path = self.evaluation_file(model, task)
         return read_record(path, TaskEvaluation) if path.exists() else None
 
-    def finished_divergence(
-        self, model: str, reference: str, wanted_fingerprint: str
-    ) -> Divergence | None:
-        """A model's divergence from a full fine-tuning, None if missing or of other settings."""
-        path = self.divergence_file(model, reference)
-        record = read_record(path, Divergence) if path.exists() else None
-        return record if record and record.fingerprint == wanted_fingerprint else None
+    def failures(self) -> tuple[StageFailure, ...]:
+        """The stages that failed when they were last tried, in the order of their names."""
+        paths = sorted((self.root / _FAILURES).glob("*.json"))
+        return tuple(read_record(path, StageFailure) for path in paths)
 
-    def finished_spectra(self, run: str, wanted_fingerprint: str) -> SpectraRecord | None:
-        """What was found in a run's weights, None if it is missing or of other settings."""
-        path = self.spectra_file(run)
-        record = read_record(path, SpectraRecord) if path.exists() else None
-        return record if record and record.fingerprint == wanted_fingerprint else None
+    def write_failure(self, failure: StageFailure) -> None:
+        self.write(self._failure_file(failure.stage), failure)
 
-    def finished_head_changes(self, run: str, wanted_fingerprint: str) -> HeadChanges | None:
-        """What changed in a run's heads, None if it is missing or of other settings."""
-        path = self.head_changes_file(run)
-        record = read_record(path, HeadChanges) if path.exists() else None
-        return record if record and record.fingerprint == wanted_fingerprint else None
+    def remove_failure(self, stage: str) -> None:
+        """Forget that a stage failed, if it did.
 
-    def finished_head_effects(
-        self, path: Path, wanted_fingerprints: Collection[str]
-    ) -> TaskHeadEffects | None:
-        """What a run's heads do on a task, None if it is missing or of other settings."""
-        record = read_record(path, TaskHeadEffects) if path.exists() else None
-        return record if record and record.fingerprint in wanted_fingerprints else None
+        Raises:
+            StorageError: its record cannot be removed.
+        """
+        path = self._failure_file(stage)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def keep_failures(self, stages: Collection[str]) -> None:
+        """Forget the failures of all but these stages: the others are done, or planned no more."""
+        for failure in self.failures():
+            if failure.stage not in stages:
+                self.remove_failure(failure.stage)
+
+    def _failure_file(self, stage: str) -> Path:
+        return self.root / _FAILURES / f"{stage}.json"
 
     def head_effects(self, study: StudyRecord, run: str) -> tuple[TaskHeadEffects, ...]:
         """All that was found by intervening on a run's heads with the study's tasks as they are."""
@@ -311,22 +322,30 @@ class StudyFolder:
     def read_results(self) -> StudyResults:
         """Everything that is finished, as the recommendation and the report need it.
 
+        A run with a stage that failed is left out where its records are incomplete.
+
         Raises:
             RecordError: a record is missing or cannot be read: the study has not finished.
         """
         study = self.read_study()
         base = self._model_results(study, BASE, None, study.scored_tasks())
+        failures = self.failures()
+        failed = {run for failure in failures for run in failure.runs}
         runs: list[ModelResults] = []
         for planned in study.runs:
-            run = self.finished_run(planned)
-            if run is None:
-                raise RecordError(
-                    f"{self.run_file(planned.name)} is not there; run the study first."
-                )
-            is_trained = run.status == "trained"
-            scored = study.scored_tasks(planned.train_task) if is_trained else ()
-            runs.append(self._model_results(study, planned.name, run, scored))
-        return StudyResults(study=study, base=base, runs=tuple(runs))
+            try:
+                runs.append(self._run_results(study, planned))
+            except RecordError:
+                if planned.name not in failed:
+                    raise
+        return StudyResults(study=study, base=base, runs=tuple(runs), failures=failures)
+
+    def _run_results(self, study: StudyRecord, planned: PlannedRun) -> ModelResults:
+        run = self.finished_run(planned)
+        if run is None:
+            raise RecordError(f"{self.run_file(planned.name)} is not there; run the study first.")
+        scored = study.scored_tasks(planned.train_task) if run.status == "trained" else ()
+        return self._model_results(study, planned.name, run, scored)
 
     def is_current(self, study: StudyRecord, record: TaskEvaluation, model: str) -> bool:
         """Whether a scoring was made from the study's config as it stands now."""
@@ -351,7 +370,11 @@ class StudyFolder:
         }
         full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
         found = [
-            self.finished_divergence(name, full.name, divergence_fingerprint(study, model, full))
+            self.finished(
+                self.divergence_file(name, full.name),
+                Divergence,
+                divergence_fingerprint(study, model, full),
+            )
             for full in full_runs
             if full is not None
         ]
@@ -365,9 +388,16 @@ class StudyFolder:
             evaluations=evaluations,
             items=items,
             divergences=tuple(each for each in found if each is not None),
-            spectra=run and self.finished_spectra(name, spectra_fingerprint(study, run.planned)),
+            spectra=run
+            and self.finished(
+                self.spectra_file(name), SpectraRecord, spectra_fingerprint(study, run.planned)
+            ),
             head_changes=run
-            and self.finished_head_changes(name, head_changes_fingerprint(study, run.planned)),
+            and self.finished(
+                self.head_changes_file(name),
+                HeadChanges,
+                head_changes_fingerprint(study, run.planned),
+            ),
             head_effects=_of_most_items(effects),
             head_repair=repair,
         )

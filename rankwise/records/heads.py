@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from rankwise.records.study import SCHEMA_VERSION, Record, Relation, SchemaVersion, Unit
+from rankwise.records.study import (
+    SCHEMA_VERSION,
+    Record,
+    Relation,
+    SchemaVersion,
+    StageRecord,
+    Unit,
+)
 
 HeadMode = Literal["ablate", "ablate-mean", "revert"]
 """A head puts out zeros, or its mean over the task's tokens; or an adapter loses its delta."""
@@ -80,7 +87,7 @@ class Screen(Record):
     upper: float | None
 
 
-class TaskHeadEffects(Record):
+class TaskHeadEffects(StageRecord):
     """``heads/<mode>/<task>.json``: the heads of a run on one task, one after another.
 
     ``scores`` are effects on the metric that decides, in points or nats; ``answers`` those on
@@ -95,7 +102,6 @@ class TaskHeadEffects(Record):
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
-    fingerprint: str
     mode: HeadMode
     keys_and_values: bool
     task: str
@@ -187,7 +193,7 @@ class ShareMap(Record):
     values: HeadMap
 
 
-class HeadChanges(Record):
+class HeadChanges(StageRecord):
     """``heads.json``: a run's heads beside the base's, on the same prompts.
 
     ``base_entropy`` and ``base_first_token_mass`` are the base's own. ``not_analysed`` says why
@@ -196,7 +202,6 @@ class HeadChanges(Record):
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
-    fingerprint: str
     tasks: tuple[str, ...]
     num_prompts: int
     num_tokens: int

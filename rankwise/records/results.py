@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rankwise.records.failures import StageFailure
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
@@ -11,6 +12,7 @@ from rankwise.records.study import (
     Relation,
     RunRecord,
     SchemaVersion,
+    StageRecord,
     StudyRecord,
     TaskEvaluation,
     Unit,
@@ -36,7 +38,7 @@ class TaskItems(Record):
     choices: tuple[int, ...] | None = None
 
 
-class Divergence(Record):
+class Divergence(StageRecord):
     """``divergence.json``: how far a model's next words are from full fine-tuning's.
 
     Both read the same right answers, at most the first tokens of each. ``kl_nats`` is of each item
@@ -49,7 +51,6 @@ class Divergence(Record):
     model: str
     reference: str
     train_task: str
-    fingerprint: str
     num_items: int
     num_tokens: int
     tasks: tuple[str, ...]
@@ -84,6 +85,8 @@ class StudyResults(Record):
     study: StudyRecord
     base: ModelResults
     runs: tuple[ModelResults, ...]
+    failures: tuple[StageFailure, ...] = ()
+    """The stages that failed when they were last tried."""
 
     @property
     def by_train_task(self) -> tuple[TrainTaskResults, ...]:

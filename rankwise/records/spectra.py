@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rankwise.records.study import SCHEMA_VERSION, Record, SchemaVersion
+from rankwise.records.study import SCHEMA_VERSION, Record, SchemaVersion, StageRecord
 
 LEADING = (10, 50, 100, 500)
 """Over how many leading singular vectors similarities are averaged; where a matrix has fewer, over
@@ -100,7 +100,7 @@ class MatrixSpectrum(Record):
     full_overlap: FullOverlap | None = None
 
 
-class SpectraRecord(Record):
+class SpectraRecord(StageRecord):
     """``spectra.json``: every adapted matrix of one run.
 
     ``not_analysed`` says why there are no matrices: an update that is no plain LoRA.
@@ -108,7 +108,6 @@ class SpectraRecord(Record):
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
-    fingerprint: str
     epsilons: tuple[float, ...]
     null_draws: int
     matrices: tuple[MatrixSpectrum, ...]

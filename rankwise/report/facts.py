@@ -104,6 +104,9 @@ def study_warnings(results: StudyResults) -> tuple[str, ...]:
     missing = [plan.name for plan in results.study.runs if plan.name not in done]
     if missing:
         texts.append(f"Planned and not finished: {', '.join(missing)}.")
+    texts += [
+        f"{failure.model}: {failure.what} failed: {failure.message}" for failure in results.failures
+    ]
     for run in _runs(results):
         name = run.planned.name
         if run.status == "diverged":

@@ -42,6 +42,7 @@ class ResidentModels:
         self._alone: nn.Module | None = None
         self._alone_scorer: Scorer | None = None
         self._alone_name: str | None = None
+        self._adapter: tuple[str, FrozenAdapter] | None = None
 
     def base(self) -> nn.Module:
         """The base model, with nothing on it that PEFT has put there."""
@@ -63,7 +64,7 @@ class ResidentModels:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
         self.keep(set())
-        self._scorer = None
+        self._scorer = self._adapter = None
         if base:
             self._base = None
         give_back_memory(self._plan.device)
@@ -127,6 +128,22 @@ class ResidentModels:
             with carrying(base, [adapter]) as bank, bank.rows_of(everything):
                 yield base.eval()
 
+    def adapted(self, run: PlannedRun) -> tuple[nn.Module, FrozenAdapter | None]:
+        """A run's model in two parts: the base and an adapter, or a full fine-tuning and None.
+
+        Raises:
+            ModelError: an adapter that is more than plain LoRA, or weights that cannot be read.
+        """
+        if run.method == "full":
+            if self._alone_name != run.name:
+                self.release(base=True)  # one whole model at a time
+            return self._load_alone(run), None
+        base = self.base()
+        if self._adapter is None or self._adapter[0] != run.name:
+            weights, dtype = self._folder.weights_folder(run), DTYPES[self._plan.record.precision]
+            self._adapter = run.name, load_frozen_adapter(base, weights, dtype)
+        return base, self._adapter[1]
+
     def _load_alone(self, run: PlannedRun) -> nn.Module:
         """A run's checkpoint, or the base with its adapter put on by PEFT."""
         if self._alone is None or self._alone_name != run.name:
@@ -159,47 +176,3 @@ class ResidentModels:
         return VllmScorer(
             folder, plan.base.folder, plan.record.precision, max_rank=max(ranks, default=0)
         )
-
-
-class HeadModels:
-    """The base and a run's model, one at a time where the run's is a model by itself."""
-
-    def __init__(self, plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> None:
-        self._plan, self._folder, self._run = plan, folder, run
-        self._held: tuple[str, nn.Module] | None = None
-        self._adapter: FrozenAdapter | None = None
-
-    def base(self) -> nn.Module:
-        """The base model, as the study scores it."""
-        plan = self._plan
-        if self._held is None or self._held[0] != "base":
-            self._let_go()
-            model = models.load_frozen(
-                models.fetch_weights(plan.base),
-                plan.record.precision,
-                plan.device,
-                plan.record.config.train.base_precision,
-            )
-            self._held = "base", model
-        return self._held[1]
-
-    def adapted(self) -> tuple[nn.Module, FrozenAdapter | None]:
-        """The run's model: the base and an adapter, or a model and None.
-
-        Raises:
-            ModelError: an adapter that is more than plain LoRA, or weights that cannot be read.
-        """
-        weights, precision = self._folder.weights_folder(self._run), self._plan.record.precision
-        if self._run.method == "lora":
-            base = self.base()
-            if self._adapter is None:
-                self._adapter = load_frozen_adapter(base, weights, DTYPES[precision])
-            return base, self._adapter
-        if self._held is None or self._held[0] != "full":
-            self._let_go()
-            self._held = "full", models.load_frozen(weights, precision, self._plan.device)
-        return self._held[1], None
-
-    def _let_go(self) -> None:
-        self._held = self._adapter = None
-        give_back_memory(self._plan.device)

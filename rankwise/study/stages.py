@@ -1,259 +1,427 @@
-"""The stages of a study: what there is to do, in order, and what of it is done."""
+"""The stages of a study: what there is to do, in which order, and what of it is done.
+
+A study is a graph of stages. It is made from ``study.json`` alone and needs no torch, so that
+``rankwise status`` on a laptop, ``rankwise run`` and a worker elsewhere walk over the same graph.
+What does a stage is in :mod:`rankwise.study.work`.
+"""
 
 from __future__ import annotations
 
-import itertools
-from typing import Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from rankwise.records.fingerprints import (
     divergence_fingerprint,
+    fingerprint,
     head_changes_fingerprint,
+    scoring_fingerprint,
     spectra_fingerprint,
 )
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.study import PlannedPass, PlannedRun
-from rankwise.study.planning.plan import StudyPlan
-from rankwise.tasks.questions import RightAnswer
-from rankwise.tasks.requests import PreparedTask
+from rankwise.records.heads import HeadChanges
+from rankwise.records.results import Divergence
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import (
+    PlannedPass,
+    PlannedRun,
+    Record,
+    RunRecord,
+    StageRecord,
+    StudyRecord,
+    TaskEvaluation,
+)
 
 ANALYSIS_WORK = 1500.0
-"""What one decomposition of all adapted matrices of a run costs, in scored tokens: about that in
-small models. Only the time left is estimated with it."""
-
-HEAD_TOKENS = 128
-"""Of a prompt on which heads are compared: all their attention weights are held."""
+"""Work of decomposing all adapted matrices of a run once, in scored tokens: measured on small
+models. Only the time left is estimated from it."""
 
 TRAINING_WORK = {"lora": 2.5, "full": 4.0}
-"""What a trained token costs beside a scored one: a backward pass, and for full fine-tuning the
-gradients of all weights. Only the time left is estimated with it."""
+"""Work of a trained token, in scored tokens: a backward pass, and for full fine-tuning the
+gradients of all weights. Only the time left is estimated from it."""
+
+Model = PlannedRun | None
+"""A model of a study: a run, or the untouched base (None)."""
 
 
-class Observer(Protocol):
-    """Is told how a study goes on; the terminal's progress bars are one."""
-
-    def study_started(self, total_work: float, finished_work: float) -> None:
-        """Work is counted in scored tokens; some of it may be finished from an earlier call."""
-        ...
-
-    def model_started(self, model: str, work: float) -> None:
-        """What is left to do for one model: its training and its scoring, or its divergence."""
-        ...
-
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
-
-    def advanced(self, work: float) -> None: ...
-
-    def stage_finished(self) -> None: ...
-
-    def noted(self, text: str) -> None:
-        """Something that whoever waits should know."""
-        ...
-
-
-class Stage(NamedTuple):
-    """One thing to do for the base, for a run, or for several runs at once.
-
-    ``runs`` are trained together, in one pass (imported ones are taken over), or scored together on
-    a ``task``. Or the one run is compared on ``answers`` with a full fine-tuning, the
-    ``reference``. Without runs it is the base that is scored or compared. ``model`` names the one
-    model, or the pass. With ``num_decompositions``, that many of each matrix of the runs are made;
-    with ``head_prompts``, the heads of the runs are compared with the base's on these.
-    """
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One piece of a study that is done as a whole and leaves a record for each of its models."""
 
     model: str
-    runs: tuple[PlannedRun, ...] = ()
-    task: PreparedTask | None = None
-    reference: PlannedRun | None = None
-    answers: tuple[RightAnswer, ...] = ()
-    planned_pass: PlannedPass | None = None
-    num_decompositions: int = 0
-    head_prompts: tuple[tuple[int, ...], ...] = ()
+    """What the user sees: "base", a run's name, or "pass 1: 9 adapters"."""
+    models: tuple[Model, ...]
+    """The models that the stage writes records of."""
+    fingerprints: tuple[str, ...]
+    """The fingerprint that the record of each model must have, in the order of ``models``."""
+    needs: tuple[str, ...]
+    """The ids of the stages whose records it reads."""
+    work: float
+    """Scored tokens, or what takes as long; for the time left and to share work out."""
+    memory_bytes: int
+    """What it holds at once: of training the planned peak, else the weights of its models."""
+
+    kind: ClassVar[str]
+    record: ClassVar[type[Record]]
 
     @property
-    def kind(self) -> Literal["training", "scoring", "divergence", "spectra", "heads"]:
-        if self.task is not None:
-            return "scoring"
-        if self.head_prompts:
-            return "heads"
-        if self.num_decompositions:
-            return "spectra"
-        return "training" if self.reference is None else "divergence"
+    def id(self) -> str:
+        """The same however often the study is planned: what it does, and to which models."""
+        return f"{self.kind}-{fingerprint([self.name, *self.fingerprints])[:12]}"
 
     @property
     def name(self) -> str:
-        """What the stage does, in a word or two: the task, or its kind."""
-        return self.kind if self.task is None else self.task.name
+        """What the stage does, in a word or two."""
+        return self.kind
 
     @property
-    def work(self) -> float:
-        if self.task is not None:
-            return self.task.num_tokens * max(len(self.runs), 1)
-        if self.head_prompts:
-            return float(sum(map(len, self.head_prompts)) * (len(self.runs) + 1))
-        if self.num_decompositions:
-            return ANALYSIS_WORK * self.num_decompositions * len(self.runs)
-        if self.reference is not None:  # both models read the answers
-            return 2.0 * sum(len(answer.tokens_read) for answer in self.answers)
-        return sum(run.num_tokens * TRAINING_WORK[run.method] for run in self.runs)
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """The models that are runs."""
+        return tuple(run for run in self.models if run is not None)
+
+    @abstractmethod
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        """Where the record of a model is written."""
+
+    def fingerprint_of(self, model: Model) -> str:
+        """The fingerprint that the record of a model must have."""
+        return self.fingerprints[self.models.index(model)]
+
+    def described(self, folder: StudyFolder) -> dict[str, Any]:
+        """The stage as JSON: what it is, what it needs and costs, and whether it is finished."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "name": self.name,
+            "model": self.model,
+            "runs": [run.name for run in self.runs],
+            "needs": list(self.needs),
+            "work": self.work,
+            "memory_bytes": self.memory_bytes,
+            "is_finished": self.is_finished(folder),
+        }
+
+    def is_finished(self, folder: StudyFolder) -> bool:
+        """Whether every record exists and has its fingerprint.
+
+        Raises:
+            RecordError: a record exists and cannot be read.
+        """
+        return not self.left(folder)
+
+    def left(self, folder: StudyFolder) -> tuple[Model, ...]:
+        """The models whose record is missing or was made under other settings.
+
+        Nothing is due of a run that diverged.
+        """
+        pairs = zip(self.models, self.fingerprints, strict=True)
+        return tuple(model for model, wanted in pairs if not self._is_done(folder, model, wanted))
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """Those of some models that can be worked on now: they are trained and did not diverge.
+
+        Which models are left is known before anything is trained: records that belong to weights
+        that are trained again are made again.
+        """
+        return tuple(model for model in models if _is_usable(folder, model))
+
+    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+        if model is not None:
+            run = folder.finished_run(model)
+            if run is None:
+                return False  # a record of weights that are gone counts for nothing
+            if run.status == "diverged":
+                return True
+        assert issubclass(self.record, StageRecord)
+        return folder.finished(self.path_of(folder, model), self.record, wanted) is not None
 
 
-def stages(plan: StudyPlan) -> list[Stage]:
-    """All stages of a plan in order.
+@dataclass(frozen=True)
+class Train(Stage):
+    """Train runs together in one pass over the base, or take over imported models."""
 
-    The base is scored, the runs of every pass are trained together and then scored together, and
-    then all that are compared with one full fine-tuning are compared with it, one full fine-tuning
-    after the other. Then the heads and the weights of all runs are looked into.
+    planned_pass: PlannedPass | None
+    """How the pass is cut to fit into memory; None for imported models."""
+
+    kind = "training"
+    record = RunRecord
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        assert model is not None
+        return folder.run_file(model.name)
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """All of them: training needs no weights but the base's."""
+        return tuple(models)
+
+    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+        assert model is not None
+        return folder.finished_run(model) is not None
+
+
+@dataclass(frozen=True)
+class Score(Stage):
+    """Score the base, or the runs of a pass together, on one task."""
+
+    task: str
+    base_fingerprint: str
+    """Of the base's record on the task: the scores of runs are checked against its samples."""
+
+    kind = "scoring"
+    record = TaskEvaluation
+
+    @property
+    def name(self) -> str:
+        return self.task
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return folder.evaluation_file(_name(model), self.task)
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """The usable models, once the base is scored."""
+        path = folder.evaluation_file(BASE, self.task)
+        if self.runs and folder.finished(path, TaskEvaluation, self.base_fingerprint) is None:
+            return ()
+        return super().ready(folder, models)
+
+
+@dataclass(frozen=True)
+class CompareDistributions(Stage):
+    """Compare a model's next-token distributions with those of a full fine-tuning."""
+
+    reference: PlannedRun
+    """The full fine-tuning."""
+
+    kind = "divergence"
+    record = Divergence
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return folder.divergence_file(_name(model), self.reference.name)
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """The model, where the full fine-tuning is usable too."""
+        return super().ready(folder, models) if _is_usable(folder, self.reference) else ()
+
+    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+        reference = folder.finished_run(self.reference)
+        if reference is not None and reference.status == "diverged":
+            return model is None or folder.finished_run(model) is not None
+        return reference is not None and super()._is_done(folder, model, wanted)
+
+
+@dataclass(frozen=True)
+class CompareHeads(Stage):
+    """Compare the attention heads of the runs of one trained task with the base's."""
+
+    train_task: str
+
+    kind = "heads"
+    record = HeadChanges
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return folder.head_changes_file(_name(model))
+
+
+@dataclass(frozen=True)
+class AnalyseWeights(Stage):
+    """Analyse the weights of the runs of one trained task, matrix by matrix.
+
+    So each matrix of the base is decomposed once for all of them.
     """
-    found = [Stage(BASE, task=plan.tasks[task]) for task in plan.record.scored_tasks()]
-    for number, (planned_pass, runs) in enumerate(_passes(plan), start=1):
-        name = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} adapters"
+
+    train_task: str
+
+    kind = "spectra"
+    record = SpectraRecord
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return folder.spectra_file(_name(model))
+
+
+def finished_work(graph: Sequence[Stage], folder: StudyFolder) -> set[tuple[str, str | None]]:
+    """The (model, task) pairs that are scored, and (run, None) for each run that is trained.
+
+    Raises:
+        RecordError: a record exists and cannot be read.
+    """
+    done: set[tuple[str, str | None]] = set()
+    for stage in graph:
+        if isinstance(stage, Train | Score):
+            task = stage.task if isinstance(stage, Score) else None
+            left = stage.left(folder)
+            done |= {(_name(model), task) for model in stage.models if model not in left}
+    return done
+
+
+def stages(study: StudyRecord) -> tuple[Stage, ...]:
+    """All stages of a study, in an order in which each comes after those that it needs.
+
+    The base is scored; the runs of every pass are trained together and then scored together; runs
+    are compared with full fine-tuning, one full fine-tuning after the other; then come the heads
+    and the weights of the runs of each trained task.
+    """
+    graph = _Graph(study)
+    graph.score_the_base()
+    for number, (planned_pass, runs) in enumerate(_passes(study), start=1):
+        graph.train_and_score(number, planned_pass, runs)
+    graph.compare_distributions()
+    graph.compare_heads()
+    graph.analyse_weights()
+    return tuple(graph.stages)
+
+
+class _Graph:
+    """Stages as they are added, and which of them train and score what."""
+
+    def __init__(self, study: StudyRecord) -> None:
+        self.stages: list[Stage] = []
+        self._study = study
+        self._training_of: dict[str, str] = {}
+        self._base_scoring_of: dict[str, str] = {}
+
+    def score_the_base(self) -> None:
+        for task in self._study.scored_tasks():
+            stage = self._score(BASE, (None,), task)
+            self._base_scoring_of[task] = stage.id
+
+    def train_and_score(
+        self, number: int, planned_pass: PlannedPass | None, runs: tuple[PlannedRun, ...]
+    ) -> None:
+        model = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} adapters"
         if len(runs) > 1 and planned_pass is None:
-            name = f"imported: {len(runs)} adapters"
-        found.append(Stage(name, runs, planned_pass=planned_pass))
-        scored = {run: plan.record.scored_tasks(run.train_task) for run in runs}
-        for task in plan.record.scored_tasks():
-            together = tuple(run for run in runs if task in scored[run])
+            model = f"imported: {len(runs)} adapters"
+        train = Train(
+            model,
+            runs,
+            tuple(run.fingerprint for run in runs),
+            needs=(),
+            work=sum(run.num_tokens * TRAINING_WORK[run.method] for run in runs),
+            memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
+            planned_pass=planned_pass,
+        )
+        self.stages.append(train)
+        self._training_of |= {run.name: train.id for run in runs}
+        scored = {run.name: self._study.scored_tasks(run.train_task) for run in runs}
+        for task in self._study.scored_tasks():
+            together = tuple(run for run in runs if task in scored[run.name])
             if together:
-                found.append(Stage(name, together, plan.tasks[task]))
-    return found + _divergences(plan) + _heads(plan) + _spectra(plan)
+                self._score(model, together, task)
+
+    def compare_distributions(self) -> None:
+        study = self._study
+        for full in study.full_runs_compared:
+            if full.train_task not in study.answers_fingerprints:
+                continue
+            compared = [run for run in study.runs if study.full_run_of(run) == full]
+            # both models read the answers
+            work = 2.0 * study.num_tokens.answers.get(full.train_task, 0)
+            for model in (None, *compared):
+                wanted = divergence_fingerprint(study, _fingerprint(study, model), full)
+                runs = (full,) if model is None else (model, full)
+                self.stages.append(
+                    CompareDistributions(
+                        _name(model),
+                        (model,),
+                        (wanted,),
+                        needs=self._trainings(runs),
+                        work=work,
+                        memory_bytes=2 * study.weights_bytes,
+                        reference=full,
+                    )
+                )
+
+    def compare_heads(self) -> None:
+        study = self._study
+        for train_task, runs in self._by_train_task():
+            tokens = study.num_tokens.head_prompts.get(train_task)
+            if study.config.analysis.heads and tokens != 0:
+                self.stages.append(
+                    CompareHeads(
+                        "heads",
+                        runs,
+                        tuple(head_changes_fingerprint(study, run) for run in runs),
+                        needs=self._trainings(runs),
+                        work=float((tokens or 0) * (len(runs) + 1)),
+                        memory_bytes=2 * study.weights_bytes,
+                        train_task=train_task,
+                    )
+                )
+
+    def analyse_weights(self) -> None:
+        study = self._study
+        for train_task, runs in self._by_train_task():
+            if study.config.analysis.spectra:
+                # the update, and the base with each of the random updates of both kinds
+                decompositions = 1 + 2 * study.config.analysis.null_draws
+                self.stages.append(
+                    AnalyseWeights(
+                        "weights",
+                        runs,
+                        tuple(spectra_fingerprint(study, run) for run in runs),
+                        needs=self._trainings(runs),
+                        work=ANALYSIS_WORK * decompositions * len(runs),
+                        memory_bytes=2 * study.weights_bytes,
+                        train_task=train_task,
+                    )
+                )
+
+    def _score(self, model: str, models: tuple[Model, ...], task: str) -> Score:
+        study = self._study
+        runs = [run for run in models if run is not None]
+        needs = (*self._trainings(runs), *([self._base_scoring_of[task]] if runs else []))
+        stage = Score(
+            model,
+            models,
+            tuple(scoring_fingerprint(study, _fingerprint(study, one), task) for one in models),
+            needs=needs,
+            work=float(study.num_tokens.scored.get(task, 0) * len(models)),
+            memory_bytes=study.weights_bytes,
+            task=task,
+            base_fingerprint=scoring_fingerprint(study, study.base_model_fingerprint, task),
+        )
+        self.stages.append(stage)
+        return stage
+
+    def _trainings(self, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._training_of[run.name] for run in runs))
+
+    def _by_train_task(self) -> list[tuple[str, tuple[PlannedRun, ...]]]:
+        """The runs of each trained task that has any."""
+        by_task: dict[str, tuple[PlannedRun, ...]] = {}
+        for run in self._study.runs:
+            by_task[run.train_task] = (*by_task.get(run.train_task, ()), run)
+        return list(by_task.items())
 
 
-def _heads(plan: StudyPlan) -> list[Stage]:
-    """The heads of the runs of each trained task, on that task's prompts."""
-    if not plan.record.config.analysis.heads:
-        return []
-    found: list[Stage] = []
-    for source in plan.record.tasks:
-        runs = tuple(run for run in plan.record.runs if run.train_task == source)
-        prompts = head_prompts(plan, source)
-        found += [Stage("heads", runs, head_prompts=prompts)] if runs and prompts else []
-    return found
+def _passes(study: StudyRecord) -> list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]]:
+    """What is trained and scored together, in the study's order; imported models come last.
 
-
-def head_prompts(plan: StudyPlan, train_task: str) -> tuple[tuple[int, ...], ...]:
-    """The first in-domain prompts, of every task in turn, as they are scored.
-
-    Of a long one its last tokens; of a text without a context, its first. None where there are
-    fewer than two.
+    Imported adapters are scored together too, each imported checkpoint alone.
     """
-    names = plan.record.tasks[train_task].get("in_domain", ())
-    by_task: list[list[tuple[int, ...]]] = []
-    for name in names:
-        requests = plan.tasks[name].requests
-        texts = [
-            each.context[-HEAD_TOKENS:] if len(each.context) > 1 else each.tokens_read[:HEAD_TOKENS]
-            for each in requests
-        ]
-        by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
-    prompts = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
-    prompts = prompts[: plan.record.config.analysis.head_prompts]
-    return prompts if len(prompts) > 1 else ()
-
-
-def _spectra(plan: StudyPlan) -> list[Stage]:
-    """The weights of all runs, matrix by matrix, so that each of the base is decomposed once."""
-    settings, runs = plan.record.config.analysis, plan.record.runs
-    if not (settings.spectra and runs):
-        return []
-    return [Stage("weights", runs, num_decompositions=1 + 2 * settings.null_draws)]
-
-
-def _passes(plan: StudyPlan) -> list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]]:
-    """What is trained and scored together, in the study's order; what is imported comes last.
-
-    Imported adapters are scored together too, imported checkpoints each for itself.
-    """
-    by_name = {run.name: run for run in plan.record.runs}
-    in_pass = {name for planned in plan.record.passes for name in planned.runs}
+    by_name = {run.name: run for run in study.runs}
+    in_pass = {name for planned in study.passes for name in planned.runs}
     passes: list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]] = [
-        (planned, tuple(by_name[name] for name in planned.runs)) for planned in plan.record.passes
+        (planned, tuple(by_name[name] for name in planned.runs)) for planned in study.passes
     ]
-    imported = [run for run in plan.record.runs if run.name not in in_pass]
+    imported = [run for run in study.runs if run.name not in in_pass]
     adapters = tuple(run for run in imported if run.method == "lora")
     passes += [(None, adapters)] if adapters else []
     return passes + [(None, (run,)) for run in imported if run.method == "full"]
 
 
-def _divergences(plan: StudyPlan) -> list[Stage]:
-    found: list[Stage] = []
-    for full in plan.record.full_runs_compared:
-        answers = plan.answers.get(full.train_task, ())
-        compared = [run for run in plan.record.runs if plan.record.full_run_of(run) == full]
-        if answers:
-            found.append(Stage(BASE, reference=full, answers=answers))
-            found += [Stage(r.name, (r,), reference=full, answers=answers) for r in compared]
-    return found
+def _is_usable(folder: StudyFolder, model: Model) -> bool:
+    """Whether a model has weights: the base has, and a run that is trained and did not diverge."""
+    if model is None:
+        return True
+    run = folder.finished_run(model)
+    return run is not None and run.status == "trained"
 
 
-def is_finished(plan: StudyPlan, folder: StudyFolder, stage: Stage) -> bool:
-    """Whether a stage's record is there. A run that diverged has nothing left to score.
-
-    Raises:
-        RecordError: a record is there and cannot be read.
-    """
-    if stage.task is not None:
-        models = stage.runs or (None,)
-        return all(is_scored(plan, folder, run, stage.task) for run in models)
-    if stage.head_prompts:
-        return all(has_head_changes(plan, folder, run) for run in stage.runs)
-    if stage.num_decompositions:
-        return all(is_analysed(plan, folder, run) for run in stage.runs)
-    if stage.reference is None:
-        return all(folder.finished_run(run) is not None for run in stage.runs)
-    for run in (*stage.runs, stage.reference):
-        record = folder.finished_run(run)
-        if record is None:
-            return False
-        if record.status == "diverged":
-            return True
-    model = stage.runs[0].fingerprint if stage.runs else plan.base.fingerprint
-    wanted = divergence_fingerprint(plan.record, model, stage.reference)
-    return folder.finished_divergence(stage.model, stage.reference.name, wanted) is not None
+def _name(model: Model) -> str:
+    return BASE if model is None else model.name
 
 
-def is_analysed(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> bool:
-    """Whether what is in a run's weights was looked for; diverged: nothing is due.
-
-    Raises:
-        RecordError: a record is there and cannot be read.
-    """
-    record = folder.finished_run(run)
-    if record is None:
-        return False
-    wanted = spectra_fingerprint(plan.record, run)
-    return record.status == "diverged" or folder.finished_spectra(run.name, wanted) is not None
-
-
-def has_head_changes(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> bool:
-    """Whether a run's heads were compared with the base's; diverged: nothing is due.
-
-    Raises:
-        RecordError: a record is there and cannot be read.
-    """
-    record = folder.finished_run(run)
-    if record is None:
-        return False
-    wanted = head_changes_fingerprint(plan.record, run)
-    changes = folder.finished_head_changes(run.name, wanted)
-    return record.status == "diverged" or changes is not None
-
-
-def is_scored(
-    plan: StudyPlan, folder: StudyFolder, run: PlannedRun | None, task: PreparedTask
-) -> bool:
-    """Whether a run's scores on a task are there, or the base's (None); diverged: none are due.
-
-    Raises:
-        RecordError: a record is there and cannot be read.
-    """
-    name, model = BASE, plan.base.fingerprint
-    if run is not None:
-        record = folder.finished_run(run)
-        if record is None:
-            return False  # scores of weights that are gone
-        if record.status == "diverged":
-            return True
-        name, model = run.name, run.fingerprint
-    wanted = plan.scoring_fingerprint(model, task)
-    return folder.finished_evaluation(name, task.name, wanted) is not None
+def _fingerprint(study: StudyRecord, model: Model) -> str:
+    return study.base_model_fingerprint if model is None else model.fingerprint

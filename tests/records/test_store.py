@@ -73,6 +73,10 @@ def write_study(folder: StudyFolder, results: StudyResults) -> None:
             folder.write_evaluation(evaluation, samples_of(evaluation, model.items[task]))
 
 
+def scored(folder: StudyFolder, fingerprint: str) -> TaskEvaluation | None:
+    return folder.finished(folder.evaluation_file(BASE, "kinship"), TaskEvaluation, fingerprint)
+
+
 def evaluation_of(results: StudyResults, **changes: Any) -> TaskEvaluation:
     return results.base.evaluations["kinship"].model_copy(update=changes)
 
@@ -174,7 +178,9 @@ def test_a_damaged_record_is_an_error_that_names_the_file(
     path.write_text(damage(before))
     assert path.read_text() != before
     with pytest.raises(RecordError, match=reason) as caught:
-        folder.finished_evaluation(BASE, "kinship", evaluation.fingerprint)
+        folder.finished(
+            folder.evaluation_file(BASE, "kinship"), TaskEvaluation, evaluation.fingerprint
+        )
     assert f"{path} is not a readable TaskEvaluation" in str(caught.value)
 
 
@@ -207,10 +213,20 @@ def test_an_evaluation_of_other_settings_counts_for_nothing(
     folder: StudyFolder, results: StudyResults
 ) -> None:
     evaluation = evaluation_of(results)
-    assert folder.finished_evaluation(BASE, "kinship", evaluation.fingerprint) is None
+    assert (
+        folder.finished(
+            folder.evaluation_file(BASE, "kinship"), TaskEvaluation, evaluation.fingerprint
+        )
+        is None
+    )
     folder.write_evaluation(evaluation, [])
-    assert folder.finished_evaluation(BASE, "kinship", evaluation.fingerprint) == evaluation
-    assert folder.finished_evaluation(BASE, "kinship", "another") is None
+    assert (
+        folder.finished(
+            folder.evaluation_file(BASE, "kinship"), TaskEvaluation, evaluation.fingerprint
+        )
+        == evaluation
+    )
+    assert scored(folder, "another") is None
 
 
 def test_an_evaluation_cut_off_between_samples_and_record_is_not_there(
@@ -231,8 +247,8 @@ def test_an_evaluation_cut_off_between_samples_and_record_is_not_there(
     with pytest.raises(OSError, match="No space left"):
         folder.write_evaluation(new, [{"sample": "new"}])
     assert written == ["kinship.samples.jsonl", "kinship.json"]
-    assert folder.finished_evaluation(BASE, "kinship", "old") is None
-    assert folder.finished_evaluation(BASE, "kinship", "new") is None
+    assert scored(folder, "old") is None
+    assert scored(folder, "new") is None
     assert folder.read_samples(BASE, "kinship") == [{"sample": "new"}]
 
 

@@ -31,34 +31,19 @@ from rankwise.records.heads import (
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import is_finished, stages
+from rankwise.study.stages import stages
 from rankwise.study.work.head_repair import _Search
 from rankwise.tasks.questions import LogLikelihood
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
 
-HUES_YAML = """
-include: colours.yaml
-task: hues
-doc_to_text: "{{question}} It is"
-metadata: {version: 1.0, domain: hues}
-"""
-
 
 class Finished:
     """A small study with an adapter and a full fine-tuning, run once."""
 
     def __init__(self, root: Path, model: Path) -> None:
-        tasks = root / "tasks"
-        tasks.mkdir()
-        (tasks / "colours.py").write_text(tiny_tasks.COLOURS_PY)
-        for name, text in (
-            ("colours", tiny_tasks.COLOURS_YAML),
-            ("hues", HUES_YAML),
-            ("sums", tiny_tasks.SUMS_YAML),
-        ):
-            (tasks / f"{name}.yaml").write_text(text)
+        tiny_tasks.write_tiny_tasks(root / "tasks")
         self.file = root / "small.yaml"
         self.file.write_text(
             f"base_model: {model}\ntasks_path: tasks\n"
@@ -98,15 +83,15 @@ def test_a_study_compares_the_heads_of_every_run(finished: Finished) -> None:
     again = Recorder()
     run_study(finished.plan, finished.folder, again)
     assert again.stages == []
-    assert all(is_finished(finished.plan, finished.folder, each) for each in stages(finished.plan))
+    assert all(stage.is_finished(finished.folder) for stage in stages(finished.plan.record))
 
 
 def test_changed_settings_compare_again(finished: Finished) -> None:
     plan = plan_study(load_config(finished.file, ["analysis.head_prompts=4"]))
-    left = [s for s in stages(plan) if not is_finished(plan, finished.folder, s)]
+    left = [s for s in stages(plan.record) if not s.is_finished(finished.folder)]
     assert [stage.kind for stage in left] == ["heads"]
     off = plan_study(load_config(finished.file, ["analysis.heads=false"]))
-    assert all(stage.kind != "heads" for stage in stages(off))
+    assert all(stage.kind != "heads" for stage in stages(off.record))
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from rankwise.engine.models import base as models
-from rankwise.errors import PlanError, UnchangedOutputsError
+from rankwise.errors import PlanError, StageFailedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study import models as resident_models
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.work import stages as worker
+from rankwise.study.work import worker
 from rankwise.tasks.questions import Continuation, LogLikelihood
 from rankwise.tasks.requests import Request
 from rankwise.tasks.update_guard import probes
@@ -185,7 +185,7 @@ def test_a_generation_task_alone_shows_that_an_adapter_is_not_applied(
     assert {task.loaded.output_type for task in plan.tasks.values()} == {"generate_until"}
     run(study_file, tmp_path / "applied", *only_texts)
     monkeypatch.setattr(resident_models, "ResidentScorer", engine)
-    with pytest.raises(UnchangedOutputsError, match=r"sums-lora-r002.*update was not applied"):
+    with pytest.raises(StageFailedError, match=r"sums-lora-r002.*update was not applied"):
         run(study_file, tmp_path / "forgotten", *only_texts)
     name = plan.record.runs[0].name
     assert not StudyFolder(tmp_path / "forgotten").evaluation_file(name, "sums").exists()
@@ -232,7 +232,7 @@ def test_an_adapter_that_only_peft_can_apply_is_scored_alone(
     alone, heads, weights = noted
     assert "is scored alone" in alone
     assert "no head's share of delta" in heads
-    assert "is not looked into" in weights
+    assert "is not analysed" in weights
     assert all("use_dora" in note for note in noted)
     changes = [model.head_changes for model in outcome.results.runs]
     assert [bool(each.changes) and bool(each.shares) for each in changes] == [False, True]

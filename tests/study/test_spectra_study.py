@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,13 @@ from safetensors.torch import load_file, save_file
 from rankwise.cli.terminal import status_table
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_files import WEIGHTS_FILE
-from rankwise.errors import ModelError
 from rankwise.records.folder import StudyFolder, read_record
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
-from rankwise.records.status import study_status
 from rankwise.records.study_file import load_config
 from rankwise.report.page import study_sections
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from rankwise.study.status import study_status
 from rankwise.study.work import weights as spectra_worker
 from tests.support.observers import Recorder
 from tests.support.saved_adapters import save_dora
@@ -371,7 +371,7 @@ def test_weights_that_are_not_finite_are_said_to_have_diverged(
         (FULL, r"NaN or infinite weights in model\.layers\.1.*v_proj"),
     ],
 )
-def test_weights_that_are_spoilt_later_stop_the_study(
+def test_weights_that_are_spoilt_later_are_named_and_the_others_analysed(
     finished: Finished, name: str, said: str
 ) -> None:
     (weights,) = weights_folders(finished.folder, name)
@@ -380,8 +380,11 @@ def test_weights_that_are_spoilt_later_stop_the_study(
     (finished.folder / name).rename(weights)
     (weights.parent / "spectra.json").unlink()
     for _ in range(2):  # nothing was written that would be believed
-        with pytest.raises(ModelError, match=said):
-            run(finished.file, finished.folder)
+        outcome, _ = run(finished.file, finished.folder)
+        failed = {failure.kind: failure for failure in outcome.failures}["spectra"]
+        assert failed.error == "ModelError"
+        assert re.search(said, failed.message)
+        assert not (weights.parent / "spectra.json").exists()
 
 
 def test_a_base_that_is_stored_quantised_has_no_weights_to_look_into(

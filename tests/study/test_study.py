@@ -19,14 +19,17 @@ from rankwise.errors import PlanError, RecordError, StudyLockedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.stages import is_finished, stages
+from rankwise.study.stages import stages
 from tests.support.studies import run
 
 # Kills its own process at a chosen moment of a chosen function, then does nothing else.
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from rankwise import divergence, pass_worker, score_worker, spectra_worker, store, study
+from rankwise.engine.scoring import divergence
+from rankwise.records import folder as store
+from rankwise.study import run as study
+from rankwise.study.work import scoring, training, weights
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 
@@ -46,13 +49,13 @@ def killing(function):
 if moment == "training":
     store.StudyFolder.append_metrics = killing(store.StudyFolder.append_metrics)
 elif moment == "saving":
-    pass_worker.adapters.save_adapter = killing(pass_worker.adapters.save_adapter)
+    training.adapters.save_adapter = killing(training.adapters.save_adapter)
 elif moment == "scoring":
-    score_worker.evaluate = killing(score_worker.evaluate)
+    scoring.evaluate = killing(scoring.evaluate)
 elif moment == "comparing":
     divergence.left_padded = killing(divergence.left_padded)
 elif moment == "analysing":
-    spectra_worker.matrix_spectrum = killing(spectra_worker.matrix_spectrum)
+    weights.matrix_spectrum = killing(weights.matrix_spectrum)
 elif moment == "writing":
     os.fsync = killing(os.fsync)
 elif moment == "renaming":
@@ -64,6 +67,7 @@ class Silent:
     def stage_started(self, model, stage, work): pass
     def advanced(self, work): pass
     def stage_finished(self): pass
+    def noted(self, text): pass
 
 study.run_study(plan_study(load_config(study_file)), store.StudyFolder(folder), Silent())
 """
@@ -370,7 +374,7 @@ def test_planning_loads_no_weights(study_file: Path, monkeypatch: pytest.MonkeyP
     plan = plan_study(load_config(study_file))
     assert len(plan.record.runs) == 3
     folder = StudyFolder(study_file.parent / "nowhere")
-    assert not any(is_finished(plan, folder, stage) for stage in stages(plan))
+    assert not any(stage.is_finished(folder) for stage in stages(plan.record))
 
 
 def test_own_data_is_trained_on_and_scored_by_loss(study_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 LETTERS_YAML = """
 include: colours.yaml
 task: colours_letters
@@ -109,6 +111,27 @@ def load_sums(**_):
     rows = [{"question": f"{a} plus {b}?", "answer": str(a + b)} for a, b in pairs]
     return DatasetDict(train=Dataset.from_list(rows[:16]), test=Dataset.from_list(rows[16:]))
 """
+
+
+HUES_YAML = """
+include: colours.yaml
+task: hues
+doc_to_text: "{{question}} It is"
+metadata: {version: 1.0, domain: hues}
+"""
+
+
+def write_tiny_tasks(folder: Path) -> None:
+    """Write lm-eval files: colours and hues (choice), small_prose, sums (generation)."""
+    folder.mkdir()
+    (folder / "colours.py").write_text(COLOURS_PY)
+    for name, text in (
+        ("colours", COLOURS_YAML),
+        ("hues", HUES_YAML),
+        ("small_prose", PROSE_YAML),
+        ("sums", SUMS_YAML),
+    ):
+        (folder / f"{name}.yaml").write_text(text)
 
 
 def tiny_tokenizer():

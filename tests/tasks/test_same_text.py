@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from rankwise.engine.models import base as models
 from rankwise.engine.training import loop as training
-from rankwise.errors import DataError, OutOfMemoryError, PlanError
+from rankwise.errors import DataError, PlanError, StageFailedError
 from rankwise.records.config import TrainConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
@@ -160,5 +160,7 @@ def test_running_out_of_memory_says_what_to_lower(
 
     monkeypatch.setattr(training, "train_pass", exhausted)
     plan = plan_study(load_config(study_file))
-    with pytest.raises(OutOfMemoryError, match=r"training does not fit .*train\.max_length"):
+    with pytest.raises(
+        StageFailedError, match=r"training failed: .* it does not fit .*train\.max_length"
+    ):
         study.run_study(plan, StudyFolder(tmp_path / "study"), Silent())

@@ -20,13 +20,10 @@ from rankwise.engine.models.adapter_files import (
 from rankwise.engine.models.base import ARCHITECTURE, find_base_model, refuse_other_architecture
 from rankwise.errors import ModelError
 from rankwise.records.config import BaseModelConfig, ImportedConfig
-from rankwise.records.fingerprints import fingerprint
+from rankwise.records.fingerprints import import_fingerprint
 from rankwise.records.folder import writing
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import Trainable, run_name
-
-# Raised when a change to the code changes what is scored of equal files.
-IMPORT_REVISION = 1
 
 
 def imported_run(config: ImportedConfig, base: Trainable, train_task: str) -> PlannedRun:
@@ -149,9 +146,7 @@ def _planned(
     num_trainable_parameters: int,
     **settings: Any,
 ) -> PlannedRun:
-    content = fingerprint(
-        {"import_revision": IMPORT_REVISION, "base_model": base.fingerprint, "weights": digest}
-    )
+    content = import_fingerprint(base.fingerprint, digest)
     label = config.name or settings["imported_from"].name
     num_parameters = sum(parameter.numel() for parameter in base.skeleton.parameters())
     run = PlannedRun(

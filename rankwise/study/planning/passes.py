@@ -45,7 +45,7 @@ class _Cut(NamedTuple):
     num_bytes: int
 
 
-def planned_passes(
+def plan_passes(
     runs: Sequence[PlannedRun],
     memory: MemoryOfPasses,
     train: TrainConfig,
@@ -68,9 +68,9 @@ def planned_passes(
     """
     trained = [run for run in runs if run.imported_as is None]
     adapters = [run for run in trained if run.method == "lora"]
-    planner = _Planner(memory, train, int(USABLE_SHARE * available_bytes))
-    passes = [planner.planned(group) for group in planner.groups(adapters)]
-    passes += [planner.planned([run]) for run in trained if run.method == "full"]
+    cutter = _PassCutter(memory, train, int(USABLE_SHARE * available_bytes))
+    passes = [cutter.planned(group) for group in cutter.groups(adapters)]
+    passes += [cutter.planned([run]) for run in trained if run.method == "full"]
     return tuple(passes)
 
 
@@ -80,7 +80,7 @@ def oversized(passes: Sequence[PlannedPass], available_bytes: int) -> tuple[Plan
     return tuple(each for each in passes if each.estimated_memory_bytes > limit)
 
 
-class _Planner:
+class _PassCutter:
     def __init__(self, memory: MemoryOfPasses, train: TrainConfig, limit: int) -> None:
         self._memory, self._limit = memory, limit
         fixed = train.max_micro_batch_tokens

@@ -5,62 +5,75 @@ Checks the config against tasks and model and collects every problem; loads no w
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rankwise.engine.models import base as models
-from rankwise.engine.models.attention import refuse_unpackable
-from rankwise.engine.models.base import BaseModel, LinearShape
-from rankwise.engine.models.devices import (
-    ResolvedPrecision,
-    choose_device,
-    device_name,
-    resolve_precision,
-)
-from rankwise.engine.scoring.vllm import RESERVED_TOKENS, engine_problem
-from rankwise.engine.training.loop import num_optimizer_steps
+from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.devices import device_name
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
-from rankwise.errors import DataError, ModelError, PlanError, did_you_mean
-from rankwise.records.axes import lora_variants
+from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.records.config import FullConfig, StudyConfig
 from rankwise.records.fingerprints import (
-    DIVERGENCE_REVISION,
-    SCORING_REVISION,
+    answers_fingerprint,
     fingerprint,
     scoring_fingerprint,
+    study_fingerprint,
+    task_fingerprint,
 )
-from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.provenance import collect_provenance
-from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation
+from rankwise.records.study import (
+    PlannedPass,
+    PlannedRun,
+    StudyRecord,
+    TaskEvaluation,
+    TokenCounts,
+)
+from rankwise.study.planning.checks import (
+    check_metrics,
+    check_model,
+    check_warmup,
+    target_layers,
+)
 from rankwise.study.planning.imports import imported_run
-from rankwise.study.planning.passes import oversized, planned_passes
-from rankwise.study.planning.runs import TargetLayers, Trainable, planned_runs
-from rankwise.study.planning.tasks import TaskPlan, TaskPlanner
+from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.model import StudyModel, study_model
+from rankwise.study.planning.passes import oversized, plan_passes
+from rankwise.study.planning.runs import TargetLayers, Trainable, plan_runs
+from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.right_answers import right_answers
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 from rankwise.tasks.user_data import ENDING_SUFFIX
 
+HEAD_TOKENS = 128
+"""Of a prompt on which heads are compared: all its attention weights are held in memory."""
+
+HeadPrompts = tuple[tuple[int, ...], ...]
+
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study that can be run: its record, and what the stages need of disk and tokenizer.
-
-    ``answers`` has, by what was trained on, where models are compared with full fine-tuning.
-    """
+    """A study that can be run: its record, and what the stages need besides."""
 
     record: StudyRecord
+    """What is written to ``study.json``."""
     base: BaseModel
+    """The base model's name, folder and fingerprint."""
     tokenizer: Any
     device: torch.device
     examples: dict[str, tuple[Example, ...]]
+    """Trained task -> its tokenised training examples."""
     tasks: dict[str, PreparedTask]
+    """Every scored task by name, with its requests."""
     answers: dict[str, tuple[RightAnswer, ...]]
+    """Trained task -> the right answers on which runs are compared with full fine-tuning."""
+    head_prompts: dict[str, HeadPrompts]
+    """Trained task -> the tokens of the prompts on which heads are compared; at least two."""
 
     def scoring_fingerprint(self, model_fingerprint: str, task: PreparedTask) -> str:
         """Of everything that a model's scores on a task depend on."""
@@ -72,7 +85,7 @@ class StudyPlan:
         """Whether an earlier scoring is that of the task's first items and of nothing else."""
         if not 0 < earlier.num_examples < task.num_items:
             return False
-        of_first = task_fingerprint(
+        of_first = _task_fingerprint(
             self.record.config,
             self.record.precision,
             task,
@@ -82,34 +95,11 @@ class StudyPlan:
         return earlier.fingerprint == fingerprint([model_fingerprint, of_first])
 
 
-def task_fingerprint(
-    config: StudyConfig,
-    precision: ResolvedPrecision,
-    task: PreparedTask,
-    *,
-    digest: str,
-    limit: int | None,
-) -> str:
-    """Of everything that scores on a task depend on, beside the model."""
-    return fingerprint(
-        {
-            "scoring_revision": SCORING_REVISION,
-            "precision": precision,
-            "engine": config.evaluation.engine,
-            "task": task.name,
-            "task_version": task.loaded.version,
-            "requests": digest,
-            "limit": limit,
-            "metric": metric_of(config, task.name),
-        }
-    )
-
-
 def metric_of(config: StudyConfig, task: str) -> str | None:
-    """The configured metric that decides on a task.
+    """The configured metric that decides on a task; None: the task's own.
 
-    Its trained rows, and the task asked as the training asked (``<task>@...``), are judged alike;
-    the end of trained rows is no question of a task.
+    A task's trained rows, and the task in the trained format (``<task>@...``), are judged by the
+    task's metric; the end of trained rows is no question of a task.
     """
     metric = config.evaluation.metric
     if task.endswith(ENDING_SUFFIX):
@@ -122,281 +112,232 @@ def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: No
 
     Args:
         config: a checked config.
-        report: is told of downloads and conversions.
+        report: receives a line for each download and conversion.
 
     Raises:
         PlanError: with every problem found, or because the base model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
-    try:
-        base = models.find_base_model(config.base_model, report, weights=False)
-    except ModelError as error:
-        name = config.base_model.name
-        raise PlanError(config.name, name, [str(error)]) from error
-    planner = _Planner(config, base)
-    plan = planner.plan()
-    if planner.problems or plan is None:
-        raise PlanError(config.name, base.name, planner.problems, planner.warnings)
+    issues = Issues()
+    model = study_model(config, report)
+    plan = _plan(config, model, issues)
+    if issues.problems or plan is None:
+        raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
     return plan
 
 
-class _Planner:
-    """Collects problems and warnings while it puts a plan together."""
-
-    def __init__(self, config: StudyConfig, base: BaseModel) -> None:
-        if config.train.base_precision != "auto":  # another base, for training and for scoring
-            quantised = f"{base.fingerprint}+{config.train.base_precision}"
-            base = base._replace(fingerprint=quantised)
-        self.config, self.base = config, base
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
-        self.tokenizer = models.load_tokenizer(base.folder)
-        self.skeleton: Any = models.model_skeleton(base.folder)
-        self.max_length = models.context_length(self.skeleton.config, self.tokenizer)
-        if config.evaluation.engine == "vllm":
-            self.max_length -= RESERVED_TOKENS
-        self.device = choose_device()
-        self.precision: ResolvedPrecision = resolve_precision(config.train.precision, self.device)
-
-    def plan(self) -> StudyPlan | None:
-        self._check_chat_template()
-        self._check_packable()
-        if problem := engine_problem(self.config):
-            self.problems.append(f"evaluation.engine: {problem}")
-        self._warn_of_quantised_base()
-        layers = self._target_layers()
-        tasks = self._tasks()
-        examples = {source: tuple(self._examples(rows)) for source, rows in tasks.rows.items()}
-        self._check_metrics(tasks.prepared)
-        for source, its_examples in examples.items():
-            self._check_warmup(source, len(its_examples))
-        if self.problems:
-            return None
-        memory = self._memory(layers, examples)
-        base = Trainable(self.base.fingerprint, self.precision, self.skeleton, layers, memory)
-        runs = (*planned_runs(self.config, base, examples), *self._imported(base, examples))
-        if self.problems:
-            return None
-        passes = self._passes(runs, memory)
-        answers = self._answers(tasks) if any(run.method == "full" for run in runs) else {}
-        record = StudyRecord(
-            fingerprint=fingerprint(self.config.model_dump(mode="json", exclude={"tasks_path"})),
-            config=self.config,
-            base_model_fingerprint=self.base.fingerprint,
-            precision=self.precision,
-            tasks=tasks.relations,
-            trained_formats=tasks.trained_formats,
-            trained_items=tasks.trained_items,
-            ending_items=tasks.ending_items,
-            overlaps=tasks.overlaps,
-            groups=tasks.groups,
-            domains=tasks.domains,
-            task_fingerprints={t.name: self._fingerprint_of(t) for t in tasks.prepared},
-            answers_fingerprints={
-                source: fingerprint([DIVERGENCE_REVISION, self.precision, its_answers])
-                for source, its_answers in answers.items()
-            },
-            runs=runs,
-            passes=passes,
-            warnings=tuple(self.warnings),
-            provenance=collect_provenance(device_name(self.device)),
-        )
-        return StudyPlan(
-            record=record,
-            base=self.base,
-            tokenizer=self.tokenizer,
-            device=self.device,
-            examples=examples,
-            tasks={task.name: task for task in tasks.prepared},
-            answers=answers,
-        )
-
-    def _answers(self, tasks: TaskPlan) -> dict[str, tuple[RightAnswer, ...]]:
-        """The right answers in-domain, by what was trained on; those that have none are left out.
-
-        Full fine-tuning and LoRA are compared there word by word.
-        """
-        prepared = {task.name: task for task in tasks.prepared}
-        size = self.skeleton.config.get_text_config().vocab_size
-        found = {
-            source: right_answers(
-                [prepared[name] for name in relations["in_domain"]], self.tokenizer, size
+def _plan(config: StudyConfig, model: StudyModel, issues: Issues) -> StudyPlan | None:
+    """The plan; None where there are problems."""
+    check_model(config, model, issues)
+    layers = target_layers(config, model, issues)
+    tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
+    examples = {
+        train_task: _examples(rows, config, model, issues)
+        for train_task, rows in tasks.rows.items()
+    }
+    check_metrics(config, tasks.prepared, issues)
+    for train_task, task_examples in examples.items():
+        check_warmup(config, train_task, len(task_examples), issues)
+    if issues.problems:
+        return None
+    memory = _memory(config, model, layers, examples)
+    base = Trainable(model.base.fingerprint, model.precision, model.skeleton, layers, memory)
+    runs = (*plan_runs(config, base, examples), *_imported(config, base, examples, issues))
+    if issues.problems:
+        return None
+    passes = _passes(config, model, runs, memory, issues)
+    prepared = {task.name: task for task in tasks.prepared}
+    answers = _answers(tasks, model) if any(run.method == "full" for run in runs) else {}
+    prompts = _head_prompts(config, tasks.scored.tasks, prepared)
+    record = StudyRecord(
+        **dict(tasks.scored),
+        fingerprint=study_fingerprint(config),
+        config=config,
+        base_model_fingerprint=model.base.fingerprint,
+        precision=model.precision,
+        task_fingerprints={
+            name: _task_fingerprint(
+                config, model.precision, task, digest=task.digest, limit=task.limit
             )
-            for source, relations in tasks.relations.items()
-        }
-        return {source: answers for source, answers in found.items() if answers}
+            for name, task in prepared.items()
+        },
+        answers_fingerprints={
+            train_task: answers_fingerprint(model.precision, task_answers)
+            for train_task, task_answers in answers.items()
+        },
+        num_parameters=model.num_parameters,
+        num_tokens=_token_counts(prepared, answers, prompts, tasks.scored.tasks),
+        runs=runs,
+        passes=passes,
+        warnings=tuple(issues.warnings),
+        provenance=collect_provenance(device_name(model.device)),
+    )
+    return StudyPlan(
+        record=record,
+        base=model.base,
+        tokenizer=model.tokenizer,
+        device=model.device,
+        examples=examples,
+        tasks=prepared,
+        answers=answers,
+        head_prompts=prompts,
+    )
 
-    def _fingerprint_of(self, task: PreparedTask) -> str:
-        return task_fingerprint(
-            self.config, self.precision, task, digest=task.digest, limit=task.limit
+
+def _task_fingerprint(
+    config: StudyConfig, precision: str, task: PreparedTask, *, digest: str, limit: int | None
+) -> str:
+    return task_fingerprint(
+        config,
+        precision,
+        task=task.name,
+        version=task.loaded.version,
+        digest=digest,
+        limit=limit,
+        metric=metric_of(config, task.name),
+    )
+
+
+def _token_counts(
+    tasks: Mapping[str, PreparedTask],
+    answers: Mapping[str, Sequence[RightAnswer]],
+    prompts: Mapping[str, HeadPrompts],
+    train_tasks: Iterable[str],
+) -> TokenCounts:
+    """What the stages read; a trained task without prompts is named with 0."""
+    return TokenCounts(
+        scored={name: task.num_tokens for name, task in tasks.items()},
+        answers={
+            train_task: sum(len(answer.tokens_read) for answer in task_answers)
+            for train_task, task_answers in answers.items()
+        },
+        head_prompts={name: sum(map(len, prompts.get(name, ()))) for name in train_tasks},
+    )
+
+
+def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer, ...]]:
+    """Trained task -> its right answers in-domain; a task that has none is left out.
+
+    Full fine-tuning and LoRA are compared there token by token.
+    """
+    prepared = {task.name: task for task in tasks.prepared}
+    size = model.skeleton.config.get_text_config().vocab_size
+    answers = {
+        train_task: right_answers(
+            [prepared[name] for name in relations["in_domain"]], model.tokenizer, size
         )
+        for train_task, relations in tasks.scored.tasks.items()
+    }
+    return {train_task: found for train_task, found in answers.items() if found}
 
-    def _check_chat_template(self) -> None:
-        wanted = self.config.train.chat_template or self.config.evaluation.chat_template
-        if wanted and not self.tokenizer.chat_template:
-            self.problems.append(
-                f"chat_template: the tokenizer of {self.base.name} has none; set it to false"
-            )
 
-    def _memory(
-        self,
-        layers: Mapping[tuple[str, ...], TargetLayers],
-        examples: Mapping[str, Sequence[Example]],
-    ) -> PassMemory:
-        train, full = self.config.train, self.config.methods.full
-        lengths = {example.num_inputs for each in examples.values() for example in each}
-        setting = TrainingSetting(
-            device=self.device,
-            precision=self.precision,
-            longest=max(lengths),
-            shortest=min(lengths),
-            examples_per_step=train.batch_size * train.gradient_accumulation_steps,
-            base_precision=train.base_precision,
-            dropout=train.dropout,
-            full=full or FullConfig(),
+def _head_prompts(
+    config: StudyConfig,
+    relations: Mapping[str, Mapping[Any, Sequence[str]]],
+    tasks: Mapping[str, PreparedTask],
+) -> dict[str, HeadPrompts]:
+    """Trained task -> its first in-domain prompts, of every task in turn, as they are scored.
+
+    A long prompt keeps its last tokens, a text without a context its first. A trained task with
+    fewer than two is left out.
+    """
+    prompts: dict[str, HeadPrompts] = {}
+    for train_task, tasks_of in relations.items():
+        by_task: list[list[tuple[int, ...]]] = []
+        for name in tasks_of.get("in_domain", ()):
+            texts = [
+                request.context[-HEAD_TOKENS:]
+                if len(request.context) > 1
+                else request.tokens_read[:HEAD_TOKENS]
+                for request in tasks[name].requests
+            ]
+            by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
+        chosen = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
+        chosen = chosen[: config.analysis.head_prompts]
+        if len(chosen) > 1:
+            prompts[train_task] = chosen
+    return prompts
+
+
+def _memory(
+    config: StudyConfig,
+    model: StudyModel,
+    layers: Mapping[tuple[str, ...], TargetLayers],
+    examples: Mapping[str, Sequence[Example]],
+) -> PassMemory:
+    train = config.train
+    lengths = {example.num_inputs for rows in examples.values() for example in rows}
+    setting = TrainingSetting(
+        device=model.device,
+        precision=model.precision,
+        longest=max(lengths),
+        shortest=min(lengths),
+        examples_per_step=train.batch_size * train.gradient_accumulation_steps,
+        base_precision=train.base_precision,
+        dropout=train.dropout,
+        full=config.methods.full or FullConfig(),
+    )
+    adapted = dict.fromkeys(name for found in layers.values() for name in found.shapes)
+    return PassMemory(model.skeleton, setting, list(adapted))
+
+
+def _passes(
+    config: StudyConfig,
+    model: StudyModel,
+    runs: Sequence[PlannedRun],
+    memory: PassMemory,
+    issues: Issues,
+) -> tuple[PlannedPass, ...]:
+    """What is trained together; a pass that will hardly fit is a warning."""
+    available = available_bytes(model.device)
+    passes = plan_passes(runs, memory, config.train, available_bytes=available)
+    for planned in oversized(passes, available):
+        issues.warnings.append(
+            f"training {planned.runs[0]} takes about {planned.estimated_memory_bytes / 1e9:.1f} GB "
+            f"and {available / 1e9:.1f} GB are free; lower train.max_length or the ranks, or "
+            "choose train.base_precision=4bit"
         )
-        adapted = dict.fromkeys(name for each in layers.values() for name in each.shapes)
-        return PassMemory(self.skeleton, setting, list(adapted))
+    return passes
 
-    def _passes(self, runs: Sequence[PlannedRun], memory: PassMemory) -> tuple[PlannedPass, ...]:
-        """What is trained together; a pass that will hardly fit is a warning."""
-        available = available_bytes(self.device)
-        passes = planned_passes(
-            runs,
-            memory,
-            self.config.train,
-            available_bytes=available,
-        )
-        for each in oversized(passes, available):
-            self.warnings.append(
-                f"training {each.runs[0]} takes about {each.estimated_memory_bytes / 1e9:.1f} GB "
-                f"and {available / 1e9:.1f} GB are free; lower train.max_length or the ranks, or "
-                "choose train.base_precision=4bit"
+
+def _imported(
+    config: StudyConfig, base: Trainable, train_tasks: Iterable[str], issues: Issues
+) -> list[PlannedRun]:
+    """Models that were trained elsewhere, among the runs of one trained task."""
+    runs: list[PlannedRun] = []
+    known = list(train_tasks)
+    for index, imported in enumerate(config.methods.imported):
+        place = f"methods.imported[{index}]"
+        if imported.train_task is None and len(known) > 1:
+            issues.problems.append(
+                f"{place}: several tasks are trained on; say among whose runs it is judged "
+                f"with train_task ({', '.join(known)})"
             )
-        return passes
-
-    def _warn_of_quantised_base(self) -> None:
-        train, full = self.config.train, self.config.methods.full
-        if train.base_precision != "auto" and full is not None:
-            self.warnings.append(
-                f"train.base_precision: the base and its adapters are trained and scored in "
-                f"{train.base_precision}, full fine-tuning is not: part of its difference is theirs"
-            )
-
-    def _check_packable(self) -> None:
-        """Training and scoring pack sequences; a model that would mix them is refused."""
-        trains = self.config.methods.lora is not None or self.config.methods.full is not None
-        if not trains and self.config.evaluation.engine != "resident":
-            return
+            continue
         try:
-            refuse_unpackable(self.skeleton)
+            run = imported_run(imported, base, imported.train_task or known[0])
         except ModelError as error:
-            self.problems.append(f"base_model: {error}")
+            issues.problems.append(f"{place}: {error}")
+            continue
+        if any(run.name == other.name for other in runs):
+            issues.problems.append(f"{place}: the same model is imported twice")
+        runs.append(run)
+    return runs
 
-    def _tasks(self) -> TaskPlan:
-        planner = TaskPlanner(self.config, self.tokenizer, self.max_length)
-        plan = planner.plan()
-        self.problems += planner.problems
-        self.warnings += planner.warnings
-        formats = {name for found in plan.trained_formats.values() for name in found.values()}
-        if formats:
-            named = ", ".join(sorted(formats))
-            self.warnings.append(
-                "evaluation: models are scored in another format than they are trained in; beside "
-                f"the standard format, which decides, also as {named}"
-            )
-        return plan
 
-    def _target_layers(self) -> dict[tuple[str, ...], TargetLayers]:
-        """The layers that each set of target modules adapts."""
-        shapes = models.adaptable_shapes(self.skeleton)
-        sets = dict.fromkeys(variant.target_modules for variant in lora_variants(self.config))
-        found = {names: self._layers_of(names, shapes) for names in sets}
-        for index, rank in enumerate(dict.fromkeys(v.rank for v in lora_variants(self.config))):
-            self._check_rank(index, rank, found.values())
-        return found
-
-    def _layers_of(self, names: tuple[str, ...], shapes: Mapping[str, LinearShape]) -> TargetLayers:
-        known = sorted({name.rpartition(".")[2] for name in shapes})
-        resolved = models.resolved_targets(shapes, names)
-        matches = models.matching_modules(shapes, resolved)
-        for target, found in matches.items():
-            if not found:
-                near = did_you_mean(target, [*known, *models.MODULE_KINDS])
-                hint = near or f"it has {', '.join(known)}"
-                place = f"[{names.index(target)}]" if target in names else ""
-                self.problems.append(
-                    f"methods.lora.target_modules{place}: {self.base.name} has no linear layer "
-                    f"named {target!r}; {hint}"
-                )
-        return TargetLayers(resolved, models.target_shapes(shapes, resolved))
-
-    def _check_rank(self, index: int, rank: int, sets: Iterable[TargetLayers]) -> None:
-        """Warn where a layer's update cannot have so high a rank."""
-        sides: dict[int, set[str]] = {}
-        for layers in sets:
-            for name, shape in layers.shapes.items():
-                if rank > min(shape):
-                    sides.setdefault(min(shape), set()).add(name.rpartition(".")[2])
-        for side, targets in sorted(sides.items()):
-            self.warnings.append(
-                f"methods.lora.ranks[{index}]: rank {rank} is above min(in, out) of "
-                f"{', '.join(sorted(targets))} ({side}); the update there has rank {side} at most"
-            )
-
-    def _imported(self, base: Trainable, sources: Iterable[str]) -> list[PlannedRun]:
-        """Models that were trained elsewhere, among the runs of one trained task."""
-        runs: list[PlannedRun] = []
-        known = list(sources)
-        for index, imported in enumerate(self.config.methods.imported):
-            place = f"methods.imported[{index}]"
-            if imported.train_task is None and len(known) > 1:
-                self.problems.append(
-                    f"{place}: several tasks are trained on; say among whose runs it is judged "
-                    f"with train_task ({', '.join(known)})"
-                )
-                continue
-            try:
-                run = imported_run(imported, base, imported.train_task or known[0])
-            except ModelError as error:
-                self.problems.append(f"{place}: {error}")
-                continue
-            if any(run.name == other.name for other in runs):
-                self.problems.append(f"{place}: the same model is imported twice")
-            runs.append(run)
-        return runs
-
-    def _check_metrics(self, tasks: list[PreparedTask]) -> None:
-        by_name = {task.name: task for task in tasks}
-        for name, wanted in self.config.evaluation.metric.items():
-            if name not in by_name:
-                hint = did_you_mean(name, by_name) or f"it has {', '.join(by_name)}"
-                self.problems.append(f"evaluation.metric: no task {name!r} is scored; {hint}")
-                continue
-            known = [*by_name[name].loaded.task.aggregation(), LOSS_METRIC]
-            if wanted.partition(",")[0] not in known:
-                self.problems.append(
-                    f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
-                )
-
-    def _check_warmup(self, source: str, num_examples: int) -> None:
-        steps = num_optimizer_steps(num_examples, self.config.train, min(self.config.train.epochs))
-        if 0 < steps <= math.ceil(self.config.train.warmup_ratio * steps):
-            self.warnings.append(
-                f"train: {steps} optimizer steps on {source} are all warm-up, which starts at a "
-                "rate of 0; train on more examples or lower warmup_ratio"
-            )
-
-    def _examples(self, rows: list[TrainingRow]) -> list[Example]:
-        try:
-            examples = tokenise_rows(rows, self.tokenizer, self.config.train, self.max_length)
-        except DataError as error:
-            self.problems.append(f"train: {error}")
-            return []
-        truncated = sum(example.is_truncated for example in examples)
-        if truncated:
-            self.warnings.append(
-                f"train.max_length: {truncated} of {len(examples)} prompts are longer and lose "
-                "their left end"
-            )
-        return examples
+def _examples(
+    rows: Sequence[TrainingRow], config: StudyConfig, model: StudyModel, issues: Issues
+) -> tuple[Example, ...]:
+    try:
+        examples = tokenise_rows(rows, model.tokenizer, config.train, model.max_length)
+    except DataError as error:
+        issues.problems.append(f"train: {error}")
+        return ()
+    truncated = sum(example.is_truncated for example in examples)
+    if truncated:
+        issues.warnings.append(
+            f"train.max_length: {truncated} of {len(examples)} prompts are longer and lose "
+            "their left end"
+        )
+    return tuple(examples)

@@ -12,41 +12,9 @@ from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
 from rankwise.records.axes import LoraVariant, full_variants, lora_variants, rate_label
 from rankwise.records.config import StudyConfig
-from rankwise.records.fingerprints import fingerprint
+from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import Method, PlannedRun
 from rankwise.tasks.training_rows import Example
-
-# Raised when a change to the code changes what is trained from equal settings.
-TRAINING_REVISION = 2
-
-# What of the train section reaches a run through its examples or its own fields instead.
-_NOT_IN_FINGERPRINT = {
-    "task",
-    "split",
-    "data",
-    "max_examples",
-    "drop_overlapping",
-    "held_out_fraction",
-    "exact_match",
-    "learning_rate",
-    "epochs",
-    "precision",
-    "base_precision",
-    "max_micro_batch_tokens",
-    "gradient_checkpointing",
-    "compile",
-    "save_steps",
-}
-_IDENTITY = {
-    "method",
-    "rank",
-    "alpha",
-    "scaling",
-    "learning_rate",
-    "epochs",
-    "target_modules",
-    "seed",
-}
 
 
 class Trainable(NamedTuple):
@@ -74,7 +42,7 @@ class TargetLayers(NamedTuple):
     shapes: Mapping[str, LinearShape]
 
 
-def planned_runs(
+def plan_runs(
     config: StudyConfig, base: Trainable, examples: Mapping[str, Sequence[Example]]
 ) -> tuple[PlannedRun, ...]:
     """Every combination of settings, for each trained task and seed.
@@ -113,8 +81,6 @@ class _RunMaker:
         self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
     ) -> None:
         self._config, self._base, self._source, self._examples = config, base, source, examples
-        full = config.methods.full
-        self._full_settings = None if full is None else full.model_dump(mode="json")
         self._num_parameters = sum(p.numel() for p in base.skeleton.parameters())
         self._digest_of_examples = fingerprint(
             [(example.tokens, example.num_loss_tokens) for example in examples]
@@ -176,23 +142,14 @@ class _RunMaker:
             ),
             **settings,
         )
-        digest = self._fingerprint(run)
-        return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})
-
-    def _fingerprint(self, run: PlannedRun) -> str:
-        unused = _NOT_IN_FINGERPRINT | ({"dropout"} if run.method == "full" else set())
-        train = self._config.train.model_dump(mode="json", exclude=unused)
-        return fingerprint(
-            {
-                "training_revision": TRAINING_REVISION,
-                "base_model": self._base.fingerprint,
-                "precision": self._base.precision,
-                "train": train,
-                "examples": self._digest_of_examples,
-                "run": run.model_dump(mode="json", include=_IDENTITY),
-                "full": self._full_settings if run.method == "full" else None,
-            }
+        digest = training_fingerprint(
+            self._config,
+            run,
+            base_model=self._base.fingerprint,
+            precision=self._base.precision,
+            examples=self._digest_of_examples,
         )
+        return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})
 
 
 def run_name(run: PlannedRun, digest: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config import StudyConfig
-from rankwise.records.study import RELATIONS, Relation
+from rankwise.records.study import RELATIONS, Relation, StudyTasks
+from rankwise.study.planning.issues import Issues
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.requests import PreparedTask, prepare_task
@@ -21,30 +22,62 @@ Leaves = dict[Relation, dict[str, LoadedTask]]
 
 
 class TaskPlan(NamedTuple):
-    """What is trained on and scored; the first six by the name of what is trained on.
+    """What a study trains on and scores.
 
     Attributes:
-        rows: to train on.
-        relations: the names of the tasks that decide, by their relation to what is trained.
-        trained_formats: of a task whose standard format is not that of the training, the name
-            under which it is scored in that one too.
-        trained_items: of a trained task, the name under which its trained rows are scored.
-        ending_items: the name under which the end of trained rows is scored.
-        overlaps: of each scored task, how many of its items are in the rows to train on.
-        groups: the leaves of every group that was named.
-        domains: the domain of every task that has one.
+        rows: trained task -> the rows to train on.
+        scored: which tasks are scored, and why; goes into the study's record.
         prepared: every task that is scored, with its requests.
     """
 
     rows: dict[str, list[TrainingRow]]
-    relations: dict[str, dict[Relation, tuple[str, ...]]]
-    trained_formats: dict[str, dict[str, str]]
-    trained_items: dict[str, dict[str, str]]
-    ending_items: dict[str, str]
-    overlaps: dict[str, dict[str, int]]
-    groups: dict[str, tuple[str, ...]]
-    domains: dict[str, str]
+    scored: StudyTasks
     prepared: list[PreparedTask]
+
+
+def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues) -> TaskPlan:
+    """Find, load and prepare every task of a study; incomplete where there are problems.
+
+    Args:
+        config: of the study.
+        tokenizer: of the base model.
+        max_length: tokens that the model reads at most.
+        issues: gets every problem and warning.
+    """
+    return _TaskFinder(config, tokenizer, max_length, issues).plan()
+
+
+def prepare(
+    loaded: LoadedTask,
+    config: StudyConfig,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    limit: int | None = None,
+) -> PreparedTask:
+    """A task as a study scores it in its standard format.
+
+    Args:
+        loaded: the task.
+        config: of the study.
+        tokenizer: of the base model.
+        max_length: tokens that the model reads at most.
+        limit: score the first N items; None: as the study does.
+
+    Raises:
+        TaskError: the task cannot be scored.
+        DataError: its data cannot.
+    """
+    evaluation = config.evaluation
+    return prepare_task(
+        loaded,
+        tokenizer,
+        max_length=max_length,
+        num_fewshot=evaluation.num_fewshot,
+        limit=limit or evaluation.limit,
+        chat_template=evaluation.chat_template and bool(tokenizer.chat_template),
+        fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
+    )
 
 
 class _Source(NamedTuple):
@@ -61,13 +94,14 @@ class _Source(NamedTuple):
     trained: dict[str, LoadedTask]
 
 
-class TaskPlanner:
-    """Finds and prepares tasks, and collects every problem and warning on the way."""
+class _TaskFinder:
+    """Finds and prepares tasks, each name once."""
 
-    def __init__(self, config: StudyConfig, tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues
+    ) -> None:
         self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
+        self.problems, self.warnings = issues.problems, issues.warnings
         self._done: dict[str, PreparedTask | None] = {}
 
     def plan(self) -> TaskPlan:
@@ -92,17 +126,25 @@ class TaskPlanner:
             items[source.name] = self._trained_items(source, kept)
             endings |= self._ending_items(source.name, rows[source.name])
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
-        return TaskPlan(
-            rows=rows,
-            relations=relations,
+        self._warn_of_formats(formats)
+        scored = StudyTasks(
+            tasks=relations,
             trained_formats=formats,
             trained_items=items,
             ending_items=endings,
             overlaps=overlaps,
             groups=_groups(leaves),
             domains=self._domains(leaves),
-            prepared=[task for task in self._done.values() if task is not None],
         )
+        return TaskPlan(rows, scored, [task for task in self._done.values() if task is not None])
+
+    def _warn_of_formats(self, formats: Mapping[str, Mapping[str, str]]) -> None:
+        names = {name for by_task in formats.values() for name in by_task.values()}
+        if names:
+            self.warnings.append(
+                "evaluation: models are scored in another format than they are trained in; besides "
+                f"the standard format, which decides, also as {', '.join(sorted(names))}"
+            )
 
     def _domains(self, leaves: list[LoadedTask]) -> dict[str, str]:
         """What the config says of a task or of one of its groups, else what its file says."""
@@ -129,17 +171,8 @@ class TaskPlanner:
     def _prepare(
         self, relation: Relation, loaded: LoadedTask, limit: int | None
     ) -> PreparedTask | None:
-        evaluation = self.config.evaluation
         try:
-            return prepare_task(
-                loaded,
-                self.tokenizer,
-                max_length=self.max_length,
-                num_fewshot=evaluation.num_fewshot,
-                limit=limit or evaluation.limit,
-                chat_template=evaluation.chat_template and bool(self.tokenizer.chat_template),
-                fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
-            )
+            return prepare(loaded, self.config, self.tokenizer, self.max_length, limit=limit)
         except (TaskError, DataError) as error:
             self.problems.append(f"evaluation.{relation}: {error}")
             return None

@@ -20,23 +20,15 @@ from rankwise.heads.changes import (
     share_maps,
 )
 from rankwise.heads.layouts import HeadLayout, head_layouts
-from rankwise.records.fingerprints import head_changes_fingerprint
-from rankwise.records.folder import StudyFolder
 from rankwise.records.heads import HeadChanges, ShareMap
 from rankwise.records.study import PlannedRun
-from rankwise.study.models import ResidentModels
-from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Observer, Stage, has_head_changes
+from rankwise.study.context import StudyContext
+from rankwise.study.planning.plan import HeadPrompts
+from rankwise.study.stages import CompareHeads
 
 
-def compare_heads(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    resident: ResidentModels,
-    observer: Observer,
-    stage: Stage,
-) -> None:
-    """Compare the heads of a stage's runs that are not done yet; the base is read once for all.
+def compare_heads(context: StudyContext, stage: CompareHeads, runs: Sequence[PlannedRun]) -> None:
+    """Compare the heads of some runs of a stage; the base is read once for all.
 
     A model whose heads are laid out in no known way is noted, and its records say so.
 
@@ -44,50 +36,42 @@ def compare_heads(
         ModelError: weights cannot be read.
         StorageError: a record cannot be written.
     """
-    left = [run for run in stage.runs if not has_head_changes(plan, folder, run)]
-    tokens = sum(map(len, stage.head_prompts))
-    observer.advanced(float(tokens * (len(stage.runs) - len(left))))
-    comparison = _Comparison(plan, folder, resident, observer, stage)
+    prompts = context.plan.head_prompts[stage.train_task]
+    tokens = sum(map(len, prompts))
+    context.observer.advanced(float(tokens * (len(stage.runs) - len(runs))))
+    comparison = _Comparison(context, stage, prompts)
     try:
-        layouts = head_layouts(models.model_skeleton(plan.base.folder))
+        layouts = head_layouts(models.model_skeleton(context.plan.base.folder))
     except ModelError as error:
-        observer.noted(f"heads are not looked into: {error}")
-        for run in left:
+        context.observer.noted(f"heads are not analysed: {error}")
+        for run in runs:
             comparison.write(run, (), str(error))
-        observer.advanced(float(tokens * (len(left) + 1)))
+        context.observer.advanced(float(tokens * (len(runs) + 1)))
         return
-    comparison.compare(left, layouts)
+    comparison.compare(runs, layouts)
 
 
 class _Comparison:
-    """The base's activity on the stage's prompts, and each run's beside it."""
+    """The base's activity on some prompts, compared with that of each run."""
 
-    def __init__(
-        self,
-        plan: StudyPlan,
-        folder: StudyFolder,
-        resident: ResidentModels,
-        observer: Observer,
-        stage: Stage,
-    ) -> None:
-        self._plan, self._folder, self._resident = plan, folder, resident
-        self._observer, self._stage = observer, stage
+    def __init__(self, context: StudyContext, stage: CompareHeads, prompts: HeadPrompts) -> None:
+        self._context, self._stage, self._prompts = context, stage, prompts
         self._base_matrices: Mapping[str, Tensor] | None = None
 
     def compare(self, runs: Sequence[PlannedRun], layouts: Sequence[HeadLayout]) -> None:
         """Read the base, then every run, and write its record."""
-        prompts = self._stage.head_prompts
-        with self._resident.reading(None) as model:
+        advanced = self._context.observer.advanced
+        with self._context.models.reading(None) as model:
             before: list[list[HeadActivity]] = []
-            for prompt in prompts:
+            for prompt in self._prompts:
                 before.append(head_activity(model, prompt))
-                self._observer.advanced(float(len(prompt)))
+                advanced(float(len(prompt)))
         for run in runs:
             started, tally = time.perf_counter(), HeadChangeTally()
-            with self._resident.reading(run) as model:
-                for prompt, own in zip(prompts, before, strict=True):
+            with self._context.models.reading(run) as model:
+                for prompt, own in zip(self._prompts, before, strict=True):
                     tally.add(own, head_activity(model, prompt))
-                    self._observer.advanced(float(len(prompt)))
+                    advanced(float(len(prompt)))
             shares, reason = self._shares(run, layouts)
             self.write(run, shares, reason, tally, layouts, time.perf_counter() - started)
 
@@ -96,18 +80,20 @@ class _Comparison:
     ) -> tuple[tuple[ShareMap, ...], str | None]:
         """From the weights; not of an adapter that is more than LoRA, which is noted."""
         norms: NormSquared
-        weights = self._folder.weights_folder(run)
+        weights = self._context.folder.weights_folder(run)
         if run.method == "full":
             names = list(dict.fromkeys(name for each in layouts for name in each.projections))
             if self._base_matrices is None:
-                base = models.fetch_weights(self._plan.base)
+                base = models.fetch_weights(self._context.plan.base)
                 self._base_matrices = weight_matrices(base, names)
             norms = norms_of_matrices(self._base_matrices, weight_matrices(weights, names))
         else:
             try:
                 norms = norms_of_factors(read_factors(weights))
             except BeyondLoraError as error:
-                self._observer.noted(f"{run.name}: no head's share of delta is known: {error}")
+                self._context.observer.noted(
+                    f"{run.name}: no head's share of delta is known: {error}"
+                )
                 return (), str(error)
         return share_maps(layouts, norms), None
 
@@ -122,11 +108,12 @@ class _Comparison:
     ) -> None:
         """A run's record; without a tally, that of a model whose heads are not known."""
         entropy, mass = ((), ()) if tally is None else tally.base_maps()
-        prompts = () if tally is None else self._stage.head_prompts
+        prompts = () if tally is None else self._prompts
+        study = self._context.study
         record = HeadChanges(
             model=run.name,
-            fingerprint=head_changes_fingerprint(self._plan.record, run),
-            tasks=self._plan.record.tasks[run.train_task].get("in_domain", ()),
+            fingerprint=self._stage.fingerprint_of(run),
+            tasks=study.tasks[run.train_task].get("in_domain", ()),
             num_prompts=len(prompts),
             num_tokens=sum(map(len, prompts)),
             num_groups=tuple(layout.num_groups for layout in layouts),
@@ -137,4 +124,5 @@ class _Comparison:
             not_analysed=reason,
             analysis_seconds=seconds,
         )
-        self._folder.write(self._folder.head_changes_file(run.name), record)
+        folder = self._context.folder
+        folder.write(self._stage.path_of(folder, run), record)

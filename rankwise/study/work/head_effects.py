@@ -16,19 +16,14 @@ from rankwise.heads.effects import HeadScores, first_half, head_effects
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
 from rankwise.heads.screen import Choice, Gating, expected_effects
-from rankwise.records.fingerprints import fingerprint
-from rankwise.records.folder import StudyFolder
+from rankwise.records.fingerprints import head_effects_fingerprint
 from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
 from rankwise.records.study import PlannedRun
-from rankwise.study.models import HeadModels
-from rankwise.study.planning.plan import StudyPlan, metric_of
-from rankwise.study.stages import Observer
+from rankwise.study.context import StudyContext
+from rankwise.study.planning.plan import metric_of
 from rankwise.study.work.head_subjects import relation_of
 from rankwise.tasks.questions import LogLikelihood
 from rankwise.tasks.requests import PreparedTask
-
-# Raised when a change to the code changes what is found about heads from equal settings.
-_REVISION = 2
 
 
 class HeadQuestion(NamedTuple):
@@ -54,39 +49,12 @@ class _Side(NamedTuple):
     interventions: Callable[[Sequence[Head]], list[Intervention]]
 
 
-def effects_fingerprint(
-    plan: StudyPlan, run: PlannedRun, task: PreparedTask, question: HeadQuestion
-) -> str:
-    """Of everything that the effects on a task depend on."""
-    return fingerprint(
-        {
-            "revision": _REVISION,
-            "base_model": plan.base.fingerprint,
-            "run": run.fingerprint,
-            "precision": plan.record.precision,
-            "task": task.digest,
-            "num_items": task.num_items,
-            "metric": metric_of(plan.record.config, task.name),
-            "confidence": plan.record.config.recommendation.confidence,
-            "question": question._asdict(),
-            "in_study": plan.record.task_fingerprints.get(task.name),
-        }
-    )
-
-
 class HeadStudy:
     """Studies the heads of a run, task by task, and writes a record for each."""
 
-    def __init__(
-        self,
-        plan: StudyPlan,
-        folder: StudyFolder,
-        run: PlannedRun,
-        models: HeadModels,
-        observer: Observer,
-    ) -> None:
-        self._plan, self._folder, self._run = plan, folder, run
-        self._models, self._observer = models, observer
+    def __init__(self, context: StudyContext, run: PlannedRun) -> None:
+        self._plan, self._folder, self._run = context.plan, context.folder, run
+        self._models, self._observer = context.models, context.observer
 
     def effects(
         self, tasks: Sequence[PreparedTask], question: HeadQuestion
@@ -108,8 +76,8 @@ class HeadStudy:
         self._observer.study_started(work, 0.0)
         self._observer.model_started(self._run.name, work)
         for task in tasks:
-            wanted = effects_fingerprint(self._plan, self._run, task, question)
-            of_all = effects_fingerprint(self._plan, self._run, task, question._replace(top=None))
+            wanted = self._fingerprint(task, question)
+            of_all = self._fingerprint(task, question._replace(top=None))
             path = self._folder.head_effects_file(
                 self._run.name,
                 question.mode,
@@ -117,7 +85,7 @@ class HeadStudy:
                 task.num_items,
                 keys_and_values=question.keys_and_values,
             )
-            record = self._folder.finished_head_effects(path, {wanted, of_all})
+            record = self._folder.finished(path, TaskHeadEffects, wanted, of_all)
             self._observer.stage_started(self._run.name, task.name, 2.0 * task.num_items)
             if record is None:
                 record = self._effects_on(task, question, wanted)
@@ -127,6 +95,17 @@ class HeadStudy:
             self._observer.stage_finished()
             found.append(record)
         return found
+
+    def _fingerprint(self, task: PreparedTask, question: HeadQuestion) -> str:
+        return head_effects_fingerprint(
+            self._plan.record,
+            self._run,
+            task=task.digest,
+            num_items=task.num_items,
+            metric=metric_of(self._plan.record.config, task.name),
+            question=question._asdict(),
+            in_study=self._plan.record.task_fingerprints.get(task.name),
+        )
 
     def _effects_on(
         self, task: PreparedTask, question: HeadQuestion, wanted: str
@@ -209,7 +188,7 @@ class HeadStudy:
 
     def _adapted(self, task: PreparedTask, question: HeadQuestion) -> _Side:
         """The run's model under the interventions."""
-        model, adapter = self._models.adapted()
+        model, adapter = self._models.adapted(self._run)
         scorer = self._scorer(model)
         if question.mode == "revert":
             shared = question.keys_and_values
@@ -271,7 +250,7 @@ class HeadStudy:
         question: HeadQuestion,
     ) -> dict[Head, float]:
         """First-order effects on the run's model; of reversions, on what a set may be chosen by."""
-        model, adapter = self._models.adapted()
+        model, adapter = self._models.adapted(self._run)
         asked = continuations(task)
         if question.mode == "revert":
             items = items[::2]  # as first_half

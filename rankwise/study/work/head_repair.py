@@ -20,12 +20,11 @@ from rankwise.heads.effects import estimates
 from rankwise.heads.interventions import Head, save_without_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
 from rankwise.records import quantities
-from rankwise.records.fingerprints import fingerprint
-from rankwise.records.folder import StudyFolder
+from rankwise.records.fingerprints import head_repair_fingerprint
 from rankwise.records.heads import HeadEstimate, HeadRepair, RepairedTask, TaskHeadEffects
 from rankwise.records.study import PlannedRun
-from rankwise.study.models import HeadModels
-from rankwise.study.planning.plan import StudyPlan, metric_of
+from rankwise.study.context import StudyContext
+from rankwise.study.planning.plan import metric_of
 from rankwise.tasks.requests import PreparedTask
 
 MOST_HEADS = 8
@@ -34,7 +33,6 @@ MOST_HEADS = 8
 NUM_RANDOM_SETS = 4
 """Of as many heads, for comparison."""
 
-_REVISION = 2
 _ADAPTER, _REPAIRED = "adapter", "repaired"
 
 
@@ -59,14 +57,9 @@ def can_repair(run: PlannedRun, effects: Sequence[TaskHeadEffects]) -> bool:
 class HeadRepairer:
     """Chooses heads, writes the repaired adapter, and scores it."""
 
-    def __init__(
-        self,
-        plan: StudyPlan,
-        folder: StudyFolder,
-        run: PlannedRun,
-        models: HeadModels,
-    ) -> None:
-        self._plan, self._folder, self._run, self._models = plan, folder, run, models
+    def __init__(self, context: StudyContext, run: PlannedRun) -> None:
+        self._plan, self._folder, self._run = context.plan, context.folder, run
+        self._models = context.models
 
     def repair(
         self, tasks: Sequence[PreparedTask], effects: Sequence[TaskHeadEffects]
@@ -87,11 +80,11 @@ class HeadRepairer:
         """
         if not can_repair(self._run, effects):
             raise ConfigError("heads", ["a repair needs reversions in-domain and elsewhere"])
-        wanted = fingerprint([_REVISION, MOST_HEADS, [each.fingerprint for each in effects]])
+        wanted = head_repair_fingerprint(MOST_HEADS, [effect.fingerprint for effect in effects])
         earlier = self._folder.head_repair(self._run.name)
         if earlier is not None and earlier.fingerprint == wanted:
             return earlier
-        base_model, adapter = self._models.adapted()
+        base_model, adapter = self._models.adapted(self._run)
         assert adapter is not None
         search = _Search(self._scorer(), adapter, head_layouts(base_model), effects)
         asked = [_Asked(task, questions(task)) for task in tasks]

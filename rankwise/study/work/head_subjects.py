@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.engine.models import base as models
-from rankwise.errors import ConfigError, ModelError, RecordError, TaskError, closest, did_you_mean
+from rankwise.errors import ConfigError, ModelError, RecordError, TaskError, did_you_mean
 from rankwise.heads.answers import refuse_unasked
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, Relation, StudyRecord
-from rankwise.study.planning.plan import StudyPlan
-from rankwise.tasks.requests import PreparedTask, prepare_task
-from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks
+from rankwise.tasks.requests import PreparedTask
 
 
 def find_run(study: StudyRecord, name: str) -> PlannedRun:
@@ -46,52 +43,18 @@ def check_trained(folder: StudyFolder, run: PlannedRun) -> None:
         )
 
 
-def find_tasks(plan: StudyPlan, names: Sequence[str], limit: int | None) -> list[PreparedTask]:
-    """Tasks as the study scores them; others with its settings.
-
-    Args:
-        plan: of the study.
-        names: tasks, groups or tags.
-        limit: score the first so many items; None is the study's own.
+def check_tasks(tasks: Sequence[PreparedTask]) -> None:
+    """Refuse tasks on which heads cannot be studied.
 
     Raises:
-        TaskError: a name that nothing has, or a task that heads are not studied on.
+        TaskError: there is none, one is not scored by likelihood, or one has a single item.
     """
-    others = [name for name in names if name not in plan.tasks]
-    loaded = load_tasks(others, plan.record.config.tasks_path) if others else {}
-    found: dict[str, PreparedTask] = {}
-    for name in names:
-        given = loaded.get(name)
-        if isinstance(given, TaskNotFound):
-            near = closest(name, plan.tasks)
-            hint = f"; the study scores {near!r}" if near else ""
-            raise TaskError(f"--tasks: {given}{hint}")
-        leaves = [plan.tasks[name].loaded] if given is None else list(given)
-        for leaf in leaves:
-            found[leaf.name] = _prepared(plan, leaf, limit)
-            refuse_unasked(found[leaf.name])
-            if found[leaf.name].num_items < 2:
-                raise TaskError(f"task {leaf.name!r} has one item; an error needs two at least.")
-    if not found:
+    if not tasks:
         raise TaskError("--tasks names no task.")
-    return list(found.values())
-
-
-def _prepared(plan: StudyPlan, loaded: LoadedTask, limit: int | None) -> PreparedTask:
-    known, evaluation = plan.tasks.get(loaded.name), plan.record.config.evaluation
-    if known is not None and limit is None:
-        return known
-    skeleton = models.model_skeleton(plan.base.folder)
-    chat = evaluation.chat_template and bool(plan.tokenizer.chat_template)
-    return prepare_task(
-        loaded,
-        plan.tokenizer,
-        max_length=models.context_length(skeleton.config, plan.tokenizer),
-        num_fewshot=evaluation.num_fewshot if known is None else known.num_fewshot,
-        limit=limit or evaluation.limit,
-        chat_template=chat if known is None else known.chat_template,
-        fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
-    )
+    for task in tasks:
+        refuse_unasked(task)
+        if task.num_items < 2:
+            raise TaskError(f"task {task.name!r} has one item; an error needs two at least.")
 
 
 def relation_of(study: StudyRecord, run: PlannedRun, task: str) -> Relation | None:

@@ -1,4 +1,4 @@
-"""Does the scoring stages of a study: the base, the adapters of a pass together, others alone."""
+"""Scores models on tasks: the base, the adapters of a pass together, others alone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.errors import ModelError, UnchangedOutputsError
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import BASE
 from rankwise.records.study import PlannedRun
-from rankwise.study.models import ResidentModels
-from rankwise.study.planning.plan import StudyPlan, metric_of
-from rankwise.study.stages import Observer, Stage, is_scored
+from rankwise.study.context import StudyContext
+from rankwise.study.planning.plan import metric_of
+from rankwise.study.stages import Model, Score
 from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Scorer
 from rankwise.tasks.requests import PreparedTask
@@ -18,34 +18,32 @@ from rankwise.tasks.update_guard import probes, refuse_equal, refuse_unapplied
 
 
 class ScoreWorker:
-    """Scores what is left of a stage and writes a record per model."""
+    """Scores the models of stages, and remembers which adapters were seen to be applied."""
 
-    def __init__(
-        self, plan: StudyPlan, folder: StudyFolder, observer: Observer, models: ResidentModels
-    ) -> None:
-        self._plan, self._folder, self._observer, self._models = plan, folder, observer, models
+    def __init__(self, context: StudyContext) -> None:
+        self._plan, self._folder = context.plan, context.folder
+        self._observer, self._models = context.observer, context.models
         self._noted: set[str] = set()
         self._applied: set[str] = set()
 
-    def score(self, stage: Stage, task: PreparedTask) -> None:
-        """Score the base or the stage's runs on a task; those that share the base, in one call.
+    def score(self, stage: Score, models: Sequence[Model]) -> None:
+        """Score some models of a stage; those that share the base, in one call.
 
         Raises:
-            UnchangedOutputsError: an adapter did not change what the model says.
+            UnchangedOutputsError: an adapter did not change what the model says. What the others
+                of the stage scored is written all the same.
         """
+        task = self._plan.tasks[stage.task]
         if task.num_truncated:
             self._note(
                 task.name,
                 f"{task.num_truncated:,} of {task.num_items:,} items are longer than the model "
                 "reads and lose their left end",
             )
-        models = stage.runs or (None,)
-        left = [run for run in models if not is_scored(self._plan, self._folder, run, task)]
-        self._observer.advanced(task.num_tokens * (len(models) - len(left)))
-        if left == [None]:
+        self._observer.advanced(task.num_tokens * (len(stage.models) - len(models)))
+        if None in models:
             self._evaluate(self._models.scorer(), [None], task)
-            return
-        runs = [run for run in left if run is not None]
+        runs = [run for run in models if run is not None]
         self._models.keep({run.name for run in runs})
         together = self._put_on(runs, task)
         if together:
@@ -98,10 +96,20 @@ class ScoreWorker:
             metric=metric_of(self._plan.record.config, task.name),
             advance=self._observer.advanced,
         )
+        unchanged: list[Scoring] = []
         for run, scoring in zip(runs, scorings, strict=True):
-            if run is not None and run.method == "lora" and self._has_update(run):
-                self._check_scores_changed(task, scoring)
-            self._folder.write_evaluation(scoring.record, scoring.samples)
+            has_update = run is not None and run.method == "lora" and self._has_update(run)
+            if has_update and self._is_unchanged(task, scoring):
+                unchanged.append(scoring)
+            else:
+                self._folder.write_evaluation(scoring.record, scoring.samples)
+        for scoring in unchanged:
+            raise UnchangedOutputsError(
+                f"{scoring.record.model} has a non-zero update and gives every one of the "
+                f"{len(scoring.samples)} items of {task.name!r} exactly the base model's "
+                "log-likelihoods: the update was not applied. Please report this with the base "
+                "model's name and target_modules."
+            )
 
     def _scored_model(
         self, run: PlannedRun | None, task: PreparedTask, *, alone: bool
@@ -138,18 +146,12 @@ class ScoreWorker:
         record = self._folder.finished_run(run)
         return record is not None and not record.update_is_zero
 
-    def _check_scores_changed(self, task: PreparedTask, scoring: Scoring) -> None:
-        """Log-likelihoods that are all the base's are not the adapter's; texts may well be."""
+    def _is_unchanged(self, task: PreparedTask, scoring: Scoring) -> bool:
+        """Whether all log-likelihoods are the base's; texts may well be the same."""
         if task.loaded.output_type == "generate_until":
-            return
+            return False
         before = [_log_likelihoods(line) for line in self._folder.read_samples(BASE, task.name)]
-        if before == [_log_likelihoods(line) for line in scoring.samples]:
-            raise UnchangedOutputsError(
-                f"{scoring.record.model} has a non-zero update and gives every one of the "
-                f"{len(scoring.samples)} items of {task.name!r} exactly the base model's "
-                "log-likelihoods: the update was not applied. Please report this with the base "
-                "model's name and target_modules."
-            )
+        return before == [_log_likelihoods(line) for line in scoring.samples]
 
     def _note(self, about: str, text: str) -> None:
         """Say something once."""

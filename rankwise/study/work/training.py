@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -16,51 +16,45 @@ from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.folder import StudyFolder, writing
+from rankwise.records.folder import writing
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
+from rankwise.study.context import StudyContext
 from rankwise.study.planning.imports import import_adapter, not_finite, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import TRAINING_WORK, Observer, Stage
+from rankwise.study.stages import TRAINING_WORK, Train
 
 Save = Callable[[Trainee], tuple[int, bool]]
 """Writes a trainee's weights; returns their bytes, and whether the update is zero."""
 
 
-def train(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    observer: Observer,
-    base_model: Callable[[], nn.Module],
-    stage: Stage,
-) -> None:
-    """Train what is left of a pass, each run from where it was saved last, or import a model.
+def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> None:
+    """Train some runs of a pass, each from where it was last saved, or import models.
 
-    Args:
-        plan: of the study.
-        folder: where each run's record is written as soon as it is done.
-        observer: is told of progress.
-        base_model: gives the resident base model.
-        stage: a training.
+    Each run's record is written as soon as the run is done.
+
+    Raises:
+        ModelError: weights cannot be read.
+        StorageError: the folder cannot be written.
     """
-    left = [run for run in stage.runs if folder.finished_run(run) is None]
-    finished = [run for run in stage.runs if run not in left]
-    observer.advanced(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
+    finished = [run for run in stage.runs if run not in runs]
+    context.observer.advanced(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
     if stage.planned_pass is None:
-        for run in left:
-            _import(plan, folder, run)
-    elif left[0].method == "lora":
-        _train_adapters(plan, folder, observer, base_model(), left, stage.planned_pass)
+        for run in runs:
+            _import(context, run)
+    elif runs[0].method == "lora":
+        _train_adapters(context, runs, stage.planned_pass)
     else:
-        _train_full(plan, folder, observer, left[0], stage.planned_pass)
+        _train_full(context, runs[0], stage.planned_pass)
 
 
-def _import(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> None:
+def _import(context: StudyContext, run: PlannedRun) -> None:
     """An imported model is there already; an adapter is copied into the study.
 
     One whose weights are not finite diverged where it was trained: it is not scored.
     """
     assert run.imported_from is not None
+    folder = context.folder
     folder.start_run(run)
     weights = folder.weights_folder(run)
     if run.method == "lora":
@@ -69,22 +63,17 @@ def _import(plan: StudyPlan, folder: StudyFolder, run: PlannedRun) -> None:
         size, is_zero = weights_bytes(weights), False
     bad = not_finite(weights)
     if bad is None:
-        record = _record(plan, run, weights_bytes=size, update_is_zero=is_zero)
+        record = _record(context.plan, run, weights_bytes=size, update_is_zero=is_zero)
     else:
         message = f"{bad} in {run.imported_from} holds NaN or infinite weights"
-        record = _record(plan, run, status="diverged", message=message)
+        record = _record(context.plan, run, status="diverged", message=message)
     folder.finish_run(record)
 
 
 def _train_adapters(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    observer: Observer,
-    base: nn.Module,
-    runs: Sequence[PlannedRun],
-    planned: PlannedPass,
+    context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass
 ) -> None:
-    config = plan.record.config
+    plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
     trainees: list[AdapterTrainee] = []
     for run in runs:
@@ -109,7 +98,7 @@ def _train_adapters(
         assert run.alpha is not None
         size = adapters.save_adapter(
             adapter,
-            folder.weights_folder(run),
+            context.folder.weights_folder(run),
             alpha=run.alpha,
             use_rslora=not math.isclose(adapter.scaling, run.alpha / adapter.rank),
             target_modules=run.target_modules,
@@ -119,66 +108,60 @@ def _train_adapters(
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
-        _run_pass(plan, folder, observer, base, trainees, bank, planned, save)
+        _run_pass(context, _Pass(base, trainees, bank, planned), save)
 
 
-def _train_full(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    observer: Observer,
-    run: PlannedRun,
-    planned: PlannedPass,
-) -> None:
+def _train_full(context: StudyContext, run: PlannedRun, planned: PlannedPass) -> None:
     """Train a copy of the base, whatever precision the base itself is held in."""
-    full, train_config = plan.record.config.methods.full, plan.record.config.train
+    plan, config = context.plan, context.study.config
+    full = config.methods.full
     assert full is not None
     model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
     examples = plan.examples[run.train_task]
-    trainee = FullTrainee(run, examples, train_config, model, full.optimizer)
+    trainee = FullTrainee(run, examples, config.train, model, full.optimizer)
 
     def save(_: Trainee) -> tuple[int, bool]:
-        weights = folder.weights_folder(run)
+        weights = context.folder.weights_folder(run)
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
         return weights_bytes(weights), trainee.is_zero_update
 
-    _run_pass(plan, folder, observer, model, [trainee], None, planned, save)
+    _run_pass(context, _Pass(model, [trainee], None, planned), save)
 
 
-def _run_pass(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    observer: Observer,
-    model: nn.Module,
-    trainees: Sequence[Trainee],
-    bank: AdapterBank | None,
-    planned: PlannedPass,
-    save: Save,
-) -> None:
-    writer = _Writer(plan, folder, observer, save)
-    for trainee in trainees:
+class _Pass(NamedTuple):
+    """What is trained together: trainees on a model, adapters through a bank, as planned."""
+
+    model: nn.Module
+    trainees: Sequence[Trainee]
+    bank: AdapterBank | None
+    planned: PlannedPass
+
+
+def _run_pass(context: StudyContext, together: _Pass, save: Save) -> None:
+    writer = _Writer(context, save)
+    for trainee in together.trainees:
         writer.resume(trainee)
     training.train_pass(
-        model,
-        trainees,
-        bank=bank,
-        max_tokens=planned.max_tokens,
-        precision=plan.record.precision,
-        gradient_checkpointing=planned.gradient_checkpointing,
-        compile_layers=plan.record.config.train.compile,
+        together.model,
+        together.trainees,
+        bank=together.bank,
+        max_tokens=together.planned.max_tokens,
+        precision=context.study.precision,
+        gradient_checkpointing=together.planned.gradient_checkpointing,
+        compile_layers=context.study.config.train.compile,
         observer=writer,
     )
 
 
 class _Writer:
-    """Writes what a pass tells of into the study's folder."""
+    """Writes the progress of a pass into the study's folder."""
 
-    def __init__(
-        self, plan: StudyPlan, folder: StudyFolder, observer: Observer, save: Save
-    ) -> None:
-        self._plan, self._folder, self._observer, self._save = plan, folder, observer, save
-        self._save_steps = plan.record.config.train.save_steps
+    def __init__(self, context: StudyContext, save: Save) -> None:
+        self._plan, self._folder = context.plan, context.folder
+        self._observer, self._save = context.observer, save
+        self._save_steps = context.study.config.train.save_steps
 
     def resume(self, trainee: Trainee) -> None:
         """Go on where an interrupted training was saved last, or begin."""

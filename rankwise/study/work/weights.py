@@ -13,12 +13,10 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.weights import is_stored_quantised, weight_matrices
 from rankwise.errors import BeyondLoraError, ModelError
-from rankwise.records.fingerprints import spectra_fingerprint
-from rankwise.records.folder import StudyFolder
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
-from rankwise.records.study import PlannedRun
-from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Observer, Stage, is_analysed
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.study.context import StudyContext
+from rankwise.study.stages import AnalyseWeights
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
 from rankwise.weights.spectra import Svd
@@ -44,8 +42,10 @@ class _Subject(NamedTuple):
     matrices: list[MatrixSpectrum]
 
 
-def analyse(plan: StudyPlan, folder: StudyFolder, observer: Observer, stage: Stage) -> None:
-    """Look into the runs of a stage that are not done yet, with the base's weights as they are.
+def analyse_weights(
+    context: StudyContext, stage: AnalyseWeights, runs: Sequence[PlannedRun]
+) -> None:
+    """Analyse some runs of a stage, with the base's weights as they are stored.
 
     A matrix of the base is decomposed once for all of them, whatever precision it is trained in. Of
     full fine-tunings one is in memory at a time, with the adapters that are compared with it. Where
@@ -55,57 +55,55 @@ def analyse(plan: StudyPlan, folder: StudyFolder, observer: Observer, stage: Sta
         ModelError: weights cannot be read, or are not finite.
         StorageError: a record cannot be written.
     """
-    left = [run for run in stage.runs if not is_analysed(plan, folder, run)]
-    observer.advanced(stage.work * (1 - len(left) / len(stage.runs)))
+    plan, observer = context.plan, context.observer
+    observer.advanced(stage.work * (1 - len(runs) / len(stage.runs)))
     skeleton = models.model_skeleton(plan.base.folder)
     shapes = models.adaptable_shapes(skeleton)
     share = stage.work / len(stage.runs)
     if is_stored_quantised(plan.base.folder):
         reason = f"{plan.base.name} is stored quantised: its weights are not known"
-        observer.noted(f"weights are not looked into: {reason}")
-        for run in left:
-            _write(plan, folder, _Subject(run, {}, None, reason, []), 0.0)
+        observer.noted(f"weights are not analysed: {reason}")
+        for run in runs:
+            _write(context, stage, _Subject(run, {}, None, reason, []), 0.0)
             observer.advanced(share)
         return
-    subjects = [_subject(plan, folder, run, shapes, observer) for run in left]
-    names = _layers(plan, folder, stage, subjects, shapes)
+    subjects = [_subject(context, run, shapes) for run in runs]
+    names = _layers(context, stage, subjects, shapes)
     base = weight_matrices(models.fetch_weights(plan.base), names)
     cache = SpectralCache()
     for full in dict.fromkeys(subject.full for subject in subjects):
         group = [subject for subject in subjects if subject.full == full]
         seconds: dict[str, float] = defaultdict(float)
-        adapted = None if full is None else _full_matrices(plan, folder, full, names)
+        adapted = None if full is None else _full_matrices(context, full, names)
         for name, weight in base.items():
             weight = weight.to(plan.device)
             delta = None if adapted is None else _delta(str(full), name, weight, adapted[name])
             decomposed = cache.svd(weight)
             for subject in group:
                 started = time.perf_counter()
-                _look(plan, subject, name, decomposed, delta)
+                _look(context.study, subject, name, decomposed, delta)
                 seconds[subject.run.name] += time.perf_counter() - started
                 observer.advanced(share / len(base))
         for subject in group:
-            _write(plan, folder, subject, seconds[subject.run.name])
+            _write(context, stage, subject, seconds[subject.run.name])
 
 
-def _write(plan: StudyPlan, folder: StudyFolder, subject: _Subject, seconds: float) -> None:
+def _write(context: StudyContext, stage: AnalyseWeights, subject: _Subject, seconds: float) -> None:
     record = SpectraRecord(
         model=subject.run.name,
-        fingerprint=spectra_fingerprint(plan.record, subject.run),
+        fingerprint=stage.fingerprint_of(subject.run),
         epsilons=EPSILONS,
-        null_draws=plan.record.config.analysis.null_draws,
+        null_draws=context.study.config.analysis.null_draws,
         matrices=tuple(subject.matrices),
         not_analysed=subject.not_analysed,
         analysis_seconds=seconds,
     )
-    folder.write(folder.spectra_file(subject.run.name), record)
+    context.folder.write(stage.path_of(context.folder, subject.run), record)
 
 
-def _full_matrices(
-    plan: StudyPlan, folder: StudyFolder, name: str, layers: Sequence[str]
-) -> Mapping[str, Tensor]:
-    (run,) = (each for each in plan.record.runs if each.name == name)
-    return weight_matrices(folder.weights_folder(run), layers)
+def _full_matrices(context: StudyContext, name: str, layers: Sequence[str]) -> Mapping[str, Tensor]:
+    (run,) = (run for run in context.study.runs if run.name == name)
+    return weight_matrices(context.folder.weights_folder(run), layers)
 
 
 def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
@@ -116,10 +114,10 @@ def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
 
 
 def _look(
-    plan: StudyPlan, subject: _Subject, layer: str, base: Svd, full_update: Svd | None
+    study: StudyRecord, subject: _Subject, layer: str, base: Svd, full_update: Svd | None
 ) -> None:
     """What a run did to a layer, if it adapted it."""
-    settings = plan.record.config.analysis
+    settings = study.config.analysis
     common: dict[str, Any] = {
         "top_k": settings.top_k,
         "nulls": NullDraws(settings.null_draws, seed=0),
@@ -136,37 +134,31 @@ def _look(
     subject.matrices.append(found)
 
 
-def _subject(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    run: PlannedRun,
-    shapes: Mapping[str, LinearShape],
-    observer: Observer,
-) -> _Subject:
+def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, LinearShape]) -> _Subject:
     """What is read of a run; an adapter that is more than LoRA is noted and has no matrices."""
     if run.method == "full":
         return _Subject(run, {}, run.name, None, [])
-    reference = plan.record.full_run_of(run)
+    folder, observer = context.folder, context.observer
+    reference = context.study.full_run_of(run)
     record = None if reference is None else folder.finished_run(reference)
     full = reference.name if reference and record and record.status == "trained" else None
     try:
         updates = read_updates(folder.weights_folder(run))
     except BeyondLoraError as error:
-        observer.noted(f"{run.name} is not looked into: {error}")
+        observer.noted(f"{run.name} is not analysed: {error}")
         return _Subject(run, {}, full, str(error), [])
     beside = sorted(updates.keys() - shapes.keys())
     reason = None
     if beside:
         reason = f"it adapts {', '.join(beside)}, which is no linear layer below the head"
-        observer.noted(f"{run.name} is not looked into: {reason}")
+        observer.noted(f"{run.name} is not analysed: {reason}")
         updates = {}
     return _Subject(run, updates, full, reason, [])
 
 
 def _layers(
-    plan: StudyPlan,
-    folder: StudyFolder,
-    stage: Stage,
+    context: StudyContext,
+    stage: AnalyseWeights,
     subjects: Sequence[_Subject],
     shapes: Mapping[str, LinearShape],
 ) -> list[str]:
@@ -179,9 +171,10 @@ def _layers(
     """
     wanted = {name for subject in subjects for name in subject.updates}
     if any(subject.run.method == "full" for subject in subjects):
-        modules = plan.record.adapted_modules
+        modules = context.study.adapted_modules
         wanted |= set(models.target_shapes(shapes, modules) if modules else shapes)
         for run in stage.runs:
-            record = folder.finished_spectra(run.name, spectra_fingerprint(plan.record, run))
+            path, current = stage.path_of(context.folder, run), stage.fingerprint_of(run)
+            record = context.folder.finished(path, SpectraRecord, current)
             wanted |= set() if record is None else {each.module for each in record.matrices}
     return [name for name in shapes if name in wanted]

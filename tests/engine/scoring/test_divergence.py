@@ -15,12 +15,12 @@ from rankwise.engine.scoring.divergence import divergences, item_divergence, log
 from rankwise.records.config import BaseModelConfig
 from rankwise.records.folder import BASE, StudyFolder, read_record
 from rankwise.records.results import Divergence
-from rankwise.records.status import study_status
 from rankwise.records.study import PlannedRun
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import is_finished, stages
+from rankwise.study.stages import stages
+from rankwise.study.status import study_status
 from rankwise.tasks import right_answers as right_answers_module
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.right_answers import MOST_TOKENS, right_answers
@@ -280,7 +280,7 @@ def test_a_diverged_full_run_is_compared_with_nothing(study_file: Path, tmp_path
     assert not list((tmp_path / "study").rglob("*divergence*"))
     plan = plan_study(load_config(study_file, overrides))
     folder = StudyFolder(tmp_path / "study")
-    assert all(is_finished(plan, folder, stage) for stage in stages(plan))
+    assert all(stage.is_finished(folder) for stage in stages(plan.record))
 
 
 def test_each_seed_has_its_own_full_fine_tuning(study_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""What the stages of one study work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import StudyRecord
+from rankwise.study.models import ResidentModels
+from rankwise.study.observer import Observer
+from rankwise.study.planning.plan import StudyPlan
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """A plan, the folder that it is written into, who follows it, and the models in memory."""
+
+    plan: StudyPlan
+    folder: StudyFolder
+    observer: Observer
+    models: ResidentModels
+
+    @classmethod
+    def of(cls, plan: StudyPlan, folder: StudyFolder, observer: Observer) -> StudyContext:
+        """A context with no model in memory yet."""
+        return cls(plan, folder, observer, ResidentModels(plan, folder))
+
+    @property
+    def study(self) -> StudyRecord:
+        """The plan's record."""
+        return self.plan.record

@@ -1,0 +1,112 @@
+"""Whether a config, its tasks and its base model go together; each finding is an issue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.attention import refuse_unpackable
+from rankwise.engine.models.base import LinearShape
+from rankwise.engine.scoring.vllm import engine_problem
+from rankwise.engine.training.loop import num_optimizer_steps
+from rankwise.errors import ModelError, did_you_mean
+from rankwise.records.axes import lora_variants
+from rankwise.records.config import StudyConfig
+from rankwise.records.folder import LOSS_METRIC
+from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.model import StudyModel
+from rankwise.study.planning.runs import TargetLayers
+from rankwise.tasks.requests import PreparedTask
+
+
+def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
+    """Whether the base model can do what the config asks for."""
+    train, evaluation, methods = config.train, config.evaluation, config.methods
+    if (train.chat_template or evaluation.chat_template) and not model.has_chat_template:
+        issues.problems.append(
+            f"chat_template: the tokenizer of {model.base.name} has none; set it to false"
+        )
+    trains = methods.lora is not None or methods.full is not None
+    if trains or evaluation.engine == "resident":
+        # training and scoring pack sequences; a model that would mix them is refused
+        try:
+            refuse_unpackable(model.skeleton)
+        except ModelError as error:
+            issues.problems.append(f"base_model: {error}")
+    if problem := engine_problem(config):
+        issues.problems.append(f"evaluation.engine: {problem}")
+    if train.base_precision != "auto" and methods.full is not None:
+        issues.warnings.append(
+            f"train.base_precision: the base and its adapters are trained and scored in "
+            f"{train.base_precision}, full fine-tuning is not: part of its difference is theirs"
+        )
+
+
+def check_metrics(config: StudyConfig, tasks: Sequence[PreparedTask], issues: Issues) -> None:
+    """Whether the configured metrics are those of scored tasks."""
+    by_name = {task.name: task for task in tasks}
+    for name, wanted in config.evaluation.metric.items():
+        if name not in by_name:
+            hint = did_you_mean(name, by_name) or f"it has {', '.join(by_name)}"
+            issues.problems.append(f"evaluation.metric: no task {name!r} is scored; {hint}")
+            continue
+        known = [*by_name[name].loaded.task.aggregation(), LOSS_METRIC]
+        if wanted.partition(",")[0] not in known:
+            issues.problems.append(
+                f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
+            )
+
+
+def check_warmup(config: StudyConfig, train_task: str, num_examples: int, issues: Issues) -> None:
+    """Whether any step of the shortest training is after the warm-up."""
+    steps = num_optimizer_steps(num_examples, config.train, min(config.train.epochs))
+    if 0 < steps <= math.ceil(config.train.warmup_ratio * steps):
+        issues.warnings.append(
+            f"train: {steps} optimizer steps on {train_task} are all warm-up, which starts at a "
+            "rate of 0; train on more examples or lower warmup_ratio"
+        )
+
+
+def target_layers(
+    config: StudyConfig, model: StudyModel, issues: Issues
+) -> dict[tuple[str, ...], TargetLayers]:
+    """The layers that each set of target modules adapts."""
+    shapes = models.adaptable_shapes(model.skeleton)
+    variants = lora_variants(config)
+    sets = dict.fromkeys(variant.target_modules for variant in variants)
+    layers = {names: _layers_of(names, shapes, model, issues) for names in sets}
+    for index, rank in enumerate(dict.fromkeys(variant.rank for variant in variants)):
+        _check_rank(index, rank, layers.values(), issues)
+    return layers
+
+
+def _layers_of(
+    names: tuple[str, ...], shapes: Mapping[str, LinearShape], model: StudyModel, issues: Issues
+) -> TargetLayers:
+    known = sorted({name.rpartition(".")[2] for name in shapes})
+    resolved = models.resolved_targets(shapes, names)
+    for target, matches in models.matching_modules(shapes, resolved).items():
+        if not matches:
+            near = did_you_mean(target, [*known, *models.MODULE_KINDS])
+            hint = near or f"it has {', '.join(known)}"
+            place = f"[{names.index(target)}]" if target in names else ""
+            issues.problems.append(
+                f"methods.lora.target_modules{place}: {model.base.name} has no linear layer "
+                f"named {target!r}; {hint}"
+            )
+    return TargetLayers(resolved, models.target_shapes(shapes, resolved))
+
+
+def _check_rank(index: int, rank: int, sets: Iterable[TargetLayers], issues: Issues) -> None:
+    """Warn where a layer's update cannot have so high a rank."""
+    modules_by_side: dict[int, set[str]] = {}
+    for layers in sets:
+        for name, shape in layers.shapes.items():
+            if rank > min(shape):
+                modules_by_side.setdefault(min(shape), set()).add(name.rpartition(".")[2])
+    for side, modules in sorted(modules_by_side.items()):
+        issues.warnings.append(
+            f"methods.lora.ranks[{index}]: rank {rank} is above min(in, out) of "
+            f"{', '.join(sorted(modules))} ({side}); the update there has rank {side} at most"
+        )

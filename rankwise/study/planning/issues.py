@@ -1,0 +1,13 @@
+"""What planning finds wrong or worth knowing, collected so that all of it is said at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Issues:
+    """Problems stop a study; warnings do not. Each is a sentence that begins with a key."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,72 @@
+"""The base model of a study, as far as planning needs it: everything but its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
+from rankwise.engine.scoring.vllm import RESERVED_TOKENS
+from rankwise.errors import ModelError, PlanError
+from rankwise.records.config import StudyConfig
+
+
+class StudyModel(NamedTuple):
+    """The base model of a study, without weights, and where it computes.
+
+    Attributes:
+        base: its name, folder and fingerprint; a quantised base is another base.
+        tokenizer: transformers' tokenizer.
+        skeleton: the model on the meta device.
+        max_length: tokens that it reads at most.
+        device: that trains and scores.
+        precision: of the matrix products.
+    """
+
+    base: BaseModel
+    tokenizer: Any
+    skeleton: Any
+    max_length: int
+    device: torch.device
+    precision: ResolvedPrecision
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer can render conversations."""
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights of the model."""
+        return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+
+def study_model(config: StudyConfig, report: Callable[[str], None]) -> StudyModel:
+    """Find a study's base model; one that is not here yet is fetched, without its weights.
+
+    Args:
+        config: a checked config.
+        report: receives a line for each download and conversion.
+
+    Raises:
+        PlanError: the model cannot be had.
+        ModelError: its tokenizer or config cannot be used.
+    """
+    try:
+        base = models.find_base_model(config.base_model, report, weights=False)
+    except ModelError as error:
+        raise PlanError(config.name, config.base_model.name, [str(error)]) from error
+    if config.train.base_precision != "auto":  # another base, for training and for scoring
+        base = base._replace(fingerprint=f"{base.fingerprint}+{config.train.base_precision}")
+    tokenizer = models.load_tokenizer(base.folder)
+    skeleton: Any = models.model_skeleton(base.folder)
+    max_length = models.context_length(skeleton.config, tokenizer)
+    if config.evaluation.engine == "vllm":
+        max_length -= RESERVED_TOKENS
+    device = choose_device()
+    precision = resolve_precision(config.train.precision, device)
+    return StudyModel(base, tokenizer, skeleton, max_length, device, precision)

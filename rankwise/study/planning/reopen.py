@@ -1,0 +1,98 @@
+"""A finished study, opened again to score some of its models on some tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rankwise.errors import PlanError, TaskError, closest
+from rankwise.records.study import StudyRecord
+from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.model import StudyModel, study_model
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.planning.tasks import plan_tasks, prepare
+from rankwise.tasks.requests import PreparedTask, prepare_task
+from rankwise.tasks.resolution import TaskNotFound, load_tasks
+
+
+def reopen_study(
+    study: StudyRecord,
+    tasks: Sequence[str],
+    limit: int | None,
+    report: Callable[[str], None] = lambda _: None,
+) -> StudyPlan:
+    """A plan of a study that exists, with some tasks prepared and nothing to train.
+
+    Tasks of the study are prepared as it scores them, others with its settings. Nothing else is
+    tokenised, unless one of the tasks is made of training rows.
+
+    Args:
+        study: the record of the study.
+        tasks: names of tasks, groups or tags.
+        limit: score the first N items of each; None: as the study does.
+        report: receives a line for each download and conversion.
+
+    Raises:
+        PlanError: the base model cannot be had, or is another one than the study was made with.
+        TaskError: a name is unknown, or a task cannot be scored.
+        DataError: the data of a task cannot be had.
+    """
+    model = study_model(study.config, report)
+    if model.base.fingerprint != study.base_model_fingerprint:
+        problem = "base_model: it is no longer the model that the study was made with"
+        raise PlanError(study.config.name, model.base.name, [problem])
+    prepared = _prepared(study, model, tasks, limit)
+    return StudyPlan(
+        record=study,
+        base=model.base,
+        tokenizer=model.tokenizer,
+        device=model.device,
+        examples={},
+        tasks={task.name: task for task in prepared},
+        answers={},
+        head_prompts={},
+    )
+
+
+def _prepared(
+    study: StudyRecord, model: StudyModel, names: Sequence[str], limit: int | None
+) -> list[PreparedTask]:
+    # the user's rows, trained rows and other formats of a task are made by planning the study
+    is_made = study.config.train.data is not None or any("@" in name for name in names)
+    planned = _planned(study, model) if is_made else {}
+    others = [name for name in names if name not in planned]
+    loaded = load_tasks(others, study.config.tasks_path) if others else {}
+    prepared: dict[str, PreparedTask] = {}
+    for name in names:
+        leaves = loaded.get(name, ())
+        if isinstance(leaves, TaskNotFound):
+            near = closest(name, study.scored_tasks())
+            hint = f"; the study scores {near!r}" if near else ""
+            raise TaskError(f"--tasks: {leaves}{hint}")
+        if name in planned:
+            prepared[name] = _first_items(planned[name], model, limit)
+        for leaf in leaves:
+            prepared[leaf.name] = prepare(
+                leaf, study.config, model.tokenizer, model.max_length, limit=limit
+            )
+    return list(prepared.values())
+
+
+def _planned(study: StudyRecord, model: StudyModel) -> dict[str, PreparedTask]:
+    issues = Issues()
+    tasks = plan_tasks(study.config, model.tokenizer, model.max_length, issues)
+    if issues.problems:
+        raise PlanError(study.config.name, model.base.name, issues.problems, issues.warnings)
+    return {task.name: task for task in tasks.prepared}
+
+
+def _first_items(task: PreparedTask, model: StudyModel, limit: int | None) -> PreparedTask:
+    if limit is None:
+        return task
+    return prepare_task(
+        task.loaded,
+        model.tokenizer,
+        max_length=model.max_length,
+        num_fewshot=task.num_fewshot,
+        limit=limit,
+        chat_template=task.chat_template,
+    )

@@ -1,0 +1,114 @@
+"""What of a study is done, read from its folder alone and without torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.study.stages import (
+    AnalyseWeights,
+    CompareDistributions,
+    CompareHeads,
+    Score,
+    Stage,
+    stages,
+)
+
+
+class ModelStatus(NamedTuple):
+    """One model of a study: the base, or a run.
+
+    Attributes:
+        model: its name.
+        training: "trained", "diverged", "started", "not started", or "none needed" for the base.
+        num_steps_done: optimizer steps taken.
+        num_steps: optimizer steps planned.
+        tasks_scored: the tasks that it is scored on under the study's present settings.
+        tasks_left: the tasks that it is still to be scored on.
+        divergence_left: whether it is still to be compared with full fine-tuning.
+        spectra_left: whether its weights are still to be analysed.
+        heads_left: whether its attention heads are still to be compared with the base's.
+        failed: the stages of it that failed when they were last tried, and why.
+    """
+
+    model: str
+    training: str
+    num_steps_done: int
+    num_steps: int
+    tasks_scored: tuple[str, ...]
+    tasks_left: tuple[str, ...]
+    divergence_left: bool
+    spectra_left: bool
+    heads_left: bool
+    failed: tuple[str, ...]
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What is still to be done after training, in words."""
+        others = {
+            "divergence": self.divergence_left,
+            "heads": self.heads_left,
+            "spectra": self.spectra_left,
+        }
+        return (*self.tasks_left, *(name for name, is_left in others.items() if is_left))
+
+
+def study_status(folder: StudyFolder) -> list[ModelStatus]:
+    """One line per model, from the stages that ``rankwise run`` would go through.
+
+    Raises:
+        RecordError: the folder has no study, or a record cannot be read.
+    """
+    study = folder.read_study()
+    graph = stages(study)
+    left = {stage.id: stage.left(folder) for stage in graph}
+    return [
+        _line(folder, study, model, [s for s in graph if model in s.models], left)
+        for model in (None, *study.runs)
+    ]
+
+
+def _line(
+    folder: StudyFolder,
+    study: StudyRecord,
+    model: PlannedRun | None,
+    of_model: list[Stage],
+    left: dict[str, tuple[PlannedRun | None, ...]],
+) -> ModelStatus:
+    todo = [stage for stage in of_model if model in left[stage.id]]
+    name, training, done = BASE, "none needed", 0
+    tasks = study.scored_tasks()
+    if model is not None:
+        name, tasks = model.name, study.scored_tasks(model.train_task)
+        training, done = _training(folder, model)
+        if training == "diverged":
+            tasks = ()
+    tasks_left = {stage.task for stage in todo if isinstance(stage, Score)}
+    return ModelStatus(
+        model=name,
+        training=training,
+        num_steps_done=done,
+        num_steps=0 if model is None else model.num_steps,
+        tasks_scored=tuple(task for task in tasks if task not in tasks_left),
+        tasks_left=tuple(task for task in tasks if task in tasks_left),
+        divergence_left=any(isinstance(stage, CompareDistributions) for stage in todo),
+        spectra_left=any(isinstance(stage, AnalyseWeights) for stage in todo),
+        heads_left=any(isinstance(stage, CompareHeads) for stage in todo),
+        failed=tuple(
+            f"{failure.what}: {failure.message}"
+            for failure in folder.failures()
+            if failure.stage in {stage.id for stage in todo}
+        ),
+    )
+
+
+def _training(folder: StudyFolder, run: PlannedRun) -> tuple[str, int]:
+    """How far the training of a run is, and its steps so far."""
+    record = folder.finished_run(run)
+    if record is not None:
+        return record.status, record.num_steps
+    metrics = folder.metrics_file(run.name)
+    if metrics.exists():
+        return "started", metrics.read_bytes().count(b"\n")
+    return "not started", 0
