@@ -1,6 +1,7 @@
 """A low-rank update in its factors: singular values, norms and ranks without building the product.
 
-Everything is computed in float64, whatever the factors' dtype: they are small.
+Everything is computed in float64, whatever the factors' dtype: they are small, and small singular
+values would be lost in their rounding otherwise.
 """
 
 from __future__ import annotations
@@ -70,16 +71,17 @@ class LowRankUpdate:
     def factorization(self) -> Svd:
         """The singular value decomposition, exact up to rounding, of min(rank, *shape) values.
 
-        QR of lora_B and of lora_A transposed, and the SVD of what is between them: O((m + n) r²).
+        QR of lora_B and of lora_A transposed, and the SVD of the product of the two triangular
+        factors: O((out + in) r²).
         """
-        left, R_left = torch.linalg.qr(self.lora_B.double())
-        right, R_right = torch.linalg.qr(self.lora_A.double().T)
+        left, R_left = torch.linalg.qr(self.lora_B.double())  # (out_features, r), (r, r)
+        right, R_right = torch.linalg.qr(self.lora_A.double().T)  # (in_features, r), (r, r)
         U, S, Vh = torch.linalg.svd(self.scaling * R_left @ R_right.T, full_matrices=False)
         return Svd(left @ U, S, Vh @ right.T)
 
     @property
     def singular_values(self) -> Float[Tensor, " rank"]:
-        """In float64, descending; those of rounding size are among them."""
+        """In float64, descending, including those of rounding size."""
         return self.factorization.S
 
     @property
@@ -118,7 +120,7 @@ class LowRankUpdate:
         if rank < 1:
             raise ValueError(f"{rank} is not a rank; use a whole number of at least 1.")
         U, S, Vh = self.factorization
-        root = S[:rank].sqrt()
+        root = S[:rank].sqrt()  # half of the update's size in each factor
         kept = LowRankUpdate(root[:, None] * Vh[:rank], U[:, :rank] * root)
         total = float(S.norm())
         return Truncation(kept, float(S[rank:].norm()) / total if total else 0.0)
