@@ -19,7 +19,8 @@ from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import PackedLayout, packed_attention
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.scoring.packed import predicting_states, within_budget
 from rankwise.heads.interventions import Head, delta_rows
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.tasks.questions import Continuation
@@ -72,8 +73,9 @@ def expected_effects(
     with packed_attention(base_model):
         head = CompletionHead(decoder)
     with layers_replaced(base_model, layers), packed_attention(base_model):
-        for batch in _batches(items, max_batch_tokens):
-            _answers(decoder, head, batch).backward()
+        sizes = [sum(len(option.tokens_read) for option in item.options) for item in items]
+        for batch in within_budget(sizes, max_batch_tokens):
+            _answers(decoder, head, [items[index] for index in batch]).backward()
     return {
         Head(layout.layer, number): -sum(
             layers[span.module].derivative(span, is_input=is_input)
@@ -171,41 +173,15 @@ def _resting(layout: HeadLayout, gating: Gating, like: Tensor) -> Float[Tensor, 
     return torch.cat([means[Head(layout.layer, n)] for n in range(layout.num_heads)])
 
 
-def _batches(items: Sequence[ScreenedItem], max_tokens: int) -> Iterator[list[ScreenedItem]]:
-    batch: list[ScreenedItem] = []
-    tokens = 0
-    for item in items:
-        of_item = sum(len(option.tokens_read) for option in item.options)
-        if batch and tokens + of_item > max_tokens:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(item)
-        tokens += of_item
-    if batch:
-        yield batch
-
-
 def _answers(decoder: Any, head: CompletionHead, items: Sequence[ScreenedItem]) -> Tensor:
     """The sum over items of the right option's log-probability."""
     options = [option for item in items for option in item.options]
-    layout = PackedLayout(tuple(len(option.tokens_read) for option in options))
-    device = next(decoder.parameters()).device
-    tokens = torch.tensor([[t for option in options for t in option.tokens_read]], device=device)
-    hidden: Tensor = decoder.base_model(  # (tokens, hidden) of the one packed row
-        input_ids=tokens,
-        position_ids=layout.position_ids(device),
-        packed_layout=layout,
-        use_cache=False,
-    ).last_hidden_state[0]
     nats: list[Tensor] = []
-    for start, option in zip(layout.starts, options, strict=True):
-        stop = start + len(option.tokens_read)
-        # the last token is not read, so the continuation is predicted at the last rows
-        rows = hidden[stop - len(option.continuation) : stop]
-        wanted = torch.tensor(option.continuation, device=device)
-        log_probabilities = head.logits(rows).float().log_softmax(dim=-1)
-        nats.append(log_probabilities.gather(1, wanted[:, None]).sum())
-    total = hidden.new_zeros((), dtype=torch.float32)
+    for states, option in zip(predicting_states(decoder, options), options, strict=True):
+        right = torch.tensor(option.continuation, device=states.device)
+        log_probabilities = head.logits(states).float().log_softmax(dim=-1)  # (tokens, vocabulary)
+        nats.append(log_probabilities.gather(1, right[:, None]).sum())
+    total = torch.zeros((), dtype=torch.float32, device=decoder.device)
     for item in items:
         of_item, nats = torch.stack(nats[: len(item.options)]), nats[len(item.options) :]
         if len(of_item) == 1:

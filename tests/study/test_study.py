@@ -50,7 +50,7 @@ elif moment == "saving":
 elif moment == "scoring":
     score_worker.evaluate = killing(score_worker.evaluate)
 elif moment == "comparing":
-    divergence.left_padded = killing(divergence.left_padded)
+    divergence.predicting_states = killing(divergence.predicting_states)
 elif moment == "analysing":
     spectra_worker.matrix_spectrum = killing(spectra_worker.matrix_spectrum)
 elif moment == "writing":

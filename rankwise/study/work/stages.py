@@ -62,7 +62,6 @@ class Worker:
             return
         plan, answers = self._plan, stage.answers
         settings: dict[str, Any] = {
-            "pad_id": plan.tokenizer.pad_token_id,
             "max_batch_tokens": plan.record.config.evaluation.max_batch_tokens,
             "advance": self._observer.advanced,
         }
