@@ -157,7 +157,7 @@ def numerical_rank(singular_values: Float[Tensor, " values"]) -> int:
 def _coordinates(
     basis: Float[Tensor, "features values"], factor: Float[Tensor, "features rank"]
 ) -> tuple[Tensor, Tensor | None]:
-    """A factor's coordinates along a basis, then along an orthonormal basis of what is left."""
+    """A factor's coordinates along a basis, then along an orthonormal basis of the rest."""
     inside = (basis.T @ factor.to(basis.dtype)).double()
     if basis.shape[0] == basis.shape[1]:
         return inside, None
@@ -186,9 +186,9 @@ def leading_svd(matrix: SumInBaseBasis, k: int, tolerance: float = TOLERANCE) ->
         return _unchanged(matrix, k)
     plan = _cheapest(matrix, k)
     while plan is not None:
-        found = _singular_pairs(matrix, *_projected(matrix, k, plan))
-        if found.residual <= tolerance:
-            return found
+        pairs = _singular_pairs(matrix, *_projected(matrix, k, plan))
+        if pairs.residual <= tolerance:
+            return pairs
         plan = plan.with_more_shifts(matrix, k)
     return _singular_pairs(matrix, *_dense(matrix, k))
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.weights.spectra import Svd, effective_rank, energy_rank, stable_rank
+from rankwise.weights.spectra import Svd
 
 
 class Truncation(NamedTuple):
@@ -88,25 +88,6 @@ class LowRankUpdate:
     def frobenius_norm(self) -> float:
         """sqrt(Σ σ²)."""
         return float(self.singular_values.norm())
-
-    @property
-    def spectral_norm(self) -> float:
-        """The largest singular value."""
-        return float(self.singular_values[0])
-
-    @property
-    def stable_rank(self) -> float:
-        """‖delta‖_F² / ‖delta‖₂²; see ``spectra.stable_rank``."""
-        return stable_rank(self.singular_values)
-
-    @property
-    def effective_rank(self) -> float:
-        """From the entropy of the normalised singular values; see ``spectra.effective_rank``."""
-        return effective_rank(self.singular_values)
-
-    def energy_rank(self, share: float) -> int:
-        """The smallest rank that keeps ``share`` of Σ σ²; see ``spectra.energy_rank``."""
-        return energy_rank(self.singular_values, share)
 
     def truncated(self, rank: int) -> Truncation:
         """The closest update of this rank in Frobenius and spectral norm (Eckart and Young, 1936).

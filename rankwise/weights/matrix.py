@@ -186,7 +186,7 @@ def _null(
         random_sum(kind, matrix.S, shape, values, nulls.seed, name, draw)
         for draw in range(nulls.num_draws)
     )
-    drawn = [_change(each, max(leading), leading) for each in sums]
+    drawn = [_change(random, max(leading), leading) for random in sums]
     return _mean(drawn) if drawn else None
 
 

@@ -122,7 +122,7 @@ class ResidentScorer:
             return [[] for _ in models]
         tree = PrefixTree([item.tokens_read for item in items])
         targets = Targets(tree, items)
-        found: list[list[LogLikelihood]] = []
+        answers: list[list[LogLikelihood]] = []
         with self._carried(models) as adapters:
             for group in _groups(adapters, self._reader.together(tree, len(models))):
                 sums = LogLikelihoodSums(len(group), len(items), self._device)
@@ -133,10 +133,10 @@ class ResidentScorer:
                         tokens_read=self.reading.tokens_read + num_read
                     )
                     advance(len(group) * targets.tokens_finished(read.start, read.stop))
-                found += sums.log_likelihoods()
+                answers += sums.log_likelihoods()
         distinct = self.reading.distinct_tokens + len(tree) * len(models)
         self.reading = self.reading._replace(distinct_tokens=distinct)
-        return found
+        return answers
 
     def generate(
         self,

@@ -286,7 +286,8 @@ def _attend_segment(
     lses: list[Tensor] = []
     group = q.shape[2]
     for start in range(0, len(q), _QUERY_TOKENS):
-        queries = q[start : start + _QUERY_TOKENS].transpose(0, 1)  # (kv_heads, queries, group, w.)
+        # (kv_heads, queries, group, width)
+        queries = q[start : start + _QUERY_TOKENS].transpose(0, 1)
         queries = queries.flatten(1, 2)  # (kv_heads, queries * group, width)
         scores = _limited(torch.bmm(queries, keys).float(), terms)
         scores = scores.unflatten(1, (-1, group))  # (kv_heads, queries, group, length)
@@ -298,6 +299,7 @@ def _attend_segment(
         weights = scores.sub_(most).exp_()
         total = weights.sum(dim=-1)  # (kv_heads, queries, group)
         lses.append((most[..., 0] + total.log()).transpose(0, 1).flatten(1))  # (queries, heads)
+        # (kv_heads, queries * group, value_width)
         out = torch.bmm(weights.flatten(1, 2).to(values.dtype), values)
         out = out.unflatten(1, (-1, group)) / total.clamp(min=_SMALLEST_SUM)[..., None]
         outs.append(out.transpose(0, 1).flatten(1, 2))  # (queries, heads, value_width)

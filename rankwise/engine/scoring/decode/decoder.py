@@ -119,16 +119,16 @@ class Decoder:
             for prompt in prompts
         ]
         counts = Counter(wanted)
-        found: dict[tuple[int, Prompt], Generation] = {}
+        texts: dict[tuple[int, Prompt], Generation] = {}
         with attention_of(decoder_of(self._model), DECODE_ATTENTION):
             batch = self._batch(len(adapters), list(counts), rules)
             while batch.is_unfinished:
                 for row in self._step(batch, adapters, rules):
                     prompt = row.prompt
-                    found[row.model, prompt] = self._text(row, rules[prompt.settings])
+                    texts[row.model, prompt] = self._text(row, rules[prompt.settings])
                     tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
                     advance(tokens * counts[prompt])
-        return [[found[model, prompt] for prompt in wanted] for model in range(len(adapters))]
+        return [[texts[model, prompt] for prompt in wanted] for model in range(len(adapters))]
 
     def _rules(self, prompts: Sequence[Prompt]) -> dict[GenerationSettings, _Rules]:
         return {

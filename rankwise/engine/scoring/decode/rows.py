@@ -134,7 +134,8 @@ class RowBatch:
     def admit(self) -> None:
         """Let rows begin while row, block and token limits allow it.
 
-        A row begins only if all blocks that it may ever need are free: it never has to stop.
+        A row begins only if there is room for all blocks that it may ever need, so that it never
+        has to stop. A row that is alone always begins.
         """
         segments = sum(-(-s.length // BLOCK_TOKENS) for s in self._segments.values())
         taken = segments + sum(row.most_blocks for row in self.rows)

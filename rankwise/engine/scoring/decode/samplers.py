@@ -37,8 +37,8 @@ _OF_SCORES_ALONE = (
 )
 # Options that use more than a row's own tokens and scores, or make several texts of one.
 _REFUSED = ("guidance_scale", "watermarking_config", "max_time", "stop_strings", "token_healing")
-# Columns in a group of ``first_largest``: about the square root of a usual vocabulary's size, so
-# that neither the argmax over groups nor that in a group is long.
+# Columns in a group of ``first_largest``: few compared with a vocabulary, so that both of its
+# argmaxes, over groups and in a group, are short.
 _COLUMNS = 128
 
 

@@ -52,12 +52,12 @@ class KeyValues(NamedTuple):
 
 @dataclass(eq=False)
 class TreeStep:
-    """One forward pass: a layout, what was cached for it, and what the layers add.
+    """One forward pass: a layout, its cached keys and values, and those that the layers add.
 
     Attributes:
-        layout: which places are read.
-        cached: by layer, keys and values of the layout's cached ancestors; empty if none.
-        pools: filled by the layers, by their index: what is cached and behind it what is new.
+        layout: the places that are read.
+        cached: layer → keys and values of the layout's cached ancestors; empty if there are none.
+        pools: layer → the cached ones and behind them the new ones; filled by the layers.
     """
 
     layout: TreeLayout
@@ -68,7 +68,7 @@ class TreeStep:
     )
 
     def pool(self, layer: int, new: KeyValues) -> KeyValues:
-        """The key pool of a layer, which is kept."""
+        """A layer's key pool, from its new keys and values; it is kept in ``pools``."""
         if self.layout.num_cached:
             pairs = zip(self.cached[layer], new, strict=True)
             new = KeyValues(*(torch.cat(pair, dim=1) for pair in pairs))
@@ -78,16 +78,16 @@ class TreeStep:
     def seen(
         self, number: int, window: int | None, dtype: torch.dtype
     ) -> Float[Tensor, "blocks 1 rows 1 columns"]:
-        """0 where queries of a group of blocks see a key and -inf elsewhere; for all layers."""
-        found = self._seen.get((number, window))
-        if found is None:
+        """0 where a group's queries see a key and -inf elsewhere; made once for all layers."""
+        added = self._seen.get((number, window))
+        if added is None:
             group = self.layout.groups[number]
             seen = group.seen if window is None else group.seen & (group.distances < window)
-            found = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             # axes of size 1 stand for kv_heads and for the queries that share a key
-            found = found.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
-            self._seen[number, window] = found
-        return found
+            added = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
+            self._seen[number, window] = added
+        return added
 
 
 @contextmanager
@@ -164,7 +164,8 @@ def _attend(
         sums += [] if log_sum is None else [log_sum]
     # The groups' rows lie in the order of blocks; ``back`` has them in the order of the tokens.
     joined = torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
-    out = joined.index_select(1, gathered.back)  # (models, tokens * kv_heads, per_key * value_w.)
+    # (models, tokens * kv_heads, per_key * value_width)
+    out = joined.index_select(1, gathered.back)
     out = out.view(models, tokens, kv_heads, per_key, -1)
     if need_sums:
         joined = torch.cat(sums, dim=1) if len(sums) > 1 else sums[0]
@@ -267,6 +268,7 @@ def _attend_shared(
         weights = scores.softmax(dim=-1)
         earlier, exact = weights[..., num_keys].float(), torch.exp(before - rounded)
         total = 1 + earlier * (exact - 1)
+        # (models, kv_heads, queries, per_key, value_width)
         added = torch.bmm(weights, v).view(models, kv_heads, -1, per_key, v.shape[-1])
         old, new = (
             # (models, queries, kv_heads, per_key, 1), as ``out``
@@ -292,10 +294,10 @@ def _shared_block(
         at = position + skipped - lowest
         if length > skipped:
             # (models, kv_heads, tokens, width)
-            own = pool[:, piece.start + skipped : piece.stop].transpose(1, 2)
-            block[:, :, at : at + length - skipped] = own
+            tokens = pool[:, piece.start + skipped : piece.stop].transpose(1, 2)
+            block[:, :, at : at + length - skipped] = tokens
         position += length
-    return block.flatten(0, 1)
+    return block.flatten(0, 1)  # (models * kv_heads, rows, width)
 
 
 def _capped(scores: Tensor, softcap: float | None) -> Tensor:

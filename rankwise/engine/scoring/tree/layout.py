@@ -142,16 +142,17 @@ class TreeLayout:
 
     def gathered(self, kv_heads: int) -> GatheredRows:
         """Which rows to gather in layers with this number of key-value heads."""
-        found = self._gathered.get(kv_heads)
-        if found is None:
+        gathered = self._gathered.get(kv_heads)
+        if gathered is None:
             heads = torch.arange(kv_heads, device=self.device)[:, None]  # (kv_heads, 1)
             # (blocks, 1, rows) * kv_heads + (kv_heads, 1): (blocks, kv_heads, rows), flattened
             queries, keys = (
                 [(places[:, None] * kv_heads + heads).flatten() for places in of_groups]
                 for of_groups in zip(*((g.queries, g.keys) for g in self.groups), strict=True)
             )
-            found = self._gathered[kv_heads] = GatheredRows(queries, keys, self._back(kv_heads))
-        return found
+            gathered = GatheredRows(queries, keys, self._back(kv_heads))
+            self._gathered[kv_heads] = gathered
+        return gathered
 
     def _back(self, kv_heads: int) -> Int[Tensor, " queries_heads"]:
         """Inverts the order of ``GatheredRows.queries``; rows that only pad a block are dropped."""
@@ -211,7 +212,7 @@ class TreeLayout:
 
     def _shared_of(self, blocks: list[_QueryBlock]) -> list[SharedKeys]:
         """Shared keys with all their queries: neighbouring blocks with the same keys are joined."""
-        found: list[SharedKeys] = []
+        rows: list[SharedKeys] = []
         last = -1
         for block in blocks:
             if not block.shared:
@@ -220,11 +221,11 @@ class TreeLayout:
             keys = block.ancestors[: block.shared]
             start, stop = block.start - self.start, block.stop - self.start
             if keys[-1] == last:  # equal last keys have equal ancestors
-                found[-1] = found[-1]._replace(stop=stop)
+                rows[-1] = rows[-1]._replace(stop=stop)
             else:
-                found.append(SharedKeys(start, stop, self.pool_slices(keys), len(keys)))
+                rows.append(SharedKeys(start, stop, self.pool_slices(keys), len(keys)))
             last = keys[-1]
-        return found
+        return rows
 
     def _group(self, blocks: list[_QueryBlock]) -> BlockGroup:
         keys = [

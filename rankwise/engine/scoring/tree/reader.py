@@ -99,14 +99,14 @@ class TreeReader:
             start = stop
 
     def _layout(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> TreeLayout:
-        found = self._layouts.get((start, stop))
-        if found is None or found.tree is not tree:
-            if found is not None:
+        layout = self._layouts.get((start, stop))
+        if layout is None or layout.tree is not tree:
+            if layout is not None:
                 self._layouts = {}  # they are of another tree
-            found = TreeLayout(tree, start, stop, device)
+            layout = TreeLayout(tree, start, stop, device)
             if self._keeps_layouts:
-                self._layouts[start, stop] = found
-        return found
+                self._layouts[start, stop] = layout
+        return layout
 
     def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
         layout, models = step.layout, len(adapters)
