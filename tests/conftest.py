@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # shapes and types of these are checked at every call in the tests
 SHAPED = [
-    "rankwise.engine.scoring.batching",
+    "rankwise.engine.scoring.packed",
     "rankwise.engine.models.adapter_folders",
     "rankwise.engine.training.loop",
     "rankwise.engine.scoring.divergence",

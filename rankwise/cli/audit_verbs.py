@@ -7,7 +7,7 @@ import math
 from collections.abc import Generator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -25,12 +25,7 @@ from rankwise.cli.application import (
 )
 
 if TYPE_CHECKING:
-    from rankwise.records.audits import InterventionRecord
-    from rankwise.weights.interventions import Intervened, Mitigated
-    from rankwise.weights.lowrank import LowRankUpdate
     from rankwise.weights.spectra import Svd
-
-INTERVENTION_FILE = "intervention.json"
 
 Base = Annotated[
     str, typer.Argument(metavar="BASE", help="An embedded model, a folder or a hub repository.")
@@ -157,15 +152,19 @@ def truncate(
     intervention.json beside it.
     """
     quiet_libraries()
-    from rankwise.weights.interventions import truncated_updates
+    from rankwise.weights.interventions import (
+        AdapterChange,
+        truncated_updates,
+        write_intervention,
+    )
     from rankwise.weights.updates import read_updates
 
     with _usage_errors():
         _refuse_replacing(output)
         updates = read_updates(adapter)
     found = truncated_updates(updates, rank)
-    changed = Changed("truncation", rank=rank)
-    record = _written(adapter, output, updates, found, changed)
+    done = AdapterChange("truncation", rank=rank)
+    record = write_intervention(adapter, output, updates, found, done)
     if as_json:
         print(record.model_dump_json(indent=2))
         return OK
@@ -214,7 +213,11 @@ def scale_intruders(
     from rankwise.engine.models.weights import weight_matrices
     from rankwise.errors import ConfigError, ModelError
     from rankwise.weights.audit import find_audited
-    from rankwise.weights.interventions import scaled_intruders
+    from rankwise.weights.interventions import (
+        AdapterChange,
+        scaled_intruders,
+        write_intervention,
+    )
     from rankwise.weights.svd_cache import SpectralCache
 
     _refuse_not_finite("scale-intruders", {"--factor": factor, "--epsilon": epsilon})
@@ -239,8 +242,8 @@ def scale_intruders(
             )
         except ValueError as error:
             raise ConfigError("scale-intruders", [f"--factor {factor:g}: {error}"]) from error
-    changed = Changed("scaled_intruders", rank, factor, k, epsilon)
-    record = _written(adapter, output, audited.updates, found.intervened, changed, found)
+    done = AdapterChange("scaled_intruders", rank, factor, k, epsilon)
+    record = write_intervention(adapter, output, audited.updates, found.intervened, done, found)
     if as_json:
         print(record.model_dump_json(indent=2))
         return OK
@@ -255,53 +258,6 @@ def scale_intruders(
         soft_wrap=True,
     )
     return OK
-
-
-class Changed(NamedTuple):
-    """What was done to an adapter; see ``InterventionRecord``."""
-
-    kind: Literal["truncation", "scaled_intruders"]
-    rank: int | None = None
-    factor: float | None = None
-    k: int | None = None
-    epsilon: float | None = None
-
-
-def _written(
-    source: Path,
-    output: Path,
-    before: Mapping[str, LowRankUpdate],
-    found: Intervened,
-    changed: Changed,
-    mitigated: Mitigated | None = None,
-) -> InterventionRecord:
-    """Write the adapter, and what was done beside it."""
-    from rankwise.records.audits import ChangedLayer, InterventionRecord
-    from rankwise.records.folder import write_atomically
-    from rankwise.records.provenance import collect_provenance
-    from rankwise.weights.updates import save_updates
-
-    record = InterventionRecord(
-        source=str(source),
-        **changed._asdict(),
-        relative_error=found.relative_error,
-        energy_kept=1.0 - found.relative_error**2,
-        layers=tuple(
-            ChangedLayer(
-                name=name,
-                rank_before=before[name].rank,
-                rank=update.rank,
-                relative_error=found.relative_errors[name],
-                num_intruders=None if mitigated is None else mitigated.num_intruders[name],
-                num_intruders_left=None if mitigated is None else mitigated.num_left[name],
-            )
-            for name, update in found.updates.items()
-        ),
-        provenance=collect_provenance(),
-    )
-    save_updates(found.updates, output, source=source)
-    write_atomically(output / INTERVENTION_FILE, record.model_dump_json(indent=2) + "\n")
-    return record
 
 
 class _Counted:

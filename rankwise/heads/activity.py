@@ -1,4 +1,4 @@
-"""What the heads of a model attend to and put out on one prompt, kept layer by layer.
+"""The attention weights and outputs of a model's heads on one prompt, layer by layer.
 
 Registered with transformers' ``AttentionInterface``: one prompt at a time, all weights in memory.
 """
@@ -29,8 +29,8 @@ class HeadActivity(NamedTuple):
     """One layer's heads on one prompt.
 
     Attributes:
-        weights: attention, rows sum to 1 (to less under a sink logit).
-        outputs: what goes into the output projection.
+        weights: of attention; rows sum to 1 (to less under a sink logit).
+        outputs: the input of the output projection.
     """
 
     weights: Float[Tensor, "heads tokens tokens"]
@@ -39,21 +39,21 @@ class HeadActivity(NamedTuple):
 
 @dataclass(eq=False)
 class _Watch:
-    """Filled by the layers, by their index."""
+    """Layer → its heads' activity; filled by the layers."""
 
     layers: dict[int, HeadActivity] = field(default_factory=dict[int, HeadActivity])
 
 
 @torch.inference_mode()
 def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivity]:
-    """Read a prompt and keep what every layer's heads did.
+    """Read a prompt and keep the activity of every layer's heads.
 
     Args:
-        model: of transformers, in eval mode, also with adapters on it.
+        model: of transformers, in eval mode, also with adapters.
         tokens: at least one.
 
     Raises:
-        ModelError: its attention asks for something that is not known here.
+        ModelError: its attention needs something that is not supported here.
     """
     decoder, watch = decoder_of(model), _Watch()
     ids = torch.tensor([tokens], device=decoder.device)
@@ -87,21 +87,23 @@ def attend_watched(
     refuse_arguments(module, others)
     terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
     heads, tokens = query.shape[1:3]
+    # (1, heads, tokens, width): a key for each head of its group
     key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    scores = (query @ key.mT).float() * terms.scale
+    scores = (query @ key.mT).float() * terms.scale  # (1, heads, tokens, tokens)
     if terms.softcap is not None:
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
     behind = torch.arange(tokens, device=query.device)
-    behind = behind[:, None] - behind
+    behind = behind[:, None] - behind  # (queries, keys): by how many positions a key is behind
     seen = (behind >= 0) & (behind < (terms.window or tokens))
     scores = scores.masked_fill(~seen, -torch.inf)
     if terms.sinks is not None:
+        # a last column without a value, which takes its share of the softmax and is cut off
         sinks = terms.sinks.float().view(1, heads, 1, 1).expand(-1, -1, tokens, 1)
         scores = torch.cat([scores, sinks], dim=-1)
     weights = scores.softmax(dim=-1)[..., :tokens].to(value.dtype)
-    found = weights @ value
-    head_watch.layers[layer] = HeadActivity(weights[0], found[0])
-    return found.transpose(1, 2), None
+    out = weights @ value  # (1, heads, tokens, value_width)
+    head_watch.layers[layer] = HeadActivity(weights[0], out[0])
+    return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
 
 
 AttentionInterface.register(WATCHED_ATTENTION, attend_watched)

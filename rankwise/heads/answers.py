@@ -1,4 +1,4 @@
-"""What a task makes of a model's log-likelihoods, item by item: its metric, and a finer measure."""
+"""A task's verdict on a model's log-likelihoods, item by item: its metric, and a finer measure."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from rankwise.tasks.training_rows import option_index
 _LIKELIHOODS = ("multiple_choice", "loglikelihood")
 
 
-class Question(NamedTuple):
-    """One item: the numbers of its options among a task's requests, and which is right.
+class ItemOptions(NamedTuple):
+    """One item's options.
 
-    ``right`` is None where the task names no right option. A target without options is its own
-    only option, and its log-likelihood counts per token.
+    Attributes:
+        options: their numbers among the task's requests. A target without options is the only one.
+        right: number of the right option; None where the task names none.
+        num_tokens: divides the log-likelihood of a target without options.
     """
 
     options: tuple[int, ...]
@@ -35,11 +37,12 @@ class Question(NamedTuple):
         """Log p(right option | options), or of a target per token; 0 if nothing is right."""
         if self.right is None:
             return 0.0
-        own = [nats[index] for index in self.options]
-        if len(own) == 1:
-            return own[0] / self.num_tokens
-        highest = max(own)
-        return own[self.right] - highest - math.log(sum(math.exp(x - highest) for x in own))
+        of_options = [nats[index] for index in self.options]
+        if len(of_options) == 1:
+            return of_options[0] / self.num_tokens
+        highest = max(of_options)
+        sum_of_shares = sum(math.exp(x - highest) for x in of_options)
+        return of_options[self.right] - highest - math.log(sum_of_shares)
 
 
 class ItemValues(NamedTuple):
@@ -50,7 +53,7 @@ class ItemValues(NamedTuple):
         unit: of ``values``.
         score: the metric's mean, in its own unit and sign.
         values: (items,) in points or nats, positive better.
-        answer_nats: (items,) see ``Question``.
+        answer_nats: (items,) see ``ItemOptions.answer_nats``.
     """
 
     metric: str
@@ -69,63 +72,64 @@ def refuse_unasked(prepared: PreparedTask) -> None:
     kind = prepared.loaded.output_type
     if kind not in _LIKELIHOODS:
         raise TaskError(
-            f"task {prepared.name!r} is {kind}; heads are studied on {' and '.join(_LIKELIHOODS)}: "
-            "every head is a model of its own, and these need no text from it. Choose such a form "
-            "of the task."
+            f"task {prepared.name!r} is {kind}; heads are studied on {' and '.join(_LIKELIHOODS)} "
+            "only: generating texts once for each head would take too long. Choose such a form of "
+            "the task."
         )
 
 
 def continuations(prepared: PreparedTask) -> list[Continuation]:
-    """What is scored, request by request."""
-    return [Continuation(each.context, each.continuation) for each in prepared.requests]
+    """The continuation of each request."""
+    return [Continuation(ask.context, ask.continuation) for ask in prepared.requests]
 
 
-def questions(prepared: PreparedTask) -> list[Question]:
+def questions(prepared: PreparedTask) -> list[ItemOptions]:
     """The items of a task in order."""
     task, by_doc = prepared.loaded.task, dict[int, list[int]]()
     for number, request in enumerate(prepared.requests):
         by_doc.setdefault(prepared.instances[request.instance].doc_id, []).append(number)
-    found: list[Question] = []
+    items: list[ItemOptions] = []
     for doc_id, numbers in by_doc.items():
-        own = sorted(numbers, key=lambda n: prepared.instances[prepared.requests[n].instance].idx)
+        numbers.sort(key=lambda n: prepared.instances[prepared.requests[n].instance].idx)
+        first = prepared.requests[numbers[0]]
         if prepared.loaded.output_type != "multiple_choice":
-            size = len(prepared.requests[own[0]].continuation)
-            found.append(Question((own[0],), 0, size))
+            items.append(ItemOptions((numbers[0],), 0, len(first.continuation)))
             continue
-        doc = prepared.instances[prepared.requests[own[0]].instance].doc
+        doc = prepared.instances[first.instance].doc
         target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-        options = tuple(own[: prepared.num_options[doc_id]])
+        # requests behind the options are those of another metric: log p(option) without the prompt
+        options = tuple(numbers[: prepared.num_options[doc_id]])
         right = option_index(target, task, doc)
         known = right is not None and 0 <= right < len(options)
-        found.append(Question(options, right if known else None, 1))
-    return found
+        items.append(ItemOptions(options, right if known else None, 1))
+    return items
 
 
 def item_values(
     prepared: PreparedTask,
-    items: Sequence[Question],
+    items: Sequence[ItemOptions],
     answers: Sequence[LogLikelihood],
     metric: str | None,
 ) -> ItemValues:
-    """Let the task judge, as it judges a model in a study.
+    """Let the task judge the answers, as it judges a model in a study.
 
     Args:
         prepared: the task; each of its requests answers one instance.
         items: from ``questions``.
         answers: to its requests, in order.
-        metric: which metric decides; None takes the task's first that has a number per item.
+        metric: the metric that decides; None takes the task's first with a number per item.
 
     Raises:
         TaskError: the task has no metric of that name with one number per item.
     """
-    responses: list[Responses] = [((each.nats, each.is_greedy),) for each in answers]
+    responses: list[Responses] = [((answer.nats, answer.is_greedy),) for answer in answers]
     judgement = judge(prepared, responses, metric)
     decision = judgement.decision
     lines = [line for line in judgement.samples if line["filter"] == decision.filter]
     raw = np.array([float(line[decision.metric]) for line in lines])
     is_loss = decision.metric == LOSS_METRIC
     sign = 1.0 if decision.higher_is_better else -1.0
-    nats = [each.nats for each in answers]
+    nats = [answer.nats for answer in answers]
     return ItemValues(
         metric=decision.metric,
         unit="nats" if is_loss else "points",

@@ -1,4 +1,4 @@
-"""What stands in place of a model's layers while a batch begins in the middle of it."""
+"""Replacements for a model's layers while a batch begins in the middle of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""A forward pre-hook that is given keyword arguments."""
+"""A forward pre-hook that receives keyword arguments."""
 
 
 class AblatedAttention(nn.Module):
-    """In place of a layer's attention: its heads' outputs, one of them changed in each row."""
+    """In place of a layer's attention: its heads' kept outputs, one changed in each row."""
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class AblatedAttention(nn.Module):
 
     def forward(self, *_: Any, **given: Any) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layout = given["tree_step"].layout
+        # (rows, places, heads * width): one row for each change
         heads = self._heads[layout.start : layout.stop].repeat(len(self._changes), 1, 1)
         for row, (span, value) in enumerate(self._changes):
             heads[row, :, span] = 0 if value is None else value
@@ -35,7 +36,7 @@ class AblatedAttention(nn.Module):
 
 
 class VariedAttention(nn.Module):
-    """A layer's attention, each row of the batch under an adapter of its own."""
+    """A layer's attention, each row of the batch under its own adapter."""
 
     def __init__(
         self, attention: nn.Module, bank: FrozenBank, variants: Sequence[FrozenAdapter | None]
@@ -55,7 +56,7 @@ class VariedAttention(nn.Module):
 
 
 class PassedLayer(nn.Module):
-    """In place of a layer that is not read again; for what models ask of a layer, the layer."""
+    """In place of a layer that is not computed again; has the layer's other attributes."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -72,22 +73,22 @@ class PassedLayer(nn.Module):
 
 
 def keeping_input(into: list[Tensor]) -> Hook:
-    """Keeps the first input of a module that one model reads with."""
+    """Keep the hidden states, the first input, of a module in a batch of one row."""
 
     def keep(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        (row,) = args[0] if args else given["hidden_states"]
-        into.append(row.clone())
+        (row,) = args[0] if args else given["hidden_states"]  # (places, width)
+        into.append(row.clone())  # layers may change their input in place
 
     return keep
 
 
 def entering_layer(kept: Float[Tensor, "places hidden"]) -> Hook:
-    """Gives a layer what had entered it, in every row."""
+    """Give a layer its kept input, in every row."""
 
     def enter(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         layout = given["tree_step"].layout
         rows = len(args[0] if args else given["hidden_states"])
-        hidden = kept[layout.start : layout.stop].expand(rows, -1, -1)
+        hidden = kept[layout.start : layout.stop].expand(rows, -1, -1)  # (rows, places, hidden)
         if args:
             return (hidden, *args[1:]), given
         return args, given | {"hidden_states": hidden}

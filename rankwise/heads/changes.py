@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankwise.engine.models.adapter_files import ScaledFactors
 from rankwise.heads.activity import HeadActivity
-from rankwise.heads.layouts import HeadLayout, Part
+from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.heads.measures import (
     attention_divergence,
     attention_entropy,
@@ -21,8 +21,8 @@ from rankwise.heads.measures import (
 )
 from rankwise.records.heads import CHANGE_MEASURES, ChangeMap, HeadMap, ShareMap, ShareOf
 
-NormSquared = Callable[[Part, bool], float | None]
-"""‖delta‖² of a part of a layer, of its rows (outputs) or else its columns; None if not adapted."""
+NormSquared = Callable[[LayerSlice, bool], float | None]
+"""(slice, is_rows) → ‖delta‖² of these rows (outputs) or columns; None if not adapted."""
 
 
 class _Sums(NamedTuple):
@@ -33,9 +33,9 @@ class _Sums(NamedTuple):
 
 
 class HeadChangeTally:
-    """Adds prompts up, in two halves.
+    """Sums over prompts, in two halves, so that the halves' agreement can be measured.
 
-    The first token of a prompt sees itself alone, so means are over the queries behind it.
+    The first token of a prompt sees only itself, so means are over the queries behind it.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class HeadChangeTally:
         self._added = 0
 
     def add(self, before: Sequence[HeadActivity], after: Sequence[HeadActivity]) -> None:
-        """One prompt, of two tokens at least, by layers; prompts go into the halves in turn."""
-        own = [_sums(one, other) for one, other in zip(before, after, strict=True)]
+        """Add a prompt of at least two tokens, layer by layer; the halves take turns."""
+        new = [_sums(one, other) for one, other in zip(before, after, strict=True)]
         half = self._halves[self._added % 2]
-        half[:] = [_joined(a, b) for a, b in zip(half, own, strict=True)] if half else own
+        half[:] = [_joined(a, b) for a, b in zip(half, new, strict=True)] if half else new
         self._added += 1
 
     def changes(self) -> tuple[ChangeMap, ...]:
-        """All measures; needs two prompts."""
+        """All measures; at least two prompts were added."""
         first, second = self._halves
         whole = [_joined(a, b) for a, b in zip(first, second, strict=True)]
         maps = [_maps(sums) for sums in (whole, first, second)]
@@ -63,17 +63,18 @@ class HeadChangeTally:
         """The base's own entropy in nats and mass on the first token."""
         sums = [_joined(a, b) for a, b in zip(*self._halves, strict=True)]
         return tuple(  # pyright: ignore[reportReturnType]
-            tuple(tuple((own.values[row] / own.num_queries).tolist()) for own in sums)
+            tuple(tuple((layer.values[row] / layer.num_queries).tolist()) for layer in sums)
             for row in (_ENTROPY, _MASS)
         )
 
 
+# Rows of ``_Sums.values``, in the order of ``by_query`` below.
 _ENTROPY, _NEW_ENTROPY, _DIVERGENCE, _MASS, _NEW_MASS, _MOVED, _SIZE = range(7)
 
 
 def _sums(before: HeadActivity, after: HeadActivity) -> _Sums:
-    p, q = before.weights[:, 1:], after.weights[:, 1:]
-    by_query = [
+    p, q = before.weights[:, 1:], after.weights[:, 1:]  # (heads, queries, keys)
+    by_query = [  # each (heads, queries)
         attention_entropy(p),
         attention_entropy(q),
         attention_divergence(p, q),
@@ -82,7 +83,8 @@ def _sums(before: HeadActivity, after: HeadActivity) -> _Sums:
         (after.outputs.float() - before.outputs.float()).square().sum(-1),
         before.outputs.float().square().sum(-1),
     ]
-    values = torch.stack([each.double().sum(-1).cpu() for each in by_query])
+    # float64: sums run over all prompts
+    values = torch.stack([measure.double().sum(-1).cpu() for measure in by_query])
     return _Sums(values, p.shape[1])
 
 
@@ -93,13 +95,13 @@ def _joined(first: _Sums, second: _Sums) -> _Sums:
 def relative_change(
     moved: Float[Tensor, " heads"], size: Float[Tensor, " heads"]
 ) -> Float[Tensor, " heads"]:
-    """‖change‖ / ‖output‖ of each head; 0 where nothing moved, 1 of a head that put out nothing."""
-    found = torch.where(size == 0, torch.ones_like(moved), moved / size)
-    return torch.where(moved == 0, torch.zeros_like(moved), found)
+    """‖change‖ / ‖output‖ of each head; 0 if nothing moved, else 1 for an output of zero before."""
+    relative = torch.where(size == 0, torch.ones_like(moved), moved / size)
+    return torch.where(moved == 0, torch.zeros_like(moved), relative)
 
 
 def _maps(sums: Sequence[_Sums]) -> list[HeadMap]:
-    """One for each of ``CHANGE_MEASURES``."""
+    """A map for each of ``CHANGE_MEASURES``, in their order."""
     rows: list[list[tuple[float, ...]]] = [[] for _ in CHANGE_MEASURES]
     for values, count in sums:
         moved, size = values[_MOVED].sqrt(), values[_SIZE].sqrt()
@@ -118,23 +120,22 @@ def share_maps(layouts: Sequence[HeadLayout], norm_squared: NormSquared) -> tupl
     """Each head's share of ‖delta‖² of q, k, v and the output projection, and of all of them.
 
     Shares of a kind sum to 1 over all heads of the model. The rows of k and v of a group are
-    divided evenly among its heads. A kind that is not adapted, or of which delta is zero, is
-    left out.
+    divided evenly among its heads. A kind that is not adapted, or whose delta is zero, is left
+    out.
     """
     kinds: dict[ShareOf, list[list[float]]] = {}
     for kind in ("query", "key", "value", "output"):
-        parts = [
-            [_norm(layout, n, kind, norm_squared) for n in range(layout.num_heads)]
+        norms = [
+            [_norm(layout, n, kind, norm_squared) or 0.0 for n in range(layout.num_heads)]
             for layout in layouts
         ]
-        if any(each for own in parts for each in own):
-            kinds[kind] = [[each or 0.0 for each in own] for own in parts]
+        if any(map(any, norms)):
+            kinds[kind] = norms
     if kinds:
-        every = [
-            [sum(of[layer][n] for of in kinds.values()) for n in range(layouts[layer].num_heads)]
-            for layer in range(len(layouts))
+        kinds["all"] = [
+            [sum(norms[layer][n] for norms in kinds.values()) for n in range(layout.num_heads)]
+            for layer, layout in enumerate(layouts)
         ]
-        kinds["all"] = every
     return tuple(ShareMap(of=kind, values=_normalised(rows)) for kind, rows in kinds.items())
 
 
@@ -143,9 +144,8 @@ def _norm(layout: HeadLayout, head: int, kind: str, norm_squared: NormSquared) -
         return norm_squared(layout.columns(head), False)
     if kind == "query":
         return norm_squared(layout.query(head), True)
-    part = layout.key(head) if kind == "key" else layout.value(head)
-    found = norm_squared(part, True)
-    return None if found is None else found / len(layout.sharers(head))
+    shared = norm_squared(layout.key(head) if kind == "key" else layout.value(head), True)
+    return None if shared is None else shared / len(layout.sharers(head))
 
 
 def _normalised(rows: Sequence[Sequence[float]]) -> HeadMap:
@@ -154,26 +154,26 @@ def _normalised(rows: Sequence[Sequence[float]]) -> HeadMap:
 
 
 def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
-    """Of an adapter, from its factors by layer; delta is never built."""
+    """Norms of an adapter's delta, from its factors by layer; delta is never built."""
 
-    def norm_squared(part: Part, is_rows: bool) -> float | None:
-        own = factors.get(part.module)
-        if own is None:
+    def norm_squared(part: LayerSlice, is_rows: bool) -> float | None:
+        of_layer = factors.get(part.module)
+        if of_layer is None:
             return None
         norm = row_norms_squared if is_rows else column_norms_squared
-        return norm(own.lora_A, own.lora_B, own.scaling, part.span)
+        return norm(*of_layer, part.span)
 
     return norm_squared
 
 
 def norms_of_matrices(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> NormSquared:
-    """Of full fine-tuning, from weight matrices (out, in) by layer."""
+    """Norms of full fine-tuning's delta, from weight matrices (out, in) by layer."""
 
-    def norm_squared(part: Part, is_rows: bool) -> float | None:
+    def norm_squared(part: LayerSlice, is_rows: bool) -> float | None:
         if part.module not in before:
             return None
-        own = part.span if is_rows else (slice(None), part.span)
-        delta = after[part.module][own].double() - before[part.module][own].double()
+        span = part.span if is_rows else (slice(None), part.span)
+        delta = after[part.module][span].double() - before[part.module][span].double()
         return float(delta.square().sum())
 
     return norm_squared

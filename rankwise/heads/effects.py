@@ -24,7 +24,7 @@ class HeadScores(NamedTuple):
 
     @property
     def effects(self) -> Floats:
-        """(heads, items) what each intervention adds."""
+        """(heads, items): changed less intact."""
         return self.changed - self.intact
 
 
@@ -38,7 +38,7 @@ def head_effects(
     num_candidates: int,
     less_control: bool,
 ) -> tuple[HeadEffect, ...]:
-    """The effect on every head, and that on the control.
+    """The effect of every head, and the same head's effect in the control.
 
     Args:
         heads: layer and number of each.
@@ -46,7 +46,7 @@ def head_effects(
         control: of the base, same items and heads.
         item_size: what one whole item counts: 100 for points, 0 for nats (``stats``).
         confidence: of the bounds, for all candidates at once.
-        num_candidates: the heads that these were chosen from, themselves included.
+        num_candidates: number of heads that these were chosen from, themselves included.
         less_control: whether effect less control means anything.
     """
 
@@ -58,11 +58,12 @@ def head_effects(
     beyond: Sequence[HeadEstimate | None] = [None] * len(heads)
     if less_control:
         difference = adapted.effects - control.effects
-        # two models' disagreements with themselves: twice as many may be unseen
+        # A difference of two models' effects: each may have unseen disagreements, so their variance
+        # counts twice.
         beyond = corrected(difference, item_size * 2**0.5)
     return tuple(
-        HeadEffect(layer=layer, head=head, effect=own, control=base, beyond_control=less)
-        for (layer, head), own, base, less in zip(heads, effect, of_base, beyond, strict=True)
+        HeadEffect(layer=layer, head=head, effect=of_run, control=base, beyond_control=less)
+        for (layer, head), of_run, base, less in zip(heads, effect, of_base, beyond, strict=True)
     )
 
 
@@ -71,27 +72,27 @@ def estimates(
 ) -> tuple[HeadEstimate, ...]:
     """Means over items, corrected over a family of rows: bounds by Bonferroni, p-values by Holm.
 
-    Rows of the family that are not given count as such in which nothing is found: right also if
-    the same items have decided which rows are given.
+    Rows of the family that are not given enter with a p-value of 1. So the correction also holds
+    if the given rows were chosen by the same items.
 
     Args:
         effects: (rows, items), at least two items.
         item_size: as in ``head_effects``.
         confidence: that all bounds hold together, 0..1.
-        family: how many rows there are, the given ones included.
+        family: number of rows, the given ones included.
     """
-    found = [crossed_difference(row, item_size=item_size) for row in effects]
+    means = [crossed_difference(row, item_size=item_size) for row in effects]
     level = 1.0 - (1.0 - confidence) / max(family, 1)
-    adjusted = holm([*(zero_p_value(each) for each in found), *[1.0] * (family - len(found))])
-    bounds = [each.interval(level) for each in found]
+    adjusted = holm([*map(zero_p_value, means), *[1.0] * (family - len(means))])
+    bounds = [mean.interval(level) for mean in means]
     return tuple(
         HeadEstimate(
-            estimate=each.value, stderr=each.stderr, lower=lower, upper=upper, p_value=p_value
+            estimate=mean.value, stderr=mean.stderr, lower=lower, upper=upper, p_value=p_value
         )
-        for each, (lower, upper), p_value in zip(found, bounds, adjusted, strict=False)
+        for mean, (lower, upper), p_value in zip(means, bounds, adjusted, strict=False)
     )
 
 
 def first_half(effects: Floats) -> tuple[float, ...]:
-    """The mean over items 0, 2, 4 ... of each row: what a choice of heads may look at."""
+    """The mean over items 0, 2, 4 ... of each row: the half by which heads may be chosen."""
     return tuple(float(value) for value in np.atleast_2d(effects)[:, ::2].mean(axis=1))

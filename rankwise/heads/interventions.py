@@ -1,9 +1,8 @@
-"""What an adapter adds to single heads, taken out of it or left alone in it.
+"""An adapter's delta of single heads: removed, or kept alone.
 
-A head's delta is its rows of q, those of k and v where no other head reads them (and, on request,
-also where its group shares them), and its columns of the output projection. In factors that is
-rows of ``lora_B`` and columns of ``lora_A`` set to zero: delta without the head, exactly, at the
-same rank.
+A head's delta is its rows of q, its rows of k and v if no other head reads them (on request, also
+if its group shares them), and its columns of the output projection. Removing it sets rows of
+``lora_B`` and columns of ``lora_A`` to zero, which is exact and keeps the rank.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from rankwise.engine.models.adapter_files import (
     ScaledFactors,
     read_factors,
 )
-from rankwise.heads.layouts import HeadLayout, Part
+from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.records.folder import write_atomically, writing
 
 
 class Head(NamedTuple):
-    """A head by the number of its layer and its own, both from 0."""
+    """A head by the number of its layer and its number in the layer, both from 0."""
 
     layer: int
     head: int
 
 
 class _Spans(NamedTuple):
-    """What of a layer's factors belongs to heads: rows of lora_B, or columns of lora_A."""
+    """Which of a layer's factors belong to heads: rows of lora_B, or columns of lora_A."""
 
     rows: list[slice]
     columns: list[slice]
@@ -45,12 +44,12 @@ def without_heads(
     *,
     keys_and_values: bool = False,
 ) -> dict[str, ScaledFactors]:
-    """An adapter's factors with the delta of some heads taken out; the given ones stay as they are.
+    """An adapter's factors without the delta of some heads; the given factors are not changed.
 
     Args:
-        factors: by the layer's name; what they do not adapt has no delta.
+        factors: by the layer's name; other layers have no delta.
         layouts: of every layer.
-        heads: whose delta goes.
+        heads: whose delta is removed.
         keys_and_values: also rows of k and v that a head shares: all heads of its group
             (``HeadLayout.sharers``) lose these.
     """
@@ -74,7 +73,7 @@ def only_heads(
     *,
     keys_and_values: bool = False,
 ) -> dict[str, ScaledFactors]:
-    """The delta of some heads and nothing else: what ``without_heads`` takes out."""
+    """The delta of some heads and nothing else: what ``without_heads`` removes."""
     changed: dict[str, ScaledFactors] = {}
     for name, spans in _spans(layouts, heads, keys_and_values).items():
         if name in factors:
@@ -133,23 +132,23 @@ def adapted_heads(
     *,
     keys_and_values: bool = False,
 ) -> list[Head]:
-    """The heads that an adapter has a delta of, in order."""
+    """The heads of which an adapter has a delta, in order."""
     return [
         Head(layout.layer, number)
         for layout in layouts
         for number in range(layout.num_heads)
-        if any(part.module in factors for part in _parts(layout, number, keys_and_values))
+        if any(part.module in factors for part in _slices(layout, number, keys_and_values))
     ]
 
 
-def delta_rows(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list[Part]:
-    """A head's rows of q, and of k and v where they are its own or ``keys_and_values`` asks."""
+def delta_rows(layout: HeadLayout, head: int, *, keys_and_values: bool) -> list[LayerSlice]:
+    """A head's rows of q; those of k and v if unshared, or with ``keys_and_values``."""
     if keys_and_values or len(layout.sharers(head)) == 1:
         return [layout.query(head), layout.key(head), layout.value(head)]
     return [layout.query(head)]
 
 
-def _parts(layout: HeadLayout, head: int, keys_and_values: bool) -> list[Part]:
+def _slices(layout: HeadLayout, head: int, keys_and_values: bool) -> list[LayerSlice]:
     """A head's rows and, last, its columns."""
     return [*delta_rows(layout, head, keys_and_values=keys_and_values), layout.columns(head)]
 
@@ -157,10 +156,11 @@ def _parts(layout: HeadLayout, head: int, keys_and_values: bool) -> list[Part]:
 def _spans(
     layouts: Sequence[HeadLayout], heads: Iterable[Head], keys_and_values: bool
 ) -> dict[str, _Spans]:
-    found: dict[str, _Spans] = {}
+    """Layer → the spans of these heads in its factors."""
+    spans: dict[str, _Spans] = {}
     for layer, head in heads:
-        *rows, columns = _parts(layouts[layer], head, keys_and_values)
+        *rows, columns = _slices(layouts[layer], head, keys_and_values)
         for part in rows:
-            found.setdefault(part.module, _Spans([], [])).rows.append(part.span)
-        found.setdefault(columns.module, _Spans([], [])).columns.append(columns.span)
-    return found
+            spans.setdefault(part.module, _Spans([], [])).rows.append(part.span)
+        spans.setdefault(columns.module, _Spans([], [])).columns.append(columns.span)
+    return spans

@@ -1,7 +1,7 @@
-"""Where the heads of a decoder are: rows of its q, k and v projections, columns of its output's.
+"""Where a decoder's heads lie: rows of its q, k and v projections, columns of its output's.
 
-Every kind of layout is an entry of ``LAYOUTS``; a contract test holds each of them against the
-model itself. A layer that no entry fits is refused by the name of its class.
+Every kind of layout is an entry of ``LAYOUTS``; a contract test checks each of them on a model. A
+layer that fits no entry is refused by the name of its class.
 """
 
 from __future__ import annotations
@@ -16,26 +16,33 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.engine.models.attention import INSTEAD, decoder_of
 from rankwise.errors import ModelError
 
+# names of output projections in transformers
 _OUTPUTS = ("o_proj", "out_proj", "dense")
 
 
-class Part(NamedTuple):
+class LayerSlice(NamedTuple):
     """Neighbouring outputs (rows of the weight) or inputs (columns) of a linear layer.
 
     Attributes:
         module: the layer's full name.
-        span: which of them; of a Conv1D, whose weight is transposed, outputs and inputs as well.
+        span: which of them; also of a Conv1D, whose weight is transposed, outputs and inputs.
     """
 
     module: str
     span: slice
 
 
-class _Fit(NamedTuple):
-    """What an attention module comes to under a kind of layout.
+class _FittedLayout(NamedTuple):
+    """An attention module's heads under a kind of layout.
 
-    ``query``, ``key`` and ``value`` say, for the number of a head (of k and v: of its group),
-    which outputs of which layer are its own. ``output`` is the output projection.
+    Attributes:
+        num_heads: of queries.
+        num_groups: of keys and values.
+        width: features of a head.
+        query: number of a head → layer and its rows there.
+        key: number of a group → layer and its rows there.
+        value: number of a group → layer and its rows there.
+        output: name of the output projection.
     """
 
     num_heads: int
@@ -68,7 +75,7 @@ class HeadLayout:
     num_heads: int
     num_groups: int
     width: int
-    _fit: _Fit
+    _fit: _FittedLayout
 
     @property
     def output(self) -> str:
@@ -77,7 +84,7 @@ class HeadLayout:
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Full names of the layers that heads have a part in, q, k, v and output, each once."""
+        """Full names of the q, k, v and output projections, each once."""
         parts = (self.query(0), self.key(0), self.value(0), self.columns(0))
         return tuple(dict.fromkeys(part.module for part in parts))
 
@@ -86,40 +93,39 @@ class HeadLayout:
         return head // (self.num_heads // self.num_groups)
 
     def sharers(self, head: int) -> tuple[int, ...]:
-        """The heads that read the same keys and values, itself among them."""
+        """The heads that read the same keys and values, the head itself included."""
         size = self.num_heads // self.num_groups
         first = self.group_of(head) * size
         return tuple(range(first, first + size))
 
-    def query(self, head: int) -> Part:
+    def query(self, head: int) -> LayerSlice:
         """A head's own rows of q."""
-        return self._part(self._fit.query(head))
+        return self._slice(*self._fit.query(head))
 
-    def key(self, head: int) -> Part:
+    def key(self, head: int) -> LayerSlice:
         """The rows of k that a head shares with its group."""
-        return self._part(self._fit.key(self.group_of(head)))
+        return self._slice(*self._fit.key(self.group_of(head)))
 
-    def value(self, head: int) -> Part:
+    def value(self, head: int) -> LayerSlice:
         """The rows of v that a head shares with its group."""
-        return self._part(self._fit.value(self.group_of(head)))
+        return self._slice(*self._fit.value(self.group_of(head)))
 
-    def columns(self, head: int) -> Part:
-        """A head's columns of the output projection: its place in what is projected."""
-        return Part(self.output, slice(head * self.width, (head + 1) * self.width))
+    def columns(self, head: int) -> LayerSlice:
+        """A head's columns of the output projection."""
+        return LayerSlice(self.output, slice(head * self.width, (head + 1) * self.width))
 
-    def _part(self, found: tuple[str, slice]) -> Part:
-        name, span = found
-        return Part(f"{self.attention}.{name}", span)
+    def _slice(self, name: str, span: slice) -> LayerSlice:
+        return LayerSlice(f"{self.attention}.{name}", span)
 
 
 def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
-    """The heads of every layer of a decoder, in order; works without weights, on meta too.
+    """The heads of every layer of a decoder, in order; also of a model on the meta device.
 
     Args:
-        model: of transformers, without adapters on it.
+        model: of transformers, without adapters.
 
     Raises:
-        ModelError: layers cannot be found, or the heads of one are laid out in no known way.
+        ModelError: layers are not found, or the heads of one are laid out in no known way.
     """
     decoder = decoder_of(model)
     layouts: list[HeadLayout] = []
@@ -162,7 +168,7 @@ def _attention_classes(layer: nn.Module) -> str:
 
 
 def _size(module: nn.Module, name: str) -> tuple[int, int] | None:
-    """Inputs and outputs of a linear layer of that name directly inside of a module."""
+    """(inputs, outputs) of a module's linear layer of that name; None if it has none."""
     layer = getattr(module, name, None)
     weight = getattr(layer, "weight", None)
     if isinstance(layer, Conv1D):
@@ -173,9 +179,9 @@ def _size(module: nn.Module, name: str) -> tuple[int, int] | None:
 
 
 def _output(module: nn.Module) -> tuple[str, int] | None:
-    """The output projection's name and its inputs; None unless there is exactly one."""
-    found = [(name, size[0]) for name in _OUTPUTS if (size := _size(module, name)) is not None]
-    return found[0] if len(found) == 1 else None
+    """The output projection's name and number of inputs; None unless there is exactly one."""
+    outputs = [(name, size[0]) for name in _OUTPUTS if (size := _size(module, name)) is not None]
+    return outputs[0] if len(outputs) == 1 else None
 
 
 def _width(module: nn.Module) -> int | None:
@@ -187,7 +193,7 @@ def _width(module: nn.Module) -> int | None:
 
 
 def _rows(name: str, start: int, width: int, step: int) -> Callable[[int], tuple[str, slice]]:
-    """Of head or group ``n``: ``width`` rows from ``start + n * step`` on."""
+    """Number n of a head or group → its ``width`` rows from ``start + n * step`` on."""
 
     def rows(number: int) -> tuple[str, slice]:
         first = start + number * step
@@ -197,10 +203,11 @@ def _rows(name: str, start: int, width: int, step: int) -> Callable[[int], tuple
 
 
 def _in_row(name: str, start: int, width: int) -> Callable[[int], tuple[str, slice]]:
+    """Rows of heads that follow each other without a gap."""
     return _rows(name, start, width, width)
 
 
-def _separate(module: nn.Module) -> _Fit | None:
+def _separate(module: nn.Module) -> _FittedLayout | None:
     """q_proj, k_proj and v_proj: Llama, Mistral, Qwen, Gemma, OLMo, Phi ..."""
     q, k, v = (_size(module, name) for name in ("q_proj", "k_proj", "v_proj"))
     output, width = _output(module), _width(module)
@@ -208,15 +215,18 @@ def _separate(module: nn.Module) -> _Fit | None:
         return None
     heads, groups = q[1] // width, k[1] // width
     if q[1] != heads * width or output[1] != q[1] or k != v or k[1] != groups * width:
-        return None  # queries or outputs carry more than heads: gates, latent keys
+        return None  # projections carry more than heads: gates, latent keys
     if groups == 0 or heads % groups:
         return None
     q_rows, k_rows, v_rows = (_in_row(name, 0, width) for name in ("q_proj", "k_proj", "v_proj"))
-    return _Fit(heads, groups, width, q_rows, k_rows, v_rows, output[0])
+    return _FittedLayout(heads, groups, width, q_rows, k_rows, v_rows, output[0])
 
 
-def _interleaved(module: nn.Module) -> _Fit | None:
-    """query_key_value of GPT-NeoX: head by head its q, k and v; other classes differ by class."""
+def _interleaved(module: nn.Module) -> _FittedLayout | None:
+    """query_key_value of GPT-NeoX: head by head its q, k and v.
+
+    Other classes have a layer of this name with other orders.
+    """
     fused, output, width = _size(module, "query_key_value"), _output(module), _width(module)
     if type(module).__name__ != "GPTNeoXAttention":
         return None
@@ -224,10 +234,10 @@ def _interleaved(module: nn.Module) -> _Fit | None:
         return None
     heads = output[1] // width
     q, k, v = (_rows("query_key_value", n * width, width, 3 * width) for n in range(3))
-    return _Fit(heads, heads, width, q, k, v, output[0])
+    return _FittedLayout(heads, heads, width, q, k, v, output[0])
 
 
-def _side_by_side(module: nn.Module) -> _Fit | None:
+def _side_by_side(module: nn.Module) -> _FittedLayout | None:
     """qkv_proj of Phi-3: all of q, then all of k, then all of v."""
     fused, output, width = _size(module, "qkv_proj"), _output(module), _width(module)
     groups = getattr(module, "num_key_value_heads", None)
@@ -237,10 +247,10 @@ def _side_by_side(module: nn.Module) -> _Fit | None:
     if fused[1] != (heads + 2 * groups) * width or heads % groups:
         return None
     q, k, v = (_in_row("qkv_proj", n * width, width) for n in (0, heads, heads + groups))
-    return _Fit(heads, groups, width, q, k, v, output[0])
+    return _FittedLayout(heads, groups, width, q, k, v, output[0])
 
 
-def _conv1d(module: nn.Module) -> _Fit | None:
+def _conv1d(module: nn.Module) -> _FittedLayout | None:
     """c_attn of GPT-2, a Conv1D: all of q, then all of k, then all of v."""
     fused, output, width = _size(module, "c_attn"), _size(module, "c_proj"), _width(module)
     if not isinstance(getattr(module, "c_attn", None), Conv1D):
@@ -249,13 +259,13 @@ def _conv1d(module: nn.Module) -> _Fit | None:
         return None
     heads = output[0] // width
     q, k, v = (_in_row("c_attn", n * heads * width, width) for n in range(3))
-    return _Fit(heads, heads, width, q, k, v, "c_proj")
+    return _FittedLayout(heads, heads, width, q, k, v, "c_proj")
 
 
-LAYOUTS: dict[str, Callable[[nn.Module], _Fit | None]] = {
+LAYOUTS: dict[str, Callable[[nn.Module], _FittedLayout | None]] = {
     "q_proj, k_proj, v_proj": _separate,
     "query_key_value": _interleaved,
     "qkv_proj": _side_by_side,
     "c_attn": _conv1d,
 }
-"""Kinds of layout by what their projections are called; each says whether a module is one."""
+"""Kinds of layout by the names of their projections; each returns None if a module is not one."""

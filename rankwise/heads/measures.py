@@ -1,7 +1,7 @@
-"""What an attention head does, and how much of an update is its own.
+"""Measures of an attention head's behaviour, and of its part of an update.
 
-Tensors in, tensors out. Attention weights are (..., queries, keys): every row sums to 1, and what
-a query does not see has weight 0.
+Tensors in, tensors out. Attention weights are (..., queries, keys): every row sums to 1, and a key
+that a query does not see has weight 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def attention_divergence(
 def first_token_mass(
     weights: Float[Tensor, "*heads queries keys"],
 ) -> Float[Tensor, "*heads queries"]:
-    """The weight of the first key, from 0 to 1: a head with nothing to do rests there.
+    """The weight of the first key, from 0 to 1, where a head with nothing to do rests.
 
     Source: Xiao et al., "Efficient streaming language models with attention sinks",
     arXiv:2309.17453.

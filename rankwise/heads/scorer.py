@@ -1,9 +1,9 @@
-"""Exact effects of interventions on single heads: what lies below a head is computed once.
+"""Exact effects of interventions on single heads: the layers below a head are computed once.
 
-A model reads the items once and keeps, of every layer, what enters it and what its heads put out.
-An intervention on a head of layer l begins there: its own rows of the batch take what enters layer
-l, differ in that layer, and go through the layers above. On average that is half of the model; all
-heads of a layer share a batch, items share their beginnings (``prefix_tree``), and logits exist at
+A model reads the items once and keeps the input of every layer and the outputs of its heads. An
+intervention on a head of layer l begins there: its rows of the batch take the kept input of layer
+l, differ in that layer, and go through the layers above. On average that is half of the model. All
+heads of a layer share a batch, items share their beginnings (``PrefixTree``), and logits exist at
 scored positions only.
 """
 
@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
-from rankwise.engine.scoring.tree.answers import Answers, Targets, answer
+from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
+from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
 from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader
 from rankwise.errors import ModelError
@@ -38,30 +38,28 @@ from rankwise.heads.branches import (
 )
 from rankwise.heads.interventions import Head, only_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
-from rankwise.tasks.questions import Continuation, LogLikelihood
+from rankwise.tasks.questions import Advance, Continuation, LogLikelihood
 
-# Of the free memory: what is kept of the layers, and cached keys and values.
-_KEPT_SHARE, _CACHE_SHARE = 0.25, 0.25
-
-Advance = Callable[[int], None]
+# The share of the free memory for what is kept of the layers; the cache takes as much again.
+_KEPT_SHARE = 0.25
 
 
 class Ablation(NamedTuple):
-    """A head puts out something else: ``value`` of the head's width, or zeros if it is None."""
+    """A head's output is replaced by ``value``, or by zeros if that is None."""
 
     head: Head
     value: Float[Tensor, " width"] | None = None
 
 
 class Reversion(NamedTuple):
-    """An adapter without its delta of one head; see ``head_interventions``."""
+    """An adapter without its delta of one head; see ``heads.interventions``."""
 
     head: Head
     keys_and_values: bool = False
 
 
 class Graft(NamedTuple):
-    """The base with an adapter's delta of one head and of nothing else."""
+    """The base with an adapter's delta of one head and nothing else."""
 
     head: Head
     adapter: FrozenAdapter
@@ -72,11 +70,11 @@ Intervention = Ablation | Reversion | Graft
 
 
 class _Kept(NamedTuple):
-    """What one model made of a tree.
+    """What a model computed while it read a tree.
 
     Attributes:
-        entering: by layer, what enters it.
-        heads: by layer, what goes into the output projection.
+        entering: layer → its input.
+        heads: layer → the input of its output projection.
     """
 
     entering: Mapping[int, Float[Tensor, "places hidden"]]
@@ -102,9 +100,9 @@ class HeadScorer:
 
         Args:
             base_model: frozen, in eval mode, without adapters.
-            max_batch_tokens: in one forward pass, all interventions together.
-            kept_bytes: for what is kept of the layers; None is a quarter of the free memory. One
-                item is read whatever it takes.
+            max_batch_tokens: of one forward pass, all interventions together.
+            kept_bytes: for what is kept of the layers; None is a quarter of the free memory. A
+                single item is read even if it needs more.
             cache_bytes: for keys and values of interventions, likewise.
 
         Raises:
@@ -116,20 +114,20 @@ class HeadScorer:
         with packed_attention(base_model):
             self._head = CompletionHead(self._decoder)
         device = self._decoder.device
-        self._kept_bytes = _free(device, _KEPT_SHARE) if kept_bytes is None else kept_bytes
+        self._kept_bytes = free_share(device, _KEPT_SHARE) if kept_bytes is None else kept_bytes
         self._bank = FrozenBank()
         self._reader = TreeReader(
             base_model,
             self._bank,
             max_tokens=max_batch_tokens,
-            cache_bytes=_free(device, _CACHE_SHARE) if cache_bytes is None else cache_bytes,
+            cache_bytes=free_share(device, CACHE_SHARE) if cache_bytes is None else cache_bytes,
             keeps_layouts=True,
         )
 
     @property
     def heads(self) -> list[Head]:
         """All heads, layer by layer."""
-        return [Head(each.layer, n) for each in self.layouts for n in range(each.num_heads)]
+        return [Head(layout.layer, n) for layout in self.layouts for n in range(layout.num_heads)]
 
     @torch.inference_mode()
     def log_likelihoods(
@@ -145,7 +143,7 @@ class HeadScorer:
             items: with their contexts.
             interventions: on one head each.
             adapter: the model is the base with it; None is the base.
-            advance: is told how many items were scored, of items times (interventions + 1).
+            advance: receives how many items were scored, of items * (interventions + 1).
 
         Returns:
             First those of the model as it is, then by intervention, each in the order of the items.
@@ -153,31 +151,31 @@ class HeadScorer:
         Raises:
             ModelError: a reversion without an adapter.
         """
-        if adapter is None and any(isinstance(each, Reversion) for each in interventions):
+        if adapter is None and any(isinstance(one, Reversion) for one in interventions):
             raise ModelError("without an adapter there is no delta of a head to take out.")
         blank = LogLikelihood(0.0, False)
-        found = [[blank] * len(items) for _ in range(len(interventions) + 1)]
+        answers = [[blank] * len(items) for _ in range(len(interventions) + 1)]
         for chunk in self._chunks(items):
-            own = self._of_chunk([items[i] for i in chunk], interventions, adapter, advance)
-            for number, answers in own:
-                for index, each in zip(chunk, answers, strict=True):
-                    found[number][index] = each
-        return found
+            members = [items[i] for i in chunk]
+            for number, scored in self._of_chunk(members, interventions, adapter, advance):
+                for index, log_likelihood in zip(chunk, scored, strict=True):
+                    answers[number][index] = log_likelihood
+        return answers
 
     @torch.inference_mode()
     def mean_outputs(
         self, items: Sequence[Continuation], adapter: FrozenAdapter | None = None
     ) -> dict[Head, Float[Tensor, " width"]]:
-        """What every head puts out before the output projection, the mean over all distinct tokens.
+        """Every head's output before the output projection, a mean over all distinct tokens.
 
-        Tokens are distinct by what they stand behind: a beginning that items share counts once, in
-        whatever parts the memory cuts the items.
+        A beginning that items share counts once, however the memory cuts the items into parts.
         """
         sums: dict[int, Tensor] = {}
         count, before = 0, tuple[int, ...]()
         for chunk in self._chunks(items):
             tree = PrefixTree([items[i].tokens_read for i in chunk])
-            # items are sorted: what a part has in common with those before it, its first item has
+            # Items are sorted, so what a part has in common with an earlier one is what its first
+            # item has in common with the last item before. Those are the tree's first places.
             begun = shared_length(before, items[chunk[0]].tokens_read)
             before = items[chunk[-1]].tokens_read
             kept = self._read_whole(tree, adapter)
@@ -200,37 +198,37 @@ class HeadScorer:
         adapter: FrozenAdapter | None,
         advance: Advance,
     ) -> Iterator[tuple[int, list[LogLikelihood]]]:
-        """By number of the intervention plus one; 0 is the model as it is."""
+        """(Number of the intervention + 1, its answers); number 0 is the model as it is."""
         tree = PrefixTree([item.tokens_read for item in items])
         targets = Targets(tree, items)
-        answers = Answers(1, len(items), self._decoder.device)
+        sums = LogLikelihoodSums(1, len(items), self._decoder.device)
         kept = self._read_whole(
-            tree, adapter, lambda read: answer(self._head, read, targets, answers)
+            tree, adapter, lambda read: add_answers(self._head, read, targets, sums)
         )
-        yield 0, answers.log_likelihoods()[0]
+        yield 0, sums.log_likelihoods()[0]
         advance(len(items))
         by_layer: dict[int, list[int]] = defaultdict(list)
-        for number, each in enumerate(interventions):
-            by_layer[each.head.layer].append(number)
+        for number, intervention in enumerate(interventions):
+            by_layer[intervention.head.layer].append(number)
         for layer, numbers in sorted(by_layer.items()):
             size = self._reader.together(tree, len(numbers))
             for start in range(0, len(numbers), size):
                 group = numbers[start : start + size]
                 chosen = [interventions[n] for n in group]
-                answers = Answers(len(group), len(items), self._decoder.device)
+                sums = LogLikelihoodSums(len(group), len(items), self._decoder.device)
                 with self._changed(layer, kept, chosen, adapter) as carried:
                     for read in self._reader.read(tree, [carried] * len(group)):
-                        answer(self._head, read, targets, answers)
-                yield from zip((n + 1 for n in group), answers.log_likelihoods(), strict=True)
+                        add_answers(self._head, read, targets, sums)
+                yield from zip((n + 1 for n in group), sums.log_likelihoods(), strict=True)
                 advance(len(items) * len(group))
 
     def _read_whole(
         self,
         tree: PrefixTree,
         adapter: FrozenAdapter | None,
-        heard: Callable[[ReadPlaces], None] = lambda _: None,
+        on_read: Callable[[ReadPlaces], None] = lambda _: None,
     ) -> _Kept:
-        """Read a tree with the model as it is, and keep what its layers got."""
+        """Read a tree with the model as it is, and keep the inputs of its layers and heads."""
         entering: dict[int, list[Tensor]] = defaultdict(list)
         heads: dict[int, list[Tensor]] = defaultdict(list)
         with contextlib.ExitStack() as stack:
@@ -244,8 +242,9 @@ class HeadScorer:
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
             for read in self._reader.read(tree, [adapter]):
-                heard(read)
-        joined = ({n: torch.cat(own) for n, own in each.items()} for each in (entering, heads))
+                on_read(read)
+        # the steps' pieces, (places, width) for every layer
+        joined = ({n: torch.cat(steps) for n, steps in kept.items()} for kept in (entering, heads))
         return _Kept(*joined)
 
     @contextlib.contextmanager
@@ -258,37 +257,35 @@ class HeadScorer:
     ) -> Generator[FrozenAdapter | None]:
         """Within the block, rows begin at a layer, each under its intervention.
 
-        Yields what all rows carry above it.
+        Yields the adapter that all rows carry above the layer.
         """
-        layout, own = self.layouts[layer], FrozenBank()
-        variants = [self._variant(each, adapter) for each in interventions]
-        of_layer = {name for each in variants if each is not None for name in each.layers}
+        layout, bank = self.layouts[layer], FrozenBank()
+        variants = [self._variant(one, adapter) for one in interventions]
+        # The variants replace the adapter in the layer's own projections, and only there.
+        of_layer = {name for variant in variants if variant for name in variant.layers}
         carried = adapter
         if adapter is not None and of_layer:
-            rest = {name: f for name, f in adapter.layers.items() if name not in of_layer}
+            rest = {n: factors for n, factors in adapter.layers.items() if n not in of_layer}
             carried = FrozenAdapter(rest, adapter.is_zero_update)
         with contextlib.ExitStack() as stack:
             stack.enter_context(
                 carrying(self._model, [] if carried is None else [carried], self._bank)
             )
-            stack.enter_context(carrying(self._model, [v for v in variants if v], own))
+            stack.enter_context(carrying(self._model, [v for v in variants if v], bank))
             attention = self._model.get_submodule(layout.attention)
             module: nn.Module
-            if any(isinstance(each, Ablation) for each in interventions):
+            ablations = [one for one in interventions if isinstance(one, Ablation)]
+            if ablations:
+                assert len(ablations) == len(interventions)
                 output = self._model.get_submodule(layout.output)
-                changes = [
-                    (layout.columns(each.head.head).span, each.value)
-                    for each in interventions
-                    if isinstance(each, Ablation)
-                ]
-                assert len(changes) == len(interventions)
+                changes = [(layout.columns(one.head.head).span, one.value) for one in ablations]
                 module = AblatedAttention(output, kept.heads[layer], changes)
             else:
-                module = VariedAttention(attention, own, variants)
+                module = VariedAttention(attention, bank, variants)
             replaced = {layout.attention: module}
             replaced |= {
-                each.layer_name: PassedLayer(self._model.get_submodule(each.layer_name))
-                for each in self.layouts[:layer]
+                below.layer_name: PassedLayer(self._model.get_submodule(below.layer_name))
+                for below in self.layouts[:layer]
             }
             first = self._model.get_submodule(layout.layer_name)
             stack.enter_context(layers_replaced(self._model, replaced))
@@ -301,7 +298,7 @@ class HeadScorer:
     def _variant(
         self, intervention: Intervention, adapter: FrozenAdapter | None
     ) -> FrozenAdapter | None:
-        """What an intervention's rows carry in the head's own layer; None for an ablation."""
+        """The adapter of an intervention's rows in the head's layer; None for an ablation."""
         if isinstance(intervention, Ablation):
             return None
         source = intervention.adapter if isinstance(intervention, Graft) else adapter
@@ -317,13 +314,14 @@ class HeadScorer:
         return FrozenAdapter(changed, is_zero_update=False)
 
     def _chunks(self, items: Sequence[Continuation]) -> list[list[int]]:
-        """The items in parts of which as much can be kept as there is room for.
+        """Numbers of the items, in parts whose kept inputs fit into the memory.
 
-        Sorted by their tokens: what items begin with is read once in a part.
+        They are sorted by their tokens, so that a part reads a common beginning once.
         """
         element = next(self._model.parameters()).element_size()
         hidden = self._decoder.config.get_text_config().hidden_size
-        of_heads = sum(each.num_heads * each.width for each in self.layouts)
+        of_heads = sum(layout.num_heads * layout.width for layout in self.layouts)
+        # places that can be kept: of each, the inputs of all layers and the outputs of all heads
         limit = self._kept_bytes // (element * (hidden * len(self.layouts) + of_heads))
         chunks: list[list[int]] = []
         places, before = 0, tuple[int, ...]()
@@ -336,11 +334,3 @@ class HeadScorer:
             chunks[-1].append(index)
             places, before = places + new, tokens
         return chunks
-
-
-def _free(device: torch.device, share: float) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return int(share * free)

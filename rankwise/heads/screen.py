@@ -1,8 +1,8 @@
-"""A first-order screen of heads: what the gradient expects of every intervention, in one go.
+"""A first-order screen of heads: every intervention's effect by the gradient, all in one pass.
 
-Each part of a head is multiplied by a gate that is 1. An intervention turns the head's gates to 0,
-so to first order it takes away the derivative of the answers' log-probability by them. One backward
-pass has the derivatives by all gates of all layers.
+Each slice of a head is multiplied by a gate of value 1. An intervention turns the head's gates to
+0, so to first order its effect is minus the derivative of the answers' log-probability by them. One
+backward pass gives the derivatives by all gates of all layers.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import PackedLayout, packed_attention
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.scoring.packed import predicting_states, within_budget
 from rankwise.heads.interventions import Head, delta_rows
-from rankwise.heads.layouts import HeadLayout, Part
+from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.tasks.questions import Continuation
 
 
-class Choice(NamedTuple):
-    """An item: options of which one is right; a single option counts per token."""
+class ScreenedItem(NamedTuple):
+    """An item: its options, and the number of the right one; a single option counts per token."""
 
     options: tuple[Continuation, ...]
     right: int
 
 
 class Gating(NamedTuple):
-    """Which gates there are.
+    """Where the gates are.
 
     Attributes:
-        is_reversion: gates on the adapter's delta; otherwise on what heads put out.
-        means: what a head's output becomes at 0; by default zeros.
+        is_reversion: on the adapter's delta; otherwise on the heads' outputs.
+        means: a head's output at 0; by default zeros.
         keys_and_values: a reversion's gates on k and v count also where heads share them.
     """
 
@@ -49,7 +50,7 @@ class Gating(NamedTuple):
 def expected_effects(
     base_model: nn.Module,
     layouts: Sequence[HeadLayout],
-    items: Sequence[Choice],
+    items: Sequence[ScreenedItem],
     adapter: FrozenAdapter | None,
     gating: Gating,
     *,
@@ -57,28 +58,29 @@ def expected_effects(
 ) -> dict[Head, float]:
     """The first-order effect of intervening on each head, a mean over items in nats.
 
-    It is on log p(right option | options), as ``head_answers.Question`` has it.
+    The effect is on log p(right option | options), as in ``answers.ItemOptions``.
 
     Args:
         base_model: frozen, in eval mode, without adapters.
         layouts: of its heads.
         items: at least one.
         adapter: the model is the base with it; None is the base.
-        gating: what the interventions are.
-        max_batch_tokens: of a backward pass; an item has one at least.
+        gating: the kind of interventions.
+        max_batch_tokens: of a backward pass; a single item may have more.
     """
     decoder = decoder_of(base_model)
     layers = _gated_layers(base_model, layouts, adapter, gating)
     with packed_attention(base_model):
         head = CompletionHead(decoder)
     with layers_replaced(base_model, layers), packed_attention(base_model):
-        for batch in _batches(items, max_batch_tokens):
-            _answers(decoder, head, batch).backward()
+        sizes = [sum(len(option.tokens_read) for option in item.options) for item in items]
+        for batch in within_budget(sizes, max_batch_tokens):
+            _answers(decoder, head, [items[index] for index in batch]).backward()
     return {
         Head(layout.layer, number): -sum(
-            layers[part.module].derivative(part, is_input=is_input)
-            for part, is_input in _parts(layout, number, gating)
-            if part.module in layers
+            layers[span.module].derivative(span, is_input=is_input)
+            for span, is_input in _gated_slices(layout, number, gating)
+            if span.module in layers
         )
         / len(items)
         for layout in layouts
@@ -86,8 +88,10 @@ def expected_effects(
     }
 
 
-def _parts(layout: HeadLayout, head: int, gating: Gating) -> Iterator[tuple[Part, bool]]:
-    """The parts whose gates a head's intervention turns to 0, and whether they are inputs."""
+def _gated_slices(
+    layout: HeadLayout, head: int, gating: Gating
+) -> Iterator[tuple[LayerSlice, bool]]:
+    """The slices whose gates a head's intervention turns to 0, and whether they are inputs."""
     yield layout.columns(head), True
     if gating.is_reversion:
         for rows in delta_rows(layout, head, keys_and_values=gating.keys_and_values):
@@ -95,10 +99,10 @@ def _parts(layout: HeadLayout, head: int, gating: Gating) -> Iterator[tuple[Part
 
 
 class _GatedLayer(nn.Module):
-    """A frozen layer, what an adapter adds to it, and gates that are 1.
+    """A frozen layer, an adapter's factors, and gates of value 1.
 
-    Gates on inputs are those of the layer itself where ``resting`` says what it gets at 0, and of
-    lora_A alone where it is None.
+    With ``resting``, the layer's input at gates of 0, the gates are on the inputs of the whole
+    layer. Without it they are on the inputs of lora_A and the outputs of lora_B.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class _GatedLayer(nn.Module):
         self, x: Float[Tensor, "*batch in_features"]
     ) -> Float[Tensor, "*batch out_features"]:
         if self._resting is not None and self.inputs is not None:
+            # x at gates of 1, the resting value at gates of 0
             x = self._resting + self.inputs.to(x.dtype) * (x - self._resting)
         y: Tensor = self.base_layer(x)
         if self._factors is None:
@@ -134,8 +139,8 @@ class _GatedLayer(nn.Module):
             added = added * self.outputs.to(added.dtype)
         return y + added.to(y.dtype)
 
-    def derivative(self, part: Part, *, is_input: bool) -> float:
-        """The sum over a part's gates; 0 where it has none."""
+    def derivative(self, part: LayerSlice, *, is_input: bool) -> float:
+        """The sum of the derivatives by a slice's gates; 0 where it has none."""
         gates = self.inputs if is_input else self.outputs
         if gates is None or gates.grad is None:
             return 0.0
@@ -148,17 +153,17 @@ def _gated_layers(
     adapter: FrozenAdapter | None,
     gating: Gating,
 ) -> dict[str, _GatedLayer]:
-    """Every layer that an adapter or a gate is on, by name."""
+    """Every layer with an adapter or a gate, by name."""
     factors = {} if adapter is None else adapter.layers
     outputs = {} if gating.is_reversion else {layout.output: layout for layout in layouts}
-    found: dict[str, _GatedLayer] = {}
+    gated: dict[str, _GatedLayer] = {}
     for name in dict.fromkeys([*factors, *outputs]):
         layer = base_model.get_submodule(name)
         resting = None
         if name in outputs:
             resting = _resting(outputs[name], gating, next(base_model.parameters()))
-        found[name] = _GatedLayer(layer, factors.get(name), resting)
-    return found
+        gated[name] = _GatedLayer(layer, factors.get(name), resting)
+    return gated
 
 
 def _resting(layout: HeadLayout, gating: Gating, like: Tensor) -> Float[Tensor, " heads_width"]:
@@ -168,44 +173,19 @@ def _resting(layout: HeadLayout, gating: Gating, like: Tensor) -> Float[Tensor, 
     return torch.cat([means[Head(layout.layer, n)] for n in range(layout.num_heads)])
 
 
-def _batches(items: Sequence[Choice], max_tokens: int) -> Iterator[list[Choice]]:
-    batch: list[Choice] = []
-    tokens = 0
-    for item in items:
-        own = sum(len(option.tokens_read) for option in item.options)
-        if batch and tokens + own > max_tokens:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(item)
-        tokens += own
-    if batch:
-        yield batch
-
-
-def _answers(decoder: Any, head: CompletionHead, items: Sequence[Choice]) -> Tensor:
+def _answers(decoder: Any, head: CompletionHead, items: Sequence[ScreenedItem]) -> Tensor:
     """The sum over items of the right option's log-probability."""
     options = [option for item in items for option in item.options]
-    layout = PackedLayout(tuple(len(option.tokens_read) for option in options))
-    device = next(decoder.parameters()).device
-    tokens = torch.tensor([[t for option in options for t in option.tokens_read]], device=device)
-    hidden: Tensor = decoder.base_model(
-        input_ids=tokens,
-        position_ids=layout.position_ids(device),
-        packed_layout=layout,
-        use_cache=False,
-    ).last_hidden_state[0]
     nats: list[Tensor] = []
-    for start, option in zip(layout.starts, options, strict=True):
-        stop = start + len(option.tokens_read)
-        rows = hidden[stop - len(option.continuation) : stop]
-        wanted = torch.tensor(option.continuation, device=device)
-        log_probabilities = head.logits(rows).float().log_softmax(dim=-1)
-        nats.append(log_probabilities.gather(1, wanted[:, None]).sum())
-    total = hidden.new_zeros((), dtype=torch.float32)
+    for states, option in zip(predicting_states(decoder, options), options, strict=True):
+        right = torch.tensor(option.continuation, device=states.device)
+        log_probabilities = head.logits(states).float().log_softmax(dim=-1)  # (tokens, vocabulary)
+        nats.append(log_probabilities.gather(1, right[:, None]).sum())
+    total = torch.zeros((), dtype=torch.float32, device=decoder.device)
     for item in items:
-        own, nats = torch.stack(nats[: len(item.options)]), nats[len(item.options) :]
-        if len(own) == 1:
-            total = total + own[0] / len(item.options[0].continuation)
+        of_item, nats = torch.stack(nats[: len(item.options)]), nats[len(item.options) :]
+        if len(of_item) == 1:
+            total = total + of_item[0] / len(item.options[0].continuation)
         else:
-            total = total + own.log_softmax(dim=0)[item.right]
+            total = total + of_item.log_softmax(dim=0)[item.right]
     return total

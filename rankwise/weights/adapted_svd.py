@@ -1,11 +1,11 @@
-"""The leading singular values and vectors of base + update, in the basis of the base's own.
+"""The leading singular values and vectors of base + update, in the base's own singular basis.
 
-There the sum is diag(S) + P @ Q.T, and its Gram matrix a diagonal D² plus a term of rank 2r,
-Z C Zᵀ. An eigenvector of value λ obeys (λ - D²) v = Z (C Zᵀ v): whatever it has in coordinates
-whose D² is below λ lies in the columns of (λ - D²)⁻¹ Z. A few shifts span these columns for all
-leading λ, so that a Rayleigh-Ritz step over the leading coordinates and a few multiples of 2r
-columns finds the leading vectors; residuals tell whether it did. In float64, because squares lose
-half of the digits.
+There the sum is diag(S) + P @ Q.T, and its Gram matrix is a diagonal D² plus a term of rank 2r,
+Z C Zᵀ. An eigenvector v of value λ obeys (λ - D²) v = Z (C Zᵀ v), so in coordinates whose D² is
+below λ it lies in the columns of (λ - D²)⁻¹ Z. A few shifts in place of λ span these columns for
+all leading λ. So a Rayleigh-Ritz step over the leading coordinates and a few times 2r columns finds
+the leading vectors; residuals show whether it did. In float64, because squares lose half of the
+digits.
 """
 
 from __future__ import annotations
@@ -27,24 +27,33 @@ TOLERANCE = 1e-5
 ROUNDING = 1e-12
 """Singular values below this share of the largest are rounding: their vectors mean nothing."""
 
-# The same for roots of the Gram matrix's eigenvalues, whose rounding is that of squares.
+# The same for square roots of the Gram matrix's eigenvalues: an eigenvalue is rounded by 1e-16 of
+# the largest, its root so by 1e-8.
 _SQUARED_ROUNDING = 1e-7
-# How well the shifts span (λ - x)^-1; what is left of it enters squared.
+# The part of (λ - x)⁻¹ that the shifts may leave out; it enters a Ritz value squared.
 _SPANNED = 2e-3
+# Where this many shifts are not enough, more coordinates are kept whole.
 _MAX_SHIFTS = 8
+# Points of x and of λ at which the spanning is checked; the functions are smooth.
 _GRID = 48
+# A plan has to be smaller than all coordinates by this factor: its QR and products take time too.
+_WORTHWHILE = 0.85
+# Numbers of leading coordinates that are tried, in equal ratios.
+_TRIED = 24
+# λ has to be above the trailing D² by this factor: 1 / (λ - D²) has a pole there.
+_APART = 1.001
 
 
 class AdaptedSvd(NamedTuple):
-    """The leading k of base + update.
+    """The leading k singular values and vectors of base + update.
 
     Coordinates are signed cosines with the base's singular vectors, in their order, and then with
     directions outside their span.
 
     Attributes:
         S: descending.
-        left: of the left singular vectors, as columns.
-        right: of the right ones.
+        left: coordinates of the left singular vectors, as columns.
+        right: coordinates of the right ones.
         num_base: how many of the coordinates are the base's: min(out, in).
         residual: the largest ‖(WᵀW - σ²) v‖ / (σ₁ σ).
     """
@@ -74,7 +83,7 @@ class SumInBaseBasis:
         S: the base's singular values, descending.
         P: the update's left factor: its first ``len(S)`` rows along the base's left vectors.
         Q: its right factor, likewise along the base's right vectors.
-        left_outside: what the other rows of P stand for: orthonormal columns orthogonal to U.
+        left_outside: directions of the other rows of P: orthonormal columns orthogonal to U.
         right_outside: likewise for Q and V.
     """
 
@@ -91,14 +100,14 @@ class SumInBaseBasis:
 
     @cached_property
     def factors(self) -> Float[Tensor, "right double_rank"]:
-        """Z = [diag(S) P, Q]."""
+        """Z = [D P, Q]."""
         DP = torch.zeros_like(self.Q)
         DP[: len(self.S)] = self.S[:, None] * self.P[: len(self.S)]
         return torch.cat([DP, self.Q], dim=1)
 
     @cached_property
     def core(self) -> Float[Tensor, "double_rank double_rank"]:
-        """C, so that the Gram matrix is D² + Z C Zᵀ."""
+        """C = [0 I; I PᵀP], so that (D + P Qᵀ)ᵀ (D + P Qᵀ) = D² + Z C Zᵀ."""
         eye = torch.eye(self.P.shape[1], dtype=self.P.dtype, device=self.P.device)
         return torch.cat(
             [
@@ -115,46 +124,47 @@ class SumInBaseBasis:
 
     def image(self, vectors: Float[Tensor, "right k"]) -> Float[Tensor, "left k"]:
         """(base + update) @ vectors."""
-        found = self.P @ (self.Q.T @ vectors)
-        found[: len(self.S)] += self.S[:, None] * vectors[: len(self.S)]
-        return found
+        image = self.P @ (self.Q.T @ vectors)
+        image[: len(self.S)] += self.S[:, None] * vectors[: len(self.S)]
+        return image
 
 
 def in_base_basis(base: Svd, update: Svd) -> SumInBaseBasis:
     """Write base + update in the base's singular basis: O(out · in · rank), in the base's dtype.
 
-    Directions of the update that are outside the base's span (a wide matrix has right ones, a tall
-    one left ones) get coordinates of their own.
+    Directions of the update outside the base's span (a wide matrix has right ones, a tall one left
+    ones) get additional coordinates.
 
     Raises:
         ValueError: the shapes differ.
     """
-    shapes = [(each.U.shape[0], each.Vh.shape[1]) for each in (base, update)]
+    shapes = [(svd.U.shape[0], svd.Vh.shape[1]) for svd in (base, update)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"an update of shape {shapes[1]} on a base of shape {shapes[0]}.")
     U, S, Vh = (part.double() for part in update)
     rank = numerical_rank(S)
-    root = S[:rank].sqrt()
+    root = S[:rank].sqrt()  # half of the update's size in each factor
     P, left_outside = _coordinates(base.U, U[:, :rank] * root)
     Q, right_outside = _coordinates(base.Vh.T, Vh[:rank].T * root)
     return SumInBaseBasis(base.S.double(), P, Q, left_outside, right_outside)
 
 
 def numerical_rank(singular_values: Float[Tensor, " values"]) -> int:
-    """How many of them, descending, are more than rounding."""
+    """How many of these values, which descend, are more than rounding."""
     return int((singular_values > ROUNDING * singular_values[0]).sum())
 
 
 def _coordinates(
     basis: Float[Tensor, "features values"], factor: Float[Tensor, "features rank"]
 ) -> tuple[Tensor, Tensor | None]:
-    """A factor's coordinates along a basis, then along an orthonormal basis of what is left."""
+    """A factor's coordinates along a basis, then along an orthonormal basis of the rest."""
     inside = (basis.T @ factor.to(basis.dtype)).double()
     if basis.shape[0] == basis.shape[1]:
         return inside, None
-    left = factor - (basis @ inside.to(basis.dtype)).double()
-    left -= (basis @ (basis.T @ left.to(basis.dtype))).double()  # once more, for orthogonality
-    outside, R = torch.linalg.qr(left)
+    rest = factor - (basis @ inside.to(basis.dtype)).double()
+    # A second projection: the basis is float32, so the first one leaves 1e-7 of ``inside``.
+    rest -= (basis @ (basis.T @ rest.to(basis.dtype))).double()
+    outside, R = torch.linalg.qr(rest)
     return torch.cat([inside, R]), outside
 
 
@@ -176,9 +186,9 @@ def leading_svd(matrix: SumInBaseBasis, k: int, tolerance: float = TOLERANCE) ->
         return _unchanged(matrix, k)
     plan = _cheapest(matrix, k)
     while plan is not None:
-        found = _singular_pairs(matrix, *_projected(matrix, k, plan))
-        if found.residual <= tolerance:
-            return found
+        pairs = _singular_pairs(matrix, *_projected(matrix, k, plan))
+        if pairs.residual <= tolerance:
+            return pairs
         plan = plan.with_more_shifts(matrix, k)
     return _singular_pairs(matrix, *_dense(matrix, k))
 
@@ -188,31 +198,32 @@ def _unchanged(matrix: SumInBaseBasis, k: int) -> AdaptedSvd:
     return AdaptedSvd(matrix.S[:k], eye, eye, len(matrix.S), 0.0)
 
 
-class _Plan(NamedTuple):
-    """Which coordinates are kept whole, and the shifts that span what the others hold."""
+class _SpanPlan(NamedTuple):
+    """How many leading coordinates are kept whole, and the shifts that span the others."""
 
     num_leading: int
     shifts: Float[np.ndarray, " shifts"]
 
     def size(self, matrix: SumInBaseBasis) -> int:
+        """Columns of the Rayleigh-Ritz problem: each shift gives one for each column of Z."""
         return self.num_leading + len(self.shifts) * matrix.factors.shape[1]
 
-    def with_more_shifts(self, matrix: SumInBaseBasis, k: int) -> _Plan | None:
-        """Two more; None where all coordinates are no more work."""
-        bounds = _Bounds.of(matrix, k, self.num_leading)
-        more = _Plan(self.num_leading, bounds.shifts(len(self.shifts) + 2))
+    def with_more_shifts(self, matrix: SumInBaseBasis, k: int) -> _SpanPlan | None:
+        """With two more; None where taking all coordinates is no more work."""
+        bounds = _EigenBounds.of(matrix, k, self.num_leading)
+        more = _SpanPlan(self.num_leading, bounds.shifts(len(self.shifts) + 2))
         return more if more.size(matrix) < len(matrix.diagonal) else None
 
 
-class _Bounds(NamedTuple):
-    """Trailing D² are within [0, trailing], the wanted λ within [lowest, highest]."""
+class _EigenBounds(NamedTuple):
+    """The trailing D² are in [0, trailing], the wanted λ in [lowest, highest]."""
 
     trailing: float
     lowest: float
     highest: float
 
     @classmethod
-    def of(cls, matrix: SumInBaseBasis, k: int, num_leading: int) -> _Bounds:
+    def of(cls, matrix: SumInBaseBasis, k: int, num_leading: int) -> _EigenBounds:
         """By Weyl: σ_k of the sum is at least the base's σ_{k+rank}, σ_1 at most σ_1 + ‖update‖."""
         S, rank = matrix.S, matrix.P.shape[1]
         highest = float(S[0]) + float(matrix.P.norm() * matrix.Q.norm())
@@ -225,7 +236,8 @@ class _Bounds(NamedTuple):
         return self.trailing + np.exp((low + high) / 2 + (high - low) / 2 * nodes)
 
     def spans(self, count: int) -> bool:
-        """Whether so many shifts span 1 / (λ - x) well enough for all wanted λ."""
+        """Whether this many shifts span 1 / (λ - x) well enough for all wanted λ."""
+        # as functions of x, which stands for the trailing D²; (grid, shifts) and (grid, wanted)
         x = np.linspace(0.0, self.trailing, _GRID)
         wanted = self.trailing + np.geomspace(
             self.lowest - self.trailing, self.highest - self.trailing, _GRID
@@ -233,23 +245,24 @@ class _Bounds(NamedTuple):
         basis, _ = np.linalg.qr(1.0 / (self.shifts(count) - x[:, None]))
         columns = 1.0 / (wanted - x[:, None])
         columns /= np.linalg.norm(columns, axis=0)
-        left = columns - basis @ (basis.T @ columns)
-        return float(np.linalg.norm(left, axis=0).max()) <= _SPANNED
+        left_out = columns - basis @ (basis.T @ columns)
+        return float(np.linalg.norm(left_out, axis=0).max()) <= _SPANNED
 
 
-def _cheapest(matrix: SumInBaseBasis, k: int) -> _Plan | None:
+def _cheapest(matrix: SumInBaseBasis, k: int) -> _SpanPlan | None:
     """The plan with the fewest columns; None where none is clearly smaller than the whole."""
     num_values, rank = len(matrix.S), matrix.P.shape[1]
-    best: _Plan | None = None
-    smallest = 0.85 * len(matrix.diagonal)
-    for num_leading in np.unique(np.geomspace(k + rank + 1, num_values, 24).astype(int)):
+    best: _SpanPlan | None = None
+    smallest = _WORTHWHILE * len(matrix.diagonal)
+    # from k + rank + 1 on, the lowest λ, which is σ²_(k+rank) at least, is above the trailing D²
+    for num_leading in np.unique(np.geomspace(k + rank + 1, num_values, _TRIED).astype(int)):
         if num_leading >= min(num_values, smallest):
             break
-        bounds = _Bounds.of(matrix, k, int(num_leading))
-        if bounds.lowest <= bounds.trailing * 1.001:
+        bounds = _EigenBounds.of(matrix, k, int(num_leading))
+        if bounds.lowest <= bounds.trailing * _APART:
             continue
         for count in range(1, _MAX_SHIFTS + 1):
-            plan = _Plan(int(num_leading), bounds.shifts(count))
+            plan = _SpanPlan(int(num_leading), bounds.shifts(count))
             if plan.size(matrix) >= smallest:
                 break
             if bounds.spans(count):
@@ -258,14 +271,15 @@ def _cheapest(matrix: SumInBaseBasis, k: int) -> _Plan | None:
     return best
 
 
-def _projected(matrix: SumInBaseBasis, k: int, plan: _Plan) -> tuple[Tensor, Tensor]:
+def _projected(matrix: SumInBaseBasis, k: int, plan: _SpanPlan) -> tuple[Tensor, Tensor]:
     """λ and v by Rayleigh-Ritz over the plan's columns."""
     cut = plan.num_leading
     squares, Z = matrix.diagonal.square(), matrix.factors
     Z_leading, Z_trailing = Z[:cut], Z[cut:]
     columns = [Z_trailing / (shift - squares[cut:, None]) for shift in plan.shifts.tolist()]
-    basis, _ = torch.linalg.qr(torch.cat(columns, dim=1))
-    reduced = torch.cat([Z_leading, basis.T @ Z_trailing])
+    basis, _ = torch.linalg.qr(torch.cat(columns, dim=1))  # (trailing, shifts * 2r)
+    # The Gram matrix on the leading coordinates and on the columns of the basis.
+    reduced = torch.cat([Z_leading, basis.T @ Z_trailing])  # (plan.size, 2r)
     H = reduced @ matrix.core @ reduced.T
     H.diagonal()[:cut] += squares[:cut]
     H[cut:, cut:] += basis.T @ (squares[cut:, None] * basis)
@@ -274,6 +288,7 @@ def _projected(matrix: SumInBaseBasis, k: int, plan: _Plan) -> tuple[Tensor, Ten
 
 
 def _dense(matrix: SumInBaseBasis, k: int) -> tuple[Tensor, Tensor]:
+    """λ and v from the whole Gram matrix."""
     H = matrix.factors @ matrix.core @ matrix.factors.T
     H.diagonal().add_(matrix.diagonal.square())
     return _leading_eigenpairs(H, k)

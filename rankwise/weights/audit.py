@@ -1,4 +1,4 @@
-"""One adapter or checkpoint against its base, without a study: its weights, and its scores."""
+"""One adapter or checkpoint compared with its base, without a study: its weights, its scores."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from rankwise.weights.spectra import Svd
 from rankwise.weights.svd_cache import SpectralCache
 from rankwise.weights.updates import read_updates
 
-# So many layers without factors are named, the others are counted.
+# This many layers without factors are named, the others are counted.
 _NAMED_LAYERS = 4
-# Up to this one the energy that is kept is recorded for every rank.
+# Up to this rank the energy that is kept is recorded for every rank.
 _SMALL_RANKS = 64
 
 
 class Audited(NamedTuple):
-    """What is audited, read and checked against its base.
+    """An adapter or checkpoint, read and checked against its base.
 
     Attributes:
         base: the base model.
         target: an adapter's folder, or a checkpoint's.
-        kind: which of them.
-        updates: of an adapter, by layer; empty of a checkpoint.
-        shapes: of the layers that are looked into, in the model's order.
+        kind: which of the two.
+        updates: layer → update of an adapter; empty for a checkpoint.
+        shapes: layer → shape of every analysed layer, in the model's order.
         warnings: what could not be checked.
     """
 
@@ -58,20 +58,20 @@ class Audited(NamedTuple):
 
 
 class AuditSettings(NamedTuple):
-    """How the weights are looked into; see the study's ``analysis`` section."""
+    """How the weights are analysed; see the study's ``analysis`` section."""
 
     top_k: int = 500
     null_draws: int = 2
 
 
-class Scored(NamedTuple):
-    """Scores of base and adapted, and how they were made; without tasks there are none.
+class AuditScores(NamedTuple):
+    """Scores of base and adapted model; empty without tasks.
 
     Attributes:
-        scores: a task each.
+        scores: one for each task.
         confidence: of their intervals.
-        precision: that the models were scored in.
-        warnings: what is worth knowing about the tasks.
+        precision: in which the models were scored.
+        warnings: about the tasks.
         answers_as_base: whether a checkpoint answers a few texts exactly as its base does.
     """
 
@@ -89,29 +89,29 @@ def find_audited(
     any_base: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Audited:
-    """Read what is audited, and refuse what does not belong to this base.
+    """Read an adapter or a checkpoint, and refuse one that does not belong to this base.
 
     Args:
         base: an embedded model, a folder or a hub repository.
         target: a PEFT LoRA folder, or a checkpoint of the base's architecture.
-        any_base: let an adapter pass that records another base, if it fits this one.
-        report: is told of downloads.
+        any_base: accept an adapter that records another base, if it fits this one.
+        report: receives a message for every download.
 
     Raises:
         ModelError: base or target cannot be read, the target is more than plain LoRA, or it was
             trained from another base.
     """
-    found = models.find_base_model(BaseModelConfig(name=base), report)
-    skeleton: Any = models.model_skeleton(found.folder)
+    base_model = models.find_base_model(BaseModelConfig(name=base), report)
+    skeleton: Any = models.model_skeleton(base_model.folder)
     shapes = models.adaptable_shapes(skeleton)
     if not target.is_dir():
         raise ModelError(f"{target} is not a folder. Check the path.")
     if (target / CONFIG_FILE).is_file():
-        return _adapter(found, target, shapes, any_base)
+        return _adapter(base_model, target, shapes, any_base)
     if (target / "config.json").is_file():
         models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
         models.refuse_other_architecture(target, skeleton.config)
-        return Audited(found, target, "checkpoint", {}, shapes)
+        return Audited(base_model, target, "checkpoint", {}, shapes)
     raise ModelError(
         f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint)."
     )
@@ -148,12 +148,12 @@ def _missing(layers: Sequence[str]) -> tuple[str, ...]:
     return (
         f"{CONFIG_FILE} targets {quantities.counted(len(layers), 'layer')} that the adapter has no "
         f"factors for: {quantities.listed(names)}. They are taken as not adapted; check that the "
-        "file is whole.",
+        "file is complete.",
     )
 
 
 def check_weights(audited: Audited) -> None:
-    """Load the weights and let go of them: hours of scoring should not end in what is wrong there.
+    """Load the weights once and release them: errors in them should not come after the scoring.
 
     Raises:
         ModelError: as ``audit``.
@@ -164,38 +164,38 @@ def check_weights(audited: Audited) -> None:
 
 
 def _checkpoint_weights(audited: Audited) -> ModelWeights:
-    """Those of a checkpoint, every matrix of its base's shape."""
-    found = model_weights(audited.target, list(audited.shapes))
+    """A checkpoint's weights; every matrix has its base's shape."""
+    weights = model_weights(audited.target, list(audited.shapes))
     for name, shape in audited.shapes.items():
-        ours, theirs = (shape.out_features, shape.in_features), tuple(found.matrices[name].shape)
+        ours, theirs = (shape.out_features, shape.in_features), tuple(weights.matrices[name].shape)
         if ours != theirs:
             raise ModelError(
                 f"{audited.target} is no fine-tuning of {audited.base.name}: {name}: matrices of "
                 f"shape {ours} and {theirs}. Name the base that it was trained from."
             )
-    return found
+    return weights
 
 
 def audit(
     audited: Audited,
     settings: AuditSettings,
     *,
-    scored: Scored | None = None,
+    scored: AuditScores | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> AuditRecord:
-    """Look into every matrix of what is audited, and say in words what is there.
+    """Analyse every matrix, and state the findings in words.
 
     Args:
         audited: from ``find_audited``.
-        settings: how.
-        scored: of base and adapted, where tasks were asked for.
-        advance: is told how many matrices are done, of how many.
+        settings: of the analysis.
+        scored: scores of base and adapted model, if tasks were named.
+        advance: receives the number of finished matrices and the number of all.
 
     Raises:
         ModelError: weights cannot be loaded, are not finite, or differ in shape.
         UnchangedOutputsError: a checkpoint with other weights than the base answers as it does.
     """
-    scored = Scored() if scored is None else scored
+    scored = AuditScores() if scored is None else scored
     device, cache = choose_device(), SpectralCache()
     names = list(audited.shapes)
     base = model_weights(audited.base.folder, names)
@@ -225,7 +225,8 @@ def audit(
         raise UnchangedOutputsError(
             f"{audited.target} has other weights than {audited.base.name} and gives the same "
             f"log-likelihoods in {scored.precision}: the base was scored in its place, or the "
-            "change is lost in this precision. Score in float32, and report this if it stays."
+            "change is lost in this precision. Score in float32, and report this if it happens "
+            "again."
         )
     warnings = (*audited.warnings, *_implausible(matrices, audited))
     return AuditRecord(
@@ -256,17 +257,17 @@ def _update(audited: Audited, name: str, weight: Tensor, adapted: ModelWeights |
 
 
 def _kept(values: Sequence[Tensor]) -> tuple[KeptEnergy, ...]:
-    """At every small rank, at every customary one, and at the largest; empty of a zero update."""
-    shares = [each.double().cpu().square() for each in values]
-    total = sum(float(each.sum()) for each in shares)
-    longest = max(len(each) for each in shares)
+    """The energy kept at small ranks, customary ones and the largest; empty for a zero update."""
+    squares = [of_matrix.double().cpu().square() for of_matrix in values]
+    total = sum(float(of_matrix.sum()) for of_matrix in squares)
+    longest = max(map(len, squares))
     ranks = {*range(1, min(_SMALL_RANKS, longest) + 1), *_customary(longest), longest}
-    changed = [each for each in shares if bool(each.any())]
+    changed = [of_matrix for of_matrix in squares if bool(of_matrix.any())]
     return tuple(
         KeptEnergy(
             rank=rank,
-            share=sum(float(each[:rank].sum()) for each in changed) / total,
-            lowest=min(float(each[:rank].sum() / each.sum()) for each in changed),
+            share=sum(float(of_matrix[:rank].sum()) for of_matrix in changed) / total,
+            lowest=min(float(of_matrix[:rank].sum() / of_matrix.sum()) for of_matrix in changed),
         )
         for rank in sorted(ranks)
         if changed
@@ -275,24 +276,25 @@ def _kept(values: Sequence[Tensor]) -> tuple[KeptEnergy, ...]:
 
 def _customary(longest: int) -> set[int]:
     """1, 2, 4, 8, 12, 16, 24, 32, 48 ... below the largest."""
-    powers = {2**power for power in range(longest.bit_length())}
-    return {rank for rank in powers | {3 * each for each in powers if each >= 4} if rank < longest}
+    powers = {2**exponent for exponent in range(longest.bit_length())}
+    between = {3 * power for power in powers if power >= 4}
+    return {rank for rank in powers | between if rank < longest}
 
 
 def _smallest_enough(kept: Sequence[KeptEnergy]) -> KeptEnergy | None:
+    """The smallest customary rank that keeps enough, or the largest rank; None without update."""
     if not kept:
         return None
-    longest = kept[-1].rank
-    candidates = {*_customary(longest), longest}
-    enough = [each for each in kept if each.share >= ENOUGH and each.rank in candidates]
-    return enough[0] if enough else kept[-1]
+    customary = _customary(kept[-1].rank)
+    enough = (at for at in kept if at.share >= ENOUGH and at.rank in customary)
+    return next(enough, kept[-1])
 
 
 def _other_changes(
     base: Mapping[str, Tensor], adapted: Mapping[str, Tensor]
 ) -> tuple[OtherChange, ...]:
-    """What differs beside the linear layers; what both have under two names (tied), once."""
-    found: list[OtherChange] = []
+    """Changes outside the linear layers; a tensor that has two names in both (tied) counts once."""
+    changes: list[OtherChange] = []
     seen: set[tuple[int, int]] = set()
     for name in dict.fromkeys((*base, *adapted)):
         before, after = base.get(name), adapted.get(name)
@@ -303,8 +305,8 @@ def _other_changes(
             seen.add(places)
         change = _other_change(name, before, after)
         if change is not None:
-            found.append(change)
-    return tuple(sorted(found, key=_largest_first))
+            changes.append(change)
+    return tuple(sorted(changes, key=_largest_first))
 
 
 def _other_change(name: str, before: Tensor | None, after: Tensor | None) -> OtherChange | None:
@@ -321,7 +323,7 @@ def _other_change(name: str, before: Tensor | None, after: Tensor | None) -> Oth
 
 
 def _largest_first(change: OtherChange) -> tuple[int, float]:
-    """Other shapes, then by relative norm, then what was zero by its norm."""
+    """Sort key: changed shapes, then by relative norm, then former zeros by their norm."""
     if change.norm is None:
         return 0, 0.0
     if change.relative_norm is None:
@@ -330,9 +332,9 @@ def _largest_first(change: OtherChange) -> tuple[int, float]:
 
 
 def _implausible(matrices: Sequence[MatrixSpectrum], audited: Audited) -> tuple[str, ...]:
-    """A warning where the update is as large as that from one model to another."""
-    norm = math.hypot(*(each.update.frobenius_norm for each in matrices))
-    size = math.hypot(*(each.base_frobenius_norm for each in matrices))
+    """A warning if the update is as large as the difference between two models."""
+    norm = math.hypot(*(matrix.update.frobenius_norm for matrix in matrices))
+    size = math.hypot(*(matrix.base_frobenius_norm for matrix in matrices))
     if not size or norm <= SUSPICIOUS * size:
         return ()
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import nn
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import choose_device, give_back_memory, resolve_precision
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.errors import ConfigError, ModelError, TaskError
+from rankwise.errors import ConfigError, ModelError
 from rankwise.findings.pairs import pair_items, paired_test
 from rankwise.records import quantities
 from rankwise.records.audits import AuditScore
@@ -20,18 +20,18 @@ from rankwise.records.config import EvaluationConfig, Precision
 from rankwise.records.folder import BASE
 from rankwise.records.items import task_items
 from rankwise.records.results import ModelResults
+from rankwise.tasks import preparation
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
-from rankwise.tasks.questions import LogLikelihood
-from rankwise.tasks.requests import PreparedTask, prepare_task
-from rankwise.tasks.resolution import TaskNotFound, load_tasks
+from rankwise.tasks.questions import Advance, LogLikelihood
+from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import probes, refuse_unapplied
-from rankwise.weights.audit import Audited, Scored, check_weights
+from rankwise.weights.audit import Audited, AuditScores, check_weights
 
 ADAPTED = "adapted"
 
 
 class ScoreSettings(NamedTuple):
-    """Which tasks, and how they are asked; as in a study's ``evaluation`` section."""
+    """Which tasks to score, and how; as in a study's ``evaluation`` section."""
 
     tasks: tuple[str, ...]
     tasks_path: tuple[Path, ...] = ()
@@ -41,15 +41,22 @@ class ScoreSettings(NamedTuple):
     precision: Precision = "auto"
     confidence: float = 0.95
 
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """The section of a study with these settings."""
+        return EvaluationConfig(
+            num_fewshot=self.num_fewshot, limit=self.limit, chat_template=self.chat_template
+        )
+
 
 def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTask]:
-    """Every task that is named, groups as their leaves, tokenised for the base.
+    """Every named task, groups as their leaves, tokenised for the base.
 
     Raises:
-        ConfigError: a chat template is asked for, and the base has none.
+        ConfigError: a chat template is wanted and the base has none.
         ModelError: a checkpoint has no embeddings for some of the base's tokens.
-        TaskError: a name is unknown, or a task cannot be scored; all unknown names at once.
-        DataError: a prompt or an answer is empty.
+        TaskError: as ``preparation.prepared_tasks``.
+        DataError: likewise.
     """
     tokenizer = models.load_tokenizer(audited.base.folder)
     if settings.chat_template and not tokenizer.chat_template:
@@ -58,39 +65,21 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
     skeleton: Any = models.model_skeleton(audited.base.folder)
     _check_vocabulary(audited, min(len(tokenizer), _num_embeddings(skeleton)))
     longest = models.context_length(skeleton.config, tokenizer)
-    found = load_tasks(settings.tasks, settings.tasks_path)
-    unknown = [str(each) for each in found.values() if isinstance(each, TaskNotFound)]
-    if unknown:
-        raise TaskError(f"{'; '.join(unknown)}. rankwise tasks lists what there is.")
-    leaves = {
-        task.name: task
-        for each in found.values()
-        if not isinstance(each, TaskNotFound)
-        for task in each
-    }
-    return [
-        prepare_task(
-            task,
-            tokenizer,
-            max_length=longest,
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            chat_template=settings.chat_template,
-        )
-        for task in leaves.values()
-    ]
+    return preparation.prepared_tasks(
+        settings.tasks, settings.tasks_path, tokenizer, longest, settings.evaluation
+    )
 
 
 def _check_vocabulary(audited: Audited, num_tokens: int) -> None:
-    """Both models read the base's tokens; a checkpoint may have others beside them."""
+    """Both models read the base's tokens; a checkpoint may have additional ones."""
     if audited.kind == "adapter":
         return
     size = _num_embeddings(models.model_skeleton(audited.target))
     if size < num_tokens:
         raise ModelError(
             f"{audited.target} has vocab_size {size}, and the tokenizer of {audited.base.name} "
-            f"{num_tokens} tokens: it cannot be asked what its base is asked. Leave --tasks out to "
-            "look into its weights alone."
+            f"{num_tokens} tokens: it cannot read its base's prompts. Leave --tasks out to analyse "
+            "its weights alone."
         )
 
 
@@ -102,15 +91,15 @@ def audit_scores(
     audited: Audited,
     tasks: Sequence[PreparedTask],
     settings: ScoreSettings,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Scored:
-    """Score base and adapted model: an adapter beside the base in one call, a checkpoint after it.
+    advance: Advance = lambda _: None,
+) -> AuditScores:
+    """Score base and adapted model: an adapter together with the base, a checkpoint after it.
 
     Args:
-        audited: what is scored.
+        audited: adapter or checkpoint, with its base.
         tasks: from ``prepared_tasks``; at least one.
-        settings: the same.
-        advance: is told how many tokens were read or written, ``num_tokens`` of a task per model.
+        settings: the same as there.
+        advance: receives the number of tokens read or written; ``num_tokens`` per task and model.
 
     Raises:
         ModelError: a model cannot be loaded, or ``audit`` would refuse its weights.
@@ -136,7 +125,7 @@ def audit_scores(
         answers_as_base = base.probed == adapted.probed
         scorings = [list(pair) for pair in zip(base.scorings, adapted.scorings, strict=True)]
     give_back_memory(device)
-    return Scored(
+    return AuditScores(
         scores=tuple(
             _score(task, before, after, settings)
             for task, (before, after) in zip(tasks, scorings, strict=True)
@@ -149,7 +138,7 @@ def audit_scores(
 
 
 class _Alone(NamedTuple):
-    """What a whole model answered: the tasks, and a few texts that show whether it is another."""
+    """A whole model's answers: to the tasks, and to a few texts that tell it from another model."""
 
     scorings: list[Scoring]
     probed: list[LogLikelihood]
@@ -160,10 +149,10 @@ def _alone(
     model: nn.Module,
     audited: Audited,
     tasks: Sequence[PreparedTask],
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> _Alone:
-    scorer, asked = _scorer(model, audited), [ScoredModel(name, name)]
-    scorings = [evaluate(scorer, asked, task, metric=None, advance=advance)[0] for task in tasks]
+    scorer, alone = _scorer(model, audited), [ScoredModel(name, name)]
+    scorings = [evaluate(scorer, alone, task, metric=None, advance=advance)[0] for task in tasks]
     (probed,) = scorer.log_likelihoods([None], probes(tasks[0].requests))
     return _Alone(scorings, probed)
 
@@ -184,7 +173,7 @@ def _cut(task: PreparedTask) -> str:
 def _score(
     task: PreparedTask, base: Scoring, adapted: Scoring, settings: ScoreSettings
 ) -> AuditScore:
-    first, second = (_results(each, task.name) for each in (base, adapted))
+    first, second = (_results(scoring, task.name) for scoring in (base, adapted))
     pair = pair_items(first, second, task.name)
     test = paired_test(pair, settings.confidence)
     items = first.items[task.name]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rankwise.records.audits import ChangedLayer, InterventionRecord
+from rankwise.records.folder import write_atomically
+from rankwise.records.provenance import collect_provenance
 from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
 from rankwise.weights.adapted_svd import (
     AdaptedSvd,
@@ -19,14 +23,17 @@ from rankwise.weights.adapted_svd import (
 )
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.spectra import Svd, best_matched, intruder_indices
+from rankwise.weights.updates import save_updates
+
+INTERVENTION_FILE = "intervention.json"
 
 
 class Intervened(NamedTuple):
     """An adapter after an intervention, as it is written: float32 factors, scalings of 1.
 
     Attributes:
-        updates: by layer.
-        relative_errors: of each layer: ‖wanted - written‖_F / ‖wanted‖_F, rounding among it.
+        updates: layer → update.
+        relative_errors: layer → ‖wanted - written‖_F / ‖wanted‖_F, rounding included.
         relative_error: the same of all layers together.
     """
 
@@ -39,9 +46,9 @@ class Mitigated(NamedTuple):
     """An adapter whose intruder dimensions were scaled.
 
     Attributes:
-        intervened: what it became.
-        num_intruders: of each layer, before.
-        num_left: of each layer, after: what was behind the leading directions has moved up.
+        intervened: the new adapter.
+        num_intruders: layer → intruders before.
+        num_left: layer → intruders after: directions behind the leading ones have moved up.
     """
 
     intervened: Intervened
@@ -49,14 +56,24 @@ class Mitigated(NamedTuple):
     num_left: dict[str, int]
 
 
-def truncated_updates(updates: Mapping[str, LowRankUpdate], rank: int) -> Intervened:
-    """Every update cut to its leading singular directions: the closest of that rank.
+class AdapterChange(NamedTuple):
+    """What was done to an adapter; see ``InterventionRecord``."""
 
-    That is not what training at that rank would have found.
+    kind: Literal["truncation", "scaled_intruders"]
+    rank: int | None = None
+    factor: float | None = None
+    k: int | None = None
+    epsilon: float | None = None
+
+
+def truncated_updates(updates: Mapping[str, LowRankUpdate], rank: int) -> Intervened:
+    """Every update truncated to its leading singular directions: the closest of that rank.
+
+    Training at that rank would have found another one.
 
     Args:
-        updates: by layer.
-        rank: of each; layers of a lower rank, or that are smaller, keep theirs.
+        updates: layer → update.
+        rank: of every layer; layers of a lower rank, or smaller ones, keep theirs.
 
     Raises:
         ValueError: the rank is below 1.
@@ -74,18 +91,18 @@ def scaled_intruders(
     epsilon: float = INTRUDER_EPSILON,
     rank: int | None = None,
 ) -> Mitigated:
-    """Scale the intruder dimensions of the adapted matrices: 1 leaves them, 0 removes them.
+    """Scale the intruder dimensions of the adapted matrices: 1 keeps them, 0 removes them.
 
-    W' = W + (factor - 1) σ_j u_j v_jᵀ for every intruder j of the adapted W. So the update gains
-    one rank for each; it is exact to rounding unless it is cut.
+    W' = W + (factor - 1) σ_j u_j v_jᵀ for every intruder j of the adapted W. Each takes one more
+    rank of the update, which is exact to rounding unless it is truncated.
 
     Args:
-        updates: by layer.
-        base: the thin decomposition of a layer's base matrix, by the layer's name.
-        factor: of the intruders' singular values.
-        k: leading vectors that are looked at.
+        updates: layer → update.
+        base: layer → thin decomposition of its base matrix.
+        factor: multiplies the intruders' singular values.
+        k: leading vectors that are checked.
         epsilon: an intruder's largest |cos| is below it.
-        rank: cut every changed update to this; None keeps the ranks that the change needs.
+        rank: truncate every changed update to this; None keeps the ranks that the change needs.
 
     Raises:
         ValueError: the factor is not finite, or makes the update overflow float32; epsilon is not
@@ -104,18 +121,18 @@ def scaled_intruders(
     after: dict[str, int] = {}
     for name, update in updates.items():
         base_svd = base(name)
-        found = _intruders(base_svd, update, k, epsilon)
-        before[name] = after[name] = len(found.chosen)
+        intruders = _intruders(base_svd, update, k, epsilon)
+        before[name] = after[name] = len(intruders.chosen)
         wanted[name] = made[name] = update
-        if len(found.chosen) and factor != 1.0:
-            wanted[name] = update.plus(_scaled_part(base_svd, found, factor))
+        if len(intruders.chosen) and factor != 1.0:
+            wanted[name] = update.plus(_scaled_part(base_svd, intruders, factor))
             made[name] = _compressed(wanted[name], rank)
             after[name] = len(_intruders(base_svd, made[name], k, epsilon).chosen)
     return Mitigated(_intervened(wanted, made), before, after)
 
 
 def _compressed(update: LowRankUpdate, rank: int | None) -> LowRankUpdate:
-    """Without directions that only rounding is left of, so that float32 loses nothing to them."""
+    """Without directions that are only rounding; truncated to a rank if one is given."""
     needed = max(numerical_rank(update.singular_values), 1)
     return update.truncated(needed if rank is None else min(rank, needed)).update
 
@@ -129,26 +146,27 @@ class _Intruders(NamedTuple):
 
 
 def _intruders(base: Svd, update: LowRankUpdate, k: int, epsilon: float) -> _Intruders:
-    own = Svd(*(part.to(base.S.device) for part in update.factorization))
-    matrix = in_base_basis(base, own)
+    delta = Svd(*(part.to(base.S.device) for part in update.factorization))
+    matrix = in_base_basis(base, delta)
     leading = leading_svd(matrix, min(k, len(base.S)))
     chosen = intruder_indices(best_matched(leading.left_cosines), k, epsilon)
     return _Intruders(matrix, leading, chosen)
 
 
-def _scaled_part(base: Svd, found: _Intruders, factor: float) -> LowRankUpdate:
-    """(factor - 1) σ u vᵀ of the intruders, in the matrix's own space."""
-    matrix, leading, chosen = found
-    left = _own_space(base.U, matrix.left_outside, leading.left[:, chosen])
-    right = _own_space(base.Vh.T, matrix.right_outside, leading.right[:, chosen])
+def _scaled_part(base: Svd, intruders: _Intruders, factor: float) -> LowRankUpdate:
+    """(factor - 1) σ u vᵀ of the intruders, in features."""
+    matrix, leading, chosen = intruders
+    left = _in_features(base.U, matrix.left_outside, leading.left[:, chosen])
+    right = _in_features(base.Vh.T, matrix.right_outside, leading.right[:, chosen])
     return LowRankUpdate(right.T.cpu(), (left * ((factor - 1.0) * leading.S[chosen])).cpu())
 
 
-def _own_space(
+def _in_features(
     basis: Float[Tensor, "features values"],
     outside: Float[Tensor, "features _"] | None,
     coordinates: Float[Tensor, "coordinates vectors"],
 ) -> Float[Tensor, "features vectors"]:
+    """Vectors from their coordinates along a basis, and along directions outside its span."""
     inside = basis.shape[1]
     vectors = basis.double() @ coordinates[:inside]
     return vectors if outside is None else vectors + outside @ coordinates[inside:]
@@ -157,7 +175,7 @@ def _own_space(
 def _intervened(
     wanted: Mapping[str, LowRankUpdate], made: Mapping[str, LowRankUpdate]
 ) -> Intervened:
-    """Round what was made as it is written, and say how far that is from what was wanted."""
+    """Round updates as they are written, and compute how far they are from the wanted ones."""
     updates = {name: as_written(update) for name, update in made.items()}
     norms = {name: update.frobenius_norm for name, update in wanted.items()}
     missed = {name: _distance(update, updates[name]) for name, update in wanted.items()}
@@ -170,7 +188,7 @@ def _intervened(
 
 
 def as_written(update: LowRankUpdate) -> LowRankUpdate:
-    """With float32 factors and a scaling of 1, as ``adapters.save_updates`` writes it."""
+    """With float32 factors and a scaling of 1, as ``save_updates`` writes it."""
     scaled = update.scaling * update.lora_B.double()
     return LowRankUpdate(update.lora_A.float(), scaled.float())
 
@@ -178,3 +196,48 @@ def as_written(update: LowRankUpdate) -> LowRankUpdate:
 def _distance(one: LowRankUpdate, other: LowRankUpdate) -> float:
     """‖one - other‖_F."""
     return one.plus(LowRankUpdate(other.lora_A, other.lora_B, -other.scaling)).frobenius_norm
+
+
+def write_intervention(
+    source: Path,
+    folder: Path,
+    before: Mapping[str, LowRankUpdate],
+    intervened: Intervened,
+    change: AdapterChange,
+    mitigated: Mitigated | None = None,
+) -> InterventionRecord:
+    """Write the new adapter, and next to it the record of what was done.
+
+    Args:
+        source: folder of the adapter that was changed.
+        folder: to write; is created.
+        before: layer → update of the source.
+        intervened: the new adapter.
+        change: what was done.
+        mitigated: of scaled intruders, for their numbers.
+
+    Raises:
+        ModelError: the source cannot be read.
+        StorageError: the folder cannot be written.
+    """
+    record = InterventionRecord(
+        source=str(source),
+        **change._asdict(),
+        relative_error=intervened.relative_error,
+        energy_kept=1.0 - intervened.relative_error**2,
+        layers=tuple(
+            ChangedLayer(
+                name=name,
+                rank_before=before[name].rank,
+                rank=update.rank,
+                relative_error=intervened.relative_errors[name],
+                num_intruders=None if mitigated is None else mitigated.num_intruders[name],
+                num_intruders_left=None if mitigated is None else mitigated.num_left[name],
+            )
+            for name, update in intervened.updates.items()
+        ),
+        provenance=collect_provenance(),
+    )
+    save_updates(intervened.updates, folder, source=source)
+    write_atomically(folder / INTERVENTION_FILE, record.model_dump_json(indent=2) + "\n")
+    return record

@@ -1,6 +1,7 @@
 """A low-rank update in its factors: singular values, norms and ranks without building the product.
 
-Everything is computed in float64, whatever the factors' dtype: they are small.
+Everything is computed in float64, whatever the factors' dtype: they are small, and small singular
+values would be lost in their rounding otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.weights.spectra import Svd, effective_rank, energy_rank, stable_rank
+from rankwise.weights.spectra import Svd
 
 
 class Truncation(NamedTuple):
@@ -70,41 +71,23 @@ class LowRankUpdate:
     def factorization(self) -> Svd:
         """The singular value decomposition, exact up to rounding, of min(rank, *shape) values.
 
-        QR of lora_B and of lora_A transposed, and the SVD of what is between them: O((m + n) r²).
+        QR of lora_B and of lora_A transposed, and the SVD of the product of the two triangular
+        factors: O((out + in) r²).
         """
-        left, R_left = torch.linalg.qr(self.lora_B.double())
-        right, R_right = torch.linalg.qr(self.lora_A.double().T)
+        left, R_left = torch.linalg.qr(self.lora_B.double())  # (out_features, r), (r, r)
+        right, R_right = torch.linalg.qr(self.lora_A.double().T)  # (in_features, r), (r, r)
         U, S, Vh = torch.linalg.svd(self.scaling * R_left @ R_right.T, full_matrices=False)
         return Svd(left @ U, S, Vh @ right.T)
 
     @property
     def singular_values(self) -> Float[Tensor, " rank"]:
-        """In float64, descending; those of rounding size are among them."""
+        """In float64, descending, including those of rounding size."""
         return self.factorization.S
 
     @property
     def frobenius_norm(self) -> float:
         """sqrt(Σ σ²)."""
         return float(self.singular_values.norm())
-
-    @property
-    def spectral_norm(self) -> float:
-        """The largest singular value."""
-        return float(self.singular_values[0])
-
-    @property
-    def stable_rank(self) -> float:
-        """‖delta‖_F² / ‖delta‖₂²; see ``spectra.stable_rank``."""
-        return stable_rank(self.singular_values)
-
-    @property
-    def effective_rank(self) -> float:
-        """From the entropy of the normalised singular values; see ``spectra.effective_rank``."""
-        return effective_rank(self.singular_values)
-
-    def energy_rank(self, share: float) -> int:
-        """The smallest rank that keeps ``share`` of Σ σ²; see ``spectra.energy_rank``."""
-        return energy_rank(self.singular_values, share)
 
     def truncated(self, rank: int) -> Truncation:
         """The closest update of this rank in Frobenius and spectral norm (Eckart and Young, 1936).
@@ -118,7 +101,7 @@ class LowRankUpdate:
         if rank < 1:
             raise ValueError(f"{rank} is not a rank; use a whole number of at least 1.")
         U, S, Vh = self.factorization
-        root = S[:rank].sqrt()
+        root = S[:rank].sqrt()  # half of the update's size in each factor
         kept = LowRankUpdate(root[:, None] * Vh[:rank], U[:, :rank] * root)
         total = float(S.norm())
         return Truncation(kept, float(S[rank:].norm()) / total if total else 0.0)

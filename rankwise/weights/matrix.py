@@ -1,10 +1,10 @@
-"""What an update did to one weight matrix, beside what updates at random would have done."""
+"""What an update did to one weight matrix, compared with random updates of the same size."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from rankwise.weights.adapted_svd import SumInBaseBasis, in_base_basis, leading_
 from rankwise.weights.nulls import NullKind, random_sum
 from rankwise.weights.spectra import Svd
 
+# the number of the layer in a module's name
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -51,17 +52,16 @@ def matrix_spectrum(
         name: of the layer, with its place in the model.
         base: the thin decomposition of the base's matrix.
         update: that of delta; is moved to the base's device.
-        rank: of the LoRA factors; None of full fine-tuning.
+        rank: of the LoRA factors; None for full fine-tuning.
         top_k: leading singular vectors that are compared, at most min(out, in).
-        nulls: random updates that it is compared with; not those of a zero update.
+        nulls: random updates to compare with; a zero update is compared with none.
         full_update: full fine-tuning's delta of this matrix, for a LoRA update.
     """
     device = base.S.device
     update = Svd(*(part.to(device) for part in update))
     k = min(top_k, len(base.S))
     matrix = in_base_basis(base, update)
-    leading = tuple(dict.fromkeys(min(each, k) for each in (*LEADING, k) if each <= top_k))
-    found = _change(matrix, k, leading)
+    leading = tuple(dict.fromkeys(min(count, k) for count in (*LEADING, k) if count <= top_k))
     layer = _LAYER.search(name)
     shape = base.U.shape[0], base.Vh.shape[1]
     values = update.S[: matrix.P.shape[1]]  # those that are not zero
@@ -79,7 +79,7 @@ def matrix_spectrum(
         base_spectral_norm=float(base.S[0]),
         update=update_spectrum(update.S, rank, float(base.S.double().norm())),
         leading=leading,
-        change=found,
+        change=_change(matrix, k, leading),
         gaussian_null=random[0],
         haar_null=random[1],
         full_overlap=overlap(update, full_update) if full_update and len(values) else None,
@@ -110,7 +110,7 @@ def update_spectrum(
 
     Args:
         singular_values: descending.
-        rank: of the LoRA factors; None of full fine-tuning.
+        rank: of the LoRA factors; None for full fine-tuning.
         base_norm: ‖W_0‖_F.
     """
     S = singular_values.double()
@@ -128,7 +128,7 @@ def update_spectrum(
 
 
 def overlap(update: Svd, full: Svd) -> FullOverlap:
-    """Of a LoRA update's directions with as many leading ones of full fine-tuning's update."""
+    """Overlap of a LoRA update's directions with as many leading ones of full fine-tuning's."""
     rank = min(numerical_rank(update.S), numerical_rank(full.S))
     left = spectra.cosines(full.U[:, :rank].double(), update.U[:, :rank].double())
     right = spectra.cosines(full.Vh[:rank].T.double(), update.Vh[:rank].T.double())
@@ -142,11 +142,12 @@ def overlap(update: Svd, full: Svd) -> FullOverlap:
 
 
 def _change(matrix: SumInBaseBasis, k: int, leading: Sequence[int]) -> VectorChange:
-    found = leading_svd(matrix, k)
-    left, right = found.left_cosines, found.right_cosines
+    adapted = leading_svd(matrix, k)
+    left, right = adapted.left_cosines, adapted.right_cosines
     best = spectra.best_matched(left)
+    # values that are only rounding have no vectors and are left out there; they count as 0
     after = torch.zeros_like(matrix.S[:k])
-    after[: len(found.S)] = found.S
+    after[: len(adapted.S)] = adapted.S
     largest = float(matrix.S[0])
     shift = (after - matrix.S[:k]) / largest if largest else after
     return VectorChange(
@@ -161,7 +162,7 @@ def _change(matrix: SumInBaseBasis, k: int, leading: Sequence[int]) -> VectorCha
 
 
 def _side(cosines: Float[Tensor, "base adapted"], leading: Sequence[int]) -> SideChange:
-    """Of a matrix of lower rank than asked for, over the vectors that there are."""
+    """Means over the leading vectors; where the matrix has fewer, over those that exist."""
     index, best = spectra.index_matched(cosines), spectra.best_matched(cosines)
     present = cosines.shape[1]
     return SideChange(
@@ -180,32 +181,30 @@ def _null(
     nulls: NullDraws,
     name: str,
 ) -> VectorChange | None:
-    """The mean over random updates, which the matrix's name makes its own."""
-    names = [(nulls.seed, name, draw) for draw in range(nulls.num_draws)]
-    drawn = [
-        _change(random_sum(kind, matrix.S, shape, values, *each), max(leading), leading)
-        for each in names
-    ]
+    """The mean over random updates, drawn from the seed and the matrix's name."""
+    sums = (
+        random_sum(kind, matrix.S, shape, values, nulls.seed, name, draw)
+        for draw in range(nulls.num_draws)
+    )
+    drawn = [_change(random, max(leading), leading) for random in sums]
     return _mean(drawn) if drawn else None
 
 
 def _mean(changes: Sequence[VectorChange]) -> VectorChange:
+    def mean(values: Sequence[Any]) -> Any:
+        """Element by element; the records make tuples of the lists."""
+        return np.mean(values, axis=0).tolist()
+
     def side(sides: Sequence[SideChange]) -> SideChange:
         return SideChange(
-            index_matched=_mean_of([each.index_matched for each in sides]),
-            best_matched=_mean_of([each.best_matched for each in sides]),
-            overlap=_mean_of([each.overlap for each in sides]),
+            index_matched=mean([one.index_matched for one in sides]),
+            best_matched=mean([one.best_matched for one in sides]),
+            overlap=mean([one.overlap for one in sides]),
         )
 
     return VectorChange(
-        left=side([each.left for each in changes]),
-        right=side([each.right for each in changes]),
-        value_shift=_mean_of([each.value_shift for each in changes]),
-        intruders=tuple(
-            _mean_of(rows) for rows in zip(*(each.intruders for each in changes), strict=True)
-        ),
+        left=side([change.left for change in changes]),
+        right=side([change.right for change in changes]),
+        value_shift=mean([change.value_shift for change in changes]),
+        intruders=mean([change.intruders for change in changes]),
     )
-
-
-def _mean_of(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    return tuple(np.mean(rows, axis=0).tolist())

@@ -1,7 +1,6 @@
-"""Updates at random on a given base, in its own singular basis: what similarities are held against.
+"""Random updates on a given base, in its own singular basis: the null for similarities.
 
-Directions at random look the same from every basis, so nothing of the base but its singular values
-is needed.
+Random directions look the same from every basis, so only the base's singular values are needed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def random_sum(
     update_values: Float[Tensor, " rank"],
     *draw: int | str,
 ) -> SumInBaseBasis:
-    """A base plus a random update in the place of a given one.
+    """A base plus a random update in place of a given one.
 
     Args:
         kind: ``gaussian`` is a product of two Gaussian factors with the update's rank and Frobenius
@@ -43,6 +42,7 @@ def random_sum(
     if kind == "haar":
         left, right = (_orthonormal(factor) * S.sqrt() for factor in (left, right))
     else:
+        # ‖left @ right.T‖_F, from (rank, rank) matrices
         norm = float((left.T @ left * (right.T @ right)).sum().sqrt())
         left, right = (factor * (float(S.norm()) / norm) ** 0.5 for factor in (left, right))
     device = base_values.device
@@ -60,7 +60,11 @@ def _orthonormal(
 def _gaussian(
     size: int, num_base: int, rank: int, generator: torch.Generator
 ) -> Float[Tensor, "coordinates rank"]:
-    """A Gaussian factor's coordinates along a base's vectors, and along what it has beside them."""
+    """A Gaussian factor's coordinates along a base's vectors, and outside their span.
+
+    Any orthonormal basis outside serves: one in which the coordinates are triangular has only
+    ``rank`` of them.
+    """
     factor = torch.randn(size, rank, generator=generator, dtype=torch.float64)
     if size == num_base:
         return factor

@@ -1,4 +1,4 @@
-"""Singular values and vectors: ranks of a matrix, and what an update did to its directions.
+"""Singular values and vectors: ranks of a matrix, and how an update turned its directions.
 
 Tensors in, numbers and tensors out. Singular values descend, vectors are as ``torch.linalg.svd``
 returns them. Cosines are absolute: a singular vector's sign means nothing.
@@ -74,7 +74,7 @@ def cosines(
 def index_matched(cosines: Float[Tensor, "base adapted"]) -> Float[Tensor, " adapted"]:
     """|cos| of the i-th vector before with the i-th one after, in [0, 1]. 1: nothing has moved.
 
-    Vectors of near-equal singular values turn into each other freely: read it with the null's.
+    Vectors of near-equal singular values mix freely: compare with the null's.
     Source: arXiv:2512.15634, for i up to 500.
     """
     return cosines.diagonal()[: cosines.shape[1]]
@@ -103,11 +103,11 @@ def subspace_overlap(cosines: Float[Tensor, "base adapted"], k: int) -> float:
 def intruder_indices(
     best: Float[Tensor, " adapted"], k: int, epsilon: float
 ) -> Int[Tensor, " intruders"]:
-    """Which of the leading k vectors of the adapted matrix resemble none of the base's.
+    """Which of the adapted matrix's leading k vectors resemble none of the base's.
 
     Args:
         best: from ``best_matched``, on the left side.
-        k: leading vectors that are looked at; 10 in the source.
+        k: leading vectors that are checked; 10 in the source.
         epsilon: an intruder's largest |cos| is below it; 0.5 in the source.
 
     Returns:
@@ -120,5 +120,5 @@ def intruder_indices(
 
 
 def count_intruders(best: Float[Tensor, " adapted"], k: int, epsilon: float) -> int:
-    """How many there are; see ``intruder_indices``."""
+    """The number of ``intruder_indices``."""
     return len(intruder_indices(best, k, epsilon))

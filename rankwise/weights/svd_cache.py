@@ -1,4 +1,4 @@
-"""The decomposition of a base's weight matrix: once per matrix, kept on disk by its content."""
+"""Decompositions of a base's weight matrices, kept on disk by the hash of the matrix."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from rankwise.weights.spectra import Svd
 
 # Raised when decompositions of equal matrices come out differently.
 _REVISION = 4
+# The share of the disk that stays free.
 _MIN_FREE_SHARE = 0.1
-# Smaller ones are decomposed in less time than a file is found.
+# Smaller matrices are decomposed in less time than a file is read.
 _MIN_SIZE = 128
 
 
 class SpectralCache:
     """Thin singular value decompositions in a folder, shared by ranks, runs and studies.
 
-    A file that cannot be read is computed again; where the disk is nearly full nothing is kept, nor
-    are small matrices.
+    A file that cannot be read is computed again. Nothing is kept where the disk is nearly full, nor
+    of small matrices.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -46,19 +47,19 @@ class SpectralCache:
         if min(weight.shape) < _MIN_SIZE:
             return refined_svd(weight)
         path = self.folder / f"{_digest(weight)}.safetensors"
-        found = _read(path, weight.device)
-        if found is None:
-            found = refined_svd(weight)
-            self._keep(path, found)
-        return found
+        svd = _read(path, weight.device)
+        if svd is None:
+            svd = refined_svd(weight)
+            self._keep(path, svd)
+        return svd
 
-    def _keep(self, path: Path, found: Svd) -> None:
-        size = sum(4 * part.numel() for part in found)
+    def _keep(self, path: Path, svd: Svd) -> None:
+        size = sum(part.nbytes for part in svd)
         with contextlib.suppress(StorageError, OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             disk = shutil.disk_usage(self.folder)
             if disk.free - size > _MIN_FREE_SHARE * disk.total:
-                tensors = {name: part.contiguous().cpu() for name, part in found._asdict().items()}
+                tensors = {name: part.contiguous().cpu() for name, part in svd._asdict().items()}
                 with replacing(path) as temporary, writing(path):
                     save_file(tensors, temporary)
 

@@ -1,4 +1,4 @@
-"""Effects of heads from planted items: what is there is shown, what is noise is not."""
+"""Effects of heads from planted items: a planted effect is shown, noise is not."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import ModelError
-from rankwise.heads.layouts import LAYOUTS, HeadLayout, Part, head_layouts
+from rankwise.heads.layouts import LAYOUTS, HeadLayout, LayerSlice, head_layouts
 from tests.support.tiny_models import tiny
 
 FAMILIES = {
@@ -38,7 +38,7 @@ def projected(model: Any, layout: HeadLayout) -> Tensor:
     return seen[0].unflatten(-1, (layout.num_heads, layout.width))
 
 
-def changed(model: Any, part: Part, *, outputs: bool, by: float) -> None:
+def changed(model: Any, part: LayerSlice, *, outputs: bool, by: float) -> None:
     """Multiply the weights of a part, and its biases, by a number."""
     layer = model.get_submodule(part.module)
     weight: Tensor = layer.weight.T if isinstance(layer, Conv1D) else layer.weight

@@ -14,7 +14,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenPiece, c
 from rankwise.heads.interventions import Head, only_heads
 from rankwise.heads.layouts import head_layouts
 from rankwise.heads.scorer import HeadScorer
-from rankwise.heads.screen import Choice, Gating, expected_effects
+from rankwise.heads.screen import Gating, ScreenedItem, expected_effects
 from rankwise.tasks.questions import Continuation
 from tests.support.head_adapters import PROJECTIONS, adapter_of, hooked, quiet
 from tests.support.plain_answers import plainly
@@ -23,21 +23,21 @@ from tests.support.tiny_models import tiny
 STEP = 1e-2
 
 
-def choices() -> list[Choice]:
+def choices() -> list[ScreenedItem]:
     draw = torch.Generator().manual_seed(5)
 
     def some(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(3, 64, (count,), generator=draw).tolist())
 
-    items: list[Choice] = []
+    items: list[ScreenedItem] = []
     for number in range(5):
         context = some(6 + number)
         options = tuple(Continuation(context, some(1 + n % 3)) for n in range(3))
-        items.append(Choice(options, number % 3))
-    return [*items, Choice((Continuation(some(5), some(4)),), 0)]
+        items.append(ScreenedItem(options, number % 3))
+    return [*items, ScreenedItem((Continuation(some(5), some(4)),), 0)]
 
 
-def value(model: Any, items: list[Choice]) -> float:
+def value(model: Any, items: list[ScreenedItem]) -> float:
     """The mean log-probability of the right answers, one forward pass for each option."""
     total = 0.0
     for item in items:

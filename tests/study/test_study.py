@@ -53,7 +53,7 @@ elif moment == "saving":
 elif moment == "scoring":
     scoring.evaluate = killing(scoring.evaluate)
 elif moment == "comparing":
-    divergence.left_padded = killing(divergence.left_padded)
+    divergence.predicting_states = killing(divergence.predicting_states)
 elif moment == "analysing":
     weights.matrix_spectrum = killing(weights.matrix_spectrum)
 elif moment == "writing":

@@ -38,7 +38,7 @@ def model_of(family: str, tokenizer: Any, **changes: Any) -> Any:
 def peer_texts(
     model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int, **settings: Any
 ) -> list[str]:
-    """Of lm-eval's Hugging Face back end."""
+    """The texts of lm-eval's Hugging Face back end."""
     peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=256)
     requests = [
         Instance("generate_until", {}, (text, dict(settings)), index)

@@ -30,7 +30,7 @@ quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:The following:
 
 @contextmanager
 def hooked(model: Any, head: Head, value: Tensor | None = None) -> Iterator[Any]:
-    """A head's slice of what is projected set to a value, as a plain script does it."""
+    """Set a head's slice of the output projection's input, as a plain script does it."""
     layout = head_layouts(model)[head.layer]
 
     def change(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:

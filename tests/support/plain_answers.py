@@ -1,4 +1,4 @@
-"""Items, and what a plain loop over them answers."""
+"""Items, and a plain loop's answers to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rankwise.tasks.questions import Continuation, LogLikelihood
 
 
 def questions(seed: int = 0) -> list[Continuation]:
-    """Few-shot questions: a beginning that most share, options of one and of several tokens."""
+    """Few-shot questions: most share a beginning; options have one token or several."""
     draw = random.Random(seed)
 
     def some(least: int, most: int) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ ITEMS = questions()
 
 @torch.no_grad()
 def plainly(model: Any, items: Sequence[Continuation] = ITEMS) -> list[LogLikelihood]:
-    """By a forward pass of the dense model for every item."""
+    """The answers by a forward pass of the dense model for every item."""
     found: list[LogLikelihood] = []
     for item in items:
         logits = model(torch.tensor([item.tokens_read])).logits[0, -len(item.continuation) :]

@@ -21,7 +21,7 @@ from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikel
 
 
 class PlainScorer:
-    """Remembers what it was asked: the models and the number of items of every call."""
+    """Remembers the models and the number of items of every call."""
 
     def __init__(self, model: Any, tokenizer: Any, **_: Any) -> None:
         self.model, self.tokenizer = model, tokenizer

@@ -19,7 +19,7 @@ from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.records.audits import AuditRecord
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, intruders_of
 from rankwise.report.audit_page import audit_page
-from rankwise.weights.audit import AuditSettings, Scored, audit, find_audited
+from rankwise.weights.audit import AuditScores, AuditSettings, audit, find_audited
 from tests.support.audited_models import (
     PREFIX,
     Q,
@@ -210,7 +210,7 @@ def test_an_untied_head_counts_for_itself(tiny_model_folder: Path, tmp_path: Pat
 
 
 def untie(folder: Path) -> None:
-    """Give the head weights of its own."""
+    """Give the head separate weights."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
 
@@ -302,7 +302,7 @@ def test_a_checkpoint_that_answers_as_its_base_does_is_not_believed(
 
     target = checkpoint(tiny_model_folder, tmp_path / "c", change)
     found = find_audited(str(tiny_model_folder), target)
-    same = Scored(precision="float32", answers_as_base=True)
+    same = AuditScores(precision="float32", answers_as_base=True)
     with pytest.raises(UnchangedOutputsError, match="the base was scored in its place"):
         audit(found, AuditSettings(20, 0), scored=same)
     copy = checkpoint(tiny_model_folder, tmp_path / "copy", lambda tensors: None)

@@ -40,7 +40,7 @@ def delta(update: LowRankUpdate) -> Tensor:
 
 
 def planted(values: list[float], seed: int = 3) -> LowRankUpdate:
-    """An update with these singular values, under a scaling of its own."""
+    """An update with these singular values, under a separate scaling."""
     left, right = orthonormal(OUT, len(values), seed), orthonormal(IN, len(values), seed + 1)
     return LowRankUpdate(right.T, left * torch.tensor(values).double() / 0.25, 0.25)
 

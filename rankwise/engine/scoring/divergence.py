@@ -1,23 +1,25 @@
-"""How far a model's next words are from those of another one, on right answers that both read."""
+"""How far a model's next-token distributions are from another's, on right answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.tasks.questions import RightAnswer
-
-Advance = Callable[[int], None]
+from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.head import CompletionHead
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.scoring.packed import predicting_states, within_budget
+from rankwise.tasks.questions import Advance, RightAnswer
 
 
 class ItemDivergence(NamedTuple):
-    """One answer: KL(reference || model) in nats, and the share of its tokens that both name.
+    """One answer: KL(reference || model) in nats, and how often both have the same top token.
 
-    Both are means over the answer's tokens; the second compares the most probable tokens.
+    Both are means over the answer's tokens.
     """
 
     kl_nats: float
@@ -28,26 +30,26 @@ def log_probabilities(
     model: nn.Module,
     answers: Sequence[RightAnswer],
     *,
-    pad_id: int,
     max_batch_tokens: int,
     advance: Advance = lambda _: None,
 ) -> list[Float[Tensor, "_ vocabulary"]]:
-    """What a model expects at every token of every answer, kept in memory in float32.
+    """A model's log-probabilities at every token of every answer, kept in memory in float32.
 
-    bfloat16 would round a log-probability of -10 by 0.03 nats, more than the divergences that
-    are looked for.
+    bfloat16 would round a log-probability of -10 by 0.03 nats, more than many divergences.
 
     Args:
         model: in eval mode.
-        answers: whose total size is limited by ``right_answers``.
-        pad_id: any token id.
-        max_batch_tokens: padded tokens in one forward pass.
-        advance: is told how many tokens were read.
+        answers: their total size is limited by ``right_answers``.
+        max_batch_tokens: of one forward pass.
+        advance: receives the number of tokens read.
+
+    Raises:
+        ModelError: as ``packed_attention`` and ``CompletionHead``.
     """
-    found: list[Tensor] = [torch.empty(0)] * len(answers)
-    for index, expected in _passes(model, answers, pad_id, max_batch_tokens, advance):
-        found[index] = expected.cpu()
-    return found
+    expected: list[Tensor] = [torch.empty(0)] * len(answers)
+    for index, of_answer in _passes(model, answers, max_batch_tokens, advance):
+        expected[index] = of_answer.cpu()
+    return expected
 
 
 def divergences(
@@ -55,7 +57,6 @@ def divergences(
     answers: Sequence[RightAnswer],
     reference: Sequence[Float[Tensor, "_ vocabulary"]],
     *,
-    pad_id: int,
     max_batch_tokens: int,
     advance: Advance = lambda _: None,
 ) -> list[ItemDivergence]:
@@ -63,16 +64,18 @@ def divergences(
 
     Args:
         model: in eval mode, with the reference's vocabulary.
-        answers: that the reference was read on.
+        answers: the same as the reference's.
         reference: from ``log_probabilities``, in the same order.
-        pad_id: as there.
         max_batch_tokens: as there.
         advance: as there.
+
+    Raises:
+        ModelError: as there.
     """
-    found = [ItemDivergence(0.0, 0.0)] * len(answers)
-    for index, expected in _passes(model, answers, pad_id, max_batch_tokens, advance):
-        found[index] = item_divergence(reference[index].to(expected.device), expected)
-    return found
+    items = [ItemDivergence(0.0, 0.0)] * len(answers)
+    for index, of_answer in _passes(model, answers, max_batch_tokens, advance):
+        items[index] = item_divergence(reference[index].to(of_answer.device), of_answer)
+    return items
 
 
 def item_divergence(
@@ -80,7 +83,7 @@ def item_divergence(
 ) -> ItemDivergence:
     """Two models' log-probabilities at the tokens of one answer.
 
-    KL is never below zero; rounding can take it there, and is cut off.
+    KL is never below zero; where rounding makes it so, it is set to zero.
     """
     kl = (reference.exp() * (reference - model)).sum(dim=-1).mean()
     agrees = reference.argmax(dim=-1) == model.argmax(dim=-1)
@@ -89,61 +92,15 @@ def item_divergence(
 
 @torch.inference_mode()
 def _passes(
-    model: nn.Module,
-    answers: Sequence[RightAnswer],
-    pad_id: int,
-    max_batch_tokens: int,
-    advance: Advance,
-) -> Iterator[tuple[int, Tensor]]:
-    """The index of an answer and (tokens, vocabulary) log-probabilities, on the model's device."""
-    device = next(model.parameters()).device
-    rows = [answer.tokens_read for answer in answers]
-    for chosen in within_budget([len(row) for row in rows], max_batch_tokens):
-        batch = left_padded([rows[i] for i in chosen], pad_id, device)
-        kept = max(len(answers[i].continuation) for i in chosen)
-        logits: Tensor = model(**batch._asdict(), logits_to_keep=kept, use_cache=False).logits
-        for row, index in enumerate(chosen):
-            own = logits[row, -len(answers[index].continuation) :]
-            yield index, own.float().log_softmax(dim=-1)
-        advance(sum(len(rows[i]) for i in chosen))
-
-
-class Batch(NamedTuple):
-    """Rows padded on the left, so that all of them end at the last column.
-
-    Attributes:
-        input_ids: (rows, length) token ids.
-        attention_mask: (rows, length), 1 on tokens and 0 on padding.
-        position_ids: (rows, length), counted from each row's first token.
-    """
-
-    input_ids: Int[Tensor, "rows length"]
-    attention_mask: Int[Tensor, "rows length"]
-    position_ids: Int[Tensor, "rows length"]
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Batch:
-    """Pad on the left. Masks go by length, so a pad id that is also a real token stays real."""
-    length = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for index, row in enumerate(rows):
-        input_ids[index, length - len(row) :] = torch.tensor(row, dtype=torch.long)
-        attention_mask[index, length - len(row) :] = 1
-    position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    return Batch(input_ids.to(device), attention_mask.to(device), position_ids.to(device))
-
-
-def within_budget(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, at most ``max_tokens`` when padded.
-
-    A row longer than the budget gets a batch of its own.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    model: nn.Module, answers: Sequence[RightAnswer], max_batch_tokens: int, advance: Advance
+) -> Iterator[tuple[int, Float[Tensor, "_ vocabulary"]]]:
+    """The index of an answer and its log-probabilities, on the model's device."""
+    decoder = decoder_of(model)
+    with packed_attention(model):
+        head = CompletionHead(decoder)
+    for batch in within_budget([len(answer.tokens_read) for answer in answers], max_batch_tokens):
+        with packed_attention(model):
+            states = predicting_states(decoder, [answers[index] for index in batch])
+        for index, of_answer in zip(batch, states, strict=True):
+            yield index, head.logits(of_answer).float().log_softmax(dim=-1)
+        advance(sum(len(answers[index].tokens_read) for index in batch))

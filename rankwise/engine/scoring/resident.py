@@ -1,4 +1,4 @@
-"""The resident engine: one base model in memory, scored with all adapters that were put on it."""
+"""The resident engine: one base model in memory, scored with all attached adapters."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from rankwise.engine.models.frozen_adapters import (
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
-from rankwise.engine.scoring.tree.answers import Answers, Targets, answer
+from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
-# Of the free memory, what cached keys and values may take.
-_CACHE_SHARE = 0.25
+# The share of the free memory that cached keys and values may take. There is a cache for
+# log-likelihoods and one for texts, and the activations of a pass need room besides.
+CACHE_SHARE = 0.25
 
 
 class ReadingWork(NamedTuple):
-    """What log-likelihoods took, models together.
+    """What log-likelihoods took, all models together.
 
     Attributes:
-        tokens_read: that went through the model.
-        distinct_tokens: of those asked for, the ones that differ by what they stand behind.
+        tokens_read: tokens that went through the model.
+        distinct_tokens: tokens of the queries, a common beginning counted once.
     """
 
     tokens_read: int = 0
@@ -44,7 +45,7 @@ class ReadingWork(NamedTuple):
 
 
 class ResidentScorer:
-    """A frozen base model and adapters, scored together; as ``scoring.Scorer`` says.
+    """A frozen base model and adapters, scored together; see ``tasks.questions.Scorer``.
 
     Attributes:
         reading: what log-likelihoods took so far.
@@ -58,15 +59,15 @@ class ResidentScorer:
         max_batch_tokens: int,
         cache_bytes: int | None = None,
     ) -> None:
-        """Check that the model can be read in parts.
+        """Check that the model can read sequences in parts.
 
         Args:
             base_model: frozen, in eval mode, without adapters; computes on its own device in its
                 own precision.
             tokenizer: its own.
-            max_batch_tokens: in one forward pass, all models together.
+            max_batch_tokens: of one forward pass, all models together.
             cache_bytes: for cached keys and values; None is a quarter of what is free. A single
-                sequence of a single model is read whatever it takes.
+                sequence of a single model is read even if it needs more.
 
         Raises:
             ModelError: attention or head of the model are not of a kind that is known here.
@@ -78,7 +79,8 @@ class ResidentScorer:
             self._head = CompletionHead(decoder)
         self._adapters: dict[str, FrozenAdapter] = {}
         self._bank = FrozenBank()
-        cache_bytes = _free_share(decoder.device) if cache_bytes is None else cache_bytes
+        if cache_bytes is None:
+            cache_bytes = free_share(decoder.device, CACHE_SHARE)
         self._reader = TreeReader(
             base_model, self._bank, max_tokens=max_batch_tokens, cache_bytes=cache_bytes
         )
@@ -96,16 +98,16 @@ class ResidentScorer:
         return self._reader.peak_cache_bytes
 
     def put_on(self, name: str, folder: Path) -> None:
-        """Make an adapter known; as ``scoring.Scorer``."""
+        """Attach an adapter; as ``Scorer``."""
         dtype = next(self._model.parameters()).dtype
         self._adapters[name] = load_frozen_adapter(self._model, folder, dtype)
 
     def hold(self, name: str, adapter: FrozenAdapter) -> None:
-        """Make an adapter known that is in memory already, in the model's dtype."""
+        """Attach an adapter that is in memory, in the model's dtype."""
         self._adapters[name] = adapter
 
     def take_off(self, name: str) -> None:
-        """Forget an adapter and give its memory back."""
+        """Detach an adapter and free its memory."""
         del self._adapters[name]
 
     @torch.inference_mode()
@@ -120,21 +122,21 @@ class ResidentScorer:
             return [[] for _ in models]
         tree = PrefixTree([item.tokens_read for item in items])
         targets = Targets(tree, items)
-        found: list[list[LogLikelihood]] = []
+        answers: list[list[LogLikelihood]] = []
         with self._carried(models) as adapters:
             for group in _groups(adapters, self._reader.together(tree, len(models))):
-                answers = Answers(len(group), len(items), self._device)
+                sums = LogLikelihoodSums(len(group), len(items), self._device)
                 for read in self._reader.read(tree, group):
-                    answer(self._head, read, targets, answers)
+                    add_answers(self._head, read, targets, sums)
                     num_read = len(group) * (read.stop - read.start)
                     self.reading = self.reading._replace(
                         tokens_read=self.reading.tokens_read + num_read
                     )
                     advance(len(group) * targets.tokens_finished(read.start, read.stop))
-                found += answers.log_likelihoods()
+                answers += sums.log_likelihoods()
         distinct = self.reading.distinct_tokens + len(tree) * len(models)
         self.reading = self.reading._replace(distinct_tokens=distinct)
-        return found
+        return answers
 
     def generate(
         self,
@@ -154,7 +156,7 @@ class ResidentScorer:
     def _carried(self, models: Sequence[str | None]) -> Generator[list[FrozenAdapter | None]]:
         """Within the block, the layers carry the adapters of these models."""
         if unknown := [n for n in models if n is not None and n not in self._adapters]:
-            raise ModelError(f"no adapter {', '.join(unknown)} was put on the resident model.")
+            raise ModelError(f"no adapter {', '.join(unknown)} is attached to the resident model.")
         adapters = [None if name is None else self._adapters[name] for name in models]
         with carrying(self._model, [a for a in adapters if a is not None], self._bank):
             yield adapters
@@ -167,9 +169,10 @@ def _groups(
         yield adapters[start : start + size]
 
 
-def _free_share(device: torch.device) -> int:
+def free_share(device: torch.device, share: float) -> int:
+    """A share of the memory that is free on a device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
         free = psutil.virtual_memory().available
-    return int(_CACHE_SHARE * free)
+    return int(share * free)

@@ -1,7 +1,7 @@
 """Scoring by vLLM where it is installed: the base, and a LoRA request for every adapter.
 
-Its kernels round otherwise than transformers', so that numbers equal lm-eval's Hugging Face back
-end only as far as two engines do.
+Its kernels round differently from transformers', so numbers equal those of lm-eval's Hugging Face
+back end only as far as two engines agree.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from rankwise.records.config import StudyConfig
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
 RESERVED_TOKENS = 2
-"""vLLM reads a continuation's last token too and writes one more: so much context they take."""
+"""Context that vLLM takes more: it also reads a continuation's last token and writes another."""
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+# values that vLLM accepts for max_lora_rank
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# vLLM returns when all sequences of a call are done; progress is shown between calls.
 _SEQUENCES_PER_CALL = 1024
-_DEFAULT_TOP_K = 50  # of transformers, when it samples; vLLM's own is all
+# transformers' default where it samples; vLLM's is no limit.
+_DEFAULT_TOP_K = 50
+# generation options with the same name and meaning in both
 _SAME_NAME = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 Answer = TypeVar("Answer")
 
 
-class _Adapter(NamedTuple):
-    """What is known of an adapter; ``number`` is vLLM's name for it."""
+class _AttachedAdapter(NamedTuple):
+    """An adapter; ``number`` is its id in vLLM."""
 
     number: int
     folder: Path
     rank: int
 
 
-class _Sequence(NamedTuple):
-    """What vLLM is given, and how much of the progress it is."""
+class _VllmInput(NamedTuple):
+    """A sequence for vLLM, and its part of the progress."""
 
     tokens: tuple[int, ...]
     parameters: Any
@@ -48,15 +52,15 @@ class _Sequence(NamedTuple):
 
 
 class VllmScorer:
-    """A model and its adapters in vLLM; see ``scoring.Scorer``.
+    """A model and its adapters in vLLM; see ``tasks.questions.Scorer``.
 
-    vLLM is opened at the first question, with room for the adapters that are on by then.
+    vLLM is opened at the first query, with room for the ranks of the adapters attached by then.
 
     Args:
         folder: of the model.
         tokenizer_folder: of its tokenizer.
         precision: of its weights.
-        max_rank: of adapters that are put on later.
+        max_rank: the largest rank of adapters that are attached later.
 
     Raises:
         ModelError: vLLM is not installed.
@@ -73,7 +77,7 @@ class VllmScorer:
         self._vllm = _import_vllm()
         self._folder, self._tokenizer_folder = folder, tokenizer_folder
         self._precision, self._max_rank = precision, max_rank
-        self._adapters: dict[str, _Adapter] = {}
+        self._adapters: dict[str, _AttachedAdapter] = {}
         self._numbers = itertools.count(1)
         self._engine: Any = None
 
@@ -84,9 +88,9 @@ class VllmScorer:
         if self._engine is not None and rank > self._max_rank:
             raise ModelError(
                 f"{folder}: vLLM was opened for ranks to {self._max_rank}, this one is {rank}. "
-                "Put it on before the first question, or say max_rank."
+                "Attach it before the first query, or set max_rank."
             )
-        self._adapters[name] = _Adapter(next(self._numbers), folder, rank)
+        self._adapters[name] = _AttachedAdapter(next(self._numbers), folder, rank)
 
     def take_off(self, name: str) -> None:
         del self._adapters[name]
@@ -101,10 +105,10 @@ class VllmScorer:
             temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False
         )
         sequences = [
-            _Sequence(item.context + item.continuation, parameters, len(item.tokens_read))
+            _VllmInput(item.context + item.continuation, parameters, len(item.tokens_read))
             for item in items
         ]
-        return self._of_each(
+        return self._answers(
             models,
             sequences,
             lambda output, index: _log_likelihood(output, items[index].continuation),
@@ -118,25 +122,25 @@ class VllmScorer:
         advance: Advance = lambda _: None,
     ) -> list[list[Generation]]:
         sequences = [
-            _Sequence(
+            _VllmInput(
                 prompt.tokens,
                 self._parameters(prompt),
                 len(prompt.tokens) + prompt.settings.max_new_tokens,
             )
             for prompt in prompts
         ]
-        return self._of_each(models, sequences, lambda output, _: _generation(output), advance)
+        return self._answers(models, sequences, lambda output, _: _generation(output), advance)
 
-    def _of_each(
+    def _answers(
         self,
         models: Sequence[str | None],
-        sequences: Sequence[_Sequence],
+        sequences: Sequence[_VllmInput],
         answer: Callable[[Any, int], Answer],
         advance: Advance,
     ) -> list[list[Answer]]:
-        """Every model's answers; so many sequences are asked at a time that progress is seen."""
+        """Every model's answers, in calls of a limited number of sequences."""
         engine = self._open()
-        found: dict[str | None, list[Answer]] = {model: [] for model in models}
+        answers: dict[str | None, list[Answer]] = {model: [] for model in models}
         pairs = itertools.product(models, enumerate(sequences))
         while chunk := list(itertools.islice(pairs, _SEQUENCES_PER_CALL)):
             outputs = engine.generate(
@@ -146,9 +150,9 @@ class VllmScorer:
                 use_tqdm=False,
             )
             for output, (model, (index, _)) in zip(outputs, chunk, strict=True):
-                found[model].append(answer(output, index))
+                answers[model].append(answer(output, index))
             advance(sum(sequence.num_tokens for _, (_, sequence) in chunk))
-        return [found[model] for model in models]
+        return [answers[model] for model in models]
 
     def _request(self, model: str | None) -> Any:
         if model is None:
@@ -179,28 +183,28 @@ class VllmScorer:
         return self._engine
 
     def _parameters(self, prompt: Prompt) -> Any:
-        """Settings in vLLM's words.
+        """Generation settings as vLLM's SamplingParams.
 
         Raises:
-            ModelError: an option that vLLM has no word for.
+            ModelError: vLLM has nothing that corresponds to an option.
         """
         options = dict(prompt.settings.options)
         samples = bool(options.pop("do_sample", False))
-        told: dict[str, Any] = {"top_k": _DEFAULT_TOP_K} if samples else {}
+        given: dict[str, Any] = {"top_k": _DEFAULT_TOP_K} if samples else {}
         for name, value in options.items():
             if name == "min_new_tokens":
-                told["min_tokens"] = value
+                given["min_tokens"] = value
             elif name not in _SAME_NAME:
                 raise ModelError(f"engine vllm cannot honour {name}={value!r} of a generation.")
             elif samples or name == "repetition_penalty":
-                told[name] = value
+                given[name] = value
         if not samples:
-            told["temperature"] = 0
+            given["temperature"] = 0
         else:
             content = repr((prompt.draw, prompt.tokens)).encode()
-            told["seed"] = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big")
+            given["seed"] = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big")
         return self._vllm.SamplingParams(
-            max_tokens=prompt.settings.max_new_tokens, stop=list(prompt.settings.stops), **told
+            max_tokens=prompt.settings.max_new_tokens, stop=list(prompt.settings.stops), **given
         )
 
 
@@ -209,8 +213,8 @@ def _import_vllm() -> Any:
         return importlib.import_module("vllm")
     except ImportError as error:
         raise ModelError(
-            f"engine vllm cannot be used: {error}. Run `pip install rankwise[vllm]`, or take the "
-            "engine resident, which needs nothing more."
+            f"engine vllm cannot be used: {error}. Run `pip install rankwise[vllm]`, or use the "
+            "engine resident, which is always available."
         ) from error
 
 
@@ -221,13 +225,13 @@ def _rank(folder: Path) -> int:
 
 
 def _log_likelihood(output: Any, continuation: Sequence[int]) -> LogLikelihood:
-    """From what vLLM says of the continuation's tokens: their own, and the most likely one."""
+    """From vLLM's log-probabilities of each continuation token and of the most likely one."""
     positions = output.prompt_logprobs[-len(continuation) :]
     nats, is_greedy = 0.0, True
     for token, candidates in zip(continuation, positions, strict=True):
-        own = float(candidates[token].logprob)
-        nats += own
-        is_greedy &= own >= max(float(each.logprob) for each in candidates.values())
+        of_token = float(candidates[token].logprob)
+        nats += of_token
+        is_greedy &= of_token >= max(float(other.logprob) for other in candidates.values())
     return LogLikelihood(nats, is_greedy)
 
 

@@ -9,7 +9,8 @@ from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.planning.tasks import plan_tasks, prepare
+from rankwise.study.planning.tasks import plan_tasks
+from rankwise.tasks.preparation import prepared_task
 from rankwise.tasks.requests import PreparedTask, prepare_task
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
 
@@ -71,8 +72,8 @@ def _prepared(
         if name in planned:
             prepared[name] = _first_items(planned[name], model, limit)
         for leaf in leaves:
-            prepared[leaf.name] = prepare(
-                leaf, study.config, model.tokenizer, model.max_length, limit=limit
+            prepared[leaf.name] = prepared_task(
+                leaf, model.tokenizer, model.max_length, study.config.evaluation, limit=limit
             )
     return list(prepared.values())
 

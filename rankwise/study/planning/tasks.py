@@ -13,6 +13,7 @@ from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
+from rankwise.tasks.preparation import prepared_task
 from rankwise.tasks.requests import PreparedTask, prepare_task
 from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
@@ -45,39 +46,6 @@ def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Iss
         issues: gets every problem and warning.
     """
     return _TaskFinder(config, tokenizer, max_length, issues).plan()
-
-
-def prepare(
-    loaded: LoadedTask,
-    config: StudyConfig,
-    tokenizer: Any,
-    max_length: int,
-    *,
-    limit: int | None = None,
-) -> PreparedTask:
-    """A task as a study scores it in its standard format.
-
-    Args:
-        loaded: the task.
-        config: of the study.
-        tokenizer: of the base model.
-        max_length: tokens that the model reads at most.
-        limit: score the first N items; None: as the study does.
-
-    Raises:
-        TaskError: the task cannot be scored.
-        DataError: its data cannot.
-    """
-    evaluation = config.evaluation
-    return prepare_task(
-        loaded,
-        tokenizer,
-        max_length=max_length,
-        num_fewshot=evaluation.num_fewshot,
-        limit=limit or evaluation.limit,
-        chat_template=evaluation.chat_template and bool(tokenizer.chat_template),
-        fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
-    )
 
 
 class _Source(NamedTuple):
@@ -172,7 +140,9 @@ class _TaskFinder:
         self, relation: Relation, loaded: LoadedTask, limit: int | None
     ) -> PreparedTask | None:
         try:
-            return prepare(loaded, self.config, self.tokenizer, self.max_length, limit=limit)
+            return prepared_task(
+                loaded, self.tokenizer, self.max_length, self.config.evaluation, limit=limit
+            )
         except (TaskError, DataError) as error:
             self.problems.append(f"evaluation.{relation}: {error}")
             return None

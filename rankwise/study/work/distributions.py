@@ -33,7 +33,6 @@ class DistributionWorker:
         context, reference = self._context, stage.reference
         answers = context.plan.answers[reference.train_task]
         settings: dict[str, Any] = {
-            "pad_id": context.plan.tokenizer.pad_token_id,
             "max_batch_tokens": context.study.config.evaluation.max_batch_tokens,
             "advance": context.observer.advanced,
         }

@@ -11,11 +11,11 @@ import numpy as np
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.findings.stats.correlation import rank_correlation
-from rankwise.heads.answers import ItemValues, Question, continuations, item_values, questions
+from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
 from rankwise.heads.effects import HeadScores, first_half, head_effects
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.scorer import Ablation, Graft, HeadScorer, Intervention, Reversion
-from rankwise.heads.screen import Choice, Gating, expected_effects
+from rankwise.heads.screen import Gating, ScreenedItem, expected_effects
 from rankwise.records.fingerprints import head_effects_fingerprint
 from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
 from rankwise.records.study import PlannedRun
@@ -238,14 +238,14 @@ class HeadStudy:
         )
 
     def _values(
-        self, task: PreparedTask, items: Sequence[Question], answers: Sequence[LogLikelihood]
+        self, task: PreparedTask, items: Sequence[ItemOptions], answers: Sequence[LogLikelihood]
     ) -> ItemValues:
         return item_values(task, items, answers, metric_of(self._plan.record.config, task.name))
 
     def _screened(
         self,
         task: PreparedTask,
-        items: Sequence[Question],
+        items: Sequence[ItemOptions],
         side: _Side,
         question: HeadQuestion,
     ) -> dict[Head, float]:
@@ -255,7 +255,7 @@ class HeadStudy:
         if question.mode == "revert":
             items = items[::2]  # as first_half
         choices = [
-            Choice(tuple(asked[index] for index in item.options), item.right)
+            ScreenedItem(tuple(asked[index] for index in item.options), item.right)
             for item in items
             if item.right is not None
         ]

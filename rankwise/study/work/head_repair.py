@@ -15,7 +15,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError
 from rankwise.findings.stats.estimates import Floats
-from rankwise.heads.answers import ItemValues, Question, continuations, item_values, questions
+from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
 from rankwise.heads.effects import estimates
 from rankwise.heads.interventions import Head, save_without_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
@@ -40,9 +40,9 @@ class _Asked(NamedTuple):
     """A task with what is scored of it."""
 
     task: PreparedTask
-    items: list[Question]
+    items: list[ItemOptions]
 
-    def half(self, first: bool) -> list[Question]:
+    def half(self, first: bool) -> list[ItemOptions]:
         """The items that heads are chosen by, or those that they are judged by."""
         return self.items[0 if first else 1 :: 2]
 

@@ -1,4 +1,4 @@
-"""Continuous batching: the texts that lm-eval's own back end writes, whoever is decoded beside."""
+"""Continuous batching: the texts of lm-eval's own back end, whatever else is in the batch."""
 
 from __future__ import annotations
 

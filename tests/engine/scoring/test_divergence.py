@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from tests.planted import results as planted_results
 from tests.support.observers import Recorder
 from tests.support.studies import run
 
-SETTINGS: dict[str, Any] = {"pad_id": 2, "max_batch_tokens": 40}
+SETTINGS: dict[str, Any] = {"max_batch_tokens": 40}
 
 
 def answer(context: list[int], continuation: list[int]) -> RightAnswer:
@@ -69,7 +70,7 @@ def test_a_model_does_not_diverge_from_itself(tiny_model_folder: Path) -> None:
     assert [each.top1_agreement for each in found] == [1.0, 1.0, 1.0]
 
 
-def test_batches_and_padding_change_nothing(tiny_model_folder: Path) -> None:
+def test_batches_and_packing_change_nothing(tiny_model_folder: Path) -> None:
     full, lora = tiny_model(tiny_model_folder, 0.1), tiny_model(tiny_model_folder)
     answers = [
         answer([5, 6, 7], [8, 9]),
@@ -191,8 +192,37 @@ def names(recorder: Recorder) -> list[tuple[str, str]]:
 SMALL = ("evaluation.out_of_domain=[]", "evaluation.held_out_text=[]")
 
 
-def test_a_study_compares_the_base_and_every_lora_run(study_file: Path, tmp_path: Path) -> None:
-    outcome, recorder = run(study_file, tmp_path / "study", *SMALL)
+class Finished(NamedTuple):
+    """A finished small study; ``folder`` is a copy for one test."""
+
+    outcome: Any
+    recorder: Recorder
+    folder: StudyFolder
+
+
+@pytest.fixture(scope="module")
+def original() -> list[Finished]:
+    """Filled by the first test that needs it."""
+    return []
+
+
+@pytest.fixture
+def finished(
+    study_file: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    original: list[Finished],
+) -> Finished:
+    """A study that is run once for all tests of this module."""
+    if not original:
+        folder = tmp_path_factory.mktemp("original") / "study"
+        original.append(Finished(*run(study_file, folder, *SMALL), StudyFolder(folder)))
+    shutil.copytree(original[0].folder.root, tmp_path / "study")
+    return original[0]._replace(folder=StudyFolder(tmp_path / "study"))
+
+
+def test_a_study_compares_the_base_and_every_lora_run(finished: Finished) -> None:
+    outcome, recorder, folder = finished
     assert names(recorder)[-5:-2] == [
         ("base", "divergence"),
         ("colours-lora-r002-a004-s0", "divergence"),
@@ -200,7 +230,6 @@ def test_a_study_compares_the_base_and_every_lora_run(study_file: Path, tmp_path
     ]
     assert recorder.done == pytest.approx(recorder.work[0])
     full = outcome.results.runs[2].name
-    folder = StudyFolder(tmp_path / "study")
     assert (folder.root / "base" / "divergence" / f"{full}.json").is_file()
     assert outcome.results.runs[2].divergences == ()
     (base,) = outcome.results.base.divergences
@@ -216,32 +245,32 @@ def test_a_study_compares_the_base_and_every_lora_run(study_file: Path, tmp_path
         assert found.kl_nats != base.kl_nats
 
 
-def test_the_divergence_is_that_of_the_saved_weights(study_file: Path, tmp_path: Path) -> None:
-    outcome, _ = run(study_file, tmp_path / "study", *SMALL)
+def test_the_divergence_is_that_of_the_saved_weights(finished: Finished, study_file: Path) -> None:
+    outcome, _, folder = finished
     plan = plan_study(load_config(study_file, SMALL))
-    folder = StudyFolder(tmp_path / "study")
     cpu = torch.device("cpu")
     full = models.load_frozen(folder.weights_folder(plan.record.runs[2]), "float32", cpu)
     base = models.load_frozen(
         models.find_base_model(BaseModelConfig(name=str(plan.base.folder))).folder, "float32", cpu
     )
     answers = plan.answers["colours"]
-    settings: dict[str, Any] = {"pad_id": 2, "max_batch_tokens": 4096}
+    settings: dict[str, Any] = {"max_batch_tokens": 4096}
     expected = log_probabilities(full, answers, **settings)
     by_hand = divergences(base, answers, expected, **settings)
     (found,) = outcome.results.base.divergences
     assert found.kl_nats == pytest.approx([each.kl_nats for each in by_hand], rel=1e-5)
 
 
-def test_a_missing_record_is_made_again_and_nothing_else(study_file: Path, tmp_path: Path) -> None:
-    before, _ = run(study_file, tmp_path / "study", *SMALL)
-    folder = StudyFolder(tmp_path / "study")
+def test_a_missing_record_is_made_again_and_nothing_else(
+    finished: Finished, study_file: Path
+) -> None:
+    before, _, folder = finished
     name = before.results.runs[1].name
     path = folder.divergence_file(name, before.results.runs[2].name)
     path.unlink()
     assert folder.read_results().runs[1].divergences == ()  # not read as something else
     assert [line.divergence_left for line in study_status(folder)] == [False, False, True, False]
-    after, recorder = run(study_file, tmp_path / "study", *SMALL)
+    after, recorder = run(study_file, folder.root, *SMALL)
     assert names(recorder) == [("colours-lora-r004-a008-s0", "divergence")]
     assert recorder.done == pytest.approx(recorder.work[0] - recorder.work[1])
     assert after.results.runs[1].divergences[0].kl_nats == pytest.approx(
@@ -249,17 +278,17 @@ def test_a_missing_record_is_made_again_and_nothing_else(study_file: Path, tmp_p
     )
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"fingerprint": "of other words"}))
-    _, recorder = run(study_file, tmp_path / "study", *SMALL)
+    _, recorder = run(study_file, folder.root, *SMALL)
     assert len(recorder.stages) == 1
     assert not any(line.divergence_left for line in study_status(folder))
 
 
-def test_a_run_that_is_trained_again_is_compared_again(study_file: Path, tmp_path: Path) -> None:
-    outcome, _ = run(study_file, tmp_path / "study", *SMALL)
-    folder = StudyFolder(tmp_path / "study")
-    full = outcome.results.runs[2].name
-    folder.run_file(full).unlink()
-    _, recorder = run(study_file, tmp_path / "study", *SMALL)
+def test_a_run_that_is_trained_again_is_compared_again(
+    finished: Finished, study_file: Path
+) -> None:
+    full = finished.outcome.results.runs[2].name
+    finished.folder.run_file(full).unlink()
+    _, recorder = run(study_file, finished.folder.root, *SMALL)
     assert [stage for _, stage in recorder.stages].count("divergence") == 3
     assert {model for model, stage in recorder.stages if stage == "training"} == {full}
 

@@ -1,4 +1,4 @@
-"""Prefix trees of hand-made sequences: what is shared is there once, and what has to be kept."""
+"""Prefix trees of hand-made sequences: shared tokens are in it once; what a reader keeps."""
 
 from __future__ import annotations
 

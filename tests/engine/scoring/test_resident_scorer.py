@@ -219,7 +219,7 @@ def test_an_adapter_that_was_taken_off_is_unknown(tmp_path: Path) -> None:
     scorer = scorer_of(tiny("Llama"))
     two_adapters(tmp_path, scorer)
     scorer.take_off("a")
-    with pytest.raises(ModelError, match="no adapter a was put on"):
+    with pytest.raises(ModelError, match="no adapter a is attached"):
         scorer.log_likelihoods(["b", "a"], ITEMS)
 
 

@@ -1,4 +1,4 @@
-"""vLLM behind the interface of scoring: what it is asked, and what is made of its answers."""
+"""vLLM behind the interface of scoring: its inputs, and the numbers made of its outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEST = -0.75
 
 
 class FakeVllm(ModuleType):
-    """Records what it is asked, and answers from the table."""
+    """Records its inputs, and answers from the table."""
 
     def __init__(self) -> None:
         super().__init__("vllm")

@@ -1,4 +1,4 @@
-"""Attention of texts that are written: a token per row against its cache, and new prompts.
+"""Attention of generated texts: one new token per row against its cache, and new prompts.
 
 One forward pass has the newest token of every row and the tokens of prompts that are read, in any
 order; ``attend_decoded`` keeps them apart. It is registered with transformers'
@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from rankwise.engine.models.attention import INSTEAD, AttentionTerms, refuse_arguments
 from rankwise.engine.scoring.decode.cache import (
     BLOCK_TOKENS,
+    VOID,
     BlockCache,
     BlockTable,
     Read,
@@ -29,23 +30,27 @@ from rankwise.engine.scoring.decode.cache import (
 from rankwise.errors import ModelError
 
 DECODE_ATTENTION = "rankwise_decode"
-# Queries of a prompt whose scores are computed at once.
+# Queries of a prompt whose scores are computed at once: scores of a long prompt take memory in
+# proportion to the square of its length otherwise.
 _QUERY_TOKENS = 256
-_LEAST = -1e30  # of a maximum, where a row sees nothing of a segment
+# Stands for a maximum of -inf, where a row sees nothing of a segment: -inf - -inf would be NaN.
+_LEAST = -1e30
+# Divides the output of such a row, which is zero, in place of a sum of zero.
+_SMALLEST_SUM = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
 class DecodeLayout:
-    """What the tokens of one forward pass are.
+    """Which tokens one forward pass has, and where their keys and values lie.
 
     Attributes:
         cache: the blocks of all rows.
-        positions: (tokens,) of every token in its text.
-        rows: (rows,) places of the tokens of decoded rows.
-        table: blocks of these rows; None if there is none.
+        positions: (tokens,) position of every token in its text.
+        rows: (rows,) places of the decoded rows' newest tokens.
+        table: blocks of the decoded rows; None if there is no such row.
         reads: the other tokens.
-        shared: segments that were read, now or before; a segment comes behind those that it is
-            under.
+        shared: segments that were read, now or before; a segment comes behind those that its
+            tokens see.
         attended: ids of the modules that have computed with this layout.
     """
 
@@ -91,17 +96,19 @@ def attend_decoded(
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, expected one row of {tokens}.")
     decode_layout.attended.add(id(module))
     terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
-    q = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
-    k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    q = query[0].transpose(0, 1)  # (tokens, heads, width)
+    # heads that share a key are neighbours, as in transformers' repeat_kv
+    q = q.unflatten(1, (key.shape[1], -1))  # (tokens, kv_heads, group, width)
+    k, v = key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, kv_heads, width)
     return _attend(id(module), q, k, v, decode_layout, terms)[None], None
 
 
-class _Parts:
-    """The output of all tokens while segments are added to it.
+class _Outputs:
+    """The output of all tokens, into which segments are merged one after the other.
 
     Attributes:
-        out: (tokens, heads, value_width), in float32 where there is something to add.
-        lse: (tokens, heads) log of the sum of exponentials so far, or None if nothing is added.
+        out: (tokens, heads, value_width), in float32 if anything is merged.
+        lse: (tokens, heads) log of the sum of exponentials so far, or None if nothing is merged.
     """
 
     def __init__(self, q: Tensor, v: Tensor, has_more: bool) -> None:
@@ -118,8 +125,11 @@ class _Parts:
 
     def add(self, places: slice, out: Tensor, lse: Tensor) -> None:
         assert self.lse is not None
+        # Online softmax: both outputs are normalised by their own sum of exponentials, exp(lse).
+        # Each is weighted by its share of the total, so no score is computed twice.
         before = self.lse[places]
         total = torch.logaddexp(before, lse)
+        # (tokens, heads, 1)
         share, more = (before - total).exp_()[..., None], (lse - total).exp_()[..., None]
         self.out[places] = self.out[places].mul_(share).addcmul_(out.to(self.out.dtype), more)
         self.lse[places] = total
@@ -128,17 +138,18 @@ class _Parts:
 def _attend(
     layer: int, q: Tensor, k: Tensor, v: Tensor, layout: DecodeLayout, terms: AttentionTerms
 ) -> Float[Tensor, "tokens heads value_width"]:
-    """Own tokens first, then every segment that was read before."""
-    parts = _Parts(q, v, bool(layout.shared) or terms.sinks is not None)
+    """The row's own tokens first, then every segment that it sees."""
+    parts = _Outputs(q, v, bool(layout.shared) or terms.sinks is not None)
     keep_lse = parts.lse is not None
     _write(layer, k, v, layout)
     if layout.table is not None:
         keys, values = layout.cache.layer(layer, k.shape[-1], v)
         table = layout.table
-        keys[table.current, :, :, table.offset] = k[layout.rows]
-        values[table.current, :, table.offset] = v[layout.rows]
-        found = _attend_blocks(q[layout.rows], keys, values, table, terms, keep_lse)
-        parts.put(layout.rows, *found)
+        # the newest token's key and value go to its place in its row's last block
+        keys[table.current, :, :, table.offset] = k[layout.rows]  # (rows, kv_heads, width)
+        values[table.current, :, table.offset] = v[layout.rows]  # (rows, kv_heads, value_width)
+        out, lse = _attend_blocks(q[layout.rows], keys, values, table, terms, keep_lse)
+        parts.put(layout.rows, out, lse)
     for places in _equal_lengths(layout.reads, q.device):
         out, lse = _attend_own(q[places], k[places], v[places], terms, keep_lse)
         parts.put(places.flatten(), out, lse)
@@ -149,40 +160,44 @@ def _attend(
             unseen = _out_of_window(layout.positions[places], use.segment, terms.window)
             parts.add(places, *_attend_segment(q[places], *segment, terms, unseen))
     if terms.sinks is not None:
+        # A sink takes part in the softmax and has no value: the output is scaled by
+        # sum / (sum + exp(sink)).
         assert parts.lse is not None
         parts.out *= torch.sigmoid(parts.lse - terms.sinks.float())[..., None]
     return parts.out.to(v.dtype)
 
 
 def _write(layer: int, k: Tensor, v: Tensor, layout: DecodeLayout) -> None:
-    """Keys and values of what is read, to where it belongs."""
+    """Write keys and values of prompts and segments to where they belong."""
     places: list[Tensor] = []
     blocks: list[int] = []
     for read in layout.reads:
         if isinstance(read.into, Segment):
-            own = slice(read.start, read.start + read.length)
-            pair = k[own].permute(1, 2, 0).contiguous(), v[own].transpose(0, 1).contiguous()
+            span = slice(read.start, read.start + read.length)
+            # (kv_heads, width, tokens) and (kv_heads, tokens, value_width), as bmm wants them
+            pair = k[span].permute(1, 2, 0).contiguous(), v[span].transpose(0, 1).contiguous()
             read.into.layers[layer] = pair
         else:
-            # behind the last token its last key and value are repeated: finite if they are
+            # Whole blocks are written. Behind the last token its key and value are repeated, which
+            # are finite if they are: weights there are 0, and 0 times infinity would be NaN.
             size = len(read.into) * BLOCK_TOKENS
             places.append(torch.arange(size).clamp_(max=read.length - 1).add_(read.start))
             blocks += read.into
     if blocks:
         keys, values = layout.cache.layer(layer, k.shape[-1], v)
-        index = torch.cat(places).view(-1, BLOCK_TOKENS).to(k.device)
-        keys[blocks] = k[index].permute(0, 2, 3, 1)
-        values[blocks] = v[index].transpose(1, 2)
+        index = torch.cat(places).view(-1, BLOCK_TOKENS).to(k.device)  # (blocks, block)
+        keys[blocks] = k[index].permute(0, 2, 3, 1)  # (blocks, kv_heads, width, block)
+        values[blocks] = v[index].transpose(1, 2)  # (blocks, kv_heads, block, value_width)
 
 
 def _equal_lengths(reads: Sequence[Read], device: torch.device) -> list[Tensor]:
-    """Places of what is read, (reads, tokens) for each length: they are multiplied together."""
+    """Places of the reads of each length, (reads, tokens): these are multiplied in one batch."""
     starts: dict[int, list[int]] = {}
     for read in reads:
         starts.setdefault(read.length, []).append(read.start)
     return [
-        (torch.tensor(found)[:, None] + torch.arange(length)).to(device)
-        for length, found in starts.items()
+        (torch.tensor(firsts)[:, None] + torch.arange(length)).to(device)
+        for length, firsts in starts.items()
     ]
 
 
@@ -194,21 +209,30 @@ def _attend_blocks(
     terms: AttentionTerms,
     keep_lse: bool,
 ) -> tuple[Float[Tensor, "rows heads value_width"], Tensor | None]:
-    """Every block with the query of its row; then softmax over each row's blocks."""
+    """Every block with the query of its row; then softmax over each row's blocks.
+
+    Products run over the cache's blocks as they lie, so that no key or value is gathered: only the
+    queries, scores, weights and outputs, which are smaller, go back and forth between blocks and
+    rows.
+    """
     rows, kv_heads, group, width = q.shape
     blocks, columns, heads = len(keys), table.grid.shape[1], kv_heads * group
     of_blocks = q[table.row_of].view(blocks * kv_heads, group, width)
-    products = torch.bmm(of_blocks, keys.flatten(0, 1)).view(blocks, heads, BLOCK_TOKENS)
+    products = torch.bmm(of_blocks, keys.flatten(0, 1))  # (blocks * kv_heads, group, block)
+    products = products.view(blocks, heads, BLOCK_TOKENS)
     scores = products.new_empty((rows, heads, columns, BLOCK_TOKENS), dtype=torch.float32)
-    scores.copy_(products[table.grid].transpose(1, 2))
-    scores = _limited(scores.flatten(2), terms).masked_fill_(table.unseen(terms.window), -torch.inf)
-    lse = scores.logsumexp(dim=-1) if keep_lse else None
+    scores.copy_(products[table.grid].transpose(1, 2))  # from (rows, columns, heads, block)
+    scores = _limited(scores.flatten(2), terms)  # (rows, heads, columns * block)
+    scores = scores.masked_fill_(table.unseen(terms.window), -torch.inf)
+    lse = scores.logsumexp(dim=-1) if keep_lse else None  # (rows, heads)
     weights = scores.softmax(dim=-1).to(values.dtype).view(rows, heads, columns, BLOCK_TOKENS)
-    weights = weights.transpose(1, 2)[table.row_of, table.column_of]
+    weights = weights.transpose(1, 2)[table.row_of, table.column_of]  # (blocks, heads, block)
     weights = weights.view(blocks * kv_heads, group, BLOCK_TOKENS)
-    out = torch.bmm(weights, values.flatten(0, 1)).view(blocks, heads, -1)
-    out[0] = 0  # the void block
-    return out[table.grid].sum(dim=1, dtype=torch.float32), lse
+    out = torch.bmm(weights, values.flatten(0, 1))  # (blocks * kv_heads, group, value_width)
+    out = out.view(blocks, heads, -1)
+    # The void block fills short rows of the grid. It has got the weights of row 0's first block.
+    out[VOID] = 0
+    return out[table.grid].sum(dim=1, dtype=torch.float32), lse  # (rows, heads, value_width)
 
 
 def _attend_own(
@@ -220,25 +244,31 @@ def _attend_own(
 ) -> tuple[Float[Tensor, "places heads value_width"], Tensor | None]:
     """Prompts of equal length, each token with those before it; a range of queries at a time."""
     reads, tokens, kv_heads, group, _ = q.shape
-    keys, values = k.permute(0, 2, 3, 1).flatten(0, 1), v.transpose(1, 2).flatten(0, 1)
+    keys = k.permute(0, 2, 3, 1).flatten(0, 1)  # (reads * kv_heads, width, tokens)
+    values = v.transpose(1, 2).flatten(0, 1)  # (reads * kv_heads, tokens, value_width)
     queries = q.transpose(1, 2).flatten(0, 1)  # (reads * kv_heads, tokens, group, width)
     outs: list[Tensor] = []
     lses: list[Tensor] = []
     for start in range(0, tokens, _QUERY_TOKENS):
         stop = min(start + _QUERY_TOKENS, tokens)
+        # the first key that the range's first query still sees
         first = 0 if terms.window is None else max(0, start - terms.window + 1)
+        # (reads * kv_heads, queries * group, keys)
         scores = torch.bmm(queries[:, start:stop].flatten(1, 2), keys[:, :, first:stop])
+        # (reads * kv_heads, queries, group, keys)
         scores = _limited(scores.float(), terms).unflatten(1, (stop - start, group))
         unseen = _later(stop - start, stop - first, terms.window, q.device)
+        # (reads * kv_heads, queries * group, keys)
         scores = scores.masked_fill_(unseen, -torch.inf).flatten(1, 2)
-        if keep_lse:
+        if keep_lse:  # (reads * kv_heads, queries, group)
             lses.append(scores.logsumexp(dim=-1).unflatten(1, (-1, group)))
         weights = scores.softmax(dim=-1).to(v.dtype)
-        outs.append(torch.bmm(weights, values[:, first:stop]).unflatten(1, (-1, group)))
+        out = torch.bmm(weights, values[:, first:stop])  # (.., queries * group, value_width)
+        outs.append(out.unflatten(1, (-1, group)))  # (.., queries, group, value_width)
 
-    def by_place(found: list[Tensor]) -> Tensor:
+    def by_place(ranges: list[Tensor]) -> Tensor:
         """(reads * kv_heads, tokens, group, ...) to (reads * tokens, heads, ...)."""
-        whole = torch.cat(found, dim=1).unflatten(0, (reads, kv_heads))
+        whole = torch.cat(ranges, dim=1).unflatten(0, (reads, kv_heads))
         return whole.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     return by_place(outs), by_place(lses) if keep_lse else None
@@ -251,27 +281,33 @@ def _attend_segment(
     terms: AttentionTerms,
     unseen: Tensor | None,
 ) -> tuple[Float[Tensor, "tokens heads value_width"], Float[Tensor, "tokens heads"]]:
-    """All tokens that are under a segment in one product with its keys."""
+    """All tokens that see a segment, in one product with its keys."""
     outs: list[Tensor] = []
     lses: list[Tensor] = []
     group = q.shape[2]
     for start in range(0, len(q), _QUERY_TOKENS):
-        queries = q[start : start + _QUERY_TOKENS].transpose(0, 1).flatten(1, 2)
-        scores = _limited(torch.bmm(queries, keys).float(), terms).unflatten(1, (-1, group))
+        # (kv_heads, queries, group, width)
+        queries = q[start : start + _QUERY_TOKENS].transpose(0, 1)
+        queries = queries.flatten(1, 2)  # (kv_heads, queries * group, width)
+        scores = _limited(torch.bmm(queries, keys).float(), terms)
+        scores = scores.unflatten(1, (-1, group))  # (kv_heads, queries, group, length)
         if unseen is not None:
             scores = scores.masked_fill_(unseen[start : start + _QUERY_TOKENS, None], -torch.inf)
+        # A softmax by hand: a row that sees nothing gets an output of 0 and an lse of -inf, which
+        # adds nothing to what it has seen elsewhere; ``softmax`` would return NaN.
         most = scores.amax(dim=-1, keepdim=True).clamp_(min=_LEAST)
         weights = scores.sub_(most).exp_()
-        total = weights.sum(dim=-1)
-        lses.append((most[..., 0] + total.log()).transpose(0, 1).flatten(1))
+        total = weights.sum(dim=-1)  # (kv_heads, queries, group)
+        lses.append((most[..., 0] + total.log()).transpose(0, 1).flatten(1))  # (queries, heads)
+        # (kv_heads, queries * group, value_width)
         out = torch.bmm(weights.flatten(1, 2).to(values.dtype), values)
-        out = out.unflatten(1, (-1, group)) / total.clamp(min=1e-30)[..., None]
-        outs.append(out.transpose(0, 1).flatten(1, 2))
+        out = out.unflatten(1, (-1, group)) / total.clamp(min=_SMALLEST_SUM)[..., None]
+        outs.append(out.transpose(0, 1).flatten(1, 2))  # (queries, heads, value_width)
     return torch.cat(outs), torch.cat(lses)
 
 
 def _limited(products: Tensor, terms: AttentionTerms) -> Tensor:
-    """Scores of products in float32, in place."""
+    """Scale products, which are in float32, and cap them; in place."""
     scores = products.mul_(terms.scale)
     if terms.softcap is not None:
         scores = scores.div_(terms.softcap).tanh_().mul_(terms.softcap)
@@ -281,7 +317,7 @@ def _limited(products: Tensor, terms: AttentionTerms) -> Tensor:
 def _out_of_window(
     positions: Int[Tensor, " tokens"], segment: Segment, window: int | None
 ) -> Tensor | None:
-    """(tokens, length) True where a token no longer sees a segment's; None where all see all."""
+    """(tokens, length), True where a token no longer sees the segment's; None if all see all."""
     if window is None:
         return None
     keys = torch.arange(segment.start, segment.start + segment.length, device=positions.device)
@@ -295,6 +331,7 @@ def _later(
     rows: int, columns: int, window: int | None, device: torch.device
 ) -> Int[Tensor, "rows 1 columns"]:
     """True on keys that are not seen; the last column is the last row's own key."""
+    # (rows, 1, columns): by how many positions a key is behind the query
     behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
     unseen = behind < 0
     if window is not None:

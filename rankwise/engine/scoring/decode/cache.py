@@ -1,8 +1,8 @@
-"""Keys and values of texts that are written: blocks taken before they are needed, and shared ones.
+"""Keys and values of generated texts: a row's own in blocks, common beginnings in segments.
 
 A row's own tokens lie in blocks of equal size, anywhere in one tensor per layer, so that the keys
-of all rows are multiplied in one batch and a short row does not pay for a long one. What several
-rows begin with lies in a segment of its own, once for each model.
+of all rows are multiplied in one batch and a short row does not pay for a long one. A beginning
+that several rows share lies in a separate segment, once for each model.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK_TOKENS = 64
+"""On average half of a row's last block is unused; smaller blocks mean more, smaller products."""
+
 VOID = 0
-"""A block that belongs to nobody and stands where a row has none."""
+"""A block that belongs to no row and fills the table behind a row's last block."""
 
 
 class BlockCache:
-    """Blocks of ``BLOCK_TOKENS`` tokens: keys and values of every layer, made when first written.
+    """Blocks of ``BLOCK_TOKENS`` tokens: keys and values of every layer, allocated when first used.
 
-    Those in use lie at the front, as far as ``compact`` was called.
+    Attributes:
+        used: blocks from the front that may be in use, the void block included; given back ones
+            among them are gaps until ``compact`` is called or they are taken again.
     """
 
     def __init__(self, num_blocks: int) -> None:
         """``num_blocks`` can be taken; memory of a block is touched when it is first used."""
-        self._size = num_blocks + 1
+        self._size = num_blocks + 1  # and the void block
         self._free: list[int] = []
         self.used = VOID + 1
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free) + self._size - self.used
 
     def layer(
         self, layer: int, width: int, like: Float[Tensor, "tokens kv_heads value_width"]
@@ -47,11 +47,11 @@ class BlockCache:
         Args:
             layer: the id of its attention module.
             width: of a key.
-            like: values; they decide sizes, dtype and device.
+            like: values, for their sizes, dtype and device.
         """
         if layer not in self._layers:
             _, heads, value_width = like.shape
-            # zeros: what a row does not use is multiplied by a weight of 0 and must be finite
+            # zeros: places that a row does not use get a weight of 0, and must be finite for that
             keys = like.new_zeros((self._size, heads, width, BLOCK_TOKENS))
             values = like.new_zeros((self._size, heads, BLOCK_TOKENS, value_width))
             self._layers[layer] = keys, values
@@ -59,8 +59,14 @@ class BlockCache:
         return keys[: self.used], values[: self.used]
 
     def take(self, count: int) -> list[int]:
-        """Blocks for a row, the lowest first; what was in them is forgotten."""
+        """Blocks for a row, the lowest free ones first, so that those in use stay at the front.
+
+        Raises:
+            IndexError: fewer are free.
+        """
         blocks = [heapq.heappop(self._free) for _ in range(min(count, len(self._free)))]
+        # Keys of another row may stay: their scores are masked. Its values are multiplied by the
+        # masked weights, which are 0, and could be infinite.
         for _, values in self._layers.values() if blocks else ():
             values[blocks] = 0
         new = range(self.used, self.used + count - len(blocks))
@@ -70,12 +76,12 @@ class BlockCache:
         return [*blocks, *new]
 
     def give_back(self, blocks: Sequence[int]) -> None:
-        """Let others have them."""
+        """Free a row's blocks."""
         for block in blocks:
             heapq.heappush(self._free, block)
 
     def compact(self) -> Mapping[int, int]:
-        """Move the last blocks to where free ones lie; old and new number of what was moved."""
+        """Move the last blocks into the gaps; returns old number -> new number of moved blocks."""
         free = set(self._free)
         used = self.used - len(free)
         into = sorted(block for block in free if block < used)
@@ -84,7 +90,7 @@ class BlockCache:
             for pair in self._layers.values():
                 for tensor in pair:
                     tensor[into] = tensor[moved]
-        # what lay behind may be taken again without being cleared by ``take``
+        # blocks behind ``used`` are taken without being cleared by ``take``
         for _, values in self._layers.values() if used < self.used else ():
             values[used : self.used] = 0
         self._free, self.used = [], used
@@ -113,12 +119,12 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """Tokens side by side that are new: they see each other, and the segments they are under.
+    """Consecutive new tokens: they see each other, and the segments before them.
 
     Attributes:
         start: the first one's place in the batch.
         length: number of tokens.
-        into: where their keys and values go: a segment, or blocks of a row.
+        into: where their keys and values go: a segment, or a row's blocks.
     """
 
     start: int
@@ -140,10 +146,10 @@ class BlockTable:
 
     Attributes:
         grid: (rows, columns) the blocks of every row in order; VOID behind the last one.
-        row_of: (blocks,) the row of every block of the cache, or 0.
-        column_of: (blocks,) its place among the row's blocks, or 0.
+        row_of: (blocks,) the row of every block of the cache; 0 of a block that no row has.
+        column_of: (blocks,) its place among the row's blocks; 0 likewise.
         current: (rows,) block of the newest token.
-        offset: (rows,) and its place there.
+        offset: (rows,) the newest token's place in that block.
         lengths: (rows,) tokens in the row's blocks, the newest included.
     """
 
@@ -154,12 +160,12 @@ class BlockTable:
         used: int,
         device: torch.device,
     ) -> None:
-        """``blocks`` and ``lengths`` of the rows; ``used`` blocks there are in the cache."""
+        """Blocks and lengths of the rows, and ``BlockCache.used``."""
         columns = max(map(len, blocks))
         grid = torch.tensor([[*row, *[VOID] * (columns - len(row))] for row in blocks])
         owner = torch.zeros(2, used, dtype=torch.long)
         rows, places = (grid != VOID).nonzero(as_tuple=True)
-        owner[:, grid[rows, places]] = torch.stack([rows, places])
+        owner[:, grid[rows, places]] = torch.stack([rows, places])  # (2, used): row and column
         self.grid, (self.row_of, self.column_of) = grid.to(device), owner.to(device)
         self.lengths = torch.tensor(lengths, device=device)
         self.current = torch.tensor([row[-1] for row in blocks], device=device)
@@ -167,9 +173,10 @@ class BlockTable:
         self._unseen: dict[int | None, Tensor] = {}
 
     def unseen(self, window: int | None) -> Int[Tensor, "rows 1 columns*block"]:
-        """True where a row has no token, or one that is out of its window."""
+        """True where a row has no token, or one outside its window; made once per window."""
         if window not in self._unseen:
             at = torch.arange(self.grid.shape[1] * BLOCK_TOKENS, device=self.grid.device)
+            # (rows, columns * block): positions behind the newest token; below 0 there is no token
             behind = self.lengths[:, None] - 1 - at
             unseen = behind < 0
             if window is not None:

@@ -1,7 +1,7 @@
 """Continuous batching: prompts are continued together, each row under its own model.
 
-A row is a prompt and a model. Every forward pass has the newest token of each row that is written
-and the prompts of rows that begin; when a row has ended, its place is taken in the next pass.
+A row is a prompt and a model. Every forward pass has the newest token of each active row and the
+prompts of rows that begin; when a row has ended, the next one takes its place.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Advance, Generation, GenerationSettings, Prompt
 
-# Rows that are written at once: with more, a step gets no cheaper per row.
+# Rows that are active at once: with more, a step gets no cheaper per row.
 _MAX_ROWS = 128
-# Tokens of prompts that are read beside them in one pass.
+# Tokens of prompts that are read in the same pass: they would hold up the active rows if more.
 _MAX_READ_TOKENS = 1024
 
 
@@ -35,12 +35,11 @@ class DecodeWork(NamedTuple):
     """What decoding took.
 
     Attributes:
-        tokens_read: of prompts, all models together.
-        distinct_tokens: of them, those that differ from all before them by what they stand behind.
+        tokens_read: tokens of prompts, all models together.
+        distinct_tokens: likewise, a common beginning counted once for each model.
         steps: forward passes.
-        rows: at work, summed over the steps.
-        places: that there were for rows, summed over the steps: as many as may be at work at
-            once, or all that are left where these are fewer.
+        rows: active rows, summed over the steps.
+        places: rows that could have been active (``RowBatch.places``), summed over the steps.
     """
 
     tokens_read: int = 0
@@ -51,12 +50,12 @@ class DecodeWork(NamedTuple):
 
     @property
     def occupancy(self) -> float:
-        """The mean share of places at work."""
+        """The mean share of places with an active row."""
         return self.rows / self.places if self.places else 1.0
 
 
-class _Asked(NamedTuple):
-    """What prompts with equal settings have in common."""
+class _Rules(NamedTuple):
+    """How texts with equal settings are continued and where they end."""
 
     sampler: Sampler
     stops: StopStrings
@@ -85,8 +84,8 @@ class Decoder:
             base_model: frozen, in eval mode, on any device.
             tokenizer: its own.
             bank: of the layers that carry adapters.
-            cache_bytes: for keys and values; a single row is written even if it needs more.
-            max_rows: that are written at once.
+            cache_bytes: for keys and values; a single row is continued even if it needs more.
+            max_rows: rows that are active at once.
             max_read_tokens: of prompts in one pass; a single prompt is read even if it has more.
 
         Raises:
@@ -109,30 +108,31 @@ class Decoder:
         """Continue every prompt under every adapter, None being the base; as ``Scorer.generate``.
 
         Raises:
-            ModelError: attention or settings ask for what cannot be honoured here.
+            ModelError: attention or settings ask for something that is not supported here.
         """
         if not prompts or not adapters:
             return [[] for _ in adapters]
-        asked = self._asked(prompts)
+        rules = self._rules(prompts)
+        # greedy texts of equal prompts are equal, whichever draw: each is written once
         wanted = [
-            prompt if asked[prompt.settings].sampler.is_random else prompt._replace(draw=0)
+            prompt if rules[prompt.settings].sampler.is_random else prompt._replace(draw=0)
             for prompt in prompts
         ]
         counts = Counter(wanted)
-        found: dict[tuple[int, Prompt], Generation] = {}
+        texts: dict[tuple[int, Prompt], Generation] = {}
         with attention_of(decoder_of(self._model), DECODE_ATTENTION):
-            batch = self._batch(len(adapters), list(counts), asked)
+            batch = self._batch(len(adapters), list(counts), rules)
             while batch.is_unfinished:
-                for row in self._step(batch, adapters, asked):
+                for row in self._step(batch, adapters, rules):
                     prompt = row.prompt
-                    found[row.model, prompt] = self._text(row, asked[prompt.settings])
+                    texts[row.model, prompt] = self._text(row, rules[prompt.settings])
                     tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
                     advance(tokens * counts[prompt])
-        return [[found[model, prompt] for prompt in wanted] for model in range(len(adapters))]
+        return [[texts[model, prompt] for prompt in wanted] for model in range(len(adapters))]
 
-    def _asked(self, prompts: Sequence[Prompt]) -> dict[GenerationSettings, _Asked]:
+    def _rules(self, prompts: Sequence[Prompt]) -> dict[GenerationSettings, _Rules]:
         return {
-            settings: _Asked(
+            settings: _Rules(
                 Sampler(self._model, settings), StopStrings(self._tokenizer, settings.stops)
             )
             for settings in dict.fromkeys(prompt.settings for prompt in prompts)
@@ -142,13 +142,13 @@ class Decoder:
         self,
         num_models: int,
         prompts: Sequence[Prompt],
-        asked: Mapping[GenerationSettings, _Asked],
+        rules: Mapping[GenerationSettings, _Rules],
     ) -> RowBatch:
         """All rows: prompts that begin alike follow each other, each under all models at once."""
         prompts = sorted(prompts, key=lambda prompt: (prompt.tokens, prompt.draw))
         chains = shared_prefixes([prompt.tokens for prompt in prompts])
         rows = [
-            Row((model, index), prompt, chain, asked[prompt.settings].sampler.begin(prompt))
+            Row((model, index), prompt, chain, rules[prompt.settings].sampler.begin(prompt))
             for index, (prompt, chain) in enumerate(zip(prompts, chains, strict=True))
             for model in range(num_models)
         ]
@@ -159,7 +159,10 @@ class Decoder:
         return RowBatch(rows, limits, self._device)
 
     def _bytes_per_token(self) -> int:
-        """Of keys and values in all layers: seen, since configs have many names for their sizes."""
+        """Bytes of a token's keys and values in all layers.
+
+        Measured by reading one token, since configs have many names for these sizes.
+        """
         segment, zero = Segment(0, 1), torch.zeros(1, dtype=torch.long, device=self._device)
         layout = DecodeLayout(BlockCache(0), zero, zero[:0], None, [Read(0, 1, segment)])
         self._forward(zero[None], layout, zero)
@@ -186,14 +189,17 @@ class Decoder:
         self,
         batch: RowBatch,
         adapters: Sequence[FrozenAdapter | None],
-        asked: Mapping[GenerationSettings, _Asked],
+        rules: Mapping[GenerationSettings, _Rules],
     ) -> list[Row]:
-        """A token for every row; the rows that have ended are taken out and returned."""
+        """Write a token for every row; remove and return the rows that have ended."""
         batch.admit()
         places, rows = batch.places, batch.rows
         input_ids, layout, ends, ranges = batch.forward_pass()
-        owned = [(adapters[model], start, stop) for model, start, stop in ranges]
-        pieces = [FrozenPiece(adapter, *own) for adapter, *own in owned if adapter is not None]
+        pieces = [
+            FrozenPiece(adapter, start, stop)
+            for model, start, stop in ranges
+            if (adapter := adapters[model]) is not None
+        ]
         with self._bank.rows_of(pieces):
             logits = self._forward(input_ids, layout, ends)
         self.work = DecodeWork(
@@ -203,38 +209,38 @@ class Decoder:
             self.work.rows + len(rows),
             self.work.places + places,
         )
-        self._write(rows, logits, asked)
-        ended = [row for row in rows if _has_ended(row, asked[row.prompt.settings])]
+        self._write(rows, logits, rules)
+        ended = [row for row in rows if _has_ended(row, rules[row.prompt.settings])]
         batch.remove(ended)
         return ended
 
     def _write(
-        self, rows: Sequence[Row], logits: Tensor, asked: Mapping[GenerationSettings, _Asked]
+        self, rows: Sequence[Row], logits: Tensor, rules: Mapping[GenerationSettings, _Rules]
     ) -> None:
         """The next token of every row, those with equal settings together."""
         groups: dict[GenerationSettings, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
             groups[row.prompt.settings].append(index)
         for settings, members in groups.items():
-            own = logits if len(groups) == 1 else logits[members]
-            chosen = [rows[index] for index in members]
-            new = asked[settings].sampler.next_tokens(
-                own, [row.choice for row in chosen], (row.tokens for row in chosen)
+            of_group = logits if len(groups) == 1 else logits[members]  # (members, vocabulary)
+            group = [rows[index] for index in members]
+            new = rules[settings].sampler.next_tokens(
+                of_group, [row.sampling for row in group], (row.tokens for row in group)
             )
-            for row, token in zip(chosen, new, strict=True):
+            for row, token in zip(group, new, strict=True):
                 row.written.append(token)
 
-    def _text(self, row: Row, asked: _Asked) -> Generation:
-        """What lm-eval keeps of it: special tokens and what comes from a stop string on go."""
+    def _text(self, row: Row, rules: _Rules) -> Generation:
+        """What lm-eval keeps: without special tokens, and cut where a stop string begins."""
         text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
-        kept = asked.stops.kept(text)
-        is_finished = _has_stopped(row, asked) or len(kept) < len(text)
+        kept = rules.stops.kept(text)
+        is_finished = _has_stopped(row, rules) or len(kept) < len(text)
         return Generation(kept, is_finished)
 
 
-def _has_stopped(row: Row, asked: _Asked) -> bool:
-    return row.written[-1] in asked.sampler.end_tokens or asked.stops.are_in(row.written)
+def _has_stopped(row: Row, rules: _Rules) -> bool:
+    return row.written[-1] in rules.sampler.end_tokens or rules.stops.are_in(row.written)
 
 
-def _has_ended(row: Row, asked: _Asked) -> bool:
-    return len(row.written) >= row.prompt.settings.max_new_tokens or _has_stopped(row, asked)
+def _has_ended(row: Row, rules: _Rules) -> bool:
+    return len(row.written) >= row.prompt.settings.max_new_tokens or _has_stopped(row, rules)

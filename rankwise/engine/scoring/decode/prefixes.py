@@ -1,4 +1,4 @@
-"""What prompts have in common at their beginning, as far as it pays to keep it once for all."""
+"""Common beginnings of prompts, where it pays to keep their keys and values once for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LEAST_TOKENS = 32
 
 @dataclass(frozen=True, eq=False)
 class SharedPrefix:
-    """Tokens that some prompts go on with behind what they have in common before.
+    """Tokens that several prompts have in common, behind an earlier common beginning or none.
 
     Attributes:
         start: position of the first.
@@ -28,15 +28,16 @@ class SharedPrefix:
 
 
 def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPrefix, ...]]:
-    """For every prompt the chain of prefixes that it shares with others; the rest is its own.
+    """For every prompt the chain of prefixes that it shares with others.
 
-    Each prompt keeps at least its last token to itself.
+    The last token is never shared: each row reads it itself, for its first logits.
 
     Args:
-        prompts: sorted, so that those with equal beginnings lie side by side; some may be equal.
+        prompts: sorted, so that those with equal beginnings are neighbours; some may be equal.
     """
     chains: list[tuple[SharedPrefix, ...]] = [()] * len(prompts)
-    # ranges of prompts that have a chain of prefixes in common
+    # Ranges of prompts with the same chain so far. Of sorted prompts, what the first and the last
+    # of a range have in common, all have.
     open_ranges = [(0, len(prompts))]
     while open_ranges:
         first, last = open_ranges.pop()
@@ -48,6 +49,7 @@ def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPref
         if common - before >= _LEAST_TOKENS:
             prefix = SharedPrefix(before, prompts[first][before:common])
             chains[first:last] = [(*chain, prefix)] * (last - first)
+        # split the range where the next token differs
         start = first
         for index in range(first + 1, last + 1):
             if index == last or _token(prompts[index], common) != _token(prompts[start], common):
@@ -59,12 +61,12 @@ def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPref
 
 
 def _common(first: tuple[int, ...], last: tuple[int, ...]) -> int:
-    """How many tokens the two, and so all between them, begin with; not the last of either."""
+    """How many tokens both begin with, the last of either left out."""
     limit = min(len(first), len(last)) - 1
     pairs = zip(first[:limit], last[:limit], strict=True)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), limit)
 
 
 def _token(prompt: tuple[int, ...], position: int) -> int | None:
-    """The token there; None where only the prompt's own last token is left."""
+    """The token there; None where only the prompt's last token is left."""
     return prompt[position] if position < len(prompt) - 1 else None

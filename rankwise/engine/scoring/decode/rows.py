@@ -1,4 +1,4 @@
-"""The rows that are written: which wait, which are at work, and what a forward pass has of them."""
+"""The rows of a decoding batch: which wait, which are active, and their next forward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rankwise.engine.scoring.decode.cache import (
     SharedUse,
 )
 from rankwise.engine.scoring.decode.prefixes import SharedPrefix
-from rankwise.engine.scoring.decode.samplers import Choice
+from rankwise.engine.scoring.decode.samplers import RowSampling
 from rankwise.tasks.questions import Prompt
 
 
@@ -30,10 +30,11 @@ class Row:
     """A prompt that is continued by a model.
 
     Attributes:
-        order: of the model and of the prompt: rows that share a prefix are neighbours.
+        order: numbers of the model and of the prompt: sorted by them, rows that share a prefix are
+            neighbours.
         prompt: its tokens and settings.
         chain: prefixes that it shares with other rows of the model.
-        choice: how it chooses its tokens.
+        sampling: how its next token is chosen.
         blocks: of its own tokens; none before it is read.
         written: new tokens.
     """
@@ -41,7 +42,7 @@ class Row:
     order: tuple[int, int]
     prompt: Prompt
     chain: tuple[SharedPrefix, ...]
-    choice: Choice
+    sampling: RowSampling
     blocks: list[int] = field(default_factory=list[int])
     written: list[int] = field(default_factory=list[int])
 
@@ -51,31 +52,31 @@ class Row:
 
     @property
     def tokens(self) -> list[int]:
-        """Of the prompt, and those written."""
+        """Those of the prompt and the new ones."""
         return [*self.prompt.tokens, *self.written]
 
     @property
     def own_start(self) -> int:
-        """Position of the first token that it does not share."""
+        """Position of the first token that no other row shares."""
         return self.chain[-1].stop if self.chain else 0
 
     @property
     def position(self) -> int:
-        """Of its newest token."""
+        """Position of its newest token."""
         return len(self.prompt.tokens) + len(self.written) - 1
 
     @property
     def most_blocks(self) -> int:
-        """That it may need: its last token is not read."""
+        """The most blocks that it may need; its last token is never read."""
         tokens = len(self.prompt.tokens) - self.own_start
         return -(-(tokens + self.prompt.settings.max_new_tokens - 1) // BLOCK_TOKENS)
 
 
 class RowLimits(NamedTuple):
-    """How many rows there may be at once.
+    """How much one forward pass may take.
 
     Attributes:
-        rows: at work.
+        rows: active at once.
         blocks: of the cache, segments included; a single row may have more.
         read_tokens: of prompts in one pass; a single row may have more.
     """
@@ -86,13 +87,13 @@ class RowLimits(NamedTuple):
 
 
 class ForwardPass(NamedTuple):
-    """What the model is called with, and whose the logits are.
+    """The model's inputs, and which rows the logits belong to.
 
     Attributes:
         input_ids: (1, tokens).
         layout: of these tokens.
         ends: (rows,) places of the tokens whose logits are wanted.
-        ranges: of every model at work: its position, first place, and the place behind its last.
+        ranges: of every active model: its number, first place, and the place behind its last.
     """
 
     input_ids: Int[Tensor, "1 tokens"]
@@ -102,15 +103,16 @@ class ForwardPass(NamedTuple):
 
 
 class RowBatch:
-    """Rows at work and rows that wait.
+    """Active rows and waiting rows.
 
     Attributes:
-        rows: at work, sorted by model and prompt.
+        rows: the active ones, sorted by model and prompt.
     """
 
     def __init__(self, rows: Sequence[Row], limits: RowLimits, device: torch.device) -> None:
-        """``rows`` in the order in which they begin."""
+        """Take rows in the order in which they begin."""
         self._waiting, self._limits, self._device = deque(rows), limits, device
+        # No more blocks than the largest rows together can need, but enough for a single row.
         needs = sorted((row.most_blocks for row in rows), reverse=True)
         most = max(needs[0], min(limits.blocks, sum(needs[: limits.rows])))
         self._cache = BlockCache(most)
@@ -125,13 +127,17 @@ class RowBatch:
 
     @property
     def places(self) -> int:
-        """For rows: as many as there may be at once, or fewer if fewer are left."""
+        """How many rows could be active: the limit, or all that are left if these are fewer."""
         left = len(self.rows) + len(self._waiting)
         return max(len(self.rows), min(self._most_rows, left))
 
     def admit(self) -> None:
-        """Let rows begin, as many as there are places, blocks, and tokens to be read."""
-        segments = sum(-(-each.length // BLOCK_TOKENS) for each in self._segments.values())
+        """Let rows begin while row, block and token limits allow it.
+
+        A row begins only if there is room for all blocks that it may ever need, so that it never
+        has to stop. A row that is alone always begins.
+        """
+        segments = sum(-(-s.length // BLOCK_TOKENS) for s in self._segments.values())
         taken = segments + sum(row.most_blocks for row in self.rows)
         tokens, coming = 0, set[tuple[int, SharedPrefix]]()
         while self._waiting and len(self.rows) < self._limits.rows:
@@ -148,7 +154,7 @@ class RowBatch:
         self.rows.sort(key=lambda row: row.order)
 
     def forward_pass(self) -> ForwardPass:
-        """The newest token of each row, or its prompt, and prefixes that none has read."""
+        """The newest token of each row, or its prompt, and prefixes that are not read yet."""
         tokens: list[int] = []
         positions: list[int] = []
         reads: list[Read] = []
@@ -159,6 +165,10 @@ class RowBatch:
         ranges: list[tuple[int, int, int]] = []
 
         def append(row: Row, new: Sequence[int], position: int, depth: int) -> None:
+            """Tokens that see the first ``depth`` prefixes of the row's chain.
+
+            Rows that share a prefix are neighbours, so the tokens that see it are one range.
+            """
             for prefix in row.chain[:depth]:
                 uses.setdefault((row.model, prefix), [len(tokens), 0])[1] = len(tokens) + len(new)
             tokens.extend(new)
@@ -183,7 +193,7 @@ class RowBatch:
                 reads.append(Read(len(tokens), len(own), row.blocks))
                 append(row, own, row.own_start, len(row.chain))
             ends.append(len(tokens) - 1)
-            if ranges and ranges[-1][0] == row.model:
+            if ranges and ranges[-1][0] == row.model:  # rows of a model are one range
                 first = ranges.pop()[1]
             ranges.append((row.model, first, len(tokens)))
         layout = DecodeLayout(
@@ -192,13 +202,13 @@ class RowBatch:
             rows=torch.tensor(places, dtype=torch.long, device=self._device),
             table=self._table(decoded),
             reads=reads,
-            shared=[SharedUse(self._segments[key], *places) for key, places in uses.items()],
+            shared=[SharedUse(self._segments[key], *span) for key, span in uses.items()],
         )
         input_ids = torch.tensor([tokens], device=self._device)
         return ForwardPass(input_ids, layout, torch.tensor(ends, device=self._device), ranges)
 
     def remove(self, ended: Sequence[Row]) -> None:
-        """Give back the places and the blocks of rows, and prefixes that no row needs any more."""
+        """Free the blocks of rows that have ended, and prefixes that no row needs any more."""
         if not ended:
             return
         gone = set(map(id, ended))
@@ -209,13 +219,15 @@ class RowBatch:
                 self._users[row.model, prefix] -= 1
                 if not self._users[row.model, prefix]:
                     del self._segments[row.model, prefix]
-        if not self._waiting:  # else the next rows fill the gaps
+        # Attention runs over all blocks up to the last one in use. While rows wait, the next of
+        # them fill the gaps; later the blocks are moved together.
+        if not self._waiting:
             moved = self._cache.compact()
             for row in self.rows:
                 row.blocks = [moved.get(block, block) for block in row.blocks]
 
     def _lengthen(self, row: Row) -> None:
-        """A block for the newest token, where the last one is full."""
+        """Add a block for the newest token if the last one is full."""
         if row.position - row.own_start >= len(row.blocks) * BLOCK_TOKENS:
             row.blocks += self._cache.take(1)
 

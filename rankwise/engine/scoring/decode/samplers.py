@@ -25,7 +25,7 @@ from transformers.generation import (
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import GenerationSettings, Prompt
 
-# They look at nothing but the scores, so that rows go through them together.
+# These depend on the scores alone, so that all rows go through them together.
 _OF_SCORES_ALONE = (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -35,18 +35,19 @@ _OF_SCORES_ALONE = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
 )
-# What decides by something else than a row's own tokens and scores, or makes several texts of one.
+# Options that use more than a row's own tokens and scores, or make several texts of one.
 _REFUSED = ("guidance_scale", "watermarking_config", "max_time", "stop_strings", "token_healing")
-# Columns whose maximum is taken first; see ``first_largest``.
+# Columns in a group of ``first_largest``: few compared with a vocabulary, so that both of its
+# argmaxes, over groups and in a group, are short.
 _COLUMNS = 128
 
 
-class Choice(NamedTuple):
-    """One row's way to choose.
+class RowSampling(NamedTuple):
+    """How the next token of one row is chosen.
 
     Attributes:
         processors: of transformers, for a prompt of this length.
-        generator: its own random numbers.
+        generator: the row's own random numbers.
     """
 
     processors: LogitsProcessorList
@@ -56,11 +57,11 @@ class Choice(NamedTuple):
 class Sampler:
     """Chooses the next tokens of rows with equal settings, greedily or at random.
 
-    The model's own generation config counts, as in ``generate``: its repetition penalty also
-    where the choice is greedy.
+    The model's own generation config counts, as in ``generate``; its repetition penalty also for
+    greedy decoding.
 
     Attributes:
-        end_tokens: that end a text.
+        end_tokens: ids that end a text.
         is_random: whether tokens are drawn.
     """
 
@@ -68,8 +69,8 @@ class Sampler:
         """Read the settings.
 
         Raises:
-            ModelError: an option is unknown, out of its range, or asks for what is not greedy
-                decoding or plain sampling.
+            ModelError: an option is unknown, out of its range, or asks for something other than
+                greedy decoding or plain sampling.
         """
         self._model, self._settings = model, settings
         self._device = next(model.parameters()).device
@@ -99,8 +100,8 @@ class Sampler:
                 "sampled. Change generation_kwargs of the task or generation_config.json."
             )
 
-    def begin(self, prompt: Prompt) -> Choice:
-        """What a row behind this prompt chooses by."""
+    def begin(self, prompt: Prompt) -> RowSampling:
+        """How the row of this prompt chooses."""
         config = copy.copy(self._config)
         config.max_length = len(prompt.tokens) + self._settings.max_new_tokens
         try:
@@ -115,43 +116,48 @@ class Sampler:
             raise ModelError(
                 f"generation options {dict(self._settings.options)}: {error}"
             ) from error
-        return Choice(processors, torch.Generator().manual_seed(_seed(prompt)))
+        return RowSampling(processors, torch.Generator().manual_seed(_seed(prompt)))
 
     def next_tokens(
         self,
         logits: Float[Tensor, "rows vocabulary"],
-        choices: Sequence[Choice],
+        rows: Sequence[RowSampling],
         tokens: Iterable[list[int]],
     ) -> list[int]:
-        """Choose.
+        """Choose a token for every row.
 
         Args:
             logits: of the next token, in any dtype.
-            choices: of the rows.
+            rows: from ``begin``.
             tokens: of the rows, prompt included.
         """
-        if not self.is_random and not choices[0].processors:
+        if not self.is_random and not rows[0].processors:
             return first_largest(logits).tolist()
-        scores = self._processed(logits.float(), choices, tokens)
+        scores = self._processed(logits.float(), rows, tokens)
         if not self.is_random:
             return scores.argmax(dim=-1).tolist()
-        return _drawn(scores, [choice.generator for choice in choices]).tolist()
+        return _drawn(scores, [row.generator for row in rows]).tolist()
 
     def _processed(
         self,
         scores: Float[Tensor, "rows vocabulary"],
-        choices: Sequence[Choice],
+        rows: Sequence[RowSampling],
         tokens: Iterable[list[int]],
     ) -> Float[Tensor, "rows vocabulary"]:
-        """Equal settings give every row the same processors, up to the lengths in them."""
-        own = [[p for p in c.processors if type(p) not in _OF_SCORES_ALONE] for c in choices]
-        together = [p for p in choices[0].processors if type(p) in _OF_SCORES_ALONE]
-        in_front = len(own[0]) == 0 or choices[0].processors[: len(own[0])] == own[0]
-        if not in_front:  # a processor behind those of scores alone: all row by row
-            own, together = [list(choice.processors) for choice in choices], []
+        """Scores after the processors.
+
+        Equal settings give every row the same kinds of processors, so those of scores alone run
+        once for all rows, provided that they come last; all others run row by row.
+        """
+        own = [[p for p in row.processors if type(p) not in _OF_SCORES_ALONE] for row in rows]
+        together = [p for p in rows[0].processors if type(p) in _OF_SCORES_ALONE]
+        in_front = len(own[0]) == 0 or rows[0].processors[: len(own[0])] == own[0]
+        if not in_front:
+            own, together = [list(row.processors) for row in rows], []
         if own[0]:
-            rows = zip(own, tokens, scores.split(1), strict=True)
-            scores = torch.cat([self._row_processed(*row) for row in rows])
+            by_row = zip(own, tokens, scores.split(1), strict=True)
+            scores = torch.cat([self._row_processed(*row) for row in by_row])
+        # processors take the tokens too; these do not look at them
         nothing = torch.empty((len(scores), 0), dtype=torch.long, device=scores.device)
         for processor in together:
             scores = processor(nothing, scores)
@@ -169,27 +175,32 @@ class Sampler:
 def first_largest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
     """The first column of each row's maximum, as argmax finds it.
 
-    A maximum is vectorised where argmax is not: the best group of columns comes first, then the
-    best column in it.
+    On a CPU amax is vectorised and argmax is not: amax finds the best group of columns, and argmax
+    the best column in it.
     """
     size = logits.shape[1]
     whole = size // _COLUMNS * _COLUMNS
     if whole == 0:
         return logits.argmax(dim=-1)
-    best = logits[:, :whole].unflatten(1, (-1, _COLUMNS)).amax(dim=-1)
+    best = logits[:, :whole].unflatten(1, (-1, _COLUMNS)).amax(dim=-1)  # (rows, groups)
     if whole < size:
         best = torch.cat([best, logits[:, whole:].amax(dim=-1, keepdim=True)], dim=1)
-    start = (best.argmax(dim=-1) * _COLUMNS).clamp_(max=size - _COLUMNS)[:, None]
-    columns = start + torch.arange(_COLUMNS, device=logits.device)
+    # The last group may be short: its window begins earlier, among columns with lower logits.
+    start = (best.argmax(dim=-1) * _COLUMNS).clamp_(max=size - _COLUMNS)[:, None]  # (rows, 1)
+    columns = start + torch.arange(_COLUMNS, device=logits.device)  # (rows, _COLUMNS)
     return start[:, 0] + logits.gather(1, columns).argmax(dim=-1)
 
 
 def _drawn(
     scores: Float[Tensor, "rows vocabulary"], generators: Sequence[torch.Generator]
 ) -> Int[Tensor, " rows"]:
-    """One token per row from the softmax of its scores, by one uniform number of its own."""
+    """One token per row from the softmax of its scores, by a uniform number of its generator.
+
+    By inversion: the first token at which the cumulative sum of probabilities is above the number.
+    """
+    # float64: in float32 a sum over a whole vocabulary would lose the smallest probabilities
     shares = scores.softmax(dim=-1).double().cumsum(dim=-1)
-    # single precision, so that the product stays below the total
+    # Drawn in float32, so at most 1 - 2**-24: its product with the total stays below the total.
     uniform = torch.stack([torch.rand((1,), generator=generator) for generator in generators])
     threshold = uniform.to(shares) * shares[:, -1:]
     return torch.searchsorted(shares, threshold, right=True)[:, 0]

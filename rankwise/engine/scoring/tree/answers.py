@@ -1,4 +1,4 @@
-"""What a tree's places are asked: which tokens are scored behind them, and the answers in sums."""
+"""Log-likelihoods from a tree: which tokens are scored behind which places, and their sums."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rankwise.engine.scoring.tree.reader import ReadPlaces
 from rankwise.tasks.questions import Continuation, LogLikelihood
 
 
-class Scored(NamedTuple):
+class ScoredTokens(NamedTuple):
     """Tokens that are scored behind a few places.
 
     Attributes:
-        rows: of each, the number of its place among these.
-        tokens: their ids.
-        items: whose they are.
+        rows: number of each token's place among these places, ascending.
+        tokens: token ids.
+        items: number of each token's item.
     """
 
     rows: Int[np.ndarray, " tokens"]
@@ -35,6 +35,8 @@ class Targets:
     """The tokens that are scored, in the order of the places behind which they are predicted."""
 
     def __init__(self, tree: PrefixTree, items: Sequence[Continuation]) -> None:
+        # A sequence's last token is not read, so the n tokens of its continuation are predicted
+        # behind the last n places of its path.
         paths = [
             tree.path(last)[-len(item.continuation) :]
             for last, item in zip(tree.lasts, items, strict=True)
@@ -51,16 +53,19 @@ class Targets:
     def within(
         self, start: int, stop: int
     ) -> tuple[Int[np.ndarray, " places"], Int[np.ndarray, " places+1"]]:
-        """Scored places from ``start`` to ``stop``, and the first target of each and the end."""
+        """The scored places from ``start`` to ``stop``, and the bounds of each one's targets.
+
+        Targets ``bounds[i]`` to ``bounds[i + 1]`` are those behind the i-th of these places.
+        """
         first, last = np.searchsorted(self._places, [start, stop])
         places, firsts = np.unique(self._places[first:last], return_index=True)
         return places, np.append(firsts + first, last)
 
-    def part(self, first: int, last: int, places: Int[np.ndarray, " places"]) -> Scored:
+    def part(self, first: int, last: int, places: Int[np.ndarray, " places"]) -> ScoredTokens:
         """The targets from ``first`` to ``last``, which are behind these places."""
-        own = slice(first, last)
-        rows = np.searchsorted(places, self._places[own])
-        return Scored(rows, self._tokens[own], self._items[own])
+        span = slice(first, last)
+        rows = np.searchsorted(places, self._places[span])
+        return ScoredTokens(rows, self._tokens[span], self._items[span])
 
     def tokens_finished(self, start: int, stop: int) -> int:
         """Tokens of the items whose last place is from ``start`` to ``stop``."""
@@ -68,49 +73,55 @@ class Targets:
         return self._read[last] - self._read[first]
 
 
-class Answers:
-    """Sums of log-probabilities, and whether all were the greatest, by model and item."""
+class LogLikelihoodSums:
+    """Sums of log-probabilities in nats, and of tokens that are not greedy, by model and item."""
 
     def __init__(self, num_models: int, num_items: int, device: torch.device) -> None:
         self._nats = torch.zeros(num_models, num_items, dtype=torch.float64, device=device)
         self._misses = torch.zeros(num_models, num_items, dtype=torch.long, device=device)
 
-    def add(self, logits: Float[Tensor, "models places vocab"], scored: Scored) -> None:
+    def add(self, logits: Float[Tensor, "models places vocab"], scored: ScoredTokens) -> None:
         """Add the scored tokens' log-probabilities, in float32 and a block of places at a time.
 
-        By ``log_softmax``, as lm-eval: its rounding, about 1e-5 nats a token on a CPU, is the
-        same way for every token and adds up over a long text; ``logsumexp`` has none of it.
+        By ``log_softmax``, as lm-eval: its rounding, about 1e-5 nats a token on a CPU, has the
+        same sign for every token and adds up over a long text. ``logsumexp`` would not have it,
+        and the numbers would differ from lm-eval's.
         """
         rows, tokens, items = (torch.from_numpy(x).to(logits.device) for x in scored)
         block = max(1, BLOCK_BYTES[logits.device.type] // (4 * logits.shape[-1]))
         bounds = range(0, logits.shape[1] + block, block)
-        firsts = np.searchsorted(scored.rows, bounds)
+        firsts = np.searchsorted(scored.rows, bounds)  # the first target of every block
         for number, of_model in enumerate(logits):
             for start, first, last in zip(bounds, firsts[:-1], firsts[1:], strict=False):
-                some = of_model[start : start + block]
+                part = of_model[start : start + block]  # (block, vocab)
                 at = rows[first:last] - start, tokens[first:last]
-                found = some.float().log_softmax(dim=-1)[at]
-                self._nats[number].index_add_(0, items[first:last], found.double())
-                misses = some[at] < some.amax(dim=-1)[at[0]]
-                if not bool(misses.all()):  # the first of equal greatest ones is the greedy choice
-                    misses |= some.argmax(dim=-1)[at[0]] != at[1]
+                nats = part.float().log_softmax(dim=-1)[at]
+                self._nats[number].index_add_(0, items[first:last], nats.double())
+                misses = part[at] < part.amax(dim=-1)[at[0]]
+                # Among equal maxima the first is the greedy choice. argmax is slower than amax, so
+                # it is only computed where some token has reached the maximum.
+                if not bool(misses.all()):
+                    misses |= part.argmax(dim=-1)[at[0]] != at[1]
                 self._misses[number].index_add_(0, items[first:last], misses.long())
 
     def log_likelihoods(self) -> list[list[LogLikelihood]]:
         """By model and item."""
         pairs = zip(self._nats.tolist(), (self._misses == 0).tolist(), strict=True)
-        return [[LogLikelihood(*each) for each in zip(*pair, strict=True)] for pair in pairs]
+        return [[LogLikelihood(*item) for item in zip(*pair, strict=True)] for pair in pairs]
 
 
-def answer(head: CompletionHead, read: ReadPlaces, targets: Targets, answers: Answers) -> None:
-    """Logits of the places behind which a token is scored, in chunks of a few places."""
-    places, of_places = targets.within(read.start, read.stop)
+def add_answers(
+    head: CompletionHead, read: ReadPlaces, targets: Targets, sums: LogLikelihoodSums
+) -> None:
+    """Compute logits where a token is scored, a chunk of places at a time, and add them up."""
+    places, bounds = targets.within(read.start, read.stop)
     hidden, device = read.hidden, read.hidden.device
-    size = head.vocab_size * hidden.element_size() * len(hidden)
-    chunk = max(1, CHUNK_BYTES[device.type] // size)
+    place_bytes = head.vocab_size * hidden.element_size() * len(hidden)
+    chunk = max(1, CHUNK_BYTES[device.type] // place_bytes)
     for start in range(0, len(places), chunk):
-        own = slice(start, min(start + chunk, len(places)))
-        rows = torch.from_numpy(places[own] - read.start).to(device)
-        logits = head.logits(hidden[:, rows].flatten(0, 1)).unflatten(0, (len(hidden), -1))
-        first, last = of_places[own.start], of_places[own.stop]
-        answers.add(logits, targets.part(first, last, places[own]))
+        span = slice(start, min(start + chunk, len(places)))
+        rows = torch.from_numpy(places[span] - read.start).to(device)
+        logits = head.logits(hidden[:, rows].flatten(0, 1))  # (models * places, vocab)
+        logits = logits.unflatten(0, (len(hidden), -1))  # (models, places, vocab)
+        first, last = bounds[span.start], bounds[span.stop]
+        sums.add(logits, targets.part(first, last, places[span]))

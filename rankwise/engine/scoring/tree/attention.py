@@ -27,9 +27,11 @@ from rankwise.engine.scoring.tree.layout import SharedKeys, TreeLayout
 from rankwise.errors import ModelError
 
 TREE_ATTENTION = "rankwise_tree"
-# Of the scores of queries and shared keys that are computed at once, by kind of device.
+# Limit for the scores of queries and shared keys that exist at once, by kind of device.
 _SCORE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-_WHOLE = 8  # columns of a product are rounded up to whole vectors
+# Columns of a product are rounded up to a multiple of this. 8 bfloat16 are 16 bytes: with that
+# alignment a GPU multiplies on its tensor cores, and a CPU loads whole vectors.
+_TILE = 8
 
 
 class KeyValues(NamedTuple):
@@ -44,18 +46,18 @@ class KeyValues(NamedTuple):
     values: Float[Tensor, "models tokens kv_heads value_width"]
 
     def at(self, slices: tuple[slice, ...]) -> KeyValues:
-        """Those of some tokens, copied."""
-        return KeyValues(*(torch.cat([x[:, own] for own in slices], dim=1) for x in self))
+        """Those of some tokens, copied, so that the others can be freed."""
+        return KeyValues(*(torch.cat([x[:, part] for part in slices], dim=1) for x in self))
 
 
 @dataclass(eq=False)
 class TreeStep:
-    """One forward pass: a layout, what was cached for it, and what the layers add.
+    """One forward pass: a layout, its cached keys and values, and those that the layers add.
 
     Attributes:
-        layout: which places are read.
-        cached: by layer, keys and values of the layout's cached ancestors; empty if none.
-        pools: filled by the layers, by their index: what is cached and behind it what is new.
+        layout: the places that are read.
+        cached: layer → keys and values of the layout's cached ancestors; empty if there are none.
+        pools: layer → the cached ones and behind them the new ones; filled by the layers.
     """
 
     layout: TreeLayout
@@ -66,7 +68,7 @@ class TreeStep:
     )
 
     def pool(self, layer: int, new: KeyValues) -> KeyValues:
-        """The key pool of a layer, which is kept."""
+        """A layer's key pool, from its new keys and values; it is kept in ``pools``."""
         if self.layout.num_cached:
             pairs = zip(self.cached[layer], new, strict=True)
             new = KeyValues(*(torch.cat(pair, dim=1) for pair in pairs))
@@ -76,15 +78,16 @@ class TreeStep:
     def seen(
         self, number: int, window: int | None, dtype: torch.dtype
     ) -> Float[Tensor, "blocks 1 rows 1 columns"]:
-        """0 where queries of a group of blocks see a key and -inf elsewhere; for all layers."""
-        found = self._seen.get((number, window))
-        if found is None:
+        """0 where a group's queries see a key and -inf elsewhere; made once for all layers."""
+        added = self._seen.get((number, window))
+        if added is None:
             group = self.layout.groups[number]
             seen = group.seen if window is None else group.seen & (group.distances < window)
-            found = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            found = found.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
-            self._seen[number, window] = found
-        return found
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            # axes of size 1 stand for kv_heads and for the queries that share a key
+            added = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]
+            self._seen[number, window] = added
+        return added
 
 
 @contextmanager
@@ -130,8 +133,11 @@ def attend_tree(
     if sizes != [tokens] * 3:
         raise ModelError(f"{name} got {sizes} queries, keys and values, and reads {tokens} tokens.")
     terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
+    # (models, tokens, kv_heads, width): tokens first, so that the pool grows along one axis
     pool = tree_step.pool(layer, KeyValues(key.transpose(1, 2), value.transpose(1, 2)))
-    q = (query * terms.scale).transpose(1, 2).unflatten(2, (key.shape[1], -1))
+    # heads that share a key are neighbours, as in transformers' repeat_kv
+    q = (query * terms.scale).transpose(1, 2)  # (models, tokens, heads, width)
+    q = q.unflatten(2, (key.shape[1], -1))  # (models, tokens, kv_heads, per_key, width)
     return _attend(q, pool, tree_step, terms), None
 
 
@@ -144,9 +150,9 @@ def _attend(
     """Each query with the keys of its own block, and then with the keys it shares with others."""
     models, tokens, kv_heads, per_key, _ = q.shape
     need_sums = bool(step.layout.shared)
-    rows = q.reshape(models, tokens * kv_heads, -1)
-    flat_pool = [x.reshape(models, -1, x.shape[-1]) for x in pool]
-    found: list[Tensor] = []
+    rows = q.reshape(models, tokens * kv_heads, -1)  # (models, tokens * kv_heads, per_key * width)
+    flat_pool = [x.reshape(models, -1, x.shape[-1]) for x in pool]  # (.., pool * kv_heads, width)
+    outs: list[Tensor] = []
     sums: list[Tensor] = []
     gathered = step.layout.gathered(kv_heads)
     for number in range(len(step.layout.groups)):
@@ -154,16 +160,19 @@ def _attend(
         block_q = rows.index_select(1, gathered.queries[number])
         k, v = (x.index_select(1, gathered.keys[number]) for x in flat_pool)
         out, log_sum = _attend_in_blocks(block_q, k, v, seen, kv_heads, terms, need_sums)
-        found.append(out)
+        outs.append(out)
         sums += [] if log_sum is None else [log_sum]
-    joined = torch.cat(found, dim=1) if len(found) > 1 else found[0]
-    out = joined.index_select(1, gathered.back).view(models, tokens, kv_heads, per_key, -1)
+    # The groups' rows lie in the order of blocks; ``back`` has them in the order of the tokens.
+    joined = torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
+    # (models, tokens * kv_heads, per_key * value_width)
+    out = joined.index_select(1, gathered.back)
+    out = out.view(models, tokens, kv_heads, per_key, -1)
     if need_sums:
         joined = torch.cat(sums, dim=1) if len(sums) > 1 else sums[0]
         log_sum = joined.index_select(1, gathered.back).view(models, tokens, kv_heads, per_key)
         for shared in step.layout.shared:
             _attend_shared(q, pool, out, log_sum, shared, step, terms)
-    return out.flatten(2, 3)
+    return out.flatten(2, 3)  # (models, tokens, heads, value_width)
 
 
 def _attend_in_blocks(
@@ -183,23 +192,27 @@ def _attend_in_blocks(
     """
     num_blocks, _, num_rows, _, columns = seen.shape
     batch, shape = len(q) * num_blocks * kv_heads, q.shape[:2]
-    q, k, v = q.view(batch, -1, k.shape[-1]), k.view(batch, columns, -1), v.view(batch, columns, -1)
+    q = q.view(batch, -1, k.shape[-1])  # (batch, rows * per_key, width)
+    k, v = k.view(batch, columns, -1), v.view(batch, columns, -1)  # (batch, columns, width)
     per_key = q.shape[1] // num_rows
-    scores = _capped(torch.bmm(q, k.mT), terms.softcap)
+    scores = _capped(torch.bmm(q, k.mT), terms.softcap)  # (batch, rows * per_key, columns)
     scores.view(-1, num_blocks, kv_heads, num_rows, per_key, columns).add_(seen)
     weights = scores.softmax(dim=-1)
-    out = torch.bmm(weights, v)
+    out = torch.bmm(weights, v)  # (batch, rows * per_key, value_width)
     log_sum = None
     if need_sums or terms.sinks is not None:
-        # a score over its weight is the sum; that of the greatest is rounded least
+        # weight = exp(score) / sum, so log(sum) = score - log(weight), for any of the keys. That
+        # of the greatest weight is rounded least.
         log_sum = scores.amax(dim=-1).float() - weights.amax(dim=-1).float().log()
     if terms.sinks is not None:
         assert log_sum is not None
+        # A sink takes part in the softmax and has no value: it scales the output down by
+        # sum / (sum + exp(sink)) = sigmoid(log(sum) - sink).
         sinks = terms.sinks.float().view(1, kv_heads, 1, per_key)
-        own = log_sum.view(-1, kv_heads, num_rows, per_key)
-        share = torch.sigmoid(own - sinks).view(batch, -1, 1)
+        log_sum = log_sum.view(-1, kv_heads, num_rows, per_key)  # (models * blocks, ...)
+        share = torch.sigmoid(log_sum - sinks).view(batch, -1, 1)  # (batch, rows * per_key, 1)
         out = (out * share).to(out.dtype)
-        log_sum = torch.logaddexp(own, sinks)
+        log_sum = torch.logaddexp(log_sum, sinks)
     return out.view(*shape, -1), None if log_sum is None else log_sum.view(*shape, -1)
 
 
@@ -212,64 +225,79 @@ def _attend_shared(
     step: TreeStep,
     terms: AttentionTerms,
 ) -> None:
-    """Let queries see the keys that they share too; ``out`` changes in place.
-
-    What a query has found so far takes part in the softmax as one more key, whose score is the
-    logarithm of its sum, and whose value is its output.
-    """
+    """Let queries also see the keys that they share; ``out`` changes in place."""
     models, _, kv_heads, per_key, width = q.shape
-    positions = step.layout.position_ids()[0, shared.start : shared.stop]
+    positions = step.layout.position_ids()[0, shared.start : shared.stop]  # (queries,)
     lowest = 0
     if terms.window is not None:
+        # the first key that any of these queries still sees
         lowest = max(0, step.layout.lowest_position(shared) - terms.window + 1)
         if lowest >= shared.num_keys:
             return
-    count = shared.num_keys - lowest
-    padded = -(-(count + 1) // _WHOLE) * _WHOLE
-    k, v = (_shared_block(x, shared.slices, lowest, padded) for x in pool)
-    size = models * kv_heads * per_key * padded * q.element_size()
-    chunk = max(1, _SCORE_BYTES[q.device.type] // size)
+    # One column more than there are keys: the softmax over the query's own block, done before,
+    # enters as a single key whose score is log(sum of its weights): the online-softmax merge. Its
+    # value, ``out``, is another one for each query, so the product has zeros there and ``out`` is
+    # added behind it. The columns are rounded up to whole tiles; those left over are -inf.
+    num_keys = shared.num_keys - lowest
+    num_columns = -(-(num_keys + 1) // _TILE) * _TILE
+    # (models * kv_heads, num_columns, width), zeros behind the keys
+    k, v = (_shared_block(x, shared.slices, lowest, num_columns) for x in pool)
+    query_bytes = models * kv_heads * per_key * num_columns * q.element_size()
+    chunk = max(1, _SCORE_BYTES[q.device.type] // query_bytes)
     for start in range(shared.start, shared.stop, chunk):
-        own = slice(start, min(start + chunk, shared.stop))
-        part = q[:, own].transpose(1, 2).reshape(models * kv_heads, -1, width)
+        span = slice(start, min(start + chunk, shared.stop))
+        part = q[:, span].transpose(1, 2)  # (models, kv_heads, queries, per_key, width)
+        part = part.reshape(models * kv_heads, -1, width)  # (.., queries * per_key, width)
+        # (models * kv_heads, queries * per_key, num_columns)
         scores = _capped(torch.bmm(part, k.mT), terms.softcap)
-        before = log_sum[:, own].transpose(1, 2).reshape(models * kv_heads, -1)
-        scores[..., count] = before
-        scores[..., count + 1 :] = -torch.inf
+        # (models * kv_heads, queries * per_key)
+        before = log_sum[:, span].transpose(1, 2).reshape(models * kv_heads, -1)
+        scores[..., num_keys] = before
+        scores[..., num_keys + 1 :] = -torch.inf
         if terms.window is not None:
-            at = positions[own.start - shared.start : own.stop - shared.start]
+            at = positions[span.start - shared.start : span.stop - shared.start]
             keys = torch.arange(lowest, shared.num_keys, device=q.device)
-            far = at[:, None] - keys >= terms.window
-            of_rows = scores.unflatten(1, (-1, per_key))[..., :count]
-            of_rows.masked_fill_(far[None, :, None], -torch.inf)
-        rounded = scores[..., count].float()
+            far = at[:, None] - keys >= terms.window  # (queries, keys)
+            # (models * kv_heads, queries, per_key, keys), a view of the scores
+            of_queries = scores.unflatten(1, (-1, per_key))[..., :num_keys]
+            of_queries.masked_fill_(far[None, :, None], -torch.inf)
+        # The score of the earlier softmax was rounded to the dtype when it was written above, which
+        # in bfloat16 can be wrong by percents. So its weight is multiplied by what rounding took,
+        # and all weights are divided by their new total.
+        rounded = scores[..., num_keys].float()
         weights = scores.softmax(dim=-1)
-        # the score of what was found before is rounded to the dtype, its weight is set right
-        earlier, exact = weights[..., count].float(), torch.exp(before - rounded)
+        earlier, exact = weights[..., num_keys].float(), torch.exp(before - rounded)
         total = 1 + earlier * (exact - 1)
-        found = torch.bmm(weights, v).view(models, kv_heads, -1, per_key, v.shape[-1])
+        # (models, kv_heads, queries, per_key, value_width)
+        added = torch.bmm(weights, v).view(models, kv_heads, -1, per_key, v.shape[-1])
         old, new = (
+            # (models, queries, kv_heads, per_key, 1), as ``out``
             x.view(models, kv_heads, -1, per_key, 1).transpose(1, 2).to(out.dtype)
             for x in (earlier * exact / total, 1 / total)
         )
-        out[:, own] = torch.addcmul(found.transpose(1, 2) * new, out[:, own], old)
+        out[:, span] = torch.addcmul(added.transpose(1, 2) * new, out[:, span], old)
 
 
 def _shared_block(
-    pool: Tensor, slices: tuple[slice, ...], lowest: int, rows: int
+    pool: Float[Tensor, "models pool kv_heads width"],
+    slices: tuple[slice, ...],
+    lowest: int,
+    rows: int,
 ) -> Float[Tensor, "models_kv_heads rows width"]:
-    """Shared keys or values from position ``lowest`` on in order, and zeros behind them."""
+    """Shared keys or values in order, from position ``lowest`` on, and zeros behind them."""
     models, _, kv_heads, width = pool.shape
     block = pool.new_zeros((models, kv_heads, rows, width))
-    position = 0
+    position = 0  # of the slice's first token
     for piece in slices:
-        skipped = max(0, min(lowest - position, piece.stop - piece.start))
-        first, size = piece.start + skipped, piece.stop - piece.start - skipped
+        length = piece.stop - piece.start
+        skipped = max(0, min(lowest - position, length))
         at = position + skipped - lowest
-        position += piece.stop - piece.start
-        if size > 0:
-            block[:, :, at : at + size] = pool[:, first : piece.stop].transpose(1, 2)
-    return block.flatten(0, 1)
+        if length > skipped:
+            # (models, kv_heads, tokens, width)
+            tokens = pool[:, piece.start + skipped : piece.stop].transpose(1, 2)
+            block[:, :, at : at + length - skipped] = tokens
+        position += length
+    return block.flatten(0, 1)  # (models * kv_heads, rows, width)
 
 
 def _capped(scores: Tensor, softcap: float | None) -> Tensor:

@@ -1,9 +1,9 @@
 """How the attention of neighbouring places of a prefix tree is cut into products.
 
-Every token sees its ancestors and itself. The ancestors that many tokens have in common are
-*shared keys*: all their queries meet them in one large product, without a mask. What remains is cut
-into *blocks* of neighbouring queries, each with the few keys that are left, gathered and masked;
-blocks of similar size are multiplied in one batch.
+Every token sees its ancestors and itself. Ancestors that many tokens have in common are *shared
+keys*: all their queries are multiplied with them in one large product, without a mask. The other
+keys are gathered for *blocks* of neighbouring queries and masked; blocks of similar size are
+multiplied in one batch.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from torch import Tensor
 
 from rankwise.engine.scoring.tree.prefixes import Places, PrefixTree
 
-# Queries of a block, and the step in which the number of its keys is rounded up: not tuned yet.
+# Queries of a block. Larger blocks are fewer products, in which more is masked. Not tuned yet.
 _BLOCK_QUERIES = 64
+# Blocks are grouped by their number of keys, rounded up to this: groups are fewer, padding is more.
 _KEY_STEP = 64
-# Ancestors become shared keys if they are at least so many, for at least so many queries.
+# Ancestors become shared keys if there are this many of them, for this many queries: a product of
+# fewer costs more than gathering the keys for the queries' blocks. Not tuned yet.
 _SHARED_KEYS = 96
 _SHARED_QUERIES = 128
 
 
 class SharedKeys(NamedTuple):
-    """Queries in a row that all see the first tokens of their sequences.
+    """Consecutive queries that all see the same first tokens of their sequences.
 
     Attributes:
         start: the first query; ``stop`` is the one after the last.
@@ -48,8 +50,8 @@ class BlockGroup(NamedTuple):
     """Blocks that are multiplied in one batch; what pads them is masked.
 
     Attributes:
-        queries: (blocks, rows) which queries.
-        keys: (blocks, columns) which keys of the pool.
+        queries: (blocks, rows) numbers of the queries.
+        keys: (blocks, columns) numbers of the keys in the pool.
         distances: (blocks, rows, columns) how many positions each key is behind each query.
         seen: (blocks, rows, columns) which query sees which key.
     """
@@ -61,12 +63,12 @@ class BlockGroup(NamedTuple):
 
 
 class GatheredRows(NamedTuple):
-    """Row numbers of a layer's (places, kv_heads) matrices.
+    """Row numbers of a layer's queries, keys and outputs, flattened to (places * kv_heads, width).
 
     Attributes:
-        queries: of every group: for block, head and row in this order.
-        keys: of every group: for block, head and column.
-        back: for query and head: the row among the outputs of all groups.
+        queries: of every group, in the order block, head, row.
+        keys: of every group, in the order block, head, column.
+        back: in the order query, head: its row among the outputs of all groups.
     """
 
     queries: list[Int[Tensor, " blocks_heads_rows"]]
@@ -74,7 +76,9 @@ class GatheredRows(NamedTuple):
     back: Int[Tensor, " queries_heads"]
 
 
-class _Block(NamedTuple):
+class _QueryBlock(NamedTuple):
+    """The places ``start`` to ``stop``; the first ``shared`` of ``ancestors`` are shared keys."""
+
     start: int
     stop: int
     ancestors: Places
@@ -83,10 +87,10 @@ class _Block(NamedTuple):
 
 @dataclass(eq=False)
 class TreeLayout:
-    """The places ``start`` to ``stop`` of a tree, read at once behind what is cached.
+    """The places ``start`` to ``stop`` of a tree, read in one pass.
 
-    The *key pool* of a layer is its cached keys, those of the ancestors of ``start`` in order, and
-    behind them those of the places themselves.
+    The *key pool* of a layer holds the cached keys of the ancestors of ``start``, in order, and
+    behind them the keys of the places themselves.
 
     Attributes:
         tree: is read from left to right.
@@ -95,7 +99,7 @@ class TreeLayout:
         device: of the tensors.
         num_cached: ancestors of ``start``, whose keys and values are cached.
         groups: of blocks; every query is in one.
-        shared: what rows of queries see beside; no query is in two.
+        shared: what queries see besides their block's keys; no query is in two of them.
     """
 
     tree: PrefixTree
@@ -112,7 +116,7 @@ class TreeLayout:
         self._positions = self._on_device(self.tree.depths[self.start : self.stop])
         blocks = list(self._blocks())
         self.shared = self._shared_of(blocks)
-        by_size: dict[int, list[_Block]] = {}
+        by_size: dict[int, list[_QueryBlock]] = {}
         for block in blocks:
             num_keys = len(block.ancestors) - block.shared + block.stop - block.start
             by_size.setdefault(-(-num_keys // _KEY_STEP), []).append(block)
@@ -125,42 +129,46 @@ class TreeLayout:
         return self.stop - self.start
 
     def token_ids(self) -> Int[Tensor, "1 queries"]:
-        """What is read."""
+        """The tokens that are read."""
         return self._on_device(self.tree.tokens[self.start : self.stop])[None]
 
     def position_ids(self) -> Int[Tensor, "1 queries"]:
-        """Where in their sequences."""
+        """Their positions in their sequences."""
         return self._positions[None]
 
     def lowest_position(self, shared: SharedKeys) -> int:
-        """The first position that any of these queries has."""
+        """The lowest position of these queries."""
         return int(self.tree.depths[self.start + shared.start : self.start + shared.stop].min())
 
     def gathered(self, kv_heads: int) -> GatheredRows:
-        """Which rows to gather in layers of so many key-value heads."""
-        found = self._gathered.get(kv_heads)
-        if found is None:
-            heads = torch.arange(kv_heads, device=self.device)[:, None]
+        """Which rows to gather in layers with this number of key-value heads."""
+        gathered = self._gathered.get(kv_heads)
+        if gathered is None:
+            heads = torch.arange(kv_heads, device=self.device)[:, None]  # (kv_heads, 1)
+            # (blocks, 1, rows) * kv_heads + (kv_heads, 1): (blocks, kv_heads, rows), flattened
             queries, keys = (
                 [(places[:, None] * kv_heads + heads).flatten() for places in of_groups]
                 for of_groups in zip(*((g.queries, g.keys) for g in self.groups), strict=True)
             )
-            found = self._gathered[kv_heads] = GatheredRows(queries, keys, self._back(kv_heads))
-        return found
+            gathered = GatheredRows(queries, keys, self._back(kv_heads))
+            self._gathered[kv_heads] = gathered
+        return gathered
 
     def _back(self, kv_heads: int) -> Int[Tensor, " queries_heads"]:
+        """Inverts the order of ``GatheredRows.queries``; rows that only pad a block are dropped."""
         back = np.empty((self.num_queries, kv_heads), dtype=np.int64)
         offset = 0
         for members, group in zip(self._members, self.groups, strict=True):
             rows = group.queries.shape[1]
             for block in members:
+                # (queries, kv_heads): row of a head's ``rows``, of a block's kv_heads * rows
                 at = np.arange(block.stop - block.start)[:, None] + np.arange(kv_heads) * rows
                 back[block.start - self.start : block.stop - self.start] = offset + at
                 offset += rows * kv_heads
         return self._on_device(back.ravel())
 
     def pool_slices(self, places: Places) -> tuple[slice, ...]:
-        """Where ancestors of these places, or they themselves, lie in the key pool."""
+        """Where these places, in order, lie in the key pool, as few slices as possible."""
         at = self._in_pool(places)
         cuts = np.flatnonzero(np.diff(at) != 1) + 1
         bounds = [0, *cuts.tolist(), len(at)]
@@ -168,39 +176,43 @@ class TreeLayout:
         return tuple(slice(int(at[a]), int(at[b - 1]) + 1) for a, b in pairs if a < b)
 
     def _in_pool(self, places: Places) -> Places:
-        """Cached ancestors lie at their depth."""
-        own = places - self.start + self.num_cached
-        return np.where(places < self.start, self.tree.depths[places], own)
+        """Numbers in the key pool: a cached ancestor lies at its depth, a new place behind them."""
+        new = places - self.start + self.num_cached
+        return np.where(places < self.start, self.tree.depths[places], new)
 
     def _on_device(self, numbers: Places) -> Int[Tensor, " places"]:
         return torch.from_numpy(numbers).to(self.device)
 
-    def _blocks(self) -> Iterator[_Block]:
+    def _blocks(self) -> Iterator[_QueryBlock]:
         """Cut the places into blocks, and choose which of their ancestors are shared keys."""
         ends, depths = self.tree.ends, self.tree.depths
-        shared: list[tuple[int, int]] = []  # how many keys, and behind which query they end
+        # A stack: the number of keys, and the place behind the last query that sees all of them.
+        shared: list[tuple[int, int]] = []
         place = self.start
         while place < self.stop:
             while shared and shared[-1][1] <= place:
                 shared.pop()
             count = shared[-1][0] if shared else 0
             ancestors = self.tree.ancestors(place)
+            # An ancestor is seen up to its own end; ends only come nearer from ancestor to
+            # ancestor, so the ones that enough queries see are the first ``more``.
             until = np.minimum(ends[ancestors[count:]], self.stop)
             more = int((until - place >= _SHARED_QUERIES).sum())
             if more >= _SHARED_KEYS:
                 shared.append((count + more, int(until[more - 1])))
                 count += more
             limit = min(place + _BLOCK_QUERIES, shared[-1][1] if shared else self.stop, self.stop)
-            # behind its first descendants, a block would drag ancestors along that nobody sees
+            # Where the depth falls below the first place's, some of its ancestors are no longer
+            # seen: a block that is half full ends there rather than carry masked keys.
             back = np.flatnonzero(depths[place + 1 : limit] < depths[place]) + 1
             back = back[back >= _BLOCK_QUERIES // 2]
             stop = place + int(back[0]) if len(back) else limit
-            yield _Block(place, stop, ancestors, count)
+            yield _QueryBlock(place, stop, ancestors, count)
             place = stop
 
-    def _shared_of(self, blocks: list[_Block]) -> list[SharedKeys]:
-        """Neighbouring blocks with the same shared keys are one row of queries."""
-        found: list[SharedKeys] = []
+    def _shared_of(self, blocks: list[_QueryBlock]) -> list[SharedKeys]:
+        """Shared keys with all their queries: neighbouring blocks with the same keys are joined."""
+        rows: list[SharedKeys] = []
         last = -1
         for block in blocks:
             if not block.shared:
@@ -208,28 +220,30 @@ class TreeLayout:
                 continue
             keys = block.ancestors[: block.shared]
             start, stop = block.start - self.start, block.stop - self.start
-            if keys[-1] == last:
-                found[-1] = found[-1]._replace(stop=stop)
+            if keys[-1] == last:  # equal last keys have equal ancestors
+                rows[-1] = rows[-1]._replace(stop=stop)
             else:
-                found.append(SharedKeys(start, stop, self.pool_slices(keys), len(keys)))
+                rows.append(SharedKeys(start, stop, self.pool_slices(keys), len(keys)))
             last = keys[-1]
-        return found
+        return rows
 
-    def _group(self, blocks: list[_Block]) -> BlockGroup:
+    def _group(self, blocks: list[_QueryBlock]) -> BlockGroup:
         keys = [
             np.concatenate([b.ancestors[b.shared :], np.arange(b.start, b.stop)]) for b in blocks
         ]
         rows, columns = max(b.stop - b.start for b in blocks), max(map(len, keys))
         query_places = np.empty((len(blocks), rows), dtype=np.int64)
         key_places = np.empty((len(blocks), columns), dtype=np.int64)
-        given = np.arange(columns)[None] < np.array([len(own) for own in keys])[:, None]
-        for number, (block, own) in enumerate(zip(blocks, keys, strict=True)):
-            # a block is filled up with its last query, which sees itself
+        is_key = np.arange(columns)[None] < np.array([len(places) for places in keys])[:, None]
+        for number, (block, places) in enumerate(zip(blocks, keys, strict=True)):
+            # Padding repeats the last query, which sees itself: a row without keys would be NaN.
             query_places[number] = np.minimum(np.arange(rows) + block.start, block.stop - 1)
-            key_places[number, : len(own)] = own
-            key_places[number, len(own) :] = own[0]
+            key_places[number, : len(places)] = places
+            key_places[number, len(places) :] = places[0]
+        # (blocks, rows, 1) and (blocks, 1, columns)
         q, k = query_places[:, :, None], key_places[:, None, :]
-        seen = (k <= q) & (q < self.tree.ends[k]) & given[:, None, :]
+        # a place's descendants are the places from it to its end
+        seen = (k <= q) & (q < self.tree.ends[k]) & is_key[:, None, :]
         return BlockGroup(
             self._on_device(query_places - self.start),
             self._on_device(self._in_pool(key_places)),

@@ -1,9 +1,9 @@
-"""Token sequences as a tree in which what several of them begin with is there once.
+"""Token sequences as a tree that holds each common beginning once.
 
-Sequences are sorted, so that the tokens of the tree, in the order in which they are first met, are
-a walk in which every token comes behind its ancestors and directly before its descendants. A token
-is named by its *place* in this order. Whoever reads it from left to right, in steps of any size,
-has to keep the ancestors of the next token and nothing else.
+Sequences are sorted. The tree's tokens are numbered in the order in which they are first met, so
+that a token comes behind its ancestors and directly before its descendants. Its number is called
+its *place*. A reader that goes from left to right, in steps of any size, has to keep the ancestors
+of the next token and nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Branch(NamedTuple):
 
 
 class PrefixTree:
-    """What distinct tokens there are behind distinct beginnings, and where sequences lie in it.
+    """The distinct tokens behind distinct beginnings, and where each sequence lies.
 
     Attributes:
         tokens: (places,) token ids.
@@ -43,7 +43,7 @@ class PrefixTree:
         ends: (places,) for every place, the one after its last descendant.
         branches: in order; together they cover every place once.
         lasts: the place of every sequence's last token, in the order in which they were given.
-        longest: the tokens of the longest sequence, and so the most that has to be kept.
+        longest: number of tokens of the longest sequence: a reader keeps at most that many.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
@@ -61,12 +61,15 @@ class PrefixTree:
         tokens: list[int] = []
         depths: list[int] = []
         ends = np.zeros(sum(map(len, rows)), dtype=np.int64)
-        path = np.zeros(self.longest, dtype=np.int64)  # places of the sequence before
+        # In sorted order a sequence shares most with the one before it; ``path`` has the places of
+        # that one's tokens.
+        path = np.zeros(self.longest, dtype=np.int64)
         before: tuple[int, ...] = ()
         for index in sorted(range(len(rows)), key=rows.__getitem__):
             row = rows[index]
             shared, start = shared_length(before, row), len(tokens)
             if shared < len(row):
+                # the tokens that this sequence does not share have no further descendants
                 ends[path[shared : len(before)]] = start
                 parent = int(path[shared - 1]) if shared else -1
                 self.branches.append(Branch(start, start + len(row) - shared, parent))
@@ -100,7 +103,7 @@ class PrefixTree:
 
 
 def shared_length(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many tokens both begin with."""
+    """How many tokens both begin with; by bisection, since tuples are compared in C."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

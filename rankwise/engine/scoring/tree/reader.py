@@ -21,12 +21,12 @@ from rankwise.engine.scoring.tree.prefixes import PrefixTree
 
 
 class ReadPlaces(NamedTuple):
-    """What several models made of neighbouring places of a tree.
+    """Hidden states of several models at neighbouring places of a tree.
 
     Attributes:
         start: the first place; ``stop`` is the one after the last.
         stop: see ``start``.
-        hidden: what the head makes logits of.
+        hidden: of the last layer: the head's input.
         step: keeps the keys and values until the next places are read.
     """
 
@@ -40,8 +40,8 @@ class TreeReader:
     """A resident model that reads prefix trees, as it is and under adapters.
 
     Attributes:
-        max_tokens: of all models in one forward pass.
-        cache_bytes: for cached keys and values; at least one model is read, whatever it takes.
+        max_tokens: of one forward pass, all models together.
+        cache_bytes: for cached keys and values; a single model is read even if it needs more.
         peak_cache_bytes: the most that was cached at once so far.
     """
 
@@ -54,7 +54,7 @@ class TreeReader:
         cache_bytes: int,
         keeps_layouts: bool = False,
     ) -> None:
-        """Take a model; ``keeps_layouts`` is for who reads one tree again and again."""
+        """Take a model; ``keeps_layouts`` pays where one tree is read again and again."""
         self._model: Any = decoder_of(model)
         self._bank = bank
         self.max_tokens, self.cache_bytes, self.peak_cache_bytes = max_tokens, cache_bytes, 0
@@ -65,8 +65,8 @@ class TreeReader:
     def together(self, tree: PrefixTree, num_models: int) -> int:
         """How many models to read a tree with at once.
 
-        No more than fill a forward pass, since fewer need less cache, and no more than the cache
-        has room for.
+        As many as fill a forward pass (more would only need more cache), but no more than the
+        cache has room for.
         """
         filling = -(-self.max_tokens // max(1, len(tree)))
         fitting = self.cache_bytes // max(1, tree.longest * self._token_bytes)
@@ -78,7 +78,7 @@ class TreeReader:
     ) -> Iterator[ReadPlaces]:
         """Read all places with all of these models at once; None is the model as it is.
 
-        The layers of the adapters carry them already (``frozen_adapters.carrying``).
+        The caller has attached the adapters to their layers (``frozen_adapters.carrying``).
         """
         step_tokens = max(1, self.max_tokens // len(adapters))
         device = next(self._model.parameters()).device
@@ -90,6 +90,7 @@ class TreeReader:
             read = self._step(TreeStep(layout, cached), adapters)
             yield read
             if stop < len(tree):
+                # keep the keys and values of the next place's ancestors, free all others
                 slices = layout.pool_slices(tree.ancestors(stop))
                 pools = read.step.pools
                 cached = {layer: pools[layer].at(slices) for layer in pools} if slices else {}
@@ -98,21 +99,21 @@ class TreeReader:
             start = stop
 
     def _layout(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> TreeLayout:
-        found = self._layouts.get((start, stop))
-        if found is None or found.tree is not tree:
-            if found is not None:
-                self._layouts = {}  # of another tree
-            found = TreeLayout(tree, start, stop, device)
+        layout = self._layouts.get((start, stop))
+        if layout is None or layout.tree is not tree:
+            if layout is not None:
+                self._layouts = {}  # they are of another tree
+            layout = TreeLayout(tree, start, stop, device)
             if self._keeps_layouts:
-                self._layouts[start, stop] = found
-        return found
+                self._layouts[start, stop] = layout
+        return layout
 
     def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
         layout, models = step.layout, len(adapters)
         with self._bank.rows_of(_pieces(adapters, layout.num_queries)), tree_attention(self._model):
-            hidden: Tensor = self._model.base_model(
-                input_ids=layout.token_ids().expand(models, -1),
-                position_ids=layout.position_ids().expand(models, -1),
+            hidden: Tensor = self._model.base_model(  # (models, places, hidden)
+                input_ids=layout.token_ids().expand(models, -1),  # (models, places)
+                position_ids=layout.position_ids().expand(models, -1),  # (models, places)
                 tree_step=step,
                 use_cache=False,
             ).last_hidden_state
@@ -120,7 +121,7 @@ class TreeReader:
 
 
 def _pieces(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[FrozenPiece]:
-    """The rows of each model, ``num_rows`` of them; neighbours under one adapter are one piece."""
+    """Which rows belong to which adapter, ``num_rows`` a model; neighbours alike are one piece."""
     pieces: list[FrozenPiece] = []
     for number, adapter in enumerate(adapters):
         start, stop = number * num_rows, (number + 1) * num_rows
@@ -132,7 +133,7 @@ def _pieces(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[Fro
 
 
 def _token_bytes(model: Any) -> int:
-    """Of the keys and values of one token in all layers, as the config says it."""
+    """Bytes of one token's keys and values in all layers, by the config."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
