@@ -40,81 +40,102 @@ class Provenance(Record):
 
 
 class PlannedRun(Record):
-    """One run of a study before it is done.
-
-    ``alpha_labels`` and ``rate_labels`` say how alpha and the learning rate are set at any rank
-    ("2r", "2e-4 × (r/32)^-1/2"); they are the values of these axes, several where two settings
-    meet in one run. An imported model has
-    ``imported_as`` (its label) and ``imported_from``, and no seed, learning rate or epochs.
-    """
+    """One run of a study, as planned: a setting, a trained task and a seed."""
 
     name: str
+    """Name of the run, and of its folder in the study folder."""
     fingerprint: str
+    """Hash of everything that its training depends on."""
     method: Method
     train_task: str
+    """The task that the run is trained on."""
     rank: int | None
+    """None for full fine-tuning."""
     alpha: float | None
+    """None for full fine-tuning."""
     alpha_labels: tuple[str, ...]
+    """How alpha follows from the rank ("2r"): values on the alpha axis.
+
+    Several where two settings of the study give the same run.
+    """
     scaling: float | None
+    """Factor of the LoRA update B·A, from alpha and rank; None for full fine-tuning."""
     learning_rate: float | None
+    """None for an imported model."""
     rate_labels: tuple[str, ...]
+    """How the learning rate follows from the rank ("2e-4 × (r/32)^-1/2"), like `alpha_labels`."""
     epochs: int | None
+    """None for an imported model."""
     target_modules: tuple[str, ...]
+    """The adapted linear layers, as PEFT takes them; empty for full fine-tuning."""
     seed: int | None
+    """None for an imported model."""
     imported_as: str | None = None
+    """Label of an imported model; None for a run that is trained here."""
     imported_from: Path | None = None
+    """Folder of an imported model; None for a run that is trained here."""
     num_steps: int
+    """Optimizer steps."""
     num_examples: int
+    """Training rows; each is read once per epoch."""
     num_tokens: int
+    """Tokens that are read, over all epochs."""
     num_trainable_parameters: int
     trainable_share: float
+    """Trainable parameters as a share of the base model's."""
     estimated_memory_bytes: int
+    """Estimated peak of training this run alone."""
 
 
 class PlannedPass(Record):
-    """Runs that are trained together, in one pass over one base model.
-
-    ``max_tokens`` are read in one micro-batch. ``estimated_memory_bytes`` is the peak of the
-    process on a CPU, of the card on CUDA.
-    """
+    """Runs that are trained together, in one pass over one base model."""
 
     runs: tuple[str, ...]
+    """Names of the runs."""
     max_tokens: int
+    """The most tokens in one micro-batch."""
     gradient_checkpointing: bool
     estimated_memory_bytes: int
+    """Estimated peak: of the process on a CPU, of the card on CUDA."""
 
 
 class StudyRecord(Record):
-    """``study.json``: the resolved config and the runs that it plans.
-
-    The tasks that decide are in ``tasks``, by what was trained on and their relation to it;
-    ``trained_formats`` has, by what was trained on, the name under which a task is scored once
-    more as the training asked, for each whose standard format is another one; ``trained_items``
-    likewise under which name rows that were trained on are scored, and ``ending_items``, by what
-    was trained on, under which name their end is. ``overlaps`` has, by what was
-    trained on, how many items of each scored task are in the training rows. ``groups`` has the
-    leaves of every group that was named, and ``domains`` the domain of every task that has one.
-    ``answers_fingerprints`` are, by what was trained on, those of the right answers on which
-    models are compared with full fine-tuning; empty without full fine-tuning. ``passes`` say which
-    runs are trained together; imported ones are in none.
-    """
+    """``study.json``: the resolved config and the runs that it plans."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     fingerprint: str
+    """Hash of the config."""
     config: StudyConfig
     base_model_fingerprint: str
     precision: Literal["float32", "bfloat16"]
+    """What training and scoring compute in."""
     tasks: dict[str, dict[Relation, tuple[str, ...]]]
+    """Trained task -> relation to it -> the scored tasks that decide."""
     trained_formats: dict[str, dict[str, str]]
+    """Trained task -> {task: name under which it is also scored in the training format}.
+
+    Only tasks whose standard format differs from the training format are in it.
+    """
     trained_items: dict[str, dict[str, str]]
+    """Trained task -> {task: name of the task made of the rows that were trained on}."""
     ending_items: dict[str, str]
+    """Trained task -> name of the task that scores only how the trained rows end."""
     overlaps: dict[str, dict[str, int]]
+    """Trained task -> {scored task: number of its items that are in the training rows}."""
     groups: dict[str, tuple[str, ...]]
+    """Task group named in the study -> its leaf tasks."""
     domains: dict[str, str]
+    """Task -> its domain; tasks without one are left out."""
     task_fingerprints: dict[str, str]
+    """Scored task -> hash of its items and of how they are scored."""
     answers_fingerprints: dict[str, str] = {}
+    """Trained task -> hash of the right answers on which runs are compared with full fine-tuning.
+
+    Empty without full fine-tuning.
+    """
     runs: tuple[PlannedRun, ...]
     passes: tuple[PlannedPass, ...] = ()
+    """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
     provenance: Provenance
 
@@ -137,8 +158,8 @@ class StudyRecord(Record):
     def full_run_of(self, run: PlannedRun) -> PlannedRun | None:
         """The full fine-tuning that a LoRA run is compared with; None without one.
 
-        It has the same trained task and seed; the same number of epochs where there is such a
-        one; of several that are left, it is the first of the study.
+        It has the same trained task and seed, and the same number of epochs if there is such a
+        run. Among several, the first in the study is taken.
         """
         alike = [
             other
@@ -150,7 +171,7 @@ class StudyRecord(Record):
 
     @property
     def adapted_modules(self) -> tuple[str, ...]:
-        """What any LoRA run adapts; full fine-tuning is looked into there, or else everywhere."""
+        """What LoRA runs adapt; full fine-tuning is analysed there, or everywhere if empty."""
         return tuple(sorted({name for run in self.runs for name in run.target_modules}))
 
     @property
@@ -161,26 +182,33 @@ class StudyRecord(Record):
 
 
 class RunRecord(Record):
-    """``run.json``: one finished training; written after the weights.
-
-    ``train_seconds`` is its share, by tokens, of the pass it was trained in; ``peak_memory_bytes``
-    is that of the pass until it was done.
-    """
+    """``run.json``: one finished training; written after the weights."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     status: Literal["trained", "diverged"]
     message: str | None
+    """Why training stopped early; None if it did not."""
     planned: PlannedRun
     num_steps: int
+    """Optimizer steps that were taken."""
     num_tokens: int
+    """Tokens that were read, over all epochs."""
     num_loss_tokens: int
+    """Those of them that were learned."""
     num_truncated: int
+    """Training rows that were cut to the maximum length."""
     first_loss_nats: float | None
+    """Loss per learned token of the first step."""
     final_loss_nats: float | None
+    """Loss per learned token of the last step."""
     update_is_zero: bool
+    """The trained weights equal the base's."""
     weights_bytes: int
+    """Size of the stored weights."""
     train_seconds: float
+    """The run's share, by tokens, of the time of its pass."""
     peak_memory_bytes: int
+    """Peak memory of the pass until this run was done."""
     provenance: Provenance
 
 
@@ -196,41 +224,48 @@ class MetricScore(Record):
 
 
 class TaskEvaluation(Record):
-    """``eval/<task>.json``: one model on one task; written after the samples.
-
-    ``decision_metric`` and ``decision_filter`` name the entry of ``metrics`` that decides.
-    ``chance`` is the item mean of 1/options (0 for generation, None where it has no meaning).
-    ``predicted_shares`` is the share of items on which option 0, 1, ... was chosen.
-    ``num_unfinished`` counts generations that were cut off at their longest length, with neither
-    an end of turn nor one of the task's stop strings; None where nothing is generated.
-    ``num_draws`` is how many texts were sampled for each item, 0 where nothing is sampled; with
-    ``sampling_seed`` they are the same texts again. ``num_truncated`` counts items of which a
-    context did not fit and lost its left end. ``score_seconds`` is the model's share where several
-    were scored together.
-    """
+    """``eval/<task>.json``: one model on one task; written after the samples."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
+    """Name of a run, or "base"."""
     task: str
     task_version: str
+    """As the task's own file states it."""
     fingerprint: str
+    """Hash of the model, the task's items and how they are scored."""
     output_type: str
+    """lm-eval's name for the kind of request, such as "multiple_choice"."""
     domain: str | None
     metrics: tuple[MetricScore, ...]
     decision_metric: str
+    """With `decision_filter`, names the entry of `metrics` that decides."""
     decision_filter: str
     num_examples: int
+    """Items that were scored."""
     num_fewshot: int
     chat_template: bool
     limit: int | None
+    """Only the first items were scored, this many at most; None: all."""
     chance: float | None
+    """Mean over items of 1/options; 0 for generation, None where it has no meaning."""
     predicted_shares: tuple[float, ...] | None
+    """Share of items on which option 0, 1, ... was chosen."""
     num_unfinished: int | None
+    """Generations cut at their maximum length, with neither an end of turn nor a stop string.
+
+    None where nothing is generated.
+    """
     num_draws: int = 0
+    """Texts sampled per item; 0 where nothing is sampled."""
     sampling_seed: int | None = None
+    """With the same seed, the same texts are sampled."""
     num_truncated: int
+    """Items with a context that did not fit and lost its left end."""
     num_tokens: int
+    """Tokens of all requests: read, and generated at most."""
     score_seconds: float
+    """The model's share of the time, where several were scored together."""
 
     @property
     def decision(self) -> MetricScore:
