@@ -20,10 +20,10 @@ from rankwise.tasks import resolution
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
 
+# In the order in which the help lists them.
 VERBS = (
-    "init", "plan", "run", "status", "report", "recommend", "tasks", "doctor", "export",
-    "compare-samples", "extend", "claims", "lm-eval", "audit", "truncate", "scale-intruders",
-    "heads",
+    "run", "plan", "report", "status", "recommend", "init", "extend", "claims", "audit", "truncate",
+    "scale-intruders", "heads", "export", "compare-samples", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
@@ -102,7 +102,34 @@ def test_every_verb_is_listed_and_explains_itself() -> None:
         assert shown.exit_code == 0
         assert f"rankwise {verb}" in shown.stdout
     names = [command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
-    assert sorted(name.replace("_", "-") for name in names) == sorted(VERBS)
+    assert tuple(name.replace("_", "-") for name in names) == VERBS
+
+
+@pytest.mark.parametrize("width", ["80", "100"])
+def test_no_help_is_cut(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    for arguments in ((), *((verb,) for verb in VERBS)):
+        assert "…" not in rankwise(*arguments, "--help").stdout
+
+
+def test_the_documentation_lists_the_verbs_in_the_same_order() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    table = page.split("**Commands**:")[1].split("## `rankwise run`")[0]
+    assert tuple(re.findall(r"^\* `([a-z-]+)`: ", table, re.MULTILINE)) == VERBS
+    assert "..." not in table
+
+
+def test_the_shell_completes_verbs() -> None:
+    done = CliRunner().invoke(
+        app,
+        prog_name="rankwise",
+        env={
+            "_RANKWISE_COMPLETE": "complete_bash",
+            "COMP_WORDS": "rankwise re",
+            "COMP_CWORD": "1",
+        },
+    )
+    assert done.stdout.split() == ["report", "recommend"]
 
 
 def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
@@ -129,7 +156,7 @@ def test_init_writes_a_preset_that_loads_and_replaces_nothing(
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr == (
         "ConfigError: study.yaml has 1 problem\n"
-        "  is there already; choose another path or give --force\n"
+        "  the file exists; choose another path or give --force\n"
     )
     assert (tmp_path / "study.yaml").read_text() == "mine"
     assert rankwise("init", "--force").exit_code == 0
@@ -209,7 +236,7 @@ def test_stopping_with_ctrl_c_says_that_nothing_is_lost(
     monkeypatch.setattr("rankwise.study.run.run_study", interrupted)
     done = rankwise("run", finished.file, "--study-dir", finished.root / "stopped")
     assert done.exit_code == application.INTERRUPTED == 130
-    assert "stopped; what is finished is kept" in words(done.stderr)
+    assert "stopped; finished work is kept" in words(done.stderr)
 
 
 def test_a_study_that_another_process_works_on(finished: Finished) -> None:
@@ -322,7 +349,7 @@ def test_a_second_run_trains_nothing(finished: Finished) -> None:
     before = [path.stat().st_mtime_ns for path in paths]
     done = finished.run()
     assert done.exit_code == 0
-    assert "everything is done already; nothing is trained or scored again" in words(done.stderr)
+    assert "everything is done; nothing is trained or scored again" in words(done.stderr)
     assert "training done" not in done.stderr
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert len(paths) >= 2
