@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -460,10 +461,28 @@ def test_doctor_names_versions_devices_and_the_cache(
     assert findings["torch"] == torch.__version__
     assert findings["precision auto"].split()[0] in ("bfloat16", "float32")
     assert findings["embedded smollm2-135m-instruct"].startswith("not yet in ")
+    assert findings["cache folder"].startswith("writable: ")
+    extras = {"bitsandbytes": "quantization", "torchao": "torchao", "vllm": "vllm"}
+    for name, extra in extras.items():
+        finding = findings[f"optional {name}"]
+        is_there = importlib.util.find_spec(name) is not None
+        assert finding.startswith("found: ") == is_there
+        assert is_there or finding.endswith(f"pip install 'rankwise[{extra}]'")
+    assert findings["CUDA"].startswith("found" if torch.cuda.is_available() else "missing")
     shown = rankwise("doctor")
     assert shown.exit_code == 0
     for name in findings:
         assert name in shown.stdout
+
+
+def test_doctor_finds_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "file" / "cache"))
+    findings = json.loads(rankwise("doctor", "--json").stdout)
+    assert findings["cache folder"].startswith("not writable: ")
+    assert "RANKWISE_CACHE" in findings["cache folder"]
 
 
 def test_errors_that_nobody_expects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
