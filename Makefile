@@ -2,19 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
+PYTEST := -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-full lint docs clean
+.PHONY: demo test test-full test-newest lint lock docs clean
 
-# Only what a study needs; the tests' tools are added by `test`.
-$(BIN)/rankwise: pyproject.toml
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
+
+# Only what a study needs.
+$(BIN)/rankwise: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.test-tools: pyproject.toml $(BIN)/rankwise
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+# The tests' tools too, in the versions of constraints.txt.
+$(VENV)/.test-tools: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $(BIN)/rankwise $@
+
+# The same in the newest versions that pyproject.toml allows.
+$(NEWEST)/.test-tools: pyproject.toml | $(NEWEST)/bin/python
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
 	@touch $@
 
 demo: $(BIN)/rankwise
@@ -27,13 +37,22 @@ lint: $(VENV)/.test-tools
 	$(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
 
 test-full: lint
 	OMP_NUM_THREADS=$$(nproc) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+test-newest: $(NEWEST)/.test-tools
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST)
+
+# Renews constraints.txt from the newest versions; run it after `make test-newest` has passed.
+lock: $(NEWEST)/.test-tools
+	{ head -2 constraints.txt; $(NEWEST)/bin/python -m pip freeze --exclude-editable | \
+		sed 's/+[a-z0-9.]*$$//' | grep -viE '^(torch|triton|pytorch-triton|nvidia-|cuda-)'; } > constraints.new
+	mv constraints.new constraints.txt
 
 docs: $(VENV)/.test-tools
 	$(BIN)/typer rankwise.cli utils docs --name rankwise --title "The rankwise command" --output docs/cli.md
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NEWEST) build dist .pytest_cache .ruff_cache .import_linter_cache

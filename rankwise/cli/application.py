@@ -1,14 +1,15 @@
-"""What every verb shares: the application, its two streams, and how errors become exit codes."""
+"""What all verbs share: the application, what it prints, and how errors become exit codes."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -22,16 +23,16 @@ OK, RUN_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 app = typer.Typer(
     name="rankwise",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help=(
-        "How much LoRA rank is enough for a task, and what does the model forget? Trains every "
-        "rank and full fine-tuning on one frozen base, measures gain and retention with paired "
-        "statistics, and says which rank to use, or that the data cannot tell."
+        "How much LoRA rank is enough for a task, and what does the model forget? Rankwise trains "
+        "every rank and full fine-tuning on one frozen base, measures gain and retention with "
+        "paired statistics, and says which rank to use, or that the data cannot tell."
     ),
 )
-# piped output is not folded at 80 columns
+# Piped output is not folded at 80 columns.
 stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 stderr = Console(stderr=True)
 
@@ -39,15 +40,19 @@ StudyFile = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[STUDY.YAML] [KEY=VALUE]...",
-        help="A study file (default: the quickstart preset) and overrides such as train.epochs=1.",
+        help="A study file (default: the quickstart preset), then overrides: train.epochs=1.",
     ),
 ]
 StudyDir = Annotated[
     Path | None,
-    typer.Option("--study-dir", help="The study's folder (default: studies/<name>)."),
+    typer.Option("--study-dir", help="The study's folder (default: studies/NAME)."),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+TasksPath = Annotated[
+    list[Path] | None,
+    typer.Option("--tasks-path", help="A folder with lm-eval YAML files; can be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of text.")]
 
 
 def _version(wanted: bool) -> None:
@@ -67,52 +72,81 @@ def main(
     """Options that come before the verb."""
 
 
-def reported(verb: Callable[P, int]) -> Callable[P, None]:
-    """Turn errors that we raise on purpose into a message and an exit code."""
+def verb(
+    panel: str, name: str | None = None, **settings: Any
+) -> Callable[[Callable[P, int]], Callable[P, None]]:
+    """Make a function a verb of the command; its exit code is what the function returns.
 
-    @wraps(verb)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = verb(*args, **kwargs)
-        except (ConfigError, PlanError, TaskError) as error:
-            print_error(error)
-            code = USAGE
-        except RankwiseError as error:
-            print_error(error)
-            code = RUN_FAILED
-        except KeyboardInterrupt:
-            stderr.print("stopped; what is finished is kept, run the same command to go on")
-            code = INTERRUPTED
-        raise typer.Exit(code)
+    Errors that we raise on purpose become a message and an exit code.
 
-    return wrapped
+    Args:
+        panel: the heading of the help under which it is listed.
+        name: of the verb; None takes the function's.
+        settings: further ones of :meth:`typer.Typer.command`.
+    """
+
+    def register(function: Callable[P, int]) -> Callable[P, None]:
+        summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
+
+        @app.command(name, rich_help_panel=panel, short_help=summary, **settings)
+        @wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                code = function(*args, **kwargs)
+            except (ConfigError, PlanError, TaskError) as error:
+                print_error(error)
+                code = USAGE
+            except RankwiseError as error:
+                print_error(error)
+                code = RUN_FAILED
+            except KeyboardInterrupt:
+                note("stopped; finished work is kept, run the same command to continue")
+                code = INTERRUPTED
+            raise typer.Exit(code)
+
+        return wrapped
+
+    return register
+
+
+def say(text: str, style: str | None = None, *, folded: bool = True) -> None:
+    """Print a result to stdout; lines with a path are not folded, so that it can be copied."""
+    stdout.print(text, style=style, markup=False, highlight=False, soft_wrap=not folded)
+
+
+def emit(content: Any) -> int:
+    """Print records, or lists and dictionaries of them, as JSON to stdout; returns ``OK``."""
+    from pydantic_core import to_json
+
+    print(to_json(content, indent=2, inf_nan_mode="null").decode())
+    return OK
+
+
+def note(text: str, style: str | None = None) -> None:
+    """Print a line to stderr, where it is not part of the results."""
+    stderr.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings to stderr."""
+    for warning in warnings:
+        note(f"warning: {warning}")
 
 
 def print_error(error: RankwiseError) -> None:
-    """An error's name and text, in red."""
-    stderr.print(
-        f"{type(error).__name__}: {error}",
-        style="red",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def note(text: str) -> None:
-    """A line beside the results."""
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print an error's name and text to stderr, in red."""
+    note(f"{type(error).__name__}: {error}", style="red")
 
 
 def split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
-    """The study file, if there is one, and the overrides behind it."""
+    """The study file, None if none is given, and the overrides after it."""
     rest = list(arguments or [])
     path = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
     return path, rest
 
 
 def quiet_libraries() -> None:
-    """Their progress bars and remarks off; must run before they are imported."""
+    """Turn off the libraries' progress bars and remarks; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

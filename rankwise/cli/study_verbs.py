@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,49 +14,133 @@ from rankwise.cli.application import (
     Json,
     StudyDir,
     StudyFile,
-    app,
+    emit,
     note,
     quiet_libraries,
-    reported,
+    say,
     split,
     stderr,
     stdout,
+    verb,
+    warn,
 )
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.findings.study import StudyFindings
+    from rankwise.records.config import StudyConfig
     from rankwise.records.folder import StudyFolder
-    from rankwise.records.results import StudyResults
-    from rankwise.records.study import StudyRecommendation
+    from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.planning.plan import StudyPlan
 
+STUDIES = "Studies"
 
-def _plan(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyPlan, StudyFolder]:
+
+@verb(STUDIES)
+def run(study: StudyFile = None, study_dir: StudyDir = None) -> int:
+    """Run a study: train, score, recommend and report.
+
+    Run the same command again to resume a stopped study, or to do what was
+    added to its file. Nothing that is finished is done again.
+    """
+    config, folder = _named(study, study_dir)
+    return _run(_planned(config), folder)
+
+
+@verb(STUDIES)
+def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = False) -> int:
+    """List a study's runs with steps, tokens, parameters and memory.
+
+    Loads no weights and trains nothing.
+    """
+    config, folder = _named(study, study_dir)
+    planned = _planned(config)
+    from rankwise.cli.terminal import pass_lines, plan_table
+    from rankwise.study.stages import finished_work, stages
+
+    record, graph = planned.record, stages(planned.record)
+    done = finished_work(graph, folder)
+    if as_json:
+        runs = [
+            run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
+            for run in record.runs
+        ]
+        content = {
+            "runs": runs,
+            "passes": record.passes,
+            "stages": [stage.described(folder) for stage in graph],
+            "warnings": record.warnings,
+        }
+        return emit(content)
+    stdout.print(plan_table(record, done))
+    for line in pass_lines(record):
+        say(line)
+    return OK
+
+
+@verb(STUDIES)
+def report(directory: Folder) -> int:
+    """Write report.html and the folder report/ again.
+
+    Both are made from the study's records; nothing is trained or scored.
+    """
+    from rankwise.findings.study import StudyFindings
+    from rankwise.records.folder import StudyFolder, read_record
+    from rankwise.study.conclusion import StudyOutcome
+
+    folder = StudyFolder(directory)
+    findings = read_record(folder.findings_file, StudyFindings)
+    recommendation = folder.read_recommendation()
+    return _report(folder, StudyOutcome(folder.read_results(), recommendation, findings))
+
+
+@verb(STUDIES)
+def status(directory: Folder, as_json: Json = False) -> int:
+    """Show what of a study is done and what is left."""
+    from rankwise.cli.terminal import status_table
     from rankwise.records.folder import StudyFolder
-    from rankwise.records.study_file import load_config
+    from rankwise.study.status import study_status
 
-    path, overrides = split(arguments)
-    config = load_config(path, overrides)
-    quiet_libraries()
-    from rankwise.study.planning.plan import plan_study
-
-    plan = plan_study(config, note)
-    for warning in plan.record.warnings:
-        note(f"warning: {warning}")
-    return plan, StudyFolder(study_dir or Path("studies") / config.name)
+    lines = study_status(StudyFolder(directory))
+    if as_json:
+        return emit([line._asdict() for line in lines])
+    stdout.print(status_table(lines))
+    return OK
 
 
-@app.command()
-@reported
+@verb(STUDIES)
+def recommend(directory: Folder, as_json: Json = False) -> int:
+    """Say which rank to use, and why.
+
+    The recommendation is made again from the records of a finished study.
+    """
+    from rankwise.records.folder import StudyFolder
+    from rankwise.study.conclusion import conclude
+
+    outcome = conclude(StudyFolder(directory))
+    recommendation = outcome.recommendation
+    if as_json:
+        return emit(recommendation)
+    for part in recommendation.by_train_task:
+        if len(recommendation.by_train_task) > 1:
+            say(f"trained on {part.train_task}:")
+        say(part.statement, style="bold")
+        for reason in part.reasons:
+            say(f"- {reason}")
+        for signature in outcome.findings.signatures:
+            if signature.train_task == part.train_task:
+                say(f"- {signature.title}: {signature.statement}")
+    return OK
+
+
+@verb(STUDIES)
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write it.")] = Path(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path(
         "study.yaml"
     ),
-    preset: Annotated[str, typer.Option("--preset", help="Which shipped study file.")] = (
-        "quickstart"
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    preset: Annotated[
+        str, typer.Option("--preset", help="The preset to copy, such as quickstart or alpha.")
+    ] = "quickstart",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> int:
     """Write a commented study file to start from."""
     from rankwise.records.folder import write_atomically
@@ -65,88 +148,99 @@ def init(
 
     text = preset_text(preset)
     if path.exists() and not force:
-        raise ConfigError(str(path), ["is there already; choose another path or give --force"])
+        raise ConfigError(str(path), ["the file exists; choose another path or give --force"])
     write_atomically(path, text)
-    stdout.print(f"wrote {path}; next: rankwise plan {path}", markup=False, highlight=False)
+    say(f"wrote {path}; next: rankwise plan {path}")
     return OK
 
 
-@app.command()
-@reported
-def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = False) -> int:
-    """List the runs with steps, tokens, parameters and memory; load no weights, train nothing."""
-    planned, folder = _plan(study, study_dir)
-    from rankwise.cli.terminal import pass_lines, plan_table
-    from rankwise.study.stages import finished_work, stages
-
-    record, graph = planned.record, stages(planned.record)
-    done = finished_work(graph, folder)
-    if as_json:
-        content = {
-            "runs": [
-                run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
-                for run in record.runs
-            ],
-            "passes": [planned_pass.model_dump(mode="json") for planned_pass in record.passes],
-            "stages": [stage.described(folder) for stage in graph],
-            "warnings": record.warnings,
-        }
-        print(json.dumps(content, indent=2))
-        return OK
-    stdout.print(plan_table(planned.record, done))
-    for line in pass_lines(planned.record):
-        stdout.print(line, markup=False, highlight=False)
-    return OK
-
-
-@app.command()
-@reported
-def run(study: StudyFile = None, study_dir: StudyDir = None) -> int:
-    """Train, score, compare, recommend and report; run again to resume or to extend."""
-    planned, folder = _plan(study, study_dir)
-    return _run(planned, folder)
-
-
-def _run(planned: StudyPlan, folder: StudyFolder) -> int:
-    """Do what is planned and not done, and report."""
-    from rankwise.cli.progress import TerminalObserver
-    from rankwise.study.run import run_study
-
-    with TerminalObserver(stderr) as observer:
-        outcome = run_study(planned, folder, observer)
-    code = _report(folder, outcome.results, outcome.recommendation, outcome.findings)
-    for failure in outcome.failures:
-        note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
-    if outcome.failures:
-        note("The report leaves out what failed. Run the same command to try it again.")
-    return RUN_FAILED if outcome.failures else code
-
-
-@app.command()
-@reported
+@verb(STUDIES)
 def extend(
     directory: Folder,
-    seeds: Annotated[int, typer.Option("--seeds", min=0, help="How many seeds to add.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=0, help="Number of seeds to add.")] = 0,
     items: Annotated[
-        int, typer.Option("--items", min=0, help="How many items to add to each task's limit.")
+        int, typer.Option("--items", min=0, help="Number of items to add to each task's limit.")
     ] = 0,
     ranks: Annotated[
         str, typer.Option("--ranks", metavar="R,R", help="Ranks to add, such as 8,128.")
     ] = "",
 ) -> int:
-    """Add seeds, items or ranks to a study: only the new runs and items are done."""
+    """Add seeds, items or ranks to a study and run them.
+
+    Only the new runs and items are trained and scored.
+    """
     from rankwise.records.folder import StudyFolder
     from rankwise.study.extension import Extension, extended
 
     folder = StudyFolder(directory)
     config = extended(folder.read_study().config, Extension(seeds, items, _ranks(ranks)))
+    return _run(_planned(config), folder)
+
+
+@verb(STUDIES)
+def claims(directory: Folder, as_json: Json = False) -> int:
+    """Compare a finished study with the reference paper's claims."""
+    from rankwise.findings.claims import paper_claims
+    from rankwise.records.folder import StudyFolder
+
+    folder = StudyFolder(directory)
+    tested = paper_claims(folder.read_results(), folder.read_recommendation())
+    if as_json:
+        return emit(tested)
+    for claim in tested:
+        say(f"{claim.verdict}: {claim.statement}")
+        for sentence in claim.evidence:
+            say(f"  - {sentence}")
+    return OK
+
+
+def _named(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyConfig, StudyFolder]:
+    """The study that the arguments name, and its folder."""
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.study_file import load_config
+
+    path, overrides = split(arguments)
+    config = load_config(path, overrides)
+    return config, StudyFolder(study_dir or Path("studies") / config.name)
+
+
+def _planned(config: StudyConfig) -> StudyPlan:
+    """Plan a study and print its warnings."""
     quiet_libraries()
     from rankwise.study.planning.plan import plan_study
 
-    planned = plan_study(config, note)
-    for warning in planned.record.warnings:
-        note(f"warning: {warning}")
-    return _run(planned, folder)
+    plan = plan_study(config, note)
+    warn(plan.record.warnings)
+    return plan
+
+
+def _run(planned: StudyPlan, folder: StudyFolder) -> int:
+    """Do what is left of a plan, and report."""
+    from rankwise.cli.progress import TerminalObserver
+    from rankwise.study.run import run_study
+
+    with TerminalObserver(stderr) as observer:
+        outcome = run_study(planned, folder, observer)
+    return _report(folder, outcome)
+
+
+def _report(folder: StudyFolder, outcome: StudyOutcome) -> int:
+    """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
+    from rankwise.cli.terminal import verdict
+    from rankwise.report.page import write_report
+
+    results, recommendation, findings = outcome
+    path = write_report(folder.root, results, recommendation, findings)
+    stdout.print(*verdict(results, recommendation, findings.signatures, stdout.width), sep="\n")
+    say(f"report: {path}", folded=False)
+    diverged = [run.name for run in results.runs if run.run and run.run.status != "trained"]
+    for name in diverged:
+        note(f"{name} diverged; the others are compared without it")
+    for failure in outcome.failures:
+        note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
+    if outcome.failures:
+        note("What failed is left out. Run the same command to try it again.")
+    return RUN_FAILED if diverged or outcome.failures else OK
 
 
 def _ranks(text: str) -> tuple[int, ...]:
@@ -155,96 +249,3 @@ def _ranks(text: str) -> tuple[int, ...]:
         if not part.isdecimal() or int(part) < 1:
             raise ConfigError("extend", [f"--ranks: {part!r} is not a rank; write 8 or 8,128"])
     return tuple(int(part) for part in parts)
-
-
-@app.command()
-@reported
-def status(directory: Folder, as_json: Json = False) -> int:
-    """What of a study is done, and what is not."""
-    from rankwise.cli.terminal import status_table
-    from rankwise.records.folder import StudyFolder
-    from rankwise.study.status import study_status
-
-    lines = study_status(StudyFolder(directory))
-    if as_json:
-        print(json.dumps([line._asdict() for line in lines], indent=2))
-    else:
-        stdout.print(status_table(lines))
-    return OK
-
-
-@app.command()
-@reported
-def report(directory: Folder) -> int:
-    """Write report.html and the folder report/ again from the records."""
-    from rankwise.findings.study import StudyFindings
-    from rankwise.records.folder import StudyFolder, read_record
-
-    folder = StudyFolder(directory)
-    results, recommendation = folder.read_results(), folder.read_recommendation()
-    findings = read_record(folder.findings_file, StudyFindings)
-    return _report(folder, results, recommendation, findings)
-
-
-@app.command()
-@reported
-def recommend(directory: Folder, as_json: Json = False) -> int:
-    """Say which rank to use, with its evidence, from the records of a finished study."""
-    from rankwise.records.folder import StudyFolder
-    from rankwise.study.conclusion import conclude
-
-    folder = StudyFolder(directory)
-    outcome = conclude(folder)
-    recommendation, findings = outcome.recommendation, outcome.findings
-    if as_json:
-        print(recommendation.model_dump_json(indent=2))
-        return OK
-    for part in recommendation.by_train_task:
-        if len(recommendation.by_train_task) > 1:
-            stdout.print(f"trained on {part.train_task}:", markup=False, highlight=False)
-        stdout.print(part.statement, style="bold", markup=False, highlight=False)
-        for reason in part.reasons:
-            stdout.print(f"- {reason}", markup=False, highlight=False)
-        for each in findings.signatures:
-            if each.train_task == part.train_task:
-                stdout.print(f"- {each.title}: {each.statement}", markup=False, highlight=False)
-    return OK
-
-
-@app.command()
-@reported
-def claims(directory: Folder, as_json: Json = False) -> int:
-    """Hold the reference paper's claims against a finished study, each with its numbers."""
-    from rankwise.findings.claims import paper_claims
-    from rankwise.records.folder import StudyFolder
-
-    folder = StudyFolder(directory)
-    found = paper_claims(folder.read_results(), folder.read_recommendation())
-    if as_json:
-        print(json.dumps([claim.model_dump(mode="json") for claim in found], indent=2))
-        return OK
-    for claim in found:
-        stdout.print(f"{claim.verdict}: {claim.statement}", markup=False, highlight=False)
-        for sentence in claim.evidence:
-            stdout.print(f"  - {sentence}", markup=False, highlight=False)
-    return OK
-
-
-def _report(
-    folder: StudyFolder,
-    results: StudyResults,
-    recommendation: StudyRecommendation,
-    findings: StudyFindings,
-) -> int:
-    """Write the report and print the verdict; a diverged run makes the exit code 1."""
-    from rankwise.cli.terminal import verdict
-    from rankwise.report.page import write_report
-
-    path = write_report(folder.root, results, recommendation, findings)
-    lines = verdict(results, recommendation, findings.signatures, stdout.width)
-    stdout.print(*lines, sep="\n")
-    stdout.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
-    failed = [model.name for model in results.runs if model.run and model.run.status != "trained"]
-    for name in failed:
-        note(f"{name} diverged; the others are compared without it")
-    return RUN_FAILED if failed else OK

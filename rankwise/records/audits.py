@@ -14,9 +14,7 @@ class AuditScore(Record):
     """Base and adapted model on one task, paired over the same items.
 
     Scores are points (shares times 100) or nats per token, each with the standard error of its
-    mean; ``difference`` is positive where the adapted model is better, with its two-sided bounds.
-    Counts are None unless every item is right or wrong; the p-value is McNemar's exact one, or of
-    a paired t-test. ``chat_template`` says whether items were asked as in a conversation.
+    mean.
     """
 
     task: str
@@ -28,53 +26,51 @@ class AuditScore(Record):
     num_examples: int
     num_fewshot: int
     chat_template: bool
+    """Items were asked in the model's chat format."""
     limit: int | None
+    """Only the first items were scored, this many at most; None: all."""
     base_score: float
     base_stderr: float
     adapted_score: float
     adapted_stderr: float
     difference: float
+    """Positive where the adapted model is better."""
     stderr: float
+    """Standard error of the difference."""
     lower: float
+    """Two-sided bounds of the difference."""
     upper: float
     num_learned: int | None
+    """Items that only the adapted model gets right; None unless every item is right or wrong."""
     num_forgotten: int | None
+    """Items that only the base gets right; None unless every item is right or wrong."""
     p_value: float
+    """McNemar's exact test if every item is right or wrong, else a paired t-test."""
 
 
 class KeptEnergy(Record):
-    """The share of ‖delta‖_F² that cutting every matrix to ``rank`` keeps, in [0, 1].
-
-    ``share`` is of all matrices together, ``lowest`` of the matrix that loses most.
-    """
+    """The share of ‖delta‖_F² that is kept when every matrix is cut to a rank, in [0, 1]."""
 
     rank: int
     share: float
+    """Of all matrices together."""
     lowest: float
+    """Of the matrix that loses most."""
 
 
 class OtherChange(Record):
-    """A parameter beside the linear layers that a checkpoint changed; a tied one counts once.
-
-    ``norm`` is ‖after - before‖, ``relative_norm`` that of ‖before‖. Where only one model has the
-    parameter or its size differs there is neither, and where it was zero no relative one.
-    """
+    """A parameter outside the linear layers that a checkpoint changed; a tied one counts once."""
 
     name: str
     change: Literal["moved", "from_zero", "resized", "added", "removed"]
     norm: float | None = None
+    """‖after - before‖; None where only one model has the parameter or its size differs."""
     relative_norm: float | None = None
+    """The same over ‖before‖; None also where the parameter was zero."""
 
 
 class AuditRecord(Record):
-    """An adapter or a checkpoint beside its base.
-
-    ``ranks`` are the different ones of an adapter's layers, ascending; a checkpoint has none.
-    ``kept`` rises with rank up to the largest that a matrix has; ``cut`` is the smallest customary
-    rank that keeps 99 %, None of a zero update. ``other_changes`` are a checkpoint's: of another
-    size first, then by ``relative_norm``, then what was zero. ``statements`` say in words what
-    there is; ``confidence`` is of the scores' intervals.
-    """
+    """An adapter or a checkpoint compared with its base."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     base: str
@@ -82,23 +78,32 @@ class AuditRecord(Record):
     target: str
     kind: AuditedKind
     ranks: tuple[int, ...]
+    """The distinct ranks of an adapter's layers, ascending; empty for a checkpoint."""
     epsilons: tuple[float, ...]
+    """Thresholds at which intruder dimensions are counted."""
     null_draws: int
+    """Random updates of each kind that each matrix is compared with."""
     matrices: tuple[MatrixSpectrum, ...]
     kept: tuple[KeptEnergy, ...]
+    """By rank, ascending, up to the largest rank of a matrix."""
     cut: KeptEnergy | None
+    """The smallest customary rank that keeps 99 %; None for a zero update."""
     other_changes: tuple[OtherChange, ...]
+    """A checkpoint's: those of another size first, then by ``relative_norm``, then those from zero.
+    """
     confidence: float
+    """Of the scores' intervals."""
     precision: Literal["float32", "bfloat16"] | None
     scores: tuple[AuditScore, ...]
     warnings: tuple[str, ...]
     statements: tuple[str, ...]
+    """The findings in words."""
     provenance: Provenance
 
     @property
     def frobenius_norm(self) -> float:
-        """Of the whole update, all its matrices taken as one."""
-        return sum(each.update.frobenius_norm**2 for each in self.matrices) ** 0.5
+        """The norm of the whole update, all its matrices taken as one."""
+        return sum(matrix.update.frobenius_norm**2 for matrix in self.matrices) ** 0.5
 
     @property
     def is_zero(self) -> bool:
@@ -107,33 +112,39 @@ class AuditRecord(Record):
 
 
 class ChangedLayer(Record):
-    """A layer of an adapter after an intervention; its intruders where those were looked for."""
+    """A layer of an adapter after an intervention."""
 
     name: str
     rank_before: int
     rank: int
     relative_error: float
     num_intruders: int | None = None
+    """Intruder dimensions before the intervention; None where they were not searched for."""
     num_intruders_left: int | None = None
+    """Intruder dimensions after it."""
 
 
 class InterventionRecord(Record):
-    """``intervention.json``, beside the adapter that it is about.
-
-    ``relative_error`` is ‖wanted - written‖_F / ‖wanted‖_F of all layers together: of a truncation
-    what is wanted is the whole update, of scaled intruders the update with exactly that scaling.
-    ``energy_kept`` is 1 - ``relative_error``². ``rank`` is what layers were cut to; ``factor``,
-    ``k`` and ``epsilon`` are of scaled intruders.
-    """
+    """``intervention.json``: how the adapter in the same folder was changed."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     source: str
+    """Folder of the adapter before the change."""
     kind: Literal["truncation", "scaled_intruders"]
     rank: int | None
+    """Rank that layers were cut to; None: not cut."""
     factor: float | None
+    """Factor of the intruders' singular values; None for a truncation."""
     k: int | None
+    """Leading vectors that were searched for intruders; None for a truncation."""
     epsilon: float | None
+    """Threshold of the largest |cosine| of an intruder; None for a truncation."""
     relative_error: float
+    """‖wanted - written‖_F / ‖wanted‖_F of all layers together.
+
+    A truncation wants the whole update; scaled intruders, the update with exactly that scaling.
+    """
     energy_kept: float
+    """1 - ``relative_error``²."""
     layers: tuple[ChangedLayer, ...]
     provenance: Provenance

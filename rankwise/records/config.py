@@ -55,18 +55,20 @@ class BaseModelConfig(Section):
 
     name: Annotated[str, Field(min_length=1)]
     revision: str | None = None
+    """Branch, tag or commit of a hub repository; None: its main branch."""
 
 
 class RateRuleConfig(Section):
-    """A rate that falls with rank: ``value`` at ``reference_rank``, elsewhere by the rule.
+    """A learning rate that falls with rank, so that ranks are compared at a fair step size.
 
-    Under alpha = ratio * rank the best rate is expected to go as r^-1/2, under rsLoRA as r^-1/4
-    (arXiv:2602.06204); so ranks are compared at a fair step size.
+    Under alpha = ratio * rank, the best rate is expected to fall as r^-1/2, under rsLoRA as r^-1/4
+    (arXiv:2602.06204).
     """
 
     rule: RateRule
     reference_rank: Rank = 32
     value: Positive
+    """The rate at ``reference_rank``; at other ranks it follows the rule."""
 
     def rate_of(self, rank: int) -> float:
         """The peak rate at this rank."""
@@ -88,9 +90,9 @@ LoraRate = Annotated[
 
 
 class LearningRateConfig(Section):
-    """Peak learning rates: the reference paper publishes the full one, and none for LoRA.
+    """Peak learning rates; several make a grid.
 
-    Several make a grid.
+    The default for full fine-tuning is the reference paper's. The paper publishes none for LoRA.
     """
 
     lora: Annotated[
@@ -108,47 +110,55 @@ class LearningRateConfig(Section):
 
 
 class TrainConfig(Section):
-    """What is trained on, and how. Exactly one of ``task`` and ``data``.
-
-    ``task`` may be a group, which is trained on as a whole; of several tasks each is trained on
-    apart and scored on all. Several ``epochs`` make a grid. ``split`` names the split of a task's
-    data set to train on where that is not its training split (for several tasks, by task); tasks
-    whose scored split it is are then left out of scoring. ``drop_overlapping`` leaves out the
-    training rows in which scored items are found.
-
-    An optimizer step sees ``batch_size`` * ``gradient_accumulation_steps`` examples of each run;
-    how they are cut into micro-batches (``max_micro_batch_tokens``) and whether activations are
-    computed again (``gradient_checkpointing``) is decided by the memory at hand where it is null.
-    Every ``save_steps`` steps all that a training needs to go on is saved; null: never.
-    ``compile`` runs the layers through torch.compile. ``base_precision`` quantises the frozen
-    base, for training and for scoring.
-    """
+    """What is trained on, and how. Exactly one of ``task`` and ``data`` is given."""
 
     task: Names = ()
+    """lm-eval tasks or groups. Each is trained on separately, a group as one, and scored on all."""
     split: str | Mapping[str, str] | None = None
+    """Split to train on, one for all or by task; None: each task's training split.
+
+    A task that would be scored on this split is not scored.
+    """
     data: Path | None = None
+    """A JSON Lines file of ``prompt``/``completion`` or ``messages`` to train on instead."""
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of ``data`` that is scored and not trained on."""
     exact_match: bool = False
+    """Score greedy answers to ``data`` too, by whether they equal the right ones."""
     max_examples: Count | None = None
+    """Train on this many rows at most; None: all."""
     drop_overlapping: bool = False
+    """Leave out training rows that contain scored items."""
     epochs: Counts = (3,)
+    """Several make a grid."""
     batch_size: Count = 2
     gradient_accumulation_steps: Count = 4
+    """An optimizer step sees ``batch_size`` times this many examples of each run."""
     learning_rate: LearningRateConfig = LearningRateConfig()
     warmup_ratio: Fraction = 0.1
+    """Share of the steps over which the rate rises to its peak."""
     schedule: Schedule = "linear"
     dropout: Fraction = 0.0
     weight_decay: NotNegative = 0.0
     max_grad_norm: Positive = 1.0
+    """Gradients of a larger norm are scaled down to this one."""
     precision: Precision = "auto"
     base_precision: BasePrecision = "auto"
+    """Quantises the frozen base, for training and for scoring."""
     max_micro_batch_tokens: Count | None = None
+    """The most tokens in one micro-batch; None: as the memory allows."""
     gradient_checkpointing: bool | None = None
+    """Compute activations again in the backward pass; None: if the memory requires it."""
     compile: bool = False
+    """Run the layers through torch.compile."""
     save_steps: Count | None = 100
+    """Steps between checkpoints from which a stopped training continues; None: no checkpoints."""
     loss_on: Literal["completion", "all"] = "completion"
+    """Learn the tokens of the answer only, or those of the prompt too."""
     chat_template: bool = False
+    """Write rows in the model's chat format."""
     max_length: Count = 1024
+    """Rows are cut to this many tokens."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -166,21 +176,25 @@ class TrainConfig(Section):
         return self
 
     def split_of(self, task: str) -> str | None:
-        """The split to train on, where it is not the task's own training split."""
+        """The split to train on; None: the task's own training split."""
         return self.split.get(task) if isinstance(self.split, Mapping) else self.split
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What is trained on, by name: one set of runs for each."""
+        """Names of the trained tasks, or of the data file: one set of runs for each."""
         return self.task or ((self.data.stem,) if self.data is not None else ())
 
 
 class AlphaConfig(Section):
-    """LoRA's numerator: ``ratio`` * rank, or a fixed ``alpha`` (over rank, or over sqrt(rank))."""
+    """How LoRA's alpha follows from the rank."""
 
     policy: AlphaPolicy = "proportional"
+    """``proportional``: alpha = ratio * rank, scaling = ratio. ``fixed``: scaling = alpha / rank.
+    ``rslora``: scaling = alpha / sqrt(rank)."""
     ratio: Positive | None = None
+    """For ``proportional``; None: 2."""
     alpha: Positive | None = None
+    """For ``fixed`` and ``rslora``."""
 
     @model_validator(mode="after")
     def _right_number(self) -> Self:
@@ -194,7 +208,7 @@ class AlphaConfig(Section):
         return self
 
     def alpha_of(self, rank: int) -> float:
-        """The numerator of the scaling at this rank."""
+        """Alpha at this rank."""
         if self.policy == "proportional":
             return (2.0 if self.ratio is None else self.ratio) * rank
         assert self.alpha is not None
@@ -206,14 +220,14 @@ class AlphaConfig(Section):
 
     @property
     def label(self) -> str:
-        """The same at every rank: 2r, 16, 16 (rslora)."""
+        """One label for all ranks: 2r, 16, 16 (rslora)."""
         if self.policy == "proportional":
             return f"{self.alpha_of(1):g}r"
         return f"{self.alpha:g}" + (" (rslora)" if self.policy == "rslora" else "")
 
 
 class PairedConfig(Section):
-    """Values of several axes that belong together; what is not given here comes from the grid."""
+    """Values of several axes that are used together; the other axes are the grid's."""
 
     rank: Rank | None = None
     alpha: AlphaConfig | None = None
@@ -223,11 +237,7 @@ class PairedConfig(Section):
 
 
 class LoraConfig(Section):
-    """One run per seed and combination: lists make a grid, and ``_`` pairs values.
-
-    ``target_modules`` is a set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list
-    that contains lists is several sets. An axis that ``_`` has is taken from there.
-    """
+    """The LoRA runs: one per seed and combination of settings. Lists make a grid."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -246,37 +256,37 @@ class LoraConfig(Section):
         AfterValidator(distinct),
         Field(min_length=1),
     ] = (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_")] = ()
+    """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
 
     @model_validator(mode="after")
     def _same_axes(self) -> Self:
-        axes = [frozenset(each.model_dump(exclude_none=True)) for each in self.paired]
+        axes = [frozenset(entry.model_dump(exclude_none=True)) for entry in self.paired]
         if len(set(axes)) > 1 or frozenset() in axes:
             raise ValueError("every entry of '_' sets the same axes, at least one")
         return self
 
 
 class FullConfig(Section):
-    """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``.
-
-    ``weights`` in bfloat16 halve the memory of float32 ones; a step then rounds stochastically.
-    ``adamw_8bit`` keeps AdamW's moments in 8 bits (the extra ``torchao``).
-    """
+    """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``."""
 
     weights: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves their memory; a step then rounds stochastically."""
     optimizer: OptimizerName = "adamw"
+    """``adamw_8bit`` keeps AdamW's moments in 8 bits (needs the extra ``torchao``)."""
 
 
 class ImportedConfig(Section):
-    """A model that was trained elsewhere: a PEFT ``adapter`` folder, or a whole ``checkpoint``.
-
-    ``train_task`` says among which runs it is judged, where several tasks are trained on.
-    """
+    """A model that was trained elsewhere: an adapter or a checkpoint."""
 
     adapter: Path | None = None
+    """A PEFT LoRA folder."""
     checkpoint: Path | None = None
+    """A whole model's folder."""
     name: Annotated[str, AfterValidator(run_name)] | None = None
     train_task: str | None = None
+    """With several trained tasks: the one whose runs it is compared with."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -296,60 +306,70 @@ class MethodsConfig(Section):
     @model_validator(mode="after")
     def _something(self) -> Self:
         if self.lora is None and self.full is None and not self.imported:
-            raise ValueError("'lora' and 'full' are null and nothing is imported; leave one")
+            raise ValueError("'lora' and 'full' are null and nothing is imported; give one of them")
         return self
 
 
 class EvaluationConfig(Section):
-    """What is scored. ``in_domain`` defaults to what was trained on.
-
-    ``num_train_items`` of the rows that were trained on are scored too: how much better is a
-    model on what it has seen?
-
-    ``domains`` groups tasks in the report, over what their own files say.
-
-    Unless ``trained_format`` is false, a task that asks in another format than the training did
-    is also scored in that one; the standard format decides.
-
-    ``engine`` answers: ``resident``, rankwise's own, for all adapters at once, or ``vllm``, where
-    it is installed. ``max_batch_tokens`` are read in one forward pass.
-    """
+    """What is scored, and how."""
 
     in_domain: Names = ()
+    """Tasks on which the gain is measured; empty: the trained task."""
     out_of_domain: Names = ()
+    """Tasks to which the gain may transfer."""
     retention: Names = ()
+    """Tasks that the base can do and the adapted model should not forget."""
     held_out_text: Names = ()
+    """Texts whose loss per token is measured."""
     metric: Mapping[str, str] = {}
+    """Task -> the metric that decides, if not the task's first."""
     domains: Mapping[str, str] = {}
+    """Task or group -> domain in the report; overrides the task's own file."""
     num_fewshot: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
+    """Score the first items of each task, this many at most; None: all."""
     chat_template: bool = False
+    """Ask in the model's chat format."""
     fewshot_as_multiturn: bool = False
+    """Show examples as earlier turns of the conversation."""
     trained_format: bool = True
+    """Score a task that asks in another format than the training also in the training format.
+
+    The standard format decides.
+    """
     num_train_items: Annotated[int, Field(ge=0, strict=True)] = 100
+    """Number of trained rows to score, for the gap between seen and unseen items."""
     engine: Engine = "resident"
+    """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
     max_batch_tokens: Count = 4096
+    """The most tokens in one forward pass."""
 
 
 class AnalysisConfig(Section):
-    """What is looked for in every run: heads are compared with the base's on ``head_prompts``.
-
-    ``top_k`` singular vectors are compared with the base's, ``null_draws`` of each null likewise.
-    """
+    """How the weights and attention heads of every run are analysed."""
 
     spectra: bool = True
+    """Analyse the weights."""
     top_k: Count = 500
+    """Number of leading singular vectors that are compared with the base's."""
     null_draws: Annotated[int, Field(ge=0, strict=True)] = 2
+    """Number of random updates of each kind to compare with."""
     heads: bool = True
+    """Compare attention heads with the base's."""
     head_prompts: Annotated[int, Field(ge=2, strict=True)] = 32
+    """Number of prompts on which heads are compared."""
 
 
 class RecommendationConfig(Section):
-    """What counts as a difference: δ in-domain and ε on retention; derived from n if null."""
+    """What counts as a difference, and how sure the recommendation must be."""
 
     delta_points: Positive | None = None
+    """Margin δ: the in-domain difference that counts; None: derived from the number of items."""
     epsilon_points: Positive | None = None
+    """Margin ε: the acceptable retention loss; None: derived from the number of items."""
     delta_nats: Positive = 0.02
+    """δ for tasks that are scored by their loss, in nats per token."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
@@ -389,8 +409,8 @@ class StudyConfig(Section):
                 )
         if len(self.train.task) > 1 and self.evaluation.in_domain:
             raise ValueError(
-                "evaluation.in_domain: of several trained tasks each is its own in_domain, and the "
-                "others are its out_of_domain; leave in_domain out"
+                "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
+                "and out_of_domain for the others; leave in_domain out"
             )
         for imported in self.methods.imported:
             if imported.train_task not in (None, *self.train.sources):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, and records read back or refused."""
+"""Files that are complete or absent: atomic writes, and records that are read or refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = TypeVar("R", bound=Record)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name, fsync, rename: the file is whole or it is not there.
+    """Write to a temporary name, fsync, rename: the file is complete or absent.
 
     Raises:
         StorageError: disk full, no permission; the temporary file is removed.
@@ -51,7 +51,7 @@ def replacing(path: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Around a library that writes: its error becomes ours, with the remedy.
+    """Turn the errors of a library that writes into ours, with the remedy.
 
     Raises:
         StorageError: disk full, no permission.
@@ -68,7 +68,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """The error to raise when ``path`` could not be written."""
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}. Free some space or choose another "
-        "--study-dir, then run again: what is finished is kept."
+        "--study-dir, then run again: finished work is kept."
     )
 
 
@@ -87,7 +87,7 @@ def read_record(path: Path, record_type: type[R]) -> R:
     """Read one record.
 
     Raises:
-        RecordError: the file is not there, is not JSON, or is not such a record.
+        RecordError: the file does not exist, is not JSON, or is not such a record.
     """
     try:
         return record_type.model_validate_json(path.read_bytes())
@@ -97,7 +97,7 @@ def read_record(path: Path, record_type: type[R]) -> R:
         reason = _first_misfit(error) if isinstance(error, ValidationError) else str(error)
         raise RecordError(
             f"{path} is not a readable {record_type.__name__}: {reason}. If it is damaged, move it "
-            "away and run the study again: only what is missing is repeated."
+            "away and run the study again: only what is missing is computed."
         ) from error
 
 

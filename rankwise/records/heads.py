@@ -1,4 +1,4 @@
-"""What was found out about a run's attention heads: what changed in them, and what they matter."""
+"""Findings about a run's attention heads: how they changed, and what they do."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rankwise.records.study import (
 )
 
 HeadMode = Literal["ablate", "ablate-mean", "revert"]
-"""A head puts out zeros, or its mean over the task's tokens; or an adapter loses its delta."""
+"""A head outputs zeros, or its mean over the task's tokens, or the adapter loses its delta."""
 
 HEAD_MODES: tuple[HeadMode, ...] = get_args(HeadMode)
 
 ChangeMeasure = Literal["entropy", "divergence", "first_token_mass", "output"]
 CHANGE_MEASURES: tuple[ChangeMeasure, ...] = get_args(ChangeMeasure)
-"""Signed change of entropy in nats, Jensen-Shannon divergence in nats, signed change of the mass on
-the first token, ‖change of the output‖ / ‖output‖."""
+"""Signed change of the attention's entropy in nats; Jensen-Shannon divergence in nats; signed
+change of the attention on the first token; ‖change of the output‖ / ‖output‖."""
 
 ShareOf = Literal["query", "key", "value", "output", "all"]
 
@@ -30,41 +30,37 @@ HeadMap = tuple[tuple[float, ...], ...]
 
 
 class HeadEstimate(Record):
-    """A mean over items of what an intervention does; positive is better.
-
-    ``lower`` and ``upper`` hold for all candidates at once (Bonferroni); ``p_value`` is Holm's,
-    over the same.
-    """
+    """Mean effect of an intervention over items; positive is better."""
 
     estimate: float
     stderr: float
     lower: float
+    """With ``upper``, holds for all candidates at once (Bonferroni)."""
     upper: float
     p_value: float
+    """Corrected for all candidates (Holm)."""
 
     @property
     def is_shown(self) -> bool:
-        """Whether the bounds leave zero out."""
+        """Whether the bounds exclude zero."""
         return self.lower > 0.0 or self.upper < 0.0
 
 
 class HeadEffect(Record):
-    """What an intervention on one head does, in one unit.
-
-    ``effect`` is that on the run's model. ``control`` is the same on the base: the same ablation;
-    for a reversion, which a base cannot have, the base with the delta of this head alone.
-    ``beyond_control`` is effect less control item by item; of a reversion None.
-    """
+    """Effect of an intervention on one head, in one unit."""
 
     layer: int
     head: int
     effect: HeadEstimate
+    """On the run's model."""
     control: HeadEstimate
+    """On the base: the same ablation, or, for a reversion, adding this head's delta alone."""
     beyond_control: HeadEstimate | None
+    """Effect minus control, item by item; None for a reversion."""
 
 
 class ScreenedHead(Record):
-    """The effect that the gradient expects, in nats, and whether it was scored exactly."""
+    """The effect that the gradient predicts, in nats, and whether it was scored exactly."""
 
     layer: int
     head: int
@@ -73,63 +69,66 @@ class ScreenedHead(Record):
 
 
 class Screen(Record):
-    """A first-order screen: one backward pass orders the heads, the first of them are scored.
+    """A first-order screen: one backward pass orders the heads, and the first ones are scored.
 
-    That of a reversion looks at every other item (``TaskHeadEffects.first_half_nats``).
-
-    ``rank_correlation`` is Spearman's, of expected and exact effects over the scored heads, None
-    where it has no meaning; so it says nothing of those that were passed over.
+    The screen of a reversion reads every other item (``TaskHeadEffects.first_half_nats``).
     """
 
     heads: tuple[ScreenedHead, ...]
     rank_correlation: float | None
+    """Spearman's, of predicted and exact effects over the scored heads only; None where undefined.
+    """
     lower: float | None
     upper: float | None
 
 
 class TaskHeadEffects(StageRecord):
-    """``heads/<mode>/<task>.json``: the heads of a run on one task, one after another.
-
-    ``scores`` are effects on the metric that decides, in points or nats; ``answers`` those on
-    the log-probability of the right answer among the options (of a target: per token) in nats,
-    which see far smaller effects. ``first_half_nats`` has, head by head as in ``answers``, the mean
-    effect over every other item: what may be looked at before the rest is used to confirm.
-    ``keys_and_values``: reversions also take out rows of k and v that the head's group shares.
-    ``num_candidates`` heads are what bounds and p-values are corrected over: all that there is
-    something to do to, also those that a screen has left out. ``task_fingerprint`` is the study's
-    for a task that it scores.
-    """
+    """``heads/<mode>/<task>.json``: effects of a run's heads, one by one, on one task."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     mode: HeadMode
     keys_and_values: bool
+    """Reversions also undo rows of k and v that the head's group shares."""
     task: str
     task_fingerprint: str | None
+    """The study's, for a task that it scores; None for others."""
     relation: Relation | None
     metric: str
     unit: Unit
     num_items: int
     confidence: float
     num_heads: tuple[int, ...]
+    """Heads of each layer."""
     num_candidates: int
+    """Heads that the intervention can change, including those that a screen left out.
+
+    Bounds and p-values are corrected for this number.
+    """
     base_score: float
     adapted_score: float
     base_answer_nats: float
     adapted_answer_nats: float
     scores: tuple[HeadEffect, ...]
+    """Effects on the metric that decides, in points or nats."""
     answers: tuple[HeadEffect, ...]
+    """Effects on the log-probability of the right answer, in nats; they show far smaller effects.
+
+    Among the options of a choice; per token of a target.
+    """
     first_half_nats: tuple[float, ...]
+    """Mean effect over every other item, for each head as in ``answers``.
+
+    Heads may be chosen by it; the other items then confirm the choice.
+    """
     screen: Screen | None
     score_seconds: float
 
 
 class RepairedTask(Record):
-    """A task on the items that no head was chosen by; ``random`` is the mean over random sets.
+    """A repaired adapter on one task, on the items by which no head was chosen.
 
-    Effects are the repaired adapter's less the adapter's, positive better; their bounds hold for
-    all tasks at once. ``lost_nats`` is the adapter's less the base's: what there is to restore.
-    Scores are positive better: a loss has a minus.
+    Higher scores are better; a loss has a minus. Bounds hold for all tasks at once.
     """
 
     task: str
@@ -140,51 +139,55 @@ class RepairedTask(Record):
     adapted_score: float
     repaired_score: float
     effect: HeadEstimate
+    """Repaired minus adapted score."""
     effect_nats: HeadEstimate
+    """Repaired minus adapted log-probability of the right answer."""
     lost_nats: HeadEstimate
+    """Adapted minus base log-probability: what there is to restore."""
     random_nats: float | None
+    """Mean effect of reverting random sets of as many heads."""
 
 
 class HeadRepair(Record):
-    """``heads/repair.json``: heads whose reversion restores other domains at least cost.
-
-    ``heads`` in the order in which they were chosen, each with what the set gained with it on the
-    items it was chosen by. ``folder`` holds the repaired adapter in PEFT's layout;
-    ``projection_error`` is ‖wanted - written‖ / ‖wanted‖ of its delta: 0, rows and columns of the
-    factors are zeroed. ``num_random_sets`` of as many heads were reverted for comparison.
-    ``effects`` are the fingerprints of what the heads were chosen from.
-    """
+    """``heads/repair.json``: the heads whose reversion restores other domains at the least cost."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     fingerprint: str
     effects: tuple[str, ...]
+    """Fingerprints of the effects by which the heads were chosen."""
     keys_and_values: bool
     in_domain: tuple[str, ...]
+    """Tasks that should keep their gain."""
     others: tuple[str, ...]
+    """Tasks that should be restored."""
     heads: tuple[tuple[int, int], ...]
+    """(layer, head), in the order in which they were chosen."""
     selection_gain_nats: tuple[float, ...]
+    """Gain of the set up to and including each head, on the items used to choose."""
     num_selection_items: int
     tasks: tuple[RepairedTask, ...]
     num_random_sets: int
+    """Random sets of as many heads that were reverted for comparison."""
     folder: str | None
+    """The repaired adapter, in PEFT's format."""
     projection_error: float | None
+    """‖wanted - written‖ / ‖wanted‖ of its delta; 0, as rows and columns of the factors are zeroed.
+    """
     statement: str
 
 
 class ChangeMap(Record):
-    """A measure of change for every head; ``halves`` are those of two halves of the prompts.
-
-    How well the halves agree is the control: what differs between them is no matter of training.
-    """
+    """A measure of change for every head."""
 
     measure: ChangeMeasure
     values: HeadMap
     halves: tuple[HeadMap, HeadMap]
+    """The same on two halves of the prompts, as a control: their difference is noise."""
 
 
 class ShareMap(Record):
-    """Each head's share of ‖delta‖² of one of attention's matrices over all layers; or all four.
+    """Each head's share of ‖delta‖² over all layers, of one of attention's matrices or of all four.
 
     Rows of k and v belong to a group: their share is divided evenly among its heads.
     """
@@ -194,29 +197,30 @@ class ShareMap(Record):
 
 
 class HeadChanges(StageRecord):
-    """``heads.json``: a run's heads beside the base's, on the same prompts.
-
-    ``base_entropy`` and ``base_first_token_mass`` are the base's own. ``not_analysed`` says why
-    there are no maps. ``tasks`` are those whose prompts were read.
-    """
+    """``heads.json``: a run's heads compared with the base's, on the same prompts."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     tasks: tuple[str, ...]
+    """Tasks whose prompts were read."""
     num_prompts: int
     num_tokens: int
     num_groups: tuple[int, ...]
+    """Key-value groups of each layer."""
     base_entropy: HeadMap
+    """Mean entropy of the base's attention, in nats."""
     base_first_token_mass: HeadMap
+    """Mean attention of the base on the first token."""
     changes: tuple[ChangeMap, ...]
     shares: tuple[ShareMap, ...]
     not_analysed: str | None
+    """Why there are no maps; None if there are."""
     analysis_seconds: float
 
     def change(self, measure: ChangeMeasure) -> ChangeMap | None:
-        """The map of a measure, if there is one."""
-        return next((each for each in self.changes if each.measure == measure), None)
+        """The map of a measure; None if there is none."""
+        return next((change for change in self.changes if change.measure == measure), None)
 
     def share(self, of: ShareOf) -> ShareMap | None:
-        """The map of a share, if there is one."""
-        return next((each for each in self.shares if each.of == of), None)
+        """The map of a share; None if there is none."""
+        return next((share for share in self.shares if share.of == of), None)

@@ -1,4 +1,4 @@
-"""The lines of a samples file as one value for each item, and the option that was chosen."""
+"""Turns the lines of a samples file into one value for each item, and the chosen option."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
     """The deciding metric of one model on one task, item by item.
 
     Args:
-        record: of the scoring.
-        lines: its samples under the filter that decides, in their order.
+        record: the scoring's record.
+        lines: its samples under the filter that decides, in order.
     """
     values = [float(line[record.decision_metric]) for line in lines]
     if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
@@ -40,7 +40,7 @@ def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
 def _choice(line: Line) -> int:
     """The first option with the highest log-likelihood.
 
-    ``acc_mutual_info`` asks for every option once more without its context; those come last.
+    For ``acc_mutual_info``, every option is scored again without its context; those come last.
     """
     scores = [float(response[0][0]) for response in line["resps"]]
     if "acc_mutual_info" in line["metrics"]:

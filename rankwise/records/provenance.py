@@ -1,4 +1,4 @@
-"""What made a result: versions, platform, and the commit if there was one."""
+"""What produced a result: versions, platform, and the commit if there is one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 
 from rankwise.records.study import Provenance
 
-# The packages that decide what the numbers are.
+# The packages that the numbers depend on.
 PACKAGES = ("torch", "transformers", "peft", "lm-eval", "datasets", "tokenizers", "safetensors")
 
 

@@ -1,4 +1,4 @@
-"""A study file: YAML with overrides, or a shipped preset, checked at once and completely."""
+"""Reads a study file, YAML with overrides or a preset, and reports all its problems at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config import RATE_TAGS, ImportedConfig, StudyConfig
@@ -59,12 +59,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
     data = _parse_yaml(text, source)
     if path is not None:
         data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study")
-    problems = [problem for each in overrides if (problem := _apply_override(data, each))]
+    problems = [problem for override in overrides if (problem := _apply_override(data, override))]
     problems += _given_twice(data)
     try:
         config = StudyConfig.model_validate(data)
     except ValidationError as error:
-        problems.extend(_problems(error, data))
+        problems.extend(problems_of(error, data, StudyConfig))
         config = None
     if problems or config is None:
         raise ConfigError(source, problems)
@@ -133,7 +133,7 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
         data = {"data": folder / config.train.data.expanduser()}
         update["train"] = config.train.model_copy(update=data)
     update["methods"] = config.methods.model_copy(
-        update={"imported": tuple(_beside(folder, each) for each in config.methods.imported)}
+        update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
     )
     name = config.base_model.name
     if name.startswith(("./", "../")) or (folder / name).is_dir():
@@ -152,7 +152,7 @@ _PAIRED = {
 
 
 def _given_twice(data: dict[str, Any]) -> Iterable[str]:
-    """Axes that ``methods.lora._`` pairs and that the file also lists."""
+    """Problems of axes that ``methods.lora._`` pairs and that the file also lists."""
     entries = _at(data, ("methods", "lora", "_"))
     if not isinstance(entries, list):
         return
@@ -169,21 +169,29 @@ def _at(data: Any, location: tuple[str, ...]) -> Any:
     return data
 
 
-def _problems(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
-    """One sentence for each thing pydantic found: key, what was got, what to do."""
+def problems_of(
+    error: ValidationError, data: dict[str, Any], model: type[BaseModel]
+) -> Iterable[str]:
+    """One sentence for each problem that pydantic found: the key, what was given, what to do.
+
+    Args:
+        error: what validation raised.
+        data: that was validated.
+        model: that it was validated as.
+    """
     for detail in error.errors(include_url=False):
         key = _dotted(_as_written(detail["loc"], data))
         if detail["type"] == "extra_forbidden":
-            known = _known_keys(detail["loc"][:-1])
+            known = _known_keys(model, detail["loc"][:-1])
             hint = did_you_mean(str(detail["loc"][-1]), known) or f"known here: {', '.join(known)}"
             yield f"{key}: unknown key; {hint}"
         elif detail["type"] == "missing":
-            yield f"{key}: is needed and not there"
+            yield f"{key}: is missing; add it"
         elif detail["type"] == "value_error":
             message = str(detail["msg"]).removeprefix("Value error, ")
             yield f"{key}: {message}" if key else message
         elif detail["type"] == "model_type":
-            known = ", ".join(_known_keys(detail["loc"])) or "none"
+            known = ", ".join(_known_keys(model, detail["loc"])) or "none"
             yield f"{key}: {detail['input']!r} given; a section is needed here, with keys: {known}"
         else:
             message = str(detail["msg"])
@@ -191,7 +199,7 @@ def _problems(error: ValidationError, data: dict[str, Any]) -> Iterable[str]:
 
 
 def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[int | str, ...]:
-    """The place in the file: a value that stands for a list of one has no index there."""
+    """The place in the file, without the index 0 of a single value that stands for a list."""
     kept: list[int | str] = []
     here: Any = data
     for part in location:
@@ -205,7 +213,7 @@ def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[
     return tuple(kept)
 
 
-def _beside(folder: Path, imported: ImportedConfig) -> ImportedConfig:
+def _resolved(folder: Path, imported: ImportedConfig) -> ImportedConfig:
     paths = {"adapter": imported.adapter, "checkpoint": imported.checkpoint}
     absolute = {key: folder / path.expanduser() for key, path in paths.items() if path is not None}
     return imported.model_copy(update=absolute)
@@ -223,8 +231,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return text
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = StudyConfig
+def _known_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if isinstance(part, str) and part not in RATE_TAGS:
             model = next(_sections(_field(model, part).annotation))
@@ -237,7 +244,7 @@ def _field(model: Any, key: str) -> Any:
 
 
 def _sections(annotation: Any) -> Iterator[Any]:
-    """The sections that an annotation speaks of, outermost first."""
+    """The sections in an annotation, outermost first."""
     if hasattr(annotation, "model_fields"):
         yield annotation
     for inner in get_args(annotation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -20,10 +21,10 @@ from rankwise.tasks import resolution
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
 
+# In the order in which the help lists them.
 VERBS = (
-    "init", "plan", "run", "status", "report", "recommend", "tasks", "doctor", "export",
-    "compare-samples", "extend", "claims", "lm-eval", "audit", "truncate", "scale-intruders",
-    "heads",
+    "run", "plan", "report", "status", "recommend", "init", "extend", "claims", "audit", "truncate",
+    "scale-intruders", "heads", "export", "compare-samples", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
@@ -102,7 +103,34 @@ def test_every_verb_is_listed_and_explains_itself() -> None:
         assert shown.exit_code == 0
         assert f"rankwise {verb}" in shown.stdout
     names = [command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
-    assert sorted(name.replace("_", "-") for name in names) == sorted(VERBS)
+    assert tuple(name.replace("_", "-") for name in names) == VERBS
+
+
+@pytest.mark.parametrize("width", ["80", "100"])
+def test_no_help_is_cut(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    for arguments in ((), *((verb,) for verb in VERBS)):
+        assert "…" not in rankwise(*arguments, "--help").stdout
+
+
+def test_the_documentation_lists_the_verbs_in_the_same_order() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    table = page.split("**Commands**:")[1].split("## `rankwise run`")[0]
+    assert tuple(re.findall(r"^\* `([a-z-]+)`: ", table, re.MULTILINE)) == VERBS
+    assert "..." not in table
+
+
+def test_the_shell_completes_verbs() -> None:
+    done = CliRunner().invoke(
+        app,
+        prog_name="rankwise",
+        env={
+            "_RANKWISE_COMPLETE": "complete_bash",
+            "COMP_WORDS": "rankwise re",
+            "COMP_CWORD": "1",
+        },
+    )
+    assert done.stdout.split() == ["report", "recommend"]
 
 
 def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
@@ -129,7 +157,7 @@ def test_init_writes_a_preset_that_loads_and_replaces_nothing(
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr == (
         "ConfigError: study.yaml has 1 problem\n"
-        "  is there already; choose another path or give --force\n"
+        "  the file exists; choose another path or give --force\n"
     )
     assert (tmp_path / "study.yaml").read_text() == "mine"
     assert rankwise("init", "--force").exit_code == 0
@@ -209,7 +237,7 @@ def test_stopping_with_ctrl_c_says_that_nothing_is_lost(
     monkeypatch.setattr("rankwise.study.run.run_study", interrupted)
     done = rankwise("run", finished.file, "--study-dir", finished.root / "stopped")
     assert done.exit_code == application.INTERRUPTED == 130
-    assert "stopped; what is finished is kept" in words(done.stderr)
+    assert "stopped; finished work is kept" in words(done.stderr)
 
 
 def test_a_study_that_another_process_works_on(finished: Finished) -> None:
@@ -322,7 +350,7 @@ def test_a_second_run_trains_nothing(finished: Finished) -> None:
     before = [path.stat().st_mtime_ns for path in paths]
     done = finished.run()
     assert done.exit_code == 0
-    assert "everything is done already; nothing is trained or scored again" in words(done.stderr)
+    assert "everything is done; nothing is trained or scored again" in words(done.stderr)
     assert "training done" not in done.stderr
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert len(paths) >= 2
@@ -433,10 +461,28 @@ def test_doctor_names_versions_devices_and_the_cache(
     assert findings["torch"] == torch.__version__
     assert findings["precision auto"].split()[0] in ("bfloat16", "float32")
     assert findings["embedded smollm2-135m-instruct"].startswith("not yet in ")
+    assert findings["cache folder"].startswith("writable: ")
+    extras = {"bitsandbytes": "quantization", "torchao": "torchao", "vllm": "vllm"}
+    for name, extra in extras.items():
+        finding = findings[f"optional {name}"]
+        is_there = importlib.util.find_spec(name) is not None
+        assert finding.startswith("found: ") == is_there
+        assert is_there or finding.endswith(f"pip install 'rankwise[{extra}]'")
+    assert findings["CUDA"].startswith("found" if torch.cuda.is_available() else "missing")
     shown = rankwise("doctor")
     assert shown.exit_code == 0
     for name in findings:
         assert name in shown.stdout
+
+
+def test_doctor_finds_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "file" / "cache"))
+    findings = json.loads(rankwise("doctor", "--json").stdout)
+    assert findings["cache folder"].startswith("not writable: ")
+    assert "RANKWISE_CACHE" in findings["cache folder"]
 
 
 def test_errors_that_nobody_expects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

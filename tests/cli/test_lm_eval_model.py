@@ -345,7 +345,7 @@ def test_a_configuration_file_is_read_as_lm_eval_reads_it(
     [
         (["--model_args", "adapters=a=b"], ["pretrained: say which base model"]),
         (["--model_args", "pretrained=x,adpters=a=b,dtype=int3"], ["adpters", "dtype: 'int3'"]),
-        (["--model_args", "pretrained=x,adapters=a=b;a=c"], ["'a' is there twice"]),
+        (["--model_args", "pretrained=x,adapters=a=b;a=c"], ["'a' is given twice"]),
         (["--model_args", "pretrained=x,adapters=a=b;base=c"], ["another word than 'base'"]),
         (["--model_args", "pretrained=x,adapters=a=b,peft=c"], ["'c' is none of the adapters a"]),
         (["--model_args", "pretrained=x", "--model", "hf"], ["--model hf"]),

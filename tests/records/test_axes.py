@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_where_it_stands(tmp_path: Path, text: str, proble
     ("rate", "problem"),
     [
         ("{rule: r^-1/3, value: 1e-4}", "train.learning_rate.lora.rule: 'r^-1/3' given"),
-        ("{rule: constant}", "train.learning_rate.lora.value: is needed and not there"),
+        ("{rule: constant}", "train.learning_rate.lora.value: is missing; add it"),
         ("{rul: constant, value: 1}", "lora.rul: unknown key; did you mean 'rule'?"),
         ("[1e-4, -1]", "train.learning_rate.lora[1]: -1 given; input should be greater than 0"),
         ("fast", "train.learning_rate.lora: 'fast' given; input should be a valid number"),
@@ -225,7 +225,7 @@ def test_a_grid_over_two_tasks_is_trained_scored_and_judged(
 
 def test_in_domain_of_several_tasks_is_each_its_own(study_file: Path) -> None:
     several = ["train.task=[colours, sums]", "evaluation.out_of_domain=[]"]
-    with pytest.raises(ConfigError, match="each is its own in_domain"):
+    with pytest.raises(ConfigError, match="each is in_domain for itself"):
         load_config(study_file, [*several, "evaluation.in_domain=[sums]"])
 
 

@@ -83,7 +83,7 @@ zzz: 1
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("base_model: m\n", "train: is needed and not there"),
+        ("base_model: m\n", "train: is missing; add it"),
         (
             "base_model: m\ntrain: {}\n",
             "train: neither of 'task' and 'data' given; give exactly one",
@@ -98,7 +98,7 @@ zzz: 1
         ),
         (
             "base_model: m\ntrain: {task: t}\nmethods: {lora: null, full: null}\n",
-            "methods: 'lora' and 'full' are null and nothing is imported; leave one",
+            "methods: 'lora' and 'full' are null and nothing is imported; give one of them",
         ),
         (
             "base_model: m\ntrain: {task: t}\nmethods: {lora: {ranks: [4, 4]}}\n",

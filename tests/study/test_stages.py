@@ -162,7 +162,7 @@ def test_the_command_says_what_failed_and_ends_with_1(
     answered = rankwise("run", study_file, *FEW, "--study-dir", tmp_path / "study")
     assert answered.exit_code == 1
     assert "training failed: OutOfMemoryError" in answered.stderr
-    assert "Run the same command" in answered.stderr
+    assert "Run the same command to try it again" in answered.stderr
     assert (tmp_path / "study" / "report.html").exists()
 
 

@@ -1,160 +1,150 @@
-"""What ``--model_args`` may say of our lm-eval model, and what it comes to."""
+"""What ``--model_args`` of our lm-eval model accepts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
 from rankwise.errors import ConfigError
 from rankwise.records.config import Engine
+from rankwise.records.config_fields import Count
+from rankwise.records.study_file import problems_of
 
 BASE_NAME = "base"
 _NAME = re.compile(r"[\w.-]+")
-_PRECISIONS = ("auto", "float32", "bfloat16")
-_KNOWN = (
-    "pretrained",
-    "revision",
-    "adapters",
-    "peft",
-    "dtype",
-    "device",
-    "engine",
-    "max_batch_tokens",
-    "max_length",
-)
+_SPELLING = "write NAME=FOLDER;NAME=FOLDER"
 
 
-class ModelArguments(NamedTuple):
-    """Checked arguments of our lm-eval model.
+def _pairs(given: Any) -> list[tuple[str, str]]:
+    """Names and folders from any spelling; a folder without a name is named by its last part."""
+    if isinstance(given, Mapping):
+        return [(str(name), str(folder)) for name, folder in given.items()]
+    parts = given if isinstance(given, list | tuple) else str(given).split(";")
+    pairs: list[tuple[str, str]] = []
+    for part in (str(part).strip() for part in parts):
+        name, equals, folder = part.partition("=")
+        if part:
+            pairs.append((name.strip(), folder.strip()) if equals else (Path(part).name, part))
+    return pairs
 
-    Attributes:
-        pretrained: an embedded model's name, a folder, or a hub repository.
-        revision: of a hub repository.
-        adapters: name and PEFT folder of each, in the order given.
-        answering: which of them answers; None is the base.
-        precision: of the weights, and of what is computed with them.
-        device: in torch's words.
-        engine: what holds the models.
-        max_batch_tokens: tokens in one forward pass; None leaves it to the engine.
-        max_length: context in tokens; None takes the model's own.
-    """
 
-    pretrained: str
-    revision: str | None
-    adapters: tuple[tuple[str, Path], ...]
-    answering: str | None
-    precision: ResolvedPrecision
-    device: str
-    engine: Engine
-    max_batch_tokens: int | None
-    max_length: int | None
+def _adapters(given: Any) -> tuple[tuple[str, Path], ...]:
+    """Checked names, and folders, which need not exist: the engine says so if they do not."""
+    pairs = _pairs(given)
+    names = [name for name, _ in pairs]
+    for name, folder in pairs:
+        if not _NAME.fullmatch(name) or name == BASE_NAME:
+            raise ValueError(
+                f"{name!r} cannot name an adapter; use letters, digits, '.', '-' and '_', and "
+                f"another word than {BASE_NAME!r}, as in NAME={folder}"
+            )
+        if not folder:
+            raise ValueError(f"{name!r} has no folder; {_SPELLING}")
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is given twice; {_SPELLING}")
+    return tuple((name, Path(folder).expanduser()) for name, folder in pairs)
+
+
+def _device(given: Any) -> str:
+    if given == "auto":
+        return str(choose_device())
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{given!r} is not a device; use auto, cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{given!r} is not supported; use cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"this machine has no {given!r}; leave it out, or use cpu")
+    return str(device)
+
+
+def _base_model(name: str) -> str:
+    if not name:
+        raise ValueError("say which base model, by name, folder or hub repository")
+    return name
+
+
+class ModelArguments(BaseModel):
+    """Checked arguments of our lm-eval model."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, validate_default=True
+    )
+
+    pretrained: Annotated[str, AfterValidator(_base_model)] = ""
+    """An embedded model's name, a folder, or a hub repository."""
+    revision: str | None = None
+    """Revision of a hub repository."""
+    adapters: Annotated[tuple[tuple[str, Path], ...], BeforeValidator(_adapters)] = ()
+    """Name and PEFT folder of each adapter, in the order given."""
+    answering: Annotated[str | None, Field(alias="peft")] = None
+    """Name of the adapter that answers; None: the base answers."""
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        BeforeValidator(lambda dtype: str(dtype).removeprefix("torch.")),
+    ] = "auto"
+    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    """A device in torch's notation."""
+    engine: Engine = "resident"
+    max_batch_tokens: Count | None = None
+    """Tokens in one forward pass; None: the engine decides."""
+    max_length: Count | None = None
+    """Context in tokens; None: the model's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_adapter(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Without ``adapters``, ``peft`` is the folder of the only one, as in lm-eval's ``hf``."""
+        pairs = _pairs(given.get("peft", ""))
+        if not pairs or given.get("adapters"):
+            return given
+        return given | {"adapters": given["peft"], "peft": pairs[0][0]}
+
+    @model_validator(mode="after")
+    def _is_an_adapter(self) -> Self:
+        if self.answering not in (None, *self.names):
+            known = ", ".join(self.names)
+            raise ValueError(f"peft: {self.answering!r} is none of the adapters {known}")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the adapters."""
+        """Names of the adapters."""
         return tuple(name for name, _ in self.adapters)
+
+    @property
+    def precision(self) -> ResolvedPrecision:
+        """The precision of the weights, and of what is computed with them."""
+        return resolve_precision(self.dtype, torch.device(self.device))
 
 
 def parse_model_arguments(given: Mapping[str, Any]) -> ModelArguments:
     """Check what lm-eval read from ``--model_args``, a YAML file or a dictionary.
 
-    ``adapters`` is ``NAME=FOLDER;NAME=FOLDER`` (a folder without a name is called by its last
-    part), a list of such parts, or a mapping of names to folders. ``peft`` is the name of one of
-    them, or, without ``adapters``, the folder of the only one, as with lm-eval's ``hf`` model.
+    ``adapters`` is ``NAME=FOLDER;NAME=FOLDER``, a list of such parts, or a mapping of names to
+    folders. ``peft`` is the name of one of them, or the folder of the only one.
 
     Raises:
         ConfigError: with every problem found.
     """
-    problems = [
-        f"{name}: there is no such argument; there are {', '.join(_KNOWN)}"
-        for name in given
-        if name not in _KNOWN
-    ]
-    pretrained = given.get("pretrained")
-    if not isinstance(pretrained, str) or not pretrained:
-        problems.append("pretrained: say which base model, by name, folder or hub repository")
-    adapters = _adapters(given.get("adapters"), problems)
-    answering = given.get("peft")
-    if answering is not None and not adapters:
-        adapters = _adapters(answering, problems)
-        answering = adapters[0][0] if adapters else None
-    names = [name for name, _ in adapters]
-    if answering is not None and answering not in names:
-        problems.append(f"peft: {answering!r} is none of the adapters {', '.join(names)}")
-    device = _device(given.get("device"), problems)
-    dtype = str(given.get("dtype", "auto")).removeprefix("torch.")
-    if dtype not in _PRECISIONS:
-        problems.append(f"dtype: {dtype!r} is none of {', '.join(_PRECISIONS)}")
-    engine = given.get("engine", "resident")
-    if engine not in get_args(Engine):
-        problems.append(f"engine: {engine!r} is none of {', '.join(get_args(Engine))}")
-    counts = {name: _count(name, given, problems) for name in ("max_batch_tokens", "max_length")}
-    if problems:
-        raise ConfigError("--model_args", problems)
-    revision = given.get("revision")
-    return ModelArguments(
-        pretrained=str(pretrained),
-        revision=None if revision is None else str(revision),
-        adapters=adapters,
-        answering=answering,
-        precision=resolve_precision(dtype, torch.device(device)),  # pyright: ignore[reportArgumentType]
-        device=device,
-        engine=engine,
-        **counts,
-    )
-
-
-def _adapters(given: Any, problems: list[str]) -> tuple[tuple[str, Path], ...]:
-    """Names and folders; a folder need not be there yet, the engine says if it is not."""
-    if given is None or given == "":
-        return ()
-    if isinstance(given, Mapping):
-        pairs = [(str(name), str(folder)) for name, folder in given.items()]
-    else:
-        parts = given if isinstance(given, list | tuple) else str(given).split(";")
-        pairs = [_pair(str(part).strip()) for part in parts if str(part).strip()]
-    names = [name for name, _ in pairs]
-    for name, folder in pairs:
-        if not _NAME.fullmatch(name) or name == BASE_NAME:
-            problems.append(
-                f"adapters: {name!r} cannot be an adapter's name; take letters, digits, '.', '-' "
-                f"and '_', and another word than {BASE_NAME!r}, as in NAME={folder}"
-            )
-        if not folder:
-            problems.append(f"adapters: {name!r} has no folder; write NAME=FOLDER;NAME=FOLDER")
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"adapters: {name!r} is there twice; write NAME=FOLDER;NAME=FOLDER")
-    return tuple((name, Path(folder).expanduser()) for name, folder in pairs)
-
-
-def _pair(part: str) -> tuple[str, str]:
-    name, equals, folder = part.partition("=")
-    return (name.strip(), folder.strip()) if equals else (Path(part).name, part)
-
-
-def _device(given: Any, problems: list[str]) -> str:
-    if given in (None, "auto"):
-        return str(choose_device())
+    known = {name: value for name, value in given.items() if value is not None}
     try:
-        device = torch.device(given)
-    except (RuntimeError, TypeError):
-        problems.append(f"device: {given!r} is none of auto, cpu, cuda, cuda:0 ...")
-        return "cpu"
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        problems.append(f"device: {given!r} is not on this machine; leave it out, or take cpu")
-        return "cpu"
-    if device.type not in ("cpu", "cuda"):
-        problems.append(f"device: {given!r} is not supported; there are cpu and cuda")
-    return str(device)
-
-
-def _count(name: str, given: Mapping[str, Any], problems: list[str]) -> int | None:
-    value = given.get(name)
-    if value is not None and (not isinstance(value, int) or value < 1):
-        problems.append(f"{name}: {value!r} is not a positive whole number")
-    return value
+        return ModelArguments.model_validate(known)
+    except ValidationError as error:
+        problems = problems_of(error, known, ModelArguments)
+        raise ConfigError("--model_args", list(problems)) from error

@@ -83,7 +83,7 @@ class HeldModels:
     @classmethod
     def of(cls, arguments: ModelArguments) -> HeldModels:
         """Those that are held already, as long as anyone refers to them, else new ones."""
-        key = arguments._replace(answering=None)
+        key = arguments.model_copy(update={"answering": None})
         held = _held.get(key)
         if held is None:
             held = _held[key] = cls(arguments)
