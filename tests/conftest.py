@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # shapes and types of these are checked at every call in the tests
 SHAPED = [
     "rankwise.engine.scoring.batching",
-    "rankwise.engine.models.adapter_folders",
+    "rankwise.engine.models.peft_adapters",
     "rankwise.engine.training.loop",
     "rankwise.engine.scoring.divergence",
 ]
