@@ -112,5 +112,5 @@ def answer(head: CompletionHead, read: ReadPlaces, targets: Targets, answers: An
         own = slice(start, min(start + chunk, len(places)))
         rows = torch.from_numpy(places[own] - read.start).to(device)
         logits = head.logits(hidden[:, rows].flatten(0, 1)).unflatten(0, (len(hidden), -1))
-        first, last = of_places[own.start], of_places[own.stop]
+        first, last = int(of_places[own.start]), int(of_places[own.stop])
         answers.add(logits, targets.part(first, last, places[own]))

@@ -167,12 +167,12 @@ class TreeLayout:
         pairs = pairwise(bounds)
         return tuple(slice(int(at[a]), int(at[b - 1]) + 1) for a, b in pairs if a < b)
 
-    def _in_pool(self, places: Places) -> Places:
+    def _in_pool(self, places: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Cached ancestors lie at their depth."""
         own = places - self.start + self.num_cached
         return np.where(places < self.start, self.tree.depths[places], own)
 
-    def _on_device(self, numbers: Places) -> Int[Tensor, " places"]:
+    def _on_device(self, numbers: Int[np.ndarray, "*shape"]) -> Int[Tensor, "*shape"]:
         return torch.from_numpy(numbers).to(self.device)
 
     def _blocks(self) -> Iterator[_Block]:
