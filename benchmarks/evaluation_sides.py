@@ -25,8 +25,8 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.training_peer import ROOT, SCALING, TARGETS, load_model, new_adapter, now
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_folders import save_adapter
 from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.peft_adapters import save_adapter
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.tasks.questions import Continuation, Prompt
 from rankwise.tasks.requests import PreparedTask, RequestEncoder, prepare_task

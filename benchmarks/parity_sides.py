@@ -15,11 +15,11 @@ import peft
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
 from benchmarks.parity_regimes import Regime
 from benchmarks.parity_tally import Scores
-from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
 from rankwise.engine.scoring.resident import ResidentScorer
@@ -47,8 +47,11 @@ def save_random_adapter(model_folder: Path, folder: Path, size: float) -> None:
     adapted: Any = peft.get_peft_model(base, settings)
     generator = torch.Generator().manual_seed(ADAPTER_SEED)
     with torch.no_grad():
-        for name, (lora_A, lora_B) in adapters.lora_factors(adapted).items():
-            weight: Any = adapted.get_submodule(name).base_layer.weight
+        for layer in adapted.modules():
+            if not isinstance(layer, LoraLayer):
+                continue
+            lora_A, lora_B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            weight: Any = layer.base_layer.weight
             direction = torch.randn(lora_B.shape, generator=generator)
             update = ADAPTER_ALPHA / ADAPTER_RANK * direction @ lora_A
             lora_B.copy_(direction * (size * weight.norm() / update.norm()))

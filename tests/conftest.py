@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -16,16 +18,19 @@ os.environ.setdefault(
 )  # tiny matrices: threads would only wait on each other
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# shapes and types of these are checked at every call in the tests
-SHAPED = [
-    "rankwise.engine.scoring.packed",
-    "rankwise.engine.models.adapter_folders",
-    "rankwise.engine.training.loop",
-    "rankwise.engine.scoring.divergence",
-]
-install_import_hook(SHAPED, "beartype.beartype")
+# Shapes and types of the packages that hold tensors are checked at every call in the tests.
+install_import_hook(["rankwise.engine", "rankwise.weights", "rankwise.heads"], "beartype.beartype")
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
+
+
+@pytest.fixture
+def unchecked_shapes() -> Generator[None]:
+    """Lets a test hand over arrays of wrong shapes, to see the package's own refusal of them."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.engine.models.adapter_files import ScaledFactors
+from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.heads.activity import HeadActivity
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.heads.measures import (

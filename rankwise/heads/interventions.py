@@ -11,16 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
-
-from rankwise.engine.models.adapter_files import (
+from rankwise.engine.models.adapter_folder import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
     ScaledFactors,
     read_factors,
+    write_factors,
 )
 from rankwise.heads.layouts import HeadLayout, LayerSlice
-from rankwise.records.folder import write_atomically, writing
 
 
 class Head(NamedTuple):
@@ -115,15 +112,8 @@ def save_without_heads(
         StorageError: the target cannot be written.
     """
     changed = without_heads(read_factors(source), layouts, heads, keys_and_values=keys_and_values)
-    tensors = {
-        f"base_model.model.{name}.{side}.weight": matrix.contiguous()
-        for name, (lora_A, lora_B, _) in changed.items()
-        for side, matrix in (("lora_A", lora_A), ("lora_B", lora_B))
-    }
-    with writing(target):
-        target.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_atomically(target / CONFIG_FILE, (source / CONFIG_FILE).read_text(encoding="utf-8"))
+    pairs = {name: (lora_A, lora_B) for name, (lora_A, lora_B, _) in changed.items()}
+    write_factors(target, pairs, (source / CONFIG_FILE).read_text(encoding="utf-8"))
 
 
 def adapted_heads(

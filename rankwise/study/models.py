@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
+from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import DTYPES, give_back_memory
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,

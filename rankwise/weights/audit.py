@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_files import (
+from rankwise.engine.models.adapter_folder import (
     CONFIG_FILE,
     layers_without_factors,
     refuse_other_base,

@@ -8,18 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
-from torch import Tensor
-
-from rankwise.engine.models.adapter_files import (
-    CONFIG_FILE,
-    PREFIX,
-    WEIGHTS_FILE,
+from rankwise.engine.models.adapter_folder import (
     read_adapter_config,
     read_factors,
+    write_factors,
 )
 from rankwise.errors import ModelError
-from rankwise.records.folder import write_atomically, writing
 from rankwise.weights.lowrank import LowRankUpdate
 
 
@@ -66,12 +60,8 @@ def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: 
         "eva_config": None,
         "inference_mode": True,
     }
-    tensors: dict[str, Tensor] = {}
-    for name, update in updates.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.lora_A.float().contiguous()
-        scaled = update.scaling * update.lora_B.double()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = scaled.float().contiguous()
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    factors = {
+        name: (update.lora_A.float(), (update.scaling * update.lora_B.double()).float())
+        for name, update in updates.items()
+    }
+    write_factors(folder, factors, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord, InterventionRecord
 from rankwise.records.folder import read_record
 from rankwise.weights.updates import read_updates

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models.adapter_files import read_factors
+from rankwise.engine.models.adapter_folder import read_factors
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.heads.activity import HeadActivity, head_activity
 from rankwise.heads.changes import (

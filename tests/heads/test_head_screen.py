@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankwise.engine.models.adapter_files import ScaledFactors
+from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenPiece, carrying
 from rankwise.heads.interventions import Head, only_heads
 from rankwise.heads.layouts import head_layouts

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rankwise.cli.terminal import status_table
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_files import WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.records.folder import StudyFolder, read_record
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.study_file import load_config

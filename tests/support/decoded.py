@@ -9,7 +9,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from rankwise.engine.models.adapter_files import ScaledFactors
+from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, carrying
 from rankwise.engine.scoring.decode.decoder import Decoder

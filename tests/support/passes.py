@@ -16,7 +16,7 @@ from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepM
 from rankwise.errors import DivergedError
 from rankwise.records.config import LearningRateConfig, OptimizerName, TrainConfig
 from rankwise.records.study import PlannedRun
-from rankwise.tasks.training_rows import Example, TrainingRow
+from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 CPU = torch.device("cpu")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -102,7 +102,7 @@ class Setting:
         self.base: Any = models.load_frozen(folder, "float32", CPU)
 
     def examples(self, train: TrainConfig, rows: Sequence[TrainingRow] = ROWS) -> list[Example]:
-        return training.tokenise_rows(rows, self.tokenizer, train, 256)
+        return tokenise_rows(rows, self.tokenizer, train, 256)
 
     def trainee(
         self,

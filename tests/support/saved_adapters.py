@@ -9,11 +9,11 @@ from typing import Any
 import peft
 import safetensors.torch
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_files import WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from tests.support.tiny_models import tiny
 
 
@@ -43,6 +43,15 @@ def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
 
 
+def lora_factors(adapted: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """lora_A and lora_B of every layer that PEFT has adapted, by the layer's name."""
+    layers = [(name, m) for name, m in adapted.named_modules() if isinstance(m, LoraLayer)]
+    return {
+        name: (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        for name, layer in layers
+    }
+
+
 def save_dora(folder: Path, model_folder: Path) -> None:
     settings = peft.LoraConfig(
         r=2, lora_alpha=8, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"
@@ -51,6 +60,6 @@ def save_dora(folder: Path, model_folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         adapted: Any = peft.get_peft_model(base, settings)
-        for _, lora_B in adapters.lora_factors(adapted).values():
+        for _, lora_B in lora_factors(adapted).values():
             lora_B.data.normal_(std=0.1)
     adapted.save_pretrained(str(folder))

@@ -11,7 +11,6 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
 from rankwise.errors import DataError, TaskError
 from rankwise.records.folder import LOSS_METRIC
@@ -20,6 +19,7 @@ from rankwise.tasks.questions import Continuation
 from rankwise.tasks.requests import SAMPLING_SEED, prepare_task
 from rankwise.tasks.resolution import load_tasks
 from tests.support.plain_scorer import PlainScorer
+from tests.support.saved_adapters import lora_factors
 
 CPU = torch.device("cpu")
 MAX_LENGTH = 256
@@ -42,7 +42,7 @@ def with_random_adapter(base: Any) -> Any:
         adapted: Any = peft.get_peft_model(base, settings)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for _, lora_B in adapters.lora_factors(adapted).values():
+        for _, lora_B in lora_factors(adapted).values():
             lora_B.copy_(torch.randn(lora_B.shape, generator=generator) * 0.3)
     return adapted.eval()
 
@@ -248,7 +248,7 @@ def put_on_two(base: Any, tokenizer: Any, folder: Path) -> PlainScorer:
     scorer = PlainScorer(base, tokenizer)
     for name, size in (("one", 0.3), ("two", 0.6)):
         adapted = with_random_adapter(base)
-        for _, lora_B in adapters.lora_factors(adapted).values():
+        for _, lora_B in lora_factors(adapted).values():
             lora_B.data.mul_(size)
         adapted.save_pretrained(str(folder / name))
         adapted.unload()

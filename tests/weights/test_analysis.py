@@ -339,6 +339,7 @@ def test_full_fine_tuning_s_change_is_subtracted_exactly() -> None:
     assert float(delta_svd(base, base).S[0]) == 0.0
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
     base, adapted = torch.ones(3, 4), torch.ones(3, 4)
     for bad in (math.nan, math.inf):

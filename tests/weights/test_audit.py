@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from rankwise.engine.models.adapter_files import WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.records.audits import AuditRecord
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, intruders_of

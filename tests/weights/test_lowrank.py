@@ -101,6 +101,7 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
         LowRankUpdate(A, torch.randn(12, 2))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_misfits_are_refused() -> None:
     with pytest.raises(ValueError, match="no rank in common"):
         LowRankUpdate(torch.randn(2, 9), torch.randn(12, 3))

@@ -19,12 +19,11 @@ import lm_eval.models  # noqa: F401  # pyright: ignore[reportUnusedImport] (fill
 import torch
 from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import register_model
-from safetensors import safe_open
 from tqdm import tqdm
 
 from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_folders import WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import RESERVED_TOKENS, VllmScorer
 from rankwise.records.config import BaseModelConfig, EvaluationConfig
@@ -136,14 +135,7 @@ _held: WeakValueDictionary[ModelArguments, HeldModels] = WeakValueDictionary()
 def _has_update(folder: Path) -> bool:
     """Whether an adapter does anything; of one without weights the engine says what is wrong."""
     weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
-        return False
-    with safe_open(weights, "pt") as tensors:
-        return any(
-            bool(tensors.get_tensor(name).any())
-            for name in tensors.keys()  # noqa: SIM118  (it is no dictionary)
-            if ".lora_B." in name
-        )
+    return weights.is_file() and has_update(weights)
 
 
 def _digest(item: Continuation | Prompt) -> bytes:

@@ -1,7 +1,7 @@
 """Giving a decoder of transformers another attention, and refusing where that would be wrong.
 
 Decoders take their attention from transformers' ``AttentionInterface``, by the name in their
-config. What is registered there without a mask function beside it gets no mask.
+config. A function that is registered there without a mask function gets no mask.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from transformers import PreTrainedModel
 from rankwise.errors import ModelError
 
 INSTEAD = "Choose another base model."
+# Layers in which every token attends to earlier tokens directly: no state, no chunks.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
-# Some models hand these to the attention function, where they change nothing.
+# Some models pass these to the attention function, where they change nothing.
 _WITHOUT_EFFECT = {"position_ids", "use_cache", "output_router_logits", "num_items_in_batch"}
 
 
 class AttentionTerms(NamedTuple):
-    """What the scores of attention depend on beside query and key.
+    """What attention depends on besides query, key and value.
 
     Attributes:
         scale: factor of the products.
-        window: how many tokens a token sees, the last of which is itself; None is all.
-        softcap: scores are limited to (-softcap, softcap) by tanh; None is not at all.
-        sinks: a logit per head that takes part in the softmax and has no value.
+        window: how many tokens a token sees, the last of which is itself; None: all.
+        softcap: scores are limited to (-softcap, softcap) by tanh; None: unlimited.
+        sinks: (heads,) a logit per head that takes part in the softmax and has no value.
     """
 
     scale: float
@@ -45,13 +46,13 @@ class AttentionTerms(NamedTuple):
         softcap: float | None,
         sinks: Tensor | None,
     ) -> AttentionTerms:
-        """As a layer of transformers gives them: without a scaling, it is width ** -0.5."""
+        """The terms as a layer of transformers passes them; without a scaling it is width**-0.5."""
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return cls(scale, window, softcap, sinks)
 
 
 def decoder_of(model: nn.Module) -> Any:
-    """The transformers model that is this one or is wrapped in it.
+    """The transformers model that this one is or wraps.
 
     Raises:
         ModelError: there is none.
@@ -64,9 +65,9 @@ def decoder_of(model: nn.Module) -> Any:
 
 @contextmanager
 def attention_of(decoder: Any, name: str) -> Generator[None]:
-    """Within the block, a model and the models inside of it attend by the function of that name.
+    """Within the block, a model and the models inside of it use the attention of that name.
 
-    Afterwards each has its own again; their names may differ.
+    Afterwards each uses its own again; these may differ.
     """
     parts = (part for part in decoder.modules() if isinstance(part, PreTrainedModel))
     configs: dict[int, Any] = {id(part.config): part.config for part in parts}
@@ -91,8 +92,10 @@ def refuse_unpackable(model: nn.Module) -> None:
     if not (decoder.is_backend_compatible() and decoder._can_set_attn_implementation()):
         raise ModelError(f"{name} brings its own attention, which cannot be packed. {INSTEAD}")
     kinds = (getattr(config, key, None) or () for key in ("layer_types", "layers_block_type"))
-    if found := ", ".join(sorted({kind for each in kinds for kind in each} - _ATTENTION_LAYERS)):
-        raise ModelError(f"{name} has layers ({found}) that mix packed sequences. {INSTEAD}")
+    others = {kind for layers in kinds for kind in layers} - _ATTENTION_LAYERS
+    if others:
+        listed = ", ".join(sorted(others))
+        raise ModelError(f"{name} has layers ({listed}) that mix packed sequences. {INSTEAD}")
 
 
 def refuse_lost_window(decoder: Any, windows: Iterable[int | None]) -> None:
@@ -100,11 +103,10 @@ def refuse_lost_window(decoder: Any, windows: Iterable[int | None]) -> None:
 
     Args:
         decoder: of transformers.
-        windows: that its layers asked their attention for.
+        windows: the window that each layer passed to its attention.
 
     Raises:
-        ModelError: its config limits what a token sees to less than its context, and no layer
-            asked for that.
+        ModelError: its config has a window shorter than its context, and no layer passed one.
     """
     config = decoder.config.get_text_config()
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
@@ -120,24 +122,24 @@ def refuse_lost_window(decoder: Any, windows: Iterable[int | None]) -> None:
 
 
 def refuse_arguments(layer: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Refuse what a layer asks of its attention beside ``AttentionTerms`` and would change it.
+    """Refuse arguments of attention that would change its result and are not ``AttentionTerms``.
 
-    A mask, dropout, attention in both directions, and all that is not known here: leaving it out
-    would give other numbers without a word.
+    These are a mask, dropout, attention in both directions, and every unknown one: ignoring it
+    would silently give other numbers.
 
     Args:
-        layer: that calls; also its own ``is_causal`` counts.
-        arguments: by name; None, False and a dropout of 0 ask for nothing, and an ``is_causal``
-            only if it is False.
+        layer: that calls; its attribute ``is_causal`` counts too.
+        arguments: by name; None, False and a dropout of 0 are accepted, and any ``is_causal``
+            but False.
 
     Raises:
-        ModelError: names what is refused.
+        ModelError: names the arguments that are refused.
     """
     causal = arguments.get("is_causal"), getattr(layer, "is_causal", True)
     refused = ["is_causal"] * (False in causal)
     for name, given in arguments.items():
-        asks = given is not None and given is not False and name != "is_causal"
-        if asks and name not in _WITHOUT_EFFECT and not (name == "dropout" and given == 0):
+        is_set = given is not None and given is not False and name != "is_causal"
+        if is_set and name not in _WITHOUT_EFFECT and not (name == "dropout" and given == 0):
             refused.append(name)
     if refused:
         names, of = ", ".join(refused), type(layer).__name__

@@ -1,4 +1,4 @@
-"""Base models: where they are, loading them frozen, and what can be adapted in them."""
+"""Base models: finding them, loading them frozen, and their layers that can be adapted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from rankwise.engine.models.quantization import prepare_quantised, quantization_
 from rankwise.errors import ModelError
 from rankwise.records.config import BaseModelConfig, BasePrecision
 
-# What a folder needs beside the weights: no pickles, no code.
+# What a folder needs besides the weights: no pickles, no code.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+# of one sample of a weights file; changing this would change every folder's fingerprint
 _SAMPLE_BYTES = 1 << 16
 # The small files that decide what a model computes and generates, and how text becomes tokens.
 _FINGERPRINTED_FILES = (
@@ -46,7 +47,7 @@ class BaseModel(NamedTuple):
     """A base model on disk.
 
     Attributes:
-        name: as the study file says it.
+        name: as in the study file.
         folder: a transformers folder.
         fingerprint: of weights and tokenizer; a local folder's weights are sampled for it.
     """
@@ -70,7 +71,7 @@ def find_base_model(
 
     Args:
         config: name and, for a hub repository, revision.
-        report: is told of downloads.
+        report: receives a line before a download.
         weights: False fetches config and tokenizer only from a hub.
 
     Raises:
@@ -89,10 +90,10 @@ def find_base_model(
 
 
 def fetch_weights(base: BaseModel) -> Path:
-    """The folder of a planned base model with its weights; a hub model's exact commit.
+    """The folder of a planned base model with its weights; of a hub model, the exact commit.
 
     Raises:
-        ModelError: the weights cannot be had, or are no safetensors.
+        ModelError: the weights cannot be fetched, or are no safetensors.
     """
     if base.fingerprint.startswith("hub:"):
         config = BaseModelConfig(name=base.name, revision=base.folder.name)
@@ -125,10 +126,10 @@ def _hub_model(config: BaseModelConfig, report: Callable[[str], None], weights: 
 
 
 def _folder_fingerprint(folder: Path) -> str:
-    """A digest of a model folder: small files whole, each weights file by size and by samples.
+    """A digest of a model folder: small files whole, each weights file by its size and samples.
 
-    64 blocks of 64 KiB spread over every file: two fine-tunes of one model differ there, and
-    fingerprinting 16 GB takes a moment instead of a minute.
+    The samples are 64 blocks of 64 KiB spread over every file: two fine-tunings of one model differ
+    there, and fingerprinting 16 GB takes a moment instead of a minute.
     """
     digest = hashlib.sha256()
     weights = sorted(folder.glob("*.safetensors"))
@@ -145,7 +146,7 @@ def _folder_fingerprint(folder: Path) -> str:
         digest.update(f"{path.name}:{size}".encode())
         with path.open("rb") as file:
             for block in range(64):
-                file.seek(max(size - _SAMPLE_BYTES, 0) * block // 63)
+                file.seek(max(size - _SAMPLE_BYTES, 0) * block // 63)  # from the start to the end
                 digest.update(file.read(_SAMPLE_BYTES))
     return f"folder:{digest.hexdigest()}"
 
@@ -177,13 +178,13 @@ def load_frozen(
 
     Args:
         folder: of the model.
-        precision: of its weights, and of what is computed with them.
-        device: where it will be.
+        precision: of its weights and activations.
+        device: to put it on.
         base_precision: 8bit or 4bit quantises its linear layers.
 
     Raises:
-        ModelError: the folder cannot be loaded without running code of its own, or what is needed
-            to quantise it is not installed.
+        ModelError: the folder cannot be loaded, needs to run its own code, or the package for
+            quantising is not installed.
     """
     limit_kernel_cache()
     quantization = quantization_config(base_precision, DTYPES[precision], device)
@@ -209,8 +210,8 @@ def load_frozen(
 def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The head's input as one block of memory.
 
-    ``logits_to_keep`` gives the head a slice, and torch's matmul answers a slice by a copy of the
-    weights for every row: 26 GB for 460 rows of a vocabulary of 49,152, and hours of paging.
+    ``logits_to_keep`` gives the head a slice, and for a slice torch's matmul copies the weights
+    once per row: 26 GB for 460 rows of a vocabulary of 49,152, and hours of paging.
     """
     return tuple(tensor.contiguous() for tensor in inputs)
 
@@ -247,11 +248,11 @@ def refuse_other_architecture(
     """
     ours, theirs = base_config.get_text_config(), _model_config(folder).get_text_config()
     for name in compared:
-        own, other = getattr(ours, name, None), getattr(theirs, name, None)
-        if own != other:
+        expected, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if expected != other:
             raise ModelError(
-                f"{folder} has {name} {other} and the base model {own}: it is no fine-tuning of "
-                "this base. Name the base that it was trained from."
+                f"{folder} has {name} {other} and the base model {expected}: it is no "
+                "fine-tuning of this base. Name the base that it was trained from."
             )
 
 
@@ -265,7 +266,7 @@ def adaptable_shapes(model: nn.Module) -> dict[str, LinearShape]:
         if isinstance(module, nn.Linear):
             shapes[name] = LinearShape(module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
-            shapes[name] = LinearShape(module.nx, module.nf)
+            shapes[name] = LinearShape(module.nx, module.nf)  # GPT-2's linear layer
     return shapes
 
 
@@ -274,7 +275,7 @@ MODULE_KINDS = {
     "mlp": re.compile(r"mlp|feed_?forward|ffn|experts|fc\d"),
     "all-linear": re.compile(""),
 }
-"""Names for sets of layers, and what a part of a layer's path is called in each."""
+"""Names for sets of layers, and a pattern that the path of each of their layers contains."""
 
 
 def resolved_targets(
@@ -282,8 +283,8 @@ def resolved_targets(
 ) -> tuple[str, ...]:
     """Targets as PEFT takes them: ``attention``, ``mlp`` and ``all-linear`` become layer names.
 
-    A layer belongs to a kind if a part of its path is called so. Where the last part of a name
-    is shared with layers of another kind, two parts are given.
+    A layer belongs to a kind if its path matches the kind's pattern in ``MODULE_KINDS``. A target
+    is the last part of the path, or the last two if layers outside the kind share the last one.
     """
     resolved: list[str] = []
     for target in target_modules:
@@ -302,7 +303,7 @@ def resolved_targets(
 def matching_modules(
     shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Which layers each target names, by PEFT's rule: the whole name, or its end after a dot."""
+    """The layers that each target names, by PEFT's rule: the whole name, or its end after a dot."""
     return {
         target: [name for name in shapes if name == target or name.endswith(f".{target}")]
         for target in target_modules
@@ -313,30 +314,30 @@ def target_shapes(
     shapes: Mapping[str, LinearShape], target_modules: Sequence[str]
 ) -> dict[str, LinearShape]:
     """The layers that any of the targets names, each once, with its size."""
-    found = matching_modules(shapes, target_modules)
-    return {name: shapes[name] for names in found.values() for name in names}
+    matches = matching_modules(shapes, target_modules)
+    return {name: shapes[name] for names in matches.values() for name in names}
 
 
 def context_length(model_config: Any, tokenizer: Any) -> int:
     """The most tokens that the model reads at once, as lm-eval resolves it.
 
-    LongRoPE turns by other angles as soon as one text of a batch is longer than those that the
-    model was first trained on. What such a model says of a text would depend on the texts beside
-    it, so that it reads no longer ones here.
+    LongRoPE rotates all texts of a batch by other angles as soon as one of them is longer than the
+    model's original context. Scores of a text would then depend on the other texts, so such a
+    model is limited to its original context.
     """
     from lm_eval.models.utils import resolve_max_length
 
     limit = int(resolve_max_length(model_config, tokenizer))
     rope = getattr(model_config.get_text_config(), "rope_parameters", None) or {}
-    for each in (rope, *rope.values()):  # of all layers, or a section for each kind of them
-        if isinstance(each, Mapping) and each.get("rope_type") == "longrope":
-            limit = min(limit, int(each["original_max_position_embeddings"]))
+    for section in (rope, *rope.values()):  # one section for all layers, or one for each kind
+        if isinstance(section, Mapping) and section.get("rope_type") == "longrope":
+            limit = min(limit, int(section["original_max_position_embeddings"]))
     return limit
 
 
 @contextlib.contextmanager
 def layers_replaced(base_model: nn.Module, layers: Mapping[str, nn.Module]) -> Generator[None]:
-    """Within the block, a model has other layers under these names; afterwards its own again."""
+    """Within the block, a model has other layers under these names; afterwards the originals."""
     originals = {name: base_model.get_submodule(name) for name in layers}
     try:
         for name, layer in layers.items():

@@ -19,11 +19,12 @@ from rankwise.records.config import Precision
 
 ResolvedPrecision = Literal["float32", "bfloat16"]
 MAX_KERNELS = 256
-"""oneDNN keeps: one micro-batch has about as many shapes, which come back in every layer."""
+"""Size of oneDNN's kernel cache: about the shapes of one micro-batch, the same in every layer."""
 
 KERNEL_BYTES = 670_000
-"""Of one of them, measured in torch 2.13 for bfloat16."""
+"""Bytes of one such kernel, measured in torch 2.13 for bfloat16."""
 
+# Parts of messages of torch's CPU allocator, the CUDA runtime and cuBLAS.
 _OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -34,7 +35,7 @@ def choose_device() -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words: the card's name, or the processor's."""
+    """The name of the card or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
@@ -57,8 +58,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def has_bfloat16_kernels() -> bool:
     """Whether oneDNN multiplies bfloat16 on this CPU, with kernels that it generates.
 
-    Without AVX-512 (or where ``ONEDNN_MAX_CPU_ISA`` or ``ATEN_CPU_CAPABILITY`` hides it) torch has
-    loops of its own, which need neither kernels nor a workspace.
+    Without AVX-512 (or if ``ONEDNN_MAX_CPU_ISA`` or ``ATEN_CPU_CAPABILITY`` hides it) torch uses
+    its own loops, which need neither kernels nor a workspace.
     """
     if not torch.backends.mkldnn.is_available():
         return False
@@ -75,20 +76,20 @@ def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPre
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device has no memory left.
 
-    torch has errors of its own for it; its CPU allocator, cuBLAS, Triton and the CUDA runtime
-    raise a RuntimeError and say it in words.
+    torch has an error class for it; its CPU allocator, cuBLAS, Triton and the CUDA runtime raise a
+    RuntimeError and say so in its message.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = str(error).casefold() if isinstance(error, RuntimeError) else ""
-    return any(words in said for words in _OUT_OF_MEMORY)
+    message = str(error).casefold() if isinstance(error, RuntimeError) else ""
+    return any(words in message for words in _OUT_OF_MEMORY)
 
 
 def give_back_memory(device: torch.device) -> None:
-    """Let go of what nobody refers to any more, and give the system what is free.
+    """Collect garbage, and return free memory to the system.
 
-    On Linux the GNU C library keeps freed memory that lies between blocks in use; other C libraries
-    are left alone. On CUDA it is PyTorch's allocator that keeps it.
+    On Linux the GNU C library keeps freed memory that lies between blocks in use, so it is trimmed;
+    other C libraries are left alone. On CUDA PyTorch's allocator keeps it.
     """
     gc.collect()
     if device.type == "cuda":
@@ -100,17 +101,17 @@ def give_back_memory(device: torch.device) -> None:
 
 
 def limit_kernel_cache() -> None:
-    """Let oneDNN, which multiplies bfloat16 on CPUs, keep a few of its generated kernels only.
+    """Limit how many generated kernels oneDNN, which multiplies bfloat16 on CPUs, keeps.
 
     It generates one of 0.7 MB for every shape, and ragged texts bring new shapes in every batch:
-    its own limit of 1,024 kernels took 0.6 GB. It reads this limit at the process's first product.
-    A limit that is set already stays.
+    its default limit of 1,024 kernels took 0.6 GB. It reads the limit at the process's first
+    product. A limit that is already set stays.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(MAX_KERNELS))
 
 
 class PeakMemory:
-    """The most memory in use, in bytes: of the process on a CPU, of the card on CUDA."""
+    """The peak of the memory in use, in bytes: of the process on a CPU, of the card on CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -123,12 +124,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
         yield
         self.bytes = self.so_far()
 
     def so_far(self) -> int:
-        """The peak since the block began."""
+        """The peak since the block began, or of the whole process where it cannot be reset."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         with contextlib.suppress(OSError):
@@ -136,4 +137,4 @@ class PeakMemory:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere

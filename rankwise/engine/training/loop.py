@@ -1,9 +1,9 @@
 """Train many adapters in one pass over one frozen base, or every weight of a model.
 
-Each trainee goes its own way through its own examples: an optimizer step sees exactly
-``batch_size * gradient_accumulation_steps`` of them, and its loss is the mean over their loss
+Each trainee goes through its own examples in its own order: an optimizer step sees exactly
+``batch_size * gradient_accumulation_steps`` of them, and its loss is the mean over their learned
 tokens, as transformers' Trainer averages it. How these examples are cut into micro-batches, and
-with whose examples they share one, changes nothing beyond rounding.
+which other trainees' examples share one, changes nothing beyond rounding.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from rankwise.records.config import TrainConfig
 
 
 class TrainingResult(NamedTuple):
-    """What one training did.
+    """The result of training one run.
 
-    ``train_seconds`` is its share, by tokens, of the time of the pass it was trained in;
-    ``peak_memory_bytes`` is that of the whole pass so far.
+    ``train_seconds`` is its share, by tokens, of the time of its pass; ``peak_memory_bytes`` is
+    that of the whole pass so far.
     """
 
     num_steps: int
@@ -51,27 +51,27 @@ class TrainingResult(NamedTuple):
 
 @runtime_checkable
 class PassObserver(Protocol):
-    """Is told how a pass goes on."""
+    """Is notified of the progress of a pass."""
 
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
         """A trainee has taken a step."""
         ...
 
     def finished(self, trainee: Trainee, result: TrainingResult) -> None:
-        """A trainee has taken its last step; its weights are to be saved now."""
+        """A trainee has taken its last step; save its weights now."""
         ...
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
-        """A trainee is given up; the others go on."""
+        """A trainee has diverged and is dropped; the others continue."""
         ...
 
     def shrunk(self, max_tokens: int) -> None:
-        """Memory ran out; from now on micro-batches have at most so many tokens."""
+        """Memory ran out; from now on micro-batches have at most ``max_tokens`` tokens."""
         ...
 
 
 def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:
-    """Steps over all epochs; the last step of an epoch may see fewer examples."""
+    """Steps over all epochs; the last step of an epoch may have fewer examples."""
     per_step = config.batch_size * config.gradient_accumulation_steps
     return math.ceil(num_examples / per_step) * epochs
 
@@ -87,7 +87,7 @@ def train_pass(
     compile_layers: bool,
     observer: PassObserver,
 ) -> None:
-    """Take every step of every trainee that is left.
+    """Take all remaining steps of every trainee.
 
     Args:
         model: the frozen base with the bank's layers in it; or the model whose weights are trained.
@@ -95,10 +95,10 @@ def train_pass(
         bank: of the adapters; None when the model's own weights are trained.
         max_tokens: read in one micro-batch. It is halved when memory runs out, and the step is
             taken again; only a single example that does not fit ends the pass.
-        precision: in which a model with float32 weights of its own is multiplied.
+        precision: of the matrix products when a model's float32 weights are trained.
         gradient_checkpointing: compute a layer's activations again instead of keeping them.
-        compile_layers: run what is between adapters and attention through torch.compile.
-        observer: is told of every step.
+        compile_layers: compile the parts of a layer outside its adapters and its attention.
+        observer: is notified of every step.
 
     Raises:
         ModelError: the model cannot read packed sequences.
@@ -142,7 +142,7 @@ class _Pass:
                 self._step(active)
 
     def _step(self, active: dict[int, Trainee]) -> None:
-        """One step of every active trainee; those that are done with are taken out."""
+        """One step of every active trainee; those that finish or diverge leave ``active``."""
         started = time.perf_counter()
         losses = self._gathered_losses(active)
         num_tokens = {index: trainee.num_tokens for index, trainee in active.items()}
@@ -154,8 +154,8 @@ class _Pass:
                 del active[index]
                 self._observer.diverged(trainee, error)
         seconds = time.perf_counter() - started
-        for index, own_tokens in num_tokens.items():
-            self._trainees[index].seconds += seconds * own_tokens / sum(num_tokens.values())
+        for index, count in num_tokens.items():
+            self._trainees[index].seconds += seconds * count / sum(num_tokens.values())
         for trainee, metrics in stepped:
             self._observer.stepped(trainee, metrics)
             if trainee.is_finished:
@@ -167,7 +167,7 @@ class _Pass:
         return TrainingResult(
             num_steps=trainee.step,
             num_tokens=trainee.metrics[-1].num_tokens,
-            num_loss_tokens=sum(e.num_loss_tokens for batch in trainee.batches for e in batch),
+            num_loss_tokens=sum(x.num_loss_tokens for batch in trainee.batches for x in batch),
             first_loss_nats=trainee.metrics[0].loss_nats,
             final_loss_nats=trainee.metrics[-1].loss_nats,
             train_seconds=trainee.seconds,
@@ -175,7 +175,7 @@ class _Pass:
         )
 
     def _gathered_losses(self, active: Mapping[int, Trainee]) -> dict[int, float]:
-        """Gradients of the next step of each trainee, and its loss in nats per learned token."""
+        """Gather the gradients of each trainee's next step; losses in nats per learned token."""
         placed = [
             Placed(index, place, example)
             for index, trainee in active.items()
@@ -187,21 +187,21 @@ class _Pass:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                longest = max(each.example.num_inputs for each in placed)
+                longest = max(item.example.num_inputs for item in placed)
                 if self._max_tokens <= longest:
                     raise
                 self._max_tokens = max(self._max_tokens // 2, longest)
-            # outside of the handler, where the error's frames hold no tensors any more
+            # outside of the handler: inside, the error's frames would keep the step's tensors alive
             for trainee in active.values():
                 trainee.clear_gradients()
             give_back_memory(self._device)
             self._observer.shrunk(self._max_tokens)
 
     def _gather(self, active: Mapping[int, Trainee], placed: Sequence[Placed]) -> dict[int, float]:
-        """Gradients and losses of a step, of all together.
+        """Gradients and losses of a step of all trainees together.
 
-        Kernels multiply what a token does not see by zero, which leaves NaN and infinity of one
-        trainee in what others get: where any is found, each is gathered again alone.
+        Kernels multiply what a token does not see by zero, which lets NaN and infinity of one
+        trainee through to others. If there is any, each trainee is gathered again alone.
         """
         losses = self._gather_together(active, placed)
         finite = (
@@ -212,8 +212,8 @@ class _Pass:
             return losses
         for index, trainee in active.items():
             trainee.clear_gradients()
-            own = [each for each in placed if each.trainee == index]
-            losses |= self._gather_together({index: trainee}, own)
+            of_trainee = [item for item in placed if item.trainee == index]
+            losses |= self._gather_together({index: trainee}, of_trainee)
         return losses
 
     def _gather_together(
@@ -230,7 +230,9 @@ class _Pass:
     def _backward(
         self, batch: MicroBatch, active: Mapping[int, Trainee], counts: Mapping[int, int]
     ) -> dict[int, float]:
-        """Add a micro-batch's part to the gradients; summed losses by trainee."""
+        """Add a micro-batch's part to the gradients; returns summed losses by trainee."""
+        # (losses,): each trainee's gradient is that of the mean over its own learned tokens of the
+        # whole step, however the step is cut into micro-batches
         weights = torch.tensor(
             [1.0 / counts[span.placed.trainee] for span in batch.spans], device=self._device
         ).repeat_interleave(torch.tensor(batch.loss_counts, device=self._device))
@@ -253,25 +255,27 @@ class _Pass:
 
 
 def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:
-    """Which rows of a micro-batch belong to which adapter."""
+    """The rows of a micro-batch that belong to each adapter; ``pack`` puts them side by side."""
     spans: dict[int, list[DroppedSequence]] = {}
     for span in batch.spans:
         trainee, place, _ = span.placed
         draw = (trainees[trainee].step, place)
         spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
     pieces: list[Piece] = []
-    for index, own in spans.items():
+    for index, sequences in spans.items():
         trainee = trainees[index]
         assert isinstance(trainee, AdapterTrainee)
-        pieces.append(Piece(trainee.adapter, own[0].start, own[-1].stop, tuple(own)))
+        start, stop = sequences[0].start, sequences[-1].stop
+        pieces.append(Piece(trainee.adapter, start, stop, tuple(sequences)))
     return pieces
 
 
 @contextlib.contextmanager
 def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
-    """Compiles every decoder layer around its adapters and its attention, which are not compiled.
+    """Within the block, every decoder layer is compiled, without its adapters and its attention.
 
-    All layers share their code, and each is compiled for itself.
+    All layers share their code, and dynamo counts the recompilations of one code: its limit is
+    raised so that each layer can have some.
     """
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not enabled:
@@ -291,10 +295,10 @@ def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
 
 @contextlib.contextmanager
 def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
-    """Gradient checkpointing of every decoder layer, the rest of the model as it is.
+    """Within the block, every decoder layer computes its activations again in the backward pass.
 
-    A layer recomputes in training mode only. Its parts stay in evaluation mode, and what it drops
-    out itself (OPT does) is not dropped.
+    A layer recomputes in training mode only. Its parts stay in evaluation mode, and its own dropout
+    (OPT has one) is set to 0.
     """
     if not enabled:
         yield

@@ -1,6 +1,7 @@
 """How much memory a pass of training takes, found without any weights.
 
-What a micro-batch makes and lets go of is rehearsed; what is held from step to step is counted.
+The tensors that a micro-batch makes and frees are rehearsed; those held from step to step are
+counted.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from rankwise.records.config import BasePrecision, FullConfig
 from rankwise.records.study import Method
 
 LIKELY_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of a micro-batch where nothing else is said: on a CPU, larger ones are hardly faster."""
+"""Tokens of a micro-batch unless memory limits it: on a CPU, larger ones are hardly faster."""
 
 _FLOAT32_BYTES = 4
 _QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # per weight of a linear layer, with its scales
-# What completion_loss makes of a block of logits: itself in float32, some times.
+# float32 copies of a block of logits that exist at once in ``head.backward_completion_loss``.
 _LOGITS_BLOCKS = 3
-# What the libraries of a CPU's products keep for themselves, and what the allocator cannot give
-# back: measured 65 to 150 MB, whatever the model's size. torch's own loops for bfloat16, where
-# oneDNN has none, keep less: measured 14 to 59 MB.
+# Workspace of the libraries that multiply on a CPU, and what the allocator cannot return: measured
+# 65 to 150 MB, whatever the model's size. torch's own loops for bfloat16, which are used where
+# oneDNN has no kernels, keep less: measured 14 to 59 MB.
 _CPU_WORKSPACE = 96 << 20
 _CPU_WORKSPACE_OF_LOOPS = 32 << 20
 # float32 copies of one weight that stochastic rounding makes in a step.
 _ROUNDING_COPIES = 6
-# Sequences of the two rehearsals that a straight line is drawn through.
+# Sequences of the two rehearsals: memory grows linearly with the number of sequences.
 _REHEARSED = (1, 4)
 
 
@@ -57,14 +58,14 @@ class AdapterSize(NamedTuple):
 
 
 class TrainingSetting(NamedTuple):
-    """What all passes of a study share.
+    """The settings that all passes of a study share.
 
     Attributes:
         device: that trains.
         precision: of the matrix products.
         longest: read tokens of the longest example.
         examples_per_step: of one trainee's optimizer step.
-        shortest: read tokens of the shortest example; None: all are as long.
+        shortest: read tokens of the shortest example; None: all are equally long.
         base_precision: of the frozen base under LoRA.
         dropout: of LoRA.
         full: how a full fine-tuning keeps weights and moments.
@@ -83,8 +84,8 @@ class TrainingSetting(NamedTuple):
 class PassMemory:
     """The peak memory of passes over one base model.
 
-    Rehearsals, of about a second each, are done when first needed, and once. A model whose code
-    cannot be rehearsed is estimated by a rule for Llama's layers.
+    Rehearsals, of about a second each, are done once, when first needed. A model whose code cannot
+    be rehearsed is estimated by a rule for Llama's layers.
     """
 
     def __init__(
@@ -94,14 +95,14 @@ class PassMemory:
         layer_names: Sequence[str] = (),
         process_bytes: int | None = None,
     ) -> None:
-        """Take a model's skeleton and what its passes share.
+        """Take a model's skeleton and the settings of its passes.
 
         Args:
             skeleton: the model on the meta device.
             setting: of the study.
             layer_names: that any of the adapters adapts.
-            process_bytes: of the process without the pass; None: what it has now, and what its
-                libraries will take to compute, on a CPU; nothing on CUDA.
+            process_bytes: of the process without the pass; None: on a CPU its present size and the
+                workspace that its libraries will take, nothing on CUDA.
         """
         self._config, self._setting = skeleton.config, setting
         self._shapes = adaptable_shapes(skeleton)
@@ -116,7 +117,7 @@ class PassMemory:
 
     @property
     def likely_tokens(self) -> int:
-        """Read tokens of a micro-batch on this device where memory does not limit it."""
+        """Read tokens of a micro-batch on this device if memory does not limit it."""
         return LIKELY_TOKENS[self._setting.device.type]
 
     @property
@@ -127,20 +128,21 @@ class PassMemory:
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
     ) -> int:
-        """Peak of a pass that trains these adapters, of the process on a CPU, of the card on CUDA.
+        """Peak of a pass that trains these adapters: of the process on a CPU, of the card on CUDA.
 
         Args:
             adapters: at least one.
-            max_tokens: read in one micro-batch; the longest example is read whole in any case.
+            max_tokens: read in one micro-batch; the longest example is always read whole.
             gradient_checkpointing: a layer's activations are computed again.
         """
         width = DTYPES[self._setting.precision].itemsize
         tokens = self._tokens(max_tokens, len(adapters))
-        # adapters of other seeds or data have other lengths: all may be of the highest rank
+        # Rows of x @ A.T of all layers. Adapters of other seeds or data read other lengths, so that
+        # at worst all rows belong to the one of the highest rank.
         highest = max(adapter.rank for adapter in adapters)
         inner = tokens * len(self._layer_names) * width * highest
         if gradient_checkpointing:
-            inner //= self._num_layers
+            inner //= self._num_layers  # one layer's at a time
         num_weights = sum(adapter.num_parameters for adapter in adapters)
         state = 4 * _FLOAT32_BYTES + width  # weights, gradients, two moments, and the copy
         step = self._step_bytes("lora", tokens, gradient_checkpointing, inner)
@@ -161,20 +163,20 @@ class PassMemory:
         return self._process + held + step
 
     def _tokens(self, max_tokens: int, num_trainees: int) -> int:
-        """Tokens that the largest micro-batch really has."""
+        """Tokens of the largest micro-batch: no step has more than its examples."""
         of_step = num_trainees * self._setting.examples_per_step * self._setting.longest
         return max(min(max_tokens, of_step), self._setting.longest)
 
     def _step_bytes(
         self, method: Method, tokens: int, gradient_checkpointing: bool, inner: int = 0
     ) -> int:
-        """Beside what is held from step to step; ``inner`` are activations to be added."""
+        """Peak bytes of a step without those held from step to step; ``inner`` is added."""
         line = self._line(method, gradient_checkpointing)
         at_loss = line.loss.at(tokens) + self._loss_bytes(method, tokens)
         return max(max(at_loss, line.high.at(tokens)) + inner, line.end.at(tokens))
 
     def _process_bytes(self) -> int:
-        """The process without the pass: what it has now, and what its libraries will take."""
+        """The process without the pass: its present size and its libraries' workspace."""
         if self._setting.device.type != "cpu":
             return 0
         held = psutil.Process().memory_info().rss
@@ -185,9 +187,9 @@ class PassMemory:
         return held + _CPU_WORKSPACE + self._kernel_bytes()
 
     def _kernel_bytes(self) -> int:
-        """Kernels that oneDNN generates: for every shape of product, forward and backward.
+        """Kernels that oneDNN generates, one for every shape of product, forward and backward.
 
-        Rows of a product are the tokens of a micro-batch, of which ragged examples make many sums.
+        The rows of a product are the tokens of a micro-batch; ragged examples have many sums.
         """
         setting = self._setting
         shortest = setting.longest if setting.shortest is None else setting.shortest
@@ -196,7 +198,7 @@ class PassMemory:
         return min(num_products, MAX_KERNELS) * KERNEL_BYTES
 
     def _base_bytes(self) -> int:
-        """Weights of the frozen base, and what one of its layers is unpacked to."""
+        """Weights of the frozen base, and the layer that a quantised base has unpacked."""
         width = DTYPES[self._setting.precision].itemsize
         packed = _QUANTISED_BYTES.get(self._setting.base_precision)
         if packed is None:
@@ -220,8 +222,8 @@ class PassMemory:
         try:
             return self._rehearse(method, gradient_checkpointing, count)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            # an architecture whose code needs numbers: 14 vectors of the hidden size and 5 of the
-            # MLP's per token and layer
+            # The architecture's code needs numbers and cannot be rehearsed. A layer of Llama keeps
+            # about 14 vectors of the hidden size and 5 of the MLP's size per token.
             config = self._config.get_text_config()
             width = DTYPES[self._setting.precision].itemsize * count * self._setting.longest
             intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -249,7 +251,10 @@ class PassMemory:
         )
 
     def _loss_bytes(self, method: Method, tokens: int) -> int:
-        """Logits of a chunk with their copies; the head's gradient before it is added up."""
+        """Logits of a chunk, and with them either their copies or the head's gradient.
+
+        A chunk's gradient of the head is made whole before it is added to the head's ``grad``.
+        """
         kind = self._setting.device.type
         width = DTYPES[self._setting.precision].itemsize
         logits = min(tokens * self._vocab_size * width, CHUNK_BYTES[kind])
@@ -257,12 +262,13 @@ class PassMemory:
         gradient = 0
         if method == "full":
             weights = DTYPES[self._setting.full.weights].itemsize
+            # under autocast, in its dtype and then cast to the weights'
             gradient = self._head_size * (weights if weights == width else weights + width)
         return logits + max(_LOGITS_BLOCKS * block, gradient)
 
 
 class _Through(NamedTuple):
-    """A straight line through two points."""
+    """A straight line through two points: bytes by tokens."""
 
     low: int
     at_low: int
@@ -304,10 +310,10 @@ def estimate_training_memory(
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that a pass can have.
+    """Memory that a pass may use.
 
-    On a CPU what the process has and could still get: every estimate has the process in it. On
-    CUDA what is free on the card, or kept by PyTorch for later.
+    On a CPU it is the process's present size and all free memory, as estimates include the process.
+    On CUDA it is what is free on the card or reserved by PyTorch.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -21,8 +21,8 @@ EIGHT_BIT_BLOCK = 256
 
 _FLOAT32_BYTES = 4
 _SMALLEST_8BIT_WEIGHT = 4096  # torchao and bitsandbytes keep the moments of smaller ones as floats
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_LOW_BITS = 1 << 16  # of a float32: what bfloat16 has no room for
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names in the state of an AdamW
+_LOW_BITS = 1 << 16  # bfloat16 is the upper 16 bits of a float32
 
 
 def make_optimizer(
@@ -37,23 +37,23 @@ def make_optimizer(
 
     ``adamw`` is torch's own for float32 weights (fused on CPU and CUDA, which differs from the
     unfused one by float32 rounding only) and :class:`StochasticRoundingAdamW` as soon as a weight
-    is bfloat16. ``adamw_8bit`` is torchao's, which rounds bfloat16 weights stochastically too, else
-    bitsandbytes', for float32 weights only: it rounds bfloat16 weights to the nearest and loses
-    small steps.
+    is bfloat16. ``adamw_8bit`` is torchao's, which rounds bfloat16 weights stochastically too. If
+    torchao is missing it is bitsandbytes', for float32 weights only: it rounds bfloat16 weights to
+    the nearest and loses small steps.
 
-    torchao's learning rate is a tensor: torch's schedulers write into it, and so must others.
+    torchao's learning rate is a tensor that has to be changed in place.
 
     Args:
-        weights: what is trained, on one device, of float32 or bfloat16.
-        name: which of them.
+        weights: to train, on one device, float32 or bfloat16.
+        name: of the optimizer.
         learning_rate: of the first step; schedulers may change it.
-        weight_decay: share of a weight that is taken off per step, times the learning rate.
+        weight_decay: share of a weight that is subtracted per step, times the learning rate.
         seed: of the stochastic rounding. torchao draws from torch's global generator, which is
             seeded from this and the step's number before every step.
 
     Raises:
-        ModelError: another dtype or several devices; for ``adamw_8bit``, no package that can do it
-            is installed, or the C++ compiler that torchao needs on a CPU is missing.
+        ModelError: another dtype or several devices; for ``adamw_8bit``, no package that has it is
+            installed, or the C++ compiler that torchao needs on a CPU is missing.
     """
     dtypes = {weight.dtype for weight in weights}
     others = dtypes - {torch.float32, torch.bfloat16}
@@ -76,8 +76,8 @@ def optimizer_state_bytes(num_weights: int, weights_dtype: torch.dtype, name: Op
     """Bytes of gradients and moments, without the weights themselves.
 
     A gradient has its weight's dtype. Moments take 8 bytes per weight as float32; in 8 bits 2
-    bytes, and one float32 scale per moment and block of 256. The tensors of fewer than 4096
-    weights that keep their moments as floats are not counted apart.
+    bytes, and one float32 scale per moment and block of 256. Tensors of fewer than 4096 weights,
+    which keep their moments as floats, are counted like the others.
     """
     gradients = num_weights * weights_dtype.itemsize
     if name == "adamw":
@@ -92,17 +92,17 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
     A bfloat16 number has 8 significant bits: a step below 1/512 of a weight is lost when the sum is
     rounded to the nearest. Here the step is computed in float32, with float32 moments, and the new
     weight is rounded up or down at random, so that its mean is the float32 result. The update is
-    ``torch.optim.AdamW``'s. float32 weights among the others are updated without rounding.
+    ``torch.optim.AdamW``'s. float32 weights in the same optimizer are not rounded.
 
-    The random numbers come from a generator of the optimizer's own; ``state_dict`` holds its state,
-    and a training that goes on from there equals one that never stopped.
+    The random numbers come from the optimizer's own generator, whose state is in ``state_dict``: a
+    training that is resumed equals one that never stopped.
 
     Args:
         weights: bfloat16 or float32, on one device.
         lr: learning rate.
         betas: decay of the two moments per step.
         eps: added to the root of the second moment.
-        weight_decay: share of a weight that is taken off per step, times ``lr``.
+        weight_decay: share of a weight that is subtracted per step, times ``lr``.
         seed: of the rounding.
 
     Raises:
@@ -154,6 +154,7 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         gradient = cast(Tensor, weight.grad).float()
         mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        # bias corrections as in torch's AdamW: both moments start at zero
         scale = square.sqrt().div_(math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
         new = weight.float().mul(1 - rate * group["weight_decay"])
         new.addcdiv_(mean, scale, value=-rate / (1 - beta1 ** state["step"]))
@@ -166,10 +167,10 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         return {**super().state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a ``state_dict``; its moments are copied.
+        """Resume from a ``state_dict``; its moments are copied.
 
         Raises:
-            ModelError: it has no generator's state, so another optimizer's.
+            ModelError: it holds no generator's state, so it is another optimizer's.
         """
         if "generator" not in state_dict:
             raise ModelError(
@@ -182,11 +183,11 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
-    """float32 to one of the two nearest bfloat16 numbers, whose mean is the float32 number.
+    """Round float32 to one of the two nearest bfloat16 numbers, at random; the mean is exact.
 
     A random number below 2^16 is added to the low bits, which are then cut off: the chance of a
-    carry is the distance from the number below. NaN and infinity stay what they are; a number that
-    bfloat16 has stays too.
+    carry is the distance from the number below. NaN, infinity, and numbers that bfloat16 can hold
+    do not change.
 
     Args:
         values: float32, any shape.
@@ -195,6 +196,7 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randint(
         _LOW_BITS, values.shape, generator=generator, dtype=torch.int32, device=values.device
     )
+    # -_LOW_BITS is the mask of the upper 16 bits
     rounded = noise.add_(values.view(torch.int32)).bitwise_and_(-_LOW_BITS).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
@@ -202,7 +204,7 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
 def _restore_float32_moments(
     optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]
 ) -> None:
-    """Undo that torch casts loaded state to the dtype of its weight."""
+    """Restore moments that torch has cast to the dtype of their weight when it loaded them."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     for weight, key in zip(weights, keys, strict=True):
@@ -231,7 +233,7 @@ def _adamw_8bit(
 
 
 def _seed_every_step(optimizer: torch.optim.Optimizer, seed: int) -> None:
-    """Draw the same at a step whether or not the training was interrupted before it."""
+    """Make the random numbers of a step independent of interruptions before it."""
 
     def before(*_: Any) -> None:
         steps = (int(state["step"]) for state in optimizer.state.values())
@@ -243,9 +245,9 @@ def _seed_every_step(optimizer: torch.optim.Optimizer, seed: int) -> None:
 def _keep_float32_moments(
     optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter]
 ) -> None:
-    """float32 moments for what torchao does not hold in 8 bits; its own would be bfloat16.
+    """Keep moments that torchao does not hold in 8 bits as float32; its own would be bfloat16.
 
-    In bfloat16 a second moment of decay 0.999 cannot fall: each step takes off less than half of
+    In bfloat16 a second moment of decay 0.999 cannot fall: each step subtracts less than half of
     its last bit.
     """
     for weight in weights:
@@ -292,7 +294,7 @@ def _bitsandbytes_adamw(
 
 
 def _require_compiler() -> None:
-    """Say now that the compiler which torchao's step needs is missing, not at the first step."""
+    """Refuse now, not at the first step, if the compiler that torchao's step needs is missing."""
     usual = {"linux": "g++", "darwin": "clang++"}.get(sys.platform)
     compiler = os.environ.get("CXX") or usual
     if compiler and shutil.which(compiler) is None:

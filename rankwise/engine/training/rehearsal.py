@@ -1,8 +1,9 @@
 """A step of training without numbers: how much memory its tensors take, and when.
 
 A copy of the model with PyTorch's fake tensors, which have shapes only, reads a packed micro-batch
-and goes backward, with everything in place that training has; each tensor that is made and let go
-of is added up. Of layers that are alike, two are rehearsed and the rest counted.
+and goes backward, under the same adapters, attention and checkpointing as in training. The sizes of
+all tensors that are made and freed are added up. Of equal layers two are rehearsed and the rest
+counted.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from rankwise.engine.models.packed_attention import PackedLayout
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
 
 _FLEX_STAND_IN = "rankwise_flex_stand_in"
-_CPU = torch.device("cpu")
+_CPU = torch.device("cpu")  # fake tensors take no memory, whichever device would train
 
 
 class Peaks(NamedTuple):
-    """Bytes beside weights, gradients and optimizer state.
+    """Bytes without weights, gradients and optimizer state.
 
     Attributes:
         loss: when the loss is computed, without the logits.
-        high: until the backward pass is through the last layer, when most activations are there.
-        end: later.
+        high: peak until the backward pass has left the last layer, when most activations exist.
+        end: peak after that.
     """
 
     loss: int
@@ -55,7 +56,7 @@ def rehearsed_lora(
     gradient_checkpointing: bool,
     device: torch.device,
 ) -> Peaks:
-    """A micro-batch of a frozen base, all of it an adapter's of rank 1.
+    """Rehearse a micro-batch of a frozen base; all rows belong to one adapter of rank 1.
 
     Args:
         config: of the model.
@@ -63,7 +64,7 @@ def rehearsed_lora(
         shapes: of the adapted layers, by name.
         dtype: of the base.
         dropout: of the adapter.
-        gradient_checkpointing: every layer is computed again.
+        gradient_checkpointing: every layer is computed again in the backward pass.
         device: that would train; it decides how attention is computed.
 
     Raises:
@@ -86,7 +87,7 @@ def rehearsed_full(
     gradient_checkpointing: bool,
     device: torch.device,
 ) -> Peaks:
-    """A micro-batch that adds to gradients of every weight; see ``rehearsed_lora``.
+    """Rehearse a micro-batch that adds to gradients of every weight; see ``rehearsed_lora``.
 
     ``autocast`` is to bfloat16.
     """
@@ -98,19 +99,23 @@ def rehearsed_full(
     return _known[key]
 
 
-# Rehearsals of this process: a study is planned again whenever it is extended or looked at.
+# Results of this process's rehearsals: a study is planned again whenever it is extended or shown.
 _known: dict[str, Peaks] = {}
 
 
 def _key(config: Any, layout: PackedLayout, device: torch.device, *settings: object) -> str:
-    """All that a rehearsal depends on."""
+    """Everything that a rehearsal depends on."""
     model = (type(config).__name__, config.to_json_string(use_diff=False))
     return repr((model, layout.lengths, device.type, settings))
 
 
 @contextlib.contextmanager
 def _without_numbers() -> Generator[None]:
-    """Tensors made inside have shapes only; masks that attention keeps are not mixed with them."""
+    """Tensors made inside have shapes only.
+
+    Masks that attention keeps are discarded before and after: a fake one must not meet real
+    tensors, nor the reverse.
+    """
     masks = packed_attention._kept_unseen  # pyright: ignore[reportPrivateUsage]
     masks.cache_clear()
     try:
@@ -121,30 +126,37 @@ def _without_numbers() -> Generator[None]:
 
 
 class _Rehearsal:
-    """A model without numbers and with two of every kind of layer, that goes through a step."""
+    """A model without numbers, with at most two layers of each kind, that does one step."""
 
     def __init__(
         self, config: Any, dtype: torch.dtype, layout: PackedLayout, is_cuda: bool
     ) -> None:
         model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-        # products of experts have no rehearsal in float32: it is done in half the bytes
+        # Products of experts have no fake kernel for float32: they are rehearsed in bfloat16, and
+        # all bytes are doubled at the end.
         self._is_halved = dtype == torch.float32 and any(p.ndim == 3 for p in model.parameters())
         if self._is_halved:
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         self._model = model.requires_grad_(False).eval()
         self._layout, self._is_cuda = layout, is_cuda
         layers = _layers(model)
+        # Two layers of each kind are enough: the second shows what one more of them adds.
         alike: dict[str, list[int]] = {}
         for index, layer in enumerate(layers):
             alike.setdefault(_kind(layer), []).append(index)
-        kept = sorted(index for same in alike.values() for index in same[:2])
+        kept = sorted(index for indices in alike.values() for index in indices[:2])
         for index in reversed(range(len(layers))):
             if index not in kept:
                 del layers[index]
         self._layers = layers
-        # per kind: its second layer, by its place among those that are kept, and how many are not
-        self._more = [(kept.index(s[1]), len(s) - 2) for s in alike.values() if len(s) > 2]
+        # per kind: the place of its second layer among the kept ones, and how many are left out
+        self._more = [
+            (kept.index(indices[1]), len(indices) - 2)
+            for indices in alike.values()
+            if len(indices) > 2
+        ]
         prefix = next(name for name, module in model.named_modules() if module is layers)
+        # full model's prefix of a layer's name -> its prefix in the shortened model
         self._names = {
             f"{prefix}.{index}.": f"{prefix}.{place}." for place, index in enumerate(kept)
         }
@@ -162,19 +174,20 @@ class _Rehearsal:
         self, shapes: Mapping[str, LinearShape], dropout: float, gradient_checkpointing: bool
     ) -> Peaks:
         renamed = {self._name(name): shape for name, shape in shapes.items()}
-        own = {name: shape for name, shape in renamed.items() if name is not None}
+        kept = {name: shape for name, shape in renamed.items() if name is not None}
         settings: dict[str, Any] = {"rank": 1, "scaling": 1.0, "dropout": dropout, "seed": 0}
-        adapter = Adapter(own, **settings, device=_CPU, dtype=self._model.dtype)
+        adapter = Adapter(kept, **settings, device=_CPU, dtype=self._model.dtype)
         tokens = self._layout.num_tokens
         piece = Piece(adapter, 0, tokens, (DroppedSequence(0, tokens, (0,)),))
         held = [adapter.weights, *_blocks_of(adapter)]
-        with adapted(self._model, list(own)) as bank, bank.rows_of([piece]):
+        with adapted(self._model, list(kept)) as bank, bank.rows_of([piece]):
             return self._step(held, False, gradient_checkpointing)
 
     def _name(self, name: str) -> str | None:
-        """What a layer is called here; None if it is left out."""
+        """A layer's name in the shortened model; None if it is left out."""
         if not name.startswith(f"{self._prefix}."):
             return name
+        # the prefix, and one part more: the layer's number
         start = ".".join(name.split(".")[: self._prefix.count(".") + 2]) + "."
         return self._names[start] + name.removeprefix(start) if start in self._names else None
 
@@ -197,7 +210,7 @@ class _Rehearsal:
                 packed_layout=layout,
                 use_cache=False,
             ).last_hidden_state
-            gradient = torch.zeros_like(hidden)
+            gradient = torch.zeros_like(hidden)  # the loss's gradient in the hidden states
             at_loss = live.bytes
             hidden.backward(gradient)
         more = sum(count * (at_entry[place] - at_entry[place - 1]) for place, count in self._more)
@@ -207,12 +220,15 @@ class _Rehearsal:
     def _watched(
         self, live: _LiveBytes, stack: contextlib.ExitStack, gradient_checkpointing: bool
     ) -> list[int]:
-        """Live bytes when each layer begins; the first phase ends when the last one is done."""
+        """Live bytes when each layer begins, in a list that the step fills.
+
+        The first phase of ``live`` ends when the backward pass leaves the last layer.
+        """
         at_entry: list[int] = []
 
         def enter(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             if len(at_entry) == len(self._layers):
-                return  # computed again
+                return  # a checkpointed layer that is computed again
             at_entry.append(live.bytes)
             if len(at_entry) == len(self._layers):
                 states: Tensor = inputs[0] if inputs else named["hidden_states"]
@@ -221,19 +237,20 @@ class _Rehearsal:
         for module in self._layers:
             layer: Any = module
             stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            if gradient_checkpointing:  # as transformers does it when it is asked to
+            if gradient_checkpointing:  # what transformers' gradient_checkpointing_enable does
                 layer.training = layer.gradient_checkpointing = True
                 layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         return at_entry
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the memory of tensors that operations inside make and that are still there."""
+    """Adds up the memory of tensors that operations inside have made and that still exist."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
         self.bytes = 0
-        self.peaks = [0]
+        self.peaks = [0]  # of each phase
+        # by storage: views share one, and must be counted once
         self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         for tensor in known:
             self._known[tensor.untyped_storage()] = None
@@ -244,11 +261,11 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for each in found if isinstance(found, tuple | list) else (found,):
-            if isinstance(each, Tensor):
-                self._count(each.untyped_storage())
-        return found
+        result = func(*args, **(kwargs or {}))
+        for output in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(output, Tensor):
+                self._count(output.untyped_storage())
+        return result
 
     def _count(self, storage: Any) -> None:
         if storage in self._known:
@@ -265,12 +282,15 @@ class _LiveBytes(TorchDispatchMode):
 
 def _layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers: the largest list of modules that transformers can checkpoint."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda each: sum(isinstance(x, GradientCheckpointingLayer) for x in each))
+
+    def num_layers(modules: nn.ModuleList) -> int:
+        return sum(isinstance(module, GradientCheckpointingLayer) for module in modules)
+
+    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=num_layers)
 
 
 def _kind(layer: nn.Module) -> str:
-    """The same for layers that keep the same activations."""
+    """A description that is equal for layers that keep the same activations."""
     settings = [
         (name, type(module).__name__, getattr(module, "sliding_window", None))
         for name, module in layer.named_modules()
@@ -279,13 +299,13 @@ def _kind(layer: nn.Module) -> str:
 
 
 def _blocks_of(adapter: Adapter) -> list[Tensor]:
-    """One tensor of every block of memory that an adapter holds."""
+    """One tensor of each further block of memory that an adapter holds; views share its storage."""
     views = (adapter.copies, adapter.gradients)
     return [next(iter(view.values())).lora_A for view in views]
 
 
 class _FlexStandIn(torch.autograd.Function):
-    """What flex attention keeps: its inputs, its output, and a float32 number per row."""
+    """Keeps what flex attention keeps: its inputs, its output, and a float32 number per row."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -306,10 +326,10 @@ def _flex_stand_in(
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
     per_key = query.shape[1] // key.shape[1]
-    if per_key & (per_key - 1):  # flex attention's own rule: no such kernels
+    if per_key & (per_key - 1):  # as ``flex_packed_attention`` does it
         key, value = (x.repeat_interleave(per_key, dim=1) for x in (key, value))
-    out: Any = _FlexStandIn.apply(query, key, value)
-    return out.transpose(1, 2), None
+    out: Any = _FlexStandIn.apply(query, key, value)  # (1, heads, tokens, value_width)
+    return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
 
 
 AttentionInterface.register(_FLEX_STAND_IN, _flex_stand_in)

@@ -1,4 +1,4 @@
-"""What is trained: an adapter, or every weight of a model; its data order, rate and state."""
+"""A run while it is trained, an adapter or a whole model: data order, learning rate, state."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from rankwise.records.folder import replacing
 from rankwise.records.study import PlannedRun, Record
 from rankwise.tasks.training_rows import Example
 
+# our names -> transformers' names; its "constant" has no warm-up
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
-# What torch.load raises over a file that is damaged or no state at all.
+# Errors that torch.load raises for a file that is damaged or holds no state.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -33,14 +34,14 @@ _UNREADABLE = (
 )
 
 EXPLODED = 2.0
-"""A loss this many times above both the first one and a uniform guess has exploded."""
+"""A loss above this many times both the first loss and that of a uniform guess has exploded."""
 
 
 class StepMetrics(Record):
     """One line of ``metrics.jsonl``: one optimizer step.
 
-    ``num_tokens`` are those of the examples so far, ``loss_nats`` is the mean over the step's loss
-    tokens, ``learning_rate`` is the one used, ``grad_norm`` is taken before clipping.
+    ``num_tokens`` counts the examples of all steps so far, ``loss_nats`` is the mean over the
+    step's learned tokens, ``learning_rate`` is the step's, ``grad_norm`` is taken before clipping.
     """
 
     step: int
@@ -54,10 +55,10 @@ class Trainee:
     """One run while it is trained. Everything random in it comes from the run's seed.
 
     Attributes:
-        run: what is trained.
+        run: as planned.
         batches: the examples of every optimizer step, in order.
-        metrics: of the steps that are done.
-        seconds: that they took; of those it shared with others, its share by tokens.
+        metrics: of the finished steps.
+        seconds: that they took; of time shared with other trainees, its share by tokens.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Trainee:
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """How many steps are finished."""
         return len(self.metrics)
 
     @property
@@ -103,8 +104,8 @@ class Trainee:
 
     @property
     def has_finite_gradients(self) -> bool:
-        """Whether what was gathered of the next step's gradients has no NaN and no infinity."""
-        gradients = [each.grad for each in self._weights if each.grad is not None]
+        """Whether the gradients gathered for the next step have no NaN and no infinity."""
+        gradients = [weights.grad for weights in self._weights if weights.grad is not None]
         return math.isfinite(float(nn.utils.get_total_norm(gradients)))
 
     def take_step(self, loss: float, vocab_size: int) -> StepMetrics:
@@ -112,7 +113,7 @@ class Trainee:
 
         Args:
             loss: of the step, in nats per learned token.
-            vocab_size: a uniform guess over it has a loss of its logarithm.
+            vocab_size: the loss of a uniform guess is its logarithm.
 
         Raises:
             DivergedError: the loss or the gradient is not finite, or the loss has exploded.
@@ -151,13 +152,14 @@ class Trainee:
         return metrics
 
     def clear_gradients(self) -> None:
-        """Forget what was gathered of the next step's gradients."""
+        """Discard the gradients gathered for the next step."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _after_step(self) -> None: ...
+    def _after_step(self) -> None:
+        """Called whenever the weights have changed."""
 
     def save_state(self, path: Path) -> None:
-        """Write all that the next step depends on, whole or not at all.
+        """Write everything that the next step depends on, whole or not at all.
 
         Raises:
             StorageError: the file cannot be written.
@@ -175,7 +177,7 @@ class Trainee:
             )
 
     def load_state(self, path: Path) -> None:
-        """Go on from a saved state.
+        """Continue from a saved state.
 
         Raises:
             RecordError: the file is not a state of this run.
@@ -222,7 +224,8 @@ class AdapterTrainee(Trainee):
         self.adapter = adapter
 
     def clear_gradients(self) -> None:
-        self._optimizer.zero_grad(set_to_none=False)  # layers hold views of the gradient
+        # zeroed in place: layers write into views of the gradient
+        self._optimizer.zero_grad(set_to_none=False)
 
     def _after_step(self) -> None:
         self.adapter.refresh()
@@ -255,7 +258,10 @@ class FullTrainee(Trainee):
 
     @property
     def is_zero_update(self) -> bool:
-        """Whether no weight has moved: sums and absolute sums of all tensors are as they were."""
+        """Whether no weight has moved, judged by the sums and absolute sums of all tensors.
+
+        A copy to compare with would double the memory of the weights.
+        """
         return self._before == self._sums()
 
     def _sums(self) -> list[tuple[float, float]]:
@@ -266,9 +272,9 @@ class FullTrainee(Trainee):
 def effective_batches(
     examples: Sequence[Example], run: PlannedRun, config: TrainConfig
 ) -> list[list[Example]]:
-    """Examples of each optimizer step, in an order that depends on the run's seed alone.
+    """The examples of each optimizer step, in an order that depends on the run's seed alone.
 
-    The last step of an epoch may see fewer examples.
+    The last step of an epoch may have fewer examples.
     """
     assert run.seed is not None
     assert run.epochs is not None
@@ -283,7 +289,8 @@ def effective_batches(
 
 
 def rate_factor(config: TrainConfig, num_steps: int) -> Callable[[int], float]:
-    """The learning rate over its peak, by how many steps are done: transformers' own schedule."""
+    """Finished steps -> learning rate over its peak, by transformers' own schedule."""
+    # get_scheduler wants an optimizer; only the function that it makes is used
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     schedule: Any = get_scheduler(
         _SCHEDULES[config.schedule],

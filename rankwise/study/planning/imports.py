@@ -11,10 +11,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rankwise.engine.models.adapter_files import (
+from rankwise.engine.models.adapter_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     adapter_weights,
+    has_update,
     read_adapter_config,
 )
 from rankwise.engine.models.base import ARCHITECTURE, find_base_model, refuse_other_architecture
@@ -60,7 +61,7 @@ def import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(source / name, folder / name)
     weights = folder / WEIGHTS_FILE
-    return weights.stat().st_size, _is_zero(weights)
+    return weights.stat().st_size, not has_update(weights)
 
 
 def weights_bytes(folder: Path) -> int:
@@ -200,14 +201,3 @@ def _check_fit(folder: Path, shapes: Mapping[str, tuple[int, ...]], base: Traina
                 f"{folder} does not fit {layer}: its factor is {shape} and the layer {size}. "
                 "Choose the base that it was trained from."
             )
-
-
-def _is_zero(weights: Path) -> bool:
-    """Whether every lora_B is zero: then the update is."""
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(str(weights))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{weights} cannot be read: {error}. Save it again.") from error
-    return not any(bool(tensor.any()) for name, tensor in tensors.items() if ".lora_B" in name)

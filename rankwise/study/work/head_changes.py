@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_files import read_factors
+from rankwise.engine.models.adapter_folder import read_factors
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.heads.activity import HeadActivity, head_activity

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
+from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import DTYPES, device_name
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.training import loop as training

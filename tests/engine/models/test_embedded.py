@@ -353,7 +353,7 @@ def test_a_conversion_that_fails_leaves_no_folder_and_resumes_from_the_gguf(
 
 CALL = """
 import os, signal, sys
-from rankwise import embedded
+from rankwise.engine.models import embedded
 if sys.argv[1] == "kill":
     def killed(gguf_file, folder):
         folder.mkdir(parents=True)

@@ -255,6 +255,7 @@ def test_arguments_without_effect_are_accepted() -> None:
     assert torch.equal(attended((3, 4), given, **others), expected)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_a_missing_layout_and_one_of_another_size_are_refused() -> None:
     model = tiny("Llama")
     with packed_attention(model):

@@ -263,12 +263,13 @@ def test_8bit_without_its_packages_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_8bit_of_bitsandbytes_alone_refuses_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    made = SimpleNamespace(AdamW8bit=lambda weights, **settings: settings)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", made)
+    module = SimpleNamespace(AdamW8bit=torch.optim.SGD)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", module)
     with pytest.raises(ModelError, match="lose small steps"):
         eight_bit([weight_of(torch.ones(3))])
-    settings = eight_bit([weight_of(torch.ones(3), torch.float32)])
-    assert settings == {"lr": 1e-3, "weight_decay": 0.0}
+    made = eight_bit([weight_of(torch.ones(3), torch.float32)])
+    assert type(made) is torch.optim.SGD
+    assert (made.defaults["lr"], made.defaults["weight_decay"]) == (1e-3, 0.0)
 
 
 def test_8bit_without_a_compiler_fails_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

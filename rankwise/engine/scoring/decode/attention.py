@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -329,7 +329,7 @@ def _out_of_window(
 @torch.inference_mode(False)
 def _later(
     rows: int, columns: int, window: int | None, device: torch.device
-) -> Int[Tensor, "rows 1 columns"]:
+) -> Bool[Tensor, "rows 1 columns"]:
     """True on keys that are not seen; the last column is the last row's own key."""
     # (rows, 1, columns): by how many positions a key is behind the query
     behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 BLOCK_TOKENS = 64
@@ -172,7 +172,7 @@ class BlockTable:
         self.offset = (self.lengths - 1) % BLOCK_TOKENS
         self._unseen: dict[int | None, Tensor] = {}
 
-    def unseen(self, window: int | None) -> Int[Tensor, "rows 1 columns*block"]:
+    def unseen(self, window: int | None) -> Bool[Tensor, "rows 1 places"]:
         """True where a row has no token, or one outside its window; made once per window."""
         if window not in self._unseen:
             at = torch.arange(self.grid.shape[1] * BLOCK_TOKENS, device=self.grid.device)

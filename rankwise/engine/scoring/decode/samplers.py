@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 
+from rankwise.engine.models.seeds import seed_of
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import GenerationSettings, Prompt
 
@@ -116,7 +116,9 @@ class Sampler:
             raise ModelError(
                 f"generation options {dict(self._settings.options)}: {error}"
             ) from error
-        return RowSampling(processors, torch.Generator().manual_seed(_seed(prompt)))
+        return RowSampling(
+            processors, torch.Generator().manual_seed(seed_of(prompt.draw, prompt.tokens))
+        )
 
     def next_tokens(
         self,
@@ -204,9 +206,3 @@ def _drawn(
     uniform = torch.stack([torch.rand((1,), generator=generator) for generator in generators])
     threshold = uniform.to(shares) * shares[:, -1:]
     return torch.searchsorted(shares, threshold, right=True)[:, 0]
-
-
-def _seed(prompt: Prompt) -> int:
-    """The same in every process, for every model, and whoever else is decoded."""
-    digest = hashlib.blake2b(repr((prompt.draw, prompt.tokens)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

@@ -123,5 +123,5 @@ def add_answers(
         rows = torch.from_numpy(places[span] - read.start).to(device)
         logits = head.logits(hidden[:, rows].flatten(0, 1))  # (models * places, vocab)
         logits = logits.unflatten(0, (len(hidden), -1))  # (models, places, vocab)
-        first, last = bounds[span.start], bounds[span.stop]
+        first, last = int(bounds[span.start]), int(bounds[span.stop])
         sums.add(logits, targets.part(first, last, places[span]))

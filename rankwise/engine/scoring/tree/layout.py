@@ -175,12 +175,12 @@ class TreeLayout:
         pairs = pairwise(bounds)
         return tuple(slice(int(at[a]), int(at[b - 1]) + 1) for a, b in pairs if a < b)
 
-    def _in_pool(self, places: Places) -> Places:
+    def _in_pool(self, places: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Numbers in the key pool: a cached ancestor lies at its depth, a new place behind them."""
         new = places - self.start + self.num_cached
         return np.where(places < self.start, self.tree.depths[places], new)
 
-    def _on_device(self, numbers: Places) -> Int[Tensor, " places"]:
+    def _on_device(self, numbers: Int[np.ndarray, "*shape"]) -> Int[Tensor, "*shape"]:
         return torch.from_numpy(numbers).to(self.device)
 
     def _blocks(self) -> Iterator[_QueryBlock]:

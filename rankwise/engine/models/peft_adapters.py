@@ -1,4 +1,4 @@
-"""LoRA adapters on disk in PEFT's layout, and on a base model for scoring."""
+"""What PEFT itself does: the config of a trained adapter, and adapters that only PEFT can apply."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import peft
-import safetensors.torch
 from torch import nn
 
-from rankwise.engine.models.adapter_files import (
-    PREFIX,
-    WEIGHTS_FILE,
-)
-from rankwise.engine.models.trained_adapters import Adapter, LoraFactors
+from rankwise.engine.models.adapter_folder import write_factors
+from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.errors import ModelError
 from rankwise.records.folder import writing
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
-    """Put a saved adapter on the base, for scoring.
+    """Attach a saved adapter to the base, for scoring.
 
     Raises:
         ModelError: the folder is not a PEFT adapter, or it does not fit this base.
@@ -27,11 +23,11 @@ def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
     try:
         return peft.PeftModel.from_pretrained(base_model, str(folder))  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be put on this base model: {error}") from error
+        raise ModelError(f"{folder} cannot be attached to this base model: {error}") from error
 
 
 def detach(adapted_model: peft.PeftModel) -> nn.Module:
-    """Take the adapter off; returns the base, its weights as they were."""
+    """Detach the adapter; returns the base with its weights unchanged."""
     return adapted_model.unload()  # pyright: ignore[reportReturnType, reportCallIssue]
 
 
@@ -68,26 +64,7 @@ def save_adapter(
         use_rslora=use_rslora,
         bias="none",
     )
-    tensors = {
-        f"{PREFIX}{layer}.{side}.weight": matrix.cpu().contiguous()
-        for layer, factors in adapter.factors.items()
-        for side, matrix in factors._asdict().items()
-    }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
-        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    return (folder / WEIGHTS_FILE).stat().st_size
-
-
-def lora_factors(adapted_model: nn.Module) -> dict[str, LoraFactors]:
-    """The factors of every layer that PEFT has adapted, by the layer's name."""
-    factors: dict[str, LoraFactors] = {}
-    for name, module in adapted_model.named_modules():
-        lora_A = getattr(module, "lora_A", None)
-        if isinstance(lora_A, nn.ModuleDict) and "default" in lora_A:
-            lora_B: object = module.lora_B
-            assert isinstance(lora_B, nn.ModuleDict)
-            a, b = lora_A["default"].weight, lora_B["default"].weight
-            factors[name] = LoraFactors(a, b)  # pyright: ignore[reportArgumentType]
-    return factors
+    return write_factors(folder, adapter.factors)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankwise.engine.models import adapter_folders as adapters
 from rankwise.engine.models import base as models
+from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
 from tests.support.tiny_models import tiny
 
