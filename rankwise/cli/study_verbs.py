@@ -219,10 +219,11 @@ def recommend(directory: Folder, as_json: Json = False) -> int:
 def claims(directory: Folder, as_json: Json = False) -> int:
     """Hold the reference paper's claims against a finished study, each with its numbers."""
     from rankwise.findings.claims import paper_claims
+    from rankwise.findings.options import option_gains
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
-    found = paper_claims(folder.read_results(), folder.read_recommendation())
+    found = paper_claims(option_gains(folder.read_results()), folder.read_recommendation())
     if as_json:
         print(json.dumps([claim.model_dump(mode="json") for claim in found], indent=2))
         return OK

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.findings.heads import intervention, is_selected
+from rankwise.findings.models import summarise
 from rankwise.findings.samples import SampleVerdicts, amount
 from rankwise.findings.signatures.found import Signature
 from rankwise.records.heads import TaskHeadEffects
@@ -125,8 +126,9 @@ def _verdict(
     signatures: Sequence[Signature],
     width: int,
 ) -> Iterator[RenderableType]:
-    rows = verdict_table(results, recommendation)
-    headings = verdict_headings(results, recommendation)
+    summaries = summarise(results, recommendation)
+    rows = verdict_table(summaries)
+    headings = verdict_headings(results, recommendation, summaries)
     hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
     columns = [name for name in COLUMNS if name not in hidden]
     table = Table()

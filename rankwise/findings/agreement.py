@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import Option, OptionGains, Runs, TaskMean
+from rankwise.findings.options import OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.estimates import (
     POINTS,
@@ -17,7 +17,6 @@ from rankwise.findings.stats.estimates import (
     wilson_interval,
 )
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
-from rankwise.records.axes import run_labels
 from rankwise.records.results import Divergence, ModelResults
 from rankwise.records.study import Bound, Record, Unit
 
@@ -34,8 +33,8 @@ class AgreementWithFull(Record):
     the most probable. None where it has no meaning or was not measured.
     """
 
-    option: Option | None
-    reference: Option
+    option: OptionName | None
+    reference: OptionName
     num_seeds: int
     same_outcome: TaskMean | None
     kappa: Bound | None
@@ -47,8 +46,8 @@ class AgreementWithFull(Record):
 class _Compared(NamedTuple):
     """An option with its models, and the full fine-tuning beside each, by seed."""
 
-    option: Option | None
-    reference: Option
+    option: OptionName | None
+    reference: OptionName
     models: Runs
     full: Runs
 
@@ -95,18 +94,17 @@ def agreement_with_full(
 
 def _lora(source: OptionGains) -> list[_Compared]:
     study = source.results.study
-    labels = run_labels(source.results.planned)
     trained = {
         model.name: model for model in source.results.runs if run_record(model).status == "trained"
     }
-    found: list[_Compared] = []
-    for each in source.options:
-        plans = [study.full_run_of(run_record(run).planned) for run in each.runs]
+    compared: list[_Compared] = []
+    for option in source.options:
+        plans = [study.full_run_of(record.planned) for record in option.records]
         full = [trained[plan.name] for plan in plans if plan is not None and plan.name in trained]
-        if each.plan.imported_as is None and len(full) == len(each.runs):
-            reference = Option(label=labels[full[0].name], rank=None)
-            found.append(_Compared(each.option, reference, each.runs, tuple(full)))
-    return found
+        if option.plan.imported_as is None and len(full) == len(option.runs):
+            reference = source.name_of(full[0])
+            compared.append(_Compared(option.name, reference, option.runs, tuple(full)))
+    return compared
 
 
 def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:

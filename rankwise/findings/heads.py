@@ -6,13 +6,12 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from rankwise.findings.options import Option
+from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.records import quantities
-from rankwise.records.axes import run_labels
 from rankwise.records.heads import (
     CHANGE_MEASURES,
     ChangeMeasure,
@@ -23,7 +22,7 @@ from rankwise.records.heads import (
     HeadRepair,
     TaskHeadEffects,
 )
-from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.results import ModelResults
 from rankwise.records.study import Bound, Record
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
@@ -42,13 +41,6 @@ _MODE_NAMES: dict[HeadMode, str] = {
     "ablate-mean": "set to its mean",
     "revert": "reverted",
 }
-
-
-class _Label(NamedTuple):
-    """What a run is called among those of its trained task, and the option that it belongs to."""
-
-    label: str
-    option: Option
 
 
 class MeasureOfRun(Record):
@@ -74,7 +66,7 @@ class HeadsOfRun(Record):
 
     run: str
     label: str
-    option: Option
+    option: OptionName
     num_heads: int
     measures: tuple[MeasureOfRun, ...]
     top_share: float | None
@@ -99,7 +91,7 @@ class ChangeAndEffect(Record):
 
     run: str
     label: str
-    option: Option
+    option: OptionName
     task: str
     mode: HeadMode
     keys_and_values: bool
@@ -127,12 +119,6 @@ class TrainTaskHeads(Record):
     repairs: tuple[HeadRepair, ...]
     statements: tuple[str, ...]
     left_out: dict[str, str]
-
-
-def head_findings(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
-    """One entry for each trained task of which any run's heads were looked into."""
-    found = (_of_task(part) for part in results.by_train_task)
-    return tuple(each for each in found if each is not None)
 
 
 def mode_name(mode: HeadMode, *, keys_and_values: bool) -> str:
@@ -166,15 +152,16 @@ def flat(values: HeadMap) -> list[float]:
     return list(itertools.chain.from_iterable(values))
 
 
-def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
+def head_findings(source: OptionGains) -> TrainTaskHeads | None:
+    """The heads of one trained task's runs; None where none were analysed."""
+    results, confidence = source.results, source.confidence
     looked = [model for model in results.runs if model.head_changes or model.head_effects]
     if not looked:
         return None
-    confidence = results.study.config.recommendation.confidence
-    labels = _labels(results)
+    labels = _labels(source)
     full = next((model for model in looked if _is_full(model) and _changes(model)), None)
     runs = [
-        _heads_of_run(model, labels[model.name], full, confidence)
+        _heads_of_run(source, model, labels[model.name], full)
         for model in looked
         if _changes(model) is not None
     ]
@@ -183,14 +170,14 @@ def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
         each
         for model in looked
         for effects in model.head_effects
-        for each in _matters(model, labels[model.name], effects, confidence)
+        for each in _matters(source, model, labels[model.name], effects)
     ]
     repairs = tuple(model.head_repair for model in looked if model.head_repair is not None)
     return TrainTaskHeads(
         train_task=results.train_task,
         confidence=confidence,
         num_seeds=len(results.study.config.seeds),
-        labels={model.name: labels[model.name].label for model in looked},
+        labels={model.name: labels[model.name] for model in looked},
         runs=tuple(runs),
         against_rank=against_rank,
         matters=tuple(matters),
@@ -204,16 +191,14 @@ def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
     )
 
 
-def _labels(results: TrainTaskResults) -> dict[str, _Label]:
-    """Of every run, by name."""
-    options = run_labels(results.planned)
-    counts = Counter(options.values())
-    found: dict[str, _Label] = {}
-    for run in results.planned:
-        option = options[run.name]
-        seed = f", seed {run.seed}" if counts[option] > 1 else ""
-        found[run.name] = _Label(f"{option}{seed}", Option(label=option, rank=run.rank))
-    return found
+def _labels(source: OptionGains) -> dict[str, str]:
+    """What each run is called, by name: its option, and the seed where several have one option."""
+    counts = Counter(source.labels.values())
+    return {
+        plan.name: f"{label}, seed {plan.seed}" if counts[label] > 1 else label
+        for plan in source.results.planned
+        for label in [source.labels[plan.name]]
+    }
 
 
 def _is_full(model: ModelResults) -> bool:
@@ -227,8 +212,9 @@ def _changes(model: ModelResults) -> HeadChanges | None:
 
 
 def _heads_of_run(
-    model: ModelResults, named: _Label, full: ModelResults | None, confidence: float
+    source: OptionGains, model: ModelResults, label: str, full: ModelResults | None
 ) -> HeadsOfRun:
+    confidence = source.confidence
     changes = _changes(model)
     assert changes is not None
     reference = None if full is None or full is model else _changes(full)
@@ -247,8 +233,8 @@ def _heads_of_run(
     share = changes.share("all")
     return HeadsOfRun(
         run=model.name,
-        label=named.label,
-        option=named.option,
+        label=label,
+        option=source.name_of(model),
         num_heads=len(flat(changes.base_entropy)),
         measures=tuple(measures),
         top_share=None if share is None else _top_share(flat(share.values)),
@@ -283,7 +269,7 @@ def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[Cha
 
 
 def _matters(
-    model: ModelResults, named: _Label, effects: TaskHeadEffects, confidence: float
+    source: OptionGains, model: ModelResults, label: str, effects: TaskHeadEffects
 ) -> Iterator[ChangeAndEffect]:
     for measure, values in _measured(model):
         for is_beyond in (False, True):
@@ -296,11 +282,11 @@ def _matters(
                 continue
             found = None
             if not is_selected(effects):
-                found = _rho([x for x, _ in pairs], [y for _, y in pairs], confidence)
+                found = _rho([x for x, _ in pairs], [y for _, y in pairs], source.confidence)
             yield ChangeAndEffect(
                 run=model.name,
-                label=named.label,
-                option=named.option,
+                label=label,
+                option=source.name_of(model),
                 task=effects.task,
                 mode=effects.mode,
                 keys_and_values=effects.keys_and_values,

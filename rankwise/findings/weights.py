@@ -6,13 +6,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Ladder, Option, OptionGains, ladders
-from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.growth import Fit, Growth, norm_growth
 from rankwise.records import quantities
-from rankwise.records.axes import run_labels
-from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     INTRUDER_K,
@@ -47,7 +45,7 @@ class RunWeights(Record):
     """
 
     run: str
-    option: Option
+    option: OptionName
     num_matrices: int
     frobenius_norm: float
     relative_norm: float
@@ -117,23 +115,17 @@ class _Looked(NamedTuple):
     spectra: SpectraRecord
 
 
-def weight_findings(results: StudyResults) -> tuple[TrainTaskWeights, ...]:
-    """One entry for each trained task of which any run's weights were looked into."""
-    found = (_of_task(part) for part in results.by_train_task)
-    return tuple(each for each in found if each is not None)
-
-
-def _of_task(results: TrainTaskResults) -> TrainTaskWeights | None:
+def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
+    """The weights of one trained task's runs; None where none were analysed."""
+    results = source.results
     looked = [_Looked(model, model.spectra) for model in results.runs if model.spectra is not None]
     analysed = [each for each in looked if each.spectra.matrices]
     if not looked:
         return None
-    labels = run_labels(results.planned)
-    runs = tuple(_run_weights(results, each, labels[each.model.name]) for each in analysed)
-    source = OptionGains(results)
+    runs = tuple(_run_weights(source, each) for each in analysed)
     trends = tuple(_norm_trends(source))
     top_k = results.study.config.analysis.top_k
-    associations = tuple(_associations(results, runs, source.confidence))
+    associations = tuple(_associations(runs, source.confidence))
     return TrainTaskWeights(
         train_task=results.train_task,
         confidence=source.confidence,
@@ -150,7 +142,7 @@ def _of_task(results: TrainTaskResults) -> TrainTaskWeights | None:
     )
 
 
-def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunWeights:
+def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
     matrices, epsilons = looked.spectra.matrices, looked.spectra.epsilons
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
     base_norm = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
@@ -161,7 +153,7 @@ def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunW
 
     return RunWeights(
         run=looked.model.name,
-        option=Option(label=label, rank=run_record(looked.model).planned.rank),
+        option=source.name_of(looked.model),
         num_matrices=len(matrices),
         frobenius_norm=norm,
         relative_norm=norm / base_norm if base_norm else 0.0,
@@ -173,7 +165,7 @@ def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunW
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
         ),
-        forgetting=dict(_forgetting(results, looked.model)),
+        forgetting=dict(_forgetting(source, looked.model)),
     )
 
 
@@ -202,17 +194,12 @@ _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
 )
 
 
-def _forgetting(results: TrainTaskResults, model: ModelResults) -> Iterator[tuple[str, float]]:
+def _forgetting(source: OptionGains, model: ModelResults) -> Iterator[tuple[str, float]]:
     """How much worse than the base, macro-mean over the tasks that are scored in the unit."""
     for name, relation, unit in _FORGETTING:
-        items = results.base.items
-        tasks = [
-            task
-            for task in results.tasks.get(relation, ())
-            if task in items and items[task].unit == unit and task in model.items
-        ]
+        tasks = [task for task in source.tasks(relation, unit) if task in model.items]
         if tasks:
-            gains = [float(pair_items(results.base, model, task).gain.mean()) for task in tasks]
+            gains = [float(source.pair(model, task).gain.mean()) for task in tasks]
             yield name, -statistics.fmean(gains)
 
 
@@ -271,9 +258,7 @@ _MEASURES: tuple[tuple[Measure, Callable[[RunWeights], float]], ...] = (
 )
 
 
-def _associations(
-    results: TrainTaskResults, runs: Sequence[RunWeights], confidence: float
-) -> Iterator[Association]:
+def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Association]:
     for name, _, unit in _FORGETTING:
         having = [run for run in runs if name in run.forgetting]
         for measure, value in _MEASURES if having else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -184,6 +184,23 @@ class RunRecord(Record):
     provenance: Provenance
 
 
+class Interval(Record):
+    """An estimate with its two-sided bounds, in whatever unit the subclass or the field says."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+    def sign(self, at: float = 0.0) -> Literal[-1, 0, 1]:
+        """1 or -1 where the whole interval is above or below ``at``, else 0: undecided."""
+        return 1 if self.lower > at else -1 if self.upper < at else 0
+
+    def negated(self) -> Self:
+        """The interval of the opposite difference: a gain in nats as forgetting."""
+        ends = {"estimate": -self.estimate, "lower": -self.upper, "upper": -self.lower}
+        return self.model_copy(update=ends)
+
+
 class MetricScore(Record):
     """One aggregated metric of a task; never without its error, count and direction."""
 
@@ -283,17 +300,18 @@ class Comparison(Record):
     holm_p_value: float | None
     retention_ratio: RetentionRatio | None = None
 
+    @property
+    def interval(self) -> Interval:
+        """The difference with its bounds."""
+        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
 
-class Bound(Record):
+
+class Bound(Interval):
     """An estimate with its simultaneous bounds over all ranks, in the unit of what it bounds.
 
     The bounds that decide hold all at once at the study's confidence: a gain's lower, a retention
     loss's upper and a shortfall's upper one. Each opposite bound is taken at the same level.
     """
-
-    estimate: float
-    lower: float
-    upper: float
 
 
 class FormatEffect(Record):
@@ -321,6 +339,11 @@ class FormatEffect(Record):
     num_forgotten: int | None
     standard_difference: float
     by_format: Bound | None
+
+    @property
+    def interval(self) -> Interval:
+        """The difference with its bounds."""
+        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
 
 
 class RankVerdict(Record):

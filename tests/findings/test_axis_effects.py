@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from rankwise.findings.axes import Axis, AxisEffect, TrainTaskAxes, axis_effects
+from rankwise.findings.options import OptionGains
 from rankwise.findings.recommendation import recommend_for
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.study import PlannedRun
@@ -35,7 +36,7 @@ def judged(
         diverged=diverged,
         recommendation=RecommendationConfig(delta_points=delta, epsilon_points=5.0),
     ).of("sums")
-    return axis_effects(results, recommend_for(results))
+    return axis_effects(OptionGains(results), recommend_for(results))
 
 
 def axis_of(found: TrainTaskAxes | None, name: str) -> Axis:

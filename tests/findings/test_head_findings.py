@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rankwise.findings.heads import TrainTaskHeads, flat, head_findings
+from rankwise.findings.options import option_gains
 from rankwise.records.heads import CHANGE_MEASURES
 from rankwise.records.results import StudyResults
 from tests.planted.heads import changes, effects, looked_into, named, with_effects
@@ -12,12 +13,14 @@ from tests.planted.results import Key, planted_study
 
 
 def found(results: StudyResults) -> TrainTaskHeads:
-    (only,) = head_findings(results)
-    return only
+    (source,) = option_gains(results)
+    heads = head_findings(source)
+    assert heads is not None
+    return heads
 
 
 def test_a_study_without_heads_says_nothing() -> None:
-    assert head_findings(planted_study()) == ()
+    assert head_findings(option_gains(planted_study())[0]) is None
 
 
 def test_changes_grow_with_rank_and_are_like_full_fine_tunings() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rankwise.findings.options import option_gains
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.weights import ALL_MODULES, Association, TrainTaskWeights, weight_findings
 from rankwise.records.results import StudyResults
@@ -30,7 +31,9 @@ from tests.planted.weights import (
 
 
 def found(results: StudyResults, of: Any = logarithmic) -> TrainTaskWeights:
-    (part,) = weight_findings(with_spectra(results, of))
+    (source,) = option_gains(with_spectra(results, of))
+    part = weight_findings(source)
+    assert part is not None
     return part
 
 
@@ -296,11 +299,14 @@ def test_a_run_of_which_another_seed_diverged_stands_beside_the_fit() -> None:
 
 
 def test_a_study_whose_weights_nobody_looked_into_has_no_findings() -> None:
-    assert weight_findings(planted_study(SAME)) == ()
+    (source,) = option_gains(planted_study(SAME))
+    assert weight_findings(source) is None
 
 
 def test_every_trained_task_is_looked_at_alone() -> None:
-    sums, organs = weight_findings(two_tasks())
+    sums, organs = map(weight_findings, option_gains(two_tasks()))
+    assert sums is not None
+    assert organs is not None
     assert (sums.train_task, organs.train_task) == ("sums", "organs")
     signs: list[float] = []
     for part in (sums, organs):
@@ -311,4 +317,5 @@ def test_every_trained_task_is_looked_at_alone() -> None:
     assert signs == pytest.approx([-1.0, 1.0])
     results = two_tasks()
     only = with_spectra(results, lambda run: logarithmic(run) if run.train_task == "sums" else None)
-    assert [part.train_task for part in weight_findings(only)] == ["sums"]
+    parts = [weight_findings(source) for source in option_gains(only)]
+    assert [part.train_task for part in parts if part is not None] == ["sums"]

@@ -8,7 +8,8 @@ import io
 import pytest
 
 from rankwise.cli.terminal import head_lines
-from rankwise.findings.heads import head_findings
+from rankwise.findings.heads import TrainTaskHeads, head_findings
+from rankwise.findings.options import option_gains
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.results import StudyResults
 from rankwise.report.parts import Figure, Section, Table
@@ -20,8 +21,13 @@ OWN = "on rows of k and v where it has them to itself"
 SHARED = "on the rows of k and v that its group shares"
 
 
+def heads_of(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
+    found = map(head_findings, option_gains(results))
+    return tuple(heads for heads in found if heads is not None)
+
+
 def section(results: StudyResults) -> Section:
-    return head_section(head_findings(results), results)
+    return head_section(heads_of(results), results)
 
 
 def table(found: Section, title: str) -> Table:
@@ -63,7 +69,7 @@ def test_the_section_has_maps_tables_and_files() -> None:
 
 def test_runs_without_maps_are_named_with_the_reason() -> None:
     results = looked_into(planted_study())
-    (heads,) = head_findings(results)
+    (heads,) = heads_of(results)
     odd = heads.model_copy(update={"left_out": {"a run": "its heads are laid out oddly"}})
     assert named(head_section([odd], results).remarks, "a run: its heads are laid out oddly")
 

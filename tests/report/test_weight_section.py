@@ -14,6 +14,7 @@ import pytest
 
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import StudyFindings, study_findings
+from rankwise.records.axes import Kind
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
@@ -170,7 +171,7 @@ def test_every_figure_is_drawn(report: Written) -> None:
 
 
 def test_every_colour_has_a_partner_for_dark_pages(report: Written) -> None:
-    kinds = [str(rank) for rank in SAME] + ["full", "base"]
+    kinds: list[Kind] = [*SAME, "full", "base"]
     known = {colour.light for colour in page_colours(kinds)}
     for path in report.folder.glob("weights*.svg"):
         used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{6})"', path.read_text("utf-8")))

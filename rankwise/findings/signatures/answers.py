@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import NamedTuple
 
 from rankwise.errors import RecordError
-from rankwise.findings.options import OptionGains, TrainedOption
+from rankwise.findings.options import Option, OptionGains
 from rankwise.findings.signatures.signature import Signature, SignatureName
 from rankwise.findings.stats.estimates import POINTS, wilson_interval
 from rankwise.records import quantities
@@ -44,7 +44,7 @@ def answer_signatures(source: OptionGains) -> Iterator[Signature]:
             yield from _has_no_end(source, option, results.ending_items)
 
 
-def _runs_on(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
+def _runs_on(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
     """More generations without an end than the base's, by Newcombe's interval."""
     base = source.results.base.evaluations[task]
     num_items = base.num_examples
@@ -68,7 +68,7 @@ def _runs_on(source: OptionGains, option: TrainedOption, task: str) -> Iterator[
         )
 
 
-def _has_no_end(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
+def _has_no_end(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
     """Training rows behind whose right answer something is more likely than their end."""
     base = source.results.base.evaluations[task]
     num_items = base.num_examples
@@ -89,7 +89,7 @@ def _has_no_end(source: OptionGains, option: TrainedOption, task: str) -> Iterat
         )
 
 
-def _collapsed(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
+def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
     """One option nearly always, more often than that can be right; judged run by run."""
     base, confidence = source.results.base.evaluations[task], source.confidence
     size, before = base.num_examples, base.predicted_shares or ()
@@ -137,7 +137,7 @@ def _difference(after: _Shares, before: _Shares) -> _Shares:
 def _of_shares(
     name: SignatureName,
     source: OptionGains,
-    option: TrainedOption,
+    option: Option,
     task: str,
     shares: _Shares,
     num_items: int,
@@ -148,9 +148,9 @@ def _of_shares(
     return Signature(
         name=name,
         train_task=source.results.train_task,
-        label=option.option.label,
+        label=option.label,
         task=task,
-        statement=f"{quantities.capital(option.option.label)} {statement}",
+        statement=f"{quantities.capital(option.label)} {statement}",
         advice=advice,
         estimate=POINTS * shares.estimate,
         lower=POINTS * shares.lower,

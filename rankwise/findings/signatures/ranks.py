@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rankwise.findings.options import Ladder, OptionGains, TaskMean, TrainedOption, ladders
+from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
 from rankwise.findings.signatures.mastery import level
 from rankwise.findings.signatures.signature import Signature, amount
 from rankwise.findings.stats.seeds import seed_spread
@@ -17,9 +17,9 @@ from rankwise.records.study import Recommendation
 class _Valley(NamedTuple):
     """A rank with the leads over it of the best smaller and the best larger one."""
 
-    low: TrainedOption
-    left: tuple[TaskMean, TrainedOption]
-    right: tuple[TaskMean, TrainedOption]
+    low: Option
+    left: tuple[TaskMean, Option]
+    right: tuple[TaskMean, Option]
 
     @property
     def nearer(self) -> TaskMean:
@@ -59,7 +59,7 @@ def _alike(
     if not all(abs(bound) < recommendation.delta for *_, mean in pairs for bound in _ends(mean)):
         return
     easy = _easy(source, ladder, tasks)
-    most_gained = max(source.change(option, tasks).lower for option in ladder.rungs)
+    most_gained = max(source.change(option.runs, tasks).lower for option in ladder.rungs)
     if recommendation.delta_is_derived and not easy and most_gained <= recommendation.delta:
         return
     ahead, behind, widest = max(
@@ -150,10 +150,10 @@ def _erratic(
 
 def _best(
     source: OptionGains,
-    others: Sequence[TrainedOption],
-    low: TrainedOption,
+    others: Sequence[Option],
+    low: Option,
     tasks: Sequence[str],
-) -> tuple[TaskMean, TrainedOption]:
+) -> tuple[TaskMean, Option]:
     """The option whose lead has the highest lower bound, and that lead."""
     leads = [(_lead(source, other, low, tasks), other) for other in others]
     return max(leads, key=lambda pair: pair[0].lower)
@@ -162,29 +162,29 @@ def _best(
 def _unstable(
     source: OptionGains,
     recommendation: Recommendation,
-    option: TrainedOption,
+    option: Option,
     tasks: Sequence[str],
 ) -> Iterator[Signature]:
     """Runs of one option differ by more than delta, beyond what their items explain."""
     if len(option.runs) < 2:
         return
-    spread = seed_spread([source.gains(option, task) for task in tasks], source.confidence)
+    spread = seed_spread([source.gains(option.runs, task) for task in tasks], source.confidence)
     if spread.lower <= recommendation.delta:
         return
     unit = recommendation.unit
     numbers = amount(spread.estimate, spread.lower, spread.upper, unit)
     scores = [
-        sum(source.gains(option, task)[seed].mean() for task in tasks) / len(tasks)
+        sum(source.gains(option.runs, task)[seed].mean() for task in tasks) / len(tasks)
         for seed in range(len(option.runs))
     ]
     gained = quantities.change_interval(min(scores), max(scores), unit)
     yield Signature(
         name="unstable_over_seeds",
         train_task=source.results.train_task,
-        label=option.option.label,
+        label=option.label,
         task=None,
         statement=quantities.capital(
-            f"{option.option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "
+            f"{option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "
             f"standard deviation of {numbers} beyond what the items explain, more than "
             f"δ = {quantities.amount(recommendation.delta, unit)}."
         ),
@@ -196,19 +196,16 @@ def _unstable(
         lower=spread.lower,
         upper=spread.upper,
         unit=unit,
-        num_items=sum(source.gains(option, task).shape[1] for task in tasks),
+        num_items=sum(source.gains(option.runs, task).shape[1] for task in tasks),
     )
 
 
-def _lead(
-    source: OptionGains, option: TrainedOption, other: TrainedOption, tasks: Sequence[str]
-) -> TaskMean:
+def _lead(source: OptionGains, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
     """How much an option scores above another, positive where it is better."""
-    values = [source.gains(option, task) - source.gains(other, task) for task in tasks]
-    return source.mean(values, tasks)
+    return source.mean([source.lead(option, other, task) for task in tasks], tasks)
 
 
-def _name(option: TrainedOption) -> str:
+def _name(option: Option) -> str:
     return f"rank {option.plan.rank}"
 
 

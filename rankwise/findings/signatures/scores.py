@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankwise.findings.options import OptionGains, TaskMean, TrainedOption, bound_of
+from rankwise.findings.options import Option, OptionGains, TaskMean, bound_of
 from rankwise.findings.signatures.mastery import NEARLY_PERFECT_NATS, level
 from rankwise.findings.signatures.signature import Signature, SignatureName, amount
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
@@ -35,7 +35,7 @@ def score_signatures(source: OptionGains, recommendation: Recommendation) -> Ite
 
 
 def _worse_than_base(
-    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+    source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> Iterator[Signature]:
     loss = _loss(source, option, task)
     if loss.lower > 0:
@@ -56,7 +56,7 @@ def _worse_than_base(
 
 
 def _negative_transfer(
-    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+    source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> Iterator[Signature]:
     """By the lower bound of the drop, relative to the base's score on these items."""
     base = source.base_score((task,)).estimate
@@ -78,7 +78,7 @@ def _negative_transfer(
         )
 
 
-def _forgetting(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
+def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
     margin = source.results.study.config.recommendation.delta_nats
     rise = _loss(source, option, task)
     if rise.lower > margin:
@@ -97,7 +97,7 @@ def _forgetting(source: OptionGains, option: TrainedOption, task: str) -> Iterat
 def _train_test_gap(
     source: OptionGains,
     recommendation: Recommendation,
-    option: TrainedOption,
+    option: Option,
     task: str,
     seen: str,
 ) -> Iterator[Signature]:
@@ -109,7 +109,7 @@ def _train_test_gap(
     gap = _gap(source, option, task, seen)
     if gap.lower <= recommendation.delta:
         return
-    on_seen, on_others = source.change(option, (seen,)), source.change(option, (task,))
+    on_seen, on_others = source.change(option.runs, (seen,)), source.change(option.runs, (task,))
     known = level(option.runs, seen, confidence)
     rows = quantities.counted(on_seen.num_examples, "training row")
     statement = (
@@ -144,9 +144,9 @@ def _train_test_gap(
     )
 
 
-def _gap(source: OptionGains, option: TrainedOption, task: str, seen: str) -> TaskMean:
+def _gap(source: OptionGains, option: Option, task: str, seen: str) -> TaskMean:
     """The gain on rows that were trained on (``seen``) less that on the task's test items."""
-    parts = source.gap_parts(option, {task: seen})
+    parts = source.gap_parts(option.runs, {task: seen})
     unit = source.results.base.items[task].unit
     estimate = mean_over_tasks(parts, item_size=2.0 * POINTS if unit == "points" else 0.0)
     bound = bound_of(estimate, source.confidence)
@@ -160,7 +160,7 @@ def _gap(source: OptionGains, option: TrainedOption, task: str, seen: str) -> Ta
 
 
 def _format_advice(
-    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+    source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> str:
     """What comes first where a part of the loss is shown to be a matter of format."""
     runs = {run.name for run in option.runs}
@@ -180,14 +180,14 @@ def _format_advice(
 def _signature(
     name: SignatureName,
     source: OptionGains,
-    option: TrainedOption,
+    option: Option,
     task: str,
     mean: TaskMean,
     *,
     statement: str,
     advice: str,
 ) -> Signature:
-    label = option.option.label
+    label = option.label
     return Signature(
         name=name,
         train_task=source.results.train_task,
@@ -203,12 +203,9 @@ def _signature(
     )
 
 
-def _loss(source: OptionGains, option: TrainedOption, task: str) -> TaskMean:
+def _loss(source: OptionGains, option: Option, task: str) -> TaskMean:
     """Base - adapted: positive where the adapted model is worse, whatever the metric."""
-    change = source.change(option, (task,))
-    return change.model_copy(
-        update={"estimate": -change.estimate, "lower": -change.upper, "upper": -change.lower}
-    )
+    return source.change(option.runs, (task,)).negated()
 
 
 def _amount(mean: TaskMean) -> str:

@@ -245,6 +245,16 @@ def wilson_interval(successes: float, total: int, confidence: float) -> tuple[fl
     return middle - half, middle + half
 
 
+def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple[float, float]:
+    """Student's two-sided interval of the mean of (n,) values; of one value, the mean twice."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return mean, mean
+    quantile = float(special.stdtrit(len(array) - 1, (1.0 + confidence) / 2.0))
+    reach = quantile * float(array.std(ddof=1)) / math.sqrt(len(array))
+    return mean - reach, mean + reach
+
+
 def retention_ratio(
     base: ArrayLike, adapted: ArrayLike, chance: float | None, confidence: float
 ) -> Ratio:

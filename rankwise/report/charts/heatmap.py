@@ -93,7 +93,7 @@ def heatmap(
 
 def step_colour(mean: TaskMean) -> tuple[str, str]:
     """The colour of a difference's cell and of the text on it."""
-    if not mean.is_shown:
+    if mean.sign() == 0:
         return UNSHOWN.light, MUTED.light
     steps = GAIN_STEPS if mean.estimate > 0 else LOSS_STEPS
     step = sum(abs(mean.estimate) >= end for end in STEP_ENDS)
@@ -174,7 +174,7 @@ def _cell(drawing: Drawing, cell: HeatCell | None, is_mean: bool, x: float, y: f
     sign = "▼ " if cell.is_alarm else ""
     value = f"{sign}{quantities.change(mean.estimate, mean.unit)}"
     interval = quantities.change_interval(mean.lower, mean.upper, mean.unit)
-    weight = "bold" if mean.is_shown else "normal"
+    weight = "bold" if mean.sign() else "normal"
     drawing.texts.append(Text(centre, y + 12.0, value, ink, FONT_SIZE, weight=weight))
     drawing.texts.append(Text(centre, y + 25.5, interval, ink, SMALL_FONT))
 

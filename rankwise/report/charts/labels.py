@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rankwise.records.axes import Kind
+
 
 class Box(NamedTuple):
     """A rectangle in pixels, y downwards."""
@@ -37,7 +39,7 @@ class Label(NamedTuple):
     """
 
     text: str
-    group: str
+    group: Kind
     x: float
     y: float
     leader: tuple[float, float, float, float] | None = None
@@ -60,8 +62,8 @@ _OUTSIDE, _LABEL, _MARK, _OTHER_MARK_NEAR, _DISTANCE = 40.0, 20.0, 12.0, 3.0, 8.
 
 
 def place_labels(
-    anchors: Mapping[str, Sequence[tuple[float, float]]],
-    texts: Mapping[str, str],
+    anchors: Mapping[Kind, Sequence[tuple[float, float]]],
+    texts: Mapping[Kind, str],
     obstacles: Sequence[Box],
     size: tuple[float, float],
     font_size: float,
@@ -76,7 +78,7 @@ def place_labels(
         font_size: in pixels.
     """
     marks = {group: [_mark(x, y) for x, y in points] for group, points in anchors.items()}
-    chosen: dict[str, _Candidate] = {}
+    chosen: dict[Kind, _Candidate] = {}
     for _ in range(_ROUNDS):
         for group, points in anchors.items():
             width = CHARACTER_SHARE * font_size * len(texts[group])
@@ -128,7 +130,7 @@ def _cost(
     )
 
 
-def _label(text: str, group: str, chosen: _Candidate) -> Label:
+def _label(text: str, group: Kind, chosen: _Candidate) -> Label:
     x, y = chosen.point
     near_x, near_y = chosen.box.nearest(x, y)
     distance = math.hypot(near_x - x, near_y - y)

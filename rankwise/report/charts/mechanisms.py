@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from rankwise.findings.options import Option
+from rankwise.findings.options import OptionName
+from rankwise.findings.trends import means_by_rank
+from rankwise.records.axes import Kind
 from rankwise.report.charts.theme import FONT_SIZE, MUTED, PAGE, kind_colour, kind_shape
 
 Layers = alt.LayerChart | alt.FacetChart
@@ -26,7 +28,7 @@ _MARGIN_SHARE, _LINE_HEIGHT, _BESIDE = 0.08, 16.0, 7
 class RankMark(NamedTuple):
     """One LoRA option's value with its interval."""
 
-    option: Option
+    option: OptionName
     estimate: float
     lower: float
     upper: float
@@ -36,7 +38,7 @@ class RankLine(NamedTuple):
     """What has no rank, drawn across; ``kind`` is "base" or "full"."""
 
     text: str
-    kind: str
+    kind: Kind
     estimate: float
     lower: float
     upper: float
@@ -57,7 +59,7 @@ class PairMark(NamedTuple):
 
     label: str
     other: str
-    kind: str
+    kind: Kind
     estimate: float
     lower: float
     upper: float
@@ -154,7 +156,7 @@ def _panel(panel: RankPanel, height: float, is_last: bool) -> Layers:
         layers.append(zero.encode(alt.Y("zero:Q", **y)))
     layers += [
         *(layer for line in panel.lines for layer in _line(line, y)),
-        alt.Chart(alt.Data(values=_means(panel.marks)))
+        alt.Chart(alt.Data(values=_mean_points(panel.marks)))
         .mark_line(color=MUTED.light, strokeWidth=1.2)
         .encode(x, alt.Y("y:Q", **y)),
         alt.Chart(values)
@@ -199,11 +201,9 @@ def _values(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
     return values
 
 
-def _means(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
-    by_rank: dict[int, list[float]] = {}
-    for mark in marks:
-        by_rank.setdefault(mark.option.rank or 1, []).append(mark.estimate)
-    return [{"x": rank, "y": sum(v) / len(v)} for rank, v in sorted(by_rank.items())]
+def _mean_points(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
+    means = means_by_rank((mark.option.rank or 1, mark.estimate) for mark in marks)
+    return [{"x": rank, "y": mean} for rank, mean in means.items()]
 
 
 def _line(line: RankLine, y: dict[str, Any]) -> list[alt.Chart]:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from rankwise.records.axes import Kind
+
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 FONT_SIZE = 13
 TITLE_SIZE = 15
@@ -86,11 +88,11 @@ _RAMP: tuple[tuple[float, Colour], ...] = (
 )
 
 
-def kind_colour(kind: str) -> Colour:
-    """The colour of "base", "full", or a rank."""
-    if kind == "base":
-        return BASE
-    return FULL if kind == "full" else rank_colour(int(kind))
+def kind_colour(kind: Kind) -> Colour:
+    """The colour of a rank, of full fine-tuning, or of the base."""
+    if isinstance(kind, int):
+        return rank_colour(kind)
+    return BASE if kind == "base" else FULL
 
 
 def rank_colour(rank: int) -> Colour:
@@ -105,12 +107,12 @@ def rank_colour(rank: int) -> Colour:
     return _RAMP[-1][1]
 
 
-def kind_shape(kind: str) -> str:
+def kind_shape(kind: Kind) -> str:
     """The mark's shape: circles are ranks, a square is full fine-tuning."""
-    return {"base": "diamond", "full": "square"}.get(kind, "circle")
+    return "circle" if isinstance(kind, int) else "diamond" if kind == "base" else "square"
 
 
-def page_colours(kinds: Iterable[str]) -> tuple[Colour, ...]:
+def page_colours(kinds: Iterable[Kind]) -> tuple[Colour, ...]:
     """Every colour that the charts of these kinds can hold, each once."""
     always = (PAGE, INK, MUTED, GRID, ALARM, UNSHOWN, *GAIN_STEPS, *LOSS_STEPS, *SERIES)
     return tuple(dict.fromkeys((*always, *(kind_colour(kind) for kind in kinds))))

@@ -21,7 +21,7 @@ from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.study import Unit
-from rankwise.report.changes import left_out_remark, mean_cell, mean_row, mean_words
+from rankwise.report.changes import left_out_remark, mean_row, mean_words
 from rankwise.report.charts.axes import MOST_VALUES, AxisMark, axis_chart
 from rankwise.report.charts.theme import theme
 from rankwise.report.parts import (
@@ -35,6 +35,7 @@ from rankwise.report.parts import (
     TitledTable,
     file_name,
 )
+from rankwise.report.summaries import mean_cell
 from rankwise.report.tables.csv import csv_text
 
 MOST_PANELS = 9

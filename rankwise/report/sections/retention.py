@@ -10,7 +10,7 @@ import altair as alt
 
 from rankwise.findings.retention import RetentionLine, SubjectChange, TrainTaskRetention
 from rankwise.records import quantities
-from rankwise.report.changes import drawn_options, left_out_remark, mean_cell, mean_row, mean_words
+from rankwise.report.changes import drawn_options, left_out_remark, mean_row, mean_words
 from rankwise.report.charts.subjects import SubjectRow, subject_chart
 from rankwise.report.charts.theme import theme
 from rankwise.report.parts import (
@@ -23,6 +23,7 @@ from rankwise.report.parts import (
     TitledTable,
     file_name,
 )
+from rankwise.report.summaries import mean_cell
 from rankwise.report.tables.csv import csv_text
 
 MOST_SUBJECTS = 20

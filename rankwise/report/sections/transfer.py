@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from rankwise.findings.options import Option
+from rankwise.findings.options import OptionName
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.transfer import (
     DomainMean,
@@ -18,7 +18,7 @@ from rankwise.findings.transfer import (
     TransferRow,
 )
 from rankwise.records import quantities
-from rankwise.report.changes import drawn_options, left_out_remark, mean_cell, mean_row, mean_words
+from rankwise.report.changes import drawn_options, left_out_remark, mean_row, mean_words
 from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatmap, heatmap_width
 from rankwise.report.charts.theme import theme
 from rankwise.report.parts import (
@@ -32,7 +32,7 @@ from rankwise.report.parts import (
     TitledTable,
     file_name,
 )
-from rankwise.report.summaries import RELATION_NAMES
+from rankwise.report.summaries import RELATION_NAMES, mean_cell
 from rankwise.report.tables.csv import csv_text
 
 MOST_COLUMNS = 16
@@ -193,7 +193,7 @@ def _heads(columns: Sequence[_Column]) -> list[HeatColumn]:
 
 
 def _heat_cells(
-    found: Transfer, row: TransferRow, option: Option, columns: Sequence[_Column]
+    found: Transfer, row: TransferRow, option: OptionName, columns: Sequence[_Column]
 ) -> tuple[HeatCell | None, ...]:
     cells: list[HeatCell | None] = []
     for column in columns:

@@ -10,6 +10,7 @@ from typing import Any
 import altair as alt
 
 from rankwise.findings.options import first_of_options
+from rankwise.findings.trends import means_by_rank
 from rankwise.findings.weights import ALL_MODULES, NormTrend, RunWeights, TrainTaskWeights
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults
@@ -106,7 +107,7 @@ def _figures(
 
 def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: bool) -> Figure:
     trends = [trend for trend in found.norm_trends if trend.module == ALL_MODULES]
-    full = [run.frobenius_norm for run in found.runs if run.option.rank is None]
+    full = means_by_rank((0, run.frobenius_norm) for run in found.runs if run.option.rank is None)
     curves = list(_laws(trends[0])) if len(trends) == 1 else []
     points = [RankPoint(run.option.rank or 1, run.frobenius_norm) for run in runs]
     title = "Norm of the update by rank"
@@ -115,7 +116,7 @@ def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: b
         curves,
         "Frobenius norm of the update",
         weight_title(title, "one point for each run", found, several),
-        across=sum(full) / len(full) if full else None,
+        across=full.get(0),
     )
     caption = "The Frobenius norm of the whole update. "
     if curves:

@@ -12,13 +12,14 @@ from rankwise.findings.mechanisms import (
     TrainTaskMechanisms,
     TrainTestGap,
 )
+from rankwise.findings.models import BASE_LABEL
 from rankwise.findings.options import TaskMean
 from rankwise.findings.trends import RankTrend, TrendOf
 from rankwise.records import quantities
 from rankwise.records.study import Bound, Unit
-from rankwise.report.changes import mean_cell, mean_row
-from rankwise.report.measures import BASE_LABEL
+from rankwise.report.changes import mean_row
 from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
+from rankwise.report.summaries import mean_cell
 
 TREND_NAMES: dict[TrendOf, str] = {
     "train-test gap": "gap between trained and test items",
