@@ -1,4 +1,4 @@
-"""How much of what a model does is what full fine-tuning does: item by item, and word by word."""
+"""How alike a model and full fine-tuning are: item by item, and token by token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rankwise.records.study import Bound, Record, Unit
 
 
 class AgreementWithFull(Record):
-    """A model beside the full fine-tuning of the same seed, on the in-domain items.
+    """A model compared with the full fine-tuning of the same seed, on the in-domain items.
 
     ``option`` is a LoRA option, None for the base (an update of zero), or full fine-tuning itself:
     then it is compared with its own next seed, as alike as anything can be expected to be.
@@ -44,7 +44,7 @@ class AgreementWithFull(Record):
 
 
 class _Compared(NamedTuple):
-    """An option with its models, and the full fine-tuning beside each, by seed."""
+    """An option with its models, and the full fine-tuning that each is compared with, by seed."""
 
     option: OptionName | None
     reference: OptionName
@@ -66,12 +66,9 @@ _UNITS: dict[TrendOf, Unit] = {
 def agreement_with_full(
     source: OptionGains,
 ) -> tuple[tuple[AgreementWithFull, ...], tuple[RankTrend, ...]]:
-    """Every option beside full fine-tuning, and whether more rank brings it nearer.
+    """Every option against full fine-tuning, and whether more rank brings it nearer.
 
-    Options take part of which every seed has a full fine-tuning; imported ones have none.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
+    An option takes part if each of its seeds has a full fine-tuning; imported models have none.
     """
     lora = _lora(source)
     references = {each.reference.label: (each.reference, each.full) for each in lora}.values()

@@ -1,4 +1,4 @@
-"""The axes of a study judged apart: what a setting does, all other settings being equal.
+"""The axes of a study, one at a time: the effect of a setting, all other settings being equal.
 
 Each value of an axis is compared with the axis' first one, over all combinations of the other
 axes that were trained with both.
@@ -89,7 +89,7 @@ class TrainTaskAxes(Record):
     """The axes of one trained task that have several values. Exploratory.
 
     ``points`` are LoRA's. ``delta`` is in ``unit``, ``epsilon_points`` None without retention
-    tasks; ``left_out`` names options of which a seed is missing or diverged.
+    tasks; ``left_out`` names options with a missing or diverged seed.
     """
 
     train_task: str
@@ -134,7 +134,7 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
 
 
 def _trained(source: OptionGains, method: str) -> dict[Setting, Option]:
-    """The options of a method in the study's order; one with several labels under each."""
+    """The options of a method in the study's order; one with several labels is under each."""
     return {
         setting: option
         for option in source.in_study_order(source.options)
@@ -213,7 +213,7 @@ def _differences(
     tasks: Sequence[str],
     matched: Sequence[Sequence[tuple[Option, Option]]],
 ) -> list[AxisDifference | None]:
-    """For every value; None where there are no two runs to compare."""
+    """The difference of every value; None where there are no two runs to compare."""
     means: list[TaskMean | None] = []
     p_values: list[float] = []
     for pairs in matched:

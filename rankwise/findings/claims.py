@@ -61,12 +61,12 @@ class _Part(NamedTuple):
 
     @property
     def domains(self) -> frozenset[str]:
-        """Of what was trained on: those of its in-domain tasks; empty where one has none."""
+        """The domains of its in-domain tasks; empty if a task has none."""
         found = [self.results.study.domains.get(t) for t in self.results.tasks["in_domain"]]
         return frozenset(d for d in found if d is not None) if None not in found else frozenset()
 
     def is_of(self, domains: frozenset[str]) -> bool:
-        """Whether everything trained on is of one of these domains."""
+        """Whether all its in-domain tasks are in these domains."""
         return bool(self.domains) and self.domains <= domains
 
     @property

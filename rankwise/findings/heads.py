@@ -1,4 +1,4 @@
-"""What a study's attention heads say: how much they changed, and whether those that did matter."""
+"""Attention heads: how much they changed, and whether those that changed most matter most."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Literal
 
 from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
-from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
+from rankwise.findings.stats.correlation import MIN_PAIRS
+from rankwise.findings.trends import correlation
 from rankwise.records import quantities
 from rankwise.records.heads import (
     CHANGE_MEASURES,
@@ -20,10 +21,11 @@ from rankwise.records.heads import (
     HeadMap,
     HeadMode,
     HeadRepair,
+    Screen,
     TaskHeadEffects,
 )
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Bound, Record
+from rankwise.records.study import Bound, Interval, Record
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
 """A measure of change, or the head's share of attention's ‖delta‖²."""
@@ -84,9 +86,9 @@ class ChangeAgainstRank(Record):
 class ChangeAndEffect(Record):
     """Whether the heads that changed most matter most: Spearman's correlation over heads.
 
-    Of the absolute change with the absolute effect on the answers' log-probability, or with what
-    of that effect is beyond the base's (``is_beyond_control``). None where a screen has passed
-    heads over: it chose the others by the size of the effects that it expected.
+    The absolute change is correlated with the absolute effect on the answers' log-probability, or
+    with the part of it beyond the base's (``is_beyond_control``). None where a screen skipped
+    heads: it chose the others by the size of the effects that it expected.
     """
 
     run: str
@@ -143,8 +145,16 @@ def intervention(mode: HeadMode, *, keys_and_values: bool) -> str:
 
 
 def is_selected(effects: TaskHeadEffects) -> bool:
-    """Whether a screen has passed heads over, so that those scored were chosen by their effects."""
+    """Whether a screen skipped heads, so that those scored were chosen by their effects."""
     return effects.screen is not None and len(effects.answers) < effects.num_candidates
+
+
+def screen_correlation(screen: Screen) -> Interval | None:
+    """Spearman's ρ of the expected and the exact effects over the heads that were scored."""
+    rho, lower, upper = screen.rank_correlation, screen.lower, screen.upper
+    if rho is None or lower is None or upper is None:
+        return None
+    return Interval(estimate=rho, lower=lower, upper=upper)
 
 
 def flat(values: HeadMap) -> list[float]:
@@ -220,14 +230,16 @@ def _heads_of_run(
     reference = None if full is None or full is model else _changes(full)
     measures: list[MeasureOfRun] = []
     for each in changes.changes:
-        theirs = None if reference is None else reference.change(each.measure)
         values = flat(each.values)
+        like_full = None
+        if reference is not None and (theirs := reference.change(each.measure)) is not None:
+            like_full = correlation(values, flat(theirs.values), confidence)
         measures.append(
             MeasureOfRun(
                 measure=each.measure,
                 mean=statistics.fmean(map(abs, values)),
-                agreement=_rho(flat(each.halves[0]), flat(each.halves[1]), confidence),
-                like_full=None if theirs is None else _rho(values, flat(theirs.values), confidence),
+                agreement=correlation(flat(each.halves[0]), flat(each.halves[1]), confidence),
+                like_full=like_full,
             )
         )
     share = changes.share("all")
@@ -246,19 +258,12 @@ def _top_share(shares: Sequence[float]) -> float:
     return sum(sorted(shares, reverse=True)[:count])
 
 
-def _rho(x: Sequence[float], y: Sequence[float], confidence: float) -> Bound | None:
-    found = rank_correlation(x, y, confidence)
-    if found is None:
-        return None
-    return Bound(estimate=found.estimate, lower=found.lower, upper=found.upper)
-
-
 def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[ChangeAgainstRank]:
     adapters = [run for run in runs if run.option.rank is not None]
     for number, measure in enumerate(CHANGE_MEASURES if adapters else ()):
         ranks = [float(run.option.rank or 0) for run in adapters]
         means = [run.measures[number].mean for run in adapters]
-        found = _rho(ranks, means, confidence)
+        found = correlation(ranks, means, confidence)
         reason = None
         if found is None:
             few = f"{quantities.counted(len(adapters), 'run')}, {MIN_PAIRS} are needed"
@@ -282,7 +287,7 @@ def _matters(
                 continue
             found = None
             if not is_selected(effects):
-                found = _rho([x for x, _ in pairs], [y for _, y in pairs], source.confidence)
+                found = correlation([x for x, _ in pairs], [y for _, y in pairs], source.confidence)
             yield ChangeAndEffect(
                 run=model.name,
                 label=label,
@@ -334,10 +339,14 @@ def _statements(
     yield from (_change_statement(run) for run in ends.values())
     for each in against_rank:
         if each.measure == "output" and each.correlation is not None:
-            rho = each.correlation
+            evidence = {
+                1: "Heads change more at higher ranks",
+                0: "No evidence that heads change more at higher ranks",
+                -1: "Heads change less at higher ranks",
+            }[each.correlation.sign()]
             yield (
-                f"That heads change more the higher the rank is {_shown(rho)}: Spearman's ρ "
-                f"{_words(rho)} over {quantities.counted(each.num_runs, 'run')}."
+                f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
+                f"{quantities.counted(each.num_runs, 'run')})."
             )
     for each in matters:
         if each.measure == "output" and not each.is_beyond_control:
@@ -349,13 +358,16 @@ def _change_statement(run: HeadsOfRun) -> str:
     by_measure = {each.measure: each for each in run.measures}
     output, agreement = by_measure["output"], by_measure["output"].agreement
     control = "" if agreement is None else (
-        f"; the order of heads is the same on two halves of the prompts at ρ {_words(agreement)}"
+        "; two halves of the prompts order the heads alike with ρ "
+        f"{quantities.correlation(agreement)}"
     )  # fmt: skip
     like = output.like_full
-    also = "" if like is None else f", and it is full fine-tuning's at ρ {_words(like)}"
+    also = "" if like is None else (
+        f", and full fine-tuning does with ρ {quantities.correlation(like)}"
+    )  # fmt: skip
     return (
-        f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size, "
-        f"the mean over {quantities.counted(run.num_heads, 'head')}{control}{also}."
+        f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size on "
+        f"average over {quantities.counted(run.num_heads, 'head')}{control}{also}."
     )
 
 
@@ -363,20 +375,15 @@ def _matter_statement(found: ChangeAndEffect) -> str:
     done = mode_name(found.mode, keys_and_values=found.keys_and_values)
     where = f"{found.label}, {found.task}, {done}"
     if found.correlation is None:
-        return f"Whether heads that changed most matter most ({where}): {found.reason}."
-    rho = found.correlation
+        what = "Not tested whether the heads that changed most matter most"
+        return f"{what} ({where}): {found.reason}."
+    evidence = {
+        1: "The heads that changed most matter most",
+        0: "No evidence that the heads that changed most matter most",
+        -1: "The heads that changed most matter least",
+    }[found.correlation.sign()]
     return (
-        f"That the heads that changed most matter most ({where}) is {_shown(rho)}: Spearman's ρ "
-        f"{_words(rho)} of the change of the output with the size of the effect, over "
+        f"{evidence} ({where}): Spearman's ρ of the output's change with the size of the effect is "
+        f"{quantities.correlation(found.correlation)} over "
         f"{quantities.counted(found.num_heads, 'head')}."
     )
-
-
-def _shown(rho: Bound) -> str:
-    if rho.lower > 0:
-        return "shown"
-    return "refuted" if rho.upper < 0 else "not shown"
-
-
-def _words(rho: Bound) -> str:
-    return f"{rho.estimate:.2f} ({rho.lower:.2f} to {rho.upper:.2f})"

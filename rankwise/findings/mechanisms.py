@@ -1,4 +1,4 @@
-"""Three mechanisms that are said to set LoRA apart from full fine-tuning, tested, not asserted.
+"""Tests of three mechanisms by which LoRA is said to differ from full fine-tuning.
 
 That low ranks regularise (the gap between trained and test items; what is kept at equal gain),
 and that high ranks approach full fine-tuning.
@@ -33,7 +33,7 @@ class TrainTestGap(Record):
 
 
 class MatchedPair(Record):
-    """Two options of one in-domain gain; ``other`` has the higher rank, or is full fine-tuning.
+    """Two options of equal in-domain gain; ``other`` has the higher rank, or is full fine-tuning.
 
     ``gain`` and ``kept`` are ``option`` less ``other``: in-domain, and on the retention tasks.
     ``answer`` is whether the lower rank is shown to keep more.
@@ -61,7 +61,7 @@ class TrainTaskMechanisms(Record):
     """What one trained task says of the mechanisms. Exploratory.
 
     ``matched`` is None without retention tasks, ``agreement`` empty without full fine-tuning.
-    ``statements`` say it in words; ``left_out`` names options of which a seed is missing.
+    ``statements`` say it in words; ``left_out`` names options with a missing or diverged seed.
     """
 
     train_task: str
@@ -99,7 +99,7 @@ def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTask
 
 
 def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], RankTrend | None]:
-    """Of every option that was trained here; an imported one may not have seen these items."""
+    """The gap of every option trained here; an imported model may not have seen these items."""
     names = _trained_names(source, unit)
     options = [option for option in source.options if option.plan.imported_as is None]
     if not names or not options:
@@ -172,7 +172,7 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
 
 
 def _rank(option: Option) -> float:
-    """Full fine-tuning stands above every rank."""
+    """Full fine-tuning is above every rank."""
     return float("inf") if option.rank is None else option.rank
 
 

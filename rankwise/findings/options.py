@@ -121,7 +121,7 @@ class OptionGains:
         planned: all options: LoRA by rank and then by the other settings, full fine-tuning,
             imported models.
         options: the complete ones.
-        left_out: the labels of options of which a seed is missing or diverged.
+        left_out: the labels of options with a missing or diverged seed.
     """
 
     def __init__(self, results: TrainTaskResults) -> None:

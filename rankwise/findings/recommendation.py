@@ -11,7 +11,7 @@ from rankwise.errors import RecordError
 from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
-from rankwise.findings.statements import FullGain, reasons, statement
+from rankwise.findings.statements import FullGain, Numbers, reasons, statement
 from rankwise.findings.stats.estimates import Floats, default_margin, effective_items
 from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, study_bounds
 from rankwise.records import quantities
@@ -49,11 +49,7 @@ class _Margins(NamedTuple):
 
 
 def recommend(results: StudyResults) -> StudyRecommendation:
-    """Apply the rule of docs/METHODS.md to a finished study, for each trained task.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
+    """Apply the rule of docs/METHODS.md to a finished study, for each trained task."""
     return StudyRecommendation(
         by_train_task=tuple(recommend_for(part) for part in results.by_train_task)
     )
@@ -66,9 +62,6 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
     planned seed of it was trained and scored. One that is not, because a run diverged or is
     missing, is named in the reasons and takes no part. Full fine-tuning is compared and never
     recommended.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
     """
     tasks = _judged_tasks(results)
     source = OptionGains(results)
@@ -87,22 +80,14 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
     chosen = None
     if choice is not None and choice.option is not None:
         chosen = options[choice.option].plan
-    draft = Recommendation(
-        train_task=results.train_task,
+    numbers = Numbers(
         outcome="cannot_tell" if choice is None else choice.outcome,
-        rank=None if chosen is None else chosen.rank,
-        alpha=None if chosen is None else chosen.alpha,
-        learning_rate=None if chosen is None else chosen.learning_rate,
-        target_modules=None if chosen is None else chosen.target_modules,
-        epochs=None if chosen is None else chosen.epochs,
-        statement="",
-        reasons=(),
         unit=tasks.unit,
         delta=margins.delta,
         delta_is_derived=margins.delta_is_derived,
         epsilon_points=margins.epsilon,
         epsilon_is_derived=margins.epsilon_is_derived,
-        confidence=results.study.config.recommendation.confidence,
+        confidence=source.confidence,
         num_items_in_domain=_num_items(results, tasks.in_domain),
         num_seeds=num_seeds,
         num_items_needed=additional_items(
@@ -116,18 +101,19 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
         sufficient_rank=None if price is None else options[price[1]].rank,
         sufficient_label=None if price is None else options[price[1]].label,
         verdicts=_verdicts(source, tasks, options, bounds, choice),
-        comparisons=compare(results),
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
                          for task in tasks.left_out))  # fmt: skip
     full = _full_gains(source, tasks)
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
-    return draft.model_copy(
-        update={
-            "statement": statement(draft),
-            "reasons": (*reasons(draft, full, parameters), *notes),
-        }
+    return Recommendation(
+        train_task=results.train_task,
+        **{name: getattr(chosen, name, None) for name in SETTING if name != "scaling"},
+        statement=statement(numbers),
+        reasons=(*reasons(numbers, full, parameters), *notes),
+        comparisons=compare(results),
+        **numbers._asdict(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What is kept of general knowledge, by subject and by group of subjects."""
+"""How much general knowledge is kept, by subject and by group of subjects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RetentionLine(Record):
 class TrainTaskRetention(Record):
     """The retention tasks of one trained task, as groups and one by one. Exploratory.
 
-    ``left_out`` names options of which a seed is missing or diverged.
+    ``left_out`` names options with a missing or diverged seed.
     """
 
     train_task: str

@@ -35,11 +35,7 @@ class StudyFindings(Record):
 
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
-    """Everything that follows from a finished study and is no recommendation.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
+    """Everything that follows from a finished study and is no recommendation."""
     sources = option_gains(results)
     parts = list(zip(sources, recommendation.by_train_task, strict=True))
     return StudyFindings(

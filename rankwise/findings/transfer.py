@@ -16,7 +16,7 @@ MOST_LEAVES = 4
 
 
 class TransferColumn(Record):
-    """A test task, or a group of them that stands together; ``tasks`` tells columns apart."""
+    """A test task, or a group of them in one column; ``tasks`` identifies the column."""
 
     name: str
     tasks: tuple[str, ...]
@@ -60,7 +60,7 @@ class Transfer(Record):
     """The cross-domain matrix. Exploratory, every interval by itself.
 
     Rows and columns stand by domain, those without one last. ``left_out`` names, by trained
-    task, options of which a seed is missing or diverged.
+    task, options with a missing or diverged seed.
     """
 
     confidence: float
@@ -107,7 +107,8 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
 
 def is_negative_transfer(change: TaskMean, base_score: TaskMean) -> bool:
     """Whether the lower bound of the drop is above a tenth of the base's score."""
-    return base_score.estimate > 0 and -change.upper > TRANSFER_ALARM_SHARE * base_score.estimate
+    alarm = TRANSFER_ALARM_SHARE * base_score.estimate
+    return alarm > 0 and change.sign(at=-alarm) < 0
 
 
 def _domain_of(study: StudyRecord, name: str, source: OptionGains) -> str | None:
@@ -183,7 +184,7 @@ def _cells(
 def _domain_means(
     source: OptionGains, option: Option, columns: Sequence[TransferColumn]
 ) -> list[DomainMean]:
-    """Of domains with several columns; what was trained on is left out of the mean."""
+    """The means of domains with several columns; the trained task is left out."""
     relations = _relations(source)
     means: list[DomainMean] = []
     for domain in dict.fromkeys(column.domain for column in columns):

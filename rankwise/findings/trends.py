@@ -1,4 +1,4 @@
-"""What changes from the smallest rank of a study to its largest."""
+"""How a measure changes with rank: from the smallest to the largest, in order, and on average."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rankwise.findings.options import OptionName, bound_of
+from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.estimates import Floats, mean_over_tasks
 from rankwise.records.study import Bound, Interval, Record, Unit
 
@@ -84,6 +85,14 @@ def rank_trend(
         num_seeds=differences[0].shape[0],
         answer=answer_of(change, rises=rises),
     )
+
+
+def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bound | None:
+    """Spearman's ρ with its interval; None with too few pairs, or where a side is constant."""
+    rho = rank_correlation(x, y, confidence)
+    if rho is None:
+        return None
+    return Bound(estimate=rho.estimate, lower=rho.lower, upper=rho.upper)
 
 
 def means_by_rank(points: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""What the weights of a study's runs say: norms against rank, intruders against forgetting."""
+"""The weights of a study's runs: norms against rank, intruders against forgetting."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
-from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
+from rankwise.findings.stats.correlation import MIN_PAIRS
 from rankwise.findings.stats.growth import Fit, Growth, norm_growth
+from rankwise.findings.trends import correlation
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
@@ -59,7 +60,7 @@ class RunWeights(Record):
 
 
 class FittedLaw(Record):
-    """A law of growth; see ``norm_fits.Fit``."""
+    """A law of growth; see ``stats.growth.Fit``."""
 
     slope: Bound
     intercept: float
@@ -178,7 +179,7 @@ def _null_pair(
     measure: Callable[[VectorChange, MatrixSpectrum], float],
     total: Callable[[list[float]], float],
 ) -> NullPair:
-    """A zero update is compared with no null: where one is in it, nor is the run."""
+    """A zero update has no null; a run with such a matrix has none either."""
     gaussian = [measure(m.gaussian_null, m) for m in matrices if m.gaussian_null is not None]
     haar = [measure(m.haar_null, m) for m in matrices if m.haar_null is not None]
     return NullPair(
@@ -263,7 +264,7 @@ def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Ass
         having = [run for run in runs if name in run.forgetting]
         for measure, value in _MEASURES if having else ():
             x = [value(run) for run in having]
-            found = rank_correlation(x, [run.forgetting[name] for run in having], confidence)
+            found = correlation(x, [run.forgetting[name] for run in having], confidence)
             reason = None
             if found is None and len(having) < MIN_PAIRS:
                 reason = f"{quantities.counted(len(having), 'run')}, {MIN_PAIRS} are needed"
@@ -274,9 +275,7 @@ def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Ass
                 forgetting=name,
                 unit=unit,
                 num_runs=len(having),
-                correlation=None
-                if found is None
-                else Bound(estimate=found.estimate, lower=found.lower, upper=found.upper),
+                correlation=found,
                 reason=reason,
             )
 
@@ -292,26 +291,30 @@ def _statements(
         if trend.module == ALL_MODULES:
             setting = f" ({trend.setting})" if trend.setting else ""
             slope = trend.logarithmic.slope
+            estimate, lower, upper = (
+                quantities.formatted(value, "+.3g")
+                for value in (slope.estimate, slope.lower, slope.upper)
+            )
             words = {
                 "logarithmic": "a logarithm fits better than a power law",
                 "power law": "a power law fits better than a logarithm",
-                "undecided": "a logarithm and a power law are not told apart",
+                "undecided": "a logarithm and a power law cannot be told apart",
             }[trend.better]
             yield (
-                f"The norm of the update changes by {slope.estimate:+.3g} ({slope.lower:+.3g} to "
-                f"{slope.upper:+.3g}) per doubling of the rank{setting}; {words} "
+                f"The norm of the update changes by {estimate} ({lower} to {upper}) per doubling "
+                f"of the rank{setting}; {words} "
                 f"(R² {trend.logarithmic.r_squared:.3f} and {trend.power_law.r_squared:.3f})."
             )
     for each in associations:
         if each.measure == "intruders" and each.correlation is not None:
-            rho = each.correlation
-            shown = "is shown" if rho.lower > 0 else "is not shown"
-            if rho.upper < 0:
-                shown = "is refuted (the more of them, the less is forgotten)"
+            evidence = {
+                1: f"Runs with more intruder dimensions have more {each.forgetting}",
+                0: f"No evidence that intruder dimensions go with {each.forgetting}",
+                -1: f"Runs with more intruder dimensions have less {each.forgetting}",
+            }[each.correlation.sign()]
             yield (
-                f"That intruder dimensions go with {each.forgetting} {shown}: Spearman's ρ "
-                f"{rho.estimate:.2f} ({rho.lower:.2f} to {rho.upper:.2f}) over "
-                f"{quantities.counted(each.num_runs, 'run')}."
+                f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
+                f"{quantities.counted(each.num_runs, 'run')})."
             )
     none = [run for run in runs if run.intruders.observed == 0]
     if runs and len(none) == len(runs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Protocol, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -201,6 +201,15 @@ class Interval(Record):
         return self.model_copy(update=ends)
 
 
+class _Bounded(Protocol):
+    @property
+    def difference(self) -> float: ...
+    @property
+    def lower(self) -> float: ...
+    @property
+    def upper(self) -> float: ...
+
+
 class MetricScore(Record):
     """One aggregated metric of a task; never without its error, count and direction."""
 
@@ -271,7 +280,19 @@ class RetentionRatio(Record):
     reason: str | None
 
 
-class Comparison(Record):
+class PairedDifference(Record):
+    """The difference of two models on the same items, positive where the adapted one is better.
+
+    The fields stand in the subclasses, each of which has its own order in JSON.
+    """
+
+    @property
+    def interval(self: _Bounded) -> Interval:
+        """The difference with its bounds."""
+        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
+
+
+class Comparison(PairedDifference):
     """One run against the base on one task, paired over the same items.
 
     ``difference`` is signed so that positive is better for the adapted model: points for a
@@ -300,11 +321,6 @@ class Comparison(Record):
     holm_p_value: float | None
     retention_ratio: RetentionRatio | None = None
 
-    @property
-    def interval(self) -> Interval:
-        """The difference with its bounds."""
-        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
-
 
 class Bound(Interval):
     """An estimate with its simultaneous bounds over all ranks, in the unit of what it bounds.
@@ -314,7 +330,7 @@ class Bound(Interval):
     """
 
 
-class FormatEffect(Record):
+class FormatEffect(PairedDifference):
     """One run against the base on one task, asked as the training asked (``scored_as``).
 
     ``difference`` is as in ``Comparison``, with an interval of its own; ``standard_difference``
@@ -339,11 +355,6 @@ class FormatEffect(Record):
     num_forgotten: int | None
     standard_difference: float
     by_format: Bound | None
-
-    @property
-    def interval(self) -> Interval:
-        """The difference with its bounds."""
-        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
 
 
 class RankVerdict(Record):

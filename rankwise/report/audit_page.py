@@ -1,4 +1,4 @@
-"""An audit as one self-contained HTML page, and its record beside it."""
+"""An audit as one self-contained HTML page, and its record."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def _score_section(record: AuditRecord) -> Section:
     title = "Difference from the base"
     confidence = quantities.percent(record.confidence)
     chart = score_chart(record.scores, _title(title, f"bars are {confidence} intervals"))
-    words = [f"{each.task} {each.difference:+.3g} {each.unit}" for each in record.scores]
+    words = [
+        f"{score.task} {quantities.formatted(score.difference, '+.3g')} {score.unit}"
+        for score in record.scores
+    ]
     caption = "Paired over the same items, each task by itself. Right of zero is better."
     figure = _figure("scores", title, caption, words, chart)
     tables = (TitledTable("Every task", score_table(record)),)
@@ -135,7 +138,7 @@ def _size_section(record: AuditRecord) -> Section:
 
 
 def _direction_section(record: AuditRecord) -> Section:
-    remarks = [_beside_random(record)]
+    remarks = [_compared_with(record)]
     found = list[SpectrumMap]()
     if has_layers(record.matrices):
         found.append(turned_map(_label(record), record.matrices))
@@ -148,19 +151,19 @@ def _direction_section(record: AuditRecord) -> Section:
     return Section("directions", "What it turns", tuple(remarks), tuple(_maps(found)))
 
 
-def _beside_random(record: AuditRecord) -> str:
+def _compared_with(record: AuditRecord) -> str:
     if not record.null_draws:
         return (
-            "Singular vectors after training beside the base's own. Vectors of near-equal singular "
-            "values turn freely, so a low similarity by itself says little: there were no random "
-            "updates to compare with, as none were asked for."
+            "Singular vectors after training compared with the base's own. Vectors of near-equal "
+            "singular values turn freely, so a low similarity by itself says little: no random "
+            "updates were drawn to compare with."
         )
     draws = quantities.counted(record.null_draws, "draw")
     return (
-        "Singular vectors after training beside the base's own, and beside what random updates of "
-        f"the same size do to them ({draws} of each kind: Gaussian, of the same norm; Haar, of the "
-        "same singular values). Vectors of near-equal singular values turn freely, so a low "
-        "similarity says something only where random updates have a higher one."
+        "Singular vectors after training compared with the base's own, and with what random "
+        f"updates of the same size do to them ({draws} of each kind: Gaussian, of the same norm; "
+        "Haar, of the same singular values). Vectors of near-equal singular values turn freely, so a "
+        "low similarity says something only where random updates have a higher one."
     )
 
 

@@ -1,4 +1,4 @@
-"""Records to one self-contained HTML page, and its figures and tables as files beside it."""
+"""The report: one self-contained HTML page, and its figures and tables as files."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _parts(results: StudyResults, recommendation: StudyRecommendation) -> tuple[
 
 
 def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write these files, and remove what an earlier report left beside them."""
+    """Write these files, and remove what an earlier report left there."""
     for name, content in files.items():
         write_atomically(folder / name, content)
     for path in folder.iterdir():

@@ -127,6 +127,14 @@ def mean_cell(
     return interval_cell(mean, mean.unit, signed=signed, note=note, prefix=prefix)
 
 
+def correlation_cell(rho: Interval | None, reason: str | None = None) -> Cell:
+    """Spearman's ρ with its interval, or why there is none."""
+    if rho is None:
+        return Cell(quantities.NOT_MEASURED, "", reason or "")
+    value, _, interval = quantities.correlation(rho).partition(" ")
+    return Cell(value, interval.strip("()"))
+
+
 def _base_row(base: ModelSummary) -> VerdictRow:
     return VerdictRow(
         name=base.name,

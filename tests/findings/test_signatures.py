@@ -164,7 +164,9 @@ def test_worse_than_the_base_with_the_hand_computed_bound() -> None:
     assert signature.lower == pytest.approx(20.0 - Q300 * paired_stderr(60))
     assert signature.num_items == 300
     assert signature.statement.startswith("Rank 16 is 20.0 points (")
-    assert signature.statement.endswith(") worse than the base on kinship, where that has 50.0.")
+    assert signature.statement.endswith(
+        ") worse than the base on kinship, where the base has 50.0."
+    )
     assert "lower learning rate" in signature.advice
 
 
@@ -290,7 +292,7 @@ def test_has_not_learned_the_end_of_its_training_rows(ended: float, is_named: bo
         assert (signatures[0].lower, signatures[0].upper) == pytest.approx(
             (100 * lower, 100 * upper)
         )
-        assert "the base of 90.0 %" in signatures[0].statement
+        assert "the base does so in 90.0 %" in signatures[0].statement
 
 
 EVEN = (0.25, 0.25, 0.25, 0.25)

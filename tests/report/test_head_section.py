@@ -243,4 +243,4 @@ def test_a_repair_says_what_was_lost() -> None:
     }
     found = table(section(looked_into(study, {0: more})), "Repair of")
     place = found.headings.index(("Adapter − base", "nats"))
-    assert found.groups[0].rows[0][place].value == "-0.300"
+    assert found.groups[0].rows[0][place].value == "−0.300"

@@ -257,7 +257,7 @@ def test_what_is_not_there_is_not_drawn(case: str, tmp_path: Path) -> None:
     names = {path.stem for path in report.folder.glob("weights*.svg")}
     assert names == {f"weights-{name}" for name in figures}
     is_left_out = case.endswith(("be read", "alone"))
-    assert ("was not looked into: it is DoRA" in report.text) == is_left_out
+    assert ("was not analysed: it is DoRA" in report.text) == is_left_out
 
 
 def test_of_many_ranks_four_are_shown_from_the_smallest_to_full() -> None:

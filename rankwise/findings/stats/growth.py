@@ -27,7 +27,7 @@ class Fit(NamedTuple):
         slope: what a doubling of the rank adds to the norm (logarithmic); the exponent of the rank
             (power law).
         lower: bound of the slope, by t.
-        upper: likewise.
+        upper: bound of the slope, by t.
         intercept: at rank 1: the norm, or its natural logarithm.
         r_squared: of the norms themselves under either law; at most 1, negative where the law is
             worse than their mean.

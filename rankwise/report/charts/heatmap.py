@@ -34,7 +34,7 @@ _SWATCH, _LEGEND_HEIGHT = 34.0, 74.0
 
 
 class HeatCell(NamedTuple):
-    """A difference in points. An own cell is what was trained on; an alarm is marked."""
+    """A difference in points. ``is_own`` marks the trained task, ``is_alarm`` negative transfer."""
 
     mean: TaskMean
     is_own: bool = False
@@ -42,7 +42,7 @@ class HeatCell(NamedTuple):
 
 
 class HeatColumn(NamedTuple):
-    """A column with the group that it stands in; a mean is set apart."""
+    """A column with its group; a mean is set apart."""
 
     group: str
     label: str
@@ -50,7 +50,7 @@ class HeatColumn(NamedTuple):
 
 
 class HeatRow(NamedTuple):
-    """A row with the group that it stands in, and a cell or None for each column."""
+    """A row with its group, and a cell or None for each column."""
 
     group: str
     label: str
@@ -213,7 +213,7 @@ def _row_lines(text: str) -> list[str]:
 
 
 def _wrapped(text: str, letters: int, most: int) -> list[str]:
-    """At most so many lines of so many letters, broken behind spaces, hyphens and underscores."""
+    """A text broken into lines after spaces, hyphens and underscores; both counts are limits."""
     lines = [""]
     for piece in _pieces(text):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > letters:

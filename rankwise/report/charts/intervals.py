@@ -54,7 +54,7 @@ class Group(NamedTuple):
 
 
 def interval_chart(groups: Sequence[Group], title: alt.TitleParams) -> alt.VConcatChart:
-    """Groups of panels under each other, each group with an axis of its own."""
+    """Groups of panels below each other, each group with its own axis."""
     return alt.vconcat(*(_group_chart(group) for group in groups)).properties(title=title)
 
 

@@ -35,7 +35,7 @@ class Box(NamedTuple):
 class Label(NamedTuple):
     """A text whose left end and middle height are at (x, y) pixels.
 
-    ``leader`` is a line (from x, y to x, y) to the point it names, where that is not beside it.
+    ``leader`` is a line (from x, y to x, y) to the point it names, where that is not next to it.
     """
 
     text: str
@@ -68,7 +68,7 @@ def place_labels(
     size: tuple[float, float],
     font_size: float,
 ) -> tuple[Label, ...]:
-    """One label for each group of points, beside the point of it where there is most room.
+    """One label for each group of points, next to the point of it where there is most room.
 
     Args:
         anchors: per group the positions of its points.

@@ -44,7 +44,7 @@ class MapScale(NamedTuple):
         ends: where the colour changes, ascending; below the first is the palest, above the last the
             darkest. Signed scales have as many steps below zero.
         words: a number in the cells and at the key.
-        signed: negative numbers have a colour of their own.
+        signed: negative numbers have their own colour.
     """
 
     ends: tuple[float, ...]
@@ -82,11 +82,11 @@ class MapPanel(NamedTuple):
 
 
 def layer_map(panels: Sequence[MapPanel], scale: MapScale, title: alt.TitleParams) -> Layers:
-    """The maps beside each other, one row for each layer, with a key to the colours below.
+    """The maps next to each other, one row for each layer, with a key to the colours below.
 
     Args:
         panels: at least one, with at least one value.
-        scale: of those that have none of their own.
+        scale: of panels without their own.
         title: with what the numbers are in its subtitle.
     """
     layers = sorted({layer for panel in panels for layer, _ in panel.values})

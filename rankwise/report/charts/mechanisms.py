@@ -1,4 +1,4 @@
-"""What goes with rank, panel under panel, beside the base and full fine-tuning; and pairs."""
+"""Measures by rank with the base and full fine-tuning as lines; and pairs of options."""
 
 from __future__ import annotations
 

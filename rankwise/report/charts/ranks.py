@@ -94,7 +94,7 @@ def trade_off_chart(
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)
 
 
-def score_chart(
+def score_by_rank_chart(
     scores: Sequence[Score], unit: Unit, y_title: str, title: alt.TitleParams
 ) -> Layers:
     """In-domain score by rank; base and full fine-tuning are lines in bands of their intervals."""

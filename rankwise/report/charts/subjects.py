@@ -1,4 +1,4 @@
-"""Changes from the base, subject under subject, every option beside the others."""
+"""Changes from the base, one subject below the other, all options of a subject together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SMALL_FONT = 11
 
 
 class SubjectRow(NamedTuple):
-    """A subject, or a group of them (then it stands apart), with the change of each option."""
+    """A subject, or a group of them (set off from the subjects), with the change of each option."""
 
     name: str
     detail: str

@@ -36,7 +36,7 @@ FULL = Colour("#c4500b", "#ff9d5c")
 ALARM = Colour("#b3261e", "#ff8a80")
 UNSHOWN = Colour("#eff1f2", "#23282e")
 
-# Differences from the base, from small to large; text on the last two stands in the page's colour.
+# Differences from the base, from small to large; text on the last two is in the page's colour.
 GAIN_STEPS = (
     Colour("#dcebf7", "#1d3347"),
     Colour("#b9d7ef", "#24496b"),
@@ -52,7 +52,7 @@ LOSS_STEPS = (
     Colour("#773905", "#ffcf9e"),
 )
 
-# Values of an axis beside rank, in their order.
+# Values of an axis other than rank, in their order.
 SERIES = (
     Colour("#0b6fa4", "#5db8ee"),
     Colour("#b5541c", "#f2a06b"),
@@ -119,7 +119,7 @@ def page_colours(kinds: Iterable[Kind]) -> tuple[Colour, ...]:
 
 
 def key_columns(labels: Sequence[str], width: float) -> int:
-    """How many entries of a key fit side by side into so many pixels."""
+    """How many entries of a key fit next to each other into ``width`` pixels."""
     longest = max(len(label) for label in labels)
     return max(int(width / (0.55 * FONT_SIZE * longest + 36)), 1)
 

@@ -122,7 +122,7 @@ def rank_chart(
 
 
 def scatters(panels: Sequence[Scatter], title: alt.TitleParams) -> alt.HConcatChart:
-    """Panels side by side, every run with its rank written beside it.
+    """Panels side by side, every run with its rank written next to it.
 
     Args:
         panels: at least one, each with at least one mark.

@@ -1,4 +1,4 @@
-"""The axes of a study judged apart, on the page."""
+"""The axes of a study, one at a time, on the page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _WORDS: dict[AxisName, str] = {
 
 
 def axis_section(found: Sequence[TrainTaskAxes]) -> Section:
-    """Two charts for each axis beside rank, and a table for each trained task.
+    """Two charts for each axis other than rank, and a table for each trained task.
 
     Args:
         found: at least one.
@@ -149,9 +149,9 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: Kind, several: bool) -> Figu
         ),
     )
     caption = (
-        "Above zero is better than the base. Values at one rank stand side by side. Each interval "
-        "bounds one change from the base by itself; models share their items, so the paired "
-        "differences in the table vary less."
+        "Above zero is better than the base. Values at one rank are side by side. Each interval is "
+        "for one change from the base; models share their items, so the paired differences in "
+        "the table vary less."
     )
     if len(axis.values) > len(values):
         caption += f" {len(axis.values) - len(values)} more values are in the table."

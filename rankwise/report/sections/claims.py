@@ -1,4 +1,4 @@
-"""The paper's claims beside what the study shows."""
+"""The paper's claims, and what the study shows about them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def claims_section(claims: Sequence[Claim]) -> Section:
         for claim in claims
     )
     table = Table(
-        "A claim about all ranks or tasks is contradicted by one case that is shown, and a claim "
-        "that something can happen is supported by one. Intervals of one claim hold together.",
+        "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
+        "something can happen. The intervals of one claim hold together.",
         (Heading("Evidence"),),
         groups,
     )

@@ -63,7 +63,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> Section:
     ]
     seeds = {each.num_seeds for part in found for each in part.trends}
     if seeds == {1}:
-        remarks.append("With one seed all of this is conditional on that seed.")
+        remarks.append("With one seed, all of this is conditional on that seed.")
     for each in found:
         where = f", trained on {each.train_task}" if several else ""
         if not each.agreement:
@@ -141,9 +141,9 @@ def _gap_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
         zero=True,
     )
     caption = (
-        "How much more a model gains on items that it was trained on than on test items. The "
-        "dashed line is full fine-tuning. Bars and bands bound each gap by itself; gaps share "
-        "their items, so their differences, in the table, vary less."
+        "How much more a model gains on trained items than on test items. The dashed line is full "
+        "fine-tuning. Each bar or band is the interval of one gap; gaps share their items, so "
+        "their differences, in the table, vary less."
     )
     words = [
         f"{gap.option.label} {quantities.change(gap.gap.estimate, found.unit)} {found.unit} "
@@ -208,11 +208,11 @@ def _agreement_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
             said = [f"{model_name(row)} {_words(mean)}" for row, mean in rows]
             words.append(f"{name}: {', '.join(said)}")
     caption = (
-        "Every LoRA option beside full fine-tuning of the same seed. The grey line is the base, an "
-        "update of zero: agreement starts there."
+        "Every LoRA option against full fine-tuning of the same seed. The grey line is the base, "
+        "an update of zero: agreement starts there."
     )
     if any(row.option is not None and row.option.rank is None for row in found.agreement):
-        caption += " The dashed line is full fine-tuning beside its own next seed."
+        caption += " The dashed line is full fine-tuning against its own next seed."
     chart = rank_panels(panels, _title(title, "in-domain items", found, several))
     return _figure(found, "agreement", title, caption, words, chart, several)
 

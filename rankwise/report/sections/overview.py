@@ -13,7 +13,7 @@ from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Comparison, Interval, Recommendation, Relation, Unit
 from rankwise.report.charts.intervals import Group, Panel, interval_chart
-from rankwise.report.charts.ranks import Point, score_chart, trade_off_chart
+from rankwise.report.charts.ranks import Point, score_by_rank_chart, trade_off_chart
 from rankwise.report.charts.theme import theme
 from rankwise.report.parts import Figure
 from rankwise.report.summaries import Summaries
@@ -76,13 +76,14 @@ def _trade_off(study: _Study) -> Figure:
         drawn, study.unit, epsilon, _title(title, f"{sizes}; bars are {study.confidence} intervals")
     )
     caption = (
-        "One mark for each run; the base is at the origin. Up is better in-domain, right is better "
-        "kept. Bars bound each difference from the base by itself, paired over the same items. "
+        "One mark for each run; the base is at the origin. Up is better in-domain, right is less "
+        "forgetting. Each bar is the interval of one difference from the base, paired over the "
+        "same items. "
     )
     if epsilon is not None:
-        caption += "Left of the dashed line more is lost than ε. "
+        caption += "Left of the dashed line the loss is more than ε. "
     if any(summary.is_recommended for summary, *_ in drawn):
-        caption += "The ring marks what is recommended."
+        caption += "A ring marks the recommended model."
     parts = [
         f"{summary.label}: gain {_words(gain, gain.unit)}, "
         f"retention change {_words(change, change.unit)}"
@@ -104,12 +105,12 @@ def _by_rank(study: _Study) -> Figure:
     what = _score_name(study.results, tasks, study.unit)
     size = quantities.size(drawn[0][1].num_examples)
     subtitle = f"{size} items; bars and bands are {study.confidence} intervals"
-    chart = score_chart(drawn, study.unit, what, _title(title, subtitle))
+    chart = score_by_rank_chart(drawn, study.unit, what, _title(title, subtitle))
     caption = (
         f"Scored on {quantities.listed(tasks)}. Lines across are the untouched base and, dashed, "
-        "full fine-tuning. Each interval is that of one score by itself. Models share their "
-        "items, so they are compared by paired differences, which vary less: two intervals that "
-        "overlap here do not mean that two models are alike."
+        "full fine-tuning. Each interval is for one score. Models answer the "
+        "same items, so they are compared by paired differences, which vary less: overlapping "
+        "intervals here do not mean that two models are equal."
     )
     parts = [
         f"{summary.label} {_words(score, score.unit, signed=False)}" for summary, score in drawn
@@ -133,8 +134,8 @@ def _by_task(study: _Study) -> Figure:
         _title(title, f"adapted {quantities.MINUS} base; bars are {study.confidence} intervals"),
     )
     caption = (
-        "Right of zero is better than the base. Each interval bounds one difference by itself, "
-        "paired over the same items. Each relation has an axis of its own."
+        "Right of zero is better than the base. Each interval is for one difference, "
+        "paired over the same items. Each relation has its own axis."
     )
     more = sum(each.run is not None for each in study.summaries) - len(_drawn_runs(study))
     if more > 0:
@@ -156,8 +157,8 @@ def _forgetting(study: _Study) -> Figure:
         return Figure(name, title, f"Not drawn: {reason}.", "", None)
     subtitle = f"rise of the mean loss per token; bars are {study.confidence} intervals"
     caption = (
-        "Right of zero the adapted model predicts general prose worse than the base does. "
-        "One item is one passage; intervals are paired over the passages."
+        "Right of zero, the adapted model predicts general prose worse than the base. "
+        "An item is a passage; differences are paired over passages."
     )
     chart = interval_chart([group], _title(title, subtitle))
     return Figure(name, title, caption, _in_words([group]), chart.configure(**theme()))

@@ -1,4 +1,4 @@
-"""What is kept of general knowledge on the page: by group of subjects, and by subject."""
+"""Knowledge retention on the page: by group of subjects, and by subject."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> Section:
     lines = [line for each in found for line in (*each.groups, *each.subjects)]
     if any(line.base_score_by_items is not None for line in lines):
         remarks.append(
-            "Beside the mean over tasks stands the mean over items, as lm-evaluation-harness "
-            "aggregates groups such as mmlu. The mean over items decides nothing; the "
+            "The mean over items, as lm-evaluation-harness aggregates groups such as mmlu, is "
+            "given next to the mean over tasks. The mean over items decides nothing; the "
             "recommendation takes the mean over all retention tasks."
         )
     for each in found:

@@ -39,7 +39,7 @@ MOST_COLUMNS = 16
 """More columns than this cannot be read side by side; the rest is in the table."""
 
 MOST_ALARMS = 5
-"""So many are named in words, those with the largest drop for their base first."""
+"""This many are named in words, those with the largest drop for their base first."""
 
 _WIDE_FROM = 560.0
 _SUBTITLE_WIDTH = 100
@@ -56,14 +56,14 @@ def transfer_section(found: Transfer) -> Section:
     confidence = quantities.percent(found.confidence)
     several = len(found.rows) > 1
     remarks = [
-        "What a model that was trained on one task gains (+) or loses (−) on the others, in "
-        f"points, seeds averaged, paired over the same items. Intervals are {confidence}, one at "
-        "a time: exploratory. Of many, some miss.",
+        "What a model trained on one task gains (+) or loses (−) on the others, in points, "
+        f"averaged over seeds and paired over the same items. Intervals are {confidence}, one at "
+        "a time, and exploratory: among many, some miss.",
         _alarm_remark(alarms, several),
     ]
     if any(column.domain for column in found.columns):
         remarks.append(
-            "A domain's mean counts each of its tasks the same and leaves out what was trained on."
+            "A domain's mean counts each of its tasks the same and leaves out the trained task."
         )
     for name, labels in found.left_out.items():
         remarks += left_out_remark(labels, f", trained on {name}" if several else "")
@@ -87,8 +87,8 @@ def _alarm_remark(alarms: Sequence[TransferCell], several: bool) -> str:
     share = quantities.percent(TRANSFER_ALARM_SHARE)
     if not alarms:
         return (
-            f"No negative transfer: nothing out of the trained domain is shown to drop by over "
-            f"{share} of the base's score."
+            f"No negative transfer: no task outside the trained domain is shown to drop by more "
+            f"than {share} of the base's score."
         )
     worst = sorted(alarms, key=lambda cell: cell.change.upper / cell.base_score.estimate)
     parts = [
@@ -98,7 +98,7 @@ def _alarm_remark(alarms: Sequence[TransferCell], several: bool) -> str:
         for cell in worst[:MOST_ALARMS]
     ]
     if len(alarms) > MOST_ALARMS:
-        parts.append(f"and {len(alarms) - MOST_ALARMS} more, which are marked below")
+        parts.append(f"and {len(alarms) - MOST_ALARMS} more, marked below")
     return (
         f"Negative transfer, a drop of over {share} of the base's score at its lower bound: "
         f"{'; '.join(parts)}."
@@ -160,7 +160,7 @@ def _figure(
     )
     wrapped = textwrap.wrap(subtitle, _SUBTITLE_WIDTH)
     chart = heatmap(rows, heads, alt.TitleParams(title, subtitle=wrapped))
-    caption = "Muted cells have an interval that holds zero. A frame marks what was trained on."
+    caption = "Muted cells have an interval that contains zero. A frame marks the trained task."
     if any(cell.is_alarm for row in rows for cell in row.cells if cell is not None):
         caption += " ▼ in a red frame is negative transfer."
     if len(columns) > len(heads):

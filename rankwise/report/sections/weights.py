@@ -56,10 +56,10 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         where = f"Trained on {each.train_task}: " if several else ""
         remarks += [f"{where}{sentence}" for sentence in each.statements]
         remarks += [
-            f"{where}{run} was not looked into: {reason}" for run, reason in each.left_out.items()
+            f"{where}{run} was not analysed: {reason}" for run, reason in each.left_out.items()
         ]
     if found[0].num_seeds == 1:
-        remarks.append("With one seed all of this is conditional on that seed.")
+        remarks.append("With one seed, all of this is conditional on that seed.")
     models = {model.name: model for model in results.runs}
     intruder_k = min(INTRUDER_K, settings.top_k)
     return Section(
@@ -76,7 +76,7 @@ def _nulls(num_draws: int) -> str:
     if not num_draws:
         return "No random updates were drawn to compare with (analysis.null_draws: 0)."
     return (
-        "How alike random updates of the same rank leave them stands beside it "
+        "Random updates of the same rank are given for comparison "
         f"({quantities.counted(num_draws, 'draw')} of each kind: Gaussian, of the same norm; Haar, "
         "of the same singular values)."
     )
@@ -122,7 +122,7 @@ def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: b
     if curves:
         caption += "Lines are the two laws that were fitted; the table has them by module too."
     elif trends:
-        caption += "Laws were fitted for each setting apart; they are in the table."
+        caption += "Laws were fitted for each setting separately; they are in the table."
     else:
         caption += "To fit a law, three different ranks and norms above zero are needed."
     words = [f"{run.option.label} {run.frobenius_norm:.3g}" for run in found.runs]

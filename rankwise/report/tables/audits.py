@@ -69,12 +69,12 @@ def _matrix_cells(matrix: MatrixSpectrum, record: AuditRecord) -> tuple[Cell, ..
     relative = update.relative_norm
     nulls = [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
 
-    def beside(form: str, own: float, random: list[float]) -> Cell:
+    def shown(form: str, own: float, random: list[float]) -> Cell:
         return Cell(form.format(own), ", ".join(form.format(each) for each in random))
 
     def intruders(of: MatrixSpectrum) -> Cell:
         counts = [intruders_of(each, of.leading, record.epsilons) for each in (change, *nulls)]
-        return beside("{:.3g}", counts[0], counts[1:])
+        return shown("{:.3g}", counts[0], counts[1:])
 
     return (
         Cell(matrix.module, "", f"{matrix.out_features} × {matrix.in_features}"),
@@ -87,12 +87,10 @@ def _matrix_cells(matrix: MatrixSpectrum, record: AuditRecord) -> tuple[Cell, ..
         Cell(str(update.energy_rank_90)),
         Cell(str(update.energy_rank_99)),
         intruders(matrix),
-        beside("{:.3f}", change.left.index_matched[-1], [n.left.index_matched[-1] for n in nulls]),
-        beside(
-            "{:.3f}", change.right.index_matched[-1], [n.right.index_matched[-1] for n in nulls]
-        ),
-        beside("{:.3f}", change.left.best_matched[-1], [n.left.best_matched[-1] for n in nulls]),
-        beside("{:.3f}", change.left.overlap[-1], [n.left.overlap[-1] for n in nulls]),
+        shown("{:.3f}", change.left.index_matched[-1], [n.left.index_matched[-1] for n in nulls]),
+        shown("{:.3f}", change.right.index_matched[-1], [n.right.index_matched[-1] for n in nulls]),
+        shown("{:.3f}", change.left.best_matched[-1], [n.left.best_matched[-1] for n in nulls]),
+        shown("{:.3f}", change.left.overlap[-1], [n.left.overlap[-1] for n in nulls]),
     )
 
 

@@ -63,7 +63,7 @@ def relation_table(
 def format_table(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
 ) -> Table | None:
-    """Tasks asked as the training asked, beside how they are asked by default; None without."""
+    """Tasks in the format of the training, compared with their standard format; None without."""
     effects = recommendation.format_effects
     if not effects:
         return None
@@ -90,7 +90,7 @@ def format_table(
     )
     confidence = quantities.percent(recommendation.confidence)
     caption = (
-        "Tasks whose standard format is not that of the training, asked both ways. The standard "
+        "Tasks whose standard format is not that of the training, scored in both. The standard "
         f"format decides. Paired over the same items, {confidence} intervals, exploratory."
     )
     return Table(caption, headings, groups)

@@ -21,7 +21,7 @@ def csv_tables(
     """The text of every table by file name.
 
     ``runs.csv`` has one row for each model, ``differences.csv`` one for each run and task,
-    ``formats.csv`` the same for tasks that were also asked as the training asked,
+    ``formats.csv`` the same for tasks that were also scored in the format of the training,
     ``ranks.csv`` what each rank was judged on, ``scores.csv`` every metric of every model and
     task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
     """
