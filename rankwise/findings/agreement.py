@@ -170,7 +170,7 @@ def _agreement(
     compared: _Compared, values: _Values, tasks: Sequence[str], confidence: float
 ) -> AgreementWithFull:
     def mean(of: TrendOf) -> TaskMean | None:
-        return _mean(values[of], _UNITS[of], confidence) if values[of] else None
+        return _mean_agreement(values[of], _UNITS[of], confidence) if values[of] else None
 
     return AgreementWithFull(
         option=compared.option,
@@ -184,7 +184,7 @@ def _agreement(
     )
 
 
-def _mean(values: Sequence[Floats], unit: Unit, confidence: float) -> TaskMean:
+def _mean_agreement(values: Sequence[Floats], unit: Unit, confidence: float) -> TaskMean:
     """Over all items; with one seed Wilson's interval, where every item agrees or does not.
 
     The bounds are cut off where no value can be.

@@ -102,7 +102,7 @@ class TrainTaskAxes(Record):
     left_out: tuple[str, ...]
 
 
-class _Judged(NamedTuple):
+class _JudgedTasks(NamedTuple):
     """Tasks that are averaged, and the difference in them that matters."""
 
     tasks: tuple[str, ...]
@@ -112,11 +112,11 @@ class _Judged(NamedTuple):
 def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTaskAxes | None:
     """Every axis with several values; None where there is none but the rank."""
     unit, epsilon = recommendation.unit, recommendation.epsilon_points
-    judged: dict[Relation, _Judged] = {
-        "in_domain": _Judged(source.tasks("in_domain", unit), recommendation.delta)
+    judged: dict[Relation, _JudgedTasks] = {
+        "in_domain": _JudgedTasks(source.tasks("in_domain", unit), recommendation.delta)
     }
     if epsilon is not None and source.tasks("retention"):
-        judged["retention"] = _Judged(source.tasks("retention"), epsilon)
+        judged["retention"] = _JudgedTasks(source.tasks("retention"), epsilon)
     lora, full = (_trained(source, method) for method in ("lora", "full"))
     axes = (*_axes(source, judged, "lora", lora), *_axes(source, judged, "full", full))
     if all(axis.name == "rank" for axis in axes):
@@ -145,7 +145,7 @@ def _trained(source: OptionGains, method: str) -> dict[Setting, Option]:
 
 def _axes(
     source: OptionGains,
-    judged: Mapping[Relation, _Judged],
+    judged: Mapping[Relation, _JudgedTasks],
     method: Method,
     trained: Mapping[Setting, Option],
 ) -> tuple[Axis, ...]:
@@ -160,7 +160,7 @@ def _axes(
 
 def _axis(
     source: OptionGains,
-    judged: Mapping[Relation, _Judged],
+    judged: Mapping[Relation, _JudgedTasks],
     method: Method,
     trained: Mapping[Setting, Option],
     name: AxisName,
@@ -257,7 +257,7 @@ def _state(
 
 def _points(
     source: OptionGains,
-    judged: Mapping[Relation, _Judged],
+    judged: Mapping[Relation, _JudgedTasks],
     trained: Mapping[Setting, Option],
     axes: Sequence[Axis],
 ) -> tuple[AxisPoint, ...]:

@@ -80,7 +80,7 @@ class PairedTest(NamedTuple):
 
     def values(self, record: type[PairedDifference]) -> dict[str, Any]:
         """The fields of a record that this test fills."""
-        numbers = {
+        numbers: dict[str, float | None] = {
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
             "lower": self.lower,

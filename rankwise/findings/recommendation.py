@@ -49,7 +49,11 @@ class _Margins(NamedTuple):
 
 
 def recommend(results: StudyResults) -> StudyRecommendation:
-    """Apply the rule of docs/METHODS.md to a finished study, for each trained task."""
+    """Apply the rule of docs/METHODS.md to a finished study, for each trained task.
+
+    Raises:
+        RecordError: models were scored on different items, or a score is missing.
+    """
     return StudyRecommendation(
         by_train_task=tuple(recommend_for(part) for part in results.by_train_task)
     )

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
 from rankwise.findings.stats.correlation import MIN_PAIRS
-from rankwise.findings.stats.growth import Fit, Growth, norm_growth
+from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
 from rankwise.findings.trends import correlation
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
@@ -60,7 +60,7 @@ class RunWeights(Record):
 
 
 class FittedLaw(Record):
-    """A law of growth; see ``stats.growth.Fit``."""
+    """A law of growth; see ``stats.growth.LineFit``."""
 
     slope: Bound
     intercept: float
@@ -247,7 +247,7 @@ def _norm_trend(
     )
 
 
-def _law(fit: Fit) -> FittedLaw:
+def _law(fit: LineFit) -> FittedLaw:
     slope = Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper)
     return FittedLaw(slope=slope, intercept=fit.intercept, r_squared=fit.r_squared)
 

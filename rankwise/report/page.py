@@ -22,7 +22,7 @@ from rankwise.report.facts import (
     study_warnings,
     training_facts,
 )
-from rankwise.report.parts import Section, Table, file_name
+from rankwise.report.parts import ReportSection, Table, file_name
 from rankwise.report.rendering import (
     DrawnFigure,
     DrawnSection,
@@ -228,7 +228,7 @@ def _relations(part: _Part) -> tuple[tuple[str, Table | str], ...]:
 
 def study_sections(
     results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
-) -> tuple[Section, ...]:
+) -> tuple[ReportSection, ...]:
     """The sections of the page that are about the whole study, in their order."""
     confidence = results.study.config.recommendation.confidence
     sections = [signature_section(findings.signatures, not_looked_for(results), confidence)]

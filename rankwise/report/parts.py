@@ -78,7 +78,7 @@ class TitledTable(NamedTuple):
     table: Table
 
 
-class Section(NamedTuple):
+class ReportSection(NamedTuple):
     """The answer to one question about the study, over all trained tasks.
 
     Attributes:

@@ -12,7 +12,7 @@ from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.options import option_gains
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.results import StudyResults
-from rankwise.report.parts import Figure, Section, Table
+from rankwise.report.parts import Figure, ReportSection, Table
 from rankwise.report.sections.heads import head_section
 from tests.planted.heads import effects, looked_into, named, repair, with_effects
 from tests.planted.results import planted_study
@@ -26,16 +26,22 @@ def heads_of(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
     return tuple(heads for heads in found if heads is not None)
 
 
-def section(results: StudyResults) -> Section:
+def section(results: StudyResults) -> ReportSection:
     return head_section(heads_of(results), results)
 
 
-def table(found: Section, title: str) -> Table:
+@pytest.fixture(scope="module")
+def plain() -> ReportSection:
+    """Of a study with four runs, whose maps are known and whose effects are not."""
+    return section(looked_into(planted_study()))
+
+
+def table(found: ReportSection, title: str) -> Table:
     (only,) = (each.table for each in found.tables if title in each.title)
     return only
 
 
-def maps(found: Section, part: str) -> list[Figure]:
+def maps(found: ReportSection, part: str) -> list[Figure]:
     return [each for each in found.figures if part in each.name]
 
 
@@ -126,10 +132,10 @@ def test_effects_without_maps_of_change_are_drawn_alone() -> None:
     assert not named([each.caption for each in drawn], "Left")
 
 
-def test_a_map_of_some_settings_says_so() -> None:
+def test_a_map_of_some_settings_says_so(plain: ReportSection) -> None:
     figure = maps(section(looked_into(planted_study(), width=32)), "map-output")[0]
     assert "2 of 4 settings are drawn" in figure.caption
-    figure = maps(section(looked_into(planted_study())), "map-output")[0]
+    figure = maps(plain, "map-output")[0]
     assert "are drawn" not in figure.caption
 
 
@@ -219,8 +225,8 @@ def test_reversions_with_and_without_keys_and_values_are_on_maps_of_their_own() 
     assert {row["keys_and_values"] for row in rows} == {"False", "True"}
 
 
-def test_the_share_of_delta_is_of_attention() -> None:
-    headings = table(section(looked_into(planted_study())), "Change of the heads").headings
+def test_the_share_of_delta_is_of_attention(plain: ReportSection) -> None:
+    headings = table(plain, "Change of the heads").headings
     assert ("Top tenth", "% of attention's ‖delta‖²") in headings
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -227,7 +227,8 @@ def paired_t_p_value(differences: ArrayLike) -> float:
     values = np.asarray(differences, dtype=np.float64)
     if np.ptp(values) == 0.0:  # no variance, so no t
         return 1.0 if values[0] == 0.0 else 0.0
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    test: Any = stats.ttest_1samp(values, 0.0)
+    return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ import altair as alt
 
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
-from rankwise.report.charts.drawing import SMALL_FONT, Box, Drawing, Layers, Text, cut, drawn
+from rankwise.report.charts.drawing import SMALL_FONT, Drawing, Layers, Rect, Text, cut, drawn
 from rankwise.report.charts.theme import (
     ALARM,
     FONT_SIZE,
@@ -141,7 +141,7 @@ def _column_heads(
             letters = int(width / (_LETTER + 0.6))
             name = cut(column.group, letters)
             drawing.texts.append(Text(x, _LINE / 2, name, align="left", weight="bold"))
-            drawing.fills.append(Box(x, _GROUP_LINE - 3.0, width, 1.0, MUTED.light))
+            drawing.fills.append(Rect(x, _GROUP_LINE - 3.0, width, 1.0, MUTED.light))
 
 
 def _row_heads(
@@ -166,11 +166,11 @@ def _cell(drawing: Drawing, cell: HeatCell | None, is_mean: bool, x: float, y: f
         return
     mean = cell.mean
     colour, ink = step_colour(mean)
-    box = Box(x, y, CELL_WIDTH - _GAP, CELL_HEIGHT - _GAP, colour)
+    box = Rect(x, y, CELL_WIDTH - _GAP, CELL_HEIGHT - _GAP, colour)
     drawing.fills.append(box)
     if cell.is_own or cell.is_alarm:
         frame = ALARM.light if cell.is_alarm else INK.light
-        drawing.frames.append(Box(x + 1.0, y + 1.0, box.width - 2.0, box.height - 2.0, frame))
+        drawing.frames.append(Rect(x + 1.0, y + 1.0, box.width - 2.0, box.height - 2.0, frame))
     sign = "▼ " if cell.is_alarm else ""
     value = f"{sign}{quantities.change(mean.estimate, mean.unit)}"
     interval = quantities.change_interval(mean.lower, mean.upper, mean.unit)
@@ -188,13 +188,13 @@ def _key(drawing: Drawing, y: float, *, any_own: bool, any_alarm: bool) -> None:
     ends = [*(-end for end in reversed(STEP_ENDS)), 0.0, *STEP_ENDS]
     x = 0.0
     for index, colour in enumerate(steps):
-        drawing.fills.append(Box(x + index * _SWATCH, y, _SWATCH, 12.0, colour.light))
+        drawing.fills.append(Rect(x + index * _SWATCH, y, _SWATCH, 12.0, colour.light))
     for index, end in enumerate(ends):
         text = quantities.change(end, "points").removesuffix(".0")
         place = x + (index + 1) * _SWATCH
         drawing.texts.append(Text(place, y + 21.0, text, MUTED.light, SMALL_FONT + 1))
     after = len(steps) * _SWATCH + 14.0
-    drawing.fills.append(Box(after, y, 20.0, 12.0, UNSHOWN.light))
+    drawing.fills.append(Rect(after, y, 20.0, 12.0, UNSHOWN.light))
     drawing.texts.append(
         Text(after + 26.0, y + 6.0, "interval holds 0", MUTED.light, SMALL_FONT + 1, "left")
     )

@@ -28,7 +28,7 @@ _LINE_HEIGHT = 15.0
 _MANY_RUNS = 7
 
 
-class Axis(NamedTuple):
+class PixelAxis(NamedTuple):
     """A linear axis whose domain is known, so that pixels can be computed.
 
     ``length`` is in pixels; ``flipped`` for y, which grows downwards.
@@ -142,10 +142,10 @@ def _ends(mean: TaskMean) -> tuple[float, float]:
     return mean.lower, mean.upper
 
 
-def _axis(title: str, values: Sequence[float], length: float, flipped: bool = False) -> Axis:
+def _axis(title: str, values: Sequence[float], length: float, flipped: bool = False) -> PixelAxis:
     low, high = min(values), max(values)
     margin = (high - low or 1.0) * _MARGIN_SHARE
-    return Axis(title, low - margin, high + margin, length, flipped)
+    return PixelAxis(title, low - margin, high + margin, length, flipped)
 
 
 def _value_axis(unit: Unit) -> alt.Axis:
@@ -153,11 +153,11 @@ def _value_axis(unit: Unit) -> alt.Axis:
     return alt.Axis(tickCount=6, format="d" if unit == "points" else ".2f")
 
 
-def _x(field: str, axis: Axis) -> alt.X:
+def _x(field: str, axis: PixelAxis) -> alt.X:
     return alt.X(f"{field}:Q", title=axis.title, scale=axis.scale, axis=alt.Axis(tickCount=6))
 
 
-def _y(field: str, axis: Axis) -> alt.Y:
+def _y(field: str, axis: PixelAxis) -> alt.Y:
     return alt.Y(f"{field}:Q", title=axis.title, scale=axis.scale, axis=alt.Axis(tickCount=6))
 
 
@@ -185,7 +185,7 @@ def _origin() -> dict[str, Any]:
     }
 
 
-def _zero_lines(x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
+def _zero_lines(x_axis: PixelAxis, y_axis: PixelAxis) -> list[alt.Chart]:
     line: dict[str, Any] = {"color": MUTED.light, "strokeWidth": 1}
     origin = alt.Data(values=[{"x": 0.0, "y": 0.0}])
     return [
@@ -194,7 +194,7 @@ def _zero_lines(x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
     ]
 
 
-def _epsilon_line(epsilon: float, x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
+def _epsilon_line(epsilon: float, x_axis: PixelAxis, y_axis: PixelAxis) -> list[alt.Chart]:
     """The largest retention loss that is accepted, dashed, named at its foot."""
     line = (
         alt.Chart(alt.Data(values=[{"x": -epsilon}]))
@@ -204,12 +204,14 @@ def _epsilon_line(epsilon: float, x_axis: Axis, y_axis: Axis) -> list[alt.Chart]
     return [line, *_labels([_epsilon_label(epsilon, x_axis, y_axis)])]
 
 
-def _epsilon_label(epsilon: float, x_axis: Axis, y_axis: Axis) -> Label:
+def _epsilon_label(epsilon: float, x_axis: PixelAxis, y_axis: PixelAxis) -> Label:
     text = f"loss = ε ({quantities.score(epsilon, 'points')})"
     return Label(text, "base", x_axis.pixel(-epsilon) + 5, y_axis.length - 10)
 
 
-def _error_bars(values: list[dict[str, Any]], x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
+def _error_bars(
+    values: list[dict[str, Any]], x_axis: PixelAxis, y_axis: PixelAxis
+) -> list[alt.Chart]:
     data = alt.Data(values=values)
     colour = alt.Color("colour:N", scale=None)
     few = len(values) <= _MANY_RUNS
@@ -221,7 +223,7 @@ def _error_bars(values: list[dict[str, Any]], x_axis: Axis, y_axis: Axis) -> lis
     ]
 
 
-def _marks(values: list[dict[str, Any]], x_axis: Axis, y_axis: Axis) -> Layers:
+def _marks(values: list[dict[str, Any]], x_axis: PixelAxis, y_axis: PixelAxis) -> Layers:
     x, y = _x("x", x_axis), _y("y", y_axis)
     points = (
         alt.Chart(alt.Data(values=values))
@@ -243,7 +245,7 @@ def _rings(values: list[dict[str, Any]], x: alt.X, y: alt.Y) -> alt.Chart:
 
 
 def _placed(
-    points: Sequence[Point], epsilon: float | None, x_axis: Axis, y_axis: Axis
+    points: Sequence[Point], epsilon: float | None, x_axis: PixelAxis, y_axis: PixelAxis
 ) -> tuple[Label, ...]:
     anchors: dict[Kind, list[tuple[float, float]]] = {"base": [(x_axis.pixel(0), y_axis.pixel(0))]}
     texts: dict[Kind, str] = {"base": "base"}
@@ -312,7 +314,7 @@ def _ranked_values(
     return values
 
 
-def _bands(scores: Sequence[Score], y_axis: Axis) -> list[alt.Chart]:
+def _bands(scores: Sequence[Score], y_axis: PixelAxis) -> list[alt.Chart]:
     charts: list[alt.Chart] = []
     for summary, mean in scores:
         value = {"y": mean.estimate, "y_low": mean.lower, "y_high": mean.upper}
@@ -333,7 +335,7 @@ def _bands(scores: Sequence[Score], y_axis: Axis) -> list[alt.Chart]:
     return charts
 
 
-def _band_labels(scores: Sequence[Score], y_axis: Axis) -> list[Label]:
+def _band_labels(scores: Sequence[Score], y_axis: PixelAxis) -> list[Label]:
     """The names of the lines at their right ends, kept a line's height apart."""
     places: dict[Kind, list[float]] = {}
     for summary, mean in scores:

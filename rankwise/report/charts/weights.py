@@ -48,7 +48,7 @@ def sampled(low: int, high: int, law: Any) -> tuple[tuple[float, float], ...]:
     return tuple((rank, float(law(rank))) for rank in steps)
 
 
-def rank_chart(
+def points_by_rank_chart(
     points: Sequence[RankPoint],
     curves: Sequence[RankCurve],
     y_title: str,

@@ -29,8 +29,8 @@ from rankwise.report.parts import (
     Cell,
     Figure,
     Heading,
+    ReportSection,
     RowGroup,
-    Section,
     Table,
     TitledTable,
     file_name,
@@ -41,7 +41,7 @@ from rankwise.report.tables.csv import csv_text
 MOST_PANELS = 9
 """More combinations of the other axes than this are too many to draw."""
 
-Kind = Literal["gain", "retention"]
+ChangeKind = Literal["gain", "retention"]
 
 _TITLE_WIDTH, _SUBTITLE_WIDTH = 46, 64
 _WORDS: dict[AxisName, str] = {
@@ -54,7 +54,7 @@ _WORDS: dict[AxisName, str] = {
 """As in the labels of the options."""
 
 
-def axis_section(found: Sequence[TrainTaskAxes]) -> Section:
+def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
     """Two charts for each axis other than rank, and a table for each trained task.
 
     Args:
@@ -72,7 +72,7 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> Section:
     for each in found:
         where = f", trained on {each.train_task}" if several else ""
         remarks += left_out_remark(each.left_out, where)
-    return Section(
+    return ReportSection(
         name="axes",
         title="One setting at a time",
         remarks=tuple(remarks),
@@ -125,7 +125,7 @@ def _figures(found: TrainTaskAxes, several: bool) -> Iterable[Figure]:
                 yield _figure(found, axis, "retention", several)
 
 
-def _figure(found: TrainTaskAxes, axis: Axis, kind: Kind, several: bool) -> Figure:
+def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind, several: bool) -> Figure:
     what = "In-domain gain" if kind == "gain" else "Change on retention tasks"
     where = f", trained on {found.train_task}" if several else ""
     title = f"{what} by rank and {axis.name}{where}"
@@ -166,7 +166,7 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: Kind, several: bool) -> Figu
 
 
 def _marks(
-    found: TrainTaskAxes, axis: Axis, values: Sequence[str], kind: Kind
+    found: TrainTaskAxes, axis: Axis, values: Sequence[str], kind: ChangeKind
 ) -> tuple[list[AxisMark], int]:
     """What is drawn, and of how many panels; a panel is a combination of the other axes."""
     others: list[AxisName] = [
@@ -186,7 +186,7 @@ def _marks(
     return [mark for marks in shown for mark in marks], len(by_panel)
 
 
-def _mean(point: AxisPoint, kind: Kind) -> TaskMean | None:
+def _mean(point: AxisPoint, kind: ChangeKind) -> TaskMean | None:
     return point.gain if kind == "gain" else point.retention
 
 

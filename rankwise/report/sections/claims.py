@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.findings.claims import Claim
-from rankwise.report.parts import Cell, Heading, RowGroup, Section, Table, TitledTable
+from rankwise.report.parts import Cell, Heading, ReportSection, RowGroup, Table, TitledTable
 
 
-def claims_section(claims: Sequence[Claim]) -> Section:
+def claims_section(claims: Sequence[Claim]) -> ReportSection:
     """Every claim with its verdict and all of its numbers."""
     groups = tuple(
         RowGroup(
@@ -29,7 +29,7 @@ def claims_section(claims: Sequence[Claim]) -> Section:
         for verdict in ("supported", "contradicted", "undecided", "not tested")
     }
     said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
-    return Section(
+    return ReportSection(
         name="claims",
         title="The paper's claims",
         remarks=(f"Of {len(claims)} claims of arXiv:2512.15634: {said}.",),

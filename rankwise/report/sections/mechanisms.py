@@ -21,7 +21,7 @@ from rankwise.report.charts.mechanisms import (
     rank_panels,
 )
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Chart, Figure, Section, Table, TitledTable, file_name
+from rankwise.report.parts import Chart, Figure, ReportSection, Table, TitledTable, file_name
 from rankwise.report.tables.csv import csv_text
 from rankwise.report.tables.mechanisms import (
     agreement_rows,
@@ -47,7 +47,7 @@ _MEASURES: tuple[tuple[str, str, Callable[[AgreementWithFull], TaskMean | None]]
 )
 
 
-def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> Section:
+def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
     """For each trained task what was found in words, three charts, and every number.
 
     Args:
@@ -78,7 +78,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> Section:
         "mechanism-pairs.csv": csv_text(pair_rows(found)),
         "mechanism-agreement.csv": csv_text(agreement_rows(found)),
     }
-    return Section(
+    return ReportSection(
         name="mechanisms",
         title="Mechanisms",
         remarks=tuple(remarks),

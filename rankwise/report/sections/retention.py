@@ -17,8 +17,8 @@ from rankwise.report.parts import (
     Cell,
     Figure,
     Heading,
+    ReportSection,
     RowGroup,
-    Section,
     Table,
     TitledTable,
     file_name,
@@ -32,7 +32,7 @@ MOST_SUBJECTS = 20
 _TITLE_WIDTH, _SUBTITLE_WIDTH = 40, 52
 
 
-def retention_section(found: Sequence[TrainTaskRetention]) -> Section:
+def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
     """A chart and a table for each trained task.
 
     Args:
@@ -55,7 +55,7 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> Section:
     for each in found:
         where = f", trained on {each.train_task}" if several else ""
         remarks += left_out_remark(each.left_out, where)
-    return Section(
+    return ReportSection(
         name="retention-by-subject",
         title="Knowledge retention by subject",
         remarks=tuple(remarks),

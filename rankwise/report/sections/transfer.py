@@ -26,8 +26,8 @@ from rankwise.report.parts import (
     Cell,
     Figure,
     Heading,
+    ReportSection,
     RowGroup,
-    Section,
     Table,
     TitledTable,
     file_name,
@@ -49,7 +49,7 @@ _Column = TransferColumn | str
 """A column, or a domain whose mean it shows."""
 
 
-def transfer_section(found: Transfer) -> Section:
+def transfer_section(found: Transfer) -> ReportSection:
     """A matrix for each option, or one of all options where one task was trained on."""
     columns = _columns(found)
     alarms = [cell for cell in found.cells if cell.is_alarm]
@@ -73,7 +73,7 @@ def transfer_section(found: Transfer) -> Section:
         )
         for row in found.rows
     )
-    return Section(
+    return ReportSection(
         name="transfer",
         title="On other tasks and domains",
         remarks=tuple(remarks),

@@ -29,16 +29,16 @@ from rankwise.report.charts.weights import (
     RankCurve,
     RankPoint,
     Scatter,
-    rank_chart,
+    points_by_rank_chart,
     sampled,
     scatters,
 )
-from rankwise.report.parts import Chart, Figure, Section, TitledTable, file_name
+from rankwise.report.parts import Chart, Figure, ReportSection, TitledTable, file_name
 from rankwise.report.tables.csv import csv_text
 from rankwise.report.tables.weights import association_table, norm_table, run_table, spectrum_rows
 
 
-def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> Section:
+def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
     """For each trained task what was found in words, charts, maps, and every number.
 
     Args:
@@ -62,7 +62,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         remarks.append("With one seed, all of this is conditional on that seed.")
     models = {model.name: model for model in results.runs}
     intruder_k = min(INTRUDER_K, settings.top_k)
-    return Section(
+    return ReportSection(
         name="weights",
         title="Weights",
         remarks=tuple(remarks),
@@ -111,7 +111,7 @@ def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: b
     curves = list(_laws(trends[0])) if len(trends) == 1 else []
     points = [RankPoint(run.option.rank or 1, run.frobenius_norm) for run in runs]
     title = "Norm of the update by rank"
-    chart = rank_chart(
+    chart = points_by_rank_chart(
         points,
         curves,
         "Frobenius norm of the update",
@@ -157,7 +157,7 @@ def _overlap_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several
         }
     )
     title = "Directions shared with full fine-tuning by rank"
-    chart = rank_chart(
+    chart = points_by_rank_chart(
         points,
         [RankCurve("random directions", tuple(expected))],
         "Shared share of directions",

@@ -12,7 +12,7 @@ from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Comparison, FormatEffect, RankVerdict, Recommendation
 from rankwise.report.summaries import Summaries
 
-Row = Mapping[str, Any]
+CsvRow = Mapping[str, Any]
 
 
 def csv_tables(
@@ -54,13 +54,13 @@ _RATIO = (
 _BY_FORMAT = ("by_format", "by_format_lower", "by_format_upper")
 
 
-def _format(effect: FormatEffect) -> Row:
+def _format(effect: FormatEffect) -> CsvRow:
     part = effect.by_format
     bounds = (None,) * 3 if part is None else (part.estimate, part.lower, part.upper)
     return effect.model_dump(exclude={"by_format"}) | dict(zip(_BY_FORMAT, bounds, strict=True))
 
 
-def csv_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
+def csv_text(rows: Iterable[CsvRow], columns: Sequence[str] | None = None) -> str:
     """Rows under one line of names: those of ``columns``, or of the first row."""
     rows = list(rows)
     names = list(columns or (rows[0] if rows else ()))
@@ -71,7 +71,7 @@ def csv_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
     return file.getvalue()
 
 
-def _runs(summaries: Summaries) -> Iterable[Row]:
+def _runs(summaries: Summaries) -> Iterable[CsvRow]:
     for summary in summaries:
         run = summary.run
         plan = None if run is None else run.planned
@@ -92,7 +92,7 @@ def _runs(summaries: Summaries) -> Iterable[Row]:
             "held_out_loss",
             "forgetting",
         ):
-            row |= _mean(name, getattr(summary, name))
+            row |= _mean_columns(name, getattr(summary, name))
         worst = summary.worst_retention
         row["worst_retention_task"] = None if worst is None else worst.task
         row["worst_retention_change"] = None if worst is None else worst.difference
@@ -101,7 +101,7 @@ def _runs(summaries: Summaries) -> Iterable[Row]:
         yield row
 
 
-def _mean(name: str, mean: TaskMean | None) -> Row:
+def _mean_columns(name: str, mean: TaskMean | None) -> CsvRow:
     if mean is None:
         return dict.fromkeys([name, *(f"{name}_{end}" for end in ("lower", "upper", "n", "unit"))])
     return {
@@ -113,14 +113,14 @@ def _mean(name: str, mean: TaskMean | None) -> Row:
     }
 
 
-def _ratio(row: Comparison) -> Row:
+def _ratio(row: Comparison) -> CsvRow:
     ratio = row.retention_ratio
     if ratio is None:
         return dict.fromkeys(_RATIO)
     return dict(zip(_RATIO, (ratio.estimate, ratio.lower, ratio.upper, ratio.reason), strict=True))
 
 
-def _verdict(verdict: RankVerdict) -> Row:
+def _verdict(verdict: RankVerdict) -> CsvRow:
     row: dict[str, Any] = {
         "rank": verdict.rank,
         "alpha": verdict.alpha,
@@ -145,7 +145,7 @@ def _verdict(verdict: RankVerdict) -> Row:
     return row
 
 
-def _scores(results: TrainTaskResults) -> Iterable[Row]:
+def _scores(results: TrainTaskResults) -> Iterable[CsvRow]:
     for model in (results.base, *results.runs):
         for evaluation in model.evaluations.values():
             for score in evaluation.metrics:
