@@ -176,7 +176,7 @@ def test_p_values_are_corrected_over_the_values_of_an_axis() -> None:
     # the p value is that of the interval: it is below 5 % where zero is outside
     for effect in axis.effects:
         assert effect.in_domain is not None
-        assert (effect.in_domain.p_value < 0.05) == effect.in_domain.mean.is_shown
+        assert (effect.in_domain.p_value < 0.05) == (effect.in_domain.mean.sign() != 0)
 
 
 def test_values_stand_in_a_sensible_order() -> None:

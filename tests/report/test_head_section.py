@@ -10,6 +10,7 @@ import pytest
 from rankwise.cli.terminal import head_lines
 from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.options import option_gains
+from rankwise.records import quantities
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.results import StudyResults
 from rankwise.report.parts import Figure, ReportSection, Table
@@ -150,7 +151,7 @@ def test_seeds_of_one_rank_have_rows_titles_and_maps_of_their_own() -> None:
     assert [group.title for group in groups] == [
         "rank 4, seed 0, kinship", "rank 4, seed 1, kinship",
     ]  # fmt: skip
-    signs = [float(group.rows[0][1].value) > 0 for group in groups]
+    signs = [not group.rows[0][1].value.startswith(quantities.MINUS) for group in groups]
     assert signs == [True, False]
     titles = [each.title for each in found.tables if each.title.startswith("Heads set")]
     assert titles == [

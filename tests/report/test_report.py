@@ -355,11 +355,10 @@ def test_macro_means_count_every_task_the_same() -> None:
         ]
         change = summary.retention_change
         assert change is not None
-        assert change.lower is not None
-        assert change.upper is not None
         assert change.estimate == pytest.approx(sum(row.difference for row in rows) / len(rows))
         half = sum(row.stderr**2 for row in rows) ** 0.5 / len(rows) * 1.96
-        assert (change.upper - change.lower) / 2 == pytest.approx(half, rel=0.02)
+        reach = min(change.upper - change.estimate, change.estimate - change.lower)
+        assert reach == pytest.approx(half, rel=0.02)  # skewness widens the other side alone
         assert summary.worst_retention is min(rows, key=lambda row: row.difference)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import StudyFindings, study_findings
+from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
@@ -136,7 +137,7 @@ def test_tables_have_every_number(own: ReportSection, report: Written) -> None:
         assert row[3] == (
             f"— {each.reason}"
             if rho is None
-            else f"{rho.estimate:.2f} {rho.lower:.2f} to {rho.upper:.2f}"
+            else quantities.correlation(rho).replace("(", "").replace(")", "")
         )
     rows = [row for each in found.tables for row in rows_of(found, each.title)]
     assert len(rows) == 6 + 3 + 6
@@ -149,7 +150,7 @@ def test_remarks_say_what_was_found_and_how_far_it_goes(report: Written) -> None
     for sentence in part.statements:
         assert sentence in report.text
     assert "2 draws of each kind" in report.text
-    assert "With one seed all of this is conditional on that seed." in report.text
+    assert "With one seed, all of this is conditional on that seed." in report.text
 
 
 FIGURES = {"norm", "overlap", "forgetting", "map-norm", "map-turned", "map-intruders"}

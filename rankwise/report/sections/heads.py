@@ -49,7 +49,7 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
             "with another seed other heads may do it."
         )
     if found[0].num_seeds == 1:
-        remarks.append("With one seed all of this is conditional on that seed.")
+        remarks.append("With one seed, all of this is conditional on that seed.")
     files: dict[str, str] = {}
     if any(model.head_changes and model.head_changes.changes for model in results.runs):
         files["heads.csv"] = csv_text(change_rows(results))
