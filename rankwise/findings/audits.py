@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
@@ -63,6 +64,61 @@ def intruder_total(matrices: Sequence[MatrixSpectrum]) -> float:
     return sum(intruders_of(each.change, each.leading, EPSILONS) for each in matrices)
 
 
+def norms(matrices: Sequence[MatrixSpectrum]) -> tuple[float, float]:
+    """‖delta‖_F and ‖W₀‖_F of all matrices together."""
+    norm = sum(matrix.update.frobenius_norm**2 for matrix in matrices) ** 0.5
+    base = sum(matrix.base_frobenius_norm**2 for matrix in matrices) ** 0.5
+    return norm, base
+
+
+class Range(NamedTuple):
+    """A median over matrices, and the ends."""
+
+    median: float
+    least: int
+    most: int
+
+
+class MatrixGroup(NamedTuple):
+    """Matrices taken as one.
+
+    ``intruders`` (a sum) and ``similarities`` (a mean) are those of the trained update, then of the
+    random ones where any were drawn. What is not changed takes part in the norms alone.
+    """
+
+    norm: float
+    base_norm: float
+    energy_rank_90: Range
+    energy_rank_99: Range
+    intruders: tuple[float, ...]
+    similarities: tuple[float, ...]
+
+
+def matrix_group(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]) -> MatrixGroup:
+    """At least one matrix, all measured at these ``epsilons``."""
+    changed = [matrix for matrix in matrices if matrix.update.frobenius_norm > 0] or matrices
+    compared = [
+        [(change, matrix.leading) for change, matrix in pairs if change is not None]
+        for pairs in (
+            [(matrix.change, matrix) for matrix in changed],
+            [(matrix.gaussian_null, matrix) for matrix in changed],
+            [(matrix.haar_null, matrix) for matrix in changed],
+        )
+    ]
+    drawn = [changes for changes in compared if changes]
+
+    def ranks(values: list[int]) -> Range:
+        return Range(statistics.median(values), min(values), max(values))
+
+    return MatrixGroup(
+        *norms(matrices),
+        ranks([matrix.update.energy_rank_90 for matrix in changed]),
+        ranks([matrix.update.energy_rank_99 for matrix in changed]),
+        tuple(sum(intruders_of(c, leading, epsilons) for c, leading in each) for each in drawn),
+        tuple(statistics.fmean(similarity(change) for change, _ in each) for each in drawn),
+    )
+
+
 def _energy(
     what: str, ranks: Sequence[int], changed: Sequence[MatrixSpectrum], cut: KeptEnergy
 ) -> str:
@@ -84,8 +140,7 @@ def _percent(share: float) -> str:
 
 
 def _size(matrices: Sequence[MatrixSpectrum]) -> str:
-    norm = sum(each.update.frobenius_norm**2 for each in matrices) ** 0.5
-    base = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
+    norm, base = norms(matrices)
     if not base:
         return f"The update's norm is {norm:.3g}, on matrices that are zero."
     largest = max(matrices, key=lambda each: each.update.relative_norm or 0.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import altair as alt
 
-from rankwise.findings.audits import ENOUGH, intruder_total, subject
+from rankwise.findings.audits import ENOUGH, intruder_total, norms, subject
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord
 from rankwise.records.folder import write_atomically
@@ -192,8 +192,7 @@ def _label(record: AuditRecord) -> str:
 
 
 def _facts(record: AuditRecord) -> tuple[Entry, ...]:
-    base = sum(each.base_frobenius_norm**2 for each in record.matrices) ** 0.5
-    norm = record.frobenius_norm
+    norm, base = norms(record.matrices)
     what = "PEFT LoRA adapter" if record.kind == "adapter" else "full checkpoint"
     ranks = ", ".join(map(str, record.ranks)) or "not low-rank by construction"
     cut = "nothing to cut"

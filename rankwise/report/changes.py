@@ -15,8 +15,7 @@ MOST_OPTIONS = 8
 
 def mean_words(mean: TaskMean) -> str:
     """+3.1 points (+1.0 to +5.2)."""
-    interval = quantities.change_interval(mean.lower, mean.upper, mean.unit)
-    return f"{quantities.change(mean.estimate, mean.unit)} {mean.unit} ({interval})"
+    return quantities.with_interval(mean, mean.unit)
 
 
 def mean_row(mean: TaskMean | None, name: str) -> dict[str, Any]:

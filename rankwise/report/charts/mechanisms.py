@@ -11,6 +11,7 @@ import altair as alt
 from rankwise.findings.options import OptionName
 from rankwise.findings.trends import means_by_rank
 from rankwise.records.axes import Kind
+from rankwise.records.study import Interval
 from rankwise.report.charts.theme import FONT_SIZE, MUTED, PAGE, kind_colour, kind_shape
 
 Layers = alt.LayerChart | alt.FacetChart
@@ -29,9 +30,7 @@ class RankMark(NamedTuple):
     """One LoRA option's value with its interval."""
 
     option: OptionName
-    estimate: float
-    lower: float
-    upper: float
+    value: Interval
 
 
 class RankLine(NamedTuple):
@@ -39,9 +38,7 @@ class RankLine(NamedTuple):
 
     text: str
     kind: Kind
-    estimate: float
-    lower: float
-    upper: float
+    value: Interval
 
 
 class RankPanel(NamedTuple):
@@ -60,9 +57,7 @@ class PairMark(NamedTuple):
     label: str
     other: str
     kind: Kind
-    estimate: float
-    lower: float
-    upper: float
+    difference: Interval
 
 
 def rank_panels(panels: Sequence[RankPanel], title: alt.TitleParams) -> alt.VConcatChart:
@@ -89,9 +84,9 @@ def pair_chart(marks: Sequence[PairMark], x_title: str, title: alt.TitleParams) 
     values = [
         {
             "label": label,
-            "x": mark.estimate,
-            "low": mark.lower,
-            "high": mark.upper,
+            "x": mark.difference.estimate,
+            "low": mark.difference.lower,
+            "high": mark.difference.upper,
             "zero": 0.0,
             "colour": kind_colour(mark.kind).light,
             "shape": kind_shape(mark.kind),
@@ -177,7 +172,8 @@ def _panel(panel: RankPanel, height: float, is_last: bool) -> Layers:
 
 
 def _domain(panel: RankPanel) -> tuple[float, float]:
-    bounds = [b for each in (*panel.marks, *panel.lines) for b in (each.lower, each.upper)]
+    values = [drawn.value for drawn in (*panel.marks, *panel.lines)]
+    bounds = [end for value in values for end in (value.lower, value.upper)]
     if panel.zero:
         bounds.append(0.0)
     margin = (max(bounds) - min(bounds) or 1.0) * _MARGIN_SHARE
@@ -192,9 +188,9 @@ def _values(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
         values.append(
             {
                 "x": (mark.option.rank or 1) * math.pow(2.0, offset),
-                "y": mark.estimate,
-                "low": mark.lower,
-                "high": mark.upper,
+                "y": mark.value.estimate,
+                "low": mark.value.lower,
+                "high": mark.value.upper,
                 "colour": kind_colour(mark.option.kind).light,
             }
         )
@@ -202,13 +198,14 @@ def _values(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
 
 
 def _mean_points(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
-    means = means_by_rank((mark.option.rank or 1, mark.estimate) for mark in marks)
+    means = means_by_rank((mark.option.rank or 1, mark.value.estimate) for mark in marks)
     return [{"x": rank, "y": mean} for rank, mean in means.items()]
 
 
 def _line(line: RankLine, y: dict[str, Any]) -> list[alt.Chart]:
     """The estimate across, in a band of its interval; dashed for full fine-tuning."""
-    data = alt.Data(values=[{"y": line.estimate, "low": line.lower, "high": line.upper}])
+    value = line.value
+    data = alt.Data(values=[{"y": value.estimate, "low": value.lower, "high": value.upper}])
     colour = kind_colour(line.kind).light
     dash = [1, 0] if line.kind == "base" else [6, 3]
     return [
@@ -225,7 +222,7 @@ def _line_labels(
     lines: Sequence[RankLine], low: float, high: float, height: float
 ) -> list[alt.Chart]:
     """The names of the lines at their right ends, a line's height apart."""
-    places = {line: height * (high - line.estimate) / (high - low) for line in lines}
+    places = {line: height * (high - line.value.estimate) / (high - low) for line in lines}
     charts: list[alt.Chart] = []
     last = -math.inf
     for line in sorted(lines, key=lambda each: places[each]):

@@ -133,9 +133,7 @@ def _gap_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
         title="",
         y_title=f"Gain on trained − test ({unit})",
         marks=tuple(
-            RankMark(gap.option, gap.gap.estimate, gap.gap.lower, gap.gap.upper)
-            for gap in found.gaps
-            if gap.option.rank is not None
+            RankMark(gap.option, gap.gap) for gap in found.gaps if gap.option.rank is not None
         ),
         lines=_full_lines(found.gaps),
         zero=True,
@@ -146,9 +144,7 @@ def _gap_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
         "their differences, in the table, vary less."
     )
     words = [
-        f"{gap.option.label} {quantities.change(gap.gap.estimate, found.unit)} {found.unit} "
-        f"({quantities.change_interval(gap.gap.lower, gap.gap.upper, found.unit)})"
-        for gap in found.gaps
+        f"{gap.option.label} {quantities.with_interval(gap.gap, found.unit)}" for gap in found.gaps
     ]
     chart = rank_panels([panel], _title(title, sizes, found, several))
     return _figure(found, "gap", title, caption, words, chart, several)
@@ -157,13 +153,7 @@ def _gap_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
 def _full_lines(gaps: Iterable[TrainTestGap]) -> tuple[RankLine, ...]:
     full = [gap for gap in gaps if gap.option.rank is None]
     return tuple(
-        RankLine(
-            "full" if len(full) == 1 else f"full ({number})",
-            "full",
-            gap.gap.estimate,
-            gap.gap.lower,
-            gap.gap.upper,
-        )
+        RankLine("full" if len(full) == 1 else f"full ({number})", "full", gap.gap)
         for number, gap in enumerate(full, start=1)
     )
 
@@ -173,14 +163,7 @@ def _pair_figure(found: TrainTaskMechanisms, pairs: Sequence[MatchedPair], sever
     kept = pairs[0].kept
     sizes = f"{quantities.size(kept.num_examples)} retention items"
     marks = [
-        PairMark(
-            pair.option.label,
-            pair.other.label,
-            pair.option.kind,
-            pair.kept.estimate,
-            pair.kept.lower,
-            pair.kept.upper,
-        )
+        PairMark(pair.option.label, pair.other.label, pair.option.kind, pair.kept)
         for pair in pairs[:MOST_PAIRS]
     ]
     chart = pair_chart(
@@ -223,13 +206,12 @@ def _agreement_panel(
     marks: list[RankMark] = []
     lines: list[RankLine] = []
     for row, mean in rows:
-        bounds = mean.estimate, mean.lower, mean.upper
         if row.option is None:
-            lines.append(RankLine("base", "base", *bounds))
+            lines.append(RankLine("base", "base", mean))
         elif row.option.rank is None:
-            lines.append(RankLine("next seed", "full", *bounds))
+            lines.append(RankLine("next seed", "full", mean))
         else:
-            marks.append(RankMark(row.option, *bounds))
+            marks.append(RankMark(row.option, mean))
     if not marks:
         return None
     heading = f"{name}, {quantities.size(rows[0][1].num_examples)}"

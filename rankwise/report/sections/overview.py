@@ -85,8 +85,8 @@ def _trade_off(study: _Study) -> Figure:
     if any(summary.is_recommended for summary, *_ in drawn):
         caption += "A ring marks the recommended model."
     parts = [
-        f"{summary.label}: gain {_words(gain, gain.unit)}, "
-        f"retention change {_words(change, change.unit)}"
+        f"{summary.label}: gain {quantities.with_interval(gain, gain.unit)}, "
+        f"retention change {quantities.with_interval(change, change.unit)}"
         for summary, change, gain in drawn
     ]
     return Figure(name, title, caption.strip(), f"{'; '.join(parts)}.", chart.configure(**theme()))
@@ -113,7 +113,8 @@ def _by_rank(study: _Study) -> Figure:
         "intervals here do not mean that two models are equal."
     )
     parts = [
-        f"{summary.label} {_words(score, score.unit, signed=False)}" for summary, score in drawn
+        f"{summary.label} {quantities.with_interval(score, score.unit, signed=False)}"
+        for summary, score in drawn
     ]
     return Figure(name, title, caption, f"{what}: {'; '.join(parts)}.", chart.configure(**theme()))
 
@@ -218,18 +219,12 @@ def _in_words(groups: Sequence[Group]) -> str:
     for group in groups:
         for panel in group.panels:
             parts = [
-                f"{summary.label} {_words(change, panel.unit)}" for summary, change in panel.changes
+                f"{summary.label} {quantities.with_interval(change, panel.unit)}"
+                for summary, change in panel.changes
             ]
             heading = f"{group.title}, {panel.title}" if group.title else panel.title
             texts.append(f"{heading}: {'; '.join(parts)}.")
     return " ".join(texts)
-
-
-def _words(interval: Interval, unit: Unit, signed: bool = True) -> str:
-    """+30.0 points (24.0 to 36.0)."""
-    write = quantities.change if signed else quantities.score
-    lower, upper = write(interval.lower, unit), write(interval.upper, unit)
-    return f"{write(interval.estimate, unit)} {unit} ({lower} to {upper})"
 
 
 def _score_name(results: TrainTaskResults, tasks: Sequence[str], unit: Unit) -> str:
