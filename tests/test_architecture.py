@@ -106,6 +106,17 @@ def test_functions_are_short() -> None:
     assert long == []
 
 
+def test_views_compute_no_statistics() -> None:
+    """A number has one home, in findings: the report imports no statistics."""
+    forbidden = ("scipy", "statsmodels", "rankwise.findings.stats")
+    for path in sorted((ROOT / "report").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            assert not [name for name in names if name.startswith(forbidden)], path.name
+
+
 def test_only_the_command_line_prints_and_exits() -> None:
     found: list[str] = []
     for path in SOURCES:

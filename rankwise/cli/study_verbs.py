@@ -181,10 +181,11 @@ def extend(
 def claims(directory: Folder, as_json: Json = False) -> int:
     """Compare a finished study with the reference paper's claims."""
     from rankwise.findings.claims import paper_claims
+    from rankwise.findings.options import option_gains
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
-    tested = paper_claims(folder.read_results(), folder.read_recommendation())
+    tested = paper_claims(option_gains(folder.read_results()), folder.read_recommendation())
     if as_json:
         return emit(tested)
     for claim in tested:

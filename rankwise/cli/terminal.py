@@ -8,9 +8,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.findings.heads import intervention, is_selected
-from rankwise.findings.samples import SampleVerdicts, amount
+from rankwise.findings.heads import intervention, is_selected, screen_correlation
+from rankwise.findings.models import summarise
+from rankwise.findings.samples import SampleVerdicts, sample_amount
 from rankwise.findings.signatures.found import Signature
+from rankwise.records import quantities
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
 from rankwise.records.results import StudyResults, TrainTaskResults
@@ -21,7 +23,7 @@ from rankwise.study.status import ModelStatus
 Done = Set[tuple[str, str | None]]
 
 STRONGEST_HEADS = 5
-"""So many are listed of each task."""
+"""This many heads are listed for each task."""
 
 # What the report shows and a terminal has no room for; the rest of it is in the run's name.
 _WIDE_COLUMNS = 120
@@ -108,8 +110,8 @@ def verdict(
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
-        its = [each for each in signatures if each.train_task == part.train_task]
-        yield from _verdict(results.of(part.train_task), part, its, width)
+        shown = [found for found in signatures if found.train_task == part.train_task]
+        yield from _verdict(results.of(part.train_task), part, shown, width)
 
 
 def _verdict(
@@ -118,8 +120,9 @@ def _verdict(
     signatures: Sequence[Signature],
     width: int,
 ) -> Iterator[RenderableType]:
-    rows = verdict_table(results, recommendation)
-    headings = verdict_headings(results, recommendation)
+    summaries = summarise(results, recommendation)
+    rows = verdict_table(summaries)
+    headings = verdict_headings(results, recommendation, summaries)
     hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
     columns = [name for name in COLUMNS if name not in hidden]
     table = Table()
@@ -136,7 +139,7 @@ def _verdict(
     yield from (Text(f"- {row.name}: {row.problem}") for row in rows if row.problem)
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
-    yield from (Text(f"- {each.title}: {each.statement}") for each in signatures)
+    yield from (Text(f"- {found.title}: {found.statement}") for found in signatures)
     yield Text(recommendation.statement, style="bold")
 
 
@@ -159,13 +162,13 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
     for row in verdicts.candidates:
         counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
         learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)
-        lower, upper = (amount(value, unit, signed=True) for value in (row.lower, row.upper))
+        lower, upper = (sample_amount(value, unit, signed=True) for value in (row.lower, row.upper))
         table.add_row(
             Text(row.name),
             count(row.num_examples),
-            amount(row.base_score, unit),
-            amount(row.candidate_score, unit),
-            f"{amount(row.difference, unit, signed=True)}\n({lower} to {upper})",
+            sample_amount(row.base_score, unit),
+            sample_amount(row.candidate_score, unit),
+            f"{sample_amount(row.difference, unit, signed=True)}\n({lower} to {upper})",
             f"{learned}\n{forgotten}",
             f"{right}\n{wrong}",
             f"{p_value(row.p_value)}\n{p_value(row.holm_p_value)}",
@@ -176,37 +179,43 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
 
 
 def head_lines(effects: TaskHeadEffects) -> Iterator[str]:
-    """What a run's heads do on a task: how many are shown to do something, and the strongest."""
+    """The effects of a run's heads on a task: how many are shown, and the strongest."""
     what = {
         "ablate": "set to zero",
         "ablate-mean": "set to their means",
         "revert": "reverted",
     }[effects.mode]
-    shown = sum(each.effect.is_shown for each in effects.answers)
+    shown = sum(head.effect.is_shown for head in effects.answers)
+    on_metric = sum(head.effect.is_shown for head in effects.scores)
     heads = f"{len(effects.answers)} of {sum(effects.num_heads)} heads"
     yield (
         f"{effects.task}: {heads} {what} one after another "
-        f"on {effects.num_items} items; of {shown} an effect on the right answer's "
-        f"probability is shown, of {sum(each.effect.is_shown for each in effects.scores)} one on "
-        f"{effects.metric}"
+        f"on {effects.num_items} items; {shown} have a shown effect on the right answer's "
+        f"probability, {on_metric} on {effects.metric}"
     )
     if effects.mode == "revert":
         yield f"  {intervention(effects.mode, keys_and_values=effects.keys_and_values)}"
     scores = {(each.layer, each.head): each for each in effects.scores}
     strongest = sorted(effects.answers, key=lambda each: -abs(each.effect.estimate))
     for each in strongest[:STRONGEST_HEADS]:
-        score, own, base = scores[each.layer, each.head].effect, each.effect, each.control
-        yield (
-            f"  layer {each.layer:>2} head {each.head:>2}: {own.estimate:+.3f} nats "
-            f"({own.lower:+.3f} to {own.upper:+.3f}), base {base.estimate:+.3f}; {effects.metric} "
-            f"{score.estimate:+.1f} {effects.unit} ± {score.stderr:.1f}"
+        score = scores[each.layer, each.head].effect
+        own, lower, upper, base = (
+            quantities.change(value, "nats")
+            for value in (
+                each.effect.estimate,
+                each.effect.lower,
+                each.effect.upper,
+                each.control.estimate,
+            )
         )
-    if effects.screen is not None and effects.screen.rank_correlation is not None:
-        screen = effects.screen
         yield (
-            f"  screened by gradient: rank correlation with the exact effects "
-            f"{screen.rank_correlation:.2f} ({screen.lower:.2f} to {screen.upper:.2f})"
+            f"  layer {each.layer:>2} head {each.head:>2}: {own} nats ({lower} to {upper}), "
+            f"base {base}; {effects.metric} {quantities.formatted(score.estimate, '+.1f')} "
+            f"{effects.unit} ± {score.stderr:.1f}"
         )
+    if effects.screen is not None and (rho := screen_correlation(effects.screen)) is not None:
+        words = quantities.correlation(rho)
+        yield f"  screened by gradient: rank correlation with the exact effects {words}"
     if is_selected(effects):
         yield (
             f"  bounds hold for all {effects.num_candidates} candidate heads at once, also those "

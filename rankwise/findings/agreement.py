@@ -1,4 +1,4 @@
-"""How much of what a model does is what full fine-tuning does: item by item, and word by word."""
+"""How alike a model and full fine-tuning are: item by item, and token by token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import Option, OptionGains, Runs, TaskMean
+from rankwise.findings.options import OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import pair_items, run_record
 from rankwise.findings.stats.estimates import (
     POINTS,
@@ -17,13 +17,12 @@ from rankwise.findings.stats.estimates import (
     wilson_interval,
 )
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
-from rankwise.records.axes import run_labels
 from rankwise.records.results import Divergence, ModelResults
 from rankwise.records.study import Bound, Record, Unit
 
 
 class AgreementWithFull(Record):
-    """A model beside the full fine-tuning of the same seed, on the in-domain items.
+    """A model compared with the full fine-tuning of the same seed, on the in-domain items.
 
     ``option`` is a LoRA option, None for the base (an update of zero), or full fine-tuning itself:
     then it is compared with its own next seed, as alike as anything can be expected to be.
@@ -34,8 +33,8 @@ class AgreementWithFull(Record):
     the most probable. None where it has no meaning or was not measured.
     """
 
-    option: Option | None
-    reference: Option
+    option: OptionName | None
+    reference: OptionName
     num_seeds: int
     same_outcome: TaskMean | None
     kappa: Bound | None
@@ -45,10 +44,10 @@ class AgreementWithFull(Record):
 
 
 class _Compared(NamedTuple):
-    """An option with its models, and the full fine-tuning beside each, by seed."""
+    """An option with its models, and the full fine-tuning that each is compared with, by seed."""
 
-    option: Option | None
-    reference: Option
+    option: OptionName | None
+    reference: OptionName
     models: Runs
     full: Runs
 
@@ -67,12 +66,9 @@ _UNITS: dict[TrendOf, Unit] = {
 def agreement_with_full(
     source: OptionGains,
 ) -> tuple[tuple[AgreementWithFull, ...], tuple[RankTrend, ...]]:
-    """Every option beside full fine-tuning, and whether more rank brings it nearer.
+    """Every option against full fine-tuning, and whether more rank brings it nearer.
 
-    Options take part of which every seed has a full fine-tuning; imported ones have none.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
+    An option takes part if each of its seeds has a full fine-tuning; imported models have none.
     """
     lora = _lora(source)
     references = {each.reference.label: (each.reference, each.full) for each in lora}.values()
@@ -95,18 +91,17 @@ def agreement_with_full(
 
 def _lora(source: OptionGains) -> list[_Compared]:
     study = source.results.study
-    labels = run_labels(source.results.planned)
     trained = {
         model.name: model for model in source.results.runs if run_record(model).status == "trained"
     }
-    found: list[_Compared] = []
-    for each in source.options:
-        plans = [study.full_run_of(run_record(run).planned) for run in each.runs]
+    compared: list[_Compared] = []
+    for option in source.options:
+        plans = [study.full_run_of(record.planned) for record in option.records]
         full = [trained[plan.name] for plan in plans if plan is not None and plan.name in trained]
-        if each.plan.imported_as is None and len(full) == len(each.runs):
-            reference = Option(label=labels[full[0].name], rank=None)
-            found.append(_Compared(each.option, reference, each.runs, tuple(full)))
-    return found
+        if option.plan.imported_as is None and len(full) == len(option.runs):
+            reference = source.name_of(full[0])
+            compared.append(_Compared(option.name, reference, option.runs, tuple(full)))
+    return compared
 
 
 def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:
@@ -175,7 +170,7 @@ def _agreement(
     compared: _Compared, values: _Values, tasks: Sequence[str], confidence: float
 ) -> AgreementWithFull:
     def mean(of: TrendOf) -> TaskMean | None:
-        return _mean(values[of], _UNITS[of], confidence) if values[of] else None
+        return _mean_agreement(values[of], _UNITS[of], confidence) if values[of] else None
 
     return AgreementWithFull(
         option=compared.option,
@@ -189,7 +184,7 @@ def _agreement(
     )
 
 
-def _mean(values: Sequence[Floats], unit: Unit, confidence: float) -> TaskMean:
+def _mean_agreement(values: Sequence[Floats], unit: Unit, confidence: float) -> TaskMean:
     """Over all items; with one seed Wilson's interval, where every item agrees or does not.
 
     The bounds are cut off where no value can be.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
@@ -50,7 +51,7 @@ def audit_statements(
 
 
 def subject(kind: AuditedKind, ranks: Sequence[int]) -> str:
-    """What was looked at: this rank-64 adapter, this checkpoint."""
+    """What was audited: this rank-64 adapter, this checkpoint."""
     if kind == "checkpoint":
         return "this checkpoint"
     if len(ranks) == 1:
@@ -59,8 +60,63 @@ def subject(kind: AuditedKind, ranks: Sequence[int]) -> str:
 
 
 def intruder_total(matrices: Sequence[MatrixSpectrum]) -> float:
-    """How many intruders all matrices have, at the entry of the grid that stands for all."""
+    """How many intruders all matrices have together, at the standard k and ε."""
     return sum(intruders_of(each.change, each.leading, EPSILONS) for each in matrices)
+
+
+def norms(matrices: Sequence[MatrixSpectrum]) -> tuple[float, float]:
+    """‖delta‖_F and ‖W₀‖_F of all matrices together."""
+    norm = sum(matrix.update.frobenius_norm**2 for matrix in matrices) ** 0.5
+    base = sum(matrix.base_frobenius_norm**2 for matrix in matrices) ** 0.5
+    return norm, base
+
+
+class Range(NamedTuple):
+    """A median over matrices, and the ends."""
+
+    median: float
+    least: int
+    most: int
+
+
+class MatrixGroup(NamedTuple):
+    """Matrices taken as one.
+
+    ``intruders`` (a sum) and ``similarities`` (a mean) are those of the trained update, then of the
+    random ones where any were drawn. What is not changed takes part in the norms alone.
+    """
+
+    norm: float
+    base_norm: float
+    energy_rank_90: Range
+    energy_rank_99: Range
+    intruders: tuple[float, ...]
+    similarities: tuple[float, ...]
+
+
+def matrix_group(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]) -> MatrixGroup:
+    """At least one matrix, all measured at these ``epsilons``."""
+    changed = [matrix for matrix in matrices if matrix.update.frobenius_norm > 0] or matrices
+    compared = [
+        [(change, matrix.leading) for change, matrix in pairs if change is not None]
+        for pairs in (
+            [(matrix.change, matrix) for matrix in changed],
+            [(matrix.gaussian_null, matrix) for matrix in changed],
+            [(matrix.haar_null, matrix) for matrix in changed],
+        )
+    ]
+    drawn = [changes for changes in compared if changes]
+
+    def ranks(values: list[int]) -> Range:
+        return Range(statistics.median(values), min(values), max(values))
+
+    return MatrixGroup(
+        *norms(matrices),
+        ranks([matrix.update.energy_rank_90 for matrix in changed]),
+        ranks([matrix.update.energy_rank_99 for matrix in changed]),
+        tuple(sum(intruders_of(c, leading, epsilons) for c, leading in each) for each in drawn),
+        tuple(statistics.fmean(similarity(change) for change, _ in each) for each in drawn),
+    )
 
 
 def _energy(
@@ -71,7 +127,7 @@ def _energy(
     where = "the matrix" if len(used) == 1 else f"each matrix (median of {len(used)}; {span})"
     text = (
         f"{quantities.capital(what)} uses about {statistics.median(used):.0f} dimensions of "
-        f"{where}: so many hold 90 % of an update's energy."
+        f"{where}: that many hold 90 % of an update's energy."
     )
     if ranks and cut.rank >= ranks[-1]:
         return f"{text} To keep {ENOUGH:.0%} it needs its whole rank."
@@ -84,8 +140,7 @@ def _percent(share: float) -> str:
 
 
 def _size(matrices: Sequence[MatrixSpectrum]) -> str:
-    norm = sum(each.update.frobenius_norm**2 for each in matrices) ** 0.5
-    base = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
+    norm, base = norms(matrices)
     if not base:
         return f"The update's norm is {norm:.3g}, on matrices that are zero."
     largest = max(matrices, key=lambda each: each.update.relative_norm or 0.0)
@@ -110,10 +165,10 @@ def _turned(changed: Sequence[MatrixSpectrum]) -> str:
         for name, drawn in nulls
         if None not in drawn
     ]
-    beside = f"; random updates of the same size leave {', '.join(words)}" if words else ""
+    random = f"; random updates of the same size leave {', '.join(words)}" if words else ""
     return (
         f"The leading singular vectors keep a mean |cos| of {alike:.3f} with the base's of the "
-        f"same index{beside}."
+        f"same index{random}."
     )
 
 
@@ -124,17 +179,17 @@ def _intruders(changed: Sequence[MatrixSpectrum]) -> str:
         ("Haar", _total((each.haar_null, each) for each in changed)),
     ]
     words = [f"{name} {value:.3g}" for name, value in nulls if value is not None]
-    beside = f" Random updates of the same size bring {', '.join(words)}." if words else ""
+    random = f" Random updates of the same size bring {', '.join(words)}." if words else ""
     where = (
         f"among the {intruder_k(changed)} leading directions of each matrix (largest |cos| with "
         f"the base's below {INTRUDER_EPSILON})"
     )
     if trained == 0:
-        return f"No intruder dimension is {where}.{beside}"
+        return f"No intruder dimension is {where}.{random}"
     holding = sum(intruders_of(each.change, each.leading, EPSILONS) > 0 for each in changed)
     return (
         f"{quantities.counted(int(trained), 'intruder dimension')} in {_matrices(holding)} "
-        f"{'is' if trained == 1 else 'are'} {where}.{beside}"
+        f"{'is' if trained == 1 else 'are'} {where}.{random}"
     )
 
 
@@ -175,15 +230,14 @@ def _what_changed(other: OtherChange) -> str:
 
 
 def _score(score: AuditScore) -> str:
-    interval = quantities.change_interval(score.lower, score.upper, score.unit)
-    verdict = "cannot be told from the base"
-    if score.lower > 0.0:
-        verdict = "is better than the base"
-    elif score.upper < 0.0:
-        verdict = "is worse than the base"
+    verdict = {
+        1: "is better than the base",
+        0: "cannot be told from the base",
+        -1: "is worse than the base",
+    }[score.interval.sign()]
     return (
-        f"On {score.task} it {verdict}: {quantities.change(score.difference, score.unit)} "
-        f"{score.unit} ({interval}), {quantities.score(score.adapted_score, score.unit)} against "
+        f"On {score.task} it {verdict}: {quantities.with_interval(score.interval, score.unit)}, "
+        f"{quantities.score(score.adapted_score, score.unit)} against "
         f"{quantities.score(score.base_score, score.unit)}, "
         f"{quantities.size(score.num_examples)}."
     )

@@ -1,4 +1,4 @@
-"""The axes of a study judged apart: what a setting does, all other settings being equal.
+"""The axes of a study, one at a time: the effect of a setting, all other settings being equal.
 
 Each value of an axis is compared with the axis' first one, over all combinations of the other
 axes that were trained with both.
@@ -13,10 +13,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption
+from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.stats.estimates import Floats, holm, zero_p_value
 from rankwise.records import quantities
-from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Method, PlannedRun, Recommendation, Record, Relation, Unit
 
 AxisName = Literal["rank", "alpha", "learning rate", "target modules", "epochs"]
@@ -80,7 +79,7 @@ class Axis(Record):
 class AxisPoint(Record):
     """One combination of values with its changes from the base; ``settings`` by axis."""
 
-    option: Option
+    option: OptionName
     settings: dict[AxisName, str]
     gain: TaskMean
     retention: TaskMean | None
@@ -90,7 +89,7 @@ class TrainTaskAxes(Record):
     """The axes of one trained task that have several values. Exploratory.
 
     ``points`` are LoRA's. ``delta`` is in ``unit``, ``epsilon_points`` None without retention
-    tasks; ``left_out`` names options of which a seed is missing or diverged.
+    tasks; ``left_out`` names options with a missing or diverged seed.
     """
 
     train_task: str
@@ -103,32 +102,27 @@ class TrainTaskAxes(Record):
     left_out: tuple[str, ...]
 
 
-class _Judged(NamedTuple):
+class _JudgedTasks(NamedTuple):
     """Tasks that are averaged, and the difference in them that matters."""
 
     tasks: tuple[str, ...]
     margin: float
 
 
-def axis_effects(results: TrainTaskResults, recommendation: Recommendation) -> TrainTaskAxes | None:
-    """Every axis with several values; None where there is none but the rank.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
-    source = OptionGains(results)
+def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTaskAxes | None:
+    """Every axis with several values; None where there is none but the rank."""
     unit, epsilon = recommendation.unit, recommendation.epsilon_points
-    judged: dict[Relation, _Judged] = {
-        "in_domain": _Judged(source.tasks("in_domain", unit), recommendation.delta)
+    judged: dict[Relation, _JudgedTasks] = {
+        "in_domain": _JudgedTasks(source.tasks("in_domain", unit), recommendation.delta)
     }
     if epsilon is not None and source.tasks("retention"):
-        judged["retention"] = _Judged(source.tasks("retention"), epsilon)
+        judged["retention"] = _JudgedTasks(source.tasks("retention"), epsilon)
     lora, full = (_trained(source, method) for method in ("lora", "full"))
     axes = (*_axes(source, judged, "lora", lora), *_axes(source, judged, "full", full))
     if all(axis.name == "rank" for axis in axes):
         return None
     return TrainTaskAxes(
-        train_task=results.train_task,
+        train_task=source.results.train_task,
         unit=unit,
         delta=recommendation.delta,
         epsilon_points=epsilon,
@@ -139,13 +133,11 @@ def axis_effects(results: TrainTaskResults, recommendation: Recommendation) -> T
     )
 
 
-def _trained(source: OptionGains, method: str) -> dict[Setting, TrainedOption]:
-    """The options of a method in the study's order; one with several labels under each."""
-    order = [plan.name for plan in source.results.planned]
-    options = sorted(source.options, key=lambda each: order.index(each.plan.name))
+def _trained(source: OptionGains, method: str) -> dict[Setting, Option]:
+    """The options of a method in the study's order; one with several labels is under each."""
     return {
         setting: option
-        for option in options
+        for option in source.in_study_order(source.options)
         if option.plan.method == method and option.plan.imported_as is None
         for setting in itertools.product(*(read(option.plan) for read in _READERS.values()))
     }
@@ -153,9 +145,9 @@ def _trained(source: OptionGains, method: str) -> dict[Setting, TrainedOption]:
 
 def _axes(
     source: OptionGains,
-    judged: Mapping[Relation, _Judged],
+    judged: Mapping[Relation, _JudgedTasks],
     method: Method,
-    trained: Mapping[Setting, TrainedOption],
+    trained: Mapping[Setting, Option],
 ) -> tuple[Axis, ...]:
     found: list[Axis] = []
     for place, name in enumerate(_READERS):
@@ -168,9 +160,9 @@ def _axes(
 
 def _axis(
     source: OptionGains,
-    judged: Mapping[Relation, _Judged],
+    judged: Mapping[Relation, _JudgedTasks],
     method: Method,
-    trained: Mapping[Setting, TrainedOption],
+    trained: Mapping[Setting, Option],
     name: AxisName,
     values: Sequence[str],
 ) -> Axis:
@@ -205,10 +197,10 @@ def _axis(
 
 
 def _matched(
-    trained: Mapping[Setting, TrainedOption], place: int, first: str, value: str
-) -> list[tuple[TrainedOption, TrainedOption]]:
+    trained: Mapping[Setting, Option], place: int, first: str, value: str
+) -> list[tuple[Option, Option]]:
     """For every combination of the other axes that was trained with both: first, value."""
-    pairs: list[tuple[TrainedOption, TrainedOption]] = []
+    pairs: list[tuple[Option, Option]] = []
     for setting, option in trained.items():
         other = trained.get((*setting[:place], value, *setting[place + 1 :]))
         if setting[place] == first and other is not None:
@@ -219,9 +211,9 @@ def _matched(
 def _differences(
     source: OptionGains,
     tasks: Sequence[str],
-    matched: Sequence[Sequence[tuple[TrainedOption, TrainedOption]]],
+    matched: Sequence[Sequence[tuple[Option, Option]]],
 ) -> list[AxisDifference | None]:
-    """For every value; None where there are no two runs to compare."""
+    """The difference of every value; None where there are no two runs to compare."""
     means: list[TaskMean | None] = []
     p_values: list[float] = []
     for pairs in matched:
@@ -243,11 +235,10 @@ def _differences(
 
 
 def _mean_difference(
-    source: OptionGains, pairs: Sequence[tuple[TrainedOption, TrainedOption]], task: str
+    source: OptionGains, pairs: Sequence[tuple[Option, Option]], task: str
 ) -> Floats:
     """(seeds, items): the mean over the pairs of second - first."""
-    differences = [source.gains(other, task) - source.gains(one, task) for one, other in pairs]
-    return np.mean(differences, axis=0)
+    return np.mean([source.lead(other, one, task) for one, other in pairs], axis=0)
 
 
 def _state(
@@ -266,8 +257,8 @@ def _state(
 
 def _points(
     source: OptionGains,
-    judged: Mapping[Relation, _Judged],
-    trained: Mapping[Setting, TrainedOption],
+    judged: Mapping[Relation, _JudgedTasks],
+    trained: Mapping[Setting, Option],
     axes: Sequence[Axis],
 ) -> tuple[AxisPoint, ...]:
     """Every setting, by the places of its values on their axes."""
@@ -277,10 +268,10 @@ def _points(
     kept = judged.get("retention")
     points = [
         AxisPoint(
-            option=option.option,
+            option=option.name,
             settings=dict(zip(_READERS, setting, strict=True)),
-            gain=source.change(option, judged["in_domain"].tasks),
-            retention=None if kept is None else source.change(option, kept.tasks),
+            gain=source.change(option.runs, judged["in_domain"].tasks),
+            retention=None if kept is None else source.change(option.runs, kept.tasks),
         )
         for setting, option in trained.items()
     ]

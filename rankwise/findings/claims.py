@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Runs, bound_of, contrast, labelled_runs
+from rankwise.findings.options import Option, OptionGains, bound_of
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.records import quantities
-from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Bound, Recommendation, Record, State, StudyRecommendation, Unit
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
@@ -23,6 +23,9 @@ REASONING = frozenset({"reasoning", "mathematics"})
 RECALL = frozenset({"knowledge", "recall", "medicine", "law"})
 PRAISED_RANKS = range(32, 65)
 """The paper's: rank 32-64."""
+
+
+_STATES: dict[int, State] = {1: "yes", 0: "undecided", -1: "no"}
 
 
 class Claim(Record):
@@ -45,9 +48,12 @@ class _Case(NamedTuple):
 
 
 class _Part(NamedTuple):
-    results: TrainTaskResults
+    source: OptionGains
     recommendation: Recommendation
-    runs: dict[str, Runs]
+
+    @property
+    def results(self) -> TrainTaskResults:
+        return self.source.results
 
     @property
     def name(self) -> str:
@@ -55,51 +61,53 @@ class _Part(NamedTuple):
 
     @property
     def domains(self) -> frozenset[str]:
-        """Of what was trained on: those of its in-domain tasks; empty where one has none."""
+        """The domains of its in-domain tasks; empty if a task has none."""
         found = [self.results.study.domains.get(t) for t in self.results.tasks["in_domain"]]
         return frozenset(d for d in found if d is not None) if None not in found else frozenset()
 
     def is_of(self, domains: frozenset[str]) -> bool:
-        """Whether everything trained on is of one of these domains."""
+        """Whether all its in-domain tasks are in these domains."""
         return bool(self.domains) and self.domains <= domains
 
     @property
     def in_domain(self) -> tuple[str, ...]:
-        items = self.results.base.items
-        tasks = self.results.tasks["in_domain"]
-        return tuple(t for t in tasks if items[t].unit == self.recommendation.unit)
+        return self.source.tasks("in_domain", self.recommendation.unit)
 
     @property
     def retention(self) -> tuple[str, ...]:
-        items = self.results.base.items
-        return tuple(t for t in self.results.tasks["retention"] if items[t].unit == "points")
+        return self.source.tasks("retention")
 
     @property
-    def lora(self) -> dict[str, Runs]:
-        return {label: runs for label, runs in self.runs.items() if _rank(runs) is not None}
+    def options(self) -> tuple[Option, ...]:
+        return self.source.in_study_order(self.source.options)
 
     @property
-    def full(self) -> dict[str, Runs]:
-        return {label: runs for label, runs in self.runs.items() if _rank(runs) is None}
+    def lora(self) -> tuple[Option, ...]:
+        return tuple(option for option in self.options if option.rank is not None)
+
+    @property
+    def full(self) -> tuple[Option, ...]:
+        return tuple(option for option in self.options if option.rank is None)
 
     def bound(
-        self, runs: Runs, others: Runs | None, tasks: Sequence[str], num_together: int = 1
+        self, option: Option, other: Option | None, tasks: Sequence[str], num_together: int = 1
     ) -> Bound:
         """A difference with its interval; of several together each is wider (Bonferroni)."""
         confidence = 1.0 - (1.0 - self.recommendation.confidence) / max(num_together, 1)
-        return bound_of(contrast(self.results, runs, others, tasks), confidence)
+        values = [
+            self.source.gains(option.runs, task)
+            if other is None
+            else self.source.lead(option, other, task)
+            for task in tasks
+        ]
+        return bound_of(self.source.estimate(values, tasks), confidence)
 
 
-def paper_claims(results: StudyResults, recommendation: StudyRecommendation) -> tuple[Claim, ...]:
-    """Judge every claim of the paper that scores can judge.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
-    parts: list[_Part] = []
-    for each in recommendation.by_train_task:
-        its_results = results.of(each.train_task)
-        parts.append(_Part(its_results, each, labelled_runs(its_results)))
+def paper_claims(
+    sources: Sequence[OptionGains], recommendation: StudyRecommendation
+) -> tuple[Claim, ...]:
+    """Judge every claim of the paper that scores can judge."""
+    parts = list(map(_Part, sources, recommendation.by_train_task))
     tests: tuple[tuple[str, str, bool, Callable[[Sequence[_Part]], Iterable[_Case]], str], ...] = (
         (
             "rank-32-64-matches-full",
@@ -171,25 +179,25 @@ def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: 
 def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case a task: at least one of the praised ranks is not worse than full by delta."""
     tested = [
-        (part, full_label, full, {n: r for n, r in part.lora.items() if _rank(r) in PRAISED_RANKS})
+        (part, full, [option for option in part.lora if option.rank in PRAISED_RANKS])
         for part in parts
         if part.is_of(REASONING)
-        for full_label, full in part.full.items()
+        for full in part.full
     ]
     together = sum(len(praised) for *_, praised in tested)
-    for part, full_label, full, praised in tested:
+    for part, full, praised in tested:
         if praised:
             delta, unit = part.recommendation.delta, part.recommendation.unit
-            bounds = {n: part.bound(r, full, part.in_domain, together) for n, r in praised.items()}
-            state: State = "undecided"
-            if any(bound.lower > -delta for bound in bounds.values()):
-                state = "yes"
-            elif all(bound.upper < -delta for bound in bounds.values()):
-                state = "no"
-            numbers = "; ".join(f"{n} {_signed(bound, unit)}" for n, bound in bounds.items())
+            bounds = [part.bound(option, full, part.in_domain, together) for option in praised]
+            signs = [bound.sign(at=-delta) for bound in bounds]
+            state: State = "yes" if 1 in signs else "no" if set(signs) == {-1} else "undecided"
+            numbers = "; ".join(
+                f"{option.label} {_signed(bound, unit)}"
+                for option, bound in zip(praised, bounds, strict=True)
+            )
             yield _Case(
                 state,
-                f"{part.name}: in-domain against {full_label}: {numbers}; it matches if not worse "
+                f"{part.name}: in-domain against {full.label}: {numbers}; it matches if not worse "
                 f"by δ = {quantities.amount(delta, unit)}.",
             )
 
@@ -197,7 +205,7 @@ def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
 def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case a task: every two ranks within delta of each other, all at once."""
     tested = [
-        (part, list(combinations(part.lora.items(), 2)))
+        (part, list(combinations(part.lora, 2)))
         for part in parts
         if part.is_of(RECALL) and len(part.lora) > 1
     ]
@@ -205,18 +213,19 @@ def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
     for part, pairs in tested:
         delta, unit = part.recommendation.delta, part.recommendation.unit
         bounds = [
-            (first, second, part.bound(more, runs, part.in_domain, together))
-            for (first, runs), (second, more) in pairs
+            (first, second, part.bound(second, first, part.in_domain, together))
+            for first, second in pairs
         ]
         state: State = "undecided"
         if all(-delta < bound.lower and bound.upper < delta for *_, bound in bounds):
             state = "yes"
-        elif any(bound.lower > delta or bound.upper < -delta for *_, bound in bounds):
+        elif any(bound.sign(at=delta) > 0 or bound.sign(at=-delta) < 0 for *_, bound in bounds):
             state = "no"
-        first, second, widest = max(bounds, key=lambda each: abs(each[2].estimate))
+        first, second, widest = max(bounds, key=lambda bound: abs(bound[2].estimate))
         yield _Case(
             state,
-            f"{part.name}: the largest difference between two ranks is {second} less {first}, "
+            f"{part.name}: the largest difference between two ranks is {second.label} less "
+            f"{first.label}, "
             f"{_signed(widest, unit)}; flat is within "
             f"δ = {quantities.amount(delta, unit)}.",
         )
@@ -225,18 +234,19 @@ def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
 def _retains_more(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case for each rank of each task."""
     tested = [
-        (part, full_label, full, label, runs)
+        (part, full, option)
         for part in parts
         if part.retention
-        for full_label, full in part.full.items()
-        for label, runs in part.lora.items()
+        for full in part.full
+        for option in part.lora
     ]
-    for part, full_label, full, label, runs in tested:
-        bound = part.bound(runs, full, part.retention, len(tested))
+    for part, full, option in tested:
+        bound = part.bound(option, full, part.retention, len(tested))
         tasks = quantities.counted(len(part.retention), "retention task")
         yield _Case(
-            _sign(bound),
-            f"{part.name}: {label} less {full_label} on {tasks}: {_signed(bound, 'points')}.",
+            _STATES[bound.sign()],
+            f"{part.name}: {option.label} less {full.label} on {tasks}: "
+            f"{_signed(bound, 'points')}.",
         )
 
 
@@ -244,7 +254,8 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
     """One case for each option: is there a task on which another is shown to be better?"""
     if len(parts) < 2:
         return
-    labels = [label for label in parts[0].lora if all(label in part.lora for part in parts)]
+    trained = [{option.label for option in part.lora} for part in parts]
+    labels = [o.label for o in parts[0].lora if all(o.label in names for names in trained)]
     if len(labels) < 2:
         return
     for label in labels:
@@ -254,7 +265,7 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
             for verdict in part.recommendation.verdicts
             if verdict.label == label
         ]
-        beaten = [part.name for part, verdict in verdicts if verdict.shortfall.lower > 0]
+        beaten = [part.name for part, verdict in verdicts if verdict.shortfall.sign() > 0]
         state: State = "undecided"
         if beaten:
             state = "yes"
@@ -270,7 +281,7 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
 
 
 def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
-    together = sum(len(part.runs) for part in parts)
+    together = sum(len(part.options) for part in parts)
     for part in parts:
         base = sum(part.results.base.evaluations[t].decision.value for t in part.in_domain)
         base /= max(len(part.in_domain), 1)
@@ -278,12 +289,11 @@ def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
             base * (100.0 if part.recommendation.unit == "points" else 1.0),
             part.recommendation.unit,
         )
-        for label, runs in part.runs.items():
-            bound = part.bound(runs, None, part.in_domain, together)
-            state: State = "yes" if bound.upper < 0 else "no" if bound.lower > 0 else "undecided"
+        for option in part.options:
+            bound = part.bound(option, None, part.in_domain, together)
             yield _Case(
-                state,
-                f"{part.name}: {label}, base {score}, gain "
+                _STATES[-bound.sign()],
+                f"{part.name}: {option.label}, base {score}, gain "
                 f"{_signed(bound, part.recommendation.unit)}.",
             )
 
@@ -291,40 +301,32 @@ def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
 def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
     """Relative to the base's score; judged on the bounds of the drop."""
     tested = [
-        (part, task, label, runs)
+        (part, task, option)
         for part in parts
         for task in part.results.tasks["out_of_domain"]
         if _is_scored_in_points(part, task)
-        for label, runs in part.runs.items()
+        for option in part.options
     ]
     alarm = 100.0 * TRANSFER_ALARM_SHARE
-    for part, task, label, runs in tested:
+    for part, task, option in tested:
+        trained = quantities.listed(sorted(part.domains)) or part.name
         values = part.results.base.items[task].values
         base = 100.0 * sum(values) / len(values)
         domain = part.results.study.domains.get(task)
-        bound = part.bound(runs, None, (task,), len(tested))
+        bound = part.bound(option, None, (task,), len(tested))
         drop, least, most = (-100.0 * v / base for v in (bound.estimate, bound.upper, bound.lower))
         state: State = "yes" if least > alarm else "no" if most < alarm else "undecided"
         yield _Case(
             state,
-            f"{quantities.listed(sorted(part.domains)) or part.name} → {domain or task}: {label} "
-            f"trained on {part.name}, scored on {task}: a drop of {drop:.0f} % of the base's "
-            f"{base:.1f} ({least:.0f} to {most:.0f} %).",
+            f"{trained} → {domain or task}: {option.label} trained on {part.name}, "
+            f"scored on {task}: a drop of {drop:.0f} % of the base's {base:.1f} "
+            f"({least:.0f} to {most:.0f} %).",
         )
 
 
 def _is_scored_in_points(part: _Part, task: str) -> bool:
     items = part.results.base.items[task]
     return items.unit == "points" and sum(items.values) > 0
-
-
-def _rank(runs: Runs) -> int | None:
-    run = runs[0].run
-    return None if run is None else run.planned.rank
-
-
-def _sign(bound: Bound) -> State:
-    return "yes" if bound.lower > 0 else "no" if bound.upper < 0 else "undecided"
 
 
 def _signed(bound: Bound, unit: Unit) -> str:

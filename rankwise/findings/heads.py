@@ -1,4 +1,4 @@
-"""What a study's attention heads say: how much they changed, and whether those that did matter."""
+"""Attention heads: how much they changed, and whether those that changed most matter most."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from rankwise.findings.options import Option
+from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
-from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
+from rankwise.findings.stats.correlation import MIN_PAIRS
+from rankwise.findings.trends import correlation
 from rankwise.records import quantities
-from rankwise.records.axes import run_labels
 from rankwise.records.heads import (
     CHANGE_MEASURES,
     ChangeMeasure,
@@ -21,10 +21,11 @@ from rankwise.records.heads import (
     HeadMap,
     HeadMode,
     HeadRepair,
+    Screen,
     TaskHeadEffects,
 )
-from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
-from rankwise.records.study import Bound, Record
+from rankwise.records.results import ModelResults
+from rankwise.records.study import Bound, Interval, Record
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
 """A measure of change, or the head's share of attention's ‖delta‖²."""
@@ -42,13 +43,6 @@ _MODE_NAMES: dict[HeadMode, str] = {
     "ablate-mean": "set to its mean",
     "revert": "reverted",
 }
-
-
-class _Label(NamedTuple):
-    """What a run is called among those of its trained task, and the option that it belongs to."""
-
-    label: str
-    option: Option
 
 
 class MeasureOfRun(Record):
@@ -74,7 +68,7 @@ class HeadsOfRun(Record):
 
     run: str
     label: str
-    option: Option
+    option: OptionName
     num_heads: int
     measures: tuple[MeasureOfRun, ...]
     top_share: float | None
@@ -92,14 +86,14 @@ class ChangeAgainstRank(Record):
 class ChangeAndEffect(Record):
     """Whether the heads that changed most matter most: Spearman's correlation over heads.
 
-    Of the absolute change with the absolute effect on the answers' log-probability, or with what
-    of that effect is beyond the base's (``is_beyond_control``). None where a screen has passed
-    heads over: it chose the others by the size of the effects that it expected.
+    The absolute change is correlated with the absolute effect on the answers' log-probability, or
+    with the part of it beyond the base's (``is_beyond_control``). None where a screen skipped
+    heads: it chose the others by the size of the effects that it expected.
     """
 
     run: str
     label: str
-    option: Option
+    option: OptionName
     task: str
     mode: HeadMode
     keys_and_values: bool
@@ -129,12 +123,6 @@ class TrainTaskHeads(Record):
     left_out: dict[str, str]
 
 
-def head_findings(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
-    """One entry for each trained task of which any run's heads were looked into."""
-    found = (_of_task(part) for part in results.by_train_task)
-    return tuple(each for each in found if each is not None)
-
-
 def mode_name(mode: HeadMode, *, keys_and_values: bool) -> str:
     """What is done to a head, in a few words behind "heads"."""
     return f"{_MODE_NAMES[mode]} with shared k and v" if keys_and_values else _MODE_NAMES[mode]
@@ -157,8 +145,16 @@ def intervention(mode: HeadMode, *, keys_and_values: bool) -> str:
 
 
 def is_selected(effects: TaskHeadEffects) -> bool:
-    """Whether a screen has passed heads over, so that those scored were chosen by their effects."""
+    """Whether a screen skipped heads, so that those scored were chosen by their effects."""
     return effects.screen is not None and len(effects.answers) < effects.num_candidates
+
+
+def screen_correlation(screen: Screen) -> Interval | None:
+    """Spearman's ρ of the expected and the exact effects over the heads that were scored."""
+    rho, lower, upper = screen.rank_correlation, screen.lower, screen.upper
+    if rho is None or lower is None or upper is None:
+        return None
+    return Interval(estimate=rho, lower=lower, upper=upper)
 
 
 def flat(values: HeadMap) -> list[float]:
@@ -166,15 +162,16 @@ def flat(values: HeadMap) -> list[float]:
     return list(itertools.chain.from_iterable(values))
 
 
-def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
+def head_findings(source: OptionGains) -> TrainTaskHeads | None:
+    """The heads of one trained task's runs; None where none were analysed."""
+    results, confidence = source.results, source.confidence
     looked = [model for model in results.runs if model.head_changes or model.head_effects]
     if not looked:
         return None
-    confidence = results.study.config.recommendation.confidence
-    labels = _labels(results)
+    labels = _labels(source)
     full = next((model for model in looked if _is_full(model) and _changes(model)), None)
     runs = [
-        _heads_of_run(model, labels[model.name], full, confidence)
+        _heads_of_run(source, model, labels[model.name], full)
         for model in looked
         if _changes(model) is not None
     ]
@@ -183,14 +180,14 @@ def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
         each
         for model in looked
         for effects in model.head_effects
-        for each in _matters(model, labels[model.name], effects, confidence)
+        for each in _matters(source, model, labels[model.name], effects)
     ]
     repairs = tuple(model.head_repair for model in looked if model.head_repair is not None)
     return TrainTaskHeads(
         train_task=results.train_task,
         confidence=confidence,
         num_seeds=len(results.study.config.seeds),
-        labels={model.name: labels[model.name].label for model in looked},
+        labels={model.name: labels[model.name] for model in looked},
         runs=tuple(runs),
         against_rank=against_rank,
         matters=tuple(matters),
@@ -204,16 +201,14 @@ def _of_task(results: TrainTaskResults) -> TrainTaskHeads | None:
     )
 
 
-def _labels(results: TrainTaskResults) -> dict[str, _Label]:
-    """Of every run, by name."""
-    options = run_labels(results.planned)
-    counts = Counter(options.values())
-    found: dict[str, _Label] = {}
-    for run in results.planned:
-        option = options[run.name]
-        seed = f", seed {run.seed}" if counts[option] > 1 else ""
-        found[run.name] = _Label(f"{option}{seed}", Option(label=option, rank=run.rank))
-    return found
+def _labels(source: OptionGains) -> dict[str, str]:
+    """What each run is called, by name: its option, and the seed where several have one option."""
+    counts = Counter(source.labels.values())
+    return {
+        plan.name: f"{label}, seed {plan.seed}" if counts[label] > 1 else label
+        for plan in source.results.planned
+        for label in [source.labels[plan.name]]
+    }
 
 
 def _is_full(model: ModelResults) -> bool:
@@ -227,28 +222,31 @@ def _changes(model: ModelResults) -> HeadChanges | None:
 
 
 def _heads_of_run(
-    model: ModelResults, named: _Label, full: ModelResults | None, confidence: float
+    source: OptionGains, model: ModelResults, label: str, full: ModelResults | None
 ) -> HeadsOfRun:
+    confidence = source.confidence
     changes = _changes(model)
     assert changes is not None
     reference = None if full is None or full is model else _changes(full)
     measures: list[MeasureOfRun] = []
     for each in changes.changes:
-        theirs = None if reference is None else reference.change(each.measure)
         values = flat(each.values)
+        like_full = None
+        if reference is not None and (theirs := reference.change(each.measure)) is not None:
+            like_full = correlation(values, flat(theirs.values), confidence)
         measures.append(
             MeasureOfRun(
                 measure=each.measure,
                 mean=statistics.fmean(map(abs, values)),
-                agreement=_rho(flat(each.halves[0]), flat(each.halves[1]), confidence),
-                like_full=None if theirs is None else _rho(values, flat(theirs.values), confidence),
+                agreement=correlation(flat(each.halves[0]), flat(each.halves[1]), confidence),
+                like_full=like_full,
             )
         )
     share = changes.share("all")
     return HeadsOfRun(
         run=model.name,
-        label=named.label,
-        option=named.option,
+        label=label,
+        option=source.name_of(model),
         num_heads=len(flat(changes.base_entropy)),
         measures=tuple(measures),
         top_share=None if share is None else _top_share(flat(share.values)),
@@ -260,19 +258,12 @@ def _top_share(shares: Sequence[float]) -> float:
     return sum(sorted(shares, reverse=True)[:count])
 
 
-def _rho(x: Sequence[float], y: Sequence[float], confidence: float) -> Bound | None:
-    found = rank_correlation(x, y, confidence)
-    if found is None:
-        return None
-    return Bound(estimate=found.estimate, lower=found.lower, upper=found.upper)
-
-
 def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[ChangeAgainstRank]:
     adapters = [run for run in runs if run.option.rank is not None]
     for number, measure in enumerate(CHANGE_MEASURES if adapters else ()):
         ranks = [float(run.option.rank or 0) for run in adapters]
         means = [run.measures[number].mean for run in adapters]
-        found = _rho(ranks, means, confidence)
+        found = correlation(ranks, means, confidence)
         reason = None
         if found is None:
             few = f"{quantities.counted(len(adapters), 'run')}, {MIN_PAIRS} are needed"
@@ -283,7 +274,7 @@ def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[Cha
 
 
 def _matters(
-    model: ModelResults, named: _Label, effects: TaskHeadEffects, confidence: float
+    source: OptionGains, model: ModelResults, label: str, effects: TaskHeadEffects
 ) -> Iterator[ChangeAndEffect]:
     for measure, values in _measured(model):
         for is_beyond in (False, True):
@@ -296,11 +287,11 @@ def _matters(
                 continue
             found = None
             if not is_selected(effects):
-                found = _rho([x for x, _ in pairs], [y for _, y in pairs], confidence)
+                found = correlation([x for x, _ in pairs], [y for _, y in pairs], source.confidence)
             yield ChangeAndEffect(
                 run=model.name,
-                label=named.label,
-                option=named.option,
+                label=label,
+                option=source.name_of(model),
                 task=effects.task,
                 mode=effects.mode,
                 keys_and_values=effects.keys_and_values,
@@ -348,10 +339,14 @@ def _statements(
     yield from (_change_statement(run) for run in ends.values())
     for each in against_rank:
         if each.measure == "output" and each.correlation is not None:
-            rho = each.correlation
+            evidence = {
+                1: "Heads change more at higher ranks",
+                0: "No evidence that heads change more at higher ranks",
+                -1: "Heads change less at higher ranks",
+            }[each.correlation.sign()]
             yield (
-                f"That heads change more the higher the rank is {_shown(rho)}: Spearman's ρ "
-                f"{_words(rho)} over {quantities.counted(each.num_runs, 'run')}."
+                f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
+                f"{quantities.counted(each.num_runs, 'run')})."
             )
     for each in matters:
         if each.measure == "output" and not each.is_beyond_control:
@@ -363,13 +358,16 @@ def _change_statement(run: HeadsOfRun) -> str:
     by_measure = {each.measure: each for each in run.measures}
     output, agreement = by_measure["output"], by_measure["output"].agreement
     control = "" if agreement is None else (
-        f"; the order of heads is the same on two halves of the prompts at ρ {_words(agreement)}"
+        "; two halves of the prompts order the heads alike with ρ "
+        f"{quantities.correlation(agreement)}"
     )  # fmt: skip
     like = output.like_full
-    also = "" if like is None else f", and it is full fine-tuning's at ρ {_words(like)}"
+    also = "" if like is None else (
+        f", and full fine-tuning does with ρ {quantities.correlation(like)}"
+    )  # fmt: skip
     return (
-        f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size, "
-        f"the mean over {quantities.counted(run.num_heads, 'head')}{control}{also}."
+        f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size on "
+        f"average over {quantities.counted(run.num_heads, 'head')}{control}{also}."
     )
 
 
@@ -377,20 +375,15 @@ def _matter_statement(found: ChangeAndEffect) -> str:
     done = mode_name(found.mode, keys_and_values=found.keys_and_values)
     where = f"{found.label}, {found.task}, {done}"
     if found.correlation is None:
-        return f"Whether heads that changed most matter most ({where}): {found.reason}."
-    rho = found.correlation
+        what = "Not tested whether the heads that changed most matter most"
+        return f"{what} ({where}): {found.reason}."
+    evidence = {
+        1: "The heads that changed most matter most",
+        0: "No evidence that the heads that changed most matter most",
+        -1: "The heads that changed most matter least",
+    }[found.correlation.sign()]
     return (
-        f"That the heads that changed most matter most ({where}) is {_shown(rho)}: Spearman's ρ "
-        f"{_words(rho)} of the change of the output with the size of the effect, over "
+        f"{evidence} ({where}): Spearman's ρ of the output's change with the size of the effect is "
+        f"{quantities.correlation(found.correlation)} over "
         f"{quantities.counted(found.num_heads, 'head')}."
     )
-
-
-def _shown(rho: Bound) -> str:
-    if rho.lower > 0:
-        return "shown"
-    return "refuted" if rho.upper < 0 else "not shown"
-
-
-def _words(rho: Bound) -> str:
-    return f"{rho.estimate:.2f} ({rho.lower:.2f} to {rho.upper:.2f})"

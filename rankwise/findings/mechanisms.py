@@ -1,4 +1,4 @@
-"""Three mechanisms that are said to set LoRA apart from full fine-tuning, tested, not asserted.
+"""Tests of three mechanisms by which LoRA is said to differ from full fine-tuning.
 
 That low ranks regularise (the gap between trained and test items; what is kept at equal gain),
 and that high ranks approach full fine-tuning.
@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
-from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption, bound_of
+from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean, bound_of
 from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
-from rankwise.records.results import StudyResults
-from rankwise.records.study import Bound, Recommendation, Record, StudyRecommendation, Unit
+from rankwise.records.study import Bound, Recommendation, Record, Unit
 
 Match = Literal["within delta", "not distinguished"]
 
@@ -27,21 +26,21 @@ class TrainTestGap(Record):
     Both are over the same tasks and against the base, ``gap`` in their unit.
     """
 
-    option: Option
+    option: OptionName
     trained: TaskMean
     test: TaskMean
     gap: Bound
 
 
 class MatchedPair(Record):
-    """Two options of one in-domain gain; ``other`` has the higher rank, or is full fine-tuning.
+    """Two options of equal in-domain gain; ``other`` has the higher rank, or is full fine-tuning.
 
     ``gain`` and ``kept`` are ``option`` less ``other``: in-domain, and on the retention tasks.
     ``answer`` is whether the lower rank is shown to keep more.
     """
 
-    option: Option
-    other: Option
+    option: OptionName
+    other: OptionName
     gain: TaskMean
     kept: TaskMean
     answer: Answer
@@ -62,7 +61,7 @@ class TrainTaskMechanisms(Record):
     """What one trained task says of the mechanisms. Exploratory.
 
     ``matched`` is None without retention tasks, ``agreement`` empty without full fine-tuning.
-    ``statements`` say it in words; ``left_out`` names options of which a seed is missing.
+    ``statements`` say it in words; ``left_out`` names options with a missing or diverged seed.
     """
 
     train_task: str
@@ -77,62 +76,50 @@ class TrainTaskMechanisms(Record):
     left_out: tuple[str, ...]
 
 
-def mechanisms(
-    results: StudyResults, recommendation: StudyRecommendation
-) -> tuple[TrainTaskMechanisms, ...]:
-    """One entry for each trained task on which any of the mechanisms can be tested.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
-    found: list[TrainTaskMechanisms] = []
-    for each in recommendation.by_train_task:
-        source = OptionGains(results.of(each.train_task))
-        gaps, gap_trend = _gaps(source, each.unit)
-        matched = _matched(source, each)
-        agreement, trends = agreement_with_full(source)
-        if not (gaps or matched or agreement):
-            continue
-        trends = trends if gap_trend is None else (gap_trend, *trends)
-        found.append(
-            TrainTaskMechanisms(
-                train_task=each.train_task,
-                unit=each.unit,
-                delta=each.delta,
-                confidence=source.confidence,
-                gaps=gaps,
-                matched=matched,
-                agreement=agreement,
-                trends=trends,
-                statements=tuple(_statements(trends, matched, each)),
-                left_out=source.left_out,
-            )
-        )
-    return tuple(found)
+def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTaskMechanisms | None:
+    """What can be tested on one trained task; None where nothing can."""
+    gaps, gap_trend = _gaps(source, recommendation.unit)
+    matched = _matched(source, recommendation)
+    agreement, trends = agreement_with_full(source)
+    if not (gaps or matched or agreement):
+        return None
+    trends = trends if gap_trend is None else (gap_trend, *trends)
+    return TrainTaskMechanisms(
+        train_task=recommendation.train_task,
+        unit=recommendation.unit,
+        delta=recommendation.delta,
+        confidence=source.confidence,
+        gaps=gaps,
+        matched=matched,
+        agreement=agreement,
+        trends=trends,
+        statements=tuple(_statements(trends, matched, recommendation)),
+        left_out=source.left_out,
+    )
 
 
 def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], RankTrend | None]:
-    """Of every option that was trained here; an imported one may not have seen these items."""
+    """The gap of every option trained here; an imported model may not have seen these items."""
     names = _trained_names(source, unit)
-    options = [each for each in source.options if each.plan.imported_as is None]
+    options = [option for option in source.options if option.plan.imported_as is None]
     if not names or not options:
         return (), None
     item_size = 2.0 * POINTS if unit == "points" else 0.0
     gaps: list[TrainTestGap] = []
     measured: list[Measured] = []
     for option in options:
-        parts = source.gap_parts(option, names)
+        parts = source.gap_parts(option.runs, names)
         estimate = mean_over_tasks(parts, item_size=item_size)
         gaps.append(
             TrainTestGap(
-                option=option.option,
-                trained=source.change(option, list(names.values())),
-                test=source.change(option, list(names)),
+                option=option.name,
+                trained=source.change(option.runs, list(names.values())),
+                test=source.change(option.runs, list(names)),
                 gap=bound_of(estimate, source.confidence),
             )
         )
-        if option.option.rank is not None:
-            measured.append(Measured(option.option, parts))
+        if option.rank is not None:
+            measured.append(Measured(option.name, parts))
     trend = rank_trend(
         "train-test gap",
         measured,
@@ -167,35 +154,33 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
             continue
         low, high = sorted((one, other), key=_rank)
         gain, kept = (_difference(source, low, high, names) for names in (tasks, retention))
-        bound = Bound(estimate=kept.estimate, lower=kept.lower, upper=kept.upper)
         pairs.append(
             MatchedPair(
-                option=low.option,
-                other=high.option,
+                option=low.name,
+                other=high.name,
                 gain=gain,
                 kept=kept,
-                answer=answer_of(bound),
+                answer=answer_of(kept),
             )
         )
     delta = recommendation.delta
     equal = [p for p in pairs if -delta < p.gain.lower and p.gain.upper < delta]
     if equal:
         return MatchedPairs(match="within delta", pairs=tuple(equal))
-    alike = tuple(pair for pair in pairs if not pair.gain.is_shown)
+    alike = tuple(pair for pair in pairs if pair.gain.sign() == 0)
     return MatchedPairs(match="not distinguished", pairs=alike)
 
 
-def _rank(option: TrainedOption) -> float:
-    """Full fine-tuning stands above every rank."""
-    return float("inf") if option.option.rank is None else option.option.rank
+def _rank(option: Option) -> float:
+    """Full fine-tuning is above every rank."""
+    return float("inf") if option.rank is None else option.rank
 
 
 def _difference(
-    source: OptionGains, option: TrainedOption, other: TrainedOption, tasks: Sequence[str]
+    source: OptionGains, option: Option, other: Option, tasks: Sequence[str]
 ) -> TaskMean:
     """Over the same items and seeds; a model without a seed is compared with every seed."""
-    values = [source.gains(option, task) - source.gains(other, task) for task in tasks]
-    return source.mean(values, tasks)
+    return source.mean([source.lead(option, other, task) for task in tasks], tasks)
 
 
 _CLAIMS: dict[TrendOf, str] = {

@@ -1,4 +1,8 @@
-"""What each option of a trained task gains over the base, averaged over seeds and tasks."""
+"""The options of a trained task, and what each gains over the base.
+
+An option is a rank (or full fine-tuning, or an imported model) with all its other settings; its
+runs differ by seed alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.pairs import Pair, pair_items, run_record
 from rankwise.findings.stats.estimates import (
     POINTS,
     Estimate,
@@ -17,28 +21,38 @@ from rankwise.findings.stats.estimates import (
     mean_over_tasks,
 )
 from rankwise.records import quantities
-from rankwise.records.axes import run_labels
-from rankwise.records.results import ModelResults, TrainTaskResults
-from rankwise.records.study import Bound, PlannedRun, Record, Relation, Unit
+from rankwise.records.axes import Kind, run_labels
+from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.study import (
+    Bound,
+    Interval,
+    PlannedRun,
+    Record,
+    Relation,
+    RunRecord,
+    Unit,
+)
+
+Runs = tuple[ModelResults, ...]
 
 
-class Option(Record):
-    """Runs that differ by seed alone: their label, and the rank; None for full fine-tuning."""
+class OptionName(Record):
+    """What an option is called in records: its label, and the rank; None for full fine-tuning."""
 
     label: str
     rank: int | None
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """What decides the colour: "full" or the rank."""
-        return "full" if self.rank is None else str(self.rank)
+        return "full" if self.rank is None else self.rank
 
 
 class OfOption(Protocol):
     """What is known of one run."""
 
     @property
-    def option(self) -> Option: ...
+    def option(self) -> OptionName: ...
 
 
 R = TypeVar("R", bound=OfOption)
@@ -52,56 +66,84 @@ def first_of_options(runs: Sequence[R]) -> list[R]:
     return sorted(first.values(), key=lambda run: run.option.rank or float("inf"))
 
 
-class TaskMean(Record):
-    """A score, or a difference of scores, averaged over tasks, with an interval of its own.
+class TaskMean(Interval):
+    """A score, or a difference of scores, averaged over tasks, with its own interval.
 
     A difference is positive where it is better. The bounds are two-sided, at the study's
     confidence. ``num_examples`` are the items of all its tasks together.
     """
 
-    estimate: float
-    lower: float
-    upper: float
     unit: Unit
     num_examples: int
     num_tasks: int
     num_seeds: int
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.lower > 0.0 or self.upper < 0.0
 
+class Option(NamedTuple):
+    """An option with the runs that it has, in seed order.
 
-class TrainedOption(NamedTuple):
-    """An option with its runs in seed order, and the plan of the first of them."""
+    Attributes:
+        label: what tells it from the other options, the seed left out.
+        rank: None for full fine-tuning.
+        plan: the settings, as planned for its first run.
+        runs: trained or diverged.
+        num_planned: runs that the study plans for it.
+    """
 
-    option: Option
-    runs: Runs
+    label: str
+    rank: int | None
     plan: PlannedRun
+    runs: Runs
+    num_planned: int
+
+    @property
+    def name(self) -> OptionName:
+        """As it is named in records."""
+        return OptionName(label=self.label, rank=self.rank)
+
+    @property
+    def records(self) -> tuple[RunRecord, ...]:
+        """The record of each of its runs."""
+        return tuple(run_record(run) for run in self.runs)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned seed was trained, so that it can be compared on all seeds."""
+        is_trained = all(record.status == "trained" for record in self.records)
+        return is_trained and len(self.runs) == self.num_planned
 
 
 class OptionGains:
-    """The complete options of one trained task, and their gains item by item.
+    """The options of one trained task, and their gains item by item.
 
     Attributes:
-        options: LoRA by rank and then by the other settings, full fine-tuning, imported models.
-        left_out: the labels of options of which a seed is missing or diverged.
+        labels: of every planned run, by name.
+        planned: all options: LoRA by rank and then by the other settings, full fine-tuning,
+            imported models.
+        options: the complete ones.
+        left_out: the labels of options with a missing or diverged seed.
     """
 
     def __init__(self, results: TrainTaskResults) -> None:
         self.results = results
         self.confidence = results.study.config.recommendation.confidence
-        found = [
-            TrainedOption(Option(label=label, rank=plan.rank), runs, plan)
-            for label, runs in labelled_runs(results).items()
-            for plan in (run_record(runs[0]).planned,)
-        ]
-        self.options = tuple(sorted(found, key=lambda each: _order(each.plan)))
-        labels = dict.fromkeys(run_labels(results.planned).values())
-        complete = {each.option.label for each in found}
-        self.left_out = tuple(label for label in labels if label not in complete)
-        self._gains: dict[tuple[str, str], Floats] = {}
+        self.labels = run_labels(results.planned)
+        self.planned = _options(results, self.labels)
+        self.options = tuple(option for option in self.planned if option.is_complete)
+        complete = {option.label for option in self.options}
+        self.left_out = tuple(
+            label for label in dict.fromkeys(self.labels.values()) if label not in complete
+        )
+        self._pairs: dict[tuple[str, str], Pair] = {}
+
+    def in_study_order(self, options: Sequence[Option]) -> tuple[Option, ...]:
+        """The same options in the order in which the study plans them."""
+        order = list(self.labels.values())
+        return tuple(sorted(options, key=lambda option: order.index(option.label)))
+
+    def name_of(self, run: ModelResults) -> OptionName:
+        """The option that a run belongs to."""
+        return OptionName(label=self.labels[run.name], rank=run_record(run).planned.rank)
 
     def tasks(self, relation: Relation, unit: Unit = "points") -> tuple[str, ...]:
         """The tasks of a relation that are scored in this unit."""
@@ -112,41 +154,48 @@ class OptionGains:
             if task in items and items[task].unit == unit
         )
 
-    def gains(self, option: TrainedOption, task: str) -> Floats:
-        """(seeds, items): adapted - base, positive where the adapted model is better.
+    def pair(self, model: ModelResults, task: str) -> Pair:
+        """The base and a model on one task, item by item."""
+        key = model.name, task
+        if key not in self._pairs:
+            self._pairs[key] = pair_items(self.results.base, model, task)
+        return self._pairs[key]
 
-        Raises:
-            RecordError: models were scored on different items, or a score is missing.
-        """
-        key = option.option.label, task
-        if key not in self._gains:
-            self._gains[key] = gains(self.results, option.runs, task)
-        return self._gains[key]
+    def gains(self, runs: Runs, task: str) -> Floats:
+        """(runs, items): adapted - base, positive where the adapted model is better."""
+        return np.stack([self.pair(run, task).gain for run in runs])
 
-    def gap_parts(self, option: TrainedOption, trained_items: Mapping[str, str]) -> list[Floats]:
+    def lead(self, option: Option, other: Option, task: str) -> Floats:
+        """(seeds, items): one option less another; a model without seeds is set against each."""
+        return self.gains(option.runs, task) - self.gains(other.runs, task)
+
+    def gap_parts(self, runs: Runs, trained_items: Mapping[str, str]) -> list[Floats]:
         """(seeds, items) whose mean over all parts is the gain on trained less on test items.
 
         Each is twice its gain, since half of the parts are the tests'. Trained and test items are
         different ones, so the variances of both add; an item counts double (``item_size``).
 
         Args:
-            option: whose gains.
+            runs: whose gains.
             trained_items: under which name the trained rows of each task were scored.
         """
-        trained = [2.0 * self.gains(option, name) for name in trained_items.values()]
-        return [*trained, *(-2.0 * self.gains(option, task) for task in trained_items)]
+        trained = [2.0 * self.gains(runs, name) for name in trained_items.values()]
+        return [*trained, *(-2.0 * self.gains(runs, task) for task in trained_items)]
 
-    def change(
-        self, option: TrainedOption, tasks: Sequence[str], *, by_items: bool = False
-    ) -> TaskMean:
+    def change(self, runs: Runs, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
-        return self.mean([self.gains(option, task) for task in tasks], tasks, by_items=by_items)
+        return self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
+
+    def score(
+        self, model: ModelResults, tasks: Sequence[str], *, by_items: bool = False
+    ) -> TaskMean:
+        """A model's own score over tasks of one unit."""
+        values = [self.pair(model, task).adapted[None, :] for task in tasks]
+        return self.mean(values, tasks, by_items=by_items)
 
     def base_score(self, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """The base's own score over tasks of one unit."""
-        base = self.results.base
-        values = [pair_items(base, base, task).base[None, :] for task in tasks]
-        return self.mean(values, tasks, by_items=by_items)
+        return self.score(self.results.base, tasks, by_items=by_items)
 
     def estimate(
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
@@ -155,24 +204,42 @@ class OptionGains:
         item_size = POINTS if self.results.base.items[tasks[0]].unit == "points" else 0.0
         if len(values) == 1:
             return crossed_difference(values[0], item_size=item_size)
-        sizes = [each.shape[1] for each in values]
+        sizes = [array.shape[1] for array in values]
         return mean_over_tasks(values, item_size=item_size, weights=sizes if by_items else None)
 
     def mean(
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
         """The same with its interval."""
-        estimate = self.estimate(values, tasks, by_items=by_items)
-        lower, upper = estimate.interval(self.confidence)
+        bound = bound_of(self.estimate(values, tasks, by_items=by_items), self.confidence)
         return TaskMean(
-            estimate=estimate.value,
-            lower=lower,
-            upper=upper,
+            **bound.model_dump(),
             unit=self.results.base.items[tasks[0]].unit,
-            num_examples=sum(each.shape[1] for each in values),
+            num_examples=sum(array.shape[1] for array in values),
             num_tasks=len(tasks),
             num_seeds=values[0].shape[0],
         )
+
+
+def option_gains(results: StudyResults) -> tuple[OptionGains, ...]:
+    """The options of every trained task, in the study's order."""
+    return tuple(OptionGains(part) for part in results.by_train_task)
+
+
+def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Option, ...]:
+    """Every planned option with its runs."""
+    plans: dict[str, list[PlannedRun]] = {}
+    for plan in results.planned:
+        plans.setdefault(labels[plan.name], []).append(plan)
+    runs: dict[str, list[ModelResults]] = {label: [] for label in plans}
+    for model in sorted(results.runs, key=lambda model: run_record(model).planned.seed or 0):
+        runs[labels[model.name]].append(model)
+    options = [
+        Option(label, plan.rank, plan, tuple(runs[label]), len(planned))
+        for label, planned in plans.items()
+        for plan in [run_record(runs[label][0]).planned if runs[label] else planned[0]]
+    ]
+    return tuple(sorted(options, key=lambda option: _order(option.plan)))
 
 
 def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int, int]:
@@ -186,57 +253,6 @@ def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int,
         len(plan.target_modules),
         plan.epochs or 0,
     )
-
-
-Runs = tuple[ModelResults, ...]
-
-
-def labelled_runs(results: TrainTaskResults) -> dict[str, Runs]:
-    """The trained runs of every option, full fine-tuning included, by label and in seed order.
-
-    Options of which a seed is missing or diverged are left out: the others are compared on all
-    seeds.
-    """
-    labels = run_labels(results.planned)
-    planned: dict[str, int] = {}
-    for plan in results.planned:
-        planned[labels[plan.name]] = planned.get(labels[plan.name], 0) + 1
-    runs: dict[str, list[ModelResults]] = {label: [] for label in planned}
-    for model in results.runs:
-        if run_record(model).status == "trained":
-            runs[labels[model.name]].append(model)
-    return {
-        label: tuple(sorted(found, key=lambda model: run_record(model).planned.seed or 0))
-        for label, found in runs.items()
-        if len(found) == planned[label]
-    }
-
-
-def gains(results: TrainTaskResults, runs: Sequence[ModelResults], task: str) -> Floats:
-    """(seeds, items): adapted - base on a task, positive where the adapted model is better."""
-    return np.stack([pair_items(results.base, run, task).gain for run in runs])
-
-
-def contrast(
-    results: TrainTaskResults,
-    runs: Sequence[ModelResults],
-    others: Sequence[ModelResults] | None,
-    tasks: Sequence[str],
-) -> Estimate:
-    """The macro-mean gain of one option, less that of another of the same seeds.
-
-    Args:
-        results: of the trained task.
-        runs: of the option.
-        others: of the one that it is compared with; None compares with the base.
-        tasks: at least one, all of one unit.
-    """
-    differences = [
-        gains(results, runs, task) - (0.0 if others is None else gains(results, others, task))
-        for task in tasks
-    ]
-    unit = results.base.items[tasks[0]].unit
-    return mean_over_tasks(differences, item_size=POINTS if unit == "points" else 0.0)
 
 
 def bound_of(estimate: Estimate, confidence: float) -> Bound:
@@ -253,7 +269,7 @@ class Ladder(NamedTuple):
     """LoRA options that differ by rank alone, smallest first; the label says what they share."""
 
     label: str
-    rungs: tuple[TrainedOption, ...]
+    rungs: tuple[Option, ...]
 
 
 def ladders(source: OptionGains) -> list[Ladder]:
@@ -261,7 +277,7 @@ def ladders(source: OptionGains) -> list[Ladder]:
 
     Two settings that come to one run at a rank (alpha 2r and 16 at rank 8) both have it.
     """
-    rungs: dict[_Setting, dict[int, TrainedOption]] = {}
+    rungs: dict[_Setting, dict[int, Option]] = {}
     for option in source.options:
         if option.plan.rank is not None and option.plan.imported_as is None:
             for setting in _settings(option.plan):

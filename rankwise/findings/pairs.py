@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from rankwise.records.study import (
     Bound,
     Comparison,
     FormatEffect,
+    PairedDifference,
     Relation,
     RetentionRatio,
     RunRecord,
@@ -76,6 +77,18 @@ class PairedTest(NamedTuple):
     upper: float
     counts: Counts | None
     p_value: float
+
+    def values(self, record: type[PairedDifference]) -> dict[str, Any]:
+        """The fields of a record that this test fills."""
+        numbers: dict[str, float | None] = {
+            "difference": self.estimate.value,
+            "stderr": self.estimate.stderr,
+            "lower": self.lower,
+            "upper": self.upper,
+        }
+        for name in Counts._fields:
+            numbers[f"num_{name}"] = None if self.counts is None else getattr(self.counts, name)
+        return {name: number for name, number in numbers.items() if name in record.model_fields}
 
 
 def pair_items(base: ModelResults, adapted: ModelResults, task: str) -> Pair:
@@ -200,7 +213,7 @@ def run_record(model: ModelResults) -> RunRecord:
         RecordError: it is the base.
     """
     if model.run is None:
-        raise RecordError(f"{model.name} stands among the runs and has no run record")
+        raise RecordError(f"{model.name} is listed as a run but has no run record")
     return model.run
 
 
@@ -209,7 +222,6 @@ def _comparison(
 ) -> tuple[Comparison, float]:
     pair = pair_items(results.base, model, task)
     test = paired_test(pair, results.study.config.recommendation.confidence)
-    counts = test.counts
     row = Comparison(
         run=model.name,
         task=task,
@@ -218,15 +230,8 @@ def _comparison(
         num_examples=len(pair.base),
         base_score=float(pair.base.mean()),
         adapted_score=float(pair.adapted.mean()),
-        difference=test.estimate.value,
-        stderr=test.estimate.stderr,
-        lower=test.lower,
-        upper=test.upper,
-        num_learned=None if counts is None else counts.learned,
-        num_forgotten=None if counts is None else counts.forgotten,
-        num_kept_right=None if counts is None else counts.kept_right,
-        num_kept_wrong=None if counts is None else counts.kept_wrong,
-        mcnemar_p_value=None if counts is None else test.p_value,
+        **test.values(Comparison),
+        mcnemar_p_value=None if test.counts is None else test.p_value,
         holm_p_value=None,
         retention_ratio=_ratio(results, task, pair) if relation == "retention" else None,
     )
@@ -305,11 +310,7 @@ def _effect(
         num_examples=len(trained.base),
         base_score=float(trained.base.mean()),
         adapted_score=float(trained.adapted.mean()),
-        difference=test.estimate.value,
-        lower=test.lower,
-        upper=test.upper,
-        num_learned=None if test.counts is None else test.counts.learned,
-        num_forgotten=None if test.counts is None else test.counts.forgotten,
+        **test.values(FormatEffect),
         standard_difference=float(standard.gain.mean()),
         by_format=_bound(standard.gain - trained.gain, standard.item_size, confidence)
         if same_unit

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
-from rankwise.findings.options import Runs, gains
+from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
-from rankwise.findings.statements import FullGain, reasons, statement
+from rankwise.findings.statements import FullGain, Numbers, reasons, statement
 from rankwise.findings.stats.estimates import Floats, default_margin, effective_items
 from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, study_bounds
 from rankwise.records import quantities
-from rankwise.records.axes import FULL_LABEL, run_labels
-from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.axes import SETTING
+from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import (
     Bound,
-    PlannedRun,
     RankVerdict,
     Recommendation,
     StudyRecommendation,
@@ -32,23 +31,7 @@ BOOTSTRAP_SEED = 20260101
 """Fixed, so that the same results always give the same recommendation."""
 
 
-class _Option(NamedTuple):
-    """What can be recommended; options sort by rank first. The label tells them apart."""
-
-    rank: int
-    alpha: float
-    scaling: float
-    learning_rate: float | None
-    target_modules: tuple[str, ...]
-    epochs: int | None
-    label: str
-
-    @property
-    def size(self) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
-        """By which options are ordered, smallest first."""
-        rate, epochs = self.learning_rate or 0.0, self.epochs or 0
-        modules = self.target_modules
-        return self.rank, self.alpha, self.scaling, rate, modules, epochs, self.label
+Options = Sequence[Option]
 
 
 class _Tasks(NamedTuple):
@@ -83,14 +66,12 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
     planned seed of it was trained and scored. One that is not, because a run diverged or is
     missing, is named in the reasons and takes no part. Full fine-tuning is compared and never
     recommended.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
     """
     tasks = _judged_tasks(results)
-    options, dropped = _options(results)
+    source = OptionGains(results)
+    options, dropped = _qualified(source)
     margins = _margins(results, tasks, max(len(options), 1))
-    bounds = _bounds(results, tasks, options) if options else None
+    bounds = _bounds(source, tasks, options) if options else None
     choice: Choice | None = None
     more = Needed(None, None, None)
     price: tuple[float, int] | None = None
@@ -100,23 +81,17 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
         if choice.option is None:
             price = sufficient_epsilon(bounds, margins.delta)
     num_seeds = len(_seeds(results))
-    chosen = None if choice is None or choice.option is None else list(options)[choice.option]
-    draft = Recommendation(
-        train_task=results.train_task,
+    chosen = None
+    if choice is not None and choice.option is not None:
+        chosen = options[choice.option].plan
+    numbers = Numbers(
         outcome="cannot_tell" if choice is None else choice.outcome,
-        rank=None if chosen is None else chosen.rank,
-        alpha=None if chosen is None else chosen.alpha,
-        learning_rate=None if chosen is None else chosen.learning_rate,
-        target_modules=None if chosen is None else chosen.target_modules,
-        epochs=None if chosen is None else chosen.epochs,
-        statement="",
-        reasons=(),
         unit=tasks.unit,
         delta=margins.delta,
         delta_is_derived=margins.delta_is_derived,
         epsilon_points=margins.epsilon,
         epsilon_is_derived=margins.epsilon_is_derived,
-        confidence=results.study.config.recommendation.confidence,
+        confidence=source.confidence,
         num_items_in_domain=_num_items(results, tasks.in_domain),
         num_seeds=num_seeds,
         num_items_needed=additional_items(
@@ -127,21 +102,22 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
         ),
         num_seeds_needed=None if more.seeds is None else (more.seeds - num_seeds) or None,
         sufficient_epsilon_points=None if price is None else price[0],
-        sufficient_rank=None if price is None else list(options)[price[1]].rank,
-        sufficient_label=None if price is None else list(options)[price[1]].label,
-        verdicts=_verdicts(results, tasks, options, bounds, choice),
-        comparisons=compare(results),
+        sufficient_rank=None if price is None else options[price[1]].rank,
+        sufficient_label=None if price is None else options[price[1]].label,
+        verdicts=_verdicts(source, tasks, options, bounds, choice),
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
                          for task in tasks.left_out))  # fmt: skip
-    full = _full_gains(results, tasks)
-    parameters = tuple(run_record(r[0]).planned.num_trainable_parameters for r in options.values())
-    return draft.model_copy(
-        update={
-            "statement": statement(draft),
-            "reasons": (*reasons(draft, full, parameters), *notes),
-        }
+    full = _full_gains(source, tasks)
+    parameters = tuple(option.plan.num_trainable_parameters for option in options)
+    return Recommendation(
+        train_task=results.train_task,
+        **{name: getattr(chosen, name, None) for name in SETTING if name != "scaling"},
+        statement=statement(numbers),
+        reasons=(*reasons(numbers, full, parameters), *notes),
+        comparisons=compare(results),
+        **numbers._asdict(),
     )
 
 
@@ -168,49 +144,36 @@ def _seeds(results: TrainTaskResults) -> tuple[int, ...]:
     return tuple(sorted({plan.seed for plan in lora or plans if plan.seed is not None}))
 
 
-def _options(results: TrainTaskResults) -> tuple[dict[_Option, Runs], tuple[str, ...]]:
-    """Complete options with their runs by seed, smallest first, and why others take no part."""
-    seeds = _seeds(results)
-    labels = run_labels(results.planned)
-    groups: dict[_Option, dict[int | None, ModelResults]] = {}
-    for plan in results.planned:
-        if plan.method == "lora":
-            groups.setdefault(_option_of(plan, labels[plan.name]), {})
-    for model in results.runs:
-        plan = run_record(model).planned
-        if plan.method == "lora":
-            groups[_option_of(plan, labels[plan.name])][plan.seed] = model
-    complete: dict[_Option, Runs] = {}
+def _qualified(source: OptionGains) -> tuple[tuple[Option, ...], tuple[str, ...]]:
+    """LoRA's complete options, smallest first, and why others take no part."""
+    seeds = _seeds(source.results)
+    complete: list[Option] = []
     dropped: list[str] = []
-    for option in sorted(groups, key=lambda each: each.size):
-        runs = groups[option]
+    lora = [option for option in source.planned if option.plan.method == "lora"]
+    for option in sorted(lora, key=_size):
+        by_seed = {record.planned.seed: record for record in option.records}
         wanted: tuple[int | None, ...] = seeds
-        if None in runs and len(seeds) <= 1:
-            wanted = (None,)  # an imported adapter stands beside runs of one seed
-        diverged = [s for s in runs if run_record(runs[s]).status == "diverged"]
-        missing = [s for s in wanted if s not in runs]
+        if None in by_seed and len(seeds) <= 1:
+            wanted = (None,)  # an imported adapter is compared with runs of one seed
+        diverged = [seed for seed, record in by_seed.items() if record.status == "diverged"]
+        missing = [seed for seed in wanted if seed not in by_seed]
         if not diverged and not missing:
-            complete[option] = tuple(runs[seed] for seed in wanted)
+            complete.append(option)
             continue
         what = [f"diverged with seed {_listed(diverged)}"] if diverged else []
         what += [f"has no run with seed {_listed(missing)}"] if missing else []
         name = quantities.capital(option.label)
         dropped.append(f"{name} {' and '.join(what)}, so it does not qualify.")
-    return complete, tuple(dropped)
+    return tuple(complete), tuple(dropped)
 
 
-def _option_of(plan: PlannedRun, label: str) -> _Option:
+def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
+    """By which options are ordered, smallest first."""
+    plan = option.plan
     if plan.rank is None or plan.alpha is None or plan.scaling is None:
         raise RecordError(f"run {plan.name} is a LoRA run without a rank or an alpha")
-    return _Option(
-        plan.rank,
-        plan.alpha,
-        plan.scaling,
-        plan.learning_rate,
-        plan.target_modules,
-        plan.epochs,
-        label,
-    )
+    rate, epochs = plan.learning_rate or 0.0, plan.epochs or 0
+    return plan.rank, plan.alpha, plan.scaling, rate, plan.target_modules, epochs, option.label
 
 
 def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Margins:
@@ -236,41 +199,40 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Mar
     )
 
 
-def _bounds(
-    results: TrainTaskResults, tasks: _Tasks, options: Mapping[_Option, Runs]
-) -> StudyBounds:
+def _bounds(source: OptionGains, tasks: _Tasks, options: Options) -> StudyBounds:
     """Simultaneous bounds over the complete options, in their order."""
 
     def by_option(task: str) -> Floats:
-        return np.stack([gains(results, runs, task) for runs in options.values()], axis=1)
+        return np.stack([source.gains(option.runs, task) for option in options], axis=1)
 
     return study_bounds(
         [by_option(task) for task in tasks.in_domain],
         [-by_option(task) for task in tasks.retention],
-        confidence=results.study.config.recommendation.confidence,
+        confidence=source.confidence,
         item_size=100.0 if tasks.unit == "points" else 0.0,
         rng=BOOTSTRAP_SEED,
     )
 
 
 def _verdicts(
-    results: TrainTaskResults,
+    source: OptionGains,
     tasks: _Tasks,
-    options: Mapping[_Option, Runs],
+    options: Options,
     bounds: StudyBounds | None,
     choice: Choice | None,
 ) -> tuple[RankVerdict, ...]:
     if bounds is None or choice is None:
         return ()
     verdicts: list[RankVerdict] = []
-    for index, (option, runs) in enumerate(options.items()):
-        losses = {task: float(-gains(results, runs, task).mean()) for task in tasks.retention}
+    for index, option in enumerate(options):
+        losses = {task: float(-source.gains(option.runs, task).mean()) for task in tasks.retention}
         worst = max(losses, key=lambda task: losses[task]) if losses else None
         estimate, lower, upper = choice.shortfall[index]
         verdicts.append(
             RankVerdict(
-                **option._asdict(),
-                runs=tuple(run.name for run in runs),
+                label=option.label,
+                **{name: getattr(option.plan, name) for name in SETTING},
+                runs=tuple(run.name for run in option.runs),
                 gain=_bound(bounds.gain, index),
                 retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
                 worst_retention_task=worst,
@@ -293,27 +255,19 @@ def _bound(bounds: Bounds, index: int) -> Bound:
     )
 
 
-def _full_gains(results: TrainTaskResults, tasks: _Tasks) -> tuple[FullGain, ...]:
+def _full_gains(source: OptionGains, tasks: _Tasks) -> tuple[FullGain, ...]:
     """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
-    labels = run_labels(results.planned)
-    groups: dict[str, Runs] = {}
-    for model in results.runs:
-        run = run_record(model)
-        if run.status == "trained" and run.planned.method == "full":
-            groups[labels[model.name]] = (*groups.get(labels[model.name], ()), model)
 
     def mean(runs: Runs, names: Sequence[str]) -> float:
-        return float(np.mean([gains(results, runs, task).mean() for task in names]))
+        return float(np.mean([source.gains(runs, task).mean() for task in names]))
 
-    return tuple(
-        FullGain(
-            label,
-            mean(runs, tasks.in_domain),
-            -mean(runs, tasks.retention) if tasks.retention else None,
-        )
-        for label, runs in groups.items()
-        if label.startswith(FULL_LABEL)
-    )
+    full: list[FullGain] = []
+    for option in source.in_study_order(source.planned):
+        runs = tuple(run for run in option.runs if run_record(run).status == "trained")
+        if option.plan.method == "full" and option.plan.imported_as is None and runs:
+            loss = -mean(runs, tasks.retention) if tasks.retention else None
+            full.append(FullGain(option.label, mean(runs, tasks.in_domain), loss))
+    return tuple(full)
 
 
 def _num_items(results: TrainTaskResults, tasks: Sequence[str]) -> int:

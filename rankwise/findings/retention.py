@@ -1,11 +1,10 @@
-"""What is kept of general knowledge, by subject and by group of subjects."""
+"""How much general knowledge is kept, by subject and by group of subjects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.findings.options import Option, OptionGains, TaskMean
-from rankwise.records.results import TrainTaskResults
+from rankwise.findings.options import OptionGains, OptionName, TaskMean
 from rankwise.records.study import Record
 
 ALL = "all retention tasks"
@@ -36,36 +35,31 @@ class RetentionLine(Record):
 class TrainTaskRetention(Record):
     """The retention tasks of one trained task, as groups and one by one. Exploratory.
 
-    ``left_out`` names options of which a seed is missing or diverged.
+    ``left_out`` names options with a missing or diverged seed.
     """
 
     train_task: str
     confidence: float
-    options: tuple[Option, ...]
+    options: tuple[OptionName, ...]
     groups: tuple[RetentionLine, ...]
     subjects: tuple[RetentionLine, ...]
     left_out: tuple[str, ...]
 
 
-def retention_groups(results: TrainTaskResults) -> TrainTaskRetention | None:
-    """All groups with at least two of the retention tasks; None with fewer than two tasks.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
-    source = OptionGains(results)
+def retention_groups(source: OptionGains) -> TrainTaskRetention | None:
+    """All groups with at least two of the retention tasks; None with fewer than two tasks."""
     tasks = source.tasks("retention")
     if len(tasks) < 2 or not source.options:
         return None
     groups: dict[tuple[str, ...], str] = {tasks: ALL}
-    for name, leaves in results.study.groups.items():
+    for name, leaves in source.results.study.groups.items():
         members = tuple(task for task in tasks if task in leaves)
         if len(members) > 1:
             groups[members] = f"{name}, {ALL}" if members == tasks else name
     return TrainTaskRetention(
-        train_task=results.train_task,
+        train_task=source.results.train_task,
         confidence=source.confidence,
-        options=tuple(each.option for each in source.options),
+        options=tuple(option.name for option in source.options),
         groups=tuple(_line(source, name, members) for members, name in groups.items()),
         subjects=tuple(_line(source, task, (task,)) for task in tasks),
         left_out=source.left_out,
@@ -82,9 +76,9 @@ def _line(source: OptionGains, name: str, tasks: Sequence[str]) -> RetentionLine
         base_score_by_items=source.base_score(tasks, by_items=True) if differ else None,
         changes=tuple(
             SubjectChange(
-                label=option.option.label,
-                change=source.change(option, tasks),
-                by_items=source.change(option, tasks, by_items=True) if differ else None,
+                label=option.label,
+                change=source.change(option.runs, tasks),
+                by_items=source.change(option.runs, tasks, by_items=True) if differ else None,
             )
             for option in source.options
         ),

@@ -26,7 +26,7 @@ from rankwise.records.lm_eval_samples import (
     higher_is_better,
     read_sample_file,
 )
-from rankwise.records.study import SCHEMA_VERSION, Record, SchemaVersion
+from rankwise.records.study import SCHEMA_VERSION, PairedDifference, Record, SchemaVersion
 
 Verdict = Literal["better", "worse", "cannot_tell"]
 Direction = Literal["results_file", "metric_name", "assumed"]
@@ -39,7 +39,7 @@ LOWER_IS_BETTER = frozenset(
         "ter", "wer", "word_perplexity",
     }
 )  # fmt: skip
-"""Metrics of lm-eval of which less is better, for files without a results file beside them."""
+"""Metrics of lm-eval of which less is better, for files that have no results file next to them."""
 
 HIGHER_IS_BETTER = frozenset(
     {
@@ -48,13 +48,13 @@ HIGHER_IS_BETTER = frozenset(
         "prompt_level_loose_acc", "prompt_level_strict_acc", "rouge1", "rouge2", "rougeL",
     }
 )  # fmt: skip
-"""Metrics of which more is better, as everybody knows; of others it is assumed, with a warning."""
+"""Metrics of which more is better; for unknown metrics this is assumed, with a warning."""
 
 # lm-eval aggregates these from log-likelihoods, and that is what it writes for an item.
 _OF_LOG_LIKELIHOODS = frozenset({"perplexity"})
 
 
-class SampleVerdict(Record):
+class SampleVerdict(PairedDifference):
     """One file against the base file, paired over the same items.
 
     Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
@@ -204,8 +204,8 @@ def _choose(
     higher, direction_from = _direction(files, metric, values)
     if direction_from == "assumed":
         notes.append(
-            f"no results file beside the samples says whether more or less of {metric!r} is "
-            "better; more is assumed to be"
+            f"no results file next to the samples says whether more or less of {metric!r} is "
+            "better; more is assumed to be better"
         )
     unit = metric
     if metric == LOSS_METRIC:
@@ -252,8 +252,8 @@ def _direction(
         higher = [str(path) for path, answer in answers.items() if answer]
         lower = [str(path) for path, answer in answers.items() if answer is False]
         raise RecordError(
-            f"the results files do not agree on {metric!r}: higher is better beside "
-            f"{quantities.listed(higher)}, lower beside {quantities.listed(lower)}. These are two "
+            f"the results files do not agree on {metric!r}: higher is better next to "
+            f"{quantities.listed(higher)}, lower next to {quantities.listed(lower)}. These are two "
             "different metrics; score both models with one version of the task."
         )
     if found:
@@ -270,6 +270,13 @@ class _Judged(NamedTuple):
     base_score: float
     candidate_score: float
     test: PairedTest
+
+
+class _Decided(NamedTuple):
+    judged: _Judged
+    verdict: Verdict
+    holm_p_value: float
+    num_items_needed: int | None
 
 
 def _judge(
@@ -291,7 +298,7 @@ def _verdict(
     base: str, judged: _Judged, holm_p_value: float, family: tuple[float, int], unit: str
 ) -> SampleVerdict:
     """The record of one candidate; ``family`` is the error rate of all and how many they are."""
-    test, counts = judged.test, judged.test.counts
+    test = judged.test
     alpha, num_candidates = family
     verdict: Verdict = "cannot_tell"
     if holm_p_value <= alpha:
@@ -299,28 +306,21 @@ def _verdict(
     needed = None
     if verdict == "cannot_tell":
         needed = _items_needed(test, judged.num_examples, alpha / num_candidates)
-    draft = SampleVerdict(
+    decided = _Decided(judged, verdict, holm_p_value, needed)
+    return SampleVerdict(
         name=judged.name,
         file=str(judged.file),
         num_examples=judged.num_examples,
         base_score=judged.base_score,
         candidate_score=judged.candidate_score,
-        difference=test.estimate.value,
-        stderr=test.estimate.stderr,
-        lower=test.lower,
-        upper=test.upper,
-        num_learned=None if counts is None else counts.learned,
-        num_forgotten=None if counts is None else counts.forgotten,
-        num_kept_right=None if counts is None else counts.kept_right,
-        num_kept_wrong=None if counts is None else counts.kept_wrong,
-        test="paired_t" if counts is None else "mcnemar_exact",
+        **test.values(SampleVerdict),
+        test="paired_t" if test.counts is None else "mcnemar_exact",
         p_value=test.p_value,
         holm_p_value=holm_p_value,
         verdict=verdict,
         num_items_needed=needed,
-        statement="",
+        statement=_statement(decided, base, unit, num_candidates),
     )
-    return draft.model_copy(update={"statement": _statement(draft, base, unit, num_candidates)})
 
 
 def _items_needed(test: PairedTest, num_items: int, alpha: float) -> int | None:
@@ -342,38 +342,41 @@ def _grown_p_value(counts: Counts, factor: float) -> float:
     return mcnemar_exact(round(counts.learned * factor), round(counts.forgotten * factor))
 
 
-def _statement(draft: SampleVerdict, base: str, unit: str, num_candidates: int) -> str:
+def _statement(decided: _Decided, base: str, unit: str, num_candidates: int) -> str:
     """One candidate in plain words."""
-    difference = (
-        f"{amount(draft.difference, unit, signed=True)} {unit} "
-        f"({amount(draft.lower, unit, signed=True)} to {amount(draft.upper, unit, signed=True)}) "
-        f"on {quantities.counted(draft.num_examples, 'item')}"
+    judged, verdict, holm_p_value, num_items_needed = decided
+    test = judged.test
+    estimate, lower, upper = (
+        sample_amount(value, unit, signed=True)
+        for value in (test.estimate.value, test.lower, test.upper)
     )
-    if draft.verdict == "cannot_tell":
-        text = f"Cannot tell whether {draft.name} is better or worse than {base}: {difference}"
+    items = quantities.counted(judged.num_examples, "item")
+    difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
+    if verdict == "cannot_tell":
+        text = f"Cannot tell whether {judged.name} is better or worse than {base}: {difference}"
     else:
-        text = f"{draft.name} is {draft.verdict} than {base}: {difference}"
-    if draft.num_learned == draft.num_forgotten == 0:
+        text = f"{judged.name} is {verdict} than {base}: {difference}"
+    if test.counts is not None and test.counts.learned == test.counts.forgotten == 0:
         text += "; right on exactly the same items"
-    elif draft.num_learned is not None and draft.num_forgotten is not None:
+    elif test.counts is not None:
         text += (
-            f"; right on {quantities.count(draft.num_learned)} that {base} has wrong, "
-            f"wrong on {quantities.count(draft.num_forgotten)} that it has right"
+            f"; right on {quantities.count(test.counts.learned)} that {base} has wrong, "
+            f"wrong on {quantities.count(test.counts.forgotten)} that it has right"
         )
-    text += f"; p = {quantities.p_value(draft.p_value)}"
+    text += f"; p = {quantities.p_value(test.p_value)}"
     if num_candidates > 1:
-        text += f", {quantities.p_value(draft.holm_p_value)} corrected for {num_candidates} files"
-    if draft.verdict != "cannot_tell":
+        text += f", {quantities.p_value(holm_p_value)} corrected for {num_candidates} files"
+    if verdict != "cannot_tell":
         return f"{text}."
-    if draft.num_items_needed is not None:
-        more = quantities.counted(draft.num_items_needed, "more item")
+    if num_items_needed is not None:
+        more = quantities.counted(num_items_needed, "more item")
         return f"{text}. If this is the true difference, about {more} would decide."
-    if draft.difference == 0.0:
+    if test.estimate.value == 0.0:
         return f"{text}. No difference was observed, so no number of items can be named."
     return f"{text}. The difference is too small for any reasonable number of items to decide."
 
 
-def amount(value: float, unit: str, *, signed: bool = False) -> str:
+def sample_amount(value: float, unit: str, *, signed: bool = False) -> str:
     """A score or a difference in the unit of ``SampleVerdicts``; that is not written."""
     if unit == "points" or unit == "nats":
         write = quantities.change if signed else quantities.score

@@ -6,6 +6,7 @@ from rankwise.findings.axes import TrainTaskAxes, axis_effects
 from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
+from rankwise.findings.options import option_gains
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.signatures.found import Signature, failure_signatures
 from rankwise.findings.transfer import Transfer, transfer
@@ -34,21 +35,16 @@ class StudyFindings(Record):
 
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
-    """Everything that follows from a finished study and is no recommendation.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
-    parts = [(results.of(each.train_task), each) for each in recommendation.by_train_task]
-    axes = [axis_effects(part, its) for part, its in parts]
-    retention = [retention_groups(part) for part, _ in parts]
+    """Everything that follows from a finished study and is no recommendation."""
+    sources = option_gains(results)
+    parts = list(zip(sources, recommendation.by_train_task, strict=True))
     return StudyFindings(
-        signatures=failure_signatures(results, recommendation),
-        axes=tuple(each for each in axes if each is not None),
-        transfer=transfer(results),
-        retention=tuple(each for each in retention if each is not None),
-        mechanisms=mechanisms(results, recommendation),
-        weights=weight_findings(results),
-        heads=head_findings(results),
-        claims=paper_claims(results, recommendation),
+        signatures=tuple(found for part in parts for found in failure_signatures(*part)),
+        axes=tuple(found for part in parts if (found := axis_effects(*part))),
+        transfer=transfer(sources),
+        retention=tuple(found for source in sources if (found := retention_groups(source))),
+        mechanisms=tuple(found for part in parts if (found := mechanisms(*part))),
+        weights=tuple(found for source in sources if (found := weight_findings(source))),
+        heads=tuple(found for source in sources if (found := head_findings(source))),
+        claims=paper_claims(sources, recommendation),
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rankwise.findings.options import Option, OptionGains, TaskMean, TrainedOption
+from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.records.results import StudyResults
 from rankwise.records.study import Record, Relation, StudyRecord
 
 AWAY: tuple[Relation, ...] = ("out_of_domain", "retention")
@@ -17,7 +16,7 @@ MOST_LEAVES = 4
 
 
 class TransferColumn(Record):
-    """A test task, or a group of them that stands together; ``tasks`` tells columns apart."""
+    """A test task, or a group of them in one column; ``tasks`` identifies the column."""
 
     name: str
     tasks: tuple[str, ...]
@@ -61,26 +60,22 @@ class Transfer(Record):
     """The cross-domain matrix. Exploratory, every interval by itself.
 
     Rows and columns stand by domain, those without one last. ``left_out`` names, by trained
-    task, options of which a seed is missing or diverged.
+    task, options with a missing or diverged seed.
     """
 
     confidence: float
     rows: tuple[TransferRow, ...]
     columns: tuple[TransferColumn, ...]
-    options: tuple[Option, ...]
+    options: tuple[OptionName, ...]
     cells: tuple[TransferCell, ...]
     domain_means: tuple[DomainMean, ...]
     left_out: dict[str, tuple[str, ...]]
 
 
-def transfer(results: StudyResults) -> Transfer | None:
-    """The matrix of a study; None where nothing is tested out of the trained domain.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
-    """
-    study = results.study
-    sources = {part.train_task: OptionGains(part) for part in results.by_train_task}
+def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
+    """The matrix of a study; None where nothing is tested out of the trained domain."""
+    study = trained[0].results.study
+    sources = {source.results.train_task: source for source in trained}
     if not any(source.tasks("out_of_domain") for source in sources.values()):
         return None
     columns = _columns(study, sources)
@@ -90,11 +85,11 @@ def transfer(results: StudyResults) -> Transfer | None:
     ]
     cells: list[TransferCell] = []
     means: list[DomainMean] = []
-    options: dict[str, Option] = {}
+    options: dict[str, OptionName] = {}
     for place in order:
         name = rows[place].name
         for option in sources[name].options:
-            options.setdefault(option.option.label, option.option)
+            options.setdefault(option.label, option.name)
             cells += _cells(sources[name], option, columns)
             means += _domain_means(sources[name], option, columns)
     if not cells:
@@ -112,7 +107,8 @@ def transfer(results: StudyResults) -> Transfer | None:
 
 def is_negative_transfer(change: TaskMean, base_score: TaskMean) -> bool:
     """Whether the lower bound of the drop is above a tenth of the base's score."""
-    return base_score.estimate > 0 and -change.upper > TRANSFER_ALARM_SHARE * base_score.estimate
+    alarm = TRANSFER_ALARM_SHARE * base_score.estimate
+    return alarm > 0 and change.sign(at=-alarm) < 0
 
 
 def _domain_of(study: StudyRecord, name: str, source: OptionGains) -> str | None:
@@ -162,7 +158,7 @@ def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[Tr
 
 
 def _cells(
-    source: OptionGains, option: TrainedOption, columns: Sequence[TransferColumn]
+    source: OptionGains, option: Option, columns: Sequence[TransferColumn]
 ) -> list[TransferCell]:
     relations = _relations(source)
     cells: list[TransferCell] = []
@@ -170,11 +166,11 @@ def _cells(
         relation = relations.get(column.tasks[0])
         if relation is None:
             continue
-        base, change = source.base_score(column.tasks), source.change(option, column.tasks)
+        base, change = source.base_score(column.tasks), source.change(option.runs, column.tasks)
         cells.append(
             TransferCell(
                 train_task=source.results.train_task,
-                label=option.option.label,
+                label=option.label,
                 tasks=column.tasks,
                 relation=relation,
                 base_score=base,
@@ -186,9 +182,9 @@ def _cells(
 
 
 def _domain_means(
-    source: OptionGains, option: TrainedOption, columns: Sequence[TransferColumn]
+    source: OptionGains, option: Option, columns: Sequence[TransferColumn]
 ) -> list[DomainMean]:
-    """Of domains with several columns; what was trained on is left out of the mean."""
+    """The means of domains with several columns; the trained task is left out."""
     relations = _relations(source)
     means: list[DomainMean] = []
     for domain in dict.fromkeys(column.domain for column in columns):
@@ -199,10 +195,10 @@ def _domain_means(
             means.append(
                 DomainMean(
                     train_task=source.results.train_task,
-                    label=option.option.label,
+                    label=option.label,
                     domain=domain,
                     tasks=away,
-                    change=source.change(option, away),
+                    change=source.change(option.runs, away),
                 )
             )
     return means

@@ -1,15 +1,17 @@
-"""What changes from the smallest rank of a study to its largest."""
+"""How a measure changes with rank: from the smallest to the largest, in order, and on average."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import Option, bound_of
+from rankwise.findings.options import OptionName, bound_of
+from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.estimates import Floats, mean_over_tasks
-from rankwise.records.study import Bound, Record, Unit
+from rankwise.records.study import Bound, Interval, Record, Unit
 
 TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
 Answer = Literal["shown", "contradicted", "undecided"]
@@ -35,7 +37,7 @@ class RankTrend(Record):
 class Measured(NamedTuple):
     """A measure of one option: for each independent set of items (seeds, items)."""
 
-    option: Option
+    option: OptionName
     parts: Sequence[Floats]
 
 
@@ -85,11 +87,26 @@ def rank_trend(
     )
 
 
-def answer_of(change: Bound, *, rises: bool = True) -> Answer:
+def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bound | None:
+    """Spearman's ρ with its interval; None with too few pairs, or where a side is constant."""
+    rho = rank_correlation(x, y, confidence)
+    if rho is None:
+        return None
+    return Bound(estimate=rho.estimate, lower=rho.lower, upper=rho.upper)
+
+
+def means_by_rank(points: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """The mean of what each rank has, over seeds and other settings, ranks from small to large."""
+    by_rank: dict[int, list[float]] = {}
+    for rank, value in points:
+        by_rank.setdefault(rank, []).append(value)
+    return {rank: statistics.fmean(by_rank[rank]) for rank in sorted(by_rank)}
+
+
+def answer_of(change: Interval, *, rises: bool = True) -> Answer:
     """Whether a difference is shown to be above zero, or below it with ``rises`` false."""
-    if change.lower <= 0.0 <= change.upper:
-        return "undecided"
-    return "shown" if (change.lower > 0.0) == rises else "contradicted"
+    sign = change.sign()
+    return "undecided" if sign == 0 else "shown" if (sign > 0) == rises else "contradicted"
 
 
 def _mean_parts(options: Sequence[Sequence[Floats]]) -> list[Floats]:

@@ -1,4 +1,4 @@
-"""What the weights of a study's runs say: norms against rank, intruders against forgetting."""
+"""The weights of a study's runs: norms against rank, intruders against forgetting."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Ladder, Option, OptionGains, ladders
-from rankwise.findings.pairs import pair_items, run_record
-from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
-from rankwise.findings.stats.growth import Fit, Growth, norm_growth
+from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
+from rankwise.findings.stats.correlation import MIN_PAIRS
+from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
+from rankwise.findings.trends import correlation
 from rankwise.records import quantities
-from rankwise.records.axes import run_labels
-from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     INTRUDER_K,
@@ -47,7 +46,7 @@ class RunWeights(Record):
     """
 
     run: str
-    option: Option
+    option: OptionName
     num_matrices: int
     frobenius_norm: float
     relative_norm: float
@@ -61,7 +60,7 @@ class RunWeights(Record):
 
 
 class FittedLaw(Record):
-    """A law of growth; see ``norm_fits.Fit``."""
+    """A law of growth; see ``stats.growth.LineFit``."""
 
     slope: Bound
     intercept: float
@@ -117,23 +116,17 @@ class _Looked(NamedTuple):
     spectra: SpectraRecord
 
 
-def weight_findings(results: StudyResults) -> tuple[TrainTaskWeights, ...]:
-    """One entry for each trained task of which any run's weights were looked into."""
-    found = (_of_task(part) for part in results.by_train_task)
-    return tuple(each for each in found if each is not None)
-
-
-def _of_task(results: TrainTaskResults) -> TrainTaskWeights | None:
+def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
+    """The weights of one trained task's runs; None where none were analysed."""
+    results = source.results
     looked = [_Looked(model, model.spectra) for model in results.runs if model.spectra is not None]
     analysed = [each for each in looked if each.spectra.matrices]
     if not looked:
         return None
-    labels = run_labels(results.planned)
-    runs = tuple(_run_weights(results, each, labels[each.model.name]) for each in analysed)
-    source = OptionGains(results)
+    runs = tuple(_run_weights(source, each) for each in analysed)
     trends = tuple(_norm_trends(source))
     top_k = results.study.config.analysis.top_k
-    associations = tuple(_associations(results, runs, source.confidence))
+    associations = tuple(_associations(runs, source.confidence))
     return TrainTaskWeights(
         train_task=results.train_task,
         confidence=source.confidence,
@@ -150,7 +143,7 @@ def _of_task(results: TrainTaskResults) -> TrainTaskWeights | None:
     )
 
 
-def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunWeights:
+def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
     matrices, epsilons = looked.spectra.matrices, looked.spectra.epsilons
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
     base_norm = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
@@ -161,7 +154,7 @@ def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunW
 
     return RunWeights(
         run=looked.model.name,
-        option=Option(label=label, rank=run_record(looked.model).planned.rank),
+        option=source.name_of(looked.model),
         num_matrices=len(matrices),
         frobenius_norm=norm,
         relative_norm=norm / base_norm if base_norm else 0.0,
@@ -173,7 +166,7 @@ def _run_weights(results: TrainTaskResults, looked: _Looked, label: str) -> RunW
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
         ),
-        forgetting=dict(_forgetting(results, looked.model)),
+        forgetting=dict(_forgetting(source, looked.model)),
     )
 
 
@@ -186,7 +179,7 @@ def _null_pair(
     measure: Callable[[VectorChange, MatrixSpectrum], float],
     total: Callable[[list[float]], float],
 ) -> NullPair:
-    """A zero update is compared with no null: where one is in it, nor is the run."""
+    """A zero update has no null; a run with such a matrix has none either."""
     gaussian = [measure(m.gaussian_null, m) for m in matrices if m.gaussian_null is not None]
     haar = [measure(m.haar_null, m) for m in matrices if m.haar_null is not None]
     return NullPair(
@@ -202,17 +195,12 @@ _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
 )
 
 
-def _forgetting(results: TrainTaskResults, model: ModelResults) -> Iterator[tuple[str, float]]:
+def _forgetting(source: OptionGains, model: ModelResults) -> Iterator[tuple[str, float]]:
     """How much worse than the base, macro-mean over the tasks that are scored in the unit."""
     for name, relation, unit in _FORGETTING:
-        items = results.base.items
-        tasks = [
-            task
-            for task in results.tasks.get(relation, ())
-            if task in items and items[task].unit == unit and task in model.items
-        ]
+        tasks = [task for task in source.tasks(relation, unit) if task in model.items]
         if tasks:
-            gains = [float(pair_items(results.base, model, task).gain.mean()) for task in tasks]
+            gains = [float(source.pair(model, task).gain.mean()) for task in tasks]
             yield name, -statistics.fmean(gains)
 
 
@@ -259,7 +247,7 @@ def _norm_trend(
     )
 
 
-def _law(fit: Fit) -> FittedLaw:
+def _law(fit: LineFit) -> FittedLaw:
     slope = Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper)
     return FittedLaw(slope=slope, intercept=fit.intercept, r_squared=fit.r_squared)
 
@@ -271,14 +259,12 @@ _MEASURES: tuple[tuple[Measure, Callable[[RunWeights], float]], ...] = (
 )
 
 
-def _associations(
-    results: TrainTaskResults, runs: Sequence[RunWeights], confidence: float
-) -> Iterator[Association]:
+def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Association]:
     for name, _, unit in _FORGETTING:
         having = [run for run in runs if name in run.forgetting]
         for measure, value in _MEASURES if having else ():
             x = [value(run) for run in having]
-            found = rank_correlation(x, [run.forgetting[name] for run in having], confidence)
+            found = correlation(x, [run.forgetting[name] for run in having], confidence)
             reason = None
             if found is None and len(having) < MIN_PAIRS:
                 reason = f"{quantities.counted(len(having), 'run')}, {MIN_PAIRS} are needed"
@@ -289,9 +275,7 @@ def _associations(
                 forgetting=name,
                 unit=unit,
                 num_runs=len(having),
-                correlation=None
-                if found is None
-                else Bound(estimate=found.estimate, lower=found.lower, upper=found.upper),
+                correlation=found,
                 reason=reason,
             )
 
@@ -307,26 +291,30 @@ def _statements(
         if trend.module == ALL_MODULES:
             setting = f" ({trend.setting})" if trend.setting else ""
             slope = trend.logarithmic.slope
+            estimate, lower, upper = (
+                quantities.formatted(value, "+.3g")
+                for value in (slope.estimate, slope.lower, slope.upper)
+            )
             words = {
                 "logarithmic": "a logarithm fits better than a power law",
                 "power law": "a power law fits better than a logarithm",
-                "undecided": "a logarithm and a power law are not told apart",
+                "undecided": "a logarithm and a power law cannot be told apart",
             }[trend.better]
             yield (
-                f"The norm of the update changes by {slope.estimate:+.3g} ({slope.lower:+.3g} to "
-                f"{slope.upper:+.3g}) per doubling of the rank{setting}; {words} "
+                f"The norm of the update changes by {estimate} ({lower} to {upper}) per doubling "
+                f"of the rank{setting}; {words} "
                 f"(R² {trend.logarithmic.r_squared:.3f} and {trend.power_law.r_squared:.3f})."
             )
     for each in associations:
         if each.measure == "intruders" and each.correlation is not None:
-            rho = each.correlation
-            shown = "is shown" if rho.lower > 0 else "is not shown"
-            if rho.upper < 0:
-                shown = "is refuted (the more of them, the less is forgotten)"
+            evidence = {
+                1: f"Runs with more intruder dimensions have more {each.forgetting}",
+                0: f"No evidence that intruder dimensions go with {each.forgetting}",
+                -1: f"Runs with more intruder dimensions have less {each.forgetting}",
+            }[each.correlation.sign()]
             yield (
-                f"That intruder dimensions go with {each.forgetting} {shown}: Spearman's ρ "
-                f"{rho.estimate:.2f} ({rho.lower:.2f} to {rho.upper:.2f}) over "
-                f"{quantities.counted(each.num_runs, 'run')}."
+                f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
+                f"{quantities.counted(each.num_runs, 'run')})."
             )
     none = [run for run in runs if run.intruders.observed == 0]
     if runs and len(none) == len(runs):

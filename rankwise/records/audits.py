@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.records.spectra import MatrixSpectrum
-from rankwise.records.study import SCHEMA_VERSION, Provenance, Record, SchemaVersion, Unit
+from rankwise.records.study import (
+    SCHEMA_VERSION,
+    PairedDifference,
+    Provenance,
+    Record,
+    SchemaVersion,
+    Unit,
+)
 
 AuditedKind = Literal["adapter", "checkpoint"]
 
 
-class AuditScore(Record):
+class AuditScore(PairedDifference):
     """Base and adapted model on one task, paired over the same items.
 
     Scores are points (shares times 100) or nats per token, each with the standard error of its

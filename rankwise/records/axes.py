@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.config import AlphaConfig, LoraConfig, LoraRate, RateRuleConfig, StudyConfig
 from rankwise.records.study import PlannedRun
 
 FULL_LABEL = "full fine-tuning"
+
+Kind = int | Literal["full", "base"]
+"""What a model is, for its colour and its mark: a rank, full fine-tuning, or the base."""
+
+SETTING = ("rank", "alpha", "scaling", "learning_rate", "target_modules", "epochs")
+"""What an option is besides its seed: fields that a planned run and a verdict share."""
 
 
 class LoraVariant(NamedTuple):

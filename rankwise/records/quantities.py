@@ -1,13 +1,13 @@
 """How numbers are written: one format for each kind of quantity, in the terminal and on paper.
 
-A number that was not measured is an em dash here; why it was not is said beside it.
+A number that was not measured is an em dash; the reason is given next to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.records.study import Unit
+from rankwise.records.study import Interval, Unit
 
 NOT_MEASURED = "—"
 MINUS = "\u2212"
@@ -17,7 +17,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def score(value: float, unit: Unit) -> str:
-    """81.3 (points) or 2.507 (nats); the unit stands in the heading."""
+    """81.3 (points) or 2.507 (nats); the unit is in the heading."""
     return _decimal(value, _DIGITS[unit], signed=False)
 
 
@@ -39,6 +39,24 @@ def change_interval(lower: float, upper: float, unit: Unit) -> str:
 def amount(value: float, unit: Unit) -> str:
     """8.9 points, 0.020 nats."""
     return f"{score(value, unit)} {unit}"
+
+
+def with_interval(interval: Interval, unit: Unit, *, signed: bool = True) -> str:
+    """+3.1 points (+1.0 to +5.2); without signs 20.0 points (12.6 to 27.4)."""
+    write, ends = (change, change_interval) if signed else (score, score_interval)
+    bounds = ends(interval.lower, interval.upper, unit)
+    return f"{write(interval.estimate, unit)} {unit} ({bounds})"
+
+
+def formatted(value: float, spec: str) -> str:
+    """A number by Python's format, such as ".3g" or "+.2f", with a true minus."""
+    return format(value, spec).replace("-", MINUS)
+
+
+def correlation(rho: Interval) -> str:
+    """0.84 (0.21 to 0.98)."""
+    estimate, lower, upper = (formatted(v, ".2f") for v in (rho.estimate, rho.lower, rho.upper))
+    return f"{estimate} ({lower} to {upper})"
 
 
 def ratio(value: float) -> str:
@@ -148,7 +166,7 @@ def _decimal(value: float, digits: int, *, signed: bool) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    """Fixed notation with so many significant digits, trailing zeros kept."""
+    """Fixed notation with this many significant digits, trailing zeros kept."""
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits}g}")

@@ -64,7 +64,7 @@ class ModelResults(Record):
     """Everything measured on one model; ``run`` is None for the untouched base.
 
     ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
-    fine-tuning that LoRA is compared with. ``spectra`` are of runs whose weights were looked into,
+    fine-tuning that LoRA is compared with. ``spectra`` are of runs whose weights were analysed,
     ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were.
     """
 
@@ -90,7 +90,7 @@ class StudyResults(Record):
 
     @property
     def by_train_task(self) -> tuple[TrainTaskResults, ...]:
-        """The results of what each task was trained for, in the study's order."""
+        """The results of every trained task, in the study's order."""
         return tuple(self.of(train_task) for train_task in self.study.tasks)
 
     def of(self, train_task: str) -> TrainTaskResults:
@@ -108,7 +108,9 @@ class StudyResults(Record):
                     },
                     "items": {t: items for t, items in self.base.items.items() if t in scored},
                     "divergences": tuple(
-                        each for each in self.base.divergences if each.train_task == train_task
+                        divergence
+                        for divergence in self.base.divergences
+                        if divergence.train_task == train_task
                     ),
                 }
             ),
@@ -130,22 +132,22 @@ class TrainTaskResults(Record):
 
     @property
     def tasks(self) -> dict[Relation, tuple[str, ...]]:
-        """The tasks that decide, by their relation to what was trained on."""
+        """The tasks that decide, by their relation to the trained task."""
         return self.study.tasks[self.train_task]
 
     @property
     def trained_formats(self) -> dict[str, str]:
-        """Under which name a task was scored as the training asked."""
+        """Task -> name under which it was also scored in the format of the training."""
         return self.study.trained_formats[self.train_task]
 
     @property
     def trained_items(self) -> dict[str, str]:
-        """Under which name rows of a task that were trained on were scored."""
+        """Task -> name under which its own training rows were scored."""
         return self.study.trained_items[self.train_task]
 
     @property
     def ending_items(self) -> str | None:
-        """Under which name the end of rows that were trained on was scored, if it was."""
+        """The name under which the end of training rows was scored; None if it was not."""
         return self.study.ending_items.get(self.train_task)
 
     @property

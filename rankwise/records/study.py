@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -244,6 +244,32 @@ class RunRecord(Record):
     provenance: Provenance
 
 
+class Interval(Record):
+    """An estimate with its two-sided bounds, in whatever unit the subclass or the field says."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+    def sign(self, at: float = 0.0) -> Literal[-1, 0, 1]:
+        """1 or -1 where the whole interval is above or below ``at``, else 0: undecided."""
+        return 1 if self.lower > at else -1 if self.upper < at else 0
+
+    def negated(self) -> Self:
+        """The interval of the opposite difference: a gain in nats as forgetting."""
+        ends = {"estimate": -self.estimate, "lower": -self.upper, "upper": -self.lower}
+        return self.model_copy(update=ends)
+
+
+class _Bounded(Protocol):
+    @property
+    def difference(self) -> float: ...
+    @property
+    def lower(self) -> float: ...
+    @property
+    def upper(self) -> float: ...
+
+
 class MetricScore(Record):
     """One aggregated metric of a task; never without its error, count and direction."""
 
@@ -319,7 +345,19 @@ class RetentionRatio(Record):
     reason: str | None
 
 
-class Comparison(Record):
+class PairedDifference(Record):
+    """The difference of two models on the same items, positive where the adapted one is better.
+
+    The fields stand in the subclasses, each of which has its own order in JSON.
+    """
+
+    @property
+    def interval(self: _Bounded) -> Interval:
+        """The difference with its bounds."""
+        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
+
+
+class Comparison(PairedDifference):
     """One run against the base on one task, paired over the same items.
 
     ``difference`` is signed so that positive is better for the adapted model: points for a
@@ -349,19 +387,15 @@ class Comparison(Record):
     retention_ratio: RetentionRatio | None = None
 
 
-class Bound(Record):
+class Bound(Interval):
     """An estimate with its simultaneous bounds over all ranks, in the unit of what it bounds.
 
     The bounds that decide hold all at once at the study's confidence: a gain's lower, a retention
     loss's upper and a shortfall's upper one. Each opposite bound is taken at the same level.
     """
 
-    estimate: float
-    lower: float
-    upper: float
 
-
-class FormatEffect(Record):
+class FormatEffect(PairedDifference):
     """One run against the base on one task, asked as the training asked (``scored_as``).
 
     ``difference`` is as in ``Comparison``, with an interval of its own; ``standard_difference``

@@ -1,4 +1,4 @@
-"""An audit as one self-contained HTML page, and its record beside it."""
+"""An audit as one self-contained HTML page, and its record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import altair as alt
 
-from rankwise.findings.audits import ENOUGH, intruder_total, subject
+from rankwise.findings.audits import ENOUGH, intruder_total, norms, subject
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord
 from rankwise.records.folder import write_atomically
@@ -22,8 +22,8 @@ from rankwise.report.charts.weight_maps import (
     norm_map,
     turned_map,
 )
-from rankwise.report.facts import Fact
-from rankwise.report.parts import Chart, Figure, Section, TitledTable
+from rankwise.report.facts import Entry
+from rankwise.report.parts import Chart, Figure, ReportSection, TitledTable
 from rankwise.report.rendering import dark_rules, drawn_sections, render_template
 from rankwise.report.tables.audits import kind_table, matrix_table, other_table, score_table
 
@@ -71,7 +71,7 @@ def target_name(target: Path) -> str:
     return "/".join(target.parts[-2:]) if is_common else target.name
 
 
-def _sections(record: AuditRecord) -> Iterator[Section]:
+def _sections(record: AuditRecord) -> Iterator[ReportSection]:
     if record.scores:
         yield _score_section(record)
     if record.cut is not None:
@@ -85,12 +85,12 @@ def _sections(record: AuditRecord) -> Iterator[Section]:
             "Norms, embeddings, biases and the head are no part of the matrices above, and of no "
             "adapter either."
         )
-        yield Section("others", "Other parameters", (remark,), (), (table,))
+        yield ReportSection("others", "Other parameters", (remark,), (), (table,))
     table = TitledTable("Weight matrices", matrix_table(record))
-    yield Section("matrices", "Every matrix", (), (), (table,))
+    yield ReportSection("matrices", "Every matrix", (), (), (table,))
 
 
-def _score_section(record: AuditRecord) -> Section:
+def _score_section(record: AuditRecord) -> ReportSection:
     remarks = [
         "Both models answered the same items. A difference is shown where its interval has only "
         "one sign; one seed, one training: whether another would do the same is not known.",
@@ -98,14 +98,17 @@ def _score_section(record: AuditRecord) -> Section:
     title = "Difference from the base"
     confidence = quantities.percent(record.confidence)
     chart = score_chart(record.scores, _title(title, f"bars are {confidence} intervals"))
-    words = [f"{each.task} {each.difference:+.3g} {each.unit}" for each in record.scores]
+    words = [
+        f"{score.task} {quantities.formatted(score.difference, '+.3g')} {score.unit}"
+        for score in record.scores
+    ]
     caption = "Paired over the same items, each task by itself. Right of zero is better."
     figure = _figure("scores", title, caption, words, chart)
     tables = (TitledTable("Every task", score_table(record)),)
-    return Section("scores", "Scores", tuple(remarks), (figure,), tables)
+    return ReportSection("scores", "Scores", tuple(remarks), (figure,), tables)
 
 
-def _energy_section(record: AuditRecord) -> Section:
+def _energy_section(record: AuditRecord) -> ReportSection:
     assert record.cut is not None
     title = "Energy that is kept at a lower rank"
     detail = "line: all matrices together; dashed: the one that loses most"
@@ -123,19 +126,19 @@ def _energy_section(record: AuditRecord) -> Section:
             f"To cut: rankwise truncate ADAPTER --rank {record.cut.rank} --output DIR."
         )
     figure = _figure("energy", title, caption, words, chart)
-    return Section("energy", "How much rank it uses", tuple(remarks), (figure,))
+    return ReportSection("energy", "How much rank it uses", tuple(remarks), (figure,))
 
 
-def _size_section(record: AuditRecord) -> Section:
+def _size_section(record: AuditRecord) -> ReportSection:
     figures: tuple[Figure, ...] = ()
     if has_layers(record.matrices) and not record.is_zero:
         figures = tuple(_maps([norm_map({_label(record): record.matrices})]))
     table = TitledTable("By kind of matrix", kind_table(record))
-    return Section("size", "Where the update is", (), figures, (table,))
+    return ReportSection("size", "Where the update is", (), figures, (table,))
 
 
-def _direction_section(record: AuditRecord) -> Section:
-    remarks = [_beside_random(record)]
+def _direction_section(record: AuditRecord) -> ReportSection:
+    remarks = [_compared_with(record)]
     found = list[SpectrumMap]()
     if has_layers(record.matrices):
         found.append(turned_map(_label(record), record.matrices))
@@ -145,22 +148,22 @@ def _direction_section(record: AuditRecord) -> Section:
         else:
             also = ", nor would one under random updates" if record.null_draws else ""
             remarks.append(f"No matrix has an intruder dimension{also}: there is no map of them.")
-    return Section("directions", "What it turns", tuple(remarks), tuple(_maps(found)))
+    return ReportSection("directions", "What it turns", tuple(remarks), tuple(_maps(found)))
 
 
-def _beside_random(record: AuditRecord) -> str:
+def _compared_with(record: AuditRecord) -> str:
     if not record.null_draws:
         return (
-            "Singular vectors after training beside the base's own. Vectors of near-equal singular "
-            "values turn freely, so a low similarity by itself says little: there were no random "
-            "updates to compare with, as none were asked for."
+            "Singular vectors after training compared with the base's own. Vectors of near-equal "
+            "singular values turn freely, so a low similarity by itself says little: no random "
+            "updates were drawn to compare with."
         )
     draws = quantities.counted(record.null_draws, "draw")
     return (
-        "Singular vectors after training beside the base's own, and beside what random updates of "
-        f"the same size do to them ({draws} of each kind: Gaussian, of the same norm; Haar, of the "
-        "same singular values). Vectors of near-equal singular values turn freely, so a low "
-        "similarity says something only where random updates have a higher one."
+        "Singular vectors after training compared with the base's own, and with what random "
+        f"updates of the same size do to them ({draws} of each kind: Gaussian, of the same norm; "
+        "Haar, of the same singular values). Vectors of near-equal singular values turn freely, so "
+        "a low similarity says something only where random updates have a higher one."
     )
 
 
@@ -188,9 +191,8 @@ def _label(record: AuditRecord) -> str:
     return subject(record.kind, record.ranks).removeprefix("this ")
 
 
-def _facts(record: AuditRecord) -> tuple[Fact, ...]:
-    base = sum(each.base_frobenius_norm**2 for each in record.matrices) ** 0.5
-    norm = record.frobenius_norm
+def _facts(record: AuditRecord) -> tuple[Entry, ...]:
+    norm, base = norms(record.matrices)
     what = "PEFT LoRA adapter" if record.kind == "adapter" else "full checkpoint"
     ranks = ", ".join(map(str, record.ranks)) or "not low-rank by construction"
     cut = "nothing to cut"
@@ -200,29 +202,29 @@ def _facts(record: AuditRecord) -> tuple[Fact, ...]:
             f"{100 * record.cut.lowest:.1f} % of the matrix that loses most)"
         )
     return (
-        Fact("Kind", what),
-        Fact("Matrices", quantities.count(len(record.matrices))),
-        Fact("Rank of the factors", ranks),
-        Fact("‖delta‖_F", f"{norm:.4g}"),
-        Fact("Relative to ‖W₀‖_F", quantities.share(norm / base) if base else "base is zero"),
-        Fact(f"Smallest customary rank that keeps {ENOUGH:.0%}", cut),
-        Fact("Intruder dimensions", f"{intruder_total(record.matrices):g}"),
+        Entry("Kind", what),
+        Entry("Matrices", quantities.count(len(record.matrices))),
+        Entry("Rank of the factors", ranks),
+        Entry("‖delta‖_F", f"{norm:.4g}"),
+        Entry("Relative to ‖W₀‖_F", quantities.share(norm / base) if base else "base is zero"),
+        Entry(f"Smallest customary rank that keeps {ENOUGH:.0%}", cut),
+        Entry("Intruder dimensions", f"{intruder_total(record.matrices):g}"),
     )
 
 
-def _provenance(record: AuditRecord) -> tuple[Fact, ...]:
+def _provenance(record: AuditRecord) -> tuple[Entry, ...]:
     made: Provenance = record.provenance
     packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
     facts = [
-        Fact("Base", record.base),
-        Fact("Base model fingerprint", record.base_fingerprint),
-        Fact("Audited", record.target),
-        Fact("rankwise", made.rankwise_version),
-        Fact("Commit", made.git_commit or "not recorded"),
-        Fact("Packages", ", ".join(packages) or "not recorded"),
-        Fact("Device", made.device or "not recorded"),
-        Fact("Made", made.created_at),
+        Entry("Base", record.base),
+        Entry("Base model fingerprint", record.base_fingerprint),
+        Entry("Audited", record.target),
+        Entry("rankwise", made.rankwise_version),
+        Entry("Commit", made.git_commit or "not recorded"),
+        Entry("Packages", ", ".join(packages) or "not recorded"),
+        Entry("Device", made.device or "not recorded"),
+        Entry("Made", made.created_at),
     ]
     if record.precision is not None:
-        facts.insert(3, Fact("Precision of the scores", record.precision))
+        facts.insert(3, Entry("Precision of the scores", record.precision))
     return tuple(facts)

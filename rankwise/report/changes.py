@@ -1,32 +1,21 @@
-"""Means over tasks as cells, words and marks: what the sections about options share."""
+"""Means over tasks as words and columns: what the sections about options share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from rankwise.findings.options import Option, TaskMean
+from rankwise.findings.options import OptionName, TaskMean
 from rankwise.records import quantities
-from rankwise.report.measures import Measure
-from rankwise.report.parts import Cell
-from rankwise.report.summaries import measure_cell
+from rankwise.records.axes import Kind
 
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
 
 
-def mean_cell(mean: TaskMean | None, *, signed: bool = True, note: str = "") -> Cell:
-    """A score, or a difference with its sign, and its interval."""
-    if mean is None:
-        return measure_cell(None, signed=signed)
-    measure = Measure(mean.estimate, mean.lower, mean.upper, mean.num_examples, mean.unit)
-    return measure_cell(measure, signed=signed, note=note)
-
-
 def mean_words(mean: TaskMean) -> str:
     """+3.1 points (+1.0 to +5.2)."""
-    interval = quantities.change_interval(mean.lower, mean.upper, mean.unit)
-    return f"{quantities.change(mean.estimate, mean.unit)} {mean.unit} ({interval})"
+    return quantities.with_interval(mean, mean.unit)
 
 
 def mean_row(mean: TaskMean | None, name: str) -> dict[str, Any]:
@@ -38,11 +27,13 @@ def mean_row(mean: TaskMean | None, name: str) -> dict[str, Any]:
     }
 
 
-def drawn_options(options: Sequence[Option], most: int = MOST_OPTIONS) -> tuple[Option, ...]:
+def drawn_options(
+    options: Sequence[OptionName], most: int = MOST_OPTIONS
+) -> tuple[OptionName, ...]:
     """All of them, or, where they are too many, the first of every rank and of the others."""
     if len(options) <= most:
         return tuple(options)
-    first: dict[str, Option] = {}
+    first: dict[Kind, OptionName] = {}
     for option in options:
         first.setdefault(option.kind, option)
     return tuple(first.values())[-most:]

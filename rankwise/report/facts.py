@@ -12,33 +12,33 @@ from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, Provenance, Recommendation, RunRecord
 
 
-class Fact(NamedTuple):
+class Entry(NamedTuple):
     """A name and what it is."""
 
     name: str
     value: str
 
 
-def judgement_facts(recommendation: Recommendation) -> tuple[Fact, ...]:
+def judgement_facts(recommendation: Recommendation) -> tuple[Entry, ...]:
     """The margins and the confidence that decided, and what would decide more."""
     derived = ", derived from the number of items"
     delta = quantities.amount(recommendation.delta, recommendation.unit)
     epsilon = recommendation.epsilon_points
     facts = [
-        Fact(
+        Entry(
             "δ, a difference in-domain that matters",
             delta + (derived if recommendation.delta_is_derived else ", as configured"),
         ),
-        Fact(
+        Entry(
             "ε, a retention loss that matters",
             "none: retention was not measured"
             if epsilon is None
             else quantities.amount(epsilon, "points")
             + (derived if recommendation.epsilon_is_derived else ", as configured"),
         ),
-        Fact("Confidence", f"{100 * recommendation.confidence:g} %, over all ranks at once"),
-        Fact("In-domain items", quantities.count(recommendation.num_items_in_domain)),
-        Fact("Seeds of each rank", quantities.count(recommendation.num_seeds)),
+        Entry("Confidence", f"{100 * recommendation.confidence:g} %, over all ranks at once"),
+        Entry("In-domain items", quantities.count(recommendation.num_items_in_domain)),
+        Entry("Seeds of each rank", quantities.count(recommendation.num_seeds)),
     ]
     needed = (
         (recommendation.num_items_needed, "in-domain item"),
@@ -47,53 +47,57 @@ def judgement_facts(recommendation: Recommendation) -> tuple[Fact, ...]:
     )
     more = [quantities.counted(number, noun) for number, noun in needed if number is not None]
     if more:
-        facts.append(Fact("Would decide, about", f"{' or '.join(more)} more"))
+        facts.append(Entry("Would decide, about", f"{' or '.join(more)} more"))
     return tuple(facts)
 
 
-def training_facts(results: StudyResults) -> tuple[Fact, ...]:
+def training_facts(results: StudyResults) -> tuple[Entry, ...]:
     """The settings that every run shares."""
     config, train = results.study.config, results.study.config.train
     shape = f"{train.batch_size} × {train.gradient_accumulation_steps} accumulated"
     plans = results.study.runs
     facts = [
-        Fact("Base model", base_model_name(config)),
-        Fact("Trained on", source_name(config)),
-        Fact("Training examples", _range(plan.num_examples for plan in plans)),
-        Fact("Epochs", ", ".join(str(number) for number in train.epochs)),
-        Fact("Batch", f"{shape} = {train.batch_size * train.gradient_accumulation_steps} examples"),
-        Fact("Optimizer steps", _range(plan.num_steps for plan in plans)),
-        Fact("Tokens of each run", _range(plan.num_tokens for plan in plans)),
+        Entry("Base model", base_model_name(config)),
+        Entry("Trained on", source_name(config)),
+        Entry("Training examples", _range(plan.num_examples for plan in plans)),
+        Entry("Epochs", ", ".join(str(number) for number in train.epochs)),
+        Entry(
+            "Batch", f"{shape} = {train.batch_size * train.gradient_accumulation_steps} examples"
+        ),
+        Entry("Optimizer steps", _range(plan.num_steps for plan in plans)),
+        Entry("Tokens of each run", _range(plan.num_tokens for plan in plans)),
         *_method_facts(config, plans),
-        Fact("Optimizer", f"AdamW, weight decay {quantities.number(train.weight_decay)}"),
-        Fact("Schedule", f"{train.schedule}, warm-up over {100 * train.warmup_ratio:g} % of steps"),
-        Fact("Gradient clipping", f"norm {quantities.number(train.max_grad_norm)}"),
-        Fact("Dropout", quantities.number(train.dropout)),
-        Fact("Loss on", "the completion only" if train.loss_on == "completion" else "all tokens"),
-        Fact("Chat template", "yes" if train.chat_template else "no"),
-        Fact("Longest example", f"{quantities.count(train.max_length)} tokens"),
-        Fact("Precision", results.study.precision),
-        Fact("Seeds", ", ".join(str(seed) for seed in config.seeds)),
+        Entry("Optimizer", f"AdamW, weight decay {quantities.number(train.weight_decay)}"),
+        Entry(
+            "Schedule", f"{train.schedule}, warm-up over {100 * train.warmup_ratio:g} % of steps"
+        ),
+        Entry("Gradient clipping", f"norm {quantities.number(train.max_grad_norm)}"),
+        Entry("Dropout", quantities.number(train.dropout)),
+        Entry("Loss on", "the completion only" if train.loss_on == "completion" else "all tokens"),
+        Entry("Chat template", "yes" if train.chat_template else "no"),
+        Entry("Longest example", f"{quantities.count(train.max_length)} tokens"),
+        Entry("Precision", results.study.precision),
+        Entry("Seeds", ", ".join(str(seed) for seed in config.seeds)),
     ]
     return tuple(facts)
 
 
-def provenance_facts(results: StudyResults) -> tuple[Fact, ...]:
+def provenance_facts(results: StudyResults) -> tuple[Entry, ...]:
     """What made the numbers."""
     made = results.study.provenance
     devices = {run.provenance.device for run in _runs(results)} | {made.device}
     packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
     return (
-        Fact("Study", results.study.config.name),
-        Fact("Study fingerprint", results.study.fingerprint),
-        Fact("Base model fingerprint", results.study.base_model_fingerprint),
-        Fact("rankwise", made.rankwise_version),
-        Fact("Commit", made.git_commit or "not recorded"),
-        Fact("Packages", ", ".join(packages) or "not recorded"),
-        Fact("Python", made.python_version),
-        Fact("Platform", made.platform),
-        Fact("Device", ", ".join(sorted(d for d in devices if d)) or "not recorded"),
-        Fact("Planned", made.created_at),
+        Entry("Study", results.study.config.name),
+        Entry("Study fingerprint", results.study.fingerprint),
+        Entry("Base model fingerprint", results.study.base_model_fingerprint),
+        Entry("rankwise", made.rankwise_version),
+        Entry("Commit", made.git_commit or "not recorded"),
+        Entry("Packages", ", ".join(packages) or "not recorded"),
+        Entry("Python", made.python_version),
+        Entry("Platform", made.platform),
+        Entry("Device", ", ".join(sorted(d for d in devices if d)) or "not recorded"),
+        Entry("Planned", made.created_at),
     )
 
 
@@ -138,21 +142,21 @@ def source_name(config: StudyConfig) -> str:
     return ", ".join(train.task) or ("" if train.data is None else train.data.name)
 
 
-def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[Fact]:
+def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[Entry]:
     lora, full = config.methods.lora, config.methods.full
     if lora is None:
-        yield Fact("LoRA", "not part of the study")
+        yield Entry("LoRA", "not part of the study")
     else:
         ranks = sorted({run.rank for run in plans if run.rank is not None})
-        yield Fact("LoRA ranks", ", ".join(str(rank) for rank in ranks))
-        yield Fact("LoRA alpha", "; ".join(_alpha(alpha) for alpha in lora.alpha))
+        yield Entry("LoRA ranks", ", ".join(str(rank) for rank in ranks))
+        yield Entry("LoRA alpha", "; ".join(_alpha(alpha) for alpha in lora.alpha))
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
-        yield Fact("LoRA target modules", "; ".join(", ".join(names) for names in sets))
-        yield Fact("LoRA learning rate", _rates(plans, "lora"))
+        yield Entry("LoRA target modules", "; ".join(", ".join(names) for names in sets))
+        yield Entry("LoRA learning rate", _rates(plans, "lora"))
     if full is None:
-        yield Fact("Full fine-tuning", "not part of the study")
+        yield Entry("Full fine-tuning", "not part of the study")
     else:
-        yield Fact("Full fine-tuning learning rate", _rates(plans, "full"))
+        yield Entry("Full fine-tuning learning rate", _rates(plans, "full"))
 
 
 def _rates(plans: Sequence[PlannedRun], method: str) -> str:

@@ -1,4 +1,4 @@
-"""Records to one self-contained HTML page, and its figures and tables as files beside it."""
+"""The report: one self-contained HTML page, and its figures and tables as files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import StorageError
+from rankwise.findings.models import ModelSummary, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.folder import StudyFolder, write_atomically
@@ -21,8 +22,7 @@ from rankwise.report.facts import (
     study_warnings,
     training_facts,
 )
-from rankwise.report.measures import summarise
-from rankwise.report.parts import Section, Table, file_name
+from rankwise.report.parts import ReportSection, Table, file_name
 from rankwise.report.rendering import (
     DrawnFigure,
     DrawnSection,
@@ -62,8 +62,6 @@ OUTCOMES: dict[Outcome, str] = {
     "cannot_tell": "Cannot tell",
 }
 
-# Columns of the verdict table that hold words or settings, not measurements.
-_SETTING_COLUMNS = ("model", "seed", "alpha", "learning_rate", "parameters")
 _SCORE_COLUMNS = (
     "in_domain",
     "gain",
@@ -79,6 +77,7 @@ class _Part(NamedTuple):
 
     results: TrainTaskResults
     recommendation: Recommendation
+    summaries: tuple[ModelSummary, ...]
     prefix: str
     figures: tuple[DrawnFigure, ...]
 
@@ -109,7 +108,7 @@ def write_report(
         if each.svg:
             files |= {f"{each.figure.name}.svg": each.svg, f"{each.figure.name}.png": each.png}
     for part in parts:
-        tables = csv_tables(part.results, part.recommendation)
+        tables = csv_tables(part.results, part.recommendation, part.summaries)
         files |= {f"{part.prefix}{name}": text for name, text in tables.items()}
     for each in sections:
         files |= each.section.files
@@ -126,18 +125,19 @@ def _parts(results: StudyResults, recommendation: StudyRecommendation) -> tuple[
     for each in recommendation.by_train_task:
         prefix = f"{file_name(each.train_task)}-" if several else ""
         its_results = results.of(each.train_task)
+        summaries = summarise(its_results, each)
         figures = [
             figure._replace(name=f"{prefix}{figure.name}")
-            for figure in study_figures(its_results, each)
+            for figure in study_figures(its_results, each, summaries)
         ]
         drawn = draw_figures(figures, number)
         number = max([number, *(figure.number for figure in drawn)])
-        parts.append(_Part(its_results, each, prefix, drawn))
+        parts.append(_Part(its_results, each, summaries, prefix, drawn))
     return tuple(parts)
 
 
 def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write these files, and remove what an earlier report left beside them."""
+    """Write these files, and remove what an earlier report left there."""
     for name, content in files.items():
         write_atomically(folder / name, content)
     for path in folder.iterdir():
@@ -149,7 +149,6 @@ def render_page(
     results: StudyResults, parts: Sequence[_Part], sections: Sequence[DrawnSection]
 ) -> str:
     """The page as text."""
-    summaries = [each for part in parts for each in summarise(part.results, part.recommendation)]
     return render_template(
         "report.html",
         study=results.study,
@@ -163,7 +162,7 @@ def render_page(
         sections=sections,
         training=training_facts(results),
         provenance=provenance_facts(results),
-        dark=dark_rules(page_colours(each.kind for each in summaries)),
+        dark=dark_rules(page_colours(model.kind for part in parts for model in part.summaries)),
         files=FILES,
     )
 
@@ -182,7 +181,7 @@ def _answer(part: _Part) -> str:
 
 def _shown(part: _Part) -> dict[str, Any]:
     """What the template needs of one trained task."""
-    results, recommendation = part.results, part.recommendation
+    results, recommendation, summaries, *_ = part
     return {
         "name": results.train_task,
         "prefix": part.prefix,
@@ -190,15 +189,15 @@ def _shown(part: _Part) -> dict[str, Any]:
         "outcome": OUTCOMES[recommendation.outcome],
         "answer": _answer(part),
         "judgement": judgement_facts(recommendation),
-        "rows": verdict_table(results, recommendation),
-        "headings": verdict_headings(results, recommendation),
-        "notes": verdict_notes(results, recommendation),
+        "rows": verdict_table(summaries),
+        "headings": verdict_headings(results, recommendation, summaries),
+        "notes": verdict_notes(recommendation, summaries),
         "figures": part.figures,
         "decision": decision_table(recommendation),
-        "relations": _relations(results, recommendation),
-        "formats": format_table(results, recommendation),
+        "relations": _relations(part),
+        "formats": format_table(results, recommendation, summaries),
         "measured": measured_table(results),
-        "metrics": metrics_table(results, recommendation),
+        "metrics": metrics_table(results, summaries),
     }
 
 
@@ -214,15 +213,13 @@ def _columns(has_seeds: bool) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if has_seeds or name != "seed")
 
 
-def _relations(
-    results: TrainTaskResults, recommendation: Recommendation
-) -> tuple[tuple[str, Table | str], ...]:
+def _relations(part: _Part) -> tuple[tuple[str, Table | str], ...]:
     """The title of every relation, and its table or why there is none."""
     found: list[tuple[str, Table | str]] = []
     for relation in RELATIONS:
-        table = relation_table(results, recommendation, relation)
+        table = relation_table(part.results, part.recommendation, part.summaries, relation)
         if table is None:
-            named = bool(results.tasks.get(relation))
+            named = bool(part.results.tasks.get(relation))
             reason = "no run was scored" if named else "the study names no such task"
             table = f"Not measured: {reason}."
         found.append((RELATION_NAMES[relation].capitalize(), table))
@@ -231,7 +228,7 @@ def _relations(
 
 def study_sections(
     results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
-) -> tuple[Section, ...]:
+) -> tuple[ReportSection, ...]:
     """The sections of the page that are about the whole study, in their order."""
     confidence = results.study.config.recommendation.confidence
     sections = [signature_section(findings.signatures, not_looked_for(results), confidence)]

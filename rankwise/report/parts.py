@@ -36,7 +36,7 @@ EMPTY = Cell(NOT_MEASURED)
 
 
 class RowGroup(NamedTuple):
-    """Rows under a heading of their own; the heading may be empty."""
+    """Rows under a common heading, which may be empty."""
 
     title: str
     detail: str
@@ -72,19 +72,19 @@ class Figure(NamedTuple):
 
 
 class TitledTable(NamedTuple):
-    """A table under a heading of its own."""
+    """A table with its heading."""
 
     title: str
     table: Table
 
 
-class Section(NamedTuple):
-    """What one question of the study comes to, over all trained tasks.
+class ReportSection(NamedTuple):
+    """The answer to one question about the study, over all trained tasks.
 
     Attributes:
         name: for links and file names; lower case with hyphens.
         title: its heading.
-        remarks: sentences that stand before figures and tables.
+        remarks: sentences before the figures and tables.
         figures: each with its own caption; those that cannot be drawn say why.
         tables: every number of the section.
         files: their numbers without rounding, as CSV by file name.
@@ -99,5 +99,5 @@ class Section(NamedTuple):
 
 
 def file_name(text: str) -> str:
-    """A part of a file's name that says as much as this text can there."""
+    """The text as part of a file name: other characters become hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")

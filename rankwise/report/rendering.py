@@ -8,11 +8,12 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rankwise.report.charts.theme import Colour
-from rankwise.report.parts import Chart, Figure, Section
+from rankwise.report.parts import Chart, Figure, ReportSection
 
 PNG_SCALE = 2.5
 
@@ -36,7 +37,7 @@ class DrawnFigure(NamedTuple):
 class DrawnSection(NamedTuple):
     """A section with its figures drawn."""
 
-    section: Section
+    section: ReportSection
     figures: tuple[DrawnFigure, ...]
 
 
@@ -60,11 +61,14 @@ def draw_figures(figures: Sequence[Figure], number: int) -> tuple[DrawnFigure, .
             drawn.append(DrawnFigure(figure, 0, "", b""))
             continue
         number += 1
-        drawn.append(DrawnFigure(figure, number, _svg(figure.chart), _png(figure.chart)))
+        svg = _svg(figure.chart)
+        # from the SVG: checking and compiling the chart a second time takes longer than drawing it
+        png = vl_convert.svg_to_png(svg, scale=PNG_SCALE)
+        drawn.append(DrawnFigure(figure, number, svg, png))
     return tuple(drawn)
 
 
-def drawn_sections(sections: Sequence[Section], number: int) -> tuple[DrawnSection, ...]:
+def drawn_sections(sections: Sequence[ReportSection], number: int) -> tuple[DrawnSection, ...]:
     """Sections with their figures, counted on from ``number``."""
     drawn: list[DrawnSection] = []
     for section in sections:
@@ -77,12 +81,6 @@ def drawn_sections(sections: Sequence[Section], number: int) -> tuple[DrawnSecti
 def _svg(chart: Chart) -> str:
     file = io.StringIO()
     chart.save(file, format="svg")
-    return file.getvalue()
-
-
-def _png(chart: Chart) -> bytes:
-    file = io.BytesIO()
-    chart.save(file, format="png", scale_factor=PNG_SCALE)
     return file.getvalue()
 
 

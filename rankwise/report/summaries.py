@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from rankwise.findings.models import ModelSummary
+from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import PlannedRun, Recommendation, Relation, Unit
-from rankwise.report.measures import Measure, ModelSummary, difference, relation_tasks, summarise
+from rankwise.records.study import Interval, PlannedRun, Recommendation, Relation, RunRecord, Unit
 from rankwise.report.parts import EMPTY, Cell, Heading
+
+Summaries = Sequence[ModelSummary]
+"""The models of one trained task, the base first."""
 
 RELATION_NAMES: dict[Relation, str] = {
     "in_domain": "in-domain",
@@ -48,19 +53,19 @@ COLUMNS = tuple(field.name for field in fields(VerdictRow))[3:]
 """The names of the columns: the fields of ``VerdictRow`` that are cells."""
 
 
-def verdict_table(results: TrainTaskResults, recommendation: Recommendation) -> list[VerdictRow]:
+def verdict_table(summaries: Summaries) -> list[VerdictRow]:
     """The base, then every run by method, rank and seed, every number already text."""
     return [
-        _row(each, recommendation.unit) if each.run is not None else _base_row(each)
-        for each in summarise(results, recommendation)
+        _base_row(summary) if summary.run is None else _run_row(summary, summary.run)
+        for summary in summaries
     ]
 
 
 def verdict_headings(
-    results: TrainTaskResults, recommendation: Recommendation
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
 ) -> dict[str, Heading]:
     """The heading of each of ``COLUMNS``, with unit, metric and number of items."""
-    base = summarise(results, recommendation)[0]
+    base = summaries[0]
     return {
         "model": Heading("Model"),
         "seed": Heading("Seed"),
@@ -82,39 +87,52 @@ def verdict_headings(
     }
 
 
-def verdict_notes(results: TrainTaskResults, recommendation: Recommendation) -> tuple[str, ...]:
+def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> tuple[str, ...]:
     """What the table does not show by itself: how intervals are made, and what is missing."""
     confidence = quantities.percent(recommendation.confidence)
     notes = [
         f"Intervals are {confidence}, each for one number by itself. Differences from the base "
         "(gain, retention change, forgetting) are paired over the same items."
     ]
-    base = summarise(results, recommendation)[0]
+    base = summaries[0]
     if base.out_of_domain is None:
         notes.append("Out-of-domain scores were not measured: the study names no such task.")
     if base.retention is None:
         notes.append(
             "Retention was not measured: the study names no retention task scored in points."
         )
-    elif len(relation_tasks(results, "retention", "points")) > 1:
+    elif base.retention.num_tasks > 1:
         notes.append("Retention change is the mean over the tasks, each counting the same.")
     if base.held_out_loss is None:
         notes.append("Forgetting on prose was not measured: the study names no held-out text.")
     return tuple(notes)
 
 
-def measure_cell(
-    measure: Measure | None, *, signed: bool, note: str = "", prefix: str = ""
+def interval_cell(
+    interval: Interval, unit: Unit, *, signed: bool = True, note: str = "", prefix: str = ""
 ) -> Cell:
-    """A score, or a difference with its sign; ``prefix`` is a word before the number."""
-    if measure is None:
-        return EMPTY
+    """A difference with its sign, or a score; ``prefix`` is a word before the number."""
     write = quantities.change if signed else quantities.score
-    value = f"{prefix} {write(measure.estimate, measure.unit)}".strip()
-    interval = quantities.change_interval if signed else quantities.score_interval
-    if measure.lower is None or measure.upper is None:
-        return Cell(value, "", note or "no interval")
-    return Cell(value, interval(measure.lower, measure.upper, measure.unit), note)
+    ends = quantities.change_interval if signed else quantities.score_interval
+    value = f"{prefix} {write(interval.estimate, unit)}".strip()
+    return Cell(value, ends(interval.lower, interval.upper, unit), note)
+
+
+def mean_cell(
+    mean: TaskMean | None, *, signed: bool = True, note: str = "", prefix: str = ""
+) -> Cell:
+    """The same for a mean over tasks; EMPTY where there is none."""
+    if mean is None:
+        return EMPTY
+    return interval_cell(mean, mean.unit, signed=signed, note=note, prefix=prefix)
+
+
+def correlation_cell(rho: Interval | None, reason: str | None = None) -> Cell:
+    """Spearman's ρ with its interval, or why there is none."""
+    if rho is None:
+        return Cell(quantities.NOT_MEASURED, "", reason or "")
+    value, _, interval = quantities.correlation(rho).partition(" ")
+    return Cell(value, interval.strip("()"))
 
 
 def _base_row(base: ModelSummary) -> VerdictRow:
@@ -127,20 +145,18 @@ def _base_row(base: ModelSummary) -> VerdictRow:
         alpha=EMPTY,
         learning_rate=EMPTY,
         parameters=EMPTY,
-        in_domain=measure_cell(base.in_domain, signed=False),
+        in_domain=mean_cell(base.in_domain, signed=False),
         gain=EMPTY,
-        out_of_domain=measure_cell(base.out_of_domain, signed=False),
-        retention=measure_cell(base.retention, signed=False, prefix="score"),
+        out_of_domain=mean_cell(base.out_of_domain, signed=False),
+        retention=mean_cell(base.retention, signed=False, prefix="score"),
         worst_retention=EMPTY,
-        forgetting=measure_cell(base.held_out_loss, signed=False, prefix="loss"),
+        forgetting=mean_cell(base.held_out_loss, signed=False, prefix="loss"),
         train_time=EMPTY,
         peak_memory=EMPTY,
     )
 
 
-def _row(summary: ModelSummary, unit: Unit) -> VerdictRow:
-    run = summary.run
-    assert run is not None
+def _run_row(summary: ModelSummary, run: RunRecord) -> VerdictRow:
     plan = run.planned
     name = "full fine-tuning" if plan.rank is None else f"LoRA rank {plan.rank}"
     if plan.imported_as is not None:
@@ -161,12 +177,12 @@ def _row(summary: ModelSummary, unit: Unit) -> VerdictRow:
             "",
             quantities.share(plan.trainable_share),
         ),
-        in_domain=measure_cell(summary.in_domain, signed=False),
-        gain=measure_cell(summary.gain, signed=True),
-        out_of_domain=measure_cell(summary.out_of_domain, signed=False),
-        retention=measure_cell(summary.retention_change, signed=True),
+        in_domain=mean_cell(summary.in_domain, signed=False),
+        gain=mean_cell(summary.gain),
+        out_of_domain=mean_cell(summary.out_of_domain, signed=False),
+        retention=mean_cell(summary.retention_change),
         worst_retention=_worst(summary),
-        forgetting=measure_cell(summary.forgetting, signed=True),
+        forgetting=mean_cell(summary.forgetting),
         train_time=Cell(quantities.seconds(run.train_seconds)),
         peak_memory=Cell(quantities.memory(run.peak_memory_bytes)),
     )
@@ -182,25 +198,26 @@ def _worst(summary: ModelSummary) -> Cell:
     worst = summary.worst_retention
     if worst is None:
         return EMPTY
-    return measure_cell(
-        difference(worst),
-        signed=True,
-        note=f"{worst.task}, {quantities.size(worst.num_examples)}",
-    )
+    note = f"{worst.task}, {quantities.size(worst.num_examples)}"
+    return interval_cell(worst.interval, worst.unit, note=note)
 
 
 def _detail(
-    results: TrainTaskResults, relation: Relation, base: Measure | None, with_metric: bool = False
+    results: TrainTaskResults, relation: Relation, base: TaskMean | None, with_metric: bool = False
 ) -> str:
     """acc, points, n = 400 in 2 tasks."""
     if base is None:
         return "not measured"
-    tasks = relation_tasks(results, relation, base.unit)
-    metrics = {results.base.items[task].metric for task in tasks}
+    items = results.base.items
+    metrics = {
+        items[task].metric
+        for task in results.tasks[relation]
+        if task in items and items[task].unit == base.unit
+    }
     parts = [metrics.pop()] if with_metric and len(metrics) == 1 else []
     parts.append(_unit(base.unit))
     size = quantities.size(base.num_examples)
-    parts.append(size if len(tasks) == 1 else f"{size} in {len(tasks)} tasks")
+    parts.append(size if base.num_tasks == 1 else f"{size} in {base.num_tasks} tasks")
     return ", ".join(parts)
 
 

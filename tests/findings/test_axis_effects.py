@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from rankwise.findings.axes import Axis, AxisEffect, TrainTaskAxes, axis_effects
+from rankwise.findings.options import OptionGains
 from rankwise.findings.recommendation import recommend_for
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.study import PlannedRun
@@ -35,7 +36,7 @@ def judged(
         diverged=diverged,
         recommendation=RecommendationConfig(delta_points=delta, epsilon_points=5.0),
     ).of("sums")
-    return axis_effects(results, recommend_for(results))
+    return axis_effects(OptionGains(results), recommend_for(results))
 
 
 def axis_of(found: TrainTaskAxes | None, name: str) -> Axis:
@@ -175,7 +176,7 @@ def test_p_values_are_corrected_over_the_values_of_an_axis() -> None:
     # the p value is that of the interval: it is below 5 % where zero is outside
     for effect in axis.effects:
         assert effect.in_domain is not None
-        assert (effect.in_domain.p_value < 0.05) == effect.in_domain.mean.is_shown
+        assert (effect.in_domain.p_value < 0.05) == (effect.in_domain.mean.sign() != 0)
 
 
 def test_values_stand_in_a_sensible_order() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rankwise.findings.claims import Claim, paper_claims
+from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.results import StudyResults
@@ -30,7 +31,7 @@ def judged(domains: Mapping[str, str], **planted: Any) -> dict[str, Claim]:
 
 
 def on(results: StudyResults) -> dict[str, Claim]:
-    return {claim.name: claim for claim in paper_claims(results, recommend(results))}
+    return {claim.name: claim for claim in paper_claims(option_gains(results), recommend(results))}
 
 
 REASONING = {"kinship": "reasoning", "syllogism": "reasoning"}

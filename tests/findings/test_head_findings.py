@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rankwise.findings.heads import TrainTaskHeads, flat, head_findings
+from rankwise.findings.options import option_gains
 from rankwise.records.heads import CHANGE_MEASURES
 from rankwise.records.results import StudyResults
 from tests.planted.heads import changes, effects, looked_into, named, with_effects
@@ -12,12 +13,14 @@ from tests.planted.results import Key, planted_study
 
 
 def found(results: StudyResults) -> TrainTaskHeads:
-    (only,) = head_findings(results)
-    return only
+    (source,) = option_gains(results)
+    heads = head_findings(source)
+    assert heads is not None
+    return heads
 
 
 def test_a_study_without_heads_says_nothing() -> None:
-    assert head_findings(planted_study()) == ()
+    assert head_findings(option_gains(planted_study())[0]) is None
 
 
 def test_changes_grow_with_rank_and_are_like_full_fine_tunings() -> None:
@@ -37,14 +40,19 @@ def test_changes_grow_with_rank_and_are_like_full_fine_tunings() -> None:
     against = {each.measure: each for each in heads.against_rank}["output"]
     assert against.correlation is not None
     assert against.correlation.estimate == pytest.approx(1.0)
-    assert any("higher the rank is shown" in each for each in heads.statements)
+    assert any(each.startswith("Heads change more at higher ranks (") for each in heads.statements)
     assert heads.runs[0].top_share == pytest.approx(
         sum(sorted(flat(changes("", 1).shares[0].values))[-4:])
     )
 
 
 @pytest.mark.parametrize(
-    ("follow", "verdict"), [(1.0, "is shown"), (-1.0, "is refuted"), (0.0, "is not shown")]
+    ("follow", "verdict"),
+    [
+        (1.0, "The heads that changed most matter most ("),
+        (-1.0, "The heads that changed most matter least ("),
+        (0.0, "No evidence that the heads that changed most matter most ("),
+    ],
 )
 def test_whether_heads_that_changed_most_matter_most(follow: float, verdict: str) -> None:
     study = planted_study()
@@ -55,8 +63,8 @@ def test_whether_heads_that_changed_most_matter_most(follow: float, verdict: str
     rho = by_measure["output", False].correlation
     assert rho is not None
     assert rho.estimate == pytest.approx(follow, abs=0.35)
-    (statement,) = (each for each in heads.statements if "matter most" in each)
-    assert verdict in statement
+    (statement,) = (each for each in heads.statements if "heads that changed most" in each)
+    assert statement.startswith(verdict)
 
 
 def test_runs_without_maps_are_named_with_the_reason() -> None:
@@ -80,8 +88,7 @@ def test_of_heads_that_a_screen_chose_nothing_is_said_of_change_and_effect() -> 
     assert {each.reason for each in heads.matters} == {reason}
     (statement,) = named(heads.statements, "matter most")
     assert reason in statement
-    assert "shown" not in statement
-    assert "refuted" not in statement
+    assert statement.startswith("Not tested whether ")
 
 
 def test_a_screen_that_passed_no_head_over_chose_none() -> None:

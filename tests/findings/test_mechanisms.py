@@ -13,7 +13,8 @@ import pytest
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
-from rankwise.findings.recommendation import recommend
+from rankwise.findings.options import option_gains
+from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.folder import StudyFolder, read_record
@@ -101,7 +102,9 @@ def with_values(results: StudyResults, values: Mapping[Key | str, Sequence[float
 
 
 def found(results: StudyResults) -> TrainTaskMechanisms:
-    (part,) = mechanisms(results, recommend(results))
+    (source,) = option_gains(results)
+    part = mechanisms(source, recommend_for(source.results))
+    assert part is not None
     return part
 
 
@@ -332,8 +335,8 @@ def test_a_rank_without_its_full_run_takes_no_part() -> None:
 
 def test_without_full_and_without_retention_there_is_nothing() -> None:
     results = planted_study({4: 0.7}, retention_tasks=())
-    assert mechanisms(results, recommend(results)) == ()
     findings = study_findings(results, recommend(results))
+    assert findings.mechanisms == ()
     names = [section.name for section in study_sections(results, recommend(results), findings)]
     assert "mechanisms" not in names
 

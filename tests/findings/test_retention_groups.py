@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from scipy import stats
 
+from rankwise.findings.options import OptionGains
 from rankwise.findings.retention import ALL, RetentionLine, TrainTaskRetention, retention_groups
 from tests.planted.grid import grid_run, planted_grid, relations
 
@@ -23,17 +24,19 @@ def planted(
     num_seeds = len(next(iter(changes.values())))
     plans = [grid_run("sums", rank, seed=s) for rank in (8, None) for s in range(num_seeds)]
     return retention_groups(
-        planted_grid(
-            plans,
-            {"sums": relations(["sums"], retention=list(changes))},
-            lambda plan, task: (
-                0.8
-                if plan is None or task == "sums"
-                else 0.8 + changes[task][plan.seed or 0] * (1 if plan.rank else 2)
-            ),
-            sizes=SIZES,
-            groups=groups,
-        ).of("sums")
+        OptionGains(
+            planted_grid(
+                plans,
+                {"sums": relations(["sums"], retention=list(changes))},
+                lambda plan, task: (
+                    0.8
+                    if plan is None or task == "sums"
+                    else 0.8 + changes[task][plan.seed or 0] * (1 if plan.rank else 2)
+                ),
+                sizes=SIZES,
+                groups=groups,
+            ).of("sums")
+        )
     )
 
 

@@ -23,7 +23,6 @@ from rankwise.findings.stats.estimates import (
     mcnemar_exact,
     mean_over_tasks,
     paired_t_p_value,
-    pareto_front,
     retention_ratio,
     seeds_needed,
     skewed_quantiles,
@@ -138,11 +137,6 @@ def test_retention_ratio_is_null_with_its_reason() -> None:
     assert low[:3] == (None, None, None)
     assert low.reason is not None
     assert "not shown above chance" in low.reason
-
-
-def test_pareto_front() -> None:
-    assert pareto_front([1, 2, 3, 2, 3], [5, 4, 1, 4, 0]) == (0, 1, 2, 3)
-    assert pareto_front([], []) == ()
 
 
 def test_default_margin_follows_its_formula() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 from scipy import stats
 
+from rankwise.findings.options import option_gains
 from rankwise.findings.transfer import Transfer, TransferCell, transfer
 from rankwise.records.study import PlannedRun
 from tests.planted.grid import Relations, grid_run, planted_grid, relations
@@ -37,16 +38,15 @@ def planted(
     groups: Mapping[str, tuple[str, ...]] | None = None,
     domains: Mapping[str, str] = DOMAINS,
 ) -> Transfer | None:
-    return transfer(
-        planted_grid(
-            plans,
-            tasks,
-            lambda plan, task: 0.5 + (changes[plan.train_task, task] if plan else 0.0),
-            sizes=400,
-            groups=groups,
-            domains=domains,
-        )
+    results = planted_grid(
+        plans,
+        tasks,
+        lambda plan, task: 0.5 + (changes[plan.train_task, task] if plan else 0.0),
+        sizes=400,
+        groups=groups,
+        domains=domains,
     )
+    return transfer(option_gains(results))
 
 
 def cell(

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from rankwise.findings.options import option_gains
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.weights import ALL_MODULES, Association, TrainTaskWeights, weight_findings
+from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
@@ -30,7 +32,9 @@ from tests.planted.weights import (
 
 
 def found(results: StudyResults, of: Any = logarithmic) -> TrainTaskWeights:
-    (part,) = weight_findings(with_spectra(results, of))
+    (source,) = option_gains(with_spectra(results, of))
+    part = weight_findings(source)
+    assert part is not None
     return part
 
 
@@ -120,7 +124,8 @@ def test_a_planted_growth_is_found_by_module_and_over_all() -> None:
     assert trends[ALL_MODULES].norms == pytest.approx(both)
     (statement,) = (each for each in part.statements if each.startswith("The norm"))
     slope = trends[ALL_MODULES].logarithmic.slope
-    assert f"changes by {slope.estimate:+.3g} ({slope.lower:+.3g} to" in statement
+    lower = quantities.formatted(slope.lower, "+.3g")
+    assert f"changes by {slope.estimate:+.3g} ({lower} to" in statement
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,7 @@ def test_a_planted_growth_is_found_by_module_and_over_all() -> None:
     [
         (lambda rank: 1 + 0.5 * math.log2(rank), "logarithmic", "a logarithm fits better than"),
         (lambda rank: 0.25 * rank**0.5, "power law", "a power law fits better than a log"),
-        (lambda rank: 2.0 + (rank in (8, 32)), "undecided", "are not told apart"),
+        (lambda rank: 2.0 + (rank in (8, 32)), "undecided", "cannot be told apart"),
     ],
 )
 def test_words_say_which_law_is_better(norm: Any, better: str, words: str) -> None:
@@ -189,15 +194,16 @@ def test_intruders_that_grow_with_forgetting_are_correlated() -> None:
     rho = each.correlation
     assert (rho.estimate, rho.lower, rho.upper) == by_hand[:3]
     assert rho.estimate == pytest.approx(1.0)
-    statement = f"Spearman's ρ 1.00 ({rho.lower:.2f} to 1.00) over 5 runs"
-    (said,) = (each for each in part.statements if "go with retention loss" in each)
+    statement = f"Spearman's ρ 1.00 ({quantities.formatted(rho.lower, '.2f')} to 1.00) over 5 runs"
+    (said,) = (each for each in part.statements if "retention loss" in each)
+    assert said.startswith("No evidence that intruder dimensions go with retention loss")
     assert statement in said
     # more seeds of the same order: more runs, and now it is shown
     many = found(planted_study(SAME, FORGET, seeds=(0, 1, 2)))
     rho = association(many, "intruders", "retention loss").correlation
     assert rho is not None
     assert rho.lower > 0.5
-    assert any("go with retention loss is shown" in each for each in many.statements)
+    assert any("more intruder dimensions have more retention loss" in s for s in many.statements)
 
 
 def test_what_falls_with_forgetting_has_the_other_sign() -> None:
@@ -206,8 +212,8 @@ def test_what_falls_with_forgetting_has_the_other_sign() -> None:
     assert rho is not None
     assert rho.estimate == pytest.approx(-1.0)
     many = found(planted_study(SAME, kept, seeds=(0, 1, 2)))
-    (said,) = (each for each in many.statements if "go with retention loss" in each)
-    assert "is refuted (the more of them, the less is forgotten)" in said
+    (said,) = (each for each in many.statements if "retention loss" in each)
+    assert "more intruder dimensions have less retention loss" in said
     text = {rank: 2.5 + 0.1 * math.log2(rank) for rank in RANKS}  # and lose more of prose
     part = found(planted_study(SAME, kept, held_out_loss_nats=text))
     for measure in ("intruders", "norm of the update"):
@@ -296,11 +302,14 @@ def test_a_run_of_which_another_seed_diverged_stands_beside_the_fit() -> None:
 
 
 def test_a_study_whose_weights_nobody_looked_into_has_no_findings() -> None:
-    assert weight_findings(planted_study(SAME)) == ()
+    (source,) = option_gains(planted_study(SAME))
+    assert weight_findings(source) is None
 
 
 def test_every_trained_task_is_looked_at_alone() -> None:
-    sums, organs = weight_findings(two_tasks())
+    sums, organs = map(weight_findings, option_gains(two_tasks()))
+    assert sums is not None
+    assert organs is not None
     assert (sums.train_task, organs.train_task) == ("sums", "organs")
     signs: list[float] = []
     for part in (sums, organs):
@@ -311,4 +320,5 @@ def test_every_trained_task_is_looked_at_alone() -> None:
     assert signs == pytest.approx([-1.0, 1.0])
     results = two_tasks()
     only = with_spectra(results, lambda run: logarithmic(run) if run.train_task == "sums" else None)
-    assert [part.train_task for part in weight_findings(only)] == ["sums"]
+    parts = [weight_findings(source) for source in option_gains(only)]
+    assert [part.train_task for part in parts if part is not None] == ["sums"]

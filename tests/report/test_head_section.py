@@ -8,10 +8,12 @@ import io
 import pytest
 
 from rankwise.cli.terminal import head_lines
-from rankwise.findings.heads import head_findings
+from rankwise.findings.heads import TrainTaskHeads, head_findings
+from rankwise.findings.options import option_gains
+from rankwise.records import quantities
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.results import StudyResults
-from rankwise.report.parts import Figure, Section, Table
+from rankwise.report.parts import Figure, ReportSection, Table
 from rankwise.report.sections.heads import head_section
 from tests.planted.heads import effects, looked_into, named, repair, with_effects
 from tests.planted.results import planted_study
@@ -20,16 +22,27 @@ OWN = "on rows of k and v where it has them to itself"
 SHARED = "on the rows of k and v that its group shares"
 
 
-def section(results: StudyResults) -> Section:
-    return head_section(head_findings(results), results)
+def heads_of(results: StudyResults) -> tuple[TrainTaskHeads, ...]:
+    found = map(head_findings, option_gains(results))
+    return tuple(heads for heads in found if heads is not None)
 
 
-def table(found: Section, title: str) -> Table:
+def section(results: StudyResults) -> ReportSection:
+    return head_section(heads_of(results), results)
+
+
+@pytest.fixture(scope="module")
+def plain() -> ReportSection:
+    """Of a study with four runs, whose maps are known and whose effects are not."""
+    return section(looked_into(planted_study()))
+
+
+def table(found: ReportSection, title: str) -> Table:
     (only,) = (each.table for each in found.tables if title in each.title)
     return only
 
 
-def maps(found: Section, part: str) -> list[Figure]:
+def maps(found: ReportSection, part: str) -> list[Figure]:
     return [each for each in found.figures if part in each.name]
 
 
@@ -63,7 +76,7 @@ def test_the_section_has_maps_tables_and_files() -> None:
 
 def test_runs_without_maps_are_named_with_the_reason() -> None:
     results = looked_into(planted_study())
-    (heads,) = head_findings(results)
+    (heads,) = heads_of(results)
     odd = heads.model_copy(update={"left_out": {"a run": "its heads are laid out oddly"}})
     assert named(head_section([odd], results).remarks, "a run: its heads are laid out oddly")
 
@@ -120,10 +133,10 @@ def test_effects_without_maps_of_change_are_drawn_alone() -> None:
     assert not named([each.caption for each in drawn], "Left")
 
 
-def test_a_map_of_some_settings_says_so() -> None:
+def test_a_map_of_some_settings_says_so(plain: ReportSection) -> None:
     figure = maps(section(looked_into(planted_study(), width=32)), "map-output")[0]
     assert "2 of 4 settings are drawn" in figure.caption
-    figure = maps(section(looked_into(planted_study())), "map-output")[0]
+    figure = maps(plain, "map-output")[0]
     assert "are drawn" not in figure.caption
 
 
@@ -138,7 +151,7 @@ def test_seeds_of_one_rank_have_rows_titles_and_maps_of_their_own() -> None:
     assert [group.title for group in groups] == [
         "rank 4, seed 0, kinship", "rank 4, seed 1, kinship",
     ]  # fmt: skip
-    signs = [float(group.rows[0][1].value) > 0 for group in groups]
+    signs = [not group.rows[0][1].value.startswith(quantities.MINUS) for group in groups]
     assert signs == [True, False]
     titles = [each.title for each in found.tables if each.title.startswith("Heads set")]
     assert titles == [
@@ -213,8 +226,8 @@ def test_reversions_with_and_without_keys_and_values_are_on_maps_of_their_own() 
     assert {row["keys_and_values"] for row in rows} == {"False", "True"}
 
 
-def test_the_share_of_delta_is_of_attention() -> None:
-    headings = table(section(looked_into(planted_study())), "Change of the heads").headings
+def test_the_share_of_delta_is_of_attention(plain: ReportSection) -> None:
+    headings = table(plain, "Change of the heads").headings
     assert ("Top tenth", "% of attention's ‖delta‖²") in headings
 
 
@@ -237,4 +250,4 @@ def test_a_repair_says_what_was_lost() -> None:
     }
     found = table(section(looked_into(study, {0: more})), "Repair of")
     place = found.headings.index(("Adapter − base", "nats"))
-    assert found.groups[0].rows[0][place].value == "-0.300"
+    assert found.groups[0].rows[0][place].value == "−0.300"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import re
 import subprocess
@@ -13,18 +14,20 @@ from typing import Any
 
 import pytest
 
+from rankwise.findings.models import seeded_labels, summarise
+from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import study_findings
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import MetricScore, Recommendation
 from rankwise.report.facts import study_warnings
-from rankwise.report.measures import seeded_labels, summarise
 from rankwise.report.page import verdict_table, write_report
 from rankwise.report.parts import Cell
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import COLUMNS, verdict_headings
 from rankwise.report.tables.comparisons import relation_table
+from rankwise.report.tables.csv import csv_tables
 from tests.planted.results import planted_runs, planted_study
 from tests.support.pages import Page
 
@@ -160,7 +163,7 @@ def test_table_says_what_the_page_says(
 ) -> None:
     _, results, recommendation, html = report
     text = Page(html).text
-    rows = verdict_table(results, recommendation)
+    rows = verdict_table(summarise(results, recommendation))
     assert [str(row.model.value) for row in rows] == [
         "base", "LoRA rank 4", "LoRA rank 16", "LoRA rank 64", "full fine-tuning",
     ]  # fmt: skip
@@ -170,7 +173,9 @@ def test_table_says_what_the_page_says(
     assert rows[2].parameters == Cell("1.84 M", "", "1.4 %")
     assert rows[0].forgetting.value == "loss 2.500"
     assert rows[4].forgetting.value == "+0.250"
-    assert set(verdict_headings(results, recommendation)) == set(COLUMNS)
+    assert set(
+        verdict_headings(results, recommendation, summarise(results, recommendation))
+    ) == set(COLUMNS)
     for row in rows:
         for name in COLUMNS:
             cell: Cell = getattr(row, name)
@@ -217,18 +222,19 @@ def test_without_retention_it_says_so_and_removes_the_old_figure(tmp_path: Path)
 
 def test_without_full_fine_tuning(tmp_path: Path) -> None:
     results, recommendation, html = made(tmp_path, in_domain_accuracy={4: 0.7, 16: 0.8})
-    assert [row.model.value for row in verdict_table(results, recommendation)] == [
+    assert [row.model.value for row in verdict_table(summarise(results, recommendation))] == [
         "base", "LoRA rank 4", "LoRA rank 16",
     ]  # fmt: skip
     assert "full fine-tuning" not in " ".join(
-        figure.description for figure in study_figures(results, recommendation)
+        figure.description
+        for figure in study_figures(results, recommendation, summarise(results, recommendation))
     )
     assert "not part of the study" in Page(html).text
 
 
 def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
     results, recommendation, html = made(tmp_path, diverged=[(16, 0)])
-    row = verdict_table(results, recommendation)[2]
+    row = verdict_table(summarise(results, recommendation))[2]
     assert row.problem is not None
     assert row.in_domain == row.gain == row.forgetting == Cell(quantities.NOT_MEASURED)
     text = Page(html).text
@@ -255,7 +261,7 @@ def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
 def test_other_studies_render(tmp_path: Path, planted: dict[str, Any]) -> None:
     results, recommendation, html = made(tmp_path, **planted)
     assert recommendation.statement in Page(html).text
-    assert len(verdict_table(results, recommendation)) == 1 + len(results.runs)
+    assert len(verdict_table(summarise(results, recommendation))) == 1 + len(results.runs)
     assert "None" not in re.findall(r"\b\w+\b", Page(html).text)
     assert "nan" not in re.findall(r"\b\w+\b", Page(html).text)
 
@@ -266,7 +272,7 @@ def test_three_seeds_have_a_row_and_a_label_each(tmp_path: Path) -> None:
         seeds=(0, 1, 2),
         in_domain_accuracy={4: [0.70, 0.71, 0.69], 16: [0.80, 0.79, 0.81], "full": 0.81},
     )
-    rows = verdict_table(results, recommendation)
+    rows = verdict_table(summarise(results, recommendation))
     assert [row.seed.value for row in rows] == [quantities.NOT_MEASURED, *("012" * 3)]
     labels = seeded_labels(results.study.runs)
     assert labels[results.study.runs[4].name] == "rank 16, seed 1"
@@ -279,9 +285,9 @@ def test_many_tasks_are_all_in_the_table_and_the_worst_are_drawn(tmp_path: Path)
     tasks = tuple(f"subject_{number}" for number in range(12))
     results = planted_runs(retention_tasks=tasks)
     recommendation = recommend_for(results)
-    figure = study_figures(results, recommendation)[2]
+    figure = study_figures(results, recommendation, summarise(results, recommendation))[2]
     assert "4 more are in the table" in figure.caption
-    table = relation_table(results, recommendation, "retention")
+    table = relation_table(results, recommendation, summarise(results, recommendation), "retention")
     assert table is not None
     assert tuple(group.title for group in table.groups) == tasks
 
@@ -349,12 +355,34 @@ def test_macro_means_count_every_task_the_same() -> None:
         ]
         change = summary.retention_change
         assert change is not None
-        assert change.lower is not None
-        assert change.upper is not None
         assert change.estimate == pytest.approx(sum(row.difference for row in rows) / len(rows))
         half = sum(row.stderr**2 for row in rows) ** 0.5 / len(rows) * 1.96
-        assert (change.upper - change.lower) / 2 == pytest.approx(half, rel=0.02)
+        reach = min(change.upper - change.estimate, change.estimate - change.lower)
+        assert reach == pytest.approx(half, rel=0.02)  # skewness widens the other side alone
         assert summary.worst_retention is min(rows, key=lambda row: row.difference)
+
+
+def test_the_table_has_the_intervals_of_the_findings() -> None:
+    """Two in-domain tasks and one seed: a row is an option, so its numbers are the findings'."""
+    results = planted_study(in_domain_tasks=("kinship", "cousins"), seeds=(0,))
+    recommendation = recommend(results)
+    part, its = results.of("kinship"), recommendation.by_train_task[0]
+    (source,) = option_gains(results)
+    tasks, kept = ("kinship", "cousins"), ("capitals", "elements")
+    (retention,) = study_findings(results, recommendation).retention
+    line = next(group for group in retention.groups if group.tasks == kept)
+    base, *runs = summarise(part, its)
+    assert base.retention == line.base_score
+    assert base.in_domain == source.base_score(tasks)
+    for summary, option, change in zip(runs, source.options, line.changes, strict=True):
+        assert summary.label == option.label == change.label
+        assert summary.gain == source.change(option.runs, tasks)
+        assert summary.retention_change == change.change
+    cell = {row.model.value: row.gain for row in verdict_table((base, *runs))}["LoRA rank 4"]
+    gain = source.change(source.options[0].runs, tasks)
+    assert cell.interval == quantities.change_interval(gain.lower, gain.upper, "points")
+    (row,) = read_rows(csv_tables(part, its, (base, *runs))["runs.csv"], runs[0].name)
+    assert (float(row["gain_lower"]), float(row["gain_upper"])) == (gain.lower, gain.upper)
 
 
 def test_reporting_reaches_no_torch() -> None:
@@ -364,6 +392,10 @@ def test_reporting_reaches_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def read_rows(text: str, run: str) -> list[dict[str, str]]:
+    return [row for row in csv.DictReader(io.StringIO(text)) if row["run"] == run]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

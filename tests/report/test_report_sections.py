@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from rankwise.findings.options import Option, TaskMean
+from rankwise.findings.options import OptionName, TaskMean
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records import quantities
@@ -105,7 +105,7 @@ def test_a_page_of_several_parts_is_well_ordered(report: Written) -> None:
 
 
 def test_every_colour_of_a_chart_has_a_partner_for_dark_pages(report: Written) -> None:
-    known = {colour.light for colour in page_colours(["8", "32", "128", "full", "base"])}
+    known = {colour.light for colour in page_colours([8, 32, 128, "full", "base"])}
     paths = list((report.folder / "report").glob("*.svg"))
     assert len(paths) > 15
     for path in paths:
@@ -261,11 +261,11 @@ def test_a_heatmap_takes_long_names_and_empty_cells() -> None:
 
 def test_of_too_many_options_one_of_each_rank_is_drawn() -> None:
     options = [
-        Option(label=f"rank {rank}, alpha {alpha}", rank=rank)
+        OptionName(label=f"rank {rank}, alpha {alpha}", rank=rank)
         for rank in (8, 16, 32)
         for alpha in ("2r", "4r", "8r")
     ]
-    options.append(Option(label="full fine-tuning", rank=None))
+    options.append(OptionName(label="full fine-tuning", rank=None))
     assert [option.label for option in drawn_options(options)] == [
         "rank 8, alpha 2r", "rank 16, alpha 2r", "rank 32, alpha 2r", "full fine-tuning",
     ]  # fmt: skip

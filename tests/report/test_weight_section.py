@@ -14,12 +14,15 @@ import pytest
 
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import StudyFindings, study_findings
+from rankwise.records import quantities
+from rankwise.records.axes import Kind
 from rankwise.records.results import StudyResults
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import PlannedRun
 from rankwise.report.charts.theme import page_colours
 from rankwise.report.page import study_sections, write_report
-from rankwise.report.parts import Section
+from rankwise.report.parts import ReportSection
+from rankwise.report.rendering import drawn_sections
 from tests.planted.results import planted_study
 from tests.planted.weights import (
     FORGET,
@@ -53,14 +56,14 @@ def written(folder: Path, results: StudyResults) -> Written:
     return Written(folder / "report", results, findings, Page(page.read_text("utf-8")).text)
 
 
-def section(results: StudyResults) -> Section | None:
+def section(results: StudyResults) -> ReportSection | None:
     recommendation = recommend(results)
     findings = study_findings(results, recommendation)
     found = study_sections(results, recommendation, findings)
     return next((each for each in found if each.name == "weights"), None)
 
 
-def shown(results: StudyResults) -> Section:
+def shown(results: StudyResults) -> ReportSection:
     found = section(results)
     assert found is not None
     return found
@@ -87,11 +90,16 @@ def planted() -> StudyResults:
 
 
 @pytest.fixture(scope="module")
+def own(planted: StudyResults) -> ReportSection:
+    return shown(planted)
+
+
+@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, planted: StudyResults) -> Written:
     return written(tmp_path_factory.mktemp("weights"), planted)
 
 
-def rows_of(found: Section, title: str) -> list[list[str]]:
+def rows_of(found: ReportSection, title: str) -> list[list[str]]:
     """The cells of a table, each with its small print."""
     (table,) = (each.table for each in found.tables if each.title == title)
     return [
@@ -101,8 +109,8 @@ def rows_of(found: Section, title: str) -> list[list[str]]:
     ]
 
 
-def test_tables_have_every_number(planted: StudyResults, report: Written) -> None:
-    found = shown(planted)
+def test_tables_have_every_number(own: ReportSection, report: Written) -> None:
+    found = own
     (part,) = report.findings.weights
     rows = rows_of(found, "Updates of the runs")
     assert [row[0] for row in rows] == [f"rank {rank}" for rank in SAME] + ["full fine-tuning"]
@@ -129,7 +137,7 @@ def test_tables_have_every_number(planted: StudyResults, report: Written) -> Non
         assert row[3] == (
             f"— {each.reason}"
             if rho is None
-            else f"{rho.estimate:.2f} {rho.lower:.2f} to {rho.upper:.2f}"
+            else quantities.correlation(rho).replace("(", "").replace(")", "")
         )
     rows = [row for each in found.tables for row in rows_of(found, each.title)]
     assert len(rows) == 6 + 3 + 6
@@ -142,7 +150,7 @@ def test_remarks_say_what_was_found_and_how_far_it_goes(report: Written) -> None
     for sentence in part.statements:
         assert sentence in report.text
     assert "2 draws of each kind" in report.text
-    assert "With one seed all of this is conditional on that seed." in report.text
+    assert "With one seed, all of this is conditional on that seed." in report.text
 
 
 FIGURES = {"norm", "overlap", "forgetting", "map-norm", "map-turned", "map-intruders"}
@@ -170,7 +178,7 @@ def test_every_figure_is_drawn(report: Written) -> None:
 
 
 def test_every_colour_has_a_partner_for_dark_pages(report: Written) -> None:
-    kinds = [str(rank) for rank in SAME] + ["full", "base"]
+    kinds: list[Kind] = [*SAME, "full", "base"]
     known = {colour.light for colour in page_colours(kinds)}
     for path in report.folder.glob("weights*.svg"):
         used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{6})"', path.read_text("utf-8")))
@@ -178,12 +186,14 @@ def test_every_colour_has_a_partner_for_dark_pages(report: Written) -> None:
         assert used <= known, path.name
 
 
-def csv_rows(found: Section) -> list[dict[str, str]]:
+def csv_rows(found: ReportSection) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(found.files["weights.csv"])))
 
 
-def test_the_csv_has_a_row_for_each_run_and_matrix(planted: StudyResults) -> None:
-    rows = csv_rows(shown(planted))
+def test_the_csv_has_a_row_for_each_run_and_matrix(
+    planted: StudyResults, own: ReportSection
+) -> None:
+    rows = csv_rows(own)
     wanted = [
         (model.name, each)
         for model in planted.runs
@@ -204,9 +214,9 @@ def test_the_csv_has_a_row_for_each_run_and_matrix(planted: StudyResults) -> Non
         assert row["full_overlap_left"] == ("" if overlap is None else str(overlap.left))
 
 
-def test_the_csv_is_written_beside_the_figures(report: Written, planted: StudyResults) -> None:
+def test_the_csv_is_written_beside_the_figures(report: Written, own: ReportSection) -> None:
     text = (report.folder / "weights.csv").read_text("utf-8")
-    assert list(csv.DictReader(io.StringIO(text))) == csv_rows(shown(planted))
+    assert list(csv.DictReader(io.StringIO(text))) == csv_rows(own)
 
 
 def test_without_spectra_there_is_no_section() -> None:
@@ -250,18 +260,18 @@ CASES: dict[str, tuple[Callable[[PlannedRun], SpectraRecord | None], set[str]]] 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_not_there_is_not_drawn(case: str, tmp_path: Path) -> None:
+def test_what_is_not_there_is_not_drawn(case: str) -> None:
     of, figures = CASES[case]
-    report = written(tmp_path, with_spectra(planted_study(SCORES, RETENTION), of))
-    names = {path.stem for path in report.folder.glob("weights*.svg")}
+    found = shown(with_spectra(planted_study(SCORES, RETENTION), of))
+    (drawn,) = drawn_sections([found], 0)  # the other sections of the page are the same as ever
+    names = {each.figure.name for each in drawn.figures if each.svg}
     assert names == {f"weights-{name}" for name in figures}
     is_left_out = case.endswith(("be read", "alone"))
-    assert ("was not looked into: it is DoRA" in report.text) == is_left_out
+    assert ("was not analysed: it is DoRA" in " ".join(found.remarks)) == is_left_out
 
 
-def test_of_many_ranks_four_are_shown_from_the_smallest_to_full() -> None:
-    results = with_spectra(planted_study(SCORES, RETENTION), looked_into)
-    (figure,) = (each for each in shown(results).figures if each.name == "weights-map-norm")
+def test_of_many_ranks_four_are_shown_from_the_smallest_to_full(own: ReportSection) -> None:
+    (figure,) = (each for each in own.figures if each.name == "weights-map-norm")
     names = [" ".join(each.split(" ")[:2]) for each in figure.description.split("; ")]
     assert names == ["rank 4", "rank 16", "rank 32", "full fine-tuning"]
 

@@ -329,7 +329,7 @@ def test_an_adapter_that_is_no_plain_lora_is_noted(
     assert [each.run for each in found.runs] == [mine.name]
     assert found.left_out == {theirs.name: theirs.spectra.not_analysed}
     assert not any(left_over(tmp_path / "study").values())
-    assert f"{theirs.name} was not looked into: " in (remarks(outcome) or "")
+    assert f"{theirs.name} was not analysed: " in (remarks(outcome) or "")
 
 
 def test_an_adapter_that_does_nothing_has_zeros(original: Finished, tmp_path: Path) -> None:

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator
 from string import ascii_uppercase
-from typing import NamedTuple
+
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from rankwise.errors import RecordError
-from rankwise.findings.options import OptionGains, TrainedOption
-from rankwise.findings.signatures.signature import Signature, SignatureName
+from rankwise.findings.options import Option, OptionGains, TaskMean
+from rankwise.findings.signatures.signature import Signature, signature
 from rankwise.findings.stats.estimates import POINTS, wilson_interval
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
-from rankwise.records.study import TaskEvaluation
+from rankwise.records.study import Interval, TaskEvaluation
 
 COLLAPSED_SHARE, COLLAPSED_LOWER = 0.9, 0.8
-"""An option that is chosen on so many items, and on more than so many by its lower bound."""
+"""An option that is chosen on this share of the items, with this lower bound, is collapsed."""
 
 UNFINISHED_SHARE = 0.1
-"""So many answers without an end are no accident."""
-
-
-class _Shares(NamedTuple):
-    """A share, or the difference of two, in 0..1, with its bounds."""
-
-    estimate: float
-    lower: float
-    upper: float
+"""A larger share of unfinished answers is no accident."""
 
 
 def answer_signatures(source: OptionGains) -> Iterator[Signature]:
@@ -44,128 +37,117 @@ def answer_signatures(source: OptionGains) -> Iterator[Signature]:
             yield from _has_no_end(source, option, results.ending_items)
 
 
-def _runs_on(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
-    """More generations without an end than the base's, by Newcombe's interval."""
+def _runs_on(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
+    """More unfinished generations than the base has, by Newcombe's interval."""
     base = source.results.base.evaluations[task]
     num_items = base.num_examples
-    num_texts = num_items * max(base.num_draws, 1)  # draws of one item are no items of their own
+    num_texts = num_items * max(base.num_draws, 1)  # draws of one item are not separate items
     before = _wilson((base.num_unfinished or 0) / num_texts, num_items, source.confidence)
     unfinished = [_record(run, task).num_unfinished or 0 for run in option.runs]
-    after = _wilson(_mean(unfinished) / num_texts, num_items, source.confidence)
-    more = _difference(after, before)
-    if more.lower > 0 and after.lower > UNFINISHED_SHARE:
-        yield _of_shares(
+    after = _wilson(statistics.fmean(unfinished) / num_texts, num_items, source.confidence)
+    more = _difference(after, before, num_items, source.confidence)
+    if more.sign() > 0 and after.sign(at=UNFINISHED_SHARE) > 0:
+        yield signature(
             "does_not_stop",
-            source,
-            option,
+            source.results.train_task,
+            option.label,
             task,
-            more,
-            num_items,
-            statement=f"does not end {_percent(after.estimate)} of its {num_items:,} answers on "
-            f"{task}, at least {_percent(after.lower)}; the base {_percent(before.estimate)}.",
+            _in_points(more, num_items),
+            statement=f"{option.label} leaves {_percent(after.estimate)} of its {num_items:,} "
+            f"answers on {task} unfinished (at least {_percent(after.lower)}); the base leaves "
+            f"{_percent(before.estimate)} unfinished.",
             advice="See whether the training rows end as the task asks, with its stop strings or "
             "the end of turn; raise max_gen_toks if its answers are only long.",
         )
 
 
-def _has_no_end(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
-    """Training rows behind whose right answer something is more likely than their end."""
+def _has_no_end(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
+    """Training rows after whose right answer something is more likely than their end."""
     base = source.results.base.evaluations[task]
     num_items = base.num_examples
-    share = _mean([1.0 - _accuracy(_record(run, task)) for run in option.runs])
+    share = statistics.fmean([1.0 - _accuracy(_record(run, task)) for run in option.runs])
     without = _wilson(share, num_items, source.confidence)
-    if without.lower > UNFINISHED_SHARE:
-        yield _of_shares(
+    if without.sign(at=UNFINISHED_SHARE) > 0:
+        yield signature(
             "does_not_stop",
-            source,
-            option,
+            source.results.train_task,
+            option.label,
             task,
-            without,
-            num_items,
-            statement=f"would go on behind the right answer of {_percent(share)} of "
-            f"{num_items:,} training rows, at least {_percent(without.lower)}, though it was "
-            f"trained to end there; the base of {_percent(1.0 - _accuracy(base))}.",
+            _in_points(without, num_items),
+            statement=f"{option.label} prefers to continue after the right answer in "
+            f"{_percent(share)} of {num_items:,} training rows (at least "
+            f"{_percent(without.lower)}), although training ended there; the base does so in "
+            f"{_percent(1.0 - _accuracy(base))}.",
             advice="Train for longer or at a higher rate, or stop its answers with a stop string.",
         )
 
 
-def _collapsed(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
+def _collapsed(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
     """One option nearly always, more often than that can be right; judged run by run."""
     base, confidence = source.results.base.evaluations[task], source.confidence
     size, before = base.num_examples, base.predicted_shares or ()
-    found: list[tuple[_Shares, int]] = []
+    collapsed: list[tuple[Interval, int]] = []
     for run in option.runs:
         record = _record(run, task)
         shares = record.predicted_shares or ()
-        place = max(range(len(shares)), key=lambda each: shares[each])
+        place = max(range(len(shares)), key=shares.__getitem__)
         chosen = _wilson(shares[place], size, confidence)
         right = _wilson(_accuracy(record), size, confidence)
         was_so = _is_collapsed(_wilson(before[place], size, confidence))
         if _is_collapsed(chosen) and right.upper < chosen.lower and not was_so:
-            found.append((chosen, place))
-    if found:
-        chosen, place = max(found)
+            collapsed.append((chosen, place))
+    if collapsed:
+        chosen, place = max(collapsed, key=lambda pair: (pair[0].estimate, pair[1]))
         several = len(option.runs) > 1
-        runs = f" with {len(found)} of {len(option.runs)} seeds" if several else ""
-        yield _of_shares(
+        runs = f" with {len(collapsed)} of {len(option.runs)} seeds" if several else ""
+        yield signature(
             "letters_collapsed",
-            source,
-            option,
+            source.results.train_task,
+            option.label,
             task,
-            chosen,
-            size,
-            statement=f"chooses option {_letter(place)} ({place + 1} of {len(before)}) on "
-            f"{_percent(chosen.estimate)} of {size:,} items of {task}{runs}, at least "
-            f"{_percent(chosen.lower)}; the base on {_percent(before[place])}.",
-            advice="See whether the right answers of the training rows stand at every place "
+            _in_points(chosen, size),
+            statement=f"{option.label} chooses option {_letter(place)} ({place + 1} of "
+            f"{len(before)}) on {_percent(chosen.estimate)} of {size:,} items of {task}{runs}, at "
+            f"least {_percent(chosen.lower)}; the base on {_percent(before[place])}.",
+            advice="See whether the right answers of the training rows are at every place "
             "equally often, or shuffle their options; try a lower learning rate.",
         )
 
 
-def _is_collapsed(chosen: _Shares) -> bool:
-    return chosen.estimate >= COLLAPSED_SHARE and chosen.lower > COLLAPSED_LOWER
+def _is_collapsed(chosen: Interval) -> bool:
+    return chosen.estimate >= COLLAPSED_SHARE and chosen.sign(at=COLLAPSED_LOWER) > 0
 
 
-def _difference(after: _Shares, before: _Shares) -> _Shares:
-    """Of two proportions, from Wilson's bounds of each (Newcombe 1998, method 10)."""
+def _difference(after: Interval, before: Interval, num_items: int, confidence: float) -> Interval:
+    """The difference of two proportions of as many items (Newcombe 1998, method 10)."""
+    lower, upper = confint_proportions_2indep(
+        after.estimate * num_items,
+        num_items,
+        before.estimate * num_items,
+        num_items,
+        method="newcomb",
+        compare="diff",
+        alpha=1.0 - confidence,
+    )
     estimate = after.estimate - before.estimate
-    below = math.hypot(after.estimate - after.lower, before.upper - before.estimate)
-    above = math.hypot(after.upper - after.estimate, before.estimate - before.lower)
-    return _Shares(estimate, estimate - below, estimate + above)
+    return Interval(estimate=estimate, lower=float(lower), upper=float(upper))
 
 
-def _of_shares(
-    name: SignatureName,
-    source: OptionGains,
-    option: TrainedOption,
-    task: str,
-    shares: _Shares,
-    num_items: int,
-    *,
-    statement: str,
-    advice: str,
-) -> Signature:
-    return Signature(
-        name=name,
-        train_task=source.results.train_task,
-        label=option.option.label,
-        task=task,
-        statement=f"{quantities.capital(option.option.label)} {statement}",
-        advice=advice,
+def _wilson(share: float, num_items: int, confidence: float) -> Interval:
+    lower, upper = wilson_interval(share * num_items, num_items, confidence)
+    return Interval(estimate=share, lower=lower, upper=upper)
+
+
+def _in_points(shares: Interval, num_items: int) -> TaskMean:
+    return TaskMean(
         estimate=POINTS * shares.estimate,
         lower=POINTS * shares.lower,
         upper=POINTS * shares.upper,
         unit="points",
-        num_items=num_items,
+        num_examples=num_items,
+        num_tasks=1,
+        num_seeds=1,
     )
-
-
-def _wilson(share: float, num_items: int, confidence: float) -> _Shares:
-    return _Shares(share, *wilson_interval(share * num_items, num_items, confidence))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _record(run: ModelResults, task: str) -> TaskEvaluation:

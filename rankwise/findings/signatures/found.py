@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankwise.findings.options import OptionGains, ladders
+from rankwise.findings.options import OptionGains, ladders, option_gains
 from rankwise.findings.pairs import run_record
 from rankwise.findings.signatures.answers import answer_signatures
 from rankwise.findings.signatures.ranks import rank_signatures
@@ -12,9 +12,8 @@ from rankwise.findings.signatures.scores import score_signatures
 from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.findings.stats.estimates import POINTS
 from rankwise.records import quantities
-from rankwise.records.axes import run_labels
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Recommendation, StudyRecommendation
+from rankwise.records.study import Recommendation
 
 __all__ = [
     "SIGNATURES",
@@ -27,24 +26,24 @@ __all__ = [
 
 
 def failure_signatures(
-    results: StudyResults, recommendation: StudyRecommendation
+    source: OptionGains, recommendation: Recommendation
 ) -> tuple[Signature, ...]:
-    """Every failure that is shown, by trained task and then in the order of ``SIGNATURES``.
+    """Every failure that one trained task shows, in the order of ``SIGNATURES``.
 
     Each is judged by the bounds of its own interval (docs/METHODS.md, "Failure signatures").
 
     Args:
-        results: a finished study.
-        recommendation: made from it; its margins and units are used.
-
-    Raises:
-        RecordError: models were scored on different items, or a score is missing.
+        source: the options of the trained task.
+        recommendation: made from them; its margins and units are used.
     """
-    found: list[Signature] = []
-    for part in recommendation.by_train_task:
-        its = list(_of_train_task(results.of(part.train_task), part))
-        found += sorted(its, key=lambda each: SIGNATURES.index(each.name))
-    return tuple(found)
+    signatures = [
+        *_diverged(source),
+        *_items_in_training(source.results),
+        *score_signatures(source, recommendation),
+        *answer_signatures(source),
+        *rank_signatures(source, recommendation),
+    ]
+    return tuple(sorted(signatures, key=lambda signature: SIGNATURES.index(signature.name)))
 
 
 def not_looked_for(results: StudyResults) -> dict[SignatureName, str]:
@@ -53,26 +52,15 @@ def not_looked_for(results: StudyResults) -> dict[SignatureName, str]:
     One that a trained task can show is looked for.
     """
     lacking: dict[SignatureName, str] = {}
-    parts = [_lacking(part) for part in results.by_train_task]
+    parts = [_lacking(source) for source in option_gains(results)]
     for name in SIGNATURES:
         if parts and all(name in part for part in parts):
             lacking[name] = parts[0][name]
     return lacking
 
 
-def _of_train_task(
-    results: TrainTaskResults, recommendation: Recommendation
-) -> Iterator[Signature]:
-    source = OptionGains(results)
-    yield from _diverged(results)
-    yield from _items_in_training(results)
-    yield from score_signatures(source, recommendation)
-    yield from answer_signatures(source)
-    yield from rank_signatures(source, recommendation)
-
-
-def _diverged(results: TrainTaskResults) -> Iterator[Signature]:
-    labels = run_labels(results.planned)
+def _diverged(source: OptionGains) -> Iterator[Signature]:
+    results, labels = source.results, source.labels
     several = len(results.study.config.seeds) > 1
     for model in results.runs:
         run = run_record(model)
@@ -112,9 +100,9 @@ def _items_in_training(results: TrainTaskResults) -> Iterator[Signature]:
             )
 
 
-def _lacking(results: TrainTaskResults) -> dict[SignatureName, str]:
+def _lacking(source: OptionGains) -> dict[SignatureName, str]:
     """What a trained task cannot show, and why."""
-    source = OptionGains(results)
+    results = source.results
     base = results.base.evaluations.values()
     longest = max((len(ladder.rungs) for ladder in ladders(source)), default=0)
     generates = any(record.num_unfinished is not None for record in base)

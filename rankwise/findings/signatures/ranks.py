@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rankwise.findings.options import Ladder, OptionGains, TaskMean, TrainedOption, ladders
+from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
 from rankwise.findings.signatures.mastery import level
-from rankwise.findings.signatures.signature import Signature, amount
+from rankwise.findings.signatures.signature import Signature, judged_amount, signature
 from rankwise.findings.stats.seeds import seed_spread
 from rankwise.records import quantities
 from rankwise.records.study import Recommendation
@@ -17,9 +17,9 @@ from rankwise.records.study import Recommendation
 class _Valley(NamedTuple):
     """A rank with the leads over it of the best smaller and the best larger one."""
 
-    low: TrainedOption
-    left: tuple[TaskMean, TrainedOption]
-    right: tuple[TaskMean, TrainedOption]
+    low: Option
+    left: tuple[TaskMean, Option]
+    right: tuple[TaskMean, Option]
 
     @property
     def nearer(self) -> TaskMean:
@@ -59,7 +59,7 @@ def _alike(
     if not all(abs(bound) < recommendation.delta for *_, mean in pairs for bound in _ends(mean)):
         return
     easy = _easy(source, ladder, tasks)
-    most_gained = max(source.change(option, tasks).lower for option in ladder.rungs)
+    most_gained = max(source.change(option.runs, tasks).lower for option in ladder.rungs)
     if recommendation.delta_is_derived and not easy and most_gained <= recommendation.delta:
         return
     ahead, behind, widest = max(
@@ -67,28 +67,24 @@ def _alike(
     )
     unit = widest.unit
     advice = (
-        "Take the smallest rank, or score harder items: these cannot tell ranks apart."
+        "Take the smallest rank, or score harder items: these items cannot tell ranks apart."
         if easy
         else "Take the smallest rank, and look elsewhere: learning rate, epochs, training rows."
     )
     if recommendation.delta_is_derived:
         advice += " δ follows from the number of items; more of them tell ranks apart more finely."
-    yield Signature(
-        name="too_easy" if easy else "not_a_matter_of_rank",
-        train_task=source.results.train_task,
-        label=ladder.label,
-        task=None,
-        statement=quantities.capital(
+    yield signature(
+        "too_easy" if easy else "not_a_matter_of_rank",
+        source.results.train_task,
+        ladder.label,
+        None,
+        widest,
+        statement=(
             f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
             f"δ = {quantities.amount(recommendation.delta, unit)} of each other in-domain; the "
-            f"most is {_name(ahead)} over {_name(behind)}, {_difference(widest)}{easy}."
+            f"most is {_name(ahead)} over {_name(behind)}, {judged_amount(widest)}{easy}."
         ),
         advice=advice,
-        estimate=widest.estimate,
-        lower=widest.lower,
-        upper=widest.upper,
-        unit=unit,
-        num_items=widest.num_examples,
     )
 
 
@@ -119,18 +115,19 @@ def _erratic(
         for smaller, larger in [(ladder.rungs[:place], ladder.rungs[place + 1 :])]
     ]
     valley = max(valleys, key=lambda each: each.nearer.lower, default=None)
-    if valley is None or valley.nearer.lower <= recommendation.delta:
+    if valley is None or valley.nearer.sign(at=recommendation.delta) <= 0:
         return
     (left, smaller), (right, larger), nearer = valley.left, valley.right, valley.nearer
     several = nearer.num_seeds > 1
-    yield Signature(
-        name="erratic_over_ranks",
-        train_task=source.results.train_task,
-        label=ladder.label,
-        task=None,
-        statement=quantities.capital(
-            f"{_among(ladder)}{_name(valley.low)} is {_difference(left)} below {_name(smaller)} "
-            f"and {_difference(right)} below {_name(larger)} in-domain, both more than "
+    yield signature(
+        "erratic_over_ranks",
+        source.results.train_task,
+        ladder.label,
+        None,
+        nearer,
+        statement=(
+            f"{_among(ladder)}{_name(valley.low)} is {judged_amount(left)} below {_name(smaller)} "
+            f"and {judged_amount(right)} below {_name(larger)} in-domain, both more than "
             f"δ = {quantities.amount(recommendation.delta, nearer.unit)}"
             f"{'' if several else ', conditional on this seed'}."
         ),
@@ -140,20 +137,15 @@ def _erratic(
             if several
             else "Add seeds (rankwise extend --seeds 2): with one, an unlucky run looks the same."
         ),
-        estimate=nearer.estimate,
-        lower=nearer.lower,
-        upper=nearer.upper,
-        unit=nearer.unit,
-        num_items=nearer.num_examples,
     )
 
 
 def _best(
     source: OptionGains,
-    others: Sequence[TrainedOption],
-    low: TrainedOption,
+    others: Sequence[Option],
+    low: Option,
     tasks: Sequence[str],
-) -> tuple[TaskMean, TrainedOption]:
+) -> tuple[TaskMean, Option]:
     """The option whose lead has the highest lower bound, and that lead."""
     leads = [(_lead(source, other, low, tasks), other) for other in others]
     return max(leads, key=lambda pair: pair[0].lower)
@@ -162,62 +154,55 @@ def _best(
 def _unstable(
     source: OptionGains,
     recommendation: Recommendation,
-    option: TrainedOption,
+    option: Option,
     tasks: Sequence[str],
 ) -> Iterator[Signature]:
     """Runs of one option differ by more than delta, beyond what their items explain."""
     if len(option.runs) < 2:
         return
-    spread = seed_spread([source.gains(option, task) for task in tasks], source.confidence)
-    if spread.lower <= recommendation.delta:
+    gains, unit = [source.gains(option.runs, task) for task in tasks], recommendation.unit
+    spread = TaskMean(
+        **seed_spread(gains, source.confidence)._asdict(),
+        unit=unit,
+        num_examples=sum(array.shape[1] for array in gains),
+        num_tasks=len(tasks),
+        num_seeds=len(option.runs),
+    )
+    if spread.sign(at=recommendation.delta) <= 0:
         return
-    unit = recommendation.unit
-    numbers = amount(spread.estimate, spread.lower, spread.upper, unit)
     scores = [
-        sum(source.gains(option, task)[seed].mean() for task in tasks) / len(tasks)
-        for seed in range(len(option.runs))
+        sum(array[seed].mean() for array in gains) / len(tasks) for seed in range(len(option.runs))
     ]
     gained = quantities.change_interval(min(scores), max(scores), unit)
-    yield Signature(
-        name="unstable_over_seeds",
-        train_task=source.results.train_task,
-        label=option.option.label,
-        task=None,
-        statement=quantities.capital(
-            f"{option.option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "
-            f"standard deviation of {numbers} beyond what the items explain, more than "
-            f"δ = {quantities.amount(recommendation.delta, unit)}."
+    yield signature(
+        "unstable_over_seeds",
+        source.results.train_task,
+        option.label,
+        None,
+        spread,
+        statement=(
+            f"{option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "
+            f"standard deviation of {judged_amount(spread)} beyond what the items explain, "
+            f"more than δ = {quantities.amount(recommendation.delta, unit)}."
         ),
         advice=(
             "Try a lower learning rate or a longer warm-up, and add seeds before this option is "
             "compared with others."
         ),
-        estimate=spread.estimate,
-        lower=spread.lower,
-        upper=spread.upper,
-        unit=unit,
-        num_items=sum(source.gains(option, task).shape[1] for task in tasks),
     )
 
 
-def _lead(
-    source: OptionGains, option: TrainedOption, other: TrainedOption, tasks: Sequence[str]
-) -> TaskMean:
+def _lead(source: OptionGains, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
     """How much an option scores above another, positive where it is better."""
-    values = [source.gains(option, task) - source.gains(other, task) for task in tasks]
-    return source.mean(values, tasks)
+    return source.mean([source.lead(option, other, task) for task in tasks], tasks)
 
 
-def _name(option: TrainedOption) -> str:
+def _name(option: Option) -> str:
     return f"rank {option.plan.rank}"
 
 
 def _ends(mean: TaskMean) -> tuple[float, float]:
     return mean.lower, mean.upper
-
-
-def _difference(mean: TaskMean) -> str:
-    return amount(mean.estimate, mean.lower, mean.upper, mean.unit)
 
 
 def _among(ladder: Ladder) -> str:

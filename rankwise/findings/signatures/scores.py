@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankwise.findings.options import OptionGains, TaskMean, TrainedOption, bound_of
+from rankwise.findings.options import Option, OptionGains, TaskMean, bound_of
 from rankwise.findings.signatures.mastery import NEARLY_PERFECT_NATS, level
-from rankwise.findings.signatures.signature import Signature, SignatureName, amount
+from rankwise.findings.signatures.signature import Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
 from rankwise.records import quantities
@@ -35,28 +35,29 @@ def score_signatures(source: OptionGains, recommendation: Recommendation) -> Ite
 
 
 def _worse_than_base(
-    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+    source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> Iterator[Signature]:
     loss = _loss(source, option, task)
-    if loss.lower > 0:
+    if loss.sign() > 0:
         base = quantities.score(source.base_score((task,)).estimate, loss.unit)
         advice = (
             f"Do not use it. Try {_LESS_TRAINING}, and see whether the rows that it was trained "
             "on are right."
         )
-        yield _signature(
+        yield signature(
             "worse_than_base",
-            source,
-            option,
+            source.results.train_task,
+            option.label,
             task,
             loss,
-            statement=f"is {_amount(loss)} worse than the base on {task}, where that has {base}.",
+            statement=f"{option.label} is {judged_amount(loss)} worse than the base on {task}, "
+            f"where the base has {base}.",
             advice=_format_advice(source, recommendation, option, task) or advice,
         )
 
 
 def _negative_transfer(
-    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+    source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> Iterator[Signature]:
     """By the lower bound of the drop, relative to the base's score on these items."""
     base = source.base_score((task,)).estimate
@@ -66,30 +67,31 @@ def _negative_transfer(
             f"Where that domain matters use the base, try {_LESS_TRAINING}, or mix rows of it "
             "into the training."
         )
-        yield _signature(
+        yield signature(
             "negative_transfer",
-            source,
-            option,
+            source.results.train_task,
+            option.label,
             task,
             loss,
-            statement=f"loses {_amount(loss)} on {task}, at least "
+            statement=f"{option.label} loses {judged_amount(loss)} on {task}, at least "
             f"{100 * loss.lower / base:.0f} % of the base's {quantities.score(base, 'points')}.",
             advice=_format_advice(source, recommendation, option, task) or advice,
         )
 
 
-def _forgetting(source: OptionGains, option: TrainedOption, task: str) -> Iterator[Signature]:
+def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
     margin = source.results.study.config.recommendation.delta_nats
     rise = _loss(source, option, task)
-    if rise.lower > margin:
+    if rise.sign(at=margin) > 0:
         base = quantities.score(source.base_score((task,)).estimate, "nats")
-        yield _signature(
+        yield signature(
             "forgetting_on_prose",
-            source,
-            option,
+            source.results.train_task,
+            option.label,
             task,
             rise,
-            statement=f"has {_amount(rise)} more loss per token on {task} than the base ({base}).",
+            statement=f"{option.label} has {judged_amount(rise)} more loss per token on {task} "
+            f"than the base ({base}).",
             advice=f"Where general text matters, try {_LESS_TRAINING}.",
         )
 
@@ -97,7 +99,7 @@ def _forgetting(source: OptionGains, option: TrainedOption, task: str) -> Iterat
 def _train_test_gap(
     source: OptionGains,
     recommendation: Recommendation,
-    option: TrainedOption,
+    option: Option,
     task: str,
     seen: str,
 ) -> Iterator[Signature]:
@@ -107,14 +109,15 @@ def _train_test_gap(
     if unit != recommendation.unit or items[seen].metric != items[task].metric:
         return
     gap = _gap(source, option, task, seen)
-    if gap.lower <= recommendation.delta:
+    if gap.sign(at=recommendation.delta) <= 0:
         return
-    on_seen, on_others = source.change(option, (seen,)), source.change(option, (task,))
+    on_seen, on_others = source.change(option.runs, (seen,)), source.change(option.runs, (task,))
     known = level(option.runs, seen, confidence)
     rows = quantities.counted(on_seen.num_examples, "training row")
     statement = (
         f"gains {quantities.change(on_seen.estimate, unit)} {unit} on {rows} of {task} and "
-        f"{quantities.change(on_others.estimate, unit)} on its test items: {_amount(gap)} less"
+        f"{quantities.change(on_others.estimate, unit)} on its test items: "
+        f"{judged_amount(gap)} less"
     )
     if not known.is_mastered:
         advice = (
@@ -139,14 +142,20 @@ def _train_test_gap(
             f"; it answers {quantities.score(known.score, unit)} % of these rows right, at least "
             f"{quantities.score(known.worst, unit)} %."
         )
-    yield _signature(
-        name, source, option, task, gap, statement=f"{statement}{ending}", advice=advice
+    yield signature(
+        name,
+        source.results.train_task,
+        option.label,
+        task,
+        gap,
+        statement=f"{option.label} {statement}{ending}",
+        advice=advice,
     )
 
 
-def _gap(source: OptionGains, option: TrainedOption, task: str, seen: str) -> TaskMean:
+def _gap(source: OptionGains, option: Option, task: str, seen: str) -> TaskMean:
     """The gain on rows that were trained on (``seen``) less that on the task's test items."""
-    parts = source.gap_parts(option, {task: seen})
+    parts = source.gap_parts(option.runs, {task: seen})
     unit = source.results.base.items[task].unit
     estimate = mean_over_tasks(parts, item_size=2.0 * POINTS if unit == "points" else 0.0)
     bound = bound_of(estimate, source.confidence)
@@ -160,12 +169,12 @@ def _gap(source: OptionGains, option: TrainedOption, task: str, seen: str) -> Ta
 
 
 def _format_advice(
-    source: OptionGains, recommendation: Recommendation, option: TrainedOption, task: str
+    source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> str:
     """What comes first where a part of the loss is shown to be a matter of format."""
     runs = {run.name for run in option.runs}
     shown = any(
-        effect.task == task and effect.run in runs and effect.by_format.upper < 0
+        effect.task == task and effect.run in runs and effect.by_format.sign() < 0
         for effect in recommendation.format_effects
         if effect.by_format is not None
     )
@@ -177,39 +186,6 @@ def _format_advice(
     )
 
 
-def _signature(
-    name: SignatureName,
-    source: OptionGains,
-    option: TrainedOption,
-    task: str,
-    mean: TaskMean,
-    *,
-    statement: str,
-    advice: str,
-) -> Signature:
-    label = option.option.label
-    return Signature(
-        name=name,
-        train_task=source.results.train_task,
-        label=label,
-        task=task,
-        statement=f"{quantities.capital(label)} {statement}",
-        advice=advice,
-        estimate=mean.estimate,
-        lower=mean.lower,
-        upper=mean.upper,
-        unit=mean.unit,
-        num_items=mean.num_examples,
-    )
-
-
-def _loss(source: OptionGains, option: TrainedOption, task: str) -> TaskMean:
+def _loss(source: OptionGains, option: Option, task: str) -> TaskMean:
     """Base - adapted: positive where the adapted model is worse, whatever the metric."""
-    change = source.change(option, (task,))
-    return change.model_copy(
-        update={"estimate": -change.estimate, "lower": -change.upper, "upper": -change.lower}
-    )
-
-
-def _amount(mean: TaskMean) -> str:
-    return amount(mean.estimate, mean.lower, mean.upper, mean.unit)
+    return source.change(option.runs, (task,)).negated()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.study import Record, Unit
 
@@ -68,7 +69,42 @@ class Signature(Record):
         return TITLES[self.name]
 
 
-def amount(estimate: float, lower: float, upper: float, unit: Unit) -> str:
+def signature(
+    name: SignatureName,
+    train_task: str,
+    label: str,
+    task: str | None,
+    judged: TaskMean,
+    *,
+    statement: str,
+    advice: str,
+) -> Signature:
+    """A signature that was judged by an interval.
+
+    Args:
+        name: which one.
+        train_task: the trained task.
+        label: of the option.
+        task: the scored task; None for several.
+        judged: the difference or the share.
+        statement: a sentence; it may begin in lower case.
+        advice: what to do next.
+    """
+    return Signature(
+        name=name,
+        train_task=train_task,
+        label=label,
+        task=task,
+        statement=quantities.capital(statement),
+        advice=advice,
+        estimate=judged.estimate,
+        lower=judged.lower,
+        upper=judged.upper,
+        unit=judged.unit,
+        num_items=judged.num_examples,
+    )
+
+
+def judged_amount(judged: TaskMean) -> str:
     """20.0 points (12.6 to 27.4)."""
-    interval = quantities.score_interval(lower, upper, unit)
-    return f"{quantities.amount(estimate, unit)} ({interval})"
+    return quantities.with_interval(judged, judged.unit, signed=False)

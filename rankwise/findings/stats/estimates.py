@@ -7,14 +7,19 @@ item, so the difficulty of the items cancels and only the items on which they di
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
+from statsmodels.stats.proportion import proportion_confint
 
 Floats = NDArray[np.float64]
+
+POINTS = 100.0
+"""What one whole item counts where shares are given in points."""
 
 PSEUDO_ITEMS = 2.0
 """Disagreements added to every variance of shares: one in each direction."""
@@ -126,12 +131,12 @@ def mean_over_tasks(
 ) -> Estimate:
     """Mean difference of two models over tasks, as ``crossed_difference`` within each.
 
-    Tasks have items of their own, so the variances of their means add; their runs are the same,
+    Each task has its own items, so the variances of their means add; their runs are the same,
     so the variance of the seeds is that of the seeds' means over all tasks.
 
     Args:
-        tasks: at least one, each (n,) or (m, n) with a number of items of its own and the same
-            seeds in the same order.
+        tasks: at least one, each (n,) or (m, n); n may differ, the m seeds are the same in the
+            same order.
         item_size: as in ``crossed_difference``.
         weights: of the tasks, above 0, in any unit; None counts every task the same.
 
@@ -220,10 +225,13 @@ def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:
 def paired_t_p_value(differences: ArrayLike) -> float:
     """Two-sided p-value that the mean of paired differences (n,) is zero; 1 if all are zero."""
     values = np.asarray(differences, dtype=np.float64)
-    if np.ptp(values) == 0.0:
+    if np.ptp(values) == 0.0:  # no variance, so no t
         return 1.0 if values[0] == 0.0 else 0.0
-    t = float(values.mean()) / math.sqrt(float(values.var(ddof=1)) / len(values))
-    return 2.0 * float(special.stdtr(len(values) - 1, -abs(t)))
+    with warnings.catch_warnings():
+        # of nearly equal differences, whose variance has lost digits
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test: Any = stats.ttest_1samp(values, 0.0)
+    return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -243,12 +251,18 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
     """Wilson's (1927) two-sided interval of one proportion, as shares in 0..1."""
-    z = float(special.ndtri((1.0 + confidence) / 2.0))
-    share = successes / total
-    middle = (share + z**2 / (2 * total)) / (1.0 + z**2 / total)
-    spread = math.sqrt(share * (1.0 - share) / total + (z / (2 * total)) ** 2)
-    half = z * spread / (1.0 + z**2 / total)
-    return middle - half, middle + half
+    lower, upper = proportion_confint(successes, total, 1.0 - confidence, method="wilson")
+    return float(lower), float(upper)
+
+
+def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple[float, float]:
+    """Student's two-sided interval of the mean of (n,) values; of one value, the mean twice."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return mean, mean
+    quantile = float(special.stdtrit(len(array) - 1, (1.0 + confidence) / 2.0))
+    reach = quantile * float(array.std(ddof=1)) / math.sqrt(len(array))
+    return mean - reach, mean + reach
 
 
 def retention_ratio(
@@ -286,19 +300,6 @@ def retention_ratio(
     root = math.sqrt(max(middle**2 - leading * last, 0.0))
     return Ratio(
         numerator / denominator, (middle - root) / leading, (middle + root) / leading, None
-    )
-
-
-def pareto_front(first: Sequence[float], second: Sequence[float]) -> tuple[int, ...]:
-    """Indices of the points that no other beats on one axis without losing on the other.
-
-    Both axes are maximised; equal points are all kept; the order is that of the input.
-    """
-    points = list(zip(first, second, strict=True))
-    return tuple(
-        index
-        for index, (a, b) in enumerate(points)
-        if not any(c >= a and d >= b and (c > a or d > b) for c, d in points)
     )
 
 
@@ -376,6 +377,3 @@ def seeds_needed(slack: float, spread: Spread, level: float, num_seeds: int) -> 
 def _decides(slack: float, spread: Spread, level: float) -> NDArray[np.bool_]:
     power = float(special.ndtri(PLANNING_POWER))
     return (spread.quantile(level) + power) * spread.stderr <= slack
-
-
-POINTS = 100.0

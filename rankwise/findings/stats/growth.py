@@ -20,14 +20,14 @@ Floats = NDArray[np.float64]
 Growth = Literal["logarithmic", "power law", "undecided"]
 
 
-class Fit(NamedTuple):
+class LineFit(NamedTuple):
     """A least-squares line with the two-sided interval of its slope.
 
     Attributes:
         slope: what a doubling of the rank adds to the norm (logarithmic); the exponent of the rank
             (power law).
         lower: bound of the slope, by t.
-        upper: likewise.
+        upper: bound of the slope, by t.
         intercept: at rank 1: the norm, or its natural logarithm.
         r_squared: of the norms themselves under either law; at most 1, negative where the law is
             worse than their mean.
@@ -46,15 +46,15 @@ class NormGrowth(NamedTuple):
     With fewer than four ranks, or a smaller difference, that is undecided.
     """
 
-    logarithmic: Fit
-    power_law: Fit
+    logarithmic: LineFit
+    power_law: LineFit
     better: Growth
 
 
 def norm_growth(
     ranks: Sequence[int], norms: Sequence[float], confidence: float = 0.95
 ) -> NormGrowth | None:
-    """Fit ‖delta‖ = a + b log2(rank), and its rival ln ‖delta‖ = a + b ln(rank).
+    """LineFit ‖delta‖ = a + b log2(rank), and its rival ln ‖delta‖ = a + b ln(rank).
 
     Args:
         ranks: of the runs.
@@ -82,7 +82,7 @@ def norm_growth(
 
 def _fit(
     x: Floats, y: Floats, norms: Floats, inverse: Callable[[Floats], Floats], confidence: float
-) -> tuple[Fit, float]:
+) -> tuple[LineFit, float]:
     """A line through (x, y), judged by its squared error on the norms, which is returned too."""
     line: Any = stats.linregress(x, y)
     t = float(stats.t.ppf((1 + confidence) / 2, len(x) - 2))
@@ -91,4 +91,4 @@ def _fit(
     width = t * float(line.stderr)
     slope = float(line.slope)
     r_squared = 1.0 - error / spread if spread else 0.0
-    return Fit(slope, slope - width, slope + width, float(line.intercept), r_squared), error
+    return LineFit(slope, slope - width, slope + width, float(line.intercept), r_squared), error

@@ -26,7 +26,7 @@ class Text(NamedTuple):
     weight: str = "normal"
 
 
-class Box(NamedTuple):
+class Rect(NamedTuple):
     """A rectangle, from its left upper corner."""
 
     x: float
@@ -39,8 +39,8 @@ class Box(NamedTuple):
 class Drawing(NamedTuple):
     """What is drawn, in pixels from the left upper corner; y grows downwards."""
 
-    fills: list[Box]
-    frames: list[Box]
+    fills: list[Rect]
+    frames: list[Rect]
     texts: list[Text]
 
 
@@ -54,7 +54,7 @@ def drawn(drawing: Drawing, width: float, height: float, title: alt.TitleParams)
         scale = alt.Scale(domain=[0, height], nice=False, reverse=True)
         return alt.Y(f"{field}:Q", scale=scale, axis=None)
 
-    def boxes(found: Sequence[Box], style: dict[str, Any]) -> alt.Chart:
+    def boxes(found: Sequence[Rect], style: dict[str, Any]) -> alt.Chart:
         values = [
             {"x": b.x, "x2": b.x + b.width, "y": b.y, "y2": b.y + b.height, "colour": b.colour}
             for b in found

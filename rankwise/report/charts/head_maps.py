@@ -24,7 +24,7 @@ from rankwise.report.charts.layer_map import (
 )
 
 MOST_COLUMNS = 72
-"""Of one chart: with many heads fewer panels fit. What does not fit has a chart of its own."""
+"""Per chart: with many heads fewer panels fit. Further panels go into another chart."""
 
 MEASURE_TITLES: dict[ChangeMeasure, str] = {
     "entropy": "Entropy, nats",
@@ -54,7 +54,7 @@ class HeadFigure(NamedTuple):
         detail: what the numbers are.
         caption: what can be read from it.
         panels: at least one.
-        scale: of panels that have none of their own.
+        scale: of panels without their own.
     """
 
     name: str
@@ -90,7 +90,7 @@ def head_figures(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> I
         kinds = dict.fromkeys((each.mode, each.keys_and_values) for each in model.head_effects)
         for kind in kinds:
             own = [each for each in model.head_effects if (each.mode, each.keys_and_values) == kind]
-            yield from _beside_effects(model, found.labels[model.name], own)
+            yield from _with_effects(model, found.labels[model.name], own)
 
 
 def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> HeadFigure:
@@ -104,7 +104,7 @@ def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> HeadFi
     kept = thinned(list(maps), _room(width))
     panels = tuple(_panel(label, maps[label]) for label in kept)
     caption = (
-        "‖change‖ / ‖output‖ of every head before the output projection, base beside adapted on "
+        "‖change‖ / ‖output‖ of every head before the output projection, base against adapted on "
         "the same prompts."
     )
     if len(found.runs) > len(maps):
@@ -146,10 +146,10 @@ def _by_measure(label: str, changes: HeadChanges) -> Iterator[HeadFigure]:
         )
 
 
-def _beside_effects(
+def _with_effects(
     model: ModelResults, label: str, effects: Sequence[TaskHeadEffects]
 ) -> Iterator[HeadFigure]:
-    """What changed in a run's heads beside what each does on each task.
+    """What changed in a run's heads, and what each does on each task.
 
     Args:
         model: the run.
@@ -188,7 +188,7 @@ def _effect_panel(effects: TaskHeadEffects) -> MapPanel:
 
 
 def _room(width: int) -> int:
-    """How many panels of so many heads fit into a chart."""
+    """How many panels with this many heads fit into a chart."""
     return max(1, min(MOST_PANELS, MOST_COLUMNS // width))
 
 

@@ -9,7 +9,7 @@ import altair as alt
 
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
-from rankwise.report.charts.drawing import SMALL_FONT, Box, Drawing, Layers, Text, cut, drawn
+from rankwise.report.charts.drawing import SMALL_FONT, Drawing, Layers, Rect, Text, cut, drawn
 from rankwise.report.charts.theme import (
     ALARM,
     FONT_SIZE,
@@ -34,7 +34,7 @@ _SWATCH, _LEGEND_HEIGHT = 34.0, 74.0
 
 
 class HeatCell(NamedTuple):
-    """A difference in points. An own cell is what was trained on; an alarm is marked."""
+    """A difference in points. ``is_own`` marks the trained task, ``is_alarm`` negative transfer."""
 
     mean: TaskMean
     is_own: bool = False
@@ -42,7 +42,7 @@ class HeatCell(NamedTuple):
 
 
 class HeatColumn(NamedTuple):
-    """A column with the group that it stands in; a mean is set apart."""
+    """A column with its group; a mean is set apart."""
 
     group: str
     label: str
@@ -50,7 +50,7 @@ class HeatColumn(NamedTuple):
 
 
 class HeatRow(NamedTuple):
-    """A row with the group that it stands in, and a cell or None for each column."""
+    """A row with its group, and a cell or None for each column."""
 
     group: str
     label: str
@@ -93,7 +93,7 @@ def heatmap(
 
 def step_colour(mean: TaskMean) -> tuple[str, str]:
     """The colour of a difference's cell and of the text on it."""
-    if not mean.is_shown:
+    if mean.sign() == 0:
         return UNSHOWN.light, MUTED.light
     steps = GAIN_STEPS if mean.estimate > 0 else LOSS_STEPS
     step = sum(abs(mean.estimate) >= end for end in STEP_ENDS)
@@ -141,7 +141,7 @@ def _column_heads(
             letters = int(width / (_LETTER + 0.6))
             name = cut(column.group, letters)
             drawing.texts.append(Text(x, _LINE / 2, name, align="left", weight="bold"))
-            drawing.fills.append(Box(x, _GROUP_LINE - 3.0, width, 1.0, MUTED.light))
+            drawing.fills.append(Rect(x, _GROUP_LINE - 3.0, width, 1.0, MUTED.light))
 
 
 def _row_heads(
@@ -166,15 +166,15 @@ def _cell(drawing: Drawing, cell: HeatCell | None, is_mean: bool, x: float, y: f
         return
     mean = cell.mean
     colour, ink = step_colour(mean)
-    box = Box(x, y, CELL_WIDTH - _GAP, CELL_HEIGHT - _GAP, colour)
+    box = Rect(x, y, CELL_WIDTH - _GAP, CELL_HEIGHT - _GAP, colour)
     drawing.fills.append(box)
     if cell.is_own or cell.is_alarm:
         frame = ALARM.light if cell.is_alarm else INK.light
-        drawing.frames.append(Box(x + 1.0, y + 1.0, box.width - 2.0, box.height - 2.0, frame))
+        drawing.frames.append(Rect(x + 1.0, y + 1.0, box.width - 2.0, box.height - 2.0, frame))
     sign = "▼ " if cell.is_alarm else ""
     value = f"{sign}{quantities.change(mean.estimate, mean.unit)}"
     interval = quantities.change_interval(mean.lower, mean.upper, mean.unit)
-    weight = "bold" if mean.is_shown else "normal"
+    weight = "bold" if mean.sign() else "normal"
     drawing.texts.append(Text(centre, y + 12.0, value, ink, FONT_SIZE, weight=weight))
     drawing.texts.append(Text(centre, y + 25.5, interval, ink, SMALL_FONT))
 
@@ -188,13 +188,13 @@ def _key(drawing: Drawing, y: float, *, any_own: bool, any_alarm: bool) -> None:
     ends = [*(-end for end in reversed(STEP_ENDS)), 0.0, *STEP_ENDS]
     x = 0.0
     for index, colour in enumerate(steps):
-        drawing.fills.append(Box(x + index * _SWATCH, y, _SWATCH, 12.0, colour.light))
+        drawing.fills.append(Rect(x + index * _SWATCH, y, _SWATCH, 12.0, colour.light))
     for index, end in enumerate(ends):
         text = quantities.change(end, "points").removesuffix(".0")
         place = x + (index + 1) * _SWATCH
         drawing.texts.append(Text(place, y + 21.0, text, MUTED.light, SMALL_FONT + 1))
     after = len(steps) * _SWATCH + 14.0
-    drawing.fills.append(Box(after, y, 20.0, 12.0, UNSHOWN.light))
+    drawing.fills.append(Rect(after, y, 20.0, 12.0, UNSHOWN.light))
     drawing.texts.append(
         Text(after + 26.0, y + 6.0, "interval holds 0", MUTED.light, SMALL_FONT + 1, "left")
     )
@@ -213,7 +213,7 @@ def _row_lines(text: str) -> list[str]:
 
 
 def _wrapped(text: str, letters: int, most: int) -> list[str]:
-    """At most so many lines of so many letters, broken behind spaces, hyphens and underscores."""
+    """A text broken into lines after spaces, hyphens and underscores; both counts are limits."""
     lines = [""]
     for piece in _pieces(text):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > letters:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
+from rankwise.findings.models import ModelSummary
 from rankwise.records import quantities
+from rankwise.records.study import Interval, Unit
 from rankwise.report.charts.theme import FONT_SIZE, INK, MUTED, kind_colour, kind_shape
-from rankwise.report.measures import Measure, ModelSummary
 
 WIDTH = 350
 LABEL_LIMIT = 150
@@ -22,7 +23,9 @@ class Panel(NamedTuple):
     """The differences of every run on one task."""
 
     name: str
-    measures: tuple[tuple[ModelSummary, Measure], ...]
+    num_examples: int
+    unit: Unit
+    changes: tuple[tuple[ModelSummary, Interval], ...]
 
     @property
     def title(self) -> str:
@@ -38,7 +41,7 @@ class Panel(NamedTuple):
 
     @property
     def _size(self) -> str:
-        return quantities.size(self.measures[0][1].num_examples)
+        return quantities.size(self.num_examples)
 
 
 class Group(NamedTuple):
@@ -51,7 +54,7 @@ class Group(NamedTuple):
 
 
 def interval_chart(groups: Sequence[Group], title: alt.TitleParams) -> alt.VConcatChart:
-    """Groups of panels under each other, each group with an axis of its own."""
+    """Groups of panels below each other, each group with its own axis."""
     return alt.vconcat(*(_group_chart(group) for group in groups)).properties(title=title)
 
 
@@ -64,7 +67,9 @@ def _group_chart(group: Group) -> alt.FacetChart:
             for value in _values(panel, title)
         ]
     )
-    labels = list(dict.fromkeys(each.label for panel in group.panels for each, _ in panel.measures))
+    labels = list(
+        dict.fromkeys(summary.label for panel in group.panels for summary, _ in panel.changes)
+    )
     y = alt.Y(
         "label:N",
         sort=labels,
@@ -108,19 +113,16 @@ def _titles(panels: Sequence[Panel]) -> list[str]:
 
 
 def _values(panel: Panel, title: str) -> list[dict[str, Any]]:
-    values: list[dict[str, Any]] = []
-    for summary, measure in panel.measures:
-        low, high = measure.bounds
-        values.append(
-            {
-                "panel": title,
-                "label": summary.label,
-                "x": measure.estimate,
-                "low": low,
-                "high": high,
-                "zero": 0.0,
-                "colour": kind_colour(summary.kind).light,
-                "shape": kind_shape(summary.kind),
-            }
-        )
-    return values
+    return [
+        {
+            "panel": title,
+            "label": summary.label,
+            "x": change.estimate,
+            "low": change.lower,
+            "high": change.upper,
+            "zero": 0.0,
+            "colour": kind_colour(summary.kind).light,
+            "shape": kind_shape(summary.kind),
+        }
+        for summary, change in panel.changes
+    ]

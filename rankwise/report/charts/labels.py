@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rankwise.records.axes import Kind
+
 
 class Box(NamedTuple):
     """A rectangle in pixels, y downwards."""
@@ -33,11 +35,11 @@ class Box(NamedTuple):
 class Label(NamedTuple):
     """A text whose left end and middle height are at (x, y) pixels.
 
-    ``leader`` is a line (from x, y to x, y) to the point it names, where that is not beside it.
+    ``leader`` is a line (from x, y to x, y) to the point it names, where that is not next to it.
     """
 
     text: str
-    group: str
+    group: Kind
     x: float
     y: float
     leader: tuple[float, float, float, float] | None = None
@@ -60,13 +62,13 @@ _OUTSIDE, _LABEL, _MARK, _OTHER_MARK_NEAR, _DISTANCE = 40.0, 20.0, 12.0, 3.0, 8.
 
 
 def place_labels(
-    anchors: Mapping[str, Sequence[tuple[float, float]]],
-    texts: Mapping[str, str],
+    anchors: Mapping[Kind, Sequence[tuple[float, float]]],
+    texts: Mapping[Kind, str],
     obstacles: Sequence[Box],
     size: tuple[float, float],
     font_size: float,
 ) -> tuple[Label, ...]:
-    """One label for each group of points, beside the point of it where there is most room.
+    """One label for each group of points, next to the point of it where there is most room.
 
     Args:
         anchors: per group the positions of its points.
@@ -76,7 +78,7 @@ def place_labels(
         font_size: in pixels.
     """
     marks = {group: [_mark(x, y) for x, y in points] for group, points in anchors.items()}
-    chosen: dict[str, _Candidate] = {}
+    chosen: dict[Kind, _Candidate] = {}
     for _ in range(_ROUNDS):
         for group, points in anchors.items():
             width = CHARACTER_SHARE * font_size * len(texts[group])
@@ -128,7 +130,7 @@ def _cost(
     )
 
 
-def _label(text: str, group: str, chosen: _Candidate) -> Label:
+def _label(text: str, group: Kind, chosen: _Candidate) -> Label:
     x, y = chosen.point
     near_x, near_y = chosen.box.nearest(x, y)
     distance = math.hypot(near_x - x, near_y - y)

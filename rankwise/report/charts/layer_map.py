@@ -11,9 +11,9 @@ import numpy as np
 from rankwise.report.charts.drawing import (
     LABEL_FONT,
     SMALL_FONT,
-    Box,
     Drawing,
     Layers,
+    Rect,
     Text,
     cut,
     drawn,
@@ -44,7 +44,7 @@ class MapScale(NamedTuple):
         ends: where the colour changes, ascending; below the first is the palest, above the last the
             darkest. Signed scales have as many steps below zero.
         words: a number in the cells and at the key.
-        signed: negative numbers have a colour of their own.
+        signed: negative numbers have their own colour.
     """
 
     ends: tuple[float, ...]
@@ -82,11 +82,11 @@ class MapPanel(NamedTuple):
 
 
 def layer_map(panels: Sequence[MapPanel], scale: MapScale, title: alt.TitleParams) -> Layers:
-    """The maps beside each other, one row for each layer, with a key to the colours below.
+    """The maps next to each other, one row for each layer, with a key to the colours below.
 
     Args:
         panels: at least one, with at least one value.
-        scale: of those that have none of their own.
+        scale: of panels without their own.
         title: with what the numbers are in its subtitle.
     """
     layers = sorted({layer for panel in panels for layer, _ in panel.values})
@@ -130,7 +130,9 @@ def _panel(
     name = cut(panel.title, int(width / (_LETTER - 0.6)))
     heading = Text(left, _LINE / 2, name, size=LABEL_FONT, align="left", weight="bold")
     drawing.texts.append(heading)
-    drawing.fills.append(Box(left, _LINE + 3.0, len(panel.columns) * cell - _GAP, 1.0, MUTED.light))
+    drawing.fills.append(
+        Rect(left, _LINE + 3.0, len(panel.columns) * cell - _GAP, 1.0, MUTED.light)
+    )
     for place, column in enumerate(panel.columns):
         x = left + place * cell
         text = cut(column.removesuffix("_proj"), int(cell / 5.6))
@@ -141,7 +143,7 @@ def _panel(
                 continue
             y = _HEAD + number * _HEIGHT
             fill, ink = _colours(value, scale)
-            drawing.fills.append(Box(x, y, cell - _GAP, _HEIGHT - _GAP, fill.light))
+            drawing.fills.append(Rect(x, y, cell - _GAP, _HEIGHT - _GAP, fill.light))
             if has_text:
                 middle = x + (cell - _GAP) / 2, y + (_HEIGHT - _GAP) / 2
                 drawing.texts.append(Text(*middle, scale.words(value), ink.light, SMALL_FONT))
@@ -166,7 +168,7 @@ def _key(drawing: Drawing, scale: MapScale, x: float, y: float) -> float:
     ]
     swatch = _SWATCH / 2 if scale.signed else _SWATCH
     for place, colour in enumerate(steps):
-        drawing.fills.append(Box(x + place * swatch, y, swatch, 11.0, colour.light))
+        drawing.fills.append(Rect(x + place * swatch, y, swatch, 11.0, colour.light))
     for place, end in enumerate(ends):
         text = scale.words(end)
         drawing.texts.append(_small(x + (place + 1) * swatch, y + 21.0, text, "center"))

@@ -1,4 +1,4 @@
-"""What goes with rank, panel under panel, beside the base and full fine-tuning; and pairs."""
+"""Measures by rank with the base and full fine-tuning as lines; and pairs of options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from rankwise.findings.options import Option
+from rankwise.findings.options import OptionName
+from rankwise.findings.trends import means_by_rank
+from rankwise.records.axes import Kind
+from rankwise.records.study import Interval
 from rankwise.report.charts.theme import FONT_SIZE, MUTED, PAGE, kind_colour, kind_shape
 
 Layers = alt.LayerChart | alt.FacetChart
@@ -26,20 +29,16 @@ _MARGIN_SHARE, _LINE_HEIGHT, _BESIDE = 0.08, 16.0, 7
 class RankMark(NamedTuple):
     """One LoRA option's value with its interval."""
 
-    option: Option
-    estimate: float
-    lower: float
-    upper: float
+    option: OptionName
+    value: Interval
 
 
 class RankLine(NamedTuple):
     """What has no rank, drawn across; ``kind`` is "base" or "full"."""
 
     text: str
-    kind: str
-    estimate: float
-    lower: float
-    upper: float
+    kind: Kind
+    value: Interval
 
 
 class RankPanel(NamedTuple):
@@ -57,10 +56,8 @@ class PairMark(NamedTuple):
 
     label: str
     other: str
-    kind: str
-    estimate: float
-    lower: float
-    upper: float
+    kind: Kind
+    difference: Interval
 
 
 def rank_panels(panels: Sequence[RankPanel], title: alt.TitleParams) -> alt.VConcatChart:
@@ -87,9 +84,9 @@ def pair_chart(marks: Sequence[PairMark], x_title: str, title: alt.TitleParams) 
     values = [
         {
             "label": label,
-            "x": mark.estimate,
-            "low": mark.lower,
-            "high": mark.upper,
+            "x": mark.difference.estimate,
+            "low": mark.difference.lower,
+            "high": mark.difference.upper,
             "zero": 0.0,
             "colour": kind_colour(mark.kind).light,
             "shape": kind_shape(mark.kind),
@@ -154,7 +151,7 @@ def _panel(panel: RankPanel, height: float, is_last: bool) -> Layers:
         layers.append(zero.encode(alt.Y("zero:Q", **y)))
     layers += [
         *(layer for line in panel.lines for layer in _line(line, y)),
-        alt.Chart(alt.Data(values=_means(panel.marks)))
+        alt.Chart(alt.Data(values=_mean_points(panel.marks)))
         .mark_line(color=MUTED.light, strokeWidth=1.2)
         .encode(x, alt.Y("y:Q", **y)),
         alt.Chart(values)
@@ -175,7 +172,8 @@ def _panel(panel: RankPanel, height: float, is_last: bool) -> Layers:
 
 
 def _domain(panel: RankPanel) -> tuple[float, float]:
-    bounds = [b for each in (*panel.marks, *panel.lines) for b in (each.lower, each.upper)]
+    values = [drawn.value for drawn in (*panel.marks, *panel.lines)]
+    bounds = [end for value in values for end in (value.lower, value.upper)]
     if panel.zero:
         bounds.append(0.0)
     margin = (max(bounds) - min(bounds) or 1.0) * _MARGIN_SHARE
@@ -190,25 +188,24 @@ def _values(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
         values.append(
             {
                 "x": (mark.option.rank or 1) * math.pow(2.0, offset),
-                "y": mark.estimate,
-                "low": mark.lower,
-                "high": mark.upper,
+                "y": mark.value.estimate,
+                "low": mark.value.lower,
+                "high": mark.value.upper,
                 "colour": kind_colour(mark.option.kind).light,
             }
         )
     return values
 
 
-def _means(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
-    by_rank: dict[int, list[float]] = {}
-    for mark in marks:
-        by_rank.setdefault(mark.option.rank or 1, []).append(mark.estimate)
-    return [{"x": rank, "y": sum(v) / len(v)} for rank, v in sorted(by_rank.items())]
+def _mean_points(marks: Sequence[RankMark]) -> list[dict[str, Any]]:
+    means = means_by_rank((mark.option.rank or 1, mark.value.estimate) for mark in marks)
+    return [{"x": rank, "y": mean} for rank, mean in means.items()]
 
 
 def _line(line: RankLine, y: dict[str, Any]) -> list[alt.Chart]:
     """The estimate across, in a band of its interval; dashed for full fine-tuning."""
-    data = alt.Data(values=[{"y": line.estimate, "low": line.lower, "high": line.upper}])
+    value = line.value
+    data = alt.Data(values=[{"y": value.estimate, "low": value.lower, "high": value.upper}])
     colour = kind_colour(line.kind).light
     dash = [1, 0] if line.kind == "base" else [6, 3]
     return [
@@ -225,7 +222,7 @@ def _line_labels(
     lines: Sequence[RankLine], low: float, high: float, height: float
 ) -> list[alt.Chart]:
     """The names of the lines at their right ends, a line's height apart."""
-    places = {line: height * (high - line.estimate) / (high - low) for line in lines}
+    places = {line: height * (high - line.value.estimate) / (high - low) for line in lines}
     charts: list[alt.Chart] = []
     last = -math.inf
     for line in sorted(lines, key=lambda each: places[each]):

@@ -8,13 +8,18 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
+from rankwise.findings.models import ModelSummary
+from rankwise.findings.options import TaskMean
+from rankwise.findings.trends import means_by_rank
 from rankwise.records import quantities
+from rankwise.records.axes import Kind
 from rankwise.records.study import Unit
 from rankwise.report.charts.labels import CHARACTER_SHARE, Box, Label, place_labels
 from rankwise.report.charts.theme import FONT_SIZE, INK, MUTED, PAGE, kind_colour, kind_shape
-from rankwise.report.measures import Measure, ModelSummary
 
 Layers = alt.LayerChart | alt.FacetChart
+Score = tuple[ModelSummary, TaskMean]
+"""A model with its score."""
 
 WIDTH, HEIGHT = 440, 330
 _MARGIN_SHARE = 0.08
@@ -23,7 +28,7 @@ _LINE_HEIGHT = 15.0
 _MANY_RUNS = 7
 
 
-class Axis(NamedTuple):
+class PixelAxis(NamedTuple):
     """A linear axis whose domain is known, so that pixels can be computed.
 
     ``length`` is in pixels; ``flipped`` for y, which grows downwards.
@@ -45,14 +50,16 @@ class Axis(NamedTuple):
         return alt.Scale(domain=[self.low, self.high], nice=False, zero=False)
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
+    """A model with its change on the retention tasks (x) and its gain in-domain (y)."""
+
     summary: ModelSummary
-    x: Measure
-    y: Measure
+    x: TaskMean
+    y: TaskMean
 
 
 def trade_off_chart(
-    summaries: Sequence[ModelSummary],
+    points: Sequence[Point],
     unit: Unit,
     epsilon_points: float | None,
     title: alt.TitleParams,
@@ -60,25 +67,20 @@ def trade_off_chart(
     """Gain in-domain (up) against the change on the retention tasks (right); the base is (0, 0).
 
     Args:
-        summaries: those with a gain and a retention change are drawn.
+        points: at least one.
         unit: of the gain.
         epsilon_points: drawn as a line where it is given.
         title: with n in its subtitle.
     """
-    points = [
-        _Point(each, each.retention_change, each.gain)
-        for each in summaries
-        if each.retention_change is not None and each.gain is not None
-    ]
     marked = [] if epsilon_points is None else [-epsilon_points]
     x_axis = _axis(
         "Change on retention tasks (points; left is forgotten)",
-        [0.0, *marked, *(bound for point in points for bound in point.x.bounds)],
+        [0.0, *marked, *(end for point in points for end in _ends(point.x))],
         WIDTH,
     )
     y_axis = _axis(
         f"In-domain gain ({'points' if unit == 'points' else 'nats per token'})",
-        [0.0, *(bound for point in points for bound in point.y.bounds)],
+        [0.0, *(end for point in points for end in _ends(point.y))],
         HEIGHT,
         flipped=True,
     )
@@ -92,15 +94,18 @@ def trade_off_chart(
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)
 
 
-def rank_chart(
-    summaries: Sequence[ModelSummary], unit: Unit, y_title: str, title: alt.TitleParams
+def score_by_rank_chart(
+    scores: Sequence[Score], unit: Unit, y_title: str, title: alt.TitleParams
 ) -> Layers:
     """In-domain score by rank; base and full fine-tuning are lines in bands of their intervals."""
-    ranked = [each for each in summaries if each.kind.isdigit() and each.in_domain is not None]
-    across = [each for each in summaries if not each.kind.isdigit() and each.in_domain is not None]
-    ranks = sorted({int(each.kind) for each in ranked})
-    bounds = [b for each in (*ranked, *across) if each.in_domain for b in each.in_domain.bounds]
-    y_axis = _axis(y_title, bounds, HEIGHT, flipped=True)
+    ranked = [
+        (rank, summary, mean) for summary, mean in scores if isinstance(rank := summary.kind, int)
+    ]
+    across = [score for score in scores if not isinstance(score[0].kind, int)]
+    ranks = sorted({rank for rank, *_ in ranked})
+    y_axis = _axis(
+        y_title, [end for _, mean in scores for end in _ends(mean)], HEIGHT, flipped=True
+    )
     x = alt.X(
         "x:Q",
         title="LoRA rank (log scale)",
@@ -110,8 +115,8 @@ def rank_chart(
     y = alt.Y("y:Q", title=y_title, scale=y_axis.scale, axis=_value_axis(unit))
     values = _ranked_values(ranked)
     means = [
-        {"x": rank, "y": _mean([v["y"] for v in values if v["kind"] == str(rank)])}
-        for rank in ranks
+        {"x": rank, "y": y}
+        for rank, y in means_by_rank((rank, mean.estimate) for rank, _, mean in ranked).items()
     ]
     colour = alt.Color("colour:N", scale=None)
     chart = alt.layer(
@@ -133,10 +138,14 @@ def rank_chart(
     return chart.properties(width=WIDTH - 30, height=HEIGHT, title=title)
 
 
-def _axis(title: str, values: Sequence[float], length: float, flipped: bool = False) -> Axis:
+def _ends(mean: TaskMean) -> tuple[float, float]:
+    return mean.lower, mean.upper
+
+
+def _axis(title: str, values: Sequence[float], length: float, flipped: bool = False) -> PixelAxis:
     low, high = min(values), max(values)
     margin = (high - low or 1.0) * _MARGIN_SHARE
-    return Axis(title, low - margin, high + margin, length, flipped)
+    return PixelAxis(title, low - margin, high + margin, length, flipped)
 
 
 def _value_axis(unit: Unit) -> alt.Axis:
@@ -144,24 +153,22 @@ def _value_axis(unit: Unit) -> alt.Axis:
     return alt.Axis(tickCount=6, format="d" if unit == "points" else ".2f")
 
 
-def _x(field: str, axis: Axis) -> alt.X:
+def _x(field: str, axis: PixelAxis) -> alt.X:
     return alt.X(f"{field}:Q", title=axis.title, scale=axis.scale, axis=alt.Axis(tickCount=6))
 
 
-def _y(field: str, axis: Axis) -> alt.Y:
+def _y(field: str, axis: PixelAxis) -> alt.Y:
     return alt.Y(f"{field}:Q", title=axis.title, scale=axis.scale, axis=alt.Axis(tickCount=6))
 
 
-def _point_value(point: _Point) -> dict[str, Any]:
-    x_low, x_high = point.x.bounds
-    y_low, y_high = point.y.bounds
+def _point_value(point: Point) -> dict[str, Any]:
     return {
         "x": point.x.estimate,
-        "x_low": x_low,
-        "x_high": x_high,
+        "x_low": point.x.lower,
+        "x_high": point.x.upper,
         "y": point.y.estimate,
-        "y_low": y_low,
-        "y_high": y_high,
+        "y_low": point.y.lower,
+        "y_high": point.y.upper,
         "colour": kind_colour(point.summary.kind).light,
         "shape": kind_shape(point.summary.kind),
         "recommended": point.summary.is_recommended,
@@ -178,7 +185,7 @@ def _origin() -> dict[str, Any]:
     }
 
 
-def _zero_lines(x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
+def _zero_lines(x_axis: PixelAxis, y_axis: PixelAxis) -> list[alt.Chart]:
     line: dict[str, Any] = {"color": MUTED.light, "strokeWidth": 1}
     origin = alt.Data(values=[{"x": 0.0, "y": 0.0}])
     return [
@@ -187,7 +194,7 @@ def _zero_lines(x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
     ]
 
 
-def _epsilon_line(epsilon: float, x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
+def _epsilon_line(epsilon: float, x_axis: PixelAxis, y_axis: PixelAxis) -> list[alt.Chart]:
     """The largest retention loss that is accepted, dashed, named at its foot."""
     line = (
         alt.Chart(alt.Data(values=[{"x": -epsilon}]))
@@ -197,12 +204,14 @@ def _epsilon_line(epsilon: float, x_axis: Axis, y_axis: Axis) -> list[alt.Chart]
     return [line, *_labels([_epsilon_label(epsilon, x_axis, y_axis)])]
 
 
-def _epsilon_label(epsilon: float, x_axis: Axis, y_axis: Axis) -> Label:
+def _epsilon_label(epsilon: float, x_axis: PixelAxis, y_axis: PixelAxis) -> Label:
     text = f"loss = ε ({quantities.score(epsilon, 'points')})"
     return Label(text, "base", x_axis.pixel(-epsilon) + 5, y_axis.length - 10)
 
 
-def _error_bars(values: list[dict[str, Any]], x_axis: Axis, y_axis: Axis) -> list[alt.Chart]:
+def _error_bars(
+    values: list[dict[str, Any]], x_axis: PixelAxis, y_axis: PixelAxis
+) -> list[alt.Chart]:
     data = alt.Data(values=values)
     colour = alt.Color("colour:N", scale=None)
     few = len(values) <= _MANY_RUNS
@@ -214,7 +223,7 @@ def _error_bars(values: list[dict[str, Any]], x_axis: Axis, y_axis: Axis) -> lis
     ]
 
 
-def _marks(values: list[dict[str, Any]], x_axis: Axis, y_axis: Axis) -> Layers:
+def _marks(values: list[dict[str, Any]], x_axis: PixelAxis, y_axis: PixelAxis) -> Layers:
     x, y = _x("x", x_axis), _y("y", y_axis)
     points = (
         alt.Chart(alt.Data(values=values))
@@ -236,10 +245,10 @@ def _rings(values: list[dict[str, Any]], x: alt.X, y: alt.Y) -> alt.Chart:
 
 
 def _placed(
-    points: Sequence[_Point], epsilon: float | None, x_axis: Axis, y_axis: Axis
+    points: Sequence[Point], epsilon: float | None, x_axis: PixelAxis, y_axis: PixelAxis
 ) -> tuple[Label, ...]:
-    anchors: dict[str, list[tuple[float, float]]] = {"base": [(x_axis.pixel(0), y_axis.pixel(0))]}
-    texts = {"base": "base"}
+    anchors: dict[Kind, list[tuple[float, float]]] = {"base": [(x_axis.pixel(0), y_axis.pixel(0))]}
+    texts: dict[Kind, str] = {"base": "base"}
     obstacles = [_thin(x_axis.pixel(0), 0, x_axis.pixel(0), HEIGHT)]
     obstacles.append(_thin(0, y_axis.pixel(0), WIDTH, y_axis.pixel(0)))
     if epsilon is not None:
@@ -252,8 +261,8 @@ def _placed(
         kind = point.summary.kind
         x, y = x_axis.pixel(point.x.estimate), y_axis.pixel(point.y.estimate)
         anchors.setdefault(kind, []).append((x, y))
-        texts[kind] = kind if kind == "full" else f"rank {kind}"
-        (left, right), (low, high) = point.x.bounds, point.y.bounds
+        texts[kind] = f"rank {kind}" if isinstance(kind, int) else kind
+        (left, right), (low, high) = _ends(point.x), _ends(point.y)
         obstacles.append(_thin(x_axis.pixel(left), y, x_axis.pixel(right), y))
         obstacles.append(_thin(x, y_axis.pixel(high), x, y_axis.pixel(low)))
     return place_labels(anchors, texts, obstacles, (WIDTH, HEIGHT), FONT_SIZE)
@@ -284,38 +293,35 @@ def _labels(labels: Sequence[Label]) -> list[alt.Chart]:
     return charts
 
 
-def _ranked_values(summaries: Sequence[ModelSummary]) -> list[dict[str, Any]]:
+def _ranked_values(
+    ranked: Sequence[tuple[int, ModelSummary, TaskMean]],
+) -> list[dict[str, Any]]:
     """One value for each run; the runs of one rank stand side by side."""
     values: list[dict[str, Any]] = []
-    for each in summaries:
-        alike = [other for other in summaries if other.kind == each.kind]
-        offset = (alike.index(each) - (len(alike) - 1) / 2) * _SEED_STEP
-        assert each.in_domain is not None
-        low, high = each.in_domain.bounds
+    for rank, summary, mean in ranked:
+        alike = [other for other_rank, other, _ in ranked if other_rank == rank]
+        offset = (alike.index(summary) - (len(alike) - 1) / 2) * _SEED_STEP
         values.append(
             {
-                "kind": each.kind,
-                "x": int(each.kind) * math.pow(2.0, offset),
-                "y": each.in_domain.estimate,
-                "y_low": low,
-                "y_high": high,
-                "colour": kind_colour(each.kind).light,
-                "recommended": each.is_recommended,
+                "x": rank * math.pow(2.0, offset),
+                "y": mean.estimate,
+                "y_low": mean.lower,
+                "y_high": mean.upper,
+                "colour": kind_colour(rank).light,
+                "recommended": summary.is_recommended,
             }
         )
     return values
 
 
-def _bands(summaries: Sequence[ModelSummary], y_axis: Axis) -> list[alt.Chart]:
+def _bands(scores: Sequence[Score], y_axis: PixelAxis) -> list[alt.Chart]:
     charts: list[alt.Chart] = []
-    for each in summaries:
-        assert each.in_domain is not None
-        low, high = each.in_domain.bounds
-        value = {"y": each.in_domain.estimate, "y_low": low, "y_high": high}
+    for summary, mean in scores:
+        value = {"y": mean.estimate, "y_low": mean.lower, "y_high": mean.upper}
         data = alt.Data(values=[value])
-        colour = kind_colour(each.kind).light
-        alike = sum(other.kind == each.kind for other in summaries)
-        dash = [1, 0] if each.kind == "base" else [6, 3]
+        colour = kind_colour(summary.kind).light
+        alike = sum(other.kind == summary.kind for other, _ in scores)
+        dash = [1, 0] if summary.kind == "base" else [6, 3]
         charts.append(
             alt.Chart(data)
             .mark_rect(color=colour, opacity=0.16 / alike)
@@ -329,20 +335,17 @@ def _bands(summaries: Sequence[ModelSummary], y_axis: Axis) -> list[alt.Chart]:
     return charts
 
 
-def _band_labels(summaries: Sequence[ModelSummary], y_axis: Axis) -> list[Label]:
+def _band_labels(scores: Sequence[Score], y_axis: PixelAxis) -> list[Label]:
     """The names of the lines at their right ends, kept a line's height apart."""
-    places: dict[str, list[float]] = {}
-    for each in summaries:
-        assert each.in_domain is not None
-        places.setdefault(each.kind, []).append(y_axis.pixel(each.in_domain.estimate))
-    heights = {kind: _mean(values) for kind, values in places.items()}
+    places: dict[Kind, list[float]] = {}
+    for summary, mean in scores:
+        places.setdefault(summary.kind, []).append(y_axis.pixel(mean.estimate))
+    heights: dict[Kind, float] = {
+        kind: sum(pixels) / len(pixels) for kind, pixels in places.items()
+    }
     if len(heights) == 2:
         upper, lower = sorted(heights, key=lambda kind: heights[kind])
         gap = max(_LINE_HEIGHT - (heights[lower] - heights[upper]), 0.0)
         heights[upper] -= gap / 2
         heights[lower] += gap / 2
-    return [Label(kind, kind, WIDTH - 30 + 7, y) for kind, y in heights.items()]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return [Label(str(kind), kind, WIDTH - 30 + 7, y) for kind, y in heights.items()]

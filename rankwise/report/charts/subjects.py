@@ -1,4 +1,4 @@
-"""Changes from the base, subject under subject, every option beside the others."""
+"""Changes from the base, one subject below the other, all options of a subject together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from rankwise.findings.options import Option, TaskMean
+from rankwise.findings.options import OptionName, TaskMean
+from rankwise.records.axes import Kind
 from rankwise.report.charts.theme import (
     FONT_SIZE,
     GRID,
@@ -28,7 +29,7 @@ _SMALL_FONT = 11
 
 
 class SubjectRow(NamedTuple):
-    """A subject, or a group of them (then it stands apart), with the change of each option."""
+    """A subject, or a group of them (set off from the subjects), with the change of each option."""
 
     name: str
     detail: str
@@ -43,7 +44,7 @@ class _Place(NamedTuple):
 
 
 def subject_chart(
-    rows: Sequence[SubjectRow], options: Sequence[Option], x_title: str, title: alt.TitleParams
+    rows: Sequence[SubjectRow], options: Sequence[OptionName], x_title: str, title: alt.TitleParams
 ) -> Layers:
     """Groups first; right of zero is better than the base.
 
@@ -103,7 +104,7 @@ def _places(rows: Sequence[SubjectRow], num_options: int) -> list[_Place]:
     return places
 
 
-def _values(places: Sequence[_Place], options: Sequence[Option]) -> list[dict[str, Any]]:
+def _values(places: Sequence[_Place], options: Sequence[OptionName]) -> list[dict[str, Any]]:
     return [
         {
             "option": option.label,
@@ -150,10 +151,10 @@ def _cut(name: str) -> str:
     return f"{name[: _LABEL_LETTERS - 12]}…{name[-11:]}"
 
 
-def option_marks(options: Sequence[Option]) -> dict[str, tuple[str, str]]:
+def option_marks(options: Sequence[OptionName]) -> dict[str, tuple[str, str]]:
     """The colour and the shape of each option by label; those of one rank differ in shape."""
     marks: dict[str, tuple[str, str]] = {}
-    seen: dict[str, int] = {}
+    seen: dict[Kind, int] = {}
     for option in options:
         place = seen.get(option.kind, 0)
         seen[option.kind] = place + 1

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from rankwise.records.axes import Kind
+
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 FONT_SIZE = 13
 TITLE_SIZE = 15
@@ -34,7 +36,7 @@ FULL = Colour("#c4500b", "#ff9d5c")
 ALARM = Colour("#b3261e", "#ff8a80")
 UNSHOWN = Colour("#eff1f2", "#23282e")
 
-# Differences from the base, from small to large; text on the last two stands in the page's colour.
+# Differences from the base, from small to large; text on the last two is in the page's colour.
 GAIN_STEPS = (
     Colour("#dcebf7", "#1d3347"),
     Colour("#b9d7ef", "#24496b"),
@@ -50,7 +52,7 @@ LOSS_STEPS = (
     Colour("#773905", "#ffcf9e"),
 )
 
-# Values of an axis beside rank, in their order.
+# Values of an axis other than rank, in their order.
 SERIES = (
     Colour("#0b6fa4", "#5db8ee"),
     Colour("#b5541c", "#f2a06b"),
@@ -86,11 +88,11 @@ _RAMP: tuple[tuple[float, Colour], ...] = (
 )
 
 
-def kind_colour(kind: str) -> Colour:
-    """The colour of "base", "full", or a rank."""
-    if kind == "base":
-        return BASE
-    return FULL if kind == "full" else rank_colour(int(kind))
+def kind_colour(kind: Kind) -> Colour:
+    """The colour of a rank, of full fine-tuning, or of the base."""
+    if isinstance(kind, int):
+        return rank_colour(kind)
+    return BASE if kind == "base" else FULL
 
 
 def rank_colour(rank: int) -> Colour:
@@ -105,19 +107,19 @@ def rank_colour(rank: int) -> Colour:
     return _RAMP[-1][1]
 
 
-def kind_shape(kind: str) -> str:
+def kind_shape(kind: Kind) -> str:
     """The mark's shape: circles are ranks, a square is full fine-tuning."""
-    return {"base": "diamond", "full": "square"}.get(kind, "circle")
+    return "circle" if isinstance(kind, int) else "diamond" if kind == "base" else "square"
 
 
-def page_colours(kinds: Iterable[str]) -> tuple[Colour, ...]:
+def page_colours(kinds: Iterable[Kind]) -> tuple[Colour, ...]:
     """Every colour that the charts of these kinds can hold, each once."""
     always = (PAGE, INK, MUTED, GRID, ALARM, UNSHOWN, *GAIN_STEPS, *LOSS_STEPS, *SERIES)
     return tuple(dict.fromkeys((*always, *(kind_colour(kind) for kind in kinds))))
 
 
 def key_columns(labels: Sequence[str], width: float) -> int:
-    """How many entries of a key fit side by side into so many pixels."""
+    """How many entries of a key fit next to each other into ``width`` pixels."""
     longest = max(len(label) for label in labels)
     return max(int(width / (0.55 * FONT_SIZE * longest + 36)), 1)
 

@@ -1,4 +1,4 @@
-"""Maps of weight matrices: every layer and module, trained beside random."""
+"""Maps of weight matrices: every layer and module, trained and random."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> SpectrumMap:
 
 
 def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
-    """How far singular vectors have turned, beside random updates; of one model."""
+    """How far singular vectors of one model have turned, compared with random updates."""
     most = max(each.leading[-1] for each in matrices)
     return SpectrumMap(
         "map-turned",
@@ -90,13 +90,13 @@ def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
             " Beside it the same under random updates: what is no larger than there is a matter of "
             "size alone.",
         ),
-        _beside_nulls(matrices, lambda change, _: 1.0 - similarity(change)),
+        _with_nulls(matrices, lambda change, _: 1.0 - similarity(change)),
         percent,
     )
 
 
 def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
-    """Where intruder dimensions are, beside random updates; of one model."""
+    """Where intruder dimensions of one model are, compared with random updates."""
     k = intruder_k(matrices)
     return SpectrumMap(
         "map-intruders",
@@ -104,15 +104,15 @@ def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
         f"of {k} leading vectors; rows are layers",
         f"How many of the {k} leading left singular vectors after training have no |cos| of "
         f"{INTRUDER_EPSILON} or more with any of the base's"
-        + _if_drawn(matrices, "; beside it the means under random updates")
+        + _if_drawn(matrices, "; next to it the means under random updates")
         + ".",
-        _beside_nulls(matrices, intruders),
+        _with_nulls(matrices, intruders),
         lambda value: f"{value:.2g}",
     )
 
 
 def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
-    """The count that stands for all."""
+    """The count at the standard k and ε."""
     return intruders_of(change, matrix.leading, EPSILONS)
 
 
@@ -143,7 +143,7 @@ def _panel(
     return MapPanel(title, tuple(present), values)
 
 
-def _beside_nulls(
+def _with_nulls(
     matrices: Sequence[MatrixSpectrum], value: Callable[[VectorChange, MatrixSpectrum], float]
 ) -> tuple[MapPanel, ...]:
     kinds = _short_kinds(matrices)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
+from rankwise.records.axes import Kind
 from rankwise.report.charts.theme import FONT_SIZE, MUTED, PAGE, kind_colour, kind_shape
 
 Layers = alt.LayerChart | alt.FacetChart
@@ -33,12 +34,12 @@ class RankCurve(NamedTuple):
 
 
 class Scatter(NamedTuple):
-    """Two numbers of each run with its label and kind ("full" or the rank), and a title."""
+    """Two numbers of each run with its label and its kind, and a title."""
 
     title: str
     x_title: str
     y_title: str
-    marks: tuple[tuple[str, str, float, float], ...]
+    marks: tuple[tuple[str, Kind, float, float], ...]
 
 
 def sampled(low: int, high: int, law: Any) -> tuple[tuple[float, float], ...]:
@@ -47,7 +48,7 @@ def sampled(low: int, high: int, law: Any) -> tuple[tuple[float, float], ...]:
     return tuple((rank, float(law(rank))) for rank in steps)
 
 
-def rank_chart(
+def points_by_rank_chart(
     points: Sequence[RankPoint],
     curves: Sequence[RankCurve],
     y_title: str,
@@ -111,7 +112,7 @@ def rank_chart(
             .mark_line(color=MUTED.light, strokeWidth=1.6)
             .encode(x, alt.Y("y:Q", **y), dash)
         )
-    rows = [{"x": p.rank, "y": p.value, "colour": kind_colour(str(p.rank)).light} for p in points]
+    rows = [{"x": p.rank, "y": p.value, "colour": kind_colour(p.rank).light} for p in points]
     layers.append(
         alt.Chart(alt.Data(values=rows))
         .mark_point(filled=True, size=75, opacity=1, stroke=PAGE.light, strokeWidth=0.8)
@@ -121,7 +122,7 @@ def rank_chart(
 
 
 def scatters(panels: Sequence[Scatter], title: alt.TitleParams) -> alt.HConcatChart:
-    """Panels side by side, every run with its rank written beside it.
+    """Panels side by side, every run with its rank written next to it.
 
     Args:
         panels: at least one, each with at least one mark.
@@ -135,7 +136,7 @@ def _scatter(panel: Scatter) -> Layers:
         {
             "x": x,
             "y": y,
-            "text": "full" if kind == "full" else kind,
+            "text": str(kind),
             "colour": kind_colour(kind).light,
             "shape": kind_shape(kind),
             "label": label,

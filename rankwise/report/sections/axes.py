@@ -1,4 +1,4 @@
-"""The axes of a study judged apart, on the page."""
+"""The axes of a study, one at a time, on the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.study import Unit
-from rankwise.report.changes import left_out_remark, mean_cell, mean_row, mean_words
+from rankwise.report.changes import left_out_remark, mean_row, mean_words
 from rankwise.report.charts.axes import MOST_VALUES, AxisMark, axis_chart
 from rankwise.report.charts.theme import theme
 from rankwise.report.parts import (
@@ -29,18 +29,19 @@ from rankwise.report.parts import (
     Cell,
     Figure,
     Heading,
+    ReportSection,
     RowGroup,
-    Section,
     Table,
     TitledTable,
     file_name,
 )
+from rankwise.report.summaries import mean_cell
 from rankwise.report.tables.csv import csv_text
 
 MOST_PANELS = 9
 """More combinations of the other axes than this are too many to draw."""
 
-Kind = Literal["gain", "retention"]
+ChangeKind = Literal["gain", "retention"]
 
 _TITLE_WIDTH, _SUBTITLE_WIDTH = 46, 64
 _WORDS: dict[AxisName, str] = {
@@ -53,8 +54,8 @@ _WORDS: dict[AxisName, str] = {
 """As in the labels of the options."""
 
 
-def axis_section(found: Sequence[TrainTaskAxes]) -> Section:
-    """Two charts for each axis beside rank, and a table for each trained task.
+def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
+    """Two charts for each axis other than rank, and a table for each trained task.
 
     Args:
         found: at least one.
@@ -71,7 +72,7 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> Section:
     for each in found:
         where = f", trained on {each.train_task}" if several else ""
         remarks += left_out_remark(each.left_out, where)
-    return Section(
+    return ReportSection(
         name="axes",
         title="One setting at a time",
         remarks=tuple(remarks),
@@ -124,7 +125,7 @@ def _figures(found: TrainTaskAxes, several: bool) -> Iterable[Figure]:
                 yield _figure(found, axis, "retention", several)
 
 
-def _figure(found: TrainTaskAxes, axis: Axis, kind: Kind, several: bool) -> Figure:
+def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind, several: bool) -> Figure:
     what = "In-domain gain" if kind == "gain" else "Change on retention tasks"
     where = f", trained on {found.train_task}" if several else ""
     title = f"{what} by rank and {axis.name}{where}"
@@ -148,9 +149,9 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: Kind, several: bool) -> Figu
         ),
     )
     caption = (
-        "Above zero is better than the base. Values at one rank stand side by side. Each interval "
-        "bounds one change from the base by itself; models share their items, so the paired "
-        "differences in the table vary less."
+        "Above zero is better than the base. Values at one rank are side by side. Each interval is "
+        "for one change from the base; models share their items, so the paired differences in "
+        "the table vary less."
     )
     if len(axis.values) > len(values):
         caption += f" {len(axis.values) - len(values)} more values are in the table."
@@ -165,7 +166,7 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: Kind, several: bool) -> Figu
 
 
 def _marks(
-    found: TrainTaskAxes, axis: Axis, values: Sequence[str], kind: Kind
+    found: TrainTaskAxes, axis: Axis, values: Sequence[str], kind: ChangeKind
 ) -> tuple[list[AxisMark], int]:
     """What is drawn, and of how many panels; a panel is a combination of the other axes."""
     others: list[AxisName] = [
@@ -185,7 +186,7 @@ def _marks(
     return [mark for marks in shown for mark in marks], len(by_panel)
 
 
-def _mean(point: AxisPoint, kind: Kind) -> TaskMean | None:
+def _mean(point: AxisPoint, kind: ChangeKind) -> TaskMean | None:
     return point.gain if kind == "gain" else point.retention
 
 

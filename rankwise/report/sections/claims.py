@@ -1,14 +1,14 @@
-"""The paper's claims beside what the study shows."""
+"""The paper's claims, and what the study shows about them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from rankwise.findings.claims import Claim
-from rankwise.report.parts import Cell, Heading, RowGroup, Section, Table, TitledTable
+from rankwise.report.parts import Cell, Heading, ReportSection, RowGroup, Table, TitledTable
 
 
-def claims_section(claims: Sequence[Claim]) -> Section:
+def claims_section(claims: Sequence[Claim]) -> ReportSection:
     """Every claim with its verdict and all of its numbers."""
     groups = tuple(
         RowGroup(
@@ -19,8 +19,8 @@ def claims_section(claims: Sequence[Claim]) -> Section:
         for claim in claims
     )
     table = Table(
-        "A claim about all ranks or tasks is contradicted by one case that is shown, and a claim "
-        "that something can happen is supported by one. Intervals of one claim hold together.",
+        "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
+        "something can happen. The intervals of one claim hold together.",
         (Heading("Evidence"),),
         groups,
     )
@@ -29,7 +29,7 @@ def claims_section(claims: Sequence[Claim]) -> Section:
         for verdict in ("supported", "contradicted", "undecided", "not tested")
     }
     said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
-    return Section(
+    return ReportSection(
         name="claims",
         title="The paper's claims",
         remarks=(f"Of {len(claims)} claims of arXiv:2512.15634: {said}.",),

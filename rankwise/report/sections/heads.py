@@ -12,7 +12,7 @@ from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report.charts.head_maps import HeadFigure, head_figures
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Figure, Section, TitledTable, file_name
+from rankwise.report.parts import Figure, ReportSection, TitledTable, file_name
 from rankwise.report.tables.csv import csv_text
 from rankwise.report.tables.heads import (
     change_rows,
@@ -26,7 +26,7 @@ from rankwise.report.tables.heads import (
 _TITLE_WIDTH, _SUBTITLE_WIDTH = 62, 92
 
 
-def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Section:
+def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> ReportSection:
     """For each trained task what was found in words, maps and every number.
 
     Args:
@@ -49,13 +49,13 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Sect
             "with another seed other heads may do it."
         )
     if found[0].num_seeds == 1:
-        remarks.append("With one seed all of this is conditional on that seed.")
+        remarks.append("With one seed, all of this is conditional on that seed.")
     files: dict[str, str] = {}
     if any(model.head_changes and model.head_changes.changes for model in results.runs):
         files["heads.csv"] = csv_text(change_rows(results))
     if any(model.head_effects for model in results.runs):
         files["head-effects.csv"] = csv_text(effect_rows(results))
-    return Section(
+    return ReportSection(
         name="heads",
         title="Attention heads",
         remarks=tuple(remarks),

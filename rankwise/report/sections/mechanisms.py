@@ -21,7 +21,7 @@ from rankwise.report.charts.mechanisms import (
     rank_panels,
 )
 from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Chart, Figure, Section, Table, TitledTable, file_name
+from rankwise.report.parts import Chart, Figure, ReportSection, Table, TitledTable, file_name
 from rankwise.report.tables.csv import csv_text
 from rankwise.report.tables.mechanisms import (
     agreement_rows,
@@ -47,7 +47,7 @@ _MEASURES: tuple[tuple[str, str, Callable[[AgreementWithFull], TaskMean | None]]
 )
 
 
-def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> Section:
+def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
     """For each trained task what was found in words, three charts, and every number.
 
     Args:
@@ -63,7 +63,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> Section:
     ]
     seeds = {each.num_seeds for part in found for each in part.trends}
     if seeds == {1}:
-        remarks.append("With one seed all of this is conditional on that seed.")
+        remarks.append("With one seed, all of this is conditional on that seed.")
     for each in found:
         where = f", trained on {each.train_task}" if several else ""
         if not each.agreement:
@@ -78,7 +78,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> Section:
         "mechanism-pairs.csv": csv_text(pair_rows(found)),
         "mechanism-agreement.csv": csv_text(agreement_rows(found)),
     }
-    return Section(
+    return ReportSection(
         name="mechanisms",
         title="Mechanisms",
         remarks=tuple(remarks),
@@ -133,22 +133,18 @@ def _gap_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
         title="",
         y_title=f"Gain on trained − test ({unit})",
         marks=tuple(
-            RankMark(gap.option, gap.gap.estimate, gap.gap.lower, gap.gap.upper)
-            for gap in found.gaps
-            if gap.option.rank is not None
+            RankMark(gap.option, gap.gap) for gap in found.gaps if gap.option.rank is not None
         ),
         lines=_full_lines(found.gaps),
         zero=True,
     )
     caption = (
-        "How much more a model gains on items that it was trained on than on test items. The "
-        "dashed line is full fine-tuning. Bars and bands bound each gap by itself; gaps share "
-        "their items, so their differences, in the table, vary less."
+        "How much more a model gains on trained items than on test items. The dashed line is full "
+        "fine-tuning. Each bar or band is the interval of one gap; gaps share their items, so "
+        "their differences, in the table, vary less."
     )
     words = [
-        f"{gap.option.label} {quantities.change(gap.gap.estimate, found.unit)} {found.unit} "
-        f"({quantities.change_interval(gap.gap.lower, gap.gap.upper, found.unit)})"
-        for gap in found.gaps
+        f"{gap.option.label} {quantities.with_interval(gap.gap, found.unit)}" for gap in found.gaps
     ]
     chart = rank_panels([panel], _title(title, sizes, found, several))
     return _figure(found, "gap", title, caption, words, chart, several)
@@ -157,13 +153,7 @@ def _gap_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
 def _full_lines(gaps: Iterable[TrainTestGap]) -> tuple[RankLine, ...]:
     full = [gap for gap in gaps if gap.option.rank is None]
     return tuple(
-        RankLine(
-            "full" if len(full) == 1 else f"full ({number})",
-            "full",
-            gap.gap.estimate,
-            gap.gap.lower,
-            gap.gap.upper,
-        )
+        RankLine("full" if len(full) == 1 else f"full ({number})", "full", gap.gap)
         for number, gap in enumerate(full, start=1)
     )
 
@@ -173,14 +163,7 @@ def _pair_figure(found: TrainTaskMechanisms, pairs: Sequence[MatchedPair], sever
     kept = pairs[0].kept
     sizes = f"{quantities.size(kept.num_examples)} retention items"
     marks = [
-        PairMark(
-            pair.option.label,
-            pair.other.label,
-            pair.option.kind,
-            pair.kept.estimate,
-            pair.kept.lower,
-            pair.kept.upper,
-        )
+        PairMark(pair.option.label, pair.other.label, pair.option.kind, pair.kept)
         for pair in pairs[:MOST_PAIRS]
     ]
     chart = pair_chart(
@@ -208,11 +191,11 @@ def _agreement_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
             said = [f"{model_name(row)} {_words(mean)}" for row, mean in rows]
             words.append(f"{name}: {', '.join(said)}")
     caption = (
-        "Every LoRA option beside full fine-tuning of the same seed. The grey line is the base, an "
-        "update of zero: agreement starts there."
+        "Every LoRA option against full fine-tuning of the same seed. The grey line is the base, "
+        "an update of zero: agreement starts there."
     )
     if any(row.option is not None and row.option.rank is None for row in found.agreement):
-        caption += " The dashed line is full fine-tuning beside its own next seed."
+        caption += " The dashed line is full fine-tuning against its own next seed."
     chart = rank_panels(panels, _title(title, "in-domain items", found, several))
     return _figure(found, "agreement", title, caption, words, chart, several)
 
@@ -223,13 +206,12 @@ def _agreement_panel(
     marks: list[RankMark] = []
     lines: list[RankLine] = []
     for row, mean in rows:
-        bounds = mean.estimate, mean.lower, mean.upper
         if row.option is None:
-            lines.append(RankLine("base", "base", *bounds))
+            lines.append(RankLine("base", "base", mean))
         elif row.option.rank is None:
-            lines.append(RankLine("next seed", "full", *bounds))
+            lines.append(RankLine("next seed", "full", mean))
         else:
-            marks.append(RankMark(row.option, *bounds))
+            marks.append(RankMark(row.option, mean))
     if not marks:
         return None
     heading = f"{name}, {quantities.size(rows[0][1].num_examples)}"

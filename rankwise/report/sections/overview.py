@@ -8,22 +8,15 @@ from typing import NamedTuple
 
 import altair as alt
 
+from rankwise.findings.models import ModelSummary
 from rankwise.records import quantities
-from rankwise.records.axes import run_labels
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Comparison, Recommendation, Relation, Unit
+from rankwise.records.study import Comparison, Interval, Recommendation, Relation, Unit
 from rankwise.report.charts.intervals import Group, Panel, interval_chart
-from rankwise.report.charts.ranks import rank_chart, trade_off_chart
+from rankwise.report.charts.ranks import Point, score_by_rank_chart, trade_off_chart
 from rankwise.report.charts.theme import theme
-from rankwise.report.measures import (
-    Measure,
-    ModelSummary,
-    difference,
-    opposite,
-    relation_tasks,
-    summarise,
-)
 from rankwise.report.parts import Figure
+from rankwise.report.summaries import Summaries
 
 MOST_PANELS, MOST_MARKS = 8, 36
 """More tasks than this of one relation, or more marks of its runs on all of them, are too many
@@ -45,7 +38,7 @@ _SUBTITLE_WIDTH = 70
 class _Study(NamedTuple):
     results: TrainTaskResults
     recommendation: Recommendation
-    summaries: tuple[ModelSummary, ...]
+    summaries: Summaries
 
     @property
     def confidence(self) -> str:
@@ -56,59 +49,73 @@ class _Study(NamedTuple):
         return self.recommendation.unit
 
 
-def study_figures(results: TrainTaskResults, recommendation: Recommendation) -> tuple[Figure, ...]:
+def study_figures(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> tuple[Figure, ...]:
     """Every figure of a report, in its order; those that cannot be drawn say why."""
-    study = _Study(results, recommendation, summarise(results, recommendation))
+    study = _Study(results, recommendation, summaries)
     builders: tuple[Callable[[_Study], Figure], ...] = (_trade_off, _by_rank, _by_task, _forgetting)
     return tuple(builder(study) for builder in builders)
 
 
 def _trade_off(study: _Study) -> Figure:
     name, title = "gain-and-retention", "Gain in-domain against change on retention tasks"
-    drawn = [s for s in study.summaries if s.gain is not None and s.retention_change is not None]
+    drawn = [
+        Point(summary, summary.retention_change, summary.gain)
+        for summary in study.summaries
+        if summary.retention_change is not None and summary.gain is not None
+    ]
     if not drawn:
         reason = "the study has no retention task scored in points, or no run was scored on one"
         return Figure(name, title, f"Not drawn: {reason}.", "", None)
-    first = drawn[0]
-    assert first.gain is not None
-    assert first.retention_change is not None
-    kept = quantities.count(first.retention_change.num_examples)
-    sizes = f"{quantities.size(first.gain.num_examples)} in-domain and {kept} retention items"
+    _, change, gain = drawn[0]
+    kept = quantities.count(change.num_examples)
+    sizes = f"{quantities.size(gain.num_examples)} in-domain and {kept} retention items"
     epsilon = study.recommendation.epsilon_points
     chart = trade_off_chart(
         drawn, study.unit, epsilon, _title(title, f"{sizes}; bars are {study.confidence} intervals")
     )
     caption = (
-        "One mark for each run; the base is at the origin. Up is better in-domain, right is better "
-        "kept. Bars bound each difference from the base by itself, paired over the same items. "
+        "One mark for each run; the base is at the origin. Up is better in-domain, right is less "
+        "forgetting. Each bar is the interval of one difference from the base, paired over the "
+        "same items. "
     )
     if epsilon is not None:
-        caption += "Left of the dashed line more is lost than ε. "
-    if any(each.is_recommended for each in drawn):
-        caption += "The ring marks what is recommended."
+        caption += "Left of the dashed line the loss is more than ε. "
+    if any(summary.is_recommended for summary, *_ in drawn):
+        caption += "A ring marks the recommended model."
     parts = [
-        f"{s.label}: gain {_words(s.gain)}, retention change {_words(s.retention_change)}"
-        for s in drawn
+        f"{summary.label}: gain {quantities.with_interval(gain, gain.unit)}, "
+        f"retention change {quantities.with_interval(change, change.unit)}"
+        for summary, change, gain in drawn
     ]
     return Figure(name, title, caption.strip(), f"{'; '.join(parts)}.", chart.configure(**theme()))
 
 
 def _by_rank(study: _Study) -> Figure:
     name, title = "score-by-rank", "In-domain score by rank"
-    drawn = [each for each in study.summaries if each.in_domain is not None]
-    if not any(each.kind.isdigit() for each in drawn):
+    drawn = [
+        (summary, summary.in_domain) for summary in study.summaries if summary.in_domain is not None
+    ]
+    if not any(isinstance(summary.kind, int) for summary, _ in drawn):
         return Figure(name, title, "Not drawn: no LoRA run was scored in-domain.", "", None)
-    tasks = relation_tasks(study.results, "in_domain", study.unit)
+    items = study.results.base.items
+    in_domain = study.results.tasks["in_domain"]
+    tasks = [task for task in in_domain if task in items and items[task].unit == study.unit]
     what = _score_name(study.results, tasks, study.unit)
-    subtitle = f"{_size(drawn[0].in_domain)} items; bars and bands are {study.confidence} intervals"
-    chart = rank_chart(drawn, study.unit, what, _title(title, subtitle))
+    size = quantities.size(drawn[0][1].num_examples)
+    subtitle = f"{size} items; bars and bands are {study.confidence} intervals"
+    chart = score_by_rank_chart(drawn, study.unit, what, _title(title, subtitle))
     caption = (
         f"Scored on {quantities.listed(tasks)}. Lines across are the untouched base and, dashed, "
-        "full fine-tuning. Each interval is that of one score by itself. Models share their "
-        "items, so they are compared by paired differences, which vary less: two intervals that "
-        "overlap here do not mean that two models are alike."
+        "full fine-tuning. Each interval is for one score. Models answer the "
+        "same items, so they are compared by paired differences, which vary less: overlapping "
+        "intervals here do not mean that two models are equal."
     )
-    parts = [f"{each.label} {_words(each.in_domain, signed=False)}" for each in drawn]
+    parts = [
+        f"{summary.label} {quantities.with_interval(score, score.unit, signed=False)}"
+        for summary, score in drawn
+    ]
     return Figure(name, title, caption, f"{what}: {'; '.join(parts)}.", chart.configure(**theme()))
 
 
@@ -128,8 +135,8 @@ def _by_task(study: _Study) -> Figure:
         _title(title, f"adapted {quantities.MINUS} base; bars are {study.confidence} intervals"),
     )
     caption = (
-        "Right of zero is better than the base. Each interval bounds one difference by itself, "
-        "paired over the same items. Each relation has an axis of its own."
+        "Right of zero is better than the base. Each interval is for one difference, "
+        "paired over the same items. Each relation has its own axis."
     )
     more = sum(each.run is not None for each in study.summaries) - len(_drawn_runs(study))
     if more > 0:
@@ -151,8 +158,8 @@ def _forgetting(study: _Study) -> Figure:
         return Figure(name, title, f"Not drawn: {reason}.", "", None)
     subtitle = f"rise of the mean loss per token; bars are {study.confidence} intervals"
     caption = (
-        "Right of zero the adapted model predicts general prose worse than the base does. "
-        "One item is one passage; intervals are paired over the passages."
+        "Right of zero, the adapted model predicts general prose worse than the base. "
+        "An item is a passage; differences are paired over passages."
     )
     chart = interval_chart([group], _title(title, subtitle))
     return Figure(name, title, caption, _in_words([group]), chart.configure(**theme()))
@@ -188,7 +195,7 @@ def _drawn_runs(study: _Study) -> set[str]:
     plans = [each.run.planned for each in study.summaries if each.run is not None]
     if len(plans) <= MOST_RUNS:
         return {plan.name for plan in plans}
-    labels = run_labels(study.results.planned)
+    labels = {summary.name: summary.option for summary in study.summaries}
     first: dict[int | None, str] = {}
     for plan in plans:
         first.setdefault(plan.rank, labels[plan.name])
@@ -197,35 +204,27 @@ def _drawn_runs(study: _Study) -> set[str]:
 
 def _panel(study: _Study, task: str, rows: Sequence[Comparison]) -> Panel:
     by_run = {row.run: row for row in rows if row.task == task}
-    measures: list[tuple[ModelSummary, Measure]] = []
-    for each in study.summaries:
-        if each.name in by_run:
-            row = by_run[each.name]
-            measure = difference(row)
-            prose = row.relation == "held_out_text"
-            measures.append((each, opposite(measure) if prose else measure))
-    return Panel(task, tuple(measures))
+    changes: list[tuple[ModelSummary, Interval]] = []
+    for summary in study.summaries:
+        if summary.name in by_run:
+            row = by_run[summary.name]
+            is_prose = row.relation == "held_out_text"
+            changes.append((summary, row.interval.negated() if is_prose else row.interval))
+    row = next(iter(by_run.values()))
+    return Panel(task, row.num_examples, row.unit, tuple(changes))
 
 
 def _in_words(groups: Sequence[Group]) -> str:
     texts: list[str] = []
     for group in groups:
         for panel in group.panels:
-            parts = [f"{each.label} {_words(measure)}" for each, measure in panel.measures]
+            parts = [
+                f"{summary.label} {quantities.with_interval(change, panel.unit)}"
+                for summary, change in panel.changes
+            ]
             heading = f"{group.title}, {panel.title}" if group.title else panel.title
             texts.append(f"{heading}: {'; '.join(parts)}.")
     return " ".join(texts)
-
-
-def _words(measure: Measure | None, signed: bool = True) -> str:
-    """+30.0 points (24.0 to 36.0)."""
-    if measure is None:
-        return "not measured"
-    write = quantities.change if signed else quantities.score
-    text = f"{write(measure.estimate, measure.unit)} {measure.unit}"
-    if measure.lower is None or measure.upper is None:
-        return text
-    return f"{text} ({write(measure.lower, measure.unit)} to {write(measure.upper, measure.unit)})"
 
 
 def _score_name(results: TrainTaskResults, tasks: Sequence[str], unit: Unit) -> str:
@@ -235,10 +234,6 @@ def _score_name(results: TrainTaskResults, tasks: Sequence[str], unit: Unit) -> 
     mean = "mean " if len(tasks) > 1 else ""
     kind = "points" if unit == "points" else "nats per token; lower is better"
     return f"In-domain {mean}{name} ({kind})"
-
-
-def _size(measure: Measure | None) -> str:
-    return quantities.NOT_MEASURED if measure is None else quantities.size(measure.num_examples)
 
 
 def _title(text: str, subtitle: str) -> alt.TitleParams:

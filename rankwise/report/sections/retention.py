@@ -1,4 +1,4 @@
-"""What is kept of general knowledge on the page: by group of subjects, and by subject."""
+"""Knowledge retention on the page: by group of subjects, and by subject."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import altair as alt
 
 from rankwise.findings.retention import RetentionLine, SubjectChange, TrainTaskRetention
 from rankwise.records import quantities
-from rankwise.report.changes import drawn_options, left_out_remark, mean_cell, mean_row, mean_words
+from rankwise.report.changes import drawn_options, left_out_remark, mean_row, mean_words
 from rankwise.report.charts.subjects import SubjectRow, subject_chart
 from rankwise.report.charts.theme import theme
 from rankwise.report.parts import (
     Cell,
     Figure,
     Heading,
+    ReportSection,
     RowGroup,
-    Section,
     Table,
     TitledTable,
     file_name,
 )
+from rankwise.report.summaries import mean_cell
 from rankwise.report.tables.csv import csv_text
 
 MOST_SUBJECTS = 20
@@ -31,7 +32,7 @@ MOST_SUBJECTS = 20
 _TITLE_WIDTH, _SUBTITLE_WIDTH = 40, 52
 
 
-def retention_section(found: Sequence[TrainTaskRetention]) -> Section:
+def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
     """A chart and a table for each trained task.
 
     Args:
@@ -47,14 +48,14 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> Section:
     lines = [line for each in found for line in (*each.groups, *each.subjects)]
     if any(line.base_score_by_items is not None for line in lines):
         remarks.append(
-            "Beside the mean over tasks stands the mean over items, as lm-evaluation-harness "
-            "aggregates groups such as mmlu. The mean over items decides nothing; the "
+            "The mean over items, as lm-evaluation-harness aggregates groups such as mmlu, is "
+            "given next to the mean over tasks. The mean over items decides nothing; the "
             "recommendation takes the mean over all retention tasks."
         )
     for each in found:
         where = f", trained on {each.train_task}" if several else ""
         remarks += left_out_remark(each.left_out, where)
-    return Section(
+    return ReportSection(
         name="retention-by-subject",
         title="Knowledge retention by subject",
         remarks=tuple(remarks),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
-from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Section, Table, TitledTable
+from rankwise.report.parts import EMPTY, Cell, Heading, ReportSection, RowGroup, Table, TitledTable
 from rankwise.report.tables.csv import csv_text
 
 _WHOLE_STUDY = "all models"
@@ -14,7 +14,7 @@ _WHOLE_STUDY = "all models"
 
 def signature_section(
     found: Sequence[Signature], not_looked_for: Mapping[SignatureName, str], confidence: float
-) -> Section:
+) -> ReportSection:
     """A table of all that was found; what was looked for in vain, and what could not be.
 
     Args:
@@ -22,7 +22,7 @@ def signature_section(
         not_looked_for: those that it cannot show, with what it lacks.
         confidence: of the intervals, 0..1.
     """
-    return Section(
+    return ReportSection(
         name="failure-signatures",
         title="Failure signatures",
         remarks=tuple(_remarks(found, not_looked_for)),

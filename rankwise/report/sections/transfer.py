@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from rankwise.findings.options import Option
+from rankwise.findings.options import OptionName
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.transfer import (
     DomainMean,
@@ -18,7 +18,7 @@ from rankwise.findings.transfer import (
     TransferRow,
 )
 from rankwise.records import quantities
-from rankwise.report.changes import drawn_options, left_out_remark, mean_cell, mean_row, mean_words
+from rankwise.report.changes import drawn_options, left_out_remark, mean_row, mean_words
 from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatmap, heatmap_width
 from rankwise.report.charts.theme import theme
 from rankwise.report.parts import (
@@ -26,20 +26,20 @@ from rankwise.report.parts import (
     Cell,
     Figure,
     Heading,
+    ReportSection,
     RowGroup,
-    Section,
     Table,
     TitledTable,
     file_name,
 )
-from rankwise.report.summaries import RELATION_NAMES
+from rankwise.report.summaries import RELATION_NAMES, mean_cell
 from rankwise.report.tables.csv import csv_text
 
 MOST_COLUMNS = 16
 """More columns than this cannot be read side by side; the rest is in the table."""
 
 MOST_ALARMS = 5
-"""So many are named in words, those with the largest drop for their base first."""
+"""This many are named in words, those with the largest drop for their base first."""
 
 _WIDE_FROM = 560.0
 _SUBTITLE_WIDTH = 100
@@ -49,21 +49,21 @@ _Column = TransferColumn | str
 """A column, or a domain whose mean it shows."""
 
 
-def transfer_section(found: Transfer) -> Section:
+def transfer_section(found: Transfer) -> ReportSection:
     """A matrix for each option, or one of all options where one task was trained on."""
     columns = _columns(found)
     alarms = [cell for cell in found.cells if cell.is_alarm]
     confidence = quantities.percent(found.confidence)
     several = len(found.rows) > 1
     remarks = [
-        "What a model that was trained on one task gains (+) or loses (−) on the others, in "
-        f"points, seeds averaged, paired over the same items. Intervals are {confidence}, one at "
-        "a time: exploratory. Of many, some miss.",
+        "What a model trained on one task gains (+) or loses (−) on the others, in points, "
+        f"averaged over seeds and paired over the same items. Intervals are {confidence}, one at "
+        "a time, and exploratory: among many, some miss.",
         _alarm_remark(alarms, several),
     ]
     if any(column.domain for column in found.columns):
         remarks.append(
-            "A domain's mean counts each of its tasks the same and leaves out what was trained on."
+            "A domain's mean counts each of its tasks the same and leaves out the trained task."
         )
     for name, labels in found.left_out.items():
         remarks += left_out_remark(labels, f", trained on {name}" if several else "")
@@ -73,7 +73,7 @@ def transfer_section(found: Transfer) -> Section:
         )
         for row in found.rows
     )
-    return Section(
+    return ReportSection(
         name="transfer",
         title="On other tasks and domains",
         remarks=tuple(remarks),
@@ -87,8 +87,8 @@ def _alarm_remark(alarms: Sequence[TransferCell], several: bool) -> str:
     share = quantities.percent(TRANSFER_ALARM_SHARE)
     if not alarms:
         return (
-            f"No negative transfer: nothing out of the trained domain is shown to drop by over "
-            f"{share} of the base's score."
+            f"No negative transfer: no task outside the trained domain is shown to drop by more "
+            f"than {share} of the base's score."
         )
     worst = sorted(alarms, key=lambda cell: cell.change.upper / cell.base_score.estimate)
     parts = [
@@ -98,7 +98,7 @@ def _alarm_remark(alarms: Sequence[TransferCell], several: bool) -> str:
         for cell in worst[:MOST_ALARMS]
     ]
     if len(alarms) > MOST_ALARMS:
-        parts.append(f"and {len(alarms) - MOST_ALARMS} more, which are marked below")
+        parts.append(f"and {len(alarms) - MOST_ALARMS} more, marked below")
     return (
         f"Negative transfer, a drop of over {share} of the base's score at its lower bound: "
         f"{'; '.join(parts)}."
@@ -160,7 +160,7 @@ def _figure(
     )
     wrapped = textwrap.wrap(subtitle, _SUBTITLE_WIDTH)
     chart = heatmap(rows, heads, alt.TitleParams(title, subtitle=wrapped))
-    caption = "Muted cells have an interval that holds zero. A frame marks what was trained on."
+    caption = "Muted cells have an interval that contains zero. A frame marks the trained task."
     if any(cell.is_alarm for row in rows for cell in row.cells if cell is not None):
         caption += " ▼ in a red frame is negative transfer."
     if len(columns) > len(heads):
@@ -193,7 +193,7 @@ def _heads(columns: Sequence[_Column]) -> list[HeatColumn]:
 
 
 def _heat_cells(
-    found: Transfer, row: TransferRow, option: Option, columns: Sequence[_Column]
+    found: Transfer, row: TransferRow, option: OptionName, columns: Sequence[_Column]
 ) -> tuple[HeatCell | None, ...]:
     cells: list[HeatCell | None] = []
     for column in columns:

@@ -10,6 +10,7 @@ from typing import Any
 import altair as alt
 
 from rankwise.findings.options import first_of_options
+from rankwise.findings.trends import means_by_rank
 from rankwise.findings.weights import ALL_MODULES, NormTrend, RunWeights, TrainTaskWeights
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults
@@ -28,16 +29,16 @@ from rankwise.report.charts.weights import (
     RankCurve,
     RankPoint,
     Scatter,
-    rank_chart,
+    points_by_rank_chart,
     sampled,
     scatters,
 )
-from rankwise.report.parts import Chart, Figure, Section, TitledTable, file_name
+from rankwise.report.parts import Chart, Figure, ReportSection, TitledTable, file_name
 from rankwise.report.tables.csv import csv_text
 from rankwise.report.tables.weights import association_table, norm_table, run_table, spectrum_rows
 
 
-def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> Section:
+def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
     """For each trained task what was found in words, charts, maps, and every number.
 
     Args:
@@ -55,13 +56,13 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         where = f"Trained on {each.train_task}: " if several else ""
         remarks += [f"{where}{sentence}" for sentence in each.statements]
         remarks += [
-            f"{where}{run} was not looked into: {reason}" for run, reason in each.left_out.items()
+            f"{where}{run} was not analysed: {reason}" for run, reason in each.left_out.items()
         ]
     if found[0].num_seeds == 1:
-        remarks.append("With one seed all of this is conditional on that seed.")
+        remarks.append("With one seed, all of this is conditional on that seed.")
     models = {model.name: model for model in results.runs}
     intruder_k = min(INTRUDER_K, settings.top_k)
-    return Section(
+    return ReportSection(
         name="weights",
         title="Weights",
         remarks=tuple(remarks),
@@ -75,7 +76,7 @@ def _nulls(num_draws: int) -> str:
     if not num_draws:
         return "No random updates were drawn to compare with (analysis.null_draws: 0)."
     return (
-        "How alike random updates of the same rank leave them stands beside it "
+        "Random updates of the same rank are given for comparison "
         f"({quantities.counted(num_draws, 'draw')} of each kind: Gaussian, of the same norm; Haar, "
         "of the same singular values)."
     )
@@ -106,22 +107,22 @@ def _figures(
 
 def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: bool) -> Figure:
     trends = [trend for trend in found.norm_trends if trend.module == ALL_MODULES]
-    full = [run.frobenius_norm for run in found.runs if run.option.rank is None]
+    full = means_by_rank((0, run.frobenius_norm) for run in found.runs if run.option.rank is None)
     curves = list(_laws(trends[0])) if len(trends) == 1 else []
     points = [RankPoint(run.option.rank or 1, run.frobenius_norm) for run in runs]
     title = "Norm of the update by rank"
-    chart = rank_chart(
+    chart = points_by_rank_chart(
         points,
         curves,
         "Frobenius norm of the update",
         weight_title(title, "one point for each run", found, several),
-        across=sum(full) / len(full) if full else None,
+        across=full.get(0),
     )
     caption = "The Frobenius norm of the whole update. "
     if curves:
         caption += "Lines are the two laws that were fitted; the table has them by module too."
     elif trends:
-        caption += "Laws were fitted for each setting apart; they are in the table."
+        caption += "Laws were fitted for each setting separately; they are in the table."
     else:
         caption += "To fit a law, three different ranks and norms above zero are needed."
     words = [f"{run.option.label} {run.frobenius_norm:.3g}" for run in found.runs]
@@ -156,7 +157,7 @@ def _overlap_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several
         }
     )
     title = "Directions shared with full fine-tuning by rank"
-    chart = rank_chart(
+    chart = points_by_rank_chart(
         points,
         [RankCurve("random directions", tuple(expected))],
         "Shared share of directions",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-
+from rankwise.findings.audits import matrix_group
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, OtherChange
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     MatrixSpectrum,
-    VectorChange,
     intruder_k,
     intruders_of,
-    similarity,
 )
 from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
 from rankwise.report.tables.decision import metric_name
@@ -69,12 +66,12 @@ def _matrix_cells(matrix: MatrixSpectrum, record: AuditRecord) -> tuple[Cell, ..
     relative = update.relative_norm
     nulls = [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
 
-    def beside(form: str, own: float, random: list[float]) -> Cell:
+    def shown(form: str, own: float, random: list[float]) -> Cell:
         return Cell(form.format(own), ", ".join(form.format(each) for each in random))
 
     def intruders(of: MatrixSpectrum) -> Cell:
         counts = [intruders_of(each, of.leading, record.epsilons) for each in (change, *nulls)]
-        return beside("{:.3g}", counts[0], counts[1:])
+        return shown("{:.3g}", counts[0], counts[1:])
 
     return (
         Cell(matrix.module, "", f"{matrix.out_features} × {matrix.in_features}"),
@@ -87,12 +84,10 @@ def _matrix_cells(matrix: MatrixSpectrum, record: AuditRecord) -> tuple[Cell, ..
         Cell(str(update.energy_rank_90)),
         Cell(str(update.energy_rank_99)),
         intruders(matrix),
-        beside("{:.3f}", change.left.index_matched[-1], [n.left.index_matched[-1] for n in nulls]),
-        beside(
-            "{:.3f}", change.right.index_matched[-1], [n.right.index_matched[-1] for n in nulls]
-        ),
-        beside("{:.3f}", change.left.best_matched[-1], [n.left.best_matched[-1] for n in nulls]),
-        beside("{:.3f}", change.left.overlap[-1], [n.left.overlap[-1] for n in nulls]),
+        shown("{:.3f}", change.left.index_matched[-1], [n.left.index_matched[-1] for n in nulls]),
+        shown("{:.3f}", change.right.index_matched[-1], [n.right.index_matched[-1] for n in nulls]),
+        shown("{:.3f}", change.left.best_matched[-1], [n.left.best_matched[-1] for n in nulls]),
+        shown("{:.3f}", change.left.overlap[-1], [n.left.overlap[-1] for n in nulls]),
     )
 
 
@@ -121,34 +116,22 @@ def kind_table(record: AuditRecord) -> Table:
 
 
 def _kind_cells(kind: str, matrices: list[MatrixSpectrum], record: AuditRecord) -> tuple[Cell, ...]:
-    norm = sum(each.update.frobenius_norm**2 for each in matrices) ** 0.5
-    base = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
-    changed = [each for each in matrices if each.update.frobenius_norm > 0] or matrices
-    compared: list[list[tuple[VectorChange, MatrixSpectrum]]] = [
-        [(each.change, each) for each in changed],
-        [(each.gaussian_null, each) for each in changed if each.gaussian_null is not None],
-        [(each.haar_null, each) for each in changed if each.haar_null is not None],
-    ]
-    counts = [
-        sum(intruders_of(change, each.leading, record.epsilons) for change, each in own)
-        for own in compared
-        if own
-    ]
-    alike = [statistics.fmean(similarity(change) for change, _ in own) for own in compared if own]
+    group = matrix_group(matrices, record.epsilons)
+    intruders = [f"{count:.3g}" for count in group.intruders]
+    similarities = [f"{value:.3f}" for value in group.similarities]
+    share = f"{100 * group.norm / group.base_norm:.2g}" if group.base_norm else ""
     return (
         Cell(kind),
         Cell(quantities.count(len(matrices))),
-        Cell(f"{norm:.3g}"),
-        Cell(f"{100 * norm / base:.2g}") if base else EMPTY,
-        _range_cell([each.update.energy_rank_90 for each in changed]),
-        _range_cell([each.update.energy_rank_99 for each in changed]),
-        Cell(f"{counts[0]:.3g}", ", ".join(f"{each:.3g}" for each in counts[1:])),
-        Cell(f"{alike[0]:.3f}", ", ".join(f"{each:.3f}" for each in alike[1:])),
+        Cell(f"{group.norm:.3g}"),
+        Cell(share) if share else EMPTY,
+        *(
+            Cell(f"{ranks.median:g}", f"{ranks.least} to {ranks.most}")
+            for ranks in (group.energy_rank_90, group.energy_rank_99)
+        ),
+        Cell(intruders[0], ", ".join(intruders[1:])),
+        Cell(similarities[0], ", ".join(similarities[1:])),
     )
-
-
-def _range_cell(values: list[int]) -> Cell:
-    return Cell(f"{statistics.median(values):g}", f"{min(values)} to {max(values)}")
 
 
 def score_table(record: AuditRecord) -> Table:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rankwise.findings.models import task_score
 from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Comparison, FormatEffect, Recommendation, Relation
-from rankwise.report.measures import Measure, difference, opposite, summarise, task_score
 from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
-from rankwise.report.summaries import measure_cell
+from rankwise.report.summaries import Summaries, interval_cell, mean_cell
 from rankwise.report.tables.decision import metric_name
 
 
@@ -24,14 +24,16 @@ class _Shown(NamedTuple):
 
 
 def relation_table(
-    results: TrainTaskResults, recommendation: Recommendation, relation: Relation
+    results: TrainTaskResults,
+    recommendation: Recommendation,
+    summaries: Summaries,
+    relation: Relation,
 ) -> Table | None:
     """Every run on every task of one relation; None where there is no comparison."""
     rows = [row for row in recommendation.comparisons if row.relation == relation]
     if not rows:
         return None
-    summaries = summarise(results, recommendation)
-    labels = {each.name: each.label for each in summaries}
+    labels = {summary.name: summary.label for summary in summaries}
     order = list(labels)
     rows.sort(key=lambda row: order.index(row.run))
     shows = _Shown(
@@ -58,12 +60,14 @@ def relation_table(
     return Table(caption, _comparison_headings(shows), groups)
 
 
-def format_table(results: TrainTaskResults, recommendation: Recommendation) -> Table | None:
-    """Tasks asked as the training asked, beside how they are asked by default; None without."""
+def format_table(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> Table | None:
+    """Tasks in the format of the training, compared with their standard format; None without."""
     effects = recommendation.format_effects
     if not effects:
         return None
-    labels = {each.name: each.label for each in summarise(results, recommendation)}
+    labels = {summary.name: summary.label for summary in summaries}
     groups = tuple(
         RowGroup(
             task,
@@ -86,7 +90,7 @@ def format_table(results: TrainTaskResults, recommendation: Recommendation) -> T
     )
     confidence = quantities.percent(recommendation.confidence)
     caption = (
-        "Tasks whose standard format is not that of the training, asked both ways. The standard "
+        "Tasks whose standard format is not that of the training, scored in both. The standard "
         f"format decides. Paired over the same items, {confidence} intervals, exploratory."
     )
     return Table(caption, headings, groups)
@@ -94,17 +98,13 @@ def format_table(results: TrainTaskResults, recommendation: Recommendation) -> T
 
 def _format_cells(effect: FormatEffect, label: str, results: TrainTaskResults) -> tuple[Cell, ...]:
     unit, part = effect.unit, effect.by_format
-    n = effect.num_examples
-    trained = Measure(effect.difference, effect.lower, effect.upper, n, unit)
     pair = (effect.base_score, effect.adapted_score)
     return (
         Cell(label),
         Cell(quantities.change(effect.standard_difference, results.base.items[effect.task].unit)),
         Cell(" → ".join(quantities.score(value, unit) for value in pair)),
-        measure_cell(trained, signed=True),
-        EMPTY
-        if part is None
-        else measure_cell(Measure(part.estimate, part.lower, part.upper, n, unit), signed=True),
+        interval_cell(effect.interval, unit),
+        EMPTY if part is None else interval_cell(part, unit),
         Cell(_options(results, effect.run, effect.scored_as) or quantities.NOT_MEASURED),
     )
 
@@ -137,11 +137,11 @@ def _comparison_cells(
         quantities.score(row.base_score, row.unit),
         quantities.score(row.adapted_score, row.unit),
     )
-    measure = difference(row)
+    change = row.interval
     cells = [
         Cell(label),
         Cell(" → ".join(pair)),
-        measure_cell(opposite(measure) if shows.prose else measure, signed=True),
+        interval_cell(change.negated() if shows.prose else change, row.unit),
     ]
     if shows.counts:
         cells += _count_cells(row)
@@ -210,7 +210,7 @@ def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task
     ]
     if evaluation.chance is not None:
         parts.append(f"chance {quantities.score(100 * evaluation.chance, 'points')}")
-    parts.append(f"base {measure_cell(score, signed=False)}")
+    parts.append(f"base {mean_cell(score, signed=False)}")
     options = _options(results, results.base.name, task)
     if options:
         parts.append(f"base's options {options} %")

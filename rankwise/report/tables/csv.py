@@ -7,23 +7,26 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rankwise.findings.options import TaskMean
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Comparison, FormatEffect, RankVerdict, Recommendation
-from rankwise.report.measures import Measure, summarise
+from rankwise.report.summaries import Summaries
 
-Row = Mapping[str, Any]
+CsvRow = Mapping[str, Any]
 
 
-def csv_tables(results: TrainTaskResults, recommendation: Recommendation) -> dict[str, str]:
+def csv_tables(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> dict[str, str]:
     """The text of every table by file name.
 
     ``runs.csv`` has one row for each model, ``differences.csv`` one for each run and task,
-    ``formats.csv`` the same for tasks that were also asked as the training asked,
+    ``formats.csv`` the same for tasks that were also scored in the format of the training,
     ``ranks.csv`` what each rank was judged on, ``scores.csv`` every metric of every model and
     task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
     """
     return {
-        "runs.csv": csv_text(_runs(results, recommendation)),
+        "runs.csv": csv_text(_runs(summaries)),
         "differences.csv": csv_text(
             [
                 row.model_dump(exclude={"retention_ratio"}) | dict(_ratio(row))
@@ -51,13 +54,13 @@ _RATIO = (
 _BY_FORMAT = ("by_format", "by_format_lower", "by_format_upper")
 
 
-def _format(effect: FormatEffect) -> Row:
+def _format(effect: FormatEffect) -> CsvRow:
     part = effect.by_format
     bounds = (None,) * 3 if part is None else (part.estimate, part.lower, part.upper)
     return effect.model_dump(exclude={"by_format"}) | dict(zip(_BY_FORMAT, bounds, strict=True))
 
 
-def csv_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
+def csv_text(rows: Iterable[CsvRow], columns: Sequence[str] | None = None) -> str:
     """Rows under one line of names: those of ``columns``, or of the first row."""
     rows = list(rows)
     names = list(columns or (rows[0] if rows else ()))
@@ -68,17 +71,17 @@ def csv_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
     return file.getvalue()
 
 
-def _runs(results: TrainTaskResults, recommendation: Recommendation) -> Iterable[Row]:
-    for each in summarise(results, recommendation):
-        run = each.run
+def _runs(summaries: Summaries) -> Iterable[CsvRow]:
+    for summary in summaries:
+        run = summary.run
         plan = None if run is None else run.planned
-        row: dict[str, Any] = {"run": each.name, "status": "base" if run is None else run.status}
+        row: dict[str, Any] = {"run": summary.name, "status": "base" if run is None else run.status}
         for name in ("method", "rank", "alpha", "scaling", "learning_rate", "seed"):
             row[name] = None if plan is None else getattr(plan, name)
         row["target_modules"] = None if plan is None else " ".join(plan.target_modules)
         row["num_trainable_parameters"] = 0 if plan is None else plan.num_trainable_parameters
         row["trainable_share"] = 0.0 if plan is None else plan.trainable_share
-        row["recommended"] = each.is_recommended
+        row["recommended"] = summary.is_recommended
         for name in (
             "in_domain",
             "gain",
@@ -89,8 +92,8 @@ def _runs(results: TrainTaskResults, recommendation: Recommendation) -> Iterable
             "held_out_loss",
             "forgetting",
         ):
-            row |= _measure(name, getattr(each, name))
-        worst = each.worst_retention
+            row |= _mean_columns(name, getattr(summary, name))
+        worst = summary.worst_retention
         row["worst_retention_task"] = None if worst is None else worst.task
         row["worst_retention_change"] = None if worst is None else worst.difference
         for name in ("num_steps", "num_tokens", "train_seconds", "peak_memory_bytes"):
@@ -98,26 +101,26 @@ def _runs(results: TrainTaskResults, recommendation: Recommendation) -> Iterable
         yield row
 
 
-def _measure(name: str, measure: Measure | None) -> Row:
-    if measure is None:
+def _mean_columns(name: str, mean: TaskMean | None) -> CsvRow:
+    if mean is None:
         return dict.fromkeys([name, *(f"{name}_{end}" for end in ("lower", "upper", "n", "unit"))])
     return {
-        name: measure.estimate,
-        f"{name}_lower": measure.lower,
-        f"{name}_upper": measure.upper,
-        f"{name}_n": measure.num_examples,
-        f"{name}_unit": measure.unit,
+        name: mean.estimate,
+        f"{name}_lower": mean.lower,
+        f"{name}_upper": mean.upper,
+        f"{name}_n": mean.num_examples,
+        f"{name}_unit": mean.unit,
     }
 
 
-def _ratio(row: Comparison) -> Row:
+def _ratio(row: Comparison) -> CsvRow:
     ratio = row.retention_ratio
     if ratio is None:
         return dict.fromkeys(_RATIO)
     return dict(zip(_RATIO, (ratio.estimate, ratio.lower, ratio.upper, ratio.reason), strict=True))
 
 
-def _verdict(verdict: RankVerdict) -> Row:
+def _verdict(verdict: RankVerdict) -> CsvRow:
     row: dict[str, Any] = {
         "rank": verdict.rank,
         "alpha": verdict.alpha,
@@ -142,7 +145,7 @@ def _verdict(verdict: RankVerdict) -> Row:
     return row
 
 
-def _scores(results: TrainTaskResults) -> Iterable[Row]:
+def _scores(results: TrainTaskResults) -> Iterable[CsvRow]:
     for model in (results.base, *results.runs):
         for evaluation in model.evaluations.values():
             for score in evaluation.metrics:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, TrainTaskResults
-from rankwise.records.study import Bound, RankVerdict, Recommendation, Relation, State, Unit
-from rankwise.report.measures import Measure, summarise
+from rankwise.records.study import RankVerdict, Recommendation, Relation, State
 from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
-from rankwise.report.summaries import RELATION_NAMES, measure_cell
+from rankwise.report.summaries import RELATION_NAMES, Summaries, interval_cell
 
 _STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
 
@@ -71,13 +70,13 @@ def measured_table(results: TrainTaskResults) -> Table:
     )
 
 
-def metrics_table(results: TrainTaskResults, recommendation: Recommendation) -> Table | None:
+def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | None:
     """Every metric of the tasks that have more than one; None if there is none."""
     models = {model.name: model for model in (results.base, *results.runs)}
     scored = [
-        (models[each.name], each.label)
-        for each in summarise(results, recommendation)
-        if models[each.name].evaluations
+        (models[summary.name], summary.label)
+        for summary in summaries
+        if models[summary.name].evaluations
     ]
     rows: list[tuple[Cell, ...]] = []
     for task, evaluation in results.base.evaluations.items():
@@ -111,26 +110,22 @@ def _verdict_cells(verdict: RankVerdict, recommendation: Recommendation) -> tupl
     unit = recommendation.unit
     cells = [
         Cell(verdict.label, "", f"alpha {quantities.number(verdict.alpha)}"),
-        _bound_cell(verdict.gain, unit),
+        interval_cell(verdict.gain, unit),
         Cell(_STATES[verdict.better_than_base]),
     ]
     if recommendation.epsilon_points is not None:
         loss, state = verdict.retention_loss, verdict.keeps_enough
         cells += [
-            EMPTY if loss is None else _bound_cell(loss, "points"),
+            EMPTY if loss is None else interval_cell(loss, "points"),
             EMPTY if state is None else Cell(_STATES[state]),
         ]
     alone = len(recommendation.verdicts) == 1
     cells += [
-        Cell("no other rank") if alone else _bound_cell(verdict.shortfall, unit),
+        Cell("no other rank") if alone else interval_cell(verdict.shortfall, unit),
         Cell(_STATES[verdict.near_the_best]),
         Cell("yes" if verdict.qualifies else "no"),
     ]
     return tuple(cells)
-
-
-def _bound_cell(bound: Bound, unit: Unit) -> Cell:
-    return measure_cell(Measure(bound.estimate, bound.lower, bound.upper, 0, unit), signed=True)
 
 
 def _measured_cells(results: TrainTaskResults, relation: Relation, task: str) -> tuple[Cell, ...]:

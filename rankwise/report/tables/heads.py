@@ -13,12 +13,13 @@ from rankwise.findings.heads import (
     intervention,
     is_selected,
     mode_name,
+    screen_correlation,
 )
 from rankwise.records import quantities
 from rankwise.records.heads import HeadEstimate, HeadRepair, ShareOf, TaskHeadEffects
 from rankwise.records.results import StudyResults
-from rankwise.records.study import Bound
 from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
+from rankwise.report.summaries import correlation_cell
 
 _STRONGEST = 8
 
@@ -55,8 +56,8 @@ def _change_cells(run: HeadsOfRun) -> tuple[Cell, ...]:
         Cell(f"{by_measure['entropy'].mean:.2g}"),
         Cell(f"{100 * by_measure['first_token_mass'].mean:.2g}"),
         EMPTY if run.top_share is None else Cell(f"{100 * run.top_share:.0f}"),
-        _rho_cell(output.like_full),
-        _rho_cell(output.agreement),
+        correlation_cell(output.like_full),
+        correlation_cell(output.agreement),
     )
 
 
@@ -95,8 +96,8 @@ def _matter_cells(found: Sequence[ChangeAndEffect]) -> tuple[Cell, ...]:
     beyond = by_kind.get(True)
     return (
         Cell(quantities.capital(MEASURE_NAMES[whole.measure])),
-        _rho_cell(whole.correlation, whole.reason),
-        EMPTY if beyond is None else _rho_cell(beyond.correlation, beyond.reason),
+        correlation_cell(whole.correlation, whole.reason),
+        EMPTY if beyond is None else correlation_cell(beyond.correlation, beyond.reason),
         Cell(quantities.count(whole.num_heads)),
     )
 
@@ -160,14 +161,13 @@ def _bounds_in_words(effects: TaskHeadEffects) -> str:
 
 
 def _screen_in_words(effects: TaskHeadEffects) -> Iterator[str]:
-    screen = effects.screen
-    if screen is None:
+    if effects.screen is None:
         return
-    rho = "" if screen.rank_correlation is None else (
-        f": rank correlation with the exact effects {screen.rank_correlation:.2f} "
-        f"({screen.lower:.2f} to {screen.upper:.2f}) over those scored"
+    rho = screen_correlation(effects.screen)
+    words = "" if rho is None else (
+        f": rank correlation with the exact effects {quantities.correlation(rho)} over those scored"
     )  # fmt: skip
-    yield f"Screened by gradient{rho}."
+    yield f"Screened by gradient{words}."
 
 
 def repair_table(repair: HeadRepair) -> Table:
@@ -193,7 +193,9 @@ def repair_table(repair: HeadRepair) -> Table:
             _estimate_cell(each.lost_nats),
             _estimate_cell(each.effect, digits=1),
             _estimate_cell(each.effect_nats),
-            EMPTY if each.random_nats is None else Cell(f"{each.random_nats:+.3f}"),
+            EMPTY
+            if each.random_nats is None
+            else Cell(quantities.change(each.random_nats, "nats")),
             Cell(quantities.count(each.num_items)),
         )
         for each in repair.tasks
@@ -209,15 +211,11 @@ def repair_table(repair: HeadRepair) -> Table:
 
 
 def _estimate_cell(found: HeadEstimate, digits: int = 3) -> Cell:
-    return Cell(
-        f"{found.estimate:+.{digits}f}", f"{found.lower:+.{digits}f} to {found.upper:+.{digits}f}"
+    estimate, lower, upper = (
+        quantities.formatted(value, f"+.{digits}f")
+        for value in (found.estimate, found.lower, found.upper)
     )
-
-
-def _rho_cell(rho: Bound | None, reason: str | None = None) -> Cell:
-    if rho is None:
-        return Cell(quantities.NOT_MEASURED, "", reason or "")
-    return Cell(f"{rho.estimate:.2f}", f"{rho.lower:.2f} to {rho.upper:.2f}")
+    return Cell(estimate, f"{lower} to {upper}")
 
 
 def change_rows(results: StudyResults) -> Iterator[dict[str, Any]]:

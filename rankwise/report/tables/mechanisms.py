@@ -12,13 +12,14 @@ from rankwise.findings.mechanisms import (
     TrainTaskMechanisms,
     TrainTestGap,
 )
+from rankwise.findings.models import BASE_LABEL
 from rankwise.findings.options import TaskMean
 from rankwise.findings.trends import RankTrend, TrendOf
 from rankwise.records import quantities
 from rankwise.records.study import Bound, Unit
-from rankwise.report.changes import mean_cell, mean_row
-from rankwise.report.measures import BASE_LABEL
+from rankwise.report.changes import mean_row
 from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
+from rankwise.report.summaries import mean_cell
 
 TREND_NAMES: dict[TrendOf, str] = {
     "train-test gap": "gap between trained and test items",
@@ -65,8 +66,8 @@ def pair_table(found: TrainTaskMechanisms, matched: MatchedPairs) -> Table:
     which = (
         f"Pairs whose in-domain gains are shown to be equal within δ = {delta}."
         if matched.match == "within delta"
-        else f"No pair is shown to be equal within δ = {delta}; these are not told apart, which is "
-        "weaker."
+        else f"No pair is shown to be equal within δ = {delta}; these cannot be told apart, which "
+        "is weaker."
     )
     rows = tuple(_pair_cells(pair) for pair in matched.pairs)
     caption = f"Trained on {found.train_task}. {which} Paired over the same items."
@@ -74,7 +75,7 @@ def pair_table(found: TrainTaskMechanisms, matched: MatchedPairs) -> Table:
 
 
 def agreement_table(found: TrainTaskMechanisms) -> Table:
-    """Every model beside the full fine-tuning of its seed."""
+    """Every model against the full fine-tuning of its seed."""
     references = list(dict.fromkeys(each.reference.label for each in found.agreement))
     headings = (
         Heading("Model"),
@@ -93,9 +94,9 @@ def agreement_table(found: TrainTaskMechanisms) -> Table:
         for label in references
     )
     caption = (
-        f"Trained on {found.train_task}, in-domain items, each seed beside full fine-tuning of the "
-        "same seed. The base is an update of zero; full fine-tuning beside its next seed is as "
-        "alike as two runs can be expected to be."
+        f"Trained on {found.train_task}, in-domain items, each seed against full fine-tuning of "
+        "the same seed. The base is an update of zero; full fine-tuning against its next seed is "
+        "as alike as two runs can be expected to be."
     )
     return Table(caption, headings, groups)
 

@@ -11,10 +11,11 @@ from rankwise.records.results import StudyResults
 from rankwise.records.spectra import INTRUDER_EPSILON, VectorChange, intruders_of
 from rankwise.records.study import Bound
 from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
+from rankwise.report.summaries import correlation_cell
 
 
 def run_table(found: TrainTaskWeights, intruder_k: int) -> Table:
-    """One row for each run; intruders are counted among so many leading directions."""
+    """One row for each run; intruders are counted among ``intruder_k`` leading directions."""
     headings = (
         Heading("Model"),
         Heading("‖delta‖_F"),
@@ -100,21 +101,19 @@ def association_table(found: TrainTaskWeights) -> Table:
 
 
 def _association_cells(found: Association) -> tuple[Cell, ...]:
-    rho = found.correlation
     return (
         Cell(found.measure),
         Cell(found.forgetting),
         Cell(quantities.count(found.num_runs)),
-        Cell(quantities.NOT_MEASURED, "", found.reason or "") if rho is None else _rho_cell(rho),
+        correlation_cell(found.correlation, found.reason),
     )
 
 
-def _rho_cell(rho: Bound) -> Cell:
-    return Cell(f"{rho.estimate:.2f}", f"{rho.lower:.2f} to {rho.upper:.2f}")
-
-
 def _bound_cell(bound: Bound) -> Cell:
-    return Cell(f"{bound.estimate:.3g}", f"{bound.lower:.3g} to {bound.upper:.3g}")
+    estimate, lower, upper = (
+        quantities.formatted(value, ".3g") for value in (bound.estimate, bound.lower, bound.upper)
+    )
+    return Cell(estimate, f"{lower} to {upper}")
 
 
 def spectrum_rows(results: StudyResults) -> Iterator[dict[str, Any]]:

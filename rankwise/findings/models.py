@@ -1,0 +1,165 @@
+"""The models of one trained task, one by one: scores, differences from the base, and cost.
+
+A model here is the base or one run of one seed. Means over tasks and their intervals are made by
+the functions that average options over seeds, so an option of one seed has the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankwise.findings.options import OptionGains, TaskMean
+from rankwise.findings.stats.estimates import POINTS, student_interval, wilson_interval
+from rankwise.records.axes import Kind, run_labels
+from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
+from rankwise.records.study import (
+    Comparison,
+    PlannedRun,
+    Recommendation,
+    Relation,
+    RunRecord,
+    TaskEvaluation,
+    Unit,
+)
+
+BASE_LABEL = "base"
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What the table and the charts say of one model; ``run`` is None for the base.
+
+    ``label`` tells it from every other model, ``option`` from those that differ by more than seed.
+    ``gain``, ``out_of_domain_change`` and ``retention_change`` are adapted - base, positive if
+    better; ``forgetting`` is the rise of the loss, positive if worse. None where not measured.
+    """
+
+    name: str
+    label: str
+    option: str
+    run: RunRecord | None
+    is_recommended: bool
+    in_domain: TaskMean | None
+    gain: TaskMean | None
+    out_of_domain: TaskMean | None
+    out_of_domain_change: TaskMean | None
+    retention: TaskMean | None
+    retention_change: TaskMean | None
+    worst_retention: Comparison | None
+    held_out_loss: TaskMean | None
+    forgetting: TaskMean | None
+
+    @property
+    def kind(self) -> Kind:
+        """What decides the colour: "base", "full" or the rank."""
+        if self.run is None:
+            return "base"
+        rank = self.run.planned.rank
+        return "full" if rank is None else rank
+
+
+def summarise(
+    results: TrainTaskResults, recommendation: Recommendation
+) -> tuple[ModelSummary, ...]:
+    """The base, then every run in the order of method, rank and seed."""
+    source = OptionGains(results)
+    models = {model.run.planned: model for model in results.runs if model.run is not None}
+    planned = sorted(models, key=_order)
+    labels = seeded_labels(planned)
+    return (
+        _summary(source, recommendation, results.base, BASE_LABEL),
+        *(_summary(source, recommendation, models[plan], labels[plan.name]) for plan in planned),
+    )
+
+
+def seeded_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
+    """A label for each run by name: only what tells it from the others, the seed included."""
+    labels = run_labels(planned)
+    if len({run.seed for run in planned if run.seed is not None}) > 1:
+        labels |= {
+            run.name: f"{labels[run.name]}, seed {run.seed}"
+            for run in planned
+            if run.seed is not None
+        }
+    return labels
+
+
+def task_score(evaluation: TaskEvaluation, items: TaskItems, confidence: float) -> TaskMean:
+    """The deciding score of one model on one task.
+
+    The interval is Wilson's where every item is right or wrong, else Student's.
+    """
+    size = evaluation.decision.num_examples
+    scale = POINTS if items.unit == "points" else 1.0
+    share = evaluation.decision.value
+    if items.unit == "points" and all(value in (0.0, 1.0) for value in items.values):
+        lower, upper = wilson_interval(share * size, size, confidence)
+    else:
+        lower, upper = student_interval(share, items.values, confidence)
+    return TaskMean(
+        estimate=scale * share,
+        lower=scale * lower,
+        upper=scale * upper,
+        unit=items.unit,
+        num_examples=size,
+        num_tasks=1,
+        num_seeds=1,
+    )
+
+
+def _mean_score(source: OptionGains, model: ModelResults, tasks: Sequence[str]) -> TaskMean | None:
+    """Over tasks of one unit, each counting the same; None where the model was not scored."""
+    if not tasks or any(task not in model.items for task in tasks):
+        return None
+    if len(tasks) == 1:
+        return task_score(model.evaluations[tasks[0]], model.items[tasks[0]], source.confidence)
+    return source.score(model, tasks)
+
+
+def _summary(
+    source: OptionGains, recommendation: Recommendation, model: ModelResults, label: str
+) -> ModelSummary:
+    is_adapted = model.run is not None and model.run.status == "trained"
+
+    def changed(relation: Relation, unit: Unit) -> TaskMean | None:
+        tasks = source.tasks(relation, unit)
+        return source.change((model,), tasks) if tasks and is_adapted else None
+
+    def scored(relation: Relation, unit: Unit) -> TaskMean | None:
+        return _mean_score(source, model, source.tasks(relation, unit))
+
+    retention = [
+        row
+        for row in recommendation.comparisons
+        if (row.run, row.relation, row.unit) == (model.name, "retention", "points")
+    ]
+    prose = changed("held_out_text", "nats")
+    return ModelSummary(
+        name=model.name,
+        label=label,
+        option=source.labels.get(model.name, label),
+        run=model.run,
+        is_recommended=_is_recommended(model, recommendation),
+        in_domain=scored("in_domain", recommendation.unit),
+        gain=changed("in_domain", recommendation.unit),
+        out_of_domain=scored("out_of_domain", "points"),
+        out_of_domain_change=changed("out_of_domain", "points"),
+        retention=scored("retention", "points"),
+        retention_change=changed("retention", "points"),
+        worst_retention=min(retention, key=lambda row: row.difference, default=None),
+        held_out_loss=scored("held_out_text", "nats"),
+        forgetting=None if prose is None else prose.negated(),
+    )
+
+
+def _order(run: PlannedRun) -> tuple[bool, int, float, float, int, int]:
+    settings = run.rank or 0, run.alpha or 0.0, run.learning_rate or 0.0, run.epochs or 0
+    return run.rank is None, *settings, run.seed or 0
+
+
+def _is_recommended(model: ModelResults, recommendation: Recommendation) -> bool:
+    if model.run is None or recommendation.rank is None:
+        return False
+    chosen = next((v.runs for v in recommendation.verdicts if v.qualifies), ())
+    return model.name in chosen
