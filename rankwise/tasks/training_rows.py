@@ -268,8 +268,8 @@ def tokenise_rows(
         tokens, num_completion = prompt + completion, len(completion)
         if not 0 < num_completion < limit:
             raise DataError(
-                f"training row {index}: its completion has {num_completion} tokens, and an example "
-                f"has at most {limit}. Raise train.max_length or shorten the row."
+                f"training row {index}: its completion has {num_completion} tokens and an example "
+                f"may have {limit}. Raise train.max_length or shorten the row."
             )
         kept = tuple(tokens[-limit:])
         num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion
