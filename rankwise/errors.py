@@ -1,4 +1,4 @@
-"""The errors that rankwise raises: each says what was got, and what to do about it."""
+"""The errors that rankwise raises. Each message states the fact, then the remedy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class RankwiseError(Exception):
 
 
 class ConfigError(RankwiseError, ValueError):
-    """A study file that cannot be accepted; carries every problem found, not only the first.
+    """An invalid study file; carries every problem found, not only the first.
 
     Args:
         source: the file (or "overrides") that was read.
-        problems: one sentence each, starting with the dotted key it is about.
+        problems: one sentence each, starting with the dotted key.
     """
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
@@ -29,13 +29,13 @@ class ConfigError(RankwiseError, ValueError):
 
 
 class PlanError(RankwiseError, ValueError):
-    """A valid study file that cannot be run with these tasks on this base model.
+    """A valid study file that cannot be run with its tasks on its base model.
 
     Args:
         source: name of the study.
-        base_model: name of the base model it was planned on.
-        problems: what stops it.
-        warnings: what does not stop it, and is worth knowing.
+        base_model: name of the base model.
+        problems: reasons why it cannot be planned.
+        warnings: further remarks that would not have stopped it.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class ModelError(RankwiseError, OSError):
 
 
 class BeyondLoraError(ModelError):
-    """An adapter that is more than two factors added to linear layers, such as DoRA."""
+    """An adapter that is not just two factors added to linear layers, such as DoRA."""
 
 
 class TaskError(RankwiseError, LookupError):
-    """A task that does not exist, or that cannot give what is asked of it."""
+    """A task that does not exist, or that cannot be used as wanted."""
 
 
 class DataError(RankwiseError, ValueError):
@@ -92,7 +92,7 @@ class DivergedError(RankwiseError, ArithmeticError):
 
 
 class OutOfMemoryError(RankwiseError, MemoryError):
-    """A training or scoring that does not fit into the memory of the device."""
+    """Training or scoring that does not fit into the device's memory."""
 
 
 class StageFailedError(RankwiseError, RuntimeError):
@@ -117,10 +117,10 @@ class UnchangedOutputsError(RankwiseError, AssertionError):
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The known name that a misspelt one is most like; None where none is like it.
+    """The known name that is most similar to a misspelt one; None if none is similar.
 
     Args:
-        name: as it was written.
+        name: the name as written.
         known: the names that exist.
         cutoff: the least similarity, 0..1, as of :func:`difflib.get_close_matches`.
     """
@@ -129,7 +129,7 @@ def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Did you mean 'arc_easy'? Empty where nothing known is like the name; see ``closest``."""
+    """Such as "did you mean 'arc_easy'?"; empty if no known name is similar, see ``closest``."""
     close = closest(name, known, cutoff=cutoff)
     return "" if close is None else f"did you mean {close!r}?"
 

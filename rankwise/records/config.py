@@ -1,4 +1,4 @@
-"""What a study is: frozen data that can be saved, hashed and compared."""
+"""The config of a study: frozen data that can be saved, hashed and compared."""
 
 from __future__ import annotations
 
@@ -396,10 +396,10 @@ class StudyConfig(Section):
         for relation in ("in_domain", "out_of_domain", "retention", "held_out_text"):
             for task in getattr(self.evaluation, relation):
                 places.setdefault(task, []).append(relation)
-        for task, found in places.items():
-            if len(found) > 1:
+        for task, relations in places.items():
+            if len(relations) > 1:
                 raise ValueError(
-                    f"evaluation: task {task!r} is in {' and '.join(found)}; name it once"
+                    f"evaluation: task {task!r} is in {' and '.join(relations)}; name it once"
                 )
         for task in self.train.task if len(self.train.task) == 1 else ():
             if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):

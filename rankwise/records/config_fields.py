@@ -1,4 +1,4 @@
-"""Types of the fields of a study file, with what is accepted in them."""
+"""Types of the fields of a study file, with their checks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def rank(value: int) -> int:
-    """At least 1; a ValueError otherwise, as everywhere here."""
+    """Accept whole numbers of at least 1; like all checks here, raise ValueError otherwise."""
     if value < 1:
         raise ValueError(f"{value} is not a rank; use a whole number of at least 1")
     return value
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Each value once."""
+    """Refuse values that are given twice."""
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is given twice; give each value once")
@@ -24,7 +24,7 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def run_name(value: str) -> str:
-    """What can be part of a folder's name."""
+    """Refuse names that cannot be part of a folder's name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise ValueError(
             f"{value!r} cannot name a folder; use letters, digits, '.', '_' and '-' only"
@@ -33,22 +33,22 @@ def run_name(value: str) -> str:
 
 
 def as_model(value: Any) -> Any:
-    """A name stands for a model of this name."""
+    """Read a name as the model of this name."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def as_list(value: Any) -> Any:
-    """One value stands for a list of one."""
+    """Read one value as a list of one."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def as_module_sets(value: Any) -> Any:
-    """A list of names is one set; a list that contains a list is several."""
+    """Read a list of names as one set, and a list that contains a list as several."""
     values = as_list(value)
-    several = any(isinstance(each, list | tuple) for each in values)
-    return [as_list(each) for each in values] if several else [values]
+    several = any(isinstance(value, list | tuple) for value in values)
+    return list(map(as_list, values)) if several else [values]
 
 
 PAPER_RANKS = (8, 16, 32, 64, 128)

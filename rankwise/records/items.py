@@ -22,9 +22,7 @@ def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
     """
     values = [float(line[record.decision_metric]) for line in lines]
     if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
-        tokens = [int(line["num_loss_tokens"]) for line in lines]
-        mean = sum(tokens) / len(tokens)
-        values = [value * count / mean for value, count in zip(values, tokens, strict=True)]
+        values = weighted_by_tokens(values, [int(line["num_loss_tokens"]) for line in lines])
     has_options = record.output_type == "multiple_choice"
     return TaskItems(
         task=record.task,
@@ -35,6 +33,12 @@ def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
         values=tuple(values),
         choices=tuple(_choice(line) for line in lines) if has_options else None,
     )
+
+
+def weighted_by_tokens(losses: Sequence[float], num_tokens: Sequence[int]) -> list[float]:
+    """Weight texts' losses per token, so that their mean is the loss per token over all texts."""
+    mean = sum(num_tokens) / len(num_tokens)
+    return [loss * count / mean for loss, count in zip(losses, num_tokens, strict=True)]
 
 
 def _choice(line: Line) -> int:

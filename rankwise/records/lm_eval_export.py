@@ -1,10 +1,9 @@
-"""A finished study in the files that ``lm_eval --log_samples --output_path OUT`` writes.
+"""Writes a finished study as the files of ``lm_eval --log_samples --output_path OUT``.
 
-What lm-eval would know and the records do not (the task's YAML, the text of a chat template, how
-many documents a limited task has) is null or left out, never guessed. Two things are ours and
-stay: ``loss_nats`` among the metrics, because it decides for prose and own rows, and
-``num_loss_tokens`` in a sample, because that loss cannot be averaged without it. lm-eval's readers
-pass over keys that they do not know.
+What lm-eval knows and the records do not (the task's YAML, the text of a chat template, the number
+of documents of a limited task) is null or left out, never guessed. Two keys are ours: ``loss_nats``
+among the metrics, because it decides for prose and users' rows, and ``num_loss_tokens`` in a
+sample, because that loss cannot be averaged without it. lm-eval's readers ignore unknown keys.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEva
 Samples = Mapping[str, list[dict[str, Any]]]
 
 SOURCE = "rankwise"
-"""Stands where lm-eval names its model class: these scores did not come from one."""
+"""Replaces the name of lm-eval's model class: these scores did not come from one."""
 
 
 class ExportedModel(NamedTuple):
@@ -39,13 +38,13 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
     """Write the base and every trained run of a finished study as lm-eval writes a model.
 
     Each gets ``<output>/<model name>/results_<date>.json`` and, for every task,
-    ``samples_<task>_<date>.jsonl``. The date is when the run was trained, for the base when the
-    study was last planned, in UTC. So the same records give the same files, byte for byte. The
-    tasks are those that decide; what a study scores beside them (trained rows, a task in the
-    format of the training) is nothing that lm-eval would have scored.
+    ``samples_<task>_<date>.jsonl``. The date is when the run was trained, or, for the
+    base, when the study was last planned, in UTC. So the same records give the same files, byte for
+    byte. Only the tasks that decide are written; lm-eval would not have scored the others (trained
+    rows, tasks in the training format).
 
     Args:
-        folder: of a finished study.
+        folder: a finished study's.
         output: the folder to write into; None takes ``export/lm-eval`` in the study's folder.
 
     Raises:
@@ -54,7 +53,7 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
     """
     results = folder.read_results()
     relations = results.study.tasks.values()
-    tasks = {task for each in relations for names in each.values() for task in names}
+    tasks = {task for by_relation in relations for names in by_relation.values() for task in names}
     output = folder.root / "export" / "lm-eval" if output is None else output
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
     models = [_limited_to(tasks, model) for model in (results.base, *trained)]
@@ -62,7 +61,7 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
 
 
 def _limited_to(tasks: set[str], model: ModelResults) -> ModelResults:
-    evaluations = {task: each for task, each in model.evaluations.items() if task in tasks}
+    evaluations = {task: model.evaluations[task] for task in model.evaluations if task in tasks}
     return model.model_copy(update={"evaluations": evaluations})
 
 
@@ -93,7 +92,7 @@ def _export(
 
 
 def _scores(evaluations: Mapping[str, TaskEvaluation]) -> dict[str, Any]:
-    """What ``lm_eval.evaluate`` returns, without the samples."""
+    """The result of ``lm_eval.evaluate``, without the samples."""
     by_name = sorted(evaluations.items())
     return {
         "results": {task: _task_results(record) for task, record in evaluations.items()},
@@ -123,7 +122,7 @@ def _task_results(record: TaskEvaluation) -> dict[str, Any]:
 
 
 def _task_config(record: TaskEvaluation) -> dict[str, Any]:
-    """The part of a task's YAML that the record knows."""
+    """The part of a task's YAML that is in the record."""
     own = [score for score in record.metrics if score.metric != LOSS_METRIC]
     config: dict[str, Any] = {
         "task": record.task,
@@ -148,7 +147,7 @@ def _directions(scores: Iterable[MetricScore]) -> dict[str, bool]:
 
 
 def _version(text: str) -> float | str:
-    """As the YAML had it: the record keeps 1.0 as "1.0"."""
+    """The version as in the YAML: the record keeps 1.0 as "1.0"."""
     for number in (int, float):
         try:
             value = number(text)
@@ -160,7 +159,7 @@ def _version(text: str) -> float | str:
 
 
 def _num_documents(record: TaskEvaluation) -> int | None:
-    """How many documents the task has; unknown where a limit cut it."""
+    """Number of documents of the task; None if a limit cut it."""
     is_whole = record.limit is None or record.num_examples < record.limit
     return record.num_examples if is_whole else None
 
@@ -168,7 +167,7 @@ def _num_documents(record: TaskEvaluation) -> int | None:
 def _model_config(
     folder: StudyFolder, study: StudyRecord, model: ModelResults, provenance: Provenance
 ) -> dict[str, Any]:
-    """What was scored and how; null where lm-eval has a setting that a study does not have."""
+    """What was scored and how; null for settings that a study does not have."""
     evaluation = study.config.evaluation
     arguments = {"pretrained": study.config.base_model.name}
     if study.config.base_model.revision is not None:
@@ -213,10 +212,10 @@ def _environment(provenance: Provenance, date: datetime) -> dict[str, Any]:
 
 
 def _general_config(study: StudyRecord, model: ModelResults, model_name: str) -> dict[str, Any]:
-    """What lm-eval's tracker adds last.
+    """The keys that lm-eval's tracker adds last.
 
-    A chat template's text is not in the records, and null says that there was none; so with one
-    its two keys are left out.
+    A chat template's text is not in the records, and null would mean that there was none. So with a
+    chat template, its two keys are left out.
     """
     records = model.evaluations.values()
     plain = not any(record.chat_template for record in records)
@@ -233,12 +232,12 @@ def _general_config(study: StudyRecord, model: ModelResults, model_name: str) ->
 
 
 def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line as lm-eval's tracker writes it: named arguments, answers and target as texts."""
+    """A line as lm-eval's tracker writes it: arguments by name, answers and target as text."""
     return {
         **line,
         "target": str(line["target"]),
         "arguments": {
-            f"gen_args_{i}": {f"arg_{j}": each for j, each in enumerate(request)}
+            f"gen_args_{i}": {f"arg_{j}": argument for j, argument in enumerate(request)}
             for i, request in enumerate(line["arguments"])
         },
         "resps": _as_texts(line["resps"]),
@@ -247,15 +246,15 @@ def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_texts(answers: Any) -> Any:
-    return [_as_texts(each) for each in answers] if isinstance(answers, list) else str(answers)
+    return list(map(_as_texts, answers)) if isinstance(answers, list) else str(answers)
 
 
 def _task_hash(lines: Iterable[Mapping[str, Any]]) -> str:
-    """lm-eval's: over the hashes of document, prompt and target of every line in order."""
+    """lm-eval's hash over the hashes of document, prompt and target of every line, in order."""
     parts = (line["doc_hash"] + line["prompt_hash"] + line["target_hash"] for line in lines)
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _sanitised(name: str) -> str:
-    """A name as lm-eval makes it fit for a file."""
+    """A name made fit for a file, as lm-eval does it."""
     return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)

@@ -1,8 +1,8 @@
-"""Sample files of lm-evaluation-harness, from any of its versions since 0.4.0, read for comparing.
+"""Reads sample files of lm-evaluation-harness, of any version since 0.4.0, for comparison.
 
-A line is one document under one filter. Since 0.4.3 it has hashes of document, prompt and target,
-and since 0.4.7 it names its filter and its metrics; before 0.4.3 a file is one JSON array. What is
-missing is read off the rest of the line where that is possible.
+A line is one document under one filter. Since 0.4.3, it has hashes of document, prompt and target.
+Since 0.4.7, it names its filter and its metrics. Before 0.4.3, a file is one JSON array. What is
+missing is inferred from the rest of the line where possible.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError
-from rankwise.records.folder import LOSS_METRIC
+from rankwise.records.items import LOSS_METRIC, weighted_by_tokens
 
-# Everything in a line that is no metric.
+# All fields of a line that are not metrics.
 _FIELDS = frozenset(
     {
         "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
@@ -31,13 +31,13 @@ _SAMPLES_NAME = re.compile(r"samples_(.+)_([^_]+)\.jsonl?")
 
 
 class Mark(NamedTuple):
-    """What identifies a part of an item: lm-eval's hash, and one of ours of the part itself."""
+    """Identifies a part of an item: by lm-eval's hash, and by our hash of the part."""
 
     given: str | None
     made: str | None
 
     def differs(self, other: Mark) -> bool | None:
-        """Whether two parts are different; None where the lines do not say."""
+        """Whether two parts differ; None if the lines do not tell."""
         if self.given is not None and other.given is not None:
             return self.given != other.given
         if self.made is not None and other.made is not None:
@@ -72,7 +72,7 @@ class SampleFile(NamedTuple):
     def values(self, filter_name: str, metric: str) -> list[float]:
         """One number per item; the loss of prose is weighted by its tokens, as in a study.
 
-        So its mean is the loss per token of all the texts together.
+        So its mean is the loss per token over all texts.
         """
         items = self.filters[filter_name]
         values = [value for item in items if (value := item.values[metric]) is not None]
@@ -80,16 +80,15 @@ class SampleFile(NamedTuple):
         tokens = [weight for weight in weights if weight]
         if metric != LOSS_METRIC or len(tokens) != len(values):
             return values
-        mean = sum(tokens) / len(tokens)
-        return [value * weight / mean for value, weight in zip(values, tokens, strict=True)]
+        return weighted_by_tokens(values, tokens)
 
 
 def read_sample_file(path: Path) -> SampleFile:
     """Read one file.
 
     Raises:
-        DataError: it cannot be read, is empty or not JSON, a line is no object or has no usable
-            ``doc_id``, or a document is there twice under one filter.
+        DataError: the file cannot be read, is empty or not JSON, a line is not an object or has no
+            usable ``doc_id``, or a document occurs twice under one filter.
     """
     filters: dict[str, dict[int, SampleItem]] = {}
     for where, line in _lines(path):
@@ -102,7 +101,7 @@ def read_sample_file(path: Path) -> SampleFile:
                 else "lm-eval before 0.4.7 wrote the results of several filters one after another "
                 "and did not name them; split the file there, or score again with a newer one"
             )
-            raise DataError(f"{where}: doc_id {item.doc_id} is there twice: {reason}.")
+            raise DataError(f"{where}: doc_id {item.doc_id} occurs twice: {reason}.")
         items[item.doc_id] = item
     if not filters:
         raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
@@ -113,7 +112,7 @@ def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> t
     """Check that a ``doc_id`` means the same document and target in both files.
 
     Returns:
-        What is worth knowing: prompts that differ, documents that could not be checked.
+        Warnings: prompts that differ, documents that could not be checked.
 
     Raises:
         RecordError: documents or targets differ.
@@ -124,8 +123,8 @@ def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> t
         for item in base.filters[filter_name]
         if item.doc_id in theirs
     ]  # fmt: skip
-    documents = [mine.document.differs(its.document) for mine, its in pairs]
-    targets = [mine.target.differs(its.target) for mine, its in pairs]
+    documents = [item.document.differs(other_item.document) for item, other_item in pairs]
+    targets = [item.target.differs(other_item.target) for item, other_item in pairs]
     for noun, differs in (("documents", documents), ("right answers (target)", targets)):
         if True in differs:
             example = pairs[differs.index(True)][0].doc_id
@@ -135,26 +134,26 @@ def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> t
                 "models on the same version of the task's data."
             )
     notes: list[str] = []
-    prompts = [mine.prompt.differs(its.prompt) for mine, its in pairs].count(True)
+    prompts = [item.prompt.differs(other_item.prompt) for item, other_item in pairs].count(True)
     if prompts:
         notes.append(
-            f"{other.path}: prompts differ on {prompts} of {len(pairs)} items; what is compared "
-            "is model and prompt together"
+            f"{other.path}: prompts differ on {prompts} of {len(pairs)} items, so model "
+            "and prompt are compared together"
         )
     unchecked = documents.count(None)
     if unchecked:
         notes.append(
             f"{other.path}: {unchecked} of {len(pairs)} items have neither a doc_hash nor a doc in "
-            "both files; that their doc_id means the same document is taken on trust"
+            "both files; it is assumed that equal doc_ids mean equal documents"
         )
     return tuple(notes)
 
 
 def check_same_tokens(base: SampleFile, other: SampleFile, filter_name: str) -> None:
-    """Check that a loss per token is one over the same number of tokens in both files.
+    """Check that losses per token are over the same numbers of tokens in both files.
 
     Raises:
-        RecordError: it is not: the models have different tokenizers.
+        RecordError: they are not, so the models have different tokenizers.
     """
     theirs = {item.doc_id: item.num_loss_tokens for item in other.filters[filter_name]}
     differing = sum(
@@ -171,25 +170,25 @@ def check_same_tokens(base: SampleFile, other: SampleFile, filter_name: str) -> 
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object with the place where it stands."""
+    """Each object of a file, with its place for error messages."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"{path} is not there. Check the path.") from error
+        raise DataError(f"{path} does not exist. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}. Give a samples_*.jsonl file.") from error
     if text.lstrip().startswith("["):  # of lm-eval 0.4.0 to 0.4.2
         parts = enumerate(_parsed(text, str(path)), start=1)
         lines = [(f"{path}, item {number}", part) for number, part in parts]
     else:
-        # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
+        # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
         numbered = enumerate(text.split("\n"), start=1)
         places = ((f"{path}, line {number}", line) for number, line in numbered if line.strip())
         lines = ((where, _parsed(line, where)) for where, line in places)
     for where, line in lines:
         if not isinstance(line, dict):
             raise DataError(
-                f"{where}: {str(line)[:40]!r} is no JSON object. Give a samples_*.jsonl file of "
+                f"{where}: {str(line)[:40]!r} is not a JSON object. Give a samples_*.jsonl file of "
                 "lm_eval --log_samples."
             )
         yield where, line
@@ -227,7 +226,7 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
 
 
 def _metric_names(line: Mapping[str, Any]) -> list[str]:
-    """The metrics that a line names, and ours; all that is no field where it names none."""
+    """The metrics that a line names, and ours; without names, all keys that are not fields."""
     named = line.get("metrics")
     if not isinstance(named, list):
         return [name for name in line if name not in _FIELDS]
@@ -240,12 +239,12 @@ def _requests(arguments: Any) -> list[list[Any]]:
     outer = list(arguments.values()) if isinstance(arguments, dict) else arguments
     if not isinstance(outer, list):
         return []
-    inner = [list(each.values()) if isinstance(each, dict) else each for each in outer]
-    return [each for each in inner if isinstance(each, list)]
+    inner = [list(part.values()) if isinstance(part, dict) else part for part in outer]
+    return [arguments for arguments in inner if isinstance(arguments, list)]
 
 
 def _digest_of_target(line: Mapping[str, Any]) -> str | None:
-    """Of its text: later versions write every target as one."""
+    """A hash of the target as text, since later versions write every target as text."""
     return _digest(str(line["target"])) if "target" in line else None
 
 
@@ -260,7 +259,7 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, true and false among them."""
+    """A finite number, including true and false; None for anything else."""
     if not isinstance(value, int | float):
         return None
     try:
@@ -271,7 +270,7 @@ def _number(value: Any) -> float | None:
 
 
 def higher_is_better(path: Path, metric: str) -> bool | None:
-    """What the results file of the same date in the same folder says; None where it does not.
+    """Read it from the results file of the same date in the same folder; None if it is not there.
 
     Raises:
         DataError: the results file is damaged.
@@ -280,29 +279,29 @@ def higher_is_better(path: Path, metric: str) -> bool | None:
     if named is None:
         return None
     task, date = named.groups()
-    for beside in sorted(path.resolve().parent.glob("*.json")):
-        if not beside.name.endswith(f"_{date}.json") or beside.name.startswith("samples_"):
+    for results in sorted(path.resolve().parent.glob("*.json")):
+        if not results.name.endswith(f"_{date}.json") or results.name.startswith("samples_"):
             continue
         try:
-            content = json.loads(beside.read_bytes())
+            content = json.loads(results.read_bytes())
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{beside} cannot be read: {error}. It says whether more of a metric is better; "
-                "repair it, or move it away and the metric's name decides."
+                f"{results} cannot be read: {error}. It says whether a higher metric is better. "
+                "Repair it, or move it away: then the metric's name decides."
             ) from error
-        found = content.get("higher_is_better") if isinstance(content, dict) else None
-        of_task = found.get(task) if isinstance(found, dict) else None
-        answer = of_task.get(metric) if isinstance(of_task, dict) else None
+        by_task = content.get("higher_is_better") if isinstance(content, dict) else None
+        by_metric = by_task.get(task) if isinstance(by_task, dict) else None
+        answer = by_metric.get(metric) if isinstance(by_metric, dict) else None
         if isinstance(answer, bool):
             return answer
     return None
 
 
 def file_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """A short name for each file, each another one.
+    """A short and distinct name for each file.
 
-    It is the model's folder where lm-eval named the file, else the file's name; where those are
-    the same, what of its path sets a file apart.
+    It is the model's folder if lm-eval named the file, else the file's name; if these are equal,
+    the part of the path that differs.
 
     Raises:
         DataError: a file is given twice.
@@ -337,6 +336,6 @@ def _without_shared_start(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _num_shared(rows: Sequence[tuple[str, ...]]) -> int:
-    """How many parts at the beginning all rows share."""
+    """Number of parts at the beginning that all rows share."""
     shortest = min(map(len, rows))
     return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)

@@ -1,1 +1,1 @@
-"""What is asked and trained: lm-eval tasks, their requests, and what answers are judged."""
+"""Tasks: their training rows, their requests, and the judging of answers."""

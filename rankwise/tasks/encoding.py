@@ -1,4 +1,4 @@
-"""Text to tokens by the rules of lm-eval's Hugging Face back end: one for training and scoring."""
+"""Text to tokens by the rules of lm-eval's Hugging Face back end, for training and scoring."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class TextEncoder:
-    """Tokenises prompts and what follows them; one rule decides where the boundary is."""
+    """Tokenises prompts and continuations, with one rule for the boundary between them."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -15,16 +15,16 @@ class TextEncoder:
         self._prefix_text: str = tokenizer.decode([self.prefix_id])
 
     def encode(self, text: str) -> list[int]:
-        """Special tokens as the tokenizer adds them, unless the text starts with one already."""
+        """Token ids, with the tokenizer's special tokens unless the text starts with one."""
         if text.startswith(self._prefix_text):
             return self._tokenizer.encode(text, add_special_tokens=False)
         return self._tokenizer.encode(text)
 
     def split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens that are read, and tokens that are scored or learned.
+        """Split into tokens that are read and tokens that are scored or learned.
 
         Spaces at the end of the context belong to the continuation's first word. An empty
-        context becomes the beginning of text (end of text where there is none).
+        context becomes the beginning-of-text token, or end of text if there is none.
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation

@@ -1,4 +1,4 @@
-"""Score models on one task, together: what they answer, and what the task makes of it."""
+"""Scores several models on one task: their answers, and the task's verdict on them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rankwise.tasks.requests import SAMPLING_SEED, PreparedTask, Request
 
 
 class Known(NamedTuple):
-    """What an earlier scoring of fewer items found: nothing of it is computed again.
+    """Answers of an earlier scoring of fewer items, which are not computed again.
 
     Attributes:
         responses: to the first instances of the task, in order.
-        num_unfinished: generations among them that did not end by themselves.
-        score_seconds: what they took.
+        num_unfinished: generations among them that were cut at their maximum length.
+        score_seconds: time that they took.
     """
 
     responses: tuple[Responses, ...] = ()
@@ -31,10 +31,10 @@ class ScoredModel(NamedTuple):
     """A model that is scored.
 
     Attributes:
-        name: in its record: "base", or the run's name.
-        fingerprint: of everything that its scores on the task depend on.
-        adapter: as the scorer knows it; None is the resident model as it is.
-        known: of an earlier scoring of the first items.
+        name: its name in the record: "base", or the run's name.
+        fingerprint: hash of everything that its scores on the task depend on.
+        adapter: its name in the scorer; None is the resident model itself.
+        known: answers of an earlier scoring of the first items.
     """
 
     name: str
@@ -44,14 +44,14 @@ class ScoredModel(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """What scoring returns: the record, and one line per item and filter."""
+    """The record of a scoring, and one line per item and filter."""
 
     record: TaskEvaluation
     samples: list[dict[str, Any]]
 
 
 class _Answers(NamedTuple):
-    """One model's answers to the instances of a task; ``num_unfinished`` of generations only."""
+    """One model's answers to a task's instances; ``num_unfinished`` is for generations only."""
 
     responses: list[Responses]
     num_unfinished: int | None
@@ -66,17 +66,17 @@ def evaluate(
     metric: str | None,
     advance: Advance = lambda _: None,
 ) -> list[Scoring]:
-    """Answer every request of a task with every model, and let the task itself judge the answers.
+    """Answer every request of a task with every model, and let the task judge the answers.
 
-    Models of which equally much is known are asked in one call of the scorer; the seconds of a call
-    are shared among them equally.
+    Models with equally many known answers are scored in one call of the scorer, and each gets an
+    equal share of the call's seconds.
 
     Args:
         scorer: knows the models.
-        models: who is asked.
+        models: the models to score.
         prepared: the task with its tokenised requests.
-        metric: which metric decides; None takes the task's first that has a number per item.
-        advance: is told how many tokens were read or written, ``prepared.num_tokens`` per model.
+        metric: the metric that decides; None: the task's first with one number per item.
+        advance: receives the number of tokens read or written, ``prepared.num_tokens`` per model.
 
     Returns:
         One scoring per model, in their order.
@@ -134,9 +134,9 @@ def _ask(
     requests: Sequence[Request],
     advance: Advance,
 ) -> dict[str, _Answers]:
-    """The answers of models of which equally much is known, by name."""
+    """Model name -> answers, for models with equally many known answers."""
     started = time.perf_counter()
-    asked = [model.adapter for model in models]
+    adapters = [model.adapter for model in models]
     generates = prepared.loaded.output_type == "generate_until"
     unfinished: list[int] | None = None
     answers: list[list[Any]]
@@ -146,13 +146,13 @@ def _ask(
             for request in requests
             if request.settings is not None
         ]
-        written = scorer.generate(asked, prompts, advance)
-        answers = [[each.text for each in own] for own in written]
-        unfinished = [sum(not each.is_finished for each in own) for own in written]
+        generations = scorer.generate(adapters, prompts, advance)
+        answers = [[text.text for text in texts] for texts in generations]
+        unfinished = [sum(not text.is_finished for text in texts) for texts in generations]
     else:
         items = [Continuation(request.context, request.continuation) for request in requests]
-        found = scorer.log_likelihoods(asked, items, advance)
-        answers = [[tuple(each) for each in own] for own in found]
+        likelihoods = scorer.log_likelihoods(adapters, items, advance)
+        answers = [[tuple(item) for item in model] for model in likelihoods]
     seconds = (time.perf_counter() - started) / len(models)
     return {
         model.name: _Answers(
@@ -167,10 +167,10 @@ def _ask(
 def _of_instances(
     prepared: PreparedTask, requests: Sequence[Request], answers: Sequence[Any]
 ) -> list[Responses]:
-    """One model's answers to requests, by instance: a text in several windows is one answer."""
+    """One model's answers by instance; the windows of one text are summed to one answer."""
     by_instance: dict[int, list[Any]] = defaultdict(list)
     for request, answer in zip(requests, answers, strict=True):
         by_instance[request.instance].append(answer)
     if prepared.loaded.output_type == "loglikelihood_rolling":
         return [(sum(nats for nats, _ in windows),) for windows in by_instance.values()]
-    return [tuple(own) for own in by_instance.values()]
+    return [tuple(repeats) for repeats in by_instance.values()]

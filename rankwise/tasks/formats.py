@@ -1,12 +1,11 @@
-"""The format that a model was trained in, and a task put into it.
+"""Rewrites a task into the format that a model was trained in.
 
-A model that was taught to answer with a letter looks collapsed under a task that scores the
-options' own texts, and the reverse. So a task of another format is scored a second time.
+A model that was trained to answer with a letter looks collapsed under a task that scores the
+options' texts, and the reverse. So a task of another format is also scored in the training format.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,8 @@ class TrainedFormat(NamedTuple):
     """How training prompts are written, always zero-shot.
 
     Attributes:
-        options: whether a choice is answered by its letter or by its text; None where training
-            was on no choices.
+        options: whether a choice is answered by its letter or by its text; None if the training
+            has no choices.
         chat_template: whether prompts are conversations.
     """
 
@@ -35,18 +34,18 @@ class TrainedFormat(NamedTuple):
 
 
 def options_of(completions: Sequence[Sequence[str]]) -> Options:
-    """Letters, if the options of every item are A, B, C ... and nothing else."""
+    """``letters`` if the options of every item are A, B, C ...; else ``cloze``."""
     return "letters" if all(_are_letters(options) for options in completions) else "cloze"
 
 
 def trained_format(trained: Sequence[LoadedTask], chat_template: bool) -> TrainedFormat:
-    """The format of rows made from these tasks; their options count where all agree."""
+    """The format of rows made from these tasks; its ``options`` is None unless all tasks agree."""
     options: set[Options | None] = {_task_options(task) for task in trained}
     return TrainedFormat(options.pop() if len(options) == 1 else None, chat_template)
 
 
 def _task_options(loaded: LoadedTask) -> Options | None:
-    """How a task asks for a choice; None where it is no choice, or one of several contexts."""
+    """How a task asks for a choice; None if it is not a choice, or a choice of contexts."""
     task = loaded.task
     if loaded.output_type != "multiple_choice" or task.multiple_input or loaded.is_rendered:
         return None
@@ -61,25 +60,25 @@ def _task_options(loaded: LoadedTask) -> Options | None:
 def in_trained_format(
     loaded: LoadedTask, trained: TrainedFormat, *, chat_template: bool, num_fewshot: int
 ) -> LoadedTask | str | None:
-    """A task as the trained model would be asked: a copy named ``<task>@<format>``.
+    """A copy of a task in the training format, named ``<task>@<format>``.
 
-    The name says what differs from the standard scoring: ``letters`` or ``cloze``, ``chat`` or
+    The name lists what differs from the standard scoring: ``letters`` or ``cloze``, ``chat`` or
     ``plain``, ``zero-shot``.
 
     Args:
         loaded: the task as it is.
         trained: the format of the training prompts.
         chat_template: whether the standard scoring uses the chat template.
-        num_fewshot: of the standard scoring.
+        num_fewshot: number of examples in the standard scoring.
 
     Returns:
-        None where nothing differs, and a sentence where the task cannot be put into the format.
+        None if nothing differs, and a sentence if the task cannot be rewritten.
     """
     if loaded.output_type == "loglikelihood_rolling" or loaded.is_rendered:
         return None
     parts: list[str] = []
-    own = _task_options(loaded)
-    other = trained.options if own is not None and trained.options != own else None
+    standard = _task_options(loaded)
+    other = trained.options if standard is not None and trained.options != standard else None
     if other is not None:
         parts.append(other)
     if trained.chat_template != chat_template:
@@ -88,24 +87,26 @@ def in_trained_format(
         parts.append("zero-shot")
     if not parts:
         return None
-    task = copy.copy(loaded.task)
-    task._config = copy.copy(loaded.task.config)
     name = f"{loaded.name}@{'-'.join(parts)}"
-    task.set_config(key="task", value=name)
-    if other is not None:
-        if loaded.task.config.process_results is not None:
-            return f"{loaded.name} judges its answers by a function of its own"
-        writes: type[_Letters | _Cloze] = _Letters if other == "letters" else _Cloze
-        task.set_config(key="doc_to_text", value=writes(loaded.task, "prompt"))
-        task.set_config(key="doc_to_choice", value=writes(loaded.task, "choices"))
-        task.set_config(key="doc_to_target", value=_Gold(loaded.task))
-        try:
-            for doc in task.eval_docs:
-                for read in (task.doc_to_text, task.doc_to_choice, task.doc_to_target):
-                    read(doc)
-        except task_file_errors() as error:
-            return f"{loaded.name} cannot be written with {other}: {error}"
-    return LoadedTask(name, task)
+    if other is None:
+        return loaded.changed(name)
+    if loaded.task.config.process_results is not None:
+        return f"{loaded.name} judges its answers with its own function"
+    writes: type[_Letters | _Cloze] = _Letters if other == "letters" else _Cloze
+    rewritten = loaded.changed(
+        name,
+        doc_to_text=writes(loaded.task, "prompt"),
+        doc_to_choice=writes(loaded.task, "choices"),
+        doc_to_target=_Gold(loaded.task),
+    )
+    task = rewritten.task
+    try:
+        for doc in task.eval_docs:
+            for read in (task.doc_to_text, task.doc_to_choice, task.doc_to_target):
+                read(doc)
+    except task_file_errors() as error:
+        return f"{loaded.name} cannot be written with {other}: {error}"
+    return rewritten
 
 
 def with_letters(prompt: str, choices: Sequence[str]) -> str:
@@ -148,7 +149,7 @@ def _are_letters(options: Sequence[str]) -> bool:
 class _Letters:
     """Writes the prompt or the choices of a document with letters; lm-eval calls it.
 
-    Its text goes into fingerprints, so it names no object.
+    Its repr goes into fingerprints, so it must not contain an address.
     """
 
     task: Any = field(repr=False)

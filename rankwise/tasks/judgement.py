@@ -1,4 +1,4 @@
-"""lm-eval's verdict on a model's answers: its filters and metrics, and the number that decides."""
+"""Judges a model's answers with lm-eval's filters and metrics, and picks the deciding metric."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
-from rankwise.records.folder import LOSS_METRIC
+from rankwise.records.items import LOSS_METRIC, weighted_by_tokens
 from rankwise.records.study import MetricScore
 from rankwise.tasks.requests import PreparedTask
 
 Response = tuple[float, bool] | float | str
-"""A log-likelihood with its greedy flag, that of a whole text, or a generation."""
+"""A log-likelihood with its greedy flag, a whole text's log-likelihood, or a generation."""
 
 Responses = tuple[Response, ...]
-"""To one of lm-eval's instances: one, or as many as it is repeated."""
+"""Answers to one of lm-eval's instances: one, or one per repeat."""
 
 Values = dict[tuple[str, str], list[Any]]
-"""Of each metric under each filter, item by item."""
+"""(metric, filter) -> values, item by item."""
 
 
 class Judgement(NamedTuple):
-    """What a task makes of a model's answers.
+    """A task's verdict on a model's answers.
 
     Attributes:
         samples: one line per filter and item, with lm-eval's fields.
-        metrics: aggregated.
-        decision: the one of them that decides.
-        predicted_shares: how often each option was chosen, where there are options.
+        metrics: the aggregated scores.
+        decision: the score that decides.
+        predicted_shares: how often each option was chosen; None without options.
     """
 
     samples: list[dict[str, Any]]
@@ -40,12 +40,12 @@ class Judgement(NamedTuple):
 
 
 def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | None) -> Judgement:
-    """Hand the answers back to the task.
+    """Let the task judge the answers.
 
     Args:
         prepared: the task.
-        responses: to its instances, in order.
-        metric: which metric decides; None takes the task's first that has a number per item.
+        responses: answers to its instances, in order.
+        metric: the metric that decides; None: the task's first with one number per item.
 
     Raises:
         TaskError: the task has no metric of that name with one number per item.
@@ -91,8 +91,7 @@ def _samples(
     if prepared.loaded.output_type == "loglikelihood_rolling":
         key = (LOSS_METRIC, samples[0]["filter"])
         tokens = [line["num_loss_tokens"] for line in samples]
-        mean = sum(tokens) / len(tokens)
-        values[key] = [v * n / mean for v, n in zip(values[key], tokens, strict=True)]
+        values[key] = weighted_by_tokens(values[key], tokens)
     return samples, dict(values)
 
 
@@ -103,7 +102,7 @@ def _line(
     filtered: list[Any],
     metrics: list[str],
 ) -> dict[str, Any]:
-    """What lm-eval logs of one item, without its metrics' values."""
+    """The line that lm-eval logs for one item, without the values of its metrics."""
     from lm_eval.utils import handle_non_serializable, hash_string
 
     doc = requests[0].doc
@@ -125,7 +124,7 @@ def _line(
 
 
 def _num_loss_tokens(prepared: PreparedTask) -> list[int]:
-    """On how many tokens each instance was scored."""
+    """Number of scored tokens of each instance."""
     counts = [0] * len(prepared.instances)
     for request in prepared.requests:
         counts[request.instance] += len(request.continuation)

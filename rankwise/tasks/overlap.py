@@ -1,7 +1,7 @@
-"""Training rows that are found in scored items, by their normalised texts.
+"""Finds scored items in training rows, by their normalised texts.
 
-A score on items that were trained on says what a model remembers. Two tasks may put one question
-into different templates, so the texts of the documents are compared beside the prompts.
+A score on items that were trained on measures memory. Two tasks may ask one question in different
+templates, so the texts of the documents are compared as well as the prompts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.training_rows import TrainingRow, scored_row
 
 LONG_TEXT_CHARACTERS = 30
-"""Shorter texts, once normalised, do not tell one item from another."""
+"""Normalised texts that are shorter do not identify an item."""
 
 _LABEL = re.compile(r"\s*(?:\w+ ){0,2}\w+:\s*(.+)")
 _WITH_ANSWER = "\n"
@@ -27,13 +27,13 @@ _Place = tuple[str, int]
 
 
 class Overlap(NamedTuple):
-    """What was found.
+    """Scored items in training rows.
 
     Attributes:
-        num_items: of each scored task, how many of its items are found in the rows.
-        num_scored: of each scored task, how many items were looked for.
-        rows: the numbers of the rows in which one is found, by what the rows come from.
-        other_rows: the numbers of the others.
+        num_items: scored task -> number of its items that are in the rows.
+        num_scored: scored task -> number of its items.
+        rows: trained task -> indices of the rows that contain an item.
+        other_rows: trained task -> indices of the other rows.
     """
 
     num_items: dict[str, int]
@@ -47,11 +47,11 @@ class Overlap(NamedTuple):
 
     @property
     def all_rows(self) -> dict[str, list[int]]:
-        """The numbers of all rows, by what they come from."""
+        """Trained task -> indices of all rows."""
         return {name: sorted((*self.rows[name], *self.other_rows[name])) for name in self.rows}
 
     def __str__(self) -> str:
-        """14 of 320 training rows contain scored items (12 of 300 of kinship)."""
+        """For example: 14 of 320 training rows contain scored items (12 of 300 of kinship)."""
         total = sum(map(len, self.all_rows.values()))
         items = ", ".join(
             f"{number} of {self.num_scored[task]} of {task}"
@@ -62,7 +62,7 @@ class Overlap(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """One scored item: sets of normalised texts, of which one must be in a row as a whole."""
+    """Sets of a scored item's normalised texts; a row with all texts of one set contains it."""
 
     task: str
     alternatives: tuple[frozenset[str], ...]
@@ -79,30 +79,30 @@ def find_overlap(
     tasks: Sequence[PreparedTask],
     tokenizer: Any,
 ) -> Overlap:
-    """Look for the scored items of tasks in training rows; linear in both.
+    """Find the scored items of tasks in training rows, in time linear in both.
 
     Texts are compared in lower case and NFKC, with everything but letters and digits folded into
     single spaces. An item is found in a row if
 
-    - its prompt, zero-shot and without a chat template, is the row's or one of its turns; where
-      it is short, or where scored items that have other answers share it, the answer must be the
+    - its prompt, zero-shot and without a chat template, is the row's prompt or one of its turns; if
+      the prompt is short, or shared by scored items with other answers, the answer must be the
       same too; or
-    - all long texts of its document that its prompt shows are texts of the row: fields of its
+    - all long texts of its document that its prompt shows are texts of the row: fields of the row's
       document, or lines of its prompt, with or without a label such as "Question:". Texts that
-      several scored items share (an instruction, a passage) do not count by themselves.
+      several scored items share (an instruction, a passage) do not suffice.
 
     Args:
-        rows: that are trained on, by what they come from.
-        tasks: that are scored, with the documents that are.
-        tokenizer: whose special tokens part the turns of a rendered conversation.
+        rows: trained task -> its training rows.
+        tasks: the scored tasks, with the documents that are scored.
+        tokenizer: its special tokens separate the turns of a rendered conversation.
     """
     parts = _splitter([*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()])
     items = [item for task in tasks for item in _items(task, parts)]
     wanted = {text for item in items for texts in item.alternatives for text in texts}
     texts_of = {
         (name, index): known
-        for name, its_rows in rows.items()
-        for index, row in enumerate(its_rows)
+        for name, task_rows in rows.items()
+        for index, row in enumerate(task_rows)
         if (known := wanted.intersection(_texts(row, parts)))
     }
     rows_with: dict[str, list[_Place]] = defaultdict(list)
@@ -120,13 +120,16 @@ def find_overlap(
         }
         num_items[item.task] += bool(places)
         found |= places
-    numbers = {name: range(len(its_rows)) for name, its_rows in rows.items()}
+    numbers = {name: range(len(task_rows)) for name, task_rows in rows.items()}
     return Overlap(
         num_items=num_items,
         num_scored={task.name: task.num_items for task in tasks},
-        rows={name: [i for i in its if (name, i) in found] for name, its in numbers.items()},
+        rows={
+            name: [i for i in indices if (name, i) in found] for name, indices in numbers.items()
+        },
         other_rows={
-            name: [i for i in its if (name, i) not in found] for name, its in numbers.items()
+            name: [i for i in indices if (name, i) not in found]
+            for name, indices in numbers.items()
         },
     )
 
@@ -137,14 +140,14 @@ def _splitter(special_tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 def _texts(row: TrainingRow, parts: re.Pattern[str]) -> Iterator[str]:
-    """Everything of a row that an item may be compared with, normalised."""
+    """All texts of a row that are compared with an item's, normalised."""
     answer = _joined(row.completion, parts)
     turns = [
         [line for line in turn.split("\n") if line.strip()] for turn in parts.split(row.prompt)
     ]
     words = [[normalised_text(line) for line in lines] for lines in turns]
     said = [" ".join(line for lines in words for line in lines)]
-    if len(turns) > 1:  # a turn may begin with the name of who speaks
+    if len(turns) > 1:  # a turn may begin with the speaker's name
         said += [" ".join(lines[start:]) for lines in words for start in (0, 1)]
     for text in said:
         yield from (text, f"{text}{_WITH_ANSWER}{answer}")

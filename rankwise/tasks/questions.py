@@ -1,4 +1,4 @@
-"""What scoring asks of whatever holds the models: one interface, several engines."""
+"""The interface between scoring and the engines: questions, answers, and ``Scorer``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Advance = Callable[[int], None]
 
 
 class Continuation(NamedTuple):
-    """Tokens whose log-likelihood is asked, behind tokens that are only read.
+    """Tokens whose log-likelihood is wanted, after tokens that are only read.
 
     Attributes:
         context: token ids; at least one.
@@ -22,12 +22,12 @@ class Continuation(NamedTuple):
 
     @property
     def tokens_read(self) -> tuple[int, ...]:
-        """What the model reads: the last token is only predicted."""
+        """The tokens that the model reads: the last one is only predicted."""
         return (self.context + self.continuation)[:-1]
 
 
 class LogLikelihood(NamedTuple):
-    """Of one continuation, in nats, and whether greedy decoding would have written it."""
+    """A continuation's log-likelihood in nats, and whether greedy decoding would write it."""
 
     nats: float
     is_greedy: bool
@@ -37,9 +37,9 @@ class GenerationSettings(NamedTuple):
     """How a prompt is continued.
 
     Attributes:
-        max_new_tokens: where it is cut off.
-        stops: strings that end it; they are not part of the text.
-        options: what else ``transformers.GenerationConfig`` is told, by name and sorted:
+        max_new_tokens: maximum length.
+        stops: strings that end the text; they are not part of it.
+        options: further options of ``transformers.GenerationConfig``, sorted by name:
             ``do_sample``, ``temperature``, ``top_p`` ...
     """
 
@@ -53,9 +53,9 @@ class Prompt(NamedTuple):
 
     Attributes:
         tokens: token ids; at least one.
-        settings: how.
-        draw: of a sampled text: with equal tokens and settings, equal draws give equal texts,
-            whoever else is decoded at the time.
+        settings: how to continue them.
+        draw: seed of a sampled text: with equal tokens and settings, equal draws give equal texts,
+            whatever else is decoded at the same time.
     """
 
     tokens: tuple[int, ...]
@@ -64,30 +64,30 @@ class Prompt(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """What a model wrote behind a prompt; not finished if it was cut off at the longest length."""
+    """The text that a model wrote; not finished if it was cut at the maximum length."""
 
     text: str
     is_finished: bool
 
 
 class Scorer(Protocol):
-    """A resident model and the adapters that were put on it; they are asked together.
+    """A resident model and its attached adapters, which are scored together.
 
-    In every call, ``models`` names adapters, and None is the resident model as it is. Answers
-    come model by model in that order, each with one entry per item in the order of the items.
-    What a model answers does not depend on the other models and items of the call.
+    In every call, ``models`` names adapters, and None is the resident model itself. Answers come
+    model by model in that order, with one entry per item in the order of the items. A model's
+    answers do not depend on the other models and items of the call.
     """
 
     def put_on(self, name: str, folder: Path) -> None:
-        """Make an adapter known, from a folder in PEFT's layout.
+        """Attach an adapter from a folder in PEFT's format.
 
         Raises:
-            ModelError: it cannot be read, does not fit, or needs what the engine cannot do.
+            ModelError: the adapter cannot be read, does not fit, or is of an unsupported kind.
         """
         ...
 
     def take_off(self, name: str) -> None:
-        """Forget an adapter and give its memory back."""
+        """Detach an adapter and free its memory."""
         ...
 
     def log_likelihoods(
@@ -96,7 +96,7 @@ class Scorer(Protocol):
         items: Sequence[Continuation],
         advance: Advance = lambda _: None,
     ) -> list[list[LogLikelihood]]:
-        """Score continuations; ``advance`` is told of tokens read, items times models in all."""
+        """Score continuations; ``advance`` receives the tokens read, for every item and model."""
         ...
 
     def generate(
@@ -105,16 +105,16 @@ class Scorer(Protocol):
         prompts: Sequence[Prompt],
         advance: Advance = lambda _: None,
     ) -> list[list[Generation]]:
-        """Continue prompts; ``advance`` is told of tokens read and of ``max_new_tokens``."""
+        """Continue prompts; ``advance`` receives the tokens read, and ``max_new_tokens``."""
         ...
 
 
 class RightAnswer(NamedTuple):
-    """What a model reads and what it should say next.
+    """A prompt and the beginning of its right answer.
 
     Attributes:
-        task: in which it was asked.
-        doc_id: of the item.
+        task: name of the task.
+        doc_id: the item's number.
         context: token ids that are read.
         continuation: token ids of the answer's beginning; at least one.
     """
@@ -126,5 +126,5 @@ class RightAnswer(NamedTuple):
 
     @property
     def tokens_read(self) -> tuple[int, ...]:
-        """The last token is only predicted."""
+        """The tokens that the model reads: the last one is only predicted."""
         return (self.context + self.continuation)[:-1]

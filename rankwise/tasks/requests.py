@@ -1,4 +1,4 @@
-"""What a task asks of a model, tokenised as lm-evaluation-harness tokenises it."""
+"""The requests of a task, tokenised as lm-evaluation-harness tokenises them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rankwise.tasks.training_rows import render_chat
 FEWSHOT_SEED = 1234  # lm-eval's default
 
 SAMPLING_SEED = 1234
-"""Of sampled answers: with the task, the item and the number of the draw it decides a text."""
+"""Seed of sampled answers, which also depend on the task, the item and the draw's number."""
 
-# What of a task's config turns answers into scores.
+# The keys of a task's config that turn answers into scores.
 _JUDGING = (
     "output_type",
     "metric_list",
@@ -36,12 +36,12 @@ class Request(NamedTuple):
     """One sequence to score, or one prompt to continue.
 
     Attributes:
-        instance: index of the lm-eval instance that it answers (a long text has several).
+        instance: index of its lm-eval instance (a long text has several requests).
         context: token ids that are read and not scored.
-        continuation: token ids whose log-likelihood is asked; empty for a generation.
+        continuation: token ids whose log-likelihood is wanted; empty for a generation.
         is_truncated: the context did not fit and lost tokens on its left.
-        settings: how the prompt is continued; None where a likelihood is asked.
-        draw: decides a sampled text, see ``scoring.Prompt``; an instance has a request per draw.
+        settings: how the prompt is continued; None for a log-likelihood.
+        draw: seed of a sampled text, see ``questions.Prompt``; an instance has a request per draw.
     """
 
     instance: int
@@ -59,7 +59,7 @@ class Request(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens read, and generated at most."""
+        """Tokens that are read, and the most that are generated."""
         return len(self.tokens_read) + (self.settings.max_new_tokens if self.settings else 0)
 
 
@@ -69,15 +69,15 @@ class PreparedTask(NamedTuple):
     Attributes:
         loaded: the task.
         instances: lm-eval's instances, in order.
-        requests: in the order of the instances, each instance's together.
-        num_items: documents that are scored.
-        limit: the configured limit on them, if any.
-        num_fewshot: examples before each question.
+        requests: in the order of the instances, those of one instance together.
+        num_items: number of documents that are scored.
+        limit: the configured limit of that number, if any.
+        num_fewshot: number of examples before each question.
         chat_template: whether prompts are rendered as conversations.
-        digest: sha256 over every prompt and continuation.
-        chance: item mean of 1/options; 0 for a generation; None where it has no meaning.
-        num_options: of each document of a multiple-choice task, by doc_id.
-        num_draws: texts that are sampled for each item; 0 where nothing is sampled.
+        digest: sha256 over every prompt, continuation and right answer, metrics and filters.
+        chance: mean over items of 1/options; 0 for a generation; None where it has no meaning.
+        num_options: doc_id -> number of options, for multiple choice.
+        num_draws: number of texts sampled for each item; 0 where nothing is sampled.
     """
 
     loaded: LoadedTask
@@ -97,7 +97,7 @@ class PreparedTask(NamedTuple):
         return self.loaded.name
 
     def digest_of_first(self, num_items: int) -> str:
-        """The digest that the task would have with that limit."""
+        """The digest that the task would have with this limit."""
         doc_ids = list(dict.fromkeys(instance.doc_id for instance in self.instances))
         first = set(doc_ids[:num_items])
         return _digest(self.loaded, [i for i in self.instances if i.doc_id in first])
@@ -109,7 +109,7 @@ class PreparedTask(NamedTuple):
 
     @property
     def num_truncated(self) -> int:
-        """Items of which a context lost tokens on its left."""
+        """Number of items with a context that lost tokens on its left."""
         cut = [request.instance for request in self.requests if request.is_truncated]
         return len({self.instances[index].doc_id for index in cut})
 
@@ -131,9 +131,9 @@ def prepare_task(
         tokenizer: of the base model.
         max_length: context limit in tokens; longer contexts lose their left end, as in lm-eval.
         num_fewshot: None takes the task's own number. As in lm-eval, a task that fixes 0 keeps it.
-        limit: score the first so many documents; None scores all.
+        limit: score the first documents, this many at most; None scores all.
         chat_template: render prompts as conversations.
-        fewshot_as_multiturn: few-shot examples as turns of their own.
+        fewshot_as_multiturn: render few-shot examples as separate turns.
 
     Raises:
         TaskError: the task has no documents to score, no examples for few-shot, or generation
@@ -144,12 +144,13 @@ def prepare_task(
     if not (task.has_test_docs() or task.has_validation_docs()):
         raise TaskError(f"task {loaded.name!r} has neither a test nor a validation split to score.")
     chat_template = chat_template and not loaded.is_rendered
-    own = task.get_config("num_fewshot")
-    shots = own if own is not None and (own == 0 or num_fewshot is None) else (num_fewshot or 0)
+    shots: int | None = task.get_config("num_fewshot")
+    if shots is None or (shots != 0 and num_fewshot is not None):
+        shots = num_fewshot or 0
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     try:
-        # lm-eval shows a progress bar for this on stderr; ours shows the whole study
+        # lm-eval shows its own progress bar on stderr; ours shows the whole study
         with quiet_lm_eval(), contextlib.redirect_stderr(io.StringIO()):
             task.build_all_requests(
                 limit=limit,
@@ -186,7 +187,7 @@ def prepare_task(
 
 
 def _num_draws(instance: Any) -> int:
-    """How many texts are sampled for an instance; 0 where it is answered once and for all."""
+    """Number of texts sampled for an instance; 0 if its answer is deterministic."""
     if instance.request_type != "generate_until":
         return 0
     from lm_eval.models.utils import normalize_gen_kwargs
@@ -201,7 +202,7 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_promp
 
 
 def _digest(loaded: LoadedTask, instances: Sequence[Any]) -> str:
-    """Over all that decides a score beside the model: texts, right answers, metrics, filters."""
+    """Hash of all that decides a score except the model: texts, right answers, metrics, filters."""
     config = loaded.task.dump_config()
     judged = {name: config.get(name) for name in _JUDGING}
     digest = hashlib.sha256(json.dumps(judged, sort_keys=True, default=str).encode())
@@ -214,7 +215,7 @@ def _digest(loaded: LoadedTask, instances: Sequence[Any]) -> str:
 
 
 def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]:
-    """Requests beyond the options (of ``acc_mutual_info``) are not options."""
+    """doc_id -> number of options; the further requests of ``acc_mutual_info`` are not options."""
     if loaded.output_type != "multiple_choice":
         return {}
     return {i.doc_id: len(loaded.task.doc_to_choice(i.doc)) for i in instances if i.idx == 0}
@@ -227,7 +228,7 @@ def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:
 
 
 class RequestEncoder:
-    """The requests of an instance, cut to the context limit."""
+    """Makes the requests of an instance, cut to the context limit."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self._text = TextEncoder(tokenizer)
@@ -286,7 +287,7 @@ class RequestEncoder:
 
 
 def generation_settings(options: dict[str, Any], end_of_text: str, task: str) -> GenerationSettings:
-    """What a task's ``generation_kwargs`` come to in lm-eval's Hugging Face back end.
+    """A task's ``generation_kwargs`` as settings, read as lm-eval's Hugging Face back end does.
 
     Args:
         options: as the task gives them.
@@ -294,7 +295,7 @@ def generation_settings(options: dict[str, Any], end_of_text: str, task: str) ->
         task: its name, for errors.
 
     Raises:
-        TaskError: sampling without a temperature, or an option that is no number and no switch.
+        TaskError: sampling without a temperature, or an option that is not a number or a switch.
     """
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
@@ -306,8 +307,9 @@ def generation_settings(options: dict[str, Any], end_of_text: str, task: str) ->
         normal.pop("temperature", None)
     elif not normal.get("temperature"):
         raise TaskError(
-            f"task {task!r} samples its answers at no temperature, which lm-eval's Hugging Face "
-            "back end refuses; set generation_kwargs.temperature above 0, or do_sample to false."
+            f"task {task!r} asks for sampling but sets no temperature, which lm-eval's Hugging "
+            "Face back end refuses; set generation_kwargs.temperature above 0, or do_sample "
+            "to false."
         )
     for name, value in normal.items():
         if name == "max_length" or not (value is None or isinstance(value, int | float)):
@@ -315,11 +317,11 @@ def generation_settings(options: dict[str, Any], end_of_text: str, task: str) ->
                 f"task {task!r} sets generation_kwargs.{name} to {value!r}; rankwise takes numbers "
                 "and switches of transformers' GenerationConfig, and max_gen_toks for the length."
             )
-    told = {name: value for name, value in normal.items() if value is not None}
-    return GenerationSettings(max_new_tokens, tuple(stops), tuple(sorted(told.items())))
+    given = {name: value for name, value in normal.items() if value is not None}
+    return GenerationSettings(max_new_tokens, tuple(stops), tuple(sorted(given.items())))
 
 
 def _draw(task: str, doc_id: int, number: int) -> int:
-    """The draw of one sampled text: its own, the same in every process and for every model."""
+    """The seed of one sampled text, the same in every process and for every model."""
     content = json.dumps([SAMPLING_SEED, task, doc_id, number]).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -17,10 +18,10 @@ class LoadedTask(NamedTuple):
     """A leaf task.
 
     Attributes:
-        name: lm-eval's name of it.
+        name: lm-eval's name.
         task: the ``lm_eval.api.task.Task``.
-        is_rendered: its texts already carry the chat template; it must not be applied again.
-        groups: names of the groups and tags that it was found in.
+        is_rendered: its texts contain the chat template, which must not be applied again.
+        groups: names of the groups and tags that contain it.
     """
 
     name: str
@@ -28,9 +29,18 @@ class LoadedTask(NamedTuple):
     is_rendered: bool = False
     groups: tuple[str, ...] = ()
 
+    def changed(self, name: str | None = None, **config: Any) -> LoadedTask:
+        """A copy under another name, and with other entries in its config."""
+        task = copy.copy(self.task)
+        task._config = copy.copy(self.task.config)
+        name = name or self.name
+        for key, value in {"task": name, **config}.items():
+            task.set_config(key=key, value=value)
+        return self._replace(name=name, task=task)
+
     @property
     def domain(self) -> str | None:
-        """``metadata.domain`` of the task's YAML, if it says one."""
+        """``metadata.domain`` of the task's YAML; None if it has none."""
         metadata = self.task.get_config("metadata")
         return metadata.get("domain") if isinstance(metadata, dict) else None
 
@@ -44,7 +54,7 @@ class LoadedTask(NamedTuple):
 
 
 class TaskNotFound(NamedTuple):
-    """A name that no task, group or tag has."""
+    """A name without a task, group or tag, and the name that was probably meant."""
 
     name: str
     suggestion: str | None
@@ -79,13 +89,13 @@ def _manager(tasks_path: Sequence[Path], *, everything: bool) -> Any:
 def load_tasks(
     names: Sequence[str], tasks_path: Sequence[Path] = ()
 ) -> dict[str, tuple[LoadedTask, ...] | TaskNotFound]:
-    """Load tasks, groups and tags; each name maps to its leaf tasks, or to why it has none.
+    """Load tasks, groups and tags: name -> its leaf tasks, or why it has none.
 
-    The bundled tasks and ``tasks_path`` are looked through first. lm-eval's own index takes
-    7-10 s to build and is built only for a name that is not found there.
+    The bundled tasks and ``tasks_path`` are searched first. lm-eval's own index takes 7-10 s to
+    build, and is built only for a name that is not found there.
 
     Raises:
-        TaskError: a folder of ``tasks_path`` is missing, or a task's data cannot be had.
+        TaskError: a folder of ``tasks_path`` is missing, or a task's data cannot be loaded.
     """
     manager = _manager(tasks_path, everything=False)
     if any(name not in manager.task_index for name in names):
@@ -100,12 +110,14 @@ def load_tasks(
 
 
 def task_file_errors() -> tuple[type[Exception], ...]:
-    """What a task's YAML, its functions and its data raise when they are wrong."""
+    """The errors that a task's faulty YAML, functions or data can raise."""
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
 
-    own = (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError, AssertionError)
-    return (*own, TemplateError, DatasetsError)
+    return (
+        *(OSError, ValueError, LookupError, ImportError, TypeError, AttributeError, AssertionError),
+        *(TemplateError, DatasetsError),
+    )
 
 
 def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
@@ -115,8 +127,8 @@ def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
     except task_file_errors() as error:
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise TaskError(
-            f"task {name!r} was found and cannot be loaded: {reason}. Check its data (a hub name "
-            "needs the network; a local file must be there and not empty) and its YAML."
+            f"task {name!r} exists but cannot be loaded: {reason}. Check its data (a hub name "
+            "needs the network; a local file must exist and not be empty) and its YAML."
         ) from error
     tasks = found["tasks"]
     for task in tasks.values():
@@ -127,7 +139,7 @@ def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
             )
     members = {group: _members(found["groups"][group]) for group in found["groups"]}
     if name not in tasks:
-        members[name] = set(tasks)  # a tag is no group
+        members[name] = set(tasks)  # a tag is not a group
     return tuple(
         LoadedTask(leaf, task, groups=tuple(g for g, leaves in members.items() if leaf in leaves))
         for leaf, task in tasks.items()
@@ -147,7 +159,7 @@ class TaskListing(NamedTuple):
 
 
 def list_tasks(tasks_path: Sequence[Path] = (), *, everything: bool = False) -> list[TaskListing]:
-    """Every task, group and tag that can be named: bundled, of ``tasks_path``, and lm-eval's."""
+    """Every task, group and tag that can be named: bundled, in ``tasks_path``, and lm-eval's."""
     manager = _manager(tasks_path, everything=everything)
     listing: list[TaskListing] = []
     for name, entry in sorted(manager.task_index.items()):

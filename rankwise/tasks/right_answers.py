@@ -1,4 +1,4 @@
-"""The right answers of the first items of tasks, as tokens: where two models are compared."""
+"""Right answers of the first items of tasks, as tokens, on which two models are compared."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rankwise.tasks.requests import PreparedTask, Request
 from rankwise.tasks.training_rows import option_index, target_text
 
 MOST_ITEMS = 100
-"""The items' own spread decides the error of a mean: a hundred give it to a tenth of that."""
+"""With a hundred items, the standard error of a mean is a tenth of the items' spread."""
 
 MOST_TOKENS = 16
-"""An item's mean is over so many tokens at most: neighbours in a text say much the same."""
+"""The most tokens of an item's mean: neighbouring tokens carry much the same information."""
 
 MOST_BYTES = 256 * 2**20
-"""What one model's log-probabilities of all these tokens may take, in float32."""
+"""Memory limit of one model's log-probabilities at all these tokens, in float32."""
 
 _FLOAT32_BYTES = 4
 
@@ -28,15 +28,15 @@ def right_answers(
 ) -> tuple[RightAnswer, ...]:
     """The right option of a choice, the target of a generation or a likelihood, a text's start.
 
-    The first items of every task in turn, ``MOST_ITEMS`` in all, each prompt as it is scored. Of
-    every answer the first tokens are taken, ``MOST_TOKENS`` or as many as keep the
-    log-probabilities of all of them within ``MOST_BYTES``, but at least one. Items without a
-    right answer are passed over, and what two tasks ask alike is asked once.
+    The tasks' first items are taken in turn, ``MOST_ITEMS`` in all, with their prompts as they are
+    scored. Of each answer, the first ``MOST_TOKENS`` tokens are kept, or fewer (at least one) so
+    that the log-probabilities fit into ``MOST_BYTES``. Items without a right answer are skipped,
+    and a question of two tasks is taken once.
 
     Args:
-        tasks: with their requests.
-        tokenizer: of the base model.
-        vocabulary_size: of the model's output.
+        tasks: the tasks with their requests.
+        tokenizer: the base model's.
+        vocabulary_size: size of the model's output.
     """
     answers: dict[tuple[int, ...], RightAnswer] = {}
     for turn in itertools.zip_longest(*(_answers(task, tokenizer) for task in tasks)):
@@ -52,12 +52,12 @@ def right_answers(
 
 
 def _question(answer: RightAnswer) -> tuple[int, ...]:
-    """What tells it from other answers: the context, unless that is the beginning of text only."""
+    """Identifies an answer: its context, with the answer if that is the beginning of text only."""
     return answer.context if len(answer.context) > 1 else answer.context + answer.continuation
 
 
 def _num_tokens(lengths: Sequence[int], vocabulary_size: int) -> int:
-    """How many tokens of each answer fit."""
+    """The number of tokens of each answer that fit."""
     positions = MOST_BYTES // (_FLOAT32_BYTES * vocabulary_size)
     return next(
         (
@@ -78,15 +78,15 @@ def _answers(prepared: PreparedTask, tokenizer: Any) -> Iterator[RightAnswer]:
         sorted(range(len(prepared.instances)), key=lambda i: prepared.instances[i].doc_id),
         key=lambda i: prepared.instances[i].doc_id,
     ):
-        found = _tokens(prepared, list(group), first, encoder)
-        if found is not None and all(found):
-            yield RightAnswer(prepared.name, doc_id, *found)
+        tokens = _tokens(prepared, list(group), first, encoder)
+        if tokens is not None and all(tokens):
+            yield RightAnswer(prepared.name, doc_id, *tokens)
 
 
 def _tokens(
     prepared: PreparedTask, indices: Sequence[int], first: dict[int, Request], encoder: TextEncoder
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Context and continuation of one item; None where it has no right answer."""
+    """Context and continuation of one item; None if it has no right answer."""
     task = prepared.loaded.task
     request, instance = first[indices[0]], prepared.instances[indices[0]]
     doc = instance.doc

@@ -1,8 +1,7 @@
-"""Train examples out of a task: the text that is scored, with the right answer behind it."""
+"""Training rows from a task: the prompt as it is scored, followed by the right answer."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,17 +12,17 @@ from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.resolution import LoadedTask, task_file_errors
 
 TRAINED_SUFFIX = "@train"
-"""Ends the name under which a task asks about the rows that it trains on."""
+"""Suffix of the task that scores the rows that a task trains on."""
 
 
 class TrainingRow(NamedTuple):
     """One example as text.
 
     Attributes:
-        prompt: as it is scored.
-        completion: to learn.
-        end: what the completion ends with, so that the model learns to stop.
-        texts: the texts of the document that it was made from.
+        prompt: the prompt, as it is scored.
+        completion: the text to learn, including ``end``.
+        end: the end of the completion, from which the model learns to stop.
+        texts: the texts of the document that the row was made from.
     """
 
     prompt: str
@@ -49,7 +48,7 @@ def task_rows(
         loaded: the task.
         tokenizer: renders the chat template and knows the end of text.
         chat_template: whether prompts are rendered as a conversation.
-        max_examples: the first so many rows; None takes all.
+        max_examples: take the first rows, this many at most; None takes all.
         split: a split of the task's data set; None takes its training split, never another one.
 
     Raises:
@@ -91,32 +90,26 @@ def _documents(loaded: LoadedTask, split: str | None) -> Any:
 
 
 def trained_items(loaded: LoadedTask, split: str | None) -> LoadedTask:
-    """The same task asked about the rows that it trains on: a copy named ``<task>@train``.
+    """A copy of a task that scores the rows it trains on, named ``<task>@train``.
 
     Args:
-        loaded: a task that can be trained on.
-        split: as in ``task_rows``.
+        loaded: a task with training rows.
+        split: see ``task_rows``.
     """
-    task = copy.copy(loaded.task)
-    task._config = copy.copy(loaded.task.config)
-    name = f"{loaded.name}{TRAINED_SUFFIX}"
-    task.set_config(key="task", value=name)
-    task.set_config(key="test_split", value=split or loaded.task.config.training_split)
-    return loaded._replace(name=name, task=task)
+    return loaded.changed(
+        f"{loaded.name}{TRAINED_SUFFIX}", test_split=split or loaded.task.config.training_split
+    )
 
 
 def with_documents(loaded: LoadedTask, rows: Sequence[int]) -> LoadedTask:
-    """The same task asked about some of the documents that it scores, by their numbers."""
-    task = copy.copy(loaded.task)
-    task._config = copy.copy(loaded.task.config)
+    """A copy of a task that scores only some of its documents, given by their indices."""
     process = loaded.task.config.process_docs
 
     def chosen(docs: Any) -> list[Any]:
-        every = docs if process is None else process(docs)
-        return [every[index] for index in rows]
+        processed = docs if process is None else process(docs)
+        return [processed[index] for index in rows]
 
-    task.set_config(key="process_docs", value=chosen)
-    return loaded._replace(task=task)
+    return loaded.changed(process_docs=chosen)
 
 
 def _row(
@@ -138,13 +131,13 @@ def _row(
         requests = task.construct_requests(doc=doc, ctx=context, metadata=("", 0, 1), **options)
         target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     except task_file_errors() as error:
-        raise DataError(f"{where} cannot be read ({error!r}). Mend or remove it.") from error
+        raise DataError(f"{where} cannot be read ({error!r}). Repair or remove it.") from error
     if loaded.output_type == "multiple_choice":
         gold = option_index(target, task, doc)
         if gold is None or not 0 <= gold < len(requests):
             raise DataError(
-                f"{where} has no right answer: target {target!r} of {len(requests)} options. Mend "
-                "or remove it."
+                f"{where} has no right answer: target {target!r} of {len(requests)} options. "
+                "Repair or remove it."
             )
         prompt, completion = requests[gold].arguments
     elif loaded.output_type == "loglikelihood":
@@ -154,7 +147,7 @@ def _row(
         completion = target_text(task, doc, target, chat_template=render is not None)
     is_null = str(completion).strip() == "None" and None in doc.values()  # a template's None
     if is_null or not str(completion).strip():
-        raise DataError(f"{where} has an empty answer. Mend or remove it.")
+        raise DataError(f"{where} has an empty answer. Repair or remove it.")
     return TrainingRow(prompt, f"{completion}{end}", end, _document_texts(doc))
 
 
@@ -163,13 +156,13 @@ def _document_texts(doc: Any) -> tuple[str, ...]:
 
 
 def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
-    """A scored document as it would be trained on, zero-shot and without a chat template.
+    """The training row of a scored document, zero-shot and without a chat template.
 
-    The completion is empty where the document has no right answer. Of prose the prompt is the
-    whole text.
+    The completion is empty if the document has no right answer. For prose, the prompt is the whole
+    text.
 
     Args:
-        loaded: the task that scores it.
+        loaded: the task that scores the document.
         doc: the document.
     """
     task, texts = loaded.task, _document_texts(doc)
@@ -182,12 +175,12 @@ def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
 
 
 def option_index(target: Any, task: Any, doc: Any) -> int | None:
-    """Which option a target of a choice names; None where it names none.
+    """Index of the option that a target names; None if it names none.
 
     Args:
-        target: what the task says: an index, an option, or a list of which the first counts.
-        task: lm-eval's.
-        doc: the row.
+        target: the task's target: an index, an option, or a list whose first entry counts.
+        task: lm-eval's task.
+        doc: the document.
     """
     if isinstance(target, list):
         target = target[0] if target else None
@@ -198,12 +191,12 @@ def option_index(target: Any, task: Any, doc: Any) -> int | None:
 
 
 def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str:
-    """A generation's target as it follows the prompt; empty where there is none.
+    """A generation's target, as it follows the prompt; empty if there is none.
 
     Args:
-        task: lm-eval's.
-        doc: the row.
-        target: what the task says: a text, the index of an option, or a list of which the first
+        task: lm-eval's task.
+        doc: the document.
+        target: the task's target: a text, the index of an option, or a list whose first entry
             counts.
         chat_template: whether the prompt is rendered as a conversation.
     """
@@ -221,9 +214,9 @@ def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str
 def render_chat(
     tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
 ) -> str:
-    """Messages as the text of a conversation, as lm-eval's Hugging Face back end renders them.
+    """Render messages as text, as lm-eval's Hugging Face back end does.
 
-    A template that refuses a system message is tried again without it.
+    If the template refuses a system message, the message is left out.
     """
     import jinja2
 
@@ -242,7 +235,7 @@ def render_chat(
 
 
 def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
-    """What follows an answer: the template's end of an assistant turn, or the end of text."""
+    """The text after an answer: the template's end of an assistant turn, or the end of text."""
     if not chat_template:
         return str(tokenizer.eos_token)
     answer = "the answer"
@@ -254,14 +247,14 @@ def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
 def tokenise_rows(
     rows: Sequence[TrainingRow], tokenizer: Any, config: TrainConfig, max_length: int
 ) -> list[Example]:
-    """Turn rows into tokens, split where likelihoods are.
+    """Tokenise rows, with the boundary between prompt and completion where scoring has it.
 
     Spaces at the end of a prompt are learned with the completion.
 
     Args:
-        rows: prompt and completion as text.
-        tokenizer: of the base model.
-        config: says whether the prompt is learned too, and the longest example.
+        rows: prompts and completions as text.
+        tokenizer: the base model's.
+        config: decides whether prompts are learned too, and the maximum length.
         max_length: the model's own limit in tokens.
 
     Raises:
@@ -289,7 +282,7 @@ class Example(NamedTuple):
 
     Attributes:
         tokens: prompt and completion; at least one prompt token is kept.
-        num_loss_tokens: how many of the last tokens are learned.
+        num_loss_tokens: number of tokens at the end that are learned.
         is_truncated: the prompt did not fit and lost tokens on its left.
     """
 

@@ -1,4 +1,4 @@
-"""Is an adapter applied? A base that is scored in its place would look like a perfect memory."""
+"""Checks that adapters are applied: a base scored in their place would seem to forget nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from rankwise.tasks.questions import Continuation, LogLikelihood, Scorer
 from rankwise.tasks.requests import Request
 
 _FEW_PROBES, _MOST_PROBES, _MOST_TOKENS = 4, 64, 32
-# Of the distance that an update moves the probes: a model within it is still where the base is.
+# Share of the distance by which an update moves the probes. A model within it answers as the base.
 _AT_THE_BASE = 0.1
 
 
 def probes(requests: Sequence[Request]) -> list[Continuation]:
-    """The ends of a few of a task's own texts, prompts of generations among them.
+    """The ends of a few of a task's own texts, including prompts of generations.
 
-    Their log-likelihoods are numbers that two different models have no reason to share, whatever
-    the task itself asks.
+    Two different models have no reason to give them the same log-likelihoods.
     """
-    ends = [(each.context + each.continuation)[-_MOST_TOKENS - 1 :] for each in requests]
+    ends = [(request.context + request.continuation)[-_MOST_TOKENS - 1 :] for request in requests]
     distinct = dict.fromkeys(end for end in ends if len(end) > 1)
     return [Continuation(end[:1], end[1:]) for end in list(distinct)[:_MOST_PROBES]]
 
@@ -27,20 +26,20 @@ def probes(requests: Sequence[Request]) -> list[Continuation]:
 def refuse_unapplied(
     scorer: Scorer, adapters: Sequence[str], items: Sequence[Continuation]
 ) -> None:
-    """Ask each adapter alone and all of them together; none may answer as the resident model does.
+    """Score probes with each adapter alone and with all together; none may answer as the base does.
 
-    Alone, an engine that forgets an adapter multiplies the same numbers as for the base and answers
-    it bit by bit. Together, other shapes may round otherwise: then an adapter's answers must not
-    lie where the base's are, if its own, asked alone, lie elsewhere. A few texts are asked, and all
-    of them where an update is so small that a few do not show it.
+    An engine that does not apply an adapter computes the base's numbers bit by bit, if the adapter
+    is scored alone. Together, other shapes may round differently. So an adapter's answers must then
+    differ clearly from the base's, if its answers alone do. A few texts are scored first, and all
+    of them if an update is too small to show on the few.
 
     Args:
-        scorer: knows the adapters.
-        adapters: with updates that are not zero.
-        items: from ``probes``.
+        scorer: the adapters are attached to it.
+        adapters: names of adapters whose updates are not zero.
+        items: texts from ``probes``.
 
     Raises:
-        UnchangedOutputsError: of one of them.
+        UnchangedOutputsError: an adapter is not applied.
     """
     few = items[:_FEW_PROBES]
     (base,) = scorer.log_likelihoods([None], few)
@@ -51,11 +50,11 @@ def refuse_unapplied(
             both = [scorer.log_likelihoods([model], items)[0] for model in (None, name)]
             refuse_equal(name, *both)
         if _distance(in_company, base) < _AT_THE_BASE * _distance(alone, base):
-            raise _unchanged(name, len(few), "beside other adapters, ")
+            raise _unchanged(name, len(few), "together with other adapters, ")
 
 
 def refuse_equal(name: str, base: Sequence[LogLikelihood], own: Sequence[LogLikelihood]) -> None:
-    """Refuse answers of an adapter that are the base's, each asked alone on the same texts.
+    """Refuse answers of an adapter that equal the base's, each scored alone on the same texts.
 
     Raises:
         UnchangedOutputsError: they are equal.

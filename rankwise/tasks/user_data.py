@@ -1,4 +1,4 @@
-"""Users' own rows: JSON lines in TRL's conventions, trained on and scored by completion loss."""
+"""Users' own rows: JSON Lines in TRL's conventions, trained on and scored by completion loss."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ENDING_SUFFIX = "@end"
 
 
 class UserData(NamedTuple):
-    """A file of rows, split.
+    """A file of rows, split into training and held-out rows.
 
     Attributes:
         training: rows to train on.
-        tasks: the held-out rows as tasks: by completion loss, and by exact match if asked.
-        trained_items: rows that are trained on, scored by completion loss like the held-out ones.
-        format: letters where every completion is one; conversations where all rows are.
+        tasks: the held-out rows as tasks: by completion loss, and by exact match if wanted.
+        trained_items: the training rows as a task, by completion loss like the held-out ones.
+        format: ``letters`` if every completion is a letter; conversations if all rows are.
     """
 
     training: list[TrainingRow]
@@ -44,23 +44,23 @@ def load_user_data(
     max_examples: int | None,
     exact_match: bool,
 ) -> UserData:
-    """Read JSON lines of ``prompt``/``completion`` or ``messages`` and hold a part of them out.
+    """Read JSON Lines of ``prompt``/``completion`` or ``messages``, and hold a part of them out.
 
     ``prompt`` and ``completion`` are strings, or lists of messages. In ``messages`` the last
     turn, which must be the assistant's, is the completion. Rows that are equal as text are kept
     once, so that no held-out row was trained on.
 
     Args:
-        path: the file, UTF-8, one JSON object a line.
+        path: the file, UTF-8, one JSON object per line.
         tokenizer: renders messages.
         chat_template: render ``prompt`` strings as a user's turn too.
         held_out_fraction: share of the rows that is scored and not trained on; at least one row.
-        max_examples: train on so many at most.
+        max_examples: train on this many at most; None: all.
         exact_match: also score greedy generations against the completions.
 
     Raises:
-        DataError: no such file, no rows, or rows that lack a prompt or an answer (all of them
-            are named at once).
+        DataError: no such file, no rows, or rows without a prompt or an answer (the message names
+            the first ten).
     """
     rows = _distinct_rows(path, tokenizer, chat_template)
     if len(rows) < 2:
@@ -99,7 +99,7 @@ def _format(rows: list[_Row]) -> TrainedFormat:
 
 def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row]:
     try:
-        # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
+        # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"train.data: {path} cannot be read: {error}. Check the path.") from error

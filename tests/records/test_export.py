@@ -114,6 +114,7 @@ def study(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "methods: {lora: {ranks: [4]}}\n"
         "evaluation: {out_of_domain: [sums, digits, last_word], held_out_text: [small_prose],"
         " metric: {last_word: acc}}\n"
+        "analysis: {spectra: false, heads: false}\n"  # nothing of it is exported
     )
     folder = StudyFolder(root / "study")
     run_study(plan_study(load_config(path)), folder, Silent())

@@ -325,7 +325,7 @@ def test_other_answers_are_refused_and_other_prompts_are_said(tmp_path: Path) ->
         tmp_path / "a.jsonl", [*lines[:1], *(e | {"prompt_hash": "y"} for e in lines[1:])]
     )
     assert compare_samples(base, [other]).warnings == (
-        f"{other}: prompts differ on 3 of 4 items; what is compared is model and prompt together",
+        f"{other}: prompts differ on 3 of 4 items, so model and prompt are compared together",
     )
 
 
@@ -357,8 +357,8 @@ def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
     verdicts = compare_samples(base, [other])
     assert verdicts.candidates[0].num_kept_right == 2
     assert verdicts.warnings == (
-        f"{other}: 4 of 4 items have neither a doc_hash nor a doc in both files; that their "
-        "doc_id means the same document is taken on trust",
+        f"{other}: 4 of 4 items have neither a doc_hash nor a doc in both files; it is "
+        "assumed that equal doc_ids mean equal documents",
     )
 
 
@@ -457,7 +457,7 @@ def test_several_filters_that_are_not_named_cannot_be_told_apart(tmp_path: Path)
     path = two_filters(tmp_path / "base.jsonl", [0, 0, 1], [0, 1, 1])
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     write(path, without(lines, "filter", "metrics"))
-    with pytest.raises(DataError, match=r"line 4: doc_id 0 is there twice: lm-eval before 0\.4\.7"):
+    with pytest.raises(DataError, match=r"line 4: doc_id 0 occurs twice: lm-eval before 0\.4\.7"):
         read_sample_file(path)
 
 
@@ -475,7 +475,7 @@ def test_files_of_a_single_json_array(tmp_path: Path) -> None:
     assert verdicts.warnings == ()
     assert [row.num_learned for row in verdicts.candidates] == [0, 1]
     base.write_text(json.dumps([lines[0], 3]))
-    with pytest.raises(DataError, match=r"m_arc\.jsonl, item 2: '3' is no JSON object"):
+    with pytest.raises(DataError, match=r"m_arc\.jsonl, item 2: '3' is not a JSON object"):
         read_sample_file(base)
 
 
@@ -499,11 +499,11 @@ def test_texts_may_hold_any_character(tmp_path: Path) -> None:
         (b'{"doc_id": 0, "acc": 1}\n{"doc_id": 1, "ac', "x.jsonl, line 2: not JSON"),
         (b"doc_id,acc\n0,1\n", "x.jsonl, line 1: not JSON"),
         (b"[1, 2", "x.jsonl: not JSON"),
-        (b'{"doc_id": 0, "acc": 1}\n\n7\n', "x.jsonl, line 3: '7' is no JSON object"),
+        (b'{"doc_id": 0, "acc": 1}\n\n7\n', "x.jsonl, line 3: '7' is not a JSON object"),
         (b'{"acc": 1}\n', "x.jsonl, line 1: doc_id is None, not a whole number"),
         (b'{"doc_id": "0"}\n', "line 1: doc_id is '0', not a whole number"),
         (b'{"doc_id": true}\n', "line 1: doc_id is True, not a whole number"),
-        (b'{"doc_id": 0, "filter": "none"}\n' * 2, "line 2: doc_id 0 is there twice: a file has"),
+        (b'{"doc_id": 0, "filter": "none"}\n' * 2, "line 2: doc_id 0 occurs twice: a file has"),
         (b"\xff\xfe", "x.jsonl cannot be read"),
         (b"[" * 100_000, "x.jsonl: not JSON"),
     ],
@@ -520,7 +520,7 @@ def test_a_file_that_is_no_sample_file(tmp_path: Path, content: bytes, says: str
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     good = scored(tmp_path / "good.jsonl", [0, 1])
-    with pytest.raises(DataError, match=r"nowhere\.jsonl is not there"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist"):
         compare_samples(good, [tmp_path / "nowhere.jsonl"])
     with pytest.raises(DataError, match="cannot be read"):
         compare_samples(good, [tmp_path])

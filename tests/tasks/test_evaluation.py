@@ -383,7 +383,7 @@ def test_generation_settings_are_resolved_as_lm_eval_resolves_them(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("{do_sample: true}", "samples its answers at no temperature"),
+        ("{do_sample: true}", "asks for sampling but sets no temperature"),
         ("{max_length: 5}", r"sets generation_kwargs\.max_length to 5"),
         ("{bad_words_ids: [[1]]}", r"generation_kwargs\.bad_words_ids"),
     ],

@@ -213,6 +213,7 @@ def test_a_study_trains_without_the_rows_and_scores_all_items(
 ) -> None:
     overlapping(tasks_folder)
     overrides = ["methods.lora.ranks=[2]", "methods.full=null", "train.epochs=1"]
+    overrides += ["analysis={spectra: false, heads: false}"]
     kept = plan_study(load_config(study_file, overrides)).record
     overrides += ["train.drop_overlapping=true", "evaluation.num_train_items=22"]
     plan = plan_study(load_config(study_file, overrides))

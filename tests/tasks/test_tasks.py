@@ -170,7 +170,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_task_file_that_is_wrong(tasks_folder: Path, right: str, wrong: str, reason: str) -> None:
     assert right in tiny_tasks.COLOURS_YAML
     (tasks_folder / "colours.yaml").write_text(tiny_tasks.COLOURS_YAML.replace(right, wrong))
-    with pytest.raises(TaskError, match="task 'colours' was found and cannot be loaded") as caught:
+    with pytest.raises(TaskError, match="task 'colours' exists but cannot be loaded") as caught:
         load_tasks(["colours"], [tasks_folder])
     assert reason in str(caught.value)
 
@@ -178,7 +178,7 @@ def test_a_task_file_that_is_wrong(tasks_folder: Path, right: str, wrong: str, r
 def test_a_task_without_rows_to_score(tasks_folder: Path) -> None:
     text = (tasks_folder / "colours.py").read_text()
     (tasks_folder / "colours.py").write_text(text.replace("range(24, 50)", "range(0)"))
-    with pytest.raises(TaskError, match=r"'colours' was found and cannot be loaded.*not empty"):
+    with pytest.raises(TaskError, match=r"'colours' exists but cannot be loaded.*not be empty"):
         load_tasks(["colours"], [tasks_folder])
 
 

@@ -1,4 +1,4 @@
-"""lm-eval's own command line, once for the base and once for every adapter of one resident base."""
+"""Runs lm-eval's own command line for the base and for every adapter of one resident base."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     answered for all models in one pass.
 
     Raises:
-        ConfigError: flags or arguments that make no sense.
+        ConfigError: flags or arguments are invalid.
         ModelError: the base or an adapter cannot be read or used.
-        TaskError: there is no such task, or its data cannot be had.
-        SystemExit: of lm-eval's argument parser, which has printed why.
+        TaskError: there is no such task, or its data cannot be loaded.
+        SystemExit: raised by lm-eval's argument parser, which has printed the reason.
     """
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
@@ -64,27 +64,27 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _tasks_found() -> Generator[None]:
-    """What lm-eval says by a traceback of tasks that are not there, or whose data is not.
+    """Turn lm-eval's tracebacks about missing tasks, or missing data, into errors.
 
     Raises:
-        TaskError: of one of them.
+        TaskError: a task or its data is missing.
     """
     try:
         yield
     except ValueError as error:
         if not str(error).startswith("Tasks not found"):
             raise
-        raise TaskError(f"{error}. rankwise tasks --all lists what there is.") from error
+        raise TaskError(f"{error}. rankwise tasks --all lists all tasks.") from error
     except (ConnectionError, FileNotFoundError) as error:
         raise TaskError(
-            f"a task's data cannot be had: {error}. A hub name needs the network; a local file "
-            "must be there."
+            f"a task's data cannot be loaded: {error}. A hub name needs the network; a local file "
+            "must exist."
         ) from error
 
 
 @contextlib.contextmanager
 def _command_line(arguments: Sequence[str]) -> Generator[None]:
-    """lm-eval's parser reads the process's own command line."""
+    """Replace the process's command line, which lm-eval's parser reads."""
     before, sys.argv = sys.argv, [_PROGRAM, *arguments]
     try:
         yield
@@ -93,12 +93,12 @@ def _command_line(arguments: Sequence[str]) -> Generator[None]:
 
 
 def _models(parsed: ModelArguments) -> tuple[str | None, ...]:
-    """The model that was asked for by name, else the base and every adapter."""
+    """The model that ``peft`` names, else the base and every adapter."""
     return (None, *parsed.names) if parsed.answering is None else (parsed.answering,)
 
 
 def _model_arguments(flags: argparse.Namespace) -> dict[str, Any]:
-    """Of the command line, else of the file given with ``--config``: so lm-eval merges them."""
+    """``--model_args``, else those in the file of ``--config``, as lm-eval merges them."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.utils import simple_parse_args_string
 
@@ -114,7 +114,7 @@ def _model_arguments(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(flags: argparse.Namespace, parsed: ModelArguments) -> None:
-    """What lm-eval would say by a traceback, or what would mix up the models' files."""
+    """Refuse what lm-eval would answer with a traceback, or what would mix up the models' files."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from rankwise.cli.lm_eval.model import MODEL_NAME
@@ -127,7 +127,7 @@ def _check(flags: argparse.Namespace, parsed: ModelArguments) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(_PROGRAM, [*problems, str(error)]) from error
     if not config.tasks:
-        problems.append("--tasks: say which, such as --tasks arc_easy,mmlu")
+        problems.append("--tasks is missing; name tasks, such as --tasks arc_easy,mmlu")
     if str(config.output_path).endswith(".json") and len(_models(parsed)) > 1:
         problems.append(
             f"--output_path {config.output_path}: several models are scored; give a folder"

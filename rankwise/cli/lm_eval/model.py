@@ -1,8 +1,8 @@
 """The engine as a lm-eval model: one resident base, and the adapters that are scored with it.
 
-lm-eval evaluates one model at a time. All models of one base are held together here: whatever the
-first of them is asked is answered for all at once, and the others' answers are kept until lm-eval
-asks for them.
+lm-eval evaluates one model at a time. All models of one base are held together here: the requests
+to the first one are answered for all at once, and the others' answers are kept until lm-eval
+requests them.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _log = logging.getLogger(__name__)
 
 
 class HeldModels:
-    """A base model, its adapters, and the answers that were found and not yet asked for.
+    """A base model, its adapters, and answers that lm-eval has not requested yet.
 
     Args:
-        arguments: which base, which adapters, and how they are held.
+        arguments: the base, the adapters, and the engine.
 
     Raises:
         ModelError: the base or an adapter cannot be read or used.
@@ -81,7 +81,7 @@ class HeldModels:
 
     @classmethod
     def of(cls, arguments: ModelArguments) -> HeldModels:
-        """Those that are held already, as long as anyone refers to them, else new ones."""
+        """The models held for equal arguments, while anyone refers to them; else new ones."""
         key = arguments.model_copy(update={"answering": None})
         held = _held.get(key)
         if held is None:
@@ -89,10 +89,10 @@ class HeldModels:
         return held
 
     def require_applied(self, requests: Sequence[Request]) -> None:
-        """Ask, the first time, whether every adapter changes what the base says.
+        """Check, the first time, that every adapter changes the base's answers.
 
         Raises:
-            UnchangedOutputsError: one that is not zero does not.
+            UnchangedOutputsError: an adapter with a non-zero update does not.
         """
         if self._unchecked and requests:
             refuse_unapplied(self.scorer, self._unchecked, probes(requests))
@@ -105,13 +105,13 @@ class HeldModels:
         ask: Callable[[Sequence[str | None], Sequence[Asked], Advance], list[list[Answer]]],
         num_tokens: Callable[[Asked], int],
     ) -> list[Answer]:
-        """One model's answers; what nobody has asked before is answered for every model.
+        """One model's answers; new items are answered for every model.
 
         Args:
             name: the adapter, or None for the base.
-            items: in the order of the answers.
+            items: the items, in the order of the answers.
             ask: a method of the scorer.
-            num_tokens: how much of the progress an item is.
+            num_tokens: tokens of an item, for the progress bar.
         """
         keys = [_digest(item) for item in items]
         kept = self._kept[name]
@@ -123,8 +123,8 @@ class HeldModels:
                 def advance(num_read: int) -> None:
                     progress.update(num_read)
 
-                found = ask(self._names, list(new.values()), advance)
-            for model, answers in zip(self._names, found, strict=True):
+                by_model = ask(self._names, list(new.values()), advance)
+            for model, answers in zip(self._names, by_model, strict=True):
                 self._kept[model].update(zip(new, answers, strict=True))
         return [kept[key] for key in keys]
 
@@ -133,24 +133,24 @@ _held: WeakValueDictionary[ModelArguments, HeldModels] = WeakValueDictionary()
 
 
 def _has_update(folder: Path) -> bool:
-    """Whether an adapter does anything; of one without weights the engine says what is wrong."""
+    """Whether an adapter changes anything; the engine refuses one without weights."""
     weights = folder / WEIGHTS_FILE
     return weights.is_file() and has_update(weights)
 
 
 def _digest(item: Continuation | Prompt) -> bytes:
-    """What stands for an item: the token ids of a whole benchmark would fill the memory."""
+    """A hash in place of an item: the token ids of a whole benchmark would fill the memory."""
     return hashlib.blake2b(repr(item).encode(), digest_size=16).digest()
 
 
 @register_model(MODEL_NAME)
 class RankwiseLM(LM):
-    """One model of a resident base, as lm-eval asks it.
+    """One model of a resident base, as lm-eval uses it.
 
     Args:
         pretrained: an embedded model's name, a folder, or a hub repository.
-        batch_size: lm-eval's; without effect, batches are cut by ``max_batch_tokens``.
-        max_batch_size: likewise.
+        batch_size: lm-eval's; it has no effect, since ``max_batch_tokens`` cuts batches.
+        max_batch_size: has no effect either.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; lm-eval's ``--device``.
         arguments: the others of ``ModelArguments``.
 
@@ -180,7 +180,7 @@ class RankwiseLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What cached prompts are filed under."""
+        """The name under which lm-eval caches prompts."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(
@@ -198,7 +198,7 @@ class RankwiseLM(LM):
         Raises:
             DataError: an option is empty text.
         """
-        flat = [request for each in self._encoded(requests) for request in each]
+        flat = [request for encoded in self._encoded(requests) for request in encoded]
         answers = self._log_likelihoods(flat)
         self._cache("loglikelihood", requests, answers)
         return answers
@@ -208,13 +208,13 @@ class RankwiseLM(LM):
     ) -> list[float]:
         """The log-likelihood of whole texts in nats, in windows that do not overlap."""
         windows = self._encoded(requests)
-        answers = iter(self._log_likelihoods([window for each in windows for window in each]))
-        totals = [sum(next(answers)[0] for _ in each) for each in windows]
+        answers = iter(self._log_likelihoods([window for text in windows for window in text]))
+        totals = [sum(next(answers)[0] for _ in text) for text in windows]
         self._cache("loglikelihood_rolling", requests, totals)
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes behind each prompt, cut at the stop strings.
+        """The texts that continue the prompts, cut at the stop strings.
 
         Raises:
             TaskError: generation settings that cannot be honoured.
@@ -226,18 +226,18 @@ class RankwiseLM(LM):
             draws[id(request)] += 1
             assert one.settings is not None
             prompts.append(Prompt(one.context, one.settings, one.draw))
-        found = self._models.answers(
+        generations = self._models.answers(
             self._arguments.answering,
             prompts,
             self._models.scorer.generate,
             lambda prompt: len(prompt.tokens) + prompt.settings.max_new_tokens,
         )
-        texts = [generation.text for generation in found]
+        texts = [generation.text for generation in generations]
         self._cache("generate_until", requests, texts)
         return texts
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes into its results beside the arguments."""
+        """What lm-eval writes into its results, in addition to the arguments."""
         answering = self._arguments.answering
         adapters = dict(self._arguments.adapters)
         return {
@@ -250,12 +250,12 @@ class RankwiseLM(LM):
         }
 
     def _encoded(self, requests: Sequence[Instance]) -> list[list[Request]]:
-        """Each instance's sequences, cut to the context; warns of those that were."""
-        found = [
+        """Each instance's sequences, cut to the context, with a warning if any was cut."""
+        encoded = [
             self._encoder.requests(index, instance, instance.task_name or "")
             for index, instance in enumerate(requests)
         ]
-        count = sum(any(request.is_truncated for request in each) for each in found)
+        count = sum(any(request.is_truncated for request in instance) for instance in encoded)
         self.num_truncated += count
         if count:
             _log.warning(
@@ -264,19 +264,19 @@ class RankwiseLM(LM):
                 len(requests),
                 self._models.max_length,
             )
-        self._models.require_applied([request for each in found for request in each])
-        return found
+        self._models.require_applied([request for instance in encoded for request in instance])
+        return encoded
 
     def _log_likelihoods(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        found = self._models.answers(
+        answers = self._models.answers(
             self._arguments.answering,
             [Continuation(request.context, request.continuation) for request in requests],
             self._models.scorer.log_likelihoods,
             lambda item: len(item.tokens_read),
         )
-        return [(answer.nats, answer.is_greedy) for answer in found]
+        return [(answer.nats, answer.is_greedy) for answer in answers]
 
     def _cache(self, kind: str, requests: Sequence[Instance], answers: Sequence[Any]) -> None:
-        """What ``--use_cache`` keeps if lm-eval is stopped."""
+        """Hand answers to ``--use_cache``, which keeps them if lm-eval is stopped."""
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial(kind, request.args, answer)
