@@ -79,7 +79,7 @@ def agreement_with_full(
         *(_Compared(option, option, f[1:], f[:-1]) for option, f in references if len(f) > 1),
     ]
     tasks = [task for task in source.tasks("in_domain") if _is_right_or_wrong(task, everyone)]
-    values = [_values(each, tasks) for each in everyone]
+    values = [_values(compared, tasks) for compared in everyone]
     agreement = [
         _agreement(each, its_values, tasks, source.confidence)
         for each, its_values in zip(everyone, values, strict=True)
@@ -105,7 +105,7 @@ def _lora(source: OptionGains) -> list[_Compared]:
 
 
 def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:
-    models = [model for each in everyone for model in (*each.models, *each.full)]
+    models = [model for compared in everyone for model in (*compared.models, *compared.full)]
     return all(value in (0.0, 1.0) for model in models for value in model.items[task].values)
 
 
@@ -157,10 +157,10 @@ def _divergences(
 ) -> Floats | None:
     """(seeds, items); None where a seed has none."""
     rows = [
-        values(each)
+        values(divergence)
         for full, model in zip(compared.full, compared.models, strict=True)
-        for each in model.divergences
-        if each.reference == full.name
+        for divergence in model.divergences
+        if divergence.reference == full.name
     ]
     is_complete = len(rows) == len(compared.models) and len(rows[0]) > 1
     return np.asarray(rows, dtype=np.float64) if is_complete else None

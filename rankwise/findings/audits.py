@@ -35,7 +35,7 @@ def audit_statements(
 ) -> tuple[str, ...]:
     """Sentences on energy, size, intruders, other parameters and scores, in this order."""
     what = subject(kind, ranks)
-    changed = [each for each in matrices if each.update.frobenius_norm > 0.0]
+    changed = [matrix for matrix in matrices if matrix.update.frobenius_norm > 0.0]
     found: list[str] = []
     if cut is None or not changed:
         found.append(f"{quantities.capital(what)} changes no weight matrix: its update is zero.")
@@ -61,7 +61,7 @@ def subject(kind: AuditedKind, ranks: Sequence[int]) -> str:
 
 def intruder_total(matrices: Sequence[MatrixSpectrum]) -> float:
     """How many intruders all matrices have together, at the standard k and ε."""
-    return sum(intruders_of(each.change, each.leading, EPSILONS) for each in matrices)
+    return sum(intruders_of(matrix.change, matrix.leading, EPSILONS) for matrix in matrices)
 
 
 def norms(matrices: Sequence[MatrixSpectrum]) -> tuple[float, float]:
@@ -122,7 +122,7 @@ def matrix_group(matrices: Sequence[MatrixSpectrum], epsilons: tuple[float, ...]
 def _energy(
     what: str, ranks: Sequence[int], changed: Sequence[MatrixSpectrum], cut: KeptEnergy
 ) -> str:
-    used = [each.update.energy_rank_90 for each in changed]
+    used = [matrix.update.energy_rank_90 for matrix in changed]
     span = f"{min(used)} to {max(used)}" if min(used) < max(used) else "in each"
     where = "the matrix" if len(used) == 1 else f"each matrix (median of {len(used)}; {span})"
     text = (
@@ -155,7 +155,7 @@ def _size(matrices: Sequence[MatrixSpectrum]) -> str:
 
 
 def _turned(changed: Sequence[MatrixSpectrum]) -> str:
-    alike = statistics.fmean(similarity(each.change) for each in changed)
+    alike = statistics.fmean(similarity(matrix.change) for matrix in changed)
     nulls = [
         ("Gaussian", [each.gaussian_null for each in changed]),
         ("Haar", [each.haar_null for each in changed]),
@@ -186,7 +186,7 @@ def _intruders(changed: Sequence[MatrixSpectrum]) -> str:
     )
     if trained == 0:
         return f"No intruder dimension is {where}.{random}"
-    holding = sum(intruders_of(each.change, each.leading, EPSILONS) > 0 for each in changed)
+    holding = sum(intruders_of(matrix.change, matrix.leading, EPSILONS) > 0 for matrix in changed)
     return (
         f"{quantities.counted(int(trained), 'intruder dimension')} in {_matrices(holding)} "
         f"{'is' if trained == 1 else 'are'} {where}.{random}"

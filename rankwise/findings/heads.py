@@ -229,16 +229,16 @@ def _heads_of_run(
     assert changes is not None
     reference = None if full is None or full is model else _changes(full)
     measures: list[MeasureOfRun] = []
-    for each in changes.changes:
-        values = flat(each.values)
+    for change in changes.changes:
+        values = flat(change.values)
         like_full = None
-        if reference is not None and (theirs := reference.change(each.measure)) is not None:
+        if reference is not None and (theirs := reference.change(change.measure)) is not None:
             like_full = correlation(values, flat(theirs.values), confidence)
         measures.append(
             MeasureOfRun(
-                measure=each.measure,
+                measure=change.measure,
                 mean=statistics.fmean(map(abs, values)),
-                agreement=correlation(flat(each.halves[0]), flat(each.halves[1]), confidence),
+                agreement=correlation(flat(change.halves[0]), flat(change.halves[1]), confidence),
                 like_full=like_full,
             )
         )
@@ -279,9 +279,9 @@ def _matters(
     for measure, values in _measured(model):
         for is_beyond in (False, True):
             pairs = [
-                (abs(values[each.layer][each.head]), effect)
-                for each in effects.answers
-                if (effect := _size(each, is_beyond=is_beyond)) is not None
+                (abs(values[head.layer][head.head]), effect)
+                for head in effects.answers
+                if (effect := _size(head, is_beyond=is_beyond)) is not None
             ]
             if not pairs:
                 continue
@@ -317,8 +317,8 @@ def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
     changes = model.head_changes
     if changes is None:
         return
-    for each in changes.changes:
-        yield each.measure, each.values
+    for change in changes.changes:
+        yield change.measure, change.values
     share = changes.share("all")
     if share is not None:
         yield "share", share.values
@@ -348,14 +348,14 @@ def _statements(
                 f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
                 f"{quantities.counted(each.num_runs, 'run')})."
             )
-    for each in matters:
-        if each.measure == "output" and not each.is_beyond_control:
-            yield _matter_statement(each)
-    yield from (f"{each.model}: {each.statement}" for each in repairs)
+    for matter in matters:
+        if matter.measure == "output" and not matter.is_beyond_control:
+            yield _matter_statement(matter)
+    yield from (f"{repair.model}: {repair.statement}" for repair in repairs)
 
 
 def _change_statement(run: HeadsOfRun) -> str:
-    by_measure = {each.measure: each for each in run.measures}
+    by_measure = {measured.measure: measured for measured in run.measures}
     output, agreement = by_measure["output"], by_measure["output"].agreement
     control = "" if agreement is None else (
         "; two halves of the prompts order the heads alike with ρ "

@@ -157,7 +157,7 @@ def compare_samples(
         _judge(chosen, scores[0], other, path, confidence)
         for other, path in zip(scores[1:], candidates, strict=True)
     ]
-    adjusted = holm([each.test.p_value for each in judged])
+    adjusted = holm([candidate.test.p_value for candidate in judged])
     return SampleVerdicts(
         base=names[0],
         base_file=str(base),

@@ -120,7 +120,7 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
     """The weights of one trained task's runs; None where none were analysed."""
     results = source.results
     looked = [_Looked(model, model.spectra) for model in results.runs if model.spectra is not None]
-    analysed = [each for each in looked if each.spectra.matrices]
+    analysed = [run for run in looked if run.spectra.matrices]
     if not looked:
         return None
     runs = tuple(_run_weights(source, each) for each in analysed)
@@ -162,7 +162,7 @@ def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
         energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
         intruders=_null_pair(matrices, intruders, sum),
         similarity=_null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
-        full_overlap=_mean([(each.left + each.right) / 2 for each in overlaps]),
+        full_overlap=_mean([(overlap.left + overlap.right) / 2 for overlap in overlaps]),
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
         ),
@@ -183,7 +183,7 @@ def _null_pair(
     gaussian = [measure(m.gaussian_null, m) for m in matrices if m.gaussian_null is not None]
     haar = [measure(m.haar_null, m) for m in matrices if m.haar_null is not None]
     return NullPair(
-        observed=total([measure(each.change, each) for each in matrices]),
+        observed=total([measure(matrix.change, matrix) for matrix in matrices]),
         gaussian=total(gaussian) if len(gaussian) == len(matrices) else None,
         haar=total(haar) if len(haar) == len(matrices) else None,
     )
@@ -213,7 +213,7 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
             if rung.plan.rank is not None and (spectra := run.spectra) is not None
         ]
         points = [point for point in points if point[1].matrices]
-        kinds = dict.fromkeys(each.kind for _, spectra in points for each in spectra.matrices)
+        kinds = dict.fromkeys(matrix.kind for _, spectra in points for matrix in spectra.matrices)
         for module in (ALL_MODULES, *kinds):
             trend = _norm_trend(module, ladder, points, source.confidence)
             if trend is not None:
@@ -226,9 +226,9 @@ def _norm_trend(
     ranks = [rank for rank, _ in points]
     norms = [
         sum(
-            each.update.frobenius_norm**2
-            for each in spectra.matrices
-            if module in (ALL_MODULES, each.kind)
+            matrix.update.frobenius_norm**2
+            for matrix in spectra.matrices
+            if module in (ALL_MODULES, matrix.kind)
         )
         ** 0.5
         for _, spectra in points
@@ -305,16 +305,16 @@ def _statements(
                 f"of the rank{setting}; {words} "
                 f"(R² {trend.logarithmic.r_squared:.3f} and {trend.power_law.r_squared:.3f})."
             )
-    for each in associations:
-        if each.measure == "intruders" and each.correlation is not None:
+    for association in associations:
+        if association.measure == "intruders" and association.correlation is not None:
             evidence = {
-                1: f"Runs with more intruder dimensions have more {each.forgetting}",
-                0: f"No evidence that intruder dimensions go with {each.forgetting}",
-                -1: f"Runs with more intruder dimensions have less {each.forgetting}",
-            }[each.correlation.sign()]
+                1: f"Runs with more intruder dimensions have more {association.forgetting}",
+                0: f"No evidence that intruder dimensions go with {association.forgetting}",
+                -1: f"Runs with more intruder dimensions have less {association.forgetting}",
+            }[association.correlation.sign()]
             yield (
-                f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
-                f"{quantities.counted(each.num_runs, 'run')})."
+                f"{evidence} (Spearman's ρ {quantities.correlation(association.correlation)} over "
+                f"{quantities.counted(association.num_runs, 'run')})."
             )
     none = [run for run in runs if run.intruders.observed == 0]
     if runs and len(none) == len(runs):

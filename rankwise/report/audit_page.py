@@ -113,7 +113,7 @@ def _energy_section(record: AuditRecord) -> ReportSection:
     title = "Energy that is kept at a lower rank"
     detail = "line: all matrices together; dashed: the one that loses most"
     chart = energy_chart(record.kept, record.cut, ENOUGH, _title(title, detail))
-    shown = [each for each in record.kept if each.rank & (each.rank - 1) == 0]
+    shown = [cut for cut in record.kept if cut.rank & (cut.rank - 1) == 0]
     words = [f"rank {each.rank} keeps {100 * each.share:.1f} %" for each in shown]
     caption = (
         "Energy is ‖delta‖_F², what is left after every matrix is cut to its closest of that rank. "

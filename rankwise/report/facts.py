@@ -197,7 +197,7 @@ def _cut_items(results: StudyResults) -> Iterable[str]:
 def _mixed_versions(results: StudyResults) -> Iterable[str]:
     """Runs that were made with other versions, or on another device, than the rest."""
     made = [run.provenance for run in _runs(results)]
-    names = sorted({name for each in made for name in each.package_versions})
+    names = sorted({name for provenance in made for name in provenance.package_versions})
     for name in names:
         found = sorted({each.package_versions.get(name, "none") for each in made})
         if len(found) > 1:

@@ -110,8 +110,8 @@ def write_report(
     for part in parts:
         tables = csv_tables(part.results, part.recommendation, part.summaries)
         files |= {f"{part.prefix}{name}": text for name, text in tables.items()}
-    for each in sections:
-        files |= each.section.files
+    for section in sections:
+        files |= section.section.files
     _replace_files(folder / FILES, files)
     path = StudyFolder(folder).report_file
     write_atomically(path, page)
@@ -122,17 +122,17 @@ def _parts(results: StudyResults, recommendation: StudyRecommendation) -> tuple[
     several = len(recommendation.by_train_task) > 1
     parts: list[_Part] = []
     number = 0
-    for each in recommendation.by_train_task:
-        prefix = f"{file_name(each.train_task)}-" if several else ""
-        its_results = results.of(each.train_task)
-        summaries = summarise(its_results, each)
+    for part in recommendation.by_train_task:
+        prefix = f"{file_name(part.train_task)}-" if several else ""
+        its_results = results.of(part.train_task)
+        summaries = summarise(its_results, part)
         figures = [
             figure._replace(name=f"{prefix}{figure.name}")
-            for figure in study_figures(its_results, each, summaries)
+            for figure in study_figures(its_results, part, summaries)
         ]
         drawn = draw_figures(figures, number)
         number = max([number, *(figure.number for figure in drawn)])
-        parts.append(_Part(its_results, each, summaries, prefix, drawn))
+        parts.append(_Part(its_results, part, summaries, prefix, drawn))
     return tuple(parts)
 
 

@@ -91,7 +91,7 @@ def _alike(
 def _easy(source: OptionGains, ladder: Ladder, tasks: Sequence[str]) -> str:
     """What shows that there is little left to learn; empty where nothing does."""
     base = [level((source.results.base,), task, source.confidence) for task in tasks]
-    ranks = [level(each.runs, t, source.confidence) for each in ladder.rungs for t in tasks]
+    ranks = [level(option.runs, t, source.confidence) for option in ladder.rungs for t in tasks]
     for who, levels in (("the base alone", base), ("every rank", ranks)):
         if all(each.is_mastered for each in levels):
             if levels[0].unit == "nats":

@@ -87,7 +87,7 @@ def head_figures(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> I
         shown = [name for name in changed if name in adapters] or list(changed)
         yield from _by_measure(found.labels[shown[-1]], changed[shown[-1]])
     for model in models.values():
-        kinds = dict.fromkeys((each.mode, each.keys_and_values) for each in model.head_effects)
+        kinds = {(effects.mode, effects.keys_and_values): None for effects in model.head_effects}
         for kind in kinds:
             own = [each for each in model.head_effects if (each.mode, each.keys_and_values) == kind]
             yield from _with_effects(model, found.labels[model.name], own)
@@ -126,7 +126,7 @@ def _by_measure(label: str, changes: HeadChanges) -> Iterator[HeadFigure]:
     width = max(len(row) for row in changes.base_entropy)
     chunks = _chunks(changes.changes, _room(width))
     for number, chunk in enumerate(chunks, start=1):
-        names = [MEASURE_TITLES[each.measure].split(",")[0].lower() for each in chunk]
+        names = [MEASURE_TITLES[panel.measure].split(",")[0].lower() for panel in chunk]
         words = quantities.listed([_MEASURES_IN_WORDS[each.measure] for each in chunk])
         panels = tuple(
             _scaled(
@@ -176,7 +176,7 @@ def _with_effects(
             f"{left} happens to the mean log-probability of the right answer when the head alone "
             f"is {done}: negative where {needed} is needed, positive where it stands in the way. "
             f"{intervention(mode, keys_and_values=shared)}",
-            (*changed, *(_effect_panel(each) for each in chunk)),
+            (*changed, *(_effect_panel(panel) for panel in chunk)),
             MapScale((), _plain),
         )
 

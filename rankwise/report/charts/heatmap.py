@@ -59,7 +59,7 @@ class HeatRow(NamedTuple):
 
 def heatmap_width(rows: Sequence[HeatRow], columns: Sequence[HeatColumn]) -> float:
     """In pixels, with the rows' labels and the key."""
-    right = _places(CELL_WIDTH, [each.group for each in columns], 0.0)[-1] + CELL_WIDTH
+    right = _places(CELL_WIDTH, [column.group for column in columns], 0.0)[-1] + CELL_WIDTH
     return max(_label_width(rows) + right, _KEY_WIDTH)
 
 

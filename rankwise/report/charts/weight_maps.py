@@ -42,7 +42,7 @@ class SpectrumMap(NamedTuple):
     @property
     def in_words(self) -> list[str]:
         """The range of every panel."""
-        ranges = [(each.title, sorted(each.values.values())) for each in self.panels]
+        ranges = [(panel.title, sorted(panel.values.values())) for panel in self.panels]
         return [
             f"{title} {self.words(values[0])} to {self.words(values[-1])}"
             for title, values in ranges
@@ -56,7 +56,7 @@ class SpectrumMap(NamedTuple):
 
 def has_layers(matrices: Iterable[MatrixSpectrum]) -> bool:
     """Whether there is anything to put on a map."""
-    return any(each.layer is not None for each in matrices)
+    return any(matrix.layer is not None for matrix in matrices)
 
 
 def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> SpectrumMap:
@@ -78,7 +78,7 @@ def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> SpectrumMap:
 
 def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
     """How far singular vectors of one model have turned, compared with random updates."""
-    most = max(each.leading[-1] for each in matrices)
+    most = max(matrix.leading[-1] for matrix in matrices)
     return SpectrumMap(
         "map-turned",
         f"Turned singular vectors, {label}",
@@ -117,12 +117,12 @@ def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
 
 
 def _if_drawn(matrices: Iterable[MatrixSpectrum], words: str) -> str:
-    return words if any(each.haar_null is not None for each in matrices) else ""
+    return words if any(matrix.haar_null is not None for matrix in matrices) else ""
 
 
 def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:
     """The last part of each kind's name, or all of it where others end alike."""
-    kinds = list(dict.fromkeys(each.kind for each in matrices))
+    kinds = list(dict.fromkeys(matrix.kind for matrix in matrices))
     last = {kind: kind.rpartition(".")[2] for kind in kinds}
     names = list(last.values())
     return {kind: name if names.count(name) == 1 else kind for kind, name in last.items()}
@@ -135,9 +135,9 @@ def _panel(
     value: Callable[[MatrixSpectrum], float | None],
 ) -> MapPanel:
     values = {
-        (each.layer, kinds[each.kind]): number
-        for each in matrices
-        if each.layer is not None and (number := value(each)) is not None
+        (matrix.layer, kinds[matrix.kind]): number
+        for matrix in matrices
+        if matrix.layer is not None and (number := value(matrix)) is not None
     }
     present = dict.fromkeys(kinds[each.kind] for each in matrices if each.layer is not None)
     return MapPanel(title, tuple(present), values)

@@ -69,9 +69,9 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
         "method over the values of an axis. Exploratory: the recommendation does not rest on this.",
         *(sentence for each in found for sentence in _sentences(each, several)),
     ]
-    for each in found:
-        where = f", trained on {each.train_task}" if several else ""
-        remarks += left_out_remark(each.left_out, where)
+    for part in found:
+        where = f", trained on {part.train_task}" if several else ""
+        remarks += left_out_remark(part.left_out, where)
     return ReportSection(
         name="axes",
         title="One setting at a time",
@@ -242,11 +242,11 @@ def _p_value(value: float) -> str:
 
 def _rows(found: Sequence[TrainTaskAxes]) -> Iterable[dict[str, Any]]:
     """Every effect, then every combination with its changes from the base."""
-    for each in found:
-        for axis in each.axes:
+    for part in found:
+        for axis in part.axes:
             for effect in axis.effects:
                 yield {
-                    "train_task": each.train_task,
+                    "train_task": part.train_task,
                     "method": axis.method,
                     "axis": axis.name,
                     "value": effect.value,
@@ -256,9 +256,9 @@ def _rows(found: Sequence[TrainTaskAxes]) -> Iterable[dict[str, Any]]:
                     **_difference_row(effect.in_domain, "in_domain"),
                     **_difference_row(effect.retention, "retention"),
                 }
-        for point in each.points:
+        for point in part.points:
             yield {
-                "train_task": each.train_task,
+                "train_task": part.train_task,
                 "method": "lora",
                 "axis": None,
                 "value": ", ".join(f"{_WORDS[name]}{v}" for name, v in point.settings.items()),

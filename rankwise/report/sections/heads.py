@@ -39,10 +39,10 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
         "found by taking it off or its delta out, one head at a time (rankwise heads). "
         "Exploratory: the recommendation does not rest on it.",
     ]
-    for each in found:
-        where = f"Trained on {each.train_task}: " if several else ""
-        remarks += [f"{where}{sentence}" for sentence in each.statements]
-        remarks += [f"{where}{run}: {reason}" for run, reason in each.left_out.items()]
+    for part in found:
+        where = f"Trained on {part.train_task}: " if several else ""
+        remarks += [f"{where}{sentence}" for sentence in part.statements]
+        remarks += [f"{where}{run}: {reason}" for run, reason in part.left_out.items()]
     if any(model.head_effects or model.head_repair for model in results.runs):
         remarks.append(
             "What heads do and what a repair restores is of one run and conditional on its seed: "
@@ -98,10 +98,10 @@ def _tables(found: TrainTaskHeads, results: StudyResults, several: bool) -> Iter
     if found.matters:
         yield TitledTable(f"Change and effect{where}", matter_table(found.matters))
     for model in _models(found, results).values():
-        for each in model.head_effects:
-            done = mode_name(each.mode, keys_and_values=each.keys_and_values)
-            title = f"Heads {done}, {found.labels[model.name]} on {each.task}{where}"
-            yield TitledTable(title, effect_table(each))
+        for effects in model.head_effects:
+            done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
+            title = f"Heads {done}, {found.labels[model.name]} on {effects.task}{where}"
+            yield TitledTable(title, effect_table(effects))
     for repair in found.repairs:
         if repair.tasks:
             count = quantities.counted(len(repair.heads), "head")

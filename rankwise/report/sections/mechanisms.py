@@ -61,7 +61,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "many intervals some miss, and the recommendation does not rest on them.",
         *_statements(found, several),
     ]
-    seeds = {each.num_seeds for part in found for each in part.trends}
+    seeds = {trend.num_seeds for part in found for trend in part.trends}
     if seeds == {1}:
         remarks.append("With one seed, all of this is conditional on that seed.")
     for each in found:
@@ -89,10 +89,10 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
 
 
 def _statements(found: Sequence[TrainTaskMechanisms], several: bool) -> Iterator[str]:
-    for each in found:
-        for sentence in each.statements:
+    for part in found:
+        for sentence in part.statements:
             if several:
-                yield f"Trained on {each.train_task}: {sentence[:1].lower()}{sentence[1:]}"
+                yield f"Trained on {part.train_task}: {sentence[:1].lower()}{sentence[1:]}"
             else:
                 yield sentence
 

@@ -138,7 +138,7 @@ def _by_task(study: _Study) -> Figure:
         "Right of zero is better than the base. Each interval is for one difference, "
         "paired over the same items. Each relation has its own axis."
     )
-    more = sum(each.run is not None for each in study.summaries) - len(_drawn_runs(study))
+    more = sum(summary.run is not None for summary in study.summaries) - len(_drawn_runs(study))
     if more > 0:
         caption += f" {quantities.counted(more, 'more run')} are in the table."
     for group in groups:

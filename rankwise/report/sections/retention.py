@@ -52,9 +52,9 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
             "given next to the mean over tasks. The mean over items decides nothing; the "
             "recommendation takes the mean over all retention tasks."
         )
-    for each in found:
-        where = f", trained on {each.train_task}" if several else ""
-        remarks += left_out_remark(each.left_out, where)
+    for part in found:
+        where = f", trained on {part.train_task}" if several else ""
+        remarks += left_out_remark(part.left_out, where)
     return ReportSection(
         name="retention-by-subject",
         title="Knowledge retention by subject",
@@ -80,7 +80,7 @@ def _figure(found: TrainTaskRetention, several: bool) -> Figure:
             f"base {quantities.score(line.base_score.estimate, line.base_score.unit)}, "
             f"{quantities.size(line.base_score.num_examples)}",
             is_group=line in found.groups,
-            changes={each.label: each.change for each in line.changes},
+            changes={change.label: change.change for change in line.changes},
         )
         for line in drawn
     ]
@@ -122,7 +122,7 @@ def _figure(found: TrainTaskRetention, several: bool) -> Figure:
 
 
 def _worst(line: RetentionLine, labels: Iterable[str]) -> float:
-    return min(each.change.estimate for each in line.changes if each.label in labels)
+    return min(change.change.estimate for change in line.changes if change.label in labels)
 
 
 def _table(found: TrainTaskRetention) -> Table:
@@ -151,7 +151,7 @@ def _line_rows(line: RetentionLine) -> list[tuple[Cell, ...]]:
         (
             Cell(line.name, "", note),
             mean_cell(line.base_score, signed=False),
-            *(mean_cell(each.change) for each in line.changes),
+            *(mean_cell(change.change) for change in line.changes),
         )
     ]
     if line.base_score_by_items is not None:
@@ -167,10 +167,10 @@ def _line_rows(line: RetentionLine) -> list[tuple[Cell, ...]]:
 
 def _rows(found: Sequence[TrainTaskRetention]) -> Iterable[dict[str, Any]]:
     """One row for each trained task, group or task, and option."""
-    for each in found:
-        for line in (*each.groups, *each.subjects):
+    for part in found:
+        for line in (*part.groups, *part.subjects):
             for change in line.changes:
-                yield _row(each.train_task, line, change)
+                yield _row(part.train_task, line, change)
 
 
 def _row(train_task: str, line: RetentionLine, change: SubjectChange) -> dict[str, Any]:

@@ -29,14 +29,14 @@ def signature_section(
         tables=(TitledTable("What was found", _table(found, confidence)),) if found else (),
         files={
             "signatures.csv": csv_text(
-                [each.model_dump(mode="json") for each in found], list(Signature.model_fields)
+                [part.model_dump(mode="json") for part in found], list(Signature.model_fields)
             )
         },
     )
 
 
 def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, str]) -> list[str]:
-    names = {each.name for each in found}
+    names = {part.name for part in found}
     absent = [TITLES[n].lower() for n in SIGNATURES if n not in names and n not in not_looked_for]
     listed = "; ".join(absent)
     if found:
@@ -52,7 +52,7 @@ def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, 
 
 
 def _table(found: Sequence[Signature], confidence: float) -> Table:
-    tasks = dict.fromkeys(each.train_task for each in found)
+    tasks = dict.fromkeys(part.train_task for part in found)
     groups = tuple(
         RowGroup(
             f"Trained on {name}" if len(tasks) > 1 else "",

@@ -52,11 +52,11 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         f"are compared with the base's own. {_nulls(settings.null_draws)} Exploratory: the "
         "recommendation does not rest on it.",
     ]
-    for each in found:
-        where = f"Trained on {each.train_task}: " if several else ""
-        remarks += [f"{where}{sentence}" for sentence in each.statements]
+    for part in found:
+        where = f"Trained on {part.train_task}: " if several else ""
+        remarks += [f"{where}{sentence}" for sentence in part.statements]
         remarks += [
-            f"{where}{run} was not analysed: {reason}" for run, reason in each.left_out.items()
+            f"{where}{run} was not analysed: {reason}" for run, reason in part.left_out.items()
         ]
     if found[0].num_seeds == 1:
         remarks.append("With one seed, all of this is conditional on that seed.")
@@ -173,7 +173,7 @@ def _overlap_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several
 
 def _forgetting_figure(found: TrainTaskWeights, intruder_k: int, several: bool) -> Figure:
     names = list(dict.fromkeys(name for run in found.runs for name in run.forgetting))
-    units = {each.forgetting: each.unit for each in found.associations}
+    units = {association.forgetting: association.unit for association in found.associations}
     panels = [
         Scatter(
             title="",

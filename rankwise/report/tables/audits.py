@@ -35,7 +35,7 @@ def matrix_table(record: AuditRecord) -> Table:
         Heading("Best match left", "mean |cos|"),
         Heading("Overlap left", "of the leading spaces"),
     )
-    kinds = dict.fromkeys(each.kind for each in record.matrices)
+    kinds = dict.fromkeys(matrix.kind for matrix in record.matrices)
     groups = tuple(
         RowGroup(
             kind,
@@ -103,7 +103,7 @@ def kind_table(record: AuditRecord) -> Table:
         Heading("Intruders", "in all"),
         Heading("Similarity", "mean |cos|, same index"),
     )
-    kinds = list(dict.fromkeys(each.kind for each in record.matrices))
+    kinds = list(dict.fromkeys(matrix.kind for matrix in record.matrices))
     rows = [
         _kind_cells(kind, [each for each in record.matrices if each.kind == kind], record)
         for kind in kinds

@@ -47,7 +47,7 @@ def change_table(found: TrainTaskHeads) -> Table:
 
 
 def _change_cells(run: HeadsOfRun) -> tuple[Cell, ...]:
-    by_measure = {each.measure: each for each in run.measures}
+    by_measure = {measured.measure: measured for measured in run.measures}
     output = by_measure["output"]
     return (
         Cell(run.label),
@@ -70,10 +70,10 @@ def matter_table(found: Sequence[ChangeAndEffect]) -> Table:
         Heading("Heads"),
     )
     groups: dict[tuple[str, str, str, str], dict[str, list[ChangeAndEffect]]] = {}
-    for each in found:
-        done = mode_name(each.mode, keys_and_values=each.keys_and_values)
-        key = each.run, each.label, each.task, done
-        groups.setdefault(key, {}).setdefault(each.measure, []).append(each)
+    for part in found:
+        done = mode_name(part.mode, keys_and_values=part.keys_and_values)
+        key = part.run, part.label, part.task, done
+        groups.setdefault(key, {}).setdefault(part.measure, []).append(part)
     rows = tuple(
         RowGroup(
             f"{label}, {task}",
@@ -91,7 +91,7 @@ def matter_table(found: Sequence[ChangeAndEffect]) -> Table:
 
 
 def _matter_cells(found: Sequence[ChangeAndEffect]) -> tuple[Cell, ...]:
-    by_kind = {each.is_beyond_control: each for each in found}
+    by_kind = {part.is_beyond_control: part for part in found}
     whole = by_kind[False]
     beyond = by_kind.get(True)
     return (
@@ -112,7 +112,7 @@ def effect_table(effects: TaskHeadEffects) -> Table:
         Heading("Beyond it", "nats"),
         Heading(quantities.capital(effects.metric), effects.unit),
     )
-    scores = {(each.layer, each.head): each.effect for each in effects.scores}
+    scores = {(head.layer, head.head): head.effect for head in effects.scores}
     strongest = sorted(effects.answers, key=lambda each: -abs(each.effect.estimate))[:_STRONGEST]
     rows = tuple(
         (
@@ -141,7 +141,7 @@ def effect_table(effects: TaskHeadEffects) -> Table:
 
 
 def _scored_in_words(effects: TaskHeadEffects) -> str:
-    shown = sum(each.effect.is_shown for each in effects.answers)
+    shown = sum(head.effect.is_shown for head in effects.answers)
     done = mode_name(effects.mode, keys_and_values=effects.keys_and_values)
     return (
         f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
@@ -185,20 +185,20 @@ def repair_table(repair: HeadRepair) -> Table:
     )
     rows = tuple(
         (
-            Cell(each.task, "", "in-domain" if each.task in repair.in_domain else ""),
+            Cell(task.task, "", "in-domain" if task.task in repair.in_domain else ""),
             *(
-                Cell(quantities.score(value, each.unit))
-                for value in (each.base_score, each.adapted_score, each.repaired_score)
+                Cell(quantities.score(value, task.unit))
+                for value in (task.base_score, task.adapted_score, task.repaired_score)
             ),
-            _estimate_cell(each.lost_nats),
-            _estimate_cell(each.effect, digits=1),
-            _estimate_cell(each.effect_nats),
+            _estimate_cell(task.lost_nats),
+            _estimate_cell(task.effect, digits=1),
+            _estimate_cell(task.effect_nats),
             EMPTY
-            if each.random_nats is None
-            else Cell(quantities.change(each.random_nats, "nats")),
-            Cell(quantities.count(each.num_items)),
+            if task.random_nats is None
+            else Cell(quantities.change(task.random_nats, "nats")),
+            Cell(quantities.count(task.num_items)),
         )
-        for each in repair.tasks
+        for task in repair.tasks
     )
     heads = ", ".join(f"{layer}.{head}" for layer, head in repair.heads)
     caption = (
@@ -233,10 +233,10 @@ def change_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
                     "base_entropy_nats": entropy,
                     "base_first_token_mass": changes.base_first_token_mass[layer][head],
                 }
-                for each in changes.changes:
-                    found[f"{each.measure}_change"] = each.values[layer][head]
-                    for half, values in enumerate(each.halves, start=1):
-                        found[f"{each.measure}_change_half_{half}"] = values[layer][head]
+                for change in changes.changes:
+                    found[f"{change.measure}_change"] = change.values[layer][head]
+                    for half, values in enumerate(change.halves, start=1):
+                        found[f"{change.measure}_change_half_{half}"] = values[layer][head]
                 for of in get_args(ShareOf):
                     share = changes.share(of)
                     value = None if share is None else share.values[layer][head]

@@ -118,13 +118,13 @@ def trend_table(found: TrainTaskMechanisms) -> Table:
 
 def gap_rows(found: Sequence[TrainTaskMechanisms]) -> Iterable[dict[str, Any]]:
     """One row for each trained task and option."""
-    for each in found:
-        for gap in each.gaps:
+    for part in found:
+        for gap in part.gaps:
             yield {
-                "train_task": each.train_task,
+                "train_task": part.train_task,
                 "option": gap.option.label,
                 "rank": gap.option.rank,
-                "unit": each.unit,
+                "unit": part.unit,
                 **_mean_row(gap.trained, "trained"),
                 **_mean_row(gap.test, "test"),
                 **_bound_row(gap.gap, "gap"),
@@ -133,14 +133,14 @@ def gap_rows(found: Sequence[TrainTaskMechanisms]) -> Iterable[dict[str, Any]]:
 
 def pair_rows(found: Sequence[TrainTaskMechanisms]) -> Iterable[dict[str, Any]]:
     """One row for each trained task and pair."""
-    for each in found:
-        for pair in () if each.matched is None else each.matched.pairs:
+    for part in found:
+        for pair in () if part.matched is None else part.matched.pairs:
             yield {
-                "train_task": each.train_task,
+                "train_task": part.train_task,
                 "option": pair.option.label,
                 "other": pair.other.label,
-                "match": "" if each.matched is None else each.matched.match,
-                "unit": each.unit,
+                "match": "" if part.matched is None else part.matched.match,
+                "unit": part.unit,
                 **_mean_row(pair.gain, "gain"),
                 **_mean_row(pair.kept, "kept"),
                 "answer": pair.answer,
@@ -149,10 +149,10 @@ def pair_rows(found: Sequence[TrainTaskMechanisms]) -> Iterable[dict[str, Any]]:
 
 def agreement_rows(found: Sequence[TrainTaskMechanisms]) -> Iterable[dict[str, Any]]:
     """One row for each trained task and model."""
-    for each in found:
-        for row in each.agreement:
+    for part in found:
+        for row in part.agreement:
             yield {
-                "train_task": each.train_task,
+                "train_task": part.train_task,
                 "option": BASE_LABEL if row.option is None else row.option.label,
                 "reference": row.reference.label,
                 "num_seeds": row.num_seeds,

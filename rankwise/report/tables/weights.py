@@ -92,7 +92,7 @@ def association_table(found: TrainTaskWeights) -> Table:
         Heading("Runs"),
         Heading("Spearman's ρ"),
     )
-    rows = tuple(_association_cells(each) for each in found.associations)
+    rows = tuple(_association_cells(association) for association in found.associations)
     caption = (
         f"Over all runs, full fine-tuning among them; intervals at "
         f"{quantities.percent(found.confidence)}. Positive: the more of it, the more is forgotten."
@@ -122,25 +122,25 @@ def spectrum_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
         if model.spectra is None:
             continue
         epsilons = model.spectra.epsilons
-        for each in model.spectra.matrices:
+        for matrix in model.spectra.matrices:
             row: dict[str, Any] = {
                 "run": model.name,
-                "module": each.module,
-                "layer": each.layer,
-                "kind": each.kind,
-                "out_features": each.out_features,
-                "in_features": each.in_features,
-                "base_frobenius_norm": each.base_frobenius_norm,
-                "base_spectral_norm": each.base_spectral_norm,
-                **each.update.model_dump(),
+                "module": matrix.module,
+                "layer": matrix.layer,
+                "kind": matrix.kind,
+                "out_features": matrix.out_features,
+                "in_features": matrix.in_features,
+                "base_frobenius_norm": matrix.base_frobenius_norm,
+                "base_spectral_norm": matrix.base_spectral_norm,
+                **matrix.update.model_dump(),
             }
             for name, change in (
-                ("trained", each.change),
-                ("gaussian", each.gaussian_null),
-                ("haar", each.haar_null),
+                ("trained", matrix.change),
+                ("gaussian", matrix.gaussian_null),
+                ("haar", matrix.haar_null),
             ):
-                row |= _change_row(name, change, each.leading, epsilons)
-            overlap = each.full_overlap
+                row |= _change_row(name, change, matrix.leading, epsilons)
+            overlap = matrix.full_overlap
             row["full_overlap_left"] = None if overlap is None else overlap.left
             row["full_overlap_right"] = None if overlap is None else overlap.right
             yield row
