@@ -121,13 +121,13 @@ def _checkpoint_run(
 ) -> PlannedRun:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder. Check the path.")
-    found = find_base_model(BaseModelConfig(name=str(folder)))
+    checkpoint = find_base_model(BaseModelConfig(name=str(folder)))
     refuse_other_architecture(folder, base.skeleton.config, (*ARCHITECTURE, "vocab_size"))
     return _planned(
         config,
         base,
         train_task,
-        found.fingerprint,
+        checkpoint.fingerprint,
         method="full",
         rank=None,
         alpha=None,

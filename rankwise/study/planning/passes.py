@@ -77,7 +77,7 @@ def plan_passes(
 def oversized(passes: Sequence[PlannedPass], available_bytes: int) -> tuple[PlannedPass, ...]:
     """The passes that are not expected to fit, although they were made as small as allowed."""
     limit = int(USABLE_SHARE * available_bytes)
-    return tuple(each for each in passes if each.estimated_memory_bytes > limit)
+    return tuple(planned for planned in passes if planned.estimated_memory_bytes > limit)
 
 
 class _PassCutter:

@@ -228,7 +228,7 @@ def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer,
         )
         for train_task, relations in tasks.scored.tasks.items()
     }
-    return {train_task: found for train_task, found in answers.items() if found}
+    return {train_task: its_answers for train_task, its_answers in answers.items() if its_answers}
 
 
 def _head_prompts(
@@ -278,7 +278,7 @@ def _memory(
         dropout=train.dropout,
         full=config.methods.full or FullConfig(),
     )
-    adapted = dict.fromkeys(name for found in layers.values() for name in found.shapes)
+    adapted = dict.fromkeys(name for targets in layers.values() for name in targets.shapes)
     return PassMemory(model.skeleton, setting, list(adapted))
 
 

@@ -152,28 +152,28 @@ class _TaskFinder:
     ) -> PreparedTask | None:
         if task is None or not self.config.evaluation.trained_format:
             return None
-        found = in_trained_format(
+        rewritten = in_trained_format(
             task.loaded,
             trained,
             chat_template=task.chat_template,
             num_fewshot=task.num_fewshot,
         )
-        if found is None:
+        if rewritten is None:
             return None
-        if isinstance(found, LoadedTask) and found.name in self._done:
-            return self._done[found.name]
+        if isinstance(rewritten, LoadedTask) and rewritten.name in self._done:
+            return self._done[rewritten.name]
         try:
-            if isinstance(found, str):
-                raise TaskError(found)
-            self._done[found.name] = prepare_task(
-                found,
+            if isinstance(rewritten, str):
+                raise TaskError(rewritten)
+            self._done[rewritten.name] = prepare_task(
+                rewritten,
                 self.tokenizer,
                 max_length=self.max_length,
                 num_fewshot=0,
                 limit=self.config.evaluation.limit,
                 chat_template=trained.chat_template,
             )
-            return self._done[found.name]
+            return self._done[rewritten.name]
         except (TaskError, DataError) as error:
             self.warnings.append(
                 f"evaluation.{relation}: scored in its standard format only, which is not the one "
@@ -265,11 +265,11 @@ class _TaskFinder:
     ) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
         for index, name in enumerate(wanted[relation]):
-            found = loaded.get(name, ())
-            if isinstance(found, TaskNotFound):
-                self.problems.append(f"evaluation.{relation}[{index}]: {found}")
+            named = loaded.get(name, ())
+            if isinstance(named, TaskNotFound):
+                self.problems.append(f"evaluation.{relation}[{index}]: {named}")
             else:
-                leaves |= {task.name: task for task in found}
+                leaves |= {task.name: task for task in named}
         if relation == "held_out_text":
             for task in leaves.values():
                 if task.output_type != "loglikelihood_rolling":
@@ -280,13 +280,13 @@ class _TaskFinder:
         return leaves
 
     def _trained_tasks(
-        self, index: int, found: tuple[LoadedTask, ...] | TaskNotFound | None
+        self, index: int, named: tuple[LoadedTask, ...] | TaskNotFound | None
     ) -> tuple[LoadedTask, ...]:
-        if isinstance(found, TaskNotFound):
+        if isinstance(named, TaskNotFound):
             place = f"[{index}]" if len(self.config.train.task) > 1 else ""
-            self.problems.append(f"train.task{place}: {found}")
+            self.problems.append(f"train.task{place}: {named}")
             return ()
-        return found or ()
+        return named or ()
 
     def _exclude_trained(self, name: str, trained: tuple[LoadedTask, ...], leaves: Leaves) -> None:
         """What is trained on is in-domain, unless its scored items are those trained on."""
@@ -363,21 +363,21 @@ class _TaskFinder:
         """The rows to train on, by leaf task and number, and the scored items that are in them."""
         names = [name for tasks in source.leaves.values() for name in tasks]
         scored = [task for name in names if (task := self._done[name]) is not None]
-        found = find_overlap(source.rows, scored, self.tokenizer)
+        overlap = find_overlap(source.rows, scored, self.tokenizer)
         drops = self.config.train.drop_overlapping
-        kept = found.other_rows if drops else found.all_rows
-        if found.num_rows and not any(kept.values()):
+        kept = overlap.other_rows if drops else overlap.all_rows
+        if overlap.num_rows and not any(kept.values()):
             self.problems.append(
-                f"train.drop_overlapping: of {source.name} {found}, and no row is left to train "
+                f"train.drop_overlapping: of {source.name} {overlap}, and no row is left to train "
                 "on; train on other rows, or score other items"
             )
-        elif found.num_rows:
+        elif overlap.num_rows:
             what = "they are left out" if drops else (
                 "a score on these says what a model remembers; set train.drop_overlapping=true to "
                 "train without them"
             )  # fmt: skip
-            self.warnings.append(f"train: of {source.name} {found}; {what}")
-        return kept, dict.fromkeys(found.num_items, 0) if drops else found.num_items
+            self.warnings.append(f"train: of {source.name} {overlap}; {what}")
+        return kept, dict.fromkeys(overlap.num_items, 0) if drops else overlap.num_items
 
 
 def _groups(leaves: list[LoadedTask]) -> dict[str, tuple[str, ...]]:

@@ -82,7 +82,7 @@ class _Comparison:
         norms: NormSquared
         weights = self._context.folder.weights_folder(run)
         if run.method == "full":
-            names = list(dict.fromkeys(name for each in layouts for name in each.projections))
+            names = list(dict.fromkeys(name for layout in layouts for name in layout.projections))
             if self._base_matrices is None:
                 base = models.fetch_weights(self._context.plan.base)
                 self._base_matrices = weight_matrices(base, names)

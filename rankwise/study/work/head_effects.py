@@ -71,7 +71,7 @@ class HeadStudy:
                 f"{self._run.name} is a full fine-tuning: reversion takes a head's part of an "
                 "adapter's delta out. Choose --mode ablate, or a run with an adapter."
             )
-        found: list[TaskHeadEffects] = []
+        records: list[TaskHeadEffects] = []
         work = sum(2.0 * task.num_items for task in tasks)
         self._observer.study_started(work, 0.0)
         self._observer.model_started(self._run.name, work)
@@ -93,8 +93,8 @@ class HeadStudy:
             else:
                 self._observer.advanced(2.0 * task.num_items)
             self._observer.stage_finished()
-            found.append(record)
-        return found
+            records.append(record)
+        return records
 
     def _fingerprint(self, task: PreparedTask, question: HeadQuestion) -> str:
         return head_effects_fingerprint(
@@ -284,13 +284,13 @@ class HeadStudy:
 
 def _scores(values: Sequence[ItemValues], of: str) -> HeadScores:
     """First the model as it is, then by head."""
-    rows = np.stack([getattr(each, of) for each in values])
+    rows = np.stack([getattr(values_of_head, of) for values_of_head in values])
     return HeadScores(rows[0], rows[1:])
 
 
 def _screen(expected: dict[Head, float], exact: dict[Head, float]) -> Screen:
     heads = sorted(exact)
-    found = rank_correlation([expected[h] for h in heads], [exact[h] for h in heads])
+    correlation = rank_correlation([expected[h] for h in heads], [exact[h] for h in heads])
     return Screen(
         heads=tuple(
             ScreenedHead(
@@ -298,7 +298,7 @@ def _screen(expected: dict[Head, float], exact: dict[Head, float]) -> Screen:
             )
             for head, value in sorted(expected.items())
         ),
-        rank_correlation=None if found is None else found.estimate,
-        lower=None if found is None else found.lower,
-        upper=None if found is None else found.upper,
+        rank_correlation=None if correlation is None else correlation.estimate,
+        lower=None if correlation is None else correlation.lower,
+        upper=None if correlation is None else correlation.upper,
     )

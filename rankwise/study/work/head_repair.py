@@ -48,9 +48,9 @@ class _Asked(NamedTuple):
 
 
 def can_repair(run: PlannedRun, effects: Sequence[TaskHeadEffects]) -> bool:
-    """Whether there are reversions in-domain and elsewhere, each on four items at least."""
-    in_domain = [each.relation == "in_domain" for each in effects]
-    enough = all(each.mode == "revert" and each.num_items >= 4 for each in effects)
+    """Whether there are reversions in-domain and elsewhere, each on at least four items."""
+    in_domain = [effect.relation == "in_domain" for effect in effects]
+    enough = all(effect.mode == "revert" and effect.num_items >= 4 for effect in effects)
     return run.method == "lora" and enough and any(in_domain) and not all(in_domain)
 
 
@@ -93,13 +93,13 @@ class HeadRepairer:
         record = HeadRepair(
             model=self._run.name,
             fingerprint=wanted,
-            effects=tuple(each.fingerprint for each in effects),
+            effects=tuple(effect.fingerprint for effect in effects),
             keys_and_values=effects[0].keys_and_values,
-            in_domain=tuple(each.task for each in effects if each.relation == "in_domain"),
-            others=tuple(each.task for each in effects if each.relation != "in_domain"),
+            in_domain=tuple(effect.task for effect in effects if effect.relation == "in_domain"),
+            others=tuple(effect.task for effect in effects if effect.relation != "in_domain"),
             heads=tuple(chosen),
             selection_gain_nats=tuple(gains),
-            num_selection_items=sum(len(each.half(first=True)) for each in asked),
+            num_selection_items=sum(len(one.half(first=True)) for one in asked),
             tasks=(),
             num_random_sets=0,
             folder=None,
@@ -148,12 +148,12 @@ class HeadRepairer:
         record: HeadRepair,
         random: Sequence[Sequence[Head]],
     ) -> Iterator[RepairedTask]:
-        values = [self._values(search.scorer, each) for each in asked]
+        values = [self._values(search.scorer, one) for one in asked]
         confidence, count = self._plan.record.config.recommendation.confidence, len(asked)
         # one family over the tasks
         level = 1.0 - (1.0 - confidence) / count
         drawn = search.nats(random, asked, first=False)
-        for number, each in enumerate(asked):
+        for number, one in enumerate(asked):
             base, adapted, repaired = values[number]
             kept = slice(1, None, 2)
             item_size = 100.0 if adapted.unit == "points" else 0.0
@@ -163,8 +163,8 @@ class HeadRepairer:
             intact = adapted.answer_nats[kept].mean()
             sides = [float(np.mean(one.values[kept])) for one in (base, adapted, repaired)]
             yield RepairedTask(
-                task=each.task.name,
-                relation="in_domain" if each.task.name in record.in_domain else None,
+                task=one.task.name,
+                relation="in_domain" if one.task.name in record.in_domain else None,
                 unit=adapted.unit,
                 num_items=len(nats),
                 base_score=sides[0],
@@ -181,9 +181,9 @@ class HeadRepairer:
     def _values(self, scorer: ResidentScorer, asked: _Asked) -> list[ItemValues]:
         """Of the base, the adapter and the repaired one."""
         models = [None, _ADAPTER, _REPAIRED]
-        found = scorer.log_likelihoods(models, continuations(asked.task))
+        answers = scorer.log_likelihoods(models, continuations(asked.task))
         metric = metric_of(self._plan.record.config, asked.task.name)
-        return [item_values(asked.task, asked.items, each, metric) for each in found]
+        return [item_values(asked.task, asked.items, of_model, metric) for of_model in answers]
 
 
 class _Search:
@@ -198,7 +198,7 @@ class _Search:
     ) -> None:
         self.scorer, self.layouts = scorer, layouts
         self._adapter, self._effects = adapter, effects
-        self._is_in_domain = np.array([each.relation == "in_domain" for each in effects])
+        self._is_in_domain = np.array([effect.relation == "in_domain" for effect in effects])
 
     def greedy(self, asked: Sequence[_Asked]) -> tuple[list[Head], list[float]]:
         """Heads in the order in which they were added, and what the set gained with each."""
@@ -218,14 +218,14 @@ class _Search:
 
     def _candidates(self) -> list[Head]:
         """Heads by what they promise alone, the best first; only what all tasks know of."""
-        found: dict[Head, list[float]] = {}
-        for each in self._effects:
-            for head, nats in _promises(each):
-                found.setdefault(head, []).append(nats)
+        promised: dict[Head, list[float]] = {}
+        for effects in self._effects:
+            for head, nats in _promises(effects):
+                promised.setdefault(head, []).append(nats)
         worth = {
-            head: self._worth(np.array(own))
-            for head, own in found.items()
-            if len(own) == len(self._effects)
+            head: self._worth(np.array(by_task))
+            for head, by_task in promised.items()
+            if len(by_task) == len(self._effects)
         }
         return sorted(worth, key=lambda head: -worth[head])[:MOST_HEADS]
 
@@ -257,26 +257,26 @@ class _Search:
                 self._adapter.layers, self.layouts, heads, keys_and_values=shared
             )
             self.scorer.hold(name, FrozenAdapter(layers, is_zero_update=False))
-        found: list[list[float]] = [[] for _ in sets]
-        for each in asked:
-            items, options = each.half(first), continuations(each.task)
+        means: list[list[float]] = [[] for _ in sets]
+        for one in asked:
+            items, options = one.half(first), continuations(one.task)
             numbers = [index for item in items for index in item.options]
             answers = self.scorer.log_likelihoods(list(names), [options[n] for n in numbers])
-            for own, into in zip(answers, found, strict=True):
+            for of_set, into in zip(answers, means, strict=True):
                 nats = [0.0] * len(options)
-                for number, answer in zip(numbers, own, strict=True):
+                for number, answer in zip(numbers, of_set, strict=True):
                     nats[number] = answer.nats
                 into.append(float(np.mean([item.answer_nats(nats) for item in items])))
         for name in names:
             self.scorer.take_off(name)
-        return found
+        return means
 
 
 def _promises(effects: TaskHeadEffects) -> Iterator[tuple[Head, float]]:
     """What reverting each head does on the items that heads are chosen by: found, or expected."""
     if effects.screen is not None:
-        for each in effects.screen.heads:
-            yield Head(each.layer, each.head), each.expected_nats
+        for head in effects.screen.heads:
+            yield Head(head.layer, head.head), head.expected_nats
         return
     for effect, nats in zip(effects.answers, effects.first_half_nats, strict=True):
         yield Head(effect.layer, effect.head), nats
@@ -288,12 +288,12 @@ def _estimate(by_item: Floats, item_size: float, confidence: float) -> HeadEstim
 
 def _statement(record: HeadRepair, tasks: Sequence[RepairedTask]) -> str:
     """What the items that were left say."""
-    others = [each for each in tasks if each.task in record.others]
-    own = [each for each in tasks if each.task in record.in_domain]
-    raised = [each for each in others if each.effect_nats.lower > 0.0]
-    restored = [each for each in raised if each.lost_nats.upper < 0.0]
-    more = [each for each in raised if each.lost_nats.upper >= 0.0]
-    harmed = [each for each in own if each.effect_nats.upper < 0.0]
+    others = [task for task in tasks if task.task in record.others]
+    own = [task for task in tasks if task.task in record.in_domain]
+    raised = [task for task in others if task.effect_nats.lower > 0.0]
+    restored = [task for task in raised if task.lost_nats.upper < 0.0]
+    more = [task for task in raised if task.lost_nats.upper >= 0.0]
+    harmed = [task for task in own if task.effect_nats.upper < 0.0]
     heads = quantities.counted(len(record.heads), "head")
     if raised:
         done = [f"restores {_amounts(restored)}"] if restored else []
@@ -309,7 +309,7 @@ def _statement(record: HeadRepair, tasks: Sequence[RepairedTask]) -> str:
 
 def _amounts(tasks: Sequence[RepairedTask]) -> str:
     return ", ".join(
-        f"{each.task} {each.effect_nats.estimate:+.3f} nats ({each.effect_nats.lower:+.3f} to "
-        f"{each.effect_nats.upper:+.3f})"
-        for each in tasks
+        f"{task.task} {task.effect_nats.estimate:+.3f} nats ({task.effect_nats.lower:+.3f} to "
+        f"{task.effect_nats.upper:+.3f})"
+        for task in tasks
     )

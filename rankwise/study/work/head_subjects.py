@@ -18,12 +18,12 @@ def find_run(study: StudyRecord, name: str) -> PlannedRun:
         ConfigError: there is none, or several.
     """
     by_name = {run.name: run for run in study.runs}
-    found = [run for run in study.runs if run.name.startswith(name)] if name else []
-    if name in by_name or len(found) == 1:
-        return by_name.get(name) or found[0]
+    matches = [run for run in study.runs if run.name.startswith(name)] if name else []
+    if name in by_name or len(matches) == 1:
+        return by_name.get(name) or matches[0]
     hint = did_you_mean(name, by_name, cutoff=0.4) or f"there are {', '.join(by_name) or 'none'}"
-    if found:
-        hint = f"several begin so: {', '.join(run.name for run in found)}"
+    if matches:
+        hint = f"several begin so: {', '.join(run.name for run in matches)}"
     raise ConfigError("heads", [f"--run: no run named {name!r} in {study.config.name}; {hint}"])
 
 
@@ -60,4 +60,4 @@ def check_tasks(tasks: Sequence[PreparedTask]) -> None:
 def relation_of(study: StudyRecord, run: PlannedRun, task: str) -> Relation | None:
     """What a task is to a run, None where the study does not score it."""
     relations = study.tasks[run.train_task]
-    return next((each for each, names in relations.items() if task in names), None)
+    return next((relation for relation, names in relations.items() if task in names), None)

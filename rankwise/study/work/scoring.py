@@ -133,7 +133,10 @@ class ScoreWorker:
         lines = [line for line in samples if line["filter"] == samples[0]["filter"]]
         return Known(
             responses=tuple(
-                tuple(tuple(each) if isinstance(each, list) else each for each in responses)
+                tuple(
+                    tuple(response) if isinstance(response, list) else response
+                    for response in responses
+                )
                 for line in lines
                 for responses in line["resps"]
             ),

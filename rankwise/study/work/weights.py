@@ -29,7 +29,7 @@ class _Subject(NamedTuple):
 
     Attributes:
         run: which.
-        updates: of an adapter, by layer; each is let go of when it has been looked into.
+        updates: of an adapter, by layer; each is released once it is analysed.
         full: the full fine-tuning that it is compared with, or is itself.
         not_analysed: why there are no matrices.
         matrices: what was found.
@@ -124,14 +124,14 @@ def _look(
     }
     if subject.run.method == "full":
         assert full_update is not None
-        found = matrix_spectrum(layer, base, full_update, rank=None, **common)
+        spectrum = matrix_spectrum(layer, base, full_update, rank=None, **common)
     else:
         update = subject.updates.pop(layer, None)
         if update is None:
             return
         common["full_update"] = full_update
-        found = matrix_spectrum(layer, base, update.factorization, rank=update.rank, **common)
-    subject.matrices.append(found)
+        spectrum = matrix_spectrum(layer, base, update.factorization, rank=update.rank, **common)
+    subject.matrices.append(spectrum)
 
 
 def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, LinearShape]) -> _Subject:
@@ -176,5 +176,5 @@ def _layers(
         for run in stage.runs:
             path, current = stage.path_of(context.folder, run), stage.fingerprint_of(run)
             record = context.folder.finished(path, SpectraRecord, current)
-            wanted |= set() if record is None else {each.module for each in record.matrices}
+            wanted |= set() if record is None else {matrix.module for matrix in record.matrices}
     return [name for name in shapes if name in wanted]
