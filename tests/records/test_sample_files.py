@@ -250,7 +250,7 @@ def test_the_results_file_beside_says_which_is_better(tmp_path: Path) -> None:
 def test_results_files_that_disagree(tmp_path: Path) -> None:
     base = with_results(tmp_path, "2026-01", [0.5, 0.5, 0.25], False)
     other = with_results(tmp_path, "2026-02", [0.0, 0.0, 0.25], True)
-    with pytest.raises(RecordError, match=r"do not agree on 'gap': higher is better beside \S+02"):
+    with pytest.raises(RecordError, match=r"do not agree on 'gap': higher is better next to \S+02"):
         compare_samples(base, [other])
 
 

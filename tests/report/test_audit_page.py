@@ -93,7 +93,7 @@ def test_without_draws_nothing_is_said_of_random_updates(
     assert not any("andom updates" in sentence for sentence in record.statements)
     text = tables(page)
     assert "No matrix has an intruder dimension: there is no map of them" in text
-    assert "there were no random updates to compare with" in text
+    assert "no random updates were drawn to compare with" in text
     for said in ("0 draws", "under random updates", "Small numbers", "Beside it the same"):
         assert said not in text
 
