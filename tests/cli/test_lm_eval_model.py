@@ -344,7 +344,10 @@ def test_a_configuration_file_is_read_as_lm_eval_reads_it(
     ("arguments", "words"),
     [
         (["--model_args", "adapters=a=b"], ["pretrained: say which base model"]),
-        (["--model_args", "pretrained=x,adpters=a=b,dtype=int3"], ["adpters", "dtype: 'int3'"]),
+        (
+            ["--model_args", "pretrained=x,adpters=a=b,dtype=int3"],
+            ["did you mean 'adapters'?", "dtype: 'int3'"],
+        ),
         (["--model_args", "pretrained=x,adapters=a=b;a=c"], ["'a' is given twice"]),
         (["--model_args", "pretrained=x,adapters=a=b;base=c"], ["another word than 'base'"]),
         (["--model_args", "pretrained=x,adapters=a=b,peft=c"], ["'c' is none of the adapters a"]),
