@@ -105,7 +105,7 @@ class StageFailedError(RankwiseError, RuntimeError):
     def __init__(self, failures: Sequence[str]) -> None:
         self.failures = tuple(failures)
         count = _count(len(self.failures), "stage")
-        again = "Run the same command to try again: what is finished is kept."
+        again = "Run the same command to try again: finished work is kept."
         super().__init__("\n  ".join([f"{count} of the study failed", *self.failures, again]))
 
     def __reduce__(self) -> tuple[type[StageFailedError], tuple[tuple[str, ...]]]:

@@ -127,5 +127,5 @@ def _enough_memory() -> Generator[None]:
             f"it does not fit into memory ({str(error).splitlines()[0]}). "
             "Lower train.max_length or evaluation.max_batch_tokens, choose "
             "train.base_precision=4bit or methods.full.weights=bfloat16, or leave full fine-tuning "
-            "out with methods.full=null; then run again: what is finished is kept."
+            "out with methods.full=null; then run again: finished work is kept."
         ) from error

@@ -299,17 +299,17 @@ def _statement(record: HeadRepair, tasks: Sequence[RepairedTask]) -> str:
         done = [f"restores {_amounts(restored)}"] if restored else []
         if more:
             done.append(f"raises {_amounts(more)}, where no loss to the base is shown")
-        cost = f"costs {_amounts(harmed)}" if harmed else f"is not shown to cost: {_amounts(own)}"
-        return f"Reverting {heads} {' and '.join(done)}; in-domain it {cost}."
+        cost = f"it costs {_amounts(harmed)}" if harmed else f"no cost was found: {_amounts(own)}"
+        return f"Reverting {heads} {' and '.join(done)}; in-domain {cost}."
     return (
-        f"That reverting {heads} restores other domains is not confirmed on the items that were "
-        f"left: {_amounts(others)}; in-domain {_amounts(own)}."
+        f"The items that were left do not confirm that reverting {heads} restores other domains: "
+        f"{_amounts(others)}; in-domain {_amounts(own)}."
     )
 
 
 def _amounts(tasks: Sequence[RepairedTask]) -> str:
     return ", ".join(
-        f"{task.task} {task.effect_nats.estimate:+.3f} nats ({task.effect_nats.lower:+.3f} to "
-        f"{task.effect_nats.upper:+.3f})"
+        f"{task.task} {quantities.change(task.effect_nats.estimate, 'nats')} nats "
+        f"({quantities.change_interval(task.effect_nats.lower, task.effect_nats.upper, 'nats')})"
         for task in tasks
     )
