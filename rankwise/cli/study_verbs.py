@@ -88,9 +88,9 @@ def report(directory: Folder) -> int:
     from rankwise.study.conclusion import StudyOutcome
 
     folder = StudyFolder(directory)
+    results, recommendation = folder.read_results(), folder.read_recommendation()
     findings = read_record(folder.findings_file, StudyFindings)
-    recommendation = folder.read_recommendation()
-    return _report(folder, StudyOutcome(folder.read_results(), recommendation, findings))
+    return _report(folder, StudyOutcome(results, recommendation, findings))
 
 
 @verb(STUDIES)

@@ -21,11 +21,13 @@ STANDARD = {
     "DataError": ValueError,
     "DivergedError": ArithmeticError,
     "OutOfMemoryError": MemoryError,
+    "StageFailedError": RuntimeError,
     "UnchangedOutputsError": AssertionError,
 }
 WITH_FIELDS = {
     "ConfigError": ("study.yaml", ["a: 1", "b: 2"]),
     "PlanError": ("study", "tiny", ["a: 1"], ["w"]),
+    "StageFailedError": (["base: scoring a failed: why"],),
 }
 
 

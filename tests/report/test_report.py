@@ -239,7 +239,8 @@ def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
     assert row.in_domain == row.gain == row.forgetting == Cell(quantities.NOT_MEASURED)
     text = Page(html).text
     assert row.problem in text
-    assert any("diverged" in warning for warning in study_warnings(results))
+    study = StudyResults(study=results.study, base=results.base, runs=results.runs)
+    assert any("diverged" in warning for warning in study_warnings(study))
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_a_full_fine_tuning_is_ablated_by_means_and_not_reverted(finished: Finis
         (["--run", "colours", "--tasks", "hues"], 2, "several begin so"),
         (["--run", "colours-lora", "--tasks", "hue"], 2, "did you mean 'hues'"),
         (["--run", "colours-lora", "--tasks", "sums"], 2, "is generate_until"),
-        (["--run", "colours-lora", "--tasks", " , "], 2, "name one task at least"),
+        (["--run", "colours-lora", "--tasks", " , "], 2, "name at least one"),
         (["--run", "colours-lora", "--tasks", "hues", "--keys-and-values"], 2, "--mode revert"),
     ],
 )
