@@ -52,7 +52,7 @@ lock: $(NEWEST)/.test-tools
 	mv constraints.new constraints.txt
 
 docs: $(VENV)/.test-tools
-	$(BIN)/typer rankwise.cli utils docs --name rankwise --title "The rankwise command" --output docs/cli.md
+	$(BIN)/typer rankwise.cli.main utils docs --name rankwise --title "The rankwise command" --output docs/cli.md
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build dist .pytest_cache .ruff_cache .import_linter_cache

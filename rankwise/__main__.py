@@ -1,6 +1,6 @@
 """``python -m rankwise`` is the ``rankwise`` command."""
 
-from rankwise.cli import entry_point
+from rankwise.cli.main import entry_point
 
 if __name__ == "__main__":
     entry_point()

@@ -18,7 +18,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "transformers", "peft", "lm_eval")
 LIGHT_MODULES = (
     "rankwise",
-    "rankwise.cli",
+    "rankwise.cli.main",
     "rankwise.records.config",
     "rankwise.records.study",
     "rankwise.records.folder",
@@ -92,6 +92,13 @@ def test_a_source_file_is_documented_and_small(path: Path) -> None:
     assert list(_undocumented(ast.parse(text))) == []
     assert len(text.splitlines()) <= 600
     assert not {"utils", "common", "helpers"} & set(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_a_package_file_holds_its_docstring_only() -> None:
+    for path in SOURCES:
+        if path.name == "__init__.py" and path.parent != ROOT:
+            (node,) = ast.parse(path.read_text(encoding="utf-8")).body
+            assert isinstance(node, ast.Expr), path
 
 
 def test_functions_are_short() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rankwise.cli import app, application
+from rankwise.cli import application
+from rankwise.cli.main import app
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config, preset_text
 from rankwise.tasks import resolution
@@ -77,7 +78,7 @@ def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("--version",)])
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     code = (
-        "import sys\nfrom rankwise.cli import app\n"
+        "import sys\nfrom rankwise.cli.main import app\n"
         "try:\n    app(sys.argv[1:], prog_name='rankwise')\nexcept SystemExit as stop:\n"
         f"    loaded = [name for name in {HEAVY} if name in sys.modules]\n"
         "    print(loaded, file=sys.stderr)\n    sys.exit(stop.code)\n"

@@ -17,9 +17,9 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from rankwise.cli import app
 from rankwise.cli.lm_eval.arguments import parse_model_arguments
 from rankwise.cli.lm_eval.model import RankwiseLM
+from rankwise.cli.main import app
 from rankwise.errors import ConfigError, ModelError, UnchangedOutputsError
 
 TASKS = ["colours", "small_prose", "sums"]

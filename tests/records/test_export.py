@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from typer.testing import CliRunner
 
-from rankwise.cli import app
+from rankwise.cli.main import app
 from rankwise.errors import RecordError, StorageError
 from rankwise.findings.pairs import compare
 from rankwise.findings.samples import compare_samples
@@ -497,7 +497,7 @@ def test_the_command_refuses_another_format_and_no_study(tmp_path: Path) -> None
 def test_exporting_and_comparing_load_nothing_heavy(exported: Exported, tmp_path: Path) -> None:
     code = f"""
 import sys
-from rankwise.cli import app
+from rankwise.cli.main import app
 for arguments in (
     ["export", {str(exported.study.root)!r}, "--output", {str(tmp_path)!r}],
     ["compare-samples", {str(exported.base.samples_file("colours"))!r},

@@ -15,7 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
-from rankwise.cli import app
+from rankwise.cli.main import app
 from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, TaskError
 from rankwise.findings.samples import SampleVerdicts, compare_samples
 from rankwise.findings.stats.estimates import crossed_difference

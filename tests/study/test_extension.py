@@ -137,7 +137,7 @@ def test_what_cannot_be_added_is_said(
 def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from rankwise.cli import app
+    from rankwise.cli.main import app
 
     run(load_config(study_file, SETTINGS), tmp_path / "study")
     done = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "3"])

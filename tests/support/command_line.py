@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from rankwise.cli import app
+from rankwise.cli.main import app
 
 
 def rankwise(*arguments: object) -> Any:

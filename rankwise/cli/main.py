@@ -1,0 +1,17 @@
+"""The ``rankwise`` command: the application with all its verbs."""
+
+# The help lists the verbs in the order of these imports.
+# isort: off
+from rankwise.cli import study_verbs
+from rankwise.cli import audit_verbs
+from rankwise.cli import head_verbs
+from rankwise.cli import tool_verbs
+from rankwise.cli.application import app
+# isort: on
+
+__all__ = ["app", "audit_verbs", "entry_point", "head_verbs", "study_verbs", "tool_verbs"]
+
+
+def entry_point() -> None:
+    """Run the ``rankwise`` command."""
+    app(prog_name="rankwise")
