@@ -56,26 +56,26 @@ class PlannedRun(Record):
     method: Method
     train_task: str
     """The task that the run is trained on."""
-    rank: int | None
+    rank: int | None = None
     """None for full fine-tuning."""
-    alpha: float | None
+    alpha: float | None = None
     """None for full fine-tuning."""
-    alpha_labels: tuple[str, ...]
+    alpha_labels: tuple[str, ...] = ()
     """How alpha follows from the rank ("2r"): values on the alpha axis.
 
     Several where two settings of the study give the same run.
     """
-    scaling: float | None
+    scaling: float | None = None
     """Factor of the LoRA update B·A, from alpha and rank; None for full fine-tuning."""
-    learning_rate: float | None
+    learning_rate: float | None = None
     """None for an imported model."""
-    rate_labels: tuple[str, ...]
+    rate_labels: tuple[str, ...] = ()
     """How the learning rate follows from the rank ("2e-4 × (r/32)^-1/2"), like `alpha_labels`."""
-    epochs: int | None
+    epochs: int | None = None
     """None for an imported model."""
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] = ()
     """The adapted linear layers, as PEFT takes them; empty for full fine-tuning."""
-    seed: int | None
+    seed: int | None = None
     """None for an imported model."""
     imported_as: str | None = None
     """Label of an imported model; None for a run that is trained here."""

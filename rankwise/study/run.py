@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 
-from rankwise.engine.models.devices import is_out_of_memory
+from rankwise.engine.models.devices import is_out_of_memory, quick_collections
 from rankwise.errors import (
     OutOfMemoryError,
     RankwiseError,
@@ -45,7 +45,7 @@ def run_study(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> Study
         RecordError: a record of the folder cannot be read.
         StorageError: the folder cannot be written.
     """
-    with folder.lock():
+    with folder.lock(), quick_collections():
         folder.write(folder.study_file, plan.record)
         context = StudyContext.of(plan, folder, observer)
         try:

@@ -85,6 +85,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in message for words in _OUT_OF_MEMORY)
 
 
+@contextlib.contextmanager
+def quick_collections() -> Generator[None]:
+    """Within the block, garbage collections leave out whatever was alive before it.
+
+    With torch, transformers and lm-eval loaded there are a million such objects, which stay
+    anyway: a collection takes a second with them and milliseconds without. Where objects are
+    frozen already (:func:`gc.freeze`), nothing is changed.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def give_back_memory(device: torch.device) -> None:
     """Collect garbage, and return free memory to the system.
 

@@ -122,19 +122,15 @@ def _checkpoint_run(
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder. Check the path.")
     checkpoint = find_base_model(BaseModelConfig(name=str(folder)))
-    refuse_other_architecture(folder, base.skeleton.config, (*ARCHITECTURE, "vocab_size"))
+    refuse_other_architecture(folder, base.model.skeleton.config, (*ARCHITECTURE, "vocab_size"))
     return _planned(
         config,
         base,
         train_task,
         checkpoint.fingerprint,
         method="full",
-        rank=None,
-        alpha=None,
-        scaling=None,
-        target_modules=(),
         imported_from=folder,
-        num_trainable_parameters=sum(p.numel() for p in base.skeleton.parameters()),
+        num_trainable_parameters=base.model.num_parameters,
     )
 
 
@@ -147,24 +143,18 @@ def _planned(
     num_trainable_parameters: int,
     **settings: Any,
 ) -> PlannedRun:
-    content = import_fingerprint(base.fingerprint, digest)
+    content = import_fingerprint(base.model.base.fingerprint, digest)
     label = config.name or settings["imported_from"].name
-    num_parameters = sum(parameter.numel() for parameter in base.skeleton.parameters())
     run = PlannedRun(
         name="",
         fingerprint=content,
         train_task=train_task,
         imported_as=label,
-        alpha_labels=(),
-        learning_rate=None,
-        rate_labels=(),
-        epochs=None,
-        seed=None,
         num_steps=0,
         num_examples=0,
         num_tokens=0,
         num_trainable_parameters=num_trainable_parameters,
-        trainable_share=num_trainable_parameters / num_parameters,
+        trainable_share=num_trainable_parameters / base.model.num_parameters,
         estimated_memory_bytes=0,
         **settings,
     )
@@ -183,7 +173,7 @@ def _check_fit(folder: Path, shapes: Mapping[str, tuple[int, ...]], base: Traina
     """Every factor must stand for a layer of the base, with its sizes."""
     layers: dict[str, tuple[int, ...]] = {
         name.removesuffix(".weight"): tuple(parameter.shape)
-        for name, parameter in base.skeleton.named_parameters()
+        for name, parameter in base.model.skeleton.named_parameters()
     }
     for name, shape in shapes.items():
         layer, _, factor = name.removeprefix("base_model.model.").partition(".lora_")

@@ -20,7 +20,6 @@ from rankwise.records.config import FullConfig, StudyConfig
 from rankwise.records.fingerprints import (
     answers_fingerprint,
     fingerprint,
-    scoring_fingerprint,
     study_fingerprint,
     task_fingerprint,
 )
@@ -74,10 +73,6 @@ class StudyPlan:
     """Trained task -> the right answers on which runs are compared with full fine-tuning."""
     head_prompts: dict[str, HeadPrompts]
     """Trained task -> the tokens of the prompts on which heads are compared; at least two."""
-
-    def scoring_fingerprint(self, model_fingerprint: str, task: PreparedTask) -> str:
-        """Of everything that a model's scores on a task depend on."""
-        return scoring_fingerprint(self.record, model_fingerprint, task.name)
 
     def begins_with(
         self, earlier: TaskEvaluation, model_fingerprint: str, task: PreparedTask
@@ -141,7 +136,7 @@ def _plan(config: StudyConfig, model: StudyModel, issues: Issues) -> StudyPlan |
     if issues.problems:
         return None
     memory = _memory(config, model, layers, examples)
-    base = Trainable(model.base.fingerprint, model.precision, model.skeleton, layers, memory)
+    base = Trainable(model, layers, memory)
     runs = (*plan_runs(config, base, examples), *_imported(config, base, examples, issues))
     if issues.problems:
         return None

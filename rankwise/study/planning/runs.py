@@ -7,30 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.engine.models.base import LinearShape
-from rankwise.engine.models.devices import ResolvedPrecision
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
 from rankwise.records.axes import LoraVariant, full_variants, lora_variants, rate_label
 from rankwise.records.config import StudyConfig
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import Method, PlannedRun
+from rankwise.study.planning.model import StudyModel
 from rankwise.tasks.training_rows import Example
 
 
 class Trainable(NamedTuple):
-    """The base model as far as plans need it, and how it is trained.
+    """The base model, and how it is trained.
 
     Attributes:
-        fingerprint: of the base model.
-        precision: that the runs compute in.
-        skeleton: the base model on the meta device.
+        model: without its weights.
         layers: the adaptable layers of each set of target modules that the study names.
         memory: of training on it.
     """
 
-    fingerprint: str
-    precision: ResolvedPrecision
-    skeleton: Any
+    model: StudyModel
     layers: Mapping[tuple[str, ...], TargetLayers]
     memory: PassMemory
 
@@ -81,7 +77,6 @@ class _RunMaker:
         self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
     ) -> None:
         self._config, self._base, self._source, self._examples = config, base, source, examples
-        self._num_parameters = sum(p.numel() for p in base.skeleton.parameters())
         self._digest_of_examples = fingerprint(
             [(example.tokens, example.num_loss_tokens) for example in examples]
         )
@@ -107,14 +102,9 @@ class _RunMaker:
         return self._run(
             "full",
             epochs,
-            num_trainable=self._num_parameters,
-            rank=None,
-            alpha=None,
-            alpha_labels=(),
-            scaling=None,
+            num_trainable=self._base.model.num_parameters,
             learning_rate=learning_rate,
             rate_labels=(rate_label(learning_rate),),
-            target_modules=(),
             seed=seed,
         )
 
@@ -132,11 +122,11 @@ class _RunMaker:
             num_examples=len(examples),
             num_tokens=sum(len(example.tokens) for example in examples) * epochs,
             num_trainable_parameters=num_trainable,
-            trainable_share=num_trainable / self._num_parameters,
+            trainable_share=num_trainable / self._base.model.num_parameters,
             estimated_memory_bytes=estimate_training_memory(
                 self._base.memory,
                 method=method,
-                rank=settings["rank"],
+                rank=settings.get("rank"),
                 num_trainable=num_trainable,
                 max_tokens=train.max_micro_batch_tokens or self._base.memory.likely_tokens,
             ),
@@ -145,8 +135,8 @@ class _RunMaker:
         digest = training_fingerprint(
             self._config,
             run,
-            base_model=self._base.fingerprint,
-            precision=self._base.precision,
+            base_model=self._base.model.base.fingerprint,
+            precision=self._base.model.precision,
             examples=self._digest_of_examples,
         )
         return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})

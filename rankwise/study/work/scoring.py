@@ -42,15 +42,15 @@ class ScoreWorker:
             )
         self._observer.advanced(task.num_tokens * (len(stage.models) - len(models)))
         if None in models:
-            self._evaluate(self._models.scorer(), [None], task)
+            self._evaluate(stage, self._models.scorer(), [None])
         runs = [run for run in models if run is not None]
         self._models.keep({run.name for run in runs})
         together = self._put_on(runs, task)
         if together:
-            self._evaluate(self._models.scorer(), together, task)
+            self._evaluate(stage, self._models.scorer(), together)
         for run in runs:
             if run not in together:
-                self._score_alone(run, task)
+                self._score_alone(stage, run, task)
 
     def _put_on(self, runs: Sequence[PlannedRun], task: PreparedTask) -> list[PlannedRun]:
         """The adapters among the runs that the engine can apply: they are on the base now."""
@@ -70,7 +70,7 @@ class ScoreWorker:
             self._applied.update(new)
         return together
 
-    def _score_alone(self, run: PlannedRun, task: PreparedTask) -> None:
+    def _score_alone(self, stage: Score, run: PlannedRun, task: PreparedTask) -> None:
         """Score a full fine-tuning, or an adapter that only PEFT can apply."""
         if run.method == "lora" and self._has_update(run) and run.name not in self._applied:
             items = probes(task.requests)
@@ -78,17 +78,21 @@ class ScoreWorker:
             (own,) = self._models.scorer_alone(run).log_likelihoods([None], items)
             refuse_equal(run.name, base, own)
             self._applied.add(run.name)
-        self._evaluate(self._models.scorer_alone(run), [run], task, alone=True)
+        self._evaluate(stage, self._models.scorer_alone(run), [run], alone=True)
 
     def _evaluate(
-        self,
-        scorer: Scorer,
-        runs: Sequence[PlannedRun | None],
-        task: PreparedTask,
-        *,
-        alone: bool = False,
+        self, stage: Score, scorer: Scorer, models: Sequence[Model], *, alone: bool = False
     ) -> None:
-        scored = [self._scored_model(run, task, alone=alone) for run in runs]
+        task = self._plan.tasks[stage.task]
+        scored = [
+            ScoredModel(
+                BASE if model is None else model.name,
+                stage.fingerprint_of(model),
+                None if model is None or alone else model.name,
+                self._known(model, task),
+            )
+            for model in models
+        ]
         scorings = evaluate(
             scorer,
             scored,
@@ -97,8 +101,8 @@ class ScoreWorker:
             advance=self._observer.advanced,
         )
         unchanged: list[Scoring] = []
-        for run, scoring in zip(runs, scorings, strict=True):
-            has_update = run is not None and run.method == "lora" and self._has_update(run)
+        for model, scoring in zip(models, scorings, strict=True):
+            has_update = model is not None and model.method == "lora" and self._has_update(model)
             if has_update and self._is_unchanged(task, scoring):
                 unchanged.append(scoring)
             else:
@@ -111,23 +115,13 @@ class ScoreWorker:
                 "model's name and target_modules."
             )
 
-    def _scored_model(
-        self, run: PlannedRun | None, task: PreparedTask, *, alone: bool
-    ) -> ScoredModel:
-        name, model = BASE, self._plan.base.fingerprint
-        if run is not None:
-            name, model = run.name, run.fingerprint
-        return ScoredModel(
-            name,
-            self._plan.scoring_fingerprint(model, task),
-            None if run is None or alone else run.name,
-            self._known(name, model, task),
-        )
-
-    def _known(self, name: str, model: str, task: PreparedTask) -> Known:
+    def _known(self, model: Model, task: PreparedTask) -> Known:
         """What a scoring of the task's first items found, where the study was extended."""
+        name, fingerprint = BASE, self._plan.base.fingerprint
+        if model is not None:
+            name, fingerprint = model.name, model.fingerprint
         earlier = self._folder.earlier_evaluation(name, task.name)
-        if earlier is None or not self._plan.begins_with(earlier, model, task):
+        if earlier is None or not self._plan.begins_with(earlier, fingerprint, task):
             return Known()
         samples = self._folder.read_samples(name, task.name)
         lines = [line for line in samples if line["filter"] == samples[0]["filter"]]
