@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Option, OptionGains, bound_of
+from rankwise.findings.options import Option, OptionGains
+from rankwise.findings.pairs import bound_of
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults

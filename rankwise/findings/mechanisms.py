@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
-from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean, bound_of
+from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
+from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
@@ -153,7 +154,7 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
         if _rank(one) == _rank(other):
             continue
         low, high = sorted((one, other), key=_rank)
-        gain, kept = (_difference(source, low, high, names) for names in (tasks, retention))
+        gain, kept = (source.difference(low, high, names) for names in (tasks, retention))
         pairs.append(
             MatchedPair(
                 option=low.name,
@@ -174,13 +175,6 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
 def _rank(option: Option) -> float:
     """Full fine-tuning is above every rank."""
     return float("inf") if option.rank is None else option.rank
-
-
-def _difference(
-    source: OptionGains, option: Option, other: Option, tasks: Sequence[str]
-) -> TaskMean:
-    """Over the same items and seeds; a model without a seed is compared with every seed."""
-    return source.mean([source.lead(option, other, task) for task in tasks], tasks)
 
 
 _CLAIMS: dict[TrendOf, str] = {

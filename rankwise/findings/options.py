@@ -12,19 +12,17 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from rankwise.findings.pairs import Pair, pair_items, run_record
+from rankwise.findings.pairs import Pair, bound_of, pair_items, run_record
 from rankwise.findings.stats.estimates import (
     POINTS,
     Estimate,
     Floats,
-    crossed_difference,
     mean_over_tasks,
 )
 from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import (
-    Bound,
     Interval,
     PlannedRun,
     Record,
@@ -186,6 +184,10 @@ class OptionGains:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
         return self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
 
+    def difference(self, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
+        """How much an option scores above another, positive where it is better."""
+        return self.mean([self.lead(option, other, task) for task in tasks], tasks)
+
     def score(
         self, model: ModelResults, tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
@@ -202,8 +204,6 @@ class OptionGains:
     ) -> Estimate:
         """The mean of (seeds, items) of these tasks, in their order."""
         item_size = POINTS if self.results.base.items[tasks[0]].unit == "points" else 0.0
-        if len(values) == 1:
-            return crossed_difference(values[0], item_size=item_size)
         sizes = [array.shape[1] for array in values]
         return mean_over_tasks(values, item_size=item_size, weights=sizes if by_items else None)
 
@@ -253,12 +253,6 @@ def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int,
         len(plan.target_modules),
         plan.epochs or 0,
     )
-
-
-def bound_of(estimate: Estimate, confidence: float) -> Bound:
-    """An estimate with its own two-sided interval."""
-    lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=lower, upper=upper)
 
 
 _Setting = tuple[str, str, str, str]

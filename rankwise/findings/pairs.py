@@ -66,12 +66,15 @@ class Counts(NamedTuple):
 
 
 class PairedTest(NamedTuple):
-    """The difference of a pair, its two-sided interval, and whether it could be chance.
+    """The scores of a pair, their difference with its interval, and whether it could be chance.
 
     ``counts`` is None unless every item is right or wrong. With counts ``p_value`` is McNemar's
     exact test, without them the paired t-test.
     """
 
+    num_examples: int
+    base_score: float
+    adapted_score: float
     estimate: Estimate
     lower: float
     upper: float
@@ -80,11 +83,9 @@ class PairedTest(NamedTuple):
 
     def values(self, record: type[PairedDifference]) -> dict[str, Any]:
         """The fields of a record that this test fills."""
-        numbers: dict[str, float | None] = {
+        numbers = self._asdict() | {
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
-            "lower": self.lower,
-            "upper": self.upper,
         }
         for name in Counts._fields:
             numbers[f"num_{name}"] = None if self.counts is None else getattr(self.counts, name)
@@ -166,7 +167,14 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
         if counts is None
         else mcnemar_exact(counts.learned, counts.forgotten)
     )
-    return PairedTest(estimate, lower, upper, counts, p_value)
+    scores = float(pair.base.mean()), float(pair.adapted.mean())
+    return PairedTest(len(pair.base), *scores, estimate, lower, upper, counts, p_value)
+
+
+def bound_of(estimate: Estimate, confidence: float) -> Bound:
+    """An estimate with its own two-sided interval."""
+    lower, upper = estimate.interval(confidence)
+    return Bound(estimate=estimate.value, lower=lower, upper=upper)
 
 
 def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
@@ -227,9 +235,6 @@ def _comparison(
         task=task,
         relation=relation,
         unit=results.base.items[task].unit,
-        num_examples=len(pair.base),
-        base_score=float(pair.base.mean()),
-        adapted_score=float(pair.adapted.mean()),
         **test.values(Comparison),
         mcnemar_p_value=None if test.counts is None else test.p_value,
         holm_p_value=None,
@@ -300,25 +305,18 @@ def _effect(
     standard = pair_items(results.base, model, task)
     trained = pair_items(results.base, model, scored_as)
     test = paired_test(trained, confidence)
-    same_unit = standard.item_size == trained.item_size
+    by_format: Bound | None = None
+    if standard.item_size == trained.item_size:
+        differences = standard.gain - trained.gain
+        estimate = crossed_difference(differences, item_size=standard.item_size)
+        by_format = bound_of(estimate, confidence)
     return FormatEffect(
         run=model.name,
         task=task,
         scored_as=scored_as,
         relation=relation,
         unit=results.base.items[scored_as].unit,
-        num_examples=len(trained.base),
-        base_score=float(trained.base.mean()),
-        adapted_score=float(trained.adapted.mean()),
         **test.values(FormatEffect),
         standard_difference=float(standard.gain.mean()),
-        by_format=_bound(standard.gain - trained.gain, standard.item_size, confidence)
-        if same_unit
-        else None,
+        by_format=by_format,
     )
-
-
-def _bound(differences: Floats, item_size: float, confidence: float) -> Bound:
-    estimate = crossed_difference(differences, item_size=item_size)
-    lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=lower, upper=upper)

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import OptionName, bound_of
+from rankwise.findings.options import OptionName
+from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.estimates import Floats, mean_over_tasks
 from rankwise.records.study import Bound, Interval, Record, Unit

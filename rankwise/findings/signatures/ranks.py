@@ -53,7 +53,7 @@ def _alike(
     from few items may be larger than all that was learned; then it shows nothing.
     """
     pairs = [
-        (one, other, _lead(source, one, other, tasks))
+        (one, other, source.difference(one, other, tasks))
         for one, other in itertools.permutations(ladder.rungs, 2)
     ]
     if not all(abs(bound) < recommendation.delta for *_, mean in pairs for bound in _ends(mean)):
@@ -141,13 +141,10 @@ def _erratic(
 
 
 def _best(
-    source: OptionGains,
-    others: Sequence[Option],
-    low: Option,
-    tasks: Sequence[str],
+    source: OptionGains, others: Sequence[Option], low: Option, tasks: Sequence[str]
 ) -> tuple[TaskMean, Option]:
     """The option whose lead has the highest lower bound, and that lead."""
-    leads = [(_lead(source, other, low, tasks), other) for other in others]
+    leads = [(source.difference(other, low, tasks), other) for other in others]
     return max(leads, key=lambda pair: pair[0].lower)
 
 
@@ -190,11 +187,6 @@ def _unstable(
             "compared with others."
         ),
     )
-
-
-def _lead(source: OptionGains, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
-    """How much an option scores above another, positive where it is better."""
-    return source.mean([source.lead(option, other, task) for task in tasks], tasks)
 
 
 def _name(option: Option) -> str:

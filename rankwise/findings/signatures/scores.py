@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankwise.findings.options import Option, OptionGains, TaskMean, bound_of
+from rankwise.findings.options import Option, OptionGains, TaskMean
+from rankwise.findings.pairs import bound_of
 from rankwise.findings.signatures.mastery import NEARLY_PERFECT_NATS, level
 from rankwise.findings.signatures.signature import Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
