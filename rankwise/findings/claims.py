@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from rankwise.findings.options import Option, OptionGains
 from rankwise.findings.pairs import bound_of
-from rankwise.findings.statements import TRANSFER_ALARM_SHARE
+from rankwise.findings.statements import TRANSFER_ALARM_SHARE, score_range
 from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Bound, Recommendation, Record, State, StudyRecommendation, Unit
@@ -274,7 +274,7 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
             state = "no"
         numbers = "; ".join(
             f"{part.name} {quantities.score(verdict.shortfall.estimate, part.recommendation.unit)} "
-            f"({_range(verdict.shortfall, part.recommendation.unit)})"
+            f"({score_range(verdict.shortfall, part.recommendation.unit)})"
             for part, verdict in verdicts
         )
         what = f"is beaten on {quantities.listed(beaten)}" if beaten else "is beaten nowhere"
@@ -335,7 +335,3 @@ def _signed(bound: Bound, unit: Unit) -> str:
         f"{quantities.change(bound.estimate, unit)} "
         f"({quantities.change_interval(bound.lower, bound.upper, unit)})"
     )
-
-
-def _range(bound: Bound, unit: Unit) -> str:
-    return quantities.score_interval(bound.lower, bound.upper, unit)
