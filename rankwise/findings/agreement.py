@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ def agreement_with_full(
     ]
     first = len(references)
     trends = _trends(lora, values[first : first + len(lora)], source.confidence)
-    return tuple(agreement), trends
+    return tuple(agreement), tuple(trends)
 
 
 def _lora(source: OptionGains) -> list[_Compared]:
@@ -232,9 +232,8 @@ def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Boun
 
 def _trends(
     lora: Sequence[_Compared], values: Sequence[_Values], confidence: float
-) -> tuple[RankTrend, ...]:
+) -> Iterator[RankTrend]:
     """One for each measure that all of the options have."""
-    found: list[RankTrend] = []
     for of, unit in _UNITS.items():
         if not lora or not all(its[of] for its in values):
             continue
@@ -249,9 +248,7 @@ def _trends(
             unit=unit,
             item_size=POINTS if unit == "points" else 0.0,
             confidence=confidence,
-            rises=of != "KL",
             weights=[part.shape[1] for part in measured[0].parts],
         )
         if trend is not None:
-            found.append(trend)
-    return tuple(found)
+            yield trend

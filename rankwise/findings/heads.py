@@ -11,7 +11,7 @@ from typing import Literal
 from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
 from rankwise.findings.stats.correlation import MIN_PAIRS
-from rankwise.findings.trends import correlation
+from rankwise.findings.trends import correlated, correlation
 from rankwise.records import quantities
 from rankwise.records.heads import (
     CHANGE_MEASURES,
@@ -263,11 +263,9 @@ def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[Cha
     for number, measure in enumerate(CHANGE_MEASURES if adapters else ()):
         ranks = [float(run.option.rank or 0) for run in adapters]
         means = [run.measures[number].mean for run in adapters]
-        found = correlation(ranks, means, confidence)
-        reason = None
-        if found is None:
-            few = f"{quantities.counted(len(adapters), 'run')}, {MIN_PAIRS} are needed"
-            reason = few if len(adapters) < MIN_PAIRS else "all runs have the same rank"
+        found, reason = correlated(ranks, means, confidence, "run")
+        if found is None and len(adapters) >= MIN_PAIRS:
+            reason = "all runs have the same rank"
         yield ChangeAgainstRank(
             measure=measure, num_runs=len(adapters), correlation=found, reason=reason
         )
@@ -285,9 +283,10 @@ def _matters(
             ]
             if not pairs:
                 continue
-            found = None
+            found, reason = None, _chosen_by_screen(len(pairs))
             if not is_selected(effects):
-                found = correlation([x for x, _ in pairs], [y for _, y in pairs], source.confidence)
+                x, y = zip(*pairs, strict=True)
+                found, reason = correlated(x, y, source.confidence, "head")
             yield ChangeAndEffect(
                 run=model.name,
                 label=label,
@@ -299,18 +298,14 @@ def _matters(
                 is_beyond_control=is_beyond,
                 num_heads=len(pairs),
                 correlation=found,
-                reason=_why_not(len(pairs), effects) if found is None else None,
+                reason=reason,
             )
 
 
-def _why_not(num_pairs: int, effects: TaskHeadEffects) -> str:
+def _chosen_by_screen(number: int) -> str:
     """Why there is no correlation over these heads."""
-    heads = quantities.counted(num_pairs, "head")
-    if is_selected(effects):
-        return f"only the {heads} that a screen chose {'was' if num_pairs == 1 else 'were'} scored"
-    if num_pairs < MIN_PAIRS:
-        return f"{heads}, {MIN_PAIRS} are needed"
-    return "one of them is the same in all heads"
+    heads = quantities.counted(number, "head")
+    return f"only the {heads} that a screen chose {'was' if number == 1 else 'were'} scored"
 
 
 def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:

@@ -127,7 +127,6 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
         unit=unit,
         item_size=item_size,
         confidence=source.confidence,
-        rises=True,
     )
     return tuple(gaps), trend
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from rankwise.findings.options import OptionName
 from rankwise.findings.pairs import bound_of
-from rankwise.findings.stats.correlation import rank_correlation
+from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import Floats, mean_over_tasks
+from rankwise.records import quantities
 from rankwise.records.study import Bound, Interval, Record, Unit
 
 TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
@@ -49,7 +50,6 @@ def rank_trend(
     unit: Unit,
     item_size: float,
     confidence: float,
-    rises: bool,
     weights: Sequence[float] | None = None,
 ) -> RankTrend | None:
     """The change from the smallest to the largest rank; None with fewer than two ranks.
@@ -62,7 +62,6 @@ def rank_trend(
         unit: of the values.
         item_size: what one whole item counts, as in ``stats.crossed_difference``.
         confidence: of the interval, 0..1.
-        rises: whether the mechanism says that the measure rises with rank.
         weights: of the sets of items; None counts each the same.
     """
     by_rank: dict[int, list[Sequence[Floats]]] = {}
@@ -84,7 +83,7 @@ def rank_trend(
         unit=unit,
         num_examples=sum(part.shape[1] for part in differences),
         num_seeds=differences[0].shape[0],
-        answer=answer_of(change, rises=rises),
+        answer=answer_of(change, rises=of != "KL"),
     )
 
 
@@ -94,6 +93,18 @@ def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bo
     if rho is None:
         return None
     return Bound(estimate=rho.estimate, lower=rho.lower, upper=rho.upper)
+
+
+def correlated(
+    x: Sequence[float], y: Sequence[float], confidence: float, noun: str
+) -> tuple[Bound | None, str | None]:
+    """The correlation over runs or heads (``noun``), or why there is none."""
+    found = correlation(x, y, confidence)
+    if found is not None:
+        return found, None
+    if len(x) < MIN_PAIRS:
+        return None, f"{quantities.counted(len(x), noun)}, {MIN_PAIRS} are needed"
+    return None, f"one of them is the same in all {noun}s"
 
 
 def means_by_rank(points: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from rankwise.findings.audits import NullPair, norms, null_pair
 from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
-from rankwise.findings.stats.correlation import MIN_PAIRS
 from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
-from rankwise.findings.trends import correlation
+from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
@@ -25,14 +25,6 @@ from rankwise.records.study import Bound, Record, Relation, Unit
 
 ALL_MODULES = "all modules"
 Measure = Literal["intruders", "norm of the update", "turned directions"]
-
-
-class NullPair(Record):
-    """A measure of a run, and its means under both nulls; None where none was drawn."""
-
-    observed: float
-    gaussian: float | None
-    haar: float | None
 
 
 class RunWeights(Record):
@@ -146,7 +138,7 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
 def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
     matrices, epsilons = looked.spectra.matrices, looked.spectra.epsilons
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
-    base_norm = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
+    _, base_norm = norms(matrices)
     norm = looked.spectra.frobenius_norm
 
     def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
@@ -160,8 +152,8 @@ def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
         relative_norm=norm / base_norm if base_norm else 0.0,
         effective_rank=statistics.median(each.update.effective_rank for each in matrices),
         energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
-        intruders=_null_pair(matrices, intruders, sum),
-        similarity=_null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
+        intruders=null_pair(matrices, intruders, sum),
+        similarity=null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
         full_overlap=_mean([(overlap.left + overlap.right) / 2 for overlap in overlaps]),
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
@@ -172,21 +164,6 @@ def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _null_pair(
-    matrices: Sequence[MatrixSpectrum],
-    measure: Callable[[VectorChange, MatrixSpectrum], float],
-    total: Callable[[list[float]], float],
-) -> NullPair:
-    """A zero update has no null; a run with such a matrix has none either."""
-    gaussian = [measure(m.gaussian_null, m) for m in matrices if m.gaussian_null is not None]
-    haar = [measure(m.haar_null, m) for m in matrices if m.haar_null is not None]
-    return NullPair(
-        observed=total([measure(matrix.change, matrix) for matrix in matrices]),
-        gaussian=total(gaussian) if len(gaussian) == len(matrices) else None,
-        haar=total(haar) if len(haar) == len(matrices) else None,
-    )
 
 
 _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
@@ -264,12 +241,8 @@ def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Ass
         having = [run for run in runs if name in run.forgetting]
         for measure, value in _MEASURES if having else ():
             x = [value(run) for run in having]
-            found = correlation(x, [run.forgetting[name] for run in having], confidence)
-            reason = None
-            if found is None and len(having) < MIN_PAIRS:
-                reason = f"{quantities.counted(len(having), 'run')}, {MIN_PAIRS} are needed"
-            elif found is None:
-                reason = "one of them is the same in all runs"
+            y = [run.forgetting[name] for run in having]
+            found, reason = correlated(x, y, confidence, "run")
             yield Association(
                 measure=measure,
                 forgetting=name,
@@ -316,8 +289,7 @@ def _statements(
                 f"{evidence} (Spearman's ρ {quantities.correlation(association.correlation)} over "
                 f"{quantities.counted(association.num_runs, 'run')})."
             )
-    none = [run for run in runs if run.intruders.observed == 0]
-    if runs and len(none) == len(runs):
+    if runs and all(run.intruders.observed == 0 for run in runs):
         yield (
             f"No run has an intruder dimension among its {k} leading directions at "
             f"ε = {INTRUDER_EPSILON}."
