@@ -124,14 +124,12 @@ def _values(compared: _Compared, tasks: Sequence[str]) -> _Values:
 
 def _outcomes(compared: _Compared, tasks: Sequence[str]) -> list[tuple[Floats, Floats]]:
     """For each task the values of full fine-tuning and of the model, (seeds, items) each."""
-    found: list[tuple[Floats, Floats]] = []
-    for task in tasks:
-        pairs = [
-            pair_items(full, model, task)
-            for full, model in zip(compared.full, compared.models, strict=True)
-        ]
-        found.append((np.stack([p.base for p in pairs]), np.stack([p.adapted for p in pairs])))
-    return found
+    both = list(zip(compared.full, compared.models, strict=True))
+    by_task = [[pair_items(full, model, task) for full, model in both] for task in tasks]
+    return [
+        (np.stack([pair.base for pair in pairs]), np.stack([pair.adapted for pair in pairs]))
+        for pairs in by_task
+    ]
 
 
 def _choices(compared: _Compared, task: str) -> Floats | None:
@@ -199,15 +197,7 @@ def _mean_agreement(values: Sequence[Floats], unit: Unit, confidence: float) -> 
         lower, upper = POINTS * share[0], POINTS * share[1]
     else:
         lower, upper = estimate.interval(confidence)
-    return TaskMean(
-        estimate=estimate.value,
-        lower=max(lower, 0.0),
-        upper=min(upper, most),
-        unit=unit,
-        num_examples=num_items,
-        num_tasks=len(values),
-        num_seeds=num_seeds,
-    )
+    return TaskMean.over(values, unit, estimate.value, max(lower, 0.0), min(upper, most))
 
 
 def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Bound | None:

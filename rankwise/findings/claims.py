@@ -7,7 +7,7 @@ The intervals of one claim's comparisons hold together (Bonferroni), since one o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
@@ -26,6 +26,7 @@ PRAISED_RANKS = range(32, 65)
 """The paper's: rank 32-64."""
 
 
+_VERDICTS: dict[State, Verdict] = {"yes": "supported", "no": "contradicted"}
 _STATES: dict[int, State] = {1: "yes", 0: "undecided", -1: "no"}
 
 
@@ -109,70 +110,64 @@ def paper_claims(
 ) -> tuple[Claim, ...]:
     """Judge every claim of the paper that scores can judge."""
     parts = list(map(_Part, sources, recommendation.by_train_task))
-    tests: tuple[tuple[str, str, bool, Callable[[Sequence[_Part]], Iterable[_Case]], str], ...] = (
-        (
+    return (
+        _claim(
             "rank-32-64-matches-full",
             "Rank 32 to 64 matches or beats full fine-tuning on reasoning tasks.",
             True,
-            _matches_full,
+            list(_matches_full(parts)),
             "it needs a reasoning task that is trained on with a rank from 32 to 64 and with full "
             "fine-tuning",
         ),
-        (
+        _claim(
             "recall-is-flat",
             "Recall tasks are nearly flat in rank.",
             True,
-            _recall_is_flat,
+            list(_recall_is_flat(parts)),
             "it needs a recall task that is trained on with two ranks",
         ),
-        (
+        _claim(
             "lora-retains-more",
             "LoRA retains more than full fine-tuning.",
             True,
-            _retains_more,
+            list(_retains_more(parts)),
             "it needs retention tasks, LoRA and full fine-tuning",
         ),
-        (
+        _claim(
             "no-rank-is-best-everywhere",
             "No rank is best everywhere.",
             True,
-            _no_best_rank,
+            list(_no_best_rank(parts)),
             "it needs two trained tasks and two ranks",
         ),
-        (
+        _claim(
             "strong-base-gets-worse",
             "A base that is already strong can get worse by fine-tuning.",
             False,
-            _gets_worse,
+            list(_gets_worse(parts)),
             "it needs a trained LoRA rank",
         ),
-        (
+        _claim(
             "transfer-can-cost-10-percent",
             "Training on one domain (medicine) can lose 10 % on another (mathematics).",
             False,
-            _transfer_costs,
+            list(_transfer_costs(parts)),
             "it needs an out-of-domain task that is scored in points",
         ),
-    )
-    return tuple(
-        _claim(name, statement, for_all, list(test(parts)), needs)
-        for name, statement, for_all, test, needs in tests
     )
 
 
 def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: str) -> Claim:
     states = {case.state for case in cases}
+    by_one: State = "no" if for_all else "yes"
+    by_all: State = "yes" if for_all else "no"
     verdict: Verdict = "undecided"
     if not cases:
         verdict = "not tested"
-    elif for_all:
-        verdict = (
-            "contradicted" if "no" in states else "supported" if states == {"yes"} else "undecided"
-        )
-    else:
-        verdict = (
-            "supported" if "yes" in states else "contradicted" if states == {"no"} else "undecided"
-        )
+    elif by_one in states:
+        verdict = _VERDICTS[by_one]
+    elif states == {by_all}:
+        verdict = _VERDICTS[by_all]
     evidence = tuple(case.text for case in cases) or (f"Not tested: {needs}.",)
     return Claim(name=name, statement=statement, verdict=verdict, evidence=evidence)
 
@@ -304,8 +299,8 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
     tested = [
         (part, task, option)
         for part in parts
-        for task in part.results.tasks["out_of_domain"]
-        if _is_scored_in_points(part, task)
+        for task in part.source.tasks("out_of_domain")
+        if sum(part.results.base.items[task].values) > 0
         for option in part.options
     ]
     alarm = 100.0 * TRANSFER_ALARM_SHARE
@@ -323,11 +318,6 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
             f"scored on {task}: a drop of {drop:.0f} % of the base's {base:.1f} "
             f"({least:.0f} to {most:.0f} %).",
         )
-
-
-def _is_scored_in_points(part: _Part, task: str) -> bool:
-    items = part.results.base.items[task]
-    return items.unit == "points" and sum(items.values) > 0
 
 
 def _signed(bound: Bound, unit: Unit) -> str:

@@ -7,6 +7,7 @@ and that high ranks approach full fine-tuning.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -154,14 +155,9 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
             continue
         low, high = sorted((one, other), key=_rank)
         gain, kept = (source.difference(low, high, names) for names in (tasks, retention))
+        answer = answer_of(kept)
         pairs.append(
-            MatchedPair(
-                option=low.name,
-                other=high.name,
-                gain=gain,
-                kept=kept,
-                answer=answer_of(kept),
-            )
+            MatchedPair(option=low.name, other=high.name, gain=gain, kept=kept, answer=answer)
         )
     delta = recommendation.delta
     equal = [p for p in pairs if -delta < p.gain.lower and p.gain.upper < delta]
@@ -200,22 +196,16 @@ def _statements(
 
 def _trend_words(trends: Sequence[RankTrend]) -> str:
     """From rank 8 to 128 the gap changes by +3.1 points (+1.0 to +5.2), shown; ..."""
-    parts: list[str] = []
-    for trend in trends:
-        change, unit = trend.change, trend.unit
-        interval = quantities.change_interval(change.lower, change.upper, unit)
-        parts.append(
-            f"{_CLAIMS[trend.of]} {quantities.change(change.estimate, unit)} {unit} ({interval}), "
-            f"{trend.answer}"
-        )
+    parts = [
+        f"{_CLAIMS[trend.of]} {quantities.with_interval(trend.change, trend.unit)}, {trend.answer}"
+        for trend in trends
+    ]
     first = trends[0]
     return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
 
 
 def _matched_words(matched: MatchedPairs, recommendation: Recommendation) -> str:
-    count = dict.fromkeys(("shown", "contradicted", "undecided"), 0)
-    for pair in matched.pairs:
-        count[pair.answer] += 1
+    count = Counter(pair.answer for pair in matched.pairs)
     delta = quantities.amount(recommendation.delta, recommendation.unit)
     if not matched.pairs:
         return "Lower ranks keep more at equal gain: no two options have the same gain."

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from rankwise.findings.pairs import Pair, bound_of, pair_items, run_record
+from rankwise.findings.pairs import Pair, pair_items, run_record
 from rankwise.findings.stats.estimates import (
     POINTS,
     Estimate,
@@ -75,6 +75,21 @@ class TaskMean(Interval):
     num_examples: int
     num_tasks: int
     num_seeds: int
+
+    @classmethod
+    def over(
+        cls, values: Sequence[Floats], unit: Unit, estimate: float, lower: float, upper: float
+    ) -> TaskMean:
+        """What was estimated from (seeds, items) of each task."""
+        return cls(
+            estimate=estimate,
+            lower=lower,
+            upper=upper,
+            unit=unit,
+            num_examples=sum(array.shape[1] for array in values),
+            num_tasks=len(values),
+            num_seeds=values[0].shape[0],
+        )
 
 
 class Option(NamedTuple):
@@ -211,14 +226,9 @@ class OptionGains:
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
         """The same with its interval."""
-        bound = bound_of(self.estimate(values, tasks, by_items=by_items), self.confidence)
-        return TaskMean(
-            **bound.model_dump(),
-            unit=self.results.base.items[tasks[0]].unit,
-            num_examples=sum(array.shape[1] for array in values),
-            num_tasks=len(tasks),
-            num_seeds=values[0].shape[0],
-        )
+        estimate = self.estimate(values, tasks, by_items=by_items)
+        unit = self.results.base.items[tasks[0]].unit
+        return TaskMean.over(values, unit, estimate.value, *estimate.interval(self.confidence))
 
 
 def option_gains(results: StudyResults) -> tuple[OptionGains, ...]:

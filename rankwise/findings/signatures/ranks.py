@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
-from rankwise.findings.signatures.mastery import level
+from rankwise.findings.signatures.scores import level
 from rankwise.findings.signatures.signature import Signature, judged_amount, signature
 from rankwise.findings.stats.seeds import seed_spread
 from rankwise.records import quantities
@@ -31,10 +31,6 @@ def rank_signatures(source: OptionGains, recommendation: Recommendation) -> Iter
     """Ranks that are all alike, ranks that follow no order, and options that vary over seeds.
 
     All are judged in-domain, on the tasks of the recommendation's unit, against its delta.
-
-    Args:
-        source: the options of one trained task.
-        recommendation: made from it.
     """
     tasks = source.tasks("in_domain", recommendation.unit)
     for ladder in ladders(source):
@@ -56,7 +52,8 @@ def _alike(
         (one, other, source.difference(one, other, tasks))
         for one, other in itertools.permutations(ladder.rungs, 2)
     ]
-    if not all(abs(bound) < recommendation.delta for *_, mean in pairs for bound in _ends(mean)):
+    bounds = [bound for *_, mean in pairs for bound in (mean.lower, mean.upper)]
+    if not all(abs(bound) < recommendation.delta for bound in bounds):
         return
     easy = _easy(source, ladder, tasks)
     most_gained = max(source.change(option.runs, tasks).lower for option in ladder.rungs)
@@ -149,22 +146,13 @@ def _best(
 
 
 def _unstable(
-    source: OptionGains,
-    recommendation: Recommendation,
-    option: Option,
-    tasks: Sequence[str],
+    source: OptionGains, recommendation: Recommendation, option: Option, tasks: Sequence[str]
 ) -> Iterator[Signature]:
     """Runs of one option differ by more than delta, beyond what their items explain."""
     if len(option.runs) < 2:
         return
     gains, unit = [source.gains(option.runs, task) for task in tasks], recommendation.unit
-    spread = TaskMean(
-        **seed_spread(gains, source.confidence)._asdict(),
-        unit=unit,
-        num_examples=sum(array.shape[1] for array in gains),
-        num_tasks=len(tasks),
-        num_seeds=len(option.runs),
-    )
+    spread = TaskMean.over(gains, unit, *seed_spread(gains, source.confidence))
     if spread.sign(at=recommendation.delta) <= 0:
         return
     scores = [
@@ -191,10 +179,6 @@ def _unstable(
 
 def _name(option: Option) -> str:
     return f"rank {option.plan.rank}"
-
-
-def _ends(mean: TaskMean) -> tuple[float, float]:
-    return mean.lower, mean.upper
 
 
 def _among(ladder: Ladder) -> str:

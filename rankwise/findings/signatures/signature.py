@@ -79,17 +79,7 @@ def signature(
     statement: str,
     advice: str,
 ) -> Signature:
-    """A signature that was judged by an interval.
-
-    Args:
-        name: which one.
-        train_task: the trained task.
-        label: of the option.
-        task: the scored task; None for several.
-        judged: the difference or the share.
-        statement: a sentence; it may begin in lower case.
-        advice: what to do next.
-    """
+    """A signature that was judged by an interval; the statement may begin in lower case."""
     return Signature(
         name=name,
         train_task=train_task,
