@@ -117,8 +117,8 @@ def _values(compared: _Compared, tasks: Sequence[str]) -> _Values:
     return {
         "same outcome": same,
         "same option": [values for values in chosen if values is not None],
-        "same next token": [] if next_token is None else [POINTS * next_token],
-        "KL": [] if kl is None else [kl],
+        "same next token": [POINTS * shares for shares in next_token],
+        "KL": kl,
     }
 
 
@@ -152,8 +152,8 @@ def _choices(compared: _Compared, task: str) -> Floats | None:
 
 def _divergences(
     compared: _Compared, values: Callable[[Divergence], Sequence[float]]
-) -> Floats | None:
-    """(seeds, items); None where a seed has none."""
+) -> list[Floats]:
+    """(seeds, items); empty where a seed has none."""
     rows = [
         values(divergence)
         for full, model in zip(compared.full, compared.models, strict=True)
@@ -161,7 +161,7 @@ def _divergences(
         if divergence.reference == full.name
     ]
     is_complete = len(rows) == len(compared.models) and len(rows[0]) > 1
-    return np.asarray(rows, dtype=np.float64) if is_complete else None
+    return [np.asarray(rows, dtype=np.float64)] if is_complete else []
 
 
 def _agreement(

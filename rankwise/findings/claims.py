@@ -15,7 +15,6 @@ from rankwise.findings.options import Option, OptionGains
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE, score_range
 from rankwise.records import quantities
-from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Bound, Recommendation, Record, State, StudyRecommendation, Unit
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
@@ -49,17 +48,19 @@ class _Case(NamedTuple):
     text: str
 
 
-class _Part(NamedTuple):
-    source: OptionGains
-    recommendation: Recommendation
+class _Part:
+    """A trained task with its tasks by relation and its options in the study's order."""
 
-    @property
-    def results(self) -> TrainTaskResults:
-        return self.source.results
-
-    @property
-    def name(self) -> str:
-        return self.results.train_task
+    def __init__(self, source: OptionGains, recommendation: Recommendation) -> None:
+        self.source = source
+        self.recommendation = recommendation
+        self.results = source.results
+        self.name = source.results.train_task
+        self.in_domain = source.tasks("in_domain", recommendation.unit)
+        self.retention = source.tasks("retention")
+        self.options = source.in_study_order(source.options)
+        self.lora = tuple(option for option in self.options if option.rank is not None)
+        self.full = tuple(option for option in self.options if option.rank is None)
 
     @property
     def domains(self) -> frozenset[str]:
@@ -70,26 +71,6 @@ class _Part(NamedTuple):
     def is_of(self, domains: frozenset[str]) -> bool:
         """Whether all its in-domain tasks are in these domains."""
         return bool(self.domains) and self.domains <= domains
-
-    @property
-    def in_domain(self) -> tuple[str, ...]:
-        return self.source.tasks("in_domain", self.recommendation.unit)
-
-    @property
-    def retention(self) -> tuple[str, ...]:
-        return self.source.tasks("retention")
-
-    @property
-    def options(self) -> tuple[Option, ...]:
-        return self.source.in_study_order(self.source.options)
-
-    @property
-    def lora(self) -> tuple[Option, ...]:
-        return tuple(option for option in self.options if option.rank is not None)
-
-    @property
-    def full(self) -> tuple[Option, ...]:
-        return tuple(option for option in self.options if option.rank is None)
 
     def bound(
         self, option: Option, other: Option | None, tasks: Sequence[str], num_together: int = 1

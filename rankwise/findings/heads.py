@@ -169,12 +169,9 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
     if not looked:
         return None
     labels = _labels(source)
-    full = next((model for model in looked if _is_full(model) and _changes(model)), None)
-    runs = [
-        _heads_of_run(source, model, labels[model.name], full)
-        for model in looked
-        if _changes(model) is not None
-    ]
+    analysed = [model for model in looked if _changes(model) is not None]
+    full = next((m for m in analysed if run_record(m).planned.method == "full"), None)
+    runs = [_heads_of_run(source, model, labels[model.name], full) for model in analysed]
     against_rank = tuple(_against_rank(runs, confidence))
     matters = [
         each
@@ -209,10 +206,6 @@ def _labels(source: OptionGains) -> dict[str, str]:
         for plan in source.results.planned
         for label in [source.labels[plan.name]]
     }
-
-
-def _is_full(model: ModelResults) -> bool:
-    return run_record(model).planned.method == "full"
 
 
 def _changes(model: ModelResults) -> HeadChanges | None:

@@ -153,12 +153,7 @@ def pair_scores(
 
 
 def paired_test(pair: Pair, confidence: float) -> PairedTest:
-    """The difference of one pair of models by itself.
-
-    Args:
-        pair: of at least two items.
-        confidence: of the two-sided interval, 0..1.
-    """
+    """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
     estimate = crossed_difference(pair.gain, item_size=pair.item_size)
     lower, upper = estimate.interval(confidence)
     counts = _counts(pair)
@@ -183,9 +178,6 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by
     McNemar's exact test, or by the paired t-test where an item is not right or wrong.
     Everything else is exploratory and carries no corrected p-value.
-
-    Raises:
-        RecordError: as ``pair_items``.
     """
     rows: list[Comparison] = []
     family: list[tuple[int, float]] = []
@@ -282,11 +274,7 @@ def _items(model: ModelResults, task: str) -> TaskItems:
 
 
 def format_effects(results: TrainTaskResults) -> tuple[FormatEffect, ...]:
-    """Every trained run on every task that was scored in both formats, in the study's order.
-
-    Raises:
-        RecordError: the two formats were scored on other items, or a score is missing.
-    """
+    """Every trained run on every task that was scored in both formats, in the study's order."""
     return tuple(
         _effect(results, model, relation, task)
         for model in results.runs

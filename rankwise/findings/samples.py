@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 from rankwise.errors import ConfigError, RecordError, TaskError
 from rankwise.findings.pairs import (
-    Counts,
     PairedTest,
     Scores,
     additional_items,
@@ -314,13 +313,11 @@ def _items_needed(test: PairedTest, alpha: float) -> int | None:
     factor = items_factor(slack, test.estimate.spread, 1.0 - alpha / 2.0)
     if factor == float("inf"):
         return None
-    while test.counts is not None and _grown_p_value(test.counts, factor) > alpha:
+    while test.counts is not None and alpha < mcnemar_exact(
+        round(test.counts.learned * factor), round(test.counts.forgotten * factor)
+    ):
         factor *= 1.02
     return additional_items(factor, test.num_examples)
-
-
-def _grown_p_value(counts: Counts, factor: float) -> float:
-    return mcnemar_exact(round(counts.learned * factor), round(counts.forgotten * factor))
 
 
 def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
@@ -79,10 +79,11 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
     if not any(source.tasks("out_of_domain") for source in sources.values()):
         return None
     columns = _columns(study, sources)
-    order = _by_domain([_domain_of(study, name, sources[name]) for name in sources])
     rows = [
-        TransferRow(name=name, domain=_domain_of(study, name, sources[name])) for name in sources
+        TransferRow(name=name, domain=_domain_of(study, name, source))
+        for name, source in sources.items()
     ]
+    order = _by_domain([row.domain for row in rows])
     cells: list[TransferCell] = []
     means: list[DomainMean] = []
     options: dict[str, OptionName] = {}
@@ -159,46 +160,38 @@ def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[Tr
 
 def _cells(
     source: OptionGains, option: Option, columns: Sequence[TransferColumn]
-) -> list[TransferCell]:
+) -> Iterator[TransferCell]:
     relations = _relations(source)
-    cells: list[TransferCell] = []
     for column in columns:
         relation = relations.get(column.tasks[0])
         if relation is None:
             continue
         base, change = source.base_score(column.tasks), source.change(option.runs, column.tasks)
-        cells.append(
-            TransferCell(
-                train_task=source.results.train_task,
-                label=option.label,
-                tasks=column.tasks,
-                relation=relation,
-                base_score=base,
-                change=change,
-                is_alarm=relation == "out_of_domain" and is_negative_transfer(change, base),
-            )
+        yield TransferCell(
+            train_task=source.results.train_task,
+            label=option.label,
+            tasks=column.tasks,
+            relation=relation,
+            base_score=base,
+            change=change,
+            is_alarm=relation == "out_of_domain" and is_negative_transfer(change, base),
         )
-    return cells
 
 
 def _domain_means(
     source: OptionGains, option: Option, columns: Sequence[TransferColumn]
-) -> list[DomainMean]:
+) -> Iterator[DomainMean]:
     """The means of domains with several columns; the trained task is left out."""
     relations = _relations(source)
-    means: list[DomainMean] = []
     for domain in dict.fromkeys(column.domain for column in columns):
         its = [column for column in columns if column.domain == domain]
         tasks = (task for column in its for task in column.tasks)
         away = tuple(task for task in tasks if relations.get(task) in AWAY)
         if domain is not None and len(its) > 1 and away:
-            means.append(
-                DomainMean(
-                    train_task=source.results.train_task,
-                    label=option.label,
-                    domain=domain,
-                    tasks=away,
-                    change=source.change(option.runs, away),
-                )
+            yield DomainMean(
+                train_task=source.results.train_task,
+                label=option.label,
+                domain=domain,
+                tasks=away,
+                change=source.change(option.runs, away),
             )
-    return means

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rankwise.findings.audits import NullPair, norms, null_pair
 from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
@@ -101,21 +101,13 @@ class TrainTaskWeights(Record):
     left_out: dict[str, str]
 
 
-class _Looked(NamedTuple):
-    """A run with its record."""
-
-    model: ModelResults
-    spectra: SpectraRecord
-
-
 def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
     """The weights of one trained task's runs; None where none were analysed."""
     results = source.results
-    looked = [_Looked(model, model.spectra) for model in results.runs if model.spectra is not None]
-    analysed = [run for run in looked if run.spectra.matrices]
+    looked = [(model, model.spectra) for model in results.runs if model.spectra is not None]
     if not looked:
         return None
-    runs = tuple(_run_weights(source, each) for each in analysed)
+    runs = tuple(_run_weights(source, *each) for each in looked if each[1].matrices)
     trends = tuple(_norm_trends(source))
     top_k = results.study.config.analysis.top_k
     associations = tuple(_associations(runs, source.confidence))
@@ -128,25 +120,24 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
         associations=associations,
         statements=tuple(_statements(trends, associations, runs, min(INTRUDER_K, top_k))),
         left_out={
-            each.model.name: each.spectra.not_analysed
-            for each in looked
-            if each.spectra.not_analysed is not None
+            model.name: spectra.not_analysed
+            for model, spectra in looked
+            if spectra.not_analysed is not None
         },
     )
 
 
-def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
-    matrices, epsilons = looked.spectra.matrices, looked.spectra.epsilons
+def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecord) -> RunWeights:
+    matrices = spectra.matrices
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
-    _, base_norm = norms(matrices)
-    norm = looked.spectra.frobenius_norm
+    norm, base_norm = norms(matrices)
 
     def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
-        return intruders_of(change, matrix.leading, epsilons)
+        return intruders_of(change, matrix.leading, spectra.epsilons)
 
     return RunWeights(
-        run=looked.model.name,
-        option=source.name_of(looked.model),
+        run=model.name,
+        option=source.name_of(model),
         num_matrices=len(matrices),
         frobenius_norm=norm,
         relative_norm=norm / base_norm if base_norm else 0.0,
@@ -158,7 +149,7 @@ def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
         ),
-        forgetting=dict(_forgetting(source, looked.model)),
+        forgetting=dict(_forgetting(source, model)),
     )
 
 
@@ -187,9 +178,10 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
             (rung.plan.rank, spectra)
             for rung in ladder.rungs
             for run in rung.runs
-            if rung.plan.rank is not None and (spectra := run.spectra) is not None
+            if rung.plan.rank is not None
+            and (spectra := run.spectra) is not None
+            and spectra.matrices
         ]
-        points = [point for point in points if point[1].matrices]
         kinds = dict.fromkeys(matrix.kind for _, spectra in points for matrix in spectra.matrices)
         for module in (ALL_MODULES, *kinds):
             trend = _norm_trend(module, ladder, points, source.confidence)
@@ -201,23 +193,18 @@ def _norm_trend(
     module: str, ladder: Ladder, points: Sequence[tuple[int, SpectraRecord]], confidence: float
 ) -> NormTrend | None:
     ranks = [rank for rank, _ in points]
-    norms = [
-        sum(
-            matrix.update.frobenius_norm**2
-            for matrix in spectra.matrices
-            if module in (ALL_MODULES, matrix.kind)
-        )
-        ** 0.5
+    of_module = [
+        norms([each for each in spectra.matrices if module in (ALL_MODULES, each.kind)])[0]
         for _, spectra in points
     ]
-    growth = norm_growth(ranks, norms, confidence) if points else None
+    growth = norm_growth(ranks, of_module, confidence) if points else None
     if growth is None:
         return None
     return NormTrend(
         module=module,
         setting=ladder.label,
         ranks=tuple(ranks),
-        norms=tuple(norms),
+        norms=tuple(of_module),
         logarithmic=_law(growth.logarithmic),
         power_law=_law(growth.power_law),
         better=growth.better,

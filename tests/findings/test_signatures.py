@@ -24,7 +24,7 @@ from rankwise.findings.signatures.found import (
     not_looked_for,
 )
 from rankwise.findings.signatures.scores import NEARLY_PERFECT_NATS
-from rankwise.findings.stats.seeds import seed_spread
+from rankwise.findings.stats.estimates import seed_spread
 from rankwise.findings.study import study_findings
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.folder import StudyFolder

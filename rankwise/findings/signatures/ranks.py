@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
 from rankwise.findings.signatures.scores import level
 from rankwise.findings.signatures.signature import Signature, judged_amount, signature
-from rankwise.findings.stats.seeds import seed_spread
+from rankwise.findings.stats.estimates import seed_spread
 from rankwise.records import quantities
 from rankwise.records.study import Recommendation
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
+
+from rankwise.findings.stats.estimates import Floats
 
 MIN_RANKS = 3
 """Different ranks that a line with an interval needs."""
@@ -16,7 +17,6 @@ MIN_RANKS = 3
 _MIN_RANKS_TO_CHOOSE = 4
 _CLEAR_AIC = 2.0
 
-Floats = NDArray[np.float64]
 Growth = Literal["logarithmic", "power law", "undecided"]
 
 
