@@ -102,7 +102,7 @@ def sufficient_epsilon(bounds: StudyBounds, delta: float) -> tuple[float, int] |
         return None
     able: list[tuple[float, int]] = []
     for option, upper in enumerate(bounds.loss.upper):
-        others = [s for s in range(len(bounds.loss.upper)) if s != option]
+        others = rivals(None, option, len(bounds.loss.upper))
         kept = [s for s in others if bounds.loss.lower[s] <= upper]
         near = all(bounds.lead.lower[option, s] > -delta for s in kept)
         if bounds.gain.lower[option] > 0.0 and near:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,9 +73,11 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
     chosen: PlannedRun | None = None
     price: float | None = None
     enough: Option | None = None
+    verdicts: tuple[RankVerdict, ...] = ()
     if bounds is not None:
         choice = choose(bounds, margins.delta, margins.epsilon_points)
         more = needed(bounds, choice, margins.delta, margins.epsilon_points)
+        verdicts = tuple(_verdicts(source, tasks, options, bounds, choice))
         if choice.option is not None:
             chosen = options[choice.option].plan
         elif (found := sufficient_epsilon(bounds, margins.delta)) is not None:
@@ -100,13 +102,13 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
         sufficient_epsilon_points=price,
         sufficient_rank=None if enough is None else enough.rank,
         sufficient_label=None if enough is None else enough.label,
-        verdicts=_verdicts(source, tasks, options, bounds, choice),
+        verdicts=verdicts,
         comparisons=compare(results),
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
                          for task in tasks.left_out))  # fmt: skip
-    full = _full_gains(source, tasks)
+    full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
     why = (*reasons(judged, full, parameters), *notes)
     return judged.model_copy(update={"statement": statement(judged), "reasons": why})
@@ -206,33 +208,27 @@ def _verdicts(
     source: OptionGains,
     tasks: _Tasks,
     options: Sequence[Option],
-    bounds: StudyBounds | None,
-    choice: Choice | None,
-) -> tuple[RankVerdict, ...]:
-    if bounds is None or choice is None:
-        return ()
-    verdicts: list[RankVerdict] = []
+    bounds: StudyBounds,
+    choice: Choice,
+) -> Iterator[RankVerdict]:
     for index, option in enumerate(options):
         losses = {task: float(-source.gains(option.runs, task).mean()) for task in tasks.retention}
         worst = max(losses, key=lambda task: losses[task]) if losses else None
         estimate, lower, upper = choice.shortfall[index]
-        verdicts.append(
-            RankVerdict(
-                label=option.label,
-                **{name: getattr(option.plan, name) for name in SETTING},
-                runs=tuple(run.name for run in option.runs),
-                gain=_bound(bounds.gain, index),
-                retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
-                worst_retention_task=worst,
-                worst_retention_loss=None if worst is None else losses[worst],
-                shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
-                better_than_base=choice.better_than_base[index],
-                keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
-                near_the_best=choice.near_the_best[index],
-                qualifies=choice.qualifies[index],
-            )
+        yield RankVerdict(
+            label=option.label,
+            **{name: getattr(option.plan, name) for name in SETTING},
+            runs=tuple(run.name for run in option.runs),
+            gain=_bound(bounds.gain, index),
+            retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
+            worst_retention_task=worst,
+            worst_retention_loss=None if worst is None else losses[worst],
+            shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
+            better_than_base=choice.better_than_base[index],
+            keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
+            near_the_best=choice.near_the_best[index],
+            qualifies=choice.qualifies[index],
         )
-    return tuple(verdicts)
 
 
 def _bound(bounds: Bounds, index: int) -> Bound:
@@ -243,19 +239,17 @@ def _bound(bounds: Bounds, index: int) -> Bound:
     )
 
 
-def _full_gains(source: OptionGains, tasks: _Tasks) -> tuple[FullGain, ...]:
+def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:
     """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
 
     def mean(runs: Runs, names: Sequence[str]) -> float:
         return float(np.mean([source.gains(runs, task).mean() for task in names]))
 
-    full: list[FullGain] = []
     for option in source.in_study_order(source.planned):
         runs = tuple(run for run in option.runs if run_record(run).status == "trained")
         if option.plan.method == "full" and option.plan.imported_as is None and runs:
             loss = -mean(runs, tasks.retention) if tasks.retention else None
-            full.append(FullGain(option.label, mean(runs, tasks.in_domain), loss))
-    return tuple(full)
+            yield FullGain(option.label, mean(runs, tasks.in_domain), loss)
 
 
 def _num_items(results: TrainTaskResults, tasks: Sequence[str]) -> int:

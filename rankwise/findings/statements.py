@@ -181,10 +181,10 @@ def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
     return f"{quantities.capital(verdict.label)} {ends}: {'; '.join(parts)}."
 
 
-def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> tuple[str, ...]:
+def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> Iterator[str]:
     able = [(v, n) for v, n in zip(numbers.verdicts, parameters, strict=True) if v.qualifies]
     if len(able) < 2:
-        return ()
+        return
     (chosen, size), *others = able
     texts: list[str] = []
     for other, number in others:
@@ -194,7 +194,7 @@ def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> tuple[s
             lost = other.retention_loss.estimate - chosen.retention_loss.estimate
             text += f", {quantities.change(lost, 'points')} points of retention loss"
         texts.append(f"{text}, {number / size:.3g} times the trainable parameters)")
-    return (f"Alternatives that qualify too: {', '.join(texts)}.",)
+    yield f"Alternatives that qualify too: {', '.join(texts)}."
 
 
 def _full(full: Sequence[FullGain], unit: Unit) -> Iterator[str]:

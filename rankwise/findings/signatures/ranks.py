@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
 from rankwise.findings.signatures.scores import level
-from rankwise.findings.signatures.signature import Signature, judged_amount, signature
+from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
 from rankwise.findings.stats.estimates import seed_spread
 from rankwise.records import quantities
 from rankwise.records.study import Recommendation
@@ -72,9 +72,7 @@ def _alike(
         advice += " δ follows from the number of items; more of them tell ranks apart more finely."
     yield signature(
         "too_easy" if easy else "not_a_matter_of_rank",
-        source.results.train_task,
-        ladder.label,
-        None,
+        Place(source.results.train_task, ladder.label, None),
         widest,
         statement=(
             f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
@@ -118,9 +116,7 @@ def _erratic(
     several = nearer.num_seeds > 1
     yield signature(
         "erratic_over_ranks",
-        source.results.train_task,
-        ladder.label,
-        None,
+        Place(source.results.train_task, ladder.label, None),
         nearer,
         statement=(
             f"{_among(ladder)}{_name(valley.low)} is {judged_amount(left)} below {_name(smaller)} "
@@ -161,9 +157,7 @@ def _unstable(
     gained = quantities.change_interval(min(scores), max(scores), unit)
     yield signature(
         "unstable_over_seeds",
-        source.results.train_task,
-        option.label,
-        None,
+        Place(source.results.train_task, option.label, None),
         spread,
         statement=(
             f"{option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "

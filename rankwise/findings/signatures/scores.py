@@ -14,7 +14,7 @@ import numpy as np
 from rankwise.errors import RecordError
 from rankwise.findings.options import Option, OptionGains, TaskMean
 from rankwise.findings.pairs import bound_of
-from rankwise.findings.signatures.signature import Signature, judged_amount, signature
+from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.stats.estimates import (
     POINTS,
@@ -60,9 +60,7 @@ def _worse_than_base(
         )
         yield signature(
             "worse_than_base",
-            source.results.train_task,
-            option.label,
-            task,
+            Place(source.results.train_task, option.label, task),
             loss,
             statement=f"{option.label} is {judged_amount(loss)} worse than the base on {task}, "
             f"where the base has {base}.",
@@ -83,9 +81,7 @@ def _negative_transfer(
         )
         yield signature(
             "negative_transfer",
-            source.results.train_task,
-            option.label,
-            task,
+            Place(source.results.train_task, option.label, task),
             loss,
             statement=f"{option.label} loses {judged_amount(loss)} on {task}, at least "
             f"{100 * loss.lower / base:.0f} % of the base's {quantities.score(base, 'points')}.",
@@ -100,9 +96,7 @@ def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Sign
         base = quantities.score(source.base_score((task,)).estimate, "nats")
         yield signature(
             "forgetting_on_prose",
-            source.results.train_task,
-            option.label,
-            task,
+            Place(source.results.train_task, option.label, task),
             rise,
             statement=f"{option.label} has {judged_amount(rise)} more loss per token on {task} "
             f"than the base ({base}).",
@@ -154,9 +148,7 @@ def _train_test_gap(
         )
     yield signature(
         name,
-        source.results.train_task,
-        option.label,
-        task,
+        Place(source.results.train_task, option.label, task),
         gap,
         statement=f"{option.label} {statement}{ending}",
         advice=advice,
