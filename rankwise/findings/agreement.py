@@ -112,13 +112,12 @@ def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:
 def _values(compared: _Compared, tasks: Sequence[str]) -> _Values:
     same = [POINTS * (full == model) for full, model in _outcomes(compared, tasks)]
     chosen = [_choices(compared, task) for task in tasks]
-    kl = _divergences(compared, lambda each: each.kl_nats)
     next_token = _divergences(compared, lambda each: each.top1_agreement)
     return {
         "same outcome": same,
         "same option": [values for values in chosen if values is not None],
         "same next token": [POINTS * shares for shares in next_token],
-        "KL": kl,
+        "KL": _divergences(compared, lambda each: each.kl_nats),
     }
 
 

@@ -202,8 +202,7 @@ def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
         yield _Case(
             state,
             f"{part.name}: the largest difference between two ranks is {second.label} less "
-            f"{first.label}, "
-            f"{_signed(widest, unit)}; flat is within "
+            f"{first.label}, {_signed(widest, unit)}; flat is within "
             f"δ = {quantities.amount(delta, unit)}.",
         )
 
@@ -262,16 +261,13 @@ def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
     for part in parts:
         base = sum(part.results.base.evaluations[t].decision.value for t in part.in_domain)
         base /= max(len(part.in_domain), 1)
-        score = quantities.score(
-            base * (100.0 if part.recommendation.unit == "points" else 1.0),
-            part.recommendation.unit,
-        )
+        unit = part.recommendation.unit
+        score = quantities.score(base * (100.0 if unit == "points" else 1.0), unit)
         for option in part.options:
             bound = part.bound(option, None, part.in_domain, together)
             yield _Case(
                 _STATES[-bound.sign()],
-                f"{part.name}: {option.label}, base {score}, gain "
-                f"{_signed(bound, part.recommendation.unit)}.",
+                f"{part.name}: {option.label}, base {score}, gain {_signed(bound, unit)}.",
             )
 
 
@@ -302,7 +298,5 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
 
 
 def _signed(bound: Bound, unit: Unit) -> str:
-    return (
-        f"{quantities.change(bound.estimate, unit)} "
-        f"({quantities.change_interval(bound.lower, bound.upper, unit)})"
-    )
+    interval = quantities.change_interval(bound.lower, bound.upper, unit)
+    return f"{quantities.change(bound.estimate, unit)} ({interval})"

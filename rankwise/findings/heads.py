@@ -17,7 +17,6 @@ from rankwise.records.heads import (
     CHANGE_MEASURES,
     ChangeMeasure,
     HeadChanges,
-    HeadEffect,
     HeadMap,
     HeadMode,
     HeadRepair,
@@ -235,20 +234,18 @@ def _heads_of_run(
                 like_full=like_full,
             )
         )
-    share = changes.share("all")
+    share, top_share = changes.share("all"), None
+    if share is not None:
+        largest = sorted(flat(share.values), reverse=True)
+        top_share = sum(largest[: max(1, round(len(largest) / 10))])
     return HeadsOfRun(
         run=model.name,
         label=label,
         option=source.name_of(model),
         num_heads=len(flat(changes.base_entropy)),
         measures=tuple(measures),
-        top_share=None if share is None else _top_share(flat(share.values)),
+        top_share=top_share,
     )
-
-
-def _top_share(shares: Sequence[float]) -> float:
-    count = max(1, round(len(shares) / 10))
-    return sum(sorted(shares, reverse=True)[:count])
 
 
 def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[ChangeAgainstRank]:
@@ -270,9 +267,9 @@ def _matters(
     for measure, values in _measured(model):
         for is_beyond in (False, True):
             pairs = [
-                (abs(values[head.layer][head.head]), effect)
+                (abs(values[head.layer][head.head]), abs(effect.estimate))
                 for head in effects.answers
-                if (effect := _size(head, is_beyond=is_beyond)) is not None
+                if (effect := head.beyond_control if is_beyond else head.effect) is not None
             ]
             if not pairs:
                 continue
@@ -312,11 +309,6 @@ def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
         yield "share", share.values
 
 
-def _size(effect: HeadEffect, *, is_beyond: bool) -> float | None:
-    of = effect.beyond_control if is_beyond else effect.effect
-    return None if of is None else abs(of.estimate)
-
-
 def _statements(
     runs: Sequence[HeadsOfRun],
     against_rank: Sequence[ChangeAgainstRank],
@@ -344,19 +336,18 @@ def _statements(
 
 def _change_statement(run: HeadsOfRun) -> str:
     by_measure = {measured.measure: measured for measured in run.measures}
-    output, agreement = by_measure["output"], by_measure["output"].agreement
-    control = "" if agreement is None else (
-        "; two halves of the prompts order the heads alike with ρ "
-        f"{quantities.correlation(agreement)}"
-    )  # fmt: skip
-    like = output.like_full
-    also = "" if like is None else (
-        f", and full fine-tuning does with ρ {quantities.correlation(like)}"
-    )  # fmt: skip
-    return (
+    output = by_measure["output"]
+    text = (
         f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size on "
-        f"average over {quantities.counted(run.num_heads, 'head')}{control}{also}."
+        f"average over {quantities.counted(run.num_heads, 'head')}"
     )
+    if output.agreement is not None:
+        rho = quantities.correlation(output.agreement)
+        text += f"; two halves of the prompts order the heads alike with ρ {rho}"
+    if output.like_full is not None:
+        rho = quantities.correlation(output.like_full)
+        text += f", and full fine-tuning does with ρ {rho}"
+    return f"{text}."
 
 
 def _matter_statement(found: ChangeAndEffect) -> str:

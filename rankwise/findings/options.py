@@ -93,14 +93,10 @@ class TaskMean(Interval):
 
 
 class Option(NamedTuple):
-    """An option with the runs that it has, in seed order.
+    """An option with the runs that it has, trained or diverged, in seed order.
 
-    Attributes:
-        label: what tells it from the other options, the seed left out.
-        rank: None for full fine-tuning.
-        plan: the settings, as planned for its first run.
-        runs: trained or diverged.
-        num_planned: runs that the study plans for it.
+    ``label`` tells it from the other options, the seed left out; ``rank`` is None for full
+    fine-tuning; ``plan`` has the settings, as planned for its first run.
     """
 
     label: str
@@ -187,10 +183,7 @@ class OptionGains:
 
         Each is twice its gain, since half of the parts are the tests'. Trained and test items are
         different ones, so the variances of both add; an item counts double (``item_size``).
-
-        Args:
-            runs: whose gains.
-            trained_items: under which name the trained rows of each task were scored.
+        ``trained_items`` says under which name the trained rows of each task were scored.
         """
         trained = [2.0 * self.gains(runs, name) for name in trained_items.values()]
         return [*trained, *(-2.0 * self.gains(runs, task) for task in trained_items)]

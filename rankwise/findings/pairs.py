@@ -119,12 +119,8 @@ def pair_scores(
 ) -> Pair:
     """Two models' values in one order of items, matched by ``doc_id``.
 
-    Args:
-        what: begins the sentence of an error: "task 'arc'".
-        base: of the model that is compared with.
-        adapted: of the other model.
-        higher_is_better: of a value.
-        in_points: the values are shares in 0..1, to be shown times 100.
+    ``what`` begins the sentence of an error: "task 'arc'". Values ``in_points`` are shares in
+    0..1, to be shown times 100.
 
     Raises:
         RecordError: they were scored on other items, there are fewer than two, or a value is not
@@ -157,11 +153,10 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     estimate = crossed_difference(pair.gain, item_size=pair.item_size)
     lower, upper = estimate.interval(confidence)
     counts = _counts(pair)
-    p_value = (
-        paired_t_p_value(pair.gain)
-        if counts is None
-        else mcnemar_exact(counts.learned, counts.forgotten)
-    )
+    if counts is None:
+        p_value = paired_t_p_value(pair.gain)
+    else:
+        p_value = mcnemar_exact(counts.learned, counts.forgotten)
     scores = float(pair.base.mean()), float(pair.adapted.mean())
     return PairedTest(len(pair.base), *scores, estimate, lower, upper, counts, p_value)
 

@@ -152,11 +152,19 @@ def compare_samples(
         )
         for name, file in zip(names, files, strict=True)
     ]
-    judged = [
-        _judge(chosen, scores[0], other, path, confidence)
-        for other, path in zip(scores[1:], candidates, strict=True)
+    pairs = [
+        pair_scores(
+            f"metric {chosen.metric!r}",
+            scores[0],
+            other,
+            higher_is_better=chosen.higher_is_better,
+            in_points=chosen.unit == "points",
+        )
+        for other in scores[1:]
     ]
-    adjusted = holm([candidate.test.p_value for candidate in judged])
+    tests = [paired_test(pair, confidence) for pair in pairs]
+    adjusted = holm([test.p_value for test in tests])
+    family = 1.0 - confidence, len(tests)
     return SampleVerdicts(
         base=names[0],
         base_file=str(base),
@@ -164,8 +172,8 @@ def compare_samples(
         confidence=confidence,
         warnings=notes,
         candidates=tuple(
-            _verdict(names[0], each, p_value, (1.0 - confidence, len(judged)), chosen.unit)
-            for each, p_value in zip(judged, adjusted, strict=True)
+            _verdict(names[0], *each, family, chosen.unit)
+            for each in zip(names[1:], candidates, tests, adjusted, strict=True)
         ),
     )
 
@@ -258,30 +266,16 @@ def _direction(
     return True, "metric_name" if metric in HIGHER_IS_BETTER else "assumed"
 
 
-class _Judged(NamedTuple):
-    name: str
-    file: Path
-    test: PairedTest
-
-
-def _judge(
-    chosen: _Chosen, base: Scores, candidate: Scores, file: Path, confidence: float
-) -> _Judged:
-    pair = pair_scores(
-        f"metric {chosen.metric!r}",
-        base,
-        candidate,
-        higher_is_better=chosen.higher_is_better,
-        in_points=chosen.unit == "points",
-    )
-    return _Judged(candidate.name, file, paired_test(pair, confidence))
-
-
 def _verdict(
-    base: str, judged: _Judged, holm_p_value: float, family: tuple[float, int], unit: str
+    base: str,
+    name: str,
+    file: Path,
+    test: PairedTest,
+    holm_p_value: float,
+    family: tuple[float, int],
+    unit: str,
 ) -> SampleVerdict:
     """The record of one candidate; ``family`` is the error rate of all and how many they are."""
-    test = judged.test
     alpha, num_candidates = family
     verdict: Verdict = "cannot_tell"
     if holm_p_value <= alpha:
@@ -290,8 +284,8 @@ def _verdict(
     if verdict == "cannot_tell":
         needed = _items_needed(test, alpha / num_candidates)
     found = SampleVerdict(
-        name=judged.name,
-        file=str(judged.file),
+        name=name,
+        file=str(file),
         candidate_score=test.adapted_score,
         **test.values(SampleVerdict),
         test="paired_t" if test.counts is None else "mcnemar_exact",

@@ -106,12 +106,6 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
     )
 
 
-def is_negative_transfer(change: TaskMean, base_score: TaskMean) -> bool:
-    """Whether the lower bound of the drop is above a tenth of the base's score."""
-    alarm = TRANSFER_ALARM_SHARE * base_score.estimate
-    return alarm > 0 and change.sign(at=-alarm) < 0
-
-
 def _domain_of(study: StudyRecord, name: str, source: OptionGains) -> str | None:
     """A trained task's own domain, or that of all its in-domain tasks."""
     if name in study.domains:
@@ -149,8 +143,8 @@ def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[Tr
             continue
         name, leaves = task, (task,)
         for group, members in study.groups.items():
-            alike = tuple(t for t in tasks if t in members and kind[t] == kind[task])
-            alike = tuple(t for t in alike if t not in placed)
+            free = [t for t in tasks if t in members and t not in placed]
+            alike = tuple(t for t in free if kind[t] == kind[task])
             if task in alike and len(alike) > max(MOST_LEAVES, len(leaves)):
                 name, leaves = f"{group} ({len(alike)} tasks)", alike
         placed |= set(leaves)
@@ -167,6 +161,8 @@ def _cells(
         if relation is None:
             continue
         base, change = source.base_score(column.tasks), source.change(option.runs, column.tasks)
+        alarm = TRANSFER_ALARM_SHARE * base.estimate
+        is_drop = alarm > 0 and change.sign(at=-alarm) < 0
         yield TransferCell(
             train_task=source.results.train_task,
             label=option.label,
@@ -174,7 +170,7 @@ def _cells(
             relation=relation,
             base_score=base,
             change=change,
-            is_alarm=relation == "out_of_domain" and is_negative_transfer(change, base),
+            is_alarm=relation == "out_of_domain" and is_drop,
         )
 
 

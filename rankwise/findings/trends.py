@@ -54,15 +54,9 @@ def rank_trend(
 ) -> RankTrend | None:
     """The change from the smallest to the largest rank; None with fewer than two ranks.
 
-    Where a rank was trained with several other settings, their mean is taken.
-
-    Args:
-        of: what is measured.
-        measured: of LoRA options, on the same sets of items with the same seeds.
-        unit: of the values.
-        item_size: what one whole item counts, as in ``stats.crossed_difference``.
-        confidence: of the interval, 0..1.
-        weights: of the sets of items; None counts each the same.
+    Where a rank was trained with several other settings, their mean is taken. The options are
+    measured on the same sets of items with the same seeds; ``item_size``, and ``weights`` of the
+    sets, are as in ``stats.mean_over_tasks``.
     """
     by_rank: dict[int, list[Sequence[Floats]]] = {}
     for each in measured:

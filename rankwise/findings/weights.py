@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from rankwise.findings.audits import NullPair, norms, null_pair
-from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
+from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
 from rankwise.findings.trends import correlated
 from rankwise.records import quantities
@@ -183,32 +183,23 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
             and spectra.matrices
         ]
         kinds = dict.fromkeys(matrix.kind for _, spectra in points for matrix in spectra.matrices)
+        ranks = tuple(rank for rank, _ in points)
         for module in (ALL_MODULES, *kinds):
-            trend = _norm_trend(module, ladder, points, source.confidence)
-            if trend is not None:
-                yield trend
-
-
-def _norm_trend(
-    module: str, ladder: Ladder, points: Sequence[tuple[int, SpectraRecord]], confidence: float
-) -> NormTrend | None:
-    ranks = [rank for rank, _ in points]
-    of_module = [
-        norms([each for each in spectra.matrices if module in (ALL_MODULES, each.kind)])[0]
-        for _, spectra in points
-    ]
-    growth = norm_growth(ranks, of_module, confidence) if points else None
-    if growth is None:
-        return None
-    return NormTrend(
-        module=module,
-        setting=ladder.label,
-        ranks=tuple(ranks),
-        norms=tuple(of_module),
-        logarithmic=_law(growth.logarithmic),
-        power_law=_law(growth.power_law),
-        better=growth.better,
-    )
+            of_module = tuple(
+                norms([each for each in spectra.matrices if module in (ALL_MODULES, each.kind)])[0]
+                for _, spectra in points
+            )
+            growth = norm_growth(ranks, of_module, source.confidence) if points else None
+            if growth is not None:
+                yield NormTrend(
+                    module=module,
+                    setting=ladder.label,
+                    ranks=ranks,
+                    norms=of_module,
+                    logarithmic=_law(growth.logarithmic),
+                    power_law=_law(growth.power_law),
+                    better=growth.better,
+                )
 
 
 def _law(fit: LineFit) -> FittedLaw:

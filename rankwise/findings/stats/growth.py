@@ -21,16 +21,12 @@ Growth = Literal["logarithmic", "power law", "undecided"]
 
 
 class LineFit(NamedTuple):
-    """A least-squares line with the two-sided interval of its slope.
+    """A least-squares line with the two-sided interval of its slope, by t.
 
-    Attributes:
-        slope: what a doubling of the rank adds to the norm (logarithmic); the exponent of the rank
-            (power law).
-        lower: bound of the slope, by t.
-        upper: bound of the slope, by t.
-        intercept: at rank 1: the norm, or its natural logarithm.
-        r_squared: of the norms themselves under either law; at most 1, negative where the law is
-            worse than their mean.
+    ``slope`` is what a doubling of the rank adds to the norm (logarithmic), or the exponent of the
+    rank (power law); ``intercept`` is at rank 1 the norm, or its natural logarithm. ``r_squared``
+    is that of the norms themselves under either law; at most 1, negative where the law is worse
+    than their mean.
     """
 
     slope: float
