@@ -152,14 +152,10 @@ def compare_samples(
         )
         for name, file in zip(names, files, strict=True)
     ]
+    what, in_points = f"metric {chosen.metric!r}", chosen.unit == "points"
+    higher = chosen.higher_is_better
     pairs = [
-        pair_scores(
-            f"metric {chosen.metric!r}",
-            scores[0],
-            other,
-            higher_is_better=chosen.higher_is_better,
-            in_points=chosen.unit == "points",
-        )
+        pair_scores(what, scores[0], other, higher_is_better=higher, in_points=in_points)
         for other in scores[1:]
     ]
     tests = [paired_test(pair, confidence) for pair in pairs]
