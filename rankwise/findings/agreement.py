@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ def agreement_with_full(
     ]
     first = len(references)
     trends = _trends(lora, values[first : first + len(lora)], source.confidence)
-    return tuple(agreement), trends
+    return tuple(agreement), tuple(trends)
 
 
 def _lora(source: OptionGains) -> list[_Compared]:
@@ -112,26 +112,23 @@ def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:
 def _values(compared: _Compared, tasks: Sequence[str]) -> _Values:
     same = [POINTS * (full == model) for full, model in _outcomes(compared, tasks)]
     chosen = [_choices(compared, task) for task in tasks]
-    kl = _divergences(compared, lambda each: each.kl_nats)
     next_token = _divergences(compared, lambda each: each.top1_agreement)
     return {
         "same outcome": same,
         "same option": [values for values in chosen if values is not None],
-        "same next token": [] if next_token is None else [POINTS * next_token],
-        "KL": [] if kl is None else [kl],
+        "same next token": [POINTS * shares for shares in next_token],
+        "KL": _divergences(compared, lambda each: each.kl_nats),
     }
 
 
 def _outcomes(compared: _Compared, tasks: Sequence[str]) -> list[tuple[Floats, Floats]]:
     """For each task the values of full fine-tuning and of the model, (seeds, items) each."""
-    found: list[tuple[Floats, Floats]] = []
-    for task in tasks:
-        pairs = [
-            pair_items(full, model, task)
-            for full, model in zip(compared.full, compared.models, strict=True)
-        ]
-        found.append((np.stack([p.base for p in pairs]), np.stack([p.adapted for p in pairs])))
-    return found
+    both = list(zip(compared.full, compared.models, strict=True))
+    by_task = [[pair_items(full, model, task) for full, model in both] for task in tasks]
+    return [
+        (np.stack([pair.base for pair in pairs]), np.stack([pair.adapted for pair in pairs]))
+        for pairs in by_task
+    ]
 
 
 def _choices(compared: _Compared, task: str) -> Floats | None:
@@ -154,8 +151,8 @@ def _choices(compared: _Compared, task: str) -> Floats | None:
 
 def _divergences(
     compared: _Compared, values: Callable[[Divergence], Sequence[float]]
-) -> Floats | None:
-    """(seeds, items); None where a seed has none."""
+) -> list[Floats]:
+    """(seeds, items); empty where a seed has none."""
     rows = [
         values(divergence)
         for full, model in zip(compared.full, compared.models, strict=True)
@@ -163,7 +160,7 @@ def _divergences(
         if divergence.reference == full.name
     ]
     is_complete = len(rows) == len(compared.models) and len(rows[0]) > 1
-    return np.asarray(rows, dtype=np.float64) if is_complete else None
+    return [np.asarray(rows, dtype=np.float64)] if is_complete else []
 
 
 def _agreement(
@@ -199,15 +196,7 @@ def _mean_agreement(values: Sequence[Floats], unit: Unit, confidence: float) -> 
         lower, upper = POINTS * share[0], POINTS * share[1]
     else:
         lower, upper = estimate.interval(confidence)
-    return TaskMean(
-        estimate=estimate.value,
-        lower=max(lower, 0.0),
-        upper=min(upper, most),
-        unit=unit,
-        num_examples=num_items,
-        num_tasks=len(values),
-        num_seeds=num_seeds,
-    )
+    return TaskMean.over(values, unit, estimate.value, max(lower, 0.0), min(upper, most))
 
 
 def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Bound | None:
@@ -232,9 +221,8 @@ def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Boun
 
 def _trends(
     lora: Sequence[_Compared], values: Sequence[_Values], confidence: float
-) -> tuple[RankTrend, ...]:
+) -> Iterator[RankTrend]:
     """One for each measure that all of the options have."""
-    found: list[RankTrend] = []
     for of, unit in _UNITS.items():
         if not lora or not all(its[of] for its in values):
             continue
@@ -249,9 +237,7 @@ def _trends(
             unit=unit,
             item_size=POINTS if unit == "points" else 0.0,
             confidence=confidence,
-            rises=of != "KL",
             weights=[part.shape[1] for part in measured[0].parts],
         )
         if trend is not None:
-            found.append(trend)
-    return tuple(found)
+            yield trend

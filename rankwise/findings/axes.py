@@ -149,11 +149,11 @@ def _axes(
     method: Method,
     trained: Mapping[Setting, Option],
 ) -> tuple[Axis, ...]:
-    found: list[Axis] = []
-    for place, name in enumerate(_READERS):
-        values = _ordered(name, [setting[place] for setting in trained])
-        if len(values) > 1:
-            found.append(_axis(source, judged, method, trained, name, values))
+    found = [
+        _axis(source, judged, method, trained, name, values)
+        for place, name in enumerate(_READERS)
+        if len(values := _ordered(name, [setting[place] for setting in trained])) > 1
+    ]
     compared = [axis for axis in found if any(effect.in_domain for effect in axis.effects)]
     return tuple(found) if compared else ()
 
@@ -181,9 +181,8 @@ def _axis(
         )
         for index, (value, pairs) in enumerate(zip(values[1:], matched, strict=True))
     )
-    alpha = 1.0 - source.confidence
     states: dict[Relation, AxisState | None] = {
-        relation: _state(found, judged[relation].margin, alpha)
+        relation: _state(found, judged[relation].margin, 1.0 - source.confidence)
         for relation, found in differences.items()
     }
     return Axis(
@@ -200,12 +199,12 @@ def _matched(
     trained: Mapping[Setting, Option], place: int, first: str, value: str
 ) -> list[tuple[Option, Option]]:
     """For every combination of the other axes that was trained with both: first, value."""
-    pairs: list[tuple[Option, Option]] = []
-    for setting, option in trained.items():
-        other = trained.get((*setting[:place], value, *setting[place + 1 :]))
-        if setting[place] == first and other is not None:
-            pairs.append((option, other))
-    return pairs
+    return [
+        (option, trained[other])
+        for setting, option in trained.items()
+        if (other := (*setting[:place], value, *setting[place + 1 :])) in trained
+        and setting[place] == first
+    ]
 
 
 def _differences(
@@ -214,31 +213,19 @@ def _differences(
     matched: Sequence[Sequence[tuple[Option, Option]]],
 ) -> list[AxisDifference | None]:
     """The difference of every value; None where there are no two runs to compare."""
-    means: list[TaskMean | None] = []
-    p_values: list[float] = []
-    for pairs in matched:
-        if all(one is other for one, other in pairs):
-            means.append(None)
-            continue
-        values = [_mean_difference(source, pairs, task) for task in tasks]
-        means.append(source.mean(values, tasks))
-        p_values.append(zero_p_value(source.estimate(values, tasks)))
-    both = iter(zip(p_values, holm(p_values), strict=True))
-    differences: list[AxisDifference | None] = []
-    for mean in means:
-        if mean is None:
-            differences.append(None)
-        else:
-            p_value, corrected = next(both)
-            differences.append(AxisDifference(mean=mean, p_value=p_value, holm_p_value=corrected))
+    found: dict[int, tuple[TaskMean, float]] = {}
+    for place, pairs in enumerate(matched):
+        if any(one is not other for one, other in pairs):
+            # (seeds, items) of each task: the mean over the pairs of second - first
+            leads = [[source.lead(other, one, task) for one, other in pairs] for task in tasks]
+            values: list[Floats] = [np.mean(of_task, axis=0) for of_task in leads]
+            estimate = source.estimate(values, tasks)
+            found[place] = source.mean(values, tasks), zero_p_value(estimate)
+    corrected = holm([p_value for _, p_value in found.values()])
+    differences: list[AxisDifference | None] = [None] * len(matched)
+    for (place, (mean, p_value)), holm_p_value in zip(found.items(), corrected, strict=True):
+        differences[place] = AxisDifference(mean=mean, p_value=p_value, holm_p_value=holm_p_value)
     return differences
-
-
-def _mean_difference(
-    source: OptionGains, pairs: Sequence[tuple[Option, Option]], task: str
-) -> Floats:
-    """(seeds, items): the mean over the pairs of second - first."""
-    return np.mean([source.lead(other, one, task) for one, other in pairs], axis=0)
 
 
 def _state(

@@ -7,14 +7,14 @@ The intervals of one claim's comparisons hold together (Bonferroni), since one o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Option, OptionGains, bound_of
-from rankwise.findings.statements import TRANSFER_ALARM_SHARE
+from rankwise.findings.options import Option, OptionGains
+from rankwise.findings.pairs import bound_of
+from rankwise.findings.statements import TRANSFER_ALARM_SHARE, score_range
 from rankwise.records import quantities
-from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Bound, Recommendation, Record, State, StudyRecommendation, Unit
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
@@ -25,6 +25,7 @@ PRAISED_RANKS = range(32, 65)
 """The paper's: rank 32-64."""
 
 
+_VERDICTS: dict[State, Verdict] = {"yes": "supported", "no": "contradicted"}
 _STATES: dict[int, State] = {1: "yes", 0: "undecided", -1: "no"}
 
 
@@ -47,17 +48,19 @@ class _Case(NamedTuple):
     text: str
 
 
-class _Part(NamedTuple):
-    source: OptionGains
-    recommendation: Recommendation
+class _Part:
+    """A trained task with its tasks by relation and its options in the study's order."""
 
-    @property
-    def results(self) -> TrainTaskResults:
-        return self.source.results
-
-    @property
-    def name(self) -> str:
-        return self.results.train_task
+    def __init__(self, source: OptionGains, recommendation: Recommendation) -> None:
+        self.source = source
+        self.recommendation = recommendation
+        self.results = source.results
+        self.name = source.results.train_task
+        self.in_domain = source.tasks("in_domain", recommendation.unit)
+        self.retention = source.tasks("retention")
+        self.options = source.in_study_order(source.options)
+        self.lora = tuple(option for option in self.options if option.rank is not None)
+        self.full = tuple(option for option in self.options if option.rank is None)
 
     @property
     def domains(self) -> frozenset[str]:
@@ -68,26 +71,6 @@ class _Part(NamedTuple):
     def is_of(self, domains: frozenset[str]) -> bool:
         """Whether all its in-domain tasks are in these domains."""
         return bool(self.domains) and self.domains <= domains
-
-    @property
-    def in_domain(self) -> tuple[str, ...]:
-        return self.source.tasks("in_domain", self.recommendation.unit)
-
-    @property
-    def retention(self) -> tuple[str, ...]:
-        return self.source.tasks("retention")
-
-    @property
-    def options(self) -> tuple[Option, ...]:
-        return self.source.in_study_order(self.source.options)
-
-    @property
-    def lora(self) -> tuple[Option, ...]:
-        return tuple(option for option in self.options if option.rank is not None)
-
-    @property
-    def full(self) -> tuple[Option, ...]:
-        return tuple(option for option in self.options if option.rank is None)
 
     def bound(
         self, option: Option, other: Option | None, tasks: Sequence[str], num_together: int = 1
@@ -108,70 +91,64 @@ def paper_claims(
 ) -> tuple[Claim, ...]:
     """Judge every claim of the paper that scores can judge."""
     parts = list(map(_Part, sources, recommendation.by_train_task))
-    tests: tuple[tuple[str, str, bool, Callable[[Sequence[_Part]], Iterable[_Case]], str], ...] = (
-        (
+    return (
+        _claim(
             "rank-32-64-matches-full",
             "Rank 32 to 64 matches or beats full fine-tuning on reasoning tasks.",
             True,
-            _matches_full,
+            list(_matches_full(parts)),
             "it needs a reasoning task that is trained on with a rank from 32 to 64 and with full "
             "fine-tuning",
         ),
-        (
+        _claim(
             "recall-is-flat",
             "Recall tasks are nearly flat in rank.",
             True,
-            _recall_is_flat,
+            list(_recall_is_flat(parts)),
             "it needs a recall task that is trained on with two ranks",
         ),
-        (
+        _claim(
             "lora-retains-more",
             "LoRA retains more than full fine-tuning.",
             True,
-            _retains_more,
+            list(_retains_more(parts)),
             "it needs retention tasks, LoRA and full fine-tuning",
         ),
-        (
+        _claim(
             "no-rank-is-best-everywhere",
             "No rank is best everywhere.",
             True,
-            _no_best_rank,
+            list(_no_best_rank(parts)),
             "it needs two trained tasks and two ranks",
         ),
-        (
+        _claim(
             "strong-base-gets-worse",
             "A base that is already strong can get worse by fine-tuning.",
             False,
-            _gets_worse,
+            list(_gets_worse(parts)),
             "it needs a trained LoRA rank",
         ),
-        (
+        _claim(
             "transfer-can-cost-10-percent",
             "Training on one domain (medicine) can lose 10 % on another (mathematics).",
             False,
-            _transfer_costs,
+            list(_transfer_costs(parts)),
             "it needs an out-of-domain task that is scored in points",
         ),
-    )
-    return tuple(
-        _claim(name, statement, for_all, list(test(parts)), needs)
-        for name, statement, for_all, test, needs in tests
     )
 
 
 def _claim(name: str, statement: str, for_all: bool, cases: list[_Case], needs: str) -> Claim:
     states = {case.state for case in cases}
+    by_one: State = "no" if for_all else "yes"
+    by_all: State = "yes" if for_all else "no"
     verdict: Verdict = "undecided"
     if not cases:
         verdict = "not tested"
-    elif for_all:
-        verdict = (
-            "contradicted" if "no" in states else "supported" if states == {"yes"} else "undecided"
-        )
-    else:
-        verdict = (
-            "supported" if "yes" in states else "contradicted" if states == {"no"} else "undecided"
-        )
+    elif by_one in states:
+        verdict = _VERDICTS[by_one]
+    elif states == {by_all}:
+        verdict = _VERDICTS[by_all]
     evidence = tuple(case.text for case in cases) or (f"Not tested: {needs}.",)
     return Claim(name=name, statement=statement, verdict=verdict, evidence=evidence)
 
@@ -225,8 +202,7 @@ def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
         yield _Case(
             state,
             f"{part.name}: the largest difference between two ranks is {second.label} less "
-            f"{first.label}, "
-            f"{_signed(widest, unit)}; flat is within "
+            f"{first.label}, {_signed(widest, unit)}; flat is within "
             f"δ = {quantities.amount(delta, unit)}.",
         )
 
@@ -273,7 +249,7 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
             state = "no"
         numbers = "; ".join(
             f"{part.name} {quantities.score(verdict.shortfall.estimate, part.recommendation.unit)} "
-            f"({_range(verdict.shortfall, part.recommendation.unit)})"
+            f"({score_range(verdict.shortfall, part.recommendation.unit)})"
             for part, verdict in verdicts
         )
         what = f"is beaten on {quantities.listed(beaten)}" if beaten else "is beaten nowhere"
@@ -285,16 +261,13 @@ def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
     for part in parts:
         base = sum(part.results.base.evaluations[t].decision.value for t in part.in_domain)
         base /= max(len(part.in_domain), 1)
-        score = quantities.score(
-            base * (100.0 if part.recommendation.unit == "points" else 1.0),
-            part.recommendation.unit,
-        )
+        unit = part.recommendation.unit
+        score = quantities.score(base * (100.0 if unit == "points" else 1.0), unit)
         for option in part.options:
             bound = part.bound(option, None, part.in_domain, together)
             yield _Case(
                 _STATES[-bound.sign()],
-                f"{part.name}: {option.label}, base {score}, gain "
-                f"{_signed(bound, part.recommendation.unit)}.",
+                f"{part.name}: {option.label}, base {score}, gain {_signed(bound, unit)}.",
             )
 
 
@@ -303,8 +276,8 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
     tested = [
         (part, task, option)
         for part in parts
-        for task in part.results.tasks["out_of_domain"]
-        if _is_scored_in_points(part, task)
+        for task in part.source.tasks("out_of_domain")
+        if sum(part.results.base.items[task].values) > 0
         for option in part.options
     ]
     alarm = 100.0 * TRANSFER_ALARM_SHARE
@@ -324,17 +297,6 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
         )
 
 
-def _is_scored_in_points(part: _Part, task: str) -> bool:
-    items = part.results.base.items[task]
-    return items.unit == "points" and sum(items.values) > 0
-
-
 def _signed(bound: Bound, unit: Unit) -> str:
-    return (
-        f"{quantities.change(bound.estimate, unit)} "
-        f"({quantities.change_interval(bound.lower, bound.upper, unit)})"
-    )
-
-
-def _range(bound: Bound, unit: Unit) -> str:
-    return quantities.score_interval(bound.lower, bound.upper, unit)
+    interval = quantities.change_interval(bound.lower, bound.upper, unit)
+    return f"{quantities.change(bound.estimate, unit)} ({interval})"

@@ -8,6 +8,7 @@ The first that qualifies is recommended, so options are given smallest first.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -60,22 +61,15 @@ def choose(bounds: StudyBounds, delta: float, epsilon: float | None) -> Choice:
     """
     if (bounds.loss is None) != (epsilon is None):
         raise ValueError("epsilon is given exactly where retention was measured")
-    better: tuple[State, ...] = tuple(
-        _state(lower > 0.0, upper <= 0.0)
-        for lower, upper in zip(bounds.gain.lower, bounds.gain.upper, strict=True)
-    )
+    better = _states(bounds.gain.lower > 0.0, bounds.gain.upper <= 0.0)
     keeps: tuple[State, ...] | None = None
     if bounds.loss is not None and epsilon is not None:
-        keeps = tuple(
-            _state(upper < epsilon, lower > epsilon)
-            for lower, upper in zip(bounds.loss.lower, bounds.loss.upper, strict=True)
-        )
+        keeps = _states(bounds.loss.upper < epsilon, bounds.loss.lower > epsilon)
     shortfall = tuple(
         _shortfall(bounds.lead, r, rivals(keeps, r, len(better))) for r in range(len(better))
     )
-    near: tuple[State, ...] = tuple(
-        _state(upper < delta, lower > delta) for _, lower, upper in shortfall
-    )
+    _, lower, upper = np.transpose(shortfall)
+    near = _states(upper < delta, lower > delta)
     qualifies = tuple(
         b == "yes" and n == "yes" and (keeps is None or keeps[r] == "yes")
         for r, (b, n) in enumerate(zip(better, near, strict=True))
@@ -102,7 +96,7 @@ def sufficient_epsilon(bounds: StudyBounds, delta: float) -> tuple[float, int] |
         return None
     able: list[tuple[float, int]] = []
     for option, upper in enumerate(bounds.loss.upper):
-        others = [s for s in range(len(bounds.loss.upper)) if s != option]
+        others = rivals(None, option, len(bounds.loss.upper))
         kept = [s for s in others if bounds.loss.lower[s] <= upper]
         near = all(bounds.lead.lower[option, s] > -delta for s in kept)
         if bounds.gain.lower[option] > 0.0 and near:
@@ -205,13 +199,11 @@ def _combined(conditions: list[_Condition], bounds: StudyBounds) -> _Plan:
 def _shortfall(lead: Bounds, option: int, others: tuple[int, ...]) -> tuple[float, float, float]:
     if not others:
         return 0.0, 0.0, 0.0
-    places = np.array(others)
-    return (
-        float(-lead.estimate[option, places].min()),
-        float(-lead.upper[option, places].min()),
-        float(-lead.lower[option, places].min()),
-    )
+    ends = (lead.estimate, lead.upper, lead.lower)
+    estimate, lower, upper = (float(-end[option, np.array(others)].min()) for end in ends)
+    return estimate, lower, upper
 
 
-def _state(shown: bool, excluded: bool) -> State:
-    return "yes" if shown else "no" if excluded else "undecided"
+def _states(shown: Iterable[bool], excluded: Iterable[bool]) -> tuple[State, ...]:
+    pairs = zip(shown, excluded, strict=True)
+    return tuple("yes" if yes else "no" if no else "undecided" for yes, no in pairs)

@@ -11,13 +11,12 @@ from typing import Literal
 from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
 from rankwise.findings.stats.correlation import MIN_PAIRS
-from rankwise.findings.trends import correlation
+from rankwise.findings.trends import correlated, correlation
 from rankwise.records import quantities
 from rankwise.records.heads import (
     CHANGE_MEASURES,
     ChangeMeasure,
     HeadChanges,
-    HeadEffect,
     HeadMap,
     HeadMode,
     HeadRepair,
@@ -169,12 +168,9 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
     if not looked:
         return None
     labels = _labels(source)
-    full = next((model for model in looked if _is_full(model) and _changes(model)), None)
-    runs = [
-        _heads_of_run(source, model, labels[model.name], full)
-        for model in looked
-        if _changes(model) is not None
-    ]
+    analysed = [model for model in looked if _changes(model) is not None]
+    full = next((m for m in analysed if run_record(m).planned.method == "full"), None)
+    runs = [_heads_of_run(source, model, labels[model.name], full) for model in analysed]
     against_rank = tuple(_against_rank(runs, confidence))
     matters = [
         each
@@ -211,10 +207,6 @@ def _labels(source: OptionGains) -> dict[str, str]:
     }
 
 
-def _is_full(model: ModelResults) -> bool:
-    return run_record(model).planned.method == "full"
-
-
 def _changes(model: ModelResults) -> HeadChanges | None:
     """A run's maps, if there are any."""
     found = model.head_changes
@@ -242,20 +234,18 @@ def _heads_of_run(
                 like_full=like_full,
             )
         )
-    share = changes.share("all")
+    share, top_share = changes.share("all"), None
+    if share is not None:
+        largest = sorted(flat(share.values), reverse=True)
+        top_share = sum(largest[: max(1, round(len(largest) / 10))])
     return HeadsOfRun(
         run=model.name,
         label=label,
         option=source.name_of(model),
         num_heads=len(flat(changes.base_entropy)),
         measures=tuple(measures),
-        top_share=None if share is None else _top_share(flat(share.values)),
+        top_share=top_share,
     )
-
-
-def _top_share(shares: Sequence[float]) -> float:
-    count = max(1, round(len(shares) / 10))
-    return sum(sorted(shares, reverse=True)[:count])
 
 
 def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[ChangeAgainstRank]:
@@ -263,11 +253,9 @@ def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[Cha
     for number, measure in enumerate(CHANGE_MEASURES if adapters else ()):
         ranks = [float(run.option.rank or 0) for run in adapters]
         means = [run.measures[number].mean for run in adapters]
-        found = correlation(ranks, means, confidence)
-        reason = None
-        if found is None:
-            few = f"{quantities.counted(len(adapters), 'run')}, {MIN_PAIRS} are needed"
-            reason = few if len(adapters) < MIN_PAIRS else "all runs have the same rank"
+        found, reason = correlated(ranks, means, confidence, "run")
+        if found is None and len(adapters) >= MIN_PAIRS:
+            reason = "all runs have the same rank"
         yield ChangeAgainstRank(
             measure=measure, num_runs=len(adapters), correlation=found, reason=reason
         )
@@ -279,15 +267,16 @@ def _matters(
     for measure, values in _measured(model):
         for is_beyond in (False, True):
             pairs = [
-                (abs(values[head.layer][head.head]), effect)
+                (abs(values[head.layer][head.head]), abs(effect.estimate))
                 for head in effects.answers
-                if (effect := _size(head, is_beyond=is_beyond)) is not None
+                if (effect := head.beyond_control if is_beyond else head.effect) is not None
             ]
             if not pairs:
                 continue
-            found = None
+            found, reason = None, _chosen_by_screen(len(pairs))
             if not is_selected(effects):
-                found = correlation([x for x, _ in pairs], [y for _, y in pairs], source.confidence)
+                x, y = zip(*pairs, strict=True)
+                found, reason = correlated(x, y, source.confidence, "head")
             yield ChangeAndEffect(
                 run=model.name,
                 label=label,
@@ -299,18 +288,14 @@ def _matters(
                 is_beyond_control=is_beyond,
                 num_heads=len(pairs),
                 correlation=found,
-                reason=_why_not(len(pairs), effects) if found is None else None,
+                reason=reason,
             )
 
 
-def _why_not(num_pairs: int, effects: TaskHeadEffects) -> str:
+def _chosen_by_screen(number: int) -> str:
     """Why there is no correlation over these heads."""
-    heads = quantities.counted(num_pairs, "head")
-    if is_selected(effects):
-        return f"only the {heads} that a screen chose {'was' if num_pairs == 1 else 'were'} scored"
-    if num_pairs < MIN_PAIRS:
-        return f"{heads}, {MIN_PAIRS} are needed"
-    return "one of them is the same in all heads"
+    heads = quantities.counted(number, "head")
+    return f"only the {heads} that a screen chose {'was' if number == 1 else 'were'} scored"
 
 
 def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
@@ -322,11 +307,6 @@ def _measured(model: ModelResults) -> Iterator[tuple[HeadMeasure, HeadMap]]:
     share = changes.share("all")
     if share is not None:
         yield "share", share.values
-
-
-def _size(effect: HeadEffect, *, is_beyond: bool) -> float | None:
-    of = effect.beyond_control if is_beyond else effect.effect
-    return None if of is None else abs(of.estimate)
 
 
 def _statements(
@@ -356,19 +336,18 @@ def _statements(
 
 def _change_statement(run: HeadsOfRun) -> str:
     by_measure = {measured.measure: measured for measured in run.measures}
-    output, agreement = by_measure["output"], by_measure["output"].agreement
-    control = "" if agreement is None else (
-        "; two halves of the prompts order the heads alike with ρ "
-        f"{quantities.correlation(agreement)}"
-    )  # fmt: skip
-    like = output.like_full
-    also = "" if like is None else (
-        f", and full fine-tuning does with ρ {quantities.correlation(like)}"
-    )  # fmt: skip
-    return (
+    output = by_measure["output"]
+    text = (
         f"{run.label}: heads' outputs change by {100 * output.mean:.2g} % of their size on "
-        f"average over {quantities.counted(run.num_heads, 'head')}{control}{also}."
+        f"average over {quantities.counted(run.num_heads, 'head')}"
     )
+    if output.agreement is not None:
+        rho = quantities.correlation(output.agreement)
+        text += f"; two halves of the prompts order the heads alike with ρ {rho}"
+    if output.like_full is not None:
+        rho = quantities.correlation(output.like_full)
+        text += f", and full fine-tuning does with ρ {rho}"
+    return f"{text}."
 
 
 def _matter_statement(found: ChangeAndEffect) -> str:

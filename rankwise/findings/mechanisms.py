@@ -7,11 +7,13 @@ and that high ranks approach full fine-tuning.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
-from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean, bound_of
+from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
+from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
@@ -126,7 +128,6 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
         unit=unit,
         item_size=item_size,
         confidence=source.confidence,
-        rises=True,
     )
     return tuple(gaps), trend
 
@@ -153,15 +154,10 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
         if _rank(one) == _rank(other):
             continue
         low, high = sorted((one, other), key=_rank)
-        gain, kept = (_difference(source, low, high, names) for names in (tasks, retention))
+        gain, kept = (source.difference(low, high, names) for names in (tasks, retention))
+        answer = answer_of(kept)
         pairs.append(
-            MatchedPair(
-                option=low.name,
-                other=high.name,
-                gain=gain,
-                kept=kept,
-                answer=answer_of(kept),
-            )
+            MatchedPair(option=low.name, other=high.name, gain=gain, kept=kept, answer=answer)
         )
     delta = recommendation.delta
     equal = [p for p in pairs if -delta < p.gain.lower and p.gain.upper < delta]
@@ -174,13 +170,6 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
 def _rank(option: Option) -> float:
     """Full fine-tuning is above every rank."""
     return float("inf") if option.rank is None else option.rank
-
-
-def _difference(
-    source: OptionGains, option: Option, other: Option, tasks: Sequence[str]
-) -> TaskMean:
-    """Over the same items and seeds; a model without a seed is compared with every seed."""
-    return source.mean([source.lead(option, other, task) for task in tasks], tasks)
 
 
 _CLAIMS: dict[TrendOf, str] = {
@@ -207,22 +196,16 @@ def _statements(
 
 def _trend_words(trends: Sequence[RankTrend]) -> str:
     """From rank 8 to 128 the gap changes by +3.1 points (+1.0 to +5.2), shown; ..."""
-    parts: list[str] = []
-    for trend in trends:
-        change, unit = trend.change, trend.unit
-        interval = quantities.change_interval(change.lower, change.upper, unit)
-        parts.append(
-            f"{_CLAIMS[trend.of]} {quantities.change(change.estimate, unit)} {unit} ({interval}), "
-            f"{trend.answer}"
-        )
+    parts = [
+        f"{_CLAIMS[trend.of]} {quantities.with_interval(trend.change, trend.unit)}, {trend.answer}"
+        for trend in trends
+    ]
     first = trends[0]
     return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
 
 
 def _matched_words(matched: MatchedPairs, recommendation: Recommendation) -> str:
-    count = dict.fromkeys(("shown", "contradicted", "undecided"), 0)
-    for pair in matched.pairs:
-        count[pair.answer] += 1
+    count = Counter(pair.answer for pair in matched.pairs)
     delta = quantities.amount(recommendation.delta, recommendation.unit)
     if not matched.pairs:
         return "Lower ranks keep more at equal gain: no two options have the same gain."

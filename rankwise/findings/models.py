@@ -108,15 +108,6 @@ def task_score(evaluation: TaskEvaluation, items: TaskItems, confidence: float) 
     )
 
 
-def _mean_score(source: OptionGains, model: ModelResults, tasks: Sequence[str]) -> TaskMean | None:
-    """Over tasks of one unit, each counting the same; None where the model was not scored."""
-    if not tasks or any(task not in model.items for task in tasks):
-        return None
-    if len(tasks) == 1:
-        return task_score(model.evaluations[tasks[0]], model.items[tasks[0]], source.confidence)
-    return source.score(model, tasks)
-
-
 def _summary(
     source: OptionGains, recommendation: Recommendation, model: ModelResults, label: str
 ) -> ModelSummary:
@@ -127,20 +118,26 @@ def _summary(
         return source.change((model,), tasks) if tasks and is_adapted else None
 
     def scored(relation: Relation, unit: Unit) -> TaskMean | None:
-        return _mean_score(source, model, source.tasks(relation, unit))
+        tasks = source.tasks(relation, unit)
+        if not tasks or any(task not in model.items for task in tasks):
+            return None
+        if len(tasks) == 1:
+            return task_score(model.evaluations[tasks[0]], model.items[tasks[0]], source.confidence)
+        return source.score(model, tasks)
 
     retention = [
         row
         for row in recommendation.comparisons
         if (row.run, row.relation, row.unit) == (model.name, "retention", "points")
     ]
+    chosen = next((v.runs for v in recommendation.verdicts if v.qualifies), ())
     prose = changed("held_out_text", "nats")
     return ModelSummary(
         name=model.name,
         label=label,
         option=source.labels.get(model.name, label),
         run=model.run,
-        is_recommended=_is_recommended(model, recommendation),
+        is_recommended=recommendation.rank is not None and model.name in chosen,
         in_domain=scored("in_domain", recommendation.unit),
         gain=changed("in_domain", recommendation.unit),
         out_of_domain=scored("out_of_domain", "points"),
@@ -156,10 +153,3 @@ def _summary(
 def _order(run: PlannedRun) -> tuple[bool, int, float, float, int, int]:
     settings = run.rank or 0, run.alpha or 0.0, run.learning_rate or 0.0, run.epochs or 0
     return run.rank is None, *settings, run.seed or 0
-
-
-def _is_recommended(model: ModelResults, recommendation: Recommendation) -> bool:
-    if model.run is None or recommendation.rank is None:
-        return False
-    chosen = next((v.runs for v in recommendation.verdicts if v.qualifies), ())
-    return model.name in chosen

@@ -17,14 +17,12 @@ from rankwise.findings.stats.estimates import (
     POINTS,
     Estimate,
     Floats,
-    crossed_difference,
     mean_over_tasks,
 )
 from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import (
-    Bound,
     Interval,
     PlannedRun,
     Record,
@@ -78,16 +76,27 @@ class TaskMean(Interval):
     num_tasks: int
     num_seeds: int
 
+    @classmethod
+    def over(
+        cls, values: Sequence[Floats], unit: Unit, estimate: float, lower: float, upper: float
+    ) -> TaskMean:
+        """What was estimated from (seeds, items) of each task."""
+        return cls(
+            estimate=estimate,
+            lower=lower,
+            upper=upper,
+            unit=unit,
+            num_examples=sum(array.shape[1] for array in values),
+            num_tasks=len(values),
+            num_seeds=values[0].shape[0],
+        )
+
 
 class Option(NamedTuple):
-    """An option with the runs that it has, in seed order.
+    """An option with the runs that it has, trained or diverged, in seed order.
 
-    Attributes:
-        label: what tells it from the other options, the seed left out.
-        rank: None for full fine-tuning.
-        plan: the settings, as planned for its first run.
-        runs: trained or diverged.
-        num_planned: runs that the study plans for it.
+    ``label`` tells it from the other options, the seed left out; ``rank`` is None for full
+    fine-tuning; ``plan`` has the settings, as planned for its first run.
     """
 
     label: str
@@ -174,10 +183,7 @@ class OptionGains:
 
         Each is twice its gain, since half of the parts are the tests'. Trained and test items are
         different ones, so the variances of both add; an item counts double (``item_size``).
-
-        Args:
-            runs: whose gains.
-            trained_items: under which name the trained rows of each task were scored.
+        ``trained_items`` says under which name the trained rows of each task were scored.
         """
         trained = [2.0 * self.gains(runs, name) for name in trained_items.values()]
         return [*trained, *(-2.0 * self.gains(runs, task) for task in trained_items)]
@@ -185,6 +191,10 @@ class OptionGains:
     def change(self, runs: Runs, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
         return self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
+
+    def difference(self, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
+        """How much an option scores above another, positive where it is better."""
+        return self.mean([self.lead(option, other, task) for task in tasks], tasks)
 
     def score(
         self, model: ModelResults, tasks: Sequence[str], *, by_items: bool = False
@@ -202,8 +212,6 @@ class OptionGains:
     ) -> Estimate:
         """The mean of (seeds, items) of these tasks, in their order."""
         item_size = POINTS if self.results.base.items[tasks[0]].unit == "points" else 0.0
-        if len(values) == 1:
-            return crossed_difference(values[0], item_size=item_size)
         sizes = [array.shape[1] for array in values]
         return mean_over_tasks(values, item_size=item_size, weights=sizes if by_items else None)
 
@@ -211,14 +219,9 @@ class OptionGains:
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
         """The same with its interval."""
-        bound = bound_of(self.estimate(values, tasks, by_items=by_items), self.confidence)
-        return TaskMean(
-            **bound.model_dump(),
-            unit=self.results.base.items[tasks[0]].unit,
-            num_examples=sum(array.shape[1] for array in values),
-            num_tasks=len(tasks),
-            num_seeds=values[0].shape[0],
-        )
+        estimate = self.estimate(values, tasks, by_items=by_items)
+        unit = self.results.base.items[tasks[0]].unit
+        return TaskMean.over(values, unit, estimate.value, *estimate.interval(self.confidence))
 
 
 def option_gains(results: StudyResults) -> tuple[OptionGains, ...]:
@@ -253,12 +256,6 @@ def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int,
         len(plan.target_modules),
         plan.epochs or 0,
     )
-
-
-def bound_of(estimate: Estimate, confidence: float) -> Bound:
-    """An estimate with its own two-sided interval."""
-    lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=lower, upper=upper)
 
 
 _Setting = tuple[str, str, str, str]

@@ -66,12 +66,15 @@ class Counts(NamedTuple):
 
 
 class PairedTest(NamedTuple):
-    """The difference of a pair, its two-sided interval, and whether it could be chance.
+    """The scores of a pair, their difference with its interval, and whether it could be chance.
 
     ``counts`` is None unless every item is right or wrong. With counts ``p_value`` is McNemar's
     exact test, without them the paired t-test.
     """
 
+    num_examples: int
+    base_score: float
+    adapted_score: float
     estimate: Estimate
     lower: float
     upper: float
@@ -80,11 +83,9 @@ class PairedTest(NamedTuple):
 
     def values(self, record: type[PairedDifference]) -> dict[str, Any]:
         """The fields of a record that this test fills."""
-        numbers: dict[str, float | None] = {
+        numbers = self._asdict() | {
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
-            "lower": self.lower,
-            "upper": self.upper,
         }
         for name in Counts._fields:
             numbers[f"num_{name}"] = None if self.counts is None else getattr(self.counts, name)
@@ -118,12 +119,8 @@ def pair_scores(
 ) -> Pair:
     """Two models' values in one order of items, matched by ``doc_id``.
 
-    Args:
-        what: begins the sentence of an error: "task 'arc'".
-        base: of the model that is compared with.
-        adapted: of the other model.
-        higher_is_better: of a value.
-        in_points: the values are shares in 0..1, to be shown times 100.
+    ``what`` begins the sentence of an error: "task 'arc'". Values ``in_points`` are shares in
+    0..1, to be shown times 100.
 
     Raises:
         RecordError: they were scored on other items, there are fewer than two, or a value is not
@@ -152,21 +149,22 @@ def pair_scores(
 
 
 def paired_test(pair: Pair, confidence: float) -> PairedTest:
-    """The difference of one pair of models by itself.
-
-    Args:
-        pair: of at least two items.
-        confidence: of the two-sided interval, 0..1.
-    """
+    """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
     estimate = crossed_difference(pair.gain, item_size=pair.item_size)
     lower, upper = estimate.interval(confidence)
     counts = _counts(pair)
-    p_value = (
-        paired_t_p_value(pair.gain)
-        if counts is None
-        else mcnemar_exact(counts.learned, counts.forgotten)
-    )
-    return PairedTest(estimate, lower, upper, counts, p_value)
+    if counts is None:
+        p_value = paired_t_p_value(pair.gain)
+    else:
+        p_value = mcnemar_exact(counts.learned, counts.forgotten)
+    scores = float(pair.base.mean()), float(pair.adapted.mean())
+    return PairedTest(len(pair.base), *scores, estimate, lower, upper, counts, p_value)
+
+
+def bound_of(estimate: Estimate, confidence: float) -> Bound:
+    """An estimate with its own two-sided interval."""
+    lower, upper = estimate.interval(confidence)
+    return Bound(estimate=estimate.value, lower=lower, upper=upper)
 
 
 def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
@@ -175,9 +173,6 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by
     McNemar's exact test, or by the paired t-test where an item is not right or wrong.
     Everything else is exploratory and carries no corrected p-value.
-
-    Raises:
-        RecordError: as ``pair_items``.
     """
     rows: list[Comparison] = []
     family: list[tuple[int, float]] = []
@@ -227,9 +222,6 @@ def _comparison(
         task=task,
         relation=relation,
         unit=results.base.items[task].unit,
-        num_examples=len(pair.base),
-        base_score=float(pair.base.mean()),
-        adapted_score=float(pair.adapted.mean()),
         **test.values(Comparison),
         mcnemar_p_value=None if test.counts is None else test.p_value,
         holm_p_value=None,
@@ -277,11 +269,7 @@ def _items(model: ModelResults, task: str) -> TaskItems:
 
 
 def format_effects(results: TrainTaskResults) -> tuple[FormatEffect, ...]:
-    """Every trained run on every task that was scored in both formats, in the study's order.
-
-    Raises:
-        RecordError: the two formats were scored on other items, or a score is missing.
-    """
+    """Every trained run on every task that was scored in both formats, in the study's order."""
     return tuple(
         _effect(results, model, relation, task)
         for model in results.runs
@@ -300,25 +288,18 @@ def _effect(
     standard = pair_items(results.base, model, task)
     trained = pair_items(results.base, model, scored_as)
     test = paired_test(trained, confidence)
-    same_unit = standard.item_size == trained.item_size
+    by_format: Bound | None = None
+    if standard.item_size == trained.item_size:
+        differences = standard.gain - trained.gain
+        estimate = crossed_difference(differences, item_size=standard.item_size)
+        by_format = bound_of(estimate, confidence)
     return FormatEffect(
         run=model.name,
         task=task,
         scored_as=scored_as,
         relation=relation,
         unit=results.base.items[scored_as].unit,
-        num_examples=len(trained.base),
-        base_score=float(trained.base.mean()),
-        adapted_score=float(trained.adapted.mean()),
         **test.values(FormatEffect),
         standard_difference=float(standard.gain.mean()),
-        by_format=_bound(standard.gain - trained.gain, standard.item_size, confidence)
-        if same_unit
-        else None,
+        by_format=by_format,
     )
-
-
-def _bound(differences: Floats, item_size: float, confidence: float) -> Bound:
-    estimate = crossed_difference(differences, item_size=item_size)
-    lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=lower, upper=upper)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from rankwise.errors import RecordError
 from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
-from rankwise.findings.statements import FullGain, Numbers, reasons, statement
+from rankwise.findings.statements import FullGain, reasons, statement
 from rankwise.findings.stats.estimates import Floats, default_margin, effective_items
 from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, study_bounds
 from rankwise.records import quantities
@@ -19,19 +19,15 @@ from rankwise.records.axes import SETTING
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import (
     Bound,
+    PlannedRun,
     RankVerdict,
     Recommendation,
     StudyRecommendation,
     Unit,
 )
 
-__all__ = ["compare", "recommend", "recommend_for"]
-
 BOOTSTRAP_SEED = 20260101
 """Fixed, so that the same results always give the same recommendation."""
-
-
-Options = Sequence[Option]
 
 
 class _Tasks(NamedTuple):
@@ -44,7 +40,7 @@ class _Tasks(NamedTuple):
 class _Margins(NamedTuple):
     delta: float
     delta_is_derived: bool
-    epsilon: float | None
+    epsilon_points: float | None
     epsilon_is_derived: bool
 
 
@@ -74,51 +70,48 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
     bounds = _bounds(source, tasks, options) if options else None
     choice: Choice | None = None
     more = Needed(None, None, None)
-    price: tuple[float, int] | None = None
+    chosen: PlannedRun | None = None
+    price: float | None = None
+    enough: Option | None = None
+    verdicts: tuple[RankVerdict, ...] = ()
     if bounds is not None:
-        choice = choose(bounds, margins.delta, margins.epsilon)
-        more = needed(bounds, choice, margins.delta, margins.epsilon)
-        if choice.option is None:
-            price = sufficient_epsilon(bounds, margins.delta)
-    num_seeds = len(_seeds(results))
-    chosen = None
-    if choice is not None and choice.option is not None:
-        chosen = options[choice.option].plan
-    numbers = Numbers(
+        choice = choose(bounds, margins.delta, margins.epsilon_points)
+        more = needed(bounds, choice, margins.delta, margins.epsilon_points)
+        verdicts = tuple(_verdicts(source, tasks, options, bounds, choice))
+        if choice.option is not None:
+            chosen = options[choice.option].plan
+        elif (found := sufficient_epsilon(bounds, margins.delta)) is not None:
+            price, enough = found[0], options[found[1]]
+    num_seeds, num_items = len(_seeds(results)), _num_items(results, tasks.in_domain)
+    judged = Recommendation(
+        train_task=results.train_task,
+        **{name: getattr(chosen, name, None) for name in SETTING if name != "scaling"},
+        statement="",
+        reasons=(),
         outcome="cannot_tell" if choice is None else choice.outcome,
         unit=tasks.unit,
-        delta=margins.delta,
-        delta_is_derived=margins.delta_is_derived,
-        epsilon_points=margins.epsilon,
-        epsilon_is_derived=margins.epsilon_is_derived,
+        **margins._asdict(),
         confidence=source.confidence,
-        num_items_in_domain=_num_items(results, tasks.in_domain),
+        num_items_in_domain=num_items,
         num_seeds=num_seeds,
-        num_items_needed=additional_items(
-            more.in_domain_factor, _num_items(results, tasks.in_domain)
-        ),
+        num_items_needed=additional_items(more.in_domain_factor, num_items),
         num_retention_items_needed=additional_items(
             more.retention_factor, _num_items(results, tasks.retention)
         ),
         num_seeds_needed=None if more.seeds is None else (more.seeds - num_seeds) or None,
-        sufficient_epsilon_points=None if price is None else price[0],
-        sufficient_rank=None if price is None else options[price[1]].rank,
-        sufficient_label=None if price is None else options[price[1]].label,
-        verdicts=_verdicts(source, tasks, options, bounds, choice),
+        sufficient_epsilon_points=price,
+        sufficient_rank=None if enough is None else enough.rank,
+        sufficient_label=None if enough is None else enough.label,
+        verdicts=verdicts,
+        comparisons=compare(results),
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
                          for task in tasks.left_out))  # fmt: skip
-    full = _full_gains(source, tasks)
+    full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
-    return Recommendation(
-        train_task=results.train_task,
-        **{name: getattr(chosen, name, None) for name in SETTING if name != "scaling"},
-        statement=statement(numbers),
-        reasons=(*reasons(numbers, full, parameters), *notes),
-        comparisons=compare(results),
-        **numbers._asdict(),
-    )
+    why = (*reasons(judged, full, parameters), *notes)
+    return judged.model_copy(update={"statement": statement(judged), "reasons": why})
 
 
 def _judged_tasks(results: TrainTaskResults) -> _Tasks:
@@ -191,15 +184,12 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Mar
         delta = derived(tasks.in_domain)
     if not tasks.retention:
         return _Margins(delta, derive_delta, None, False)
-    return _Margins(
-        delta,
-        derive_delta,
-        derived(tasks.retention) if epsilon is None else epsilon,
-        epsilon is None,
-    )
+    if epsilon is None:
+        return _Margins(delta, derive_delta, derived(tasks.retention), True)
+    return _Margins(delta, derive_delta, epsilon, False)
 
 
-def _bounds(source: OptionGains, tasks: _Tasks, options: Options) -> StudyBounds:
+def _bounds(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> StudyBounds:
     """Simultaneous bounds over the complete options, in their order."""
 
     def by_option(task: str) -> Floats:
@@ -217,34 +207,28 @@ def _bounds(source: OptionGains, tasks: _Tasks, options: Options) -> StudyBounds
 def _verdicts(
     source: OptionGains,
     tasks: _Tasks,
-    options: Options,
-    bounds: StudyBounds | None,
-    choice: Choice | None,
-) -> tuple[RankVerdict, ...]:
-    if bounds is None or choice is None:
-        return ()
-    verdicts: list[RankVerdict] = []
+    options: Sequence[Option],
+    bounds: StudyBounds,
+    choice: Choice,
+) -> Iterator[RankVerdict]:
     for index, option in enumerate(options):
         losses = {task: float(-source.gains(option.runs, task).mean()) for task in tasks.retention}
         worst = max(losses, key=lambda task: losses[task]) if losses else None
         estimate, lower, upper = choice.shortfall[index]
-        verdicts.append(
-            RankVerdict(
-                label=option.label,
-                **{name: getattr(option.plan, name) for name in SETTING},
-                runs=tuple(run.name for run in option.runs),
-                gain=_bound(bounds.gain, index),
-                retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
-                worst_retention_task=worst,
-                worst_retention_loss=None if worst is None else losses[worst],
-                shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
-                better_than_base=choice.better_than_base[index],
-                keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
-                near_the_best=choice.near_the_best[index],
-                qualifies=choice.qualifies[index],
-            )
+        yield RankVerdict(
+            label=option.label,
+            **{name: getattr(option.plan, name) for name in SETTING},
+            runs=tuple(run.name for run in option.runs),
+            gain=_bound(bounds.gain, index),
+            retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
+            worst_retention_task=worst,
+            worst_retention_loss=None if worst is None else losses[worst],
+            shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
+            better_than_base=choice.better_than_base[index],
+            keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
+            near_the_best=choice.near_the_best[index],
+            qualifies=choice.qualifies[index],
         )
-    return tuple(verdicts)
 
 
 def _bound(bounds: Bounds, index: int) -> Bound:
@@ -255,19 +239,17 @@ def _bound(bounds: Bounds, index: int) -> Bound:
     )
 
 
-def _full_gains(source: OptionGains, tasks: _Tasks) -> tuple[FullGain, ...]:
+def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:
     """Full fine-tuning by label, over its trained runs and the tasks that are judged."""
 
     def mean(runs: Runs, names: Sequence[str]) -> float:
         return float(np.mean([source.gains(runs, task).mean() for task in names]))
 
-    full: list[FullGain] = []
     for option in source.in_study_order(source.planned):
         runs = tuple(run for run in option.runs if run_record(run).status == "trained")
         if option.plan.method == "full" and option.plan.imported_as is None and runs:
             loss = -mean(runs, tasks.retention) if tasks.retention else None
-            full.append(FullGain(option.label, mean(runs, tasks.in_domain), loss))
-    return tuple(full)
+            yield FullGain(option.label, mean(runs, tasks.in_domain), loss)
 
 
 def _num_items(results: TrainTaskResults, tasks: Sequence[str]) -> int:

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 from rankwise.errors import ConfigError, RecordError, TaskError
 from rankwise.findings.pairs import (
-    Counts,
     PairedTest,
     Scores,
     additional_items,
@@ -153,24 +152,24 @@ def compare_samples(
         )
         for name, file in zip(names, files, strict=True)
     ]
-    judged = [
-        _judge(chosen, scores[0], other, path, confidence)
-        for other, path in zip(scores[1:], candidates, strict=True)
+    what, in_points = f"metric {chosen.metric!r}", chosen.unit == "points"
+    higher = chosen.higher_is_better
+    pairs = [
+        pair_scores(what, scores[0], other, higher_is_better=higher, in_points=in_points)
+        for other in scores[1:]
     ]
-    adjusted = holm([candidate.test.p_value for candidate in judged])
+    tests = [paired_test(pair, confidence) for pair in pairs]
+    adjusted = holm([test.p_value for test in tests])
+    family = 1.0 - confidence, len(tests)
     return SampleVerdicts(
         base=names[0],
         base_file=str(base),
-        metric=chosen.metric,
-        filter=chosen.filter,
-        unit=chosen.unit,
-        higher_is_better=chosen.higher_is_better,
-        direction_from=chosen.direction_from,
+        **chosen._asdict(),
         confidence=confidence,
         warnings=notes,
         candidates=tuple(
-            _verdict(names[0], each, p_value, (1.0 - confidence, len(judged)), chosen.unit)
-            for each, p_value in zip(judged, adjusted, strict=True)
+            _verdict(names[0], *each, family, chosen.unit)
+            for each in zip(names[1:], candidates, tests, adjusted, strict=True)
         ),
     )
 
@@ -263,67 +262,38 @@ def _direction(
     return True, "metric_name" if metric in HIGHER_IS_BETTER else "assumed"
 
 
-class _Judged(NamedTuple):
-    name: str
-    file: Path
-    num_examples: int
-    base_score: float
-    candidate_score: float
-    test: PairedTest
-
-
-class _Decided(NamedTuple):
-    judged: _Judged
-    verdict: Verdict
-    holm_p_value: float
-    num_items_needed: int | None
-
-
-def _judge(
-    chosen: _Chosen, base: Scores, candidate: Scores, file: Path, confidence: float
-) -> _Judged:
-    pair = pair_scores(
-        f"metric {chosen.metric!r}",
-        base,
-        candidate,
-        higher_is_better=chosen.higher_is_better,
-        in_points=chosen.unit == "points",
-    )
-    test = paired_test(pair, confidence)
-    means = float(pair.base.mean()), float(pair.adapted.mean())
-    return _Judged(candidate.name, file, len(pair.base), *means, test)
-
-
 def _verdict(
-    base: str, judged: _Judged, holm_p_value: float, family: tuple[float, int], unit: str
+    base: str,
+    name: str,
+    file: Path,
+    test: PairedTest,
+    holm_p_value: float,
+    family: tuple[float, int],
+    unit: str,
 ) -> SampleVerdict:
     """The record of one candidate; ``family`` is the error rate of all and how many they are."""
-    test = judged.test
     alpha, num_candidates = family
     verdict: Verdict = "cannot_tell"
     if holm_p_value <= alpha:
         verdict = "better" if test.estimate.value > 0.0 else "worse"
     needed = None
     if verdict == "cannot_tell":
-        needed = _items_needed(test, judged.num_examples, alpha / num_candidates)
-    decided = _Decided(judged, verdict, holm_p_value, needed)
-    return SampleVerdict(
-        name=judged.name,
-        file=str(judged.file),
-        num_examples=judged.num_examples,
-        base_score=judged.base_score,
-        candidate_score=judged.candidate_score,
+        needed = _items_needed(test, alpha / num_candidates)
+    found = SampleVerdict(
+        name=name,
+        file=str(file),
+        candidate_score=test.adapted_score,
         **test.values(SampleVerdict),
         test="paired_t" if test.counts is None else "mcnemar_exact",
-        p_value=test.p_value,
         holm_p_value=holm_p_value,
         verdict=verdict,
         num_items_needed=needed,
-        statement=_statement(decided, base, unit, num_candidates),
+        statement="",
     )
+    return found.model_copy(update={"statement": _statement(found, base, unit, num_candidates)})
 
 
-def _items_needed(test: PairedTest, num_items: int, alpha: float) -> int | None:
+def _items_needed(test: PairedTest, alpha: float) -> int | None:
     """How many more items would show the difference, were it as estimated.
 
     At ``alpha`` divided by the number of candidates, which suffices for Holm whatever the
@@ -333,45 +303,41 @@ def _items_needed(test: PairedTest, num_items: int, alpha: float) -> int | None:
     factor = items_factor(slack, test.estimate.spread, 1.0 - alpha / 2.0)
     if factor == float("inf"):
         return None
-    while test.counts is not None and _grown_p_value(test.counts, factor) > alpha:
+    while test.counts is not None and alpha < mcnemar_exact(
+        round(test.counts.learned * factor), round(test.counts.forgotten * factor)
+    ):
         factor *= 1.02
-    return additional_items(factor, num_items)
+    return additional_items(factor, test.num_examples)
 
 
-def _grown_p_value(counts: Counts, factor: float) -> float:
-    return mcnemar_exact(round(counts.learned * factor), round(counts.forgotten * factor))
-
-
-def _statement(decided: _Decided, base: str, unit: str, num_candidates: int) -> str:
+def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) -> str:
     """One candidate in plain words."""
-    judged, verdict, holm_p_value, num_items_needed = decided
-    test = judged.test
     estimate, lower, upper = (
         sample_amount(value, unit, signed=True)
-        for value in (test.estimate.value, test.lower, test.upper)
+        for value in (found.difference, found.lower, found.upper)
     )
-    items = quantities.counted(judged.num_examples, "item")
+    items = quantities.counted(found.num_examples, "item")
     difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
-    if verdict == "cannot_tell":
-        text = f"Cannot tell whether {judged.name} is better or worse than {base}: {difference}"
+    if found.verdict == "cannot_tell":
+        text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
     else:
-        text = f"{judged.name} is {verdict} than {base}: {difference}"
-    if test.counts is not None and test.counts.learned == test.counts.forgotten == 0:
+        text = f"{found.name} is {found.verdict} than {base}: {difference}"
+    if found.num_learned == found.num_forgotten == 0:
         text += "; right on exactly the same items"
-    elif test.counts is not None:
+    elif found.num_learned is not None and found.num_forgotten is not None:
         text += (
-            f"; right on {quantities.count(test.counts.learned)} that {base} has wrong, "
-            f"wrong on {quantities.count(test.counts.forgotten)} that it has right"
+            f"; right on {quantities.count(found.num_learned)} that {base} has wrong, "
+            f"wrong on {quantities.count(found.num_forgotten)} that it has right"
         )
-    text += f"; p = {quantities.p_value(test.p_value)}"
+    text += f"; p = {quantities.p_value(found.p_value)}"
     if num_candidates > 1:
-        text += f", {quantities.p_value(holm_p_value)} corrected for {num_candidates} files"
-    if verdict != "cannot_tell":
+        text += f", {quantities.p_value(found.holm_p_value)} corrected for {num_candidates} files"
+    if found.verdict != "cannot_tell":
         return f"{text}."
-    if num_items_needed is not None:
-        more = quantities.counted(num_items_needed, "more item")
+    if found.num_items_needed is not None:
+        more = quantities.counted(found.num_items_needed, "more item")
         return f"{text}. If this is the true difference, about {more} would decide."
-    if test.estimate.value == 0.0:
+    if found.difference == 0.0:
         return f"{text}. No difference was observed, so no number of items can be named."
     return f"{text}. The difference is too small for any reasonable number of items to decide."
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.quantities import amount, score
-from rankwise.records.study import Bound, FormatEffect, Outcome, RankVerdict, Unit
+from rankwise.records.study import Bound, RankVerdict, Recommendation, Unit
 
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""
@@ -26,30 +26,8 @@ class FullGain(NamedTuple):
     retention_loss: float | None
 
 
-class Numbers(NamedTuple):
-    """What the sentences of a recommendation are made from; fields as in ``Recommendation``."""
-
-    outcome: Outcome
-    unit: Unit
-    delta: float
-    delta_is_derived: bool
-    epsilon_points: float | None
-    epsilon_is_derived: bool
-    confidence: float
-    num_items_in_domain: int
-    num_seeds: int
-    num_items_needed: int | None
-    num_retention_items_needed: int | None
-    num_seeds_needed: int | None
-    sufficient_epsilon_points: float | None
-    sufficient_rank: int | None
-    sufficient_label: str | None
-    verdicts: tuple[RankVerdict, ...]
-    format_effects: tuple[FormatEffect, ...]
-
-
-def statement(numbers: Numbers) -> str:
-    """One sentence: the answer, its ground, and its condition."""
+def statement(numbers: Recommendation) -> str:
+    """One sentence: the answer, its ground, and its condition, from the other fields."""
     if not numbers.verdicts:
         return "The data cannot tell which rank to use: no LoRA rank was trained with every seed."
     if numbers.outcome == "recommended":
@@ -71,14 +49,11 @@ def statement(numbers: Numbers) -> str:
 
 
 def reasons(
-    numbers: Numbers, full: Sequence[FullGain], parameters: Sequence[int]
+    numbers: Recommendation, full: Sequence[FullGain], parameters: Sequence[int]
 ) -> tuple[str, ...]:
     """Short sentences with the numbers: the margins, each verdict, and what it is compared with.
 
-    Args:
-        numbers: of the recommendation.
-        full: full fine-tuning, which is compared and never recommended.
-        parameters: trainable parameters of each verdict's option.
+    ``parameters`` are the trainable ones of each verdict's option.
     """
     return (
         *_margins_used(numbers),
@@ -89,7 +64,7 @@ def reasons(
     )
 
 
-def _recommended(numbers: Numbers) -> str:
+def _recommended(numbers: Recommendation) -> str:
     chosen = next(v for v in numbers.verdicts if v.qualifies)
     unit = numbers.unit
     text = (
@@ -110,36 +85,34 @@ def _recommended(numbers: Numbers) -> str:
     return text
 
 
-def _no_evidence(numbers: Numbers) -> str:
+def _no_evidence(numbers: Recommendation) -> str:
     best = max(numbers.verdicts, key=lambda v: v.gain.estimate)
     text = (
         f"There is no evidence for fine-tuning: no rank is shown to be better than the base on "
         f"{numbers.num_items_in_domain:,} in-domain items; the best, {best.label}, gains "
-        f"{amount(best.gain.estimate, numbers.unit)} ({_range(best.gain, numbers.unit)})"
+        f"{amount(best.gain.estimate, numbers.unit)} ({score_range(best.gain, numbers.unit)})"
     )
     if numbers.num_items_needed is not None:
         text += f"; {_what_decides(numbers)} if that is its true gain"
     return text
 
 
-def _none_keeps_enough(numbers: Numbers) -> str:
+def _none_keeps_enough(numbers: Recommendation) -> str:
     losses = [(v.retention_loss, v.label) for v in numbers.verdicts if v.retention_loss is not None]
     least, label = min(losses, key=lambda pair: pair[0].estimate)
-    epsilon = numbers.epsilon_points or 0.0
-    return (
-        f"No rank keeps enough: every one loses more than {amount(epsilon, 'points')} on the "
+    text = (
+        f"No rank keeps enough: every one loses more than "
+        f"{amount(numbers.epsilon_points or 0.0, 'points')} on the "
         f"retention tasks; the least is lost by {label}, {amount(least.estimate, 'points')} "
         f"(at least {score(least.lower, 'points')})"
-        + (
-            f"; {numbers.sufficient_label} would qualify if "
-            f"{amount(numbers.sufficient_epsilon_points or 0.0, 'points')} were acceptable (ε)"
-            if numbers.sufficient_label is not None
-            else ""
-        )
     )
+    if numbers.sufficient_label is not None:
+        price = amount(numbers.sufficient_epsilon_points or 0.0, "points")
+        text += f"; {numbers.sufficient_label} would qualify if {price} were acceptable (ε)"
+    return text
 
 
-def _what_decides(numbers: Numbers) -> str:
+def _what_decides(numbers: Recommendation) -> str:
     items: list[str] = []
     if numbers.num_items_needed is not None:
         items.append(f"{numbers.num_items_needed:,} more in-domain items")
@@ -163,39 +136,34 @@ def _what_decides(numbers: Numbers) -> str:
     return f"{' or '.join(ways)} would decide"
 
 
-def _margins_used(numbers: Numbers) -> tuple[str, ...]:
+def _margins_used(numbers: Recommendation) -> Iterator[str]:
     percent = f"{100 * numbers.confidence:g} %"
     delta = f"δ = {amount(numbers.delta, numbers.unit)}"
     delta += " (derived from the number of items)" if numbers.delta_is_derived else ""
     best = max((v.gain.estimate for v in numbers.verdicts), default=math.inf)
-    coarse: tuple[str, ...] = ()
+    epsilon = ""
+    if numbers.epsilon_points is not None:
+        epsilon = f" and ε = {amount(numbers.epsilon_points, 'points')}"
+        epsilon += " (derived from the number of items)" if numbers.epsilon_is_derived else ""
+    yield f"Judged with {delta}{epsilon} at {percent} simultaneous confidence."
     if numbers.delta_is_derived and numbers.delta > best:
-        coarse = (
-            "δ is larger than any gain: this study can only tell very different ranks apart.",
-        )
+        yield "δ is larger than any gain: this study can only tell very different ranks apart."
     if numbers.epsilon_points is None:
-        return (
-            f"Judged with {delta} at {percent} simultaneous confidence.",
-            *coarse,
-            "Forgetting was not measured: the study has no retention task that decides.",
-        )
-    epsilon = f"ε = {amount(numbers.epsilon_points, 'points')}"
-    epsilon += " (derived from the number of items)" if numbers.epsilon_is_derived else ""
-    return (f"Judged with {delta} and {epsilon} at {percent} simultaneous confidence.", *coarse)
+        yield "Forgetting was not measured: the study has no retention task that decides."
 
 
-def _verdict(verdict: RankVerdict, numbers: Numbers) -> str:
+def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
     unit = numbers.unit
     better = {"yes": "", "no": ", worse than the base", "undecided": ", not shown better"}
     parts = [
-        f"gain {amount(verdict.gain.estimate, unit)} ({_range(verdict.gain, unit)})"
+        f"gain {amount(verdict.gain.estimate, unit)} ({score_range(verdict.gain, unit)})"
         + better[verdict.better_than_base]
     ]
     if verdict.retention_loss is not None and verdict.keeps_enough is not None:
         keeps = {"yes": "", "no": ", too much", "undecided": ", not shown below ε"}
         loss = (
             f"retention loss {amount(verdict.retention_loss.estimate, 'points')} "
-            f"({_range(verdict.retention_loss, 'points')}){keeps[verdict.keeps_enough]}"
+            f"({score_range(verdict.retention_loss, 'points')}){keeps[verdict.keeps_enough]}"
         )
         if verdict.worst_retention_task is not None and verdict.worst_retention_loss is not None:
             loss += (
@@ -213,10 +181,10 @@ def _verdict(verdict: RankVerdict, numbers: Numbers) -> str:
     return f"{quantities.capital(verdict.label)} {ends}: {'; '.join(parts)}."
 
 
-def _alternatives(numbers: Numbers, parameters: Sequence[int]) -> tuple[str, ...]:
+def _alternatives(numbers: Recommendation, parameters: Sequence[int]) -> Iterator[str]:
     able = [(v, n) for v, n in zip(numbers.verdicts, parameters, strict=True) if v.qualifies]
     if len(able) < 2:
-        return ()
+        return
     (chosen, size), *others = able
     texts: list[str] = []
     for other, number in others:
@@ -226,22 +194,20 @@ def _alternatives(numbers: Numbers, parameters: Sequence[int]) -> tuple[str, ...
             lost = other.retention_loss.estimate - chosen.retention_loss.estimate
             text += f", {quantities.change(lost, 'points')} points of retention loss"
         texts.append(f"{text}, {number / size:.3g} times the trainable parameters)")
-    return (f"Alternatives that qualify too: {', '.join(texts)}.",)
+    yield f"Alternatives that qualify too: {', '.join(texts)}."
 
 
-def _full(full: Sequence[FullGain], unit: Unit) -> tuple[str, ...]:
+def _full(full: Sequence[FullGain], unit: Unit) -> Iterator[str]:
     """What full fine-tuning gains and loses."""
-    texts: list[str] = []
     for option in full:
         name = quantities.capital(option.label)
         text = f"{name}, for comparison only: gain {amount(option.gain, unit)}"
         loss = option.retention_loss
         text += "" if loss is None else f"; retention loss {amount(loss, 'points')}"
-        texts.append(f"{text}.")
-    return tuple(texts)
+        yield f"{text}."
 
 
-def _by_format(numbers: Numbers) -> tuple[str, ...]:
+def _by_format(numbers: Recommendation) -> tuple[str, ...]:
     """The tasks on which a loss is shown to be smaller in the format of the training."""
     return tuple(
         f"A matter of format: {effect.run} changes by "
@@ -256,7 +222,8 @@ def _by_format(numbers: Numbers) -> tuple[str, ...]:
     )
 
 
-def _range(bound: Bound, unit: Unit) -> str:
+def score_range(bound: Bound, unit: Unit) -> str:
+    """The ends of an interval: 75.1 to 84.1."""
     return quantities.score_interval(bound.lower, bound.upper, unit)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
@@ -79,10 +79,11 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
     if not any(source.tasks("out_of_domain") for source in sources.values()):
         return None
     columns = _columns(study, sources)
-    order = _by_domain([_domain_of(study, name, sources[name]) for name in sources])
     rows = [
-        TransferRow(name=name, domain=_domain_of(study, name, sources[name])) for name in sources
+        TransferRow(name=name, domain=_domain_of(study, name, source))
+        for name, source in sources.items()
     ]
+    order = _by_domain([row.domain for row in rows])
     cells: list[TransferCell] = []
     means: list[DomainMean] = []
     options: dict[str, OptionName] = {}
@@ -103,12 +104,6 @@ def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
         domain_means=tuple(means),
         left_out={name: source.left_out for name, source in sources.items() if source.left_out},
     )
-
-
-def is_negative_transfer(change: TaskMean, base_score: TaskMean) -> bool:
-    """Whether the lower bound of the drop is above a tenth of the base's score."""
-    alarm = TRANSFER_ALARM_SHARE * base_score.estimate
-    return alarm > 0 and change.sign(at=-alarm) < 0
 
 
 def _domain_of(study: StudyRecord, name: str, source: OptionGains) -> str | None:
@@ -148,8 +143,8 @@ def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[Tr
             continue
         name, leaves = task, (task,)
         for group, members in study.groups.items():
-            alike = tuple(t for t in tasks if t in members and kind[t] == kind[task])
-            alike = tuple(t for t in alike if t not in placed)
+            free = [t for t in tasks if t in members and t not in placed]
+            alike = tuple(t for t in free if kind[t] == kind[task])
             if task in alike and len(alike) > max(MOST_LEAVES, len(leaves)):
                 name, leaves = f"{group} ({len(alike)} tasks)", alike
         placed |= set(leaves)
@@ -159,46 +154,40 @@ def _columns(study: StudyRecord, sources: Mapping[str, OptionGains]) -> tuple[Tr
 
 def _cells(
     source: OptionGains, option: Option, columns: Sequence[TransferColumn]
-) -> list[TransferCell]:
+) -> Iterator[TransferCell]:
     relations = _relations(source)
-    cells: list[TransferCell] = []
     for column in columns:
         relation = relations.get(column.tasks[0])
         if relation is None:
             continue
         base, change = source.base_score(column.tasks), source.change(option.runs, column.tasks)
-        cells.append(
-            TransferCell(
-                train_task=source.results.train_task,
-                label=option.label,
-                tasks=column.tasks,
-                relation=relation,
-                base_score=base,
-                change=change,
-                is_alarm=relation == "out_of_domain" and is_negative_transfer(change, base),
-            )
+        alarm = TRANSFER_ALARM_SHARE * base.estimate
+        is_drop = alarm > 0 and change.sign(at=-alarm) < 0
+        yield TransferCell(
+            train_task=source.results.train_task,
+            label=option.label,
+            tasks=column.tasks,
+            relation=relation,
+            base_score=base,
+            change=change,
+            is_alarm=relation == "out_of_domain" and is_drop,
         )
-    return cells
 
 
 def _domain_means(
     source: OptionGains, option: Option, columns: Sequence[TransferColumn]
-) -> list[DomainMean]:
+) -> Iterator[DomainMean]:
     """The means of domains with several columns; the trained task is left out."""
     relations = _relations(source)
-    means: list[DomainMean] = []
     for domain in dict.fromkeys(column.domain for column in columns):
         its = [column for column in columns if column.domain == domain]
         tasks = (task for column in its for task in column.tasks)
         away = tuple(task for task in tasks if relations.get(task) in AWAY)
         if domain is not None and len(its) > 1 and away:
-            means.append(
-                DomainMean(
-                    train_task=source.results.train_task,
-                    label=option.label,
-                    domain=domain,
-                    tasks=away,
-                    change=source.change(option.runs, away),
-                )
+            yield DomainMean(
+                train_task=source.results.train_task,
+                label=option.label,
+                domain=domain,
+                tasks=away,
+                change=source.change(option.runs, away),
             )
-    return means

@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import OptionName, bound_of
-from rankwise.findings.stats.correlation import rank_correlation
+from rankwise.findings.options import OptionName
+from rankwise.findings.pairs import bound_of
+from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import Floats, mean_over_tasks
+from rankwise.records import quantities
 from rankwise.records.study import Bound, Interval, Record, Unit
 
 TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
@@ -48,21 +50,13 @@ def rank_trend(
     unit: Unit,
     item_size: float,
     confidence: float,
-    rises: bool,
     weights: Sequence[float] | None = None,
 ) -> RankTrend | None:
     """The change from the smallest to the largest rank; None with fewer than two ranks.
 
-    Where a rank was trained with several other settings, their mean is taken.
-
-    Args:
-        of: what is measured.
-        measured: of LoRA options, on the same sets of items with the same seeds.
-        unit: of the values.
-        item_size: what one whole item counts, as in ``stats.crossed_difference``.
-        confidence: of the interval, 0..1.
-        rises: whether the mechanism says that the measure rises with rank.
-        weights: of the sets of items; None counts each the same.
+    Where a rank was trained with several other settings, their mean is taken. The options are
+    measured on the same sets of items with the same seeds; ``item_size``, and ``weights`` of the
+    sets, are as in ``stats.mean_over_tasks``.
     """
     by_rank: dict[int, list[Sequence[Floats]]] = {}
     for each in measured:
@@ -83,7 +77,7 @@ def rank_trend(
         unit=unit,
         num_examples=sum(part.shape[1] for part in differences),
         num_seeds=differences[0].shape[0],
-        answer=answer_of(change, rises=rises),
+        answer=answer_of(change, rises=of != "KL"),
     )
 
 
@@ -93,6 +87,18 @@ def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bo
     if rho is None:
         return None
     return Bound(estimate=rho.estimate, lower=rho.lower, upper=rho.upper)
+
+
+def correlated(
+    x: Sequence[float], y: Sequence[float], confidence: float, noun: str
+) -> tuple[Bound | None, str | None]:
+    """The correlation over runs or heads (``noun``), or why there is none."""
+    found = correlation(x, y, confidence)
+    if found is not None:
+        return found, None
+    if len(x) < MIN_PAIRS:
+        return None, f"{quantities.counted(len(x), noun)}, {MIN_PAIRS} are needed"
+    return None, f"one of them is the same in all {noun}s"
 
 
 def means_by_rank(points: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from rankwise.findings.options import Ladder, OptionGains, OptionName, ladders
-from rankwise.findings.stats.correlation import MIN_PAIRS
+from rankwise.findings.audits import NullPair, norms, null_pair
+from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
-from rankwise.findings.trends import correlation
+from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
@@ -25,14 +25,6 @@ from rankwise.records.study import Bound, Record, Relation, Unit
 
 ALL_MODULES = "all modules"
 Measure = Literal["intruders", "norm of the update", "turned directions"]
-
-
-class NullPair(Record):
-    """A measure of a run, and its means under both nulls; None where none was drawn."""
-
-    observed: float
-    gaussian: float | None
-    haar: float | None
 
 
 class RunWeights(Record):
@@ -109,21 +101,13 @@ class TrainTaskWeights(Record):
     left_out: dict[str, str]
 
 
-class _Looked(NamedTuple):
-    """A run with its record."""
-
-    model: ModelResults
-    spectra: SpectraRecord
-
-
 def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
     """The weights of one trained task's runs; None where none were analysed."""
     results = source.results
-    looked = [_Looked(model, model.spectra) for model in results.runs if model.spectra is not None]
-    analysed = [run for run in looked if run.spectra.matrices]
+    looked = [(model, model.spectra) for model in results.runs if model.spectra is not None]
     if not looked:
         return None
-    runs = tuple(_run_weights(source, each) for each in analysed)
+    runs = tuple(_run_weights(source, *each) for each in looked if each[1].matrices)
     trends = tuple(_norm_trends(source))
     top_k = results.study.config.analysis.top_k
     associations = tuple(_associations(runs, source.confidence))
@@ -136,57 +120,41 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
         associations=associations,
         statements=tuple(_statements(trends, associations, runs, min(INTRUDER_K, top_k))),
         left_out={
-            each.model.name: each.spectra.not_analysed
-            for each in looked
-            if each.spectra.not_analysed is not None
+            model.name: spectra.not_analysed
+            for model, spectra in looked
+            if spectra.not_analysed is not None
         },
     )
 
 
-def _run_weights(source: OptionGains, looked: _Looked) -> RunWeights:
-    matrices, epsilons = looked.spectra.matrices, looked.spectra.epsilons
+def _run_weights(source: OptionGains, model: ModelResults, spectra: SpectraRecord) -> RunWeights:
+    matrices = spectra.matrices
     overlaps = [each.full_overlap for each in matrices if each.full_overlap is not None]
-    base_norm = sum(each.base_frobenius_norm**2 for each in matrices) ** 0.5
-    norm = looked.spectra.frobenius_norm
+    norm, base_norm = norms(matrices)
 
     def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
-        return intruders_of(change, matrix.leading, epsilons)
+        return intruders_of(change, matrix.leading, spectra.epsilons)
 
     return RunWeights(
-        run=looked.model.name,
-        option=source.name_of(looked.model),
+        run=model.name,
+        option=source.name_of(model),
         num_matrices=len(matrices),
         frobenius_norm=norm,
         relative_norm=norm / base_norm if base_norm else 0.0,
         effective_rank=statistics.median(each.update.effective_rank for each in matrices),
         energy_rank_99=statistics.median(each.update.energy_rank_99 for each in matrices),
-        intruders=_null_pair(matrices, intruders, sum),
-        similarity=_null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
+        intruders=null_pair(matrices, intruders, sum),
+        similarity=null_pair(matrices, lambda change, _: similarity(change), statistics.fmean),
         full_overlap=_mean([(overlap.left + overlap.right) / 2 for overlap in overlaps]),
         full_overlap_expected=_mean(
             [(each.left_expected + each.right_expected) / 2 for each in overlaps]
         ),
-        forgetting=dict(_forgetting(source, looked.model)),
+        forgetting=dict(_forgetting(source, model)),
     )
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _null_pair(
-    matrices: Sequence[MatrixSpectrum],
-    measure: Callable[[VectorChange, MatrixSpectrum], float],
-    total: Callable[[list[float]], float],
-) -> NullPair:
-    """A zero update has no null; a run with such a matrix has none either."""
-    gaussian = [measure(m.gaussian_null, m) for m in matrices if m.gaussian_null is not None]
-    haar = [measure(m.haar_null, m) for m in matrices if m.haar_null is not None]
-    return NullPair(
-        observed=total([measure(matrix.change, matrix) for matrix in matrices]),
-        gaussian=total(gaussian) if len(gaussian) == len(matrices) else None,
-        haar=total(haar) if len(haar) == len(matrices) else None,
-    )
 
 
 _FORGETTING: tuple[tuple[str, Relation, Unit], ...] = (
@@ -210,41 +178,28 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
             (rung.plan.rank, spectra)
             for rung in ladder.rungs
             for run in rung.runs
-            if rung.plan.rank is not None and (spectra := run.spectra) is not None
+            if rung.plan.rank is not None
+            and (spectra := run.spectra) is not None
+            and spectra.matrices
         ]
-        points = [point for point in points if point[1].matrices]
         kinds = dict.fromkeys(matrix.kind for _, spectra in points for matrix in spectra.matrices)
+        ranks = tuple(rank for rank, _ in points)
         for module in (ALL_MODULES, *kinds):
-            trend = _norm_trend(module, ladder, points, source.confidence)
-            if trend is not None:
-                yield trend
-
-
-def _norm_trend(
-    module: str, ladder: Ladder, points: Sequence[tuple[int, SpectraRecord]], confidence: float
-) -> NormTrend | None:
-    ranks = [rank for rank, _ in points]
-    norms = [
-        sum(
-            matrix.update.frobenius_norm**2
-            for matrix in spectra.matrices
-            if module in (ALL_MODULES, matrix.kind)
-        )
-        ** 0.5
-        for _, spectra in points
-    ]
-    growth = norm_growth(ranks, norms, confidence) if points else None
-    if growth is None:
-        return None
-    return NormTrend(
-        module=module,
-        setting=ladder.label,
-        ranks=tuple(ranks),
-        norms=tuple(norms),
-        logarithmic=_law(growth.logarithmic),
-        power_law=_law(growth.power_law),
-        better=growth.better,
-    )
+            of_module = tuple(
+                norms([each for each in spectra.matrices if module in (ALL_MODULES, each.kind)])[0]
+                for _, spectra in points
+            )
+            growth = norm_growth(ranks, of_module, source.confidence) if points else None
+            if growth is not None:
+                yield NormTrend(
+                    module=module,
+                    setting=ladder.label,
+                    ranks=ranks,
+                    norms=of_module,
+                    logarithmic=_law(growth.logarithmic),
+                    power_law=_law(growth.power_law),
+                    better=growth.better,
+                )
 
 
 def _law(fit: LineFit) -> FittedLaw:
@@ -264,12 +219,8 @@ def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Ass
         having = [run for run in runs if name in run.forgetting]
         for measure, value in _MEASURES if having else ():
             x = [value(run) for run in having]
-            found = correlation(x, [run.forgetting[name] for run in having], confidence)
-            reason = None
-            if found is None and len(having) < MIN_PAIRS:
-                reason = f"{quantities.counted(len(having), 'run')}, {MIN_PAIRS} are needed"
-            elif found is None:
-                reason = "one of them is the same in all runs"
+            y = [run.forgetting[name] for run in having]
+            found, reason = correlated(x, y, confidence, "run")
             yield Association(
                 measure=measure,
                 forgetting=name,
@@ -316,8 +267,7 @@ def _statements(
                 f"{evidence} (Spearman's ρ {quantities.correlation(association.correlation)} over "
                 f"{quantities.counted(association.num_runs, 'run')})."
             )
-    none = [run for run in runs if run.intruders.observed == 0]
-    if runs and len(none) == len(runs):
+    if runs and all(run.intruders.observed == 0 for run in runs):
         yield (
             f"No run has an intruder dimension among its {k} leading directions at "
             f"ε = {INTRUDER_EPSILON}."

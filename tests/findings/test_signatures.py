@@ -23,8 +23,8 @@ from rankwise.findings.signatures.found import (
     failure_signatures,
     not_looked_for,
 )
-from rankwise.findings.signatures.mastery import NEARLY_PERFECT_NATS
-from rankwise.findings.stats.seeds import seed_spread
+from rankwise.findings.signatures.scores import NEARLY_PERFECT_NATS
+from rankwise.findings.stats.estimates import seed_spread
 from rankwise.findings.study import study_findings
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.folder import StudyFolder

@@ -30,11 +30,8 @@ def failure_signatures(
 ) -> tuple[Signature, ...]:
     """Every failure that one trained task shows, in the order of ``SIGNATURES``.
 
-    Each is judged by the bounds of its own interval (docs/METHODS.md, "Failure signatures").
-
-    Args:
-        source: the options of the trained task.
-        recommendation: made from them; its margins and units are used.
+    Each is judged by the bounds of its own interval (docs/METHODS.md, "Failure signatures"), with
+    the margins and units of the recommendation.
     """
     signatures = [
         *_diverged(source),
@@ -51,12 +48,10 @@ def not_looked_for(results: StudyResults) -> dict[SignatureName, str]:
 
     One that a trained task can show is looked for.
     """
-    lacking: dict[SignatureName, str] = {}
     parts = [_lacking(source) for source in option_gains(results)]
-    for name in SIGNATURES:
-        if parts and all(name in part for part in parts):
-            lacking[name] = parts[0][name]
-    return lacking
+    return {
+        name: parts[0][name] for name in SIGNATURES if parts and all(name in part for part in parts)
+    }
 
 
 def _diverged(source: OptionGains) -> Iterator[Signature]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
-from rankwise.findings.signatures.mastery import level
-from rankwise.findings.signatures.signature import Signature, judged_amount, signature
-from rankwise.findings.stats.seeds import seed_spread
+from rankwise.findings.signatures.scores import level
+from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
+from rankwise.findings.stats.estimates import seed_spread
 from rankwise.records import quantities
 from rankwise.records.study import Recommendation
 
@@ -31,10 +31,6 @@ def rank_signatures(source: OptionGains, recommendation: Recommendation) -> Iter
     """Ranks that are all alike, ranks that follow no order, and options that vary over seeds.
 
     All are judged in-domain, on the tasks of the recommendation's unit, against its delta.
-
-    Args:
-        source: the options of one trained task.
-        recommendation: made from it.
     """
     tasks = source.tasks("in_domain", recommendation.unit)
     for ladder in ladders(source):
@@ -53,10 +49,11 @@ def _alike(
     from few items may be larger than all that was learned; then it shows nothing.
     """
     pairs = [
-        (one, other, _lead(source, one, other, tasks))
+        (one, other, source.difference(one, other, tasks))
         for one, other in itertools.permutations(ladder.rungs, 2)
     ]
-    if not all(abs(bound) < recommendation.delta for *_, mean in pairs for bound in _ends(mean)):
+    bounds = [bound for *_, mean in pairs for bound in (mean.lower, mean.upper)]
+    if not all(abs(bound) < recommendation.delta for bound in bounds):
         return
     easy = _easy(source, ladder, tasks)
     most_gained = max(source.change(option.runs, tasks).lower for option in ladder.rungs)
@@ -75,9 +72,7 @@ def _alike(
         advice += " δ follows from the number of items; more of them tell ranks apart more finely."
     yield signature(
         "too_easy" if easy else "not_a_matter_of_rank",
-        source.results.train_task,
-        ladder.label,
-        None,
+        Place(source.results.train_task, ladder.label, None),
         widest,
         statement=(
             f"{_among(ladder)}every two of {len(ladder.rungs)} ranks are within "
@@ -121,9 +116,7 @@ def _erratic(
     several = nearer.num_seeds > 1
     yield signature(
         "erratic_over_ranks",
-        source.results.train_task,
-        ladder.label,
-        None,
+        Place(source.results.train_task, ladder.label, None),
         nearer,
         statement=(
             f"{_among(ladder)}{_name(valley.low)} is {judged_amount(left)} below {_name(smaller)} "
@@ -141,33 +134,21 @@ def _erratic(
 
 
 def _best(
-    source: OptionGains,
-    others: Sequence[Option],
-    low: Option,
-    tasks: Sequence[str],
+    source: OptionGains, others: Sequence[Option], low: Option, tasks: Sequence[str]
 ) -> tuple[TaskMean, Option]:
     """The option whose lead has the highest lower bound, and that lead."""
-    leads = [(_lead(source, other, low, tasks), other) for other in others]
+    leads = [(source.difference(other, low, tasks), other) for other in others]
     return max(leads, key=lambda pair: pair[0].lower)
 
 
 def _unstable(
-    source: OptionGains,
-    recommendation: Recommendation,
-    option: Option,
-    tasks: Sequence[str],
+    source: OptionGains, recommendation: Recommendation, option: Option, tasks: Sequence[str]
 ) -> Iterator[Signature]:
     """Runs of one option differ by more than delta, beyond what their items explain."""
     if len(option.runs) < 2:
         return
     gains, unit = [source.gains(option.runs, task) for task in tasks], recommendation.unit
-    spread = TaskMean(
-        **seed_spread(gains, source.confidence)._asdict(),
-        unit=unit,
-        num_examples=sum(array.shape[1] for array in gains),
-        num_tasks=len(tasks),
-        num_seeds=len(option.runs),
-    )
+    spread = TaskMean.over(gains, unit, *seed_spread(gains, source.confidence))
     if spread.sign(at=recommendation.delta) <= 0:
         return
     scores = [
@@ -176,9 +157,7 @@ def _unstable(
     gained = quantities.change_interval(min(scores), max(scores), unit)
     yield signature(
         "unstable_over_seeds",
-        source.results.train_task,
-        option.label,
-        None,
+        Place(source.results.train_task, option.label, None),
         spread,
         statement=(
             f"{option.label} gains {gained} {unit} in-domain over {len(scores)} seeds, a "
@@ -192,17 +171,8 @@ def _unstable(
     )
 
 
-def _lead(source: OptionGains, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
-    """How much an option scores above another, positive where it is better."""
-    return source.mean([source.lead(option, other, task) for task in tasks], tasks)
-
-
 def _name(option: Option) -> str:
     return f"rank {option.plan.rank}"
-
-
-def _ends(mean: TaskMean) -> tuple[float, float]:
-    return mean.lower, mean.upper
 
 
 def _among(ladder: Ladder) -> str:

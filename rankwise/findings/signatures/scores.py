@@ -1,27 +1,41 @@
-"""Failures that show in the scores of single options: against the base, and on training rows."""
+"""Failures that show in the scores of single options: against the base, and on training rows.
+
+Also whether models answer a task nearly perfectly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from rankwise.findings.options import Option, OptionGains, TaskMean, bound_of
-from rankwise.findings.signatures.mastery import NEARLY_PERFECT_NATS, level
-from rankwise.findings.signatures.signature import Signature, judged_amount, signature
+import numpy as np
+
+from rankwise.errors import RecordError
+from rankwise.findings.options import Option, OptionGains, TaskMean
+from rankwise.findings.pairs import bound_of
+from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
+from rankwise.findings.stats.estimates import (
+    POINTS,
+    crossed_difference,
+    mean_over_tasks,
+    wilson_interval,
+)
 from rankwise.records import quantities
-from rankwise.records.study import Recommendation
+from rankwise.records.results import ModelResults
+from rankwise.records.study import Recommendation, Unit
+
+NEARLY_PERFECT_SHARE = 0.9
+
+NEARLY_PERFECT_NATS = -math.log(NEARLY_PERFECT_SHARE)
+"""0.105 nats per token: each token of the right text has 0.9 of the probability, on average."""
 
 _LESS_TRAINING = "a lower learning rate, fewer epochs or a smaller rank"
 
 
 def score_signatures(source: OptionGains, recommendation: Recommendation) -> Iterator[Signature]:
-    """What single options lost against the base, and what they gained on training rows alone.
-
-    Args:
-        source: the options of one trained task.
-        recommendation: made from it; its delta and unit are used.
-    """
+    """What single options lost against the base, and what they gained on training rows alone."""
     for option in source.options:
         for task in source.results.tasks.get("in_domain", ()):
             yield from _worse_than_base(source, recommendation, option, task)
@@ -46,9 +60,7 @@ def _worse_than_base(
         )
         yield signature(
             "worse_than_base",
-            source.results.train_task,
-            option.label,
-            task,
+            Place(source.results.train_task, option.label, task),
             loss,
             statement=f"{option.label} is {judged_amount(loss)} worse than the base on {task}, "
             f"where the base has {base}.",
@@ -69,9 +81,7 @@ def _negative_transfer(
         )
         yield signature(
             "negative_transfer",
-            source.results.train_task,
-            option.label,
-            task,
+            Place(source.results.train_task, option.label, task),
             loss,
             statement=f"{option.label} loses {judged_amount(loss)} on {task}, at least "
             f"{100 * loss.lower / base:.0f} % of the base's {quantities.score(base, 'points')}.",
@@ -86,9 +96,7 @@ def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Sign
         base = quantities.score(source.base_score((task,)).estimate, "nats")
         yield signature(
             "forgetting_on_prose",
-            source.results.train_task,
-            option.label,
-            task,
+            Place(source.results.train_task, option.label, task),
             rise,
             statement=f"{option.label} has {judged_amount(rise)} more loss per token on {task} "
             f"than the base ({base}).",
@@ -97,11 +105,7 @@ def _forgetting(source: OptionGains, option: Option, task: str) -> Iterator[Sign
 
 
 def _train_test_gap(
-    source: OptionGains,
-    recommendation: Recommendation,
-    option: Option,
-    task: str,
-    seen: str,
+    source: OptionGains, recommendation: Recommendation, option: Option, task: str, seen: str
 ) -> Iterator[Signature]:
     """The gain on rows that were trained on less the gain on others, above delta."""
     items, confidence = source.results.base.items, source.confidence
@@ -144,9 +148,7 @@ def _train_test_gap(
         )
     yield signature(
         name,
-        source.results.train_task,
-        option.label,
-        task,
+        Place(source.results.train_task, option.label, task),
         gap,
         statement=f"{option.label} {statement}{ending}",
         advice=advice,
@@ -189,3 +191,40 @@ def _format_advice(
 def _loss(source: OptionGains, option: Option, task: str) -> TaskMean:
     """Base - adapted: positive where the adapted model is worse, whatever the metric."""
     return source.change(option.runs, (task,)).negated()
+
+
+class Level(NamedTuple):
+    """A score in its unit, averaged over seeds; ``worst`` is the bound on its bad side."""
+
+    score: float
+    worst: float
+    unit: Unit
+
+    @property
+    def is_mastered(self) -> bool:
+        """Whether the score is nearly perfect, by its bound."""
+        if self.unit == "nats":
+            return self.worst < NEARLY_PERFECT_NATS
+        return self.worst > POINTS * NEARLY_PERFECT_SHARE
+
+
+def level(models: Sequence[ModelResults], task: str, confidence: float) -> Level:
+    """The score of models that differ by seed, with Wilson's bound, for a loss with Student's.
+
+    They are the base alone, or the runs of one option; the interval is two-sided.
+
+    Raises:
+        RecordError: a model was not scored on the task.
+    """
+    for model in models:
+        if task not in model.items:
+            raise RecordError(f"{model.name} was not scored on {task!r}; run the study again")
+    items = [model.items[task] for model in models]
+    values = np.array([each.values for each in items], dtype=np.float64)
+    mean = float(values.mean())
+    if items[0].unit == "nats":
+        _, upper = crossed_difference(values, item_size=0.0).interval(confidence)
+        return Level(mean, upper, "nats")
+    num_items = values.shape[1]
+    lower, _ = wilson_interval(mean * num_items, num_items, confidence)
+    return Level(POINTS * mean, POINTS * lower, "points")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
@@ -69,38 +69,24 @@ class Signature(Record):
         return TITLES[self.name]
 
 
-def signature(
-    name: SignatureName,
-    train_task: str,
-    label: str,
-    task: str | None,
-    judged: TaskMean,
-    *,
-    statement: str,
-    advice: str,
-) -> Signature:
-    """A signature that was judged by an interval.
+class Place(NamedTuple):
+    """Where something went wrong; ``task`` is None for several, the rest as in ``Signature``."""
 
-    Args:
-        name: which one.
-        train_task: the trained task.
-        label: of the option.
-        task: the scored task; None for several.
-        judged: the difference or the share.
-        statement: a sentence; it may begin in lower case.
-        advice: what to do next.
-    """
+    train_task: str
+    label: str
+    task: str | None
+
+
+def signature(
+    name: SignatureName, at: Place, judged: TaskMean, *, statement: str, advice: str
+) -> Signature:
+    """A signature that was judged by an interval; the statement may begin in lower case."""
     return Signature(
         name=name,
-        train_task=train_task,
-        label=label,
-        task=task,
+        **at._asdict(),
         statement=quantities.capital(statement),
         advice=advice,
-        estimate=judged.estimate,
-        lower=judged.lower,
-        upper=judged.upper,
-        unit=judged.unit,
+        **judged.model_dump(include={"estimate", "lower", "upper", "unit"}),
         num_items=judged.num_examples,
     )
 

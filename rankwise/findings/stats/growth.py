@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
+
+from rankwise.findings.stats.estimates import Floats
 
 MIN_RANKS = 3
 """Different ranks that a line with an interval needs."""
@@ -16,21 +17,16 @@ MIN_RANKS = 3
 _MIN_RANKS_TO_CHOOSE = 4
 _CLEAR_AIC = 2.0
 
-Floats = NDArray[np.float64]
 Growth = Literal["logarithmic", "power law", "undecided"]
 
 
 class LineFit(NamedTuple):
-    """A least-squares line with the two-sided interval of its slope.
+    """A least-squares line with the two-sided interval of its slope, by t.
 
-    Attributes:
-        slope: what a doubling of the rank adds to the norm (logarithmic); the exponent of the rank
-            (power law).
-        lower: bound of the slope, by t.
-        upper: bound of the slope, by t.
-        intercept: at rank 1: the norm, or its natural logarithm.
-        r_squared: of the norms themselves under either law; at most 1, negative where the law is
-            worse than their mean.
+    ``slope`` is what a doubling of the rank adds to the norm (logarithmic), or the exponent of the
+    rank (power law); ``intercept`` is at rank 1 the norm, or its natural logarithm. ``r_squared``
+    is that of the norms themselves under either law; at most 1, negative where the law is worse
+    than their mean.
     """
 
     slope: float

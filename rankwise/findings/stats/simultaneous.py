@@ -84,11 +84,12 @@ def study_bounds(
     num_seeds, num_options, _ = gains[0].shape
     in_domain = _block(gains, item_size)
     retention = _block(losses, 100.0) if losses else None
-    pairs = _differences(num_options)
+    one = np.eye(num_options)
+    # (K * K, K): row r * K + s is option r less option s
+    pairs = (one[:, None, :] - one[None, :, :]).reshape(-1, num_options)
     generator = np.random.default_rng(rng)
     critical = _critical_value(in_domain, retention, pairs, confidence, generator, num_draws)
     level = float(special.ndtr(critical))
-    one = np.eye(num_options)
     lead = _bounds(in_domain, pairs, in_domain.seeds.of_pair, level)
     shape = (num_options, num_options)
     return StudyBounds(
@@ -190,12 +191,6 @@ def _seeds(by_seed: Floats) -> _Seeds:
         _Variance(2.0 * residual, freedom * (num_options - 1)),
         shared,
     )
-
-
-def _differences(num_options: int) -> Floats:
-    """(K * K, K): row r * K + s is option r less option s."""
-    identity = np.eye(num_options)
-    return (identity[:, None, :] - identity[None, :, :]).reshape(-1, num_options)
 
 
 def _bounds(block: _Block, contrasts: Floats, seeds: _Variance, level: float) -> Bounds:
