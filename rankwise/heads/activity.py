@@ -5,7 +5,6 @@ Registered with transformers' ``AttentionInterface``: one prompt at a time, all 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from rankwise.engine.models.attention import (
     AttentionTerms,
     attention_of,
     decoder_of,
-    refuse_arguments,
 )
 from rankwise.errors import ModelError
 
@@ -37,13 +35,6 @@ class HeadActivity(NamedTuple):
     outputs: Float[Tensor, "heads tokens width"]
 
 
-@dataclass(eq=False)
-class _Watch:
-    """Layer → its heads' activity; filled by the layers."""
-
-    layers: dict[int, HeadActivity] = field(default_factory=dict[int, HeadActivity])
-
-
 @torch.inference_mode()
 def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivity]:
     """Read a prompt and keep the activity of every layer's heads.
@@ -55,12 +46,12 @@ def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivit
     Raises:
         ModelError: its attention needs something that is not supported here.
     """
-    decoder, watch = decoder_of(model), _Watch()
+    decoder, watch = decoder_of(model), dict[int, HeadActivity]()
     ids = torch.tensor([tokens], device=decoder.device)
     positions = torch.arange(len(tokens), device=decoder.device)[None]
     with attention_of(decoder, WATCHED_ATTENTION):
         decoder.base_model(input_ids=ids, position_ids=positions, head_watch=watch, use_cache=False)
-    return [watch.layers[number] for number in sorted(watch.layers)]
+    return [watch[number] for number in sorted(watch)]
 
 
 def attend_watched(
@@ -70,22 +61,14 @@ def attend_watched(
     value: Float[Tensor, "1 kv_heads tokens value_width"],
     attention_mask: Tensor | None,
     *,
-    head_watch: _Watch | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Float[Tensor, " heads"] | None = None,
-    is_causal: bool | None = None,
-    **others: Any,
+    head_watch: dict[int, HeadActivity] | None = None,
+    **arguments: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
-    """The attention function that transformers calls in every layer; terms as ``attend_packed``."""
+    """The attention function that transformers calls in every layer; see ``AttentionTerms``."""
     layer = getattr(module, "layer_idx", None)
     if head_watch is None or layer is None:
         raise ModelError(f"{type(module).__name__} was given no head_watch. {INSTEAD}")
-    others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
-    refuse_arguments(module, others)
-    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
+    terms = AttentionTerms.of(module, query, attention_mask, arguments)
     heads, tokens = query.shape[1:3]
     # (1, heads, tokens, width): a key for each head of its group
     key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
@@ -102,7 +85,7 @@ def attend_watched(
         scores = torch.cat([scores, sinks], dim=-1)
     weights = scores.softmax(dim=-1)[..., :tokens].to(value.dtype)
     out = weights @ value  # (1, heads, tokens, value_width)
-    head_watch.layers[layer] = HeadActivity(weights[0], out[0])
+    head_watch[layer] = HeadActivity(weights[0], out[0])
     return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
 
 

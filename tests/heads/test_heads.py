@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rankwise.heads.measures import (
+from rankwise.heads.changes import (
     attention_divergence,
     attention_entropy,
     column_norms_squared,

@@ -25,7 +25,6 @@ from rankwise.engine.models.attention import (
     AttentionTerms,
     attention_of,
     decoder_of,
-    refuse_arguments,
     refuse_lost_window,
     refuse_unpackable,
 )
@@ -168,21 +167,12 @@ def attend_packed(
     attention_mask: Tensor | None,
     *,
     packed_layout: PackedLayout | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Float[Tensor, " heads"] | None = None,
-    is_causal: bool | None = None,
-    **others: Any,
+    **arguments: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
     """The attention function that transformers calls in every layer.
 
-    Consecutive query heads share a head of key and value. Products are multiplied by ``scaling``
-    (width ** -0.5 if None), and limited to (-softcap, softcap) by tanh. A token sees
-    ``sliding_window`` tokens, the last of which is itself. ``s_aux`` is a logit per head that
-    takes part in the softmax and has no value. A mask, dropout, and any unknown argument that
-    might change the result are refused.
+    Consecutive query heads share a head of key and value; ``AttentionTerms.of`` reads the other
+    arguments. A mask, dropout, and any unknown one that might change the result are refused.
 
     Raises:
         ModelError: no layout, one of another size, or an argument that is refused.
@@ -190,13 +180,11 @@ def attend_packed(
     name = type(module).__name__
     if packed_layout is None:
         raise ModelError(f"{name} was given no packed_layout by its model. {INSTEAD}")
-    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
-    others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
-    refuse_arguments(module, others)
+    terms = AttentionTerms.of(module, query, attention_mask, arguments)
     tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, packed is one row of {tokens}.")
-    packed_layout.attended[id(module)] = sliding_window  # check_packable counts the layers
+    packed_layout.attended[id(module)] = terms.window  # check_packable counts the layers
     device = query.device.type
     if torch.is_autocast_enabled(device):  # rotary embeddings may have left them in float32
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
