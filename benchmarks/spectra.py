@@ -39,8 +39,8 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.spectra import EPSILONS
 from rankwise.weights.adapted_svd import in_base_basis, leading_svd
 from rankwise.weights.lowrank import LowRankUpdate
-from rankwise.weights.refined_svd import refined_svd
 from rankwise.weights.spectra import Svd, best_matched, cosines, index_matched
+from rankwise.weights.svd_cache import refined_svd
 from rankwise.weights.updates import read_updates
 
 TOP_K = 500

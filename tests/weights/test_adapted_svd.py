@@ -8,7 +8,7 @@ import torch
 from rankwise.weights import adapted_svd
 from rankwise.weights.adapted_svd import AdaptedSvd, in_base_basis, leading_svd
 from rankwise.weights.lowrank import LowRankUpdate
-from rankwise.weights.nulls import random_sum
+from rankwise.weights.matrix import random_sum
 from rankwise.weights.spectra import Svd, best_matched, cosines, count_intruders, index_matched
 
 SHAPES = [(90, 90), (60, 110), (110, 60)]

@@ -11,8 +11,14 @@ import torch
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, VectorChange, intruders_of
 from rankwise.weights.adapted_svd import leading_svd
 from rankwise.weights.lowrank import LowRankUpdate
-from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum, overlap
-from rankwise.weights.nulls import NullKind, random_sum
+from rankwise.weights.matrix import (
+    NullDraws,
+    NullKind,
+    delta_svd,
+    matrix_spectrum,
+    overlap,
+    random_sum,
+)
 from rankwise.weights.spectra import Svd, best_matched, count_intruders, index_matched
 
 NAME = "model.layers.7.self_attn.q_proj"
