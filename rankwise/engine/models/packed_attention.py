@@ -7,7 +7,7 @@ gives them this one. No mask function is registered for it, so transformers buil
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -29,6 +29,7 @@ from rankwise.engine.models.attention import (
     refuse_unpackable,
 )
 from rankwise.errors import DataError, ModelError
+from rankwise.tasks.questions import Continuation, RightAnswer
 
 PACKED_ATTENTION = "rankwise_packed"
 # About this many queries are multiplied at once with the keys that any of them sees. Larger blocks
@@ -101,6 +102,48 @@ def packed_attention(model: nn.Module) -> Generator[None]:
     refuse_unpackable(model)
     with attention_of(decoder_of(model), PACKED_ATTENTION):
         yield
+
+
+def predicting_states(
+    decoder: Any, sequences: Sequence[Continuation | RightAnswer]
+) -> list[Float[Tensor, "_ hidden"]]:
+    """The last hidden states from which each sequence's continuation is predicted.
+
+    Args:
+        decoder: of transformers; reads packed rows now (``packed_attention``).
+        sequences: are read in one forward pass.
+    """
+    layout = PackedLayout(tuple(len(sequence.tokens_read) for sequence in sequences))
+    tokens = [token for sequence in sequences for token in sequence.tokens_read]
+    hidden: Tensor = decoder.base_model(  # (tokens, hidden): the batch is one row
+        input_ids=torch.tensor([tokens], device=decoder.device),
+        position_ids=layout.position_ids(decoder.device),
+        packed_layout=layout,
+        use_cache=False,
+    ).last_hidden_state[0]
+    # the last token is not read, so the continuation is predicted at a sequence's last rows
+    stops = (start + length for start, length in zip(layout.starts, layout.lengths, strict=True))
+    return [
+        hidden[stop - len(sequence.continuation) : stop]
+        for stop, sequence in zip(stops, sequences, strict=True)
+    ]
+
+
+def within_budget(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of at most ``max_tokens``, longest first; a longer one is a batch alone.
+
+    Sequences of equal length meet: packed attention multiplies them together.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and tokens + lengths[index] > max_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch
 
 
 @torch.no_grad()

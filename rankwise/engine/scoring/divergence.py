@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import packed_attention
-from rankwise.engine.scoring.packed import predicting_states, within_budget
+from rankwise.engine.models.packed_attention import (
+    packed_attention,
+    predicting_states,
+    within_budget,
+)
 from rankwise.tasks.questions import Advance, RightAnswer
 
 
