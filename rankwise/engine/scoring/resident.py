@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,7 +124,9 @@ class ResidentScorer:
         targets = Targets(tree, items)
         answers: list[list[LogLikelihood]] = []
         with self._carried(models) as adapters:
-            for group in _groups(adapters, self._reader.together(tree, len(models))):
+            size = self._reader.together(tree, len(models))
+            for start in range(0, len(adapters), size):
+                group = adapters[start : start + size]
                 sums = LogLikelihoodSums(len(group), len(items), self._device)
                 for read in self._reader.read(tree, group):
                     add_answers(self._head, read, targets, sums)
@@ -160,13 +162,6 @@ class ResidentScorer:
         adapters = [None if name is None else self._adapters[name] for name in models]
         with carrying(self._model, [a for a in adapters if a is not None], self._bank):
             yield adapters
-
-
-def _groups(
-    adapters: Sequence[FrozenAdapter | None], size: int
-) -> Iterator[Sequence[FrozenAdapter | None]]:
-    for start in range(0, len(adapters), size):
-        yield adapters[start : start + size]
 
 
 def free_share(device: torch.device, share: float) -> int:

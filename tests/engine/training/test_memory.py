@@ -31,7 +31,6 @@ from rankwise.engine.training.memory import (
     available_bytes,
     estimate_training_memory,
 )
-from rankwise.engine.training.optimizers import make_optimizer
 from rankwise.records.config import FullConfig, TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.passes import USABLE_SHARE, oversized, plan_passes
@@ -139,10 +138,7 @@ def predict_and_train(
     if method == "full":
         run = planned("full", num_steps=2)
         weights = list(model.parameters())
-        optimizer = make_optimizer(
-            weights, name="adamw", learning_rate=1e-3, weight_decay=0.0, seed=0
-        )
-        trainee = trainees.Trainee(run, examples, train, weights, optimizer)
+        trainee = trainees.Trainee(run, examples, train, weights, "adamw")
         train_pass(model, [trainee], bank=None, **common)
         return predicted, observer.peak, before
     trained = []

@@ -17,8 +17,7 @@ from rankwise.engine.models.attention import attention_of, decoder_of, refuse_un
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
 from rankwise.engine.scoring.decode.attention import DECODE_ATTENTION, DecodeLayout
 from rankwise.engine.scoring.decode.cache import BLOCK_TOKENS, BlockCache, Read, Segment
-from rankwise.engine.scoring.decode.prefixes import shared_prefixes
-from rankwise.engine.scoring.decode.rows import Row, RowBatch, RowLimits
+from rankwise.engine.scoring.decode.rows import Row, RowBatch, RowLimits, shared_prefixes
 from rankwise.engine.scoring.decode.samplers import Sampler
 from rankwise.engine.scoring.decode.stop_strings import StopStrings
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
