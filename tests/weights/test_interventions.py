@@ -16,10 +16,9 @@ from torch import Tensor
 from rankwise.engine.models.adapter_folder import CONFIG_FILE
 from rankwise.errors import ModelError
 from rankwise.weights.interventions import Intervened, scaled_intruders, truncated_updates
-from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from rankwise.weights.spectra import Svd, best_matched, cosines, count_intruders
 from rankwise.weights.svd_cache import refined_svd
-from rankwise.weights.updates import read_updates, save_updates
 from tests.support.saved_adapters import PATTERNS, rewritten, saved
 from tests.support.tiny_models import tiny
 

@@ -23,7 +23,7 @@ from rankwise.engine.models.devices import (
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.engine.models.packed_attention import PackedLayout
 from rankwise.engine.training.optimizers import optimizer_state_bytes
-from rankwise.engine.training.rehearsal import Peaks, rehearsed_full, rehearsed_lora
+from rankwise.engine.training.rehearsal import Peaks, rehearsed
 from rankwise.records.config import BasePrecision, FullConfig
 from rankwise.records.study import Method
 
@@ -86,6 +86,10 @@ class PassMemory:
 
     Rehearsals, of about a second each, are done once, when first needed. A model whose code cannot
     be rehearsed is estimated by a rule for Llama's layers.
+
+    Attributes:
+        likely_tokens: read tokens of a micro-batch on this device if memory does not limit it.
+        longest: read tokens of the longest example.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class PassMemory:
                 workspace that its libraries will take, nothing on CUDA.
         """
         self._config, self._setting = skeleton.config, setting
+        self.likely_tokens, self.longest = LIKELY_TOKENS[setting.device.type], setting.longest
         self._shapes = adaptable_shapes(skeleton)
         self._layer_names = tuple(layer_names)
         sizes = [parameter.numel() for parameter in skeleton.parameters()]
@@ -114,16 +119,6 @@ class PassMemory:
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size
         self._process = self._process_bytes() if process_bytes is None else process_bytes
         self._lines: dict[tuple[Method, bool], _Line] = {}
-
-    @property
-    def likely_tokens(self) -> int:
-        """Read tokens of a micro-batch on this device if memory does not limit it."""
-        return LIKELY_TOKENS[self._setting.device.type]
-
-    @property
-    def longest(self) -> int:
-        """Read tokens of the longest example."""
-        return self._setting.longest
 
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
@@ -232,22 +227,16 @@ class PassMemory:
             return Peaks(self._num_layers * kept, self._num_layers * kept + layer, layer)
 
     def _rehearse(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
-        setting, layout = self._setting, PackedLayout((self._setting.longest,) * count)
-        common: dict[str, Any] = {
-            "device": setting.device,
-            "gradient_checkpointing": gradient_checkpointing,
-        }
-        if method == "full":
-            weights, autocast = DTYPES[setting.full.weights], setting.precision == "bfloat16"
-            return rehearsed_full(self._config, layout, dtype=weights, autocast=autocast, **common)
-        shapes = {name: self._shapes[name] for name in self._layer_names}
-        return rehearsed_lora(
+        setting, is_full = self._setting, method == "full"
+        return rehearsed(
             self._config,
-            layout,
-            shapes,
-            dtype=DTYPES[setting.precision],
+            PackedLayout((setting.longest,) * count),
+            None if is_full else {name: self._shapes[name] for name in self._layer_names},
+            dtype=DTYPES[setting.full.weights if is_full else setting.precision],
             dropout=setting.dropout,
-            **common,
+            autocast=is_full and setting.precision == "bfloat16",
+            gradient_checkpointing=gradient_checkpointing,
+            device=setting.device,
         )
 
     def _loss_bytes(self, method: Method, tokens: int) -> int:

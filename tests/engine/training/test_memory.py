@@ -313,7 +313,7 @@ def test_what_cannot_be_rehearsed_is_estimated_by_rule(monkeypatch: pytest.Monke
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("data-dependent")
 
-    monkeypatch.setattr(memory_module, "rehearsed_lora", refuse)
+    monkeypatch.setattr(memory_module, "rehearsed", refuse)
     by_rule = pass_memory(llama_config(SMALL)).lora_bytes(ONE, 512, False)
     assert by_rule == pytest.approx(rehearsed, rel=0.5)
 
