@@ -158,7 +158,7 @@ def _change(matrix: SumInBaseBasis, k: int, leading: Sequence[int]) -> VectorCha
         right=_side(right, leading),
         value_shift=tuple(float(shift[:n].mean()) for n in leading),
         intruders=tuple(
-            tuple(float(spectra.count_intruders(best, n, epsilon)) for epsilon in EPSILONS)
+            tuple(float(len(spectra.intruder_indices(best, n, epsilon))) for epsilon in EPSILONS)
             for n in leading
         ),
     )

@@ -19,7 +19,7 @@ from rankwise.weights.matrix import (
     overlap,
     random_sum,
 )
-from rankwise.weights.spectra import Svd, best_matched, count_intruders, index_matched
+from rankwise.weights.spectra import Svd, best_matched, index_matched, intruder_indices
 
 NAME = "model.layers.7.self_attn.q_proj"
 
@@ -217,7 +217,7 @@ def test_nulls_are_means_over_draws_that_have_names() -> None:
                     float(index_matched(sum_.left_cosines)[:10].mean()),
                     float(best_matched(sum_.right_cosines).mean()),
                     float((sum_.S - base.S[:50]).mean() / base.S[0]),
-                    float(count_intruders(best, 10, 0.5)),
+                    float(len(intruder_indices(best, 10, 0.5))),
                 )
             )
         assert len({first for first, *_ in drawn}) == 3

@@ -59,11 +59,7 @@ def weight_matrices(
 
 
 def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
-    """The weights of these layers, and every other parameter.
-
-    Args:
-        folder: of a causal language model.
-        layers: as in ``weight_matrices``.
+    """The weights of these layers, as in ``weight_matrices``, and every other parameter.
 
     Raises:
         ModelError: as ``weight_matrices``; other parameters that are not finite too.

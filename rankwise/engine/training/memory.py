@@ -118,7 +118,7 @@ class PassMemory:
         self._num_layers: int = skeleton.config.get_text_config().num_hidden_layers
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size
         self._process = self._process_bytes() if process_bytes is None else process_bytes
-        self._lines: dict[tuple[Method, bool], _Line] = {}
+        self._rehearsed: dict[tuple[Method, bool], tuple[Peaks, Peaks]] = {}
 
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
@@ -166,9 +166,9 @@ class PassMemory:
         self, method: Method, tokens: int, gradient_checkpointing: bool, inner: int = 0
     ) -> int:
         """Peak bytes of a step without those held from step to step; ``inner`` is added."""
-        line = self._line(method, gradient_checkpointing)
-        at_loss = line.loss.at(tokens) + self._loss_bytes(method, tokens)
-        return max(max(at_loss, line.high.at(tokens)) + inner, line.end.at(tokens))
+        peaks = self._peaks_at(method, gradient_checkpointing, tokens)
+        at_loss = peaks.loss + self._loss_bytes(method, tokens)
+        return max(max(at_loss, peaks.high) + inner, peaks.end)
 
     def _process_bytes(self) -> int:
         """The process without the pass: its present size and its libraries' workspace."""
@@ -202,16 +202,16 @@ class PassMemory:
         others = self._num_parameters - sum(sizes)
         return int(sum(sizes) * packed) + others * width + max(sizes) * width
 
-    def _line(self, method: Method, gradient_checkpointing: bool) -> _Line:
+    def _peaks_at(self, method: Method, gradient_checkpointing: bool, tokens: int) -> Peaks:
+        """On straight lines through two rehearsals."""
         key = (method, gradient_checkpointing)
-        if key not in self._lines:
+        if key not in self._rehearsed:
             few, many = (self._peaks(method, gradient_checkpointing, count) for count in _REHEARSED)
-            longest = self._setting.longest
-            low, high = (count * longest for count in _REHEARSED)
-            self._lines[key] = _Line(
-                *(_Through(low, a, high, b) for a, b in zip(few, many, strict=True))
-            )
-        return self._lines[key]
+            self._rehearsed[key] = few, many
+        low, high = (count * self.longest for count in _REHEARSED)
+        pairs = zip(*self._rehearsed[key], strict=True)
+        lines = ((at_low, (at_high - at_low) / (high - low)) for at_low, at_high in pairs)
+        return Peaks(*(max(0, int(at_low + (tokens - low) * slope)) for at_low, slope in lines))
 
     def _peaks(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
         try:
@@ -256,25 +256,6 @@ class PassMemory:
         return logits + max(_LOGITS_BLOCKS * block, gradient)
 
 
-class _Through(NamedTuple):
-    """A straight line through two points: bytes by tokens."""
-
-    low: int
-    at_low: int
-    high: int
-    at_high: int
-
-    def at(self, tokens: int) -> int:
-        slope = (self.at_high - self.at_low) / (self.high - self.low)
-        return max(0, int(self.at_low + (tokens - self.low) * slope))
-
-
-class _Line(NamedTuple):
-    loss: _Through
-    high: _Through
-    end: _Through
-
-
 def estimate_training_memory(
     memory: PassMemory,
     *,
@@ -285,12 +266,7 @@ def estimate_training_memory(
 ) -> int:
     """Peak bytes of a run that is trained alone, without gradient checkpointing.
 
-    Args:
-        memory: of the study's passes.
-        method: LoRA or full fine-tuning.
-        rank: of LoRA.
-        num_trainable: parameters that get gradients.
-        max_tokens: read in one micro-batch.
+    ``num_trainable`` parameters get gradients; a micro-batch reads at most ``max_tokens``.
     """
     if method == "full":
         return memory.full_bytes(max_tokens, gradient_checkpointing=False)

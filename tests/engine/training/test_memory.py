@@ -254,9 +254,9 @@ def test_layers_left_out_of_the_rehearsal_are_counted(monkeypatch: pytest.Monkey
 
 def test_a_line_through_two_rehearsals_meets_a_third() -> None:
     memory = pass_memory(llama_config(SMALL))
-    line = memory._line("lora", False)
+    on_line = memory._peaks_at("lora", False, 12 * LENGTH)
     third = memory._rehearse("lora", False, 12)
-    found = line.loss.at(12 * LENGTH), line.high.at(12 * LENGTH)
+    found = on_line.loss, on_line.high
     assert found == pytest.approx((third.loss, third.high), rel=0.02)
 
 

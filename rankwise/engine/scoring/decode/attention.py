@@ -8,7 +8,7 @@ order; ``attend_decoded`` keeps them apart. It is registered with transformers'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -51,7 +51,6 @@ class DecodeLayout:
         reads: the other tokens.
         shared: segments that were read, now or before; a segment comes behind those that its
             tokens see.
-        attended: ids of the modules that have computed with this layout.
     """
 
     cache: BlockCache
@@ -60,7 +59,6 @@ class DecodeLayout:
     table: BlockTable | None
     reads: Sequence[Read]
     shared: Sequence[SharedUse] = ()
-    attended: set[int] = field(default_factory=set[int], init=False, repr=False)
 
 
 def attend_decoded(
@@ -88,7 +86,6 @@ def attend_decoded(
     tokens = len(decode_layout.positions)
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, expected one row of {tokens}.")
-    decode_layout.attended.add(id(module))
     q = query[0].transpose(0, 1)  # (tokens, heads, width)
     # heads that share a key are neighbours, as in transformers' repeat_kv
     q = q.unflatten(1, (key.shape[1], -1))  # (tokens, kv_heads, group, width)
