@@ -170,10 +170,9 @@ def _attention_classes(layer: nn.Module) -> str:
 def _size(module: nn.Module, name: str) -> tuple[int, int] | None:
     """(inputs, outputs) of a module's linear layer of that name; None if it has none."""
     layer = getattr(module, name, None)
-    weight = getattr(layer, "weight", None)
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
-    if isinstance(layer, nn.Linear) and weight is not None:
+    if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return None
 

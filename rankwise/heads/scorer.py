@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
-from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece, carrying
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
 from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
-from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader
+from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of
 from rankwise.errors import ModelError
 from rankwise.heads.interventions import Head, only_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
@@ -365,12 +365,7 @@ class _VariedAttention(nn.Module):
 
     def forward(self, *args: Any, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         count = given["tree_step"].layout.num_queries
-        pieces = [
-            FrozenPiece(variant, number * count, (number + 1) * count)
-            for number, variant in enumerate(self._variants)
-            if variant is not None
-        ]
-        with self._bank.rows_of(pieces):
+        with self._bank.rows_of(pieces_of(self._variants, count)):
             return self.attention(*args, **given)
 
 

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -99,14 +98,6 @@ def _read(path: Path, device: torch.device) -> Svd | None:
         return None
 
 
-class _Rotation(NamedTuple):
-    """U @ left is added to the leading left vectors, V @ right to the right ones; S replaces S."""
-
-    left: Float[Tensor, "leading leading"]
-    right: Float[Tensor, "leading leading"]
-    S: Float[Tensor, " leading"]
-
-
 def refined_svd(
     weight: Float[Tensor, "out_features in_features"], num_refined: int = NUM_REFINED
 ) -> Svd:
@@ -130,21 +121,14 @@ def refined_svd(
         return Svd(U, S, Vh)
     V = Vh.T
     left, right = U[:, :leading].double(), V[:, :leading].double()
-    M = left.T @ _product(weight, right)
-    turn = _rotation(S[:leading].double(), M, left.T @ left, right.T @ right)
+    # the product in float64, without a whole float64 copy of the weight
+    M = left.T @ torch.cat([rows.double() @ right for rows in weight.split(_ROWS)])
+    F, G, values = _rotation(S[:leading].double(), M, left.T @ left, right.T @ right)
     return Svd(
-        _rotated(U, left, turn.left),
-        torch.cat([turn.S.float(), S[leading:]]),
-        _rotated(V, right, turn.right).T.contiguous(),
+        _rotated(U, left, F),
+        torch.cat([values.float(), S[leading:]]),
+        _rotated(V, right, G).T.contiguous(),
     )
-
-
-def _product(
-    weight: Float[Tensor, "out_features in_features"],
-    vectors: Float[Tensor, "in_features leading"],
-) -> Float[Tensor, "out_features leading"]:
-    """The product in float64, without a whole float64 copy of the weight."""
-    return torch.cat([rows.double() @ vectors for rows in weight.split(_ROWS)])
 
 
 def _rotation(
@@ -152,8 +136,8 @@ def _rotation(
     M: Float[Tensor, "leading leading"],
     left_gram: Float[Tensor, "leading leading"],
     right_gram: Float[Tensor, "leading leading"],
-) -> _Rotation:
-    """The first-order correction from M = UᵀW V and the vectors' Gram matrices.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first-order correction F, G and S from M = UᵀW V and the vectors' Gram matrices.
 
     U(I + F) and V(I + G) are to be orthonormal and to make W diagonal. With R = I - UᵀU and
     T = I - VᵀV, to first order, F + Fᵀ = R, G + Gᵀ = T, and M_ij + σ_j F_ji + σ_i G_ij = 0. Without
@@ -174,7 +158,7 @@ def _rotation(
     F.diagonal().copy_(R.diagonal() / 2)
     G.diagonal().copy_(T.diagonal() / 2)
     values = M.diagonal() * (1 + (R.diagonal() + T.diagonal()) / 2)
-    return _Rotation(F, G, values)
+    return F, G, values
 
 
 def _rotated(

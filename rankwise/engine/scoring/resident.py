@@ -77,10 +77,11 @@ class ResidentScorer:
         decoder = decoder_of(base_model)
         with packed_attention(base_model):
             self._head = CompletionHead(decoder)
+        self._device: torch.device = decoder.device
         self._adapters: dict[str, FrozenAdapter] = {}
         self._bank = FrozenBank()
         if cache_bytes is None:
-            cache_bytes = free_share(decoder.device, CACHE_SHARE)
+            cache_bytes = free_share(self._device, CACHE_SHARE)
         self._reader = TreeReader(
             base_model, self._bank, max_tokens=max_batch_tokens, cache_bytes=cache_bytes
         )
@@ -149,10 +150,6 @@ class ResidentScorer:
         """Continue prompts, all models together."""
         with self._carried(models) as adapters:
             return self._decoder.generate(adapters, prompts, advance)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
 
     @contextlib.contextmanager
     def _carried(self, models: Sequence[str | None]) -> Generator[list[FrozenAdapter | None]]:
