@@ -74,34 +74,20 @@ def first_token_mass(
     return weights[..., 0].float()
 
 
-def row_norms_squared(
+def norm_squared(
     lora_A: Float[Tensor, "rank in_features"],
     lora_B: Float[Tensor, "out_features rank"],
     scaling: float,
     rows: slice,
-) -> float:
-    """‖delta[rows]‖_F² of delta = scaling * lora_B @ lora_A, which is never built; in float64.
-
-    It is tr((Bᵀ B)(A Aᵀ)) with those rows of B.
-    """
-    A, B = lora_A.double(), lora_B.double()[rows]
-    return scaling**2 * _trace_of_product(B.T @ B, A @ A.T)
-
-
-def column_norms_squared(
-    lora_A: Float[Tensor, "rank in_features"],
-    lora_B: Float[Tensor, "out_features rank"],
-    scaling: float,
     columns: slice,
 ) -> float:
-    """‖delta[:, columns]‖_F², as ``row_norms_squared`` with those columns of A."""
-    A, B = lora_A.double()[:, columns], lora_B.double()
-    return scaling**2 * _trace_of_product(B.T @ B, A @ A.T)
+    """‖delta[rows, columns]‖_F² of delta = scaling * lora_B @ lora_A, never built; in float64.
 
-
-def _trace_of_product(first: Tensor, second: Tensor) -> float:
-    """tr(first @ second) of symmetric matrices; rounding does not make it negative."""
-    return max(float((first * second).sum()), 0.0)
+    It is tr((Bᵀ B)(A Aᵀ)) with those rows of B and columns of A.
+    """
+    A, B = lora_A.double()[:, columns], lora_B.double()[rows]
+    # both factors of the trace are symmetric; rounding must not make it negative
+    return scaling**2 * max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0)
 
 
 class _Sums(NamedTuple):
@@ -195,7 +181,7 @@ def _maps(sums: Sequence[_Sums]) -> list[HeadMap]:
     return [tuple(row) for row in rows]
 
 
-def share_maps(layouts: Sequence[HeadLayout], norm_squared: NormSquared) -> tuple[ShareMap, ...]:
+def share_maps(layouts: Sequence[HeadLayout], norm_of: NormSquared) -> tuple[ShareMap, ...]:
     """Each head's share of ‖delta‖² of q, k, v and the output projection, and of all of them.
 
     Shares of a kind sum to 1 over all heads of the model. The rows of k and v of a group are
@@ -205,7 +191,7 @@ def share_maps(layouts: Sequence[HeadLayout], norm_squared: NormSquared) -> tupl
     kinds: dict[ShareOf, list[list[float]]] = {}
     for kind in ("query", "key", "value", "output"):
         norms = [
-            [_norm(layout, n, kind, norm_squared) or 0.0 for n in range(layout.num_heads)]
+            [_norm(layout, n, kind, norm_of) or 0.0 for n in range(layout.num_heads)]
             for layout in layouts
         ]
         if any(map(any, norms)):
@@ -218,12 +204,12 @@ def share_maps(layouts: Sequence[HeadLayout], norm_squared: NormSquared) -> tupl
     return tuple(ShareMap(of=kind, values=_normalised(rows)) for kind, rows in kinds.items())
 
 
-def _norm(layout: HeadLayout, head: int, kind: str, norm_squared: NormSquared) -> float | None:
+def _norm(layout: HeadLayout, head: int, kind: str, norm_of: NormSquared) -> float | None:
     if kind == "output":
-        return norm_squared(layout.columns(head), False)
+        return norm_of(layout.columns(head), False)
     if kind == "query":
-        return norm_squared(layout.query(head), True)
-    shared = norm_squared(layout.key(head) if kind == "key" else layout.value(head), True)
+        return norm_of(layout.query(head), True)
+    shared = norm_of(layout.key(head) if kind == "key" else layout.value(head), True)
     return None if shared is None else shared / len(layout.sharers(head))
 
 
@@ -232,30 +218,33 @@ def _normalised(rows: Sequence[Sequence[float]]) -> HeadMap:
     return tuple(tuple(value / total for value in row) for row in rows)
 
 
+def _index(part: LayerSlice, is_rows: bool) -> tuple[slice, slice]:
+    """Rows and columns of delta."""
+    return (part.span, slice(None)) if is_rows else (slice(None), part.span)
+
+
 def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
     """Norms of an adapter's delta, from its factors by layer; delta is never built."""
 
-    def norm_squared(part: LayerSlice, is_rows: bool) -> float | None:
-        of_layer = factors.get(part.module)
-        if of_layer is None:
+    def of_slice(part: LayerSlice, is_rows: bool) -> float | None:
+        if part.module not in factors:
             return None
-        norm = row_norms_squared if is_rows else column_norms_squared
-        return norm(*of_layer, part.span)
+        return norm_squared(*factors[part.module], *_index(part, is_rows))
 
-    return norm_squared
+    return of_slice
 
 
 def norms_of_matrices(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> NormSquared:
     """Norms of full fine-tuning's delta, from weight matrices (out, in) by layer."""
 
-    def norm_squared(part: LayerSlice, is_rows: bool) -> float | None:
+    def of_slice(part: LayerSlice, is_rows: bool) -> float | None:
         if part.module not in before:
             return None
-        span = part.span if is_rows else (slice(None), part.span)
-        delta = after[part.module][span].double() - before[part.module][span].double()
+        index = _index(part, is_rows)
+        delta = after[part.module][index].double() - before[part.module][index].double()
         return float(delta.square().sum())
 
-    return norm_squared
+    return of_slice
 
 
 @torch.inference_mode()

@@ -115,11 +115,7 @@ def is_stored_quantised(folder: Path) -> bool:
 
 
 def _widest_dtype(folder: Path) -> torch.dtype:
-    """The narrowest dtype that holds every number of the files; the config may name another.
-
-    Raises:
-        ModelError: the folder cannot be read, or holds a quantised model.
-    """
+    """The narrowest dtype that holds every number of the files; the config may name another."""
     if is_stored_quantised(folder):
         raise ModelError(
             f"{folder} holds a quantised model: its numbers are no weights. Name the model that it "

@@ -97,11 +97,7 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
     The random numbers come from the optimizer's own generator, whose state is in ``state_dict``: a
     training that is resumed equals one that never stopped.
 
-    Args:
-        weights: bfloat16 or float32, on one device.
-        lr: learning rate.
-        weight_decay: share of a weight that is subtracted per step, times ``lr``.
-        seed: of the rounding.
+    Arguments are as in ``make_optimizer``; ``lr`` is the learning rate.
 
     Raises:
         ModelError: weights on several devices, or of another dtype.

@@ -162,7 +162,9 @@ class _Rehearsal:
         adapter = Adapter(kept, **settings, device=_CPU, dtype=self._model.dtype)
         tokens = self._layout.num_tokens
         piece = Piece(adapter, 0, tokens, (DroppedSequence(0, tokens, (0,)),))
-        held = [adapter.weights, *_blocks_of(adapter)]
+        # one tensor of each block of memory that the adapter holds; views share its storage
+        views = (adapter.copies, adapter.gradients)
+        held = [adapter.weights, *(next(iter(view.values())).lora_A for view in views)]
         with adapted(self._model, list(kept)) as bank, bank.rows_of([piece]):
             return self._step(held, False, gradient_checkpointing)
 
@@ -279,12 +281,6 @@ def _kind(layer: nn.Module) -> str:
         for name, module in layer.named_modules()
     ]
     return repr((settings, [tuple(parameter.shape) for parameter in layer.parameters()]))
-
-
-def _blocks_of(adapter: Adapter) -> list[Tensor]:
-    """One tensor of each further block of memory that an adapter holds; views share its storage."""
-    views = (adapter.copies, adapter.gradients)
-    return [next(iter(view.values())).lora_A for view in views]
 
 
 class _FlexStandIn(torch.autograd.Function):
