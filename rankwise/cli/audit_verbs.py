@@ -164,7 +164,7 @@ def truncate(
         truncated_updates,
         write_intervention,
     )
-    from rankwise.weights.updates import read_updates
+    from rankwise.weights.lowrank import read_updates
 
     with _usage_errors():
         _refuse_replacing(output)

@@ -1,28 +1,93 @@
-"""What training changed in every head: base and adapted on the same prompts, and the weights."""
+"""What training changed in every head: base and adapted on the same prompts, and the weights.
+
+Attention weights are (..., queries, keys): every row sums to 1, and a key that a query does not see
+has weight 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from rankwise.engine.models.adapter_folder import ScaledFactors
-from rankwise.heads.activity import HeadActivity
-from rankwise.heads.layouts import HeadLayout, LayerSlice
-from rankwise.heads.measures import (
-    attention_divergence,
-    attention_entropy,
-    column_norms_squared,
-    first_token_mass,
-    row_norms_squared,
+from rankwise.engine.models.attention import (
+    INSTEAD,
+    AttentionTerms,
+    attention_of,
+    decoder_of,
 )
+from rankwise.errors import ModelError
+from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.records.heads import CHANGE_MEASURES, ChangeMap, HeadMap, ShareMap, ShareOf
+
+WATCHED_ATTENTION = "rankwise_watched"
 
 NormSquared = Callable[[LayerSlice, bool], float | None]
 """(slice, is_rows) → ‖delta‖² of these rows (outputs) or columns; None if not adapted."""
+
+
+class HeadActivity(NamedTuple):
+    """One layer's heads on one prompt.
+
+    Attributes:
+        weights: of attention; rows sum to 1 (to less under a sink logit).
+        outputs: the input of the output projection.
+    """
+
+    weights: Float[Tensor, "heads tokens tokens"]
+    outputs: Float[Tensor, "heads tokens width"]
+
+
+def attention_entropy(
+    weights: Float[Tensor, "*heads queries keys"],
+) -> Float[Tensor, "*heads queries"]:
+    """-Σ w ln w over the keys, in nats, from 0 (one key) to ln(keys); in float32."""
+    return torch.special.entr(weights.float()).sum(dim=-1)
+
+
+def attention_divergence(
+    before: Float[Tensor, "*heads queries keys"], after: Float[Tensor, "*heads queries keys"]
+) -> Float[Tensor, "*heads queries"]:
+    """Jensen-Shannon divergence of two attention distributions, in nats, from 0 to ln 2.
+
+    Source: Lin, "Divergence measures based on the Shannon entropy", IEEE Trans. Inf. Theory 37
+    (1991): the entropy of the mean less the mean of the entropies.
+    """
+    p, q = before.float(), after.float()
+    mean = attention_entropy((p + q) / 2)
+    return (mean - (attention_entropy(p) + attention_entropy(q)) / 2).clamp_min_(0.0)
+
+
+def first_token_mass(
+    weights: Float[Tensor, "*heads queries keys"],
+) -> Float[Tensor, "*heads queries"]:
+    """The weight of the first key, from 0 to 1, where a head with nothing to do rests.
+
+    Source: Xiao et al., "Efficient streaming language models with attention sinks",
+    arXiv:2309.17453.
+    """
+    return weights[..., 0].float()
+
+
+def norm_squared(
+    lora_A: Float[Tensor, "rank in_features"],
+    lora_B: Float[Tensor, "out_features rank"],
+    scaling: float,
+    rows: slice,
+    columns: slice,
+) -> float:
+    """‖delta[rows, columns]‖_F² of delta = scaling * lora_B @ lora_A, never built; in float64.
+
+    It is tr((Bᵀ B)(A Aᵀ)) with those rows of B and columns of A.
+    """
+    A, B = lora_A.double()[:, columns], lora_B.double()[rows]
+    # both factors of the trace are symmetric; rounding must not make it negative
+    return scaling**2 * max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0)
 
 
 class _Sums(NamedTuple):
@@ -116,7 +181,7 @@ def _maps(sums: Sequence[_Sums]) -> list[HeadMap]:
     return [tuple(row) for row in rows]
 
 
-def share_maps(layouts: Sequence[HeadLayout], norm_squared: NormSquared) -> tuple[ShareMap, ...]:
+def share_maps(layouts: Sequence[HeadLayout], norm_of: NormSquared) -> tuple[ShareMap, ...]:
     """Each head's share of ‖delta‖² of q, k, v and the output projection, and of all of them.
 
     Shares of a kind sum to 1 over all heads of the model. The rows of k and v of a group are
@@ -126,7 +191,7 @@ def share_maps(layouts: Sequence[HeadLayout], norm_squared: NormSquared) -> tupl
     kinds: dict[ShareOf, list[list[float]]] = {}
     for kind in ("query", "key", "value", "output"):
         norms = [
-            [_norm(layout, n, kind, norm_squared) or 0.0 for n in range(layout.num_heads)]
+            [_norm(layout, n, kind, norm_of) or 0.0 for n in range(layout.num_heads)]
             for layout in layouts
         ]
         if any(map(any, norms)):
@@ -139,12 +204,12 @@ def share_maps(layouts: Sequence[HeadLayout], norm_squared: NormSquared) -> tupl
     return tuple(ShareMap(of=kind, values=_normalised(rows)) for kind, rows in kinds.items())
 
 
-def _norm(layout: HeadLayout, head: int, kind: str, norm_squared: NormSquared) -> float | None:
+def _norm(layout: HeadLayout, head: int, kind: str, norm_of: NormSquared) -> float | None:
     if kind == "output":
-        return norm_squared(layout.columns(head), False)
+        return norm_of(layout.columns(head), False)
     if kind == "query":
-        return norm_squared(layout.query(head), True)
-    shared = norm_squared(layout.key(head) if kind == "key" else layout.value(head), True)
+        return norm_of(layout.query(head), True)
+    shared = norm_of(layout.key(head) if kind == "key" else layout.value(head), True)
     return None if shared is None else shared / len(layout.sharers(head))
 
 
@@ -153,27 +218,87 @@ def _normalised(rows: Sequence[Sequence[float]]) -> HeadMap:
     return tuple(tuple(value / total for value in row) for row in rows)
 
 
+def _index(part: LayerSlice, is_rows: bool) -> tuple[slice, slice]:
+    """Rows and columns of delta."""
+    return (part.span, slice(None)) if is_rows else (slice(None), part.span)
+
+
 def norms_of_factors(factors: Mapping[str, ScaledFactors]) -> NormSquared:
     """Norms of an adapter's delta, from its factors by layer; delta is never built."""
 
-    def norm_squared(part: LayerSlice, is_rows: bool) -> float | None:
-        of_layer = factors.get(part.module)
-        if of_layer is None:
+    def of_slice(part: LayerSlice, is_rows: bool) -> float | None:
+        if part.module not in factors:
             return None
-        norm = row_norms_squared if is_rows else column_norms_squared
-        return norm(*of_layer, part.span)
+        return norm_squared(*factors[part.module], *_index(part, is_rows))
 
-    return norm_squared
+    return of_slice
 
 
 def norms_of_matrices(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> NormSquared:
     """Norms of full fine-tuning's delta, from weight matrices (out, in) by layer."""
 
-    def norm_squared(part: LayerSlice, is_rows: bool) -> float | None:
+    def of_slice(part: LayerSlice, is_rows: bool) -> float | None:
         if part.module not in before:
             return None
-        span = part.span if is_rows else (slice(None), part.span)
-        delta = after[part.module][span].double() - before[part.module][span].double()
+        index = _index(part, is_rows)
+        delta = after[part.module][index].double() - before[part.module][index].double()
         return float(delta.square().sum())
 
-    return norm_squared
+    return of_slice
+
+
+@torch.inference_mode()
+def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivity]:
+    """Read a prompt and keep the activity of every layer's heads; all weights are in memory.
+
+    Args:
+        model: of transformers, in eval mode, also with adapters.
+        tokens: at least one.
+
+    Raises:
+        ModelError: its attention needs something that is not supported here.
+    """
+    decoder, watch = decoder_of(model), dict[int, HeadActivity]()
+    ids = torch.tensor([tokens], device=decoder.device)
+    positions = torch.arange(len(tokens), device=decoder.device)[None]
+    with attention_of(decoder, WATCHED_ATTENTION):
+        decoder.base_model(input_ids=ids, position_ids=positions, head_watch=watch, use_cache=False)
+    return [watch[number] for number in sorted(watch)]
+
+
+def attend_watched(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 kv_heads tokens width"],
+    value: Float[Tensor, "1 kv_heads tokens value_width"],
+    attention_mask: Tensor | None,
+    *,
+    head_watch: dict[int, HeadActivity] | None = None,
+    **arguments: Any,
+) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
+    """The attention function that transformers calls in every layer; see ``AttentionTerms``."""
+    layer = getattr(module, "layer_idx", None)
+    if head_watch is None or layer is None:
+        raise ModelError(f"{type(module).__name__} was given no head_watch. {INSTEAD}")
+    terms = AttentionTerms.of(module, query, attention_mask, arguments)
+    heads, tokens = query.shape[1:3]
+    # (1, heads, tokens, width): a key for each head of its group
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    scores = (query @ key.mT).float() * terms.scale  # (1, heads, tokens, tokens)
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
+    behind = torch.arange(tokens, device=query.device)
+    behind = behind[:, None] - behind  # (queries, keys): by how many positions a key is behind
+    seen = (behind >= 0) & (behind < (terms.window or tokens))
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if terms.sinks is not None:
+        # a last column without a value, which takes its share of the softmax and is cut off
+        sinks = terms.sinks.float().view(1, heads, 1, 1).expand(-1, -1, tokens, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., :tokens].to(value.dtype)
+    out = weights @ value  # (1, heads, tokens, value_width)
+    head_watch[layer] = HeadActivity(weights[0], out[0])
+    return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
+
+
+AttentionInterface.register(WATCHED_ATTENTION, attend_watched)

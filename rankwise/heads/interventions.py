@@ -99,13 +99,7 @@ def save_without_heads(
     """Write an adapter without the delta of some heads, in PEFT's format and the saved precision.
 
     Exact: what is taken out becomes zero and nothing else changes, so the config stays as it is.
-
-    Args:
-        source: folder of an adapter of plain LoRA.
-        target: folder to write; is created.
-        layouts: of every layer of its base.
-        heads: whose delta goes.
-        keys_and_values: as in ``without_heads``.
+    The folder ``target`` is created; all else is as in ``without_heads``.
 
     Raises:
         ModelError: the source cannot be read, or is no plain LoRA.

@@ -170,10 +170,9 @@ def _attention_classes(layer: nn.Module) -> str:
 def _size(module: nn.Module, name: str) -> tuple[int, int] | None:
     """(inputs, outputs) of a module's linear layer of that name; None if it has none."""
     layer = getattr(module, name, None)
-    weight = getattr(layer, "weight", None)
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
-    if isinstance(layer, nn.Linear) and weight is not None:
+    if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return None
 
@@ -192,19 +191,14 @@ def _width(module: nn.Module) -> int | None:
     return None
 
 
-def _rows(name: str, start: int, width: int, step: int) -> Callable[[int], tuple[str, slice]]:
-    """Number n of a head or group → its ``width`` rows from ``start + n * step`` on."""
+def _rows(name: str, start: int, width: int, gap: int = 0) -> Callable[[int], tuple[str, slice]]:
+    """Number n of a head or group → its ``width`` rows from ``start + n * (width + gap)`` on."""
 
     def rows(number: int) -> tuple[str, slice]:
-        first = start + number * step
+        first = start + number * (width + gap)
         return name, slice(first, first + width)
 
     return rows
-
-
-def _in_row(name: str, start: int, width: int) -> Callable[[int], tuple[str, slice]]:
-    """Rows of heads that follow each other without a gap."""
-    return _rows(name, start, width, width)
 
 
 def _separate(module: nn.Module) -> _FittedLayout | None:
@@ -218,7 +212,7 @@ def _separate(module: nn.Module) -> _FittedLayout | None:
         return None  # projections carry more than heads: gates, latent keys
     if groups == 0 or heads % groups:
         return None
-    q_rows, k_rows, v_rows = (_in_row(name, 0, width) for name in ("q_proj", "k_proj", "v_proj"))
+    q_rows, k_rows, v_rows = (_rows(name, 0, width) for name in ("q_proj", "k_proj", "v_proj"))
     return _FittedLayout(heads, groups, width, q_rows, k_rows, v_rows, output[0])
 
 
@@ -233,7 +227,7 @@ def _interleaved(module: nn.Module) -> _FittedLayout | None:
     if fused is None or output is None or width is None or fused[1] != 3 * output[1]:
         return None
     heads = output[1] // width
-    q, k, v = (_rows("query_key_value", n * width, width, 3 * width) for n in range(3))
+    q, k, v = (_rows("query_key_value", n * width, width, 2 * width) for n in range(3))
     return _FittedLayout(heads, heads, width, q, k, v, output[0])
 
 
@@ -246,7 +240,7 @@ def _side_by_side(module: nn.Module) -> _FittedLayout | None:
     heads = output[1] // width
     if fused[1] != (heads + 2 * groups) * width or heads % groups:
         return None
-    q, k, v = (_in_row("qkv_proj", n * width, width) for n in (0, heads, heads + groups))
+    q, k, v = (_rows("qkv_proj", n * width, width) for n in (0, heads, heads + groups))
     return _FittedLayout(heads, groups, width, q, k, v, output[0])
 
 
@@ -258,7 +252,7 @@ def _conv1d(module: nn.Module) -> _FittedLayout | None:
     if fused is None or output is None or width is None or fused[1] != 3 * output[0]:
         return None
     heads = output[0] // width
-    q, k, v = (_in_row("c_attn", n * heads * width, width) for n in range(3))
+    q, k, v = (_rows("c_attn", n * heads * width, width) for n in range(3))
     return _FittedLayout(heads, heads, width, q, k, v, "c_proj")
 
 

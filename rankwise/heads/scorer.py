@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,15 +27,8 @@ from rankwise.engine.models.packed_attention import check_packable, packed_atten
 from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
-from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader
+from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of
 from rankwise.errors import ModelError
-from rankwise.heads.branches import (
-    AblatedAttention,
-    PassedLayer,
-    VariedAttention,
-    entering_layer,
-    keeping_input,
-)
 from rankwise.heads.interventions import Head, only_heads, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
 from rankwise.tasks.questions import Advance, Continuation, LogLikelihood
@@ -237,7 +230,7 @@ class HeadScorer:
             )
             for layout in self.layouts:
                 for name, into in ((layout.layer_name, entering), (layout.output, heads)):
-                    hook = keeping_input(into[layout.layer])
+                    hook = _keeping_input(into[layout.layer])
                     module = self._model.get_submodule(name)
                     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
@@ -279,18 +272,18 @@ class HeadScorer:
                 assert len(ablations) == len(interventions)
                 output = self._model.get_submodule(layout.output)
                 changes = [(layout.columns(one.head.head).span, one.value) for one in ablations]
-                module = AblatedAttention(output, kept.heads[layer], changes)
+                module = _AblatedAttention(output, kept.heads[layer], changes)
             else:
-                module = VariedAttention(attention, bank, variants)
+                module = _VariedAttention(attention, bank, variants)
             replaced = {layout.attention: module}
             replaced |= {
-                below.layer_name: PassedLayer(self._model.get_submodule(below.layer_name))
+                below.layer_name: _PassedLayer(self._model.get_submodule(below.layer_name))
                 for below in self.layouts[:layer]
             }
             first = self._model.get_submodule(layout.layer_name)
             stack.enter_context(layers_replaced(self._model, replaced))
             handle = first.register_forward_pre_hook(
-                entering_layer(kept.entering[layer]), with_kwargs=True
+                _entering_layer(kept.entering[layer]), with_kwargs=True
             )
             stack.callback(handle.remove)
             yield carried
@@ -334,3 +327,84 @@ class HeadScorer:
             chunks[-1].append(index)
             places, before = places + new, tokens
         return chunks
+
+
+_Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""A forward pre-hook that receives keyword arguments."""
+
+
+class _AblatedAttention(nn.Module):
+    """In place of a layer's attention: its heads' kept outputs, one changed in each row."""
+
+    def __init__(
+        self,
+        output: nn.Module,
+        heads: Float[Tensor, "places heads_width"],
+        changes: Sequence[tuple[slice, Tensor | None]],
+    ) -> None:
+        super().__init__()
+        self.output, self._heads, self._changes = output, heads, changes
+
+    def forward(self, *_: Any, **given: Any) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        layout = given["tree_step"].layout
+        # (rows, places, heads * width): one row for each change
+        heads = self._heads[layout.start : layout.stop].repeat(len(self._changes), 1, 1)
+        for row, (span, value) in enumerate(self._changes):
+            heads[row, :, span] = 0 if value is None else value
+        return self.output(heads), None
+
+
+class _VariedAttention(nn.Module):
+    """A layer's attention, each row of the batch under its own adapter."""
+
+    def __init__(
+        self, attention: nn.Module, bank: FrozenBank, variants: Sequence[FrozenAdapter | None]
+    ) -> None:
+        super().__init__()
+        self.attention, self._bank, self._variants = attention, bank, variants
+
+    def forward(self, *args: Any, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        count = given["tree_step"].layout.num_queries
+        with self._bank.rows_of(pieces_of(self._variants, count)):
+            return self.attention(*args, **given)
+
+
+class _PassedLayer(nn.Module):
+    """In place of a layer that is not computed again; has the layer's other attributes."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **given: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return args[0] if args else given["hidden_states"]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+def _keeping_input(into: list[Tensor]) -> _Hook:
+    """Keep the hidden states, the first input, of a module in a batch of one row."""
+
+    def keep(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        (row,) = args[0] if args else given["hidden_states"]  # (places, width)
+        into.append(row.clone())  # layers may change their input in place
+
+    return keep
+
+
+def _entering_layer(kept: Float[Tensor, "places hidden"]) -> _Hook:
+    """Give a layer its kept input, in every row."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        layout = given["tree_step"].layout
+        rows = len(args[0] if args else given["hidden_states"])
+        hidden = kept[layout.start : layout.stop].expand(rows, -1, -1)  # (rows, places, hidden)
+        if args:
+            return (hidden, *args[1:]), given
+        return args, given | {"hidden_states": hidden}
+
+    return enter

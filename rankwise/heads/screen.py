@@ -19,8 +19,11 @@ from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import packed_attention
-from rankwise.engine.scoring.packed import predicting_states, within_budget
+from rankwise.engine.models.packed_attention import (
+    packed_attention,
+    predicting_states,
+    within_budget,
+)
 from rankwise.heads.interventions import Head, delta_rows
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.tasks.questions import Continuation

@@ -183,7 +183,8 @@ def leading_svd(matrix: SumInBaseBasis, k: int, tolerance: float = TOLERANCE) ->
     if not 1 <= k <= len(matrix.S):
         raise ValueError(f"k = {k} of {len(matrix.S)} singular values.")
     if matrix.P.shape[1] == 0:
-        return _unchanged(matrix, k)
+        eye = torch.eye(len(matrix.S), k, dtype=matrix.S.dtype, device=matrix.S.device)
+        return AdaptedSvd(matrix.S[:k], eye, eye, len(matrix.S), 0.0)
     plan = _cheapest(matrix, k)
     while plan is not None:
         pairs = _singular_pairs(matrix, *_projected(matrix, k, plan))
@@ -191,11 +192,6 @@ def leading_svd(matrix: SumInBaseBasis, k: int, tolerance: float = TOLERANCE) ->
             return pairs
         plan = plan.with_more_shifts(matrix, k)
     return _singular_pairs(matrix, *_dense(matrix, k))
-
-
-def _unchanged(matrix: SumInBaseBasis, k: int) -> AdaptedSvd:
-    eye = torch.eye(len(matrix.S), k, dtype=matrix.S.dtype, device=matrix.S.device)
-    return AdaptedSvd(matrix.S[:k], eye, eye, len(matrix.S), 0.0)
 
 
 class _SpanPlan(NamedTuple):

@@ -25,11 +25,9 @@ from rankwise.records.audits import AuditedKind, AuditRecord, AuditScore, KeptEn
 from rankwise.records.config import BaseModelConfig
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum
-from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
-from rankwise.weights.spectra import Svd
 from rankwise.weights.svd_cache import SpectralCache
-from rankwise.weights.updates import read_updates
 
 # This many layers without factors are named, the others are counted.
 _NAMED_LAYERS = 4
@@ -204,7 +202,10 @@ def audit(
     values: list[Tensor] = []
     for number, name in enumerate(names, start=1):
         weight = base.matrices[name].to(device)
-        update = _update(audited, name, weight, adapted)
+        if adapted is None:
+            update = audited.updates[name].factorization
+        else:
+            update = delta_svd(weight, adapted.matrices[name].to(device))
         matrices.append(
             matrix_spectrum(
                 name,
@@ -248,12 +249,6 @@ def audit(
         statements=audit_statements(audited.kind, ranks, matrices, cut, others, scored.scores),
         provenance=collect_provenance(device_name(device)),
     )
-
-
-def _update(audited: Audited, name: str, weight: Tensor, adapted: ModelWeights | None) -> Svd:
-    if adapted is None:
-        return audited.updates[name].factorization
-    return delta_svd(weight, adapted.matrices[name].to(weight.device))
 
 
 def _kept(values: Sequence[Tensor]) -> tuple[KeptEnergy, ...]:

@@ -21,9 +21,8 @@ from rankwise.weights.adapted_svd import (
     leading_svd,
     numerical_rank,
 )
-from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.lowrank import LowRankUpdate, save_updates
 from rankwise.weights.spectra import Svd, best_matched, intruder_indices
-from rankwise.weights.updates import save_updates
 
 INTERVENTION_FILE = "intervention.json"
 
@@ -176,7 +175,7 @@ def _intervened(
     wanted: Mapping[str, LowRankUpdate], made: Mapping[str, LowRankUpdate]
 ) -> Intervened:
     """Round updates as they are written, and compute how far they are from the wanted ones."""
-    updates = {name: as_written(update) for name, update in made.items()}
+    updates = {name: update.as_written for name, update in made.items()}
     norms = {name: update.frobenius_norm for name, update in wanted.items()}
     missed = {name: _distance(update, updates[name]) for name, update in wanted.items()}
     total = math.hypot(*norms.values())
@@ -185,12 +184,6 @@ def _intervened(
         {name: missed[name] / norms[name] if norms[name] else 0.0 for name in norms},
         math.hypot(*missed.values()) / total if total else 0.0,
     )
-
-
-def as_written(update: LowRankUpdate) -> LowRankUpdate:
-    """With float32 factors and a scaling of 1, as ``save_updates`` writes it."""
-    scaled = update.scaling * update.lora_B.double()
-    return LowRankUpdate(update.lora_A.float(), scaled.float())
 
 
 def _distance(one: LowRankUpdate, other: LowRankUpdate) -> float:

@@ -1,20 +1,33 @@
 """A low-rank update in its factors: singular values, norms and ranks without building the product.
 
+Updates are read from PEFT's folder and written to it.
+
 Everything is computed in float64, whatever the factors' dtype: they are small, and small singular
 values would be lost in their rounding otherwise.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankwise.engine.models.adapter_folder import (
+    read_adapter_config,
+    read_factors,
+    write_factors,
+)
+from rankwise.errors import ModelError
 from rankwise.weights.spectra import Svd
 
 
@@ -106,6 +119,12 @@ class LowRankUpdate:
         total = float(S.norm())
         return Truncation(kept, float(S[rank:].norm()) / total if total else 0.0)
 
+    @property
+    def as_written(self) -> LowRankUpdate:
+        """With float32 factors and a scaling of 1, as ``save_updates`` writes it."""
+        scaled = self.scaling * self.lora_B.double()
+        return LowRankUpdate(self.lora_A.float(), scaled.float())
+
     def plus(self, other: LowRankUpdate) -> LowRankUpdate:
         """The exact sum: its rank is that of both together, its scaling 1.
 
@@ -117,3 +136,52 @@ class LowRankUpdate:
         A = torch.cat([self.lora_A.double(), other.lora_A.double()])
         B = [self.scaling * self.lora_B.double(), other.scaling * other.lora_B.double()]
         return LowRankUpdate(A, torch.cat(B, dim=1))
+
+
+def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
+    """The update of every adapted layer.
+
+    Raises:
+        ModelError: as ``read_factors``, or a weight is NaN or infinite.
+    """
+    updates: dict[str, LowRankUpdate] = {}
+    for name, (A, B, scaling) in read_factors(folder).items():
+        try:
+            updates[name] = LowRankUpdate(A, B, scaling)
+        except ValueError as error:
+            raise ModelError(f"the adapter in {folder}: {name}: {error} Train it again.") from error
+    return updates
+
+
+def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: Path) -> None:
+    """Write other updates of the layers that an adapter adapts; its config is kept otherwise.
+
+    Ranks may differ from layer to layer: PEFT finds them by patterns that name whole layers.
+    Scalings become 1, factors float32.
+
+    Args:
+        updates: by layer, all of the adapter's.
+        folder: is created; not that of the adapter.
+        source: the adapter that was changed.
+
+    Raises:
+        ModelError: the adapter cannot be read.
+        StorageError: the folder cannot be written.
+        ValueError: a number overflows float32.
+    """
+    ranks = {name: update.rank for name, update in updates.items()}
+    most = Counter(ranks.values()).most_common(1)[0][0]
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    config = read_adapter_config(source) | {
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "eva_config": None,
+        "inference_mode": True,
+    }
+    written = {name: update.as_written for name, update in updates.items()}
+    factors = {name: (update.lora_A, update.lora_B) for name, update in written.items()}
+    write_factors(folder, factors, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from rankwise.records.spectra import (
 )
 from rankwise.weights import spectra
 from rankwise.weights.adapted_svd import SumInBaseBasis, in_base_basis, leading_svd, numerical_rank
-from rankwise.weights.nulls import NullKind, random_sum
 from rankwise.weights.spectra import Svd
 
 # the number of the layer in a module's name
 _LAYER = re.compile(r"\.(\d+)\.")
+
+
+NullKind = Literal["gaussian", "haar"]
 
 
 class NullDraws(NamedTuple):
@@ -155,7 +158,7 @@ def _change(matrix: SumInBaseBasis, k: int, leading: Sequence[int]) -> VectorCha
         right=_side(right, leading),
         value_shift=tuple(float(shift[:n].mean()) for n in leading),
         intruders=tuple(
-            tuple(float(spectra.count_intruders(best, n, epsilon)) for epsilon in EPSILONS)
+            tuple(float(len(spectra.intruder_indices(best, n, epsilon))) for epsilon in EPSILONS)
             for n in leading
         ),
     )
@@ -208,3 +211,59 @@ def _mean(changes: Sequence[VectorChange]) -> VectorChange:
         value_shift=mean([change.value_shift for change in changes]),
         intruders=mean([change.intruders for change in changes]),
     )
+
+
+def random_sum(
+    kind: NullKind,
+    base_values: Float[Tensor, " values"],
+    shape: tuple[int, int],
+    update_values: Float[Tensor, " rank"],
+    *draw: int | str,
+) -> SumInBaseBasis:
+    """A base plus a random update in place of a given one: the null for similarities.
+
+    Random directions look the same from every basis, so only the base's singular values are needed.
+
+    Args:
+        kind: ``gaussian`` is a product of two Gaussian factors with the update's rank and Frobenius
+            norm, which spreads its energy evenly; ``haar`` has the update's singular values and
+            random orthonormal vectors.
+        base_values: singular values of the base, descending.
+        shape: (out, in) of the matrix.
+        update_values: singular values of the update, descending, none of them zero.
+        draw: names the randomness: the same names, the same update.
+    """
+    digest = hashlib.sha256(repr((kind, *draw)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    num_base, S = len(base_values), update_values.double().cpu()
+    left, right = (_gaussian(size, num_base, len(S), generator) for size in shape)
+    if kind == "haar":
+        left, right = (_orthonormal(factor) * S.sqrt() for factor in (left, right))
+    else:
+        # ‖left @ right.T‖_F, from (rank, rank) matrices
+        norm = float((left.T @ left * (right.T @ right)).sum().sqrt())
+        left, right = (factor * (float(S.norm()) / norm) ** 0.5 for factor in (left, right))
+    device = base_values.device
+    return SumInBaseBasis(base_values.double(), left.to(device), right.to(device))
+
+
+def _orthonormal(
+    gaussian: Float[Tensor, "coordinates rank"],
+) -> Float[Tensor, "coordinates rank"]:
+    """Haar-distributed columns: QR alone prefers signs (Mezzadri, arXiv:math-ph/0609050)."""
+    Q, R = torch.linalg.qr(gaussian)
+    return Q * R.diagonal().sign()
+
+
+def _gaussian(
+    size: int, num_base: int, rank: int, generator: torch.Generator
+) -> Float[Tensor, "coordinates rank"]:
+    """A Gaussian factor's coordinates along a base's vectors, and outside their span.
+
+    Any orthonormal basis outside serves: one in which the coordinates are triangular has only
+    ``rank`` of them.
+    """
+    factor = torch.randn(size, rank, generator=generator, dtype=torch.float64)
+    if size == num_base:
+        return factor
+    return torch.cat([factor[:num_base], torch.linalg.qr(factor[num_base:]).R])

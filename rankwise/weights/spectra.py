@@ -117,8 +117,3 @@ def intruder_indices(
     arXiv:2410.21228.
     """
     return (best[:k] < epsilon).nonzero().flatten()
-
-
-def count_intruders(best: Float[Tensor, " adapted"], k: int, epsilon: float) -> int:
-    """The number of ``intruder_indices``."""
-    return len(intruder_indices(best, k, epsilon))

@@ -12,9 +12,10 @@ import torch
 
 from rankwise.engine.models.adapter_folder import read_factors
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
-from rankwise.heads.activity import HeadActivity, head_activity
 from rankwise.heads.changes import (
+    HeadActivity,
     HeadChangeTally,
+    head_activity,
     norms_of_factors,
     norms_of_matrices,
     relative_change,

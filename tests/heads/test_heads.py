@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
-from rankwise.heads.measures import (
+from rankwise.heads.changes import (
     attention_divergence,
     attention_entropy,
-    column_norms_squared,
     first_token_mass,
-    row_norms_squared,
+    norm_squared,
 )
 
 
@@ -53,10 +52,12 @@ def test_norms_of_rows_and_columns_are_those_of_delta(span: slice) -> None:
     draw = torch.Generator().manual_seed(0)
     A, B = torch.randn(3, 12, generator=draw), torch.randn(12, 3, generator=draw)
     delta = 0.7 * B.double() @ A.double()
-    rows = row_norms_squared(A, B, 0.7, span)
-    columns = column_norms_squared(A, B, 0.7, span)
+    everything = slice(None)
+    rows = norm_squared(A, B, 0.7, span, everything)
+    columns = norm_squared(A, B, 0.7, everything, span)
     assert rows == pytest.approx(float(delta[span].square().sum()), rel=1e-10)
     assert columns == pytest.approx(float(delta[:, span].square().sum()), rel=1e-10)
-    whole = row_norms_squared(A, B, 0.7, slice(None))
-    parts = sum(row_norms_squared(A, B, 0.7, slice(i, i + 3)) for i in range(0, 12, 3))
+    whole = norm_squared(A, B, 0.7, everything, everything)
+    spans = (slice(i, i + 3) for i in range(0, 12, 3))
+    parts = sum(norm_squared(A, B, 0.7, part, everything) for part in spans)
     assert parts == pytest.approx(whole, rel=1e-10)

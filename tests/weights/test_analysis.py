@@ -11,9 +11,15 @@ import torch
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, VectorChange, intruders_of
 from rankwise.weights.adapted_svd import leading_svd
 from rankwise.weights.lowrank import LowRankUpdate
-from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum, overlap
-from rankwise.weights.nulls import NullKind, random_sum
-from rankwise.weights.spectra import Svd, best_matched, count_intruders, index_matched
+from rankwise.weights.matrix import (
+    NullDraws,
+    NullKind,
+    delta_svd,
+    matrix_spectrum,
+    overlap,
+    random_sum,
+)
+from rankwise.weights.spectra import Svd, best_matched, index_matched, intruder_indices
 
 NAME = "model.layers.7.self_attn.q_proj"
 
@@ -211,7 +217,7 @@ def test_nulls_are_means_over_draws_that_have_names() -> None:
                     float(index_matched(sum_.left_cosines)[:10].mean()),
                     float(best_matched(sum_.right_cosines).mean()),
                     float((sum_.S - base.S[:50]).mean() / base.S[0]),
-                    float(count_intruders(best, 10, 0.5)),
+                    float(len(intruder_indices(best, 10, 0.5))),
                 )
             )
         assert len({first for first, *_ in drawn}) == 3

@@ -16,10 +16,9 @@ from torch import Tensor
 from rankwise.engine.models.adapter_folder import CONFIG_FILE
 from rankwise.errors import ModelError
 from rankwise.weights.interventions import Intervened, scaled_intruders, truncated_updates
-from rankwise.weights.lowrank import LowRankUpdate
-from rankwise.weights.refined_svd import refined_svd
-from rankwise.weights.spectra import Svd, best_matched, cosines, count_intruders
-from rankwise.weights.updates import read_updates, save_updates
+from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
+from rankwise.weights.spectra import Svd, best_matched, cosines, intruder_indices
+from rankwise.weights.svd_cache import refined_svd
 from tests.support.saved_adapters import PATTERNS, rewritten, saved
 from tests.support.tiny_models import tiny
 
@@ -139,7 +138,7 @@ def with_intruder(strength: float = 30.0) -> tuple[Tensor, LowRankUpdate]:
 def intruders(base: Tensor, adapted: Tensor, k: int = 10, epsilon: float = 0.5) -> int:
     """Counted by dense decompositions in float64."""
     before, after = (torch.linalg.svd(each, full_matrices=False).U for each in (base, adapted))
-    return count_intruders(best_matched(cosines(before, after[:, :k])), k, epsilon)
+    return len(intruder_indices(best_matched(cosines(before, after[:, :k])), k, epsilon))
 
 
 def of(base: Tensor) -> Any:

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from rankwise.weights import svd_cache as spectral_cache
-from rankwise.weights.refined_svd import refined_svd
 from rankwise.weights.spectra import Svd
-from rankwise.weights.svd_cache import SpectralCache
+from rankwise.weights.svd_cache import SpectralCache, refined_svd
 
 Disk = namedtuple("Disk", "total used free")
 

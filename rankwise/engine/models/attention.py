@@ -20,6 +20,8 @@ INSTEAD = "Choose another base model."
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 # Some models pass these to the attention function, where they change nothing.
 _WITHOUT_EFFECT = {"position_ids", "use_cache", "output_router_logits", "num_items_in_batch"}
+# transformers' names of ``AttentionTerms``.
+_TERMS = ("scaling", "sliding_window", "softcap", "s_aux")
 
 
 class AttentionTerms(NamedTuple):
@@ -39,16 +41,21 @@ class AttentionTerms(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        query: Tensor,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
+        cls, layer: nn.Module, query: Tensor, mask: Tensor | None, arguments: Mapping[str, Any]
     ) -> AttentionTerms:
-        """The terms as a layer of transformers passes them; without a scaling it is width**-0.5."""
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return cls(scale, window, softcap, sinks)
+        """The terms as a layer of transformers passes them by name.
+
+        Products are multiplied by ``scaling`` (width ** -0.5 if None), and limited to (-softcap,
+        softcap) by tanh. A token sees ``sliding_window`` tokens, the last of which is itself.
+        ``s_aux`` is a logit per head that takes part in the softmax and has no value.
+
+        Raises:
+            ModelError: as ``refuse_arguments``, for all others.
+        """
+        others = dict(arguments, attention_mask=mask)
+        scale, window, softcap, sinks = (others.pop(name, None) for name in _TERMS)
+        refuse_arguments(layer, others)
+        return cls(query.shape[-1] ** -0.5 if scale is None else scale, window, softcap, sinks)
 
 
 def decoder_of(model: nn.Module) -> Any:

@@ -1,9 +1,14 @@
-"""Base models: finding them, loading them frozen, and their layers that can be adapted."""
+"""Base models: finding them, loading them frozen, and their layers that can be adapted.
+
+A frozen base can be in 8 or 4 bits, as QLoRA users know it: bitsandbytes through transformers.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import logging
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, limit_kernel_cache
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, embedded_model_folder
-from rankwise.engine.models.quantization import prepare_quantised, quantization_config
 from rankwise.errors import ModelError
 from rankwise.records.config import BaseModelConfig, BasePrecision
 
@@ -25,6 +29,8 @@ from rankwise.records.config import BaseModelConfig, BasePrecision
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 # of one sample of a weights file; changing this would change every folder's fingerprint
 _SAMPLE_BYTES = 1 << 16
+# kinds of device that a base can be quantised on
+_QUANTISING = ("cpu", "cuda")
 # The small files that decide what a model computes and generates, and how text becomes tokens.
 _FINGERPRINTED_FILES = (
     "config.json",
@@ -205,6 +211,76 @@ def load_frozen(
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     prepare_quantised(model)
     return (model if quantization is not None else model.to(device)).eval()
+
+
+def quantization_config(
+    base_precision: BasePrecision, compute_dtype: torch.dtype, device: torch.device
+) -> Any | None:
+    """What ``from_pretrained(quantization_config=...)`` takes; None for ``auto``.
+
+    ``4bit`` is NF4 in blocks of 64 with doubly quantised scales (about 4.13 bits per weight); each
+    matrix is unpacked to ``compute_dtype`` for its product. ``8bit`` is LLM.int8(): one scale per
+    row of a matrix; columns of the input that hold a number of at least 6 are multiplied unrounded.
+    Which columns these are depends on all rows of a batch, so an 8-bit model's outputs depend
+    slightly on the rest of the batch. On a CPU, layers in training mode skip the rounding of the
+    inputs. Embeddings, norms and the head stay in the dtype that the model is loaded in.
+
+    Load with ``device_map={"": device}`` and call :func:`prepare_quantised` on the model.
+
+    Args:
+        base_precision: ``auto`` (not quantised), ``8bit`` or ``4bit``.
+        compute_dtype: of the products of ``4bit``; ``8bit`` takes its inputs'.
+        device: where the model will be: a CPU or a CUDA device.
+
+    Raises:
+        ModelError: bitsandbytes cannot be imported, or the device is another one.
+    """
+    if base_precision == "auto":
+        return None
+    if device.type not in _QUANTISING:
+        raise ModelError(
+            f"base_precision {base_precision} is not available on {device}. "
+            f"Use {' or '.join(_QUANTISING)}, or base_precision auto."
+        )
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ModelError(
+            f"base_precision {base_precision} needs bitsandbytes, which cannot be imported "
+            f"({error}). Install it: pip install 'rankwise[quantization]'."
+        ) from error
+    if base_precision == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether any weight is held as integers (packed or not), or transformers says so."""
+    if getattr(model, "is_quantized", False):
+        return True
+    return any(not weight.is_floating_point() for weight in model.parameters())
+
+
+def prepare_quantised(model: nn.Module) -> None:
+    """Make a loaded model's quantised layers safe to train through; call it before any forward.
+
+    On CPUs that multiply bfloat16, a 4-bit layer repacks its weights at its first forward in
+    evaluation mode, for a kernel without a backward pass: from then on its input gets no gradient,
+    and every layer below would stay untrained. This turns the repacking off. It also silences the
+    log message of each 8-bit product about the precision of its input. A model that is not
+    quantised is left unchanged.
+    """
+    for module in model.modules():
+        layer: Any = module
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    if is_quantised(model):
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ gives them this one. No mask function is registered for it, so transformers buil
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -25,11 +25,11 @@ from rankwise.engine.models.attention import (
     AttentionTerms,
     attention_of,
     decoder_of,
-    refuse_arguments,
     refuse_lost_window,
     refuse_unpackable,
 )
 from rankwise.errors import DataError, ModelError
+from rankwise.tasks.questions import Continuation, RightAnswer
 
 PACKED_ATTENTION = "rankwise_packed"
 # About this many queries are multiplied at once with the keys that any of them sees. Larger blocks
@@ -104,6 +104,48 @@ def packed_attention(model: nn.Module) -> Generator[None]:
         yield
 
 
+def predicting_states(
+    decoder: Any, sequences: Sequence[Continuation | RightAnswer]
+) -> list[Float[Tensor, "_ hidden"]]:
+    """The last hidden states from which each sequence's continuation is predicted.
+
+    Args:
+        decoder: of transformers; reads packed rows now (``packed_attention``).
+        sequences: are read in one forward pass.
+    """
+    layout = PackedLayout(tuple(len(sequence.tokens_read) for sequence in sequences))
+    tokens = [token for sequence in sequences for token in sequence.tokens_read]
+    hidden: Tensor = decoder.base_model(  # (tokens, hidden): the batch is one row
+        input_ids=torch.tensor([tokens], device=decoder.device),
+        position_ids=layout.position_ids(decoder.device),
+        packed_layout=layout,
+        use_cache=False,
+    ).last_hidden_state[0]
+    # the last token is not read, so the continuation is predicted at a sequence's last rows
+    stops = (start + length for start, length in zip(layout.starts, layout.lengths, strict=True))
+    return [
+        hidden[stop - len(sequence.continuation) : stop]
+        for stop, sequence in zip(stops, sequences, strict=True)
+    ]
+
+
+def within_budget(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of at most ``max_tokens``, longest first; a longer one is a batch alone.
+
+    Sequences of equal length meet: packed attention multiplies them together.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and tokens + lengths[index] > max_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch
+
+
 @torch.no_grad()
 def check_packable(model: nn.Module) -> None:
     """Pack two short random sequences, and compare with eager attention to each alone.
@@ -168,21 +210,12 @@ def attend_packed(
     attention_mask: Tensor | None,
     *,
     packed_layout: PackedLayout | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Float[Tensor, " heads"] | None = None,
-    is_causal: bool | None = None,
-    **others: Any,
+    **arguments: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
     """The attention function that transformers calls in every layer.
 
-    Consecutive query heads share a head of key and value. Products are multiplied by ``scaling``
-    (width ** -0.5 if None), and limited to (-softcap, softcap) by tanh. A token sees
-    ``sliding_window`` tokens, the last of which is itself. ``s_aux`` is a logit per head that
-    takes part in the softmax and has no value. A mask, dropout, and any unknown argument that
-    might change the result are refused.
+    Consecutive query heads share a head of key and value; ``AttentionTerms.of`` reads the other
+    arguments. A mask, dropout, and any unknown one that might change the result are refused.
 
     Raises:
         ModelError: no layout, one of another size, or an argument that is refused.
@@ -190,13 +223,11 @@ def attend_packed(
     name = type(module).__name__
     if packed_layout is None:
         raise ModelError(f"{name} was given no packed_layout by its model. {INSTEAD}")
-    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
-    others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
-    refuse_arguments(module, others)
+    terms = AttentionTerms.of(module, query, attention_mask, arguments)
     tokens, sizes = packed_layout.num_tokens, [(len(x), x.shape[2]) for x in (query, key, value)]
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, packed is one row of {tokens}.")
-    packed_layout.attended[id(module)] = sliding_window  # check_packable counts the layers
+    packed_layout.attended[id(module)] = terms.window  # check_packable counts the layers
     device = query.device.type
     if torch.is_autocast_enabled(device):  # rotary embeddings may have left them in float32
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))

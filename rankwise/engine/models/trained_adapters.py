@@ -60,7 +60,7 @@ class Adapter:
         gradients: views of ``weights.grad``, likewise.
         copies: the weights in the dtype that they are multiplied in, likewise.
         rank: of every layer's update.
-        scaling: the factor before B @ A.
+        scaling: the factor before B @ A: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
         dropout: probability with which an input of lora_A is zeroed in training.
         seed: of the initial weights and the dropout masks; other adapters do not change them.
     """
@@ -76,16 +76,9 @@ class Adapter:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Allocate the weights: A is drawn as PEFT draws it, B is zero.
+        """Allocate the weights for these layers: A is drawn as PEFT draws it, B is zero.
 
-        Args:
-            shapes: of the adapted layers, by name.
-            rank: of every layer's update.
-            scaling: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
-            dropout: on the input of lora_A.
-            seed: of everything random about this adapter.
-            device: where it is trained.
-            dtype: in which it is multiplied; the float32 weights are copied to it after each step.
+        It is multiplied in ``dtype``, to which the float32 weights are copied after each step.
         """
         self.rank, self.scaling, self.dropout, self.seed = rank, scaling, dropout, seed
         size = rank * sum(shape.in_features + shape.out_features for shape in shapes.values())

@@ -59,11 +59,7 @@ def weight_matrices(
 
 
 def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
-    """The weights of these layers, and every other parameter.
-
-    Args:
-        folder: of a causal language model.
-        layers: as in ``weight_matrices``.
+    """The weights of these layers, as in ``weight_matrices``, and every other parameter.
 
     Raises:
         ModelError: as ``weight_matrices``; other parameters that are not finite too.
@@ -119,11 +115,7 @@ def is_stored_quantised(folder: Path) -> bool:
 
 
 def _widest_dtype(folder: Path) -> torch.dtype:
-    """The narrowest dtype that holds every number of the files; the config may name another.
-
-    Raises:
-        ModelError: the folder cannot be read, or holds a quantised model.
-    """
+    """The narrowest dtype that holds every number of the files; the config may name another."""
     if is_stored_quantised(folder):
         raise ModelError(
             f"{folder} holds a quantised model: its numbers are no weights. Name the model that it "

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import packed_attention
-from rankwise.engine.scoring.packed import predicting_states, within_budget
+from rankwise.engine.models.packed_attention import (
+    packed_attention,
+    predicting_states,
+    within_budget,
+)
 from rankwise.tasks.questions import Advance, RightAnswer
 
 
@@ -60,17 +63,10 @@ def divergences(
     max_batch_tokens: int,
     advance: Advance = lambda _: None,
 ) -> list[ItemDivergence]:
-    """How far a model is from the reference on every answer.
+    """How far a model is from the reference, which ``log_probabilities`` gave, on every answer.
 
-    Args:
-        model: in eval mode, with the reference's vocabulary.
-        answers: the same as the reference's.
-        reference: from ``log_probabilities``, in the same order.
-        max_batch_tokens: as there.
-        advance: as there.
-
-    Raises:
-        ModelError: as there.
+    The model has the reference's vocabulary, and the answers are the same in the same order; all
+    else is as there.
     """
     items = [ItemDivergence(0.0, 0.0)] * len(answers)
     for index, of_answer in _passes(model, answers, max_batch_tokens, advance):

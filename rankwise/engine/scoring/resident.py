@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,10 +77,11 @@ class ResidentScorer:
         decoder = decoder_of(base_model)
         with packed_attention(base_model):
             self._head = CompletionHead(decoder)
+        self._device: torch.device = decoder.device
         self._adapters: dict[str, FrozenAdapter] = {}
         self._bank = FrozenBank()
         if cache_bytes is None:
-            cache_bytes = free_share(decoder.device, CACHE_SHARE)
+            cache_bytes = free_share(self._device, CACHE_SHARE)
         self._reader = TreeReader(
             base_model, self._bank, max_tokens=max_batch_tokens, cache_bytes=cache_bytes
         )
@@ -124,7 +125,9 @@ class ResidentScorer:
         targets = Targets(tree, items)
         answers: list[list[LogLikelihood]] = []
         with self._carried(models) as adapters:
-            for group in _groups(adapters, self._reader.together(tree, len(models))):
+            size = self._reader.together(tree, len(models))
+            for start in range(0, len(adapters), size):
+                group = adapters[start : start + size]
                 sums = LogLikelihoodSums(len(group), len(items), self._device)
                 for read in self._reader.read(tree, group):
                     add_answers(self._head, read, targets, sums)
@@ -148,10 +151,6 @@ class ResidentScorer:
         with self._carried(models) as adapters:
             return self._decoder.generate(adapters, prompts, advance)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
-
     @contextlib.contextmanager
     def _carried(self, models: Sequence[str | None]) -> Generator[list[FrozenAdapter | None]]:
         """Within the block, the layers carry the adapters of these models."""
@@ -160,13 +159,6 @@ class ResidentScorer:
         adapters = [None if name is None else self._adapters[name] for name in models]
         with carrying(self._model, [a for a in adapters if a is not None], self._bank):
             yield adapters
-
-
-def _groups(
-    adapters: Sequence[FrozenAdapter | None], size: int
-) -> Iterator[Sequence[FrozenAdapter | None]]:
-    for start in range(0, len(adapters), size):
-        yield adapters[start : start + size]
 
 
 def free_share(device: torch.device, share: float) -> int:

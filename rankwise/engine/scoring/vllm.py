@@ -183,11 +183,7 @@ class VllmScorer:
         return self._engine
 
     def _parameters(self, prompt: Prompt) -> Any:
-        """Generation settings as vLLM's SamplingParams.
-
-        Raises:
-            ModelError: vLLM has nothing that corresponds to an option.
-        """
+        """Generation settings as vLLM's SamplingParams; options that it lacks are refused."""
         options = dict(prompt.settings.options)
         samples = bool(options.pop("do_sample", False))
         given: dict[str, Any] = {"top_k": _DEFAULT_TOP_K} if samples else {}

@@ -15,7 +15,8 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine.models.devices import (
@@ -25,12 +26,17 @@ from rankwise.engine.models.devices import (
     is_out_of_memory,
 )
 from rankwise.engine.models.head import CompletionHead, backward_completion_loss
-from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.packed_attention import (
+    PackedLayout,
+    check_packable,
+    packed_attention,
+    within_budget,
+)
 from rankwise.engine.models.trained_adapters import AdapterBank, DroppedSequence, Piece
-from rankwise.engine.training.packing import MicroBatch, Placed, pack, split_by_budget
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
 from rankwise.records.config import TrainConfig
+from rankwise.tasks.training_rows import Example
 
 
 class TrainingResult(NamedTuple):
@@ -319,3 +325,87 @@ def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
         model.gradient_checkpointing_disable()
         for layer, name, value in before:
             setattr(layer, name, value)
+
+
+class Placed(NamedTuple):
+    """An example, its trainee's index, and its place in that trainee's effective batch."""
+
+    trainee: int
+    place: int
+    example: Example
+
+
+class Span(NamedTuple):
+    """The rows ``start`` to ``stop`` (exclusive) of one sequence."""
+
+    placed: Placed
+    start: int
+    stop: int
+
+
+class MicroBatch(NamedTuple):
+    """Sequences packed into one row, those of a trainee next to each other.
+
+    Attributes:
+        input_ids: (1, tokens) ids.
+        position_ids: (1, tokens), counted from each sequence's first token.
+        layout: which token belongs to which sequence.
+        spans: the rows of each sequence, in order.
+        loss_rows: (losses,) the rows whose next token is learned, in order.
+        targets: (losses,) the learned tokens.
+        loss_counts: how many of the losses belong to each span.
+    """
+
+    input_ids: Int[Tensor, "1 tokens"]
+    position_ids: Int[Tensor, "1 tokens"]
+    layout: PackedLayout
+    spans: tuple[Span, ...]
+    loss_rows: Int[Tensor, " losses"]
+    targets: Int[Tensor, " losses"]
+    loss_counts: tuple[int, ...]
+
+    def summed_losses(self, losses: Float[Tensor, " losses"]) -> dict[int, float]:
+        """The sum of each trainee's losses, in nats, added up in float64."""
+        by_span = losses.double().cpu().split(self.loss_counts)
+        sums: dict[int, float] = {}
+        for span, of_span in zip(self.spans, by_span, strict=True):
+            trainee = span.placed.trainee
+            sums[trainee] = sums.get(trainee, 0.0) + float(of_span.sum())
+        return sums
+
+
+def split_by_budget(placed: Sequence[Placed], max_tokens: int) -> list[list[Placed]]:
+    """Examples in groups as ``within_budget``, of equal length by place and trainee.
+
+    Trainees that read the same example meet in one group, where attention multiplies sequences of
+    one length in one batch. An example longer than the budget gets a separate group.
+    """
+    in_order = sorted(placed, key=lambda item: (item.place, item.trainee))
+    lengths = [item.example.num_inputs for item in in_order]
+    return [[in_order[index] for index in group] for group in within_budget(lengths, max_tokens)]
+
+
+def pack(placed: Sequence[Placed], device: torch.device) -> MicroBatch:
+    """Put examples one after the other, trainee by trainee."""
+    in_order = sorted(placed, key=lambda item: (item.trainee, -item.example.num_inputs, item.place))
+    ids: list[int] = []
+    loss_rows: list[int] = []
+    targets: list[int] = []
+    spans: list[Span] = []
+    for item in in_order:
+        tokens, count = item.example.tokens, item.example.num_loss_tokens
+        start = len(ids)
+        ids += tokens[:-1]  # the last token is only learned, never read
+        loss_rows += range(len(ids) - count, len(ids))  # each is one before the token it predicts
+        targets += tokens[-count:]
+        spans.append(Span(item, start, len(ids)))
+    layout = PackedLayout(tuple(span.stop - span.start for span in spans))
+    return MicroBatch(
+        input_ids=torch.tensor([ids]).to(device),  # (1, tokens)
+        position_ids=layout.position_ids(device),
+        layout=layout,
+        spans=tuple(spans),
+        loss_rows=torch.tensor(loss_rows).to(device),
+        targets=torch.tensor(targets).to(device),
+        loss_counts=tuple(item.example.num_loss_tokens for item in in_order),
+    )

@@ -23,7 +23,7 @@ from rankwise.engine.models.devices import (
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.engine.models.packed_attention import PackedLayout
 from rankwise.engine.training.optimizers import optimizer_state_bytes
-from rankwise.engine.training.rehearsal import Peaks, rehearsed_full, rehearsed_lora
+from rankwise.engine.training.rehearsal import Peaks, rehearsed
 from rankwise.records.config import BasePrecision, FullConfig
 from rankwise.records.study import Method
 
@@ -86,6 +86,10 @@ class PassMemory:
 
     Rehearsals, of about a second each, are done once, when first needed. A model whose code cannot
     be rehearsed is estimated by a rule for Llama's layers.
+
+    Attributes:
+        likely_tokens: read tokens of a micro-batch on this device if memory does not limit it.
+        longest: read tokens of the longest example.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class PassMemory:
                 workspace that its libraries will take, nothing on CUDA.
         """
         self._config, self._setting = skeleton.config, setting
+        self.likely_tokens, self.longest = LIKELY_TOKENS[setting.device.type], setting.longest
         self._shapes = adaptable_shapes(skeleton)
         self._layer_names = tuple(layer_names)
         sizes = [parameter.numel() for parameter in skeleton.parameters()]
@@ -113,17 +118,7 @@ class PassMemory:
         self._num_layers: int = skeleton.config.get_text_config().num_hidden_layers
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size
         self._process = self._process_bytes() if process_bytes is None else process_bytes
-        self._lines: dict[tuple[Method, bool], _Line] = {}
-
-    @property
-    def likely_tokens(self) -> int:
-        """Read tokens of a micro-batch on this device if memory does not limit it."""
-        return LIKELY_TOKENS[self._setting.device.type]
-
-    @property
-    def longest(self) -> int:
-        """Read tokens of the longest example."""
-        return self._setting.longest
+        self._rehearsed: dict[tuple[Method, bool], tuple[Peaks, Peaks]] = {}
 
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
@@ -171,9 +166,9 @@ class PassMemory:
         self, method: Method, tokens: int, gradient_checkpointing: bool, inner: int = 0
     ) -> int:
         """Peak bytes of a step without those held from step to step; ``inner`` is added."""
-        line = self._line(method, gradient_checkpointing)
-        at_loss = line.loss.at(tokens) + self._loss_bytes(method, tokens)
-        return max(max(at_loss, line.high.at(tokens)) + inner, line.end.at(tokens))
+        peaks = self._peaks_at(method, gradient_checkpointing, tokens)
+        at_loss = peaks.loss + self._loss_bytes(method, tokens)
+        return max(max(at_loss, peaks.high) + inner, peaks.end)
 
     def _process_bytes(self) -> int:
         """The process without the pass: its present size and its libraries' workspace."""
@@ -207,16 +202,16 @@ class PassMemory:
         others = self._num_parameters - sum(sizes)
         return int(sum(sizes) * packed) + others * width + max(sizes) * width
 
-    def _line(self, method: Method, gradient_checkpointing: bool) -> _Line:
+    def _peaks_at(self, method: Method, gradient_checkpointing: bool, tokens: int) -> Peaks:
+        """On straight lines through two rehearsals."""
         key = (method, gradient_checkpointing)
-        if key not in self._lines:
+        if key not in self._rehearsed:
             few, many = (self._peaks(method, gradient_checkpointing, count) for count in _REHEARSED)
-            longest = self._setting.longest
-            low, high = (count * longest for count in _REHEARSED)
-            self._lines[key] = _Line(
-                *(_Through(low, a, high, b) for a, b in zip(few, many, strict=True))
-            )
-        return self._lines[key]
+            self._rehearsed[key] = few, many
+        low, high = (count * self.longest for count in _REHEARSED)
+        pairs = zip(*self._rehearsed[key], strict=True)
+        lines = ((at_low, (at_high - at_low) / (high - low)) for at_low, at_high in pairs)
+        return Peaks(*(max(0, int(at_low + (tokens - low) * slope)) for at_low, slope in lines))
 
     def _peaks(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
         try:
@@ -232,22 +227,16 @@ class PassMemory:
             return Peaks(self._num_layers * kept, self._num_layers * kept + layer, layer)
 
     def _rehearse(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
-        setting, layout = self._setting, PackedLayout((self._setting.longest,) * count)
-        common: dict[str, Any] = {
-            "device": setting.device,
-            "gradient_checkpointing": gradient_checkpointing,
-        }
-        if method == "full":
-            weights, autocast = DTYPES[setting.full.weights], setting.precision == "bfloat16"
-            return rehearsed_full(self._config, layout, dtype=weights, autocast=autocast, **common)
-        shapes = {name: self._shapes[name] for name in self._layer_names}
-        return rehearsed_lora(
+        setting, is_full = self._setting, method == "full"
+        return rehearsed(
             self._config,
-            layout,
-            shapes,
-            dtype=DTYPES[setting.precision],
+            PackedLayout((setting.longest,) * count),
+            None if is_full else {name: self._shapes[name] for name in self._layer_names},
+            dtype=DTYPES[setting.full.weights if is_full else setting.precision],
             dropout=setting.dropout,
-            **common,
+            autocast=is_full and setting.precision == "bfloat16",
+            gradient_checkpointing=gradient_checkpointing,
+            device=setting.device,
         )
 
     def _loss_bytes(self, method: Method, tokens: int) -> int:
@@ -267,25 +256,6 @@ class PassMemory:
         return logits + max(_LOGITS_BLOCKS * block, gradient)
 
 
-class _Through(NamedTuple):
-    """A straight line through two points: bytes by tokens."""
-
-    low: int
-    at_low: int
-    high: int
-    at_high: int
-
-    def at(self, tokens: int) -> int:
-        slope = (self.at_high - self.at_low) / (self.high - self.low)
-        return max(0, int(self.at_low + (tokens - self.low) * slope))
-
-
-class _Line(NamedTuple):
-    loss: _Through
-    high: _Through
-    end: _Through
-
-
 def estimate_training_memory(
     memory: PassMemory,
     *,
@@ -296,12 +266,7 @@ def estimate_training_memory(
 ) -> int:
     """Peak bytes of a run that is trained alone, without gradient checkpointing.
 
-    Args:
-        memory: of the study's passes.
-        method: LoRA or full fine-tuning.
-        rank: of LoRA.
-        num_trainable: parameters that get gradients.
-        max_tokens: read in one micro-batch.
+    ``num_trainable`` parameters get gradients; a micro-batch reads at most ``max_tokens``.
     """
     if method == "full":
         return memory.full_bytes(max_tokens, gradient_checkpointing=False)

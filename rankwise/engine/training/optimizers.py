@@ -97,13 +97,7 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
     The random numbers come from the optimizer's own generator, whose state is in ``state_dict``: a
     training that is resumed equals one that never stopped.
 
-    Args:
-        weights: bfloat16 or float32, on one device.
-        lr: learning rate.
-        betas: decay of the two moments per step.
-        eps: added to the root of the second moment.
-        weight_decay: share of a weight that is subtracted per step, times ``lr``.
-        seed: of the rounding.
+    Arguments are as in ``make_optimizer``; ``lr`` is the learning rate.
 
     Raises:
         ModelError: weights on several devices, or of another dtype.
@@ -114,8 +108,6 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         weights: Sequence[nn.Parameter],
         *,
         lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
         weight_decay: float = 0.01,
         seed: int = 0,
     ) -> None:
@@ -126,7 +118,8 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
                 f"weights of {', '.join(sorted(map(str, dtypes)))} on {', '.join(devices)} cannot "
                 "be rounded stochastically. Put all on one device, as bfloat16 or float32."
             )
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        # betas are the decay of the two moments, eps is added to the root of the second
+        defaults = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
         super().__init__(weights, defaults)
         self.generator = torch.Generator(device=weights[0].device).manual_seed(seed)
 

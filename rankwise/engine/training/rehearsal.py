@@ -46,67 +46,50 @@ class Peaks(NamedTuple):
     end: int
 
 
-def rehearsed_lora(
+def rehearsed(
     config: Any,
     layout: PackedLayout,
-    shapes: Mapping[str, LinearShape],
+    shapes: Mapping[str, LinearShape] | None,
     *,
     dtype: torch.dtype,
     dropout: float,
+    autocast: bool,
     gradient_checkpointing: bool,
     device: torch.device,
 ) -> Peaks:
-    """Rehearse a micro-batch of a frozen base; all rows belong to one adapter of rank 1.
+    """Rehearse a micro-batch of a frozen base, or one that adds to gradients of every weight.
+
+    All rows of a frozen base belong to one adapter of rank 1.
 
     Args:
         config: of the model.
         layout: of the micro-batch.
-        shapes: of the adapted layers, by name.
-        dtype: of the base.
+        shapes: of the adapted layers, by name; None trains every weight.
+        dtype: of the model.
         dropout: of the adapter.
+        autocast: to bfloat16, where every weight is trained.
         gradient_checkpointing: every layer is computed again in the backward pass.
         device: that would train; it decides how attention is computed.
 
     Raises:
         ModelError: the model cannot be packed.
     """
-    key = _key(config, layout, device, dtype, dropout, gradient_checkpointing, *shapes.items())
-    if key not in _known:
-        with _without_numbers():
-            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
-            _known[key] = rehearsal.lora(shapes, dropout, gradient_checkpointing)
-    return _known[key]
-
-
-def rehearsed_full(
-    config: Any,
-    layout: PackedLayout,
-    *,
-    dtype: torch.dtype,
-    autocast: bool,
-    gradient_checkpointing: bool,
-    device: torch.device,
-) -> Peaks:
-    """Rehearse a micro-batch that adds to gradients of every weight; see ``rehearsed_lora``.
-
-    ``autocast`` is to bfloat16.
-    """
-    key = _key(config, layout, device, dtype, autocast, gradient_checkpointing)
-    if key not in _known:
-        with _without_numbers():
-            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
-            _known[key] = rehearsal.full(autocast, gradient_checkpointing)
-    return _known[key]
-
-
-# Results of this process's rehearsals: a study is planned again whenever it is extended or shown.
-_known: dict[str, Peaks] = {}
-
-
-def _key(config: Any, layout: PackedLayout, device: torch.device, *settings: object) -> str:
-    """Everything that a rehearsal depends on."""
     model = (type(config).__name__, config.to_json_string(use_diff=False))
-    return repr((model, layout.lengths, device.type, settings))
+    settings = (dtype, dropout, autocast, gradient_checkpointing)
+    key = repr((model, layout.lengths, device.type, settings, shapes and list(shapes.items())))
+    if key not in _known:
+        with _without_numbers():
+            rehearsal = _Rehearsal(config, dtype, layout, is_cuda=device.type == "cuda")
+            if shapes is None:
+                _known[key] = rehearsal.full(autocast, gradient_checkpointing)
+            else:
+                _known[key] = rehearsal.lora(shapes, dropout, gradient_checkpointing)
+    return _known[key]
+
+
+# Results of this process's rehearsals, by everything that they depend on: a study is planned again
+# whenever it is extended or shown.
+_known: dict[str, Peaks] = {}
 
 
 @contextlib.contextmanager
@@ -179,7 +162,9 @@ class _Rehearsal:
         adapter = Adapter(kept, **settings, device=_CPU, dtype=self._model.dtype)
         tokens = self._layout.num_tokens
         piece = Piece(adapter, 0, tokens, (DroppedSequence(0, tokens, (0,)),))
-        held = [adapter.weights, *_blocks_of(adapter)]
+        # one tensor of each block of memory that the adapter holds; views share its storage
+        views = (adapter.copies, adapter.gradients)
+        held = [adapter.weights, *(next(iter(view.values())).lora_A for view in views)]
         with adapted(self._model, list(kept)) as bank, bank.rows_of([piece]):
             return self._step(held, False, gradient_checkpointing)
 
@@ -296,12 +281,6 @@ def _kind(layer: nn.Module) -> str:
         for name, module in layer.named_modules()
     ]
     return repr((settings, [tuple(parameter.shape) for parameter in layer.parameters()]))
-
-
-def _blocks_of(adapter: Adapter) -> list[Tensor]:
-    """One tensor of each further block of memory that an adapter holds; views share its storage."""
-    views = (adapter.copies, adapter.gradients)
-    return [next(iter(view.values())).lora_A for view in views]
 
 
 class _FlexStandIn(torch.autograd.Function):

@@ -67,14 +67,22 @@ class Trainee:
         examples: Sequence[Example],
         config: TrainConfig,
         weights: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        optimizer: OptimizerName,
     ) -> None:
         assert run.learning_rate is not None
+        assert run.seed is not None
         self.run = run
         self.batches = effective_batches(examples, run, config)
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
-        self._weights, self._optimizer, self._config = list(weights), optimizer, config
+        self._weights, self._config = list(weights), config
+        self._optimizer = make_optimizer(
+            self._weights,
+            name=optimizer,
+            learning_rate=run.learning_rate,
+            weight_decay=config.weight_decay,
+            seed=run.seed,
+        )
         self._rate = run.learning_rate
         self._rate_factor = rate_factor(config, run.num_steps)
 
@@ -211,16 +219,7 @@ class AdapterTrainee(Trainee):
         config: TrainConfig,
         adapter: Adapter,
     ) -> None:
-        assert run.learning_rate is not None
-        assert run.seed is not None
-        optimizer = make_optimizer(
-            [adapter.weights],
-            name="adamw",
-            learning_rate=run.learning_rate,
-            weight_decay=config.weight_decay,
-            seed=run.seed,
-        )
-        super().__init__(run, examples, config, [adapter.weights], optimizer)
+        super().__init__(run, examples, config, [adapter.weights], "adamw")
         self.adapter = adapter
 
     def clear_gradients(self) -> None:
@@ -242,18 +241,8 @@ class FullTrainee(Trainee):
         model: nn.Module,
         optimizer: OptimizerName,
     ) -> None:
-        assert run.learning_rate is not None
-        assert run.seed is not None
         model.requires_grad_(True)
-        weights = list(model.parameters())
-        made = make_optimizer(
-            weights,
-            name=optimizer,
-            learning_rate=run.learning_rate,
-            weight_decay=config.weight_decay,
-            seed=run.seed,
-        )
-        super().__init__(run, examples, config, weights, made)
+        super().__init__(run, examples, config, list(model.parameters()), optimizer)
         self._before = self._sums()
 
     @property

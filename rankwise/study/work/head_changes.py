@@ -11,10 +11,11 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import read_factors
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import BeyondLoraError, ModelError
-from rankwise.heads.activity import HeadActivity, head_activity
 from rankwise.heads.changes import (
+    HeadActivity,
     HeadChangeTally,
     NormSquared,
+    head_activity,
     norms_of_factors,
     norms_of_matrices,
     share_maps,

@@ -17,11 +17,10 @@ from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.stages import AnalyseWeights
-from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
 from rankwise.weights.spectra import Svd
 from rankwise.weights.svd_cache import SpectralCache
-from rankwise.weights.updates import read_updates
 
 
 class _Subject(NamedTuple):

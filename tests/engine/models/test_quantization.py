@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.quantization import (
+from rankwise.engine.models.base import (
     BasePrecision,
     is_quantised,
     prepare_quantised,

@@ -16,8 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError
-from rankwise.weights.lowrank import LowRankUpdate
-from rankwise.weights.updates import read_updates
+from rankwise.weights.lowrank import LowRankUpdate, read_updates
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 C_ATTN = "transformer.h.1.attn.c_attn"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank
 from rankwise.engine.scoring.decode.attention import attend_decoded
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
-from rankwise.engine.scoring.decode.prefixes import shared_prefixes
+from rankwise.engine.scoring.decode.rows import shared_prefixes
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import GenerationSettings, Prompt

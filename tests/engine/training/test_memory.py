@@ -31,7 +31,6 @@ from rankwise.engine.training.memory import (
     available_bytes,
     estimate_training_memory,
 )
-from rankwise.engine.training.optimizers import make_optimizer
 from rankwise.records.config import FullConfig, TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.passes import USABLE_SHARE, oversized, plan_passes
@@ -139,10 +138,7 @@ def predict_and_train(
     if method == "full":
         run = planned("full", num_steps=2)
         weights = list(model.parameters())
-        optimizer = make_optimizer(
-            weights, name="adamw", learning_rate=1e-3, weight_decay=0.0, seed=0
-        )
-        trainee = trainees.Trainee(run, examples, train, weights, optimizer)
+        trainee = trainees.Trainee(run, examples, train, weights, "adamw")
         train_pass(model, [trainee], bank=None, **common)
         return predicted, observer.peak, before
     trained = []
@@ -258,9 +254,9 @@ def test_layers_left_out_of_the_rehearsal_are_counted(monkeypatch: pytest.Monkey
 
 def test_a_line_through_two_rehearsals_meets_a_third() -> None:
     memory = pass_memory(llama_config(SMALL))
-    line = memory._line("lora", False)
+    on_line = memory._peaks_at("lora", False, 12 * LENGTH)
     third = memory._rehearse("lora", False, 12)
-    found = line.loss.at(12 * LENGTH), line.high.at(12 * LENGTH)
+    found = on_line.loss, on_line.high
     assert found == pytest.approx((third.loss, third.high), rel=0.02)
 
 
@@ -317,7 +313,7 @@ def test_what_cannot_be_rehearsed_is_estimated_by_rule(monkeypatch: pytest.Monke
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("data-dependent")
 
-    monkeypatch.setattr(memory_module, "rehearsed_lora", refuse)
+    monkeypatch.setattr(memory_module, "rehearsed", refuse)
     by_rule = pass_memory(llama_config(SMALL)).lora_bytes(ONE, 512, False)
     assert by_rule == pytest.approx(rehearsed, rel=0.5)
 

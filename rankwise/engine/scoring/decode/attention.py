@@ -8,7 +8,7 @@ order; ``attend_decoded`` keeps them apart. It is registered with transformers'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from rankwise.engine.models.attention import INSTEAD, AttentionTerms, refuse_arguments
+from rankwise.engine.models.attention import INSTEAD, AttentionTerms
 from rankwise.engine.scoring.decode.cache import (
     BLOCK_TOKENS,
     VOID,
@@ -51,7 +51,6 @@ class DecodeLayout:
         reads: the other tokens.
         shared: segments that were read, now or before; a segment comes behind those that its
             tokens see.
-        attended: ids of the modules that have computed with this layout.
     """
 
     cache: BlockCache
@@ -60,7 +59,6 @@ class DecodeLayout:
     table: BlockTable | None
     reads: Sequence[Read]
     shared: Sequence[SharedUse] = ()
-    attended: set[int] = field(default_factory=set[int], init=False, repr=False)
 
 
 def attend_decoded(
@@ -71,31 +69,23 @@ def attend_decoded(
     attention_mask: Tensor | None,
     *,
     decode_layout: DecodeLayout | None = None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Float[Tensor, " heads"] | None = None,
-    **others: Any,
+    **arguments: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
-    """The attention function that transformers calls in every layer; terms as in packed attention.
+    """The attention function that transformers calls in every layer; see ``AttentionTerms``.
 
     Keys and values of the tokens go into the layout's cache and segments.
 
     Raises:
         ModelError: no layout, one of another size, or an argument that would change the result.
     """
-    refuse_arguments(module, {**others, "attention_mask": attention_mask})
+    terms = AttentionTerms.of(module, query, attention_mask, arguments)
     name = type(module).__name__
     if decode_layout is None:
         raise ModelError(f"{name} was given no decode_layout by its model. {INSTEAD}")
-    tokens, sizes = (
-        len(decode_layout.positions),
-        [(len(x), x.shape[2]) for x in (query, key, value)],
-    )
+    sizes = [(len(x), x.shape[2]) for x in (query, key, value)]
+    tokens = len(decode_layout.positions)
     if sizes != [(1, tokens)] * 3:
         raise ModelError(f"{name} got (rows, tokens) of {sizes}, expected one row of {tokens}.")
-    decode_layout.attended.add(id(module))
-    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
     q = query[0].transpose(0, 1)  # (tokens, heads, width)
     # heads that share a key are neighbours, as in transformers' repeat_kv
     q = q.unflatten(1, (key.shape[1], -1))  # (tokens, kv_heads, group, width)

@@ -153,25 +153,21 @@ class Sampler:
         """
         own = [[p for p in row.processors if type(p) not in _OF_SCORES_ALONE] for row in rows]
         together = [p for p in rows[0].processors if type(p) in _OF_SCORES_ALONE]
-        in_front = len(own[0]) == 0 or rows[0].processors[: len(own[0])] == own[0]
-        if not in_front:
+        if rows[0].processors[: len(own[0])] != own[0]:
             own, together = [list(row.processors) for row in rows], []
         if own[0]:
-            by_row = zip(own, tokens, scores.split(1), strict=True)
-            scores = torch.cat([self._row_processed(*row) for row in by_row])
+            ids = (torch.tensor([of_row], device=scores.device) for of_row in tokens)
+            by_row = zip(own, ids, scores.split(1), strict=True)
+            scores = torch.cat([_applied(*row) for row in by_row])
         # processors take the tokens too; these do not look at them
         nothing = torch.empty((len(scores), 0), dtype=torch.long, device=scores.device)
-        for processor in together:
-            scores = processor(nothing, scores)
-        return scores
+        return _applied(together, nothing, scores)
 
-    def _row_processed(
-        self, processors: Sequence[Any], tokens: list[int], scores: Tensor
-    ) -> Tensor:
-        input_ids = torch.tensor([tokens], device=scores.device)
-        for processor in processors:
-            scores = processor(input_ids, scores)
-        return scores
+
+def _applied(processors: Sequence[Any], input_ids: Tensor, scores: Tensor) -> Tensor:
+    for processor in processors:
+        scores = processor(input_ids, scores)
+    return scores
 
 
 def first_largest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:

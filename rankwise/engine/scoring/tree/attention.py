@@ -21,7 +21,6 @@ from rankwise.engine.models.attention import (
     AttentionTerms,
     attention_of,
     decoder_of,
-    refuse_arguments,
 )
 from rankwise.engine.scoring.tree.layout import SharedKeys, TreeLayout
 from rankwise.errors import ModelError
@@ -110,15 +109,9 @@ def attend_tree(
     attention_mask: Tensor | None,
     *,
     tree_step: TreeStep | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Float[Tensor, " heads"] | None = None,
-    is_causal: bool | None = None,
-    **others: Any,
+    **arguments: Any,
 ) -> tuple[Float[Tensor, "models tokens heads value_width"], None]:
-    """The attention function that transformers calls in every layer; terms as ``attend_packed``.
+    """The attention function that transformers calls in every layer; see ``AttentionTerms``.
 
     Raises:
         ModelError: no step, tokens of another number, or an argument that is refused.
@@ -127,12 +120,10 @@ def attend_tree(
     if tree_step is None or layer is None:
         missing = "tree_step by its model" if tree_step is None else "layer_idx"
         raise ModelError(f"{name} was given no {missing}. {INSTEAD}")
-    others |= {"is_causal": is_causal, "dropout": dropout, "attention_mask": attention_mask}
-    refuse_arguments(module, others)
+    terms = AttentionTerms.of(module, query, attention_mask, arguments)
     sizes, tokens = [x.shape[2] for x in (query, key, value)], tree_step.layout.num_queries
     if sizes != [tokens] * 3:
         raise ModelError(f"{name} got {sizes} queries, keys and values, and reads {tokens} tokens.")
-    terms = AttentionTerms.of(query, scaling, sliding_window, softcap, s_aux)
     # (models, tokens, kv_heads, width): tokens first, so that the pool grows along one axis
     pool = tree_step.pool(layer, KeyValues(key.transpose(1, 2), value.transpose(1, 2)))
     # heads that share a key are neighbours, as in transformers' repeat_kv

@@ -110,7 +110,10 @@ class TreeReader:
 
     def _step(self, step: TreeStep, adapters: Sequence[FrozenAdapter | None]) -> ReadPlaces:
         layout, models = step.layout, len(adapters)
-        with self._bank.rows_of(_pieces(adapters, layout.num_queries)), tree_attention(self._model):
+        with (
+            self._bank.rows_of(pieces_of(adapters, layout.num_queries)),
+            tree_attention(self._model),
+        ):
             hidden: Tensor = self._model.base_model(  # (models, places, hidden)
                 input_ids=layout.token_ids().expand(models, -1),  # (models, places)
                 position_ids=layout.position_ids().expand(models, -1),  # (models, places)
@@ -120,7 +123,7 @@ class TreeReader:
         return ReadPlaces(layout.start, layout.stop, hidden, step)
 
 
-def _pieces(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[FrozenPiece]:
+def pieces_of(adapters: Sequence[FrozenAdapter | None], num_rows: int) -> list[FrozenPiece]:
     """Which rows belong to which adapter, ``num_rows`` a model; neighbours alike are one piece."""
     pieces: list[FrozenPiece] = []
     for number, adapter in enumerate(adapters):
