@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rankwise.records.axes import SETTING
 from rankwise.records.config import StudyConfig
 from rankwise.records.study import PlannedRun, Record, StudyRecord
 
@@ -39,16 +40,7 @@ _NOT_IN_TRAINING = {
     "compile",
     "save_steps",
 }
-_RUN_IDENTITY = {
-    "method",
-    "rank",
-    "alpha",
-    "scaling",
-    "learning_rate",
-    "epochs",
-    "target_modules",
-    "seed",
-}
+_RUN_IDENTITY = {"method", "seed", *SETTING}
 
 
 def fingerprint(content: Any) -> str:

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
-from rankwise.records.failures import StageFailure
 from rankwise.records.fingerprints import (
     divergence_fingerprint,
     head_changes_fingerprint,
@@ -24,14 +23,14 @@ from rankwise.records.fingerprints import (
     spectra_fingerprint,
 )
 from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
-from rankwise.records.items import LOSS_METRIC as LOSS_METRIC
-from rankwise.records.items import task_items
-from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems
+from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
+from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems, task_items
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
     PlannedRun,
     Record,
     RunRecord,
+    StageFailure,
     StageRecord,
     StudyRecommendation,
     StudyRecord,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError
-from rankwise.records.items import LOSS_METRIC, weighted_by_tokens
+from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 
 # All fields of a line that are not metrics.
 _FIELDS = frozenset(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
-from rankwise.records.items import LOSS_METRIC, weighted_by_tokens
+from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 from rankwise.records.study import MetricScore
 from rankwise.tasks.requests import PreparedTask
 

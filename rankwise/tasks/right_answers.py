@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask, Request
-from rankwise.tasks.training_rows import option_index, target_text
+from rankwise.tasks.training_rows import TextEncoder, option_index, target_text
 
 MOST_ITEMS = 100
 """With a hundred items, the standard error of a mean is a tenth of the items' spread."""
