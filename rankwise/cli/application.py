@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -14,7 +15,15 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from rich.console import Console
 
-from rankwise.errors import ConfigError, PlanError, RankwiseError, TaskError
+from rankwise.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    PlanError,
+    RankwiseError,
+    RecordError,
+    TaskError,
+)
 
 P = ParamSpec("P")
 
@@ -36,17 +45,6 @@ app = typer.Typer(
 stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 stderr = Console(stderr=True)
 
-StudyFile = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[STUDY.YAML] [KEY=VALUE]...",
-        help="A study file (default: the quickstart preset), then overrides: train.epochs=1.",
-    ),
-]
-StudyDir = Annotated[
-    Path | None,
-    typer.Option("--study-dir", help="The study's folder (default: studies/NAME)."),
-]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")]
 TasksPath = Annotated[
     list[Path] | None,
@@ -109,6 +107,18 @@ def verb(
     return register
 
 
+@contextlib.contextmanager
+def usage_errors(
+    kinds: tuple[type[RankwiseError], ...] = (ModelError, DataError, RecordError),
+) -> Generator[None]:
+    """Within the block, input that cannot be used is a usage error: nothing has run."""
+    try:
+        yield
+    except kinds as error:
+        print_error(error)
+        raise typer.Exit(USAGE) from error
+
+
 def say(text: str, style: str | None = None, *, folded: bool = True) -> None:
     """Print a result to stdout; lines with a path are not folded, so that it can be copied."""
     stdout.print(text, style=style, markup=False, highlight=False, soft_wrap=not folded)
@@ -136,13 +146,6 @@ def warn(warnings: Iterable[str]) -> None:
 def print_error(error: RankwiseError) -> None:
     """Print an error's name and text to stderr, in red."""
     note(f"{type(error).__name__}: {error}", style="red")
-
-
-def split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
-    """The study file, None if none is given, and the overrides after it."""
-    rest = list(arguments or [])
-    path = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
-    return path, rest
 
 
 def quiet_libraries() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Generator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -13,18 +11,18 @@ import typer
 
 from rankwise.cli.application import (
     OK,
-    USAGE,
     Json,
     TasksPath,
     emit,
     note,
-    print_error,
     quiet_libraries,
     say,
     stderr,
+    usage_errors,
     verb,
     warn,
 )
+from rankwise.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from rankwise.weights.spectra import Svd
@@ -119,7 +117,7 @@ def audit(
         chat_template=chat_template,
         precision=precision.value,
     )
-    with _usage_errors():
+    with usage_errors():
         _refuse_inside(target, folder)
         audited = find_audited(base, target, any_base=any_base, report=note)
         prepared = prepared_tasks(audited, asked) if names else []
@@ -166,7 +164,7 @@ def truncate(
     )
     from rankwise.weights.updates import read_updates
 
-    with _usage_errors():
+    with usage_errors():
         _refuse_replacing(output)
         updates = read_updates(adapter)
     truncated = truncated_updates(updates, rank)
@@ -229,7 +227,6 @@ def scale_intruders(
     """
     quiet_libraries()
     from rankwise.engine.models.weights import weight_matrices
-    from rankwise.errors import ConfigError, ModelError
     from rankwise.weights.audit import find_audited
     from rankwise.weights.interventions import (
         AdapterChange,
@@ -238,8 +235,14 @@ def scale_intruders(
     )
     from rankwise.weights.svd_cache import SpectralCache
 
-    _refuse_not_finite("scale-intruders", {"--factor": factor, "--epsilon": epsilon})
-    with _usage_errors():
+    problems = [
+        f"{name} {value} is not a finite number; give one"
+        for name, value in (("--factor", factor), ("--epsilon", epsilon))
+        if not math.isfinite(value)  # NaN passes the options' own bounds
+    ]
+    if problems:
+        raise ConfigError("scale-intruders", problems)
+    with usage_errors():
         _refuse_replacing(output)
         audited = find_audited(base, adapter, any_base=any_base, report=note)
         if audited.kind != "adapter":
@@ -299,43 +302,14 @@ class _Counted:
         self._status.update(f"{self._text}: {done:,} of {self._total:,}")
 
 
-@contextlib.contextmanager
-def _usage_errors() -> Generator[None]:
-    """Within the block, a model, an adapter or data that cannot be used is a usage error."""
-    from rankwise.errors import DataError, ModelError, RecordError
-
-    try:
-        yield
-    except (ModelError, DataError, RecordError) as error:
-        print_error(error)
-        raise typer.Exit(USAGE) from error
-
-
 def _refuse_inside(target: Path, output: Path) -> None:
     """Refuse an output folder that would change what is audited."""
-    from rankwise.errors import ConfigError
-
     if target.resolve() in (output.resolve(), *output.resolve().parents):
         problem = f"--output {output} is inside what is audited; choose another folder"
         raise ConfigError("audit", [problem])
 
 
-def _refuse_not_finite(verb: str, options: Mapping[str, float]) -> None:
-    """Refuse NaN and infinity; NaN passes the options' own bounds."""
-    from rankwise.errors import ConfigError
-
-    problems = [
-        f"{name} {value} is not a finite number; give one"
-        for name, value in options.items()
-        if not math.isfinite(value)
-    ]
-    if problems:
-        raise ConfigError(verb, problems)
-
-
 def _refuse_replacing(output: Path) -> None:
-    from rankwise.errors import ConfigError
-
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem = f"--output {output} exists and is not empty; choose another folder"
         raise ConfigError("rankwise", [problem])
