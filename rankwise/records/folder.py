@@ -48,11 +48,7 @@ _FAILURES = "failures"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name, fsync, rename: the file is complete or absent.
-
-    Raises:
-        StorageError: disk full, no permission; the temporary file is removed.
-    """
+    """Write to a temporary name, fsync, rename: the file is complete or absent; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -143,7 +139,11 @@ def _first_misfit(error: ValidationError) -> str:
 
 
 class StudyFolder:
-    """Paths and records of one study; the only place that knows how the folder is laid out."""
+    """Paths and records of one study; the only place that knows how the folder is laid out.
+
+    What is written or removed raises ``StorageError`` where that is impossible, and what is read
+    ``RecordError`` where it is missing or damaged.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -258,16 +258,7 @@ class StudyFolder:
         return record
 
     def finished(self, path: Path, kind: type[F], *fingerprints: str) -> F | None:
-        """A record, or None if it is missing or was made under other settings.
-
-        Args:
-            path: of the record.
-            kind: its type.
-            fingerprints: one of which it must have.
-
-        Raises:
-            RecordError: it exists and cannot be read.
-        """
+        """A record that has one of the fingerprints; None if it is missing or has another."""
         record = _read_if_there(path, kind)
         return record if record is not None and record.fingerprint in fingerprints else None
 
@@ -284,11 +275,7 @@ class StudyFolder:
         self.write(self._failure_file(failure.stage), failure)
 
     def remove_failure(self, stage: str) -> None:
-        """Forget that a stage failed, if it did.
-
-        Raises:
-            StorageError: its record cannot be removed.
-        """
+        """Forget that a stage failed, if it did."""
         path = self._failure_file(stage)
         with writing(path):
             path.unlink(missing_ok=True)
@@ -320,11 +307,7 @@ class StudyFolder:
         return _read_if_there(self.head_repair_file(run), HeadRepair)
 
     def clear_repaired(self, run: str) -> None:
-        """Take away an earlier repaired adapter.
-
-        Raises:
-            StorageError: it cannot be removed.
-        """
+        """Take away an earlier repaired adapter."""
         folder = self.repaired_folder(run)
         with writing(folder):
             self.head_repair_file(run).unlink(missing_ok=True)
@@ -368,11 +351,7 @@ class StudyFolder:
         self.write(path, record)
 
     def read_samples(self, model: str, task: str) -> list[dict[str, Any]]:
-        """The lines of a samples file.
-
-        Raises:
-            RecordError: the file is missing or a line cannot be read.
-        """
+        """The lines of a samples file."""
         path = self.samples_file(model, task)
         try:
             # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text

@@ -158,12 +158,7 @@ class TrainTaskResults(Record):
 
 
 def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
-    """The deciding metric of one model on one task, item by item.
-
-    Args:
-        record: the scoring's record.
-        lines: its samples under the filter that decides, in order.
-    """
+    """The items of a scoring, from its samples under the filter that decides, in order."""
     values = [float(line[record.decision_metric]) for line in lines]
     if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
         values = weighted_by_tokens(values, [int(line["num_loss_tokens"]) for line in lines])

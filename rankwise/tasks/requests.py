@@ -339,10 +339,7 @@ class RequestEncoder:
 def generation_settings(options: dict[str, Any], end_of_text: str, task: str) -> GenerationSettings:
     """A task's ``generation_kwargs`` as settings, read as lm-eval's Hugging Face back end does.
 
-    Args:
-        options: as the task gives them.
-        end_of_text: the text of the end token, which is always among the stops.
-        task: its name, for errors.
+    The text of the end token is always among the stops.
 
     Raises:
         TaskError: sampling without a temperature, or an option that is not a number or a switch.

@@ -89,12 +89,7 @@ def _documents(loaded: LoadedTask, split: str | None) -> Any:
 
 
 def trained_items(loaded: LoadedTask, split: str | None) -> LoadedTask:
-    """A copy of a task that scores the rows it trains on, named ``<task>@train``.
-
-    Args:
-        loaded: a task with training rows.
-        split: see ``task_rows``.
-    """
+    """A copy of a task that scores the rows it trains on, named ``<task>@train``."""
     return loaded.changed(
         f"{loaded.name}{TRAINED_SUFFIX}", test_split=split or loaded.task.config.training_split
     )
@@ -159,10 +154,6 @@ def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
 
     The completion is empty if the document has no right answer. For prose, the prompt is the whole
     text.
-
-    Args:
-        loaded: the task that scores the document.
-        doc: the document.
     """
     task, texts = loaded.task, _document_texts(doc)
     if loaded.output_type == "loglikelihood_rolling":
@@ -174,12 +165,9 @@ def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
 
 
 def option_index(target: Any, task: Any, doc: Any) -> int | None:
-    """Index of the option that a target names; None if it names none.
+    """Index of the option that a task's target names; None if it names none.
 
-    Args:
-        target: the task's target: an index, an option, or a list whose first entry counts.
-        task: lm-eval's task.
-        doc: the document.
+    A target is an index, an option, or a list whose first entry counts.
     """
     if isinstance(target, list):
         target = target[0] if target else None
@@ -192,12 +180,7 @@ def option_index(target: Any, task: Any, doc: Any) -> int | None:
 def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str:
     """A generation's target, as it follows the prompt; empty if there is none.
 
-    Args:
-        task: lm-eval's task.
-        doc: the document.
-        target: the task's target: a text, the index of an option, or a list whose first entry
-            counts.
-        chat_template: whether the prompt is rendered as a conversation.
+    A target is a text, the index of an option, or a list whose first entry counts.
     """
     text = target[0] if isinstance(target, list) and target else target
     if task.config.doc_to_choice is not None and isinstance(text, int):
@@ -281,13 +264,8 @@ def tokenise_rows(
 ) -> list[Example]:
     """Tokenise rows, with the boundary between prompt and completion where scoring has it.
 
-    Spaces at the end of a prompt are learned with the completion.
-
-    Args:
-        rows: prompts and completions as text.
-        tokenizer: the base model's.
-        config: decides whether prompts are learned too, and the maximum length.
-        max_length: the model's own limit in tokens.
+    Spaces at the end of a prompt are learned with the completion. The shorter of the config's
+    ``max_length`` and the model's own, in tokens, is the limit.
 
     Raises:
         DataError: a completion alone does not fit, or has no tokens.

@@ -178,11 +178,7 @@ def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:
     """Does a model stop where it was taught to? Rows that were trained on, without their end.
 
     Each asks for the likelihood of the end behind the prompt and the right answer. The metric
-    ``acc`` is the share of the rows where nothing is more likely.
-
-    Args:
-        name: of what they come from; the task is named ``<name>@end``.
-        rows: at least one.
+    ``acc`` is the share of the rows where nothing is more likely. The task is named ``<name>@end``.
     """
     whole = [
         _Row(f"{row.prompt}{row.completion.removesuffix(row.end)}", "", row.end, False)

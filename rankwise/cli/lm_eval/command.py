@@ -64,11 +64,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _tasks_found() -> Generator[None]:
-    """Turn lm-eval's tracebacks about missing tasks, or missing data, into errors.
-
-    Raises:
-        TaskError: a task or its data is missing.
-    """
+    """Turn lm-eval's tracebacks about missing tasks, or missing data, into ``TaskError``."""
     try:
         yield
     except ValueError as error:

@@ -105,13 +105,9 @@ class HeldModels:
         ask: Callable[[Sequence[str | None], Sequence[Asked], Advance], list[list[Answer]]],
         num_tokens: Callable[[Asked], int],
     ) -> list[Answer]:
-        """One model's answers; new items are answered for every model.
+        """One model's answers, in the order of the items; new items are answered for every model.
 
-        Args:
-            name: the adapter, or None for the base.
-            items: the items, in the order of the answers.
-            ask: a method of the scorer.
-            num_tokens: tokens of an item, for the progress bar.
+        ``ask`` is a method of the scorer, and ``num_tokens`` counts an item for the progress bar.
         """
         keys = [_digest(item) for item in items]
         kept = self._kept[name]
