@@ -167,11 +167,7 @@ def truncate(
     the same folder, says what was done.
     """
     quiet_libraries()
-    from rankwise.weights.interventions import (
-        AdapterChange,
-        truncated_updates,
-        write_intervention,
-    )
+    from rankwise.weights.interventions import AdapterChange, truncated_updates, write_intervention
     from rankwise.weights.updates import read_updates
 
     with usage_errors():
@@ -238,11 +234,7 @@ def scale_intruders(
     quiet_libraries()
     from rankwise.engine.models.weights import weight_matrices
     from rankwise.weights.audit import find_audited
-    from rankwise.weights.interventions import (
-        AdapterChange,
-        scaled_intruders,
-        write_intervention,
-    )
+    from rankwise.weights.interventions import AdapterChange, scaled_intruders, write_intervention
     from rankwise.weights.svd_cache import SpectralCache
 
     problems = [

@@ -91,12 +91,10 @@ def verb(
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
                 code = function(*args, **kwargs)
-            except (ConfigError, PlanError, TaskError) as error:
-                print_error(error)
-                code = USAGE
             except RankwiseError as error:
                 print_error(error)
-                code = RUN_FAILED
+                is_usage = isinstance(error, ConfigError | PlanError | TaskError)
+                code = USAGE if is_usage else RUN_FAILED
             except KeyboardInterrupt:
                 note("stopped; finished work is kept, run the same command to continue")
                 code = INTERRUPTED

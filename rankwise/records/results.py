@@ -8,12 +8,10 @@ from typing import Any, Self
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
-    SCHEMA_VERSION,
     PlannedRun,
     Record,
     Relation,
     RunRecord,
-    SchemaVersion,
     StageFailure,
     StageRecord,
     StudyRecord,
@@ -55,7 +53,6 @@ class Divergence(StageRecord):
     items, in the same order.
     """
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     reference: str
     train_task: str

@@ -127,6 +127,11 @@ class ModelArguments(BaseModel):
         return tuple(name for name, _ in self.adapters)
 
     @property
+    def models(self) -> tuple[str | None, ...]:
+        """The model that ``peft`` names, else the base and every adapter."""
+        return (None, *self.names) if self.answering is None else (self.answering,)
+
+    @property
     def precision(self) -> ResolvedPrecision:
         """The precision of the weights, and of what is computed with them."""
         return resolve_precision(self.dtype, torch.device(self.device))
