@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Generator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -133,15 +135,11 @@ def audit(
         prepared = prepared_tasks(audited, asked) if names else []
         scored = None
         if prepared:
-            with _Counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as bar:
-                scored = audit_scores(audited, prepared, asked, bar.add)
-        with _Counted("analysing the weights, matrices", len(audited.shapes)) as bar:
-            record = look(
-                audited,
-                AuditSettings(top_k, null_draws),
-                scored=scored,
-                advance=lambda done, _: bar.reach(done),
-            )
+            with _counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as add:
+                scored = audit_scores(audited, prepared, asked, add)
+        with _counted("analysing the weights, matrices", len(audited.shapes)) as add:
+            settings = AuditSettings(top_k, null_draws)
+            record = look(audited, settings, scored=scored, advance=lambda *_: add(1))
     page = write_audit(folder, record)
     if as_json:
         return emit(record)
@@ -255,10 +253,10 @@ def scale_intruders(
         weights = weight_matrices(audited.base.folder, list(audited.updates))
     warn(audited.warnings)
     cache = SpectralCache()
-    with _Counted("looking for intruders, layers", len(weights)) as bar:
+    with _counted("looking for intruders, layers", len(weights)) as add:
 
         def decomposed(name: str) -> Svd:
-            bar.add(1)
+            add(1)
             return cache.svd(weights[name])
 
         try:
@@ -384,26 +382,18 @@ def heads(
     return OK
 
 
-class _Counted:
-    """A line on stderr that counts up, if stderr is a terminal."""
+@contextlib.contextmanager
+def _counted(text: str, total: int) -> Generator[Callable[[int], None]]:
+    """A line on stderr that counts up, if stderr is a terminal; yields what adds to the count."""
+    done = 0
+    with stderr.status(text) as status:
 
-    def __init__(self, text: str, total: int) -> None:
-        self._text, self._total, self._done = text, total, 0
-        self._status = stderr.status(text)
+        def add(number: int) -> None:
+            nonlocal done
+            done += number
+            status.update(f"{text}: {done:,} of {total:,}")
 
-    def __enter__(self) -> Self:
-        self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
-
-    def add(self, number: int) -> None:
-        self.reach(self._done + number)
-
-    def reach(self, done: int) -> None:
-        self._done = done
-        self._status.update(f"{self._text}: {done:,} of {self._total:,}")
+        yield add
 
 
 def _refuse_inside(target: Path, output: Path) -> None:

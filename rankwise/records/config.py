@@ -19,12 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-AlphaPolicy = Literal["proportional", "fixed", "rslora"]
 Precision = Literal["auto", "float32", "bfloat16"]
 BasePrecision = Literal["auto", "8bit", "4bit"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
-Schedule = Literal["linear", "cosine", "constant"]
-RateRule = Literal["constant", "r^-1/2", "r^-1/4"]
 Engine = Literal["resident", "vllm"]
 
 
@@ -106,7 +103,7 @@ class RateRuleConfig(Section):
     (arXiv:2602.06204).
     """
 
-    rule: RateRule
+    rule: Literal["constant", "r^-1/2", "r^-1/4"]
     reference_rank: Rank = 32
     value: Positive
     """The rate at ``reference_rank``; at other ranks it follows the rule."""
@@ -168,7 +165,7 @@ class TrainConfig(Section):
     learning_rate: LearningRateConfig = LearningRateConfig()
     warmup_ratio: Fraction = 0.1
     """Share of the steps over which the rate rises to its peak."""
-    schedule: Schedule = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     dropout: Fraction = 0.0
     weight_decay: NotNegative = 0.0
     max_grad_norm: Positive = 1.0
@@ -219,7 +216,7 @@ class TrainConfig(Section):
 class AlphaConfig(Section):
     """How LoRA's alpha follows from the rank."""
 
-    policy: AlphaPolicy = "proportional"
+    policy: Literal["proportional", "fixed", "rslora"] = "proportional"
     """``proportional``: alpha = ratio * rank, scaling = ratio. ``fixed``: scaling = alpha / rank.
     ``rslora``: scaling = alpha / sqrt(rank)."""
     ratio: Positive | None = None

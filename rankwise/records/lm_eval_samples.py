@@ -38,10 +38,9 @@ class Mark(NamedTuple):
 
     def differs(self, other: Mark) -> bool | None:
         """Whether two parts differ; None if the lines do not tell."""
-        if self.given is not None and other.given is not None:
-            return self.given != other.given
-        if self.made is not None and other.made is not None:
-            return self.made != other.made
+        for mine, theirs in zip(self, other, strict=True):
+            if mine is not None and theirs is not None:
+                return mine != theirs
         return None
 
 
@@ -211,11 +210,12 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
     requests = _requests(line.get("arguments"))
     prompt = requests[0][0] if requests and requests[0] else None
     tokens = line.get("num_loss_tokens")
+    target = str(line["target"]) if "target" in line else None  # as later versions write it
     return SampleItem(
         doc_id=doc_id,
         document=Mark(_text(line.get("doc_hash")), _digest(line.get("doc"))),
         prompt=Mark(_text(line.get("prompt_hash")), _digest(prompt)),
-        target=Mark(_text(line.get("target_hash")), _digest_of_target(line)),
+        target=Mark(_text(line.get("target_hash")), _digest(target)),
         values={name: _number(line.get(name)) for name in _metric_names(line)},
         num_loss_tokens=tokens if isinstance(tokens, int) else None,
         is_rolling=len(requests) == 1 and len(requests[0]) == 1,
@@ -238,11 +238,6 @@ def _requests(arguments: Any) -> list[list[Any]]:
         return []
     inner = [list(part.values()) if isinstance(part, dict) else part for part in outer]
     return [arguments for arguments in inner if isinstance(arguments, list)]
-
-
-def _digest_of_target(line: Mapping[str, Any]) -> str | None:
-    """A hash of the target as text, since later versions write every target as text."""
-    return _digest(str(line["target"])) if "target" in line else None
 
 
 def _digest(part: Any) -> str | None:
