@@ -75,12 +75,8 @@ def verb(
 ) -> Callable[[Callable[P, int]], Callable[P, None]]:
     """Make a function a verb of the command; its exit code is what the function returns.
 
-    Errors that we raise on purpose become a message and an exit code.
-
-    Args:
-        panel: the heading of the help under which it is listed.
-        name: of the verb; None takes the function's.
-        settings: further ones of :meth:`typer.Typer.command`.
+    The help lists it under the panel. Errors that we raise on purpose become a message and an exit
+    code.
     """
 
     def register(function: Callable[P, int]) -> Callable[P, None]:

@@ -72,6 +72,7 @@ Rank = Annotated[int, Field(strict=True), AfterValidator(rank)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list), AfterValidator(distinct)]
 ModuleSet = Annotated[Names, Field(min_length=1)]
@@ -343,7 +344,7 @@ class EvaluationConfig(Section):
     """Task -> the metric that decides, if not the task's first."""
     domains: Mapping[str, str] = {}
     """Task or group -> domain in the report; overrides the task's own file."""
-    num_fewshot: Annotated[int, Field(ge=0, strict=True)] | None = None
+    num_fewshot: Natural | None = None
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
     """Score the first items of each task, this many at most; None: all."""
@@ -356,7 +357,7 @@ class EvaluationConfig(Section):
 
     The standard format decides.
     """
-    num_train_items: Annotated[int, Field(ge=0, strict=True)] = 100
+    num_train_items: Natural = 100
     """Number of trained rows to score, for the gap between seen and unseen items."""
     engine: Engine = "resident"
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
@@ -371,7 +372,7 @@ class AnalysisConfig(Section):
     """Analyse the weights."""
     top_k: Count = 500
     """Number of leading singular vectors that are compared with the base's."""
-    null_draws: Annotated[int, Field(ge=0, strict=True)] = 2
+    null_draws: Natural = 2
     """Number of random updates of each kind to compare with."""
     heads: bool = True
     """Compare attention heads with the base's."""
@@ -399,11 +400,7 @@ class StudyConfig(Section):
     tasks_path: Annotated[tuple[Path, ...], BeforeValidator(as_list)] = ()
     train: TrainConfig
     methods: MethodsConfig = MethodsConfig()
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, strict=True)], ...],
-        AfterValidator(distinct),
-        Field(min_length=1),
-    ] = (0,)
+    seeds: Annotated[tuple[Natural, ...], AfterValidator(distinct), Field(min_length=1)] = (0,)
     evaluation: EvaluationConfig = EvaluationConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()

@@ -46,9 +46,6 @@ _log = logging.getLogger(__name__)
 class HeldModels:
     """A base model, its adapters, and answers that lm-eval has not requested yet.
 
-    Args:
-        arguments: the base, the adapters, and the engine.
-
     Raises:
         ModelError: the base or an adapter cannot be read or used.
     """
@@ -143,6 +140,9 @@ def _digest(item: Continuation | Prompt) -> bytes:
 class RankwiseLM(LM):
     """One model of a resident base, as lm-eval uses it.
 
+    Its answers raise ``DataError`` where an option is empty text, and ``TaskError`` where
+    generation settings cannot be honoured.
+
     Args:
         pretrained: an embedded model's name, a folder, or a hub repository.
         batch_size: lm-eval's; it has no effect, since ``max_batch_tokens`` cuts batches.
@@ -189,11 +189,7 @@ class RankwiseLM(LM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation in nats, and whether it is greedy.
-
-        Raises:
-            DataError: an option is empty text.
-        """
+        """The log-likelihood of each continuation in nats, and whether it is greedy."""
         flat = [request for encoded in self._encoded(requests) for request in encoded]
         answers = self._log_likelihoods(flat)
         self._cache("loglikelihood", requests, answers)
@@ -210,11 +206,7 @@ class RankwiseLM(LM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The texts that continue the prompts, cut at the stop strings.
-
-        Raises:
-            TaskError: generation settings that cannot be honoured.
-        """
+        """The texts that continue the prompts, cut at the stop strings."""
         draws, prompts = Counter[int](), list[Prompt]()
         for request, encoded in zip(requests, self._encoded(requests), strict=True):
             # lm-eval repeats the instance itself for every text that it wants sampled
