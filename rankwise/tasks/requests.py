@@ -293,19 +293,13 @@ class RequestEncoder:
             return self._generations(index, instance, task)
         if kind == "loglikelihood_rolling":
             return self._windows(index, instance, task)
-        context, continuation = instance.args
-        if not continuation:
+        before, option = instance.args
+        if not option:
             raise DataError(f"task {task!r}, item {instance.doc_id}: an option is empty text.")
-        return [self._pair(index, *self._text.split(context, continuation))]
-
-    def _pair(self, index: int, context: list[int], continuation: list[int]) -> Request:
+        context, continuation = self._text.split(before, option)
         kept = max(self._max_length + 1 - len(continuation), 1)
-        return Request(
-            instance=index,
-            context=tuple(context[-kept:]),
-            continuation=tuple(continuation),
-            is_truncated=len(context) > kept,
-        )
+        is_truncated = len(context) > kept
+        return [Request(index, tuple(context[-kept:]), tuple(continuation), is_truncated)]
 
     def _windows(self, index: int, instance: Any, task: str) -> list[Request]:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
