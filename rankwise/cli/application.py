@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -14,7 +15,15 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from rich.console import Console
 
-from rankwise.errors import ConfigError, PlanError, RankwiseError, TaskError
+from rankwise.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    PlanError,
+    RankwiseError,
+    RecordError,
+    TaskError,
+)
 
 P = ParamSpec("P")
 
@@ -36,17 +45,6 @@ app = typer.Typer(
 stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 stderr = Console(stderr=True)
 
-StudyFile = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[STUDY.YAML] [KEY=VALUE]...",
-        help="A study file (default: the quickstart preset), then overrides: train.epochs=1.",
-    ),
-]
-StudyDir = Annotated[
-    Path | None,
-    typer.Option("--study-dir", help="The study's folder (default: studies/NAME)."),
-]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")]
 TasksPath = Annotated[
     list[Path] | None,
@@ -77,12 +75,8 @@ def verb(
 ) -> Callable[[Callable[P, int]], Callable[P, None]]:
     """Make a function a verb of the command; its exit code is what the function returns.
 
-    Errors that we raise on purpose become a message and an exit code.
-
-    Args:
-        panel: the heading of the help under which it is listed.
-        name: of the verb; None takes the function's.
-        settings: further ones of :meth:`typer.Typer.command`.
+    The help lists it under the panel. Errors that we raise on purpose become a message and an exit
+    code.
     """
 
     def register(function: Callable[P, int]) -> Callable[P, None]:
@@ -93,12 +87,10 @@ def verb(
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
                 code = function(*args, **kwargs)
-            except (ConfigError, PlanError, TaskError) as error:
-                print_error(error)
-                code = USAGE
             except RankwiseError as error:
                 print_error(error)
-                code = RUN_FAILED
+                is_usage = isinstance(error, ConfigError | PlanError | TaskError)
+                code = USAGE if is_usage else RUN_FAILED
             except KeyboardInterrupt:
                 note("stopped; finished work is kept, run the same command to continue")
                 code = INTERRUPTED
@@ -107,6 +99,18 @@ def verb(
         return wrapped
 
     return register
+
+
+@contextlib.contextmanager
+def usage_errors(
+    kinds: tuple[type[RankwiseError], ...] = (ModelError, DataError, RecordError),
+) -> Generator[None]:
+    """Within the block, input that cannot be used is a usage error: nothing has run."""
+    try:
+        yield
+    except kinds as error:
+        print_error(error)
+        raise typer.Exit(USAGE) from error
 
 
 def say(text: str, style: str | None = None, *, folded: bool = True) -> None:
@@ -136,13 +140,6 @@ def warn(warnings: Iterable[str]) -> None:
 def print_error(error: RankwiseError) -> None:
     """Print an error's name and text to stderr, in red."""
     note(f"{type(error).__name__}: {error}", style="red")
-
-
-def split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
-    """The study file, None if none is given, and the overrides after it."""
-    rest = list(arguments or [])
-    path = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
-    return path, rest
 
 
 def quiet_libraries() -> None:

@@ -3,13 +3,12 @@
 # The help lists the verbs in the order of these imports.
 # isort: off
 from rankwise.cli import study_verbs
-from rankwise.cli import audit_verbs
-from rankwise.cli import head_verbs
+from rankwise.cli import adapter_verbs
 from rankwise.cli import tool_verbs
 from rankwise.cli.application import app
 # isort: on
 
-__all__ = ["app", "audit_verbs", "entry_point", "head_verbs", "study_verbs", "tool_verbs"]
+__all__ = ["adapter_verbs", "app", "entry_point", "study_verbs", "tool_verbs"]
 
 
 def entry_point() -> None:

@@ -12,13 +12,10 @@ from rankwise.cli.application import (
     RUN_FAILED,
     Folder,
     Json,
-    StudyDir,
-    StudyFile,
     emit,
     note,
     quiet_libraries,
     say,
-    split,
     stderr,
     stdout,
     verb,
@@ -33,6 +30,18 @@ if TYPE_CHECKING:
     from rankwise.study.planning.plan import StudyPlan
 
 STUDIES = "Studies"
+
+StudyFile = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[STUDY.YAML] [KEY=VALUE]...",
+        help="A study file (default: the quickstart preset), then overrides: train.epochs=1.",
+    ),
+]
+StudyDir = Annotated[
+    Path | None,
+    typer.Option("--study-dir", help="The study's folder (default: studies/NAME)."),
+]
 
 
 @verb(STUDIES)
@@ -196,11 +205,12 @@ def claims(directory: Folder, as_json: Json = False) -> int:
 
 
 def _named(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyConfig, StudyFolder]:
-    """The study that the arguments name, and its folder."""
+    """The study of the file and the overrides among the arguments, and its folder."""
     from rankwise.records.folder import StudyFolder
     from rankwise.records.study_file import load_config
 
-    path, overrides = split(arguments)
+    overrides = list(arguments or [])
+    path = Path(overrides.pop(0)) if overrides and "=" not in overrides[0] else None
     config = load_config(path, overrides)
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 

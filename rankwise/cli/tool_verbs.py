@@ -10,19 +10,19 @@ import typer
 
 from rankwise.cli.application import (
     OK,
-    USAGE,
     Folder,
     Json,
     TasksPath,
     emit,
     note,
-    print_error,
     quiet_libraries,
     say,
     stdout,
+    usage_errors,
     verb,
     warn,
 )
+from rankwise.errors import RankwiseError
 
 TOOLS = "Tasks and other tools"
 
@@ -99,16 +99,12 @@ def compare_samples(
     corrected for the number of files (Holm).
     """
     from rankwise.cli.terminal import samples_verdict
-    from rankwise.errors import DataError, RecordError
     from rankwise.findings.samples import compare_samples as compare
 
-    try:
+    with usage_errors():
         verdicts = compare(
             base, candidates, metric=metric, filter_name=filter_name, confidence=confidence
         )
-    except (DataError, RecordError) as error:  # nothing ran: the input is wrong
-        print_error(error)
-        return USAGE
     warn(verdicts.warnings)
     if as_json:
         return emit(verdicts)
@@ -158,13 +154,9 @@ def lm_eval(context: typer.Context) -> int:
     --model_args "pretrained=smollm2-135m-instruct,adapters=r8=runs/r8;r64=runs/r64"
     """
     from rankwise.cli.lm_eval.command import run_lm_eval
-    from rankwise.errors import RankwiseError
 
-    try:
+    with usage_errors((RankwiseError,)):
         run_lm_eval(context.args)
-    except RankwiseError as error:  # the input is wrong
-        print_error(error)
-        return USAGE
     return OK
 
 

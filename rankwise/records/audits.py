@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.records.spectra import MatrixSpectrum
-from rankwise.records.study import (
-    SCHEMA_VERSION,
-    PairedDifference,
-    Provenance,
-    Record,
-    SchemaVersion,
-    Unit,
-)
+from rankwise.records.study import PairedDifference, Provenance, Record, Unit, VersionedRecord
 
 AuditedKind = Literal["adapter", "checkpoint"]
 
@@ -76,10 +69,9 @@ class OtherChange(Record):
     """The same over ‖before‖; None also where the parameter was zero."""
 
 
-class AuditRecord(Record):
+class AuditRecord(VersionedRecord):
     """An adapter or a checkpoint compared with its base."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     base: str
     base_fingerprint: str
     target: str
@@ -131,10 +123,9 @@ class ChangedLayer(Record):
     """Intruder dimensions after it."""
 
 
-class InterventionRecord(Record):
+class InterventionRecord(VersionedRecord):
     """``intervention.json``: how the adapter in the same folder was changed."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     source: str
     """Folder of the adapter before the change."""
     kind: Literal["truncation", "scaled_intruders"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rankwise.records import quantities
-from rankwise.records.config import AlphaConfig, LoraConfig, LoraRate, RateRuleConfig, StudyConfig
+from rankwise.records.config import AlphaConfig, LoraRate, PairedConfig, RateRuleConfig, StudyConfig
 from rankwise.records.study import PlannedRun
 
 FULL_LABEL = "full fine-tuning"
@@ -44,10 +44,8 @@ def rate_label(rate: LoraRate) -> str:
     """How a learning rate is set, at whatever rank."""
     if not isinstance(rate, RateRuleConfig):
         return quantities.learning_rate(rate)
-    if rate.rule == "constant":
-        return quantities.learning_rate(rate.value)
     value, power = quantities.learning_rate(rate.value), rate.rule.removeprefix("r^")
-    return f"{value} × (r/{rate.reference_rank})^{power}"
+    return value if power == "constant" else f"{value} × (r/{rate.reference_rank})^{power}"
 
 
 def lora_variants(config: StudyConfig) -> tuple[LoraVariant, ...]:
@@ -55,12 +53,18 @@ def lora_variants(config: StudyConfig) -> tuple[LoraVariant, ...]:
     lora = config.methods.lora
     if lora is None:
         return ()
-    pairs = [pair.model_dump(exclude_none=True) for pair in lora.paired] or [{}]
-    variants = [
-        variant
-        for index, pair in enumerate(pairs)
-        for variant in _grid(config, lora, index if pair else None)
-    ]
+    grid: dict[str, tuple[Any, ...]] = {
+        "epochs": config.train.epochs,
+        "target_modules": lora.target_modules,
+        "learning_rate": config.train.learning_rate.lora,
+        "alpha": lora.alpha,
+        "rank": lora.ranks,
+    }
+    variants: list[LoraVariant] = []
+    for entry in lora.paired or (PairedConfig(),):
+        axes = grid | {axis: (value,) for axis, value in entry if value is not None}
+        combinations = itertools.product(*axes.values())
+        variants += [LoraVariant(**dict(zip(axes, each, strict=True))) for each in combinations]
     return tuple(dict.fromkeys(variants))
 
 
@@ -95,21 +99,3 @@ def _run_label(run: PlannedRun, planned: Sequence[PlannedRun]) -> str:
         if len({setting(other) for other in alike}) > 1:
             parts.append(f"{name}{setting(run)}")
     return ", ".join(parts)
-
-
-def _grid(config: StudyConfig, lora: LoraConfig, index: int | None) -> list[LoraVariant]:
-    """All combinations that go with one entry of ``_``, or with none."""
-    entry = None if index is None else lora.paired[index]
-    ranks, alphas, sets = lora.ranks, lora.alpha, lora.target_modules
-    rates, epochs = config.train.learning_rate.lora, config.train.epochs
-    if entry is not None:
-        ranks = ranks if entry.rank is None else (entry.rank,)
-        alphas = alphas if entry.alpha is None else (entry.alpha,)
-        sets = sets if entry.target_modules is None else (entry.target_modules,)
-        rates = rates if entry.learning_rate is None else (entry.learning_rate,)
-        epochs = epochs if entry.epochs is None else (entry.epochs,)
-    combinations = itertools.product(epochs, sets, rates, alphas, ranks)
-    return [
-        LoraVariant(rank, alpha, rate, modules, number)
-        for number, modules, rate, alpha, rank in combinations
-    ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,30 +19,68 @@ from pydantic import (
     model_validator,
 )
 
-from rankwise.records.config_fields import (
-    PAPER_RANKS,
-    Count,
-    Counts,
-    Fraction,
-    ModuleSet,
-    Names,
-    NotNegative,
-    Positive,
-    Rank,
-    as_list,
-    as_model,
-    as_module_sets,
-    distinct,
-    run_name,
-)
-
-AlphaPolicy = Literal["proportional", "fixed", "rslora"]
 Precision = Literal["auto", "float32", "bfloat16"]
 BasePrecision = Literal["auto", "8bit", "4bit"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
-Schedule = Literal["linear", "cosine", "constant"]
-RateRule = Literal["constant", "r^-1/2", "r^-1/4"]
 Engine = Literal["resident", "vllm"]
+
+
+def rank(value: int) -> int:
+    """Accept whole numbers of at least 1; like all checks here, raise ValueError otherwise."""
+    if value < 1:
+        raise ValueError(f"{value} is not a rank; use a whole number of at least 1")
+    return value
+
+
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse values that are given twice."""
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is given twice; give each value once")
+    return values
+
+
+def run_name(value: str) -> str:
+    """Refuse names that cannot be part of a folder's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            f"{value!r} cannot name a folder; use letters, digits, '.', '_' and '-' only"
+        )
+    return value
+
+
+def as_model(value: Any) -> Any:
+    """Read a name as the model of this name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def as_list(value: Any) -> Any:
+    """Read one value as a list of one."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def as_module_sets(value: Any) -> Any:
+    """Read a list of names as one set, and a list that contains a list as several."""
+    values = as_list(value)
+    several = any(isinstance(value, list | tuple) for value in values)
+    return list(map(as_list, values)) if several else [values]
+
+
+Rank = Annotated[int, Field(strict=True), AfterValidator(rank)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list), AfterValidator(distinct)]
+ModuleSet = Annotated[Names, Field(min_length=1)]
+T = TypeVar("T")
+Several = Annotated[
+    tuple[T, ...], BeforeValidator(as_list), AfterValidator(distinct), Field(min_length=1)
+]
+"""Distinct values, at least one; a single value stands for a list of one."""
 
 
 class Section(BaseModel):
@@ -65,7 +104,7 @@ class RateRuleConfig(Section):
     (arXiv:2602.06204).
     """
 
-    rule: RateRule
+    rule: Literal["constant", "r^-1/2", "r^-1/4"]
     reference_rank: Rank = 32
     value: Positive
     """The rate at ``reference_rank``; at other ranks it follows the rule."""
@@ -95,18 +134,8 @@ class LearningRateConfig(Section):
     The default for full fine-tuning is the reference paper's. The paper publishes none for LoRA.
     """
 
-    lora: Annotated[
-        tuple[LoraRate, ...],
-        BeforeValidator(as_list),
-        AfterValidator(distinct),
-        Field(min_length=1),
-    ] = (2e-4,)
-    full: Annotated[
-        tuple[Positive, ...],
-        BeforeValidator(as_list),
-        AfterValidator(distinct),
-        Field(min_length=1),
-    ] = (5e-5,)
+    lora: Several[LoraRate] = (2e-4,)
+    full: Several[Positive] = (5e-5,)
 
 
 class TrainConfig(Section):
@@ -129,7 +158,7 @@ class TrainConfig(Section):
     """Train on this many rows at most; None: all."""
     drop_overlapping: bool = False
     """Leave out training rows that contain scored items."""
-    epochs: Counts = (3,)
+    epochs: Several[Count] = (3,)
     """Several make a grid."""
     batch_size: Count = 2
     gradient_accumulation_steps: Count = 4
@@ -137,7 +166,7 @@ class TrainConfig(Section):
     learning_rate: LearningRateConfig = LearningRateConfig()
     warmup_ratio: Fraction = 0.1
     """Share of the steps over which the rate rises to its peak."""
-    schedule: Schedule = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     dropout: Fraction = 0.0
     weight_decay: NotNegative = 0.0
     max_grad_norm: Positive = 1.0
@@ -188,7 +217,7 @@ class TrainConfig(Section):
 class AlphaConfig(Section):
     """How LoRA's alpha follows from the rank."""
 
-    policy: AlphaPolicy = "proportional"
+    policy: Literal["proportional", "fixed", "rslora"] = "proportional"
     """``proportional``: alpha = ratio * rank, scaling = ratio. ``fixed``: scaling = alpha / rank.
     ``rslora``: scaling = alpha / sqrt(rank)."""
     ratio: Positive | None = None
@@ -241,21 +270,11 @@ class LoraConfig(Section):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    ranks: Annotated[
-        tuple[Rank, ...], BeforeValidator(as_list), AfterValidator(distinct), Field(min_length=1)
-    ] = PAPER_RANKS
-    alpha: Annotated[
-        tuple[AlphaConfig, ...],
-        BeforeValidator(as_list),
-        AfterValidator(distinct),
-        Field(min_length=1),
-    ] = (AlphaConfig(),)
-    target_modules: Annotated[
-        tuple[ModuleSet, ...],
-        BeforeValidator(as_module_sets),
-        AfterValidator(distinct),
-        Field(min_length=1),
-    ] = (("q_proj", "k_proj", "v_proj", "o_proj"),)
+    ranks: Several[Rank] = (8, 16, 32, 64, 128)
+    alpha: Several[AlphaConfig] = (AlphaConfig(),)
+    target_modules: Annotated[Several[ModuleSet], BeforeValidator(as_module_sets)] = (
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+    )
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_")] = ()
     """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
@@ -325,7 +344,7 @@ class EvaluationConfig(Section):
     """Task -> the metric that decides, if not the task's first."""
     domains: Mapping[str, str] = {}
     """Task or group -> domain in the report; overrides the task's own file."""
-    num_fewshot: Annotated[int, Field(ge=0, strict=True)] | None = None
+    num_fewshot: Natural | None = None
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
     """Score the first items of each task, this many at most; None: all."""
@@ -338,7 +357,7 @@ class EvaluationConfig(Section):
 
     The standard format decides.
     """
-    num_train_items: Annotated[int, Field(ge=0, strict=True)] = 100
+    num_train_items: Natural = 100
     """Number of trained rows to score, for the gap between seen and unseen items."""
     engine: Engine = "resident"
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
@@ -353,7 +372,7 @@ class AnalysisConfig(Section):
     """Analyse the weights."""
     top_k: Count = 500
     """Number of leading singular vectors that are compared with the base's."""
-    null_draws: Annotated[int, Field(ge=0, strict=True)] = 2
+    null_draws: Natural = 2
     """Number of random updates of each kind to compare with."""
     heads: bool = True
     """Compare attention heads with the base's."""
@@ -381,11 +400,7 @@ class StudyConfig(Section):
     tasks_path: Annotated[tuple[Path, ...], BeforeValidator(as_list)] = ()
     train: TrainConfig
     methods: MethodsConfig = MethodsConfig()
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0, strict=True)], ...],
-        AfterValidator(distinct),
-        Field(min_length=1),
-    ] = (0,)
+    seeds: Annotated[tuple[Natural, ...], AfterValidator(distinct), Field(min_length=1)] = (0,)
     evaluation: EvaluationConfig = EvaluationConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rankwise.records.axes import SETTING
 from rankwise.records.config import StudyConfig
 from rankwise.records.study import PlannedRun, Record, StudyRecord
 
@@ -39,16 +40,7 @@ _NOT_IN_TRAINING = {
     "compile",
     "save_steps",
 }
-_RUN_IDENTITY = {
-    "method",
-    "rank",
-    "alpha",
-    "scaling",
-    "learning_rate",
-    "epochs",
-    "target_modules",
-    "seed",
-}
+_RUN_IDENTITY = {"method", "seed", *SETTING}
 
 
 def fingerprint(content: Any) -> str:
@@ -67,14 +59,9 @@ def study_fingerprint(config: StudyConfig) -> str:
 def training_fingerprint(
     config: StudyConfig, run: PlannedRun, *, base_model: str, precision: str, examples: str
 ) -> str:
-    """Of everything that a run's weights depend on.
+    """Of everything that a run's weights depend on; its name does not count.
 
-    Args:
-        config: of the study.
-        run: its settings; its name and fingerprint do not count.
-        base_model: fingerprint of the base model.
-        precision: of the matrix products.
-        examples: fingerprint of the tokenised examples.
+    ``base_model`` and ``examples``, the tokenised rows, are fingerprints.
     """
     is_full, full = run.method == "full", config.methods.full
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
@@ -110,14 +97,7 @@ def task_fingerprint(
 ) -> str:
     """Of everything that scores on a task depend on, besides the model.
 
-    Args:
-        config: of the study.
-        precision: that models are scored in.
-        task: its name.
-        version: of the task's file.
-        digest: of its requests.
-        limit: of its items.
-        metric: the configured metric that decides; None: the task's own.
+    ``metric`` is the configured one that decides; None: the task's own.
     """
     return fingerprint(
         {
@@ -182,10 +162,7 @@ def head_changes_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
 def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) -> str:
     """Of everything that the effects of a run's heads on a task depend on.
 
-    Args:
-        study: of the run.
-        run: whose heads are switched off.
-        asked: the task's digest, its items and metric, and what is done to the heads.
+    ``asked`` is the task's digest, its items and metric, and what is done to the heads.
     """
     return fingerprint(
         {

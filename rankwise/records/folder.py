@@ -12,14 +12,10 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
+from safetensors import SafetensorError
 
-from rankwise.errors import RecordError, StudyLockedError
-from rankwise.records.failures import StageFailure
-from rankwise.records.files import read_record as read_record
-from rankwise.records.files import replacing as replacing
-from rankwise.records.files import storage_error as storage_error
-from rankwise.records.files import write_atomically as write_atomically
-from rankwise.records.files import writing as writing
+from rankwise.errors import RecordError, StorageError, StudyLockedError
 from rankwise.records.fingerprints import (
     divergence_fingerprint,
     head_changes_fingerprint,
@@ -27,20 +23,21 @@ from rankwise.records.fingerprints import (
     spectra_fingerprint,
 )
 from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
-from rankwise.records.items import LOSS_METRIC as LOSS_METRIC
-from rankwise.records.items import task_items
-from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems
+from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
+from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems, task_items
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
     PlannedRun,
     Record,
     RunRecord,
+    StageFailure,
     StageRecord,
     StudyRecommendation,
     StudyRecord,
     TaskEvaluation,
 )
 
+R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
@@ -50,27 +47,110 @@ _HEAD_CHANGES, _HEADS = "heads.json", "heads"
 _FAILURES = "failures"
 
 
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write to a temporary name, fsync, rename: the file is complete or absent; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yields a temporary name; what the block wrote there is flushed and renamed to ``path``.
+
+    Raises:
+        StorageError: disk full, no permission; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn the errors of the system, or of a library that writes, into ours, with the remedy.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(path, error) from error
+    except SafetensorError as error:
+        raise storage_error(path, OSError(str(error))) from error
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The error to raise when ``path`` could not be written."""
+    return StorageError(
+        f"{path} cannot be written: {error.strerror or error}. Free some space or choose another "
+        "--study-dir, then run again: finished work is kept."
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut (POSIX; elsewhere there is no such call)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_record(path: Path, record_type: type[R]) -> R:
+    """Read one record.
+
+    Raises:
+        RecordError: the file does not exist, is not JSON, or is not such a record.
+    """
+    try:
+        return record_type.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RecordError(f"{path} is not there; run the study first.") from error
+    except (OSError, ValidationError) as error:
+        reason = _first_misfit(error) if isinstance(error, ValidationError) else str(error)
+        raise RecordError(
+            f"{path} is not a readable {record_type.__name__}: {reason}. If it is damaged, move it "
+            "away and run the study again: only what is missing is computed."
+        ) from error
+
+
+def _read_if_there(path: Path, record_type: type[R]) -> R | None:
+    return read_record(path, record_type) if path.exists() else None
+
+
+def _first_misfit(error: ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"
+
+
 class StudyFolder:
-    """Paths and records of one study; the only place that knows how the folder is laid out."""
+    """Paths and records of one study; the only place that knows how the folder is laid out.
+
+    What is written or removed raises ``StorageError`` where that is impossible, and what is read
+    ``RecordError`` where it is missing or damaged.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    @property
-    def study_file(self) -> Path:
-        return self.root / "study.json"
-
-    @property
-    def recommendation_file(self) -> Path:
-        return self.root / "recommendation.json"
-
-    @property
-    def findings_file(self) -> Path:
-        return self.root / "findings.json"
-
-    @property
-    def report_file(self) -> Path:
-        return self.root / "report.html"
+        self.study_file = root / "study.json"
+        self.recommendation_file = root / "recommendation.json"
+        self.findings_file = root / "findings.json"
+        self.report_file = root / "report.html"
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
@@ -169,10 +249,8 @@ class StudyFolder:
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
         path = self.run_file(planned.name)
-        if not path.exists():
-            return None
-        record = read_record(path, RunRecord)
-        if record.planned.fingerprint != planned.fingerprint:
+        record = _read_if_there(path, RunRecord)
+        if record is not None and record.planned.fingerprint != planned.fingerprint:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
                 f"{planned.fingerprint[:16]}. Move the folder away and run the study again."
@@ -180,23 +258,13 @@ class StudyFolder:
         return record
 
     def finished(self, path: Path, kind: type[F], *fingerprints: str) -> F | None:
-        """A record, or None if it is missing or was made under other settings.
-
-        Args:
-            path: of the record.
-            kind: its type.
-            fingerprints: one of which it must have.
-
-        Raises:
-            RecordError: it exists and cannot be read.
-        """
-        record = read_record(path, kind) if path.exists() else None
+        """A record that has one of the fingerprints; None if it is missing or has another."""
+        record = _read_if_there(path, kind)
         return record if record is not None and record.fingerprint in fingerprints else None
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
         """The record of a scoring whatever its settings, or None."""
-        path = self.evaluation_file(model, task)
-        return read_record(path, TaskEvaluation) if path.exists() else None
+        return _read_if_there(self.evaluation_file(model, task), TaskEvaluation)
 
     def failures(self) -> tuple[StageFailure, ...]:
         """The stages that failed when they were last tried, in the order of their names."""
@@ -207,16 +275,10 @@ class StudyFolder:
         self.write(self._failure_file(failure.stage), failure)
 
     def remove_failure(self, stage: str) -> None:
-        """Forget that a stage failed, if it did.
-
-        Raises:
-            StorageError: its record cannot be removed.
-        """
+        """Forget that a stage failed, if it did."""
         path = self._failure_file(stage)
-        try:
+        with writing(path):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(path, error) from error
 
     def keep_failures(self, stages: Collection[str]) -> None:
         """Forget the failures of all but these stages: the others are done, or planned no more."""
@@ -242,35 +304,26 @@ class StudyFolder:
 
     def head_repair(self, run: str) -> HeadRepair | None:
         """Which heads were reverted to restore other domains; None if that was not tried."""
-        path = self.head_repair_file(run)
-        return read_record(path, HeadRepair) if path.exists() else None
+        return _read_if_there(self.head_repair_file(run), HeadRepair)
 
     def clear_repaired(self, run: str) -> None:
-        """Take away an earlier repaired adapter.
-
-        Raises:
-            StorageError: it cannot be removed.
-        """
+        """Take away an earlier repaired adapter."""
         folder = self.repaired_folder(run)
-        try:
+        with writing(folder):
             self.head_repair_file(run).unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
-        except OSError as error:
-            raise storage_error(folder, error) from error
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
-        try:
+        with writing(folder):
             for leftover in (*_WEIGHTS, "eval", _HEADS):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
             for name in (_DIVERGENCE, _SPECTRA, _HEAD_CHANGES):
                 (folder / name).unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file(planned.name).write_text("", encoding="utf-8")
-        except OSError as error:
-            raise storage_error(folder, error) from error
 
     def finish_run(self, record: RunRecord) -> None:
         """Make the weights durable, then say that they are there."""
@@ -283,31 +336,22 @@ class StudyFolder:
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
         path = self.metrics_file(run)
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise storage_error(path, error) from error
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def write_evaluation(
         self, record: TaskEvaluation, samples: Iterable[Mapping[str, Any]]
     ) -> None:
         """Samples first, record last: without their record, samples count for nothing."""
         path = self.evaluation_file(record.model, record.task)
-        try:
+        with writing(path):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(path, error) from error
         lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples]
         write_atomically(self.samples_file(record.model, record.task), "".join(lines))
         self.write(path, record)
 
     def read_samples(self, model: str, task: str) -> list[dict[str, Any]]:
-        """The lines of a samples file.
-
-        Raises:
-            RecordError: the file is missing or a line cannot be read.
-        """
+        """The lines of a samples file."""
         path = self.samples_file(model, task)
         try:
             # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
@@ -347,10 +391,6 @@ class StudyFolder:
         scored = study.scored_tasks(planned.train_task) if run.status == "trained" else ()
         return self._model_results(study, planned.name, run, scored)
 
-    def is_current(self, study: StudyRecord, record: TaskEvaluation, model: str) -> bool:
-        """Whether a scoring was made from the study's config as it stands now."""
-        return record.fingerprint == scoring_fingerprint(study, model, record.task)
-
     def _model_results(
         self, study: StudyRecord, name: str, run: RunRecord | None, tasks: Iterable[str]
     ) -> ModelResults:
@@ -359,7 +399,7 @@ class StudyFolder:
         }
         model = study.base_model_fingerprint if run is None else run.planned.fingerprint
         for task, record in evaluations.items():
-            if not self.is_current(study, record, model):
+            if record.fingerprint != scoring_fingerprint(study, model, task):
                 raise RecordError(
                     f"{self.evaluation_file(name, task)} was scored under other settings than "
                     "study.json has now. Run the study again to finish it."

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from rankwise.records.study import (
-    SCHEMA_VERSION,
-    Record,
-    Relation,
-    SchemaVersion,
-    StageRecord,
-    Unit,
-)
+from rankwise.records.study import Record, Relation, StageRecord, Unit, VersionedRecord
 
 HeadMode = Literal["ablate", "ablate-mean", "revert"]
 """A head outputs zeros, or its mean over the task's tokens, or the adapter loses its delta."""
@@ -85,7 +78,6 @@ class Screen(Record):
 class TaskHeadEffects(StageRecord):
     """``heads/<mode>/<task>.json``: effects of a run's heads, one by one, on one task."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     mode: HeadMode
     keys_and_values: bool
@@ -148,10 +140,9 @@ class RepairedTask(Record):
     """Mean effect of reverting random sets of as many heads."""
 
 
-class HeadRepair(Record):
+class HeadRepair(VersionedRecord):
     """``heads/repair.json``: the heads whose reversion restores other domains at the least cost."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     fingerprint: str
     effects: tuple[str, ...]
@@ -199,7 +190,6 @@ class ShareMap(Record):
 class HeadChanges(StageRecord):
     """``heads.json``: a run's heads compared with the base's, on the same prompts."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     tasks: tuple[str, ...]
     """Tasks whose prompts were read."""

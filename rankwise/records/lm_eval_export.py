@@ -56,13 +56,8 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
     tasks = {task for by_relation in relations for names in by_relation.values() for task in names}
     output = folder.root / "export" / "lm-eval" if output is None else output
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
-    models = [_limited_to(tasks, model) for model in (results.base, *trained)]
+    models = [model.limited_to(tasks) for model in (results.base, *trained)]
     return [_export(folder, results.study, model, output) for model in models]
-
-
-def _limited_to(tasks: set[str], model: ModelResults) -> ModelResults:
-    evaluations = {task: model.evaluations[task] for task in model.evaluations if task in tasks}
-    return model.model_copy(update={"evaluations": evaluations})
 
 
 def _export(

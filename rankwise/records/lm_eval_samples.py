@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError
-from rankwise.records.items import LOSS_METRIC, weighted_by_tokens
+from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 
 # All fields of a line that are not metrics.
 _FIELDS = frozenset(
@@ -38,10 +38,9 @@ class Mark(NamedTuple):
 
     def differs(self, other: Mark) -> bool | None:
         """Whether two parts differ; None if the lines do not tell."""
-        if self.given is not None and other.given is not None:
-            return self.given != other.given
-        if self.made is not None and other.made is not None:
-            return self.made != other.made
+        for mine, theirs in zip(self, other, strict=True):
+            if mine is not None and theirs is not None:
+                return mine != theirs
         return None
 
 
@@ -68,6 +67,12 @@ class SampleFile(NamedTuple):
         items = self.filters[filter_name]
         names = dict.fromkeys(name for item in items for name in item.values)
         return {name: all(item.values.get(name) is not None for item in items) for name in names}
+
+    def pairs(self, other: SampleFile, filter_name: str) -> list[tuple[SampleItem, SampleItem]]:
+        """The items of this file and the other's of the same ``doc_id``, if there is one."""
+        theirs = {item.doc_id: item for item in other.filters[filter_name]}
+        own = self.filters[filter_name]
+        return [(item, theirs[item.doc_id]) for item in own if item.doc_id in theirs]
 
     def values(self, filter_name: str, metric: str) -> list[float]:
         """One number per item; the loss of prose is weighted by its tokens, as in a study.
@@ -117,14 +122,9 @@ def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> t
     Raises:
         RecordError: documents or targets differ.
     """
-    theirs = {item.doc_id: item for item in other.filters[filter_name]}
-    pairs = [
-        (item, theirs[item.doc_id])
-        for item in base.filters[filter_name]
-        if item.doc_id in theirs
-    ]  # fmt: skip
-    documents = [item.document.differs(other_item.document) for item, other_item in pairs]
-    targets = [item.target.differs(other_item.target) for item, other_item in pairs]
+    pairs = base.pairs(other, filter_name)
+    documents = [item.document.differs(theirs.document) for item, theirs in pairs]
+    targets = [item.target.differs(theirs.target) for item, theirs in pairs]
     for noun, differs in (("documents", documents), ("right answers (target)", targets)):
         if True in differs:
             example = pairs[differs.index(True)][0].doc_id
@@ -134,7 +134,7 @@ def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> t
                 "models on the same version of the task's data."
             )
     notes: list[str] = []
-    prompts = [item.prompt.differs(other_item.prompt) for item, other_item in pairs].count(True)
+    prompts = [item.prompt.differs(theirs.prompt) for item, theirs in pairs].count(True)
     if prompts:
         notes.append(
             f"{other.path}: prompts differ on {prompts} of {len(pairs)} items, so model "
@@ -155,12 +155,8 @@ def check_same_tokens(base: SampleFile, other: SampleFile, filter_name: str) -> 
     Raises:
         RecordError: they are not, so the models have different tokenizers.
     """
-    theirs = {item.doc_id: item.num_loss_tokens for item in other.filters[filter_name]}
-    differing = sum(
-        item.num_loss_tokens != theirs[item.doc_id]
-        for item in base.filters[filter_name]
-        if item.doc_id in theirs
-    )
+    pairs = base.pairs(other, filter_name)
+    differing = sum(item.num_loss_tokens != theirs.num_loss_tokens for item, theirs in pairs)
     if differing:
         raise RecordError(
             f"{base.path} and {other.path} have losses over different numbers of tokens in "
@@ -214,11 +210,12 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
     requests = _requests(line.get("arguments"))
     prompt = requests[0][0] if requests and requests[0] else None
     tokens = line.get("num_loss_tokens")
+    target = str(line["target"]) if "target" in line else None  # as later versions write it
     return SampleItem(
         doc_id=doc_id,
         document=Mark(_text(line.get("doc_hash")), _digest(line.get("doc"))),
         prompt=Mark(_text(line.get("prompt_hash")), _digest(prompt)),
-        target=Mark(_text(line.get("target_hash")), _digest_of_target(line)),
+        target=Mark(_text(line.get("target_hash")), _digest(target)),
         values={name: _number(line.get(name)) for name in _metric_names(line)},
         num_loss_tokens=tokens if isinstance(tokens, int) else None,
         is_rolling=len(requests) == 1 and len(requests[0]) == 1,
@@ -241,11 +238,6 @@ def _requests(arguments: Any) -> list[list[Any]]:
         return []
     inner = [list(part.values()) if isinstance(part, dict) else part for part in outer]
     return [arguments for arguments in inner if isinstance(arguments, list)]
-
-
-def _digest_of_target(line: Mapping[str, Any]) -> str | None:
-    """A hash of the target as text, since later versions write every target as text."""
-    return _digest(str(line["target"])) if "target" in line else None
 
 
 def _digest(part: Any) -> str | None:
@@ -289,11 +281,10 @@ def higher_is_better(path: Path, metric: str) -> bool | None:
                 f"{results} cannot be read: {error}. It says whether a higher metric is better. "
                 "Repair it, or move it away: then the metric's name decides."
             ) from error
-        by_task = content.get("higher_is_better") if isinstance(content, dict) else None
-        by_metric = by_task.get(task) if isinstance(by_task, dict) else None
-        answer = by_metric.get(metric) if isinstance(by_metric, dict) else None
-        if isinstance(answer, bool):
-            return answer
+        for key in ("higher_is_better", task, metric):
+            content = content.get(key) if isinstance(content, dict) else None
+        if isinstance(content, bool):
+            return content
     return None
 
 
@@ -310,22 +301,13 @@ def file_names(paths: Sequence[Path]) -> tuple[str, ...]:
     repeated = sorted({str(path) for path in whole if whole.count(path) > 1})
     if repeated:
         raise DataError(f"{', '.join(repeated)} is given twice; give each file once.")
-    tasks = [
-        named and named.group(1)
-        for named in map(_SAMPLES_NAME.fullmatch, (path.name for path in whole))
-    ]
-    models = [
-        path.parent.name if task else path.stem for path, task in zip(whole, tasks, strict=True)
-    ]
-    rows = [
-        (*path.parent.parts, task or path.stem) for path, task in zip(whole, tasks, strict=True)
-    ]
+    named = [_SAMPLES_NAME.fullmatch(path.name) for path in whole]
+    both = list(zip(whole, named, strict=True))
+    models = [path.parent.name if task else path.stem for path, task in both]
+    rows = [(*path.parent.parts, task[1] if task else path.stem) for path, task in both]
     end = _num_shared([row[::-1] for row in rows])
-    ways = (
-        models,
-        _without_shared_start([row[: len(row) - end] for row in rows]),
-        [path.stem for path in whole],
-    )
+    parts = _without_shared_start([row[: len(row) - end] for row in rows])
+    ways = (models, parts, [path.stem for path in whole])
     distinct = (names for names in ways if len(set(names)) == len(names) and "" not in names)
     return tuple(next(distinct, _without_shared_start([path.parts for path in whole])))
 

@@ -22,11 +22,7 @@ def package_version(name: str) -> str | None:
 
 
 def collect_provenance(device: str | None = None) -> Provenance:
-    """Versions, platform, commit of the current folder, and the time in UTC.
-
-    Args:
-        device: the accelerator or processor that computed, in words.
-    """
+    """Versions, platform, device in words, commit of the current folder, and the time in UTC."""
     versions = {name: package_version(name) for name in PACKAGES}
     return Provenance(
         rankwise_version=package_version("rankwise") or "not installed",

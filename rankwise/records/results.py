@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from rankwise.records.failures import StageFailure
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Self
+
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
-    SCHEMA_VERSION,
     PlannedRun,
     Record,
     Relation,
     RunRecord,
-    SchemaVersion,
+    StageFailure,
     StageRecord,
     StudyRecord,
     TaskEvaluation,
     Unit,
 )
+
+LOSS_METRIC = "loss_nats"
+
+Line = Mapping[str, Any]
+"""A line of a samples file."""
 
 
 class TaskItems(Record):
@@ -47,7 +53,6 @@ class Divergence(StageRecord):
     items, in the same order.
     """
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     reference: str
     train_task: str
@@ -78,6 +83,12 @@ class ModelResults(Record):
     head_effects: tuple[TaskHeadEffects, ...] = ()
     head_repair: HeadRepair | None = None
 
+    def limited_to(self, tasks: Collection[str]) -> Self:
+        """The same with the scores of these tasks only."""
+        evaluations = {task: each for task, each in self.evaluations.items() if task in tasks}
+        items = {task: each for task, each in self.items.items() if task in tasks}
+        return self.model_copy(update={"evaluations": evaluations, "items": items})
+
 
 class StudyResults(Record):
     """A study as read back: what recommendations and the report are made from."""
@@ -95,25 +106,12 @@ class StudyResults(Record):
 
     def of(self, train_task: str) -> TrainTaskResults:
         """The runs trained on one task, and the base on the tasks that these are scored on."""
-        scored = self.study.scored_tasks(train_task)
+        divergences = [each for each in self.base.divergences if each.train_task == train_task]
+        base = self.base.limited_to(self.study.scored_tasks(train_task))
         return TrainTaskResults(
             study=self.study,
             train_task=train_task,
-            base=self.base.model_copy(
-                update={
-                    "evaluations": {
-                        task: record
-                        for task, record in self.base.evaluations.items()
-                        if task in scored
-                    },
-                    "items": {t: items for t, items in self.base.items.items() if t in scored},
-                    "divergences": tuple(
-                        divergence
-                        for divergence in self.base.divergences
-                        if divergence.train_task == train_task
-                    ),
-                }
-            ),
+            base=base.model_copy(update={"divergences": tuple(divergences)}),
             runs=tuple(
                 model
                 for model in self.runs
@@ -154,3 +152,37 @@ class TrainTaskResults(Record):
     def planned(self) -> tuple[PlannedRun, ...]:
         """The runs that the study plans for this task."""
         return tuple(run for run in self.study.runs if run.train_task == self.train_task)
+
+
+def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
+    """The items of a scoring, from its samples under the filter that decides, in order."""
+    values = [float(line[record.decision_metric]) for line in lines]
+    if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
+        values = weighted_by_tokens(values, [int(line["num_loss_tokens"]) for line in lines])
+    has_options = record.output_type == "multiple_choice"
+    return TaskItems(
+        task=record.task,
+        metric=record.decision_metric,
+        unit="nats" if record.decision_metric == LOSS_METRIC else "points",
+        higher_is_better=record.decision.higher_is_better,
+        doc_ids=tuple(int(line["doc_id"]) for line in lines),
+        values=tuple(values),
+        choices=tuple(_choice(line) for line in lines) if has_options else None,
+    )
+
+
+def weighted_by_tokens(losses: Sequence[float], num_tokens: Sequence[int]) -> list[float]:
+    """Weight texts' losses per token, so that their mean is the loss per token over all texts."""
+    mean = sum(num_tokens) / len(num_tokens)
+    return [loss * count / mean for loss, count in zip(losses, num_tokens, strict=True)]
+
+
+def _choice(line: Line) -> int:
+    """The first option with the highest log-likelihood.
+
+    For ``acc_mutual_info``, every option is scored again without its context; those come last.
+    """
+    scores = [float(response[0][0]) for response in line["resps"]]
+    if "acc_mutual_info" in line["metrics"]:
+        scores = scores[: len(scores) // 2]
+    return scores.index(max(scores))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rankwise.records.study import SCHEMA_VERSION, Record, SchemaVersion, StageRecord
+from rankwise.records.study import Record, StageRecord
 
 LEADING = (10, 50, 100, 500)
 """Numbers of leading singular vectors over which similarities are averaged; a matrix that has fewer
@@ -104,7 +104,6 @@ class MatrixSpectrum(Record):
 class SpectraRecord(StageRecord):
     """``spectra.json``: every adapted matrix of one run."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     epsilons: tuple[float, ...]
     null_draws: int

@@ -27,11 +27,18 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class VersionedRecord(Record):
+    """Base of what is written as a file of its own."""
+
+    schema_version: SchemaVersion = SCHEMA_VERSION
+
+
 class StageRecord(Record):
     """Base of what a stage writes: it is recomputed when what it depends on has changed."""
 
     fingerprint: str
     """Hash of everything that the record depends on."""
+    schema_version: SchemaVersion = SCHEMA_VERSION
 
 
 class Provenance(Record):
@@ -213,10 +220,9 @@ class StudyRecord(StudyTasks):
         return tuple({run.name: run for run in found if run is not None}.values())
 
 
-class RunRecord(Record):
+class RunRecord(VersionedRecord):
     """``run.json``: one finished training; written after the weights."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     status: Literal["trained", "diverged"]
     message: str | None
     """Why training stopped early; None if it did not."""
@@ -242,6 +248,32 @@ class RunRecord(Record):
     peak_memory_bytes: int
     """Peak memory of the pass until this run was done."""
     provenance: Provenance
+
+
+class StageFailure(VersionedRecord):
+    """``failures/<stage>.json``: why a stage of a study could not be done; removed once it is."""
+
+    stage: str
+    """The stage's id."""
+    kind: str
+    """What the stage does: training, scoring, divergence, heads or spectra."""
+    name: str
+    """The scored task, or the kind."""
+    model: str
+    """What the stage works on, as it is shown: "base", a run's name, or a pass."""
+    runs: tuple[str, ...]
+    """The runs whose records are missing; empty for the base."""
+    error: str
+    """The kind of error, such as OutOfMemoryError."""
+    message: str
+    """What went wrong, and what to do about it."""
+    failed_at: str
+    """When: an ISO 8601 date and time with its zone."""
+
+    @property
+    def what(self) -> str:
+        """What failed, in words: scoring arc_easy, or training."""
+        return f"scoring {self.name}" if self.kind == "scoring" else self.kind
 
 
 class Interval(Record):
@@ -284,7 +316,6 @@ class MetricScore(Record):
 class TaskEvaluation(StageRecord):
     """``eval/<task>.json``: one model on one task; written after the samples."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     model: str
     """Name of a run, or "base"."""
     task: str
@@ -487,8 +518,7 @@ class Recommendation(Record):
     format_effects: tuple[FormatEffect, ...]
 
 
-class StudyRecommendation(Record):
+class StudyRecommendation(VersionedRecord):
     """``recommendation.json``: one recommendation for each task that was trained on."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     by_train_task: tuple[Recommendation, ...]

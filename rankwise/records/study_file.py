@@ -172,13 +172,7 @@ def _at(data: Any, location: tuple[str, ...]) -> Any:
 def problems_of(
     error: ValidationError, data: dict[str, Any], model: type[BaseModel]
 ) -> Iterable[str]:
-    """One sentence for each problem that pydantic found: the key, what was given, what to do.
-
-    Args:
-        error: what validation raised.
-        data: that was validated.
-        model: that it was validated as.
-    """
+    """One sentence for each problem that pydantic found: the key, what was given, what to do."""
     for detail in error.errors(include_url=False):
         key = _dotted(_as_written(detail["loc"], data))
         if detail["type"] == "extra_forbidden":

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import StudyFindings, study_findings
-from rankwise.records.failures import StageFailure
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
-from rankwise.records.study import StudyRecommendation
+from rankwise.records.study import StageFailure, StudyRecommendation
 
 
 class StudyOutcome(NamedTuple):

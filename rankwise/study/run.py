@@ -15,8 +15,8 @@ from rankwise.errors import (
     StageFailedError,
     StorageError,
 )
-from rankwise.records.failures import StageFailure
 from rankwise.records.folder import StudyFolder
+from rankwise.records.study import StageFailure
 from rankwise.study.conclusion import StudyOutcome, conclude
 from rankwise.study.context import StudyContext
 from rankwise.study.observer import Observer

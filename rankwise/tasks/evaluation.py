@@ -14,7 +14,7 @@ from rankwise.tasks.requests import SAMPLING_SEED, PreparedTask, Request
 
 
 class Known(NamedTuple):
-    """Answers of an earlier scoring of fewer items, which are not computed again.
+    """A model's answers: all, or those of an earlier scoring of fewer items.
 
     Attributes:
         responses: to the first instances of the task, in order.
@@ -50,14 +50,6 @@ class Scoring(NamedTuple):
     samples: list[dict[str, Any]]
 
 
-class _Answers(NamedTuple):
-    """One model's answers to a task's instances; ``num_unfinished`` is for generations only."""
-
-    responses: list[Responses]
-    num_unfinished: int | None
-    score_seconds: float
-
-
 def evaluate(
     scorer: Scorer,
     models: Sequence[ScoredModel],
@@ -87,7 +79,7 @@ def evaluate(
     groups: dict[int, list[ScoredModel]] = defaultdict(list)
     for model in models:
         groups[len(model.known.responses)].append(model)
-    answers: dict[str, _Answers] = {}
+    answers: dict[str, Known] = {}
     for num_known, group in groups.items():
         new = [request for request in prepared.requests if request.instance >= num_known]
         num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
@@ -97,7 +89,7 @@ def evaluate(
 
 
 def _judged(
-    model: ScoredModel, prepared: PreparedTask, answers: _Answers, metric: str | None
+    model: ScoredModel, prepared: PreparedTask, answers: Known, metric: str | None
 ) -> Scoring:
     started = time.perf_counter()
     judgement = judge(prepared, answers.responses, metric)
@@ -117,7 +109,7 @@ def _judged(
         limit=prepared.limit,
         chance=prepared.chance,
         predicted_shares=judgement.predicted_shares,
-        num_unfinished=answers.num_unfinished,
+        num_unfinished=answers.num_unfinished if _generates(prepared) else None,
         num_draws=prepared.num_draws,
         sampling_seed=SAMPLING_SEED if prepared.num_draws else None,
         num_truncated=prepared.num_truncated,
@@ -133,14 +125,13 @@ def _ask(
     prepared: PreparedTask,
     requests: Sequence[Request],
     advance: Advance,
-) -> dict[str, _Answers]:
+) -> dict[str, Known]:
     """Model name -> answers, for models with equally many known answers."""
     started = time.perf_counter()
     adapters = [model.adapter for model in models]
-    generates = prepared.loaded.output_type == "generate_until"
-    unfinished: list[int] | None = None
+    unfinished = [0] * len(models)
     answers: list[list[Any]]
-    if generates:
+    if _generates(prepared):
         prompts = [
             Prompt(request.context, request.settings, request.draw)
             for request in requests
@@ -155,13 +146,17 @@ def _ask(
         answers = [[tuple(item) for item in model] for model in likelihoods]
     seconds = (time.perf_counter() - started) / len(models)
     return {
-        model.name: _Answers(
-            [*model.known.responses, *_of_instances(prepared, requests, answers[index])],
-            None if unfinished is None else model.known.num_unfinished + unfinished[index],
+        model.name: Known(
+            (*model.known.responses, *_of_instances(prepared, requests, answers[index])),
+            model.known.num_unfinished + unfinished[index],
             model.known.score_seconds + seconds,
         )
         for index, model in enumerate(models)
     }
+
+
+def _generates(prepared: PreparedTask) -> bool:
+    return prepared.loaded.output_type == "generate_until"
 
 
 def _of_instances(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
-from rankwise.records.items import LOSS_METRIC, weighted_by_tokens
+from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 from rankwise.records.study import MetricScore
 from rankwise.tasks.requests import PreparedTask
 
@@ -40,16 +40,7 @@ class Judgement(NamedTuple):
 
 
 def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | None) -> Judgement:
-    """Let the task judge the answers.
-
-    Args:
-        prepared: the task.
-        responses: answers to its instances, in order.
-        metric: the metric that decides; None: the task's first with one number per item.
-
-    Raises:
-        TaskError: the task has no metric of that name with one number per item.
-    """
+    """Let the task judge the answers to its instances, in order; see ``evaluation.evaluate``."""
     samples, values = _samples(prepared, responses)
     metrics = _aggregate(prepared, values)
     return Judgement(

@@ -8,13 +8,20 @@ import io
 import json
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
-from rankwise.tasks.encoding import TextEncoder
+from rankwise.records.config import EvaluationConfig
 from rankwise.tasks.questions import GenerationSettings
-from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval, task_file_errors
-from rankwise.tasks.training_rows import render_chat
+from rankwise.tasks.resolution import (
+    LoadedTask,
+    TaskNotFound,
+    load_tasks,
+    quiet_lm_eval,
+    task_file_errors,
+)
+from rankwise.tasks.training_rows import TextEncoder, render_chat
 
 FEWSHOT_SEED = 1234  # lm-eval's default
 
@@ -156,7 +163,7 @@ def prepare_task(
                 limit=limit,
                 apply_chat_template=chat_template,
                 fewshot_as_multiturn=fewshot_as_multiturn,
-                chat_template=partial(_render, tokenizer) if chat_template else None,
+                chat_template=partial(render_chat, tokenizer) if chat_template else None,
             )
     except task_file_errors() as error:
         raise TaskError(
@@ -186,6 +193,53 @@ def prepare_task(
     )
 
 
+def prepared_tasks(
+    names: Sequence[str],
+    tasks_path: Sequence[Path],
+    tokenizer: Any,
+    max_length: int,
+    evaluation: EvaluationConfig,
+) -> list[PreparedTask]:
+    """Every named task once, groups and tags as their leaves; see ``prepare_task``.
+
+    Raises:
+        TaskError: also for unknown names, all at once.
+    """
+    leaves: dict[str, LoadedTask] = {}
+    unknown: list[str] = []
+    for found in load_tasks(names, tasks_path).values():
+        if isinstance(found, TaskNotFound):
+            unknown.append(str(found))
+        else:
+            leaves |= {task.name: task for task in found}
+    if unknown:
+        raise TaskError(f"{'; '.join(unknown)}. `rankwise tasks` lists the known ones.")
+    return [prepared_task(task, tokenizer, max_length, evaluation) for task in leaves.values()]
+
+
+def prepared_task(
+    task: LoadedTask,
+    tokenizer: Any,
+    max_length: int,
+    evaluation: EvaluationConfig,
+    *,
+    limit: int | None = None,
+) -> PreparedTask:
+    """One task with the settings of a study's ``evaluation`` section; see ``prepare_task``.
+
+    A ``limit`` takes the place of the section's. No chat template is used where there is none.
+    """
+    return prepare_task(
+        task,
+        tokenizer,
+        max_length=max_length,
+        num_fewshot=evaluation.num_fewshot,
+        limit=limit or evaluation.limit,
+        chat_template=evaluation.chat_template and bool(tokenizer.chat_template),
+        fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
+    )
+
+
 def _num_draws(instance: Any) -> int:
     """Number of texts sampled for an instance; 0 if its answer is deterministic."""
     if instance.request_type != "generate_until":
@@ -195,10 +249,6 @@ def _num_draws(instance: Any) -> int:
     with quiet_lm_eval():
         samples = normalize_gen_kwargs(instance.args[1]).get("do_sample", False)
     return (instance.repeats or 1) if samples else 0
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    return render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt)
 
 
 def _digest(loaded: LoadedTask, instances: Sequence[Any]) -> str:
@@ -243,19 +293,13 @@ class RequestEncoder:
             return self._generations(index, instance, task)
         if kind == "loglikelihood_rolling":
             return self._windows(index, instance, task)
-        context, continuation = instance.args
-        if not continuation:
+        before, option = instance.args
+        if not option:
             raise DataError(f"task {task!r}, item {instance.doc_id}: an option is empty text.")
-        return [self._pair(index, *self._text.split(context, continuation))]
-
-    def _pair(self, index: int, context: list[int], continuation: list[int]) -> Request:
+        context, continuation = self._text.split(before, option)
         kept = max(self._max_length + 1 - len(continuation), 1)
-        return Request(
-            instance=index,
-            context=tuple(context[-kept:]),
-            continuation=tuple(continuation),
-            is_truncated=len(context) > kept,
-        )
+        is_truncated = len(context) > kept
+        return [Request(index, tuple(context[-kept:]), tuple(continuation), is_truncated)]
 
     def _windows(self, index: int, instance: Any, task: str) -> list[Request]:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -289,10 +333,7 @@ class RequestEncoder:
 def generation_settings(options: dict[str, Any], end_of_text: str, task: str) -> GenerationSettings:
     """A task's ``generation_kwargs`` as settings, read as lm-eval's Hugging Face back end does.
 
-    Args:
-        options: as the task gives them.
-        end_of_text: the text of the end token, which is always among the stops.
-        task: its name, for errors.
+    The text of the end token is always among the stops.
 
     Raises:
         TaskError: sampling without a temperature, or an option that is not a number or a switch.

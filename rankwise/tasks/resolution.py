@@ -137,17 +137,16 @@ def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
                 f"task {name!r} runs generated code or needs images or audio; rankwise scores text "
                 "only. Leave it out."
             )
-    members = {group: _members(found["groups"][group]) for group in found["groups"]}
+    members = {
+        name: {task.task_name for task in group.get_all_tasks()}
+        for name, group in found["groups"].items()
+    }
     if name not in tasks:
         members[name] = set(tasks)  # a tag is not a group
     return tuple(
         LoadedTask(leaf, task, groups=tuple(g for g, leaves in members.items() if leaf in leaves))
         for leaf, task in tasks.items()
     )
-
-
-def _members(group: Any) -> set[str]:
-    return {task.task_name for task in group.get_all_tasks()}
 
 
 class TaskListing(NamedTuple):
@@ -163,12 +162,10 @@ def list_tasks(tasks_path: Sequence[Path] = (), *, everything: bool = False) -> 
     manager = _manager(tasks_path, everything=everything)
     listing: list[TaskListing] = []
     for name, entry in sorted(manager.task_index.items()):
-        path = entry.yaml_path
-        if path is None:
-            source = "lm-eval"
-        elif BUNDLED_FOLDER in Path(path).parents:
+        parents = Path(entry.yaml_path or "").parents
+        if BUNDLED_FOLDER in parents:
             source = "rankwise"
-        elif any(folder in Path(path).parents for folder in tasks_path):
+        elif any(folder in parents for folder in tasks_path):
             source = "tasks_path"
         else:
             source = "lm-eval"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask, Request
-from rankwise.tasks.training_rows import option_index, target_text
+from rankwise.tasks.training_rows import TextEncoder, option_index, target_text
 
 MOST_ITEMS = 100
 """With a hundred items, the standard error of a mean is a tenth of the items' spread."""
@@ -59,26 +59,22 @@ def _question(answer: RightAnswer) -> tuple[int, ...]:
 def _num_tokens(lengths: Sequence[int], vocabulary_size: int) -> int:
     """The number of tokens of each answer that fit."""
     positions = MOST_BYTES // (_FLOAT32_BYTES * vocabulary_size)
-    return next(
-        (
-            kept
-            for kept in range(MOST_TOKENS, 1, -1)
-            if sum(min(length, kept) for length in lengths) <= positions
-        ),
-        1,
+    fitting = (
+        kept
+        for kept in range(MOST_TOKENS, 1, -1)
+        if sum(min(length, kept) for length in lengths) <= positions
     )
+    return next(fitting, 1)
 
 
 def _answers(prepared: PreparedTask, tokenizer: Any) -> Iterator[RightAnswer]:
     encoder = TextEncoder(tokenizer)
-    first: dict[int, Request] = {}
-    for request in prepared.requests:
-        first.setdefault(request.instance, request)
-    for doc_id, group in itertools.groupby(
-        sorted(range(len(prepared.instances)), key=lambda i: prepared.instances[i].doc_id),
-        key=lambda i: prepared.instances[i].doc_id,
-    ):
-        tokens = _tokens(prepared, list(group), first, encoder)
+    first = {request.instance: request for request in reversed(prepared.requests)}
+    by_doc: dict[int, list[int]] = defaultdict(list)
+    for index, instance in enumerate(prepared.instances):
+        by_doc[instance.doc_id].append(index)
+    for doc_id, indices in sorted(by_doc.items()):
+        tokens = _tokens(prepared, indices, first, encoder)
         if tokens is not None and all(tokens):
             yield RightAnswer(prepared.name, doc_id, *tokens)
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config import TrainConfig
-from rankwise.tasks.encoding import TextEncoder
 from rankwise.tasks.resolution import LoadedTask, task_file_errors
 
 TRAINED_SUFFIX = "@train"
@@ -90,12 +89,7 @@ def _documents(loaded: LoadedTask, split: str | None) -> Any:
 
 
 def trained_items(loaded: LoadedTask, split: str | None) -> LoadedTask:
-    """A copy of a task that scores the rows it trains on, named ``<task>@train``.
-
-    Args:
-        loaded: a task with training rows.
-        split: see ``task_rows``.
-    """
+    """A copy of a task that scores the rows it trains on, named ``<task>@train``."""
     return loaded.changed(
         f"{loaded.name}{TRAINED_SUFFIX}", test_split=split or loaded.task.config.training_split
     )
@@ -160,10 +154,6 @@ def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
 
     The completion is empty if the document has no right answer. For prose, the prompt is the whole
     text.
-
-    Args:
-        loaded: the task that scores the document.
-        doc: the document.
     """
     task, texts = loaded.task, _document_texts(doc)
     if loaded.output_type == "loglikelihood_rolling":
@@ -175,12 +165,9 @@ def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
 
 
 def option_index(target: Any, task: Any, doc: Any) -> int | None:
-    """Index of the option that a target names; None if it names none.
+    """Index of the option that a task's target names; None if it names none.
 
-    Args:
-        target: the task's target: an index, an option, or a list whose first entry counts.
-        task: lm-eval's task.
-        doc: the document.
+    A target is an index, an option, or a list whose first entry counts.
     """
     if isinstance(target, list):
         target = target[0] if target else None
@@ -193,12 +180,7 @@ def option_index(target: Any, task: Any, doc: Any) -> int | None:
 def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str:
     """A generation's target, as it follows the prompt; empty if there is none.
 
-    Args:
-        task: lm-eval's task.
-        doc: the document.
-        target: the task's target: a text, the index of an option, or a list whose first entry
-            counts.
-        chat_template: whether the prompt is rendered as a conversation.
+    A target is a text, the index of an option, or a list whose first entry counts.
     """
     text = target[0] if isinstance(target, list) and target else target
     if task.config.doc_to_choice is not None and isinstance(text, int):
@@ -212,7 +194,7 @@ def target_text(task: Any, doc: Any, target: Any, *, chat_template: bool) -> str
 
 
 def render_chat(
-    tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
+    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True
 ) -> str:
     """Render messages as text, as lm-eval's Hugging Face back end does.
 
@@ -244,18 +226,46 @@ def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
     return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
 
 
+class TextEncoder:
+    """Text to tokens by the rules of lm-eval's Hugging Face back end, for training and scoring."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        bos = tokenizer.bos_token_id
+        self.prefix_id: int = tokenizer.eos_token_id if bos is None else bos
+        self._prefix_text: str = tokenizer.decode([self.prefix_id])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the tokenizer's special tokens unless the text starts with one."""
+        if text.startswith(self._prefix_text):
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(text)
+
+    def split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Split into tokens that are read and tokens that are scored or learned.
+
+        Spaces at the end of the context belong to the continuation's first word. An empty
+        context becomes the beginning-of-text token, or end of text if there is none.
+        """
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        if not stripped:
+            tokens = self._tokenizer.encode(continuation, add_special_tokens=False)
+            if tokens[:1] == [self.prefix_id]:
+                return tokens[:1], tokens[1:]
+            return [self.prefix_id], tokens
+        whole = self.encode(stripped + continuation)
+        length = len(self.encode(stripped))
+        return whole[:length], whole[length:]
+
+
 def tokenise_rows(
     rows: Sequence[TrainingRow], tokenizer: Any, config: TrainConfig, max_length: int
 ) -> list[Example]:
     """Tokenise rows, with the boundary between prompt and completion where scoring has it.
 
-    Spaces at the end of a prompt are learned with the completion.
-
-    Args:
-        rows: prompts and completions as text.
-        tokenizer: the base model's.
-        config: decides whether prompts are learned too, and the maximum length.
-        max_length: the model's own limit in tokens.
+    Spaces at the end of a prompt are learned with the completion. The shorter of the config's
+    ``max_length`` and the model's own, in tokens, is the limit.
 
     Raises:
         DataError: a completion alone does not fit, or has no tokens.

@@ -54,11 +54,7 @@ def refuse_unapplied(
 
 
 def refuse_equal(name: str, base: Sequence[LogLikelihood], own: Sequence[LogLikelihood]) -> None:
-    """Refuse answers of an adapter that equal the base's, each scored alone on the same texts.
-
-    Raises:
-        UnchangedOutputsError: they are equal.
-    """
+    """Raise ``UnchangedOutputsError`` if an adapter's answers equal the base's, each alone."""
     if own and _distance(own, base) == 0:
         raise _unchanged(name, len(own))
 

@@ -71,13 +71,13 @@ def load_user_data(
     held_out = [rows[index] for index in sorted(order[:num_held_out])]
     trained = [rows[index] for index in sorted(order[num_held_out:])][:max_examples]
     name = f"data_{path.stem}"
-    tasks = [_task(name, held_out, output_type="loglikelihood")]
+    tasks = [_task(name, held_out)]
     if exact_match:
-        tasks.append(_task(f"{name}_exact_match", held_out, output_type="generate_until"))
+        tasks.append(_task(f"{name}_exact_match", held_out, generates=True))
     return UserData(
         training=[TrainingRow(row.prompt, row.completion + row.end, row.end) for row in trained],
         tasks=tuple(tasks),
-        trained_items=_task(f"{name}@train", trained, output_type="loglikelihood"),
+        trained_items=_task(f"{name}@train", trained),
         format=_format(rows),
     )
 
@@ -178,25 +178,20 @@ def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:
     """Does a model stop where it was taught to? Rows that were trained on, without their end.
 
     Each asks for the likelihood of the end behind the prompt and the right answer. The metric
-    ``acc`` is the share of the rows where nothing is more likely.
-
-    Args:
-        name: of what they come from; the task is named ``<name>@end``.
-        rows: at least one.
+    ``acc`` is the share of the rows where nothing is more likely. The task is named ``<name>@end``.
     """
     whole = [
         _Row(f"{row.prompt}{row.completion.removesuffix(row.end)}", "", row.end, False)
         for row in rows
     ]
-    return _task(f"{name}{ENDING_SUFFIX}", whole, output_type="loglikelihood")
+    return _task(f"{name}{ENDING_SUFFIX}", whole)
 
 
-def _task(name: str, rows: list[_Row], *, output_type: str) -> LoadedTask:
+def _task(name: str, rows: list[_Row], *, generates: bool = False) -> LoadedTask:
     """The rows as a lm-eval task whose prompts are taken as they are."""
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
 
-    generates = output_type == "generate_until"
     docs = [
         {
             "prompt": row.prompt,
@@ -208,14 +203,16 @@ def _task(name: str, rows: list[_Row], *, output_type: str) -> LoadedTask:
         "task": name,
         "dataset_path": "",
         "custom_dataset": lambda **_: DatasetDict({"test": Dataset.from_list(docs)}),
-        "output_type": output_type,
+        "output_type": "generate_until" if generates else "loglikelihood",
         "test_split": "test",
         "doc_to_text": lambda doc: doc["prompt"],
         "doc_to_target": lambda doc: doc["completion"],
         "metric_list": [
-            {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
-            if generates
-            else {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+            {
+                "metric": "exact_match" if generates else "acc",
+                "aggregation": "mean",
+                "higher_is_better": True,
+            }
         ],
         "num_fewshot": 0,  # prompts are taken as they are
         "metadata": {"version": 1.0, "domain": "own data"},

@@ -18,9 +18,8 @@ from rankwise.records import quantities
 from rankwise.records.audits import AuditScore
 from rankwise.records.config import EvaluationConfig, Precision
 from rankwise.records.folder import BASE
-from rankwise.records.items import task_items
-from rankwise.records.results import ModelResults
-from rankwise.tasks import preparation
+from rankwise.records.results import ModelResults, task_items
+from rankwise.tasks import requests
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, LogLikelihood
 from rankwise.tasks.requests import PreparedTask
@@ -55,7 +54,7 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
     Raises:
         ConfigError: a chat template is wanted and the base has none.
         ModelError: a checkpoint has no embeddings for some of the base's tokens.
-        TaskError: as ``preparation.prepared_tasks``.
+        TaskError: as ``requests.prepared_tasks``.
         DataError: likewise.
     """
     tokenizer = models.load_tokenizer(audited.base.folder)
@@ -65,7 +64,7 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
     skeleton: Any = models.model_skeleton(audited.base.folder)
     _check_vocabulary(audited, min(len(tokenizer), _num_embeddings(skeleton)))
     longest = models.context_length(skeleton.config, tokenizer)
-    return preparation.prepared_tasks(
+    return requests.prepared_tasks(
         settings.tasks, settings.tasks_path, tokenizer, longest, settings.evaluation
     )
 

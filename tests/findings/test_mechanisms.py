@@ -18,8 +18,13 @@ from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.folder import StudyFolder, read_record
-from rankwise.records.items import task_items
-from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems
+from rankwise.records.results import (
+    Divergence,
+    ModelResults,
+    StudyResults,
+    TaskItems,
+    task_items,
+)
 from rankwise.records.study import TaskEvaluation
 from rankwise.report.page import study_sections, write_report
 from tests.planted.results import Key, planted_evaluation, planted_items, planted_study

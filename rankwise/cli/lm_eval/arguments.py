@@ -20,8 +20,7 @@ from pydantic import (
 
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
 from rankwise.errors import ConfigError
-from rankwise.records.config import Engine
-from rankwise.records.config_fields import Count
+from rankwise.records.config import Count, Engine
 from rankwise.records.study_file import problems_of
 
 BASE_NAME = "base"
@@ -126,6 +125,11 @@ class ModelArguments(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Names of the adapters."""
         return tuple(name for name, _ in self.adapters)
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        """The model that ``peft`` names, else the base and every adapter."""
+        return (None, *self.names) if self.answering is None else (self.answering,)
 
     @property
     def precision(self) -> ResolvedPrecision:

@@ -51,11 +51,11 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     from rankwise.cli.lm_eval.model import MODEL_NAME, HeldModels
 
     held = HeldModels.of(parsed)
-    for name in _models(parsed):
+    for name in parsed.models:
         one = copy.deepcopy(flags)
         one.model, one.device = MODEL_NAME, parsed.device
         one.model_args = dict(given) | ({} if name is None else {"peft": name})
-        if one.use_cache and len(_models(parsed)) > 1:
+        if one.use_cache and len(parsed.models) > 1:
             one.use_cache += f"_{name or BASE_NAME}"
         with _tasks_found():
             harness.execute(one)
@@ -64,11 +64,7 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _tasks_found() -> Generator[None]:
-    """Turn lm-eval's tracebacks about missing tasks, or missing data, into errors.
-
-    Raises:
-        TaskError: a task or its data is missing.
-    """
+    """Turn lm-eval's tracebacks about missing tasks, or missing data, into ``TaskError``."""
     try:
         yield
     except ValueError as error:
@@ -90,11 +86,6 @@ def _command_line(arguments: Sequence[str]) -> Generator[None]:
         yield
     finally:
         sys.argv = before
-
-
-def _models(parsed: ModelArguments) -> tuple[str | None, ...]:
-    """The model that ``peft`` names, else the base and every adapter."""
-    return (None, *parsed.names) if parsed.answering is None else (parsed.answering,)
 
 
 def _model_arguments(flags: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +119,7 @@ def _check(flags: argparse.Namespace, parsed: ModelArguments) -> None:
         raise ConfigError(_PROGRAM, [*problems, str(error)]) from error
     if not config.tasks:
         problems.append("--tasks is missing; name tasks, such as --tasks arc_easy,mmlu")
-    if str(config.output_path).endswith(".json") and len(_models(parsed)) > 1:
+    if str(config.output_path).endswith(".json") and len(parsed.models) > 1:
         problems.append(
             f"--output_path {config.output_path}: several models are scored; give a folder"
         )

@@ -46,9 +46,6 @@ _log = logging.getLogger(__name__)
 class HeldModels:
     """A base model, its adapters, and answers that lm-eval has not requested yet.
 
-    Args:
-        arguments: the base, the adapters, and the engine.
-
     Raises:
         ModelError: the base or an adapter cannot be read or used.
     """
@@ -105,13 +102,9 @@ class HeldModels:
         ask: Callable[[Sequence[str | None], Sequence[Asked], Advance], list[list[Answer]]],
         num_tokens: Callable[[Asked], int],
     ) -> list[Answer]:
-        """One model's answers; new items are answered for every model.
+        """One model's answers, in the order of the items; new items are answered for every model.
 
-        Args:
-            name: the adapter, or None for the base.
-            items: the items, in the order of the answers.
-            ask: a method of the scorer.
-            num_tokens: tokens of an item, for the progress bar.
+        ``ask`` is a method of the scorer, and ``num_tokens`` counts an item for the progress bar.
         """
         keys = [_digest(item) for item in items]
         kept = self._kept[name]
@@ -146,6 +139,9 @@ def _digest(item: Continuation | Prompt) -> bytes:
 @register_model(MODEL_NAME)
 class RankwiseLM(LM):
     """One model of a resident base, as lm-eval uses it.
+
+    Its answers raise ``DataError`` where an option is empty text, and ``TaskError`` where
+    generation settings cannot be honoured.
 
     Args:
         pretrained: an embedded model's name, a folder, or a hub repository.
@@ -193,11 +189,7 @@ class RankwiseLM(LM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation in nats, and whether it is greedy.
-
-        Raises:
-            DataError: an option is empty text.
-        """
+        """The log-likelihood of each continuation in nats, and whether it is greedy."""
         flat = [request for encoded in self._encoded(requests) for request in encoded]
         answers = self._log_likelihoods(flat)
         self._cache("loglikelihood", requests, answers)
@@ -214,11 +206,7 @@ class RankwiseLM(LM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The texts that continue the prompts, cut at the stop strings.
-
-        Raises:
-            TaskError: generation settings that cannot be honoured.
-        """
+        """The texts that continue the prompts, cut at the stop strings."""
         draws, prompts = Counter[int](), list[Prompt]()
         for request, encoded in zip(requests, self._encoded(requests), strict=True):
             # lm-eval repeats the instance itself for every text that it wants sampled

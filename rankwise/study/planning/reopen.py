@@ -10,8 +10,7 @@ from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.planning.tasks import plan_tasks
-from rankwise.tasks.preparation import prepared_task
-from rankwise.tasks.requests import PreparedTask, prepare_task
+from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
 
 

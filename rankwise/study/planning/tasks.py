@@ -13,8 +13,7 @@ from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
-from rankwise.tasks.preparation import prepared_task
-from rankwise.tasks.requests import PreparedTask, prepare_task
+from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
 from rankwise.tasks.user_data import ending_items, load_user_data

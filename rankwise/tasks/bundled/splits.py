@@ -65,12 +65,11 @@ def balanced_splits(
         split: _draw_split(draw, classes, size, random.Random(f"{name}/{split}/{seed}"), seen)
         for split, size in (("test", test), ("train", train))
     }
-    for split, size in (("test", test), ("train", train)):
-        if len(rows[split]) < size:
-            raise DataError(
-                f"{name}: these settings give {len(seen)} different questions, fewer than the "
-                f"{train + test} asked for. Ask for fewer, or make the questions more varied."
-            )
+    if len(seen) < train + test:
+        raise DataError(
+            f"{name}: these settings give {len(seen)} different questions, fewer than the "
+            f"{train + test} asked for. Ask for fewer, or make the questions more varied."
+        )
     return DatasetDict({split: choice_dataset(rows[split]) for split in ("train", "test")})
 
 

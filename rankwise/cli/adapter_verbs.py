@@ -1,32 +1,34 @@
-"""Verbs for an existing adapter: audit it, truncate it, scale its intruder dimensions."""
+"""Verbs for adapters and checkpoints: audit, truncate, scale intruder dimensions, ablate heads."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rankwise.cli.application import (
     OK,
-    USAGE,
+    Folder,
     Json,
     TasksPath,
     emit,
     note,
-    print_error,
     quiet_libraries,
     say,
     stderr,
+    usage_errors,
     verb,
     warn,
 )
+from rankwise.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from rankwise.records.heads import HeadRepair
     from rankwise.weights.spectra import Svd
 
 ADAPTERS = "Adapters and checkpoints"
@@ -48,6 +50,14 @@ class ScorePrecision(StrEnum):
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Mode(StrEnum):
+    """How a head is switched off."""
+
+    ABLATE = "ablate"
+    ABLATE_MEAN = "ablate-mean"
+    REVERT = "revert"
 
 
 @verb(ADAPTERS)
@@ -119,21 +129,17 @@ def audit(
         chat_template=chat_template,
         precision=precision.value,
     )
-    with _usage_errors():
+    with usage_errors():
         _refuse_inside(target, folder)
         audited = find_audited(base, target, any_base=any_base, report=note)
         prepared = prepared_tasks(audited, asked) if names else []
         scored = None
         if prepared:
-            with _Counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as bar:
-                scored = audit_scores(audited, prepared, asked, bar.add)
-        with _Counted("analysing the weights, matrices", len(audited.shapes)) as bar:
-            record = look(
-                audited,
-                AuditSettings(top_k, null_draws),
-                scored=scored,
-                advance=lambda done, _: bar.reach(done),
-            )
+            with _counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as add:
+                scored = audit_scores(audited, prepared, asked, add)
+        with _counted("analysing the weights, matrices", len(audited.shapes)) as add:
+            settings = AuditSettings(top_k, null_draws)
+            record = look(audited, settings, scored=scored, advance=lambda *_: add(1))
     page = write_audit(folder, record)
     if as_json:
         return emit(record)
@@ -159,14 +165,10 @@ def truncate(
     the same folder, says what was done.
     """
     quiet_libraries()
-    from rankwise.weights.interventions import (
-        AdapterChange,
-        truncated_updates,
-        write_intervention,
-    )
+    from rankwise.weights.interventions import AdapterChange, truncated_updates, write_intervention
     from rankwise.weights.lowrank import read_updates
 
-    with _usage_errors():
+    with usage_errors():
         _refuse_replacing(output)
         updates = read_updates(adapter)
     truncated = truncated_updates(updates, rank)
@@ -229,17 +231,18 @@ def scale_intruders(
     """
     quiet_libraries()
     from rankwise.engine.models.weights import weight_matrices
-    from rankwise.errors import ConfigError, ModelError
     from rankwise.weights.audit import find_audited
-    from rankwise.weights.interventions import (
-        AdapterChange,
-        scaled_intruders,
-        write_intervention,
-    )
+    from rankwise.weights.interventions import AdapterChange, scaled_intruders, write_intervention
     from rankwise.weights.svd_cache import SpectralCache
 
-    _refuse_not_finite("scale-intruders", {"--factor": factor, "--epsilon": epsilon})
-    with _usage_errors():
+    problems = [
+        f"{name} {value} is not a finite number; give one"
+        for name, value in (("--factor", factor), ("--epsilon", epsilon))
+        if not math.isfinite(value)  # NaN passes the options' own bounds
+    ]
+    if problems:
+        raise ConfigError("scale-intruders", problems)
+    with usage_errors():
         _refuse_replacing(output)
         audited = find_audited(base, adapter, any_base=any_base, report=note)
         if audited.kind != "adapter":
@@ -250,10 +253,10 @@ def scale_intruders(
         weights = weight_matrices(audited.base.folder, list(audited.updates))
     warn(audited.warnings)
     cache = SpectralCache()
-    with _Counted("looking for intruders, layers", len(weights)) as bar:
+    with _counted("looking for intruders, layers", len(weights)) as add:
 
         def decomposed(name: str) -> Svd:
-            bar.add(1)
+            add(1)
             return cache.svd(weights[name])
 
         try:
@@ -277,65 +280,141 @@ def scale_intruders(
     return OK
 
 
-class _Counted:
-    """A line on stderr that counts up, if stderr is a terminal."""
+@verb(ADAPTERS)
+def heads(
+    directory: Folder,
+    run: Annotated[
+        str, typer.Option("--run", metavar="ID", help="A run's name, or the beginning of it.")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option("--tasks", metavar="TASK,TASK", help="Tasks scored by likelihood."),
+    ],
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            "--mode",
+            metavar="MODE",
+            help="How to switch a head off: replace its output by zeros (ablate) or by its mean "
+            "(ablate-mean), or undo what training changed in it (revert).",
+        ),
+    ] = Mode.ABLATE,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top",
+            min=1,
+            metavar="N",
+            help="Score only the N heads with the largest effects by gradient (default: all).",
+        ),
+    ] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            "--items", min=4, metavar="N", help="Items of each task (default: the study's)."
+        ),
+    ] = None,
+    keys_and_values: Annotated[
+        bool,
+        typer.Option(
+            "--keys-and-values",
+            help="With --mode revert, also undo the rows of k and v that heads share.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Switch a run's attention heads off one by one and score tasks.
 
-    def __init__(self, text: str, total: int) -> None:
-        self._text, self._total, self._done = text, total, 0
-        self._status = stderr.status(text)
+    Every head of the trained model is switched off in turn, and as a control
+    every head of the base. The effects are exact, with standard errors, and
+    their intervals are corrected for the number of heads.
 
-    def __enter__(self) -> Self:
-        self._status.start()
-        return self
+    With --mode revert, the adapter loses its delta in one head: rows of q,
+    columns of o, and rows of k and v that no other head reads. The control is
+    the base with the delta of that head alone. If one of the tasks is in-domain
+    and another is not, a set of heads is then chosen whose reversion restores
+    the other task at the least cost in-domain. It is chosen on half of the
+    items, confirmed on the other half, and written as an adapter to
+    runs/ID/heads/repaired.
 
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
+    The records are kept in the study's folder and shown in its report. Effects
+    that are recorded are not computed again.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in tasks.split(",") if part.strip()))
+    if not names:
+        raise ConfigError("heads", ["--tasks names no task; name at least one"])
+    if keys_and_values and mode is not Mode.REVERT:
+        raise ConfigError("heads", ["--keys-and-values works only with --mode revert; add it"])
+    from rankwise.records.folder import StudyFolder
 
-    def add(self, number: int) -> None:
-        self.reach(self._done + number)
+    folder = StudyFolder(directory)
+    study = folder.read_study()
+    quiet_libraries()
+    from rankwise.cli.progress import TerminalObserver
+    from rankwise.cli.terminal import head_lines
+    from rankwise.study.context import StudyContext
+    from rankwise.study.planning.reopen import reopen_study
+    from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
+    from rankwise.study.work.head_repair import HeadRepairer, can_repair
+    from rankwise.study.work.head_subjects import check_tasks, check_trained, find_run
 
-    def reach(self, done: int) -> None:
-        self._done = done
-        self._status.update(f"{self._text}: {done:,} of {self._total:,}")
+    chosen = find_run(study, run)
+    check_trained(folder, chosen)
+    plan = reopen_study(study, names, items, note)
+    prepared = list(plan.tasks.values())
+    check_tasks(prepared)
+    repair = None
+    with folder.lock(), TerminalObserver(stderr) as observer:
+        asked = HeadQuestion(mode.value, keys_and_values, top)
+        context = StudyContext.of(plan, folder, observer)
+        effects = HeadStudy(context, chosen).effects(prepared, asked)
+        if mode is Mode.REVERT and can_repair(chosen, effects):
+            observer.noted("choosing heads to revert together")
+            repair = HeadRepairer(context, chosen).repair(prepared, effects)
+    if as_json:
+        return emit({"effects": effects, "repair": repair})
+    for task in effects:
+        for line in head_lines(task):
+            say(line)
+    if repair is not None:
+        _say_repair(repair)
+    note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {directory}")
+    return OK
 
 
 @contextlib.contextmanager
-def _usage_errors() -> Generator[None]:
-    """Within the block, a model, an adapter or data that cannot be used is a usage error."""
-    from rankwise.errors import DataError, ModelError, RecordError
+def _counted(text: str, total: int) -> Generator[Callable[[int], None]]:
+    """A line on stderr that counts up, if stderr is a terminal; yields what adds to the count."""
+    done = 0
+    with stderr.status(text) as status:
 
-    try:
-        yield
-    except (ModelError, DataError, RecordError) as error:
-        print_error(error)
-        raise typer.Exit(USAGE) from error
+        def add(number: int) -> None:
+            nonlocal done
+            done += number
+            status.update(f"{text}: {done:,} of {total:,}")
+
+        yield add
 
 
 def _refuse_inside(target: Path, output: Path) -> None:
     """Refuse an output folder that would change what is audited."""
-    from rankwise.errors import ConfigError
-
     if target.resolve() in (output.resolve(), *output.resolve().parents):
         problem = f"--output {output} is inside what is audited; choose another folder"
         raise ConfigError("audit", [problem])
 
 
-def _refuse_not_finite(verb: str, options: Mapping[str, float]) -> None:
-    """Refuse NaN and infinity; NaN passes the options' own bounds."""
-    from rankwise.errors import ConfigError
-
-    problems = [
-        f"{name} {value} is not a finite number; give one"
-        for name, value in options.items()
-        if not math.isfinite(value)
-    ]
-    if problems:
-        raise ConfigError(verb, problems)
-
-
 def _refuse_replacing(output: Path) -> None:
-    from rankwise.errors import ConfigError
-
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem = f"--output {output} exists and is not empty; choose another folder"
         raise ConfigError("rankwise", [problem])
+
+
+def _say_repair(repair: HeadRepair) -> None:
+    say(repair.statement)
+    for task in repair.tasks:
+        say(
+            f"  {task.task}: base {task.base_score:.2f}, adapter {task.adapted_score:.2f}, "
+            f"repaired {task.repaired_score:.2f} {task.unit} on {task.num_items} items"
+        )
+    if repair.folder is not None:
+        say(f"repaired adapter: {repair.folder}", folded=False)
