@@ -113,6 +113,9 @@ def status(directory: Folder, as_json: Json = False) -> int:
     if as_json:
         return emit([line._asdict() for line in lines])
     stdout.print(status_table(lines))
+    for line in lines:
+        for failure in line.failed:
+            say(f"failed: {line.model}: {failure}")
     return OK
 
 

@@ -23,7 +23,7 @@ from rankwise.study.run import run_study
 from rankwise.study.stages import AnalyseWeights, CompareHeads, Score, Train, stages
 from rankwise.study.status import study_status
 from rankwise.study.work import training
-from tests.support.command_line import rankwise
+from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder, Silent
 from tests.support.tiny_tasks import write_tiny_tasks
 
@@ -163,6 +163,9 @@ def test_the_command_says_what_failed_and_ends_with_1(
     assert answered.exit_code == 1
     assert "training failed: OutOfMemoryError" in answered.stderr
     assert "Run the same command to try it again" in answered.stderr
+    shown = words(rankwise("status", tmp_path / "study").stdout)
+    assert "failed: colours-full-s0" in shown
+    assert "training: it does not fit into memory" in shown
     assert (tmp_path / "study" / "report.html").exists()
 
 
