@@ -377,12 +377,23 @@ class StudyFolder:
         failed = {run for failure in failures for run in failure.runs}
         runs: list[ModelResults] = []
         for planned in study.runs:
-            try:
+            if planned.name not in failed or self._is_scored(study, planned):
                 runs.append(self._run_results(study, planned))
-            except RecordError:
-                if planned.name not in failed:
-                    raise
         return StudyResults(study=study, base=base, runs=tuple(runs), failures=failures)
+
+    def _is_scored(self, study: StudyRecord, planned: PlannedRun) -> bool:
+        """Whether a run has all its scores; it needs none where it diverged."""
+        run = self.finished_run(planned)
+        if run is None or run.status == "diverged":
+            return run is not None
+        return all(
+            self.finished(
+                self.evaluation_file(planned.name, task),
+                TaskEvaluation,
+                scoring_fingerprint(study, planned.fingerprint, task),
+            )
+            for task in study.scored_tasks(planned.train_task)
+        )
 
     def _run_results(self, study: StudyRecord, planned: PlannedRun) -> ModelResults:
         run = self.finished_run(planned)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
 from rankwise.study.stages import (
     AnalyseWeights,
     CompareDistributions,
@@ -63,8 +63,9 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     study = folder.read_study()
     graph = stages(study)
     left = {stage.id: stage.left(folder) for stage in graph}
+    failures = folder.failures()
     return [
-        _line(folder, study, model, [s for s in graph if model in s.models], left)
+        _line(folder, study, model, [s for s in graph if model in left[s.id]], failures)
         for model in (None, *study.runs)
     ]
 
@@ -73,10 +74,9 @@ def _line(
     folder: StudyFolder,
     study: StudyRecord,
     model: PlannedRun | None,
-    of_model: list[Stage],
-    left: dict[str, tuple[PlannedRun | None, ...]],
+    todo: list[Stage],
+    failures: tuple[StageFailure, ...],
 ) -> ModelStatus:
-    todo = [stage for stage in of_model if model in left[stage.id]]
     name, training, done = BASE, "none needed", 0
     tasks = study.scored_tasks()
     if model is not None:
@@ -97,7 +97,7 @@ def _line(
         heads_left=any(isinstance(stage, CompareHeads) for stage in todo),
         failed=tuple(
             f"{failure.what}: {failure.message}"
-            for failure in folder.failures()
+            for failure in failures
             if failure.stage in {stage.id for stage in todo}
         ),
     )

@@ -27,16 +27,11 @@ from rankwise.tasks.update_guard import probes
 from tests.support.observers import Recorder
 from tests.support.plain_scorer import PlainScorer
 from tests.support.saved_adapters import save_dora
+from tests.support.studies import run
 
 RANKS = "methods.lora.ranks=[2, 4, 8]"
 SMALL = [RANKS, "methods.full=null", "evaluation.limit=6", "train.epochs=1"]
 TASKS = ["colours", "sums", "small_prose", "colours@train", "colours@end"]
-
-
-def run(study_file: Path, folder: Path, *overrides: str) -> tuple[Any, Recorder]:
-    recorder = Recorder()
-    plan = plan_study(load_config(study_file, overrides))
-    return run_study(plan, StudyFolder(folder), recorder), recorder
 
 
 @pytest.fixture

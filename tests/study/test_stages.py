@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from rankwise.cli.terminal import status_table
-from rankwise.errors import StageFailedError
+from rankwise.errors import RecordError, StageFailedError
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StudyRecord, TokenCounts
+from rankwise.records.study import StageFailure, StudyRecord, TokenCounts
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import StudyPlan, plan_study
@@ -120,6 +120,32 @@ def test_a_record_of_an_older_version_has_the_same_stages(folder: StudyFolder) -
     assert [stage.id for stage in stages(older)] == [s.id for s in stages(folder.read_study())]
     folder.study_file.write_text(json.dumps(content))
     assert not any(line.left for line in study_status(folder))
+
+
+def test_a_damaged_record_is_named_also_where_a_stage_failed(folder: StudyFolder) -> None:
+    study = folder.read_study()
+    run = study.runs[0]
+    (stage,) = [s for s in stages(study) if s.kind == "spectra" and run in s.models]
+    folder.write_failure(
+        StageFailure(
+            stage=stage.id,
+            kind=stage.kind,
+            name=stage.name,
+            model=stage.model,
+            runs=(run.name,),
+            error="ModelError",
+            message="planted",
+            failed_at="2026-01-01T00:00:00+00:00",
+        )
+    )
+    assert len(folder.read_results().runs) == len(study.runs)  # all is scored
+    path = folder.evaluation_file(run.name, "colours")
+    before = path.read_text()
+    path.write_text(before[:100])
+    with pytest.raises(RecordError, match=r"colours\.json is not a readable"):
+        folder.read_results()
+    path.unlink()
+    assert run.name not in [model.name for model in folder.read_results().runs]
 
 
 def exhausted(*_: Any, **__: Any) -> None:
