@@ -37,6 +37,7 @@ from rankwise.findings.stats.estimates import (
     effective_items,
     mcnemar_exact,
 )
+from rankwise.findings.stats.items import POINTS, Items
 from rankwise.findings.stats.simultaneous import study_bounds
 
 CONFIDENCE = 0.95
@@ -180,7 +181,11 @@ def simulate(cell: Cell, studies: int, seed: int) -> Tally:
             gain, loss = (np.asarray([values]) for values in cell.truth)
         gain, loss = gain.mean(axis=0), loss.mean(axis=0)
         bounds = study_bounds(
-            [gains], losses, confidence=CONFIDENCE, item_size=100.0, rng=rng, num_draws=DRAWS
+            [Items(gains, POINTS)],
+            [Items(task, POINTS) for task in losses],
+            confidence=CONFIDENCE,
+            rng=rng,
+            num_draws=DRAWS,
         )
         choice = choose(bounds, cell.delta, cell.epsilon)
         able = right_answers(gain, loss, cell.delta, cell.epsilon)

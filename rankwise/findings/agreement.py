@@ -9,13 +9,8 @@ import numpy as np
 
 from rankwise.findings.options import OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import pair_items, run_record
-from rankwise.findings.stats.estimates import (
-    POINTS,
-    Floats,
-    crossed_difference,
-    mean_over_tasks,
-    wilson_interval,
-)
+from rankwise.findings.stats.estimates import crossed_difference, mean_over_tasks, wilson_interval
+from rankwise.findings.stats.items import POINTS, Floats, Items, item_size
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
 from rankwise.records.results import Divergence, ModelResults
 from rankwise.records.study import Bound, Record, Unit
@@ -186,9 +181,8 @@ def _mean_agreement(values: Sequence[Floats], unit: Unit, confidence: float) -> 
 
     The bounds are cut off where no value can be.
     """
-    item_size, most = (POINTS, POINTS) if unit == "points" else (0.0, np.inf)
-    sizes = [each.shape[1] for each in values]
-    estimate = mean_over_tasks(values, item_size=item_size, weights=sizes)
+    estimate = mean_over_tasks(_by_items(values, unit))
+    most = POINTS if unit == "points" else np.inf
     pooled = np.concatenate(values, axis=1)
     num_seeds, num_items = pooled.shape
     if num_seeds == 1 and unit == "points" and np.isin(pooled, (0.0, POINTS)).all():
@@ -197,6 +191,13 @@ def _mean_agreement(values: Sequence[Floats], unit: Unit, confidence: float) -> 
     else:
         lower, upper = estimate.interval(confidence)
     return TaskMean.over(values, unit, estimate.value, max(lower, 0.0), min(upper, most))
+
+
+def _by_items(values: Sequence[Floats], unit: Unit) -> list[Items]:
+    """(seeds, items) of each task, so that every item counts the same."""
+    return [
+        Items(task, item_size(task, in_points=unit == "points"), task.shape[1]) for task in values
+    ]
 
 
 def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Bound | None:
@@ -227,7 +228,7 @@ def _trends(
         if not lora or not all(its[of] for its in values):
             continue
         measured = [
-            Measured(each.option, its[of])
+            Measured(each.option, _by_items(its[of], unit))
             for each, its in zip(lora, values, strict=True)
             if each.option is not None
         ]
@@ -235,9 +236,7 @@ def _trends(
             of,
             measured,
             unit=unit,
-            item_size=POINTS if unit == "points" else 0.0,
             confidence=confidence,
-            weights=[part.shape[1] for part in measured[0].parts],
         )
         if trend is not None:
             yield trend

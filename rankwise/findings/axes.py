@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
-from rankwise.findings.stats.estimates import Floats, holm, zero_p_value
+from rankwise.findings.stats.estimates import holm, zero_p_value
+from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
 from rankwise.records.study import Method, PlannedRun, Recommendation, Record, Relation, Unit
 

@@ -14,7 +14,7 @@ from typing import Literal
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.pairs import bound_of
-from rankwise.findings.stats.estimates import POINTS, mean_over_tasks
+from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
 from rankwise.records.study import Bound, Recommendation, Record, Unit
@@ -106,12 +106,11 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
     options = [option for option in source.options if option.plan.imported_as is None]
     if not names or not options:
         return (), None
-    item_size = 2.0 * POINTS if unit == "points" else 0.0
     gaps: list[TrainTestGap] = []
     measured: list[Measured] = []
     for option in options:
         parts = source.gap_parts(option.runs, names)
-        estimate = mean_over_tasks(parts, item_size=item_size)
+        estimate = mean_over_tasks(parts)
         gaps.append(
             TrainTestGap(
                 option=option.name,
@@ -126,7 +125,6 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
         "train-test gap",
         measured,
         unit=unit,
-        item_size=item_size,
         confidence=source.confidence,
     )
     return tuple(gaps), trend

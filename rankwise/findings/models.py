@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.findings.options import OptionGains, TaskMean
-from rankwise.findings.stats.estimates import POINTS, student_interval, wilson_interval
+from rankwise.findings.stats.estimates import student_interval, wilson_interval
+from rankwise.findings.stats.items import POINTS
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (

@@ -13,12 +13,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from rankwise.findings.pairs import Pair, pair_items, run_record
-from rankwise.findings.stats.estimates import (
-    POINTS,
-    Estimate,
-    Floats,
-    mean_over_tasks,
-)
+from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
+from rankwise.findings.stats.items import Floats, Items, item_size
 from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
@@ -144,6 +140,7 @@ class OptionGains:
             label for label in dict.fromkeys(self.labels.values()) if label not in complete
         )
         self._pairs: dict[tuple[str, str], Pair] = {}
+        self._item_sizes: dict[str, float] = {}
 
     def in_study_order(self, options: Sequence[Option]) -> tuple[Option, ...]:
         """The same options in the order in which the study plans them."""
@@ -178,15 +175,28 @@ class OptionGains:
         """(seeds, items): one option less another; a model without seeds is set against each."""
         return self.gains(option.runs, task) - self.gains(other.runs, task)
 
-    def gap_parts(self, runs: Runs, trained_items: Mapping[str, str]) -> list[Floats]:
+    def item_size(self, task: str) -> float:
+        """What one whole item of a task counts, by the gains of all trained runs together."""
+        if task not in self._item_sizes:
+            trained = [run for run in self.results.runs if run_record(run).status == "trained"]
+            gains = [self.pair(run, task).gain for run in trained]
+            in_points = self.results.base.items[task].unit == "points"
+            self._item_sizes[task] = item_size(gains or [0.0], in_points=in_points)
+        return self._item_sizes[task]
+
+    def gap_parts(self, runs: Runs, trained_items: Mapping[str, str]) -> list[Items]:
         """(seeds, items) whose mean over all parts is the gain on trained less on test items.
 
         Each is twice its gain, since half of the parts are the tests'. Trained and test items are
-        different ones, so the variances of both add; an item counts double (``item_size``).
+        different ones, so the variances of both add; an item counts double.
         ``trained_items`` says under which name the trained rows of each task were scored.
         """
-        trained = [2.0 * self.gains(runs, name) for name in trained_items.values()]
-        return [*trained, *(-2.0 * self.gains(runs, task) for task in trained_items)]
+
+        def twice(task: str, sign: float) -> Items:
+            return Items(2.0 * sign * self.gains(runs, task), 2.0 * self.item_size(task))
+
+        trained = [twice(name, 1.0) for name in trained_items.values()]
+        return [*trained, *(twice(task, -1.0) for task in trained_items)]
 
     def change(self, runs: Runs, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
@@ -211,9 +221,12 @@ class OptionGains:
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> Estimate:
         """The mean of (seeds, items) of these tasks, in their order."""
-        item_size = POINTS if self.results.base.items[tasks[0]].unit == "points" else 0.0
-        sizes = [array.shape[1] for array in values]
-        return mean_over_tasks(values, item_size=item_size, weights=sizes if by_items else None)
+        return mean_over_tasks(
+            [
+                Items(array, self.item_size(task), array.shape[1] if by_items else 1.0)
+                for array, task in zip(values, tasks, strict=True)
+            ]
+        )
 
     def mean(
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False

@@ -10,15 +10,14 @@ import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.stats.estimates import (
-    POINTS,
     Estimate,
-    Floats,
     crossed_difference,
     holm,
     mcnemar_exact,
     paired_t_p_value,
     retention_ratio,
 )
+from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (
     Bound,
@@ -42,18 +41,23 @@ class Scores(NamedTuple):
 class Pair(NamedTuple):
     """Base and adapted values of the same items, in the task's unit, and what they mean.
 
-    ``item_size`` is what one whole item counts: 100 for shares in points, 0 for other values.
+    ``in_points`` says that the values are shares times 100.
     """
 
     base: Floats
     adapted: Floats
     sign: float
-    item_size: float
+    in_points: bool
 
     @property
     def gain(self) -> Floats:
         """Item by item, positive where the adapted model is better."""
         return self.sign * (self.adapted - self.base)
+
+    @property
+    def item_size(self) -> float:
+        """What one whole item counts, by these differences alone."""
+        return item_size(self.gain, in_points=self.in_points)
 
 
 class Counts(NamedTuple):
@@ -144,7 +148,7 @@ def pair_scores(
         scale * np.asarray(base.values, dtype=np.float64)[order],
         scale * np.asarray(adapted.values, dtype=np.float64)[other],
         1.0 if higher_is_better else -1.0,
-        POINTS if in_points else 0.0,
+        in_points,
     )
 
 
@@ -232,7 +236,7 @@ def _comparison(
 
 def _counts(pair: Pair) -> Counts | None:
     both = np.concatenate([pair.base, pair.adapted])
-    if pair.item_size == 0.0 or not np.isin(both, (0.0, POINTS)).all():
+    if not pair.in_points or not np.isin(both, (0.0, POINTS)).all():
         return None
     before, after = pair.base > 0.0, pair.adapted > 0.0
     if pair.sign < 0:
@@ -246,7 +250,7 @@ def _counts(pair: Pair) -> Counts | None:
 
 
 def _ratio(results: TrainTaskResults, task: str, pair: Pair) -> RetentionRatio | None:
-    if pair.item_size == 0.0:
+    if not pair.in_points:
         return None
     evaluation = results.base.evaluations.get(task)
     ratio = retention_ratio(
@@ -289,9 +293,9 @@ def _effect(
     trained = pair_items(results.base, model, scored_as)
     test = paired_test(trained, confidence)
     by_format: Bound | None = None
-    if standard.item_size == trained.item_size:
-        differences = standard.gain - trained.gain
-        estimate = crossed_difference(differences, item_size=standard.item_size)
+    if standard.in_points == trained.in_points:
+        size = max(standard.item_size, trained.item_size)
+        estimate = crossed_difference(standard.gain - trained.gain, item_size=size)
         by_format = bound_of(estimate, confidence)
     return FormatEffect(
         run=model.name,

@@ -12,7 +12,8 @@ from rankwise.findings.decision import Choice, Needed, choose, needed, sufficien
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
 from rankwise.findings.statements import FullGain, reasons, statement
-from rankwise.findings.stats.estimates import Floats, default_margin, effective_items
+from rankwise.findings.stats.estimates import default_margin, effective_items
+from rankwise.findings.stats.items import Items
 from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, study_bounds
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
@@ -192,14 +193,14 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Mar
 def _bounds(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> StudyBounds:
     """Simultaneous bounds over the complete options, in their order."""
 
-    def by_option(task: str) -> Floats:
-        return np.stack([source.gains(option.runs, task) for option in options], axis=1)
+    def by_option(task: str, sign: float) -> Items:
+        gains = np.stack([source.gains(option.runs, task) for option in options], axis=1)
+        return Items(sign * gains, source.item_size(task))
 
     return study_bounds(
-        [by_option(task) for task in tasks.in_domain],
-        [-by_option(task) for task in tasks.retention],
+        [by_option(task, 1.0) for task in tasks.in_domain],
+        [by_option(task, -1.0) for task in tasks.retention],
         confidence=source.confidence,
-        item_size=100.0 if tasks.unit == "points" else 0.0,
         rng=BOOTSTRAP_SEED,
     )
 

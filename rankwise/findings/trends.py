@@ -11,7 +11,8 @@ import numpy as np
 from rankwise.findings.options import OptionName
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
-from rankwise.findings.stats.estimates import Floats, mean_over_tasks
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.stats.items import Items
 from rankwise.records import quantities
 from rankwise.records.study import Bound, Interval, Record, Unit
 
@@ -37,10 +38,10 @@ class RankTrend(Record):
 
 
 class Measured(NamedTuple):
-    """A measure of one option: for each independent set of items (seeds, items)."""
+    """A measure of one option: (seeds, items) of each independent set of items."""
 
     option: OptionName
-    parts: Sequence[Floats]
+    parts: Sequence[Items]
 
 
 def rank_trend(
@@ -48,26 +49,26 @@ def rank_trend(
     measured: Sequence[Measured],
     *,
     unit: Unit,
-    item_size: float,
     confidence: float,
-    weights: Sequence[float] | None = None,
 ) -> RankTrend | None:
     """The change from the smallest to the largest rank; None with fewer than two ranks.
 
     Where a rank was trained with several other settings, their mean is taken. The options are
-    measured on the same sets of items with the same seeds; ``item_size``, and ``weights`` of the
-    sets, are as in ``stats.mean_over_tasks``.
+    measured on the same sets of items with the same seeds.
     """
-    by_rank: dict[int, list[Sequence[Floats]]] = {}
-    for each in measured:
-        if each.option.rank is not None:
-            by_rank.setdefault(each.option.rank, []).append(each.parts)
+    by_rank: dict[int, list[Sequence[Items]]] = {}
+    for one in measured:
+        if one.option.rank is not None:
+            by_rank.setdefault(one.option.rank, []).append(one.parts)
     if len(by_rank) < 2:
         return None
     smallest, largest = min(by_rank), max(by_rank)
     low, high = _mean_parts(by_rank[smallest]), _mean_parts(by_rank[largest])
-    differences = [b - a for a, b in zip(low, high, strict=True)]
-    estimate = mean_over_tasks(differences, item_size=item_size, weights=weights)
+    differences = [
+        b._replace(values=b.values - a.values, item_size=max(a.item_size, b.item_size))
+        for a, b in zip(low, high, strict=True)
+    ]
+    estimate = mean_over_tasks(differences)
     change = bound_of(estimate, confidence)
     return RankTrend(
         of=of,
@@ -75,8 +76,8 @@ def rank_trend(
         largest_rank=largest,
         change=change,
         unit=unit,
-        num_examples=sum(part.shape[1] for part in differences),
-        num_seeds=differences[0].shape[0],
+        num_examples=sum(part.num_items for part in differences),
+        num_seeds=len(differences[0].values),
         answer=answer_of(change, rises=of != "KL"),
     )
 
@@ -115,5 +116,8 @@ def answer_of(change: Interval, *, rises: bool = True) -> Answer:
     return "undecided" if sign == 0 else "shown" if (sign > 0) == rises else "contradicted"
 
 
-def _mean_parts(options: Sequence[Sequence[Floats]]) -> list[Floats]:
-    return [np.mean(parts, axis=0) for parts in zip(*options, strict=True)]
+def _mean_parts(options: Sequence[Sequence[Items]]) -> list[Items]:
+    return [
+        parts[0]._replace(values=np.mean([part.values for part in parts], axis=0))
+        for parts in zip(*options, strict=True)
+    ]

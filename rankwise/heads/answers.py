@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import TaskError
-from rankwise.findings.stats.estimates import Floats
+from rankwise.findings.stats.items import Floats
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.study import Unit
 from rankwise.tasks.judgement import Responses, judge

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.stats.estimates import Floats, crossed_difference, holm, zero_p_value
+from rankwise.findings.stats.estimates import crossed_difference, holm, zero_p_value
+from rankwise.findings.stats.items import Floats
 from rankwise.records.heads import HeadEffect, HeadEstimate
 
 

@@ -29,6 +29,7 @@ from rankwise.findings.stats.estimates import (
     wilson_interval,
     zero_p_value,
 )
+from rankwise.findings.stats.items import Items, item_size
 from rankwise.findings.stats.simultaneous import study_bounds
 
 
@@ -200,7 +201,9 @@ def test_critical_value_matches_a_known_case() -> None:
     # one option, independent gain and loss: gain below, loss above and below
     rng = np.random.default_rng(3)
     gains, losses = rng.normal(size=(1, 1, 4000)), rng.normal(size=(1, 1, 4000))
-    bounds = study_bounds([gains], [losses], confidence=0.95, item_size=0, rng=0, num_draws=200_000)
+    bounds = study_bounds(
+        [Items(gains, 0)], [Items(losses, 0)], confidence=0.95, rng=0, num_draws=200_000
+    )
     inside = 2 * stats.norm.cdf(bounds.critical) - 1
     assert stats.norm.cdf(bounds.critical) * inside == pytest.approx(0.95, abs=0.003)
 
@@ -208,7 +211,7 @@ def test_critical_value_matches_a_known_case() -> None:
 def test_two_options_without_retention_match_the_bivariate_normal() -> None:
     rng = np.random.default_rng(4)
     gains = rng.normal(size=(1, 2, 4000))
-    bounds = study_bounds([gains], [], confidence=0.95, item_size=0, rng=0, num_draws=200_000)
+    bounds = study_bounds([Items(gains, 0)], [], confidence=0.95, rng=0, num_draws=200_000)
     # gains independent, and the lead of the worse one: N(0, .) with correlations .71 and -.71
     covariance = np.array([[1, 0], [0, 1], [math.sqrt(0.5), -math.sqrt(0.5)]])
     law = stats.multivariate_normal(cov=covariance @ covariance.T + 1e-9 * np.eye(3))
@@ -218,8 +221,8 @@ def test_two_options_without_retention_match_the_bivariate_normal() -> None:
 def test_bounds_agree_with_the_single_estimate() -> None:
     rng = np.random.default_rng(5)
     gains = 100.0 * rng.integers(-1, 2, (3, 2, 80))
-    losses = [100.0 * rng.integers(-1, 2, (3, 2, n)) for n in (50, 70)]
-    bounds = study_bounds([gains], losses, confidence=0.95, item_size=100, rng=0)
+    losses = [Items(100.0 * rng.integers(-1, 2, (3, 2, n)), 100.0) for n in (50, 70)]
+    bounds = study_bounds([Items(gains, 100.0)], losses, confidence=0.95, rng=0)
     for option in range(2):
         alone = crossed_difference(gains[:, option], item_size=100)
         assert bounds.gain.estimate[option] == pytest.approx(alone.value)
@@ -230,7 +233,7 @@ def test_bounds_agree_with_the_single_estimate() -> None:
     assert bounds.lead.lower[0, 1] == pytest.approx(-bounds.lead.upper[1, 0])
     assert bounds.lead.upper[0, 0] == 0.0
     assert bounds.loss is not None
-    macro = np.mean([task[:, 0].mean() for task in losses])
+    macro = np.mean([task.values[:, 0].mean() for task in losses])
     assert bounds.loss.estimate[0] == pytest.approx(macro)
 
 
@@ -238,11 +241,11 @@ def test_seed_variance_is_that_of_the_two_way_analysis() -> None:
     # means by seed (rows) and option, the same on both items: residual 1, shared 0
     means = np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
     gains = np.repeat(means[:, :, None], 2, axis=2)
-    spread = study_bounds([gains], [], confidence=0.95, item_size=0, rng=0).gain.spread
+    spread = study_bounds([Items(gains, 0)], [], confidence=0.95, rng=0).gain.spread
     # variances 1 and 0, covariance 0: mean square of seeds .5, residual .5; own 1 is larger
     assert spread.seed_variance == pytest.approx([1 / 3, 0.5 / 3])
     assert spread.seed_freedom == pytest.approx([4.0, 4.0])
-    lead = study_bounds([gains], [], confidence=0.95, item_size=0, rng=0).lead.spread
+    lead = study_bounds([Items(gains, 0)], [], confidence=0.95, rng=0).lead.spread
     assert lead.seed_variance[0, 1] == pytest.approx(1 / 3)
     assert lead.seed_freedom[0, 1] == 2.0
 
@@ -256,7 +259,7 @@ def test_bounds_hold_all_at_once() -> None:
         gains = 100.0 * (learned[None].astype(float) - base)
         losses = 100.0 * rng.choice([-1, 0, 1], p=[0.04, 0.92, 0.04], size=(1, 3, 200))
         bounds = study_bounds(
-            [gains], [losses], confidence=0.95, item_size=100, rng=study, num_draws=1000
+            [Items(gains, 100)], [Items(losses, 100)], confidence=0.95, rng=study, num_draws=1000
         )
         assert bounds.loss is not None
         held = (bounds.gain.lower <= 0).all() and (bounds.loss.upper >= 0).all()
@@ -268,19 +271,19 @@ def test_identical_options_are_tied_and_not_certain() -> None:
     rng = np.random.default_rng(7)
     one = 100.0 * rng.integers(-1, 2, (1, 1, 100))
     gains = np.repeat(one, 3, axis=1)
-    points = study_bounds([gains], [], confidence=0.95, item_size=100, rng=0)
+    points = study_bounds([Items(gains, 100)], [], confidence=0.95, rng=0)
     assert (points.lead.estimate == 0).all()
     assert points.lead.lower[0, 1] < -0.5
-    nats = study_bounds([gains / 1e4], [], confidence=0.95, item_size=0, rng=0)
+    nats = study_bounds([Items(gains / 1e4, 0)], [], confidence=0.95, rng=0)
     assert points.critical < 3
     assert nats.critical < 3
     assert nats.lead.lower[0, 1] == 0.0
 
 
 def test_shapes_that_do_not_agree_are_refused() -> None:
-    gains, losses = [np.zeros((1, 2, 9))], [np.zeros((1, 3, 9))]
+    gains, losses = [Items(np.zeros((1, 2, 9)), 1)], [Items(np.zeros((1, 3, 9)), 1)]
     with pytest.raises(ValueError, match="same seeds and options"):
-        study_bounds(gains, losses, confidence=0.95, item_size=1, rng=0)
+        study_bounds(gains, losses, confidence=0.95, rng=0)
 
 
 @pytest.mark.parametrize(
@@ -293,8 +296,9 @@ def test_no_torch(module: str) -> None:
 
 
 def test_a_mean_over_tasks_adds_variances_of_items_and_shares_seeds() -> None:
-    one, other = [[0.0, 4.0], [2.0, 2.0]], [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
-    found = mean_over_tasks([one, other], item_size=0.0)
+    one = Items(np.array([[0.0, 4.0], [2.0, 2.0]]), 0.0)
+    other = Items(np.array([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]), 0.0)
+    found = mean_over_tasks([one, other])
     # item means 1, 3 and 0.5, 1.5, 2.5; seed means 2, 2 and 2, 1
     parts = [2.0 / 2 / 4, 1.0 / 3 / 4]
     assert found.value == pytest.approx((2.0 + 1.5) / 2)
@@ -302,15 +306,15 @@ def test_a_mean_over_tasks_adds_variances_of_items_and_shares_seeds() -> None:
     assert float(found.spread.seed_variance) == pytest.approx(0.125 / 2)  # of 2 and 1.5
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / 1 + parts[1] ** 2 / 2)
     assert float(found.spread.item_freedom) == pytest.approx(freedom)
-    weighted = mean_over_tasks([one, other], item_size=0.0, weights=[2, 3])
+    weighted = mean_over_tasks([one._replace(weight=2.0), other._replace(weight=3.0)])
     assert weighted.value == pytest.approx((2 * 2.0 + 3 * 1.5) / 5)
 
 
 def test_a_mean_over_tasks_needs_tasks_of_the_same_seeds() -> None:
     with pytest.raises(ValueError, match="same seeds"):
-        mean_over_tasks([[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]], item_size=0.0)
+        mean_over_tasks([Items(np.ones((seeds, 2)), 0.0) for seeds in (1, 2)])
     with pytest.raises(ValueError, match="one task is needed"):
-        mean_over_tasks([], item_size=0.0)
+        mean_over_tasks([])
 
 
 def test_a_p_value_of_zero_is_where_the_interval_ends() -> None:
@@ -326,3 +330,23 @@ def test_a_p_value_of_zero_is_where_the_interval_ends() -> None:
     assert zero_p_value(crossed_difference(values, item_size=0.0)) == pytest.approx(student)
     assert zero_p_value(crossed_difference([0.0, 0.0], item_size=0.0)) == 1.0
     assert zero_p_value(crossed_difference([1.0, 1.0], item_size=0.0)) == SMALLEST_P_VALUE
+
+
+def test_a_difference_counts_a_whole_item_only_where_items_are_right_or_wrong() -> None:
+    assert item_size([0.0, 100.0, -100.0], in_points=True) == 100.0
+    assert item_size(np.zeros(9), in_points=True) == 100.0
+    assert item_size(np.zeros(9), in_points=False) == 0.0
+    # of 201 differences the quantile is the second largest: one outlier alone is not the law
+    values = np.append(np.linspace(-5.0, 5.0, 200), 90.0)
+    assert item_size(values, in_points=True) == 5.0
+    assert item_size(-values / 100.0, in_points=False) == pytest.approx(0.05)
+    assert item_size([0.25, -3.0], in_points=False) == 3.0
+
+
+def test_a_rare_large_loss_widens_what_is_said_where_it_was_drawn_once() -> None:
+    losses = np.append(np.full(49, -0.01), 3.0)  # 49 items gain a little, one loses 3 nats
+    size = item_size(losses, in_points=False)
+    assert (
+        crossed_difference(losses, item_size=size).stderr
+        > 1.2 * crossed_difference(losses, item_size=0.0).stderr
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rankwise.findings.stats.correlation import rank_correlation
-from rankwise.findings.stats.estimates import Floats
+from rankwise.findings.stats.items import Floats
 from rankwise.heads.effects import HeadScores, estimates, first_half, head_effects
 from rankwise.records.heads import HeadEstimate
 

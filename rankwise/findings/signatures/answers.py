@@ -11,7 +11,8 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from rankwise.errors import RecordError
 from rankwise.findings.options import Option, OptionGains, TaskMean
 from rankwise.findings.signatures.signature import Place, Signature, signature
-from rankwise.findings.stats.estimates import POINTS, wilson_interval
+from rankwise.findings.stats.estimates import wilson_interval
+from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.study import Interval, TaskEvaluation

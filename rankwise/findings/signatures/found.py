@@ -10,7 +10,7 @@ from rankwise.findings.signatures.answers import answer_signatures
 from rankwise.findings.signatures.ranks import rank_signatures
 from rankwise.findings.signatures.scores import score_signatures
 from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
-from rankwise.findings.stats.estimates import POINTS
+from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import Recommendation

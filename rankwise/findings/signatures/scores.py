@@ -16,12 +16,8 @@ from rankwise.findings.options import Option, OptionGains, TaskMean
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.findings.stats.estimates import (
-    POINTS,
-    crossed_difference,
-    mean_over_tasks,
-    wilson_interval,
-)
+from rankwise.findings.stats.estimates import crossed_difference, mean_over_tasks, wilson_interval
+from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.study import Recommendation, Unit
@@ -159,12 +155,12 @@ def _gap(source: OptionGains, option: Option, task: str, seen: str) -> TaskMean:
     """The gain on rows that were trained on (``seen``) less that on the task's test items."""
     parts = source.gap_parts(option.runs, {task: seen})
     unit = source.results.base.items[task].unit
-    estimate = mean_over_tasks(parts, item_size=2.0 * POINTS if unit == "points" else 0.0)
+    estimate = mean_over_tasks(parts)
     bound = bound_of(estimate, source.confidence)
     return TaskMean(
         **bound.model_dump(),
         unit=unit,
-        num_examples=sum(part.shape[1] for part in parts),
+        num_examples=sum(part.num_items for part in parts),
         num_tasks=1,
         num_seeds=len(option.runs),
     )

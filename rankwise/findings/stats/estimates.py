@@ -16,10 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 from statsmodels.stats.proportion import proportion_confint
 
-Floats = NDArray[np.float64]
-
-POINTS = 100.0
-"""What one whole item counts where shares are given in points."""
+from rankwise.findings.stats.items import Floats, Items
 
 PSEUDO_ITEMS = 2.0
 """Disagreements added to every variance of shares: one in each direction."""
@@ -117,18 +114,15 @@ def crossed_difference(differences: ArrayLike, *, item_size: float) -> Estimate:
 
     Args:
         differences: (n,) for one seed or (m, n); at least two items.
-        item_size: what one whole item counts in the unit of the values: 100 for points made
-            from shares, 1 for shares, 0 for an unbounded loss (no pseudo-items).
+        item_size: as in ``Items``.
 
     Raises:
         ValueError: fewer than two items, or a number that is not finite.
     """
-    return mean_over_tasks([differences], item_size=item_size)
+    return mean_over_tasks([Items(np.asarray(differences, dtype=np.float64), item_size)])
 
 
-def mean_over_tasks(
-    tasks: Sequence[ArrayLike], *, item_size: float, weights: Sequence[float] | None = None
-) -> Estimate:
+def mean_over_tasks(tasks: Sequence[Items]) -> Estimate:
     """Mean difference of two models over tasks, as ``crossed_difference`` within each.
 
     Each task has its own items, so the variances of their means add; their runs are the same,
@@ -136,27 +130,25 @@ def mean_over_tasks(
 
     Args:
         tasks: at least one, each (n,) or (m, n); n may differ, the m seeds are the same in the
-            same order.
-        item_size: as in ``crossed_difference``.
-        weights: of the tasks, above 0, in any unit; None counts every task the same.
+            same order. Their weights are above 0.
 
     Raises:
         ValueError: no task, other numbers of seeds, fewer than two items in a task, or a number
             that is not finite.
     """
-    arrays = [np.atleast_2d(np.asarray(task, dtype=np.float64)) for task in tasks]
+    arrays = [np.atleast_2d(task.values) for task in tasks]
     if len({len(array) for array in arrays}) != 1:
         raise ValueError("every task needs the same seeds, and one task is needed at least")
-    sizes = np.array([array.shape[1] for array in arrays], dtype=np.float64)
+    sizes = np.array([task.num_items for task in tasks], dtype=np.float64)
     if sizes.min() < 2:
         raise ValueError(f"{sizes.min():g} items give no standard error; at least 2 are needed")
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("a difference is not a finite number")
-    shares = np.ones(len(arrays)) if weights is None else np.asarray(weights, dtype=np.float64)
+    shares = np.array([task.weight for task in tasks], dtype=np.float64)
     shares = shares / shares.sum()
     by_item = [array.mean(axis=0) for array in arrays]
     centred = [values - values.mean() for values in by_item]
-    pseudo = PSEUDO_ITEMS * item_size**2
+    pseudo = PSEUDO_ITEMS * np.array([task.item_size for task in tasks]) ** 2
     squares = np.array([float(values @ values) for values in centred])
     parts = shares**2 * (squares / (sizes - 1) + pseudo / sizes) / sizes
     cubes = np.array([float((values**3).mean()) for values in centred])

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from rankwise.findings.stats.estimates import Floats
+from rankwise.findings.stats.items import Floats
 
 MIN_RANKS = 3
 """Different ranks that a line with an interval needs."""

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from rankwise.findings.stats.estimates import PSEUDO_ITEMS, Floats, Spread, skewed_quantiles
+from rankwise.findings.stats.estimates import PSEUDO_ITEMS, Spread, skewed_quantiles
+from rankwise.findings.stats.items import Floats, Items
 
 NUM_DRAWS = 10_000
 
@@ -45,11 +46,10 @@ class StudyBounds(NamedTuple):
 
 
 def study_bounds(
-    gains: Sequence[Floats],
-    losses: Sequence[Floats],
+    gains: Sequence[Items],
+    losses: Sequence[Items],
     *,
     confidence: float,
-    item_size: float,
     rng: np.random.Generator | int,
     num_draws: int = NUM_DRAWS,
 ) -> StudyBounds:
@@ -71,19 +71,17 @@ def study_bounds(
             seed, option and item.
         losses: for each retention task (m, K, n) in points: base - adapted, positive worse.
         confidence: that all statements used for a recommendation hold, 0..1.
-        item_size: what one whole item counts in ``gains`` (100 for points, 0 for a loss in
-            nats); in ``losses`` it is always 100.
         rng: generator or seed.
         num_draws: of the bootstrap.
 
     Raises:
         ValueError: no in-domain task, or shapes that do not agree.
     """
-    if not gains or len({array.shape[:2] for array in (*gains, *losses)}) != 1:
+    if not gains or len({task.values.shape[:2] for task in (*gains, *losses)}) != 1:
         raise ValueError("every task needs the same seeds and options, and one must be in-domain")
-    num_seeds, num_options, _ = gains[0].shape
-    in_domain = _block(gains, item_size)
-    retention = _block(losses, 100.0) if losses else None
+    num_seeds, num_options, _ = gains[0].values.shape
+    in_domain = _block(gains)
+    retention = _block(losses) if losses else None
     one = np.eye(num_options)
     # (K * K, K): row r * K + s is option r less option s
     pairs = (one[:, None, :] - one[None, :, :]).reshape(-1, num_options)
@@ -131,7 +129,7 @@ class _Block(NamedTuple):
 
     ``parts`` are the covariances (K, K) of the mean that come from each task's items, with
     their degrees of freedom; ``samples`` are the centred items of each task (K, n), weighted by
-    1 / tasks.
+    its share.
     """
 
     mean: Floats
@@ -147,21 +145,23 @@ class _Block(NamedTuple):
         return items + self.seeds.shared + own * np.eye(len(self.mean))
 
 
-def _block(tasks: Sequence[Floats], item_size: float) -> _Block:
-    num_seeds, num_options, _ = tasks[0].shape
-    weight = 1.0 / len(tasks)
+def _block(tasks: Sequence[Items]) -> _Block:
+    num_seeds, num_options, _ = tasks[0].values.shape
+    total = sum(task.weight for task in tasks)
     by_seed = np.zeros((num_seeds, num_options))
     parts: list[tuple[Floats, int]] = []
     samples: list[Floats] = []
-    pseudo = PSEUDO_ITEMS / 2.0 * (weight * item_size) ** 2 * (np.eye(num_options) + 1.0)
+    # the base is in every gain, so that a lead has the pseudo-items of both options
+    in_common = PSEUDO_ITEMS / 2.0 * (np.eye(num_options) + 1.0)
     for task in tasks:
-        num_items = task.shape[2]
+        num_items, weight = task.num_items, task.weight / total
         if num_items < 2:
             raise ValueError(f"{num_items} items give no standard error; at least 2 are needed")
-        by_seed += weight * task.mean(axis=2)
-        by_item = task.mean(axis=0)
+        by_seed += weight * task.values.mean(axis=2)
+        by_item = task.values.mean(axis=0)
         centred = weight * (by_item - by_item.mean(axis=1, keepdims=True))
-        part = (centred @ centred.T / (num_items - 1) + pseudo / num_items) / num_items
+        pseudo = (weight * task.item_size) ** 2 * in_common / num_items
+        part = (centred @ centred.T / (num_items - 1) + pseudo) / num_items
         parts.append((part, num_items - 1))
         samples.append(centred)
     return _Block(by_seed.mean(axis=0), tuple(parts), tuple(samples), _seeds(by_seed))

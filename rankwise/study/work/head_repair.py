@@ -14,7 +14,7 @@ import numpy as np
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError
-from rankwise.findings.stats.estimates import Floats
+from rankwise.findings.stats.items import Floats
 from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
 from rankwise.heads.effects import estimates
 from rankwise.heads.interventions import Head, save_without_heads, without_heads
