@@ -92,14 +92,11 @@ def report(directory: Folder) -> int:
 
     Both are made from the study's records; nothing is trained or scored.
     """
-    from rankwise.findings.study import StudyFindings
-    from rankwise.records.folder import StudyFolder, read_record
-    from rankwise.study.conclusion import StudyOutcome
+    from rankwise.records.folder import StudyFolder
+    from rankwise.study.conclusion import conclude
 
     folder = StudyFolder(directory)
-    results, recommendation = folder.read_results(), folder.read_recommendation()
-    findings = read_record(folder.findings_file, StudyFindings)
-    return _report(folder, StudyOutcome(results, recommendation, findings))
+    return _report(folder, conclude(folder))
 
 
 @verb(STUDIES)
@@ -195,9 +192,10 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     from rankwise.findings.claims import paper_claims
     from rankwise.findings.options import option_gains
     from rankwise.records.folder import StudyFolder
+    from rankwise.study.conclusion import conclude
 
-    folder = StudyFolder(directory)
-    tested = paper_claims(option_gains(folder.read_results()), folder.read_recommendation())
+    outcome = conclude(StudyFolder(directory))
+    tested = paper_claims(option_gains(outcome.results), outcome.recommendation)
     if as_json:
         return emit(tested)
     for claim in tested:

@@ -146,16 +146,17 @@ def _verdict(
 def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
     """Every candidate file against the base file: a table, and a sentence for each."""
     unit, confidence = verdicts.unit, percent(verdicts.confidence)
+    holds = "at any number of items" if verdicts.anytime else "where p, Holm, is small enough"
     direction = "higher" if verdicts.higher_is_better else "lower"
     table = Table(
         title=Text(f"against {verdicts.base}: {verdicts.metric}, {verdicts.filter}"),
         caption=Text(
-            f"{unit}, {direction} is better; a positive difference is better; intervals are "
-            f"{confidence}, each by itself; the verdict follows p, Holm"
+            f"{unit}, {direction} is better; a positive difference is better; the verdict is that "
+            f"of the interval, which leaves zero out {holds}; all verdicts together: {confidence}"
         ),
     )
     for name in (
-        "file", "n", "base", "score", f"difference\n({confidence})", "learned\nforgotten",
+        "file", "n", "base", "score", "difference\n(interval)", "learned\nforgotten",
         "kept right\nkept wrong", "p\np, Holm", "verdict",
     ):  # fmt: skip
         table.add_column(Text(name), justify="left" if name == "file" else "right", overflow="fold")
@@ -171,7 +172,9 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
             f"{sample_amount(row.difference, unit, signed=True)}\n({lower} to {upper})",
             f"{learned}\n{forgotten}",
             f"{right}\n{wrong}",
-            f"{p_value(row.p_value)}\n{p_value(row.holm_p_value)}",
+            "\n".join(
+                NOT_MEASURED if p is None else p_value(p) for p in (row.p_value, row.holm_p_value)
+            ),
             row.verdict.replace("_", " "),
         )
     yield table

@@ -87,6 +87,12 @@ def compare_samples(
             "--confidence", help="Confidence of each interval, and of all verdicts together."
         ),
     ] = 0.95,
+    anytime: Annotated[
+        bool,
+        typer.Option(
+            "--anytime", help="Keep the verdicts right however often growing files are compared."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Compare models item by item from lm-eval's sample files.
@@ -95,7 +101,7 @@ def compare_samples(
     version. Needs no study and no model. Items are paired, and only those on
     which two models differ count, so this finds differences that two scores
     with their standard errors do not show. Each file is judged better, worse,
-    or cannot tell (with the number of further items that would decide),
+    or cannot tell (with the probability that more items would decide),
     corrected for the number of files (Holm).
     """
     from rankwise.cli.terminal import samples_verdict
@@ -103,7 +109,12 @@ def compare_samples(
 
     with usage_errors():
         verdicts = compare(
-            base, candidates, metric=metric, filter_name=filter_name, confidence=confidence
+            base,
+            candidates,
+            metric=metric,
+            filter_name=filter_name,
+            confidence=confidence,
+            anytime=anytime,
         )
     warn(verdicts.warnings)
     if as_json:

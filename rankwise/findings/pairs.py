@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ from rankwise.findings.stats.estimates import (
     crossed_difference,
     holm,
     mcnemar_exact,
-    paired_t_p_value,
     retention_ratio,
+    zero_p_value,
 )
 from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
@@ -72,8 +71,8 @@ class Counts(NamedTuple):
 class PairedTest(NamedTuple):
     """The scores of a pair, their difference with its interval, and whether it could be chance.
 
-    ``counts`` is None unless every item is right or wrong. With counts ``p_value`` is McNemar's
-    exact test, without them the paired t-test.
+    ``p_value`` is that of the interval: below 1 - confidence exactly where zero is outside.
+    ``counts`` and McNemar's exact test are None unless every item is right or wrong.
     """
 
     num_examples: int
@@ -82,8 +81,10 @@ class PairedTest(NamedTuple):
     estimate: Estimate
     lower: float
     upper: float
-    counts: Counts | None
     p_value: float
+    counts: Counts | None
+    mcnemar_p_value: float | None
+    has_differences: bool
 
     def values(self, record: type[PairedDifference]) -> dict[str, Any]:
         """The fields of a record that this test fills."""
@@ -157,12 +158,18 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     estimate = crossed_difference(pair.gain, item_size=pair.item_size)
     lower, upper = estimate.interval(confidence)
     counts = _counts(pair)
-    if counts is None:
-        p_value = paired_t_p_value(pair.gain)
-    else:
-        p_value = mcnemar_exact(counts.learned, counts.forgotten)
-    scores = float(pair.base.mean()), float(pair.adapted.mean())
-    return PairedTest(len(pair.base), *scores, estimate, lower, upper, counts, p_value)
+    return PairedTest(
+        num_examples=len(pair.base),
+        base_score=float(pair.base.mean()),
+        adapted_score=float(pair.adapted.mean()),
+        estimate=estimate,
+        lower=lower,
+        upper=upper,
+        p_value=zero_p_value(estimate),
+        counts=counts,
+        mcnemar_p_value=None if counts is None else mcnemar_exact(counts.learned, counts.forgotten),
+        has_differences=bool(pair.gain.any()),
+    )
 
 
 def bound_of(estimate: Estimate, confidence: float) -> Bound:
@@ -174,9 +181,8 @@ def bound_of(estimate: Estimate, confidence: float) -> Bound:
 def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     """Every trained run against the base on every task of the study, in the study's order.
 
-    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by
-    McNemar's exact test, or by the paired t-test where an item is not right or wrong.
-    Everything else is exploratory and carries no corrected p-value.
+    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by the
+    tests of their intervals. Everything else is exploratory and carries no corrected p-value.
     """
     rows: list[Comparison] = []
     family: list[tuple[int, float]] = []
@@ -194,15 +200,6 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     for (place, _), p_value in zip(family, adjusted, strict=True):
         rows[place] = rows[place].model_copy(update={"holm_p_value": p_value})
     return tuple(rows)
-
-
-def additional_items(factor: float | None, now: int) -> int | None:
-    """Items to add to ``now``, rounded up to two significant digits; None for none."""
-    if factor is None or factor <= 1.0:
-        return None
-    more = (factor - 1.0) * now
-    step = 10 ** max(math.floor(math.log10(more)) - 1, 0) if more >= 1 else 1
-    return math.ceil(more / step) * step
 
 
 def run_record(model: ModelResults) -> RunRecord:
@@ -227,7 +224,6 @@ def _comparison(
         relation=relation,
         unit=results.base.items[task].unit,
         **test.values(Comparison),
-        mcnemar_p_value=None if test.counts is None else test.p_value,
         holm_p_value=None,
         retention_ratio=_ratio(results, task, pair) if relation == "retention" else None,
     )

@@ -23,6 +23,7 @@ from rankwise.records.fingerprints import (
     spectra_fingerprint,
 )
 from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
+from rankwise.records.judgement import StudyLooks
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
 from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems, task_items
 from rankwise.records.spectra import SpectraRecord
@@ -150,6 +151,7 @@ class StudyFolder:
         self.study_file = root / "study.json"
         self.recommendation_file = root / "recommendation.json"
         self.findings_file = root / "findings.json"
+        self.looks_file = root / "looks.json"
         self.report_file = root / "report.html"
 
     def model_folder(self, name: str) -> Path:
@@ -242,6 +244,10 @@ class StudyFolder:
 
     def read_study(self) -> StudyRecord:
         return read_record(self.study_file, StudyRecord)
+
+    def read_looks(self) -> StudyLooks | None:
+        """How the study was judged before; None where it was not."""
+        return _read_if_there(self.looks_file, StudyLooks)
 
     def read_recommendation(self) -> StudyRecommendation:
         return read_record(self.recommendation_file, StudyRecommendation)

@@ -40,14 +40,6 @@ def judgement_facts(recommendation: Recommendation) -> tuple[Entry, ...]:
         Entry("In-domain items", quantities.count(recommendation.num_items_in_domain)),
         Entry("Seeds of each rank", quantities.count(recommendation.num_seeds)),
     ]
-    needed = (
-        (recommendation.num_items_needed, "in-domain item"),
-        (recommendation.num_retention_items_needed, "retention item"),
-        (recommendation.num_seeds_needed, "seed"),
-    )
-    more = [quantities.counted(number, noun) for number, noun in needed if number is not None]
-    if more:
-        facts.append(Entry("Would decide, about", f"{' or '.join(more)} more"))
     return tuple(facts)
 
 

@@ -7,12 +7,11 @@ item, so the difficulty of the items cancels and only the items on which they di
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 from statsmodels.stats.proportion import proportion_confint
 
@@ -253,18 +252,6 @@ def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:
     return 1.0 if total == 0 else float(stats.binomtest(num_learned, total, 0.5).pvalue)
 
 
-def paired_t_p_value(differences: ArrayLike) -> float:
-    """Two-sided p-value that the mean of paired differences (n,) is zero; 1 if all are zero."""
-    values = np.asarray(differences, dtype=np.float64)
-    if np.ptp(values) == 0.0:  # no variance, so no t
-        return 1.0 if values[0] == 0.0 else 0.0
-    with warnings.catch_warnings():
-        # of nearly equal differences, whose variance has lost digits
-        warnings.simplefilter("ignore", RuntimeWarning)
-        test: Any = stats.ttest_1samp(values, 0.0)
-    return float(test.pvalue)
-
-
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Holm's (1979) adjusted p-values, in the order given: right under any dependence.
 
@@ -278,6 +265,42 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     found = np.empty_like(values)
     found[order] = np.minimum(adjusted, 1.0)
     return tuple(found.tolist())
+
+
+def holm_levels(p_values: Sequence[float], alpha: float) -> tuple[float, ...]:
+    """At which alpha each interval leaves zero out exactly where Holm's procedure rejects.
+
+    The smallest of n p-values is held against alpha / n, the next against alpha / (n - 1), and
+    so on to the first that is not rejected; the rest are held against the same as that one.
+    """
+    levels = np.empty(len(p_values))
+    level, has_stopped = alpha, False
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        if not has_stopped:
+            level = alpha / (len(p_values) - place)
+            has_stopped = p_values[index] > level
+        levels[index] = level
+    return tuple(levels.tolist())
+
+
+def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
+    """The probability that ``factor`` times the items show that a difference is not zero.
+
+    The truth is normal around the estimate (a flat prior), and the new items' mean around the
+    truth; what is there already is kept. With one seed.
+
+    Args:
+        estimate: of the difference now.
+        factor: above 1.
+        alpha: two-sided, of the interval then.
+    """
+    if estimate.stderr == 0.0:
+        return 0.0
+    reach = special.ndtri(1.0 - alpha / 2.0) * estimate.stderr / math.sqrt(factor)
+    spread = estimate.stderr * math.sqrt(1.0 - 1.0 / factor)
+    above = special.ndtr((estimate.value - reach) / spread)
+    below = special.ndtr((-estimate.value - reach) / spread)
+    return float(above + below)
 
 
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
@@ -321,7 +344,9 @@ def retention_ratio(
             None, None, None, f"the base is not shown above chance ({one_sided:.3f}, {chance:.3f})"
         )
     denominator, numerator = float(below.mean()) - chance, float(above.mean()) - chance
-    (var_d, cov), (_, var_n) = np.cov(below, above) / size
+    # each model has one pseudo-item that the other does not, as in every other variance
+    pseudo = PSEUDO_ITEMS / 2.0 / size**2 * np.eye(2)
+    (var_d, cov), (_, var_n) = np.cov(below, above) / size + pseudo
     quantile = float(special.stdtrit(size - 1, (1.0 + confidence) / 2.0)) ** 2
     leading = denominator**2 - quantile * float(var_d)
     if leading <= 0:
@@ -356,49 +381,3 @@ def default_margin(num_items: float, num_options: int, confidence: float) -> flo
     level = 1.0 - (1.0 - confidence) / (3 * num_options)
     quantiles = float(special.ndtri(level)) + float(special.ndtri(PLANNING_POWER))
     return max(SMALLEST_MARGIN_POINTS, math.ceil(1000.0 * stderr * quantiles) / 10.0)
-
-
-def items_factor(slack: float, spread: Spread, level: float) -> float:
-    """By how much the items must grow so that ``slack`` exceeds its error, with planned power.
-
-    Args:
-        slack: distance of the estimate from the margin, positive if on the wanted side.
-        spread: of one estimate now.
-        level: one-sided level of its bound, 0.5..1.
-
-    Returns:
-        A factor from 1 to 10,000, to half a percent; infinity where no such number would do.
-    """
-    factors = np.geomspace(1.0, 1e4, 2000)
-    grown = Spread(
-        spread.item_variance / factors,
-        spread.item_freedom * factors,
-        spread.seed_variance,
-        spread.seed_freedom,
-    )
-    enough = _decides(slack, grown, level)
-    return float(factors[enough.argmax()]) if enough.any() else math.inf
-
-
-def seeds_needed(slack: float, spread: Spread, level: float, num_seeds: int) -> int | None:
-    """The number of seeds, in all, at which ``slack`` would exceed its error on these items.
-
-    The arguments are as in ``items_factor``; ``num_seeds`` is m now, at least 2, for one seed shows
-    no variance. At most 100 are returned; None where not even that many would do.
-    """
-    if num_seeds < 2:
-        return None
-    totals = np.arange(num_seeds, 101, dtype=np.float64)
-    more = Spread(
-        spread.item_variance,
-        spread.item_freedom,
-        spread.seed_variance * num_seeds / totals,
-        spread.seed_freedom * (totals - 1.0) / (num_seeds - 1.0),
-    )
-    enough = _decides(slack, more, level)
-    return int(totals[enough.argmax()]) if enough.any() else None
-
-
-def _decides(slack: float, spread: Spread, level: float) -> NDArray[np.bool_]:
-    power = float(special.ndtri(PLANNING_POWER))
-    return (spread.quantile(level) + power) * spread.stderr <= slack
