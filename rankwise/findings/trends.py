@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from rankwise.findings.options import OptionName
+from rankwise.findings.options import OfOption, OptionName
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import mean_over_tasks
@@ -18,6 +18,9 @@ from rankwise.records.study import Bound, Interval, Record, Unit
 
 TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
 Answer = Literal["shown", "contradicted", "undecided"]
+
+
+R = TypeVar("R", bound=OfOption)
 
 
 class RankTrend(Record):
@@ -93,13 +96,26 @@ def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bo
 def correlated(
     x: Sequence[float], y: Sequence[float], confidence: float, noun: str
 ) -> tuple[Bound | None, str | None]:
-    """The correlation over runs or heads (``noun``), or why there is none."""
+    """The correlation over options or heads (``noun``), or why there is none."""
     found = correlation(x, y, confidence)
     if found is not None:
         return found, None
     if len(x) < MIN_PAIRS:
         return None, f"{quantities.counted(len(x), noun)}, {MIN_PAIRS} are needed"
     return None, f"one of them is the same in all {noun}s"
+
+
+def mean_of_options(runs: Sequence[R], value: Callable[[R], float]) -> tuple[list[R], list[float]]:
+    """The first run of each option, and the mean of a value over the option's runs.
+
+    Seeds of one option are no independent options: as separate points they make a correlation
+    look sure.
+    """
+    of_option: dict[str, list[R]] = {}
+    for run in runs:
+        of_option.setdefault(run.option.label, []).append(run)
+    first = [same[0] for same in of_option.values()]
+    return first, [statistics.fmean(map(value, same)) for same in of_option.values()]
 
 
 def means_by_rank(points: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -104,7 +104,7 @@ def _association_cells(found: Association) -> tuple[Cell, ...]:
     return (
         Cell(found.measure),
         Cell(found.forgetting),
-        Cell(quantities.count(found.num_runs)),
+        Cell(quantities.count(found.num_options)),
         correlation_cell(found.correlation, found.reason),
     )
 
