@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-import altair as alt
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rankwise.records.spectra import (
     EPSILONS,
@@ -16,42 +13,8 @@ from rankwise.records.spectra import (
     intruders_of,
     similarity,
 )
-from rankwise.report.charts.drawing import Layers
-from rankwise.report.charts.layer_map import MapPanel, MapScale, layer_map, percent
-
-
-class SpectrumMap(NamedTuple):
-    """A map that can be drawn, and what is said about it.
-
-    Attributes:
-        name: for file names.
-        title: of the figure.
-        detail: what the numbers are.
-        caption: what can be read from it.
-        panels: each with at least one value; empty where nothing was measured.
-        words: a number in the cells.
-    """
-
-    name: str
-    title: str
-    detail: str
-    caption: str
-    panels: tuple[MapPanel, ...]
-    words: Callable[[float], str]
-
-    @property
-    def in_words(self) -> list[str]:
-        """The range of every panel."""
-        ranges = [(panel.title, sorted(panel.values.values())) for panel in self.panels]
-        return [
-            f"{title} {self.words(values[0])} to {self.words(values[-1])}"
-            for title, values in ranges
-        ]
-
-    def chart(self, title: alt.TitleParams) -> Layers:
-        """The panels side by side."""
-        values = [value for panel in self.panels for value in panel.values.values()]
-        return layer_map(self.panels, MapScale.of(values, self.words), title)
+from rankwise.report.charts.layer_map import MapPanel, MapScale, map_figure, percent
+from rankwise.report.parts import Figure
 
 
 def has_layers(matrices: Iterable[MatrixSpectrum]) -> bool:
@@ -59,53 +22,55 @@ def has_layers(matrices: Iterable[MatrixSpectrum]) -> bool:
     return any(matrix.layer is not None for matrix in matrices)
 
 
-def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> SpectrumMap:
+def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figure]:
     """The size of the updates of some models, by what they are called."""
-    kinds = _short_kinds(each for own in matrices.values() for each in own)
-    panels = [
-        _panel(label, own, kinds, lambda each: each.update.relative_norm)
+    kinds = _short_kinds(matrix for own in matrices.values() for matrix in own)
+    panels = {
+        label: _values(own, kinds, lambda matrix: matrix.update.relative_norm)
         for label, own in matrices.items()
-    ]
-    return SpectrumMap(
+    }
+    return _figure(
         "map-norm",
         "Size of the update by layer and module",
         "% of the base's norm; rows are layers",
         "‖delta‖_F of each matrix relative to the base's own norm, in percent.",
-        tuple(panel for panel in panels if panel.values),
+        panels,
         percent,
     )
 
 
-def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
+def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
     """How far singular vectors of one model have turned, compared with random updates."""
     most = max(matrix.leading[-1] for matrix in matrices)
-    return SpectrumMap(
+    caption = (
+        f"1 − |cos| of singular vectors of one index before and after, in percent, mean of left "
+        f"and right over the leading {most} (or the matrix's own number)."
+    )
+    if _are_drawn(matrices):
+        caption += (
+            " Beside it the same under random updates: what is no larger than there is a matter of "
+            "size alone."
+        )
+    return _figure(
         "map-turned",
         f"Turned singular vectors, {label}",
         "1 − |cos| in %; rows are layers",
-        f"1 − |cos| of singular vectors of one index before and after, in percent, mean of left "
-        f"and right over the leading {most} (or the matrix's own number)."
-        + _if_drawn(
-            matrices,
-            " Beside it the same under random updates: what is no larger than there is a matter of "
-            "size alone.",
-        ),
+        caption,
         _with_nulls(matrices, lambda change, _: 1.0 - similarity(change)),
         percent,
     )
 
 
-def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
+def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
     """Where intruder dimensions of one model are, compared with random updates."""
     k = intruder_k(matrices)
-    return SpectrumMap(
+    beside = "; next to it the means under random updates" if _are_drawn(matrices) else ""
+    return _figure(
         "map-intruders",
         f"Intruder dimensions, {label}",
         f"of {k} leading vectors; rows are layers",
         f"How many of the {k} leading left singular vectors after training have no |cos| of "
-        f"{INTRUDER_EPSILON} or more with any of the base's"
-        + _if_drawn(matrices, "; next to it the means under random updates")
-        + ".",
+        f"{INTRUDER_EPSILON} or more with any of the base's{beside}.",
         _with_nulls(matrices, intruders),
         lambda value: f"{value:.2g}",
     )
@@ -116,8 +81,35 @@ def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
     return intruders_of(change, matrix.leading, EPSILONS)
 
 
-def _if_drawn(matrices: Iterable[MatrixSpectrum], words: str) -> str:
-    return words if any(matrix.haar_null is not None for matrix in matrices) else ""
+def nulls(matrix: MatrixSpectrum) -> list[VectorChange]:
+    """What random updates have done to it: Gaussian, Haar; where they were drawn."""
+    return [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
+
+
+_Values = dict[tuple[int, str], float]
+_Panel = tuple[tuple[str, ...], _Values]
+"""Columns, and values by layer and column."""
+
+
+def _figure(
+    name: str,
+    title: str,
+    detail: str,
+    caption: str,
+    panels: Mapping[str, _Panel],
+    words: Callable[[float], str],
+) -> Iterator[Figure]:
+    """Of the panels that have values, with one scale; nothing where none has."""
+    shown = {title: panel for title, panel in panels.items() if panel[1]}
+    if shown:
+        drawn = [value for _, values in shown.values() for value in values.values()]
+        scale = MapScale.of(drawn, words)
+        maps = [MapPanel(title, *panel, scale) for title, panel in shown.items()]
+        yield map_figure(name, title, detail, caption, maps)
+
+
+def _are_drawn(matrices: Iterable[MatrixSpectrum]) -> bool:
+    return any(matrix.haar_null is not None for matrix in matrices)
 
 
 def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:
@@ -128,32 +120,36 @@ def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:
     return {kind: name if names.count(name) == 1 else kind for kind, name in last.items()}
 
 
-def _panel(
-    title: str,
+def _values(
     matrices: Sequence[MatrixSpectrum],
     kinds: dict[str, str],
     value: Callable[[MatrixSpectrum], float | None],
-) -> MapPanel:
+) -> _Panel:
+    columns = {kinds[matrix.kind]: None for matrix in matrices if matrix.layer is not None}
     values = {
         (matrix.layer, kinds[matrix.kind]): number
         for matrix in matrices
         if matrix.layer is not None and (number := value(matrix)) is not None
     }
-    present = dict.fromkeys(kinds[each.kind] for each in matrices if each.layer is not None)
-    return MapPanel(title, tuple(present), values)
+    return tuple(columns), values
 
 
 def _with_nulls(
     matrices: Sequence[MatrixSpectrum], value: Callable[[VectorChange, MatrixSpectrum], float]
-) -> tuple[MapPanel, ...]:
+) -> dict[str, _Panel]:
     kinds = _short_kinds(matrices)
 
-    def of(change: VectorChange | None, matrix: MatrixSpectrum) -> float | None:
-        return None if change is None else value(change, matrix)
+    def panel(
+        of: Callable[[MatrixSpectrum], VectorChange | None],
+    ) -> _Panel:
+        def number(matrix: MatrixSpectrum) -> float | None:
+            change = of(matrix)
+            return None if change is None else value(change, matrix)
 
-    panels = [
-        _panel("trained", matrices, kinds, lambda m: of(m.change, m)),
-        _panel("Gaussian", matrices, kinds, lambda m: of(m.gaussian_null, m)),
-        _panel("Haar", matrices, kinds, lambda m: of(m.haar_null, m)),
-    ]
-    return tuple(panel for panel in panels if panel.values)
+        return _values(matrices, kinds, number)
+
+    return {
+        "trained": panel(lambda matrix: matrix.change),
+        "Gaussian": panel(lambda matrix: matrix.gaussian_null),
+        "Haar": panel(lambda matrix: matrix.haar_null),
+    }
