@@ -11,7 +11,7 @@ from rankwise.findings.audits import ENOUGH, intruder_total, norms, subject
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy
 from rankwise.records.folder import write_atomically
-from rankwise.records.study import Provenance, Unit
+from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.charts.energy import energy_chart
 from rankwise.report.charts.intervals import IntervalMark, interval_chart
@@ -24,7 +24,7 @@ from rankwise.report.charts.weight_maps import (
     nulls,
     turned_map,
 )
-from rankwise.report.facts import Entry
+from rankwise.report.facts import NOT_RECORDED, Entry, software_facts
 from rankwise.report.parts import Chart, Figure, ReportSection, TitledTable
 from rankwise.report.rendering import dark_rules, drawn_sections, render_template
 from rankwise.report.tables.audits import kind_table, matrix_table, other_table, score_table
@@ -225,17 +225,13 @@ def _facts(record: AuditRecord) -> tuple[Entry, ...]:
 
 
 def _provenance(record: AuditRecord) -> tuple[Entry, ...]:
-    made: Provenance = record.provenance
-    packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
     facts = [
         Entry("Base", record.base),
         Entry("Base model fingerprint", record.base_fingerprint),
         Entry("Audited", record.target),
-        Entry("rankwise", made.rankwise_version),
-        Entry("Commit", made.git_commit or "not recorded"),
-        Entry("Packages", ", ".join(packages) or "not recorded"),
-        Entry("Device", made.device or "not recorded"),
-        Entry("Made", made.created_at),
+        *software_facts(record.provenance),
+        Entry("Device", record.provenance.device or NOT_RECORDED),
+        Entry("Made", record.provenance.created_at),
     ]
     if record.precision is not None:
         facts.insert(3, Entry("Precision of the scores", record.precision))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from rankwise.findings.options import OptionName, TaskMean
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
-from rankwise.report.parts import EMPTY, Cell
+from rankwise.report.parts import EMPTY, Cell, Column
 
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
@@ -142,6 +143,15 @@ def drawn_options(
     for option in options:
         first.setdefault(option.kind, option)
     return tuple(first.values())[-most:]
+
+
+def option_columns(title: str, options: Sequence[OptionName]) -> list[Column[Sequence[Cell]]]:
+    """What a row is, the base's score, and the change of every option; rows are these cells."""
+    headings = [(title, ""), ("Base", "points"), *((option.label, "change") for option in options)]
+    return [
+        Column(name, operator.itemgetter(place), detail)
+        for place, (name, detail) in enumerate(headings)
+    ]
 
 
 def left_out(labels: Sequence[str], where: str = "") -> tuple[str, ...]:

@@ -101,14 +101,7 @@ class _Drawing:
         self.texts: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
 
     def box(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        colour: str,
-        *,
-        framed: bool = False,
+        self, x: float, y: float, width: float, height: float, colour: str, *, framed: bool = False
     ) -> None:
         boxes = self.frames if framed else self.fills
         boxes.append({"x": x, "x2": x + width, "y": y, "y2": y + height, "colour": colour})

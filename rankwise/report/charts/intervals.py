@@ -138,12 +138,6 @@ class SubjectRow(NamedTuple):
     changes: Mapping[str, TaskMean]
 
 
-class _Place(NamedTuple):
-    row: SubjectRow
-    top: float
-    height: float
-
-
 def subject_chart(rows: Sequence[SubjectRow], options: Sequence[OptionName], x_title: str) -> Chart:
     """All options of a subject together. Groups first; right of zero is better than the base.
 
@@ -152,8 +146,14 @@ def subject_chart(rows: Sequence[SubjectRow], options: Sequence[OptionName], x_t
         options: that are drawn, in their order from top to bottom.
         x_title: with the unit.
     """
-    places = _places(rows, len(options))
-    height = places[-1].top + places[-1].height + _GAP / 2
+    room = max(len(options) * _STEP, 2.0 * (_SMALL_FONT + 3))
+    tops: list[float] = []
+    at = _GAP / 2
+    for number, row in enumerate(rows):
+        at += _BLOCK_GAP * (number > 0 and rows[number - 1].is_group and not row.is_group)
+        tops.append(at)
+        at += room + _GAP
+    height = at - _GAP / 2
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, height], nice=False, reverse=True))
     labels = [option.label for option in options]
     colours, shapes = zip(*option_marks(options).values(), strict=True)
@@ -165,59 +165,41 @@ def subject_chart(rows: Sequence[SubjectRow], options: Sequence[OptionName], x_t
     )
     shape = alt.Shape("option:N", scale=alt.Scale(domain=labels, range=list(shapes)), legend=legend)
     marks = [
-        {
-            "option": option.label,
-            "y": place.top + place.height * (number + 0.5) / len(options),
-            **_bounds(change),
-        }
-        for place in places
+        {"option": option.label, "y": top + room * (number + 0.5) / len(options), **_bounds(change)}
+        for row, top in zip(rows, tops, strict=True)
         for number, option in enumerate(options)
-        if (change := place.row.changes.get(option.label)) is not None
+        if (change := row.changes.get(option.label)) is not None
     ]
-    between = alt.Data(values=[{"y": place.top - _GAP / 2} for place in places[1:]])
+    between = alt.Data(values=[{"y": top - _GAP / 2} for top in tops[1:]])
     whiskers = _whiskers(x_title, y, colour, shape, thickness=1.6, size=46)
     return alt.layer(
         alt.Chart(between).mark_rule(color=GRID.light).encode(y),
         alt.layer(*whiskers, data=alt.Data(values=marks)),
-        *_subject_labels(places, y),
+        *_subject_labels(rows, [top + room / 2 for top in tops], y),
     ).properties(width=SUBJECT_WIDTH, height=height)
 
 
-def _places(rows: Sequence[SubjectRow], num_options: int) -> list[_Place]:
-    places: list[_Place] = []
-    at = _GAP / 2
-    height = max(num_options * _STEP, 2.0 * (_SMALL_FONT + 3))
-    for index, row in enumerate(rows):
-        if index and rows[index - 1].is_group and not row.is_group:
-            at += _BLOCK_GAP
-        places.append(_Place(row, at, height))
-        at += height + _GAP
-    return places
-
-
-def _subject_labels(places: Sequence[_Place], y: alt.Y) -> list[alt.Chart]:
+def _subject_labels(
+    rows: Sequence[SubjectRow], middles: Sequence[float], y: alt.Y
+) -> list[alt.Chart]:
     """The name, and the base's score with n under it, at the left of each row."""
-    charts: list[alt.Chart] = []
-    for is_group in (True, False):
-        own = [place for place in places if place.row.is_group == is_group]
-        for texts, shift, size, colour, weight in (
-            ([cut_name(place.row.name) for place in own], -7.0, FONT_SIZE, INK, is_group),
-            ([place.row.detail for place in own], 8.0, _SMALL_FONT, MUTED, False),
-        ):
-            values = [
-                {"y": place.top + place.height / 2 + shift, "text": text}
-                for place, text in zip(own, texts, strict=True)
-            ]
-            style: dict[str, Any] = {
-                "align": "right",
-                "baseline": "middle",
-                "fontSize": size,
-                "color": colour.light,
-                "fontWeight": "bold" if weight else "normal",
-            }
-            text = alt.Chart(alt.Data(values=values)).mark_text(**style)
-            charts.append(text.encode(y, x=alt.value(-8), text=alt.Text("text:N")))
-    return charts
+    names: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
+    details: list[dict[str, Any]] = []
+    for row, middle in zip(rows, middles, strict=True):
+        (groups if row.is_group else names).append({"y": middle - 7.0, "text": cut_name(row.name)})
+        details.append({"y": middle + 8.0, "text": row.detail})
+    looks: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+        (groups, {"fontSize": FONT_SIZE, "color": INK.light, "fontWeight": "bold"}),
+        (names, {"fontSize": FONT_SIZE, "color": INK.light}),
+        (details, {"fontSize": _SMALL_FONT, "color": MUTED.light}),
+    ]
+    return [
+        alt.Chart(alt.Data(values=texts))
+        .mark_text(align="right", baseline="middle", **look)
+        .encode(y, x=alt.value(-8), text=alt.Text("text:N"))
+        for texts, look in looks
+    ]
 
 
 def cut_name(name: str, letters: int = _LABEL_LETTERS, ending: int = 11) -> str:

@@ -79,10 +79,7 @@ def trade_off_chart(points: Sequence[Point], unit: Unit, epsilon_points: float |
     }
     origin = alt.Chart(alt.Data(values=[base])).mark_rule(color=MUTED.light, strokeWidth=1)
     layers: list[Any] = [origin.encode(x.at("x")), origin.encode(y.at("y"))]
-    obstacles = [
-        _thin(x.pixel(0), 0, x.pixel(0), HEIGHT),
-        _thin(0, y.pixel(0), WIDTH, y.pixel(0)),
-    ]
+    obstacles = [_thin(x.pixel(0), 0, x.pixel(0), HEIGHT), _thin(0, y.pixel(0), WIDTH, y.pixel(0))]
     if epsilon_points is not None:
         layers += _epsilon_line(epsilon_points, x, obstacles)
     colour, shape = alt.Color("colour:N", scale=None), alt.Shape("shape:N", scale=None)
@@ -122,10 +119,7 @@ def _epsilon_line(epsilon: float, x: _Axis, obstacles: list[Box]) -> list[alt.Ch
     text = f"loss = ε ({quantities.score(epsilon, 'points')})"
     left, middle = at + 5, HEIGHT - 10
     width = CHARACTER_SHARE * FONT_SIZE * len(text)
-    obstacles += [
-        _thin(at, 0, at, HEIGHT),
-        Box(left, middle - 8, left + width, middle + 8),
-    ]
+    obstacles += [_thin(at, 0, at, HEIGHT), Box(left, middle - 8, left + width, middle + 8)]
     line = alt.Chart(alt.Data(values=[{"x": -epsilon}])).mark_rule(
         color=MUTED.light, strokeDash=[5, 4], strokeWidth=1.2
     )

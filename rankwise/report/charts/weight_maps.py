@@ -24,9 +24,8 @@ def has_layers(matrices: Iterable[MatrixSpectrum]) -> bool:
 
 def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figure]:
     """The size of the updates of some models, by what they are called."""
-    kinds = _short_kinds(matrix for own in matrices.values() for matrix in own)
     panels = {
-        label: _values(own, kinds, lambda matrix: matrix.update.relative_norm)
+        label: [(matrix, matrix.update.relative_norm) for matrix in own]
         for label, own in matrices.items()
     }
     return _figure(
@@ -86,25 +85,30 @@ def nulls(matrix: MatrixSpectrum) -> list[VectorChange]:
     return [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
 
 
-_Values = dict[tuple[int, str], float]
-_Panel = tuple[tuple[str, ...], _Values]
-"""Columns, and values by layer and column."""
+_Panels = Mapping[str, Sequence[tuple[MatrixSpectrum, float | None]]]
+"""By title: matrices with their numbers, None where nothing was measured."""
 
 
 def _figure(
-    name: str,
-    title: str,
-    detail: str,
-    caption: str,
-    panels: Mapping[str, _Panel],
-    words: Callable[[float], str],
+    name: str, title: str, detail: str, caption: str, panels: _Panels, words: Callable[[float], str]
 ) -> Iterator[Figure]:
     """Of the panels that have values, with one scale; nothing where none has."""
-    shown = {title: panel for title, panel in panels.items() if panel[1]}
-    if shown:
-        drawn = [value for _, values in shown.values() for value in values.values()]
-        scale = MapScale.of(drawn, words)
-        maps = [MapPanel(title, *panel, scale) for title, panel in shown.items()]
+    kinds = _short_kinds(matrix for own in panels.values() for matrix, _ in own)
+    values = {
+        title: {
+            (matrix.layer, kinds[matrix.kind]): value
+            for matrix, value in own
+            if matrix.layer is not None and value is not None
+        }
+        for title, own in panels.items()
+    }
+    scale = MapScale.of([value for own in values.values() for value in own.values()], words)
+    maps: list[MapPanel] = []
+    for label, own in panels.items():
+        columns = dict.fromkeys(kinds[matrix.kind] for matrix, _ in own if matrix.layer is not None)
+        if values[label]:
+            maps.append(MapPanel(label, tuple(columns), values[label], scale))
+    if maps:
         yield map_figure(name, title, detail, caption, maps)
 
 
@@ -120,36 +124,18 @@ def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:
     return {kind: name if names.count(name) == 1 else kind for kind, name in last.items()}
 
 
-def _values(
-    matrices: Sequence[MatrixSpectrum],
-    kinds: dict[str, str],
-    value: Callable[[MatrixSpectrum], float | None],
-) -> _Panel:
-    columns = {kinds[matrix.kind]: None for matrix in matrices if matrix.layer is not None}
-    values = {
-        (matrix.layer, kinds[matrix.kind]): number
-        for matrix in matrices
-        if matrix.layer is not None and (number := value(matrix)) is not None
-    }
-    return tuple(columns), values
-
-
 def _with_nulls(
     matrices: Sequence[MatrixSpectrum], value: Callable[[VectorChange, MatrixSpectrum], float]
-) -> dict[str, _Panel]:
-    kinds = _short_kinds(matrices)
-
-    def panel(
-        of: Callable[[MatrixSpectrum], VectorChange | None],
-    ) -> _Panel:
-        def number(matrix: MatrixSpectrum) -> float | None:
-            change = of(matrix)
-            return None if change is None else value(change, matrix)
-
-        return _values(matrices, kinds, number)
-
+) -> _Panels:
+    changes: dict[str, list[VectorChange | None]] = {
+        "trained": [matrix.change for matrix in matrices],
+        "Gaussian": [matrix.gaussian_null for matrix in matrices],
+        "Haar": [matrix.haar_null for matrix in matrices],
+    }
     return {
-        "trained": panel(lambda matrix: matrix.change),
-        "Gaussian": panel(lambda matrix: matrix.gaussian_null),
-        "Haar": panel(lambda matrix: matrix.haar_null),
+        title: [
+            (matrix, None if change is None else value(change, matrix))
+            for matrix, change in zip(matrices, own, strict=True)
+        ]
+        for title, own in changes.items()
     }

@@ -157,11 +157,7 @@ def _effect_panel(effects: TaskHeadEffects) -> MapPanel:
 
 
 def _panel(
-    title: str,
-    values: HeadMap,
-    look: MapScale | Callable[[float], str],
-    *,
-    is_signed: bool = False,
+    title: str, values: HeadMap, look: MapScale | Callable[[float], str], *, is_signed: bool = False
 ) -> MapPanel:
     """With this scale, or with one of its own that writes numbers so."""
     by_place = {

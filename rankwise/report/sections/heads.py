@@ -56,7 +56,7 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
     remarks = [
         "Heads are compared with the base's on the same in-domain prompts. What a head matters is "
         "found by taking it off or its delta out, one head at a time (rankwise heads). "
-        "Exploratory: the recommendation does not rest on it.",
+        "Exploratory: the recommendation does not rest on it."
     ]
     for part, task in tasks:
         remarks += [f"{task.before}{sentence}" for sentence in part.statements]

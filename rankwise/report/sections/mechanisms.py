@@ -66,7 +66,7 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "The reference paper explains its findings by mechanisms; here they are tested. Each is "
         "shown, contradicted or undecided by the interval "
         f"({quantities.percent(found[0].confidence)}) of one paired difference. Exploratory: with "
-        "many intervals some miss, and the recommendation does not rest on them.",
+        "many intervals some miss, and the recommendation does not rest on them."
     ]
     for part, task in tasks:
         for sentence in part.statements:
@@ -169,9 +169,7 @@ def _pair_table(found: TrainTaskMechanisms) -> Table:
             f"lower − higher, {found.unit}",
         ),
         Column(
-            "Retention",
-            lambda pair: cells.mean(pair.kept, has_size=True),
-            "lower − higher, points",
+            "Retention", lambda pair: cells.mean(pair.kept, has_size=True), "lower − higher, points"
         ),
         Column("Does the lower keep more?", lambda pair: _ANSWERS[pair.answer], is_text=True),
     ]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from rankwise.findings.options import TaskMean
 from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.intervals import SubjectRow, subject_chart
 from rankwise.report.parts import (
     Cell,
-    Column,
     Figure,
     ReportSection,
     Table,
@@ -37,7 +35,7 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
     remarks = [
         "Change from the base on the retention tasks in points, seeds averaged, paired over the "
         "same items. A group's change counts each of its tasks the same; their items are "
-        f"independent, so variances add. Intervals are {confidence}, one at a time: exploratory.",
+        f"independent, so variances add. Intervals are {confidence}, one at a time: exploratory."
     ]
     lines = [line for part in found for line in (*part.groups, *part.subjects)]
     if any(line.base_score_by_items is not None for line in lines):
@@ -111,48 +109,33 @@ def _worst(line: RetentionLine, labels: Iterable[str]) -> float:
     return min(change.change.estimate for change in line.changes if change.label in labels)
 
 
-class _TableRow(NamedTuple):
-    """The base's score and the change of each option; ``note`` says what the mean is over."""
-
-    name: str
-    note: str
-    base: TaskMean
-    changes: Sequence[TaskMean | None]
-
-
 def _table(found: TrainTaskRetention) -> Table:
-    columns: list[Column[_TableRow]] = [
-        Column("Task or group", lambda row: Cell(row.name, "", row.note)),
-        Column("Base", lambda row: cells.mean(row.base, signed=False), "points"),
-    ]
-    for place, option in enumerate(found.options):
-        columns.append(
-            Column(option.label, lambda row, at=place: cells.mean(row.changes[at]), "change")
-        )
     caption = (
         f"Trained on {found.train_task}: base score and change from it in points, seeds averaged, "
         f"{quantities.percent(found.confidence)} intervals."
     )
-    groups = (("Groups", found.groups), ("Tasks", found.subjects))
-    return grouped_table(
-        caption,
-        columns,
-        [
-            (name, "", [row for line in lines for row in _table_rows(line)])
-            for name, lines in groups
-        ],
-    )
+    groups = [
+        (title, "", [row for line in lines for row in _table_rows(line)])
+        for title, lines in (("Groups", found.groups), ("Tasks", found.subjects))
+    ]
+    return grouped_table(caption, cells.option_columns("Task or group", found.options), groups)
 
 
-def _table_rows(line: RetentionLine) -> Iterator[_TableRow]:
+def _table_rows(line: RetentionLine) -> Iterator[list[Cell]]:
     """The mean over tasks, and below it that over items where that is another one."""
     size = quantities.size(line.base_score.num_examples)
     note = f"mean over {len(line.tasks)} tasks, {size}" if len(line.tasks) > 1 else size
-    yield _TableRow(line.name, note, line.base_score, [change.change for change in line.changes])
+    yield [
+        Cell(line.name, "", note),
+        cells.mean(line.base_score, signed=False),
+        *(cells.mean(change.change) for change in line.changes),
+    ]
     if line.base_score_by_items is not None:
-        by_items = [change.by_items for change in line.changes]
-        note = "mean over items; decides nothing"
-        yield _TableRow(line.name, note, line.base_score_by_items, by_items)
+        yield [
+            Cell(line.name, "", "mean over items; decides nothing"),
+            cells.mean(line.base_score_by_items, signed=False),
+            *(cells.mean(change.by_items) for change in line.changes),
+        ]
 
 
 def _rows(found: Sequence[TrainTaskRetention]) -> Iterator[dict[str, Any]]:

@@ -7,14 +7,7 @@ from collections.abc import Mapping, Sequence
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    ReportSection,
-    Table,
-    TitledTable,
-    grouped_table,
-)
+from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, grouped_table
 
 _WHOLE_STUDY = "all models"
 

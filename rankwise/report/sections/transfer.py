@@ -9,12 +9,7 @@ from typing import Any, NamedTuple
 
 from rankwise.findings.options import OptionName, TaskMean
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.findings.transfer import (
-    DomainMean,
-    Transfer,
-    TransferCell,
-    TransferRow,
-)
+from rankwise.findings.transfer import DomainMean, Transfer, TransferCell, TransferRow
 from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.heatmap import (
@@ -38,9 +33,9 @@ from rankwise.report.charts.theme import (
     UNSHOWN,
 )
 from rankwise.report.parts import (
+    EMPTY,
     Cell,
     Chart,
-    Column,
     Figure,
     ReportSection,
     Table,
@@ -314,56 +309,38 @@ def wrapped(text: str, letters: int, most: int) -> tuple[str, ...]:
     return tuple(lines if len(lines) <= most else [*lines[: most - 1], f"…{lines[-1]}"])
 
 
-class _TableRow(NamedTuple):
-    """A column of the matrix: what every option changes there, one of them at least."""
-
-    column: _Column
-    first: Measured
-    measured: Sequence[Measured | None]
-
-
 def _table(found: Transfer, row: TransferRow, columns: Sequence[_Column]) -> Table:
     """One row for each column of the matrix, one column for each option."""
     is_named = any(column.domain for column in found.columns)
-    groups: dict[str, list[_TableRow]] = {}
+    groups: dict[str, list[list[Cell]]] = {}
     for column in columns:
         measured = [_at(found, row, option.label, column) for option in found.options]
         first = next((cell for cell in measured if cell is not None), None)
-        if first is not None:
-            group = (column.domain or _NO_DOMAIN) if is_named else ""
-            groups.setdefault(group, []).append(_TableRow(column, first, measured))
-
-    def change(cell: Measured | None) -> Cell | None:
-        note = "negative transfer" if _is_alarm(cell) else ""
-        return None if cell is None else cells.mean(cell.change, note=note)
-
-    table_columns: list[Column[_TableRow]] = [
-        Column("Tested on", _row_head),
-        Column("Base", _base_cell, "points"),
-    ]
-    for place, option in enumerate(found.options):
-        table_columns.append(
-            Column(option.label, lambda row, at=place: change(row.measured[at]), "change")
-        )
+        if first is None:
+            continue
+        group = (column.domain or _NO_DOMAIN) if is_named else ""
+        groups.setdefault(group, []).append([*_row_head(first, column), *map(_change, measured)])
     caption = (
         f"Trained on {row.name}{f' ({row.domain})' if row.domain else ''}: change from the base in "
         f"points, seeds averaged, {quantities.percent(found.confidence)} intervals."
     )
     rows = [(group, "", own) for group, own in groups.items()]
-    return grouped_table(caption, table_columns, rows)
+    return grouped_table(caption, cells.option_columns("Tested on", found.options), rows)
 
 
-def _row_head(row: _TableRow) -> Cell:
-    size = quantities.size(row.first.change.num_examples)
-    if isinstance(row.first, DomainMean):
-        return Cell("mean", "", f"{quantities.counted(len(row.first.tasks), 'task')}, {size}")
-    return Cell(row.column.name, "", f"{RELATION_NAMES[row.first.relation]}, {size}")
+def _row_head(measured: Measured, column: _Column) -> tuple[Cell, Cell]:
+    """What the column is, and the base's score there."""
+    size = quantities.size(measured.change.num_examples)
+    if isinstance(measured, DomainMean):
+        tasks = quantities.counted(len(measured.tasks), "task")
+        return Cell("mean", "", f"{tasks}, {size}"), EMPTY
+    note = f"{RELATION_NAMES[measured.relation]}, {size}"
+    return Cell(column.name, "", note), cells.mean(measured.base_score, signed=False)
 
 
-def _base_cell(row: _TableRow) -> Cell | None:
-    if isinstance(row.first, DomainMean):
-        return None
-    return cells.mean(row.first.base_score, signed=False)
+def _change(measured: Measured | None) -> Cell:
+    note = "negative transfer" if _is_alarm(measured) else ""
+    return EMPTY if measured is None else cells.mean(measured.change, note=note)
 
 
 def _rows(found: Transfer) -> Iterator[dict[str, Any]]:

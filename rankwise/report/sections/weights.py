@@ -36,15 +36,7 @@ from rankwise.report.charts.weight_maps import (
     norm_map,
     turned_map,
 )
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Table,
-    TrainedTask,
-    table,
-)
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Table, TrainedTask, table
 
 
 def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
@@ -59,7 +51,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     remarks = [
         "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
         f"are compared with the base's own. {_nulls(settings.null_draws)} Exploratory: the "
-        "recommendation does not rest on it.",
+        "recommendation does not rest on it."
     ]
     for part, task in tasks:
         remarks += [f"{task.before}{sentence}" for sentence in part.statements]

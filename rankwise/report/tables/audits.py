@@ -162,9 +162,7 @@ def score_table(record: AuditRecord) -> Table:
         Column("Base", lambda row: _score(row, row.base_score, row.base_stderr), _ERROR),
         Column("Adapted", lambda row: _score(row, row.adapted_score, row.adapted_stderr), _ERROR),
         Column(
-            "Difference",
-            lambda row: cells.interval(row.interval, row.unit),
-            "positive is better",
+            "Difference", lambda row: cells.interval(row.interval, row.unit), "positive is better"
         ),
         Column("Learned", lambda row: cells.count(row.num_learned), "wrong → right"),
         Column("Forgotten", lambda row: cells.count(row.num_forgotten), "right → wrong"),
