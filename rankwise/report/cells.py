@@ -91,9 +91,14 @@ def beside(form: str, value: float, others: Iterable[float | None]) -> Cell:
     )
 
 
-def count(value: int | None) -> Cell:
+def count(value: int | None, note: str = "") -> Cell:
     """1,319; EMPTY for None."""
-    return EMPTY if value is None else Cell(quantities.count(value))
+    return EMPTY if value is None else Cell(quantities.count(value), "", note)
+
+
+def items(value: int, limit: int | None) -> Cell:
+    """A number of items, and whether they are the first of a task alone."""
+    return count(value, "" if limit is None else f"the first {quantities.count(limit)}")
 
 
 def unit_name(unit: Unit) -> str:

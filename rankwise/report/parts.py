@@ -65,12 +65,14 @@ class Column(Generic[Row]):
         of: the cell of a row, or its text alone; None where nothing was measured.
         detail: unit, metric or n, under the title.
         is_text: words rather than numbers.
+        is_shown: false leaves it out.
     """
 
     title: str
     of: Callable[[Row], Cell | str | None]
     detail: str = ""
     is_text: bool = False
+    is_shown: bool = True
 
 
 Group = tuple[str, str, Iterable[Row]]
@@ -86,6 +88,7 @@ def grouped_table(
     caption: str, columns: Sequence[Column[Row]], groups: Iterable[Group[Row]]
 ) -> Table:
     """A table whose rows stand in groups, each under its title."""
+    columns = [column for column in columns if column.is_shown]
     return Table(
         caption,
         tuple(Heading(column.title, column.detail) for column in columns),

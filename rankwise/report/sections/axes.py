@@ -167,21 +167,22 @@ def _table(found: TrainTaskAxes) -> Table:
     def combinations(effect: AxisEffect) -> Cell:
         same = effect.num_same_runs
         note = f"{quantities.count(same)} of them one run" if same else ""
-        return cells.count(effect.num_combinations)._replace(note=note)
+        return cells.count(effect.num_combinations, note)
 
+    has_retention = found.epsilon_points is not None
     columns: list[Column[AxisEffect]] = [
         Column("Value", lambda effect: effect.value),
         Column("Matched combinations", combinations, "of the other axes"),
         Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
         Column("Holm p", lambda row: _holm_p(row.in_domain)),
+        Column(
+            "Retention",
+            lambda row: _difference(row.retention),
+            "difference, points",
+            is_shown=has_retention,
+        ),
+        Column("Holm p", lambda row: _holm_p(row.retention), is_shown=has_retention),
     ]
-    if found.epsilon_points is not None:
-        columns.extend(
-            [
-                Column("Retention", lambda row: _difference(row.retention), "difference, points"),
-                Column("Holm p", lambda row: _holm_p(row.retention)),
-            ]
-        )
     caption = (
         f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
         "all other settings equal. Positive is better."

@@ -99,8 +99,7 @@ def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> Figure
 def _by_measure(label: str, changes: HeadChanges) -> Iterator[Figure]:
     """Everything that was measured on one run's heads."""
     width = max(len(row) for row in changes.base_entropy)
-    chunks = _chunks(changes.changes, _room(width))
-    for number, chunk in enumerate(chunks, start=1):
+    for place, is_whole, chunk in _chunks(changes.changes, _room(width)):
         panels: list[MapPanel] = []
         for change in chunk:
             title, _, write, is_signed = _MEASURES[change.measure]
@@ -108,8 +107,8 @@ def _by_measure(label: str, changes: HeadChanges) -> Iterator[Figure]:
         names = [panel.title.split(",")[0].lower() for panel in panels]
         words = quantities.listed([_MEASURES[change.measure][1] for change in chunk])
         yield map_figure(
-            f"map-attention{_place(number, chunks)}",
-            f"Attention of the heads, {label}{_what(names, chunks)}",
+            f"map-attention{place}",
+            f"Attention of the heads, {label}{_what(names, is_whole=is_whole)}",
             "adapted less base; rows are layers, columns heads",
             f"{quantities.capital(words)}; means over queries behind the first.",
             panels,
@@ -133,13 +132,13 @@ def _with_effects(
     changed = [] if output is None else [_panel("Change of the output, %", output.values, percent)]
     left = "Left, how far training has moved a head's output; then what" if changed else "What"
     needed = "the head's delta" if mode == "revert" else "the head"
-    chunks = _chunks(effects, max(1, _room(max(effects[0].num_heads)) - len(changed)))
-    for number, chunk in enumerate(chunks, start=1):
+    most = max(1, _room(max(effects[0].num_heads)) - len(changed))
+    for place, is_whole, chunk in _chunks(effects, most):
         name = f"map-effects-{model.name}-{mode}{'-keys-and-values' * shared}"
         yield map_figure(
-            f"{file_name(name)}{_place(number, chunks)}",
+            f"{file_name(name)}{place}",
             f"{'Change and effect' if changed else 'Effect'} of heads {done}, {label}"
-            f"{_what([part.task for part in chunk], chunks)}",
+            f"{_what([part.task for part in chunk], is_whole=is_whole)}",
             f"each head {done}, one at a time; rows are layers, columns heads",
             f"{left} happens to the mean log-probability of the right answer when the head alone "
             f"is {done}: negative where {needed} is needed, positive where it stands in the way. "
@@ -175,18 +174,17 @@ def _room(width: int) -> int:
     return max(1, min(MOST_PANELS, MOST_COLUMNS // width))
 
 
-def _chunks(items: Sequence[T], most: int) -> list[Sequence[T]]:
-    """As few as hold them all, in order, about as long as each other."""
+def _chunks(items: Sequence[T], most: int) -> Iterator[tuple[str, bool, Sequence[T]]]:
+    """As few as hold all items, in order, about as long as each other.
+
+    Each comes with what its file's name ends in, and whether it is the only one.
+    """
     number = math.ceil(len(items) / most)
     size = math.ceil(len(items) / number)
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    for place, start in enumerate(range(0, len(items), size), start=1):
+        yield f"-{place}" if number > 1 else "", number == 1, items[start : start + size]
 
 
-def _place(number: int, chunks: Sequence[object]) -> str:
-    """At the end of a file's name: which of several."""
-    return f"-{number}" if len(chunks) > 1 else ""
-
-
-def _what(names: Sequence[str], chunks: Sequence[object]) -> str:
+def _what(names: Sequence[str], *, is_whole: bool) -> str:
     """At the end of a title: what is on one of several."""
-    return f": {quantities.listed(names)}" if len(chunks) > 1 else ""
+    return "" if is_whole else f": {quantities.listed(names)}"

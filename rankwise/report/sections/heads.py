@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from rankwise.findings.heads import (
@@ -111,8 +111,14 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
     """One row for each run; shares of delta are of attention's, other matrices left aside."""
     measures = {run.run: {part.measure: part for part in run.measures} for run in runs}
 
-    def mean(measure: ChangeMeasure, spec: str, scale: float = 1.0) -> Any:
+    def mean(measure: ChangeMeasure, spec: str, scale: float = 1.0) -> Callable[[HeadsOfRun], str]:
         return lambda run: format(scale * measures[run.run][measure].mean, spec)
+
+    def like_full(run: HeadsOfRun) -> Cell:
+        return cells.correlation(measures[run.run]["output"].like_full)
+
+    def like_itself(run: HeadsOfRun) -> Cell:
+        return cells.correlation(measures[run.run]["output"].agreement)
 
     def top_share(run: HeadsOfRun) -> str | None:
         return None if run.top_share is None else f"{100 * run.top_share:.0f}"
@@ -124,16 +130,8 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
         Column("Entropy", mean("entropy", ".2g"), "nats"),
         Column("First token", mean("first_token_mass", ".2g", 100), "% of the mass"),
         Column("Top tenth", top_share, "% of attention's ‖delta‖²"),
-        Column(
-            "Like full",
-            lambda run: cells.correlation(measures[run.run]["output"].like_full),
-            "ρ over heads",
-        ),
-        Column(
-            "Like itself",
-            lambda run: cells.correlation(measures[run.run]["output"].agreement),
-            "ρ of two halves",
-        ),
+        Column("Like full", like_full, "ρ over heads"),
+        Column("Like itself", like_itself, "ρ of two halves"),
     ]
     caption = (
         "Means of absolute changes over all heads. Attention's delta is that of q, k, v and output "

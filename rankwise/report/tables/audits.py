@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rankwise.findings.audits import MatrixGroup, Range, matrix_group
@@ -20,18 +20,28 @@ from rankwise.report.charts.weight_maps import nulls
 from rankwise.report.parts import Cell, Column, Table, grouped_table, table
 
 MOST_OTHERS = 20
+_SAME_INDEX = "mean |cos|, same index"
+
+Measure = Callable[[VectorChange, MatrixSpectrum], float]
+_SIMILARITIES: tuple[tuple[str, str, Measure], ...] = (
+    ("Similarity left", _SAME_INDEX, lambda of, _: of.left.index_matched[-1]),
+    ("Similarity right", _SAME_INDEX, lambda of, _: of.right.index_matched[-1]),
+    ("Best match left", "mean |cos|", lambda of, _: of.left.best_matched[-1]),
+    ("Overlap left", "of the leading spaces", lambda of, _: of.left.overlap[-1]),
+)
 
 
 def matrix_table(record: AuditRecord) -> Table:
     """One row for each weight matrix, by kind."""
 
-    def compared(
-        form: str, number: Callable[[VectorChange, MatrixSpectrum], float]
-    ) -> Callable[[MatrixSpectrum], Cell]:
+    def compared(form: str, number: Measure) -> Callable[[MatrixSpectrum], Cell]:
         """The matrix's own number, and those of random updates."""
         return lambda matrix: cells.beside(
             form, number(matrix.change, matrix), [number(null, matrix) for null in nulls(matrix)]
         )
+
+    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
+        return intruders_of(change, matrix.leading, record.epsilons)
 
     def share(matrix: MatrixSpectrum) -> str | None:
         relative = matrix.update.relative_norm
@@ -52,31 +62,10 @@ def matrix_table(record: AuditRecord) -> Table:
         Column("Energy rank", lambda matrix: str(matrix.update.energy_rank_99), "99 %"),
         Column(
             "Intruders",
-            compared(
-                "{:.3g}", lambda of, matrix: intruders_of(of, matrix.leading, record.epsilons)
-            ),
+            compared("{:.3g}", intruders),
             f"k = {intruder_k(record.matrices)}, ε = {INTRUDER_EPSILON}",
         ),
-        Column(
-            "Similarity left",
-            compared("{:.3f}", lambda of, _: of.left.index_matched[-1]),
-            "mean |cos|, same index",
-        ),
-        Column(
-            "Similarity right",
-            compared("{:.3f}", lambda of, _: of.right.index_matched[-1]),
-            "mean |cos|, same index",
-        ),
-        Column(
-            "Best match left",
-            compared("{:.3f}", lambda of, _: of.left.best_matched[-1]),
-            "mean |cos|",
-        ),
-        Column(
-            "Overlap left",
-            compared("{:.3f}", lambda of, _: of.left.overlap[-1]),
-            "of the leading spaces",
-        ),
+        *(Column(title, compared("{:.3f}", of), detail) for title, detail, of in _SIMILARITIES),
     ]
     most = max(matrix.leading[-1] for matrix in record.matrices)
     caption = (
@@ -126,6 +115,9 @@ def kind_table(record: AuditRecord) -> Table:
         group = kind.group
         return f"{100 * group.norm / group.base_norm:.2g}" if group.base_norm else None
 
+    def first(form: str, numbers: Sequence[float]) -> Cell:
+        return cells.beside(form, numbers[0], numbers[1:])
+
     def span(ranks: Range) -> Cell:
         return Cell(f"{ranks.median:g}", f"{ranks.least} to {ranks.most}")
 
@@ -136,18 +128,8 @@ def kind_table(record: AuditRecord) -> Table:
         Column("of ‖W₀‖_F", share, "%"),
         Column("Energy rank 90 %", lambda kind: span(kind.group.energy_rank_90), "median, range"),
         Column("Energy rank 99 %", lambda kind: span(kind.group.energy_rank_99), "median, range"),
-        Column(
-            "Intruders",
-            lambda kind: cells.beside("{:.3g}", kind.group.intruders[0], kind.group.intruders[1:]),
-            "in all",
-        ),
-        Column(
-            "Similarity",
-            lambda kind: cells.beside(
-                "{:.3f}", kind.group.similarities[0], kind.group.similarities[1:]
-            ),
-            "mean |cos|, same index",
-        ),
+        Column("Intruders", lambda kind: first("{:.3g}", kind.group.intruders), "in all"),
+        Column("Similarity", lambda kind: first("{:.3f}", kind.group.similarities), _SAME_INDEX),
     ]
     small = _small_numbers(record, " under intruders and similarity")
     return table(f"All matrices of a kind as one. {small}", columns, rows)
@@ -158,7 +140,7 @@ def score_table(record: AuditRecord) -> Table:
     columns: list[Column[AuditScore]] = [
         Column("Task", _asked),
         Column("Metric", _metric, is_text=True),
-        Column("n", _size),
+        Column("n", lambda row: cells.items(row.num_examples, row.limit)),
         Column("Base", lambda row: _score(row, row.base_score, row.base_stderr), _ERROR),
         Column("Adapted", lambda row: _score(row, row.adapted_score, row.adapted_stderr), _ERROR),
         Column(
@@ -189,11 +171,6 @@ def _metric(score: AuditScore) -> Cell:
     direction = "higher" if score.higher_is_better else "lower"
     name = cells.metric_name(score.metric, score.filter)
     return Cell(name, "", f"{cells.unit_name(score.unit)}, {direction} is better")
-
-
-def _size(score: AuditScore) -> Cell:
-    note = "" if score.limit is None else f"the first {quantities.count(score.limit)}"
-    return cells.count(score.num_examples)._replace(note=note)
 
 
 def _score(score: AuditScore, value: float, error: float) -> Cell:

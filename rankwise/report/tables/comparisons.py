@@ -32,6 +32,9 @@ def relation_table(
     def change(row: Comparison) -> Cell:
         return cells.interval(row.interval.negated() if is_prose else row.interval, row.unit)
 
+    def chosen(row: Comparison) -> str | None:
+        return _options(results, row.run, row.task) or None
+
     columns: list[Column[Comparison]] = [
         Column("Run", lambda row: labels[row.run]),
         Column(
@@ -39,31 +42,18 @@ def relation_table(
             lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
             "base → adapted",
         ),
-        Column("Forgetting", change, "rise of the loss")
-        if is_prose
-        else Column("Difference", change),
+        Column("Forgetting", change, "rise of the loss", is_shown=is_prose),
+        Column("Difference", change, is_shown=not is_prose),
+        Column("Learned", lambda row: cells.count(row.num_learned), "items", is_shown=has_counts),
+        Column(
+            "Forgotten", lambda row: cells.count(row.num_forgotten), "items", is_shown=has_counts
+        ),
+        Column("Kept", _kept, "right / wrong", is_shown=has_counts),
+        Column("McNemar p", _mcnemar_p, "exact", is_shown=has_counts),
+        Column("Holm p", _holm_p, "confirmatory", is_shown=has_holm),
+        Column("Retention ratio", _ratio, "above chance", is_shown=has_ratio),
+        Column("Options chosen", chosen, "% of items", is_shown=any(map(chosen, rows))),
     ]
-    if has_counts:
-        columns.extend(
-            [
-                Column("Learned", lambda row: cells.count(row.num_learned), "items"),
-                Column("Forgotten", lambda row: cells.count(row.num_forgotten), "items"),
-                Column("Kept", _kept, "right / wrong"),
-                Column("McNemar p", lambda row: quantities.p_value(row.mcnemar_p_value), "exact"),
-            ]
-        )
-    if has_holm:
-        columns.append(Column("Holm p", _holm_p, "confirmatory"))
-    if has_ratio:
-        columns.append(Column("Retention ratio", _ratio, "above chance"))
-    if any(_options(results, row.run, row.task) for row in rows):
-        columns.append(
-            Column(
-                "Options chosen",
-                lambda row: _options(results, row.run, row.task) or None,
-                "% of items",
-            )
-        )
     caption = _relation_caption(recommendation, has_counts, has_holm, has_ratio)
     groups = [
         (task, _task_detail(results, recommendation, task), own)
@@ -158,6 +148,10 @@ def _kept(row: Comparison) -> str | None:
         return None
     wrong = cells.count(row.num_kept_wrong).value
     return f"{quantities.count(row.num_kept_right)} / {wrong}"
+
+
+def _mcnemar_p(row: Comparison) -> str:
+    return quantities.p_value(row.mcnemar_p_value)
 
 
 def _holm_p(row: Comparison) -> str:

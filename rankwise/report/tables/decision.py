@@ -26,10 +26,14 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     if not recommendation.verdicts:
         return None
     unit, epsilon = recommendation.unit, recommendation.epsilon_points
-    is_alone = len(recommendation.verdicts) == 1
+    is_alone, has_retention = len(recommendation.verdicts) == 1, epsilon is not None
+    limit = f"loss below ε = {quantities.score(epsilon or 0.0, 'points')}"
 
     def rank(verdict: RankVerdict) -> Cell:
         return Cell(verdict.label, "", f"alpha {quantities.number(verdict.alpha)}")
+
+    def loss(verdict: RankVerdict) -> Cell:
+        return cells.interval(verdict.retention_loss, "points")
 
     def keeps(verdict: RankVerdict) -> str | None:
         return None if verdict.keeps_enough is None else _STATES[verdict.keeps_enough]
@@ -46,33 +50,17 @@ def decision_table(recommendation: Recommendation) -> Table | None:
             "gain above 0",
             is_text=True,
         ),
+        Column("Retention loss", loss, "points", is_shown=has_retention),
+        Column("Keeps enough?", keeps, limit, is_text=True, is_shown=has_retention),
+        Column("Behind the best other rank", behind, unit),
+        Column(
+            "Near the best?",
+            lambda verdict: _STATES[verdict.near_the_best],
+            f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
+            is_text=True,
+        ),
+        Column("Qualifies?", lambda verdict: "yes" if verdict.qualifies else "no", is_text=True),
     ]
-    if epsilon is not None:
-        limit = f"loss below ε = {quantities.score(epsilon, 'points')}"
-        columns.extend(
-            [
-                Column(
-                    "Retention loss",
-                    lambda verdict: cells.interval(verdict.retention_loss, "points"),
-                    "points",
-                ),
-                Column("Keeps enough?", keeps, limit, is_text=True),
-            ]
-        )
-    columns.extend(
-        [
-            Column("Behind the best other rank", behind, unit),
-            Column(
-                "Near the best?",
-                lambda verdict: _STATES[verdict.near_the_best],
-                f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
-                is_text=True,
-            ),
-            Column(
-                "Qualifies?", lambda verdict: "yes" if verdict.qualifies else "no", is_text=True
-            ),
-        ]
-    )
     return table(_decision_caption(recommendation), columns, recommendation.verdicts)
 
 
@@ -107,11 +95,6 @@ def measured_table(results: TrainTaskResults) -> Table:
         if task in results.base.evaluations
     ]
 
-    def items(row: _Measured) -> Cell:
-        limit = row.evaluation.limit
-        note = "" if limit is None else f"the first {quantities.count(limit)}"
-        return cells.count(row.evaluation.num_examples)._replace(note=note)
-
     def chance(row: _Measured) -> str | None:
         share = row.evaluation.chance
         return None if share is None else quantities.score(100 * share, "points")
@@ -119,7 +102,7 @@ def measured_table(results: TrainTaskResults) -> Table:
     columns: list[Column[_Measured]] = [
         Column("Task", lambda row: row.evaluation.task),
         Column("Relation", lambda row: RELATION_NAMES[row.relation], is_text=True),
-        Column("Items", items),
+        Column("Items", lambda row: cells.items(row.evaluation.num_examples, row.evaluation.limit)),
         Column("Metric", lambda row: row.metric, is_text=True),
         Column("Chance", chance),
         Column("Kind", lambda row: row.evaluation.output_type.replace("_", " "), is_text=True),
