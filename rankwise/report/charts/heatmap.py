@@ -45,18 +45,21 @@ class HeatRow(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Colours with the texts at which they change, and single colours with what they mean."""
+    """Colours with the texts at which they change, and single colours with what they mean.
+
+    ``swatch`` is the width and the height of one in pixels.
+    """
 
     name: str
     colours: Sequence[Colour]
     ends: Sequence[str]
-    swatch: float
+    swatch: tuple[float, float]
     singles: Sequence[tuple[Colour, str]] = ()
 
     @property
     def width(self) -> float:
         """Of its colours in pixels."""
-        return self.swatch * len(self.colours)
+        return self.swatch[0] * len(self.colours)
 
 
 class HeatLook(NamedTuple):
@@ -253,13 +256,14 @@ def _cell(drawing: _Drawing, cell: HeatCell, x: float, y: float, look: HeatLook)
 
 def _key(drawing: _Drawing, key: Key, x: float, y: float) -> float:
     """The colours with the texts between them; returns where it ends."""
+    width, height = key.swatch
     for place, colour in enumerate(key.colours):
-        drawing.box(x + place * key.swatch, y, key.swatch, 12.0, colour.light)
+        drawing.box(x + place * width, y, width, height, colour.light)
     for place, end in enumerate(key.ends, start=1):
-        drawing.text(x + place * key.swatch, y + 21.0, end, align="center")
+        drawing.text(x + place * width, y + 21.0, end, align="center")
     right = x + key.width + 10.0
     for colour, meaning in key.singles:
-        drawing.box(right + 4.0, y, 20.0, 12.0, colour.light)
+        drawing.box(right + 4.0, y, 20.0, height, colour.light)
         drawing.text(right + 30.0, y + 6.0, meaning)
         right += _SINGLE_WIDTH
     return right

@@ -29,7 +29,7 @@ MOST_PANELS = 4
 _MOST_TEXT_COLUMNS = 16
 """With more columns in all panels, cells are narrow and hold no numbers."""
 
-_WIDE, _NARROW, _HEIGHT, _SWATCH = 40.0, 20.0, 17.0, 64.0
+_WIDE, _NARROW, _HEIGHT, _SWATCH = 40.0, 20.0, 17.0, (64.0, 11.0)
 _SHARES = (0.3, 0.6, 0.85, 0.97)
 
 
@@ -65,7 +65,8 @@ class MapScale(NamedTuple):
         below = [*(-end for end in reversed(self.ends)), 0.0] if self.signed else []
         colours = [*(reversed(LOSS_STEPS) if self.signed else ()), *GAIN_STEPS]
         ends = [self.words(end) for end in (*below, *self.ends)]
-        return Key(name, colours, ends, _SWATCH / 2 if self.signed else _SWATCH)
+        width, height = _SWATCH
+        return Key(name, colours, ends, (width / 2 if self.signed else width, height))
 
     def colours(self, value: float) -> tuple[Colour, Colour]:
         """Of a cell and of the text on it."""

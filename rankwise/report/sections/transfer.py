@@ -253,7 +253,7 @@ def _chart(
         "",
         [*reversed(LOSS_STEPS), *GAIN_STEPS],
         [quantities.change(end, "points").removesuffix(".0") for end in ends],
-        34.0,
+        (34.0, 12.0),
         [(UNSHOWN, "interval holds 0")],
     )
     return heat_map(body, heads, [key], _LOOK, words)
