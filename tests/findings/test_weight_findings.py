@@ -30,7 +30,6 @@ from tests.planted.weights import (
     with_spectra,
 )
 
-
 MANY = {2**power: 0.88 - 0.02 * power for power in range(9)}
 """Ranks 1 to 256, each of which keeps less than the one before."""
 

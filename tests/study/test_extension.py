@@ -62,7 +62,12 @@ def test_more_items_are_scored_and_none_again(
     assert sorted(asked) == sorted([items, 3] * 2)  # of each model: new options or prompts, prose
     monkeypatch.undo()
     whole, _ = run(load_config(study_file, [*settings, "evaluation.limit=7"]), tmp_path / "whole")
-    assert grown.recommendation == whole.recommendation
+    (more,), (once,) = (each.recommendation.by_train_task for each in (grown, whole))
+    assert more.comparisons == once.comparisons
+    # grown, it is the second look, and is judged by the margins of the first
+    assert [look.number for look in more.looks] == [1, 2]
+    assert [look.number for look in once.looks] == [1]
+    assert more.looks[-1].num_items == once.looks[-1].num_items
     for mine, theirs in zip(grown.results.runs, whole.results.runs, strict=True):
         assert mine.items == theirs.items
         for name, record in mine.evaluations.items():
