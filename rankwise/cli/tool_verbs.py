@@ -81,6 +81,14 @@ def compare_samples(
         str | None,
         typer.Option("--filter", help="The lm-eval filter (default: the first of BASE.jsonl)."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="FIELD",
+            help="A field of the documents, such as passage: items of equal value belong together.",
+        ),
+    ] = None,
     confidence: Annotated[
         float,
         typer.Option(
@@ -96,14 +104,20 @@ def compare_samples(
     which two models differ count, so this finds differences that two scores
     with their standard errors do not show. Each file is judged better, worse,
     or cannot tell (with the number of further items that would decide),
-    corrected for the number of files (Holm).
+    corrected for the number of files (Holm). Questions about one text are not
+    independent: with --cluster, the texts are what is counted.
     """
     from rankwise.cli.terminal import samples_verdict
     from rankwise.findings.samples import compare_samples as compare
 
     with usage_errors():
         verdicts = compare(
-            base, candidates, metric=metric, filter_name=filter_name, confidence=confidence
+            base,
+            candidates,
+            metric=metric,
+            filter_name=filter_name,
+            cluster=cluster,
+            confidence=confidence,
         )
     warn(verdicts.warnings)
     if as_json:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
+from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
@@ -94,6 +95,7 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
         **margins._asdict(),
         confidence=source.confidence,
         num_items_in_domain=num_items,
+        num_clusters_in_domain=num_clusters_of(source, tasks.in_domain),
         num_seeds=num_seeds,
         num_items_needed=additional_items(more.in_domain_factor, num_items),
         num_retention_items_needed=additional_items(
@@ -108,7 +110,7 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
-                         for task in tasks.left_out))  # fmt: skip
+                         for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
     why = (*reasons(judged, full, parameters), *notes)
@@ -193,13 +195,13 @@ def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Mar
 def _bounds(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> StudyBounds:
     """Simultaneous bounds over the complete options, in their order."""
 
-    def by_option(task: str, sign: float) -> Items:
-        gains = np.stack([source.gains(option.runs, task) for option in options], axis=1)
-        return Items(sign * gains, source.item_size(task))
+    def by_option(names: Sequence[str], sign: float) -> list[Items]:
+        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
+        return source.items([sign * values for values in gains], names)
 
     return study_bounds(
-        [by_option(task, 1.0) for task in tasks.in_domain],
-        [by_option(task, -1.0) for task in tasks.retention],
+        by_option(tasks.in_domain, 1.0),
+        by_option(tasks.retention, -1.0),
         confidence=source.confidence,
         rng=BOOTSTRAP_SEED,
     )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from rankwise.errors import ConfigError, RecordError, TaskError
+from rankwise.findings.clusters import suspect, suspicion, too_few
 from rankwise.findings.pairs import (
+    Pair,
     PairedTest,
     Scores,
+    Test,
     additional_items,
     pair_scores,
     paired_test,
 )
 from rankwise.findings.stats.estimates import holm, items_factor, mcnemar_exact
+from rankwise.findings.stats.items import num_clusters
 from rankwise.records import quantities
+from rankwise.records.clusters import candidate_fields, cluster_numbers
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.lm_eval_samples import (
     SampleFile,
@@ -59,14 +66,16 @@ class SampleVerdict(PairedDifference):
     Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
     better for the candidate; ``lower`` and ``upper`` bound it for this comparison alone. The
     counts are None unless every item is 0 or 1; ``p_value`` then is the paired t-test's instead
-    of McNemar's. ``verdict`` follows ``holm_p_value``. ``num_items_needed`` is how many more
-    items would decide if the difference is as estimated; None where none are needed, or where
-    no number would do.
+    of McNemar's. Of items in ``num_clusters`` clusters (None: every item is its own) it is that of
+    the cluster-robust interval. ``verdict`` follows ``holm_p_value``. ``num_items_needed`` is how
+    many more items would decide if the difference is as estimated; None where none are needed, or
+    where no number would do.
     """
 
     name: str
     file: str
     num_examples: int
+    num_clusters: int | None = None
     base_score: float
     candidate_score: float
     difference: float
@@ -77,7 +86,7 @@ class SampleVerdict(PairedDifference):
     num_forgotten: int | None
     num_kept_right: int | None
     num_kept_wrong: int | None
-    test: Literal["mcnemar_exact", "paired_t"]
+    test: Test
     p_value: float
     holm_p_value: float
     verdict: Verdict
@@ -89,7 +98,8 @@ class SampleVerdicts(Record):
     """Every candidate file against one base file, by one metric under one filter.
 
     ``unit`` is "points" for shares (times 100), "nats" for ``loss_nats``, else what a value of
-    the metric is. ``direction_from`` says how ``higher_is_better`` is known.
+    the metric is. ``direction_from`` says how ``higher_is_better`` is known. ``cluster`` is the
+    field whose values make clusters of items, None where items are taken as independent.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -101,6 +111,7 @@ class SampleVerdicts(Record):
     higher_is_better: bool
     direction_from: Direction
     confidence: float
+    cluster: str | None = None
     warnings: tuple[str, ...]
     candidates: tuple[SampleVerdict, ...]
 
@@ -119,6 +130,7 @@ def compare_samples(
     *,
     metric: str | None = None,
     filter_name: str | None = None,
+    cluster: str | None = None,
     confidence: float = 0.95,
 ) -> SampleVerdicts:
     """Compare models item by item, from files that ``lm_eval --log_samples`` wrote for a task.
@@ -128,13 +140,15 @@ def compare_samples(
         candidates: those of the other models, on the same documents.
         metric: None takes the first that has one finite number per item in every file.
         filter_name: None takes the first of the base file.
+        cluster: a field of the documents; items of equal value come in one cluster. None takes
+            items as independent, with a warning where a field speaks against it.
         confidence: of each interval, and 1 - that of a wrong "better" or "worse" among all
             candidates together; above 0.5 and below 1.
 
     Raises:
         ConfigError: the confidence is no such number.
         DataError: a file cannot be read, or is given twice.
-        TaskError: a file does not have the metric or the filter.
+        TaskError: a file does not have the metric or the filter, or documents not the field.
         RecordError: the files are not about the same items.
     """
     if not 0.5 < confidence < 1.0:
@@ -142,7 +156,7 @@ def compare_samples(
         raise ConfigError("compare-samples", [problem])
     paths = (base, *candidates)
     names = file_names(paths)
-    files = [read_sample_file(path) for path in paths]
+    files = [read_sample_file(path, with_documents=path == base) for path in paths]
     chosen, notes = _choose(files, metric, filter_name)
     scores = [
         Scores(
@@ -152,6 +166,10 @@ def compare_samples(
         )
         for name, file in zip(names, files, strict=True)
     ]
+    documents = {doc_id: files[0].documents[doc_id] for doc_id in scores[0].doc_ids}
+    if cluster is not None:
+        numbers = cluster_numbers(documents, cluster, "--cluster", str(base))
+        scores[0] = scores[0]._replace(clusters=numbers)
     what, in_points = f"metric {chosen.metric!r}", chosen.unit == "points"
     higher = chosen.higher_is_better
     pairs = [
@@ -166,12 +184,33 @@ def compare_samples(
         base_file=str(base),
         **chosen._asdict(),
         confidence=confidence,
-        warnings=notes,
+        cluster=cluster,
+        warnings=(*notes, *_cluster_notes(pairs, documents, cluster)),
         candidates=tuple(
             _verdict(names[0], *each, family, chosen.unit)
             for each in zip(names[1:], candidates, tests, adjusted, strict=True)
         ),
     )
+
+
+def _cluster_notes(
+    pairs: Sequence[Pair], documents: Mapping[int, Any], cluster: str | None
+) -> Iterator[str]:
+    """Too few clusters; without ``cluster``, a field that the differences go by."""
+    if cluster is not None:
+        number = num_clusters([pairs[0].items])
+        if number is not None and (few := too_few(f"--cluster {cluster}", number)):
+            yield few
+        return
+    order = np.argsort(list(documents))
+    candidates = {
+        field: np.asarray(numbers, dtype=np.int64)[order]
+        for field, numbers in candidate_fields(documents).items()
+    }
+    found = suspect(candidates, np.stack([pair.gain for pair in pairs]))
+    if found is not None:
+        items = f"the {quantities.counted(len(documents), 'item')}"
+        yield suspicion(found, items, f"Use --cluster {found.field}")
 
 
 def _choose(
@@ -284,7 +323,7 @@ def _verdict(
         file=str(file),
         candidate_score=test.adapted_score,
         **test.values(SampleVerdict),
-        test="paired_t" if test.counts is None else "mcnemar_exact",
+        test=test.test,
         holm_p_value=holm_p_value,
         verdict=verdict,
         num_items_needed=needed,
@@ -303,8 +342,11 @@ def _items_needed(test: PairedTest, alpha: float) -> int | None:
     factor = items_factor(slack, test.estimate.spread, 1.0 - alpha / 2.0)
     if factor == float("inf"):
         return None
-    while test.counts is not None and alpha < mcnemar_exact(
-        round(test.counts.learned * factor), round(test.counts.forgotten * factor)
+    while (
+        test.test == "mcnemar_exact"
+        and test.counts
+        and alpha
+        < mcnemar_exact(round(test.counts.learned * factor), round(test.counts.forgotten * factor))
     ):
         factor *= 1.02
     return additional_items(factor, test.num_examples)
@@ -317,6 +359,7 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
         for value in (found.difference, found.lower, found.upper)
     )
     items = quantities.counted(found.num_examples, "item")
+    items += quantities.in_clusters(found.num_clusters)
     difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
     if found.verdict == "cannot_tell":
         text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"

@@ -38,8 +38,8 @@ def statement(numbers: Recommendation) -> str:
         text = _none_keeps_enough(numbers)
     else:
         text = (
-            f"The data cannot tell which rank to use ({numbers.num_items_in_domain:,} in-domain "
-            f"items, δ = {amount(numbers.delta, numbers.unit)}): {_what_decides(numbers)}"
+            f"The data cannot tell which rank to use ({_in_domain_items(numbers)}, "
+            f"δ = {amount(numbers.delta, numbers.unit)}): {_what_decides(numbers)}"
         )
     if numbers.num_seeds == 1:
         text += ", conditional on this seed"
@@ -62,6 +62,12 @@ def reasons(
         *_full(full, numbers.unit),
         *_by_format(numbers),
     )
+
+
+def _in_domain_items(numbers: Recommendation) -> str:
+    """1,319 in-domain items, or 817 in-domain items in 120 clusters."""
+    clusters = quantities.in_clusters(numbers.num_clusters_in_domain)
+    return f"{numbers.num_items_in_domain:,} in-domain items{clusters}"
 
 
 def _recommended(numbers: Recommendation) -> str:
@@ -89,7 +95,7 @@ def _no_evidence(numbers: Recommendation) -> str:
     best = max(numbers.verdicts, key=lambda v: v.gain.estimate)
     text = (
         f"There is no evidence for fine-tuning: no rank is shown to be better than the base on "
-        f"{numbers.num_items_in_domain:,} in-domain items; the best, {best.label}, gains "
+        f"{_in_domain_items(numbers)}; the best, {best.label}, gains "
         f"{amount(best.gain.estimate, numbers.unit)} ({score_range(best.gain, numbers.unit)})"
     )
     if numbers.num_items_needed is not None:

@@ -395,7 +395,8 @@ class Comparison(PairedDifference):
     score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
     for this comparison alone. Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
     ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
-    ``retention_ratio`` is there for retention tasks scored in points only.
+    ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
+    ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
     """
 
     run: str
@@ -416,6 +417,7 @@ class Comparison(PairedDifference):
     mcnemar_p_value: float | None
     holm_p_value: float | None
     retention_ratio: RetentionRatio | None = None
+    num_clusters: int | None = None
 
 
 class Bound(Interval):
@@ -451,6 +453,7 @@ class FormatEffect(PairedDifference):
     num_forgotten: int | None
     standard_difference: float
     by_format: Bound | None
+    num_clusters: int | None = None
 
 
 class RankVerdict(Record):
@@ -506,6 +509,8 @@ class Recommendation(Record):
     epsilon_is_derived: bool
     confidence: float
     num_items_in_domain: int
+    num_clusters_in_domain: int | None = None
+    """The clusters that these items are in; None where every item is its own."""
     num_seeds: int
     num_items_needed: int | None
     num_retention_items_needed: int | None

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from rankwise.findings.stats.estimates import PSEUDO_ITEMS, Spread, skewed_quantiles
-from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.items import Floats, Items, by_cluster
 
 NUM_DRAWS = 10_000
 
@@ -79,6 +79,7 @@ def study_bounds(
     """
     if not gains or len({task.values.shape[:2] for task in (*gains, *losses)}) != 1:
         raise ValueError("every task needs the same seeds and options, and one must be in-domain")
+    gains, losses = by_cluster(gains), by_cluster(losses)
     num_seeds, num_options, _ = gains[0].values.shape
     in_domain = _block(gains)
     retention = _block(losses) if losses else None

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import altair as alt
 
 from rankwise.findings.models import ModelSummary
-from rankwise.records import quantities
 from rankwise.records.study import Interval, Unit
 from rankwise.report.charts.theme import FONT_SIZE, INK, MUTED, kind_colour, kind_shape
 
@@ -20,28 +19,24 @@ _LONGEST_NAME = 40
 
 
 class Panel(NamedTuple):
-    """The differences of every run on one task."""
+    """The differences of every run on one task; ``size`` is its number of items, as text."""
 
     name: str
-    num_examples: int
+    size: str
     unit: Unit
     changes: tuple[tuple[ModelSummary, Interval], ...]
 
     @property
     def title(self) -> str:
         """The task and its number of items."""
-        return f"{self.name}, {self._size}"
+        return f"{self.name}, {self.size}"
 
     @property
     def short_title(self) -> str:
         """The same, with the middle of a long name left out so that it fits over the panel."""
         if len(self.name) <= _LONGEST_NAME:
             return self.title
-        return f"{self.name[: _LONGEST_NAME - 16]}…{self.name[-15:]}, {self._size}"
-
-    @property
-    def _size(self) -> str:
-        return quantities.size(self.num_examples)
+        return f"{self.name[: _LONGEST_NAME - 16]}…{self.name[-15:]}, {self.size}"
 
 
 class Group(NamedTuple):

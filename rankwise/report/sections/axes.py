@@ -134,8 +134,8 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind, several: bool) -
     values = axis.values[:MOST_VALUES]
     marks, num_panels = _marks(found, axis, values, kind)
     first = marks[0].mean
-    size = quantities.size(first.num_examples)
-    items = f"{size} items" + (f" in {first.num_tasks} tasks" if first.num_tasks > 1 else "")
+    size = quantities.sample_size(first, "items")
+    items = size + (f" in {first.num_tasks} tasks" if first.num_tasks > 1 else "")
     subtitle = f"{items}; bars are {quantities.percent(found.confidence)} intervals"
     unit = "points" if first.unit == "points" else "nats per token"
     chart = axis_chart(
@@ -228,7 +228,7 @@ def _effect_cells(effect: AxisEffect, has_retention: bool) -> tuple[Cell, ...]:
 def _difference_cells(difference: AxisDifference | None) -> list[Cell]:
     if difference is None:
         return [Cell("not compared"), EMPTY]
-    size = quantities.size(difference.mean.num_examples)
+    size = quantities.sample_size(difference.mean)
     return [
         mean_cell(difference.mean, note=size),
         Cell(_p_value(difference.holm_p_value)),

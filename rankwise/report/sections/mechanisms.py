@@ -125,8 +125,9 @@ def _gap_figure(found: TrainTaskMechanisms, several: bool) -> Figure:
     title = "Gap between trained and test items by rank"
     first = found.gaps[0]
     sizes = (
-        f"{quantities.size(first.trained.num_examples)} trained and "
+        f"{quantities.sample_size(first.trained, 'trained')} and "
         f"{quantities.count(first.test.num_examples)} test items"
+        f"{quantities.in_clusters(first.test.num_clusters)}"
     )
     unit = "points" if found.unit == "points" else "nats per token"
     panel = RankPanel(
@@ -161,7 +162,7 @@ def _full_lines(gaps: Iterable[TrainTestGap]) -> tuple[RankLine, ...]:
 def _pair_figure(found: TrainTaskMechanisms, pairs: Sequence[MatchedPair], several: bool) -> Figure:
     title = "Kept by the lower of two ranks of equal gain"
     kept = pairs[0].kept
-    sizes = f"{quantities.size(kept.num_examples)} retention items"
+    sizes = quantities.sample_size(kept, "retention items")
     marks = [
         PairMark(pair.option.label, pair.other.label, pair.option.kind, pair.kept)
         for pair in pairs[:MOST_PAIRS]
@@ -214,7 +215,7 @@ def _agreement_panel(
             marks.append(RankMark(row.option, mean))
     if not marks:
         return None
-    heading = f"{name}, {quantities.size(rows[0][1].num_examples)}"
+    heading = f"{name}, {quantities.sample_size(rows[0][1])}"
     return RankPanel(heading, unit, tuple(marks), tuple(lines))
 
 

@@ -69,8 +69,9 @@ def _trade_off(study: _Study) -> Figure:
         reason = "the study has no retention task scored in points, or no run was scored on one"
         return Figure(name, title, f"Not drawn: {reason}.", "", None)
     _, change, gain = drawn[0]
-    kept = quantities.count(change.num_examples)
-    sizes = f"{quantities.size(gain.num_examples)} in-domain and {kept} retention items"
+    kept = f"{quantities.count(change.num_examples)} retention items"
+    kept += quantities.in_clusters(change.num_clusters)
+    sizes = f"{quantities.sample_size(gain, 'in-domain')} and {kept}"
     epsilon = study.recommendation.epsilon_points
     chart = trade_off_chart(
         drawn, study.unit, epsilon, _title(title, f"{sizes}; bars are {study.confidence} intervals")
@@ -103,8 +104,8 @@ def _by_rank(study: _Study) -> Figure:
     in_domain = study.results.tasks["in_domain"]
     tasks = [task for task in in_domain if task in items and items[task].unit == study.unit]
     what = _score_name(study.results, tasks, study.unit)
-    size = quantities.size(drawn[0][1].num_examples)
-    subtitle = f"{size} items; bars and bands are {study.confidence} intervals"
+    size = quantities.sample_size(drawn[0][1], "items")
+    subtitle = f"{size}; bars and bands are {study.confidence} intervals"
     chart = score_by_rank_chart(drawn, study.unit, what, _title(title, subtitle))
     caption = (
         f"Scored on {quantities.listed(tasks)}. Lines across are the untouched base and, dashed, "
@@ -211,7 +212,7 @@ def _panel(study: _Study, task: str, rows: Sequence[Comparison]) -> Panel:
             is_prose = row.relation == "held_out_text"
             changes.append((summary, row.interval.negated() if is_prose else row.interval))
     row = next(iter(by_run.values()))
-    return Panel(task, row.num_examples, row.unit, tuple(changes))
+    return Panel(task, quantities.sample_size(row), row.unit, tuple(changes))
 
 
 def _in_words(groups: Sequence[Group]) -> str:

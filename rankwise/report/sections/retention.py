@@ -78,13 +78,13 @@ def _figure(found: TrainTaskRetention, several: bool) -> Figure:
         SubjectRow(
             line.name,
             f"base {quantities.score(line.base_score.estimate, line.base_score.unit)}, "
-            f"{quantities.size(line.base_score.num_examples)}",
+            f"{quantities.sample_size(line.base_score)}",
             is_group=line in found.groups,
             changes={change.label: change.change for change in line.changes},
         )
         for line in drawn
     ]
-    size = quantities.size(found.groups[0].base_score.num_examples)
+    size = quantities.sample_size(found.groups[0].base_score)
     subtitle = (
         f"{size} in {len(found.subjects)} tasks; bars are {quantities.percent(found.confidence)} "
         "intervals"
@@ -144,7 +144,7 @@ def _table(found: TrainTaskRetention) -> Table:
 
 def _line_rows(line: RetentionLine) -> list[tuple[Cell, ...]]:
     """The mean over tasks, and below it that over items where that is another one."""
-    size = quantities.size(line.base_score.num_examples)
+    size = quantities.sample_size(line.base_score)
     several = len(line.tasks) > 1
     note = f"mean over {len(line.tasks)} tasks, {size}" if several else size
     rows = [

@@ -85,6 +85,7 @@ def _cells(signature: Signature) -> tuple[Cell, ...]:
         if lower is not None and upper is not None:
             interval = quantities.score_interval(lower, upper, signature.unit)
         size = "" if signature.num_items is None else quantities.size(signature.num_items)
+        size += quantities.in_clusters(signature.num_clusters)
         judged = Cell(quantities.amount(estimate, signature.unit), interval, size)
     return (
         Cell(signature.title),

@@ -248,7 +248,7 @@ def _table(found: Transfer, row: TransferRow, columns: Sequence[_Column]) -> Tab
 
 
 def _row_head(at: TransferCell | DomainMean, column: _Column) -> Cell:
-    size = quantities.size(at.change.num_examples)
+    size = quantities.sample_size(at.change)
     if isinstance(at, DomainMean) or isinstance(column, str):
         return Cell("mean", "", f"{quantities.counted(len(at.tasks), 'task')}, {size}")
     return Cell(column.name, "", f"{RELATION_NAMES[at.relation]}, {size}")

@@ -204,7 +204,7 @@ def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task
     evaluation, items = results.base.evaluations[task], results.base.items[task]
     score = task_score(evaluation, items, recommendation.confidence)
     parts = [
-        quantities.size(score.num_examples),
+        quantities.sample_size(score),
         f"{metric_name(evaluation.decision_metric, evaluation.decision_filter)} in "
         + ("points" if items.unit == "points" else "nats per token"),
     ]

@@ -103,12 +103,15 @@ def _runs(summaries: Summaries) -> Iterable[CsvRow]:
 
 def _mean_columns(name: str, mean: TaskMean | None) -> CsvRow:
     if mean is None:
-        return dict.fromkeys([name, *(f"{name}_{end}" for end in ("lower", "upper", "n", "unit"))])
+        return dict.fromkeys(
+            [name, *(f"{name}_{end}" for end in ("lower", "upper", "n", "clusters", "unit"))]
+        )
     return {
         name: mean.estimate,
         f"{name}_lower": mean.lower,
         f"{name}_upper": mean.upper,
         f"{name}_n": mean.num_examples,
+        f"{name}_clusters": mean.num_clusters,
         f"{name}_unit": mean.unit,
     }
 

@@ -174,8 +174,8 @@ def model_name(row: AgreementWithFull) -> str:
 def _gap_cells(gap: TrainTestGap, unit: Unit) -> tuple[Cell, ...]:
     return (
         Cell(gap.option.label),
-        mean_cell(gap.trained, note=quantities.size(gap.trained.num_examples)),
-        mean_cell(gap.test, note=quantities.size(gap.test.num_examples)),
+        mean_cell(gap.trained, note=quantities.sample_size(gap.trained)),
+        mean_cell(gap.test, note=quantities.sample_size(gap.test)),
         _bound_cell(gap.gap, unit),
     )
 
@@ -185,8 +185,8 @@ def _pair_cells(pair: MatchedPair) -> tuple[Cell, ...]:
     return (
         Cell(pair.option.label),
         Cell(pair.other.label),
-        mean_cell(pair.gain, note=quantities.size(pair.gain.num_examples)),
-        mean_cell(pair.kept, note=quantities.size(pair.kept.num_examples)),
+        mean_cell(pair.gain, note=quantities.sample_size(pair.gain)),
+        mean_cell(pair.kept, note=quantities.sample_size(pair.kept)),
         Cell(answers[pair.answer]),
     )
 
@@ -203,7 +203,7 @@ def _agreement_cells(row: AgreementWithFull) -> tuple[Cell, ...]:
 
 
 def _share_cell(mean: TaskMean | None) -> Cell:
-    note = "" if mean is None else quantities.size(mean.num_examples)
+    note = "" if mean is None else quantities.sample_size(mean)
     return mean_cell(mean, signed=False, note=note)
 
 
@@ -213,7 +213,7 @@ def _kappa_cell(kappa: Bound) -> Cell:
 
 
 def _trend_cells(trend: RankTrend) -> tuple[Cell, ...]:
-    size = quantities.size(trend.num_examples)
+    size = quantities.sample_size(trend)
     unit = "nats" if trend.unit == "nats" else "points"
     return (
         Cell(TREND_NAMES[trend.of], "", f"{unit}, {size}"),
