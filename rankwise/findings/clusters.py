@@ -51,8 +51,8 @@ def suspicion(found: Suspect, items: str, remedy: str) -> str:
     """The warning; ``items`` are "drop's 817 items", ``remedy`` is what to write."""
     return (
         f"{quantities.capital(items)} share {quantities.counted(found.num_clusters, 'value')} of "
-        f"{found.field!r}, and the differences of models go by it: the variance is "
-        f"{found.design_effect:.1f} times what independent items have, so the intervals here are "
+        f"{found.field!r}, and differences of models may go by it: the variance of one is "
+        f"{found.design_effect:.1f} times that of independent items, so the intervals here may be "
         f"too narrow. {remedy}"
     )
 

@@ -62,10 +62,11 @@ def cluster_numbers(
         what: whose documents they are.
 
     Raises:
-        TaskError: no document has the field, or one has not, or all values are the same.
+        TaskError: no document has the field, or it is absent or empty in some, or all values are
+            the same.
     """
     values = {doc_id: _value(document, field, doc_id) for doc_id, document in documents.items()}
-    missing = [doc_id for doc_id, value in values.items() if value is None]
+    missing = [doc_id for doc_id, value in values.items() if _is_empty(value)]
     if len(missing) == len(values):
         known = list(dict.fromkeys(name for doc in documents.values() for name in _fields(doc)))
         has = f"they have {', '.join(known)}" if known else "they have no fields"
@@ -88,13 +89,15 @@ def cluster_numbers(
 def candidate_fields(documents: Mapping[int, Any]) -> dict[str, tuple[int, ...]]:
     """Fields that several documents share and that may be a cause of clusters, with the numbers.
 
-    They are in all documents, and either long texts or named as an id. A field that is the same in
-    all documents, or in no two of them, is none.
+    They are in all documents and nowhere empty, and either long texts or named as an id. A field
+    that is the same in all documents, or in no two of them, is none.
     """
     names = [name for name in _fields(next(iter(documents.values()), None)) if name != DOC_ID]
     found: dict[str, tuple[int, ...]] = {}
     for name in names:
         values = [_fields(document).get(name) for document in documents.values()]
+        if any(map(_is_empty, values)):
+            continue  # two items without a passage do not share one
         if _is_long_text(values) or (_ID.search(name) and _is_id(values)):
             numbers = tuple(_number(name, value) for value in values)
             if MIN_CANDIDATES <= len(set(numbers)) < len(numbers):
@@ -108,6 +111,10 @@ def _fields(document: Any) -> Mapping[str, Any]:
 
 def _value(document: Any, field: str, doc_id: int) -> Any:
     return _fields(document).get(field, doc_id if field == DOC_ID else None)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _number(field: str, value: Any) -> int:
