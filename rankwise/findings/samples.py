@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -379,6 +380,9 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
         return f"{text}."
     if found.num_items_needed is not None:
         more = quantities.counted(found.num_items_needed, "more item")
+        if found.num_clusters is not None:
+            share = found.num_clusters / found.num_examples
+            more += quantities.in_clusters(math.ceil(share * found.num_items_needed))
         return f"{text}. If this is the true difference, about {more} would decide."
     if found.difference == 0.0:
         return f"{text}. No difference was observed, so no number of items can be named."

@@ -125,7 +125,7 @@ def test_real_texts_that_are_partly_empty_are_no_passages() -> None:
     file = DATA / "medmcqa" / "test.jsonl"
     if not file.exists():
         pytest.skip("the real items are not here")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    rows = lines_of(file)
     assert sum(not row.get("rationale") for row in rows) > 100
     assert candidate_fields(dict(enumerate(rows))) == {}
 
@@ -233,7 +233,7 @@ def test_a_setting_that_cannot_be_used_changes_nothing(
 
 def test_a_document_without_the_field_is_named(study: StudyFolder) -> None:
     path = study.samples_file("base", "kinship")
-    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
+    lines = lines_of(path)
     del lines[17]["doc"]["passage"]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with pytest.raises(TaskError, match=r"kinship: 1 of 300 documents .* for example doc_id 17"):
@@ -296,9 +296,10 @@ def test_sample_files_name_the_field_and_take_it(tmp_path: Path) -> None:
     assert (row.num_learned, row.num_forgotten) == (plain.num_learned, plain.num_forgotten)
     assert row.upper - row.lower > 1.5 * (plain.upper - plain.lower)
     assert "on 800 items in 40 clusters" in row.statement
+    assert row.num_items_needed is not None
+    assert f"{row.num_items_needed:,} more items in {row.num_items_needed // 20}" in row.statement
     values = [
-        np.array([line["acc"] for line in sorted(map(json.loads, file.open()), key=_doc_id)])
-        for file in files
+        np.array([line["acc"] for line in sorted(lines_of(file), key=_doc_id)]) for file in files
     ]
     clusters = np.repeat(np.arange(40), 20)
     gain = 100.0 * (values[1] - values[0])
@@ -307,6 +308,10 @@ def test_sample_files_name_the_field_and_take_it(tmp_path: Path) -> None:
     assert row.p_value == pytest.approx(zero_p_value(estimate))
     assert plain.verdict == "better"  # what 800 independent items would say
     assert (row.verdict == "cannot_tell") == (row.lower < 0.0 < row.upper)
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _doc_id(line: dict[str, Any]) -> int:
@@ -343,8 +348,8 @@ def test_the_command_line_of_sample_files(tmp_path: Path) -> None:
 def test_files_without_documents_have_no_clusters(tmp_path: Path) -> None:
     files = two_files(tmp_path, 40)
     for file in files:
-        lines = [json.loads(line) for line in file.read_text().split("\n") if line]
-        file.write_text("".join(f"{json.dumps(line | {'doc': None})}\n" for line in lines))
+        lines = [json.dumps(line | {"doc": None}) for line in lines_of(file)]
+        file.write_text("\n".join(lines))
     _, warnings = only(files)
     assert not any("--cluster" in warning for warning in warnings)
     with pytest.raises(TaskError, match=r"--cluster: the documents of .* have no fields"):

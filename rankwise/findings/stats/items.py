@@ -102,6 +102,8 @@ def design_effects(values: Floats, clusters: Clusters) -> Floats:
 
 def _sharing(tasks: Sequence[Items]) -> list[list[Items]]:
     """The tasks, those together that have a cluster in common, in the order of their first."""
+    if all(task.clusters is None for task in tasks):
+        return [[task] for task in tasks]
     groups: list[tuple[set[int], list[int]]] = []
     for place, task in enumerate(tasks):
         labels = set[int]() if task.clusters is None else set(task.clusters.tolist())
