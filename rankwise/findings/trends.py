@@ -12,7 +12,7 @@ from rankwise.findings.options import OfOption, OptionName
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import mean_over_tasks
-from rankwise.findings.stats.items import Items
+from rankwise.findings.stats.items import Items, num_clusters
 from rankwise.records import quantities
 from rankwise.records.study import Bound, Interval, Record, Unit
 
@@ -27,7 +27,8 @@ class RankTrend(Record):
     """A measure at the largest rank less the same at the smallest, on the same items.
 
     ``answer`` is whether it is shown to go the way that the mechanism says: a larger gap, more
-    agreement, less KL. ``num_examples`` are all items that it rests on.
+    agreement, less KL. ``num_examples`` are all items that it rests on, in ``num_clusters``
+    clusters (None: every item is its own).
     """
 
     of: TrendOf
@@ -38,6 +39,7 @@ class RankTrend(Record):
     num_examples: int
     num_seeds: int
     answer: Answer
+    num_clusters: int | None = None
 
 
 class Measured(NamedTuple):
@@ -82,6 +84,7 @@ def rank_trend(
         num_examples=sum(part.num_items for part in differences),
         num_seeds=len(differences[0].values),
         answer=answer_of(change, rises=of != "KL"),
+        num_clusters=num_clusters(differences),
     )
 
 

@@ -17,7 +17,7 @@ from rankwise.report.parts import EMPTY, Cell, Column
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
 
-SIZE = {"_n": "num_examples"}
+SIZE = {"_n": "num_examples", "_clusters": "num_clusters"}
 SIZE_AND_UNIT = {**SIZE, "_unit": "unit"}
 """More columns of a mean: the ends of their names, and the fields."""
 
@@ -61,7 +61,7 @@ def mean(
     """The same for a mean over tasks, with its n as the note where ``has_size``."""
     if value is None:
         return EMPTY
-    note = quantities.size(value.num_examples) if has_size else note
+    note = quantities.sample_size(value) if has_size else note
     return interval(value, value.unit, signed=signed, note=note, prefix=prefix)
 
 

@@ -39,7 +39,11 @@ def judgement_facts(recommendation: Recommendation) -> tuple[Entry, ...]:
             + (derived if recommendation.epsilon_is_derived else ", as configured"),
         ),
         Entry("Confidence", f"{100 * recommendation.confidence:g} %, over all ranks at once"),
-        Entry("In-domain items", quantities.count(recommendation.num_items_in_domain)),
+        Entry(
+            "In-domain items",
+            quantities.count(recommendation.num_items_in_domain)
+            + quantities.in_clusters(recommendation.num_clusters_in_domain),
+        ),
         Entry("Seeds of each rank", quantities.count(recommendation.num_seeds)),
     ]
     return tuple(facts)

@@ -155,7 +155,7 @@ def _worst(summary: ModelSummary) -> Cell:
     worst = summary.worst_retention
     if worst is None:
         return EMPTY
-    note = f"{worst.task}, {quantities.size(worst.num_examples)}"
+    note = f"{worst.task}, {quantities.sample_size(worst)}"
     return cells.interval(worst.interval, worst.unit, note=note)
 
 
@@ -173,6 +173,6 @@ def _detail(
     }
     parts = [metrics.pop()] if with_metric and len(metrics) == 1 else []
     parts.append(cells.unit_name(base.unit))
-    size = quantities.size(base.num_examples)
+    size = quantities.sample_size(base)
     parts.append(size if base.num_tasks == 1 else f"{size} in {base.num_tasks} tasks")
     return ", ".join(parts)

@@ -113,7 +113,7 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind) -> Figure:
     values = axis.values[:MOST_VALUES]
     marks, num_panels = _marks(found, axis, values, kind)
     first = marks[0].mean
-    items = f"{quantities.size(first.num_examples)} items"
+    items = quantities.sample_size(first, "items")
     items += f" in {first.num_tasks} tasks" if first.num_tasks > 1 else ""
     caption = (
         "Above zero is better than the base. Values at one rank are side by side. Each interval is "

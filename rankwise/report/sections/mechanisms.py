@@ -115,7 +115,7 @@ def _tables(found: TrainTaskMechanisms) -> Iterator[tuple[str, Table]]:
 def _trend_table(found: TrainTaskMechanisms) -> Table:
     def measure(trend: RankTrend) -> Cell:
         unit = "nats" if trend.unit == "nats" else "points"
-        return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.size(trend.num_examples)}")
+        return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend)}")
 
     columns: list[Column[RankTrend]] = [
         Column("Measure", measure),
@@ -274,8 +274,9 @@ def _figure(
 def _gap_figure(found: TrainTaskMechanisms) -> Figure:
     first = found.gaps[0]
     sizes = (
-        f"{quantities.size(first.trained.num_examples)} trained and "
+        f"{quantities.sample_size(first.trained, 'trained')} and "
         f"{quantities.count(first.test.num_examples)} test items"
+        f"{quantities.in_clusters(first.test.num_clusters)}"
     )
     caption = (
         "How much more a model gains on trained items than on test items. The dashed line is full "
@@ -325,7 +326,7 @@ def _pair_figure(found: TrainTaskMechanisms, pairs: Sequence[MatchedPair]) -> Fi
         f"{label} less {other} {cells.in_words(pair.kept)}"
         for pair, (label, other) in zip(drawn, names, strict=True)
     ]
-    sizes = f"{quantities.size(pairs[0].kept.num_examples)} retention items"
+    sizes = quantities.sample_size(pairs[0].kept, "retention items")
     title = "Kept by the lower of two ranks of equal gain"
     return _figure(found, "kept", title, sizes, caption, words, chart)
 
@@ -351,7 +352,7 @@ def _agreement_figure(found: TrainTaskMechanisms) -> Figure:
             else:
                 marks.append(RankMark(row.option.rank, mean))
         if marks:
-            heading = f"{name}, {quantities.size(rows[0][1].num_examples)}"
+            heading = f"{name}, {quantities.sample_size(rows[0][1])}"
             panels.append(RankPanel(unit, marks, lines, heading))
             said = [f"{_model_name(row)} {_score_words(mean)}" for row, mean in rows]
             words.append(f"{name}: {', '.join(said)}")

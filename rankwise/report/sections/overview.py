@@ -103,8 +103,9 @@ def _trade_off(study: _Study) -> Figure:
         for summary, change, gain in drawn
     ]
     _, change, gain = drawn[0]
-    kept = quantities.count(change.num_examples)
-    sizes = f"{quantities.size(gain.num_examples)} in-domain and {kept} retention items"
+    kept = f"{quantities.count(change.num_examples)} retention items"
+    kept += quantities.in_clusters(change.num_clusters)
+    sizes = f"{quantities.sample_size(gain, 'in-domain')} and {kept}"
     return Figure(
         name,
         title,
@@ -155,7 +156,7 @@ def _by_rank(study: _Study) -> Figure:
         caption,
         f"{what}: {'; '.join(parts)}.",
         rank_chart([RankPanel(what, marks, lines)], style),
-        f"{quantities.size(drawn[0][1].num_examples)} items; bars and bands are {study.intervals}",
+        f"{quantities.sample_size(drawn[0][1], 'items')}; bars and bands are {study.intervals}",
         letters=_LETTERS,
     )
 
@@ -221,7 +222,7 @@ def _groups(study: _Study, relation: Relation, unit: Unit) -> Iterator[_Group]:
     worst = {task: min(row.difference for row in rows if row.task == task) for task in by_task}
     num_panels = min(MOST_PANELS, max(MOST_MARKS // len({row.run for row in rows}), 2))
     kept = sorted(by_task, key=lambda task: worst[task])[:num_panels]
-    sizes = {row.task: quantities.size(row.num_examples) for row in reversed(rows)}
+    sizes = {row.task: quantities.sample_size(row) for row in reversed(rows)}
     panels = tuple(
         _Panel(
             task,

@@ -64,7 +64,7 @@ def _figure(found: TrainTaskRetention, task: TrainedTask) -> Figure:
         SubjectRow(
             line.name,
             f"base {quantities.score(line.base_score.estimate, line.base_score.unit)}, "
-            f"{quantities.size(line.base_score.num_examples)}",
+            f"{quantities.sample_size(line.base_score)}",
             is_group=line in found.groups,
             changes={change.label: change.change for change in line.changes},
         )
@@ -92,7 +92,7 @@ def _figure(found: TrainTaskRetention, task: TrainedTask) -> Figure:
     name, title = "retention-by-subject", "Change on retention tasks, worst first"
     if task.is_named:
         name, title = f"{name}-{file_name(task.name)}", f"{title}: trained on {task.name}"
-    size = quantities.size(found.groups[0].base_score.num_examples)
+    size = quantities.sample_size(found.groups[0].base_score)
     confidence = quantities.percent(found.confidence)
     return Figure(
         name,
@@ -123,7 +123,7 @@ def _table(found: TrainTaskRetention) -> Table:
 
 def _table_rows(line: RetentionLine) -> Iterator[list[Cell]]:
     """The mean over tasks, and below it that over items where that is another one."""
-    size = quantities.size(line.base_score.num_examples)
+    size = quantities.sample_size(line.base_score)
     note = f"mean over {len(line.tasks)} tasks, {size}" if len(line.tasks) > 1 else size
     yield [
         Cell(line.name, "", note),

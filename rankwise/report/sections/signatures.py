@@ -85,4 +85,5 @@ def _judged(signature: Signature) -> Cell | None:
     if lower is not None and upper is not None:
         interval = quantities.score_interval(lower, upper, signature.unit)
     size = "" if signature.num_items is None else quantities.size(signature.num_items)
+    size += quantities.in_clusters(signature.num_clusters)
     return Cell(quantities.amount(estimate, signature.unit), interval, size)

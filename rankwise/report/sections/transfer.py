@@ -330,7 +330,7 @@ def _table(found: Transfer, row: TransferRow, columns: Sequence[_Column]) -> Tab
 
 def _row_head(measured: Measured, column: _Column) -> tuple[Cell, Cell]:
     """What the column is, and the base's score there."""
-    size = quantities.size(measured.change.num_examples)
+    size = quantities.sample_size(measured.change)
     if isinstance(measured, DomainMean):
         tasks = quantities.counted(len(measured.tasks), "task")
         return Cell("mean", "", f"{tasks}, {size}"), EMPTY

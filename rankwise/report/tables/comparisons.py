@@ -175,7 +175,7 @@ def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task
     evaluation, items = results.base.evaluations[task], results.base.items[task]
     score = task_score(evaluation, items, recommendation.confidence)
     metric = cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
-    parts = [quantities.size(score.num_examples), f"{metric} in {cells.unit_name(items.unit)}"]
+    parts = [quantities.sample_size(score), f"{metric} in {cells.unit_name(items.unit)}"]
     if evaluation.chance is not None:
         parts.append(f"chance {quantities.score(100 * evaluation.chance, 'points')}")
     parts.append(f"base {cells.mean(score, signed=False)}")
