@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,6 @@ from rankwise.records.study import (
     RetentionRatio,
     RunRecord,
 )
-
-Test = Literal["mcnemar_exact", "paired_t", "cluster_robust"]
 
 
 class Scores(NamedTuple):
@@ -184,7 +182,10 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
     estimate = mean_over_tasks([pair.items])
     lower, upper = estimate.interval(confidence)
-    counts = _counts(pair)
+    counts, clusters = _counts(pair), num_clusters([pair.items])
+    mcnemar: float | None = None
+    if counts is not None and clusters is None:  # it takes items as independent
+        mcnemar = mcnemar_exact(counts.learned, counts.forgotten)
     return PairedTest(
         num_examples=len(pair.base),
         base_score=float(pair.base.mean()),
@@ -194,9 +195,9 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
         upper=upper,
         p_value=zero_p_value(estimate),
         counts=counts,
-        mcnemar_p_value=None if counts is None else mcnemar_exact(counts.learned, counts.forgotten),
+        mcnemar_p_value=mcnemar,
         has_differences=bool(pair.gain.any()),
-        num_clusters=num_clusters([pair.items]),
+        num_clusters=clusters,
     )
 
 

@@ -414,9 +414,12 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
     likely = [more for more in found.with_more_items if more.probability >= 0.5]
     more = likely[0] if likely else found.with_more_items[-1]
     even = "" if likely else "even "
+    size = f"{more.num_items:,}"
+    if found.num_clusters is not None:
+        size += quantities.in_clusters(round(more.factor * found.num_clusters))
     return (
-        f"{text}. With {even}{more.factor:g} times the items ({more.num_items:,}) it would be "
-        f"decided with probability {more.probability:.2g}."
+        f"{text}. With {even}{more.factor:g} times the items ({size}) it would be decided with "
+        f"probability {more.probability:.2g}."
     )
 
 

@@ -25,7 +25,7 @@ from rankwise.findings.stats.items import (
     design_effects,
     num_clusters,
 )
-from rankwise.findings.stats.simultaneous import study_bounds
+from rankwise.findings.stats.simultaneous import bounds_at, deciding_level, study_evidence
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.results import ModelResults, TrainTaskResults
 from tests.planted.results import planted_runs
@@ -114,7 +114,7 @@ def test_clusters_of_one_item_change_nothing(num_seeds: int) -> None:
         for place, task in enumerate(plain)
     ]
     assert num_clusters(own) is None
-    bounds = [study_bounds(t, t, confidence=0.95, rng=0, num_draws=500) for t in (plain, own)]
+    bounds = [bounds_at(study_evidence(t, t), 0.99) for t in (plain, own)]
     for name in ("gain", "lead", "loss"):
         first, second = (getattr(each, name) for each in bounds)
         assert np.array_equal(first.lower, second.lower)
@@ -187,7 +187,7 @@ def test_no_rank_is_called_better_too_often_with_clusters() -> None:
         values = outcomes(rng, 3, clusters, 0.2)[None]
         for name, its in (("without", None), ("with", clusters)):
             task = Items(values, 100.0, clusters=its)
-            bounds = study_bounds([task], [], confidence=0.95, rng=0, num_draws=1000)
+            bounds = bounds_at(study_evidence([task], []), deciding_level(3, 0.05))
             wrong[name] += (bounds.gain.lower > 0.0).any()
     assert wrong["without"] / 300 > 0.10
     assert wrong["with"] / 300 < 0.06
@@ -217,7 +217,9 @@ def test_the_test_of_a_clustered_pair_is_that_of_its_interval() -> None:
     plain = Pair(base, adapted, 1.0, True)
     pair = plain._replace(clusters=clusters)
     test, unclustered = paired_test(pair, 0.95), paired_test(plain, 0.95)
-    assert (test.test, unclustered.test) == ("cluster_robust", "mcnemar_exact")
+    # McNemar's test takes items as independent
+    assert test.mcnemar_p_value is None
+    assert unclustered.mcnemar_p_value is not None
     assert (test.num_examples, test.num_clusters, unclustered.num_clusters) == (240, 30, None)
     assert test.counts == unclustered.counts
     assert test.p_value == zero_p_value(test.estimate) > unclustered.p_value

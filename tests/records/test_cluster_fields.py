@@ -285,19 +285,21 @@ def only(files: Sequence[Path], **settings: Any) -> tuple[SampleVerdict, tuple[s
 def test_sample_files_name_the_field_and_take_it(tmp_path: Path) -> None:
     files = two_files(tmp_path, 40)
     plain, warnings = only(files)
-    assert (plain.test, plain.num_clusters) == ("mcnemar_exact", None)
+    assert (plain.mcnemar_p_value is None, plain.num_clusters) == (False, None)
     (warning,) = warnings
     assert warning.startswith("The 800 items share 40 values of 'passage'")
     assert warning.endswith("Use --cluster passage")
     row, warnings = only(files, cluster="passage")
     assert warnings == ()
-    assert (row.num_examples, row.num_clusters, row.test) == (800, 40, "cluster_robust")
+    assert (row.num_examples, row.num_clusters, row.mcnemar_p_value) == (800, 40, None)
     assert row.difference == pytest.approx(plain.difference)
     assert (row.num_learned, row.num_forgotten) == (plain.num_learned, plain.num_forgotten)
     assert row.upper - row.lower > 1.5 * (plain.upper - plain.lower)
     assert "on 800 items in 40 clusters" in row.statement
-    assert row.num_items_needed is not None
-    assert f"{row.num_items_needed:,} more items in {row.num_items_needed // 20}" in row.statement
+    assert row.verdict == "cannot_tell"
+    assert "times the items (" in row.statement
+    more = next((m for m in row.with_more_items if m.probability >= 0.5), row.with_more_items[-1])
+    assert f"({more.num_items:,} in {more.num_items // 20} clusters)" in row.statement
     values = [
         np.array([line["acc"] for line in sorted(lines_of(file), key=_doc_id)]) for file in files
     ]

@@ -39,10 +39,7 @@ def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, 
     names = {part.name for part in found}
     absent = [TITLES[n].lower() for n in SIGNATURES if n not in names and n not in not_looked_for]
     listed = "; ".join(absent)
-    if found:
-        remarks = [f"Looked for and not found: {listed}."] if absent else []
-    else:
-        remarks = [f"None of the {len(absent)} signatures looked for was found: {listed}."]
+    remarks = [f"Looked for and not found: {listed}."] if absent else []
     if not_looked_for:
         lacking = "; ".join(
             f"{TITLES[name].lower()} ({why})" for name, why in not_looked_for.items()
