@@ -20,7 +20,7 @@ TOLERANCE_POINTS = 1.0
 """An option this near to the best is as good."""
 
 EPSILONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 25.0)
-"""The acceptable losses, in points, for which the odds are given."""
+"""The acceptable losses, in points, for which the odds are given, besides the study's own."""
 
 ITEM_FACTORS = (2.0, 4.0, 10.0)
 TASK_FACTOR = 4.0
@@ -85,7 +85,9 @@ class Betting:
             choice=self._choice(now),
             expected_regret=self._regret(epsilon or 0.0),
             regret_of_base=now.regret_of_base,
-            by_epsilon=() if epsilon is None else tuple(map(self._at, EPSILONS)),
+            by_epsilon=()
+            if epsilon is None
+            else tuple(self._at(loss) for loss in sorted({*EPSILONS, epsilon})),
         )
 
     def prospects(self, sizes: Sizes, rule: Rule) -> Iterator[Prospect]:

@@ -117,7 +117,7 @@ def _best_bet(numbers: Recommendation) -> str:
     return (
         f"Best bet: {surest.label} if {amount(epsilon, 'points')} of loss are a limit "
         f"({_odds(surest, numbers)}); {chosen.label} if each point beyond them costs "
-        f"{bet.price:g} points of gain ({_share(chosen.right)})"
+        f"{bet.price:g} points of gain ({quantities.odds(chosen.right)})"
     )
 
 
@@ -126,7 +126,7 @@ def _odds(option: OptionOdds, numbers: Recommendation) -> str:
     bet = numbers.best_bet
     tolerance = 0.0 if bet is None else bet.tolerance
     near = "1 point" if numbers.unit == "points" else amount(tolerance, numbers.unit)
-    text = f"{_share(option.right)}: within {near} of the best"
+    text = f"{quantities.odds(option.right)}: within {near} of the best"
     if numbers.epsilon_points is not None:
         text += f", loses at most {amount(numbers.epsilon_points, 'points')}"
     return text
@@ -223,7 +223,7 @@ def _what_decides(numbers: Recommendation) -> str:
     else:
         command = _command(best)
         text = (
-            f"{quantities.capital(_growth(best))} would settle it with probability "
+            f"{quantities.capital(growth(best))} would settle it with probability "
             f"{best.probability:.1f}" + ("" if command is None else f": `{command}`")
         )
     return f"{text}. {price}" if price else text
@@ -238,7 +238,7 @@ HARDLY = 0.1
 _KINDS = {"in_domain": "in-domain ", "retention": "retention ", "items": ""}
 
 
-def _growth(prospect: Prospect) -> str:
+def growth(prospect: Prospect) -> str:
     """What is added: 4 times the retention items (2,750; the tasks have 688 in all)."""
     if prospect.factor is None:
         return f"{prospect.num_new_seeds} more seeds"
@@ -258,11 +258,6 @@ def _command(prospect: Prospect) -> str | None:
     if not prospect.is_possible:
         return None
     return f"rankwise extend DIR --items {prospect.num_new_items}"
-
-
-def _share(probability: float) -> str:
-    """72 %; never 0 or 100, for nothing is certain."""
-    return f"{min(max(round(100 * probability), 1), 99)} %"
 
 
 def _percent(share: float) -> str:
@@ -301,7 +296,7 @@ def _regret(numbers: Recommendation) -> Iterator[str]:
         f"{amount(bet.expected_regret, numbers.unit)}"
     )
     if most.value > 0.05 * bet.tolerance:
-        text += f"; {_growth(most)} would lower it by about {amount(most.value, numbers.unit)}"
+        text += f"; {growth(most)} would lower it by about {amount(most.value, numbers.unit)}"
     yield f"{text}."
 
 

@@ -285,7 +285,8 @@ def test_the_odds_follow_epsilon() -> None:
     answer = recommend_for(planted_runs({4: 0.7, 16: 0.9}, {4: 0.88, 16: 0.80}, num_retention=500))
     bet = answer.best_bet
     assert bet is not None
-    assert [row.epsilon_points for row in bet.by_epsilon] == list(EPSILONS)
+    own = answer.epsilon_points
+    assert [row.epsilon_points for row in bet.by_epsilon] == sorted([*EPSILONS, own])
     strict, loose = bet.by_epsilon[3], bet.by_epsilon[-1]  # 4 and 25 points
     assert strict.right[0] > 0.7 > 0.1 > strict.right[1]
     assert loose.right[1] > 0.9 > 0.1 > loose.right[0]
