@@ -66,7 +66,7 @@ OUTCOMES: dict[Outcome, str] = {
     "recommended": "Recommended",
     "no_evidence": "No evidence for fine-tuning",
     "none_keeps_enough": "No rank keeps enough",
-    "cannot_tell": "Cannot tell",
+    "cannot_tell": "Not settled",
 }
 
 _SCORE_COLUMNS = (
