@@ -20,9 +20,11 @@ from rankwise.findings.stats.estimates import (
 from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (
+    AccuracyDifference,
     Bound,
     Comparison,
     FormatEffect,
+    Interval,
     PairedDifference,
     Relation,
     RetentionRatio,
@@ -85,25 +87,39 @@ class PairedTest(NamedTuple):
     counts: Counts | None
     p_value: float
 
-    def values(self, record: type[PairedDifference]) -> dict[str, Any]:
-        """The fields of a record that this test fills."""
+    @property
+    def interval(self) -> Interval:
+        """The difference with its bounds."""
+        return Interval(estimate=self.estimate.value, lower=self.lower, upper=self.upper)
+
+    def values(
+        self, record: type[PairedDifference], outcomes: PairedTest | None = None
+    ) -> dict[str, Any]:
+        """The fields of a record that this test fills; ``outcomes`` has the counts, if not it."""
         numbers = self._asdict() | {
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
         }
+        counts = (outcomes or self).counts
         for name in Counts._fields:
-            numbers[f"num_{name}"] = None if self.counts is None else getattr(self.counts, name)
+            numbers[f"num_{name}"] = None if counts is None else getattr(counts, name)
         return {name: number for name, number in numbers.items() if name in record.model_fields}
 
 
-def pair_items(base: ModelResults, adapted: ModelResults, task: str) -> Pair:
+def pair_items(
+    base: ModelResults, adapted: ModelResults, task: str, *, by_accuracy: bool = False
+) -> Pair:
     """The values of two models on one task, item by item, matched by ``doc_id``.
+
+    They are the deciding metric's, or with ``by_accuracy`` those of the task's own.
 
     Raises:
         RecordError: a model was not scored on the task, they were scored on other items or by
             another metric, there are fewer than two items, or a value is not finite.
     """
     first, second = _items(base, task), _items(adapted, task)
+    if by_accuracy:
+        first, second = first.by_accuracy, second.by_accuracy
     if (first.metric, first.unit) != (second.metric, second.unit):
         raise RecordError(
             f"task {task!r} was scored by {first.metric} in {first.unit} for {base.name} and by "
@@ -165,6 +181,20 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     return PairedTest(len(pair.base), *scores, estimate, lower, upper, counts, p_value)
 
 
+def accuracy_difference(metric: str, judged: PairedTest, own: PairedTest) -> AccuracyDifference:
+    """The task's own metric beside p(right), of the same two models on the same items."""
+    return AccuracyDifference(
+        metric=metric,
+        **own.values(AccuracyDifference),
+        is_opposite=are_opposite(judged.interval, own.interval),
+    )
+
+
+def are_opposite(one: Interval, other: Interval) -> bool:
+    """Whether two differences have opposite signs, of which one at least is shown."""
+    return one.estimate * other.estimate < 0.0 and (one.sign(), other.sign()) != (0, 0)
+
+
 def bound_of(estimate: Estimate, confidence: float) -> Bound:
     """An estimate with its own two-sided interval."""
     lower, upper = estimate.interval(confidence)
@@ -174,8 +204,9 @@ def bound_of(estimate: Estimate, confidence: float) -> Bound:
 def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     """Every trained run against the base on every task of the study, in the study's order.
 
-    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by
-    McNemar's exact test, or by the paired t-test where an item is not right or wrong.
+    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task by the
+    deciding metric, by McNemar's exact test, or by the paired t-test where an item is not right
+    or wrong.
     Everything else is exploratory and carries no corrected p-value.
     """
     rows: list[Comparison] = []
@@ -219,17 +250,21 @@ def run_record(model: ModelResults) -> RunRecord:
 def _comparison(
     results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
 ) -> tuple[Comparison, float]:
-    pair = pair_items(results.base, model, task)
-    test = paired_test(pair, results.study.config.recommendation.confidence)
+    confidence = results.study.config.recommendation.confidence
+    items = results.base.items[task]
+    test = paired_test(pair_items(results.base, model, task), confidence)
+    own_pair = pair_items(results.base, model, task, by_accuracy=True)
+    own = test if items.accuracy is None else paired_test(own_pair, confidence)
     row = Comparison(
         run=model.name,
         task=task,
         relation=relation,
-        unit=results.base.items[task].unit,
-        **test.values(Comparison),
-        mcnemar_p_value=None if test.counts is None else test.p_value,
+        unit=items.unit,
+        **test.values(Comparison, own),
+        mcnemar_p_value=None if own.counts is None else own.p_value,
         holm_p_value=None,
-        retention_ratio=_ratio(results, task, pair) if relation == "retention" else None,
+        retention_ratio=_ratio(results, task, own_pair) if relation == "retention" else None,
+        accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
     )
     return row, test.p_value
 
@@ -292,8 +327,9 @@ def _effect(
     standard = pair_items(results.base, model, task)
     trained = pair_items(results.base, model, scored_as)
     test = paired_test(trained, confidence)
+    own = paired_test(pair_items(results.base, model, scored_as, by_accuracy=True), confidence)
     by_format: Bound | None = None
-    if standard.in_points == trained.in_points:
+    if results.base.items[task].metric == results.base.items[scored_as].metric:
         size = max(standard.item_size, trained.item_size)
         estimate = crossed_difference(standard.gain - trained.gain, item_size=size)
         by_format = bound_of(estimate, confidence)
@@ -303,7 +339,7 @@ def _effect(
         scored_as=scored_as,
         relation=relation,
         unit=results.base.items[scored_as].unit,
-        **test.values(FormatEffect),
+        **test.values(FormatEffect, own),
         standard_difference=float(standard.gain.mean()),
         by_format=by_format,
     )

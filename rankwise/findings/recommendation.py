@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
+from rankwise.findings.accuracy import accuracy_reasons
 from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
@@ -111,7 +112,8 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
                          for task in tasks.left_out))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
-    why = (*reasons(judged, full, parameters), *notes)
+    by_accuracy = accuracy_reasons(source, options, tasks.in_domain, tasks.retention)
+    why = (*reasons(judged, full, parameters), *by_accuracy, *notes)
     return judged.model_copy(update={"statement": statement(judged), "reasons": why})
 
 

@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 
 from rankwise.errors import ConfigError, RecordError, TaskError
 from rankwise.findings.pairs import (
+    Pair,
     PairedTest,
     Scores,
+    accuracy_difference,
     additional_items,
     pair_scores,
     paired_test,
@@ -25,7 +27,14 @@ from rankwise.records.lm_eval_samples import (
     higher_is_better,
     read_sample_file,
 )
-from rankwise.records.study import SCHEMA_VERSION, PairedDifference, Record, SchemaVersion
+from rankwise.records.p_right import ACCURACY, P_RIGHT
+from rankwise.records.study import (
+    SCHEMA_VERSION,
+    AccuracyDifference,
+    PairedDifference,
+    Record,
+    SchemaVersion,
+)
 
 Verdict = Literal["better", "worse", "cannot_tell"]
 Direction = Literal["results_file", "metric_name", "assumed"]
@@ -43,7 +52,7 @@ LOWER_IS_BETTER = frozenset(
 HIGHER_IS_BETTER = frozenset(
     {
         "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy", "bleu", "chrf", "em",
-        "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", "pass@1",
+        "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", P_RIGHT, "pass@1",
         "prompt_level_loose_acc", "prompt_level_strict_acc", "rouge1", "rouge2", "rougeL",
     }
 )  # fmt: skip
@@ -59,7 +68,8 @@ class SampleVerdict(PairedDifference):
     Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
     better for the candidate; ``lower`` and ``upper`` bound it for this comparison alone. The
     counts are None unless every item is 0 or 1; ``p_value`` then is the paired t-test's instead
-    of McNemar's. ``verdict`` follows ``holm_p_value``. ``num_items_needed`` is how many more
+    of McNemar's. Where p(right) is compared, ``accuracy`` has the difference in accuracy, and the
+    counts are of it. ``verdict`` follows ``holm_p_value``. ``num_items_needed`` is how many more
     items would decide if the difference is as estimated; None where none are needed, or where
     no number would do.
     """
@@ -83,6 +93,7 @@ class SampleVerdict(PairedDifference):
     verdict: Verdict
     num_items_needed: int | None
     statement: str
+    accuracy: AccuracyDifference | None = None
 
 
 class SampleVerdicts(Record):
@@ -126,7 +137,8 @@ def compare_samples(
     Args:
         base: the samples file of the model to compare with.
         candidates: those of the other models, on the same documents.
-        metric: None takes the first that has one finite number per item in every file.
+        metric: None takes p(right) where every file has options, else the first that has one
+            finite number per item in every file.
         filter_name: None takes the first of the base file.
         confidence: of each interval, and 1 - that of a wrong "better" or "worse" among all
             candidates together; above 0.5 and below 1.
@@ -144,21 +156,11 @@ def compare_samples(
     names = file_names(paths)
     files = [read_sample_file(path) for path in paths]
     chosen, notes = _choose(files, metric, filter_name)
-    scores = [
-        Scores(
-            name,
-            [item.doc_id for item in file.filters[chosen.filter]],
-            file.values(chosen.filter, chosen.metric),
-        )
-        for name, file in zip(names, files, strict=True)
-    ]
-    what, in_points = f"metric {chosen.metric!r}", chosen.unit == "points"
-    higher = chosen.higher_is_better
-    pairs = [
-        pair_scores(what, scores[0], other, higher_is_better=higher, in_points=in_points)
-        for other in scores[1:]
-    ]
-    tests = [paired_test(pair, confidence) for pair in pairs]
+    tests = [paired_test(pair, confidence) for pair in _pairs(names, files, chosen)]
+    in_accuracy: list[PairedTest | None] = [None] * len(tests)
+    if chosen.metric == P_RIGHT:
+        accuracy = chosen._replace(metric=ACCURACY)
+        in_accuracy = [paired_test(pair, confidence) for pair in _pairs(names, files, accuracy)]
     adjusted = holm([test.p_value for test in tests])
     family = 1.0 - confidence, len(tests)
     return SampleVerdicts(
@@ -169,9 +171,31 @@ def compare_samples(
         warnings=notes,
         candidates=tuple(
             _verdict(names[0], *each, family, chosen.unit)
-            for each in zip(names[1:], candidates, tests, adjusted, strict=True)
+            for each in zip(names[1:], candidates, tests, in_accuracy, adjusted, strict=True)
         ),
     )
+
+
+def _pairs(names: Sequence[str], files: Sequence[SampleFile], chosen: _Chosen) -> list[Pair]:
+    """The base with each candidate, by one metric."""
+    base, *others = (
+        Scores(
+            name,
+            [item.doc_id for item in file.filters[chosen.filter]],
+            file.values(chosen.filter, chosen.metric),
+        )
+        for name, file in zip(names, files, strict=True)
+    )
+    return [
+        pair_scores(
+            f"metric {chosen.metric!r}",
+            base,
+            other,
+            higher_is_better=chosen.higher_is_better,
+            in_points=chosen.unit == "points",
+        )
+        for other in others
+    ]
 
 
 def _choose(
@@ -267,6 +291,7 @@ def _verdict(
     name: str,
     file: Path,
     test: PairedTest,
+    in_accuracy: PairedTest | None,
     holm_p_value: float,
     family: tuple[float, int],
     unit: str,
@@ -283,7 +308,8 @@ def _verdict(
         name=name,
         file=str(file),
         candidate_score=test.adapted_score,
-        **test.values(SampleVerdict),
+        **test.values(SampleVerdict, in_accuracy),
+        accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
         test="paired_t" if test.counts is None else "mcnemar_exact",
         holm_p_value=holm_p_value,
         verdict=verdict,
@@ -322,6 +348,9 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
         text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
     else:
         text = f"{found.name} is {found.verdict} than {base}: {difference}"
+    if found.accuracy is not None:
+        text += f"; accuracy {quantities.with_interval(found.accuracy.interval, 'points')}"
+        text += ", the opposite sign" if found.accuracy.is_opposite else ""
     if found.num_learned == found.num_forgotten == 0:
         text += "; right on exactly the same items"
     elif found.num_learned is not None and found.num_forgotten is not None:

@@ -24,7 +24,13 @@ from rankwise.records.fingerprints import (
 )
 from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
-from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems, task_items
+from rankwise.records.results import (
+    Divergence,
+    JudgedItems,
+    ModelResults,
+    StudyResults,
+    judged_items,
+)
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
     PlannedRun,
@@ -415,8 +421,8 @@ class StudyFolder:
                     f"{self.evaluation_file(name, task)} was scored under other settings than "
                     "study.json has now. Run the study again to finish it."
                 )
-        items = {
-            task: self._items(record, self.read_samples(name, task))
+        judged = {
+            task: self._judged(record, study.config.evaluation.metric_of(task))
             for task, record in evaluations.items()
         }
         full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
@@ -436,8 +442,8 @@ class StudyFolder:
         return ModelResults(
             name=name,
             run=run,
-            evaluations=evaluations,
-            items=items,
+            evaluations={task: each.record for task, each in judged.items()},
+            items={task: each.items for task, each in judged.items()},
             divergences=tuple(each for each in found if each is not None),
             spectra=run
             and self.finished(
@@ -453,7 +459,8 @@ class StudyFolder:
             head_repair=repair,
         )
 
-    def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:
+    def _judged(self, record: TaskEvaluation, metric: str | None) -> JudgedItems:
+        samples = self.read_samples(record.model, record.task)
         samples = [line for line in samples if line["filter"] == record.decision_filter]
         if len(samples) != record.num_examples:
             path = self.samples_file(record.model, record.task)
@@ -461,7 +468,7 @@ class StudyFolder:
                 f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
                 "record beside it and run again: only this task is scored again."
             )
-        return task_items(record, samples)
+        return judged_items(record, samples, metric)
 
 
 def _of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:

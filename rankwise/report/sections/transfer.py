@@ -56,7 +56,8 @@ def transfer_section(found: Transfer) -> ReportSection:
     confidence = quantities.percent(found.confidence)
     several = len(found.rows) > 1
     remarks = [
-        "What a model trained on one task gains (+) or loses (−) on the others, in points, "
+        "What a model trained on one task gains (+) or loses (−) on the others, in points of "
+        "the task's own metric (accuracy where there are options), "
         f"averaged over seeds and paired over the same items. Intervals are {confidence}, one at "
         "a time, and exploratory: among many, some miss.",
         _alarm_remark(alarms, several),

@@ -9,7 +9,13 @@ from typing import Any
 
 from rankwise.findings.options import TaskMean
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.records.study import (
+    AccuracyDifference,
+    Comparison,
+    FormatEffect,
+    RankVerdict,
+    Recommendation,
+)
 from rankwise.report.summaries import Summaries
 
 CsvRow = Mapping[str, Any]
@@ -29,10 +35,14 @@ def csv_tables(
         "runs.csv": csv_text(_runs(summaries)),
         "differences.csv": csv_text(
             [
-                row.model_dump(exclude={"retention_ratio"}) | dict(_ratio(row))
+                row.model_dump(exclude=_NESTED) | dict(_ratio(row)) | dict(_accuracy(row))
                 for row in recommendation.comparisons
             ],
-            [*(name for name in Comparison.model_fields if name != "retention_ratio"), *_RATIO],
+            [
+                *(name for name in Comparison.model_fields if name not in _NESTED),
+                *_RATIO,
+                *(f"accuracy_{name}" for name in AccuracyDifference.model_fields),
+            ],
         ),
         "formats.csv": csv_text(
             [_format(effect) for effect in recommendation.format_effects],
@@ -42,6 +52,8 @@ def csv_tables(
         "scores.csv": csv_text(_scores(results)),
     }
 
+
+_NESTED = {"retention_ratio", "accuracy"}
 
 _RATIO = (
     "retention_ratio",
@@ -118,6 +130,14 @@ def _ratio(row: Comparison) -> CsvRow:
     if ratio is None:
         return dict.fromkeys(_RATIO)
     return dict(zip(_RATIO, (ratio.estimate, ratio.lower, ratio.upper, ratio.reason), strict=True))
+
+
+def _accuracy(row: Comparison) -> CsvRow:
+    accuracy = row.accuracy
+    return {
+        f"accuracy_{name}": None if accuracy is None else getattr(accuracy, name)
+        for name in AccuracyDifference.model_fields
+    }
 
 
 def _verdict(verdict: RankVerdict) -> CsvRow:
