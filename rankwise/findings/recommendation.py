@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
+from rankwise.findings.accuracy import accuracy_reasons
 from rankwise.findings.best_bet import Betting, Rule, Sizes
 from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import Choice, choose, standings, sufficient_epsilon
@@ -159,7 +160,8 @@ def recommend_for(
                          for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
-    why = (*reasons(found, full, parameters), *notes)
+    by_accuracy = accuracy_reasons(source, options, tasks.in_domain, tasks.retention)
+    why = (*reasons(found, full, parameters), *by_accuracy, *notes)
     return found.model_copy(update={"statement": statement(found), "reasons": why})
 
 

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.records.study import (
+    AccuracyDifference,
+    Comparison,
+    FormatEffect,
+    RankVerdict,
+    Recommendation,
+)
 from rankwise.report import cells
 from rankwise.report.summaries import Summaries
 
@@ -24,7 +30,8 @@ def csv_tables(
     return {
         "runs.csv": cells.csv_text(_runs(summaries)),
         "differences.csv": cells.csv_text(
-            map(_difference, recommendation.comparisons), _columns(Comparison, _RATIO)
+            map(_difference, recommendation.comparisons),
+            _columns(Comparison, (*_RATIO, *_ACCURACY)),
         ),
         "formats.csv": cells.csv_text(
             map(_format, recommendation.format_effects),
@@ -38,10 +45,15 @@ def csv_tables(
 _RATIO = (*cells.csv_row(None, "retention_ratio"), "retention_ratio_reason")
 
 
+_ACCURACY = tuple(f"accuracy_{name}" for name in AccuracyDifference.model_fields)
+
+_NESTED = frozenset({"retention_ratio", "accuracy", "by_format"})
+"""Fields that are records, and become columns at the end."""
+
+
 def _columns(record: type[Comparison | FormatEffect], last: Iterable[str]) -> list[str]:
-    """The fields of a record, and at the end the columns that one of them becomes."""
-    own = [name for name in record.model_fields if name not in last]
-    return [*own, *last]
+    """The fields of a record, and at the end the columns that nested ones become."""
+    return [*(name for name in record.model_fields if name not in _NESTED), *last]
 
 
 def _difference(row: Comparison) -> cells.CsvRow:
@@ -50,11 +62,14 @@ def _difference(row: Comparison) -> cells.CsvRow:
     if ratio is not None:
         values = (ratio.estimate, ratio.lower, ratio.upper, ratio.reason)
         columns = dict(zip(_RATIO, values, strict=True))
-    return row.model_dump(exclude={"retention_ratio"}) | columns
+    accuracy = dict.fromkeys(_ACCURACY)
+    if row.accuracy is not None:
+        accuracy = dict(zip(_ACCURACY, row.accuracy.model_dump().values(), strict=True))
+    return row.model_dump(exclude=set(_NESTED)) | columns | accuracy
 
 
 def _format(effect: FormatEffect) -> cells.CsvRow:
-    return effect.model_dump(exclude={"by_format"}) | cells.csv_row(effect.by_format, "by_format")
+    return effect.model_dump(exclude=set(_NESTED)) | cells.csv_row(effect.by_format, "by_format")
 
 
 def _runs(summaries: Summaries) -> Iterator[cells.CsvRow]:

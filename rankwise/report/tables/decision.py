@@ -117,14 +117,14 @@ def epsilon_table(recommendation: Recommendation) -> Table | None:
         own = row.epsilon_points == recommendation.epsilon_points
         return Cell(quantities.number(row.epsilon_points), "", "this study" if own else "")
 
-    columns = [
-        Column("ε", name, "points"),
-        *(
-            Column(option.label, lambda row, place=place: quantities.odds(row.right[place]))
-            for place, option in enumerate(bet.options)
-        ),
-        Column("Least regret", lambda row: row.choice or "do not fine-tune", is_text=True),
-    ]
+    def odds_of(place: int, label: str) -> Column[EpsilonOdds]:
+        return Column(label, lambda row: quantities.odds(row.right[place]))
+
+    columns: list[Column[EpsilonOdds]] = [Column("ε", name, "points")]
+    columns += [odds_of(place, option.label) for place, option in enumerate(bet.options)]
+    columns.append(
+        Column("Least regret", lambda row: row.choice or "do not fine-tune", is_text=True)
+    )
     caption = (
         "The probability that each option is right, and the one with the least expected regret, "
         "for every retention loss that may be acceptable to you."
