@@ -119,6 +119,7 @@ class PairedTest(NamedTuple):
             "stderr": self.estimate.stderr,
         }
         counts = (outcomes or self).counts
+        numbers["mcnemar_p_value"] = (outcomes or self).mcnemar_p_value
         for name in Counts._fields:
             numbers[f"num_{name}"] = None if counts is None else getattr(counts, name)
         return {name: number for name, number in numbers.items() if name in record.model_fields}

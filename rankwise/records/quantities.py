@@ -110,7 +110,7 @@ def in_clusters(number: int | None) -> str:
 
 def odds(probability: float) -> str:
     """A probability: 72 %; never 0 or 100, for nothing is certain."""
-    return percent(min(max(round(probability, 2), 0.01), 0.99))
+    return f"{min(max(round(100 * probability), 1), 99)} %"
 
 
 def percent(value: float) -> str:
