@@ -38,7 +38,12 @@ from rankwise.findings.stats.estimates import (
     mcnemar_exact,
 )
 from rankwise.findings.stats.items import POINTS, Items
-from rankwise.findings.stats.simultaneous import study_bounds
+from rankwise.findings.stats.simultaneous import (
+    bounds_at,
+    deciding_level,
+    level_of_all,
+    study_evidence,
+)
 
 CONFIDENCE = 0.95
 DRAWS = 1000
@@ -180,14 +185,10 @@ def simulate(cell: Cell, studies: int, seed: int) -> Tally:
         if cell.num_seeds > 1:
             gain, loss = (np.asarray([values]) for values in cell.truth)
         gain, loss = gain.mean(axis=0), loss.mean(axis=0)
-        bounds = study_bounds(
-            [Items(gains, POINTS)],
-            [Items(task, POINTS) for task in losses],
-            confidence=CONFIDENCE,
-            rng=rng,
-            num_draws=DRAWS,
-        )
-        choice = choose(bounds, cell.delta, cell.epsilon)
+        evidence = study_evidence([Items(gains, POINTS)], [Items(task, POINTS) for task in losses])
+        level = deciding_level(len(gain), 1.0 - CONFIDENCE)
+        choice = choose(bounds_at(evidence, level), cell.delta, cell.epsilon)
+        bounds = bounds_at(evidence, level_of_all(evidence, 1.0 - CONFIDENCE, rng, DRAWS))
         able = right_answers(gain, loss, cell.delta, cell.epsilon)
         if choice.option is not None:
             errors += not able[choice.option]

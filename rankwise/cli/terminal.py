@@ -146,16 +146,18 @@ def _verdict(
 def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
     """Every candidate file against the base file: a table, and a sentence for each."""
     unit, confidence = verdicts.unit, percent(verdicts.confidence)
+    holds = "at any number of items" if verdicts.anytime else "where p, Holm, is small enough"
     direction = "higher" if verdicts.higher_is_better else "lower"
     table = Table(
         title=Text(f"against {verdicts.base}: {verdicts.metric}, {verdicts.filter}"),
         caption=Text(
-            f"{unit}, {direction} is better; a positive difference is better; intervals are "
-            f"{confidence}, each by itself; the verdict follows p, Holm"
+            f"{unit}, {direction} is better; a positive difference is better; the verdict is that "
+            f"of the interval, which leaves zero out {holds}; all verdicts together: {confidence}"
         ),
     )
+    size = "n" if verdicts.cluster is None else "n\nclusters"
     for name in (
-        "file", "n", "base", "score", f"difference\n({confidence})", "learned\nforgotten",
+        "file", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
         "kept right\nkept wrong", "p\np, Holm", "verdict",
     ):  # fmt: skip
         table.add_column(Text(name), justify="left" if name == "file" else "right", overflow="fold")
@@ -165,13 +167,16 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
         lower, upper = (sample_amount(value, unit, signed=True) for value in (row.lower, row.upper))
         table.add_row(
             Text(row.name),
-            count(row.num_examples),
+            count(row.num_examples)
+            + ("" if row.num_clusters is None else f"\n{count(row.num_clusters)}"),
             sample_amount(row.base_score, unit),
             sample_amount(row.candidate_score, unit),
             f"{sample_amount(row.difference, unit, signed=True)}\n({lower} to {upper})",
             f"{learned}\n{forgotten}",
             f"{right}\n{wrong}",
-            f"{p_value(row.p_value)}\n{p_value(row.holm_p_value)}",
+            "\n".join(
+                NOT_MEASURED if p is None else p_value(p) for p in (row.p_value, row.holm_p_value)
+            ),
             row.verdict.replace("_", " "),
         )
     yield table

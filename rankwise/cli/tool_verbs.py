@@ -81,12 +81,26 @@ def compare_samples(
         str | None,
         typer.Option("--filter", help="The lm-eval filter (default: the first of BASE.jsonl)."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="FIELD",
+            help="A field of the documents, such as passage: items of equal value belong together.",
+        ),
+    ] = None,
     confidence: Annotated[
         float,
         typer.Option(
             "--confidence", help="Confidence of each interval, and of all verdicts together."
         ),
     ] = 0.95,
+    anytime: Annotated[
+        bool,
+        typer.Option(
+            "--anytime", help="Keep the verdicts right however often growing files are compared."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Compare models item by item from lm-eval's sample files.
@@ -95,15 +109,22 @@ def compare_samples(
     version. Needs no study and no model. Items are paired, and only those on
     which two models differ count, so this finds differences that two scores
     with their standard errors do not show. Each file is judged better, worse,
-    or cannot tell (with the number of further items that would decide),
-    corrected for the number of files (Holm).
+    or cannot tell (with the probability that more items would decide),
+    corrected for the number of files (Holm). Questions about one text are not
+    independent: with --cluster, the texts are what is counted.
     """
     from rankwise.cli.terminal import samples_verdict
     from rankwise.findings.samples import compare_samples as compare
 
     with usage_errors():
         verdicts = compare(
-            base, candidates, metric=metric, filter_name=filter_name, confidence=confidence
+            base,
+            candidates,
+            metric=metric,
+            filter_name=filter_name,
+            cluster=cluster,
+            confidence=confidence,
+            anytime=anytime,
         )
     warn(verdicts.warnings)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +10,21 @@ import numpy as np
 from rankwise.errors import RecordError
 from rankwise.findings.stats.estimates import (
     Estimate,
-    crossed_difference,
     holm,
     mcnemar_exact,
-    paired_t_p_value,
+    mean_over_tasks,
     retention_ratio,
+    zero_p_value,
 )
-from rankwise.findings.stats.items import POINTS, Floats, item_size
+from rankwise.findings.stats.items import (
+    POINTS,
+    Clusters,
+    Floats,
+    Items,
+    by_cluster,
+    item_size,
+    num_clusters,
+)
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (
     AccuracyDifference,
@@ -33,23 +40,25 @@ from rankwise.records.study import (
 
 
 class Scores(NamedTuple):
-    """One model's values on some items, in the order of ``doc_ids``."""
+    """One model's values on some items, in the order of ``doc_ids``, as are their clusters."""
 
     name: str
     doc_ids: Sequence[int]
     values: Sequence[float]
+    clusters: Sequence[int] | None = None
 
 
 class Pair(NamedTuple):
     """Base and adapted values of the same items, in the task's unit, and what they mean.
 
-    ``in_points`` says that the values are shares times 100.
+    ``in_points`` says that the values are shares times 100. ``clusters`` are as in ``Items``.
     """
 
     base: Floats
     adapted: Floats
     sign: float
     in_points: bool
+    clusters: Clusters | None = None
 
     @property
     def gain(self) -> Floats:
@@ -60,6 +69,11 @@ class Pair(NamedTuple):
     def item_size(self) -> float:
         """What one whole item counts, by these differences alone."""
         return item_size(self.gain, in_points=self.in_points)
+
+    @property
+    def items(self) -> Items:
+        """The gain, item by item, as it enters an estimate."""
+        return Items(self.gain, self.item_size, clusters=self.clusters)
 
 
 class Counts(NamedTuple):
@@ -74,8 +88,9 @@ class Counts(NamedTuple):
 class PairedTest(NamedTuple):
     """The scores of a pair, their difference with its interval, and whether it could be chance.
 
-    ``counts`` is None unless every item is right or wrong. With counts ``p_value`` is McNemar's
-    exact test, without them the paired t-test.
+    ``p_value`` is that of the interval: below 1 - confidence exactly where zero is outside.
+    ``counts`` and McNemar's exact test are None unless every item is right or wrong.
+    ``num_clusters`` is None where every item is its own.
     """
 
     num_examples: int
@@ -84,8 +99,11 @@ class PairedTest(NamedTuple):
     estimate: Estimate
     lower: float
     upper: float
-    counts: Counts | None
     p_value: float
+    counts: Counts | None
+    mcnemar_p_value: float | None
+    has_differences: bool
+    num_clusters: int | None
 
     @property
     def interval(self) -> Interval:
@@ -95,11 +113,15 @@ class PairedTest(NamedTuple):
     def values(
         self, record: type[PairedDifference], outcomes: PairedTest | None = None
     ) -> dict[str, Any]:
-        """The fields of a record that this test fills; ``outcomes`` has the counts, if not it."""
+        """The fields of a record that this test fills.
+
+        ``outcomes``, if given, has the counts of items and McNemar's test in its place.
+        """
         numbers = self._asdict() | {
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
         }
+        numbers["mcnemar_p_value"] = (outcomes or self).mcnemar_p_value
         counts = (outcomes or self).counts
         for name in Counts._fields:
             numbers[f"num_{name}"] = None if counts is None else getattr(counts, name)
@@ -127,7 +149,7 @@ def pair_items(
         )
     return pair_scores(
         f"task {task!r}",
-        Scores(base.name, first.doc_ids, first.values),
+        Scores(base.name, first.doc_ids, first.values, first.clusters),
         Scores(adapted.name, second.doc_ids, second.values),
         higher_is_better=first.higher_is_better,
         in_points=first.unit == "points",
@@ -140,7 +162,7 @@ def pair_scores(
     """Two models' values in one order of items, matched by ``doc_id``.
 
     ``what`` begins the sentence of an error: "task 'arc'". Values ``in_points`` are shares in
-    0..1, to be shown times 100.
+    0..1, to be shown times 100. Clusters are the base's.
 
     Raises:
         RecordError: they were scored on other items, there are fewer than two, or a value is not
@@ -165,20 +187,38 @@ def pair_scores(
         scale * np.asarray(adapted.values, dtype=np.float64)[other],
         1.0 if higher_is_better else -1.0,
         in_points,
+        None if base.clusters is None else np.asarray(base.clusters, dtype=np.int64)[order],
     )
+
+
+def clusters_of(items: TaskItems) -> Clusters | None:
+    """The cluster of each item in the order of ``doc_id``, as in a ``Pair``; None without any."""
+    if items.clusters is None:
+        return None
+    return np.asarray(items.clusters, dtype=np.int64)[np.argsort(items.doc_ids)]
 
 
 def paired_test(pair: Pair, confidence: float) -> PairedTest:
     """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
-    estimate = crossed_difference(pair.gain, item_size=pair.item_size)
+    estimate = mean_over_tasks([pair.items])
     lower, upper = estimate.interval(confidence)
-    counts = _counts(pair)
-    if counts is None:
-        p_value = paired_t_p_value(pair.gain)
-    else:
-        p_value = mcnemar_exact(counts.learned, counts.forgotten)
-    scores = float(pair.base.mean()), float(pair.adapted.mean())
-    return PairedTest(len(pair.base), *scores, estimate, lower, upper, counts, p_value)
+    counts, clusters = _counts(pair), num_clusters([pair.items])
+    mcnemar: float | None = None
+    if counts is not None and clusters is None:  # it takes items as independent
+        mcnemar = mcnemar_exact(counts.learned, counts.forgotten)
+    return PairedTest(
+        num_examples=len(pair.base),
+        base_score=float(pair.base.mean()),
+        adapted_score=float(pair.adapted.mean()),
+        estimate=estimate,
+        lower=lower,
+        upper=upper,
+        p_value=zero_p_value(estimate),
+        counts=counts,
+        mcnemar_p_value=mcnemar,
+        has_differences=bool(pair.gain.any()),
+        num_clusters=clusters,
+    )
 
 
 def accuracy_difference(metric: str, judged: PairedTest, own: PairedTest) -> AccuracyDifference:
@@ -204,10 +244,9 @@ def bound_of(estimate: Estimate, confidence: float) -> Bound:
 def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     """Every trained run against the base on every task of the study, in the study's order.
 
-    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task by the
-    deciding metric, by McNemar's exact test, or by the paired t-test where an item is not right
-    or wrong.
-    Everything else is exploratory and carries no corrected p-value.
+    Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by the
+    tests of their intervals in the metric that decides. Everything else is exploratory and carries
+    no corrected p-value.
     """
     rows: list[Comparison] = []
     family: list[tuple[int, float]] = []
@@ -225,15 +264,6 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     for (place, _), p_value in zip(family, adjusted, strict=True):
         rows[place] = rows[place].model_copy(update={"holm_p_value": p_value})
     return tuple(rows)
-
-
-def additional_items(factor: float | None, now: int) -> int | None:
-    """Items to add to ``now``, rounded up to two significant digits; None for none."""
-    if factor is None or factor <= 1.0:
-        return None
-    more = (factor - 1.0) * now
-    step = 10 ** max(math.floor(math.log10(more)) - 1, 0) if more >= 1 else 1
-    return math.ceil(more / step) * step
 
 
 def run_record(model: ModelResults) -> RunRecord:
@@ -261,7 +291,6 @@ def _comparison(
         relation=relation,
         unit=items.unit,
         **test.values(Comparison, own),
-        mcnemar_p_value=None if own.counts is None else own.p_value,
         holm_p_value=None,
         retention_ratio=_ratio(results, task, own_pair) if relation == "retention" else None,
         accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
@@ -288,9 +317,13 @@ def _ratio(results: TrainTaskResults, task: str, pair: Pair) -> RetentionRatio |
     if not pair.in_points:
         return None
     evaluation = results.base.evaluations.get(task)
+    base, adapted = (
+        by_cluster([pair.items._replace(values=values / POINTS)])[0].values
+        for values in (pair.base, pair.adapted)
+    )
     ratio = retention_ratio(
-        pair.base / POINTS,
-        pair.adapted / POINTS,
+        base,
+        adapted,
         None if evaluation is None else evaluation.chance,
         results.study.config.recommendation.confidence,
     )
@@ -331,8 +364,8 @@ def _effect(
     by_format: Bound | None = None
     if results.base.items[task].metric == results.base.items[scored_as].metric:
         size = max(standard.item_size, trained.item_size)
-        estimate = crossed_difference(standard.gain - trained.gain, item_size=size)
-        by_format = bound_of(estimate, confidence)
+        both = standard.items._replace(values=standard.gain - trained.gain, item_size=size)
+        by_format = bound_of(mean_over_tasks([both]), confidence)
     return FormatEffect(
         run=model.name,
         task=task,

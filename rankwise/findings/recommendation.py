@@ -9,18 +9,39 @@ import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.accuracy import accuracy_reasons
-from rankwise.findings.decision import Choice, Needed, choose, needed, sufficient_epsilon
+from rankwise.findings.best_bet import Betting, Rule, Sizes
+from rankwise.findings.clusters import cluster_notes, num_clusters_of
+from rankwise.findings.decision import Choice, choose, standings, sufficient_epsilon
+from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.options import Option, OptionGains, Runs
-from rankwise.findings.pairs import additional_items, compare, format_effects, run_record
+from rankwise.findings.pairs import compare, format_effects, run_record
 from rankwise.findings.statements import FullGain, reasons, statement
 from rankwise.findings.stats.estimates import default_margin, effective_items
 from rankwise.findings.stats.items import Items
-from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, study_bounds
+from rankwise.findings.stats.simultaneous import (
+    Bounds,
+    StudyBounds,
+    StudyEvidence,
+    bounds_at,
+    deciding_level,
+    level_of_all,
+    study_evidence,
+)
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
+from rankwise.records.judgement import (
+    BestBet,
+    Look,
+    Margins,
+    Outcome,
+    Prospect,
+    StudyLooks,
+    TrainTaskLooks,
+)
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import (
     Bound,
+    OptionBounds,
     PlannedRun,
     RankVerdict,
     Recommendation,
@@ -38,26 +59,59 @@ class _Tasks(NamedTuple):
     unit: Unit
     left_out: tuple[str, ...]
 
-
-class _Margins(NamedTuple):
-    delta: float
-    delta_is_derived: bool
-    epsilon_points: float | None
-    epsilon_is_derived: bool
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Those that decide."""
+        return *self.in_domain, *self.retention
 
 
-def recommend(results: StudyResults) -> StudyRecommendation:
+class _Judgement(NamedTuple):
+    """What is concluded about the options that are complete."""
+
+    choice: Choice
+    verdicts: tuple[RankVerdict, ...]
+    sufficient: tuple[float, Option] | None
+    best_bet: BestBet
+    prospects: tuple[Prospect, ...]
+
+
+def recommend(results: StudyResults, earlier: StudyLooks | None = None) -> StudyRecommendation:
     """Apply the rule of docs/METHODS.md to a finished study, for each trained task.
+
+    Args:
+        results: of the study as it is now.
+        earlier: how it was judged before, if it was.
 
     Raises:
         RecordError: models were scored on different items, or a score is missing.
     """
     return StudyRecommendation(
-        by_train_task=tuple(recommend_for(part) for part in results.by_train_task)
+        by_train_task=tuple(
+            recommend_for(part, None if earlier is None else earlier.of(part.train_task))
+            for part in results.by_train_task
+        )
     )
 
 
-def recommend_for(results: TrainTaskResults) -> Recommendation:
+def looks_of(recommendation: StudyRecommendation) -> StudyLooks:
+    """What has to be known of this judgement when the study is judged again."""
+    return StudyLooks(
+        by_train_task=tuple(
+            TrainTaskLooks(
+                train_task=part.train_task,
+                margins=Margins(
+                    **{name: getattr(part, name) for name in Margins.model_fields},
+                ),
+                looks=part.looks,
+            )
+            for part in recommendation.by_train_task
+        )
+    )
+
+
+def recommend_for(
+    results: TrainTaskResults, earlier: TrainTaskLooks | None = None
+) -> Recommendation:
     """The recommendation for one trained task.
 
     An option (a rank with its alpha, learning rate and target modules) is complete when every
@@ -68,53 +122,111 @@ def recommend_for(results: TrainTaskResults) -> Recommendation:
     tasks = _judged_tasks(results)
     source = OptionGains(results)
     options, dropped = _qualified(source)
-    margins = _margins(results, tasks, max(len(options), 1))
-    bounds = _bounds(source, tasks, options) if options else None
-    choice: Choice | None = None
-    more = Needed(None, None, None)
+    margins = _margins(results, tasks, max(len(options), 1), earlier)
+    look = _look(results, tasks, options)
+    alpha = 1.0 - source.confidence
+    looks = with_look(() if earlier is None else earlier.looks, look, alpha)
+    judged = _judge(source, tasks, options, margins, looks[-1], alpha) if options else None
+    outcome: Outcome = "cannot_tell" if judged is None else judged.choice.outcome
     chosen: PlannedRun | None = None
-    price: float | None = None
-    enough: Option | None = None
-    verdicts: tuple[RankVerdict, ...] = ()
-    if bounds is not None:
-        choice = choose(bounds, margins.delta, margins.epsilon_points)
-        more = needed(bounds, choice, margins.delta, margins.epsilon_points)
-        verdicts = tuple(_verdicts(source, tasks, options, bounds, choice))
-        if choice.option is not None:
-            chosen = options[choice.option].plan
-        elif (found := sufficient_epsilon(bounds, margins.delta)) is not None:
-            price, enough = found[0], options[found[1]]
-    num_seeds, num_items = len(_seeds(results)), _num_items(results, tasks.in_domain)
-    judged = Recommendation(
+    if judged is not None and judged.choice.option is not None:
+        chosen = options[judged.choice.option].plan
+    enough = None if judged is None else judged.sufficient
+    found = Recommendation(
         train_task=results.train_task,
         **{name: getattr(chosen, name, None) for name in SETTING if name != "scaling"},
         statement="",
         reasons=(),
-        outcome="cannot_tell" if choice is None else choice.outcome,
+        outcome=outcome,
         unit=tasks.unit,
-        **margins._asdict(),
+        **margins.model_dump(),
         confidence=source.confidence,
-        num_items_in_domain=num_items,
-        num_seeds=num_seeds,
-        num_items_needed=additional_items(more.in_domain_factor, num_items),
-        num_retention_items_needed=additional_items(
-            more.retention_factor, _num_items(results, tasks.retention)
-        ),
-        num_seeds_needed=None if more.seeds is None else (more.seeds - num_seeds) or None,
-        sufficient_epsilon_points=price,
-        sufficient_rank=None if enough is None else enough.rank,
-        sufficient_label=None if enough is None else enough.label,
-        verdicts=verdicts,
+        num_items_in_domain=_num_items(results, tasks.in_domain),
+        num_clusters_in_domain=num_clusters_of(source, tasks.in_domain),
+        num_seeds=len(_seeds(results)),
+        looks=(*looks[:-1], looks[-1].model_copy(update={"outcome": outcome})),
+        best_bet=None if judged is None else judged.best_bet,
+        prospects=() if judged is None else judged.prospects,
+        sufficient_epsilon_points=None if enough is None else enough[0],
+        sufficient_rank=None if enough is None else enough[1].rank,
+        sufficient_label=None if enough is None else enough[1].label,
+        better_and_kept_by_full=_dominating_full(source, tasks, options),
+        best_rate_at_edge=_rate_at_edge(source, tasks, options),
+        verdicts=() if judged is None else judged.verdicts,
         comparisons=compare(results),
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
-                         for task in tasks.left_out))  # fmt: skip
+                         for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
     by_accuracy = accuracy_reasons(source, options, tasks.in_domain, tasks.retention)
-    why = (*reasons(judged, full, parameters), *by_accuracy, *notes)
-    return judged.model_copy(update={"statement": statement(judged), "reasons": why})
+    why = (*reasons(found, full, parameters), *by_accuracy, *notes)
+    return found.model_copy(update={"statement": statement(found), "reasons": why})
+
+
+def _judge(
+    source: OptionGains,
+    tasks: _Tasks,
+    options: Sequence[Option],
+    margins: Margins,
+    look: Look,
+    alpha: float,
+) -> _Judgement:
+    evidence = _evidence(source, tasks, options)
+    count, epsilon = len(options), margins.epsilon_points
+    bounds = bounds_at(evidence, deciding_level(count, look.alpha))
+    at_once = bounds_at(evidence, level_of_all(evidence, look.alpha, BOOTSTRAP_SEED))
+    choice = choose(bounds, margins.delta, epsilon)
+    enough = None if choice.option is not None else sufficient_epsilon(bounds, margins.delta)
+    # half of delta in nats stands for a point, since one is the smallest margin in points
+    unit = 1.0 if tasks.unit == "points" else margins.delta / 2.0
+    betting = Betting(evidence, options, unit)
+    prospects: tuple[Prospect, ...] = ()
+    if choice.outcome in ("cannot_tell", "no_evidence"):
+        level = deciding_level(count, alpha_of_look(look.number + 1, alpha))
+        rule = Rule(margins.delta, epsilon or 0.0, level)
+        prospects = tuple(betting.prospects(_sizes(source.results, tasks), rule))
+    return _Judgement(
+        choice=choice,
+        verdicts=tuple(_verdicts(source, tasks, options, bounds, at_once, choice, epsilon)),
+        sufficient=None if enough is None else (enough[0], options[enough[1]]),
+        best_bet=betting.best_bet(epsilon),
+        prospects=prospects,
+    )
+
+
+def _look(results: TrainTaskResults, tasks: _Tasks, options: Sequence[Option]) -> Look:
+    """What is judged now; its number and outcome are not known yet."""
+    items = results.base.items
+    return Look(
+        number=1,
+        alpha=0.0,
+        metrics={task: items[task].metric for task in tasks.all},
+        num_items={task: len(items[task].doc_ids) for task in tasks.all},
+        seeds=_seeds(results),
+        options=tuple(option.label for option in options),
+        outcome="cannot_tell",
+    )
+
+
+def _sizes(results: TrainTaskResults, tasks: _Tasks) -> Sizes:
+    def count(names: Sequence[str]) -> dict[str, int]:
+        return {task: len(results.base.items[task].doc_ids) for task in names}
+
+    def available(task: str) -> int | None:
+        scored = results.base.evaluations.get(task)
+        is_whole = scored is not None and (
+            scored.limit is None or scored.num_examples < scored.limit
+        )
+        return len(results.base.items[task].doc_ids) if is_whole else None
+
+    return Sizes(
+        in_domain=count(tasks.in_domain),
+        retention=count(tasks.retention),
+        available={task: available(task) for task in tasks.all},
+        num_seeds=max(len(_seeds(results)), 1),
+    )
 
 
 def _judged_tasks(results: TrainTaskResults) -> _Tasks:
@@ -172,39 +284,46 @@ def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], in
     return plan.rank, plan.alpha, plan.scaling, rate, plan.target_modules, epochs, option.label
 
 
-def _margins(results: TrainTaskResults, tasks: _Tasks, num_options: int) -> _Margins:
+def _margins(
+    results: TrainTaskResults, tasks: _Tasks, num_options: int, earlier: TrainTaskLooks | None
+) -> Margins:
+    """As configured, else as derived when the study was first judged, else derived now."""
     config = results.study.config.recommendation
+    kept = None if earlier is None else earlier.margins
 
     def derived(names: Sequence[str]) -> float:
         sizes = [len(results.base.items[task].doc_ids) for task in names]
         return default_margin(effective_items(sizes), num_options, config.confidence)
 
-    delta, epsilon = config.delta_points, config.epsilon_points
-    derive_delta = tasks.unit == "points" and delta is None
-    if tasks.unit == "nats":
-        delta = config.delta_nats
+    delta = config.delta_nats if tasks.unit == "nats" else config.delta_points
+    derive_delta = delta is None
     if delta is None:
-        delta = derived(tasks.in_domain)
+        is_kept = kept is not None and kept.delta_is_derived
+        delta = kept.delta if kept is not None and is_kept else derived(tasks.in_domain)
     if not tasks.retention:
-        return _Margins(delta, derive_delta, None, False)
-    if epsilon is None:
-        return _Margins(delta, derive_delta, derived(tasks.retention), True)
-    return _Margins(delta, derive_delta, epsilon, False)
-
-
-def _bounds(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> StudyBounds:
-    """Simultaneous bounds over the complete options, in their order."""
-
-    def by_option(task: str, sign: float) -> Items:
-        gains = np.stack([source.gains(option.runs, task) for option in options], axis=1)
-        return Items(sign * gains, source.item_size(task))
-
-    return study_bounds(
-        [by_option(task, 1.0) for task in tasks.in_domain],
-        [by_option(task, -1.0) for task in tasks.retention],
-        confidence=source.confidence,
-        rng=BOOTSTRAP_SEED,
+        epsilon, derive_epsilon = None, False
+    else:
+        epsilon, derive_epsilon = config.epsilon_points, config.epsilon_points is None
+        if derive_epsilon and kept is not None and kept.epsilon_is_derived:
+            epsilon = kept.epsilon_points
+        if epsilon is None:
+            epsilon = derived(tasks.retention)
+    return Margins(
+        delta=delta,
+        delta_is_derived=derive_delta,
+        epsilon_points=epsilon,
+        epsilon_is_derived=derive_epsilon,
     )
+
+
+def _evidence(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> StudyEvidence:
+    """The scores of the complete options, in their order."""
+
+    def by_option(names: Sequence[str], sign: float) -> list[Items]:
+        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
+        return source.items([sign * values for values in gains], names)
+
+    return study_evidence(by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0))
 
 
 def _verdicts(
@@ -212,26 +331,44 @@ def _verdicts(
     tasks: _Tasks,
     options: Sequence[Option],
     bounds: StudyBounds,
+    at_once: StudyBounds,
     choice: Choice,
+    epsilon: float | None,
 ) -> Iterator[RankVerdict]:
-    for index, option in enumerate(options):
+    together = choose(at_once, 1.0, epsilon)
+    for index, (option, standing) in enumerate(
+        zip(options, standings(at_once, epsilon), strict=True)
+    ):
+        by = standing.ruled_out_by
         losses = {task: float(-source.gains(option.runs, task).mean()) for task in tasks.retention}
         worst = max(losses, key=lambda task: losses[task]) if losses else None
-        estimate, lower, upper = choice.shortfall[index]
+        deciding = _bounds_of(bounds, choice, index)
         yield RankVerdict(
             label=option.label,
             **{name: getattr(option.plan, name) for name in SETTING},
             runs=tuple(run.name for run in option.runs),
-            gain=_bound(bounds.gain, index),
-            retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
+            gain=deciding.gain,
+            retention_loss=deciding.retention_loss,
             worst_retention_task=worst,
             worst_retention_loss=None if worst is None else losses[worst],
-            shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
+            shortfall=deciding.shortfall,
+            at_once=_bounds_of(at_once, together, index),
             better_than_base=choice.better_than_base[index],
             keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
             near_the_best=choice.near_the_best[index],
             qualifies=choice.qualifies[index],
+            worse_than=tuple(options[other].label for other in standing.worse_than),
+            ruled_out_by=None if by is None else "retention" if by == index else options[by].label,
         )
+
+
+def _bounds_of(bounds: StudyBounds, choice: Choice, index: int) -> OptionBounds:
+    estimate, lower, upper = choice.shortfall[index]
+    return OptionBounds(
+        gain=_bound(bounds.gain, index),
+        retention_loss=None if bounds.loss is None else _bound(bounds.loss, index),
+        shortfall=Bound(estimate=estimate, lower=lower, upper=upper),
+    )
 
 
 def _bound(bounds: Bounds, index: int) -> Bound:
@@ -240,6 +377,41 @@ def _bound(bounds: Bounds, index: int) -> Bound:
         lower=float(bounds.lower[index]),
         upper=float(bounds.upper[index]),
     )
+
+
+def _dominating_full(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> str | None:
+    """A full fine-tuning that gains more and loses less than every LoRA option.
+
+    Of each option, both estimates say so, and one of the differences is shown.
+    """
+    if not tasks.retention or not options:
+        return None
+    for full in source.options:
+        if full.plan.method != "full" or full.plan.imported_as is not None:
+            continue
+        pairs = [
+            [source.difference(full, option, names) for names in (tasks.in_domain, tasks.retention)]
+            for option in options
+        ]
+        if all(
+            min(more.estimate for more in both) > 0 and max(more.lower for more in both) > 0
+            for both in pairs
+        ):
+            return full.label
+    return None
+
+
+def _rate_at_edge(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> float | None:
+    """The learning rate of the option that gains most, if no rate beyond it was tried."""
+    gains = [
+        float(np.mean([source.gains(option.runs, task).mean() for task in tasks.in_domain]))
+        for option in options
+    ]
+    rates = sorted({option.plan.learning_rate or 0.0 for option in options})
+    if len(rates) < 2:
+        return None
+    best = options[int(np.argmax(gains))].plan.learning_rate
+    return best if best in (rates[0], rates[-1]) else None
 
 
 def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from rankwise.errors import ConfigError, RecordError, TaskError
+from rankwise.findings.clusters import suspect, suspicion, too_few
 from rankwise.findings.pairs import (
     Pair,
     PairedTest,
     Scores,
     accuracy_difference,
-    additional_items,
     pair_scores,
     paired_test,
 )
-from rankwise.findings.stats.estimates import holm, items_factor, mcnemar_exact
+from rankwise.findings.stats.anytime import anytime_interval
+from rankwise.findings.stats.estimates import chance_of_sign, holm, holm_levels
+from rankwise.findings.stats.items import POINTS, num_clusters
 from rankwise.records import quantities
+from rankwise.records.clusters import candidate_fields, cluster_numbers
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.lm_eval_samples import (
     SampleFile,
@@ -58,25 +63,41 @@ HIGHER_IS_BETTER = frozenset(
 )  # fmt: skip
 """Metrics of which more is better; for unknown metrics this is assumed, with a warning."""
 
+MORE_ITEMS = (2.0, 4.0, 10.0)
+"""By these factors more items are imagined, where nothing is decided."""
+
+NEXT_LOOK = 2.0
+"""They would be a second look, for which half of alpha is assumed."""
+
 # lm-eval aggregates these from log-likelihoods, and that is what it writes for an item.
 _OF_LOG_LIKELIHOODS = frozenset({"perplexity"})
+
+
+class MoreItems(Record):
+    """How probable a verdict is with more items, the present ones kept."""
+
+    factor: float
+    num_items: int
+    probability: float
 
 
 class SampleVerdict(PairedDifference):
     """One file against the base file, paired over the same items.
 
     Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
-    better for the candidate; ``lower`` and ``upper`` bound it for this comparison alone. The
-    counts are None unless every item is 0 or 1; ``p_value`` then is the paired t-test's instead
-    of McNemar's. Where p(right) is compared, ``accuracy`` has the difference in accuracy, and the
-    counts are of it. ``verdict`` follows ``holm_p_value``. ``num_items_needed`` is how many more
-    items would decide if the difference is as estimated; None where none are needed, or where
-    no number would do.
+    better for the candidate. The counts and McNemar's exact test are None unless every item is 0
+    or 1; where p(right) is compared, ``accuracy`` has the difference in accuracy by itself, and
+    they are of it. ``num_clusters`` is None where every item is its own. ``p_value`` is the
+    interval's own test, ``holm_p_value`` corrected for the number of files; both are None where the
+    interval holds at any time. ``interval_confidence`` is the level at which the interval
+    leaves zero out exactly where ``verdict`` is better or worse. ``with_more_items`` says what
+    more items would do; empty where the verdict is there.
     """
 
     name: str
     file: str
     num_examples: int
+    num_clusters: int | None = None
     base_score: float
     candidate_score: float
     difference: float
@@ -87,11 +108,12 @@ class SampleVerdict(PairedDifference):
     num_forgotten: int | None
     num_kept_right: int | None
     num_kept_wrong: int | None
-    test: Literal["mcnemar_exact", "paired_t"]
-    p_value: float
-    holm_p_value: float
+    p_value: float | None
+    holm_p_value: float | None
+    mcnemar_p_value: float | None
+    interval_confidence: float
     verdict: Verdict
-    num_items_needed: int | None
+    with_more_items: tuple[MoreItems, ...]
     statement: str
     accuracy: AccuracyDifference | None = None
 
@@ -100,7 +122,8 @@ class SampleVerdicts(Record):
     """Every candidate file against one base file, by one metric under one filter.
 
     ``unit`` is "points" for shares (times 100), "nats" for ``loss_nats``, else what a value of
-    the metric is. ``direction_from`` says how ``higher_is_better`` is known.
+    the metric is. ``direction_from`` says how ``higher_is_better`` is known. ``cluster`` is the
+    field whose values make clusters of items, None where items are taken as independent.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -112,6 +135,9 @@ class SampleVerdicts(Record):
     higher_is_better: bool
     direction_from: Direction
     confidence: float
+    anytime: bool
+    """Whether the verdicts hold however often growing files are compared."""
+    cluster: str | None = None
     warnings: tuple[str, ...]
     candidates: tuple[SampleVerdict, ...]
 
@@ -130,7 +156,9 @@ def compare_samples(
     *,
     metric: str | None = None,
     filter_name: str | None = None,
+    cluster: str | None = None,
     confidence: float = 0.95,
+    anytime: bool = False,
 ) -> SampleVerdicts:
     """Compare models item by item, from files that ``lm_eval --log_samples`` wrote for a task.
 
@@ -140,13 +168,17 @@ def compare_samples(
         metric: None takes p(right) where every file has options, else the first that has one
             finite number per item in every file.
         filter_name: None takes the first of the base file.
+        cluster: a field of the documents; items of equal value come in one cluster. None takes
+            items as independent, with a warning where a field speaks against it.
         confidence: of each interval, and 1 - that of a wrong "better" or "worse" among all
             candidates together; above 0.5 and below 1.
+        anytime: keep that promise over any number of comparisons of files to which items are added.
 
     Raises:
-        ConfigError: the confidence is no such number.
+        ConfigError: the confidence is no such number, or ``anytime`` with a metric that is not a
+            share.
         DataError: a file cannot be read, or is given twice.
-        TaskError: a file does not have the metric or the filter.
+        TaskError: a file does not have the metric or the filter, or documents not the field.
         RecordError: the files are not about the same items.
     """
     if not 0.5 < confidence < 1.0:
@@ -154,48 +186,114 @@ def compare_samples(
         raise ConfigError("compare-samples", [problem])
     paths = (base, *candidates)
     names = file_names(paths)
-    files = [read_sample_file(path) for path in paths]
+    files = [read_sample_file(path, with_documents=path == base) for path in paths]
     chosen, notes = _choose(files, metric, filter_name)
-    tests = [paired_test(pair, confidence) for pair in _pairs(names, files, chosen)]
-    in_accuracy: list[PairedTest | None] = [None] * len(tests)
+    base_scores = _scores(names[0], files[0], chosen)
+    documents = {doc_id: files[0].documents[doc_id] for doc_id in base_scores.doc_ids}
+    clusters = None
+    if cluster is not None:
+        clusters = cluster_numbers(documents, cluster, "--cluster", str(base))
+    pairs = _pairs(names, files, chosen, clusters)
+    if anytime and chosen.unit != "points":
+        problem = f"anytime: {chosen.metric} is not between 0 and 1 on every item, as it must be"
+        raise ConfigError("compare-samples", [problem])
+    judged = _judged_at_any_time if anytime else _judged
+    in_accuracy: list[PairedTest | None] = [None] * len(pairs)
     if chosen.metric == P_RIGHT:
-        accuracy = chosen._replace(metric=ACCURACY)
-        in_accuracy = [paired_test(pair, confidence) for pair in _pairs(names, files, accuracy)]
-    adjusted = holm([test.p_value for test in tests])
-    family = 1.0 - confidence, len(tests)
+        own = _pairs(names, files, chosen._replace(metric=ACCURACY), clusters)
+        in_accuracy = [paired_test(pair, confidence) for pair in own]
     return SampleVerdicts(
         base=names[0],
         base_file=str(base),
         **chosen._asdict(),
         confidence=confidence,
-        warnings=notes,
+        cluster=cluster,
+        anytime=anytime,
+        warnings=(*notes, *_cluster_notes(pairs, documents, cluster)),
         candidates=tuple(
-            _verdict(names[0], *each, family, chosen.unit)
-            for each in zip(names[1:], candidates, tests, in_accuracy, adjusted, strict=True)
+            _verdict(names[0], name, file, chosen.unit, of_file, own)
+            for name, file, of_file, own in zip(
+                names[1:], candidates, judged(pairs, confidence), in_accuracy, strict=True
+            )
         ),
     )
 
 
-def _pairs(names: Sequence[str], files: Sequence[SampleFile], chosen: _Chosen) -> list[Pair]:
-    """The base with each candidate, by one metric."""
-    base, *others = (
-        Scores(
-            name,
-            [item.doc_id for item in file.filters[chosen.filter]],
-            file.values(chosen.filter, chosen.metric),
-        )
-        for name, file in zip(names, files, strict=True)
-    )
+def _scores(name: str, file: SampleFile, chosen: _Chosen) -> Scores:
+    items = file.filters[chosen.filter]
+    return Scores(name, [item.doc_id for item in items], file.values(chosen.filter, chosen.metric))
+
+
+def _pairs(
+    names: Sequence[str],
+    files: Sequence[SampleFile],
+    chosen: _Chosen,
+    clusters: Sequence[int] | None,
+) -> list[Pair]:
+    """The base with each candidate, by one metric; clusters are in the order of the base."""
+    base, *others = (_scores(name, file, chosen) for name, file in zip(names, files, strict=True))
     return [
         pair_scores(
             f"metric {chosen.metric!r}",
-            base,
+            base._replace(clusters=clusters),
             other,
             higher_is_better=chosen.higher_is_better,
             in_points=chosen.unit == "points",
         )
         for other in others
     ]
+
+
+class _Judged(NamedTuple):
+    """The test of one file, at the level at which it decides, and corrected for all files."""
+
+    test: PairedTest
+    p_value: float | None
+    holm_p_value: float | None
+    level: float
+    num_files: int
+
+
+def _judged(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
+    p_values = [paired_test(pair, confidence).p_value for pair in pairs]
+    levels = holm_levels(p_values, 1.0 - confidence)
+    return [
+        _Judged(paired_test(pair, 1.0 - level), p_value, corrected, 1.0 - level, len(pairs))
+        for pair, p_value, corrected, level in zip(
+            pairs, p_values, holm(p_values), levels, strict=True
+        )
+    ]
+
+
+def _judged_at_any_time(pairs: Sequence[Pair], confidence: float) -> list[_Judged]:
+    """The same with intervals that hold at any number of items, divided by the number of files."""
+    level = 1.0 - (1.0 - confidence) / len(pairs)
+    judged: list[_Judged] = []
+    for pair in pairs:
+        lower, upper = anytime_interval(pair.gain, POINTS, level)
+        test = paired_test(pair, level)._replace(lower=lower, upper=upper)
+        judged.append(_Judged(test, None, None, level, len(pairs)))
+    return judged
+
+
+def _cluster_notes(
+    pairs: Sequence[Pair], documents: Mapping[int, Any], cluster: str | None
+) -> Iterator[str]:
+    """Too few clusters; without ``cluster``, a field that the differences go by."""
+    if cluster is not None:
+        number = num_clusters([pairs[0].items])
+        if number is not None and (few := too_few(f"--cluster {cluster}", number)):
+            yield few
+        return
+    order = np.argsort(list(documents))
+    candidates = {
+        field: np.asarray(numbers, dtype=np.int64)[order]
+        for field, numbers in candidate_fields(documents).items()
+    }
+    found = suspect(candidates, np.stack([pair.gain for pair in pairs]))
+    if found is not None:
+        items = f"the {quantities.counted(len(documents), 'item')}"
+        yield suspicion(found, items, f"Use --cluster {found.field}")
 
 
 def _choose(
@@ -290,50 +388,41 @@ def _verdict(
     base: str,
     name: str,
     file: Path,
-    test: PairedTest,
-    in_accuracy: PairedTest | None,
-    holm_p_value: float,
-    family: tuple[float, int],
     unit: str,
+    of_file: _Judged,
+    in_accuracy: PairedTest | None,
 ) -> SampleVerdict:
-    """The record of one candidate; ``family`` is the error rate of all and how many they are."""
-    alpha, num_candidates = family
-    verdict: Verdict = "cannot_tell"
-    if holm_p_value <= alpha:
-        verdict = "better" if test.estimate.value > 0.0 else "worse"
-    needed = None
-    if verdict == "cannot_tell":
-        needed = _items_needed(test, alpha / num_candidates)
+    """The record of one candidate; ``in_accuracy`` is there beside p(right)."""
+    test = of_file.test
+    verdict: Verdict = (
+        "better" if test.lower > 0.0 else "worse" if test.upper < 0.0 else "cannot_tell"
+    )
+    more: tuple[MoreItems, ...] = ()
+    # nothing was observed where all answers are the same
+    if verdict == "cannot_tell" and of_file.p_value is not None and test.has_differences:
+        alpha = (1.0 - of_file.level) / NEXT_LOOK
+        more = tuple(
+            MoreItems(
+                factor=factor,
+                num_items=round(factor * test.num_examples),
+                probability=chance_of_sign(test.estimate, factor, alpha),
+            )
+            for factor in MORE_ITEMS
+        )
+    values: dict[str, Any] = {**test.values(SampleVerdict, in_accuracy), "p_value": of_file.p_value}
     found = SampleVerdict(
         name=name,
         file=str(file),
         candidate_score=test.adapted_score,
-        **test.values(SampleVerdict, in_accuracy),
+        **values,
+        holm_p_value=of_file.holm_p_value,
+        interval_confidence=of_file.level,
         accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
-        test="paired_t" if test.counts is None else "mcnemar_exact",
-        holm_p_value=holm_p_value,
         verdict=verdict,
-        num_items_needed=needed,
+        with_more_items=more,
         statement="",
     )
-    return found.model_copy(update={"statement": _statement(found, base, unit, num_candidates)})
-
-
-def _items_needed(test: PairedTest, alpha: float) -> int | None:
-    """How many more items would show the difference, were it as estimated.
-
-    At ``alpha`` divided by the number of candidates, which suffices for Holm whatever the
-    others turn out to be; with counts, the exact test must reach it too.
-    """
-    slack = abs(test.estimate.value)
-    factor = items_factor(slack, test.estimate.spread, 1.0 - alpha / 2.0)
-    if factor == float("inf"):
-        return None
-    while test.counts is not None and alpha < mcnemar_exact(
-        round(test.counts.learned * factor), round(test.counts.forgotten * factor)
-    ):
-        factor *= 1.02
-    return additional_items(factor, test.num_examples)
+    return found.model_copy(update={"statement": _statement(found, base, unit, of_file.num_files)})
 
 
 def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) -> str:
@@ -343,6 +432,7 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
         for value in (found.difference, found.lower, found.upper)
     )
     items = quantities.counted(found.num_examples, "item")
+    items += quantities.in_clusters(found.num_clusters)
     difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
     if found.verdict == "cannot_tell":
         text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
@@ -358,17 +448,25 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
             f"; right on {quantities.count(found.num_learned)} that {base} has wrong, "
             f"wrong on {quantities.count(found.num_forgotten)} that it has right"
         )
-    text += f"; p = {quantities.p_value(found.p_value)}"
-    if num_candidates > 1:
+    if found.p_value is not None:
+        text += f"; p = {quantities.p_value(found.p_value)}"
+    if found.holm_p_value is not None and num_candidates > 1:
         text += f", {quantities.p_value(found.holm_p_value)} corrected for {num_candidates} files"
-    if found.verdict != "cannot_tell":
+    is_equal = found.num_learned == found.num_forgotten == 0 and found.accuracy is None
+    if found.verdict == "cannot_tell" and is_equal:
+        return f"{text}. No difference was observed."
+    if not found.with_more_items:
         return f"{text}."
-    if found.num_items_needed is not None:
-        more = quantities.counted(found.num_items_needed, "more item")
-        return f"{text}. If this is the true difference, about {more} would decide."
-    if found.difference == 0.0:
-        return f"{text}. No difference was observed, so no number of items can be named."
-    return f"{text}. The difference is too small for any reasonable number of items to decide."
+    likely = [more for more in found.with_more_items if more.probability >= 0.5]
+    more = likely[0] if likely else found.with_more_items[-1]
+    even = "" if likely else "even "
+    size = f"{more.num_items:,}"
+    if found.num_clusters is not None:
+        size += quantities.in_clusters(round(more.factor * found.num_clusters))
+    return (
+        f"{text}. With {even}{more.factor:g} times the items ({size}) it would be decided with "
+        f"probability {more.probability:.2g}."
+    )
 
 
 def sample_amount(value: float, unit: str, *, signed: bool = False) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rankwise.records import quantities
+from rankwise.records.judgement import OptionOdds, Prospect
 from rankwise.records.quantities import amount, score
 from rankwise.records.study import Bound, RankVerdict, Recommendation, Unit
 
@@ -27,25 +28,22 @@ class FullGain(NamedTuple):
 
 
 def statement(numbers: Recommendation) -> str:
-    """One sentence: the answer, its ground, and its condition, from the other fields."""
+    """The answer in a few sentences: the verdict, the best bet, and what to do next."""
     if not numbers.verdicts:
         return "The data cannot tell which rank to use: no LoRA rank was trained with every seed."
     if numbers.outcome == "recommended":
-        text = _recommended(numbers)
+        first = _recommended(numbers)
     elif numbers.outcome == "no_evidence":
-        text = _no_evidence(numbers)
+        first = _no_evidence(numbers)
     elif numbers.outcome == "none_keeps_enough":
-        text = _none_keeps_enough(numbers)
+        first = _none_keeps_enough(numbers)
     else:
-        text = (
-            f"The data cannot tell which rank to use ({numbers.num_items_in_domain:,} in-domain "
-            f"items, δ = {amount(numbers.delta, numbers.unit)}): {_what_decides(numbers)}"
-        )
-    if numbers.num_seeds == 1:
-        text += ", conditional on this seed"
+        first = f"Not settled at {_percent(numbers.confidence)}"
     if numbers.epsilon_points is None:
-        text += "; forgetting was not measured"
-    return text + "."
+        first += "; forgetting was not measured"
+    parts = [first, _best_bet(numbers), _ruled_out(numbers), _full_is_better(numbers)]
+    parts += [_edge(numbers), _what_decides(numbers)]
+    return " ".join(f"{part}." for part in parts if part)
 
 
 def reasons(
@@ -59,25 +57,36 @@ def reasons(
         *_margins_used(numbers),
         *(_verdict(verdict, numbers) for verdict in numbers.verdicts),
         *_alternatives(numbers, parameters),
+        *_regret(numbers),
         *_full(full, numbers.unit),
         *_by_format(numbers),
     )
 
 
+def _in_domain_items(numbers: Recommendation) -> str:
+    """1,319 in-domain items, or 817 in-domain items in 120 clusters."""
+    clusters = quantities.in_clusters(numbers.num_clusters_in_domain)
+    return f"{numbers.num_items_in_domain:,} in-domain items{clusters}"
+
+
 def _recommended(numbers: Recommendation) -> str:
     chosen = next(v for v in numbers.verdicts if v.qualifies)
     unit = numbers.unit
-    text = (
-        f"Use rank {chosen.rank} ({_settings(chosen)}): it gains "
-        f"{amount(chosen.gain.estimate, unit)} over the base (at least "
+    text = f"Use rank {chosen.rank} ({_settings(chosen)})"
+    if numbers.num_seeds == 1:
+        # one run says nothing of the next one with another seed
+        seed = "".join(f", seed {seed}" for seed in numbers.looks[-1].seeds)
+        text = f"Use this adapter (rank {chosen.rank}{seed}, {_settings(chosen)})"
+    text += (
+        f": it gains {amount(chosen.gain.estimate, unit)} over the base (at least "
         f"{score(chosen.gain.lower, unit)})"
     )
     if len(numbers.verdicts) > 1:
         ahead = chosen.shortfall.upper
         text += (
-            f", no other rank that was not rejected is over {amount(ahead, unit)} better"
+            f", no other that was not rejected is over {amount(ahead, unit)} better"
             if ahead > 0
-            else ", it is better than every other rank that was not rejected"
+            else ", it is better than every other that was not rejected"
         )
     if chosen.retention_loss is not None:
         loss = max(chosen.retention_loss.upper, 0.0)
@@ -85,16 +94,99 @@ def _recommended(numbers: Recommendation) -> str:
     return text
 
 
+def _best_bet(numbers: Recommendation) -> str:
+    """The option with the least expected regret and its odds, and the surest one if another."""
+    bet = numbers.best_bet
+    if bet is None:
+        return ""
+    if numbers.outcome == "recommended":
+        if numbers.num_seeds > 1:
+            return ""
+        chosen = bet.of(next(v.label for v in numbers.verdicts if v.qualifies))
+        return f"{quantities.capital(chosen.label)} with another seed: {_odds(chosen, numbers)}"
+    if bet.choice is None:
+        if max(option.better_than_base for option in bet.options) > 0.5:
+            price = f"{bet.price:g} points of gain for each"
+            return f"Best bet: do not fine-tune so; the points lost beyond ε cost more ({price})"
+        return "Best bet: do not fine-tune so; no option is probably better than the base"
+    chosen = bet.of(bet.choice)
+    surest = max(bet.options, key=lambda option: option.right)
+    epsilon = numbers.epsilon_points
+    if epsilon is None or surest.right < chosen.right + 0.05:
+        return f"Best bet: {chosen.label} ({_odds(chosen, numbers)})"
+    return (
+        f"Best bet: {surest.label} if {amount(epsilon, 'points')} of loss are a limit "
+        f"({_odds(surest, numbers)}); {chosen.label} if each point beyond them costs "
+        f"{bet.price:g} points of gain ({_share(chosen.right)})"
+    )
+
+
+def _odds(option: OptionOdds, numbers: Recommendation) -> str:
+    """72 %: within 1 point of the best, loses at most 6.0 points."""
+    bet = numbers.best_bet
+    tolerance = 0.0 if bet is None else bet.tolerance
+    near = "1 point" if numbers.unit == "points" else amount(tolerance, numbers.unit)
+    text = f"{_share(option.right)}: within {near} of the best"
+    if numbers.epsilon_points is not None:
+        text += f", loses at most {amount(numbers.epsilon_points, 'points')}"
+    return text
+
+
+def _ruled_out(numbers: Recommendation) -> str:
+    """The options that are shown not to be the answer, and the group that is left."""
+    if numbers.outcome in ("recommended", "none_keeps_enough"):
+        return ""
+    by: dict[str, list[str]] = {}
+    for verdict in numbers.verdicts:
+        if verdict.ruled_out_by is not None:
+            by.setdefault(verdict.ruled_out_by, []).append(verdict.label)
+    texts = [
+        f"{quantities.listed(labels)} {'is' if len(labels) == 1 else 'are'} ruled out by "
+        + (reason if reason == "retention" else f"{reason}, which scores more and keeps enough")
+        for reason, labels in by.items()
+    ]
+    left = [verdict for verdict in numbers.verdicts if verdict.ruled_out_by is None]
+    names = {verdict.label for verdict in left}
+    behind = [verdict for verdict in left if names & set(verdict.worse_than)]
+    if len(left) > 1 and not behind:
+        texts.append(f"{quantities.listed([v.label for v in left])} cannot be told apart")
+    for verdict in behind:
+        better = [label for label in verdict.worse_than if label in names]
+        keeps = "is" if len(better) == 1 else "are"
+        texts.append(
+            f"{verdict.label} scores less than {quantities.listed(better)}, which {keeps} not "
+            "shown to keep enough"
+        )
+    return quantities.capital("; ".join(texts)) if texts else ""
+
+
+def _full_is_better(numbers: Recommendation) -> str:
+    if numbers.better_and_kept_by_full is None:
+        return ""
+    return (
+        f"{quantities.capital(numbers.better_and_kept_by_full)} gains more and forgets less than "
+        "every rank, so the learning rate of LoRA is probably wrong: try lower ones "
+        "(train.learning_rate.lora)"
+    )
+
+
+def _edge(numbers: Recommendation) -> str:
+    rate = numbers.best_rate_at_edge
+    if rate is None:
+        return ""
+    return (
+        f"The best learning rate, {quantities.learning_rate(rate)}, is at the edge of those that "
+        "were tried: try rates beyond it (train.learning_rate.lora)"
+    )
+
+
 def _no_evidence(numbers: Recommendation) -> str:
     best = max(numbers.verdicts, key=lambda v: v.gain.estimate)
-    text = (
+    return (
         f"There is no evidence for fine-tuning: no rank is shown to be better than the base on "
-        f"{numbers.num_items_in_domain:,} in-domain items; the best, {best.label}, gains "
+        f"{_in_domain_items(numbers)}; the best, {best.label}, gains "
         f"{amount(best.gain.estimate, numbers.unit)} ({score_range(best.gain, numbers.unit)})"
     )
-    if numbers.num_items_needed is not None:
-        text += f"; {_what_decides(numbers)} if that is its true gain"
-    return text
 
 
 def _none_keeps_enough(numbers: Recommendation) -> str:
@@ -113,31 +205,71 @@ def _none_keeps_enough(numbers: Recommendation) -> str:
 
 
 def _what_decides(numbers: Recommendation) -> str:
-    items: list[str] = []
-    if numbers.num_items_needed is not None:
-        items.append(f"{numbers.num_items_needed:,} more in-domain items")
-    if numbers.num_retention_items_needed is not None:
-        items.append(f"{numbers.num_retention_items_needed:,} more retention items")
-    ways = [f"about {' and '.join(items)}"] if items else []
-    if numbers.num_seeds_needed is not None:
-        ways.append(f"about {numbers.num_seeds_needed} more seeds")
-    if not ways and numbers.sufficient_label is not None:
-        return (
-            "no rank is shown both to keep enough and to come near the best, and more items would "
-            f"not change that; {numbers.sufficient_label} would qualify if a loss of "
-            f"{amount(numbers.sufficient_epsilon_points or 0.0, 'points')} on the retention tasks "
-            "were acceptable (ε)"
+    """The smallest growth that decides more likely than not, or else the likeliest."""
+    price = ""
+    if numbers.sufficient_label is not None and numbers.outcome == "cannot_tell":
+        loss = amount(numbers.sufficient_epsilon_points or 0.0, "points")
+        price = f"{quantities.capital(numbers.sufficient_label)} would qualify if {loss} of loss "
+        price += "were acceptable (ε)"
+    if not numbers.prospects:
+        return price
+    likely = [p for p in numbers.prospects if p.is_possible and p.probability >= WORTH_A_TRY]
+    if likely:
+        best = min(likely, key=lambda prospect: prospect.cost)
+    else:
+        best = max(numbers.prospects, key=lambda prospect: prospect.probability)
+    if best.probability < HARDLY:
+        text = "Neither more items nor more seeds would probably settle it"
+    else:
+        command = _command(best)
+        text = (
+            f"{quantities.capital(_growth(best))} would settle it with probability "
+            f"{best.probability:.1f}" + ("" if command is None else f": `{command}`")
         )
-    if not ways:
-        return (
-            "the estimates lie too near the margins or beyond them for more items to decide; "
-            "try other ranks, rates or margins"
-        )
-    return f"{' or '.join(ways)} would decide"
+    return f"{text}. {price}" if price else text
+
+
+WORTH_A_TRY = 0.5
+"""A growth that decides with at least this probability is named first."""
+
+HARDLY = 0.1
+"""Below this probability no growth is named."""
+
+_KINDS = {"in_domain": "in-domain ", "retention": "retention ", "items": ""}
+
+
+def _growth(prospect: Prospect) -> str:
+    """What is added: 4 times the retention items (2,750; the tasks have 688 in all)."""
+    if prospect.factor is None:
+        return f"{prospect.num_new_seeds} more seeds"
+    total = sum(prospect.num_items.values())
+    where = f"{total:,}"
+    if not prospect.is_possible:
+        have = "task has" if len(prospect.num_items) == 1 else "tasks have"
+        where += f"; the {have} {prospect.num_available:,} in all"
+    of = f" of {next(iter(prospect.num_items))}" if len(prospect.num_items) == 1 else ""
+    return f"{prospect.factor:g} times the {_KINDS[prospect.add]}items{of} ({where})"
+
+
+def _command(prospect: Prospect) -> str | None:
+    """How to grow the study so; None where it cannot be done with the tasks' own items."""
+    if prospect.factor is None:
+        return f"rankwise extend DIR --seeds {prospect.num_new_seeds}"
+    if not prospect.is_possible:
+        return None
+    return f"rankwise extend DIR --items {prospect.num_new_items}"
+
+
+def _share(probability: float) -> str:
+    """72 %; never 0 or 100, for nothing is certain."""
+    return f"{min(max(round(100 * probability), 1), 99)} %"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
 
 
 def _margins_used(numbers: Recommendation) -> Iterator[str]:
-    percent = f"{100 * numbers.confidence:g} %"
     delta = f"δ = {amount(numbers.delta, numbers.unit)}"
     delta += " (derived from the number of items)" if numbers.delta_is_derived else ""
     best = max((v.gain.estimate for v in numbers.verdicts), default=math.inf)
@@ -145,11 +277,32 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
     if numbers.epsilon_points is not None:
         epsilon = f" and ε = {amount(numbers.epsilon_points, 'points')}"
         epsilon += " (derived from the number of items)" if numbers.epsilon_is_derived else ""
-    yield f"Judged with {delta}{epsilon} at {percent} simultaneous confidence."
+    yield f"Judged with {delta}{epsilon} at {_percent(numbers.confidence)} confidence."
+    look = numbers.looks[-1]
+    yield (
+        f"Look {look.number} at this study: it may be wrong with probability "
+        f"{quantities.formatted(100 * look.alpha, '.2g')} %, all looks together "
+        f"{quantities.formatted(100 * (1 - numbers.confidence), '.2g')} %."
+    )
     if numbers.delta_is_derived and numbers.delta > best:
         yield "δ is larger than any gain: this study can only tell very different ranks apart."
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."
+
+
+def _regret(numbers: Recommendation) -> Iterator[str]:
+    """What deciding now may cost, and what the growth that saves most would save."""
+    bet = numbers.best_bet
+    if bet is None or not numbers.prospects:
+        return
+    most = max(numbers.prospects, key=lambda prospect: prospect.value)
+    text = (
+        f"Expected regret of {bet.choice or 'not fine-tuning'}: "
+        f"{amount(bet.expected_regret, numbers.unit)}"
+    )
+    if most.value > 0.05 * bet.tolerance:
+        text += f"; {_growth(most)} would lower it by about {amount(most.value, numbers.unit)}"
+    yield f"{text}."
 
 
 def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.fingerprints import (
     divergence_fingerprint,
     head_changes_fingerprint,
@@ -23,6 +24,7 @@ from rankwise.records.fingerprints import (
     spectra_fingerprint,
 )
 from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
+from rankwise.records.judgement import StudyLooks
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
 from rankwise.records.results import (
     Divergence,
@@ -156,6 +158,7 @@ class StudyFolder:
         self.study_file = root / "study.json"
         self.recommendation_file = root / "recommendation.json"
         self.findings_file = root / "findings.json"
+        self.looks_file = root / "looks.json"
         self.report_file = root / "report.html"
 
     def model_folder(self, name: str) -> Path:
@@ -248,6 +251,10 @@ class StudyFolder:
 
     def read_study(self) -> StudyRecord:
         return read_record(self.study_file, StudyRecord)
+
+    def read_looks(self) -> StudyLooks | None:
+        """How the study was judged before; None where it was not."""
+        return _read_if_there(self.looks_file, StudyLooks)
 
     def read_recommendation(self) -> StudyRecommendation:
         return read_record(self.recommendation_file, StudyRecommendation)
@@ -369,15 +376,19 @@ class StudyFolder:
                 "this task is scored again."
             ) from error
 
-    def read_results(self) -> StudyResults:
+    def read_results(self, study: StudyRecord | None = None) -> StudyResults:
         """Everything that is finished, as the recommendation and the report need it.
 
         A run with a stage that failed is left out where its records are incomplete.
 
+        Args:
+            study: None: as it is in the folder.
+
         Raises:
             RecordError: a record is missing or cannot be read: the study has not finished.
+            TaskError: ``evaluation.clusters`` names what is not scored, or no field.
         """
-        study = self.read_study()
+        study = self.read_study() if study is None else study
         base = self._model_results(study, BASE, None, study.scored_tasks())
         failures = self.failures()
         failed = {run for failure in failures for run in failure.runs}
@@ -421,8 +432,9 @@ class StudyFolder:
                     f"{self.evaluation_file(name, task)} was scored under other settings than "
                     "study.json has now. Run the study again to finish it."
                 )
+        fields = cluster_fields(study.config.evaluation.clusters, study)
         judged = {
-            task: self._judged(record, study.config.evaluation.metric_of(task))
+            task: self._judged(record, study.config.evaluation.metric_of(task), fields.get(task))
             for task, record in evaluations.items()
         }
         full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
@@ -459,7 +471,9 @@ class StudyFolder:
             head_repair=repair,
         )
 
-    def _judged(self, record: TaskEvaluation, metric: str | None) -> JudgedItems:
+    def _judged(
+        self, record: TaskEvaluation, metric: str | None, cluster_field: str | None
+    ) -> JudgedItems:
         samples = self.read_samples(record.model, record.task)
         samples = [line for line in samples if line["filter"] == record.decision_filter]
         if len(samples) != record.num_examples:
@@ -468,7 +482,15 @@ class StudyFolder:
                 f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
                 "record beside it and run again: only this task is scored again."
             )
-        return judged_items(record, samples, metric)
+        judged = judged_items(record, samples, metric)
+        documents = {int(line["doc_id"]): line.get("doc") for line in samples}
+        if cluster_field is not None:
+            setting = f"evaluation.clusters.{record.task.partition('@')[0]}"
+            numbers = cluster_numbers(documents, cluster_field, setting, record.task)
+            return judged.with_items(clusters=numbers)
+        if record.model == BASE:  # the other models have the same documents
+            return judged.with_items(candidates=candidate_fields(documents))
+        return judged
 
 
 def _of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:

@@ -58,10 +58,15 @@ class SampleItem(NamedTuple):
 
 
 class SampleFile(NamedTuple):
-    """A file's items by filter, in the file's order."""
+    """A file's items by filter, in the file's order.
+
+    ``documents`` are those of all filters by ``doc_id``, None where a line has none; empty unless
+    they were asked for.
+    """
 
     path: Path
     filters: Mapping[str, Sequence[SampleItem]]
+    documents: Mapping[int, Any] = {}
 
     def metrics(self, filter_name: str) -> dict[str, bool]:
         """Every metric of a filter, and whether each item has one finite number for it."""
@@ -89,8 +94,10 @@ class SampleFile(NamedTuple):
         return weighted_by_tokens(values, tokens)
 
 
-def read_sample_file(path: Path) -> SampleFile:
-    """Read one file; items with options also have p(right), before the metrics that it names.
+def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
+    """Read one file; its documents are kept only on demand, since they may be large.
+
+    Items with options also have p(right), before the metrics that the file names.
 
     Raises:
         DataError: the file cannot be read, is empty or not JSON, a line is not an object or has no
@@ -98,6 +105,7 @@ def read_sample_file(path: Path) -> SampleFile:
     """
     filters: dict[str, dict[int, SampleItem]] = {}
     lines: dict[str, list[Mapping[str, Any]]] = {}
+    documents: dict[int, Any] = {}
     for where, line in _lines(path):
         item = _item(line, where)
         items = filters.setdefault(str(line.get("filter", "none")), {})
@@ -111,15 +119,14 @@ def read_sample_file(path: Path) -> SampleFile:
             raise DataError(f"{where}: doc_id {item.doc_id} occurs twice: {reason}.")
         items[item.doc_id] = item
         lines.setdefault(str(line.get("filter", "none")), []).append(line)
+        if with_documents:
+            documents[item.doc_id] = line.get("doc")
     if not filters:
         raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
-    return SampleFile(
-        path,
-        {
-            name: _with_p_right(tuple(items.values()), lines[name])
-            for name, items in filters.items()
-        },
-    )
+    by_filter = {
+        name: _with_p_right(tuple(items.values()), lines[name]) for name, items in filters.items()
+    }
+    return SampleFile(path, by_filter, documents)
 
 
 def _with_p_right(

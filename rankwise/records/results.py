@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 from rankwise.errors import RecordError
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
@@ -40,8 +40,11 @@ class TaskItems(Record):
     share (0 or 1 for accuracy). With ``nats`` it is the item's mean loss per token; in prose
     longer items weigh more, so that the mean over the items is the loss per token of them all.
     ``choices`` is the option of each item with the highest log-likelihood, where there are
-    options. Where p(right) decides, ``accuracy`` has the same items by the task's own metric: what
-    needs items that are right or wrong is made from it.
+    options. ``clusters`` numbers the cluster of each item, by a field of its document; None where
+    the study sets none for the task. Else ``candidates`` has fields that may cluster the items
+    (``clusters.candidate_fields``); only the base's items do. Where p(right) decides, ``accuracy``
+    has the same items by the task's own metric: what needs items that are right or wrong is made
+    from it.
     """
 
     task: str
@@ -51,12 +54,17 @@ class TaskItems(Record):
     doc_ids: tuple[int, ...]
     values: tuple[float, ...]
     choices: tuple[int, ...] | None = None
+    clusters: tuple[int, ...] | None = None
+    candidates: Mapping[str, tuple[int, ...]] = {}
     accuracy: TaskItems | None = None
 
     @property
     def by_accuracy(self) -> TaskItems:
         """The items by the task's own metric, which p(right) may have taken the place of."""
-        return self.accuracy or self
+        if self.accuracy is None:
+            return self
+        grouped = {"clusters": self.clusters, "candidates": self.candidates}
+        return self.accuracy.model_copy(update=grouped)
 
 
 class Divergence(StageRecord):
@@ -190,6 +198,10 @@ class JudgedItems(NamedTuple):
 
     record: TaskEvaluation
     items: TaskItems
+
+    def with_items(self, **fields: Any) -> JudgedItems:
+        """The same with some fields of the items set."""
+        return self._replace(items=self.items.model_copy(update=fields))
 
 
 def judged_items(

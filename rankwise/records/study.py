@@ -5,32 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Protocol, Self, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config import StudyConfig
-
-# A record of another version is refused: its fields may mean something else.
-SchemaVersion = Literal[1]
-SCHEMA_VERSION: SchemaVersion = 1
+from rankwise.records.judgement import BestBet, Look, Outcome, Prospect
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Method = Literal["lora", "full"]
 Unit = Literal["points", "nats"]
-Outcome = Literal["recommended", "no_evidence", "none_keeps_enough", "cannot_tell"]
 State = Literal["yes", "no", "undecided"]
-
-
-class Record(BaseModel):
-    """Base of everything that is written into a study folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class VersionedRecord(Record):
-    """Base of what is written as a file of its own."""
-
-    schema_version: SchemaVersion = SCHEMA_VERSION
 
 
 class StageRecord(Record):
@@ -154,11 +139,11 @@ class StudyTasks(Record):
 class TokenCounts(Record):
     """How many tokens the stages of a study read; only the time left is estimated from it."""
 
-    scored: dict[str, int] = {}
+    scored: dict[str, int] = Field(default_factory=dict)
     """Scored task -> tokens of all its requests: read, and generated at most."""
-    answers: dict[str, int] = {}
+    answers: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the right answers that are compared with full fine-tuning."""
-    head_prompts: dict[str, int] = {}
+    head_prompts: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the prompts on which heads are compared; 0: there are too few."""
 
 
@@ -174,7 +159,7 @@ class StudyRecord(StudyTasks):
     """What training and scoring compute in."""
     task_fingerprints: dict[str, str]
     """Scored task -> hash of its items and of how they are scored."""
-    answers_fingerprints: dict[str, str] = {}
+    answers_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Trained task -> hash of the right answers on which runs are compared with full fine-tuning.
 
     Empty without full fine-tuning.
@@ -408,11 +393,13 @@ class Comparison(PairedDifference):
 
     ``difference`` is signed so that positive is better for the adapted model: points for a
     score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
-    for this comparison alone. ``accuracy`` is there where p(right) decides; then the counts,
-    ``mcnemar_p_value`` and ``retention_ratio`` are of accuracy, ``holm_p_value`` of p(right).
+    for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
+    out. ``accuracy`` is there where p(right) decides; then the counts, ``mcnemar_p_value`` and
+    ``retention_ratio`` are of accuracy, both other p-values of p(right).
     Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
     ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
-    ``retention_ratio`` is there for retention tasks scored in points only.
+    ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
+    ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
     """
 
     run: str
@@ -430,18 +417,16 @@ class Comparison(PairedDifference):
     num_forgotten: int | None
     num_kept_right: int | None
     num_kept_wrong: int | None
+    p_value: float
     mcnemar_p_value: float | None
     holm_p_value: float | None
     retention_ratio: RetentionRatio | None = None
+    num_clusters: int | None = None
     accuracy: AccuracyDifference | None = None
 
 
 class Bound(Interval):
-    """An estimate with its simultaneous bounds over all ranks, in the unit of what it bounds.
-
-    The bounds that decide hold all at once at the study's confidence: a gain's lower, a retention
-    loss's upper and a shortfall's upper one. Each opposite bound is taken at the same level.
-    """
+    """An estimate with bounds of its own or with those of a verdict, in the unit of its field."""
 
 
 class FormatEffect(PairedDifference):
@@ -470,15 +455,23 @@ class FormatEffect(PairedDifference):
     num_forgotten: int | None
     standard_difference: float
     by_format: Bound | None
+    num_clusters: int | None = None
+
+
+class OptionBounds(Record):
+    """What an option gains and loses, with bounds at one level."""
+
+    gain: Bound
+    retention_loss: Bound | None
+    shortfall: Bound
 
 
 class RankVerdict(Record):
-    """What the data say of one rank with its other settings, seeds averaged, over all at once.
+    """What the data say of one rank with its other settings, seeds averaged.
 
-    ``label`` names what tells it from the others.
-    ``better_than_base``: gain above 0. ``keeps_enough``: retention loss below epsilon
-    (None without retention tasks). ``near_the_best``: not more than delta below any rank that
-    was not rejected on retention. ``qualifies`` needs all of them to be "yes".
+    ``gain``, ``retention_loss`` and ``shortfall`` have the bounds that decide: with them, a wrong
+    option is recommended at most as often as the study's confidence allows. ``label`` names what
+    tells the option from the others.
     """
 
     label: str
@@ -490,24 +483,31 @@ class RankVerdict(Record):
     epochs: int | None
     runs: tuple[str, ...]
     gain: Bound
+    """Over the base, in the recommendation's unit."""
     retention_loss: Bound | None
+    """In points; None without retention tasks."""
     worst_retention_task: str | None
     worst_retention_loss: float | None
     shortfall: Bound
+    """How far it is below the best other option that was not rejected on retention."""
+    at_once: OptionBounds
+    """The same with bounds that hold together with those of all other options; they are wider."""
     better_than_base: State
+    """Whether the gain is above 0."""
     keeps_enough: State | None
+    """Whether the retention loss is below epsilon; None without retention tasks."""
     near_the_best: State
+    """Whether the shortfall is below delta."""
     qualifies: bool
+    """Whether all of them are "yes"."""
+    worse_than: tuple[str, ...]
+    """Labels of the options that are shown to score more in-domain."""
+    ruled_out_by: str | None
+    """What shows that it is not the answer: "retention", or a better option that keeps enough."""
 
 
 class Recommendation(Record):
-    """For one trained task: the outcome, the evidence, and what would decide.
-
-    ``delta`` is in ``unit``. The ``num_..._needed`` are additional ones, in all tasks of their
-    kind together; None where nothing is needed or where more of that kind alone would not do.
-    Where nothing is recommended, ``sufficient_rank`` (``sufficient_label``) would be if a
-    retention loss of ``sufficient_epsilon_points`` were acceptable; None where no loss would do.
-    """
+    """For one trained task: the outcome, the evidence, and what would decide."""
 
     train_task: str
     outcome: Outcome
@@ -517,21 +517,40 @@ class Recommendation(Record):
     target_modules: tuple[str, ...] | None
     epochs: int | None
     statement: str
+    """The answer in words."""
     reasons: tuple[str, ...]
     unit: Unit
+    """Of the gains and of delta."""
     delta: float
+    """The in-domain difference that counts."""
     delta_is_derived: bool
     epsilon_points: float | None
+    """The acceptable retention loss; None without retention tasks."""
     epsilon_is_derived: bool
     confidence: float
+    """That nothing wrong is recommended, over all looks."""
     num_items_in_domain: int
+    num_clusters_in_domain: int | None = None
+    """The clusters that these items are in; None where every item is its own."""
     num_seeds: int
-    num_items_needed: int | None
-    num_retention_items_needed: int | None
-    num_seeds_needed: int | None
+    looks: tuple[Look, ...]
+    """Every judgement of this study so far, this one last."""
+    best_bet: BestBet | None
+    """Odds of every option; None where no option is complete."""
+    prospects: tuple[Prospect, ...]
+    """What more items or seeds would do; empty where the study is decided."""
     sufficient_epsilon_points: float | None
+    """The smallest acceptable loss at which an option would be recommended.
+
+    None where one is recommended, or where no loss would do.
+    """
     sufficient_rank: int | None
+    """The rank of that option."""
     sufficient_label: str | None
+    better_and_kept_by_full: str | None
+    """The label of a full fine-tuning that gains more and loses less than every LoRA option."""
+    best_rate_at_edge: float | None
+    """The learning rate of the best option, where it is an end of the rates that were tried."""
     verdicts: tuple[RankVerdict, ...]
     comparisons: tuple[Comparison, ...]
     format_effects: tuple[FormatEffect, ...]

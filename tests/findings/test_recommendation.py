@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from rankwise.errors import RecordError
-from rankwise.findings.recommendation import compare, recommend_for
+from rankwise.findings.best_bet import EPSILONS
+from rankwise.findings.looks import alpha_of_look
+from rankwise.findings.recommendation import compare, looks_of, recommend, recommend_for
 from rankwise.findings.stats.estimates import mcnemar_exact
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Recommendation
-from tests.planted.results import planted_runs
+from tests.planted.results import planted_runs, planted_study
 
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
 
@@ -33,13 +35,14 @@ def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
     assert answer.verdicts[1].gain.estimate == pytest.approx(30.0)
     assert answer.verdicts[1].shortfall.estimate == pytest.approx(1.0)
     assert answer.verdicts[2].shortfall.estimate == pytest.approx(-1.0)
+    # one run: what is recommended is the adapter, and the rank has a probability of its own
     assert answer.statement.startswith(
-        "Use rank 16 (alpha 32, learning rate 2e-4, q/k/v/o, 2 epochs):"
+        "Use this adapter (rank 16, seed 0, alpha 32, learning rate 2e-4, q/k/v/o, 2 epochs):"
     )
-    assert answer.statement.endswith(", conditional on this seed.")
+    assert "Rank 16 with another seed: " in answer.statement
     assert any("Alternatives that qualify too: rank 64 (+1.0 points" in r for r in answer.reasons)
     assert not answer.delta_is_derived
-    assert answer.num_items_needed is None
+    assert answer.prospects == ()
 
 
 def test_the_bounds_are_the_hand_computed_ones() -> None:
@@ -62,9 +65,9 @@ def test_no_evidence() -> None:
     assert (answer.outcome, answer.rank) == ("no_evidence", None)
     assert answer.statement.startswith("There is no evidence for fine-tuning: no rank is shown")
     assert "rank 16, gains 1.0 points" in answer.statement
-    assert answer.num_items_needed is not None
-    assert answer.num_items_needed > 300
-    assert answer.num_retention_items_needed is None
+    assert answer.best_bet is not None
+    assert answer.best_bet.choice is None
+    assert max(p.probability for p in answer.prospects if p.add == "retention") == 0.0
 
 
 def test_no_rank_keeps_enough() -> None:
@@ -75,22 +78,53 @@ def test_no_rank_keeps_enough() -> None:
     assert "the least is lost by rank 4, 20.0 points" in answer.statement
 
 
-def test_cannot_tell_says_how_many_items_would() -> None:
+def test_cannot_tell_says_what_would_settle_it() -> None:
     # rank 4 is 1 point ahead, but 34 items are discordant and delta is 1 point
     scores = {4: 0.75, 16: 0.74}
     close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
-    study = planted_runs(scores, noise=0.1, recommendation=close)
-    answer = recommend_for(study)
+    answer = recommend_for(planted_runs(scores, noise=0.1, recommendation=close))
     assert (answer.outcome, answer.rank) == ("cannot_tell", None)
-    assert answer.num_items_needed is not None
-    assert f"about {answer.num_items_needed:,} more in-domain items would decide" in (
-        answer.statement
+    assert answer.statement.startswith("Not settled at 95 %. Best bet: rank 4 (")
+    assert "Rank 4 and rank 16 cannot be told apart." in answer.statement
+    by_items = [p for p in answer.prospects if p.add == "in_domain"]
+    assert [p.num_items for p in by_items] == [{"kinship": n} for n in (600, 1200, 3000)]
+    assert [p.probability for p in by_items] == sorted(p.probability for p in by_items)
+    # every item of the task was scored, so more of them are only imagined, and that is said
+    assert not any(p.is_possible for p in by_items)
+    assert "kinship (3,000; the task has 300 in all) would settle it" in answer.statement
+    assert "rankwise extend" not in answer.statement
+
+
+def test_what_can_be_done_comes_with_its_command() -> None:
+    scores = {4: 0.75, 16: 0.74}
+    close = RecommendationConfig(delta_points=1.0, epsilon_points=5.0)
+    study = planted_runs(scores, noise=0.1, recommendation=close)
+    # a limit of 300 cut the tasks, so there may be more
+    base = study.base.model_copy(
+        update={
+            "evaluations": {
+                task: scored.model_copy(update={"limit": scored.num_examples})
+                for task, scored in study.base.evaluations.items()
+            }
+        }
     )
-    runs = [np.array(model.items["kinship"].values) for model in study.runs]
-    difference = 100 * (runs[0] - runs[1])
-    variance = (difference.var(ddof=1) + 2 * 100**2 / 300) / 300
-    factor = variance * (2.38 + 0.8416) ** 2 / 2.0**2
-    assert answer.num_items_needed == pytest.approx(300 * (factor - 1), rel=0.1)
+    answer = recommend_for(study.model_copy(update={"base": base}))
+    assert "10 times the in-domain items of kinship (3,000) would settle it" in answer.statement
+    assert "`rankwise extend DIR --items 2700`" in answer.statement
+
+
+def test_a_rejected_rival_counts_as_a_way_to_a_decision() -> None:
+    # rank 4 keeps enough; rank 16 is far ahead and forgets a little too much, not yet shown
+    kept = {4: 0.9, 16: 0.80}
+    margins = RecommendationConfig(delta_points=5.0, epsilon_points=7.0)
+    answer = recommend_for(planted_runs({4: 0.6, 16: 0.8}, kept, recommendation=margins))
+    assert answer.outcome == "cannot_tell"
+    by_factor = {
+        p.factor: p for p in answer.prospects if p.add == "retention" and len(p.num_items) > 1
+    }
+    assert by_factor[10.0].probability > 0.5
+    # in-domain items cannot do it: rank 4 will stay behind rank 16
+    assert max(p.probability for p in answer.prospects if p.add == "in_domain") < 0.02
 
 
 def test_a_rank_that_forgets_is_no_rival() -> None:
@@ -142,7 +176,7 @@ def test_without_retention_tasks_forgetting_is_not_measured() -> None:
     assert answer.outcome == "recommended"
     assert answer.epsilon_points is None
     assert all(v.keeps_enough is None and v.retention_loss is None for v in answer.verdicts)
-    assert answer.statement.endswith("; forgetting was not measured.")
+    assert "; forgetting was not measured." in answer.statement
     assert any("Forgetting was not measured" in reason for reason in answer.reasons)
 
 
@@ -166,7 +200,7 @@ def test_several_seeds_are_averaged_and_widen_the_bounds() -> None:
     kept = {4: 0.9, 16: 0.9, 64: 0.9}
     answer = recommend_for(planted_runs(scores, kept, seeds=(0, 1, 2)))
     assert answer.num_seeds == 3
-    assert "conditional on this seed" not in answer.statement
+    assert "this adapter" not in answer.statement
     assert answer.verdicts[0].gain.estimate == pytest.approx(20.0)
     assert len(answer.verdicts[0].runs) == 3
     one, three = answer.verdicts[0].gain, answer.verdicts[2].gain
@@ -182,10 +216,82 @@ def test_more_seeds_may_be_what_decides() -> None:
     study = planted_runs(scores, kept, seeds=(0, 1, 2), num_in_domain=2000, recommendation=margins)
     answer = recommend_for(study)
     assert answer.outcome == "cannot_tell"
-    assert answer.num_items_needed is None
-    assert answer.num_seeds_needed is not None
-    assert answer.num_seeds_needed > 5
-    assert f"about {answer.num_seeds_needed} more seeds would decide" in answer.statement
+    seeds = [p for p in answer.prospects if p.add == "seeds"]
+    assert [(p.num_new_seeds, p.num_seeds) for p in seeds] == [(2, 5), (4, 7)]
+    assert max(p.probability for p in answer.prospects if p.add != "seeds") < 0.1
+    assert seeds[1].probability > 0.4
+    assert "`rankwise extend DIR --seeds 4`" in answer.statement
+
+
+def test_looks_share_what_may_be_wrong() -> None:
+    first = recommend(planted_study(num_in_domain=100))
+    again = recommend(planted_study(num_in_domain=100), looks_of(first))
+    assert again == first  # the same data are the same look
+    grown = recommend(planted_study(num_in_domain=300), looks_of(first))
+    third = recommend(planted_study(num_in_domain=300, seeds=(0, 1)), looks_of(grown))
+    (part,) = third.by_train_task
+    assert [look.number for look in part.looks] == [1, 2, 3]
+    assert [look.alpha for look in part.looks] == pytest.approx([0.04, 0.005, 0.01 / 6])
+    assert [look.num_items["kinship"] for look in part.looks] == [100, 300, 300]
+    assert any("Look 3 at this study" in reason for reason in part.reasons)
+    total = sum(alpha_of_look(number, 0.05) for number in range(1, 100_000))
+    assert total == pytest.approx(0.05, abs=1e-5)
+
+
+def test_derived_margins_are_kept_when_a_study_grows() -> None:
+    small = recommend(planted_study(num_in_domain=100))
+    grown = recommend(planted_study(num_in_domain=1000), looks_of(small))
+    fresh = recommend(planted_study(num_in_domain=1000))
+    before, after, new = (study.by_train_task[0] for study in (small, grown, fresh))
+    assert after.delta == before.delta > 2 * new.delta
+    assert after.epsilon_points == before.epsilon_points
+    # what the user sets now counts
+    chosen = planted_study(num_in_domain=1000, recommendation=MARGINS)
+    assert recommend(chosen, looks_of(grown)).by_train_task[0].delta == 5.0
+
+
+def test_full_fine_tuning_that_is_better_on_both_axes_is_named() -> None:
+    answer = recommend_for(
+        planted_runs(
+            {4: 0.69, 16: 0.88, 64: 0.91, "full": 0.97},
+            {4: 0.85, 16: 0.82, 64: 0.75, "full": 0.89},
+        )
+    )
+    assert answer.better_and_kept_by_full == "full fine-tuning"
+    assert "Full fine-tuning gains more and forgets less than every rank" in answer.statement
+    assert "train.learning_rate.lora" in answer.statement
+    assert recommend_for(planted_runs()).better_and_kept_by_full is None
+
+
+def test_ranks_that_are_ruled_out_are_named_and_those_left_are_not_called_equal() -> None:
+    answer = recommend_for(
+        planted_runs(
+            {4: 0.69, 16: 0.88, 64: 0.91},
+            {4: 0.87, 16: 0.83, 64: 0.70},
+            recommendation=MARGINS,
+        )
+    )
+    four, sixteen, sixty_four = answer.verdicts
+    assert sixty_four.ruled_out_by == "retention"
+    assert four.ruled_out_by is None  # rank 16 may forget too much, and then rank 4 is the answer
+    assert four.worse_than == ("rank 16", "rank 64")
+    assert sixteen.ruled_out_by is None
+    assert "Rank 64 is ruled out by retention" in answer.statement
+    assert "rank 4 scores less than rank 16, which is not shown to keep enough" in answer.statement
+    assert "cannot be told apart" not in answer.statement
+
+
+def test_the_odds_follow_epsilon() -> None:
+    answer = recommend_for(planted_runs({4: 0.7, 16: 0.9}, {4: 0.88, 16: 0.80}, num_retention=500))
+    bet = answer.best_bet
+    assert bet is not None
+    assert [row.epsilon_points for row in bet.by_epsilon] == list(EPSILONS)
+    strict, loose = bet.by_epsilon[3], bet.by_epsilon[-1]  # 4 and 25 points
+    assert strict.right[0] > 0.7 > 0.1 > strict.right[1]
+    assert loose.right[1] > 0.9 > 0.1 > loose.right[0]
+    assert loose.choice == "rank 16"
+    for row in bet.by_epsilon:
+        assert sum(row.right) < 1.01  # 20 points apart: both are near the best almost never
 
 
 def test_a_diverged_run_does_not_qualify() -> None:
@@ -274,7 +380,7 @@ def test_compare_has_every_run_and_task_with_signs() -> None:
     assert kept.difference == pytest.approx(-10.0)
     assert kept.retention_ratio is not None
     assert kept.retention_ratio.estimate == pytest.approx((0.8 - 0.25) / (0.9 - 0.25))
-    raw = sorted(c.mcnemar_p_value or 0.0 for c in rows if c.holm_p_value is not None)
+    raw = sorted(c.p_value for c in rows if c.holm_p_value is not None)
     adjusted = sorted(c.holm_p_value for c in rows if c.holm_p_value is not None)
     steps = np.maximum.accumulate([p * (3 - i) for i, p in enumerate(raw)])
     assert adjusted == pytest.approx(np.minimum(steps, 1.0))
@@ -339,6 +445,6 @@ def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:
     verdict = next(v for v in answer.verdicts if v.rank == 64)
     assert verdict.retention_loss is not None
     assert answer.sufficient_epsilon_points == verdict.retention_loss.upper
-    assert "rank 64 would qualify if a loss of" in answer.statement
+    assert "Rank 64 would qualify if 11.9 points of loss were acceptable" in answer.statement
     full = "Full fine-tuning, for comparison only: gain 45.0 points; retention loss 0.0 points."
     assert full in answer.reasons

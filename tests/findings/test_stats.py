@@ -12,25 +12,39 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
-    Spread,
+    chance_of_sign,
     crossed_difference,
     default_margin,
     effective_items,
     holm,
-    items_factor,
+    holm_levels,
     mcnemar_exact,
     mean_over_tasks,
-    paired_t_p_value,
     retention_ratio,
-    seeds_needed,
     skewed_quantiles,
     wilson_interval,
     zero_p_value,
 )
 from rankwise.findings.stats.items import Items, item_size
-from rankwise.findings.stats.simultaneous import study_bounds
+from rankwise.findings.stats.simultaneous import (
+    StudyBounds,
+    bounds_at,
+    deciding_level,
+    level_of_all,
+    study_evidence,
+)
+
+
+def at_once(
+    gains: list[Items], losses: list[Items], *, rng: int = 0, num_draws: int = 10_000
+) -> tuple[StudyBounds, float]:
+    """Bounds that hold at once at 95 %, and their critical value."""
+    evidence = study_evidence(gains, losses)
+    level = level_of_all(evidence, 0.05, rng, num_draws)
+    return bounds_at(evidence, level), float(stats.norm.ppf(level))
 
 
 @pytest.mark.parametrize(
@@ -105,12 +119,6 @@ def test_skewness_only_widens() -> None:
     assert above == pytest.approx([2.0, 2.0, 2.15])
 
 
-def test_paired_t_agrees_with_scipy() -> None:
-    values = np.array([0.1, 0.4, -0.2, 0.3])
-    assert paired_t_p_value(values) == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
-    assert paired_t_p_value(np.zeros(4)) == 1.0
-
-
 @pytest.mark.parametrize(("successes", "total"), [(0, 10), (7, 10), (10, 10), (640, 1319)])
 def test_wilson_agrees_with_statsmodels(successes: int, total: int) -> None:
     theirs = proportion_confint(successes, total, alpha=0.05, method="wilson")
@@ -127,7 +135,8 @@ def test_retention_ratio_by_hand() -> None:
     # at both ends of Fieller's interval the t statistic of a - ratio * b is the quantile
     for end in (ratio.lower, ratio.upper):
         moved = (adapted - 0.25) - end * (base - 0.25)
-        t = moved.mean() / (moved.std(ddof=1) / 10)
+        # with one pseudo-item of each model
+        t = moved.mean() / math.sqrt(moved.var(ddof=1) / 100 + (1 + end**2) / 100**2)
         assert abs(t) == pytest.approx(stats.t.ppf(0.975, 99))
 
 
@@ -147,30 +156,6 @@ def test_default_margin_follows_its_formula() -> None:
     assert default_margin(1_000_000, 3, 0.95) == 1.0
     assert effective_items([200, 200]) == 400
     assert effective_items([100, 300]) == pytest.approx(300)
-
-
-def test_items_and_seeds_needed_by_hand() -> None:
-    power = stats.norm.ppf(0.8)
-    level = stats.norm.cdf(2.0)
-    assert items_factor(2.0 + power, _spread(4.0), level) == pytest.approx(4.0, rel=0.01)
-    assert items_factor(-0.1, _spread(4.0), level) == math.inf
-    assert items_factor(100.0, _spread(4.0), level) == 1.0
-    assert items_factor(3.0, _spread(4.0, 3.0), level) == math.inf
-    assert seeds_needed(5.0, _spread(0.1), level, 1) is None
-    assert seeds_needed(-1.0, _spread(0.1, 1.0), level, 3) is None
-    total = seeds_needed(2.0, _spread(0.1, 1.0), level, 3)
-    assert total is not None
-    for seeds, enough in ((total, True), (total - 1, False)):
-        by_seeds = 3.0 / seeds
-        student = stats.t.ppf(level, seeds - 1)
-        quantile = (2.0 * 0.1 + student * by_seeds) / (0.1 + by_seeds)
-        decided = (quantile + power) * math.sqrt(0.1 + by_seeds) <= 2.0
-        assert bool(decided) is enough
-
-
-def _spread(items: float, seeds: float = 0.0) -> Spread:
-    """As from very many items and three seeds."""
-    return Spread(np.array(items), np.array(1e9), np.array(seeds), np.array(2.0))
 
 
 def test_intervals_cover_also_where_few_items_disagree() -> None:
@@ -201,35 +186,38 @@ def test_critical_value_matches_a_known_case() -> None:
     # one option, independent gain and loss: gain below, loss above and below
     rng = np.random.default_rng(3)
     gains, losses = rng.normal(size=(1, 1, 4000)), rng.normal(size=(1, 1, 4000))
-    bounds = study_bounds(
-        [Items(gains, 0)], [Items(losses, 0)], confidence=0.95, rng=0, num_draws=200_000
-    )
-    inside = 2 * stats.norm.cdf(bounds.critical) - 1
-    assert stats.norm.cdf(bounds.critical) * inside == pytest.approx(0.95, abs=0.003)
+    planted = [Items(gains, 0)], [Items(losses, 0)]
+    _, critical = at_once(*planted, num_draws=200_000)
+    inside = 2 * stats.norm.cdf(critical) - 1
+    assert stats.norm.cdf(critical) * inside == pytest.approx(0.95, abs=0.003)
 
 
 def test_two_options_without_retention_match_the_bivariate_normal() -> None:
     rng = np.random.default_rng(4)
     gains = rng.normal(size=(1, 2, 4000))
-    bounds = study_bounds([Items(gains, 0)], [], confidence=0.95, rng=0, num_draws=200_000)
+    _, critical = at_once([Items(gains, 0)], [], num_draws=200_000)
     # gains independent, and the lead of the worse one: N(0, .) with correlations .71 and -.71
     covariance = np.array([[1, 0], [0, 1], [math.sqrt(0.5), -math.sqrt(0.5)]])
     law = stats.multivariate_normal(cov=covariance @ covariance.T + 1e-9 * np.eye(3))
-    assert law.cdf(np.full(3, bounds.critical)) == pytest.approx(0.95, abs=0.005)
+    assert law.cdf(np.full(3, critical)) == pytest.approx(0.95, abs=0.005)
 
 
 def test_bounds_agree_with_the_single_estimate() -> None:
     rng = np.random.default_rng(5)
     gains = 100.0 * rng.integers(-1, 2, (3, 2, 80))
     losses = [Items(100.0 * rng.integers(-1, 2, (3, 2, n)), 100.0) for n in (50, 70)]
-    bounds = study_bounds([Items(gains, 100.0)], losses, confidence=0.95, rng=0)
+    bounds, _ = at_once([Items(gains, 100.0)], losses)
     for option in range(2):
         alone = crossed_difference(gains[:, option], item_size=100)
         assert bounds.gain.estimate[option] == pytest.approx(alone.value)
-        assert bounds.gain.spread.item_variance[option] == pytest.approx(alone.spread.item_variance)
+        # what seed and item do together is counted by the seeds, not by the items too
+        assert bounds.gain.spread.item_variance[option] < alone.spread.item_variance
         assert bounds.gain.spread.seed_variance[option] >= alone.spread.seed_variance - 1e-9
     lead = crossed_difference(gains[:, 0] - gains[:, 1], item_size=100)
-    assert bounds.lead.spread.stderr[0, 1] == pytest.approx(lead.stderr)
+    assert bounds.lead.spread.stderr[0, 1] < lead.stderr
+    one_seed, _ = at_once([Items(gains[:1], 100.0)], [])
+    alone = crossed_difference(gains[0, 0] - gains[0, 1], item_size=100)
+    assert one_seed.lead.spread.stderr[0, 1] == pytest.approx(alone.stderr)
     assert bounds.lead.lower[0, 1] == pytest.approx(-bounds.lead.upper[1, 0])
     assert bounds.lead.upper[0, 0] == 0.0
     assert bounds.loss is not None
@@ -241,11 +229,12 @@ def test_seed_variance_is_that_of_the_two_way_analysis() -> None:
     # means by seed (rows) and option, the same on both items: residual 1, shared 0
     means = np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
     gains = np.repeat(means[:, :, None], 2, axis=2)
-    spread = study_bounds([Items(gains, 0)], [], confidence=0.95, rng=0).gain.spread
+    bounds, _ = at_once([Items(gains, 0)], [])
+    spread = bounds.gain.spread
     # variances 1 and 0, covariance 0: mean square of seeds .5, residual .5; own 1 is larger
     assert spread.seed_variance == pytest.approx([1 / 3, 0.5 / 3])
     assert spread.seed_freedom == pytest.approx([4.0, 4.0])
-    lead = study_bounds([Items(gains, 0)], [], confidence=0.95, rng=0).lead.spread
+    lead = bounds.lead.spread
     assert lead.seed_variance[0, 1] == pytest.approx(1 / 3)
     assert lead.seed_freedom[0, 1] == 2.0
 
@@ -258,9 +247,8 @@ def test_bounds_hold_all_at_once() -> None:
         learned = np.where(base, rng.random((3, 300)) < 0.8, rng.random((3, 300)) < 0.2)
         gains = 100.0 * (learned[None].astype(float) - base)
         losses = 100.0 * rng.choice([-1, 0, 1], p=[0.04, 0.92, 0.04], size=(1, 3, 200))
-        bounds = study_bounds(
-            [Items(gains, 100)], [Items(losses, 100)], confidence=0.95, rng=study, num_draws=1000
-        )
+        planted = [Items(gains, 100)], [Items(losses, 100)]
+        bounds, _ = at_once(*planted, rng=study, num_draws=1000)
         assert bounds.loss is not None
         held = (bounds.gain.lower <= 0).all() and (bounds.loss.upper >= 0).all()
         missed += not (held and (bounds.lead.lower[:, 0] <= 0).all())
@@ -271,19 +259,18 @@ def test_identical_options_are_tied_and_not_certain() -> None:
     rng = np.random.default_rng(7)
     one = 100.0 * rng.integers(-1, 2, (1, 1, 100))
     gains = np.repeat(one, 3, axis=1)
-    points = study_bounds([Items(gains, 100)], [], confidence=0.95, rng=0)
+    points, of_points = at_once([Items(gains, 100)], [])
     assert (points.lead.estimate == 0).all()
     assert points.lead.lower[0, 1] < -0.5
-    nats = study_bounds([Items(gains / 1e4, 0)], [], confidence=0.95, rng=0)
-    assert points.critical < 3
-    assert nats.critical < 3
+    nats, of_nats = at_once([Items(gains / 1e4, 0)], [])
+    assert max(of_points, of_nats) < 3
     assert nats.lead.lower[0, 1] == 0.0
 
 
 def test_shapes_that_do_not_agree_are_refused() -> None:
     gains, losses = [Items(np.zeros((1, 2, 9)), 1)], [Items(np.zeros((1, 3, 9)), 1)]
     with pytest.raises(ValueError, match="same seeds and options"):
-        study_bounds(gains, losses, confidence=0.95, rng=0)
+        study_evidence(gains, losses)
 
 
 @pytest.mark.parametrize(
@@ -350,3 +337,61 @@ def test_a_rare_large_loss_widens_what_is_said_where_it_was_drawn_once() -> None
         crossed_difference(losses, item_size=size).stderr
         > 1.2 * crossed_difference(losses, item_size=0.0).stderr
     )
+
+
+def test_holm_levels_are_those_at_which_it_rejects() -> None:
+    p_values = [0.04, 0.004, 0.03, 0.011]
+    # .004 against .05 / 4, .011 against .05 / 3, .03 against .05 / 2: stop; .04 against the same
+    assert holm_levels(p_values, 0.05) == pytest.approx((0.025, 0.0125, 0.025, 0.05 / 3))
+    rng = np.random.default_rng(8)
+    for _ in range(300):
+        drawn = (rng.random(5) ** 3).tolist()
+        rejected = [p <= 0.05 for p in holm(drawn)]
+        levels = holm_levels(drawn, 0.05)
+        assert rejected == [p <= level for p, level in zip(drawn, levels, strict=True)]
+
+
+def test_the_chance_of_a_sign_is_that_of_a_simulation() -> None:
+    rng = np.random.default_rng(9)
+    values = rng.normal(0.12, 1.0, 100)
+    now = crossed_difference(values, item_size=0.0)
+    truth = rng.normal(now.value, now.stderr, 200_000)
+    new = rng.normal(truth, now.stderr / math.sqrt(3.0))  # 300 new items
+    mean = (now.value + 3.0 * new) / 4.0
+    shown = np.abs(mean) > stats.norm.ppf(0.975) * now.stderr / 2.0
+    assert chance_of_sign(now, 4.0, 0.05) == pytest.approx(shown.mean(), abs=0.005)
+
+
+def test_the_deciding_level_is_bonferronis_for_one_more_than_the_options() -> None:
+    assert stats.norm.ppf(deciding_level(5, 0.05)) == pytest.approx(2.394, abs=0.001)
+    assert deciding_level(1, 0.05) == pytest.approx(0.975)
+
+
+def test_a_ratio_of_equal_outcomes_is_not_certain() -> None:
+    outcomes = np.array([1.0] * 45 + [0.0] * 5)
+    ratio = retention_ratio(outcomes, outcomes, 0.25, 0.95)
+    assert ratio.lower is not None
+    assert ratio.upper is not None
+    assert ratio.lower < 0.95 < 1.05 < ratio.upper
+
+
+def test_an_anytime_interval_holds_at_every_look() -> None:
+    rng = np.random.default_rng(10)
+    wrong, wide = 0, []
+    for _ in range(150):
+        differences = 100.0 * rng.choice([-1, 0, 1], p=[0.1, 0.8, 0.1], size=1500)
+        looks = [anytime_interval(differences[:n], 100.0, 0.95) for n in range(50, 1501, 50)]
+        wrong += any(not lower <= 0.0 <= upper for lower, upper in looks)
+        plain = crossed_difference(differences, item_size=100.0).interval(0.95)
+        wide.append((looks[-1][1] - looks[-1][0]) / (plain[1] - plain[0]))
+    assert wrong / 150 <= 0.05
+    assert 1.2 < np.median(wide) < 2.5
+    with pytest.raises(ValueError, match="beyond 1"):
+        anytime_interval(np.array([0.5, 2.0]), 1.0, 0.95)
+
+
+def test_an_anytime_interval_finds_a_difference() -> None:
+    rng = np.random.default_rng(11)
+    differences = 100.0 * rng.choice([-1, 0, 1], p=[0.02, 0.83, 0.15], size=800)
+    lower, upper = anytime_interval(differences, 100.0, 0.95)
+    assert 0.0 < lower < differences.mean() < upper

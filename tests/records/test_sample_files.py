@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, TaskError
 from rankwise.findings.samples import SampleVerdicts, compare_samples
-from rankwise.findings.stats.estimates import crossed_difference
+from rankwise.findings.stats.estimates import crossed_difference, zero_p_value
 from rankwise.records.lm_eval_samples import file_names, read_sample_file
 
 Outcome = tuple[int, int, int, int]
@@ -101,19 +101,25 @@ def test_counts_scores_and_exact_p_values(tmp_path: Path) -> None:
     assert b.difference == pytest.approx(-2.0)
     assert c.difference == pytest.approx(-34.0)
     for row, (learned, forgotten) in zip((a, b, c), ((12, 3), (8, 9), (2, 19)), strict=True):
-        assert row.test == "mcnemar_exact"
         exact = stats.binomtest(learned, learned + forgotten).pvalue
-        assert row.p_value == pytest.approx(exact, rel=1e-12)
+        assert row.mcnemar_p_value == pytest.approx(exact, rel=1e-12)
         table = [[row.num_kept_right, row.num_forgotten], [row.num_learned, row.num_kept_wrong]]
-        assert row.p_value == pytest.approx(mcnemar(table, exact=True).pvalue, rel=1e-12)
+        assert row.mcnemar_p_value == pytest.approx(mcnemar(table, exact=True).pvalue, rel=1e-12)
     holm = multipletests([row.p_value for row in (a, b, c)], method="holm")[1]
     assert [row.holm_p_value for row in (a, b, c)] == pytest.approx(holm.tolist())
+    assert a.holm_p_value is not None
+    assert a.p_value is not None
     assert a.holm_p_value == pytest.approx(2 * a.p_value)
-    # 0.035 by itself and 0.07 among three, so not worth a verdict
+    # below 0.05 by itself and above it among three, so not worth a verdict
+    assert a.p_value < 0.05 < a.holm_p_value
+    assert a.lower < 0.0 < a.upper
+    levels = [row.interval_confidence for row in (a, b, c)]
+    assert levels == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 2, 1 - 0.05 / 3])
     assert [row.verdict for row in (a, b, c)] == ["cannot_tell", "cannot_tell", "worse"]
     alone = planted(tmp_path, (12, 3, 17, 18)).candidates[0]
     assert (alone.verdict, alone.holm_p_value) == ("better", alone.p_value)
-    assert alone.p_value == pytest.approx(0.03515625)
+    assert alone.mcnemar_p_value == pytest.approx(0.03515625)
+    assert alone.lower > 0.0
 
 
 def test_the_interval_is_that_of_the_study_comparisons(tmp_path: Path) -> None:
@@ -129,51 +135,71 @@ def test_the_interval_is_that_of_the_study_comparisons(tmp_path: Path) -> None:
     assert wide.verdict == "cannot_tell"
 
 
-@pytest.mark.parametrize("outcome", [(12, 8, 17, 13), (3, 5, 40, 2), (30, 41, 200, 29)])
-def test_the_items_that_would_decide_do(tmp_path: Path, outcome: Outcome) -> None:
-    row = planted(tmp_path, outcome).candidates[0]
+def test_more_items_are_said_to_decide_as_often_as_they_do(tmp_path: Path) -> None:
+    row = planted(tmp_path, (30, 20, 200, 50)).candidates[0]
     assert row.verdict == "cannot_tell"
-    assert row.num_items_needed is not None
-    assert f"about {row.num_items_needed:,} more items would decide" in row.statement
-    times = (row.num_examples + row.num_items_needed) / row.num_examples
-    grown = tuple(round(times * count) for count in outcome)
-    assert planted(tmp_path, grown).candidates[0].verdict != "cannot_tell"  # type: ignore[arg-type]
-    half = tuple(round((1 + (times - 1) / 4) * count) for count in outcome)
-    assert planted(tmp_path, half).candidates[0].verdict == "cannot_tell"  # type: ignore[arg-type]
+    two, four, ten = row.with_more_items
+    assert (two.num_items, four.num_items, ten.num_items) == (600, 1200, 3000)
+    assert 0.0 < two.probability < four.probability < ten.probability < 1.0
+    assert four.probability >= 0.5
+    assert f"With {4 if two.probability < 0.5 else 2} times the items (" in row.statement
 
 
-def test_few_unanimous_items_need_as_many_as_the_exact_test_does(tmp_path: Path) -> None:
-    planted(tmp_path, (7, 0, 0, 0))
-    files = [tmp_path / "base.jsonl", tmp_path / "model0.jsonl"]
-    row = compare_samples(files[0], files[1:], confidence=0.99).candidates[0]
-    assert row.p_value == pytest.approx(2 / 2**7)
-    # 2 / 2**8 < 0.01
-    assert (row.verdict, row.num_items_needed) == ("cannot_tell", 1)
+def test_an_item_of_two_equal_differences_is_not_certain(tmp_path: Path) -> None:
+    files = [
+        scored(tmp_path / "base.jsonl", [0.5, 0.25], "f1"),
+        scored(tmp_path / "a.jsonl", [0.75, 0.5], "f1"),
+    ]
+    row = compare_samples(files[0], files[1:]).candidates[0]
+    assert row.verdict == "cannot_tell"
+    assert row.p_value is not None
+    assert row.p_value > 0.05
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_verdict_and_its_interval_never_contradict_each_other(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = rng.random(100)
+    files = [scored(tmp_path / "base.jsonl", base.tolist(), "f1")]
+    for place in range(3):
+        values = np.clip(base + rng.normal(0.015 * place, 0.05, 100), 0.0, 1.0)
+        files.append(scored(tmp_path / f"{place}.jsonl", values.tolist(), "f1"))
+    for row in compare_samples(files[0], files[1:]).candidates:
+        sign = "better" if row.lower > 0 else "worse" if row.upper < 0 else "cannot_tell"
+        assert row.verdict == sign
+        assert row.holm_p_value is not None
+        assert (row.holm_p_value <= 0.05) == (sign != "cannot_tell")
+
+
+def test_verdicts_at_any_time(tmp_path: Path) -> None:
+    planted(tmp_path, (60, 10, 400, 30), (30, 18, 392, 60))
+    files = [tmp_path / name for name in ("base.jsonl", "model0.jsonl", "model1.jsonl")]
+    once, ever = (
+        compare_samples(files[0], files[1:]),
+        compare_samples(files[0], files[1:], anytime=True),
+    )
+    assert (once.anytime, ever.anytime) == (False, True)
+    assert [row.verdict for row in ever.candidates] == ["better", "cannot_tell"]
+    for now, always in zip(once.candidates, ever.candidates, strict=True):
+        assert always.upper - always.lower > 1.2 * (now.upper - now.lower)
+        assert always.p_value is None
+    scored(tmp_path / "b.jsonl", [20.0, 3.0], "bleu")
+    scored(tmp_path / "c.jsonl", [21.0, 4.0], "bleu")
+    with pytest.raises(ConfigError, match="bleu is not between 0 and 1"):
+        compare_samples(tmp_path / "b.jsonl", [tmp_path / "c.jsonl"], anytime=True)
 
 
 def test_the_same_outcomes_are_undecided_for_ever(tmp_path: Path) -> None:
     same, balanced = planted(tmp_path, (0, 0, 20, 30), (8, 8, 12, 22)).candidates
     for row in (same, balanced):
-        assert (row.verdict, row.num_items_needed, row.p_value) == ("cannot_tell", None, 1.0)
-        assert "no number of items can be named" in row.statement
+        assert (row.verdict, row.p_value) == ("cannot_tell", 1.0)
+    assert same.with_more_items == ()
+    assert same.statement.endswith("No difference was observed.")
     assert "right on exactly the same items" in same.statement
     assert "right on 8 that base has wrong, wrong on 8 that it has right" in balanced.statement
 
 
-def test_a_difference_too_small_for_any_number(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    base = rng.normal(0.0, 1.0, 50)
-    noise = rng.normal(0.0, 1.0, 50)
-    files = [
-        scored(tmp_path / "base.jsonl", base.tolist(), "reward"),
-        scored(tmp_path / "a.jsonl", (base + noise - noise.mean() + 1e-6).tolist(), "reward"),
-    ]
-    row = compare_samples(files[0], files[1:]).candidates[0]
-    assert (row.verdict, row.num_items_needed) == ("cannot_tell", None)
-    assert "too small for any reasonable number" in row.statement
-
-
-def test_values_that_are_not_right_or_wrong_get_the_paired_t_test(tmp_path: Path) -> None:
+def test_values_that_are_not_right_or_wrong_get_no_counts(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     base = rng.normal(20.0, 5.0, 80)
     better = base + rng.normal(1.0, 2.0, 80)
@@ -183,8 +209,11 @@ def test_values_that_are_not_right_or_wrong_get_the_paired_t_test(tmp_path: Path
     ]
     verdicts = compare_samples(files[0], files[1:])
     row = verdicts.candidates[0]
-    assert (verdicts.unit, row.test, row.num_learned) == ("bleu", "paired_t", None)
-    assert row.p_value == pytest.approx(stats.ttest_rel(better, base).pvalue)
+    assert (verdicts.unit, row.mcnemar_p_value, row.num_learned) == ("bleu", None, None)
+    # of 80 differences the largest is the size of an unseen one
+    estimate = crossed_difference(better - base, item_size=float(np.abs(better - base).max()))
+    assert row.p_value == pytest.approx(zero_p_value(estimate))
+    assert row.p_value > stats.ttest_rel(better, base).pvalue
     assert row.base_score == pytest.approx(base.mean())
     assert row.difference == pytest.approx((better - base).mean())
     interval = stats.ttest_1samp(better - base, 0.0).confidence_interval(0.95)
@@ -203,7 +232,7 @@ def test_shares_are_points_and_get_no_counts(tmp_path: Path) -> None:
     ]
     verdicts = compare_samples(files[0], files[1:])
     row = verdicts.candidates[0]
-    assert (verdicts.unit, row.test, row.num_kept_right) == ("points", "paired_t", None)
+    assert (verdicts.unit, row.mcnemar_p_value, row.num_kept_right) == ("points", None, None)
     assert (row.base_score, row.difference) == (43.75, 25.0)
 
 
@@ -478,10 +507,11 @@ def test_options_are_compared_by_p_right_with_accuracy_beside_it(tmp_path: Path)
 
     assert row.base_score == pytest.approx(mean((20, 0.5), (20, -2.0)))
     assert row.candidate_score == pytest.approx(mean((17, 3.0), (3, -0.1), (20, -1.0)))
-    assert (row.verdict, row.test) == ("better", "paired_t")
+    assert row.verdict == "better"
     plain = compare_samples(base, [other], metric="acc")
     (known,) = plain.candidates
-    assert (plain.metric, known.test, known.accuracy) == ("acc", "mcnemar_exact", None)
+    assert (plain.metric, known.accuracy) == ("acc", None)
+    assert row.mcnemar_p_value == known.mcnemar_p_value is not None
     assert row.accuracy is not None
     same = ("base_score", "difference", "lower", "upper")
     assert all(getattr(row.accuracy, name) == getattr(known, name) for name in same)
@@ -637,19 +667,19 @@ def test_the_command_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     text = words(done.stdout)
     assert "against base: acc, none" in text
     assert (
-        "- model0 is better than base: +3.0 points (+1.6 to +4.5) on 1,000 items; right on 40 that "
-        "base has wrong, wrong on 10 that it has right; p = 2.4 × 10⁻⁵, 4.8 × 10⁻⁵ corrected for 2 "
+        "- model0 is better than base: +3.0 points (+1.4 to +4.7) on 1,000 items; right on 40 that "
+        "base has wrong, wrong on 10 that it has right; p = 3.0 × 10⁻⁵, 6.0 × 10⁻⁵ corrected for 2 "
         "files."
     ) in text
     assert (
         "- Cannot tell whether model1 is better or worse than base: +0.5 points (−0.7 to +1.7) on "
-        "1,000 items; right on 21 that base has wrong, wrong on 16 that it has right; p = 0.51, "
-        "0.51 corrected for 2 files. If this is the true difference, about 14,000 more items would "
-        "decide."
+        "1,000 items; right on 21 that base has wrong, wrong on 16 that it has right; p = 0.42, "
+        "0.42 corrected for 2 files. With 10 times the items (10,000) it would be decided with "
+        "probability 0.59."
     ) in text
     row = next(line for line in done.stdout.splitlines() if line.startswith("│ model0"))
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
-    assert cells == ["model0", "1,000", "51.0", "54.0", "+3.0", "40", "500", "2.4 × 10⁻⁵", "better"]
+    assert cells == ["model0", "1,000", "51.0", "54.0", "+3.0", "40", "500", "3.0 × 10⁻⁵", "better"]
 
 
 def test_the_command_as_json_is_one_object_with_the_warnings(tmp_path: Path) -> None:

@@ -7,16 +7,15 @@ item, so the difficulty of the items cancels and only the items on which they di
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 from statsmodels.stats.proportion import proportion_confint
 
-from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.items import Floats, Items, by_cluster
 
 PSEUDO_ITEMS = 2.0
 """Disagreements added to every variance of shares: one in each direction."""
@@ -126,19 +125,21 @@ def mean_over_tasks(tasks: Sequence[Items]) -> Estimate:
     """Mean difference of two models over tasks, as ``crossed_difference`` within each.
 
     Each task has its own items, so the variances of their means add; their runs are the same,
-    so the variance of the seeds is that of the seeds' means over all tasks.
+    so the variance of the seeds is that of the seeds' means over all tasks. Of items in clusters,
+    the clusters take the place of the items (``items.by_cluster``).
 
     Args:
         tasks: at least one, each (n,) or (m, n); n may differ, the m seeds are the same in the
             same order. Their weights are above 0.
 
     Raises:
-        ValueError: no task, other numbers of seeds, fewer than two items in a task, or a number
-            that is not finite.
+        ValueError: no task, other numbers of seeds, fewer than two items or clusters in a task, or
+            a number that is not finite.
     """
-    arrays = [np.atleast_2d(task.values) for task in tasks]
-    if len({len(array) for array in arrays}) != 1:
+    if len({np.atleast_2d(task.values).shape[0] for task in tasks}) != 1:
         raise ValueError("every task needs the same seeds, and one task is needed at least")
+    tasks = by_cluster(tasks)
+    arrays = [np.atleast_2d(task.values) for task in tasks]
     sizes = np.array([task.num_items for task in tasks], dtype=np.float64)
     if sizes.min() < 2:
         raise ValueError(f"{sizes.min():g} items give no standard error; at least 2 are needed")
@@ -180,7 +181,7 @@ class SeedSpread(NamedTuple):
     upper: float
 
 
-def seed_spread(tasks: Sequence[ArrayLike], confidence: float) -> SeedSpread:
+def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
     """The standard deviation of one run's true score, from several seeds on the same items.
 
     Runs of equal skill err on different items, so their scores differ by chance. That part, the
@@ -191,19 +192,22 @@ def seed_spread(tasks: Sequence[ArrayLike], confidence: float) -> SeedSpread:
 
     Args:
         tasks: at least one, each (m, n) with the same m seeds, at least two, and n items, at
-            least two; the score is the mean of the tasks' means.
+            least two; the score is the weighted mean of the tasks' means.
         confidence: 0..1, two-sided.
     """
-    arrays = [np.asarray(task, dtype=np.float64) for task in tasks]
+    tasks = by_cluster(tasks)
+    arrays = [task.values for task in tasks]
+    total = sum(task.weight for task in tasks)
+    shares = [task.weight / total for task in tasks]
     num_seeds = len(arrays[0])
-    scores = np.mean([array.mean(axis=1) for array in arrays], axis=0)
+    scores = np.sum([share * a.mean(axis=1) for share, a in zip(shares, arrays, strict=True)], 0)
     between = float(scores.var(ddof=1))
     by_chance = 0.0
-    for array in arrays:
+    for share, array in zip(shares, arrays, strict=True):
         fitted = array.mean(axis=1, keepdims=True) + array.mean(axis=0) - array.mean()
         freedom = (num_seeds - 1) * (array.shape[1] - 1)
         residual = float(((array - fitted) ** 2).sum()) / freedom
-        by_chance += residual / array.shape[1] / len(arrays) ** 2
+        by_chance += share**2 * residual / array.shape[1]
     freedom = num_seeds - 1, (num_seeds - 1) * sum(array.shape[1] - 1 for array in arrays)
     above, below = (float(stats.f.ppf(p, *freedom)) for p in ((1 + confidence) / 2,
                                                                (1 - confidence) / 2))  # fmt: skip
@@ -253,18 +257,6 @@ def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:
     return 1.0 if total == 0 else float(stats.binomtest(num_learned, total, 0.5).pvalue)
 
 
-def paired_t_p_value(differences: ArrayLike) -> float:
-    """Two-sided p-value that the mean of paired differences (n,) is zero; 1 if all are zero."""
-    values = np.asarray(differences, dtype=np.float64)
-    if np.ptp(values) == 0.0:  # no variance, so no t
-        return 1.0 if values[0] == 0.0 else 0.0
-    with warnings.catch_warnings():
-        # of nearly equal differences, whose variance has lost digits
-        warnings.simplefilter("ignore", RuntimeWarning)
-        test: Any = stats.ttest_1samp(values, 0.0)
-    return float(test.pvalue)
-
-
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Holm's (1979) adjusted p-values, in the order given: right under any dependence.
 
@@ -278,6 +270,42 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     found = np.empty_like(values)
     found[order] = np.minimum(adjusted, 1.0)
     return tuple(found.tolist())
+
+
+def holm_levels(p_values: Sequence[float], alpha: float) -> tuple[float, ...]:
+    """At which alpha each interval leaves zero out exactly where Holm's procedure rejects.
+
+    The smallest of n p-values is held against alpha / n, the next against alpha / (n - 1), and
+    so on to the first that is not rejected; the rest are held against the same as that one.
+    """
+    levels = np.empty(len(p_values))
+    level, has_stopped = alpha, False
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        if not has_stopped:
+            level = alpha / (len(p_values) - place)
+            has_stopped = p_values[index] > level
+        levels[index] = level
+    return tuple(levels.tolist())
+
+
+def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
+    """The probability that ``factor`` times the items show that a difference is not zero.
+
+    The truth is normal around the estimate (a flat prior), and the new items' mean around the
+    truth; what is there already is kept. With one seed.
+
+    Args:
+        estimate: of the difference now.
+        factor: above 1.
+        alpha: two-sided, of the interval then.
+    """
+    if estimate.stderr == 0.0:
+        return 0.0
+    reach = special.ndtri(1.0 - alpha / 2.0) * estimate.stderr / math.sqrt(factor)
+    spread = estimate.stderr * math.sqrt(1.0 - 1.0 / factor)
+    above = special.ndtr((estimate.value - reach) / spread)
+    below = special.ndtr((-estimate.value - reach) / spread)
+    return float(above + below)
 
 
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
@@ -321,7 +349,9 @@ def retention_ratio(
             None, None, None, f"the base is not shown above chance ({one_sided:.3f}, {chance:.3f})"
         )
     denominator, numerator = float(below.mean()) - chance, float(above.mean()) - chance
-    (var_d, cov), (_, var_n) = np.cov(below, above) / size
+    # each model has one pseudo-item that the other does not, as in every other variance
+    pseudo = PSEUDO_ITEMS / 2.0 / size**2 * np.eye(2)
+    (var_d, cov), (_, var_n) = np.cov(below, above) / size + pseudo
     quantile = float(special.stdtrit(size - 1, (1.0 + confidence) / 2.0)) ** 2
     leading = denominator**2 - quantile * float(var_d)
     if leading <= 0:
@@ -356,49 +386,3 @@ def default_margin(num_items: float, num_options: int, confidence: float) -> flo
     level = 1.0 - (1.0 - confidence) / (3 * num_options)
     quantiles = float(special.ndtri(level)) + float(special.ndtri(PLANNING_POWER))
     return max(SMALLEST_MARGIN_POINTS, math.ceil(1000.0 * stderr * quantiles) / 10.0)
-
-
-def items_factor(slack: float, spread: Spread, level: float) -> float:
-    """By how much the items must grow so that ``slack`` exceeds its error, with planned power.
-
-    Args:
-        slack: distance of the estimate from the margin, positive if on the wanted side.
-        spread: of one estimate now.
-        level: one-sided level of its bound, 0.5..1.
-
-    Returns:
-        A factor from 1 to 10,000, to half a percent; infinity where no such number would do.
-    """
-    factors = np.geomspace(1.0, 1e4, 2000)
-    grown = Spread(
-        spread.item_variance / factors,
-        spread.item_freedom * factors,
-        spread.seed_variance,
-        spread.seed_freedom,
-    )
-    enough = _decides(slack, grown, level)
-    return float(factors[enough.argmax()]) if enough.any() else math.inf
-
-
-def seeds_needed(slack: float, spread: Spread, level: float, num_seeds: int) -> int | None:
-    """The number of seeds, in all, at which ``slack`` would exceed its error on these items.
-
-    The arguments are as in ``items_factor``; ``num_seeds`` is m now, at least 2, for one seed shows
-    no variance. At most 100 are returned; None where not even that many would do.
-    """
-    if num_seeds < 2:
-        return None
-    totals = np.arange(num_seeds, 101, dtype=np.float64)
-    more = Spread(
-        spread.item_variance,
-        spread.item_freedom,
-        spread.seed_variance * num_seeds / totals,
-        spread.seed_freedom * (totals - 1.0) / (num_seeds - 1.0),
-    )
-    enough = _decides(slack, more, level)
-    return int(totals[enough.argmax()]) if enough.any() else None
-
-
-def _decides(slack: float, spread: Spread, level: float) -> NDArray[np.bool_]:
-    power = float(special.ndtri(PLANNING_POWER))
-    return (spread.quantile(level) + power) * spread.stderr <= slack

@@ -1,0 +1,221 @@
+"""What the scores of one kind of task say of K options: means, and how far they may be off.
+
+A block is one kind: the in-domain tasks, or the retention tasks. Its seeds and its options are
+crossed with its items: every run is scored on every item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.stats.estimates import PSEUDO_ITEMS, Spread
+from rankwise.findings.stats.items import Floats, Items, by_cluster, sharing
+
+
+class TaskPart(NamedTuple):
+    """What one task's items bring to the covariance of the K means.
+
+    ``items`` (K, K) is that of the means over items, in which the interaction of seed and item is
+    contained; ``interaction`` (K, K) is that part alone, zero with one seed; ``pseudo`` (K, K) the
+    pseudo-items'. All are of the mean over seeds and items, times the task's share squared.
+    ``centred`` (K, n) are the items' values less their mean, times the share. Items in clusters are
+    one value for each cluster; ``places`` are the tasks', several where they share clusters.
+    """
+
+    items: Floats
+    interaction: Floats
+    pseudo: Floats
+    centred: Floats
+    places: tuple[int, ...]
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of ``items``: n - 1."""
+        return self.centred.shape[1] - 1
+
+    def variance(self, contrasts: Floats) -> Floats:
+        """Of each contrast (C, K): what is due to the items alone, pseudo-items included.
+
+        The seeds' variance contains the interaction too, so it is taken off here.
+        """
+        alone = quadratic(contrasts, self.items) - quadratic(contrasts, self.interaction)
+        return np.maximum(alone, 0.0) + quadratic(contrasts, self.pseudo)
+
+
+class SeedVariance(NamedTuple):
+    """A variance of a mean over seeds, and its degrees of freedom."""
+
+    value: float
+    freedom: float
+
+
+class SeedVariances(NamedTuple):
+    """How the means of K options over m seeds vary, by a two-way analysis: seeds by options.
+
+    ``covariance`` (K, K) is that of the options' own means over seeds; ``of_one`` and ``of_pair``
+    are pooled over the options; ``shared`` is the part of ``of_one`` that a seed brings to every
+    option alike.
+    """
+
+    covariance: Floats
+    of_one: SeedVariance
+    of_pair: SeedVariance
+    shared: float
+
+
+class Block(NamedTuple):
+    """K options on one kind of task: ``mean`` (K,) over seeds, items and tasks, and its errors.
+
+    ``by_seed`` is (m, K), the means over items and tasks.
+    """
+
+    mean: Floats
+    by_seed: Floats
+    parts: tuple[TaskPart, ...]
+    seeds: SeedVariances
+
+    @property
+    def num_seeds(self) -> int:
+        """M."""
+        return len(self.by_seed)
+
+    @property
+    def item_covariance(self) -> Floats:
+        """(K, K) of the means, by items: with pseudo-items and the interaction."""
+        return np.sum([part.items + part.pseudo for part in self.parts], axis=0)
+
+    @property
+    def interaction(self) -> Floats:
+        """(K, K): the part of ``item_covariance`` that is interaction of seed and item."""
+        return np.sum([part.interaction for part in self.parts], axis=0)
+
+    @property
+    def covariance(self) -> Floats:
+        """(K, K) of the means: items, and seeds as they are pooled."""
+        own = self.seeds.of_one.value - self.seeds.shared
+        return self.item_covariance + self.seeds.shared + own * np.eye(len(self.mean))
+
+    def spread(self, contrasts: Floats) -> Spread:
+        """Variances (C,) of contrasts (C, K) of the means, all of options or all of pairs.
+
+        An option whose own seed variance is above the pooled one keeps its own.
+        """
+        by_part = np.stack([part.variance(contrasts) for part in self.parts])
+        freedom = np.array([part.freedom for part in self.parts], dtype=np.float64)
+        items = by_part.sum(axis=0)
+        rest = (by_part**2 / freedom[:, None]).sum(axis=0)
+        is_pair = np.abs(contrasts.sum(axis=1)).max() < 0.5
+        pooled = self.seeds.of_pair if is_pair else self.seeds.of_one
+        seed_variance = np.maximum(quadratic(contrasts, self.seeds.covariance), pooled.value)
+        return Spread(
+            item_variance=items,
+            item_freedom=np.where(rest > 0, items**2 / or_one(rest), freedom.min()),
+            seed_variance=np.where(contrasts.any(axis=1), seed_variance, 0.0),
+            seed_freedom=np.full(len(contrasts), float(pooled.freedom)),
+        )
+
+    def third_moment(self, contrasts: Floats) -> Floats:
+        """(C,) third central moments of the contrasts of the means."""
+        total = np.zeros(len(contrasts))
+        for part in self.parts:
+            values = contrasts @ part.centred
+            total += (values * values * values).mean(axis=1) / values.shape[1] ** 2
+        return total
+
+
+def block(tasks: Sequence[Items]) -> Block:
+    """The block of tasks (m, K, n) with the same m seeds and K options.
+
+    Raises:
+        ValueError: fewer than two items in a task.
+    """
+    num_seeds, num_options, _ = tasks[0].values.shape
+    total = sum(task.weight for task in tasks)
+    # the base is in every gain, so that a lead has the pseudo-items of both options
+    pseudo_of_one_item = PSEUDO_ITEMS / 2.0 * (np.eye(num_options) + 1.0)
+    by_seed = np.zeros((num_seeds, num_options))
+    parts: list[TaskPart] = []
+    for task, places in zip(by_cluster(tasks), sharing(tasks), strict=True):
+        num_items, share = task.num_items, task.weight / total
+        if num_items < 2:
+            raise ValueError(f"{num_items} items give no standard error; at least 2 are needed")
+        values = share * task.values
+        by_seed += values.mean(axis=2)
+        by_item = values.mean(axis=0)
+        centred = by_item - by_item.mean(axis=1, keepdims=True)
+        parts.append(
+            TaskPart(
+                items=centred @ centred.T / (num_items - 1) / num_items,
+                interaction=_interaction(values),
+                pseudo=(share * task.item_size / num_items) ** 2 * pseudo_of_one_item,
+                centred=centred,
+                places=tuple(places),
+            )
+        )
+    return Block(by_seed.mean(axis=0), by_seed, tuple(parts), seed_variances(by_seed))
+
+
+def _interaction(values: Floats) -> Floats:
+    """(K, K) covariance of the means of (m, K, n) that is due to seed and item together."""
+    num_seeds, num_options, num_items = values.shape
+    if num_seeds == 1:
+        return np.zeros((num_options, num_options))
+    by_seed = values.mean(axis=2, keepdims=True)
+    residual = values - values.mean(axis=0) - (by_seed - by_seed.mean(axis=0))
+    freedom = (num_seeds - 1) * (num_items - 1)
+    covariance = np.einsum("ikj,ilj->kl", residual, residual) / freedom
+    return covariance / (num_seeds * num_items)
+
+
+def seed_variances(by_seed: Floats) -> SeedVariances:
+    """Two-way analysis of variance of (m, K) means, as variances of the mean over m seeds."""
+    num_seeds, num_options = by_seed.shape
+    if num_seeds == 1:
+        none = SeedVariance(0.0, 1.0)
+        return SeedVariances(np.zeros((num_options, num_options)), none, none, 0.0)
+    deviations = by_seed - by_seed.mean(axis=0)
+    covariance = deviations.T @ deviations / (num_seeds - 1) / num_seeds
+    freedom = num_seeds - 1
+    total = float(np.trace(covariance)) / num_options
+    if num_options == 1:
+        one, no_pair = SeedVariance(total, freedom), SeedVariance(0.0, 1.0)
+        return SeedVariances(covariance, one, no_pair, 0.0)
+    between = float(covariance.sum()) / num_options**2
+    residual = max(total - between, 0.0) * num_options / (num_options - 1)
+    shared = max(between - residual / num_options, 0.0)
+    of_residual = residual * (num_options - 1) / num_options
+    spread = between**2 + of_residual**2 / (num_options - 1)
+    of_one = freedom * (between + of_residual) ** 2 / spread if spread > 0 else freedom
+    return SeedVariances(
+        covariance,
+        SeedVariance(residual + shared, of_one),
+        SeedVariance(2.0 * residual, freedom * (num_options - 1)),
+        shared,
+    )
+
+
+def all_pairs(num_options: int) -> Floats:
+    """(K * K, K) contrasts: row r * K + s is option r less option s."""
+    one = np.eye(num_options)
+    return (one[:, None, :] - one[None, :, :]).reshape(-1, num_options)
+
+
+def normal_draws(covariance: Floats, rng: np.random.Generator, num_draws: int) -> Floats:
+    """(num_draws, K) normal with this covariance, which may be singular."""
+    values, vectors = np.linalg.eigh(covariance)
+    root: Floats = vectors * np.sqrt(np.maximum(values, 0.0))
+    return rng.standard_normal((num_draws, len(covariance))) @ root.T
+
+
+def quadratic(contrasts: Floats, matrix: Floats) -> Floats:
+    """The variance of each contrast; exactly zero where only rounding is left."""
+    values = np.einsum("ij,jk,ik->i", contrasts, matrix, contrasts)
+    return np.where(values > 1e-12 * np.trace(matrix), values, 0.0)
+
+
+def or_one(values: Floats) -> Floats:
+    """A divisor: 1 in place of a variance of zero, whose numerator is zero as well."""
+    return np.where(values > 0, values, 1.0)

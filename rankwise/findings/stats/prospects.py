@@ -1,0 +1,141 @@
+"""What more items or seeds would bring: the chance of a decision, and what it is worth.
+
+A study grows: its items are kept and new ones are added. With V the covariance of the K estimates'
+errors now and V' that after the growth, the errors r now and r' then are normal and
+cov(r', r) = V', for what is kept is averaged with what is new. So, given the truths, the new
+estimates are normal with mean truth + V' V^-1 r and covariance V' - V' V^-1 V'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.stats.blocks import Block, all_pairs, normal_draws, quadratic
+from rankwise.findings.stats.estimates import Spread
+from rankwise.findings.stats.items import Floats
+from rankwise.findings.stats.posterior import Posterior, draws_of
+
+
+class Growth(NamedTuple):
+    """A block after it has grown: items of each task (T,) by these factors, and seeds in all."""
+
+    factors: tuple[float, ...]
+    num_seeds: int
+
+    @classmethod
+    def none(cls, of: Block) -> Growth:
+        """The block as it is."""
+        return cls((1.0,) * len(of.parts), of.num_seeds)
+
+    def covariance(self, of: Block, run_variance: float) -> Floats:
+        """(K, K) of the errors then; ``run_variance`` is that of one run around its option."""
+        kept = of.num_seeds / self.num_seeds
+        items = np.sum(
+            [
+                (part.items + part.pseudo - (1.0 - kept) * part.interaction) / factor
+                for part, factor in zip(of.parts, self.factors, strict=True)
+            ],
+            axis=0,
+        )
+        return items + run_variance / self.num_seeds * np.eye(len(of.mean))
+
+
+class GrownBlock(NamedTuple):
+    """What a grown block may show: N times ``estimate`` (N, K), and the errors that it states."""
+
+    estimate: Floats
+    spread: Callable[[Floats], Spread]
+    """Of contrasts (C, K), each part (N, C) or (C,)."""
+
+    def ends(self, contrasts: Floats, level: float) -> tuple[Floats, Floats]:
+        """(N, C) lower and upper bounds of the contrasts at a one-sided level."""
+        spread = self.spread(contrasts)
+        reach = spread.quantile(level) * spread.stderr
+        estimate = self.estimate @ contrasts.T
+        return estimate - reach, estimate + reach
+
+
+def grow(
+    of: Block, truths: Floats, run_variances: Floats, growth: Growth, rng: np.random.Generator
+) -> GrownBlock:
+    """Draw what a block would show after a growth.
+
+    Args:
+        of: the block now.
+        truths: (N, K), from ``Posterior.draws``.
+        run_variances: (N,), from the same.
+        growth: what is added.
+        rng: for the new errors.
+    """
+    now = Growth.none(of)
+    estimate = np.empty_like(truths)
+    for variance in np.unique(run_variances):
+        rows = run_variances == variance
+        before, after = now.covariance(of, variance), growth.covariance(of, variance)
+        kept = np.linalg.solve(before, after).T  # V' V^-1, both symmetric
+        new = normal_draws(after - kept @ after, rng, int(rows.sum()))
+        estimate[rows] = truths[rows] + (of.mean - truths[rows]) @ kept.T + new
+
+    def spread(contrasts: Floats) -> Spread:
+        return _grown_spread(of, contrasts, run_variances, growth)
+
+    return GrownBlock(estimate, spread)
+
+
+def after_growth(
+    of: Block, believed: Posterior, growth: Growth, rng: np.random.Generator, number: int
+) -> tuple[Floats, Floats]:
+    """What would be believed after a growth: (number, K) means, and standard deviations.
+
+    Each component of the posterior by itself, with the weight that it has now.
+    """
+    now, sources = Growth.none(of), rng.permutation(believed.sources(number))
+    covariances = believed.covariances
+    learnt = np.zeros_like(covariances)
+    if growth != now:
+        for variance in np.unique(believed.run_variances):
+            rows = believed.run_variances == variance
+            before, after = now.covariance(of, variance), growth.covariance(of, variance)
+            # the new data alone have the error V' (V - V')^-1 V
+            new = after @ np.linalg.pinv(before - after, hermitian=True) @ before
+            learnt[rows] = covariances[rows] @ np.linalg.solve(
+                covariances[rows] + new, covariances[rows]
+            )
+    left = np.diagonal(covariances - learnt, axis1=-2, axis2=-1)
+    means = believed.means[sources] + draws_of(learnt, sources, rng)
+    return means, np.sqrt(np.maximum(left, 0.0))[sources]
+
+
+def _grown_spread(of: Block, contrasts: Floats, run_variances: Floats, growth: Growth) -> Spread:
+    """The variances that a grown block would state for its contrasts (C, K)."""
+    now, kept = of.spread(contrasts), of.num_seeds / growth.num_seeds
+    by_part = _grown([part.variance(contrasts) for part in of.parts], growth.factors)
+    more = now.item_variance / np.where(by_part > 0, by_part, 1.0)
+    if growth.num_seeds == 1:
+        return Spread(by_part, now.item_freedom * more, now.seed_variance, now.seed_freedom)
+    if of.num_seeds == 1:
+        freedom = np.float64((growth.num_seeds - 1) * max(len(of.mean) - 1, 1))
+    else:
+        freedom = now.seed_freedom * (growth.num_seeds - 1) / (of.num_seeds - 1)
+    # what the posterior says of the runs, and what seed and item do together
+    by_runs = run_variances[:, None] / growth.num_seeds * (contrasts**2).sum(axis=1)
+    by_chance = [quadratic(contrasts, part.interaction) for part in of.parts]
+    by_seed = by_runs + kept * _grown(by_chance, growth.factors)
+    freedoms = np.broadcast_to(np.asarray(freedom, dtype=np.float64), np.shape(by_part))
+    return Spread(by_part, now.item_freedom * more, by_seed, freedoms)
+
+
+def _grown(by_part: Sequence[Floats], factors: Sequence[float]) -> Floats:
+    return np.sum(
+        [values / factor for values, factor in zip(by_part, factors, strict=True)], axis=0
+    )
+
+
+def pair_ends(grown: GrownBlock, num_options: int, level: float) -> tuple[Floats, Floats]:
+    """(N, K, K) bounds of every option less every other."""
+    lower, upper = grown.ends(all_pairs(num_options), level)
+    shape = (-1, num_options, num_options)
+    return lower.reshape(shape), upper.reshape(shape)

@@ -1,0 +1,152 @@
+"""How a study was judged, each time: margins, looks, odds, and what more data would do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rankwise.records.base import Record, VersionedRecord
+
+Outcome = Literal["recommended", "no_evidence", "none_keeps_enough", "cannot_tell"]
+Addition = Literal["in_domain", "retention", "items", "seeds"]
+
+
+class Margins(Record):
+    """The margins of a study; derived ones are kept when it grows."""
+
+    delta: float
+    """In the unit of the gains."""
+    delta_is_derived: bool
+    epsilon_points: float | None
+    """None without retention tasks."""
+    epsilon_is_derived: bool
+
+
+class Look(Record):
+    """One judgement of a study as it was then."""
+
+    number: int
+    """1 is the first."""
+    alpha: float
+    """The share of wrong recommendations that this look may add (0..1)."""
+    metrics: dict[str, str]
+    """Task that decides -> metric."""
+    num_items: dict[str, int]
+    """Task that decides -> items."""
+    seeds: tuple[int, ...]
+    options: tuple[str, ...]
+    """Labels of the options that were judged."""
+    outcome: Outcome
+
+    def is_of(self, other: Look) -> bool:
+        """Whether both are of the same data."""
+        return (
+            self.model_copy(
+                update={
+                    "number": other.number,
+                    "alpha": other.alpha,
+                    "outcome": other.outcome,
+                }
+            )
+            == other
+        )
+
+
+class TrainTaskLooks(Record):
+    """The judgements of the runs that were trained on one task."""
+
+    train_task: str
+    margins: Margins
+    looks: tuple[Look, ...]
+
+
+class StudyLooks(VersionedRecord):
+    """``looks.json``: every judgement of a study."""
+
+    by_train_task: tuple[TrainTaskLooks, ...]
+
+    def of(self, train_task: str) -> TrainTaskLooks | None:
+        """Those of one trained task; None where it was never judged."""
+        return next((looks for looks in self.by_train_task if looks.train_task == train_task), None)
+
+
+class OptionOdds(Record):
+    """The probabilities (0..1) that statements about one option are true, not about one run."""
+
+    label: str
+    rank: int
+    better_than_base: float
+    keeps_enough: float
+    """Loses at most epsilon; 1 without retention tasks."""
+    near_the_best: float
+    """Within the tolerance of the best option that loses at most epsilon."""
+    right: float
+    """All three."""
+    expected_regret: float
+    """How much less it is worth than the best choice, on average, in the unit of the gains."""
+
+
+class EpsilonOdds(Record):
+    """The same question for another acceptable loss."""
+
+    epsilon_points: float
+    right: tuple[float, ...]
+    """Of every option, in the order of ``BestBet.options``."""
+    choice: str | None
+    """The option with the least expected regret; None is not to fine-tune."""
+
+
+class BestBet(Record):
+    """What to do if one must decide now, with its odds; never in place of the verdict."""
+
+    tolerance: float
+    """In the unit of the gains."""
+    price: float
+    """Points of gain that a point of retention loss beyond epsilon is worth."""
+    options: tuple[OptionOdds, ...]
+    choice: str | None
+    """The label with the least expected regret; None is not to fine-tune."""
+    expected_regret: float
+    """Of the choice, in the unit of the gains."""
+    regret_of_base: float
+    """Of not fine-tuning."""
+    by_epsilon: tuple[EpsilonOdds, ...]
+    """Smallest epsilon first; empty without retention tasks."""
+
+    def of(self, label: str) -> OptionOdds:
+        """The odds of one option."""
+        return next(option for option in self.options if option.label == label)
+
+
+class Prospect(Record):
+    """A way to grow a study, and what it would do."""
+
+    add: Addition
+    """Items of the in-domain tasks, of the retention tasks, of both; or seeds."""
+    factor: float | None
+    """By how much the items grow; None for seeds."""
+    num_items: dict[str, int]
+    """Task -> items after the growth; the tasks that grow."""
+    num_available: int | None
+    """Items that these tasks have in all; None where a limit hides it, and for seeds."""
+    num_new_items: int
+    """The most that one task gets."""
+    num_seeds: int
+    """Seeds after the growth."""
+    num_new_seeds: int
+    """Seeds that are added."""
+    probability: float
+    """That the study would be decided."""
+    value: float
+    """By how much the expected regret of the best bet would fall, at most; the gains' unit."""
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the tasks have so many items, as far as is known."""
+        return self.num_available is None or sum(self.num_items.values()) <= self.num_available
+
+    @property
+    def cost(self) -> float:
+        """By how much the scoring grows, or for seeds the training too, as a factor."""
+        if self.factor is not None:
+            return self.factor
+        return self.num_seeds / (self.num_seeds - self.num_new_seeds)
