@@ -433,7 +433,8 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
     )
     items = quantities.counted(found.num_examples, "item")
     items += quantities.in_clusters(found.num_clusters)
-    difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
+    of_metric = "" if found.accuracy is None else " of p(right)"
+    difference = f"{estimate} {unit}{of_metric} ({lower} to {upper}) on {items}"
     if found.verdict == "cannot_tell":
         text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
     else:

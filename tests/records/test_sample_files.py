@@ -518,6 +518,7 @@ def test_options_are_compared_by_p_right_with_accuracy_beside_it(tmp_path: Path)
     assert row.accuracy.adapted_score == known.candidate_score
     assert row.accuracy.is_opposite
     assert (row.num_learned, row.num_forgotten, row.num_kept_right) == (0, 3, 17)
+    assert "points of p(right) (" in row.statement
     assert "; accuracy −7.5 points (" in row.statement
     assert "), the opposite sign; right on 0 that base has wrong" in row.statement
     assert "accuracy" not in known.statement
