@@ -113,13 +113,16 @@ class PairedTest(NamedTuple):
     def values(
         self, record: type[PairedDifference], outcomes: PairedTest | None = None
     ) -> dict[str, Any]:
-        """The fields of a record that this test fills; ``outcomes`` has the counts, if not it."""
+        """The fields of a record that this test fills.
+
+        ``outcomes``, if given, has the counts of items and McNemar's test in its place.
+        """
         numbers = self._asdict() | {
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
         }
-        counts = (outcomes or self).counts
         numbers["mcnemar_p_value"] = (outcomes or self).mcnemar_p_value
+        counts = (outcomes or self).counts
         for name in Counts._fields:
             numbers[f"num_{name}"] = None if counts is None else getattr(counts, name)
         return {name: number for name, number in numbers.items() if name in record.model_fields}
@@ -242,8 +245,8 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     """Every trained run against the base on every task of the study, in the study's order.
 
     Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by the
-    deciding metric and the tests of the intervals. Everything else is exploratory and carries no
-    corrected p-value.
+    tests of their intervals in the metric that decides. Everything else is exploratory and carries
+    no corrected p-value.
     """
     rows: list[Comparison] = []
     family: list[tuple[int, float]] = []

@@ -20,7 +20,7 @@ from rankwise.findings.pairs import (
 )
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import chance_of_sign, holm, holm_levels
-from rankwise.findings.stats.items import POINTS, Clusters, num_clusters
+from rankwise.findings.stats.items import POINTS, num_clusters
 from rankwise.records import quantities
 from rankwise.records.clusters import candidate_fields, cluster_numbers
 from rankwise.records.folder import LOSS_METRIC
@@ -86,10 +86,10 @@ class SampleVerdict(PairedDifference):
 
     Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
     better for the candidate. The counts and McNemar's exact test are None unless every item is 0
-    or 1; where p(right) is compared, ``accuracy`` has the difference in accuracy, and they are of
-    it. ``num_clusters`` is None where every item is its own. ``p_value`` is the interval's own
-    test, ``holm_p_value`` corrected for the number of files; both are None where
-    the interval holds at any time. ``interval_confidence`` is the level at which the interval
+    or 1; where p(right) is compared, ``accuracy`` has the difference in accuracy by itself, and
+    they are of it. ``num_clusters`` is None where every item is its own. ``p_value`` is the
+    interval's own test, ``holm_p_value`` corrected for the number of files; both are None where the
+    interval holds at any time. ``interval_confidence`` is the level at which the interval
     leaves zero out exactly where ``verdict`` is better or worse. ``with_more_items`` says what
     more items would do; empty where the verdict is there.
     """
@@ -188,21 +188,20 @@ def compare_samples(
     names = file_names(paths)
     files = [read_sample_file(path, with_documents=path == base) for path in paths]
     chosen, notes = _choose(files, metric, filter_name)
-    documents = {
-        item.doc_id: files[0].documents[item.doc_id] for item in files[0].filters[chosen.filter]
-    }
-    clusters: Clusters | None = None
+    base_scores = _scores(names[0], files[0], chosen)
+    documents = {doc_id: files[0].documents[doc_id] for doc_id in base_scores.doc_ids}
+    clusters = None
     if cluster is not None:
-        clusters = np.asarray(cluster_numbers(documents, cluster, "--cluster", str(base)))
+        clusters = cluster_numbers(documents, cluster, "--cluster", str(base))
     pairs = _pairs(names, files, chosen, clusters)
-    in_accuracy: list[PairedTest | None] = [None] * len(pairs)
-    if chosen.metric == P_RIGHT:
-        own = _pairs(names, files, chosen._replace(metric=ACCURACY), clusters)
-        in_accuracy = [paired_test(pair, confidence) for pair in own]
     if anytime and chosen.unit != "points":
         problem = f"anytime: {chosen.metric} is not between 0 and 1 on every item, as it must be"
         raise ConfigError("compare-samples", [problem])
     judged = _judged_at_any_time if anytime else _judged
+    in_accuracy: list[PairedTest | None] = [None] * len(pairs)
+    if chosen.metric == P_RIGHT:
+        own = _pairs(names, files, chosen._replace(metric=ACCURACY), clusters)
+        in_accuracy = [paired_test(pair, confidence) for pair in own]
     return SampleVerdicts(
         base=names[0],
         base_file=str(base),
@@ -218,6 +217,31 @@ def compare_samples(
             )
         ),
     )
+
+
+def _scores(name: str, file: SampleFile, chosen: _Chosen) -> Scores:
+    items = file.filters[chosen.filter]
+    return Scores(name, [item.doc_id for item in items], file.values(chosen.filter, chosen.metric))
+
+
+def _pairs(
+    names: Sequence[str],
+    files: Sequence[SampleFile],
+    chosen: _Chosen,
+    clusters: Sequence[int] | None,
+) -> list[Pair]:
+    """The base with each candidate, by one metric; clusters are in the order of the base."""
+    base, *others = (_scores(name, file, chosen) for name, file in zip(names, files, strict=True))
+    return [
+        pair_scores(
+            f"metric {chosen.metric!r}",
+            base._replace(clusters=clusters),
+            other,
+            higher_is_better=chosen.higher_is_better,
+            in_points=chosen.unit == "points",
+        )
+        for other in others
+    ]
 
 
 class _Judged(NamedTuple):
@@ -270,31 +294,6 @@ def _cluster_notes(
     if found is not None:
         items = f"the {quantities.counted(len(documents), 'item')}"
         yield suspicion(found, items, f"Use --cluster {found.field}")
-
-
-def _pairs(
-    names: Sequence[str], files: Sequence[SampleFile], chosen: _Chosen, clusters: Clusters | None
-) -> list[Pair]:
-    """The base with each candidate, by one metric."""
-    base, *others = (
-        Scores(
-            name,
-            [item.doc_id for item in file.filters[chosen.filter]],
-            file.values(chosen.filter, chosen.metric),
-        )
-        for name, file in zip(names, files, strict=True)
-    )
-    base = base._replace(clusters=clusters)
-    return [
-        pair_scores(
-            f"metric {chosen.metric!r}",
-            base,
-            other,
-            higher_is_better=chosen.higher_is_better,
-            in_points=chosen.unit == "points",
-        )
-        for other in others
-    ]
 
 
 def _choose(
@@ -393,7 +392,7 @@ def _verdict(
     of_file: _Judged,
     in_accuracy: PairedTest | None,
 ) -> SampleVerdict:
-    """The record of one candidate."""
+    """The record of one candidate; ``in_accuracy`` is there beside p(right)."""
     test = of_file.test
     verdict: Verdict = (
         "better" if test.lower > 0.0 else "worse" if test.upper < 0.0 else "cannot_tell"
@@ -410,18 +409,15 @@ def _verdict(
             )
             for factor in MORE_ITEMS
         )
-    values: dict[str, Any] = {
-        **test.values(SampleVerdict, in_accuracy),
-        "p_value": of_file.p_value,
-    }
+    values: dict[str, Any] = {**test.values(SampleVerdict, in_accuracy), "p_value": of_file.p_value}
     found = SampleVerdict(
         name=name,
         file=str(file),
         candidate_score=test.adapted_score,
         **values,
-        accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
         holm_p_value=of_file.holm_p_value,
         interval_confidence=of_file.level,
+        accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
         verdict=verdict,
         with_more_items=more,
         statement="",
@@ -437,7 +433,8 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
     )
     items = quantities.counted(found.num_examples, "item")
     items += quantities.in_clusters(found.num_clusters)
-    difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
+    of_metric = "" if found.accuracy is None else " of p(right)"
+    difference = f"{estimate} {unit}{of_metric} ({lower} to {upper}) on {items}"
     if found.verdict == "cannot_tell":
         text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
     else:
@@ -456,7 +453,8 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
         text += f"; p = {quantities.p_value(found.p_value)}"
     if found.holm_p_value is not None and num_candidates > 1:
         text += f", {quantities.p_value(found.holm_p_value)} corrected for {num_candidates} files"
-    if found.verdict == "cannot_tell" and found.num_learned == found.num_forgotten == 0:
+    is_equal = found.num_learned == found.num_forgotten == 0 and found.accuracy is None
+    if found.verdict == "cannot_tell" and is_equal:
         return f"{text}. No difference was observed."
     if not found.with_more_items:
         return f"{text}."

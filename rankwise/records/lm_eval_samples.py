@@ -95,17 +95,17 @@ class SampleFile(NamedTuple):
 
 
 def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
-    """Read one file; items with options also have p(right), before the metrics that it names.
+    """Read one file; its documents are kept only on demand, since they may be large.
 
-    Documents are kept only on demand, since they may be large.
+    Items with options also have p(right), before the metrics that the file names.
 
     Raises:
         DataError: the file cannot be read, is empty or not JSON, a line is not an object or has no
             usable ``doc_id``, or a document occurs twice under one filter.
     """
     filters: dict[str, dict[int, SampleItem]] = {}
-    documents: dict[int, Any] = {}
     lines: dict[str, list[Mapping[str, Any]]] = {}
+    documents: dict[int, Any] = {}
     for where, line in _lines(path):
         item = _item(line, where)
         items = filters.setdefault(str(line.get("filter", "none")), {})
@@ -118,9 +118,9 @@ def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
             )
             raise DataError(f"{where}: doc_id {item.doc_id} occurs twice: {reason}.")
         items[item.doc_id] = item
+        lines.setdefault(str(line.get("filter", "none")), []).append(line)
         if with_documents:
             documents[item.doc_id] = line.get("doc")
-        lines.setdefault(str(line.get("filter", "none")), []).append(line)
     if not filters:
         raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
     by_filter = {

@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from pydantic import Field
-
 from rankwise.errors import RecordError
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.p_right import (
@@ -44,9 +42,9 @@ class TaskItems(Record):
     ``choices`` is the option of each item with the highest log-likelihood, where there are
     options. ``clusters`` numbers the cluster of each item, by a field of its document; None where
     the study sets none for the task. Else ``candidates`` has fields that may cluster the items
-    (``clusters.candidate_fields``); only the base's items do.
-    Where p(right) decides, ``accuracy`` has the same items by the task's own metric: what
-    needs items that are right or wrong is made from it.
+    (``clusters.candidate_fields``); only the base's items do. Where p(right) decides, ``accuracy``
+    has the same items by the task's own metric: what needs items that are right or wrong is made
+    from it.
     """
 
     task: str
@@ -57,13 +55,16 @@ class TaskItems(Record):
     values: tuple[float, ...]
     choices: tuple[int, ...] | None = None
     clusters: tuple[int, ...] | None = None
-    candidates: Mapping[str, tuple[int, ...]] = Field(default_factory=dict)
+    candidates: Mapping[str, tuple[int, ...]] = {}
     accuracy: TaskItems | None = None
 
     @property
     def by_accuracy(self) -> TaskItems:
         """The items by the task's own metric, which p(right) may have taken the place of."""
-        return self.accuracy or self
+        if self.accuracy is None:
+            return self
+        grouped = {"clusters": self.clusters, "candidates": self.candidates}
+        return self.accuracy.model_copy(update=grouped)
 
 
 class Divergence(StageRecord):
@@ -198,12 +199,9 @@ class JudgedItems(NamedTuple):
     record: TaskEvaluation
     items: TaskItems
 
-    def with_items(self, **changed: Any) -> JudgedItems:
-        """The same with fields of the items changed, of those by the task's own metric too."""
-        own = self.items.accuracy
-        if own is not None:
-            changed = {**changed, "accuracy": own.model_copy(update=changed)}
-        return self._replace(items=self.items.model_copy(update=changed))
+    def with_items(self, **fields: Any) -> JudgedItems:
+        """The same with some fields of the items set."""
+        return self._replace(items=self.items.model_copy(update=fields))
 
 
 def judged_items(

@@ -395,8 +395,8 @@ class Comparison(PairedDifference):
     score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
     for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
     out. ``accuracy`` is there where p(right) decides; then the counts, ``mcnemar_p_value`` and
-    ``retention_ratio`` are of accuracy. The counts and ``mcnemar_p_value`` are None unless every
-    item is 0 or 1.
+    ``retention_ratio`` are of accuracy, both other p-values of p(right).
+    Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
     ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
     ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
     ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.

@@ -126,6 +126,13 @@ def test_what_needs_right_and_wrong_items_is_made_from_accuracy(folder: StudyFol
     assert claims[0] == claims[1]
 
 
+def test_accuracy_has_the_clusters_of_the_items(folder: StudyFolder) -> None:
+    items = written(folder, planted_study()).read_results().base.items["kinship"]
+    grouped = items.model_copy(update={"clusters": tuple(range(150)) * 2})
+    assert grouped.by_accuracy.metric == "acc"
+    assert grouped.by_accuracy.clusters == grouped.clusters
+
+
 def test_accuracy_is_said_beside_it(folder: StudyFolder) -> None:
     results = written(folder, planted_study({4: 0.70, 16: 0.80})).read_results()
     (part,) = recommend(results).by_train_task

@@ -90,8 +90,8 @@ def transfer_section(found: Transfer) -> ReportSection:
     tasks = [(row, TrainedTask(row.name, len(found.rows) > 1)) for row in found.rows]
     remarks = [
         "What a model trained on one task gains (+) or loses (−) on the others, in points of "
-        "the task's own metric (accuracy where there are options), averaged over seeds and "
-        "paired over the same items. Intervals are "
+        "the task's own metric (accuracy where there are options), averaged over seeds and paired "
+        "over the same items. Intervals are "
         f"{quantities.percent(found.confidence)}, one at a time, and exploratory: among many, "
         "some miss.",
         _alarm_remark(found),

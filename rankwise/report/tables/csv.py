@@ -44,16 +44,15 @@ def csv_tables(
 
 _RATIO = (*cells.csv_row(None, "retention_ratio"), "retention_ratio_reason")
 
+_NESTED = {"retention_ratio", "accuracy"}
 
 _ACCURACY = tuple(f"accuracy_{name}" for name in AccuracyDifference.model_fields)
 
-_NESTED = frozenset({"retention_ratio", "accuracy", "by_format"})
-"""Fields that are records, and become columns at the end."""
-
 
 def _columns(record: type[Comparison | FormatEffect], last: Iterable[str]) -> list[str]:
-    """The fields of a record, and at the end the columns that nested ones become."""
-    return [*(name for name in record.model_fields if name not in _NESTED), *last]
+    """The fields of a record, and at the end the columns that one of them becomes."""
+    own = [name for name in record.model_fields if name not in (*last, *_NESTED)]
+    return [*own, *last]
 
 
 def _difference(row: Comparison) -> cells.CsvRow:
@@ -62,14 +61,14 @@ def _difference(row: Comparison) -> cells.CsvRow:
     if ratio is not None:
         values = (ratio.estimate, ratio.lower, ratio.upper, ratio.reason)
         columns = dict(zip(_RATIO, values, strict=True))
-    accuracy = dict.fromkeys(_ACCURACY)
+    columns |= dict.fromkeys(_ACCURACY)
     if row.accuracy is not None:
-        accuracy = dict(zip(_ACCURACY, row.accuracy.model_dump().values(), strict=True))
-    return row.model_dump(exclude=set(_NESTED)) | columns | accuracy
+        columns |= {f"accuracy_{name}": value for name, value in row.accuracy}
+    return row.model_dump(exclude=_NESTED) | columns
 
 
 def _format(effect: FormatEffect) -> cells.CsvRow:
-    return effect.model_dump(exclude=set(_NESTED)) | cells.csv_row(effect.by_format, "by_format")
+    return effect.model_dump(exclude={"by_format"}) | cells.csv_row(effect.by_format, "by_format")
 
 
 def _runs(summaries: Summaries) -> Iterator[cells.CsvRow]:
