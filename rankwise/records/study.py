@@ -140,7 +140,7 @@ class TokenCounts(Record):
     """How many tokens the stages of a study read; only the time left is estimated from it."""
 
     scored: dict[str, int] = Field(default_factory=dict)
-    """Scored task -> tokens of all its requests: read, and generated at most."""
+    """Scored task -> its distinct tokens (shared beginnings count once), and those generated."""
     answers: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the right answers that are compared with full fine-tuning."""
     head_prompts: dict[str, int] = Field(default_factory=dict)

@@ -200,7 +200,7 @@ def _token_counts(
 ) -> TokenCounts:
     """What the stages read; a trained task without prompts is named with 0."""
     return TokenCounts(
-        scored={name: task.num_tokens for name, task in tasks.items()},
+        scored={name: task.num_distinct_tokens for name, task in tasks.items()},
         answers={
             train_task: sum(len(answer.tokens_read) for answer in task_answers)
             for train_task, task_answers in answers.items()
