@@ -39,7 +39,7 @@ def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
     assert answer.statement.startswith(
         "Use this adapter (rank 16, seed 0, alpha 32, learning rate 2e-4, q/k/v/o, 2 epochs):"
     )
-    assert "Rank 16 with another seed: " in answer.statement
+    assert "Rank 16 with another seed (" in answer.statement
     assert any("Alternatives that qualify too: rank 64 (+1.0 points" in r for r in answer.reasons)
     assert not answer.delta_is_derived
     assert answer.prospects == ()
@@ -277,7 +277,7 @@ def test_ranks_that_are_ruled_out_are_named_and_those_left_are_not_called_equal(
     assert four.worse_than == ("rank 16", "rank 64")
     assert sixteen.ruled_out_by is None
     assert "Rank 64 is ruled out by retention" in answer.statement
-    assert "rank 4 scores less than rank 16, which is not shown to keep enough" in answer.statement
+    assert "Rank 4 scores less than rank 16, which is not shown to keep enough" in answer.statement
     assert "cannot be told apart" not in answer.statement
 
 
