@@ -16,7 +16,11 @@ from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record
 from rankwise.findings.statements import FullGain, reasons, statement
-from rankwise.findings.stats.estimates import default_margin, effective_items
+from rankwise.findings.stats.estimates import (
+    P_RIGHT_VARIANCE_SHARE,
+    default_margin,
+    effective_items,
+)
 from rankwise.findings.stats.items import Items
 from rankwise.findings.stats.simultaneous import (
     Bounds,
@@ -38,6 +42,7 @@ from rankwise.records.judgement import (
     StudyLooks,
     TrainTaskLooks,
 )
+from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import (
     Bound,
@@ -292,8 +297,17 @@ def _margins(
     kept = None if earlier is None else earlier.margins
 
     def derived(names: Sequence[str]) -> float:
-        sizes = [len(results.base.items[task].doc_ids) for task in names]
-        return default_margin(effective_items(sizes), num_options, config.confidence)
+        items = [results.base.items[task] for task in names]
+        sizes = [len(its.doc_ids) for its in items]
+        # a task's variance falls with its items, so a smaller task counts more
+        of_p_right = sum(1 / len(its.doc_ids) for its in items if its.metric == P_RIGHT)
+        share = of_p_right / sum(1 / size for size in sizes)
+        return default_margin(
+            effective_items(sizes),
+            num_options,
+            config.confidence,
+            1.0 - share * (1.0 - P_RIGHT_VARIANCE_SHARE),
+        )
 
     delta = config.delta_nats if tasks.unit == "nats" else config.delta_points
     derive_delta = delta is None

@@ -153,6 +153,9 @@ def _ruled_out(numbers: Recommendation) -> str:
             behind.setdefault(better, []).append(verdict.label)
     if len(left) > 1 and not behind:
         texts.append(f"{_named([verdict.label for verdict in left])} cannot be told apart")
+    if len(behind) > MOST_GROUPS:
+        texts.append("Of those left, none that scores more than another is shown to keep enough")
+        behind = {}
     for better, labels in behind.items():
         verb = "scores" if len(labels) == 1 else "score"
         which = "which is" if len(better) == 1 else "which are"
@@ -240,6 +243,9 @@ def _what_decides(numbers: Recommendation) -> str:
 
 WORTH_A_TRY = 0.5
 """A growth that decides with at least this probability is named first."""
+
+MOST_GROUPS = 2
+"""More comparisons than this are summed up in one sentence."""
 
 HARDLY = 0.1
 """Below this probability no growth is named."""

@@ -395,3 +395,10 @@ def test_an_anytime_interval_finds_a_difference() -> None:
     differences = 100.0 * rng.choice([-1, 0, 1], p=[0.02, 0.83, 0.15], size=800)
     lower, upper = anytime_interval(differences, 100.0, 0.95)
     assert 0.0 < lower < differences.mean() < upper
+
+
+def test_a_margin_of_p_right_is_planned_with_a_quarter_of_the_variance() -> None:
+    whole = default_margin(300, 3, 0.95)
+    half = default_margin(300, 3, 0.95, 0.25)
+    assert half == pytest.approx(whole / 2, abs=0.1)
+    assert default_margin(10**9, 3, 0.95, 0.25) == 1.0

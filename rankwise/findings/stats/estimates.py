@@ -26,6 +26,12 @@ PLANNING_DISCORDANCE = 0.20
 PLANNING_POWER = 0.80
 SMALLEST_MARGIN_POINTS = 1.0
 
+P_RIGHT_VARIANCE_SHARE = 0.25
+"""Of the variance of accuracy's differences, that p(right)'s are planned with.
+
+Over 49 pairs of models on real items the median of the ratio was 3.9 for leads and 4.7 for gains.
+"""
+
 
 class Spread(NamedTuple):
     """The variance of estimates by its two sources; arrays of one shape.
@@ -369,7 +375,9 @@ def effective_items(sizes: Sequence[int]) -> float:
     return len(sizes) ** 2 / sum(1.0 / size for size in sizes)
 
 
-def default_margin(num_items: float, num_options: int, confidence: float) -> float:
+def default_margin(
+    num_items: float, num_options: int, confidence: float, variance_share: float = 1.0
+) -> float:
     """The smallest difference, in points, that a study of this size can be asked to exclude.
 
     max(1, 100 * sqrt((d + 2/n) / n) * (z[1 - (1 - confidence) / (3 K)] + z[0.8])), rounded up
@@ -381,8 +389,10 @@ def default_margin(num_items: float, num_options: int, confidence: float) -> flo
         num_items: n, from ``effective_items``.
         num_options: K, the ranks that are compared.
         confidence: 0..1, of the study.
+        variance_share: of the variance that accuracy's differences are planned with.
     """
-    stderr = math.sqrt((PLANNING_DISCORDANCE + PSEUDO_ITEMS / num_items) / num_items)
+    variance = variance_share * (PLANNING_DISCORDANCE + PSEUDO_ITEMS / num_items)
+    stderr = math.sqrt(variance / num_items)
     level = 1.0 - (1.0 - confidence) / (3 * num_options)
     quantiles = float(special.ndtri(level)) + float(special.ndtri(PLANNING_POWER))
     return max(SMALLEST_MARGIN_POINTS, math.ceil(1000.0 * stderr * quantiles) / 10.0)
