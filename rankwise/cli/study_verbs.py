@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,15 +118,29 @@ def status(directory: Folder, as_json: Json = False) -> int:
 
 
 @verb(STUDIES)
-def recommend(directory: Folder, as_json: Json = False) -> int:
+def recommend(
+    directory: Folder,
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cluster",
+            metavar="TASK=FIELD",
+            help="Items of a task or group with equal FIELD belong together; can be repeated.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
     """Say which rank to use, and why.
 
     The recommendation is made again from the records of a finished study.
+    --cluster drop=passage sets evaluation.clusters.drop of the study in DIR
+    before that; drop= takes it away. Nothing is scored again. rankwise report
+    DIR then shows it. Write it into the study file too, if you run that again.
     """
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
 
-    outcome = conclude(StudyFolder(directory))
+    outcome = conclude(StudyFolder(directory), _clusters(cluster or ()))
     recommendation = outcome.recommendation
     if as_json:
         return emit(recommendation)
@@ -253,6 +268,18 @@ def _report(folder: StudyFolder, outcome: StudyOutcome) -> int:
     if outcome.failures:
         note("What failed is left out. Run the same command to try it again.")
     return RUN_FAILED if diverged or outcome.failures else OK
+
+
+def _clusters(settings: Iterable[str]) -> dict[str, str]:
+    """Task or group -> field, from TASK=FIELD."""
+    parts = {setting: setting.partition("=") for setting in settings}
+    for setting, (task, equals, _) in parts.items():
+        if not task or not equals:
+            problem = (
+                f"--cluster: {setting!r} is no setting; write TASK=FIELD, such as drop=passage"
+            )
+            raise ConfigError("recommend", [problem])
+    return {task: field for task, _, field in parts.values()}
 
 
 def _ranks(text: str) -> tuple[int, ...]:

@@ -155,8 +155,9 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
             f"of the interval, which leaves zero out {holds}; all verdicts together: {confidence}"
         ),
     )
+    size = "n" if verdicts.cluster is None else "n\nclusters"
     for name in (
-        "file", "n", "base", "score", "difference\n(interval)", "learned\nforgotten",
+        "file", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
         "kept right\nkept wrong", "p\np, Holm", "verdict",
     ):  # fmt: skip
         table.add_column(Text(name), justify="left" if name == "file" else "right", overflow="fold")
@@ -166,7 +167,8 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
         lower, upper = (sample_amount(value, unit, signed=True) for value in (row.lower, row.upper))
         table.add_row(
             Text(row.name),
-            count(row.num_examples),
+            count(row.num_examples)
+            + ("" if row.num_clusters is None else f"\n{count(row.num_clusters)}"),
             sample_amount(row.base_score, unit),
             sample_amount(row.candidate_score, unit),
             f"{sample_amount(row.difference, unit, signed=True)}\n({lower} to {upper})",

@@ -81,6 +81,14 @@ def compare_samples(
         str | None,
         typer.Option("--filter", help="The lm-eval filter (default: the first of BASE.jsonl)."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="FIELD",
+            help="A field of the documents, such as passage: items of equal value belong together.",
+        ),
+    ] = None,
     confidence: Annotated[
         float,
         typer.Option(
@@ -102,7 +110,8 @@ def compare_samples(
     which two models differ count, so this finds differences that two scores
     with their standard errors do not show. Each file is judged better, worse,
     or cannot tell (with the probability that more items would decide),
-    corrected for the number of files (Holm).
+    corrected for the number of files (Holm). Questions about one text are not
+    independent: with --cluster, the texts are what is counted.
     """
     from rankwise.cli.terminal import samples_verdict
     from rankwise.findings.samples import compare_samples as compare
@@ -113,6 +122,7 @@ def compare_samples(
             candidates,
             metric=metric,
             filter_name=filter_name,
+            cluster=cluster,
             confidence=confidence,
             anytime=anytime,
         )

@@ -9,8 +9,15 @@ import numpy as np
 
 from rankwise.findings.options import OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import pair_items, run_record
-from rankwise.findings.stats.estimates import crossed_difference, mean_over_tasks, wilson_interval
-from rankwise.findings.stats.items import POINTS, Floats, Items, item_size
+from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
+from rankwise.findings.stats.items import (
+    POINTS,
+    Clusters,
+    Floats,
+    Items,
+    item_size,
+    num_clusters,
+)
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
 from rankwise.records.results import Divergence, ModelResults
 from rankwise.records.study import Bound, Record, Unit
@@ -47,8 +54,9 @@ class _Compared(NamedTuple):
     full: Runs
 
 
-_Values = dict[TrendOf, list[Floats]]
-"""Of each measure, for each task, (seeds, items) in points or nats; empty if not measured."""
+_Values = dict[TrendOf, list[Items]]
+"""Of each measure, for each task, (seeds, items) in points or nats, every item counting the same;
+empty if not measured."""
 
 _UNITS: dict[TrendOf, Unit] = {
     "same outcome": "points",
@@ -74,9 +82,9 @@ def agreement_with_full(
         *(_Compared(option, option, f[1:], f[:-1]) for option, f in references if len(f) > 1),
     ]
     tasks = [task for task in source.tasks("in_domain") if _is_right_or_wrong(task, everyone)]
-    values = [_values(compared, tasks) for compared in everyone]
+    values = [_values(compared, tasks, source) for compared in everyone]
     agreement = [
-        _agreement(each, its_values, tasks, source.confidence)
+        _agreement(each, its_values, tasks, source)
         for each, its_values in zip(everyone, values, strict=True)
     ]
     first = len(references)
@@ -104,15 +112,28 @@ def _is_right_or_wrong(task: str, everyone: Sequence[_Compared]) -> bool:
     return all(value in (0.0, 1.0) for model in models for value in model.items[task].values)
 
 
-def _values(compared: _Compared, tasks: Sequence[str]) -> _Values:
+def _values(compared: _Compared, tasks: Sequence[str], source: OptionGains) -> _Values:
+    def items(of: TrendOf, values: Floats, clusters: Clusters | None) -> Items:
+        size = item_size(values, in_points=_UNITS[of] == "points")
+        return Items(values, size, values.shape[1], clusters)
+
+    clusters = [source.clusters(task) for task in tasks]
     same = [POINTS * (full == model) for full, model in _outcomes(compared, tasks)]
     chosen = [_choices(compared, task) for task in tasks]
+    answers = _answer_clusters(compared, source)
     next_token = _divergences(compared, lambda each: each.top1_agreement)
+    kl = _divergences(compared, lambda each: each.kl_nats)
     return {
-        "same outcome": same,
-        "same option": [values for values in chosen if values is not None],
-        "same next token": [POINTS * shares for shares in next_token],
-        "KL": _divergences(compared, lambda each: each.kl_nats),
+        "same outcome": [items("same outcome", *its) for its in zip(same, clusters, strict=True)],
+        "same option": [
+            items("same option", values, its)
+            for values, its in zip(chosen, clusters, strict=True)
+            if values is not None
+        ],
+        "same next token": [
+            items("same next token", POINTS * shares, answers) for shares in next_token
+        ],
+        "KL": [items("KL", values, answers) for values in kl],
     }
 
 
@@ -158,9 +179,28 @@ def _divergences(
     return [np.asarray(rows, dtype=np.float64)] if is_complete else []
 
 
+def _answer_clusters(compared: _Compared, source: OptionGains) -> Clusters | None:
+    """The cluster of each right answer on which distributions are compared; None without any.
+
+    An answer to an item without a cluster is in one of its own, below zero.
+    """
+    found = [each for model in compared.models for each in model.divergences]
+    known = {
+        (task, doc_id): cluster
+        for task, items in source.results.base.items.items()
+        for doc_id, cluster in zip(items.doc_ids, items.clusters or (), strict=False)
+    }
+    if not found or not known:
+        return None
+    answers = zip(found[0].tasks, found[0].doc_ids, strict=True)
+    return np.array([known.get(answer, ~place) for place, answer in enumerate(answers)])
+
+
 def _agreement(
-    compared: _Compared, values: _Values, tasks: Sequence[str], confidence: float
+    compared: _Compared, values: _Values, tasks: Sequence[str], source: OptionGains
 ) -> AgreementWithFull:
+    confidence = source.confidence
+
     def mean(of: TrendOf) -> TaskMean | None:
         return _mean_agreement(values[of], _UNITS[of], confidence) if values[of] else None
 
@@ -169,42 +209,41 @@ def _agreement(
         reference=compared.reference,
         num_seeds=len(compared.models),
         same_outcome=mean("same outcome"),
-        kappa=_kappa(_outcomes(compared, tasks), confidence) if tasks else None,
+        kappa=_kappa(_outcomes(compared, tasks), values["same outcome"], confidence)
+        if tasks
+        else None,
         same_option=mean("same option"),
         same_next_token=mean("same next token"),
         kl=mean("KL"),
     )
 
 
-def _mean_agreement(values: Sequence[Floats], unit: Unit, confidence: float) -> TaskMean:
+def _mean_agreement(parts: Sequence[Items], unit: Unit, confidence: float) -> TaskMean:
     """Over all items; with one seed Wilson's interval, where every item agrees or does not.
 
-    The bounds are cut off where no value can be.
+    The bounds are cut off where no value can be. Wilson's interval is not for clusters.
     """
-    estimate = mean_over_tasks(_by_items(values, unit))
+    estimate = mean_over_tasks(parts)
     most = POINTS if unit == "points" else np.inf
-    pooled = np.concatenate(values, axis=1)
+    pooled = np.concatenate([part.values for part in parts], axis=1)
     num_seeds, num_items = pooled.shape
-    if num_seeds == 1 and unit == "points" and np.isin(pooled, (0.0, POINTS)).all():
+    yes_or_no = unit == "points" and np.isin(pooled, (0.0, POINTS)).all()
+    if num_seeds == 1 and yes_or_no and num_clusters(parts) is None:
         share = wilson_interval(float(pooled.sum()) / POINTS, num_items, confidence)
         lower, upper = POINTS * share[0], POINTS * share[1]
     else:
         lower, upper = estimate.interval(confidence)
-    return TaskMean.over(values, unit, estimate.value, max(lower, 0.0), min(upper, most))
+    return TaskMean.over(parts, unit, estimate.value, max(lower, 0.0), min(upper, most))
 
 
-def _by_items(values: Sequence[Floats], unit: Unit) -> list[Items]:
-    """(seeds, items) of each task, so that every item counts the same."""
-    return [
-        Items(task, item_size(task, in_points=unit == "points"), task.shape[1]) for task in values
-    ]
-
-
-def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Bound | None:
+def _kappa(
+    outcomes: Sequence[tuple[Floats, Floats]], parts: Sequence[Items], confidence: float
+) -> Bound | None:
     """Cohen's, averaged over seeds; None where a model of a seed is always or never right.
 
     Its interval comes from what each item contributes, to first order (the infinitesimal
-    jackknife, for one seed the variance of Fleiss, Cohen and Everitt 1969).
+    jackknife, for one seed the variance of Fleiss, Cohen and Everitt 1969). ``parts`` are the
+    same items by task, with their clusters.
     """
     full, model = (np.concatenate(parts, axis=1) / POINTS for parts in zip(*outcomes, strict=True))
     p, q = full.mean(axis=1, keepdims=True), model.mean(axis=1, keepdims=True)
@@ -215,9 +254,22 @@ def _kappa(outcomes: Sequence[tuple[Floats, Floats]], confidence: float) -> Boun
     kappa = (observed - expected) / (1 - expected)
     of_expected = (full - p) * (2 * q - 1) + (model - q) * (2 * p - 1)
     moved = ((same - observed) - (1 - kappa) * of_expected) / (1 - expected)
-    estimate = crossed_difference(kappa + moved, item_size=float(np.mean(1 / (1 - expected))))
+    size = float(np.mean(1 / (1 - expected)))
+    estimate = mean_over_tasks([Items(kappa + moved, size, clusters=_pooled_clusters(parts))])
     lower, upper = estimate.interval(confidence)
     return Bound(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))
+
+
+def _pooled_clusters(parts: Sequence[Items]) -> Clusters | None:
+    """Those of all items of several tasks, one after another; an item without one has its own."""
+    if num_clusters(parts) is None:
+        return None
+    start, pooled = 0, list[Clusters]()
+    for part in parts:
+        own = ~np.arange(start, start + part.num_items)  # below zero, where no cluster is
+        pooled.append(own if part.clusters is None else part.clusters)
+        start += part.num_items
+    return np.concatenate(pooled)
 
 
 def _trends(
@@ -228,7 +280,7 @@ def _trends(
         if not lora or not all(its[of] for its in values):
             continue
         measured = [
-            Measured(each.option, _by_items(its[of], unit))
+            Measured(each.option, its[of])
             for each, its in zip(lora, values, strict=True)
             if each.option is not None
         ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from rankwise.findings.odds import PRICE, Believed, Odds, Truths, chance_of_decision, odds
 from rankwise.findings.options import Option
+from rankwise.findings.stats.blocks import Block
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.posterior import smooth_correlations
 from rankwise.findings.stats.prospects import Growth
@@ -113,11 +114,19 @@ class Betting:
         rule: Rule,
     ) -> Prospect:
         factors = dict.fromkeys(growing, factor or 1.0)
-        in_domain, retention = (
-            Growth(tuple(factors.get(task, 1.0) for task in kind), num_seeds)
-            for kind in (sizes.in_domain, sizes.retention)
+        in_domain, retention = self.believed.evidence
+
+        def growth(of: Block, kind: Mapping[str, int]) -> Growth:
+            by_task = [factors.get(task, 1.0) for task in kind]
+            # tasks that share clusters grow as the slowest of them
+            return Growth(
+                tuple(min(by_task[place] for place in part.places) for part in of.parts), num_seeds
+            )
+
+        growths = (
+            growth(in_domain, sizes.in_domain),
+            None if retention is None else growth(retention, sizes.retention),
         )
-        growths = in_domain, retention if sizes.retention else None
         available = [sizes.available[task] for task in growing]
         known = [number for number in available if number is not None]
         return Prospect(

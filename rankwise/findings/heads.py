@@ -11,7 +11,7 @@ from typing import Literal
 from rankwise.findings.options import OptionGains, OptionName
 from rankwise.findings.pairs import run_record
 from rankwise.findings.stats.correlation import MIN_PAIRS
-from rankwise.findings.trends import correlated, correlation
+from rankwise.findings.trends import correlated, correlation, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.heads import (
     CHANGE_MEASURES,
@@ -74,10 +74,10 @@ class HeadsOfRun(Record):
 
 
 class ChangeAgainstRank(Record):
-    """Spearman's correlation of a mean change with the rank, over runs with an adapter."""
+    """Spearman's correlation of a mean change with the rank, over LoRA's options."""
 
     measure: ChangeMeasure
-    num_runs: int
+    num_options: int
     correlation: Bound | None
     reason: str | None
 
@@ -251,13 +251,15 @@ def _heads_of_run(
 def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[ChangeAgainstRank]:
     adapters = [run for run in runs if run.option.rank is not None]
     for number, measure in enumerate(CHANGE_MEASURES if adapters else ()):
-        ranks = [float(run.option.rank or 0) for run in adapters]
-        means = [run.measures[number].mean for run in adapters]
-        found, reason = correlated(ranks, means, confidence, "run")
-        if found is None and len(adapters) >= MIN_PAIRS:
-            reason = "all runs have the same rank"
+        options, means = mean_of_options(
+            adapters, lambda run, number=number: run.measures[number].mean
+        )
+        ranks = [float(run.option.rank or 0) for run in options]
+        found, reason = correlated(ranks, means, confidence, "option")
+        if found is None and len(options) >= MIN_PAIRS:
+            reason = "all options have the same rank"
         yield ChangeAgainstRank(
-            measure=measure, num_runs=len(adapters), correlation=found, reason=reason
+            measure=measure, num_options=len(options), correlation=found, reason=reason
         )
 
 
@@ -326,7 +328,7 @@ def _statements(
             }[each.correlation.sign()]
             yield (
                 f"{evidence} (Spearman's ρ {quantities.correlation(each.correlation)} over "
-                f"{quantities.counted(each.num_runs, 'run')})."
+                f"{quantities.counted(each.num_options, 'option')})."
             )
     for matter in matters:
         if matter.measure == "output" and not matter.is_beyond_control:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rankwise.findings.options import OptionGains, TaskMean
-from rankwise.findings.stats.estimates import student_interval, wilson_interval
-from rankwise.findings.stats.items import POINTS
+from rankwise.findings.stats.estimates import mean_over_tasks, student_interval, wilson_interval
+from rankwise.findings.stats.items import POINTS, Items, num_clusters
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (
@@ -89,12 +91,19 @@ def seeded_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
 def task_score(evaluation: TaskEvaluation, items: TaskItems, confidence: float) -> TaskMean:
     """The deciding score of one model on one task.
 
-    The interval is Wilson's where every item is right or wrong, else Student's.
+    The interval is Wilson's where every item is right or wrong, else Student's; of items in
+    clusters it is the cluster-robust one.
     """
     size = evaluation.decision.num_examples
     scale = POINTS if items.unit == "points" else 1.0
     share = evaluation.decision.value
-    if items.unit == "points" and all(value in (0.0, 1.0) for value in items.values):
+    part = Items(np.asarray(items.values), 1.0 if items.unit == "points" else 0.0)
+    if items.clusters is not None:
+        part = part._replace(clusters=np.asarray(items.clusters))
+    clusters = num_clusters([part])
+    if clusters is not None:
+        lower, upper = mean_over_tasks([part]).interval(confidence)
+    elif items.unit == "points" and all(value in (0.0, 1.0) for value in items.values):
         lower, upper = wilson_interval(share * size, size, confidence)
     else:
         lower, upper = student_interval(share, items.values, confidence)
@@ -106,6 +115,7 @@ def task_score(evaluation: TaskEvaluation, items: TaskItems, confidence: float) 
         num_examples=size,
         num_tasks=1,
         num_seeds=1,
+        num_clusters=clusters,
     )
 
 

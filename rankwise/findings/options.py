@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from rankwise.findings.pairs import Pair, pair_items, run_record
+from rankwise.findings.pairs import Pair, clusters_of, pair_items, run_record
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
-from rankwise.findings.stats.items import Floats, Items, item_size
+from rankwise.findings.stats.items import Clusters, Floats, Items, item_size, num_clusters
 from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
@@ -64,17 +64,19 @@ class TaskMean(Interval):
     """A score, or a difference of scores, averaged over tasks, with its own interval.
 
     A difference is positive where it is better. The bounds are two-sided, at the study's
-    confidence. ``num_examples`` are the items of all its tasks together.
+    confidence. ``num_examples`` are the items of all its tasks together, ``num_clusters`` the
+    clusters that they are in, None where every item is independent.
     """
 
     unit: Unit
     num_examples: int
     num_tasks: int
     num_seeds: int
+    num_clusters: int | None = None
 
     @classmethod
     def over(
-        cls, values: Sequence[Floats], unit: Unit, estimate: float, lower: float, upper: float
+        cls, parts: Sequence[Items], unit: Unit, estimate: float, lower: float, upper: float
     ) -> TaskMean:
         """What was estimated from (seeds, items) of each task."""
         return cls(
@@ -82,9 +84,10 @@ class TaskMean(Interval):
             lower=lower,
             upper=upper,
             unit=unit,
-            num_examples=sum(array.shape[1] for array in values),
-            num_tasks=len(values),
-            num_seeds=values[0].shape[0],
+            num_examples=sum(part.num_items for part in parts),
+            num_tasks=len(parts),
+            num_seeds=len(parts[0].values),
+            num_clusters=num_clusters(parts),
         )
 
 
@@ -184,6 +187,24 @@ class OptionGains:
             self._item_sizes[task] = item_size(gains or [0.0], in_points=in_points)
         return self._item_sizes[task]
 
+    def clusters(self, task: str) -> Clusters | None:
+        """The cluster of each item of a task, in the order of the gains; None without any."""
+        return clusters_of(self.results.base.items[task])
+
+    def items(
+        self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
+    ) -> list[Items]:
+        """Values (..., items) of these tasks, each task counting the same, or each item."""
+        return [
+            Items(
+                array,
+                self.item_size(task),
+                array.shape[-1] if by_items else 1.0,
+                self.clusters(task),
+            )
+            for array, task in zip(values, tasks, strict=True)
+        ]
+
     def gap_parts(self, runs: Runs, trained_items: Mapping[str, str]) -> list[Items]:
         """(seeds, items) whose mean over all parts is the gain on trained less on test items.
 
@@ -193,7 +214,8 @@ class OptionGains:
         """
 
         def twice(task: str, sign: float) -> Items:
-            return Items(2.0 * sign * self.gains(runs, task), 2.0 * self.item_size(task))
+            gains, size = self.gains(runs, task), self.item_size(task)
+            return Items(2.0 * sign * gains, 2.0 * size, clusters=self.clusters(task))
 
         trained = [twice(name, 1.0) for name in trained_items.values()]
         return [*trained, *(twice(task, -1.0) for task in trained_items)]
@@ -221,20 +243,16 @@ class OptionGains:
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> Estimate:
         """The mean of (seeds, items) of these tasks, in their order."""
-        return mean_over_tasks(
-            [
-                Items(array, self.item_size(task), array.shape[1] if by_items else 1.0)
-                for array, task in zip(values, tasks, strict=True)
-            ]
-        )
+        return mean_over_tasks(self.items(values, tasks, by_items=by_items))
 
     def mean(
         self, values: Sequence[Floats], tasks: Sequence[str], *, by_items: bool = False
     ) -> TaskMean:
         """The same with its interval."""
-        estimate = self.estimate(values, tasks, by_items=by_items)
+        parts = self.items(values, tasks, by_items=by_items)
+        estimate = mean_over_tasks(parts)
         unit = self.results.base.items[tasks[0]].unit
-        return TaskMean.over(values, unit, estimate.value, *estimate.interval(self.confidence))
+        return TaskMean.over(parts, unit, estimate.value, *estimate.interval(self.confidence))
 
 
 def option_gains(results: StudyResults) -> tuple[OptionGains, ...]:

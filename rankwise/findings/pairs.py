@@ -10,13 +10,21 @@ import numpy as np
 from rankwise.errors import RecordError
 from rankwise.findings.stats.estimates import (
     Estimate,
-    crossed_difference,
     holm,
     mcnemar_exact,
+    mean_over_tasks,
     retention_ratio,
     zero_p_value,
 )
-from rankwise.findings.stats.items import POINTS, Floats, item_size
+from rankwise.findings.stats.items import (
+    POINTS,
+    Clusters,
+    Floats,
+    Items,
+    by_cluster,
+    item_size,
+    num_clusters,
+)
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (
     Bound,
@@ -30,23 +38,25 @@ from rankwise.records.study import (
 
 
 class Scores(NamedTuple):
-    """One model's values on some items, in the order of ``doc_ids``."""
+    """One model's values on some items, in the order of ``doc_ids``, as are their clusters."""
 
     name: str
     doc_ids: Sequence[int]
     values: Sequence[float]
+    clusters: Sequence[int] | None = None
 
 
 class Pair(NamedTuple):
     """Base and adapted values of the same items, in the task's unit, and what they mean.
 
-    ``in_points`` says that the values are shares times 100.
+    ``in_points`` says that the values are shares times 100. ``clusters`` are as in ``Items``.
     """
 
     base: Floats
     adapted: Floats
     sign: float
     in_points: bool
+    clusters: Clusters | None = None
 
     @property
     def gain(self) -> Floats:
@@ -57,6 +67,11 @@ class Pair(NamedTuple):
     def item_size(self) -> float:
         """What one whole item counts, by these differences alone."""
         return item_size(self.gain, in_points=self.in_points)
+
+    @property
+    def items(self) -> Items:
+        """The gain, item by item, as it enters an estimate."""
+        return Items(self.gain, self.item_size, clusters=self.clusters)
 
 
 class Counts(NamedTuple):
@@ -73,6 +88,7 @@ class PairedTest(NamedTuple):
 
     ``p_value`` is that of the interval: below 1 - confidence exactly where zero is outside.
     ``counts`` and McNemar's exact test are None unless every item is right or wrong.
+    ``num_clusters`` is None where every item is its own.
     """
 
     num_examples: int
@@ -85,6 +101,7 @@ class PairedTest(NamedTuple):
     counts: Counts | None
     mcnemar_p_value: float | None
     has_differences: bool
+    num_clusters: int | None
 
     def values(self, record: type[PairedDifference]) -> dict[str, Any]:
         """The fields of a record that this test fills."""
@@ -112,7 +129,7 @@ def pair_items(base: ModelResults, adapted: ModelResults, task: str) -> Pair:
         )
     return pair_scores(
         f"task {task!r}",
-        Scores(base.name, first.doc_ids, first.values),
+        Scores(base.name, first.doc_ids, first.values, first.clusters),
         Scores(adapted.name, second.doc_ids, second.values),
         higher_is_better=first.higher_is_better,
         in_points=first.unit == "points",
@@ -125,7 +142,7 @@ def pair_scores(
     """Two models' values in one order of items, matched by ``doc_id``.
 
     ``what`` begins the sentence of an error: "task 'arc'". Values ``in_points`` are shares in
-    0..1, to be shown times 100.
+    0..1, to be shown times 100. Clusters are the base's.
 
     Raises:
         RecordError: they were scored on other items, there are fewer than two, or a value is not
@@ -150,14 +167,25 @@ def pair_scores(
         scale * np.asarray(adapted.values, dtype=np.float64)[other],
         1.0 if higher_is_better else -1.0,
         in_points,
+        None if base.clusters is None else np.asarray(base.clusters, dtype=np.int64)[order],
     )
+
+
+def clusters_of(items: TaskItems) -> Clusters | None:
+    """The cluster of each item in the order of ``doc_id``, as in a ``Pair``; None without any."""
+    if items.clusters is None:
+        return None
+    return np.asarray(items.clusters, dtype=np.int64)[np.argsort(items.doc_ids)]
 
 
 def paired_test(pair: Pair, confidence: float) -> PairedTest:
     """The difference of one pair of models by itself; ``confidence`` is two-sided, 0..1."""
-    estimate = crossed_difference(pair.gain, item_size=pair.item_size)
+    estimate = mean_over_tasks([pair.items])
     lower, upper = estimate.interval(confidence)
-    counts = _counts(pair)
+    counts, clusters = _counts(pair), num_clusters([pair.items])
+    mcnemar: float | None = None
+    if counts is not None and clusters is None:  # it takes items as independent
+        mcnemar = mcnemar_exact(counts.learned, counts.forgotten)
     return PairedTest(
         num_examples=len(pair.base),
         base_score=float(pair.base.mean()),
@@ -167,8 +195,9 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
         upper=upper,
         p_value=zero_p_value(estimate),
         counts=counts,
-        mcnemar_p_value=None if counts is None else mcnemar_exact(counts.learned, counts.forgotten),
+        mcnemar_p_value=mcnemar,
         has_differences=bool(pair.gain.any()),
+        num_clusters=clusters,
     )
 
 
@@ -249,9 +278,13 @@ def _ratio(results: TrainTaskResults, task: str, pair: Pair) -> RetentionRatio |
     if not pair.in_points:
         return None
     evaluation = results.base.evaluations.get(task)
+    base, adapted = (
+        by_cluster([pair.items._replace(values=values / POINTS)])[0].values
+        for values in (pair.base, pair.adapted)
+    )
     ratio = retention_ratio(
-        pair.base / POINTS,
-        pair.adapted / POINTS,
+        base,
+        adapted,
         None if evaluation is None else evaluation.chance,
         results.study.config.recommendation.confidence,
     )
@@ -291,8 +324,8 @@ def _effect(
     by_format: Bound | None = None
     if standard.in_points == trained.in_points:
         size = max(standard.item_size, trained.item_size)
-        estimate = crossed_difference(standard.gain - trained.gain, item_size=size)
-        by_format = bound_of(estimate, confidence)
+        both = standard.items._replace(values=standard.gain - trained.gain, item_size=size)
+        by_format = bound_of(mean_over_tasks([both]), confidence)
     return FormatEffect(
         run=model.name,
         task=task,

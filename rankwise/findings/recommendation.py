@@ -9,6 +9,7 @@ import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.best_bet import Betting, Rule, Sizes
+from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import Choice, choose, standings, sufficient_epsilon
 from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.options import Option, OptionGains, Runs
@@ -140,6 +141,7 @@ def recommend_for(
         **margins.model_dump(),
         confidence=source.confidence,
         num_items_in_domain=_num_items(results, tasks.in_domain),
+        num_clusters_in_domain=num_clusters_of(source, tasks.in_domain),
         num_seeds=len(_seeds(results)),
         looks=(*looks[:-1], looks[-1].model_copy(update={"outcome": outcome})),
         best_bet=None if judged is None else judged.best_bet,
@@ -154,7 +156,7 @@ def recommend_for(
         format_effects=format_effects(results),
     )
     notes = (*dropped, *(f"{task} is scored in another unit and does not decide."
-                         for task in tasks.left_out))  # fmt: skip
+                         for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
     why = (*reasons(found, full, parameters), *notes)
@@ -315,14 +317,11 @@ def _margins(
 def _evidence(source: OptionGains, tasks: _Tasks, options: Sequence[Option]) -> StudyEvidence:
     """The scores of the complete options, in their order."""
 
-    def by_option(task: str, sign: float) -> Items:
-        gains = np.stack([source.gains(option.runs, task) for option in options], axis=1)
-        return Items(sign * gains, source.item_size(task))
+    def by_option(names: Sequence[str], sign: float) -> list[Items]:
+        gains = [np.stack([source.gains(o.runs, task) for o in options], axis=1) for task in names]
+        return source.items([sign * values for values in gains], names)
 
-    return study_evidence(
-        [by_option(task, 1.0) for task in tasks.in_domain],
-        [by_option(task, -1.0) for task in tasks.retention],
-    )
+    return study_evidence(by_option(tasks.in_domain, 1.0), by_option(tasks.retention, -1.0))
 
 
 def _verdicts(

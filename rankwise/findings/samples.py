@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from rankwise.errors import ConfigError, RecordError, TaskError
+from rankwise.findings.clusters import suspect, suspicion, too_few
 from rankwise.findings.pairs import Pair, PairedTest, Scores, pair_scores, paired_test
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import chance_of_sign, holm, holm_levels
-from rankwise.findings.stats.items import POINTS
+from rankwise.findings.stats.items import POINTS, num_clusters
 from rankwise.records import quantities
+from rankwise.records.clusters import candidate_fields, cluster_numbers
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.lm_eval_samples import (
     SampleFile,
@@ -68,8 +72,8 @@ class SampleVerdict(PairedDifference):
 
     Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
     better for the candidate. The counts and McNemar's exact test are None unless every item is 0
-    or 1. ``p_value`` is the
-    interval's own test, ``holm_p_value`` corrected for the number of files; both are None where
+    or 1. ``num_clusters`` is None where every item is its own. ``p_value`` is the interval's own
+    test, ``holm_p_value`` corrected for the number of files; both are None where
     the interval holds at any time. ``interval_confidence`` is the level at which the interval
     leaves zero out exactly where ``verdict`` is better or worse. ``with_more_items`` says what
     more items would do; empty where the verdict is there.
@@ -78,6 +82,7 @@ class SampleVerdict(PairedDifference):
     name: str
     file: str
     num_examples: int
+    num_clusters: int | None = None
     base_score: float
     candidate_score: float
     difference: float
@@ -101,7 +106,8 @@ class SampleVerdicts(Record):
     """Every candidate file against one base file, by one metric under one filter.
 
     ``unit`` is "points" for shares (times 100), "nats" for ``loss_nats``, else what a value of
-    the metric is. ``direction_from`` says how ``higher_is_better`` is known.
+    the metric is. ``direction_from`` says how ``higher_is_better`` is known. ``cluster`` is the
+    field whose values make clusters of items, None where items are taken as independent.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -115,6 +121,7 @@ class SampleVerdicts(Record):
     confidence: float
     anytime: bool
     """Whether the verdicts hold however often growing files are compared."""
+    cluster: str | None = None
     warnings: tuple[str, ...]
     candidates: tuple[SampleVerdict, ...]
 
@@ -133,6 +140,7 @@ def compare_samples(
     *,
     metric: str | None = None,
     filter_name: str | None = None,
+    cluster: str | None = None,
     confidence: float = 0.95,
     anytime: bool = False,
 ) -> SampleVerdicts:
@@ -143,6 +151,8 @@ def compare_samples(
         candidates: those of the other models, on the same documents.
         metric: None takes the first that has one finite number per item in every file.
         filter_name: None takes the first of the base file.
+        cluster: a field of the documents; items of equal value come in one cluster. None takes
+            items as independent, with a warning where a field speaks against it.
         confidence: of each interval, and 1 - that of a wrong "better" or "worse" among all
             candidates together; above 0.5 and below 1.
         anytime: keep that promise over any number of comparisons of files to which items are added.
@@ -151,7 +161,7 @@ def compare_samples(
         ConfigError: the confidence is no such number, or ``anytime`` with a metric that is not a
             share.
         DataError: a file cannot be read, or is given twice.
-        TaskError: a file does not have the metric or the filter.
+        TaskError: a file does not have the metric or the filter, or documents not the field.
         RecordError: the files are not about the same items.
     """
     if not 0.5 < confidence < 1.0:
@@ -159,7 +169,7 @@ def compare_samples(
         raise ConfigError("compare-samples", [problem])
     paths = (base, *candidates)
     names = file_names(paths)
-    files = [read_sample_file(path) for path in paths]
+    files = [read_sample_file(path, with_documents=path == base) for path in paths]
     chosen, notes = _choose(files, metric, filter_name)
     scores = [
         Scores(
@@ -169,6 +179,10 @@ def compare_samples(
         )
         for name, file in zip(names, files, strict=True)
     ]
+    documents = {doc_id: files[0].documents[doc_id] for doc_id in scores[0].doc_ids}
+    if cluster is not None:
+        numbers = cluster_numbers(documents, cluster, "--cluster", str(base))
+        scores[0] = scores[0]._replace(clusters=numbers)
     what, in_points = f"metric {chosen.metric!r}", chosen.unit == "points"
     higher = chosen.higher_is_better
     pairs = [
@@ -184,8 +198,9 @@ def compare_samples(
         base_file=str(base),
         **chosen._asdict(),
         confidence=confidence,
+        cluster=cluster,
         anytime=anytime,
-        warnings=notes,
+        warnings=(*notes, *_cluster_notes(pairs, documents, cluster)),
         candidates=tuple(
             _verdict(names[0], name, file, chosen.unit, of_file)
             for name, file, of_file in zip(
@@ -225,6 +240,26 @@ def _judged_at_any_time(pairs: Sequence[Pair], confidence: float) -> list[_Judge
         test = paired_test(pair, level)._replace(lower=lower, upper=upper)
         judged.append(_Judged(test, None, None, level, len(pairs)))
     return judged
+
+
+def _cluster_notes(
+    pairs: Sequence[Pair], documents: Mapping[int, Any], cluster: str | None
+) -> Iterator[str]:
+    """Too few clusters; without ``cluster``, a field that the differences go by."""
+    if cluster is not None:
+        number = num_clusters([pairs[0].items])
+        if number is not None and (few := too_few(f"--cluster {cluster}", number)):
+            yield few
+        return
+    order = np.argsort(list(documents))
+    candidates = {
+        field: np.asarray(numbers, dtype=np.int64)[order]
+        for field, numbers in candidate_fields(documents).items()
+    }
+    found = suspect(candidates, np.stack([pair.gain for pair in pairs]))
+    if found is not None:
+        items = f"the {quantities.counted(len(documents), 'item')}"
+        yield suspicion(found, items, f"Use --cluster {found.field}")
 
 
 def _choose(
@@ -355,6 +390,7 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
         for value in (found.difference, found.lower, found.upper)
     )
     items = quantities.counted(found.num_examples, "item")
+    items += quantities.in_clusters(found.num_clusters)
     difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
     if found.verdict == "cannot_tell":
         text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
@@ -378,9 +414,12 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
     likely = [more for more in found.with_more_items if more.probability >= 0.5]
     more = likely[0] if likely else found.with_more_items[-1]
     even = "" if likely else "even "
+    size = f"{more.num_items:,}"
+    if found.num_clusters is not None:
+        size += quantities.in_clusters(round(more.factor * found.num_clusters))
     return (
-        f"{text}. With {even}{more.factor:g} times the items ({more.num_items:,}) it would be "
-        f"decided with probability {more.probability:.2g}."
+        f"{text}. With {even}{more.factor:g} times the items ({size}) it would be decided with "
+        f"probability {more.probability:.2g}."
     )
 
 

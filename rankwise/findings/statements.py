@@ -63,6 +63,12 @@ def reasons(
     )
 
 
+def _in_domain_items(numbers: Recommendation) -> str:
+    """1,319 in-domain items, or 817 in-domain items in 120 clusters."""
+    clusters = quantities.in_clusters(numbers.num_clusters_in_domain)
+    return f"{numbers.num_items_in_domain:,} in-domain items{clusters}"
+
+
 def _recommended(numbers: Recommendation) -> str:
     chosen = next(v for v in numbers.verdicts if v.qualifies)
     unit = numbers.unit
@@ -178,7 +184,7 @@ def _no_evidence(numbers: Recommendation) -> str:
     best = max(numbers.verdicts, key=lambda v: v.gain.estimate)
     return (
         f"There is no evidence for fine-tuning: no rank is shown to be better than the base on "
-        f"{numbers.num_items_in_domain:,} in-domain items; the best, {best.label}, gains "
+        f"{_in_domain_items(numbers)}; the best, {best.label}, gains "
         f"{amount(best.gain.estimate, numbers.unit)} ({score_range(best.gain, numbers.unit)})"
     )
 

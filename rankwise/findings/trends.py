@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from rankwise.findings.options import OptionName
+from rankwise.findings.options import OfOption, OptionName
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import mean_over_tasks
-from rankwise.findings.stats.items import Items
+from rankwise.findings.stats.items import Items, num_clusters
 from rankwise.records import quantities
 from rankwise.records.study import Bound, Interval, Record, Unit
 
@@ -20,11 +20,15 @@ TrendOf = Literal["train-test gap", "same outcome", "same option", "same next to
 Answer = Literal["shown", "contradicted", "undecided"]
 
 
+R = TypeVar("R", bound=OfOption)
+
+
 class RankTrend(Record):
     """A measure at the largest rank less the same at the smallest, on the same items.
 
     ``answer`` is whether it is shown to go the way that the mechanism says: a larger gap, more
-    agreement, less KL. ``num_examples`` are all items that it rests on.
+    agreement, less KL. ``num_examples`` are all items that it rests on, in ``num_clusters``
+    clusters (None: every item is its own).
     """
 
     of: TrendOf
@@ -35,6 +39,7 @@ class RankTrend(Record):
     num_examples: int
     num_seeds: int
     answer: Answer
+    num_clusters: int | None = None
 
 
 class Measured(NamedTuple):
@@ -79,6 +84,7 @@ def rank_trend(
         num_examples=sum(part.num_items for part in differences),
         num_seeds=len(differences[0].values),
         answer=answer_of(change, rises=of != "KL"),
+        num_clusters=num_clusters(differences),
     )
 
 
@@ -93,13 +99,26 @@ def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bo
 def correlated(
     x: Sequence[float], y: Sequence[float], confidence: float, noun: str
 ) -> tuple[Bound | None, str | None]:
-    """The correlation over runs or heads (``noun``), or why there is none."""
+    """The correlation over options or heads (``noun``), or why there is none."""
     found = correlation(x, y, confidence)
     if found is not None:
         return found, None
     if len(x) < MIN_PAIRS:
         return None, f"{quantities.counted(len(x), noun)}, {MIN_PAIRS} are needed"
     return None, f"one of them is the same in all {noun}s"
+
+
+def mean_of_options(runs: Sequence[R], value: Callable[[R], float]) -> tuple[list[R], list[float]]:
+    """The first run of each option, and the mean of a value over the option's runs.
+
+    Seeds of one option are no independent options: as separate points they make a correlation
+    look sure.
+    """
+    of_option: dict[str, list[R]] = {}
+    for run in runs:
+        of_option.setdefault(run.option.label, []).append(run)
+    first = [same[0] for same in of_option.values()]
+    return first, [statistics.fmean(map(value, same)) for same in of_option.values()]
 
 
 def means_by_rank(points: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -9,7 +9,7 @@ from typing import Literal
 from rankwise.findings.audits import NullPair, norms, null_pair
 from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
-from rankwise.findings.trends import correlated
+from rankwise.findings.trends import correlated, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
@@ -72,7 +72,7 @@ class NormTrend(Record):
 
 
 class Association(Record):
-    """Spearman's correlation of a measure of the weights with forgetting, over runs.
+    """Spearman's correlation of a measure of the weights with forgetting, over options.
 
     ``correlation`` is None with its ``reason``.
     """
@@ -80,7 +80,7 @@ class Association(Record):
     measure: Measure
     forgetting: str
     unit: Unit
-    num_runs: int
+    num_options: int
     correlation: Bound | None
     reason: str | None
 
@@ -218,14 +218,14 @@ def _associations(runs: Sequence[RunWeights], confidence: float) -> Iterator[Ass
     for name, _, unit in _FORGETTING:
         having = [run for run in runs if name in run.forgetting]
         for measure, value in _MEASURES if having else ():
-            x = [value(run) for run in having]
-            y = [run.forgetting[name] for run in having]
-            found, reason = correlated(x, y, confidence, "run")
+            options, x = mean_of_options(having, value)
+            _, y = mean_of_options(having, lambda run, name=name: run.forgetting[name])
+            found, reason = correlated(x, y, confidence, "option")
             yield Association(
                 measure=measure,
                 forgetting=name,
                 unit=unit,
-                num_runs=len(having),
+                num_options=len(options),
                 correlation=found,
                 reason=reason,
             )
@@ -259,13 +259,13 @@ def _statements(
     for association in associations:
         if association.measure == "intruders" and association.correlation is not None:
             evidence = {
-                1: f"Runs with more intruder dimensions have more {association.forgetting}",
+                1: f"Options with more intruder dimensions have more {association.forgetting}",
                 0: f"No evidence that intruder dimensions go with {association.forgetting}",
-                -1: f"Runs with more intruder dimensions have less {association.forgetting}",
+                -1: f"Options with more intruder dimensions have less {association.forgetting}",
             }[association.correlation.sign()]
             yield (
                 f"{evidence} (Spearman's ρ {quantities.correlation(association.correlation)} over "
-                f"{quantities.counted(association.num_runs, 'run')})."
+                f"{quantities.counted(association.num_options, 'option')})."
             )
     if runs and all(run.intruders.observed == 0 for run in runs):
         yield (

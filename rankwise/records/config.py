@@ -344,6 +344,12 @@ class EvaluationConfig(Section):
     """Task -> the metric that decides, if not the task's first."""
     domains: Mapping[str, str] = {}
     """Task or group -> domain in the report; overrides the task's own file."""
+    clusters: Mapping[str, str] = {}
+    """Task or group -> field of its documents; items of equal value come in one cluster.
+
+    Without it every item counts as independent of the others. Tasks with the same field share the
+    clusters of equal value; ``doc_id`` stands for the number of the item.
+    """
     num_fewshot: Natural | None = None
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None

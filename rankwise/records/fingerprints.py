@@ -52,8 +52,9 @@ def fingerprint(content: Any) -> str:
 
 
 def study_fingerprint(config: StudyConfig) -> str:
-    """Of a study file's settings, wherever its tasks lie."""
-    return fingerprint(config.model_dump(mode="json", exclude={"tasks_path"}))
+    """Of a study file's settings, wherever its tasks lie and whatever items are grouped by."""
+    unused = {"tasks_path": True, "evaluation": {"clusters"}}
+    return fingerprint(config.model_dump(mode="json", exclude=unused))
 
 
 def training_fingerprint(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.fingerprints import (
     divergence_fingerprint,
     head_changes_fingerprint,
@@ -369,15 +370,19 @@ class StudyFolder:
                 "this task is scored again."
             ) from error
 
-    def read_results(self) -> StudyResults:
+    def read_results(self, study: StudyRecord | None = None) -> StudyResults:
         """Everything that is finished, as the recommendation and the report need it.
 
         A run with a stage that failed is left out where its records are incomplete.
 
+        Args:
+            study: None: as it is in the folder.
+
         Raises:
             RecordError: a record is missing or cannot be read: the study has not finished.
+            TaskError: ``evaluation.clusters`` names what is not scored, or no field.
         """
-        study = self.read_study()
+        study = self.read_study() if study is None else study
         base = self._model_results(study, BASE, None, study.scored_tasks())
         failures = self.failures()
         failed = {run for failure in failures for run in failure.runs}
@@ -421,9 +426,9 @@ class StudyFolder:
                     f"{self.evaluation_file(name, task)} was scored under other settings than "
                     "study.json has now. Run the study again to finish it."
                 )
+        fields = cluster_fields(study.config.evaluation.clusters, study)
         items = {
-            task: self._items(record, self.read_samples(name, task))
-            for task, record in evaluations.items()
+            task: self._items(record, fields.get(task)) for task, record in evaluations.items()
         }
         full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
         found = [
@@ -459,7 +464,8 @@ class StudyFolder:
             head_repair=repair,
         )
 
-    def _items(self, record: TaskEvaluation, samples: list[dict[str, Any]]) -> TaskItems:
+    def _items(self, record: TaskEvaluation, cluster_field: str | None) -> TaskItems:
+        samples = self.read_samples(record.model, record.task)
         samples = [line for line in samples if line["filter"] == record.decision_filter]
         if len(samples) != record.num_examples:
             path = self.samples_file(record.model, record.task)
@@ -467,7 +473,15 @@ class StudyFolder:
                 f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
                 "record beside it and run again: only this task is scored again."
             )
-        return task_items(record, samples)
+        items = task_items(record, samples)
+        documents = {int(line["doc_id"]): line.get("doc") for line in samples}
+        if cluster_field is not None:
+            setting = f"evaluation.clusters.{record.task.partition('@')[0]}"
+            numbers = cluster_numbers(documents, cluster_field, setting, record.task)
+            return items.model_copy(update={"clusters": numbers})
+        if record.model == BASE:  # the other models have the same documents
+            return items.model_copy(update={"candidates": candidate_fields(documents)})
+        return items
 
 
 def _of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:

@@ -57,10 +57,15 @@ class SampleItem(NamedTuple):
 
 
 class SampleFile(NamedTuple):
-    """A file's items by filter, in the file's order."""
+    """A file's items by filter, in the file's order.
+
+    ``documents`` are those of all filters by ``doc_id``, None where a line has none; empty unless
+    they were asked for.
+    """
 
     path: Path
     filters: Mapping[str, Sequence[SampleItem]]
+    documents: Mapping[int, Any] = {}
 
     def metrics(self, filter_name: str) -> dict[str, bool]:
         """Every metric of a filter, and whether each item has one finite number for it."""
@@ -88,14 +93,15 @@ class SampleFile(NamedTuple):
         return weighted_by_tokens(values, tokens)
 
 
-def read_sample_file(path: Path) -> SampleFile:
-    """Read one file.
+def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
+    """Read one file; its documents are kept only on demand, since they may be large.
 
     Raises:
         DataError: the file cannot be read, is empty or not JSON, a line is not an object or has no
             usable ``doc_id``, or a document occurs twice under one filter.
     """
     filters: dict[str, dict[int, SampleItem]] = {}
+    documents: dict[int, Any] = {}
     for where, line in _lines(path):
         item = _item(line, where)
         items = filters.setdefault(str(line.get("filter", "none")), {})
@@ -108,9 +114,12 @@ def read_sample_file(path: Path) -> SampleFile:
             )
             raise DataError(f"{where}: doc_id {item.doc_id} occurs twice: {reason}.")
         items[item.doc_id] = item
+        if with_documents:
+            documents[item.doc_id] = line.get("doc")
     if not filters:
         raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
-    return SampleFile(path, {name: tuple(items.values()) for name, items in filters.items()})
+    by_filter = {name: tuple(items.values()) for name, items in filters.items()}
+    return SampleFile(path, by_filter, documents)
 
 
 def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> tuple[str, ...]:

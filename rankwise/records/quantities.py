@@ -6,6 +6,7 @@ A number that was not measured is an em dash; the reason is given next to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from rankwise.records.study import Interval, Unit
 
@@ -85,6 +86,26 @@ def count(value: int) -> str:
 def size(value: int) -> str:
     """A number of items as n = 1,319, which does not break over lines."""
     return f"n\u00a0=\u00a0{count(value)}"
+
+
+class Counted(Protocol):
+    """What rests on a number of items, which may come in clusters."""
+
+    @property
+    def num_examples(self) -> int: ...
+    @property
+    def num_clusters(self) -> int | None: ...
+
+
+def sample_size(of: Counted, noun: str = "") -> str:
+    """N = 817, or n = 817 items in 120 clusters with the noun "items"."""
+    text = f"{size(of.num_examples)} {noun}" if noun else size(of.num_examples)
+    return text + in_clusters(of.num_clusters)
+
+
+def in_clusters(number: int | None) -> str:
+    """What follows a number of items that come in clusters; empty where none do."""
+    return "" if number is None else f" in {counted(number, 'cluster')}"
 
 
 def percent(value: float) -> str:

@@ -32,7 +32,9 @@ class TaskItems(Record):
     share (0 or 1 for accuracy). With ``nats`` it is the item's mean loss per token; in prose
     longer items weigh more, so that the mean over the items is the loss per token of them all.
     ``choices`` is the option of each item with the highest log-likelihood, where there are
-    options.
+    options. ``clusters`` numbers the cluster of each item, by a field of its document; None where
+    the study sets none for the task. Else ``candidates`` has fields that may cluster the items
+    (``clusters.candidate_fields``); only the base's items do.
     """
 
     task: str
@@ -42,6 +44,8 @@ class TaskItems(Record):
     doc_ids: tuple[int, ...]
     values: tuple[float, ...]
     choices: tuple[int, ...] | None = None
+    clusters: tuple[int, ...] | None = None
+    candidates: Mapping[str, tuple[int, ...]] = {}
 
 
 class Divergence(StageRecord):

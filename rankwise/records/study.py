@@ -381,7 +381,8 @@ class Comparison(PairedDifference):
     for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
     out. Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
     ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
-    ``retention_ratio`` is there for retention tasks scored in points only.
+    ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
+    ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
     """
 
     run: str
@@ -403,6 +404,7 @@ class Comparison(PairedDifference):
     mcnemar_p_value: float | None
     holm_p_value: float | None
     retention_ratio: RetentionRatio | None = None
+    num_clusters: int | None = None
 
 
 class Bound(Interval):
@@ -434,6 +436,7 @@ class FormatEffect(PairedDifference):
     num_forgotten: int | None
     standard_difference: float
     by_format: Bound | None
+    num_clusters: int | None = None
 
 
 class OptionBounds(Record):
@@ -508,6 +511,8 @@ class Recommendation(Record):
     confidence: float
     """That nothing wrong is recommended, over all looks."""
     num_items_in_domain: int
+    num_clusters_in_domain: int | None = None
+    """The clusters that these items are in; None where every item is its own."""
     num_seeds: int
     looks: tuple[Look, ...]
     """Every judgement of this study so far, this one last."""

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import altair as alt
 
 from rankwise.findings.audits import ENOUGH, intruder_total, norms, subject
 from rankwise.records import quantities
-from rankwise.records.audits import AuditRecord
+from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy
 from rankwise.records.folder import write_atomically
-from rankwise.records.study import Provenance
-from rankwise.report.charts.audits import energy_chart, score_chart
-from rankwise.report.charts.theme import page_colours, theme
+from rankwise.records.study import Unit
+from rankwise.report import cells
+from rankwise.report.charts.energy import energy_chart
+from rankwise.report.charts.intervals import IntervalMark, interval_chart
+from rankwise.report.charts.theme import SERIES, page_colours
 from rankwise.report.charts.weight_maps import (
-    SpectrumMap,
     has_layers,
     intruder_map,
+    intruders,
     norm_map,
+    nulls,
     turned_map,
 )
-from rankwise.report.facts import Entry
+from rankwise.report.facts import NOT_RECORDED, Entry, software_facts
 from rankwise.report.parts import Chart, Figure, ReportSection, TitledTable
 from rankwise.report.rendering import dark_rules, drawn_sections, render_template
 from rankwise.report.tables.audits import kind_table, matrix_table, other_table, score_table
 
 RECORD_FILE, PAGE_FILE = "audit.json", "audit.html"
-_TITLE_WIDTH = 80
+_LETTERS = (80, 80)
 _COMMON_NAMES = ("adapter", "checkpoint", "final", "model")
 
 
@@ -75,7 +77,7 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
     if record.scores:
         yield _score_section(record)
     if record.cut is not None:
-        yield _energy_section(record)
+        yield _energy_section(record, record.cut)
     yield _size_section(record)
     if not record.is_zero:
         yield _direction_section(record)
@@ -91,64 +93,94 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
 
 
 def _score_section(record: AuditRecord) -> ReportSection:
-    remarks = [
+    remarks = (
         "Both models answered the same items. A difference is shown where its interval has only "
         "one sign; one seed, one training: whether another would do the same is not known.",
-    ]
-    title = "Difference from the base"
-    confidence = quantities.percent(record.confidence)
-    chart = score_chart(record.scores, _title(title, f"bars are {confidence} intervals"))
+    )
     words = [
         f"{score.task} {quantities.formatted(score.difference, '+.3g')} {score.unit}"
         for score in record.scores
     ]
-    caption = "Paired over the same items, each task by itself. Right of zero is better."
-    figure = _figure("scores", title, caption, words, chart)
-    tables = (TitledTable("Every task", score_table(record)),)
-    return ReportSection("scores", "Scores", tuple(remarks), (figure,), tables)
-
-
-def _energy_section(record: AuditRecord) -> ReportSection:
-    assert record.cut is not None
-    title = "Energy that is kept at a lower rank"
-    detail = "line: all matrices together; dashed: the one that loses most"
-    chart = energy_chart(record.kept, record.cut, ENOUGH, _title(title, detail))
-    shown = [cut for cut in record.kept if cut.rank & (cut.rank - 1) == 0]
-    words = [f"rank {each.rank} keeps {100 * each.share:.1f} %" for each in shown]
-    caption = (
-        "Energy is ‖delta‖_F², what is left after every matrix is cut to its closest of that rank. "
-        f"Marked is the smallest customary rank that keeps {ENOUGH:.0%}."
+    figure = Figure(
+        "scores",
+        "Difference from the base",
+        "Paired over the same items, each task by itself. Right of zero is better.",
+        f"{'; '.join(words)}.",
+        _score_chart(record.scores),
+        f"bars are {quantities.percent(record.confidence)} intervals",
+        letters=_LETTERS,
     )
-    remarks = ["Energy says what of the weights is kept, not what of the scores: score a cut one."]
-    if record.kind == "adapter":
-        remarks[0] += (
-            " A trained adapter that was cut is not what training at that rank would have found. "
-            f"To cut: rankwise truncate ADAPTER --rank {record.cut.rank} --output DIR."
+    tables = (TitledTable("Every task", score_table(record)),)
+    return ReportSection("scores", "Scores", remarks, (figure,), tables)
+
+
+def _score_chart(scores: Sequence[AuditScore]) -> Chart:
+    """The difference from the base on every task, an axis for each unit."""
+    by_unit: dict[Unit, list[IntervalMark]] = {}
+    for score in scores:
+        label = f"{score.task}, {quantities.size(score.num_examples)}"
+        mark = IntervalMark(label, score.interval, SERIES[0].light)
+        by_unit.setdefault(score.unit, []).append(mark)
+    return alt.vconcat(
+        *(
+            interval_chart(
+                marks,
+                f"adapted {quantities.MINUS} base ({cells.unit_name(unit)}), right is better",
+                width=400,
+                step=max(24, 48 / len(marks)),
+                label_limit=260,
+            )
+            for unit, marks in by_unit.items()
         )
-    figure = _figure("energy", title, caption, words, chart)
-    return ReportSection("energy", "How much rank it uses", tuple(remarks), (figure,))
+    )
+
+
+def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
+    shown = [kept for kept in record.kept if kept.rank & (kept.rank - 1) == 0]
+    words = [f"rank {kept.rank} keeps {100 * kept.share:.1f} %" for kept in shown]
+    remark = "Energy says what of the weights is kept, not what of the scores: score a cut one."
+    if record.kind == "adapter":
+        remark += (
+            " A trained adapter that was cut is not what training at that rank would have found. "
+            f"To cut: rankwise truncate ADAPTER --rank {cut.rank} --output DIR."
+        )
+    figure = Figure(
+        "energy",
+        "Energy that is kept at a lower rank",
+        "Energy is ‖delta‖_F², what is left after every matrix is cut to its closest of that rank. "
+        f"Marked is the smallest customary rank that keeps {ENOUGH:.0%}.",
+        f"{'; '.join(words)}.",
+        energy_chart(record.kept, cut, ENOUGH),
+        "line: all matrices together; dashed: the one that loses most",
+        letters=_LETTERS,
+    )
+    return ReportSection("energy", "How much rank it uses", (remark,), (figure,))
 
 
 def _size_section(record: AuditRecord) -> ReportSection:
     figures: tuple[Figure, ...] = ()
     if has_layers(record.matrices) and not record.is_zero:
-        figures = tuple(_maps([norm_map({_label(record): record.matrices})]))
+        figures = tuple(norm_map({_label(record): record.matrices}))
     table = TitledTable("By kind of matrix", kind_table(record))
     return ReportSection("size", "Where the update is", (), figures, (table,))
 
 
 def _direction_section(record: AuditRecord) -> ReportSection:
     remarks = [_compared_with(record)]
-    found = list[SpectrumMap]()
+    figures: list[Figure] = []
     if has_layers(record.matrices):
-        found.append(turned_map(_label(record), record.matrices))
-        intruders = intruder_map(_label(record), record.matrices)
-        if any(any(panel.values.values()) for panel in intruders.panels):
-            found.append(intruders)
+        figures += turned_map(_label(record), record.matrices)
+        if any(
+            intruders(change, matrix)
+            for matrix in record.matrices
+            if matrix.layer is not None
+            for change in (matrix.change, *nulls(matrix))
+        ):
+            figures += intruder_map(_label(record), record.matrices)
         else:
             also = ", nor would one under random updates" if record.null_draws else ""
             remarks.append(f"No matrix has an intruder dimension{also}: there is no map of them.")
-    return ReportSection("directions", "What it turns", tuple(remarks), tuple(_maps(found)))
+    return ReportSection("directions", "What it turns", tuple(remarks), tuple(figures))
 
 
 def _compared_with(record: AuditRecord) -> str:
@@ -164,26 +196,6 @@ def _compared_with(record: AuditRecord) -> str:
         f"updates of the same size do to them ({draws} of each kind: Gaussian, of the same norm; "
         "Haar, of the same singular values). Vectors of near-equal singular values turn freely, so "
         "a low similarity says something only where random updates have a higher one."
-    )
-
-
-def _maps(found: list[SpectrumMap]) -> Iterator[Figure]:
-    for each in found:
-        if each.panels:
-            chart = each.chart(_title(each.title, each.detail))
-            yield _figure(each.name, each.title, each.caption, each.in_words, chart, is_wide=True)
-
-
-def _figure(
-    name: str, title: str, caption: str, words: list[str], chart: Chart, *, is_wide: bool = False
-) -> Figure:
-    described = f"{'; '.join(words)}."
-    return Figure(name, title, caption, described, chart.configure(**theme()), is_wide)
-
-
-def _title(title: str, detail: str) -> alt.TitleParams:
-    return alt.TitleParams(
-        textwrap.wrap(title, _TITLE_WIDTH), subtitle=textwrap.wrap(detail, _TITLE_WIDTH)
     )
 
 
@@ -213,17 +225,13 @@ def _facts(record: AuditRecord) -> tuple[Entry, ...]:
 
 
 def _provenance(record: AuditRecord) -> tuple[Entry, ...]:
-    made: Provenance = record.provenance
-    packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
     facts = [
         Entry("Base", record.base),
         Entry("Base model fingerprint", record.base_fingerprint),
         Entry("Audited", record.target),
-        Entry("rankwise", made.rankwise_version),
-        Entry("Commit", made.git_commit or "not recorded"),
-        Entry("Packages", ", ".join(packages) or "not recorded"),
-        Entry("Device", made.device or "not recorded"),
-        Entry("Made", made.created_at),
+        *software_facts(record.provenance),
+        Entry("Device", record.provenance.device or NOT_RECORDED),
+        Entry("Made", record.provenance.created_at),
     ]
     if record.precision is not None:
         facts.insert(3, Entry("Precision of the scores", record.precision))

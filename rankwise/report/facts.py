@@ -11,6 +11,8 @@ from rankwise.records.config import AlphaConfig, StudyConfig
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, Provenance, Recommendation, RunRecord
 
+NOT_RECORDED = "not recorded"
+
 
 class Entry(NamedTuple):
     """A name and what it is."""
@@ -37,7 +39,11 @@ def judgement_facts(recommendation: Recommendation) -> tuple[Entry, ...]:
             + (derived if recommendation.epsilon_is_derived else ", as configured"),
         ),
         Entry("Confidence", f"{100 * recommendation.confidence:g} %, over all ranks at once"),
-        Entry("In-domain items", quantities.count(recommendation.num_items_in_domain)),
+        Entry(
+            "In-domain items",
+            quantities.count(recommendation.num_items_in_domain)
+            + quantities.in_clusters(recommendation.num_clusters_in_domain),
+        ),
         Entry("Seeds of each rank", quantities.count(recommendation.num_seeds)),
     ]
     return tuple(facts)
@@ -78,18 +84,25 @@ def provenance_facts(results: StudyResults) -> tuple[Entry, ...]:
     """What made the numbers."""
     made = results.study.provenance
     devices = {run.provenance.device for run in _runs(results)} | {made.device}
-    packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
     return (
         Entry("Study", results.study.config.name),
         Entry("Study fingerprint", results.study.fingerprint),
         Entry("Base model fingerprint", results.study.base_model_fingerprint),
-        Entry("rankwise", made.rankwise_version),
-        Entry("Commit", made.git_commit or "not recorded"),
-        Entry("Packages", ", ".join(packages) or "not recorded"),
+        *software_facts(made),
         Entry("Python", made.python_version),
         Entry("Platform", made.platform),
-        Entry("Device", ", ".join(sorted(d for d in devices if d)) or "not recorded"),
+        Entry("Device", ", ".join(sorted(d for d in devices if d)) or NOT_RECORDED),
         Entry("Planned", made.created_at),
+    )
+
+
+def software_facts(made: Provenance) -> tuple[Entry, ...]:
+    """With which software, for studies and audits."""
+    packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
+    return (
+        Entry("rankwise", made.rankwise_version),
+        Entry("Commit", made.git_commit or NOT_RECORDED),
+        Entry("Packages", ", ".join(packages) or NOT_RECORDED),
     )
 
 
@@ -166,10 +179,10 @@ def _alpha(alpha: AlphaConfig) -> str:
 
 
 def _range(values: Iterable[int]) -> str:
-    found = sorted(set(values))
-    if not found:
+    ordered = sorted(values)
+    if not ordered:
         return quantities.NOT_MEASURED
-    low, high = quantities.count(found[0]), quantities.count(found[-1])
+    low, high = quantities.count(ordered[0]), quantities.count(ordered[-1])
     return low if low == high else f"{low} to {high}"
 
 
@@ -191,16 +204,12 @@ def _mixed_versions(results: StudyResults) -> Iterable[str]:
     made = [run.provenance for run in _runs(results)]
     names = sorted({name for provenance in made for name in provenance.package_versions})
     for name in names:
-        found = sorted({each.package_versions.get(name, "none") for each in made})
-        if len(found) > 1:
-            yield f"The runs were made with different versions of {name}: {', '.join(found)}."
+        versions = sorted({run.package_versions.get(name, "none") for run in made})
+        if len(versions) > 1:
+            yield f"The runs were made with different versions of {name}: {', '.join(versions)}."
     for name, values in (
-        ("devices", {_device(each) for each in made}),
-        ("versions of rankwise", {each.rankwise_version for each in made}),
+        ("devices", {run.device or NOT_RECORDED for run in made}),
+        ("versions of rankwise", {run.rankwise_version for run in made}),
     ):
         if len(values) > 1:
             yield f"The runs were made with different {name}: {', '.join(sorted(values))}."
-
-
-def _device(provenance: Provenance) -> str:
-    return provenance.device or "not recorded"

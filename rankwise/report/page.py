@@ -100,13 +100,13 @@ def write_report(
         StorageError: the folder cannot be written.
     """
     parts = _parts(results, recommendation)
-    number = max((figure.number for part in parts for figure in part.figures), default=0)
+    number = max((drawn.number for part in parts for drawn in part.figures), default=0)
     sections = drawn_sections(study_sections(results, recommendation, findings), number)
     page = render_page(results, parts, sections)
     files: dict[str, str | bytes] = {}
-    for each in (figure for shown in (*parts, *sections) for figure in shown.figures):
-        if each.svg:
-            files |= {f"{each.figure.name}.svg": each.svg, f"{each.figure.name}.png": each.png}
+    for drawn in (drawn for shown in (*parts, *sections) for drawn in shown.figures):
+        if drawn.svg:
+            files |= {f"{drawn.figure.name}.svg": drawn.svg, f"{drawn.figure.name}.png": drawn.png}
     for part in parts:
         tables = csv_tables(part.results, part.recommendation, part.summaries)
         files |= {f"{part.prefix}{name}": text for name, text in tables.items()}
@@ -142,7 +142,10 @@ def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
         write_atomically(folder / name, content)
     for path in folder.iterdir():
         if path.name not in files and path.suffix in (".svg", ".png", ".csv"):
-            _remove(path)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
 
 
 def render_page(
@@ -154,9 +157,11 @@ def render_page(
         study=results.study,
         base_model=base_model_name(results.study.config),
         trained_on=source_name(results.study.config),
-        headline=_headline(parts),
+        # one outcome, or how many trained tasks there are
+        headline=_answer(parts[0]) if len(parts) == 1 else f"{len(parts)} trained tasks",
         warnings=study_warnings(results),
-        columns=_columns(len(results.study.config.seeds) > 1),
+        # the seed is a column only where there are several
+        columns=[name for name in COLUMNS if name != "seed" or len(results.study.config.seeds) > 1],
         score_columns=_SCORE_COLUMNS,
         parts=[_shown(part) for part in parts],
         sections=sections,
@@ -165,11 +170,6 @@ def render_page(
         dark=dark_rules(page_colours(model.kind for part in parts for model in part.summaries)),
         files=FILES,
     )
-
-
-def _headline(parts: Sequence[_Part]) -> str:
-    """The title's last words: one outcome, or how many of each."""
-    return _answer(parts[0]) if len(parts) == 1 else f"{len(parts)} trained tasks"
 
 
 def _answer(part: _Part) -> str:
@@ -201,29 +201,17 @@ def _shown(part: _Part) -> dict[str, Any]:
     }
 
 
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
-
-
-def _columns(has_seeds: bool) -> tuple[str, ...]:
-    """All columns; the seed is one only where there are several."""
-    return tuple(name for name in COLUMNS if has_seeds or name != "seed")
-
-
 def _relations(part: _Part) -> tuple[tuple[str, Table | str], ...]:
     """The title of every relation, and its table or why there is none."""
-    found: list[tuple[str, Table | str]] = []
+    titled: list[tuple[str, Table | str]] = []
     for relation in RELATIONS:
         table = relation_table(part.results, part.recommendation, part.summaries, relation)
         if table is None:
             named = bool(part.results.tasks.get(relation))
             reason = "no run was scored" if named else "the study names no such task"
             table = f"Not measured: {reason}."
-        found.append((RELATION_NAMES[relation].capitalize(), table))
-    return tuple(found)
+        titled.append((RELATION_NAMES[relation].capitalize(), table))
+    return tuple(titled)
 
 
 def study_sections(
@@ -244,5 +232,4 @@ def study_sections(
         sections.append(weight_section(findings.weights, results))
     if findings.heads:
         sections.append(head_section(findings.heads, results))
-    sections.append(claims_section(findings.claims))
-    return tuple(sections)
+    return (*sections, claims_section(findings.claims))

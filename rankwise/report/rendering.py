@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rankwise.report.charts.theme import Colour
+from rankwise.report.charts.theme import Colour, theme
 from rankwise.report.parts import Chart, Figure, ReportSection
 
 PNG_SCALE = 2.5
@@ -61,7 +63,7 @@ def draw_figures(figures: Sequence[Figure], number: int) -> tuple[DrawnFigure, .
             drawn.append(DrawnFigure(figure, 0, "", b""))
             continue
         number += 1
-        svg = _svg(figure.chart)
+        svg = _svg(figure, figure.chart)
         # from the SVG: checking and compiling the chart a second time takes longer than drawing it
         png = vl_convert.svg_to_png(svg, scale=PNG_SCALE)
         drawn.append(DrawnFigure(figure, number, svg, png))
@@ -78,9 +80,15 @@ def drawn_sections(sections: Sequence[ReportSection], number: int) -> tuple[Draw
     return tuple(drawn)
 
 
-def _svg(chart: Chart) -> str:
+def _svg(figure: Figure, chart: Chart) -> str:
+    """The chart under the figure's title, in the look of the page."""
+    title, detail = (
+        textwrap.wrap(text, letters)
+        for text, letters in zip((figure.title, figure.detail), figure.letters, strict=True)
+    )
+    titled = chart.properties(title=alt.TitleParams(title, subtitle=detail))
     file = io.StringIO()
-    chart.save(file, format="svg")
+    titled.configure(**theme()).save(file, format="svg")
     return file.getvalue()
 
 

@@ -9,7 +9,8 @@ from rankwise.findings.models import ModelSummary
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Interval, PlannedRun, Recommendation, Relation, RunRecord, Unit
+from rankwise.records.study import Recommendation, Relation, RunRecord
+from rankwise.report import cells
 from rankwise.report.parts import EMPTY, Cell, Heading
 
 Summaries = Sequence[ModelSummary]
@@ -35,18 +36,18 @@ class VerdictRow:
     is_recommended: bool
     problem: str | None
     model: Cell
-    seed: Cell
-    alpha: Cell
-    learning_rate: Cell
-    parameters: Cell
-    in_domain: Cell
-    gain: Cell
-    out_of_domain: Cell
-    retention: Cell
-    worst_retention: Cell
-    forgetting: Cell
-    train_time: Cell
-    peak_memory: Cell
+    seed: Cell = EMPTY
+    alpha: Cell = EMPTY
+    learning_rate: Cell = EMPTY
+    parameters: Cell = EMPTY
+    in_domain: Cell = EMPTY
+    gain: Cell = EMPTY
+    out_of_domain: Cell = EMPTY
+    retention: Cell = EMPTY
+    worst_retention: Cell = EMPTY
+    forgetting: Cell = EMPTY
+    train_time: Cell = EMPTY
+    peak_memory: Cell = EMPTY
 
 
 COLUMNS = tuple(field.name for field in fields(VerdictRow))[3:]
@@ -75,7 +76,7 @@ def verdict_headings(
         "in_domain": Heading(
             "In-domain score", _detail(results, "in_domain", base.in_domain, with_metric=True)
         ),
-        "gain": Heading("Gain", _unit(recommendation.unit)),
+        "gain": Heading("Gain", cells.unit_name(recommendation.unit)),
         "out_of_domain": Heading(
             "Out-of-domain score", _detail(results, "out_of_domain", base.out_of_domain)
         ),
@@ -108,51 +109,16 @@ def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> tuple
     return tuple(notes)
 
 
-def interval_cell(
-    interval: Interval, unit: Unit, *, signed: bool = True, note: str = "", prefix: str = ""
-) -> Cell:
-    """A difference with its sign, or a score; ``prefix`` is a word before the number."""
-    write = quantities.change if signed else quantities.score
-    ends = quantities.change_interval if signed else quantities.score_interval
-    value = f"{prefix} {write(interval.estimate, unit)}".strip()
-    return Cell(value, ends(interval.lower, interval.upper, unit), note)
-
-
-def mean_cell(
-    mean: TaskMean | None, *, signed: bool = True, note: str = "", prefix: str = ""
-) -> Cell:
-    """The same for a mean over tasks; EMPTY where there is none."""
-    if mean is None:
-        return EMPTY
-    return interval_cell(mean, mean.unit, signed=signed, note=note, prefix=prefix)
-
-
-def correlation_cell(rho: Interval | None, reason: str | None = None) -> Cell:
-    """Spearman's ρ with its interval, or why there is none."""
-    if rho is None:
-        return Cell(quantities.NOT_MEASURED, "", reason or "")
-    value, _, interval = quantities.correlation(rho).partition(" ")
-    return Cell(value, interval.strip("()"))
-
-
 def _base_row(base: ModelSummary) -> VerdictRow:
     return VerdictRow(
         name=base.name,
         is_recommended=False,
         problem=None,
         model=Cell("base", "", "untouched"),
-        seed=EMPTY,
-        alpha=EMPTY,
-        learning_rate=EMPTY,
-        parameters=EMPTY,
-        in_domain=mean_cell(base.in_domain, signed=False),
-        gain=EMPTY,
-        out_of_domain=mean_cell(base.out_of_domain, signed=False),
-        retention=mean_cell(base.retention, signed=False, prefix="score"),
-        worst_retention=EMPTY,
-        forgetting=mean_cell(base.held_out_loss, signed=False, prefix="loss"),
-        train_time=EMPTY,
-        peak_memory=EMPTY,
+        in_domain=cells.mean(base.in_domain, signed=False),
+        out_of_domain=cells.mean(base.out_of_domain, signed=False),
+        retention=cells.mean(base.retention, signed=False, prefix="score"),
+        forgetting=cells.mean(base.held_out_loss, signed=False, prefix="loss"),
     )
 
 
@@ -164,6 +130,7 @@ def _run_row(summary: ModelSummary, run: RunRecord) -> VerdictRow:
     problem = None
     if run.status == "diverged":
         problem = f"diverged and was not scored: {run.message or 'no reason was recorded'}"
+    rate, parameters = plan.learning_rate, quantities.parameters(plan.num_trainable_parameters)
     return VerdictRow(
         name=summary.name,
         is_recommended=summary.is_recommended,
@@ -171,35 +138,25 @@ def _run_row(summary: ModelSummary, run: RunRecord) -> VerdictRow:
         model=Cell(name, "", "recommended" if summary.is_recommended else ""),
         seed=EMPTY if plan.seed is None else Cell(str(plan.seed)),
         alpha=EMPTY if plan.alpha is None else Cell(quantities.number(plan.alpha)),
-        learning_rate=_rate(plan),
-        parameters=Cell(
-            quantities.parameters(plan.num_trainable_parameters),
-            "",
-            quantities.share(plan.trainable_share),
-        ),
-        in_domain=mean_cell(summary.in_domain, signed=False),
-        gain=mean_cell(summary.gain),
-        out_of_domain=mean_cell(summary.out_of_domain, signed=False),
-        retention=mean_cell(summary.retention_change),
+        learning_rate=EMPTY if rate is None else Cell(quantities.learning_rate(rate)),
+        parameters=Cell(parameters, "", quantities.share(plan.trainable_share)),
+        in_domain=cells.mean(summary.in_domain, signed=False),
+        gain=cells.mean(summary.gain),
+        out_of_domain=cells.mean(summary.out_of_domain, signed=False),
+        retention=cells.mean(summary.retention_change),
         worst_retention=_worst(summary),
-        forgetting=mean_cell(summary.forgetting),
+        forgetting=cells.mean(summary.forgetting),
         train_time=Cell(quantities.seconds(run.train_seconds)),
         peak_memory=Cell(quantities.memory(run.peak_memory_bytes)),
     )
-
-
-def _rate(plan: PlannedRun) -> Cell:
-    if plan.learning_rate is None:
-        return EMPTY
-    return Cell(quantities.learning_rate(plan.learning_rate))
 
 
 def _worst(summary: ModelSummary) -> Cell:
     worst = summary.worst_retention
     if worst is None:
         return EMPTY
-    note = f"{worst.task}, {quantities.size(worst.num_examples)}"
-    return interval_cell(worst.interval, worst.unit, note=note)
+    note = f"{worst.task}, {quantities.sample_size(worst)}"
+    return cells.interval(worst.interval, worst.unit, note=note)
 
 
 def _detail(
@@ -215,11 +172,7 @@ def _detail(
         if task in items and items[task].unit == base.unit
     }
     parts = [metrics.pop()] if with_metric and len(metrics) == 1 else []
-    parts.append(_unit(base.unit))
-    size = quantities.size(base.num_examples)
+    parts.append(cells.unit_name(base.unit))
+    size = quantities.sample_size(base)
     parts.append(size if base.num_tasks == 1 else f"{size} in {base.num_tasks} tasks")
     return ", ".join(parts)
-
-
-def _unit(unit: Unit) -> str:
-    return "points" if unit == "points" else "nats per token"

@@ -25,6 +25,7 @@ from rankwise.findings.signatures.found import (
 )
 from rankwise.findings.signatures.scores import NEARLY_PERFECT_NATS
 from rankwise.findings.stats.estimates import seed_spread
+from rankwise.findings.stats.items import Items
 from rankwise.findings.study import study_findings
 from rankwise.records.config import RecommendationConfig
 from rankwise.records.folder import StudyFolder
@@ -530,7 +531,7 @@ def test_the_bound_of_the_seed_spread_holds() -> None:
         for _ in range(2000):
             skill = rng.normal(70.0, truth, 4)[:, None]
             runs = skill + rng.normal(0.0, 30.0, 200) + rng.normal(0.0, 30.0, (4, 200))
-            missed[truth] += seed_spread([runs], 0.95).lower > truth
+            missed[truth] += seed_spread([Items(runs, 0.0)], 0.95).lower > truth
     for count in missed.values():
         assert count / 2000 < 0.036
     assert missed[2.0] / 2000 > 0.015
@@ -573,7 +574,7 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
 def test_a_section_without_any_says_what_was_looked_for() -> None:
     section = signature_section((), {"does_not_stop": "no generation task"}, 0.95)
     assert section.tables == ()
-    assert section.remarks[0].startswith("None of the 12 signatures looked for was found: diverged")
+    assert section.remarks[0].startswith("Looked for and not found: diverged")
     assert section.remarks[1].endswith("does not stop (no generation task).")
 
 

@@ -30,6 +30,9 @@ from tests.planted.weights import (
     with_spectra,
 )
 
+MANY = {2**power: 0.88 - 0.02 * power for power in range(9)}
+"""Ranks 1 to 256, each of which keeps less than the one before."""
+
 
 def found(results: StudyResults, of: Any = logarithmic) -> TrainTaskWeights:
     (source,) = option_gains(with_spectra(results, of))
@@ -187,19 +190,27 @@ def test_two_ranks_or_a_zero_update_have_no_trend() -> None:
 def test_intruders_that_grow_with_forgetting_are_correlated() -> None:
     part = found(planted_study(SAME, FORGET))
     each = association(part, "intruders", "retention loss")
-    assert (each.unit, each.num_runs, each.reason) == ("points", 5, None)
+    assert (each.unit, each.num_options, each.reason) == ("points", 5, None)
     assert each.correlation is not None
     by_hand = rank_correlation(range(5), range(5), part.confidence)
     assert by_hand is not None
     rho = each.correlation
     assert (rho.estimate, rho.lower, rho.upper) == by_hand[:3]
     assert rho.estimate == pytest.approx(1.0)
-    statement = f"Spearman's ρ 1.00 ({quantities.formatted(rho.lower, '.2f')} to 1.00) over 5 runs"
+    statement = (
+        f"Spearman's ρ 1.00 ({quantities.formatted(rho.lower, '.2f')} to 1.00) over 5 options"
+    )
     (said,) = (each for each in part.statements if "retention loss" in each)
     assert said.startswith("No evidence that intruder dimensions go with retention loss")
     assert statement in said
-    # more seeds of the same order: more runs, and now it is shown
-    many = found(planted_study(SAME, FORGET, seeds=(0, 1, 2)))
+    # more seeds of the same options are no more options
+    again = association(
+        found(planted_study(SAME, FORGET, seeds=(0, 1, 2))), "intruders", "retention loss"
+    )
+    assert again.num_options == 5
+    assert again.correlation == rho
+    # more ranks of the same order, and now it is shown
+    many = found(planted_study(dict.fromkeys(MANY, 0.7), MANY))
     rho = association(many, "intruders", "retention loss").correlation
     assert rho is not None
     assert rho.lower > 0.5
@@ -211,7 +222,8 @@ def test_what_falls_with_forgetting_has_the_other_sign() -> None:
     rho = association(found(planted_study(SAME, kept)), "intruders", "retention loss").correlation
     assert rho is not None
     assert rho.estimate == pytest.approx(-1.0)
-    many = found(planted_study(SAME, kept, seeds=(0, 1, 2)))
+    kept_by_many = {rank: 1.7 - score for rank, score in MANY.items()}
+    many = found(planted_study(dict.fromkeys(MANY, 0.7), kept_by_many))
     (said,) = (each for each in many.statements if "retention loss" in each)
     assert "more intruder dimensions have less retention loss" in said
     text = {rank: 2.5 + 0.1 * math.log2(rank) for rank in RANKS}  # and lose more of prose
@@ -242,7 +254,7 @@ def reasons(part: TrainTaskWeights) -> dict[str, str | None]:
 
 def test_too_few_runs_have_no_correlation_and_say_so() -> None:
     part = found(planted_study({4: 0.7, 16: 0.7, 64: 0.7}, FORGET))
-    assert set(reasons(part).values()) == {"3 runs, 4 are needed"}
+    assert set(reasons(part).values()) == {"3 options, 4 are needed"}
     assert all(each.correlation is None for each in part.associations)
     assert not any("Spearman" in each for each in part.statements)
 
@@ -250,13 +262,13 @@ def test_too_few_runs_have_no_correlation_and_say_so() -> None:
 def test_what_is_the_same_in_all_runs_has_no_correlation_and_says_so() -> None:
     part = found(planted_study(SAME, FORGET), lambda run: spectra(run, lambda _: run.rank or 1.0))
     assert reasons(part) == {
-        "intruders": "one of them is the same in all runs",
+        "intruders": "one of them is the same in all options",
         "norm of the update": None,
-        "turned directions": "one of them is the same in all runs",
+        "turned directions": "one of them is the same in all options",
     }
     assert any("No run has an intruder dimension" in each for each in part.statements)
     level = found(planted_study(SAME, dict.fromkeys(RANKS, 0.85)))
-    assert set(reasons(level).values()) == {"one of them is the same in all runs"}
+    assert set(reasons(level).values()) == {"one of them is the same in all options"}
     assert not any("No run has an intruder" in each for each in level.statements)
 
 
@@ -274,7 +286,7 @@ def test_what_is_no_plain_lora_is_left_out_with_its_reason() -> None:
     assert part.left_out == {dora: "it is DoRA"}
     assert [run.option.rank for run in part.runs] == [4, 8, 32, 64]
     assert part.norm_trends[0].ranks == (4, 8, 32, 64)
-    assert association(part, "intruders", "retention loss").num_runs == 4
+    assert association(part, "intruders", "retention loss").num_options == 4
     alone = found(results, lambda run: record(run, (), "it is DoRA"))
     assert (alone.runs, alone.norm_trends, alone.associations) == ((), (), ())
     assert alone.statements == ()
@@ -290,7 +302,7 @@ def test_a_diverged_run_takes_no_part() -> None:
 
 
 def test_a_run_of_which_another_seed_diverged_stands_beside_the_fit() -> None:
-    """Trends are over complete options only; correlations over all runs."""
+    """Trends are over complete options only; correlations over all."""
     results = planted_study(SAME, FORGET, seeds=(0, 1), diverged=[(16, 1)])
 
     def of(run: PlannedRun) -> SpectraRecord | None:
@@ -298,7 +310,7 @@ def test_a_run_of_which_another_seed_diverged_stands_beside_the_fit() -> None:
 
     part = found(results, of)
     assert part.norm_trends[0].ranks == (4, 4, 8, 8, 32, 32, 64, 64)
-    assert association(part, "intruders", "retention loss").num_runs == 9
+    assert association(part, "intruders", "retention loss").num_options == 5
 
 
 def test_a_study_whose_weights_nobody_looked_into_has_no_findings() -> None:

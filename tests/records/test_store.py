@@ -18,9 +18,10 @@ from rankwise.records import folder as store
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder, read_record
 from rankwise.records.folder import write_atomically as write
-from rankwise.records.results import StudyResults, TaskItems
+from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
 from tests.planted import results as planted_results
+from tests.planted.folders import write_study
 
 ODD_NAMES = [
     "plain",
@@ -47,30 +48,6 @@ def results() -> StudyResults:
 @pytest.fixture
 def folder(tmp_path: Path) -> StudyFolder:
     return StudyFolder(tmp_path / "study")
-
-
-def samples_of(evaluation: TaskEvaluation, items: TaskItems) -> list[dict[str, Any]]:
-    choices = items.choices or [0] * len(items.values)
-    return [
-        {
-            "doc_id": index,
-            "filter": evaluation.decision_filter,
-            evaluation.decision_metric: value,
-            "num_loss_tokens": 8,  # a power of two: scaling by it is exact
-            "metrics": [evaluation.decision_metric],
-            "resps": [[[-1.0 if option == choice else -2.0, False]] for option in range(4)],
-        }
-        for index, (value, choice) in enumerate(zip(items.values, choices, strict=True))
-    ]
-
-
-def write_study(folder: StudyFolder, results: StudyResults) -> None:
-    folder.write(folder.study_file, results.study)
-    for model in (results.base, *results.runs):
-        if model.run is not None:
-            folder.write(folder.run_file(model.name), model.run)
-        for task, evaluation in model.evaluations.items():
-            folder.write_evaluation(evaluation, samples_of(evaluation, model.items[task]))
 
 
 def scored(folder: StudyFolder, fingerprint: str) -> TaskEvaluation | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -19,11 +20,11 @@ from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun
-from rankwise.report.changes import drawn_options
-from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatmap, step_colour
-from rankwise.report.charts.subjects import option_marks
+from rankwise.report.cells import drawn_options
+from rankwise.report.charts.intervals import option_marks
 from rankwise.report.charts.theme import UNSHOWN, page_colours
 from rankwise.report.page import study_sections, write_report
+from rankwise.report.sections.transfer import step_colour, transfer_section
 from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
 from tests.planted.results import planted_study
 from tests.support.pages import Page
@@ -240,20 +241,27 @@ def test_a_cell_is_coloured_by_size_and_muted_where_nothing_is_shown() -> None:
     assert len({*gains, *losses, UNSHOWN.light}) == 11
 
 
-def test_a_heatmap_takes_long_names_and_empty_cells() -> None:
-    columns = [
-        HeatColumn("law", "a_very_long_task_name_with_many_parts_and_more"),
-        HeatColumn("", "b"),
+def test_a_matrix_takes_long_names_and_empty_cells() -> None:
+    long_task = "a_very_long_task_name_with_many_parts_and_more"
+    label = "rank 128, alpha 2r, rate 2e-4 × (r/32)^-1/2, on q/k/v/o"
+    results = planted_study(out_of_domain_tasks=(long_task,))
+    found = study_findings(results, recommend(results)).transfer
+    assert found is not None
+    names = {"rank 64": label}
+    cells = [
+        cell.model_copy(update={"label": names.get(cell.label, cell.label)})
+        for cell in found.cells
+        if not (cell.label == "rank 64" and cell.relation == "out_of_domain")
     ]
-    cell = HeatCell(mean(1.0, -1.0, 3.0), is_own=True)
-    rows = [HeatRow("", "rank 128, alpha 2r, rate 2e-4 × (r/32)^-1/2, on q/k/v/o", (cell, None))]
-    spec: dict[str, Any] = heatmap(rows, columns, "title").to_dict()
-    texts = [
-        value["text"]
-        for layer in spec["layer"]
-        for value in layer["data"].get("values", [])
-        if "text" in value
+    options = [
+        option.model_copy(update={"label": names.get(option.label, option.label)})
+        for option in found.options
     ]
+    changed = found.model_copy(update={"cells": tuple(cells), "options": tuple(options)})
+    (figure,) = transfer_section(changed).figures
+    assert figure.chart is not None
+    spec: dict[str, Any] = figure.chart.to_dict()
+    texts = re.findall(r'"text": "([^"]*)"', json.dumps(spec, ensure_ascii=False))
     assert "rank 128, alpha 2r, rate 2e-4 ×" in texts
     assert quantities.NOT_MEASURED in texts
     assert all(len(text) <= 36 for text in texts)

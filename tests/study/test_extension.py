@@ -62,13 +62,40 @@ def test_more_items_are_scored_and_none_again(
     assert sorted(asked) == sorted([items, 3] * 2)  # of each model: new options or prompts, prose
     monkeypatch.undo()
     whole, _ = run(load_config(study_file, [*settings, "evaluation.limit=7"]), tmp_path / "whole")
-    assert grown.recommendation == whole.recommendation
+    (more,), (once,) = (each.recommendation.by_train_task for each in (grown, whole))
+    assert more.comparisons == once.comparisons
+    # grown, it is the second look, and is judged by the margins of the first
+    assert [look.number for look in more.looks] == [1, 2]
+    assert [look.number for look in once.looks] == [1]
+    assert more.looks[-1].num_items == once.looks[-1].num_items
     for mine, theirs in zip(grown.results.runs, whole.results.runs, strict=True):
         assert mine.items == theirs.items
         for name, record in mine.evaluations.items():
             other = theirs.evaluations[name]
             same = {"score_seconds": 0.0}
             assert record.model_copy(update=same) == other.model_copy(update=same)
+
+
+def test_clusters_are_found_in_what_was_scored(
+    study_file: Path, tmp_path: Path, tasks_folder: Path
+) -> None:
+    """The task, its other format and its trained rows have them; nothing is done again."""
+    module = tasks_folder / "colours.py"
+    text = module.read_text(encoding="utf-8")
+    module.write_text(text.replace('"label":', '"story": index // 2, "label":'), encoding="utf-8")
+    settings = [*SETTINGS, "evaluation.limit=6", "evaluation.out_of_domain=[]"]
+    plain, _ = run(load_config(study_file, settings), tmp_path / "study")
+    settings.append("evaluation.clusters={colours: story}")
+    clustered, stages = run(load_config(study_file, settings), tmp_path / "study")
+    assert stages == []
+    for model in (clustered.results.base, *clustered.results.runs):
+        numbers = {task: items.clusters for task, items in model.items.items()}
+        assert numbers["small_prose"] is None
+        assert [len(set(numbers[task])) for task in ("colours", "colours@train")] == [3, 2]
+    assert plain.recommendation.by_train_task[0].num_clusters_in_domain is None
+    (answer,) = clustered.recommendation.by_train_task
+    assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (6, 3)
+    assert any("colours has 6 items in 3 clusters" in reason for reason in answer.reasons)
 
 
 def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path: Path) -> None:

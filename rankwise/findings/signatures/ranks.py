@@ -148,7 +148,8 @@ def _unstable(
     if len(option.runs) < 2:
         return
     gains, unit = [source.gains(option.runs, task) for task in tasks], recommendation.unit
-    spread = TaskMean.over(gains, unit, *seed_spread(gains, source.confidence))
+    parts = source.items(gains, tasks)
+    spread = TaskMean.over(parts, unit, *seed_spread(parts, source.confidence))
     if spread.sign(at=recommendation.delta) <= 0:
         return
     scores = [

@@ -16,8 +16,8 @@ from rankwise.findings.options import Option, OptionGains, TaskMean
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.findings.stats.estimates import crossed_difference, mean_over_tasks, wilson_interval
-from rankwise.findings.stats.items import POINTS
+from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
+from rankwise.findings.stats.items import POINTS, Items, num_clusters
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.study import Recommendation, Unit
@@ -163,6 +163,7 @@ def _gap(source: OptionGains, option: Option, task: str, seen: str) -> TaskMean:
         num_examples=sum(part.num_items for part in parts),
         num_tasks=1,
         num_seeds=len(option.runs),
+        num_clusters=num_clusters(parts),
     )
 
 
@@ -207,6 +208,8 @@ class Level(NamedTuple):
 def level(models: Sequence[ModelResults], task: str, confidence: float) -> Level:
     """The score of models that differ by seed, with Wilson's bound, for a loss with Student's.
 
+    Of items in clusters Wilson's takes the clusters for items, as if all of one were alike.
+
     They are the base alone, or the runs of one option; the interval is two-sided.
 
     Raises:
@@ -218,9 +221,11 @@ def level(models: Sequence[ModelResults], task: str, confidence: float) -> Level
     items = [model.items[task] for model in models]
     values = np.array([each.values for each in items], dtype=np.float64)
     mean = float(values.mean())
+    clusters = None if items[0].clusters is None else np.asarray(items[0].clusters)
+    part = Items(values, 0.0, clusters=clusters)
     if items[0].unit == "nats":
-        _, upper = crossed_difference(values, item_size=0.0).interval(confidence)
+        _, upper = mean_over_tasks([part]).interval(confidence)
         return Level(mean, upper, "nats")
-    num_items = values.shape[1]
-    lower, _ = wilson_interval(mean * num_items, num_items, confidence)
+    size = num_clusters([part]) or part.num_items
+    lower, _ = wilson_interval(mean * size, size, confidence)
     return Level(POINTS * mean, POINTS * lower, "points")

@@ -48,7 +48,8 @@ class Signature(Record):
     ``label`` names the option, "rank 8" or "full fine-tuning"; it is empty where the failure is
     one of the whole study. ``estimate`` and its bounds are the difference or the share that was
     judged, in ``unit``, a share in points; each interval is two-sided and by itself, at the
-    study's confidence. ``num_items`` is the number of items behind them.
+    study's confidence. ``num_items`` is the number of items behind them, in ``num_clusters``
+    clusters (None: every item is its own).
     """
 
     name: SignatureName
@@ -62,6 +63,7 @@ class Signature(Record):
     upper: float | None = None
     unit: Unit | None = None
     num_items: int | None = None
+    num_clusters: int | None = None
 
     @property
     def title(self) -> str:
@@ -88,6 +90,7 @@ def signature(
         advice=advice,
         **judged.model_dump(include={"estimate", "lower", "upper", "unit"}),
         num_items=judged.num_examples,
+        num_clusters=judged.num_clusters,
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.findings.stats.estimates import PSEUDO_ITEMS, Spread
-from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.items import Floats, Items, by_cluster, sharing
 
 
 class TaskPart(NamedTuple):
@@ -21,13 +21,15 @@ class TaskPart(NamedTuple):
     ``items`` (K, K) is that of the means over items, in which the interaction of seed and item is
     contained; ``interaction`` (K, K) is that part alone, zero with one seed; ``pseudo`` (K, K) the
     pseudo-items'. All are of the mean over seeds and items, times the task's share squared.
-    ``centred`` (K, n) are the items' values less their mean, times the share.
+    ``centred`` (K, n) are the items' values less their mean, times the share. Items in clusters are
+    one value for each cluster; ``places`` are the tasks', several where they share clusters.
     """
 
     items: Floats
     interaction: Floats
     pseudo: Floats
     centred: Floats
+    places: tuple[int, ...]
 
     @property
     def freedom(self) -> int:
@@ -136,7 +138,7 @@ def block(tasks: Sequence[Items]) -> Block:
     pseudo_of_one_item = PSEUDO_ITEMS / 2.0 * (np.eye(num_options) + 1.0)
     by_seed = np.zeros((num_seeds, num_options))
     parts: list[TaskPart] = []
-    for task in tasks:
+    for task, places in zip(by_cluster(tasks), sharing(tasks), strict=True):
         num_items, share = task.num_items, task.weight / total
         if num_items < 2:
             raise ValueError(f"{num_items} items give no standard error; at least 2 are needed")
@@ -150,6 +152,7 @@ def block(tasks: Sequence[Items]) -> Block:
                 interaction=_interaction(values),
                 pseudo=(share * task.item_size / num_items) ** 2 * pseudo_of_one_item,
                 centred=centred,
+                places=tuple(places),
             )
         )
     return Block(by_seed.mean(axis=0), by_seed, tuple(parts), seed_variances(by_seed))

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 from statsmodels.stats.proportion import proportion_confint
 
-from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.items import Floats, Items, by_cluster
 
 PSEUDO_ITEMS = 2.0
 """Disagreements added to every variance of shares: one in each direction."""
@@ -125,19 +125,21 @@ def mean_over_tasks(tasks: Sequence[Items]) -> Estimate:
     """Mean difference of two models over tasks, as ``crossed_difference`` within each.
 
     Each task has its own items, so the variances of their means add; their runs are the same,
-    so the variance of the seeds is that of the seeds' means over all tasks.
+    so the variance of the seeds is that of the seeds' means over all tasks. Of items in clusters,
+    the clusters take the place of the items (``items.by_cluster``).
 
     Args:
         tasks: at least one, each (n,) or (m, n); n may differ, the m seeds are the same in the
             same order. Their weights are above 0.
 
     Raises:
-        ValueError: no task, other numbers of seeds, fewer than two items in a task, or a number
-            that is not finite.
+        ValueError: no task, other numbers of seeds, fewer than two items or clusters in a task, or
+            a number that is not finite.
     """
-    arrays = [np.atleast_2d(task.values) for task in tasks]
-    if len({len(array) for array in arrays}) != 1:
+    if len({np.atleast_2d(task.values).shape[0] for task in tasks}) != 1:
         raise ValueError("every task needs the same seeds, and one task is needed at least")
+    tasks = by_cluster(tasks)
+    arrays = [np.atleast_2d(task.values) for task in tasks]
     sizes = np.array([task.num_items for task in tasks], dtype=np.float64)
     if sizes.min() < 2:
         raise ValueError(f"{sizes.min():g} items give no standard error; at least 2 are needed")
@@ -179,7 +181,7 @@ class SeedSpread(NamedTuple):
     upper: float
 
 
-def seed_spread(tasks: Sequence[ArrayLike], confidence: float) -> SeedSpread:
+def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
     """The standard deviation of one run's true score, from several seeds on the same items.
 
     Runs of equal skill err on different items, so their scores differ by chance. That part, the
@@ -190,19 +192,22 @@ def seed_spread(tasks: Sequence[ArrayLike], confidence: float) -> SeedSpread:
 
     Args:
         tasks: at least one, each (m, n) with the same m seeds, at least two, and n items, at
-            least two; the score is the mean of the tasks' means.
+            least two; the score is the weighted mean of the tasks' means.
         confidence: 0..1, two-sided.
     """
-    arrays = [np.asarray(task, dtype=np.float64) for task in tasks]
+    tasks = by_cluster(tasks)
+    arrays = [task.values for task in tasks]
+    total = sum(task.weight for task in tasks)
+    shares = [task.weight / total for task in tasks]
     num_seeds = len(arrays[0])
-    scores = np.mean([array.mean(axis=1) for array in arrays], axis=0)
+    scores = np.sum([share * a.mean(axis=1) for share, a in zip(shares, arrays, strict=True)], 0)
     between = float(scores.var(ddof=1))
     by_chance = 0.0
-    for array in arrays:
+    for share, array in zip(shares, arrays, strict=True):
         fitted = array.mean(axis=1, keepdims=True) + array.mean(axis=0) - array.mean()
         freedom = (num_seeds - 1) * (array.shape[1] - 1)
         residual = float(((array - fitted) ** 2).sum()) / freedom
-        by_chance += residual / array.shape[1] / len(arrays) ** 2
+        by_chance += share**2 * residual / array.shape[1]
     freedom = num_seeds - 1, (num_seeds - 1) * sum(array.shape[1] - 1 for array in arrays)
     above, below = (float(stats.f.ppf(p, *freedom)) for p in ((1 + confidence) / 2,
                                                                (1 - confidence) / 2))  # fmt: skip

@@ -1,13 +1,21 @@
-"""The values of a task, item by item, with what one whole item counts in a variance."""
+"""The values of a task, item by item, with what one whole item counts in a variance.
+
+Items that come in clusters (questions about one passage) become one number per cluster here; the
+formula and its source are in docs/METHODS.md.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Clusters = NDArray[np.int64]
+"""(n,): a number for each item, the same for items of one cluster."""
 
 POINTS = 100.0
 """What one whole item counts where shares are given in points."""
@@ -21,11 +29,13 @@ class Items(NamedTuple):
 
     ``item_size`` is the size of a difference that may not have been seen (``item_size``);
     0 adds nothing to a variance. ``weight`` is the task's in a mean over tasks, in any unit.
+    ``clusters`` is None where the items are independent. Tasks with a cluster in common share it.
     """
 
     values: Floats
     item_size: float
     weight: float = 1.0
+    clusters: Clusters | None = None
 
     @property
     def num_items(self) -> int:
@@ -49,3 +59,89 @@ def item_size(differences: ArrayLike, *, in_points: bool) -> float:
     if in_points and np.isin(sizes, (0.0, POINTS)).all():
         return POINTS
     return float(np.quantile(sizes, TAIL_QUANTILE, method="higher"))
+
+
+def by_cluster(tasks: Sequence[Items]) -> list[Items]:
+    """The same means over independent numbers: one per cluster, one per item without clusters.
+
+    With G clusters, n items and the mean D, cluster c becomes D + G/n * sum of (D_j - D) over its
+    items j. The mean of these G numbers is D, and the variance of their mean is the cluster-robust
+    one of D with the factor G / (G - 1) (Liang and Zeger 1986). Tasks that share clusters become
+    one: the weighted residuals of a cluster are summed over the tasks first, so what the tasks have
+    in common is counted. Pseudo-items stay what they are of single items.
+
+    Clusters of one item each change nothing, not even by rounding.
+    """
+    return [
+        group[0]._replace(clusters=None) if _is_independent(group) else _linearised(group)
+        for group in _sharing(tasks)
+    ]
+
+
+def num_clusters(tasks: Sequence[Items]) -> int | None:
+    """How many independent numbers all items of these tasks make; None where it is every item."""
+    groups = _sharing(tasks)
+    if all(map(_is_independent, groups)):
+        return None
+    return sum(
+        group[0].num_items if _is_independent(group) else len(np.unique(_labels(group)))
+        for group in groups
+    )
+
+
+def design_effects(values: Floats, clusters: Clusters) -> Floats:
+    """The cluster-robust variance of means (..., n) over that of independent items, shape (...).
+
+    1 where all values are equal. Pseudo-items are left out.
+    """
+    (part,) = by_cluster([Items(values, 0.0, clusters=clusters)])
+    plain = values.var(axis=-1, ddof=1) / values.shape[-1]
+    robust = part.values.var(axis=-1, ddof=1) / part.num_items
+    return np.where(plain > 0, robust / np.where(plain > 0, plain, 1.0), 1.0)
+
+
+def sharing(tasks: Sequence[Items]) -> list[list[int]]:
+    """The places of the tasks, those together that have a cluster in common.
+
+    ``by_cluster`` makes one of each; they are in the order of their first task.
+    """
+    groups: list[tuple[set[int], list[int]]] = []
+    for place, task in enumerate(tasks):
+        labels = set[int]() if task.clusters is None else set(task.clusters.tolist())
+        shared = [group for group in groups if not labels.isdisjoint(group[0])]
+        groups = [group for group in groups if group not in shared]
+        places = [first for _, members in shared for first in members]
+        groups.append((labels.union(*(known for known, _ in shared)), sorted([*places, place])))
+    return sorted(places for _, places in groups)
+
+
+def _sharing(tasks: Sequence[Items]) -> list[list[Items]]:
+    return [[tasks[place] for place in places] for places in sharing(tasks)]
+
+
+def _labels(group: Sequence[Items]) -> Clusters:
+    """(all items,): the clusters of tasks that have some."""
+    return np.concatenate([task.clusters for task in group if task.clusters is not None])
+
+
+def _is_independent(group: Sequence[Items]) -> bool:
+    """Whether it is one task whose items are all in clusters of their own."""
+    clusters = group[0].clusters
+    return len(group) == 1 and (clusters is None or len(np.unique(clusters)) == len(clusters))
+
+
+def _linearised(group: Sequence[Items]) -> Items:
+    """Tasks that share clusters as one with a value for each cluster."""
+    labels, places = np.unique(_labels(group), return_inverse=True)
+    size, total = len(labels), sum(task.weight for task in group)
+    values = np.zeros((*group[0].values.shape[:-1], size))
+    pseudo, start = 0.0, 0
+    for task in group:
+        its, start = places[start : start + task.num_items], start + task.num_items
+        mean = task.values.mean(axis=-1, keepdims=True)
+        share = task.weight / total
+        residuals = share * size / task.num_items * (task.values - mean)
+        np.add.at(values.T, its, residuals.T)  # the transpose is a view: its first axis is items'
+        values += share * mean
+        pseudo += (share * task.item_size / task.num_items) ** 2
+    return Items(values, size * math.sqrt(pseudo), total)

@@ -85,10 +85,10 @@ def place_labels(
             others = [box for name, boxes in marks.items() if name != group for box in boxes]
             taken = [other.box for name, other in chosen.items() if name != group]
             chosen[group] = min(
-                (each for point in points for each in _candidates(point, width, font_size)),
-                key=lambda each: _cost(each, taken, marks[group], others, obstacles, size),
+                (place for point in points for place in _candidates(point, width, font_size)),
+                key=lambda place: _cost(place, taken, marks[group], others, obstacles, size),
             )
-    return tuple(_label(texts[group], group, each) for group, each in chosen.items())
+    return tuple(_label(texts[group], group, place) for group, place in chosen.items())
 
 
 def _mark(x: float, y: float) -> Box:
@@ -99,15 +99,15 @@ def _candidates(point: tuple[float, float], width: float, font_size: float) -> l
     """Beside, above and below the point, near before far."""
     x, y = point
     half = 0.6 * font_size
-    found: list[_Candidate] = []
+    candidates: list[_Candidate] = []
     for gap in _GAPS:
         for dx in (gap, -gap - width, -width / 2):
             for dy in (-gap - half, gap + half, 0.0):
                 if dx == -width / 2 and dy == 0.0:
                     continue
                 box = Box(x + dx, y + dy - half, x + dx + width, y + dy + half)
-                found.append(_Candidate(box, point, gap))
-    return found
+                candidates.append(_Candidate(box, point, gap))
+    return candidates
 
 
 def _cost(

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-import altair as alt
 import numpy as np
 
-from rankwise.report.charts.drawing import (
-    LABEL_FONT,
+from rankwise.report.charts.heatmap import (
+    KEY_FONT,
     SMALL_FONT,
-    Drawing,
-    Layers,
-    Rect,
-    Text,
+    HeatCell,
+    HeatColumn,
+    HeatLook,
+    HeatRow,
+    Key,
     cut,
-    drawn,
+    heat_map,
 )
 from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN, Colour
+from rankwise.report.parts import Chart, Figure
 
 T = TypeVar("T")
 
@@ -28,17 +29,12 @@ MOST_PANELS = 4
 _MOST_TEXT_COLUMNS = 16
 """With more columns in all panels, cells are narrow and hold no numbers."""
 
-_WIDE, _NARROW, _HEIGHT = 40.0, 20.0, 17.0
-_GAP, _BETWEEN, _LEFT = 1.5, 22.0, 44.0
-_LINE, _HEAD = 14.0, 40.0
-_SWATCH, _KEY_HEIGHT = 64.0, 62.0
-_KEY_WIDTH = 5 * _SWATCH + 20.0
-_LETTER = 6.4
+_WIDE, _NARROW, _HEIGHT, _SWATCH = 40.0, 20.0, 17.0, (64.0, 11.0)
 _SHARES = (0.3, 0.6, 0.85, 0.97)
 
 
 class MapScale(NamedTuple):
-    """How numbers are coloured and written, the same in all panels of a chart.
+    """How numbers are coloured and written.
 
     Attributes:
         ends: where the colour changes, ascending; below the first is the palest, above the last the
@@ -53,11 +49,7 @@ class MapScale(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        values: Sequence[float],
-        words: Callable[[float], str],
-        *,
-        signed: bool = False,
+        cls, values: Sequence[float], words: Callable[[float], str], *, signed: bool = False
     ) -> MapScale:
         """Five steps that hold about as many of these values each, at round numbers."""
         sizes = np.array([abs(value) if signed else value for value in values])
@@ -68,115 +60,111 @@ class MapScale(NamedTuple):
             ends.append(rounded if not ends or rounded > ends[-1] else ends[-1] * 1.1)
         return cls(tuple(ends), words, signed)
 
+    def key(self, name: str) -> Key:
+        """The colours with the numbers between them."""
+        below = [*(-end for end in reversed(self.ends)), 0.0] if self.signed else []
+        colours = [*(reversed(LOSS_STEPS) if self.signed else ()), *GAIN_STEPS]
+        ends = [self.words(end) for end in (*below, *self.ends)]
+        width, height = _SWATCH
+        return Key(name, colours, ends, (width / 2 if self.signed else width, height))
+
+    def colours(self, value: float) -> tuple[Colour, Colour]:
+        """Of a cell and of the text on it."""
+        steps = LOSS_STEPS if self.signed and value < 0 else GAIN_STEPS
+        step = sum((abs(value) if self.signed else value) >= end for end in self.ends)
+        if value == 0:
+            return UNSHOWN, MUTED
+        return steps[step], INK if step < len(steps) - 2 else PAGE
+
 
 class MapPanel(NamedTuple):
-    """One map: ``values`` by layer and column; what is not there was not measured.
-
-    ``scale`` is its own, where that is not the chart's; then the key says whose it is.
-    """
+    """One map: ``values`` by layer and column; what is not there was not measured."""
 
     title: str
     columns: tuple[str, ...]
     values: Mapping[tuple[int, str], float]
-    scale: MapScale | None = None
+    scale: MapScale
 
 
-def layer_map(panels: Sequence[MapPanel], scale: MapScale, title: alt.TitleParams) -> Layers:
-    """The maps next to each other, one row for each layer, with a key to the colours below.
+def layer_map(panels: Sequence[MapPanel]) -> Chart:
+    """The maps next to each other, one row for each layer, with their keys below.
 
     Args:
-        panels: at least one, with at least one value.
-        scale: of panels without their own.
-        title: with what the numbers are in its subtitle.
+        panels: at least one, with at least one value each; of those that share one scale, its key
+            stands below once.
     """
     layers = sorted({layer for panel in panels for layer, _ in panel.values})
-    num_columns = sum(len(panel.columns) for panel in panels)
-    has_text = num_columns <= _MOST_TEXT_COLUMNS
-    cell = _WIDE if has_text else _NARROW
-    drawing = Drawing([], [], [])
-    left = _LEFT
-    for panel in panels:
-        wanted = max(len(panel.columns) * cell, min(_LETTER * len(panel.title), 190.0))
-        _panel(drawing, panel, layers, panel.scale or scale, left, cell, wanted, has_text=has_text)
-        left += wanted + _BETWEEN
-    bottom = _HEAD + len(layers) * _HEIGHT
-    for number, layer in enumerate(layers):
-        y = _HEAD + (number + 0.5) * _HEIGHT - _GAP / 2
-        drawing.texts.append(_small(_LEFT - 8.0, y, str(layer), "right"))
-    drawing.texts.append(_small(_LEFT - 8.0, _HEAD - 10.0, "layer", "right"))
-    keys = [("", scale)] if any(panel.scale is None for panel in panels) else []
-    keys += [(panel.title, panel.scale) for panel in panels if panel.scale is not None]
-    across = max(1, int((left - _BETWEEN - _LEFT) // _KEY_WIDTH))
-    right, first = left - _BETWEEN, bottom + 14.0 + (_LINE + 2.0 if len(keys) > 1 else 0.0)
-    for place, (name, each) in enumerate(keys):
-        x, y = _LEFT + place % across * _KEY_WIDTH, first + place // across * _KEY_HEIGHT
-        if len(keys) > 1:
-            drawing.texts.append(_small(x, y - _LINE / 2 - 2.0, name, "left"))
-        right, bottom = max(right, _key(drawing, each, x, y)), y + _KEY_HEIGHT - 28.0
-    return drawn(drawing, right, bottom + 14.0, title)
+    has_text = sum(len(panel.columns) for panel in panels) <= _MOST_TEXT_COLUMNS
+    width = _WIDE if has_text else _NARROW
 
+    def cell(panel: MapPanel, layer: int, column: str) -> HeatCell | None:
+        value = panel.values.get((layer, column))
+        if value is None:
+            return None
+        fill, ink = panel.scale.colours(value)
+        return HeatCell(fill.light, panel.scale.words(value) if has_text else "", ink.light)
 
-def _panel(
-    drawing: Drawing,
-    panel: MapPanel,
-    layers: Sequence[int],
-    scale: MapScale,
-    left: float,
-    cell: float,
-    width: float,
-    *,
-    has_text: bool,
-) -> None:
-    name = cut(panel.title, int(width / (_LETTER - 0.6)))
-    heading = Text(left, _LINE / 2, name, size=LABEL_FONT, align="left", weight="bold")
-    drawing.texts.append(heading)
-    drawing.fills.append(
-        Rect(left, _LINE + 3.0, len(panel.columns) * cell - _GAP, 1.0, MUTED.light)
-    )
-    for place, column in enumerate(panel.columns):
-        x = left + place * cell
-        text = cut(column.removesuffix("_proj"), int(cell / 5.6))
-        drawing.texts.append(_small(x + (cell - _GAP) / 2, _HEAD - 10.0, text, "center"))
-        for number, layer in enumerate(layers):
-            value = panel.values.get((layer, column))
-            if value is None:
-                continue
-            y = _HEAD + number * _HEIGHT
-            fill, ink = _colours(value, scale)
-            drawing.fills.append(Rect(x, y, cell - _GAP, _HEIGHT - _GAP, fill.light))
-            if has_text:
-                middle = x + (cell - _GAP) / 2, y + (_HEIGHT - _GAP) / 2
-                drawing.texts.append(Text(*middle, scale.words(value), ink.light, SMALL_FONT))
-
-
-def _colours(value: float, scale: MapScale) -> tuple[Colour, Colour]:
-    """Of a cell and of the text on it."""
-    steps = LOSS_STEPS if scale.signed and value < 0 else GAIN_STEPS
-    size = abs(value) if scale.signed else value
-    step = sum(size >= end for end in scale.ends)
-    if value == 0:
-        return UNSHOWN, MUTED
-    return steps[step], INK if step < len(steps) - 2 else PAGE
-
-
-def _key(drawing: Drawing, scale: MapScale, x: float, y: float) -> float:
-    """The colours with the numbers between them; returns where it ends."""
-    steps = [*(reversed(LOSS_STEPS) if scale.signed else ()), *GAIN_STEPS]
-    ends = [
-        *([*(-end for end in reversed(scale.ends)), 0.0] if scale.signed else ()),
-        *scale.ends,
+    columns = [
+        HeatColumn(panel.title, (cut(column.removesuffix("_proj"), int(width / 5.6)),))
+        for panel in panels
+        for column in panel.columns
     ]
-    swatch = _SWATCH / 2 if scale.signed else _SWATCH
-    for place, colour in enumerate(steps):
-        drawing.fills.append(Rect(x + place * swatch, y, swatch, 11.0, colour.light))
-    for place, end in enumerate(ends):
-        text = scale.words(end)
-        drawing.texts.append(_small(x + (place + 1) * swatch, y + 21.0, text, "center"))
-    return x + len(steps) * swatch + 10.0
+    rows = [
+        HeatRow(
+            "",
+            (str(layer),),
+            tuple(cell(panel, layer, column) for panel in panels for column in panel.columns),
+        )
+        for layer in layers
+    ]
+    is_shared = all(panel.scale is panels[0].scale for panel in panels)
+    keys = [panel.scale.key(panel.title) for panel in (panels[:1] if is_shared else panels)]
+    look = HeatLook(
+        cell=(width, _HEIGHT),
+        gap=1.5,
+        group_gap=22.0,
+        label_size=KEY_FONT,
+        label_colour=MUTED,
+        label_gap=3.0,
+        text_size=SMALL_FONT,
+        key_gap=14.0,
+        left=44.0,
+        title_room=190.0,
+        cut_letter=5.8,
+        corner="layer",
+    )
+    return heat_map(rows, columns, keys, look)
 
 
-def _small(x: float, y: float, text: str, align: str) -> Text:
-    return Text(x, y, text, MUTED.light, SMALL_FONT + 1, align)
+def map_figure(
+    name: str,
+    title: str,
+    detail: str,
+    caption: str,
+    panels: Sequence[MapPanel],
+    *,
+    names_largest: bool = False,
+) -> Figure:
+    """Maps as a figure; in words the range of every panel, and where its largest number is.
+
+    Args:
+        name: for file names.
+        title: of the figure.
+        detail: what the numbers are.
+        caption: what can be read from it.
+        panels: at least one.
+        names_largest: say which head has the largest number.
+    """
+    words: list[str] = []
+    for panel in panels:
+        values = sorted(panel.values.values())
+        low, high = panel.scale.words(values[0]), panel.scale.words(values[-1])
+        layer, head = max(panel.values, key=lambda place: abs(panel.values[place]))
+        where = f", largest in layer {layer} head {head}" if names_largest else ""
+        words.append(f"{panel.title}{':' if names_largest else ''} {low} to {high}{where}")
+    return Figure(
+        name, title, caption, f"{'; '.join(words)}.", layer_map(panels), detail, is_wide=True
+    )
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:
@@ -192,3 +180,8 @@ def percent(value: float) -> str:
     """A share in two digits of a percent, as short as a cell is."""
     share = 100.0 * value
     return (f"{share:.0f}" if abs(share) >= 9.95 else f"{share:.2g}").replace("-", "−")
+
+
+def plain(value: float) -> str:
+    """Two digits."""
+    return f"{value:.2g}".replace("-", "−")

@@ -126,63 +126,44 @@ def key_columns(labels: Sequence[str], width: float) -> int:
 
 def theme() -> dict[str, Any]:
     """The config of every chart, in Vega-Lite's terms."""
-    text = {"font": FONT, "fontSize": FONT_SIZE, "color": INK.light}
-    axis = {
-        "labelFont": FONT,
-        "labelFontSize": FONT_SIZE,
-        "labelColor": INK.light,
-        "titleFont": FONT,
-        "titleFontSize": FONT_SIZE,
-        "titleFontWeight": "normal",
-        "titleColor": INK.light,
-        "titlePadding": 8,
-        "gridColor": GRID.light,
-        "domainColor": MUTED.light,
-        "tickColor": MUTED.light,
-    }
+
+    def words(name: str, colour: Colour = INK, weight: str = "normal") -> dict[str, Any]:
+        return {
+            f"{name}FontSize": FONT_SIZE,
+            f"{name}FontWeight": weight,
+            f"{name}Color": colour.light,
+        }
+
     return {
         "background": PAGE.light,
         "padding": 6,
         "font": FONT,
-        "axis": axis,
-        "text": text,
-        "view": {"stroke": None},
-        "legend": {
-            "labelFont": FONT,
-            "labelFontSize": FONT_SIZE,
-            "labelColor": INK.light,
-            "labelLimit": 240,
-            "titleFont": FONT,
-            "titleFontSize": FONT_SIZE,
-            "titleFontWeight": "normal",
-            "titleColor": MUTED.light,
-            "symbolSize": 90,
+        "axis": {
+            **words("label"),
+            **words("title"),
+            "titlePadding": 8,
+            "gridColor": GRID.light,
+            "domainColor": MUTED.light,
+            "tickColor": MUTED.light,
         },
+        "text": {"fontSize": FONT_SIZE, "color": INK.light},
+        "view": {"stroke": None},
+        "legend": {**words("label"), **words("title", MUTED), "labelLimit": 240, "symbolSize": 90},
         "concat": {"spacing": 26},
         "facet": {"spacing": 10},
         "title": {
             "anchor": "start",
             "frame": "group",
-            "font": FONT,
             "fontSize": TITLE_SIZE,
             "fontWeight": "bold",
             "color": INK.light,
-            "subtitleFont": FONT,
-            "subtitleFontSize": FONT_SIZE,
-            "subtitleColor": MUTED.light,
+            **words("subtitle", MUTED),
             "subtitlePadding": 5,
             "lineHeight": 19,
             "subtitleLineHeight": 17,
             "offset": 12,
         },
-        "header": {
-            "labelFont": FONT,
-            "labelFontSize": FONT_SIZE,
-            "labelFontWeight": "bold",
-            "labelColor": INK.light,
-            "labelLimit": 520,
-            "title": None,
-        },
+        "header": {**words("label", weight="bold"), "labelLimit": 520, "title": None},
     }
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-import altair as alt
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rankwise.records.spectra import (
     EPSILONS,
@@ -16,42 +13,8 @@ from rankwise.records.spectra import (
     intruders_of,
     similarity,
 )
-from rankwise.report.charts.drawing import Layers
-from rankwise.report.charts.layer_map import MapPanel, MapScale, layer_map, percent
-
-
-class SpectrumMap(NamedTuple):
-    """A map that can be drawn, and what is said about it.
-
-    Attributes:
-        name: for file names.
-        title: of the figure.
-        detail: what the numbers are.
-        caption: what can be read from it.
-        panels: each with at least one value; empty where nothing was measured.
-        words: a number in the cells.
-    """
-
-    name: str
-    title: str
-    detail: str
-    caption: str
-    panels: tuple[MapPanel, ...]
-    words: Callable[[float], str]
-
-    @property
-    def in_words(self) -> list[str]:
-        """The range of every panel."""
-        ranges = [(panel.title, sorted(panel.values.values())) for panel in self.panels]
-        return [
-            f"{title} {self.words(values[0])} to {self.words(values[-1])}"
-            for title, values in ranges
-        ]
-
-    def chart(self, title: alt.TitleParams) -> Layers:
-        """The panels side by side."""
-        values = [value for panel in self.panels for value in panel.values.values()]
-        return layer_map(self.panels, MapScale.of(values, self.words), title)
+from rankwise.report.charts.layer_map import MapPanel, MapScale, map_figure, percent
+from rankwise.report.parts import Figure
 
 
 def has_layers(matrices: Iterable[MatrixSpectrum]) -> bool:
@@ -59,53 +22,54 @@ def has_layers(matrices: Iterable[MatrixSpectrum]) -> bool:
     return any(matrix.layer is not None for matrix in matrices)
 
 
-def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> SpectrumMap:
+def norm_map(matrices: Mapping[str, Sequence[MatrixSpectrum]]) -> Iterator[Figure]:
     """The size of the updates of some models, by what they are called."""
-    kinds = _short_kinds(each for own in matrices.values() for each in own)
-    panels = [
-        _panel(label, own, kinds, lambda each: each.update.relative_norm)
+    panels = {
+        label: [(matrix, matrix.update.relative_norm) for matrix in own]
         for label, own in matrices.items()
-    ]
-    return SpectrumMap(
+    }
+    return _figure(
         "map-norm",
         "Size of the update by layer and module",
         "% of the base's norm; rows are layers",
         "‖delta‖_F of each matrix relative to the base's own norm, in percent.",
-        tuple(panel for panel in panels if panel.values),
+        panels,
         percent,
     )
 
 
-def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
+def turned_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
     """How far singular vectors of one model have turned, compared with random updates."""
     most = max(matrix.leading[-1] for matrix in matrices)
-    return SpectrumMap(
+    caption = (
+        f"1 − |cos| of singular vectors of one index before and after, in percent, mean of left "
+        f"and right over the leading {most} (or the matrix's own number)."
+    )
+    if _are_drawn(matrices):
+        caption += (
+            " Beside it the same under random updates: what is no larger than there is a matter of "
+            "size alone."
+        )
+    return _figure(
         "map-turned",
         f"Turned singular vectors, {label}",
         "1 − |cos| in %; rows are layers",
-        f"1 − |cos| of singular vectors of one index before and after, in percent, mean of left "
-        f"and right over the leading {most} (or the matrix's own number)."
-        + _if_drawn(
-            matrices,
-            " Beside it the same under random updates: what is no larger than there is a matter of "
-            "size alone.",
-        ),
+        caption,
         _with_nulls(matrices, lambda change, _: 1.0 - similarity(change)),
         percent,
     )
 
 
-def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> SpectrumMap:
+def intruder_map(label: str, matrices: Sequence[MatrixSpectrum]) -> Iterator[Figure]:
     """Where intruder dimensions of one model are, compared with random updates."""
     k = intruder_k(matrices)
-    return SpectrumMap(
+    beside = "; next to it the means under random updates" if _are_drawn(matrices) else ""
+    return _figure(
         "map-intruders",
         f"Intruder dimensions, {label}",
         f"of {k} leading vectors; rows are layers",
         f"How many of the {k} leading left singular vectors after training have no |cos| of "
-        f"{INTRUDER_EPSILON} or more with any of the base's"
-        + _if_drawn(matrices, "; next to it the means under random updates")
-        + ".",
+        f"{INTRUDER_EPSILON} or more with any of the base's{beside}.",
         _with_nulls(matrices, intruders),
         lambda value: f"{value:.2g}",
     )
@@ -116,8 +80,40 @@ def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
     return intruders_of(change, matrix.leading, EPSILONS)
 
 
-def _if_drawn(matrices: Iterable[MatrixSpectrum], words: str) -> str:
-    return words if any(matrix.haar_null is not None for matrix in matrices) else ""
+def nulls(matrix: MatrixSpectrum) -> list[VectorChange]:
+    """What random updates have done to it: Gaussian, Haar; where they were drawn."""
+    return [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
+
+
+_Panels = Mapping[str, Sequence[tuple[MatrixSpectrum, float | None]]]
+"""By title: matrices with their numbers, None where nothing was measured."""
+
+
+def _figure(
+    name: str, title: str, detail: str, caption: str, panels: _Panels, words: Callable[[float], str]
+) -> Iterator[Figure]:
+    """Of the panels that have values, with one scale; nothing where none has."""
+    kinds = _short_kinds(matrix for own in panels.values() for matrix, _ in own)
+    values = {
+        title: {
+            (matrix.layer, kinds[matrix.kind]): value
+            for matrix, value in own
+            if matrix.layer is not None and value is not None
+        }
+        for title, own in panels.items()
+    }
+    scale = MapScale.of([value for own in values.values() for value in own.values()], words)
+    maps: list[MapPanel] = []
+    for label, own in panels.items():
+        columns = dict.fromkeys(kinds[matrix.kind] for matrix, _ in own if matrix.layer is not None)
+        if values[label]:
+            maps.append(MapPanel(label, tuple(columns), values[label], scale))
+    if maps:
+        yield map_figure(name, title, detail, caption, maps)
+
+
+def _are_drawn(matrices: Iterable[MatrixSpectrum]) -> bool:
+    return any(matrix.haar_null is not None for matrix in matrices)
 
 
 def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:
@@ -128,32 +124,18 @@ def _short_kinds(matrices: Iterable[MatrixSpectrum]) -> dict[str, str]:
     return {kind: name if names.count(name) == 1 else kind for kind, name in last.items()}
 
 
-def _panel(
-    title: str,
-    matrices: Sequence[MatrixSpectrum],
-    kinds: dict[str, str],
-    value: Callable[[MatrixSpectrum], float | None],
-) -> MapPanel:
-    values = {
-        (matrix.layer, kinds[matrix.kind]): number
-        for matrix in matrices
-        if matrix.layer is not None and (number := value(matrix)) is not None
-    }
-    present = dict.fromkeys(kinds[each.kind] for each in matrices if each.layer is not None)
-    return MapPanel(title, tuple(present), values)
-
-
 def _with_nulls(
     matrices: Sequence[MatrixSpectrum], value: Callable[[VectorChange, MatrixSpectrum], float]
-) -> tuple[MapPanel, ...]:
-    kinds = _short_kinds(matrices)
-
-    def of(change: VectorChange | None, matrix: MatrixSpectrum) -> float | None:
-        return None if change is None else value(change, matrix)
-
-    panels = [
-        _panel("trained", matrices, kinds, lambda m: of(m.change, m)),
-        _panel("Gaussian", matrices, kinds, lambda m: of(m.gaussian_null, m)),
-        _panel("Haar", matrices, kinds, lambda m: of(m.haar_null, m)),
-    ]
-    return tuple(panel for panel in panels if panel.values)
+) -> _Panels:
+    changes: dict[str, list[VectorChange | None]] = {
+        "trained": [matrix.change for matrix in matrices],
+        "Gaussian": [matrix.gaussian_null for matrix in matrices],
+        "Haar": [matrix.haar_null for matrix in matrices],
+    }
+    return {
+        title: [
+            (matrix, None if change is None else value(change, matrix))
+            for matrix, change in zip(matrices, own, strict=True)
+        ]
+        for title, own in changes.items()
+    }

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
-
-import altair as alt
 
 from rankwise.findings.axes import (
     Axis,
     AxisDifference,
     AxisEffect,
     AxisName,
-    AxisPoint,
     AxisState,
     TrainTaskAxes,
 )
@@ -21,29 +17,25 @@ from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.study import Unit
-from rankwise.report.changes import left_out_remark, mean_row, mean_words
-from rankwise.report.charts.axes import MOST_VALUES, AxisMark, axis_chart
-from rankwise.report.charts.theme import theme
+from rankwise.report import cells
+from rankwise.report.charts.ranks import MOST_VALUES, AxisMark, axis_chart
 from rankwise.report.parts import (
-    EMPTY,
     Cell,
+    Column,
     Figure,
-    Heading,
     ReportSection,
-    RowGroup,
     Table,
     TitledTable,
+    TrainedTask,
     file_name,
+    grouped_table,
 )
-from rankwise.report.summaries import mean_cell
-from rankwise.report.tables.csv import csv_text
 
 MOST_PANELS = 9
 """More combinations of the other axes than this are too many to draw."""
 
 ChangeKind = Literal["gain", "retention"]
 
-_TITLE_WIDTH, _SUBTITLE_WIDTH = 46, 64
 _WORDS: dict[AxisName, str] = {
     "rank": "rank ",
     "alpha": "alpha ",
@@ -60,44 +52,36 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
     Args:
         found: at least one.
     """
-    several = len(found) > 1
+    tasks = TrainedTask.each(found)
     confidence = quantities.percent(found[0].confidence)
     remarks = [
         "Each value of an axis against the first, averaged over the combinations of the other "
         "axes that were trained with both, so that nothing else differs. Seeds are averaged, items "
         f"paired. Intervals are {confidence}, one at a time; p values are corrected by Holm's "
         "method over the values of an axis. Exploratory: the recommendation does not rest on this.",
-        *(sentence for each in found for sentence in _sentences(each, several)),
+        *(sentence for part, task in tasks for sentence in _sentences(part, task)),
     ]
-    for part in found:
-        where = f", trained on {part.train_task}" if several else ""
-        remarks += left_out_remark(part.left_out, where)
+    for part, task in tasks:
+        remarks += cells.left_out(part.left_out, task.after)
     return ReportSection(
         name="axes",
         title="One setting at a time",
-        remarks=tuple(remarks),
-        figures=tuple(figure for each in found for figure in _figures(each, several)),
-        tables=tuple(
-            TitledTable(
-                f"Trained on {each.train_task}" if several else "Every number", _table(each)
-            )
-            for each in found
-        ),
-        files={"axes.csv": csv_text(_rows(found))},
+        remarks=remarks,
+        figures=[figure for part, task in tasks for figure in task.figures("axis", _figures(part))],
+        tables=[TitledTable(task.heading, _table(part)) for part, task in tasks],
+        files={"axes.csv": cells.csv_text(_rows(found))},
     )
 
 
-def _sentences(found: TrainTaskAxes, several: bool) -> Iterable[str]:
+def _sentences(found: TrainTaskAxes, task: TrainedTask) -> Iterator[str]:
     """One for each axis: whether it matters in-domain and on retention."""
     for axis in found.axes:
-        where = f"Trained on {found.train_task}: " if several else ""
-        name = _axis_name(axis)
         parts = [f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"]
         if found.epsilon_points is not None:
             parts.append(
                 f"on retention {_verdict(axis.retention, found.epsilon_points, 'points', 'ε')}"
             )
-        text = f"{where}{name} ({', '.join(axis.values)}): {'; '.join(parts)}."
+        text = f"{task.before}{_axis_name(axis)} ({', '.join(axis.values)}): {'; '.join(parts)}."
         yield quantities.capital(text)
 
 
@@ -117,37 +101,20 @@ def _axis_name(axis: Axis) -> str:
     return f"{FULL_LABEL}, {axis.name}" if axis.method == "full" else axis.name
 
 
-def _figures(found: TrainTaskAxes, several: bool) -> Iterable[Figure]:
+def _figures(found: TrainTaskAxes) -> Iterator[Figure]:
     for axis in found.axes:
         if axis.method == "lora" and axis.name != "rank":
-            yield _figure(found, axis, "gain", several)
+            yield _figure(found, axis, "gain")
             if found.epsilon_points is not None:
-                yield _figure(found, axis, "retention", several)
+                yield _figure(found, axis, "retention")
 
 
-def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind, several: bool) -> Figure:
-    what = "In-domain gain" if kind == "gain" else "Change on retention tasks"
-    where = f", trained on {found.train_task}" if several else ""
-    title = f"{what} by rank and {axis.name}{where}"
-    prefix = f"{file_name(found.train_task)}-" if several else ""
-    name = f"axis-{prefix}{file_name(axis.name)}-{kind}"
+def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind) -> Figure:
     values = axis.values[:MOST_VALUES]
     marks, num_panels = _marks(found, axis, values, kind)
     first = marks[0].mean
-    size = quantities.size(first.num_examples)
-    items = f"{size} items" + (f" in {first.num_tasks} tasks" if first.num_tasks > 1 else "")
-    subtitle = f"{items}; bars are {quantities.percent(found.confidence)} intervals"
-    unit = "points" if first.unit == "points" else "nats per token"
-    chart = axis_chart(
-        marks,
-        values,
-        axis.name,
-        f"{'Gain' if kind == 'gain' else 'Change'} ({unit})",
-        alt.TitleParams(
-            textwrap.wrap(title, _TITLE_WIDTH),
-            subtitle=textwrap.wrap(subtitle, _SUBTITLE_WIDTH),
-        ),
-    )
+    items = quantities.sample_size(first, "items")
+    items += f" in {first.num_tasks} tasks" if first.num_tasks > 1 else ""
     caption = (
         "Above zero is better than the base. Values at one rank are side by side. Each interval is "
         "for one change from the base; models share their items, so the paired differences in "
@@ -159,10 +126,20 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind, several: bool) -
         caption += f" {num_panels - MOST_PANELS} more combinations are in the CSV file."
     words = [
         f"{mark.panel + ', ' if mark.panel else ''}rank {mark.rank}, {axis.name} {mark.value} "
-        f"{mean_words(mark.mean)}"
+        f"{cells.in_words(mark.mean)}"
         for mark in marks
     ]
-    return Figure(name, title, caption, f"{'; '.join(words)}.", chart.configure(**theme()))
+    what = "In-domain gain" if kind == "gain" else "Change on retention tasks"
+    y_title = f"{'Gain' if kind == 'gain' else 'Change'} ({cells.unit_name(first.unit)})"
+    return Figure(
+        f"{file_name(axis.name)}-{kind}",
+        f"{what} by rank and {axis.name}",
+        caption,
+        f"{'; '.join(words)}.",
+        axis_chart(marks, values, axis.name, y_title),
+        f"{items}; bars are {quantities.percent(found.confidence)} intervals",
+        letters=(46, 64),
+    )
 
 
 def _marks(
@@ -170,13 +147,13 @@ def _marks(
 ) -> tuple[list[AxisMark], int]:
     """What is drawn, and of how many panels; a panel is a combination of the other axes."""
     others: list[AxisName] = [
-        each.name
-        for each in found.axes
-        if each.method == "lora" and each.name not in ("rank", axis.name)
+        other.name
+        for other in found.axes
+        if other.method == "lora" and other.name not in ("rank", axis.name)
     ]
     by_panel: dict[str, list[AxisMark]] = {}
     for point in found.points:
-        mean = _mean(point, kind)
+        mean = point.gain if kind == "gain" else point.retention
         panel = ", ".join(f"{_WORDS[name]}{point.settings[name]}" for name in others)
         value = point.settings[axis.name]
         if mean is not None and point.option.rank is not None and value in values:
@@ -186,61 +163,49 @@ def _marks(
     return [mark for marks in shown for mark in marks], len(by_panel)
 
 
-def _mean(point: AxisPoint, kind: ChangeKind) -> TaskMean | None:
-    return point.gain if kind == "gain" else point.retention
-
-
 def _table(found: TrainTaskAxes) -> Table:
+    def combinations(effect: AxisEffect) -> Cell:
+        same = effect.num_same_runs
+        note = f"{quantities.count(same)} of them one run" if same else ""
+        return cells.count(effect.num_combinations, note)
+
     has_retention = found.epsilon_points is not None
-    headings = [
-        Heading("Value"),
-        Heading("Matched combinations", "of the other axes"),
-        Heading("In-domain", f"difference, {found.unit}"),
-        Heading("Holm p"),
+    columns: list[Column[AxisEffect]] = [
+        Column("Value", lambda effect: effect.value),
+        Column("Matched combinations", combinations, "of the other axes"),
+        Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
+        Column("Holm p", lambda row: _holm_p(row.in_domain)),
+        Column(
+            "Retention",
+            lambda row: _difference(row.retention),
+            "difference, points",
+            is_shown=has_retention,
+        ),
+        Column("Holm p", lambda row: _holm_p(row.retention), is_shown=has_retention),
     ]
-    if has_retention:
-        headings += [Heading("Retention", "difference, points"), Heading("Holm p")]
-    groups: list[RowGroup] = []
-    for axis in found.axes:
-        detail = f"against {axis.values[0]}"
-        rows = tuple(_effect_cells(effect, has_retention) for effect in axis.effects)
-        groups.append(RowGroup(_axis_name(axis), detail, rows))
     caption = (
         f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
         "all other settings equal. Positive is better."
     )
-    return Table(caption, tuple(headings), tuple(groups))
+    groups = [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes]
+    return grouped_table(caption, columns, groups)
 
 
-def _effect_cells(effect: AxisEffect, has_retention: bool) -> tuple[Cell, ...]:
-    same = effect.num_same_runs
-    note = f"{quantities.count(same)} of them one run" if same else ""
-    cells = [
-        Cell(effect.value),
-        Cell(quantities.count(effect.num_combinations), "", note),
-        *_difference_cells(effect.in_domain),
-    ]
-    if has_retention:
-        cells += _difference_cells(effect.retention)
-    return tuple(cells)
-
-
-def _difference_cells(difference: AxisDifference | None) -> list[Cell]:
+def _difference(difference: AxisDifference | None) -> Cell:
     if difference is None:
-        return [Cell("not compared"), EMPTY]
-    size = quantities.size(difference.mean.num_examples)
-    return [
-        mean_cell(difference.mean, note=size),
-        Cell(_p_value(difference.holm_p_value)),
-    ]
+        return Cell("not compared")
+    return cells.mean(difference.mean, has_size=True)
 
 
-def _p_value(value: float) -> str:
+def _holm_p(difference: AxisDifference | None) -> str | None:
     """Below this it is not known more exactly."""
+    if difference is None:
+        return None
+    value = difference.holm_p_value
     return "< 10⁻⁹" if value < 1e-9 else quantities.p_value(value)
 
 
-def _rows(found: Sequence[TrainTaskAxes]) -> Iterable[dict[str, Any]]:
+def _rows(found: Sequence[TrainTaskAxes]) -> Iterator[dict[str, Any]]:
     """Every effect, then every combination with its changes from the base."""
     for part in found:
         for axis in part.axes:
@@ -265,23 +230,21 @@ def _rows(found: Sequence[TrainTaskAxes]) -> Iterable[dict[str, Any]]:
                 "against": "base",
                 "num_combinations": None,
                 "num_same_runs": None,
-                **_mean_columns(point.gain, "in_domain"),
-                **_mean_columns(point.retention, "retention"),
+                **_mean_row(point.gain, "in_domain"),
+                **_mean_row(point.retention, "retention"),
             }
 
 
+def _mean_row(mean: TaskMean | None, name: str) -> dict[str, Any]:
+    empty = {f"{name}_p_value": None, f"{name}_holm_p_value": None}
+    return {**cells.csv_row(mean, name, cells.SIZE_AND_UNIT), **empty}
+
+
 def _difference_row(difference: AxisDifference | None, name: str) -> dict[str, Any]:
-    row = _mean_columns(None if difference is None else difference.mean, name)
-    row[f"{name}_p_value"] = None if difference is None else difference.p_value
-    row[f"{name}_holm_p_value"] = None if difference is None else difference.holm_p_value
-    return row
-
-
-def _mean_columns(mean: TaskMean | None, name: str) -> dict[str, Any]:
-    return {
-        **mean_row(mean, name),
-        f"{name}_n": None if mean is None else mean.num_examples,
-        f"{name}_unit": None if mean is None else mean.unit,
-        f"{name}_p_value": None,
-        f"{name}_holm_p_value": None,
+    if difference is None:
+        return _mean_row(None, name)
+    p_values = {
+        f"{name}_p_value": difference.p_value,
+        f"{name}_holm_p_value": difference.holm_p_value,
     }
+    return {**cells.csv_row(difference.mean, name, cells.SIZE_AND_UNIT), **p_values}

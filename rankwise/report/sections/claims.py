@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.findings.claims import Claim
-from rankwise.report.parts import Cell, Heading, ReportSection, RowGroup, Table, TitledTable
+from rankwise.report.parts import Column, ReportSection, TitledTable, grouped_table
 
 
 def claims_section(claims: Sequence[Claim]) -> ReportSection:
     """Every claim with its verdict and all of its numbers."""
-    groups = tuple(
-        RowGroup(
-            claim.statement,
-            claim.verdict,
-            tuple((Cell(sentence),) for sentence in claim.evidence),
-        )
-        for claim in claims
-    )
-    table = Table(
+    evidence = grouped_table(
         "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
         "something can happen. The intervals of one claim hold together.",
-        (Heading("Evidence"),),
-        groups,
+        [Column[str]("Evidence", lambda sentence: sentence)],
+        [(claim.statement, claim.verdict, claim.evidence) for claim in claims],
     )
     counts = {
         verdict: sum(claim.verdict == verdict for claim in claims)
@@ -33,5 +25,5 @@ def claims_section(claims: Sequence[Claim]) -> ReportSection:
         name="claims",
         title="The paper's claims",
         remarks=(f"Of {len(claims)} claims of arXiv:2512.15634: {said}.",),
-        tables=(TitledTable("Claim by claim", table),),
+        tables=(TitledTable("Claim by claim", evidence),),
     )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import altair as alt
 
 from rankwise.findings.models import ModelSummary
 from rankwise.records import quantities
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Comparison, Interval, Recommendation, Relation, Unit
-from rankwise.report.charts.intervals import Group, Panel, interval_chart
-from rankwise.report.charts.ranks import Point, score_by_rank_chart, trade_off_chart
-from rankwise.report.charts.theme import theme
-from rankwise.report.parts import Figure
-from rankwise.report.summaries import Summaries
+from rankwise.records.study import Interval, Recommendation, Relation, Unit
+from rankwise.report import cells
+from rankwise.report.charts.intervals import IntervalMark, cut_name, interval_chart
+from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, RankStyle, rank_chart
+from rankwise.report.charts.theme import FONT_SIZE, INK
+from rankwise.report.charts.trade_off import Point, trade_off_chart
+from rankwise.report.parts import Chart, Figure
+from rankwise.report.summaries import RELATION_NAMES, Summaries
 
 MOST_PANELS, MOST_MARKS = 8, 36
 """More tasks than this of one relation, or more marks of its runs on all of them, are too many
@@ -25,14 +26,10 @@ to read; the tasks with most loss are drawn, two at least."""
 MOST_RUNS = 12
 """Of more runs than this, those with the first settings of each rank are drawn."""
 
-RELATION_TITLES: dict[Relation, str] = {
-    "in_domain": "In-domain",
-    "out_of_domain": "Out-of-domain",
-    "retention": "Retention",
-    "held_out_text": "Held-out prose",
-}
-
-_SUBTITLE_WIDTH = 70
+_ROOMY, _TIGHT, _MANY_RUNS = 21, 16, 6
+_LONGEST_NAME = 40
+_SCORE_HEIGHT = 330
+_LETTERS = (70, 70)
 
 
 class _Study(NamedTuple):
@@ -41,12 +38,34 @@ class _Study(NamedTuple):
     summaries: Summaries
 
     @property
-    def confidence(self) -> str:
-        return quantities.percent(self.recommendation.confidence)
+    def intervals(self) -> str:
+        return f"{quantities.percent(self.recommendation.confidence)} intervals"
 
     @property
     def unit(self) -> Unit:
         return self.recommendation.unit
+
+
+class _Panel(NamedTuple):
+    """The differences of every run on one task."""
+
+    task: str
+    size: str
+    unit: Unit
+    changes: tuple[tuple[ModelSummary, Interval], ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, {self.size}"
+
+
+class _Group(NamedTuple):
+    """Panels that share an axis. ``title`` may be empty; ``left_out`` counts tasks not drawn."""
+
+    title: str
+    axis_title: str
+    panels: tuple[_Panel, ...]
+    left_out: int
 
 
 def study_figures(
@@ -67,29 +86,35 @@ def _trade_off(study: _Study) -> Figure:
     ]
     if not drawn:
         reason = "the study has no retention task scored in points, or no run was scored on one"
-        return Figure(name, title, f"Not drawn: {reason}.", "", None)
-    _, change, gain = drawn[0]
-    kept = quantities.count(change.num_examples)
-    sizes = f"{quantities.size(gain.num_examples)} in-domain and {kept} retention items"
+        return Figure(name, title, f"Not drawn: {reason}.")
     epsilon = study.recommendation.epsilon_points
-    chart = trade_off_chart(
-        drawn, study.unit, epsilon, _title(title, f"{sizes}; bars are {study.confidence} intervals")
-    )
     caption = (
         "One mark for each run; the base is at the origin. Up is better in-domain, right is less "
         "forgetting. Each bar is the interval of one difference from the base, paired over the "
-        "same items. "
+        "same items."
     )
     if epsilon is not None:
-        caption += "Left of the dashed line the loss is more than ε. "
+        caption += " Left of the dashed line the loss is more than ε."
     if any(summary.is_recommended for summary, *_ in drawn):
-        caption += "A ring marks the recommended model."
+        caption += " A ring marks the recommended model."
     parts = [
         f"{summary.label}: gain {quantities.with_interval(gain, gain.unit)}, "
         f"retention change {quantities.with_interval(change, change.unit)}"
         for summary, change, gain in drawn
     ]
-    return Figure(name, title, caption.strip(), f"{'; '.join(parts)}.", chart.configure(**theme()))
+    _, change, gain = drawn[0]
+    kept = f"{quantities.count(change.num_examples)} retention items"
+    kept += quantities.in_clusters(change.num_clusters)
+    sizes = f"{quantities.sample_size(gain, 'in-domain')} and {kept}"
+    return Figure(
+        name,
+        title,
+        caption,
+        f"{'; '.join(parts)}.",
+        trade_off_chart(drawn, study.unit, epsilon),
+        f"{sizes}; bars are {study.intervals}",
+        letters=_LETTERS,
+    )
 
 
 def _by_rank(study: _Study) -> Figure:
@@ -97,15 +122,24 @@ def _by_rank(study: _Study) -> Figure:
     drawn = [
         (summary, summary.in_domain) for summary in study.summaries if summary.in_domain is not None
     ]
-    if not any(isinstance(summary.kind, int) for summary, _ in drawn):
-        return Figure(name, title, "Not drawn: no LoRA run was scored in-domain.", "", None)
+    marks = [
+        RankMark(summary.kind, score, summary.is_recommended)
+        for summary, score in drawn
+        if isinstance(summary.kind, int)
+    ]
+    if not marks:
+        return Figure(name, title, "Not drawn: no LoRA run was scored in-domain.")
     items = study.results.base.items
     in_domain = study.results.tasks["in_domain"]
     tasks = [task for task in in_domain if task in items and items[task].unit == study.unit]
     what = _score_name(study.results, tasks, study.unit)
-    size = quantities.size(drawn[0][1].num_examples)
-    subtitle = f"{size} items; bars and bands are {study.confidence} intervals"
-    chart = score_by_rank_chart(drawn, study.unit, what, _title(title, subtitle))
+    lines = [
+        RankLine(str(summary.kind), summary.kind, score)
+        for summary, score in drawn
+        if not isinstance(summary.kind, int)
+    ]
+    axis = alt.Axis(tickCount=6, format="d" if study.unit == "points" else ".2f")
+    style = RankStyle(_SCORE_HEIGHT, mark_size=80, axis=axis, is_bold=True)
     caption = (
         f"Scored on {quantities.listed(tasks)}. Lines across are the untouched base and, dashed, "
         "full fine-tuning. Each interval is for one score. Models answer the "
@@ -116,24 +150,29 @@ def _by_rank(study: _Study) -> Figure:
         f"{summary.label} {quantities.with_interval(score, score.unit, signed=False)}"
         for summary, score in drawn
     ]
-    return Figure(name, title, caption, f"{what}: {'; '.join(parts)}.", chart.configure(**theme()))
+    return Figure(
+        name,
+        title,
+        caption,
+        f"{what}: {'; '.join(parts)}.",
+        rank_chart([RankPanel(what, marks, lines)], style),
+        f"{quantities.sample_size(drawn[0][1], 'items')}; bars and bands are {study.intervals}",
+        letters=_LETTERS,
+    )
 
 
 def _by_task(study: _Study) -> Figure:
     name, title = "difference-by-task", "Difference from the base on every task"
     relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention")
+    units: tuple[Unit, ...] = ("points", "nats")
     groups = [
         group
         for relation in relations
-        for unit in ("points", "nats")
-        if (group := _group(study, relation, unit)) is not None
+        for unit in units
+        for group in _groups(study, relation, unit)
     ]
     if not groups:
-        return Figure(name, title, "Not drawn: no run was scored.", "", None)
-    chart = interval_chart(
-        groups,
-        _title(title, f"adapted {quantities.MINUS} base; bars are {study.confidence} intervals"),
-    )
+        return Figure(name, title, "Not drawn: no run was scored.")
     caption = (
         "Right of zero is better than the base. Each interval is for one difference, "
         "paired over the same items. Each relation has its own axis."
@@ -147,52 +186,68 @@ def _by_task(study: _Study) -> Figure:
                 f" {group.title}: the {len(group.panels)} tasks with the largest loss in any run "
                 f"are drawn, {group.left_out} more are in the table."
             )
-    return Figure(name, title, caption, _in_words(groups), chart.configure(**theme()))
+    detail = f"adapted {quantities.MINUS} base; bars are {study.intervals}"
+    return Figure(name, title, caption, _in_words(groups), _chart(groups), detail, letters=_LETTERS)
 
 
 def _forgetting(study: _Study) -> Figure:
     name, title = "forgetting-on-prose", "Forgetting on held-out prose"
-    group = _group(study, "held_out_text", "nats")
-    if group is None:
+    groups = list(_groups(study, "held_out_text", "nats"))
+    if not groups:
         reason = "the study has no held-out text, or no run was scored on it"
-        return Figure(name, title, f"Not drawn: {reason}.", "", None)
-    subtitle = f"rise of the mean loss per token; bars are {study.confidence} intervals"
+        return Figure(name, title, f"Not drawn: {reason}.")
     caption = (
         "Right of zero, the adapted model predicts general prose worse than the base. "
         "An item is a passage; differences are paired over passages."
     )
-    chart = interval_chart([group], _title(title, subtitle))
-    return Figure(name, title, caption, _in_words([group]), chart.configure(**theme()))
+    detail = f"rise of the mean loss per token; bars are {study.intervals}"
+    return Figure(name, title, caption, _in_words(groups), _chart(groups), detail, letters=_LETTERS)
 
 
-def _group(study: _Study, relation: Relation, unit: Unit) -> Group | None:
-    """The panels of one relation; of many tasks those with the largest loss in any run."""
+def _groups(study: _Study, relation: Relation, unit: Unit) -> Iterator[_Group]:
+    """The panels of one relation, if any; of many tasks those with the largest loss in any run."""
     drawn = _drawn_runs(study)
     rows = [
         row
         for row in study.recommendation.comparisons
         if (row.relation, row.unit) == (relation, unit) and row.run in drawn
     ]
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    if not tasks:
-        return None
-    worst = {task: min(r.difference for r in rows if r.task == task) for task in tasks}
+    if not rows:
+        return
+    is_prose = relation == "held_out_text"
+    by_task: dict[str, dict[str, Interval]] = {}
+    for row in rows:
+        change = row.interval.negated() if is_prose else row.interval
+        by_task.setdefault(row.task, {})[row.run] = change
+    worst = {task: min(row.difference for row in rows if row.task == task) for task in by_task}
     num_panels = min(MOST_PANELS, max(MOST_MARKS // len({row.run for row in rows}), 2))
-    kept = sorted(tasks, key=lambda task: worst[task])[:num_panels]
-    panels = tuple(_panel(study, task, rows) for task in tasks if task in kept)
-    prose = relation == "held_out_text"
-    axis = "points" if unit == "points" else "nats per token"
-    return Group(
-        title="" if prose else RELATION_TITLES[relation],
-        axis_title=f"Forgetting ({axis})" if prose else f"Difference ({axis})",
-        panels=panels,
-        left_out=len(tasks) - len(panels),
+    kept = sorted(by_task, key=lambda task: worst[task])[:num_panels]
+    sizes = {row.task: quantities.sample_size(row) for row in reversed(rows)}
+    panels = tuple(
+        _Panel(
+            task,
+            sizes[task],
+            unit,
+            tuple(
+                (summary, changes[summary.name])
+                for summary in study.summaries
+                if summary.name in changes
+            ),
+        )
+        for task, changes in by_task.items()
+        if task in kept
+    )
+    yield _Group(
+        "" if is_prose else quantities.capital(RELATION_NAMES[relation]),
+        f"{'Forgetting' if is_prose else 'Difference'} ({cells.unit_name(unit)})",
+        panels,
+        len(by_task) - len(panels),
     )
 
 
 def _drawn_runs(study: _Study) -> set[str]:
     """The names of all runs, or of the first settings of each rank, in every seed."""
-    plans = [each.run.planned for each in study.summaries if each.run is not None]
+    plans = [summary.run.planned for summary in study.summaries if summary.run is not None]
     if len(plans) <= MOST_RUNS:
         return {plan.name for plan in plans}
     labels = {summary.name: summary.option for summary in study.summaries}
@@ -202,19 +257,33 @@ def _drawn_runs(study: _Study) -> set[str]:
     return {plan.name for plan in plans if labels[plan.name] == first[plan.rank]}
 
 
-def _panel(study: _Study, task: str, rows: Sequence[Comparison]) -> Panel:
-    by_run = {row.run: row for row in rows if row.task == task}
-    changes: list[tuple[ModelSummary, Interval]] = []
-    for summary in study.summaries:
-        if summary.name in by_run:
-            row = by_run[summary.name]
-            is_prose = row.relation == "held_out_text"
-            changes.append((summary, row.interval.negated() if is_prose else row.interval))
-    row = next(iter(by_run.values()))
-    return Panel(task, row.num_examples, row.unit, tuple(changes))
+def _chart(groups: Sequence[_Group]) -> Chart:
+    """Groups below each other, each with its own axis and a panel for each task."""
+    charts: list[Any] = []
+    for group in groups:
+        short = [
+            f"{cut_name(panel.task, _LONGEST_NAME, 15)}, {panel.size}" for panel in group.panels
+        ]
+        is_clear = len(set(short)) == len(short)
+        titles = short if is_clear else [panel.title for panel in group.panels]
+        marks = [
+            IntervalMark.of(summary.kind, summary.label, change, title)
+            for panel, title in zip(group.panels, titles, strict=True)
+            for summary, change in panel.changes
+        ]
+        num_runs = len({mark.label for mark in marks})
+        step = _ROOMY if num_runs <= _MANY_RUNS else _TIGHT
+        chart = interval_chart(marks, group.axis_title, width=350, step=step, label_limit=150)
+        if group.title:
+            heading = alt.TitleParams(
+                group.title, fontSize=FONT_SIZE + 1, color=INK.light, offset=6
+            )
+            chart = chart.properties(title=heading)
+        charts.append(chart)
+    return alt.vconcat(*charts)
 
 
-def _in_words(groups: Sequence[Group]) -> str:
+def _in_words(groups: Sequence[_Group]) -> str:
     texts: list[str] = []
     for group in groups:
         for panel in group.panels:
@@ -234,7 +303,3 @@ def _score_name(results: TrainTaskResults, tasks: Sequence[str], unit: Unit) -> 
     mean = "mean " if len(tasks) > 1 else ""
     kind = "points" if unit == "points" else "nats per token; lower is better"
     return f"In-domain {mean}{name} ({kind})"
-
-
-def _title(text: str, subtitle: str) -> alt.TitleParams:
-    return alt.TitleParams(text, subtitle=textwrap.wrap(subtitle, _SUBTITLE_WIDTH))

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import altair as alt
-
-from rankwise.findings.retention import RetentionLine, SubjectChange, TrainTaskRetention
+from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
-from rankwise.report.changes import drawn_options, left_out_remark, mean_row, mean_words
-from rankwise.report.charts.subjects import SubjectRow, subject_chart
-from rankwise.report.charts.theme import theme
+from rankwise.report import cells
+from rankwise.report.charts.intervals import SubjectRow, subject_chart
 from rankwise.report.parts import (
     Cell,
     Figure,
-    Heading,
     ReportSection,
-    RowGroup,
     Table,
     TitledTable,
+    TrainedTask,
     file_name,
+    grouped_table,
 )
-from rankwise.report.summaries import mean_cell
-from rankwise.report.tables.csv import csv_text
 
 MOST_SUBJECTS = 20
 """More subjects than this are too many to draw; those with the largest loss are."""
-
-_TITLE_WIDTH, _SUBTITLE_WIDTH = 40, 52
 
 
 def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
@@ -38,87 +30,79 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
     Args:
         found: at least one.
     """
-    several = len(found) > 1
+    tasks = TrainedTask.each(found)
     confidence = quantities.percent(found[0].confidence)
     remarks = [
         "Change from the base on the retention tasks in points, seeds averaged, paired over the "
         "same items. A group's change counts each of its tasks the same; their items are "
-        f"independent, so variances add. Intervals are {confidence}, one at a time: exploratory.",
+        f"independent, so variances add. Intervals are {confidence}, one at a time: exploratory."
     ]
-    lines = [line for each in found for line in (*each.groups, *each.subjects)]
+    lines = [line for part in found for line in (*part.groups, *part.subjects)]
     if any(line.base_score_by_items is not None for line in lines):
         remarks.append(
             "The mean over items, as lm-evaluation-harness aggregates groups such as mmlu, is "
             "given next to the mean over tasks. The mean over items decides nothing; the "
             "recommendation takes the mean over all retention tasks."
         )
-    for part in found:
-        where = f", trained on {part.train_task}" if several else ""
-        remarks += left_out_remark(part.left_out, where)
+    for part, task in tasks:
+        remarks += cells.left_out(part.left_out, task.after)
     return ReportSection(
         name="retention-by-subject",
         title="Knowledge retention by subject",
-        remarks=tuple(remarks),
-        figures=tuple(_figure(each, several) for each in found),
-        tables=tuple(
-            TitledTable(f"Trained on {each.train_task}" if several else "Every number", table)
-            for each in found
-            for table in (_table(each),)
-        ),
-        files={"retention.csv": csv_text(_rows(found))},
+        remarks=remarks,
+        figures=[_figure(part, task) for part, task in tasks],
+        tables=[TitledTable(task.heading, _table(part)) for part, task in tasks],
+        files={"retention.csv": cells.csv_text(_rows(found))},
     )
 
 
-def _figure(found: TrainTaskRetention, several: bool) -> Figure:
-    options = drawn_options(found.options)
+def _figure(found: TrainTaskRetention, task: TrainedTask) -> Figure:
+    options = cells.drawn_options(found.options)
     labels = {option.label for option in options}
     subjects = sorted(found.subjects, key=lambda line: _worst(line, labels))
-    drawn = [*found.groups, *subjects[:MOST_SUBJECTS]]
     rows = [
         SubjectRow(
             line.name,
             f"base {quantities.score(line.base_score.estimate, line.base_score.unit)}, "
-            f"{quantities.size(line.base_score.num_examples)}",
+            f"{quantities.sample_size(line.base_score)}",
             is_group=line in found.groups,
             changes={change.label: change.change for change in line.changes},
         )
-        for line in drawn
+        for line in (*found.groups, *subjects[:MOST_SUBJECTS])
     ]
-    size = quantities.size(found.groups[0].base_score.num_examples)
-    subtitle = (
-        f"{size} in {len(found.subjects)} tasks; bars are {quantities.percent(found.confidence)} "
-        "intervals"
-    )
-    title = "Change on retention tasks, worst first"
-    title += f": trained on {found.train_task}" if several else ""
-    wrapped = textwrap.wrap(subtitle, _SUBTITLE_WIDTH)
-    heading = textwrap.wrap(title, _TITLE_WIDTH)
-    chart = subject_chart(
-        rows,
-        options,
-        "Change (points; left is forgotten)",
-        alt.TitleParams(heading, subtitle=wrapped),
-    )
     caption = (
         "Left of zero is worse than the base. Groups in bold are means over their tasks; below "
         "them single tasks, that with the largest loss of any option first."
     )
     if len(subjects) > MOST_SUBJECTS:
         caption += f" {len(subjects) - MOST_SUBJECTS} more are in the table."
-    if len(options) < len(found.options):
-        more = len(found.options) - len(options)
+    more = len(found.options) - len(options)
+    if more:
         verb = "is" if more == 1 else "are"
         caption += f" {quantities.counted(more, 'more option')} {verb} in the table."
     words = [
         f"{row.name}, {row.detail}: "
         + "; ".join(
-            f"{label} {mean_words(mean)}" for label, mean in row.changes.items() if label in labels
+            f"{label} {cells.in_words(mean)}"
+            for label, mean in row.changes.items()
+            if label in labels
         )
         for row in rows
     ]
-    name = "retention-by-subject"
-    name += f"-{file_name(found.train_task)}" if several else ""
-    return Figure(name, title, caption, f"{'. '.join(words)}.", chart.configure(**theme()))
+    name, title = "retention-by-subject", "Change on retention tasks, worst first"
+    if task.is_named:
+        name, title = f"{name}-{file_name(task.name)}", f"{title}: trained on {task.name}"
+    size = quantities.sample_size(found.groups[0].base_score)
+    confidence = quantities.percent(found.confidence)
+    return Figure(
+        name,
+        title,
+        caption,
+        f"{'. '.join(words)}.",
+        subject_chart(rows, options, "Change (points; left is forgotten)"),
+        f"{size} in {len(found.subjects)} tasks; bars are {confidence} intervals",
+        letters=(40, 52),
+    )
 
 
 def _worst(line: RetentionLine, labels: Iterable[str]) -> float:
@@ -126,63 +110,48 @@ def _worst(line: RetentionLine, labels: Iterable[str]) -> float:
 
 
 def _table(found: TrainTaskRetention) -> Table:
-    headings = (
-        Heading("Task or group"),
-        Heading("Base", "points"),
-        *(Heading(option.label, "change") for option in found.options),
-    )
-    groups = tuple(row for line in found.groups for row in _line_rows(line))
-    subjects = tuple(row for line in found.subjects for row in _line_rows(line))
     caption = (
         f"Trained on {found.train_task}: base score and change from it in points, seeds averaged, "
         f"{quantities.percent(found.confidence)} intervals."
     )
-    return Table(
-        caption, headings, (RowGroup("Groups", "", groups), RowGroup("Tasks", "", subjects))
-    )
+    groups = [
+        (title, "", [row for line in lines for row in _table_rows(line)])
+        for title, lines in (("Groups", found.groups), ("Tasks", found.subjects))
+    ]
+    return grouped_table(caption, cells.option_columns("Task or group", found.options), groups)
 
 
-def _line_rows(line: RetentionLine) -> list[tuple[Cell, ...]]:
+def _table_rows(line: RetentionLine) -> Iterator[list[Cell]]:
     """The mean over tasks, and below it that over items where that is another one."""
-    size = quantities.size(line.base_score.num_examples)
-    several = len(line.tasks) > 1
-    note = f"mean over {len(line.tasks)} tasks, {size}" if several else size
-    rows = [
-        (
-            Cell(line.name, "", note),
-            mean_cell(line.base_score, signed=False),
-            *(mean_cell(change.change) for change in line.changes),
-        )
+    size = quantities.sample_size(line.base_score)
+    note = f"mean over {len(line.tasks)} tasks, {size}" if len(line.tasks) > 1 else size
+    yield [
+        Cell(line.name, "", note),
+        cells.mean(line.base_score, signed=False),
+        *(cells.mean(change.change) for change in line.changes),
     ]
     if line.base_score_by_items is not None:
-        rows.append(
-            (
-                Cell(line.name, "", "mean over items; decides nothing"),
-                mean_cell(line.base_score_by_items, signed=False),
-                *(mean_cell(each.by_items) for each in line.changes),
-            )
-        )
-    return rows
+        yield [
+            Cell(line.name, "", "mean over items; decides nothing"),
+            cells.mean(line.base_score_by_items, signed=False),
+            *(cells.mean(change.by_items) for change in line.changes),
+        ]
 
 
-def _rows(found: Sequence[TrainTaskRetention]) -> Iterable[dict[str, Any]]:
+def _rows(found: Sequence[TrainTaskRetention]) -> Iterator[dict[str, Any]]:
     """One row for each trained task, group or task, and option."""
     for part in found:
         for line in (*part.groups, *part.subjects):
             for change in line.changes:
-                yield _row(part.train_task, line, change)
-
-
-def _row(train_task: str, line: RetentionLine, change: SubjectChange) -> dict[str, Any]:
-    return {
-        "train_task": train_task,
-        "name": line.name,
-        "tasks": " ".join(line.tasks),
-        "option": change.label,
-        "num_examples": change.change.num_examples,
-        "num_seeds": change.change.num_seeds,
-        **mean_row(line.base_score, "base_score"),
-        **mean_row(change.change, "change"),
-        **mean_row(line.base_score_by_items, "base_score_by_items"),
-        **mean_row(change.by_items, "change_by_items"),
-    }
+                yield {
+                    "train_task": part.train_task,
+                    "name": line.name,
+                    "tasks": " ".join(line.tasks),
+                    "option": change.label,
+                    "num_examples": change.change.num_examples,
+                    "num_seeds": change.change.num_seeds,
+                    **cells.csv_row(line.base_score, "base_score"),
+                    **cells.csv_row(change.change, "change"),
+                    **cells.csv_row(line.base_score_by_items, "base_score_by_items"),
+                    **cells.csv_row(change.by_items, "change_by_items"),
+                }

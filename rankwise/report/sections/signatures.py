@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
-from rankwise.report.parts import EMPTY, Cell, Heading, ReportSection, RowGroup, Table, TitledTable
-from rankwise.report.tables.csv import csv_text
+from rankwise.report import cells
+from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, grouped_table
 
 _WHOLE_STUDY = "all models"
 
@@ -25,10 +25,10 @@ def signature_section(
     return ReportSection(
         name="failure-signatures",
         title="Failure signatures",
-        remarks=tuple(_remarks(found, not_looked_for)),
+        remarks=_remarks(found, not_looked_for),
         tables=(TitledTable("What was found", _table(found, confidence)),) if found else (),
         files={
-            "signatures.csv": csv_text(
+            "signatures.csv": cells.csv_text(
                 [part.model_dump(mode="json") for part in found], list(Signature.model_fields)
             )
         },
@@ -39,10 +39,7 @@ def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, 
     names = {part.name for part in found}
     absent = [TITLES[n].lower() for n in SIGNATURES if n not in names and n not in not_looked_for]
     listed = "; ".join(absent)
-    if found:
-        remarks = [f"Looked for and not found: {listed}."] if absent else []
-    else:
-        remarks = [f"None of the {len(absent)} signatures looked for was found: {listed}."]
+    remarks = [f"Looked for and not found: {listed}."] if absent else []
     if not_looked_for:
         lacking = "; ".join(
             f"{TITLES[name].lower()} ({why})" for name, why in not_looked_for.items()
@@ -52,45 +49,38 @@ def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, 
 
 
 def _table(found: Sequence[Signature], confidence: float) -> Table:
-    tasks = dict.fromkeys(part.train_task for part in found)
-    groups = tuple(
-        RowGroup(
-            f"Trained on {name}" if len(tasks) > 1 else "",
-            "",
-            tuple(_cells(each) for each in found if each.train_task == name),
-        )
-        for name in tasks
-    )
-    headings = (
-        Heading("What"),
-        Heading("Model"),
-        Heading("Task"),
-        Heading("Judged", "estimate and interval"),
-        Heading("In words"),
-        Heading("What to do next"),
-    )
+    columns: list[Column[Signature]] = [
+        Column("What", lambda signature: signature.title),
+        Column("Model", lambda signature: signature.label or _WHOLE_STUDY, is_text=True),
+        Column("Task", lambda signature: signature.task or None, is_text=True),
+        Column("Judged", _judged, "estimate and interval"),
+        Column("In words", lambda signature: signature.statement, is_text=True),
+        Column("What to do next", lambda signature: signature.advice, is_text=True),
+    ]
     caption = (
         f"Judged by the bounds of {quantities.percent(confidence)} intervals, seeds averaged. Each "
         "interval is by itself: among many comparisons a few of these appear by chance. A share "
         "of items is in points."
     )
-    return Table(caption, headings, groups, (0, 1, 2, 4, 5))
+    tasks = dict.fromkeys(part.train_task for part in found)
+    groups = [
+        (
+            f"Trained on {name}" if len(tasks) > 1 else "",
+            "",
+            [part for part in found if part.train_task == name],
+        )
+        for name in tasks
+    ]
+    return grouped_table(caption, columns, groups)
 
 
-def _cells(signature: Signature) -> tuple[Cell, ...]:
+def _judged(signature: Signature) -> Cell | None:
     estimate, lower, upper = signature.estimate, signature.lower, signature.upper
-    judged = EMPTY
-    if estimate is not None and signature.unit is not None:
-        interval = ""
-        if lower is not None and upper is not None:
-            interval = quantities.score_interval(lower, upper, signature.unit)
-        size = "" if signature.num_items is None else quantities.size(signature.num_items)
-        judged = Cell(quantities.amount(estimate, signature.unit), interval, size)
-    return (
-        Cell(signature.title),
-        Cell(signature.label or _WHOLE_STUDY),
-        Cell(signature.task or quantities.NOT_MEASURED),
-        judged,
-        Cell(signature.statement),
-        Cell(signature.advice),
-    )
+    if estimate is None or signature.unit is None:
+        return None
+    interval = ""
+    if lower is not None and upper is not None:
+        interval = quantities.score_interval(lower, upper, signature.unit)
+    size = "" if signature.num_items is None else quantities.size(signature.num_items)
+    size += quantities.in_clusters(signature.num_clusters)
+    return Cell(quantities.amount(estimate, signature.unit), interval, size)

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import altair as alt
-
-from rankwise.findings.options import OptionName
+from rankwise.findings.options import OptionName, TaskMean
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.findings.transfer import (
-    DomainMean,
-    Transfer,
-    TransferCell,
-    TransferColumn,
-    TransferRow,
-)
+from rankwise.findings.transfer import DomainMean, Transfer, TransferCell, TransferRow
 from rankwise.records import quantities
-from rankwise.report.changes import drawn_options, left_out_remark, mean_row, mean_words
-from rankwise.report.charts.heatmap import HeatCell, HeatColumn, HeatRow, heatmap, heatmap_width
-from rankwise.report.charts.theme import theme
+from rankwise.report import cells
+from rankwise.report.charts.heatmap import (
+    LABEL_FONT,
+    HeatCell,
+    HeatColumn,
+    HeatLook,
+    HeatRow,
+    Key,
+    cut,
+    heat_map,
+)
+from rankwise.report.charts.theme import (
+    ALARM,
+    FONT_SIZE,
+    GAIN_STEPS,
+    INK,
+    LOSS_STEPS,
+    MUTED,
+    PAGE,
+    UNSHOWN,
+)
 from rankwise.report.parts import (
     EMPTY,
     Cell,
+    Chart,
     Figure,
-    Heading,
     ReportSection,
-    RowGroup,
     Table,
     TitledTable,
+    TrainedTask,
     file_name,
+    grouped_table,
 )
-from rankwise.report.summaries import RELATION_NAMES, mean_cell
-from rankwise.report.tables.csv import csv_text
+from rankwise.report.summaries import RELATION_NAMES
 
 MOST_COLUMNS = 16
 """More columns than this cannot be read side by side; the rest is in the table."""
@@ -41,50 +52,68 @@ MOST_COLUMNS = 16
 MOST_ALARMS = 5
 """This many are named in words, those with the largest drop for their base first."""
 
-_WIDE_FROM = 560.0
-_SUBTITLE_WIDTH = 100
-_NO_DOMAIN = "no domain named"
+STEP_ENDS = (2.0, 5.0, 10.0, 20.0)
+"""Points at which the colour changes; the same in every study."""
 
-_Column = TransferColumn | str
-"""A column, or a domain whose mean it shows."""
+_WIDE_FROM = 560.0
+_NO_DOMAIN = "no domain named"
+_ROW_LETTERS, _LONGEST_ROW = 20, 34
+_COLUMN_LETTERS, _COLUMN_LINES = 12, 3
+_LOOK = HeatLook(
+    cell=(76.0, 36.0),
+    gap=2.0,
+    group_gap=12.0,
+    label_size=LABEL_FONT,
+    label_colour=INK,
+    label_gap=6.0,
+    text_size=FONT_SIZE,
+)
+
+Measured = TransferCell | DomainMean
+
+
+class _Column(NamedTuple):
+    """A test task, or the mean of a domain, whose ``tasks`` are None."""
+
+    name: str
+    domain: str | None
+    tasks: tuple[str, ...] | None
+
+    @property
+    def is_mean(self) -> bool:
+        return self.tasks is None
 
 
 def transfer_section(found: Transfer) -> ReportSection:
     """A matrix for each option, or one of all options where one task was trained on."""
     columns = _columns(found)
-    alarms = [cell for cell in found.cells if cell.is_alarm]
-    confidence = quantities.percent(found.confidence)
-    several = len(found.rows) > 1
+    tasks = [(row, TrainedTask(row.name, len(found.rows) > 1)) for row in found.rows]
     remarks = [
         "What a model trained on one task gains (+) or loses (−) on the others, in points, "
-        f"averaged over seeds and paired over the same items. Intervals are {confidence}, one at "
-        "a time, and exploratory: among many, some miss.",
-        _alarm_remark(alarms, several),
+        "averaged over seeds and paired over the same items. Intervals are "
+        f"{quantities.percent(found.confidence)}, one at a time, and exploratory: among many, "
+        "some miss.",
+        _alarm_remark(found),
     ]
     if any(column.domain for column in found.columns):
         remarks.append(
             "A domain's mean counts each of its tasks the same and leaves out the trained task."
         )
     for name, labels in found.left_out.items():
-        remarks += left_out_remark(labels, f", trained on {name}" if several else "")
-    tables = tuple(
-        TitledTable(
-            f"Trained on {row.name}" if several else "Every number", _table(found, row, columns)
-        )
-        for row in found.rows
-    )
+        remarks += cells.left_out(labels, TrainedTask(name, len(found.rows) > 1).after)
     return ReportSection(
         name="transfer",
         title="On other tasks and domains",
-        remarks=tuple(remarks),
-        figures=_figures(found, columns),
-        tables=tables,
-        files={"transfer.csv": csv_text(_rows(found))},
+        remarks=remarks,
+        figures=list(_figures(found, columns)),
+        tables=[TitledTable(task.heading, _table(found, row, columns)) for row, task in tasks],
+        files={"transfer.csv": cells.csv_text(_rows(found))},
     )
 
 
-def _alarm_remark(alarms: Sequence[TransferCell], several: bool) -> str:
+def _alarm_remark(found: Transfer) -> str:
     share = quantities.percent(TRANSFER_ALARM_SHARE)
+    alarms = [cell for cell in found.cells if cell.is_alarm]
     if not alarms:
         return (
             f"No negative transfer: no task outside the trained domain is shown to drop by more "
@@ -92,8 +121,8 @@ def _alarm_remark(alarms: Sequence[TransferCell], several: bool) -> str:
         )
     worst = sorted(alarms, key=lambda cell: cell.change.upper / cell.base_score.estimate)
     parts = [
-        f"{cell.label}{f' trained on {cell.train_task}' if several else ''} on "
-        f"{quantities.listed(cell.tasks)} {mean_words(cell.change)}, base "
+        f"{cell.label}{f' trained on {cell.train_task}' if len(found.rows) > 1 else ''} on "
+        f"{quantities.listed(cell.tasks)} {cells.in_words(cell.change)}, base "
         f"{quantities.score(cell.base_score.estimate, 'points')}"
         for cell in worst[:MOST_ALARMS]
     ]
@@ -109,170 +138,226 @@ def _columns(found: Transfer) -> list[_Column]:
     """Test tasks by domain, and after those of a domain its mean."""
     columns: list[_Column] = []
     averaged = {mean.domain for mean in found.domain_means}
-    for index, column in enumerate(found.columns):
-        columns.append(column)
-        after = found.columns[index + 1].domain if index + 1 < len(found.columns) else None
-        if column.domain in averaged and after != column.domain:
-            columns.append(column.domain or "")
+    for domain, own in itertools.groupby(found.columns, key=lambda column: column.domain):
+        columns += [_Column(column.name, domain, column.tasks) for column in own]
+        if domain in averaged:
+            columns.append(_Column("mean", domain, None))
     return columns
 
 
-def _figures(found: Transfer, columns: Sequence[_Column]) -> tuple[Figure, ...]:
+def _at(found: Transfer, row: TransferRow, label: str, column: _Column) -> Measured | None:
+    """What was measured there, if anything."""
+    measured: Sequence[Measured] = found.cells
+    if column.is_mean:
+        measured = [mean for mean in found.domain_means if mean.domain == column.domain]
+    for cell in measured:
+        is_there = column.is_mean or cell.tasks == column.tasks
+        if is_there and (cell.train_task, cell.label) == (row.name, label):
+            return cell
+    return None
+
+
+def _figures(found: Transfer, columns: Sequence[_Column]) -> Iterator[Figure]:
     shown = columns[:MOST_COLUMNS]
-    heads = _heads(shown)
+
+    def measured(row: TransferRow, option: OptionName) -> list[Measured | None]:
+        return [_at(found, row, option.label, column) for column in shown]
+
     if len(found.rows) == 1:
+        (row,) = found.rows
+        options = cells.drawn_options(found.options, most=24)
+        rows = [("", option.label, measured(row, option)) for option in options]
+        yield _figure(found, "transfer", "Change on every task", rows, columns)
+        return
+    is_named = any(row.domain for row in found.rows)
+    for option in cells.drawn_options(found.options):
         rows = [
-            HeatRow("", option.label, _heat_cells(found, found.rows[0], option, shown))
-            for option in drawn_options(found.options, most=24)
-        ]
-        return (_figure(found, "transfer", "Change on every task", rows, heads, columns),)
-    figures: list[Figure] = []
-    named = any(row.domain for row in found.rows)
-    for option in drawn_options(found.options):
-        rows = [
-            HeatRow(
-                (row.domain or _NO_DOMAIN) if named else "",
-                row.name,
-                _heat_cells(found, row, option, shown),
-            )
+            ((row.domain or _NO_DOMAIN) if is_named else "", row.name, measured(row, option))
             for row in found.rows
         ]
         name = f"transfer-{file_name(option.label)}"
         title = f"Trained on (rows), tested on (columns): {option.label}"
-        figures.append(_figure(found, name, title, rows, heads, columns))
-    return tuple(figures)
+        yield _figure(found, name, title, rows, columns)
 
 
 def _figure(
     found: Transfer,
     name: str,
     title: str,
-    rows: Sequence[HeatRow],
-    heads: Sequence[HeatColumn],
+    rows: Sequence[tuple[str, str, Sequence[Measured | None]]],
     columns: Sequence[_Column],
 ) -> Figure:
+    """A matrix; ``rows`` are their group, their label, and what was measured."""
     sizes = sorted({cell.change.num_examples for cell in found.cells})
     size = quantities.size(sizes[0])
     size += f" to {quantities.count(sizes[-1])}" if len(sizes) > 1 else ""
-    subtitle = (
-        f"adapted {quantities.MINUS} base in points with {quantities.percent(found.confidence)} "
-        f"intervals; {size} in a column"
-    )
-    wrapped = textwrap.wrap(subtitle, _SUBTITLE_WIDTH)
-    chart = heatmap(rows, heads, alt.TitleParams(title, subtitle=wrapped))
     caption = "Muted cells have an interval that contains zero. A frame marks the trained task."
-    if any(cell.is_alarm for row in rows for cell in row.cells if cell is not None):
+    if any(_is_alarm(cell) for *_, measured in rows for cell in measured):
         caption += " ▼ in a red frame is negative transfer."
-    if len(columns) > len(heads):
-        caption += f" {len(columns) - len(heads)} more columns are in the table."
+    shown = columns[:MOST_COLUMNS]
+    if len(columns) > len(shown):
+        caption += f" {len(columns) - len(shown)} more columns are in the table."
     left_out = len(found.options) - len(rows)
     if len(found.rows) == 1 and left_out > 0:
         caption += f" {left_out} more options are in the table."
     words = [
-        f"{row.label}: "
+        f"{label}: "
         + "; ".join(
-            f"{head.label if not head.is_mean else f'{head.group} mean'} {mean_words(cell.mean)}"
-            for head, cell in zip(heads, row.cells, strict=True)
+            f"{f'{column.domain} mean' if column.is_mean else column.name} "
+            f"{cells.in_words(cell.change)}"
+            for column, cell in zip(shown, measured, strict=True)
             if cell is not None
         )
-        for row in rows
+        for _, label, measured in rows
     ]
-    wide = heatmap_width(rows, heads) > _WIDE_FROM
-    return Figure(name, title, caption, f"{'. '.join(words)}.", chart.configure(**theme()), wide)
+    chart: Any = _chart(rows, shown)
+    return Figure(
+        name,
+        title,
+        caption,
+        f"{'. '.join(words)}.",
+        chart,
+        f"adapted {quantities.MINUS} base in points with {quantities.percent(found.confidence)} "
+        f"intervals; {size} in a column",
+        is_wide=chart.width > _WIDE_FROM,
+        letters=(100, 100),
+    )
 
 
-def _heads(columns: Sequence[_Column]) -> list[HeatColumn]:
-    named = any(isinstance(column, str) or column.domain for column in columns)
-    heads: list[HeatColumn] = []
-    for column in columns:
-        if isinstance(column, str):
-            heads.append(HeatColumn(column, "mean", is_mean=True))
-        else:
-            heads.append(HeatColumn((column.domain or _NO_DOMAIN) if named else "", column.name))
-    return heads
+def _chart(
+    rows: Sequence[tuple[str, str, Sequence[Measured | None]]], columns: Sequence[_Column]
+) -> Chart:
+    is_named = any(column.domain or column.is_mean for column in columns)
+    heads = [
+        HeatColumn(
+            (column.domain or _NO_DOMAIN) if is_named else "",
+            wrapped(column.name, _COLUMN_LETTERS, _COLUMN_LINES),
+            column.is_mean,
+        )
+        for column in columns
+    ]
+    body = [
+        HeatRow(
+            group,
+            _row_lines(label),
+            tuple(_heat_cell(*pair) for pair in zip(measured, columns, strict=True)),
+        )
+        for group, label, measured in rows
+    ]
+    shown = [cell for *_, measured in rows for cell in measured]
+    words = [("points", MUTED)]
+    words += [("framed: trained on", INK)] if any(map(_is_own, shown)) else []
+    words += [("▼ negative transfer", ALARM)] if any(map(_is_alarm, shown)) else []
+    ends = [*(-end for end in reversed(STEP_ENDS)), 0.0, *STEP_ENDS]
+    key = Key(
+        "",
+        [*reversed(LOSS_STEPS), *GAIN_STEPS],
+        [quantities.change(end, "points").removesuffix(".0") for end in ends],
+        (34.0, 12.0),
+        [(UNSHOWN, "interval holds 0")],
+    )
+    return heat_map(body, heads, [key], _LOOK, words)
 
 
-def _heat_cells(
-    found: Transfer, row: TransferRow, option: OptionName, columns: Sequence[_Column]
-) -> tuple[HeatCell | None, ...]:
-    cells: list[HeatCell | None] = []
-    for column in columns:
-        at = _at(found, row, option.label, column)
-        if at is None:
-            cells.append(None)
-        elif isinstance(at, DomainMean):
-            cells.append(HeatCell(at.change))
-        else:
-            cells.append(HeatCell(at.change, at.relation == "in_domain", at.is_alarm))
-    return tuple(cells)
+def _is_own(cell: Measured | None) -> bool:
+    return isinstance(cell, TransferCell) and cell.relation == "in_domain"
 
 
-def _at(
-    found: Transfer, row: TransferRow, label: str, column: _Column
-) -> TransferCell | DomainMean | None:
-    """What was measured there, if anything."""
-    if isinstance(column, str):
-        means = (m for m in found.domain_means if m.domain == column)
-        return next((m for m in means if (m.train_task, m.label) == (row.name, label)), None)
-    cells = (cell for cell in found.cells if cell.tasks == column.tasks)
-    return next((c for c in cells if (c.train_task, c.label) == (row.name, label)), None)
+def _is_alarm(cell: Measured | None) -> bool:
+    return isinstance(cell, TransferCell) and cell.is_alarm
+
+
+def _heat_cell(cell: Measured | None, column: _Column) -> HeatCell | None:
+    """A cell whose interval holds zero has no colour and muted text."""
+    if cell is None:
+        return None if column.is_mean else HeatCell("", quantities.NOT_MEASURED, MUTED.light)
+    change = cell.change
+    colour, ink = step_colour(change)
+    return HeatCell(
+        colour,
+        f"{'▼ ' if _is_alarm(cell) else ''}{quantities.change(change.estimate, change.unit)}",
+        ink,
+        quantities.change_interval(change.lower, change.upper, change.unit),
+        ALARM.light if _is_alarm(cell) else INK.light if _is_own(cell) else "",
+        is_bold=bool(change.sign()),
+    )
+
+
+def step_colour(mean: TaskMean) -> tuple[str, str]:
+    """The colour of a difference's cell and of the text on it."""
+    if mean.sign() == 0:
+        return UNSHOWN.light, MUTED.light
+    steps = GAIN_STEPS if mean.estimate > 0 else LOSS_STEPS
+    step = sum(abs(mean.estimate) >= end for end in STEP_ENDS)
+    return steps[step].light, (INK if step < len(steps) - 2 else PAGE).light
+
+
+def _row_lines(text: str) -> tuple[str, ...]:
+    """Two lines at most, which may be longer where the text is."""
+    letters = min(max(_ROW_LETTERS, len(text) // 2 + 6), _LONGEST_ROW)
+    return (text,) if len(text) <= _ROW_LETTERS else wrapped(text, letters, 2)
+
+
+def wrapped(text: str, letters: int, most: int) -> tuple[str, ...]:
+    """A text broken into lines after spaces, hyphens and underscores; both counts are limits."""
+    lines = [""]
+    for piece in re.findall(r"[^ _-]*[ _-]|[^ _-]+", text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > letters:
+            lines.append("")
+        lines[-1] += piece
+    lines = [cut(line.strip(), letters) for line in lines]
+    return tuple(lines if len(lines) <= most else [*lines[: most - 1], f"…{lines[-1]}"])
 
 
 def _table(found: Transfer, row: TransferRow, columns: Sequence[_Column]) -> Table:
     """One row for each column of the matrix, one column for each option."""
-    named = any(column.domain for column in found.columns)
-    groups: dict[str, list[tuple[Cell, ...]]] = {}
+    is_named = any(column.domain for column in found.columns)
+    groups: dict[str, list[list[Cell]]] = {}
     for column in columns:
-        domain = column if isinstance(column, str) else (column.domain or _NO_DOMAIN)
         measured = [_at(found, row, option.label, column) for option in found.options]
-        some = next((each for each in measured if each is not None), None)
-        if some is None:
+        first = next((cell for cell in measured if cell is not None), None)
+        if first is None:
             continue
-        cells = [_row_head(some, column), _base_cell(some)]
-        for each in measured:
-            alarm = isinstance(each, TransferCell) and each.is_alarm
-            note = "negative transfer" if alarm else ""
-            cells.append(EMPTY if each is None else mean_cell(each.change, note=note))
-        groups.setdefault(domain if named else "", []).append(tuple(cells))
-    headings = (
-        Heading("Tested on"),
-        Heading("Base", "points"),
-        *(Heading(option.label, "change") for option in found.options),
-    )
+        group = (column.domain or _NO_DOMAIN) if is_named else ""
+        groups.setdefault(group, []).append([*_row_head(first, column), *map(_change, measured)])
     caption = (
         f"Trained on {row.name}{f' ({row.domain})' if row.domain else ''}: change from the base in "
         f"points, seeds averaged, {quantities.percent(found.confidence)} intervals."
     )
-    rows = tuple(RowGroup(name, "", tuple(its)) for name, its in groups.items())
-    return Table(caption, headings, rows)
+    rows = [(group, "", own) for group, own in groups.items()]
+    return grouped_table(caption, cells.option_columns("Tested on", found.options), rows)
 
 
-def _row_head(at: TransferCell | DomainMean, column: _Column) -> Cell:
-    size = quantities.size(at.change.num_examples)
-    if isinstance(at, DomainMean) or isinstance(column, str):
-        return Cell("mean", "", f"{quantities.counted(len(at.tasks), 'task')}, {size}")
-    return Cell(column.name, "", f"{RELATION_NAMES[at.relation]}, {size}")
+def _row_head(measured: Measured, column: _Column) -> tuple[Cell, Cell]:
+    """What the column is, and the base's score there."""
+    size = quantities.sample_size(measured.change)
+    if isinstance(measured, DomainMean):
+        tasks = quantities.counted(len(measured.tasks), "task")
+        return Cell("mean", "", f"{tasks}, {size}"), EMPTY
+    note = f"{RELATION_NAMES[measured.relation]}, {size}"
+    return Cell(column.name, "", note), cells.mean(measured.base_score, signed=False)
 
 
-def _base_cell(at: TransferCell | DomainMean) -> Cell:
-    return EMPTY if isinstance(at, DomainMean) else mean_cell(at.base_score, signed=False)
+def _change(measured: Measured | None) -> Cell:
+    note = "negative transfer" if _is_alarm(measured) else ""
+    return EMPTY if measured is None else cells.mean(measured.change, note=note)
 
 
-def _rows(found: Transfer) -> Iterable[dict[str, Any]]:
+def _rows(found: Transfer) -> Iterator[dict[str, Any]]:
     """One row for each option, trained task and column, means of domains included."""
-    names = {column.tasks: column for column in found.columns}
-    for each in (*found.cells, *found.domain_means):
-        is_mean = isinstance(each, DomainMean)
+    columns = {column.tasks: column for column in found.columns}
+    for cell in (*found.cells, *found.domain_means):
+        is_mean = isinstance(cell, DomainMean)
         yield {
-            "train_task": each.train_task,
-            "option": each.label,
-            "test": "mean" if is_mean else names[each.tasks].name,
-            "domain": each.domain if is_mean else names[each.tasks].domain,
-            "relation": None if is_mean else each.relation,
-            "tasks": " ".join(each.tasks),
-            "num_examples": each.change.num_examples,
-            "num_seeds": each.change.num_seeds,
-            **mean_row(None if is_mean else each.base_score, "base_score"),
-            **mean_row(each.change, "change"),
-            "negative_transfer": None if is_mean else each.is_alarm,
+            "train_task": cell.train_task,
+            "option": cell.label,
+            "test": "mean" if is_mean else columns[cell.tasks].name,
+            "domain": cell.domain if is_mean else columns[cell.tasks].domain,
+            "relation": None if is_mean else cell.relation,
+            "tasks": " ".join(cell.tasks),
+            "num_examples": cell.change.num_examples,
+            "num_seeds": cell.change.num_seeds,
+            **cells.csv_row(None if is_mean else cell.base_score, "base_score"),
+            **cells.csv_row(cell.change, "change"),
+            "negative_transfer": None if is_mean else cell.is_alarm,
         }

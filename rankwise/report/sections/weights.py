@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import altair as alt
-
 from rankwise.findings.options import first_of_options
 from rankwise.findings.trends import means_by_rank
-from rankwise.findings.weights import ALL_MODULES, NormTrend, RunWeights, TrainTaskWeights
+from rankwise.findings.weights import (
+    ALL_MODULES,
+    Association,
+    NormTrend,
+    NullPair,
+    RunWeights,
+    TrainTaskWeights,
+)
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
+from rankwise.records.spectra import (
+    INTRUDER_EPSILON,
+    INTRUDER_K,
+    MatrixSpectrum,
+    VectorChange,
+    intruders_of,
+)
+from rankwise.report import cells
 from rankwise.report.charts.layer_map import MOST_PANELS, thinned
-from rankwise.report.charts.theme import theme
+from rankwise.report.charts.ranks import RankCurve, curve_chart
+from rankwise.report.charts.scatter import Scatter, scatters
 from rankwise.report.charts.weight_maps import (
-    SpectrumMap,
     has_layers,
     intruder_map,
     intruders,
     norm_map,
     turned_map,
 )
-from rankwise.report.charts.weights import (
-    RankCurve,
-    RankPoint,
-    Scatter,
-    points_by_rank_chart,
-    sampled,
-    scatters,
-)
-from rankwise.report.parts import Chart, Figure, ReportSection, TitledTable, file_name
-from rankwise.report.tables.csv import csv_text
-from rankwise.report.tables.weights import association_table, norm_table, run_table, spectrum_rows
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Table, TrainedTask, table
 
 
 def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
@@ -45,18 +46,18 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         found: at least one.
         results: of the study, for what single matrices say.
     """
-    several = len(found) > 1
+    tasks = TrainedTask.each(found)
     settings = results.study.config.analysis
     remarks = [
         "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
         f"are compared with the base's own. {_nulls(settings.null_draws)} Exploratory: the "
-        "recommendation does not rest on it.",
+        "recommendation does not rest on it."
     ]
-    for part in found:
-        where = f"Trained on {part.train_task}: " if several else ""
-        remarks += [f"{where}{sentence}" for sentence in part.statements]
+    for part, task in tasks:
+        remarks += [f"{task.before}{sentence}" for sentence in part.statements]
         remarks += [
-            f"{where}{run} was not analysed: {reason}" for run, reason in part.left_out.items()
+            f"{task.before}{run} was not analysed: {reason}"
+            for run, reason in part.left_out.items()
         ]
     if found[0].num_seeds == 1:
         remarks.append("With one seed, all of this is conditional on that seed.")
@@ -65,10 +66,14 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     return ReportSection(
         name="weights",
         title="Weights",
-        remarks=tuple(remarks),
-        figures=tuple(f for each in found for f in _figures(each, models, intruder_k, several)),
-        tables=tuple(t for each in found for t in _tables(each, intruder_k, several)),
-        files={"weights.csv": csv_text(spectrum_rows(results))},
+        remarks=remarks,
+        figures=[
+            figure
+            for part, task in tasks
+            for figure in task.figures("weights", _figures(part, models, intruder_k))
+        ],
+        tables=[shown for part, task in tasks for shown in task.tables(_tables(part, intruder_k))],
+        files={"weights.csv": cells.csv_text(_spectrum_rows(results))},
     )
 
 
@@ -82,42 +87,147 @@ def _nulls(num_draws: int) -> str:
     )
 
 
-def _tables(found: TrainTaskWeights, intruder_k: int, several: bool) -> Iterator[TitledTable]:
-    where = f", trained on {found.train_task}" if several else ""
+def _tables(found: TrainTaskWeights, intruder_k: int) -> Iterator[tuple[str, Table]]:
     if found.runs:
-        yield TitledTable(f"Updates of the runs{where}", run_table(found, intruder_k))
+        yield "Updates of the runs", _run_table(found.runs, intruder_k)
     if found.norm_trends:
-        yield TitledTable(f"Norm against rank{where}", norm_table(found))
+        yield "Norm against rank", _norm_table(found)
     if found.associations:
-        yield TitledTable(f"Weights and forgetting{where}", association_table(found))
+        yield "Weights and forgetting", _association_table(found)
+
+
+def _run_table(runs: Sequence[RunWeights], intruder_k: int) -> Table:
+    def pair(numbers: NullPair, form: str) -> Cell:
+        return cells.beside(form, numbers.observed, (numbers.gaussian, numbers.haar))
+
+    def shared(run: RunWeights) -> Cell | None:
+        if run.full_overlap is None or run.full_overlap_expected is None:
+            return None
+        return cells.beside("{:.3f}", run.full_overlap, [run.full_overlap_expected])
+
+    columns: list[Column[RunWeights]] = [
+        Column("Model", lambda run: run.option.label),
+        Column("‖delta‖_F", lambda run: f"{run.frobenius_norm:.3g}"),
+        Column("of ‖W₀‖_F", lambda run: f"{100 * run.relative_norm:.2g}", "%"),
+        Column("Effective rank", lambda run: f"{run.effective_rank:.1f}", "median"),
+        Column("Energy rank 99 %", lambda run: f"{run.energy_rank_99:g}", "median"),
+        Column(
+            "Intruders",
+            lambda run: pair(run.intruders, "{:.3g}"),
+            f"k = {intruder_k}, ε = {INTRUDER_EPSILON}",
+        ),
+        Column("Similarity", lambda run: pair(run.similarity, "{:.3f}"), "mean |cos|, same index"),
+        Column("Shared with full", shared, "random directions"),
+    ]
+    caption = "All adapted matrices of a run together. Medians are over matrices."
+    if any(run.similarity.haar is not None for run in runs):
+        caption += " Small numbers are what random updates have: Gaussian, Haar."
+    return table(caption, columns, runs)
+
+
+def _norm_table(found: TrainTaskWeights) -> Table:
+    """Both laws for all modules together and for each kind."""
+    columns: list[Column[NormTrend]] = [
+        Column("Modules", lambda trend: Cell(trend.module, trend.setting)),
+        Column(
+            "Logarithm",
+            lambda trend: cells.formatted(trend.logarithmic.slope, ".3g"),
+            "norm per doubling of the rank",
+        ),
+        Column("R²", lambda trend: f"{trend.logarithmic.r_squared:.3f}"),
+        Column(
+            "Power law",
+            lambda trend: cells.formatted(trend.power_law.slope, ".3g"),
+            "exponent of the rank",
+        ),
+        Column("R²", lambda trend: f"{trend.power_law.r_squared:.3f}"),
+        Column("Better", lambda trend: trend.better, is_text=True),
+    ]
+    caption = (
+        f"Slopes with {quantities.percent(found.confidence)} intervals by t. One law is better by "
+        "more than 2 of Akaike's criterion; with fewer than four ranks that is undecided."
+    )
+    return table(caption, columns, found.norm_trends)
+
+
+def _association_table(found: TrainTaskWeights) -> Table:
+    """Every measure of the weights against every kind of forgetting."""
+    columns: list[Column[Association]] = [
+        Column("Measure", lambda pair: pair.measure),
+        Column("Forgetting", lambda pair: pair.forgetting, is_text=True),
+        Column("Options", lambda pair: cells.count(pair.num_options)),
+        Column("Spearman's ρ", lambda pair: cells.correlation(pair.correlation, pair.reason)),
+    ]
+    caption = (
+        f"Over all runs, full fine-tuning among them; intervals at "
+        f"{quantities.percent(found.confidence)}. Positive: the more of it, the more is forgotten."
+    )
+    return table(caption, columns, found.associations)
+
+
+def _spectrum_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
+    """One row for each run and matrix."""
+    for model in results.runs:
+        if model.spectra is None:
+            continue
+        epsilons = model.spectra.epsilons
+        for matrix in model.spectra.matrices:
+            overlap = matrix.full_overlap
+            yield {
+                "run": model.name,
+                "module": matrix.module,
+                "layer": matrix.layer,
+                "kind": matrix.kind,
+                "out_features": matrix.out_features,
+                "in_features": matrix.in_features,
+                "base_frobenius_norm": matrix.base_frobenius_norm,
+                "base_spectral_norm": matrix.base_spectral_norm,
+                **matrix.update.model_dump(),
+                **_change_row("trained", matrix.change, matrix, epsilons),
+                **_change_row("gaussian", matrix.gaussian_null, matrix, epsilons),
+                **_change_row("haar", matrix.haar_null, matrix, epsilons),
+                "full_overlap_left": None if overlap is None else overlap.left,
+                "full_overlap_right": None if overlap is None else overlap.right,
+            }
+
+
+def _change_row(
+    name: str, change: VectorChange | None, matrix: MatrixSpectrum, epsilons: tuple[float, ...]
+) -> dict[str, float | None]:
+    """Over all vectors that were compared, and the intruders at the one entry of the grid."""
+    row: dict[str, float | None] = dict.fromkeys(
+        ("left_index", "right_index", "left_best", "left_overlap", "value_shift", "intruders")
+    )
+    if change is not None:
+        row = {
+            "left_index": change.left.index_matched[-1],
+            "right_index": change.right.index_matched[-1],
+            "left_best": change.left.best_matched[-1],
+            "left_overlap": change.left.overlap[-1],
+            "value_shift": change.value_shift[-1],
+            "intruders": intruders_of(change, matrix.leading, epsilons),
+        }
+    row = {"vectors": matrix.leading[-1], **row}
+    return {f"{name}_{key}": value for key, value in row.items()}
 
 
 def _figures(
-    found: TrainTaskWeights, models: dict[str, ModelResults], intruder_k: int, several: bool
+    found: TrainTaskWeights, models: Mapping[str, ModelResults], intruder_k: int
 ) -> Iterator[Figure]:
     adapters = [run for run in found.runs if run.option.rank is not None]
     if adapters:
-        yield _norm_figure(found, adapters, several)
+        yield _norm_figure(found, adapters)
     if any(run.full_overlap is not None for run in adapters):
-        yield _overlap_figure(found, adapters, several)
+        yield _overlap_figure(adapters)
     if any(run.forgetting for run in found.runs):
-        yield _forgetting_figure(found, intruder_k, several)
-    yield from weight_maps(found, models, several)
+        yield _forgetting_figure(found, intruder_k)
+    yield from _maps(found, models)
 
 
-def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: bool) -> Figure:
+def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights]) -> Figure:
     trends = [trend for trend in found.norm_trends if trend.module == ALL_MODULES]
     full = means_by_rank((0, run.frobenius_norm) for run in found.runs if run.option.rank is None)
-    curves = list(_laws(trends[0])) if len(trends) == 1 else []
-    points = [RankPoint(run.option.rank or 1, run.frobenius_norm) for run in runs]
-    title = "Norm of the update by rank"
-    chart = points_by_rank_chart(
-        points,
-        curves,
-        "Frobenius norm of the update",
-        weight_title(title, "one point for each run", found, several),
-        across=full.get(0),
-    )
+    curves = _laws(trends[0]) if len(trends) == 1 else []
     caption = "The Frobenius norm of the whole update. "
     if curves:
         caption += "Lines are the two laws that were fitted; the table has them by module too."
@@ -126,11 +236,17 @@ def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: b
     else:
         caption += "To fit a law, three different ranks and norms above zero are needed."
     words = [f"{run.option.label} {run.frobenius_norm:.3g}" for run in found.runs]
-    return weight_figure(found, "norm", title, caption, words, chart, several)
+    chart = curve_chart(
+        [(run.option.rank or 1, run.frobenius_norm) for run in runs],
+        curves,
+        "Frobenius norm of the update",
+        across=full.get(0),
+    )
+    title, detail = "Norm of the update by rank", "one point for each run"
+    return Figure("norm", title, caption, f"{'; '.join(words)}.", chart, detail)
 
 
-def _laws(trend: NormTrend) -> Iterator[RankCurve]:
-    low, high = min(trend.ranks), max(trend.ranks)
+def _laws(trend: NormTrend) -> list[RankCurve]:
     log, power = trend.logarithmic, trend.power_law
 
     def logarithm(rank: float) -> float:
@@ -139,70 +255,66 @@ def _laws(trend: NormTrend) -> Iterator[RankCurve]:
     def power_law(rank: float) -> float:
         return math.exp(power.intercept) * rank**power.slope.estimate
 
-    yield RankCurve(f"logarithm, R² {log.r_squared:.3f}", sampled(low, high, logarithm))
-    yield RankCurve(f"power law, R² {power.r_squared:.3f}", sampled(low, high, power_law))
-
-
-def _overlap_figure(found: TrainTaskWeights, runs: Sequence[RunWeights], several: bool) -> Figure:
-    points = [
-        RankPoint(run.option.rank or 1, run.full_overlap)
-        for run in runs
-        if run.full_overlap is not None
+    return [
+        RankCurve.of(f"logarithm, R² {log.r_squared:.3f}", trend.ranks, logarithm),
+        RankCurve.of(f"power law, R² {power.r_squared:.3f}", trend.ranks, power_law),
     ]
-    expected = sorted(
-        {
-            (float(run.option.rank or 1), run.full_overlap_expected)
-            for run in runs
-            if run.full_overlap_expected is not None
-        }
-    )
-    title = "Directions shared with full fine-tuning by rank"
-    chart = points_by_rank_chart(
-        points,
-        [RankCurve("random directions", tuple(expected))],
-        "Shared share of directions",
-        weight_title(title, "mean over matrices, left and right", found, several),
-    )
-    caption = (
+
+
+def _overlap_figure(runs: Sequence[RunWeights]) -> Figure:
+    points = [
+        (run.option.rank or 1, run.full_overlap) for run in runs if run.full_overlap is not None
+    ]
+    expected = {
+        (float(run.option.rank or 1), run.full_overlap_expected)
+        for run in runs
+        if run.full_overlap_expected is not None
+    }
+    curves = [RankCurve("random directions", sorted(expected))]
+    words = [f"rank {rank} {value:.3f}" for rank, value in points]
+    return Figure(
+        "overlap",
+        "Directions shared with full fine-tuning by rank",
         "How much of the space of an update's directions lies in that of as many leading "
-        "directions of full fine-tuning's update. The line is what random directions would share."
+        "directions of full fine-tuning's update. The line is what random directions would share.",
+        f"{'; '.join(words)}.",
+        curve_chart(points, curves, "Shared share of directions"),
+        "mean over matrices, left and right",
     )
-    words = [f"rank {point.rank} {point.value:.3f}" for point in points]
-    return weight_figure(found, "overlap", title, caption, words, chart, several)
 
 
-def _forgetting_figure(found: TrainTaskWeights, intruder_k: int, several: bool) -> Figure:
-    names = list(dict.fromkeys(name for run in found.runs for name in run.forgetting))
+def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
+    names = dict.fromkeys(name for run in found.runs for name in run.forgetting)
     units = {association.forgetting: association.unit for association in found.associations}
     panels = [
         Scatter(
-            title="",
-            x_title=x_title,
-            y_title=f"{quantities.capital(name)} ({units[name]})",
-            marks=tuple(
-                (run.option.label, run.option.kind, value(run), run.forgetting[name])
+            x_title,
+            f"{quantities.capital(name)} ({units[name]})",
+            [
+                (run.option.kind, value(run), run.forgetting[name])
                 for run in found.runs
                 if name in run.forgetting
-            ),
+            ],
         )
         for name in names
         for x_title, value in _against(found)
     ]
-    title = "Weights and forgetting"
-    chart = alt.vconcat(
-        *(scatters(panels[at : at + 2], alt.TitleParams("")) for at in range(0, len(panels), 2))
-    ).properties(title=weight_title(title, "one point for each run, at its rank", found, several))
-    caption = (
-        f"Intruder dimensions are among the {intruder_k} leading directions of every matrix "
-        f"(ε = {INTRUDER_EPSILON}), all matrices together; where all runs have the same number, "
-        "the share by which directions have turned is drawn instead."
-    )
     words = [
         f"{run.option.label}: {run.intruders.observed:g} intruders, "
         + ", ".join(f"{name} {value:.3g}" for name, value in run.forgetting.items())
         for run in found.runs
     ]
-    return weight_figure(found, "forgetting", title, caption, words, chart, several, is_wide=True)
+    return Figure(
+        "forgetting",
+        "Weights and forgetting",
+        f"Intruder dimensions are among the {intruder_k} leading directions of every matrix "
+        f"(ε = {INTRUDER_EPSILON}), all matrices together; where all runs have the same number, "
+        "the share by which directions have turned is drawn instead.",
+        f"{'; '.join(words)}.",
+        scatters(panels),
+        "one point for each run, at its rank",
+        is_wide=True,
+    )
 
 
 def _against(found: TrainTaskWeights) -> list[tuple[str, Callable[[RunWeights], float]]]:
@@ -217,85 +329,23 @@ def _against(found: TrainTaskWeights) -> list[tuple[str, Callable[[RunWeights], 
     return [measures[0], measures[2]]
 
 
-_SUBTITLE_WIDTH = 92
-
-
-def weight_maps(
-    found: TrainTaskWeights, models: Mapping[str, ModelResults], several: bool
-) -> Iterator[Figure]:
+def _maps(found: TrainTaskWeights, models: Mapping[str, ModelResults]) -> Iterator[Figure]:
     """The size of updates, turned directions and intruders, each where it was measured.
 
-    Args:
-        found: of one trained task.
-        models: runs by name.
-        several: whether the study trained several tasks.
+    Drawn are the first runs of the options, from small ranks to full, evenly thinned out.
     """
-    shown = _shown_runs(found)
+    shown = thinned(first_of_options(found.runs), MOST_PANELS)
     matrices = {
         run.run: spectra.matrices
         for run in shown
         if (spectra := models[run.run].spectra) is not None
     }
-    if not has_layers(each for own in matrices.values() for each in own):
+    if not has_layers(matrix for own in matrices.values() for matrix in own):
         return
-    maps = [norm_map({run.option.label: matrices[run.run] for run in shown})]
+    yield from norm_map({run.option.label: matrices[run.run] for run in shown})
     adapters = [run for run in shown if run.option.rank is not None]
     for run in adapters[-1:] or shown[-1:]:
         label, own = run.option.label, matrices[run.run]
-        maps.append(turned_map(label, own))
-        if any(intruders(each.change, each) for each in own):
-            maps.append(intruder_map(label, own))
-    yield from (_drawn(each, found, several) for each in maps if each.panels)
-
-
-def _shown_runs(found: TrainTaskWeights) -> list[RunWeights]:
-    """The first run of the options: ranks from small to large, then full; evenly thinned out."""
-    return thinned(first_of_options(found.runs), MOST_PANELS)
-
-
-def _drawn(drawn: SpectrumMap, found: TrainTaskWeights, several: bool) -> Figure:
-    chart = drawn.chart(weight_title(drawn.title, drawn.detail, found, several))
-    return weight_figure(
-        found,
-        drawn.name,
-        drawn.title,
-        drawn.caption,
-        drawn.in_words,
-        chart,
-        several,
-        is_wide=True,
-    )
-
-
-def weight_title(
-    title: str, detail: str, found: TrainTaskWeights, several: bool
-) -> alt.TitleParams:
-    """A title with what the numbers are below it; the trained task where there are several."""
-    where = f", trained on {found.train_task}" if several else ""
-    return alt.TitleParams(
-        textwrap.wrap(f"{title}{where}", _SUBTITLE_WIDTH - 30),
-        subtitle=textwrap.wrap(detail, _SUBTITLE_WIDTH),
-    )
-
-
-def weight_figure(
-    found: TrainTaskWeights,
-    name: str,
-    title: str,
-    caption: str,
-    words: Sequence[str],
-    chart: Chart,
-    several: bool,
-    **options: Any,
-) -> Figure:
-    """A figure of this section, by its short name and in words."""
-    where = f", trained on {found.train_task}" if several else ""
-    prefix = f"{file_name(found.train_task)}-" if several else ""
-    return Figure(
-        f"weights-{prefix}{name}",
-        f"{title}{where}",
-        caption,
-        f"{'; '.join(words)}.",
-        chart.configure(**theme()),
-        **options,
-    )
+        yield from turned_map(label, own)
+        if any(intruders(matrix.change, matrix) for matrix in own):
+            yield from intruder_map(label, own)

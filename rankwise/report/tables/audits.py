@@ -2,54 +2,89 @@
 
 from __future__ import annotations
 
-from rankwise.findings.audits import matrix_group
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rankwise.findings.audits import MatrixGroup, Range, matrix_group
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, OtherChange
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     MatrixSpectrum,
+    VectorChange,
     intruder_k,
     intruders_of,
 )
-from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
-from rankwise.report.tables.decision import metric_name
+from rankwise.report import cells
+from rankwise.report.charts.weight_maps import nulls
+from rankwise.report.parts import Cell, Column, Table, grouped_table, table
 
 MOST_OTHERS = 20
+_SAME_INDEX = "mean |cos|, same index"
+
+Measure = Callable[[VectorChange, MatrixSpectrum], float]
+_SIMILARITIES: tuple[tuple[str, str, Measure], ...] = (
+    ("Similarity left", _SAME_INDEX, lambda of, _: of.left.index_matched[-1]),
+    ("Similarity right", _SAME_INDEX, lambda of, _: of.right.index_matched[-1]),
+    ("Best match left", "mean |cos|", lambda of, _: of.left.best_matched[-1]),
+    ("Overlap left", "of the leading spaces", lambda of, _: of.left.overlap[-1]),
+)
 
 
 def matrix_table(record: AuditRecord) -> Table:
     """One row for each weight matrix, by kind."""
-    headings = (
-        Heading("Matrix", "out × in"),
-        Heading("Rank"),
-        Heading("‖delta‖_F"),
-        Heading("of ‖W₀‖_F", "%"),
-        Heading("‖delta‖₂"),
-        Heading("Stable rank"),
-        Heading("Effective rank"),
-        Heading("Energy rank", "90 %"),
-        Heading("Energy rank", "99 %"),
-        Heading("Intruders", f"k = {intruder_k(record.matrices)}, ε = {INTRUDER_EPSILON}"),
-        Heading("Similarity left", "mean |cos|, same index"),
-        Heading("Similarity right", "mean |cos|, same index"),
-        Heading("Best match left", "mean |cos|"),
-        Heading("Overlap left", "of the leading spaces"),
-    )
-    kinds = dict.fromkeys(matrix.kind for matrix in record.matrices)
-    groups = tuple(
-        RowGroup(
-            kind,
-            "",
-            tuple(_matrix_cells(each, record) for each in record.matrices if each.kind == kind),
+
+    def compared(form: str, number: Measure) -> Callable[[MatrixSpectrum], Cell]:
+        """The matrix's own number, and those of random updates."""
+        return lambda matrix: cells.beside(
+            form, number(matrix.change, matrix), [number(null, matrix) for null in nulls(matrix)]
         )
-        for kind in kinds
-    )
-    most = max(each.leading[-1] for each in record.matrices)
+
+    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
+        return intruders_of(change, matrix.leading, record.epsilons)
+
+    def share(matrix: MatrixSpectrum) -> str | None:
+        relative = matrix.update.relative_norm
+        return None if relative is None else f"{100 * relative:.2g}"
+
+    def rank(matrix: MatrixSpectrum) -> str | None:
+        return None if matrix.update.rank is None else str(matrix.update.rank)
+
+    columns: list[Column[MatrixSpectrum]] = [
+        Column("Matrix", _matrix_name, "out × in"),
+        Column("Rank", rank),
+        Column("‖delta‖_F", lambda matrix: f"{matrix.update.frobenius_norm:.3g}"),
+        Column("of ‖W₀‖_F", share, "%"),
+        Column("‖delta‖₂", lambda matrix: f"{matrix.update.spectral_norm:.3g}"),
+        Column("Stable rank", lambda matrix: f"{matrix.update.stable_rank:.1f}"),
+        Column("Effective rank", lambda matrix: f"{matrix.update.effective_rank:.1f}"),
+        Column("Energy rank", lambda matrix: str(matrix.update.energy_rank_90), "90 %"),
+        Column("Energy rank", lambda matrix: str(matrix.update.energy_rank_99), "99 %"),
+        Column(
+            "Intruders",
+            compared("{:.3g}", intruders),
+            f"k = {intruder_k(record.matrices)}, ε = {INTRUDER_EPSILON}",
+        ),
+        *(Column(title, compared("{:.3f}", of), detail) for title, detail, of in _SIMILARITIES),
+    ]
+    most = max(matrix.leading[-1] for matrix in record.matrices)
     caption = (
         f"Similarities and overlap are over the {most} leading singular vectors, or the matrix's "
         f"own number. {_small_numbers(record, '')}"
     )
-    return Table(caption, headings, groups)
+    groups = [(kind, "", matrices) for kind, matrices in _by_kind(record).items()]
+    return grouped_table(caption, columns, groups)
+
+
+def _matrix_name(matrix: MatrixSpectrum) -> Cell:
+    return Cell(matrix.module, "", f"{matrix.out_features} × {matrix.in_features}")
+
+
+def _by_kind(record: AuditRecord) -> dict[str, list[MatrixSpectrum]]:
+    kinds: dict[str, list[MatrixSpectrum]] = {}
+    for matrix in record.matrices:
+        kinds.setdefault(matrix.kind, []).append(matrix)
+    return kinds
 
 
 def _small_numbers(record: AuditRecord, where: str) -> str:
@@ -61,144 +96,98 @@ def _small_numbers(record: AuditRecord, where: str) -> str:
     )
 
 
-def _matrix_cells(matrix: MatrixSpectrum, record: AuditRecord) -> tuple[Cell, ...]:
-    update, change = matrix.update, matrix.change
-    relative = update.relative_norm
-    nulls = [null for null in (matrix.gaussian_null, matrix.haar_null) if null is not None]
-
-    def shown(form: str, own: float, random: list[float]) -> Cell:
-        return Cell(form.format(own), ", ".join(form.format(each) for each in random))
-
-    def intruders(of: MatrixSpectrum) -> Cell:
-        counts = [intruders_of(each, of.leading, record.epsilons) for each in (change, *nulls)]
-        return shown("{:.3g}", counts[0], counts[1:])
-
-    return (
-        Cell(matrix.module, "", f"{matrix.out_features} × {matrix.in_features}"),
-        EMPTY if update.rank is None else Cell(str(update.rank)),
-        Cell(f"{update.frobenius_norm:.3g}"),
-        EMPTY if relative is None else Cell(f"{100 * relative:.2g}"),
-        Cell(f"{update.spectral_norm:.3g}"),
-        Cell(f"{update.stable_rank:.1f}"),
-        Cell(f"{update.effective_rank:.1f}"),
-        Cell(str(update.energy_rank_90)),
-        Cell(str(update.energy_rank_99)),
-        intruders(matrix),
-        shown("{:.3f}", change.left.index_matched[-1], [n.left.index_matched[-1] for n in nulls]),
-        shown("{:.3f}", change.right.index_matched[-1], [n.right.index_matched[-1] for n in nulls]),
-        shown("{:.3f}", change.left.best_matched[-1], [n.left.best_matched[-1] for n in nulls]),
-        shown("{:.3f}", change.left.overlap[-1], [n.left.overlap[-1] for n in nulls]),
-    )
+class _Kind(NamedTuple):
+    name: str
+    num_matrices: int
+    group: MatrixGroup
 
 
 def kind_table(record: AuditRecord) -> Table:
     """One row for each kind of matrix, and one for all of them."""
-    headings = (
-        Heading("Kind"),
-        Heading("Matrices"),
-        Heading("‖delta‖_F"),
-        Heading("of ‖W₀‖_F", "%"),
-        Heading("Energy rank 90 %", "median, range"),
-        Heading("Energy rank 99 %", "median, range"),
-        Heading("Intruders", "in all"),
-        Heading("Similarity", "mean |cos|, same index"),
-    )
-    kinds = list(dict.fromkeys(matrix.kind for matrix in record.matrices))
-    rows = [
-        _kind_cells(kind, [each for each in record.matrices if each.kind == kind], record)
-        for kind in kinds
-    ]
+    kinds = _by_kind(record)
     if len(kinds) > 1:
-        rows.append(_kind_cells("all", list(record.matrices), record))
+        kinds["all"] = list(record.matrices)
+    rows = [
+        _Kind(name, len(own), matrix_group(own, record.epsilons)) for name, own in kinds.items()
+    ]
+
+    def share(kind: _Kind) -> str | None:
+        group = kind.group
+        return f"{100 * group.norm / group.base_norm:.2g}" if group.base_norm else None
+
+    def first(form: str, numbers: Sequence[float]) -> Cell:
+        return cells.beside(form, numbers[0], numbers[1:])
+
+    def span(ranks: Range) -> Cell:
+        return Cell(f"{ranks.median:g}", f"{ranks.least} to {ranks.most}")
+
+    columns: list[Column[_Kind]] = [
+        Column("Kind", lambda kind: kind.name),
+        Column("Matrices", lambda kind: cells.count(kind.num_matrices)),
+        Column("‖delta‖_F", lambda kind: f"{kind.group.norm:.3g}"),
+        Column("of ‖W₀‖_F", share, "%"),
+        Column("Energy rank 90 %", lambda kind: span(kind.group.energy_rank_90), "median, range"),
+        Column("Energy rank 99 %", lambda kind: span(kind.group.energy_rank_99), "median, range"),
+        Column("Intruders", lambda kind: first("{:.3g}", kind.group.intruders), "in all"),
+        Column("Similarity", lambda kind: first("{:.3f}", kind.group.similarities), _SAME_INDEX),
+    ]
     small = _small_numbers(record, " under intruders and similarity")
-    caption = f"All matrices of a kind as one. {small}"
-    return Table(caption, headings, (RowGroup("", "", tuple(rows)),))
-
-
-def _kind_cells(kind: str, matrices: list[MatrixSpectrum], record: AuditRecord) -> tuple[Cell, ...]:
-    group = matrix_group(matrices, record.epsilons)
-    intruders = [f"{count:.3g}" for count in group.intruders]
-    similarities = [f"{value:.3f}" for value in group.similarities]
-    share = f"{100 * group.norm / group.base_norm:.2g}" if group.base_norm else ""
-    return (
-        Cell(kind),
-        Cell(quantities.count(len(matrices))),
-        Cell(f"{group.norm:.3g}"),
-        Cell(share) if share else EMPTY,
-        *(
-            Cell(f"{ranks.median:g}", f"{ranks.least} to {ranks.most}")
-            for ranks in (group.energy_rank_90, group.energy_rank_99)
-        ),
-        Cell(intruders[0], ", ".join(intruders[1:])),
-        Cell(similarities[0], ", ".join(similarities[1:])),
-    )
+    return table(f"All matrices of a kind as one. {small}", columns, rows)
 
 
 def score_table(record: AuditRecord) -> Table:
     """One row for each task: both scores, and the paired difference."""
-    headings = (
-        Heading("Task"),
-        Heading("Metric"),
-        Heading("n"),
-        Heading("Base", "± standard error"),
-        Heading("Adapted", "± standard error"),
-        Heading("Difference", "positive is better"),
-        Heading("Learned", "wrong → right"),
-        Heading("Forgotten", "right → wrong"),
-        Heading("p"),
-    )
-    rows = tuple(_score_cells(score) for score in record.scores)
+    columns: list[Column[AuditScore]] = [
+        Column("Task", _asked),
+        Column("Metric", _metric, is_text=True),
+        Column("n", lambda row: cells.items(row.num_examples, row.limit)),
+        Column("Base", lambda row: _score(row, row.base_score, row.base_stderr), _ERROR),
+        Column("Adapted", lambda row: _score(row, row.adapted_score, row.adapted_stderr), _ERROR),
+        Column(
+            "Difference", lambda row: cells.interval(row.interval, row.unit), "positive is better"
+        ),
+        Column("Learned", lambda row: cells.count(row.num_learned), "wrong → right"),
+        Column("Forgotten", lambda row: cells.count(row.num_forgotten), "right → wrong"),
+        Column("p", lambda row: quantities.p_value(row.p_value)),
+    ]
     confidence = quantities.percent(record.confidence)
     caption = (
         f"Differences are paired over the same items; {confidence} intervals, each for one task by "
         "itself. p is McNemar's exact one where items are right or wrong, else of a paired t-test; "
         "neither is corrected for the number of tasks."
     )
-    return Table(caption, headings, (RowGroup("", "", rows),), (0, 1))
+    return table(caption, columns, record.scores)
 
 
-def _score_cells(score: AuditScore) -> tuple[Cell, ...]:
-    unit = score.unit
+_ERROR = "± standard error"
+
+
+def _asked(score: AuditScore) -> Cell:
     prompt = "chat template" if score.chat_template else "no chat template"
-    asked = f"{score.num_fewshot}-shot, {prompt}, version {score.task_version}"
+    return Cell(score.task, "", f"{score.num_fewshot}-shot, {prompt}, version {score.task_version}")
+
+
+def _metric(score: AuditScore) -> Cell:
     direction = "higher" if score.higher_is_better else "lower"
-    counts = [
-        EMPTY if number is None else Cell(quantities.count(number))
-        for number in (score.num_learned, score.num_forgotten)
-    ]
-    return (
-        Cell(score.task, "", asked),
-        Cell(
-            metric_name(score.metric, score.filter),
-            "",
-            f"{'points' if unit == 'points' else 'nats per token'}, {direction} is better",
-        ),
-        Cell(
-            quantities.count(score.num_examples),
-            "",
-            "" if score.limit is None else f"the first {quantities.count(score.limit)}",
-        ),
-        Cell(quantities.score(score.base_score, unit), f"± {score.base_stderr:.2g}"),
-        Cell(quantities.score(score.adapted_score, unit), f"± {score.adapted_stderr:.2g}"),
-        Cell(
-            quantities.change(score.difference, unit),
-            quantities.change_interval(score.lower, score.upper, unit),
-        ),
-        *counts,
-        Cell(quantities.p_value(score.p_value)),
-    )
+    name = cells.metric_name(score.metric, score.filter)
+    return Cell(name, "", f"{cells.unit_name(score.unit)}, {direction} is better")
+
+
+def _score(score: AuditScore, value: float, error: float) -> Cell:
+    return Cell(quantities.score(value, score.unit), f"± {error:.2g}")
 
 
 def other_table(changes: tuple[OtherChange, ...]) -> Table:
     """The largest changes of parameters that are no linear layers."""
-    shown = changes[:MOST_OTHERS]
-    rows = tuple((Cell(each.name), _other_cell(each)) for each in shown)
-    more = len(changes) - len(rows)
+    columns: list[Column[OtherChange]] = [
+        Column("Parameter", lambda change: change.name),
+        Column("Relative change", _other_cell),
+    ]
+    more = len(changes) - MOST_OTHERS
     caption = "‖after − before‖ / ‖before‖, largest first." + (
-        f" {quantities.count(more)} more are in audit.json." if more else ""
+        f" {quantities.count(more)} more are in audit.json." if more > 0 else ""
     )
-    headings = (Heading("Parameter"), Heading("Relative change"))
-    return Table(caption, headings, (RowGroup("", "", rows),))
+    return table(caption, columns, changes[:MOST_OTHERS])
 
 
 def _other_cell(change: OtherChange) -> Cell:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rankwise.findings.options import TaskMean
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.report import cells
 from rankwise.report.summaries import Summaries
-
-CsvRow = Mapping[str, Any]
 
 
 def csv_tables(
@@ -26,52 +22,42 @@ def csv_tables(
     task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
     """
     return {
-        "runs.csv": csv_text(_runs(summaries)),
-        "differences.csv": csv_text(
-            [
-                row.model_dump(exclude={"retention_ratio"}) | dict(_ratio(row))
-                for row in recommendation.comparisons
-            ],
-            [*(name for name in Comparison.model_fields if name != "retention_ratio"), *_RATIO],
+        "runs.csv": cells.csv_text(_runs(summaries)),
+        "differences.csv": cells.csv_text(
+            map(_difference, recommendation.comparisons), _columns(Comparison, _RATIO)
         ),
-        "formats.csv": csv_text(
-            [_format(effect) for effect in recommendation.format_effects],
-            [*(name for name in FormatEffect.model_fields if name != "by_format"), *_BY_FORMAT],
+        "formats.csv": cells.csv_text(
+            map(_format, recommendation.format_effects),
+            _columns(FormatEffect, cells.csv_row(None, "by_format")),
         ),
-        "ranks.csv": csv_text([_verdict(row) for row in recommendation.verdicts]),
-        "scores.csv": csv_text(_scores(results)),
+        "ranks.csv": cells.csv_text(map(_verdict, recommendation.verdicts)),
+        "scores.csv": cells.csv_text(_scores(results)),
     }
 
 
-_RATIO = (
-    "retention_ratio",
-    "retention_ratio_lower",
-    "retention_ratio_upper",
-    "retention_ratio_reason",
-)
+_RATIO = (*cells.csv_row(None, "retention_ratio"), "retention_ratio_reason")
 
 
-_BY_FORMAT = ("by_format", "by_format_lower", "by_format_upper")
+def _columns(record: type[Comparison | FormatEffect], last: Iterable[str]) -> list[str]:
+    """The fields of a record, and at the end the columns that one of them becomes."""
+    own = [name for name in record.model_fields if name not in last]
+    return [*own, *last]
 
 
-def _format(effect: FormatEffect) -> CsvRow:
-    part = effect.by_format
-    bounds = (None,) * 3 if part is None else (part.estimate, part.lower, part.upper)
-    return effect.model_dump(exclude={"by_format"}) | dict(zip(_BY_FORMAT, bounds, strict=True))
+def _difference(row: Comparison) -> cells.CsvRow:
+    ratio = row.retention_ratio
+    columns = dict.fromkeys(_RATIO)
+    if ratio is not None:
+        values = (ratio.estimate, ratio.lower, ratio.upper, ratio.reason)
+        columns = dict(zip(_RATIO, values, strict=True))
+    return row.model_dump(exclude={"retention_ratio"}) | columns
 
 
-def csv_text(rows: Iterable[CsvRow], columns: Sequence[str] | None = None) -> str:
-    """Rows under one line of names: those of ``columns``, or of the first row."""
-    rows = list(rows)
-    names = list(columns or (rows[0] if rows else ()))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+def _format(effect: FormatEffect) -> cells.CsvRow:
+    return effect.model_dump(exclude={"by_format"}) | cells.csv_row(effect.by_format, "by_format")
 
 
-def _runs(summaries: Summaries) -> Iterable[CsvRow]:
+def _runs(summaries: Summaries) -> Iterator[cells.CsvRow]:
     for summary in summaries:
         run = summary.run
         plan = None if run is None else run.planned
@@ -92,7 +78,7 @@ def _runs(summaries: Summaries) -> Iterable[CsvRow]:
             "held_out_loss",
             "forgetting",
         ):
-            row |= _mean_columns(name, getattr(summary, name))
+            row |= cells.csv_row(getattr(summary, name), name, cells.SIZE_AND_UNIT)
         worst = summary.worst_retention
         row["worst_retention_task"] = None if worst is None else worst.task
         row["worst_retention_change"] = None if worst is None else worst.difference
@@ -101,38 +87,17 @@ def _runs(summaries: Summaries) -> Iterable[CsvRow]:
         yield row
 
 
-def _mean_columns(name: str, mean: TaskMean | None) -> CsvRow:
-    if mean is None:
-        return dict.fromkeys([name, *(f"{name}_{end}" for end in ("lower", "upper", "n", "unit"))])
-    return {
-        name: mean.estimate,
-        f"{name}_lower": mean.lower,
-        f"{name}_upper": mean.upper,
-        f"{name}_n": mean.num_examples,
-        f"{name}_unit": mean.unit,
-    }
-
-
-def _ratio(row: Comparison) -> CsvRow:
-    ratio = row.retention_ratio
-    if ratio is None:
-        return dict.fromkeys(_RATIO)
-    return dict(zip(_RATIO, (ratio.estimate, ratio.lower, ratio.upper, ratio.reason), strict=True))
-
-
-def _verdict(verdict: RankVerdict) -> CsvRow:
+def _verdict(verdict: RankVerdict) -> cells.CsvRow:
     row: dict[str, Any] = {
         "rank": verdict.rank,
         "alpha": verdict.alpha,
         "learning_rate": verdict.learning_rate,
         "target_modules": " ".join(verdict.target_modules),
         "num_runs": len(verdict.runs),
+        **cells.csv_row(verdict.gain, "gain"),
+        **cells.csv_row(verdict.retention_loss, "retention_loss"),
+        **cells.csv_row(verdict.shortfall, "shortfall"),
     }
-    for name in ("gain", "retention_loss", "shortfall"):
-        bound = getattr(verdict, name)
-        row[name] = None if bound is None else bound.estimate
-        row[f"{name}_lower"] = None if bound is None else bound.lower
-        row[f"{name}_upper"] = None if bound is None else bound.upper
     for name in (
         "worst_retention_task",
         "worst_retention_loss",
@@ -145,7 +110,7 @@ def _verdict(verdict: RankVerdict) -> CsvRow:
     return row
 
 
-def _scores(results: TrainTaskResults) -> Iterable[CsvRow]:
+def _scores(results: TrainTaskResults) -> Iterator[cells.CsvRow]:
     for model in (results.base, *results.runs):
         for evaluation in model.evaluations.values():
             for score in evaluation.metrics:

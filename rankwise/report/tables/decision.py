@@ -1,12 +1,22 @@
-"""The tables of a report about ranks, tasks and metrics, as text."""
+"""The tables of a report about ranks, tasks and metrics."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults, TrainTaskResults
-from rankwise.records.study import RankVerdict, Recommendation, Relation, State
-from rankwise.report.parts import EMPTY, Cell, Heading, RowGroup, Table
-from rankwise.report.summaries import RELATION_NAMES, Summaries, interval_cell
+from rankwise.records.study import (
+    MetricScore,
+    RankVerdict,
+    Recommendation,
+    Relation,
+    State,
+    TaskEvaluation,
+)
+from rankwise.report import cells
+from rankwise.report.parts import Cell, Column, Table, table
+from rankwise.report.summaries import RELATION_NAMES, Summaries
 
 _STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
 
@@ -15,151 +25,156 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     """What each rank was judged on; None where no rank was."""
     if not recommendation.verdicts:
         return None
-    unit, confidence = recommendation.unit, quantities.percent(recommendation.confidence)
-    epsilon = recommendation.epsilon_points
-    headings = [
-        Heading("Rank"),
-        Heading("Gain", unit),
-        Heading("Better than base?", "gain above 0"),
-    ]
-    if epsilon is not None:
-        headings += [
-            Heading("Retention loss", "points"),
-            Heading("Keeps enough?", f"loss below ε = {quantities.score(epsilon, 'points')}"),
-        ]
-    headings += [
-        Heading("Behind the best other rank", unit),
-        Heading(
-            "Near the best?",
-            f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
+    unit, epsilon = recommendation.unit, recommendation.epsilon_points
+    is_alone, has_retention = len(recommendation.verdicts) == 1, epsilon is not None
+    limit = f"loss below ε = {quantities.score(epsilon or 0.0, 'points')}"
+
+    def rank(verdict: RankVerdict) -> Cell:
+        return Cell(verdict.label, "", f"alpha {quantities.number(verdict.alpha)}")
+
+    def loss(verdict: RankVerdict) -> Cell:
+        return cells.interval(verdict.retention_loss, "points")
+
+    def keeps(verdict: RankVerdict) -> str | None:
+        return None if verdict.keeps_enough is None else _STATES[verdict.keeps_enough]
+
+    def behind(verdict: RankVerdict) -> Cell:
+        return Cell("no other rank") if is_alone else cells.interval(verdict.shortfall, unit)
+
+    columns: list[Column[RankVerdict]] = [
+        Column("Rank", rank),
+        Column("Gain", lambda verdict: cells.interval(verdict.gain, unit), unit),
+        Column(
+            "Better than base?",
+            lambda verdict: _STATES[verdict.better_than_base],
+            "gain above 0",
+            is_text=True,
         ),
-        Heading("Qualifies?"),
+        Column("Retention loss", loss, "points", is_shown=has_retention),
+        Column("Keeps enough?", keeps, limit, is_text=True, is_shown=has_retention),
+        Column("Behind the best other rank", behind, unit),
+        Column(
+            "Near the best?",
+            lambda verdict: _STATES[verdict.near_the_best],
+            f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
+            is_text=True,
+        ),
+        Column("Qualifies?", lambda verdict: "yes" if verdict.qualifies else "no", is_text=True),
     ]
+    return table(_decision_caption(recommendation), columns, recommendation.verdicts)
+
+
+def _decision_caption(recommendation: Recommendation) -> str:
     seeds = (
         "Conditional on the one seed"
         if recommendation.num_seeds == 1
         else f"Averaged over {recommendation.num_seeds} seeds"
     )
-    caption = (
+    return (
         f"{seeds}. The bounds hold for all ranks at once at "
-        f"{confidence}, so they are wider than the intervals of single differences. The smallest "
-        "rank that qualifies is recommended."
+        f"{quantities.percent(recommendation.confidence)}, so they are wider than the intervals of "
+        "single differences. The smallest rank that qualifies is recommended."
     )
-    rows = tuple(_verdict_cells(verdict, recommendation) for verdict in recommendation.verdicts)
-    texts = (2, 4, 6, 7) if epsilon is not None else (2, 4, 5)
-    return Table(caption, tuple(headings), (RowGroup("", "", rows),), (0, *texts))
+
+
+class _Measured(NamedTuple):
+    """A task in its relation, the base's evaluation, and the most items that were cut."""
+
+    relation: Relation
+    evaluation: TaskEvaluation
+    metric: Cell
+    num_cut: int
 
 
 def measured_table(results: TrainTaskResults) -> Table:
     """Every task: how many items, by which metric, asked in which way."""
-    headings = ("Task", "Relation", "Items", "Metric", "Chance", "Kind", "Version")
-    titles = [Heading(title) for title in headings]
-    titles += [Heading("Few-shot", "examples"), Heading("Chat template"), Heading("Cut", "items")]
-    rows = tuple(
-        _measured_cells(results, relation, task)
+    rows = [
+        _measured(results, relation, task)
         for relation, tasks in results.tasks.items()
         for task in tasks
         if task in results.base.evaluations
-    )
-    return Table(
-        "What every model was scored on. Chance is what guessing would score on average, in "
-        "points. Cut are items that were too long for the model and lost their beginning.",
-        tuple(titles),
-        (RowGroup("", "", rows),),
-        (0, 1, 3, 5, 6, 8),
-    )
-
-
-def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | None:
-    """Every metric of the tasks that have more than one; None if there is none."""
-    models = {model.name: model for model in (results.base, *results.runs)}
-    scored = [
-        (models[summary.name], summary.label)
-        for summary in summaries
-        if models[summary.name].evaluations
     ]
-    rows: list[tuple[Cell, ...]] = []
-    for task, evaluation in results.base.evaluations.items():
-        if len(evaluation.metrics) < 2:
-            continue
-        for score in evaluation.metrics:
-            decides = " (decides)" if score == evaluation.decision else ""
-            better = "higher is better" if score.higher_is_better else "lower is better"
-            rows.append(
-                (
-                    Cell(task, "", f"{metric_name(score.metric, score.filter)}{decides}, {better}"),
-                    Cell(quantities.count(score.num_examples)),
-                    *(_metric_cell(model, task, score.metric, score.filter) for model, _ in scored),
-                )
-            )
-    if not rows:
-        return None
-    headings = (Heading("Metric"), Heading("n"), *(Heading(label) for _, label in scored))
+
+    def chance(row: _Measured) -> str | None:
+        share = row.evaluation.chance
+        return None if share is None else quantities.score(100 * share, "points")
+
+    columns: list[Column[_Measured]] = [
+        Column("Task", lambda row: row.evaluation.task),
+        Column("Relation", lambda row: RELATION_NAMES[row.relation], is_text=True),
+        Column("Items", lambda row: cells.items(row.evaluation.num_examples, row.evaluation.limit)),
+        Column("Metric", lambda row: row.metric, is_text=True),
+        Column("Chance", chance),
+        Column("Kind", lambda row: row.evaluation.output_type.replace("_", " "), is_text=True),
+        Column("Version", lambda row: row.evaluation.task_version, is_text=True),
+        Column("Few-shot", lambda row: str(row.evaluation.num_fewshot), "examples"),
+        Column(
+            "Chat template",
+            lambda row: "yes" if row.evaluation.chat_template else "no",
+            is_text=True,
+        ),
+        Column("Cut", lambda row: cells.count(row.num_cut), "items"),
+    ]
     caption = (
-        "Every metric of the tasks that have several, as the harness gives it, ± standard error."
+        "What every model was scored on. Chance is what guessing would score on average, in "
+        "points. Cut are items that were too long for the model and lost their beginning."
     )
-    return Table(caption, headings, (RowGroup("", "", tuple(rows)),))
+    return table(caption, columns, rows)
 
 
-def metric_name(metric: str, filter_name: str) -> str:
-    """exact_match, strict-match; the filter only where there is one."""
-    return metric if filter_name == "none" else f"{metric}, {filter_name}"
-
-
-def _verdict_cells(verdict: RankVerdict, recommendation: Recommendation) -> tuple[Cell, ...]:
-    unit = recommendation.unit
-    cells = [
-        Cell(verdict.label, "", f"alpha {quantities.number(verdict.alpha)}"),
-        interval_cell(verdict.gain, unit),
-        Cell(_STATES[verdict.better_than_base]),
-    ]
-    if recommendation.epsilon_points is not None:
-        loss, state = verdict.retention_loss, verdict.keeps_enough
-        cells += [
-            EMPTY if loss is None else interval_cell(loss, "points"),
-            EMPTY if state is None else Cell(_STATES[state]),
-        ]
-    alone = len(recommendation.verdicts) == 1
-    cells += [
-        Cell("no other rank") if alone else interval_cell(verdict.shortfall, unit),
-        Cell(_STATES[verdict.near_the_best]),
-        Cell("yes" if verdict.qualifies else "no"),
-    ]
-    return tuple(cells)
-
-
-def _measured_cells(results: TrainTaskResults, relation: Relation, task: str) -> tuple[Cell, ...]:
+def _measured(results: TrainTaskResults, relation: Relation, task: str) -> _Measured:
     evaluation = results.base.evaluations[task]
-    unit = results.base.items[task].unit
-    limit = "" if evaluation.limit is None else f"the first {quantities.count(evaluation.limit)}"
-    chance = evaluation.chance
-    cut = max(
+    name = cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
+    num_cut = max(
         model.evaluations[task].num_truncated
         for model in (results.base, *results.runs)
         if task in model.evaluations
     )
-    return (
-        Cell(task),
-        Cell(RELATION_NAMES[relation]),
-        Cell(quantities.count(evaluation.num_examples), "", limit),
-        Cell(
-            metric_name(evaluation.decision_metric, evaluation.decision_filter),
-            "",
-            "points" if unit == "points" else "nats per token",
-        ),
-        EMPTY if chance is None else Cell(quantities.score(100 * chance, "points")),
-        Cell(evaluation.output_type.replace("_", " ")),
-        Cell(evaluation.task_version),
-        Cell(str(evaluation.num_fewshot)),
-        Cell("yes" if evaluation.chat_template else "no"),
-        Cell(quantities.count(cut)),
+    metric = Cell(name, "", cells.unit_name(results.base.items[task].unit))
+    return _Measured(relation, evaluation, metric, num_cut)
+
+
+_Metric = tuple[TaskEvaluation, MetricScore]
+
+
+def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | None:
+    """Every metric of the tasks that have more than one; None if there is none."""
+    rows: list[_Metric] = [
+        (evaluation, score)
+        for evaluation in results.base.evaluations.values()
+        for score in evaluation.metrics
+        if len(evaluation.metrics) > 1
+    ]
+    if not rows:
+        return None
+    models = {model.name: model for model in (results.base, *results.runs)}
+
+    def name(row: _Metric) -> Cell:
+        evaluation, score = row
+        decides = " (decides)" if score == evaluation.decision else ""
+        better = "higher is better" if score.higher_is_better else "lower is better"
+        metric = cells.metric_name(score.metric, score.filter)
+        return Cell(evaluation.task, "", f"{metric}{decides}, {better}")
+
+    columns: list[Column[_Metric]] = [
+        Column("Metric", name),
+        Column("n", lambda row: cells.count(row[1].num_examples)),
+    ]
+    for summary in summaries:
+        model = models[summary.name]
+        if model.evaluations:
+            columns.append(Column(summary.label, lambda row, of=model: _metric_cell(of, row)))
+    caption = (
+        "Every metric of the tasks that have several, as the harness gives it, ± standard error."
     )
+    return table(caption, columns, rows)
 
 
-def _metric_cell(model: ModelResults, task: str, metric: str, filter_name: str) -> Cell:
-    evaluation = model.evaluations.get(task)
+def _metric_cell(model: ModelResults, row: _Metric) -> Cell | None:
+    """The same metric of another model."""
+    evaluation = model.evaluations.get(row[0].task)
     for score in () if evaluation is None else evaluation.metrics:
-        if (score.metric, score.filter) == (metric, filter_name):
+        if (score.metric, score.filter) == (row[1].metric, row[1].filter):
             error = "" if score.stderr is None else f"± {score.stderr:.3f}"
             return Cell(f"{score.value:.3f}", "", error)
-    return EMPTY
+    return None

@@ -10,10 +10,12 @@ from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.scoring.vllm import engine_problem
 from rankwise.engine.training.loop import num_optimizer_steps
-from rankwise.errors import ModelError, did_you_mean
+from rankwise.errors import ModelError, TaskError, did_you_mean
 from rankwise.records.axes import lora_variants
+from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
+from rankwise.records.study import StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.runs import TargetLayers
@@ -56,6 +58,24 @@ def check_metrics(config: StudyConfig, tasks: Sequence[PreparedTask], issues: Is
             issues.problems.append(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
             )
+
+
+def check_clusters(
+    config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
+) -> None:
+    """Whether the fields that cluster items are those of the scored documents."""
+    by_name = {task.name: task for task in tasks}
+    try:
+        fields = cluster_fields(config.evaluation.clusters, scored)
+    except TaskError as error:
+        issues.problems.append(str(error))
+        return
+    for name, field in fields.items():
+        documents = {instance.doc_id: instance.doc for instance in by_name[name].instances}
+        try:
+            cluster_numbers(documents, field, f"evaluation.clusters.{name.partition('@')[0]}", name)
+        except TaskError as error:
+            issues.problems.append(str(error))
 
 
 def check_warmup(config: StudyConfig, train_task: str, num_examples: int, issues: Issues) -> None:

@@ -32,6 +32,7 @@ from rankwise.records.study import (
     TokenCounts,
 )
 from rankwise.study.planning.checks import (
+    check_clusters,
     check_metrics,
     check_model,
     check_warmup,
@@ -131,6 +132,7 @@ def _plan(config: StudyConfig, model: StudyModel, issues: Issues) -> StudyPlan |
         for train_task, rows in tasks.rows.items()
     }
     check_metrics(config, tasks.prepared, issues)
+    check_clusters(config, tasks.prepared, tasks.scored, issues)
     for train_task, task_examples in examples.items():
         check_warmup(config, train_task, len(task_examples), issues)
     if issues.problems:

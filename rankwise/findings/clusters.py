@@ -1,0 +1,113 @@
+"""What is said of items that come in clusters: their number, and fields that look like a cause."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.options import OptionGains
+from rankwise.findings.stats.items import Clusters, Floats, Items, design_effects, num_clusters
+from rankwise.records import quantities
+
+FEW_CLUSTERS = 30
+"""With fewer, the variance between clusters is itself uncertain, and t's degrees of freedom cover
+that only where clusters are of one size and nearly normal (Cameron and Miller 2015)."""
+
+MOST_DESIGN_EFFECT = 1.2
+"""A design effect above this is told: without clusters the standard error is over 9 % too small."""
+
+
+class Suspect(NamedTuple):
+    """A field whose values the differences of models follow.
+
+    ``design_effect`` is the largest over the differences: the cluster-robust variance over that of
+    independent items.
+    """
+
+    field: str
+    num_clusters: int
+    design_effect: float
+
+
+def suspect(candidates: Mapping[str, Clusters], differences: Floats) -> Suspect | None:
+    """The candidate of the largest design effect, if that is above ``MOST_DESIGN_EFFECT``.
+
+    Args:
+        candidates: field -> cluster of each item, (n,).
+        differences: (k, n), of k pairs of models on the same items in the same order.
+    """
+    found = [
+        Suspect(field, len(np.unique(its)), float(design_effects(differences, its).max()))
+        for field, its in candidates.items()
+    ]
+    largest = max(found, key=lambda each: each.design_effect, default=None)
+    return None if largest is None or largest.design_effect <= MOST_DESIGN_EFFECT else largest
+
+
+def suspicion(found: Suspect, items: str, remedy: str) -> str:
+    """The warning; ``items`` are "drop's 817 items", ``remedy`` is what to write."""
+    return (
+        f"{quantities.capital(items)} share {quantities.counted(found.num_clusters, 'value')} of "
+        f"{found.field!r}, and differences of models may go by it: the variance of one is "
+        f"{found.design_effect:.1f} times that of independent items, so the intervals here may be "
+        f"too narrow. {remedy}"
+    )
+
+
+def too_few(what: str, number: int) -> str:
+    """The warning of fewer clusters than ``FEW_CLUSTERS``; empty if there are enough."""
+    if number >= FEW_CLUSTERS:
+        return ""
+    return (
+        f"{what} has {quantities.counted(number, 'cluster')} only; with fewer than {FEW_CLUSTERS} "
+        "the intervals may still be too narrow."
+    )
+
+
+def cluster_notes(source: OptionGains) -> tuple[str, ...]:
+    """One trained task's reasons that are about clusters; empty where items are independent.
+
+    They are the clusters of every task that has some, and for the others the setting that is
+    missing, judged by the gains of all options and the leads of each over each.
+    """
+    tasks = dict.fromkeys(task for names in source.results.tasks.values() for task in names)
+    return tuple(note for task in tasks for note in _notes(source, task))
+
+
+def num_clusters_of(source: OptionGains, tasks: Sequence[str]) -> int | None:
+    """The clusters of all items of these tasks; None where every item is its own."""
+    items = source.results.base.items
+    return num_clusters(
+        [
+            Items(np.asarray(items[task].values), 0.0, clusters=source.clusters(task))
+            for task in tasks
+        ]
+    )
+
+
+def _notes(source: OptionGains, task: str) -> Iterator[str]:
+    items = source.results.base.items[task]
+    counted = quantities.counted(len(items.doc_ids), "item")
+    number = num_clusters_of(source, (task,))
+    if number is not None:
+        yield f"{task} has {counted}{quantities.in_clusters(number)}; intervals are between those."
+        if few := too_few(task, number):
+            yield few
+    if not items.candidates or not source.options:
+        return
+    order = np.argsort(items.doc_ids)
+    candidates = {
+        field: np.asarray(its, dtype=np.int64)[order] for field, its in items.candidates.items()
+    }
+    gains = [source.gains(option.runs, task).mean(axis=0) for option in source.options]
+    leads = [one - other for one, other in itertools.combinations(gains, 2)]
+    found = suspect(candidates, np.stack([*gains, *leads]))
+    if found is not None:
+        remedy = (
+            f"Set evaluation.clusters.{task}: {found.field} in the study file, or of this study: "
+            f"rankwise recommend DIR --cluster {task}={found.field}"
+        )
+        yield suspicion(found, f"{task}'s {counted}", remedy)

@@ -1,0 +1,169 @@
+"""Numbers as cells of tables and as columns of CSV files, and what sections say of options."""
+
+from __future__ import annotations
+
+import csv
+import io
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rankwise.findings.options import OptionName, TaskMean
+from rankwise.records import quantities
+from rankwise.records.axes import Kind
+from rankwise.records.study import Interval, Unit
+from rankwise.report.parts import EMPTY, Cell, Column
+
+MOST_OPTIONS = 8
+"""More options than this are too many for one chart; then one is drawn for each rank."""
+
+SIZE = {"_n": "num_examples", "_clusters": "num_clusters"}
+SIZE_AND_UNIT = {**SIZE, "_unit": "unit"}
+"""More columns of a mean: the ends of their names, and the fields."""
+
+CsvRow = Mapping[str, Any]
+
+
+class Bounded(Protocol):
+    """An estimate with its bounds."""
+
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def lower(self) -> float: ...
+    @property
+    def upper(self) -> float: ...
+
+
+def interval(
+    value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "", prefix: str = ""
+) -> Cell:
+    """A difference with its sign, or a score; EMPTY for None.
+
+    ``prefix`` is a word before the number.
+    """
+    if value is None:
+        return EMPTY
+    write = quantities.change if signed else quantities.score
+    ends = quantities.change_interval if signed else quantities.score_interval
+    estimate = f"{prefix} {write(value.estimate, unit)}".strip()
+    return Cell(estimate, ends(value.lower, value.upper, unit), note)
+
+
+def mean(
+    value: TaskMean | None,
+    *,
+    signed: bool = True,
+    note: str = "",
+    prefix: str = "",
+    has_size: bool = False,
+) -> Cell:
+    """The same for a mean over tasks, with its n as the note where ``has_size``."""
+    if value is None:
+        return EMPTY
+    note = quantities.sample_size(value) if has_size else note
+    return interval(value, value.unit, signed=signed, note=note, prefix=prefix)
+
+
+def written(value: Bounded | None, write: Callable[[float], str]) -> Cell:
+    """An estimate with its bounds, each written so; EMPTY for None."""
+    if value is None:
+        return EMPTY
+    return Cell(write(value.estimate), f"{write(value.lower)} to {write(value.upper)}")
+
+
+def formatted(value: Bounded | None, spec: str) -> Cell:
+    """The same by Python's format."""
+    return written(value, lambda number: quantities.formatted(number, spec))
+
+
+def correlation(rho: Interval | None, reason: str | None = None) -> Cell:
+    """Spearman's ρ with its interval, or why there is none."""
+    if rho is None:
+        return Cell(quantities.NOT_MEASURED, "", reason or "")
+    return formatted(rho, ".2f")
+
+
+def beside(form: str, value: float, others: Iterable[float | None]) -> Cell:
+    """A number, and in small print those of random updates, where there are any."""
+    return Cell(
+        form.format(value), ", ".join(form.format(other) for other in others if other is not None)
+    )
+
+
+def count(value: int | None, note: str = "") -> Cell:
+    """1,319; EMPTY for None."""
+    return EMPTY if value is None else Cell(quantities.count(value), "", note)
+
+
+def items(value: int, limit: int | None) -> Cell:
+    """A number of items, and whether they are the first of a task alone."""
+    return count(value, "" if limit is None else f"the first {quantities.count(limit)}")
+
+
+def unit_name(unit: Unit) -> str:
+    """The unit in a heading or at an axis."""
+    return "points" if unit == "points" else "nats per token"
+
+
+def metric_name(metric: str, filter_name: str) -> str:
+    """exact_match, strict-match; the filter only where there is one."""
+    return metric if filter_name == "none" else f"{metric}, {filter_name}"
+
+
+def in_words(value: TaskMean) -> str:
+    """+3.1 points (+1.0 to +5.2)."""
+    return quantities.with_interval(value, value.unit)
+
+
+def csv_row(
+    value: Interval | None, name: str, more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The columns of a CSV: the estimate under ``name``, its bounds, and more of its fields."""
+    fields = {"": "estimate", "_lower": "lower", "_upper": "upper", **(more or {})}
+    return {
+        f"{name}{end}": None if value is None else getattr(value, field)
+        for end, field in fields.items()
+    }
+
+
+def csv_text(rows: Iterable[CsvRow], columns: Sequence[str] | None = None) -> str:
+    """Rows under one line of names: those of ``columns``, or of the first row."""
+    rows = list(rows)
+    names = list(columns or (rows[0] if rows else ()))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def drawn_options(
+    options: Sequence[OptionName], most: int = MOST_OPTIONS
+) -> tuple[OptionName, ...]:
+    """All of them, or, where they are too many, the first of every rank and of the others."""
+    if len(options) <= most:
+        return tuple(options)
+    first: dict[Kind, OptionName] = {}
+    for option in options:
+        first.setdefault(option.kind, option)
+    return tuple(first.values())[-most:]
+
+
+def option_columns(title: str, options: Sequence[OptionName]) -> list[Column[Sequence[Cell]]]:
+    """What a row is, the base's score, and the change of every option; rows are these cells."""
+    headings = [(title, ""), ("Base", "points"), *((option.label, "change") for option in options)]
+    return [
+        Column(name, operator.itemgetter(place), detail)
+        for place, (name, detail) in enumerate(headings)
+    ]
+
+
+def left_out(labels: Sequence[str], where: str = "") -> tuple[str, ...]:
+    """Names options that take no part; ``where`` is ", trained on <task>" or empty."""
+    if not labels:
+        return ()
+    names = quantities.listed(labels)
+    if len(labels) == 1:
+        return (f"{names} takes no part here{where}: a seed of it diverged or is missing.",)
+    return (f"{names} take no part here{where}: seeds of them diverged or are missing.",)

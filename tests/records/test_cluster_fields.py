@@ -1,0 +1,358 @@
+"""The fields that cluster items: settings, errors, finished studies, and sample files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rankwise.cli.main import app
+from rankwise.errors import PlanError, StudyLockedError, TaskError
+from rankwise.findings.samples import SampleVerdict, compare_samples
+from rankwise.findings.stats.estimates import mean_over_tasks, zero_p_value
+from rankwise.findings.stats.items import Items
+from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
+from rankwise.records.folder import StudyFolder
+from rankwise.records.results import StudyResults
+from rankwise.records.study_file import load_config
+from rankwise.study.conclusion import conclude
+from rankwise.study.planning.plan import plan_study
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+
+TEXT = "A long passage that tells of many things, so that several questions can be asked about it"
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def documents(numbers: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+        {"id": f"q{place}", "passage": f"{TEXT}: {number}.", "source": "one and the same " * 9}
+        for place, number in enumerate(numbers)
+    ]
+
+
+# --- fields of documents
+
+
+def test_equal_values_of_a_field_have_equal_numbers() -> None:
+    docs = dict(enumerate(documents([3, 3, 5, 3])))
+    numbers = cluster_numbers(docs, "passage", "--cluster", "a")
+    assert numbers[0] == numbers[1] == numbers[3] != numbers[2]
+    again = cluster_numbers({0: docs[2], 1: docs[0]}, "passage", "--cluster", "b")
+    assert again == (numbers[2], numbers[0])
+    other = {doc_id: {"context": doc["passage"]} for doc_id, doc in docs.items()}
+    assert not {*cluster_numbers(other, "context", "--cluster", "c")} & {*numbers}
+    lists = {0: {"at": [1, {"a": 2}]}, 1: {"at": [1, {"a": 2}]}, 2: {"at": [2]}}
+    assert len(set(cluster_numbers(lists, "at", "--cluster", "d"))) == 2
+    assert len(set(cluster_numbers(docs, "doc_id", "--cluster", "e"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("docs", "field", "said"),
+    [
+        ({0: {"passage": "x"}, 1: {"passage": "y"}}, "pasage", "did you mean 'passage'?"),
+        ({0: {"passage": "x"}, 1: {"passage": "y"}}, "zzz", "they have passage"),
+        ({0: "prose", 1: "prose"}, "passage", "they have no fields"),
+        (
+            {4: {"passage": "x"}, 7: {"b": 1}},
+            "passage",
+            "1 of 2 documents of drop have no",
+        ),
+        ({4: {"passage": "x"}, 7: {"passage": " "}}, "passage", "for example doc_id 7"),
+        ({0: {"passage": "x"}, 1: {"passage": "x"}}, "passage", "is the same in all 2 documents"),
+    ],
+)
+def test_a_field_that_cannot_be_used(docs: dict[int, Any], field: str, said: str) -> None:
+    with pytest.raises(TaskError) as error:
+        cluster_numbers(docs, field, "evaluation.clusters.drop", "drop")
+    assert str(error.value).startswith("evaluation.clusters.drop: ")
+    assert said in str(error.value)
+
+
+def test_candidates_are_long_texts_and_ids_that_items_share() -> None:
+    docs = {
+        place: {
+            "doc_id": place,
+            "id": f"{place:08d}",  # of each item its own
+            "passage": f"{TEXT}: {place // 4}.",
+            "pairID": place // 2,
+            "source_id": f"video {place // 3}",
+            "answer_id": place % 5,  # five letters
+            "dataset": "all of one source " * 9,
+            "subject": f"subject {place // 4}",  # short, and no id
+            "valid": place // 4,  # ends as ids do
+            "support": TEXT * (place % 3) + str(place // 4) * (place % 3),  # empty in places
+        }
+        for place in range(40)
+    }
+    found = candidate_fields(docs)
+    assert {name: len(set(its)) for name, its in found.items()} == {
+        "passage": 10,
+        "pairID": 20,
+        "source_id": 14,
+    }
+    assert found["passage"] == cluster_numbers(docs, "passage", "--cluster", "a")
+    assert candidate_fields({}) == candidate_fields({0: "prose", 1: "prose"}) == {}
+
+
+def test_tasks_groups_and_other_formats_have_their_fields() -> None:
+    study = planted_study().study.model_copy(
+        update={
+            "groups": {"facts": ("capitals", "elements")},
+            "trained_formats": {"kinship": {"kinship": "kinship@letters"}},
+            "trained_items": {"kinship": {"kinship": "kinship@train"}},
+            "ending_items": {"kinship": "kinship@end"},
+        }
+    )
+    settings = {"elements": "table", "facts": "passage", "kinship": "story"}
+    assert cluster_fields(settings, study) == {
+        "kinship": "story",
+        "kinship@letters": "story",
+        "kinship@train": "story",
+        "capitals": "passage",
+        "elements": "table",
+    }
+    with pytest.raises(TaskError, match=r"no task or group 'fact' is scored; did you mean 'facts'"):
+        cluster_fields({"fact": "passage"}, study)
+
+
+def test_real_texts_that_are_partly_empty_are_no_passages() -> None:
+    file = DATA / "medmcqa" / "test.jsonl"
+    if not file.exists():
+        pytest.skip("the real items are not here")
+    rows = lines_of(file)
+    assert sum(not row.get("rationale") for row in rows) > 100
+    assert candidate_fields(dict(enumerate(rows))) == {}
+
+
+# --- plans
+
+
+def test_a_plan_checks_the_fields_and_keeps_all_fingerprints(study_file: Path) -> None:
+    plain = plan_study(load_config(study_file)).record
+    clustered = plan_study(load_config(study_file, ["evaluation.clusters={colours: choices}"]))
+    record = clustered.record
+    assert record.config.evaluation.clusters == {"colours": "choices"}
+    assert record.fingerprint == plain.fingerprint
+    assert record.task_fingerprints == plain.task_fingerprints
+    assert record.answers_fingerprints == plain.answers_fingerprints
+    assert [run.fingerprint for run in record.runs] == [run.fingerprint for run in plain.runs]
+    for setting, said in (
+        ("{colour: choices}", "no task or group 'colour' is scored; did you mean 'colours'?"),
+        ("{colours: choice}", "evaluation.clusters.colours: the documents of colours have no"),
+    ):
+        with pytest.raises(PlanError) as error:
+            plan_study(load_config(study_file, [f"evaluation.clusters={setting}"]))
+        assert any(said in problem for problem in error.value.problems)
+
+
+# --- a finished study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyFolder:
+    """Ranks 4 and 16 differ by passage: 300 items in 30."""
+    results = planted_study({4: 0.70, 16: 0.80, "full": 0.81})
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, results, {"kinship": documents(by_difference(results, "kinship", 10))})
+    return folder
+
+
+def by_difference(results: StudyResults, task: str, size: int) -> list[int]:
+    first, last = (np.array(results.runs[i].items[task].values) for i in (0, 1))
+    numbers = np.empty(len(first), dtype=int)
+    numbers[np.argsort(last - first, kind="stable")] = np.arange(len(first)) // size
+    return numbers.tolist()
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_finished_study_names_the_setting_and_takes_it(study: StudyFolder) -> None:
+    before = study.read_study()
+    warned = run("recommend", study.root)
+    said = " ".join(warned.stdout.split())
+    assert warned.exit_code == 0
+    assert "evaluation.clusters.kinship: passage" in said
+    assert "rankwise recommend DIR --cluster kinship=passage" in said
+    assert study.read_study() == before
+    without = study.read_recommendation().by_train_task[0]
+
+    taken = run("recommend", study.root, "--cluster", "kinship=passage")
+    said = " ".join(taken.stdout.split())
+    assert taken.exit_code == 0, taken.output
+    assert "kinship has 300 items in 30 clusters" in said
+    assert "evaluation.clusters" not in said
+    after = study.read_study()
+    assert after.config.evaluation.clusters == {"kinship": "passage"}
+    assert after.model_copy(update={"config": before.config}) == before
+    clustered = study.read_recommendation().by_train_task[0]
+    assert clustered.num_clusters_in_domain == 30
+    for narrow, wide in zip(without.verdicts, clustered.verdicts, strict=True):
+        assert wide.gain.upper - wide.gain.lower > narrow.gain.upper - narrow.gain.lower
+
+    assert run("report", study.root).exit_code == 0
+    page = study.report_file.read_text(encoding="utf-8")
+    assert "n\u00a0=\u00a0300 in 30 clusters" in page
+    assert "300 items in 30 clusters" in page
+    # the report and a second call use what the study says now
+    again = run("recommend", study.root)
+    assert "kinship has 300 items in 30 clusters" in " ".join(again.stdout.split())
+    removed = run("recommend", study.root, "--cluster", "kinship=")
+    assert removed.exit_code == 0
+    assert study.read_study() == before
+    assert study.read_recommendation().by_train_task[0] == without
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("kinshp=passage", "no task or group 'kinshp' is scored; did you mean 'kinship'?"),
+        ("kinship=pasage", "no field 'pasage'; did you mean 'passage'?"),
+        ("kinship=source", "'source' is the same in all 300 documents"),
+        ("capitals=passage", "they have no fields"),
+        ("kinship", "write TASK=FIELD"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_changes_nothing(
+    study: StudyFolder, setting: str, said: str
+) -> None:
+    before = study.study_file.read_bytes()
+    result = run("recommend", study.root, "--cluster", setting)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert study.study_file.read_bytes() == before
+    assert not study.recommendation_file.exists()
+
+
+def test_a_document_without_the_field_is_named(study: StudyFolder) -> None:
+    path = study.samples_file("base", "kinship")
+    lines = lines_of(path)
+    del lines[17]["doc"]["passage"]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(TaskError, match=r"kinship: 1 of 300 documents .* for example doc_id 17"):
+        conclude(study, {"kinship": "passage"})
+
+
+def test_a_study_that_is_being_worked_on_keeps_its_settings(study: StudyFolder) -> None:
+    with study.lock(), pytest.raises(StudyLockedError):
+        conclude(StudyFolder(study.root), {"kinship": "passage"})
+    assert study.read_study().config.evaluation.clusters == {}
+
+
+# --- sample files
+
+
+def write_samples(
+    path: Path, values: Sequence[float], docs: Sequence[Any], metric: str = "acc"
+) -> Path:
+    lines = [
+        {"doc_id": place, "doc": doc, "target": "a", "filter": "none", "metrics": [metric]}
+        | {metric: value}
+        for place, (value, doc) in enumerate(zip(values, docs, strict=True))
+    ]
+    order = np.random.default_rng(0).permutation(len(lines))  # of doc_ids, as lm-eval may write
+    path.write_text("".join(f"{json.dumps(lines[place])}\n" for place in order))
+    return path
+
+
+def two_files(folder: Path, num_passages: int) -> list[Path]:
+    """20 questions a passage, on whole passages of which the second is better or worse."""
+    rng = np.random.default_rng(1)
+    numbers = np.repeat(np.arange(num_passages), 20)
+    skill = rng.normal(0.15, 1.2, num_passages)[numbers]
+    base = rng.normal(size=len(numbers)) > 0
+    other = np.where(rng.normal(size=len(numbers)) < np.abs(skill) - 0.5, skill > 0, base)
+    docs = documents(numbers.tolist())
+    return [
+        write_samples(folder / f"{name}.jsonl", values.astype(float).tolist(), docs)
+        for name, values in (("base", base), ("other", other))
+    ]
+
+
+def only(files: Sequence[Path], **settings: Any) -> tuple[SampleVerdict, tuple[str, ...]]:
+    verdicts = compare_samples(files[0], files[1:], **settings)
+    (row,) = verdicts.candidates
+    return row, verdicts.warnings
+
+
+def test_sample_files_name_the_field_and_take_it(tmp_path: Path) -> None:
+    files = two_files(tmp_path, 40)
+    plain, warnings = only(files)
+    assert (plain.mcnemar_p_value is None, plain.num_clusters) == (False, None)
+    (warning,) = warnings
+    assert warning.startswith("The 800 items share 40 values of 'passage'")
+    assert warning.endswith("Use --cluster passage")
+    row, warnings = only(files, cluster="passage")
+    assert warnings == ()
+    assert (row.num_examples, row.num_clusters, row.mcnemar_p_value) == (800, 40, None)
+    assert row.difference == pytest.approx(plain.difference)
+    assert (row.num_learned, row.num_forgotten) == (plain.num_learned, plain.num_forgotten)
+    assert row.upper - row.lower > 1.5 * (plain.upper - plain.lower)
+    assert "on 800 items in 40 clusters" in row.statement
+    assert row.verdict == "cannot_tell"
+    assert "times the items (" in row.statement
+    more = next((m for m in row.with_more_items if m.probability >= 0.5), row.with_more_items[-1])
+    assert f"({more.num_items:,} in {more.num_items // 20} clusters)" in row.statement
+    values = [
+        np.array([line["acc"] for line in sorted(lines_of(file), key=_doc_id)]) for file in files
+    ]
+    clusters = np.repeat(np.arange(40), 20)
+    gain = 100.0 * (values[1] - values[0])
+    estimate = mean_over_tasks([Items(gain, 100.0, clusters=clusters)])
+    assert (row.lower, row.upper) == pytest.approx(estimate.interval(0.95))
+    assert row.p_value == pytest.approx(zero_p_value(estimate))
+    assert plain.verdict == "better"  # what 800 independent items would say
+    assert (row.verdict == "cannot_tell") == (row.lower < 0.0 < row.upper)
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _doc_id(line: dict[str, Any]) -> int:
+    return line["doc_id"]
+
+
+def test_single_items_are_clusters_of_their_own(tmp_path: Path) -> None:
+    files = two_files(tmp_path, 40)
+    plain, _ = only(files)
+    row, warnings = only(files, cluster="id")
+    assert (row, warnings) == (plain, ())
+
+
+def test_few_passages_are_a_warning(tmp_path: Path) -> None:
+    row, (warning,) = only(two_files(tmp_path, 12), cluster="passage")
+    assert row.num_clusters == 12
+    assert warning.startswith("--cluster passage has 12 clusters only; with fewer than 30")
+
+
+def test_the_command_line_of_sample_files(tmp_path: Path) -> None:
+    files = two_files(tmp_path, 40)
+    result = run("compare-samples", *files)
+    assert "Use --cluster passage" in " ".join(result.stderr.split())
+    result = run("compare-samples", *files, "--cluster", "passage", "--json")
+    assert result.exit_code == 0
+    content = json.loads(result.stdout)
+    assert content["cluster"] == "passage"
+    assert content["candidates"][0]["num_clusters"] == 40
+    result = run("compare-samples", *files, "--cluster", "pasage")
+    assert result.exit_code == 2
+    assert "did you mean 'passage'?" in " ".join(result.stderr.split())
+
+
+def test_files_without_documents_have_no_clusters(tmp_path: Path) -> None:
+    files = two_files(tmp_path, 40)
+    for file in files:
+        lines = [json.dumps(line | {"doc": None}) for line in lines_of(file)]
+        file.write_text("\n".join(lines))
+    _, warnings = only(files)
+    assert not any("--cluster" in warning for warning in warnings)
+    with pytest.raises(TaskError, match=r"--cluster: the documents of .* have no fields"):
+        only(files, cluster="passage")
