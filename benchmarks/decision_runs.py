@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.decision_rule import stress_truths
+from benchmarks.decision_rule import BEST_GAIN, stress_truths
 from benchmarks.decision_studies import (
     Cell,
     Rate,
@@ -48,12 +48,15 @@ class OneSeedTally(NamedTuple):
 
 
 def one_seed_cells() -> list[Cell]:
-    """Truths next to the margins, runs that differ by 1 and 2 points."""
+    """Gains, or losses, 2 % beyond the margin; runs that differ by 1 and 2 points."""
     return [
-        Cell(f"one seed, run sd {sd:g}", truth, delta, delta, 0.20, size, size, 1, (sd, sd))
+        Cell(f"one seed, {edge}, run sd {sd:g}", truth, delta, delta, 0.20, size, size, 1, (sd, sd))
         for size, delta in ((1319, 5.0), (6000, 3.0))
+        for edge, truth in (
+            ("gains", stress_truths(delta, delta)["plateau"]),
+            ("losses", Truth((BEST_GAIN,) * 5, (1.02 * delta,) * 5)),
+        )
         for sd in (1.0, 2.0)
-        for truth in (stress_truths(delta, delta)["plateau"],)
     ]
 
 
