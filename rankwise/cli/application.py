@@ -142,6 +142,16 @@ def print_error(error: RankwiseError) -> None:
     note(f"{type(error).__name__}: {error}", style="red")
 
 
+def patient_threads() -> None:
+    """Let threads that wait for others sleep; call it before torch is imported.
+
+    By default those of GNU OpenMP, which torch brings on Linux, spin for milliseconds at the end of
+    every parallel part. Beside another busy process they so keep the core that the thread they wait
+    for could run on (docs/PERFORMANCE.md has the figures). A policy that is set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def quiet_libraries() -> None:
     """Turn off the libraries' progress bars and remarks; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

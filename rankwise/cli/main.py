@@ -5,7 +5,7 @@
 from rankwise.cli import study_verbs
 from rankwise.cli import adapter_verbs
 from rankwise.cli import tool_verbs
-from rankwise.cli.application import app
+from rankwise.cli.application import app, patient_threads
 # isort: on
 
 __all__ = ["adapter_verbs", "app", "entry_point", "study_verbs", "tool_verbs"]
@@ -13,4 +13,5 @@ __all__ = ["adapter_verbs", "app", "entry_point", "study_verbs", "tool_verbs"]
 
 def entry_point() -> None:
     """Run the ``rankwise`` command."""
+    patient_threads()
     app(prog_name="rankwise")

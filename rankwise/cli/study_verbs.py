@@ -206,11 +206,12 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     """Compare a finished study with the reference paper's claims."""
     from rankwise.findings.claims import paper_claims
     from rankwise.findings.options import option_gains
+    from rankwise.findings.recommendation import recommend as recommend_study
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.conclusion import conclude
 
-    outcome = conclude(StudyFolder(directory))
-    tested = paper_claims(option_gains(outcome.results), outcome.recommendation)
+    folder = StudyFolder(directory)
+    results = folder.read_results()
+    tested = paper_claims(option_gains(results), recommend_study(results, folder.read_looks()))
     if as_json:
         return emit(tested)
     for claim in tested:

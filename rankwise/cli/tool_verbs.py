@@ -74,7 +74,7 @@ def compare_samples(
         str | None,
         typer.Option(
             "--metric",
-            help="The metric to compare (default: the first with one number per item everywhere).",
+            help="The metric to compare (default: p_right with options, else the first of all).",
         ),
     ] = None,
     filter_name: Annotated[

@@ -240,11 +240,14 @@ def _score(score: AuditScore) -> str:
         0: "cannot be told from the base",
         -1: "is worse than the base",
     }[score.interval.sign()]
+    accuracy = ""
+    if score.accuracy is not None:
+        accuracy = f"; accuracy {quantities.with_interval(score.accuracy.interval, 'points')}"
     return (
         f"On {score.task} it {verdict}: {quantities.with_interval(score.interval, score.unit)}, "
         f"{quantities.score(score.adapted_score, score.unit)} against "
         f"{quantities.score(score.base_score, score.unit)}, "
-        f"{quantities.size(score.num_examples)}."
+        f"{quantities.size(score.num_examples)}{accuracy}."
     )
 
 

@@ -20,7 +20,7 @@ TOLERANCE_POINTS = 1.0
 """An option this near to the best is as good."""
 
 EPSILONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 25.0)
-"""The acceptable losses, in points, for which the odds are given."""
+"""The acceptable losses, in points, for which the odds are given, besides the study's own."""
 
 ITEM_FACTORS = (2.0, 4.0, 10.0)
 TASK_FACTOR = 4.0
@@ -63,9 +63,9 @@ class Betting:
         self.believed = Believed.of(evidence, correlations, unit)
         self.truths: Truths = self.believed.truths()
 
-    def best_bet(self, epsilon: float | None) -> BestBet:
+    def best_bet(self, delta: float, epsilon: float | None) -> BestBet:
         """The odds of every option at this acceptable loss and at others."""
-        now = self._odds(epsilon or 0.0)
+        now, within_delta = self._odds(epsilon or 0.0), self._odds(epsilon or 0.0, delta)
         options = tuple(
             OptionOdds(
                 label=option.label,
@@ -74,6 +74,7 @@ class Betting:
                 keeps_enough=float(now.keeps[place]),
                 near_the_best=float(now.near[place]),
                 right=float(now.right[place]),
+                qualifies=float(within_delta.right[place]),
                 expected_regret=float(now.regret[place]),
             )
             for place, option in enumerate(self.options)
@@ -85,7 +86,9 @@ class Betting:
             choice=self._choice(now),
             expected_regret=self._regret(epsilon or 0.0),
             regret_of_base=now.regret_of_base,
-            by_epsilon=() if epsilon is None else tuple(map(self._at, EPSILONS)),
+            by_epsilon=()
+            if epsilon is None
+            else tuple(self._at(loss) for loss in sorted({*EPSILONS, epsilon})),
         )
 
     def prospects(self, sizes: Sizes, rule: Rule) -> Iterator[Prospect]:
@@ -155,8 +158,8 @@ class Betting:
         right = tuple(float(share) for share in then.right)
         return EpsilonOdds(epsilon_points=epsilon, right=right, choice=self._choice(then))
 
-    def _odds(self, epsilon: float) -> Odds:
-        tolerance = TOLERANCE_POINTS * self.unit
+    def _odds(self, epsilon: float, tolerance: float | None = None) -> Odds:
+        tolerance = TOLERANCE_POINTS * self.unit if tolerance is None else tolerance
         return odds(self.truths, tolerance=tolerance, epsilon=epsilon, unit=self.unit)
 
     def _regret(self, epsilon: float) -> float:

@@ -49,16 +49,19 @@ class _Case(NamedTuple):
 
 
 class _Part:
-    """A trained task with its tasks by relation and its options in the study's order."""
+    """A trained task with its tasks by relation and its options in the study's order.
+
+    Differences are in accuracy, of which the paper speaks; p(right) may have decided.
+    """
 
     def __init__(self, source: OptionGains, recommendation: Recommendation) -> None:
-        self.source = source
+        self.source = source.by_accuracy
         self.recommendation = recommendation
-        self.results = source.results
+        self.results = self.source.results
         self.name = source.results.train_task
-        self.in_domain = source.tasks("in_domain", recommendation.unit)
-        self.retention = source.tasks("retention")
-        self.options = source.in_study_order(source.options)
+        self.in_domain = self.source.tasks("in_domain", recommendation.unit)
+        self.retention = self.source.tasks("retention")
+        self.options = self.source.in_study_order(self.source.options)
         self.lora = tuple(option for option in self.options if option.rank is not None)
         self.full = tuple(option for option in self.options if option.rank is None)
 

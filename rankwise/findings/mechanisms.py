@@ -82,7 +82,7 @@ def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTask
     """What can be tested on one trained task; None where nothing can."""
     gaps, gap_trend = _gaps(source, recommendation.unit)
     matched = _matched(source, recommendation)
-    agreement, trends = agreement_with_full(source)
+    agreement, trends = agreement_with_full(source.by_accuracy)
     if not (gaps or matched or agreement):
         return None
     trends = trends if gap_trend is None else (gap_trend, *trends)

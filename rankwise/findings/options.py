@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -132,8 +133,9 @@ class OptionGains:
         left_out: the labels of options with a missing or diverged seed.
     """
 
-    def __init__(self, results: TrainTaskResults) -> None:
+    def __init__(self, results: TrainTaskResults, *, in_accuracy: bool = False) -> None:
         self.results = results
+        self._in_accuracy = in_accuracy
         self.confidence = results.study.config.recommendation.confidence
         self.labels = run_labels(results.planned)
         self.planned = _options(results, self.labels)
@@ -144,6 +146,14 @@ class OptionGains:
         )
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._item_sizes: dict[str, float] = {}
+
+    @cached_property
+    def by_accuracy(self) -> OptionGains:
+        """The same with every task judged by its own metric, where p(right) decides.
+
+        It takes the options and runs of either.
+        """
+        return OptionGains(self.results.by_accuracy, in_accuracy=True)
 
     def in_study_order(self, options: Sequence[Option]) -> tuple[Option, ...]:
         """The same options in the order in which the study plans them."""
@@ -167,7 +177,9 @@ class OptionGains:
         """The base and a model on one task, item by item."""
         key = model.name, task
         if key not in self._pairs:
-            self._pairs[key] = pair_items(self.results.base, model, task)
+            self._pairs[key] = pair_items(
+                self.results.base, model, task, by_accuracy=self._in_accuracy
+            )
         return self._pairs[key]
 
     def gains(self, runs: Runs, task: str) -> Floats:

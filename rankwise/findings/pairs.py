@@ -27,9 +27,11 @@ from rankwise.findings.stats.items import (
 )
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (
+    AccuracyDifference,
     Bound,
     Comparison,
     FormatEffect,
+    Interval,
     PairedDifference,
     Relation,
     RetentionRatio,
@@ -103,25 +105,43 @@ class PairedTest(NamedTuple):
     has_differences: bool
     num_clusters: int | None
 
-    def values(self, record: type[PairedDifference]) -> dict[str, Any]:
-        """The fields of a record that this test fills."""
+    @property
+    def interval(self) -> Interval:
+        """The difference with its bounds."""
+        return Interval(estimate=self.estimate.value, lower=self.lower, upper=self.upper)
+
+    def values(
+        self, record: type[PairedDifference], outcomes: PairedTest | None = None
+    ) -> dict[str, Any]:
+        """The fields of a record that this test fills.
+
+        ``outcomes``, if given, has the counts of items and McNemar's test in its place.
+        """
         numbers = self._asdict() | {
             "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
         }
+        numbers["mcnemar_p_value"] = (outcomes or self).mcnemar_p_value
+        counts = (outcomes or self).counts
         for name in Counts._fields:
-            numbers[f"num_{name}"] = None if self.counts is None else getattr(self.counts, name)
+            numbers[f"num_{name}"] = None if counts is None else getattr(counts, name)
         return {name: number for name, number in numbers.items() if name in record.model_fields}
 
 
-def pair_items(base: ModelResults, adapted: ModelResults, task: str) -> Pair:
+def pair_items(
+    base: ModelResults, adapted: ModelResults, task: str, *, by_accuracy: bool = False
+) -> Pair:
     """The values of two models on one task, item by item, matched by ``doc_id``.
+
+    They are the deciding metric's, or with ``by_accuracy`` those of the task's own.
 
     Raises:
         RecordError: a model was not scored on the task, they were scored on other items or by
             another metric, there are fewer than two items, or a value is not finite.
     """
     first, second = _items(base, task), _items(adapted, task)
+    if by_accuracy:
+        first, second = first.by_accuracy, second.by_accuracy
     if (first.metric, first.unit) != (second.metric, second.unit):
         raise RecordError(
             f"task {task!r} was scored by {first.metric} in {first.unit} for {base.name} and by "
@@ -201,6 +221,20 @@ def paired_test(pair: Pair, confidence: float) -> PairedTest:
     )
 
 
+def accuracy_difference(metric: str, judged: PairedTest, own: PairedTest) -> AccuracyDifference:
+    """The task's own metric beside p(right), of the same two models on the same items."""
+    return AccuracyDifference(
+        metric=metric,
+        **own.values(AccuracyDifference),
+        is_opposite=are_opposite(judged.interval, own.interval),
+    )
+
+
+def are_opposite(one: Interval, other: Interval) -> bool:
+    """Whether two differences have opposite signs, of which one at least is shown."""
+    return one.estimate * other.estimate < 0.0 and (one.sign(), other.sign()) != (0, 0)
+
+
 def bound_of(estimate: Estimate, confidence: float) -> Bound:
     """An estimate with its own two-sided interval."""
     lower, upper = estimate.interval(confidence)
@@ -211,7 +245,8 @@ def compare(results: TrainTaskResults) -> tuple[Comparison, ...]:
     """Every trained run against the base on every task of the study, in the study's order.
 
     Holm's correction is over the confirmatory family: each LoRA run on each in-domain task, by the
-    tests of their intervals. Everything else is exploratory and carries no corrected p-value.
+    tests of their intervals in the metric that decides. Everything else is exploratory and carries
+    no corrected p-value.
     """
     rows: list[Comparison] = []
     family: list[tuple[int, float]] = []
@@ -245,16 +280,20 @@ def run_record(model: ModelResults) -> RunRecord:
 def _comparison(
     results: TrainTaskResults, model: ModelResults, relation: Relation, task: str
 ) -> tuple[Comparison, float]:
-    pair = pair_items(results.base, model, task)
-    test = paired_test(pair, results.study.config.recommendation.confidence)
+    confidence = results.study.config.recommendation.confidence
+    items = results.base.items[task]
+    test = paired_test(pair_items(results.base, model, task), confidence)
+    own_pair = pair_items(results.base, model, task, by_accuracy=True)
+    own = test if items.accuracy is None else paired_test(own_pair, confidence)
     row = Comparison(
         run=model.name,
         task=task,
         relation=relation,
-        unit=results.base.items[task].unit,
-        **test.values(Comparison),
+        unit=items.unit,
+        **test.values(Comparison, own),
         holm_p_value=None,
-        retention_ratio=_ratio(results, task, pair) if relation == "retention" else None,
+        retention_ratio=_ratio(results, task, own_pair) if relation == "retention" else None,
+        accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
     )
     return row, test.p_value
 
@@ -321,8 +360,9 @@ def _effect(
     standard = pair_items(results.base, model, task)
     trained = pair_items(results.base, model, scored_as)
     test = paired_test(trained, confidence)
+    own = paired_test(pair_items(results.base, model, scored_as, by_accuracy=True), confidence)
     by_format: Bound | None = None
-    if standard.in_points == trained.in_points:
+    if results.base.items[task].metric == results.base.items[scored_as].metric:
         size = max(standard.item_size, trained.item_size)
         both = standard.items._replace(values=standard.gain - trained.gain, item_size=size)
         by_format = bound_of(mean_over_tasks([both]), confidence)
@@ -332,7 +372,7 @@ def _effect(
         scored_as=scored_as,
         relation=relation,
         unit=results.base.items[scored_as].unit,
-        **test.values(FormatEffect),
+        **test.values(FormatEffect, own),
         standard_difference=float(standard.gain.mean()),
         by_format=by_format,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rankwise.errors import RecordError
+from rankwise.findings.accuracy import accuracy_reasons
 from rankwise.findings.best_bet import Betting, Rule, Sizes
 from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import Choice, choose, standings, sufficient_epsilon
@@ -159,7 +160,8 @@ def recommend_for(
                          for task in tasks.left_out), *cluster_notes(source))  # fmt: skip
     full = tuple(_full_gains(source, tasks))
     parameters = tuple(option.plan.num_trainable_parameters for option in options)
-    why = (*reasons(found, full, parameters), *notes)
+    by_accuracy = accuracy_reasons(source, options, tasks.in_domain, tasks.retention)
+    why = (*reasons(found, full, parameters), *by_accuracy, *notes)
     return found.model_copy(update={"statement": statement(found), "reasons": why})
 
 
@@ -189,7 +191,7 @@ def _judge(
         choice=choice,
         verdicts=tuple(_verdicts(source, tasks, options, bounds, at_once, choice, epsilon)),
         sufficient=None if enough is None else (enough[0], options[enough[1]]),
-        best_bet=betting.best_bet(epsilon),
+        best_bet=betting.best_bet(margins.delta, epsilon),
         prospects=prospects,
     )
 
@@ -405,11 +407,20 @@ def _rate_at_edge(source: OptionGains, tasks: _Tasks, options: Sequence[Option])
         float(np.mean([source.gains(option.runs, task).mean() for task in tasks.in_domain]))
         for option in options
     ]
-    rates = sorted({option.plan.learning_rate or 0.0 for option in options})
-    if len(rates) < 2:
+    if not options:
         return None
-    best = options[int(np.argmax(gains))].plan.learning_rate
-    return best if best in (rates[0], rates[-1]) else None
+    best = options[int(np.argmax(gains))].plan
+    # a rule gives every rank its own rate: only those of one rank were tried against each other
+    rates = sorted(
+        {
+            option.plan.learning_rate or 0.0
+            for option in options
+            if (option.rank, option.plan.alpha, option.plan.target_modules, option.plan.epochs)
+            == (best.rank, best.alpha, best.target_modules, best.epochs)
+        }
+    )
+    is_edge = len(rates) > 1 and best.learning_rate in (rates[0], rates[-1])
+    return best.learning_rate if is_edge else None
 
 
 def _full_gains(source: OptionGains, tasks: _Tasks) -> Iterator[FullGain]:

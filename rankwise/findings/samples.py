@@ -10,7 +10,14 @@ import numpy as np
 
 from rankwise.errors import ConfigError, RecordError, TaskError
 from rankwise.findings.clusters import suspect, suspicion, too_few
-from rankwise.findings.pairs import Pair, PairedTest, Scores, pair_scores, paired_test
+from rankwise.findings.pairs import (
+    Pair,
+    PairedTest,
+    Scores,
+    accuracy_difference,
+    pair_scores,
+    paired_test,
+)
 from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import chance_of_sign, holm, holm_levels
 from rankwise.findings.stats.items import POINTS, num_clusters
@@ -25,7 +32,14 @@ from rankwise.records.lm_eval_samples import (
     higher_is_better,
     read_sample_file,
 )
-from rankwise.records.study import SCHEMA_VERSION, PairedDifference, Record, SchemaVersion
+from rankwise.records.p_right import ACCURACY, P_RIGHT
+from rankwise.records.study import (
+    SCHEMA_VERSION,
+    AccuracyDifference,
+    PairedDifference,
+    Record,
+    SchemaVersion,
+)
 
 Verdict = Literal["better", "worse", "cannot_tell"]
 Direction = Literal["results_file", "metric_name", "assumed"]
@@ -43,7 +57,7 @@ LOWER_IS_BETTER = frozenset(
 HIGHER_IS_BETTER = frozenset(
     {
         "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy", "bleu", "chrf", "em",
-        "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", "pass@1",
+        "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", P_RIGHT, "pass@1",
         "prompt_level_loose_acc", "prompt_level_strict_acc", "rouge1", "rouge2", "rougeL",
     }
 )  # fmt: skip
@@ -72,9 +86,10 @@ class SampleVerdict(PairedDifference):
 
     Scores are in the unit of ``SampleVerdicts``. ``difference`` is signed so that positive is
     better for the candidate. The counts and McNemar's exact test are None unless every item is 0
-    or 1. ``num_clusters`` is None where every item is its own. ``p_value`` is the interval's own
-    test, ``holm_p_value`` corrected for the number of files; both are None where
-    the interval holds at any time. ``interval_confidence`` is the level at which the interval
+    or 1; where p(right) is compared, ``accuracy`` has the difference in accuracy by itself, and
+    they are of it. ``num_clusters`` is None where every item is its own. ``p_value`` is the
+    interval's own test, ``holm_p_value`` corrected for the number of files; both are None where the
+    interval holds at any time. ``interval_confidence`` is the level at which the interval
     leaves zero out exactly where ``verdict`` is better or worse. ``with_more_items`` says what
     more items would do; empty where the verdict is there.
     """
@@ -100,6 +115,7 @@ class SampleVerdict(PairedDifference):
     verdict: Verdict
     with_more_items: tuple[MoreItems, ...]
     statement: str
+    accuracy: AccuracyDifference | None = None
 
 
 class SampleVerdicts(Record):
@@ -149,7 +165,8 @@ def compare_samples(
     Args:
         base: the samples file of the model to compare with.
         candidates: those of the other models, on the same documents.
-        metric: None takes the first that has one finite number per item in every file.
+        metric: None takes p(right) where every file has options, else the first that has one
+            finite number per item in every file.
         filter_name: None takes the first of the base file.
         cluster: a field of the documents; items of equal value come in one cluster. None takes
             items as independent, with a warning where a field speaks against it.
@@ -171,28 +188,20 @@ def compare_samples(
     names = file_names(paths)
     files = [read_sample_file(path, with_documents=path == base) for path in paths]
     chosen, notes = _choose(files, metric, filter_name)
-    scores = [
-        Scores(
-            name,
-            [item.doc_id for item in file.filters[chosen.filter]],
-            file.values(chosen.filter, chosen.metric),
-        )
-        for name, file in zip(names, files, strict=True)
-    ]
-    documents = {doc_id: files[0].documents[doc_id] for doc_id in scores[0].doc_ids}
+    base_scores = _scores(names[0], files[0], chosen)
+    documents = {doc_id: files[0].documents[doc_id] for doc_id in base_scores.doc_ids}
+    clusters = None
     if cluster is not None:
-        numbers = cluster_numbers(documents, cluster, "--cluster", str(base))
-        scores[0] = scores[0]._replace(clusters=numbers)
-    what, in_points = f"metric {chosen.metric!r}", chosen.unit == "points"
-    higher = chosen.higher_is_better
-    pairs = [
-        pair_scores(what, scores[0], other, higher_is_better=higher, in_points=in_points)
-        for other in scores[1:]
-    ]
-    if anytime and not in_points:
+        clusters = cluster_numbers(documents, cluster, "--cluster", str(base))
+    pairs = _pairs(names, files, chosen, clusters)
+    if anytime and chosen.unit != "points":
         problem = f"anytime: {chosen.metric} is not between 0 and 1 on every item, as it must be"
         raise ConfigError("compare-samples", [problem])
     judged = _judged_at_any_time if anytime else _judged
+    in_accuracy: list[PairedTest | None] = [None] * len(pairs)
+    if chosen.metric == P_RIGHT:
+        own = _pairs(names, files, chosen._replace(metric=ACCURACY), clusters)
+        in_accuracy = [paired_test(pair, confidence) for pair in own]
     return SampleVerdicts(
         base=names[0],
         base_file=str(base),
@@ -202,12 +211,37 @@ def compare_samples(
         anytime=anytime,
         warnings=(*notes, *_cluster_notes(pairs, documents, cluster)),
         candidates=tuple(
-            _verdict(names[0], name, file, chosen.unit, of_file)
-            for name, file, of_file in zip(
-                names[1:], candidates, judged(pairs, confidence), strict=True
+            _verdict(names[0], name, file, chosen.unit, of_file, own)
+            for name, file, of_file, own in zip(
+                names[1:], candidates, judged(pairs, confidence), in_accuracy, strict=True
             )
         ),
     )
+
+
+def _scores(name: str, file: SampleFile, chosen: _Chosen) -> Scores:
+    items = file.filters[chosen.filter]
+    return Scores(name, [item.doc_id for item in items], file.values(chosen.filter, chosen.metric))
+
+
+def _pairs(
+    names: Sequence[str],
+    files: Sequence[SampleFile],
+    chosen: _Chosen,
+    clusters: Sequence[int] | None,
+) -> list[Pair]:
+    """The base with each candidate, by one metric; clusters are in the order of the base."""
+    base, *others = (_scores(name, file, chosen) for name, file in zip(names, files, strict=True))
+    return [
+        pair_scores(
+            f"metric {chosen.metric!r}",
+            base._replace(clusters=clusters),
+            other,
+            higher_is_better=chosen.higher_is_better,
+            in_points=chosen.unit == "points",
+        )
+        for other in others
+    ]
 
 
 class _Judged(NamedTuple):
@@ -350,8 +384,15 @@ def _direction(
     return True, "metric_name" if metric in HIGHER_IS_BETTER else "assumed"
 
 
-def _verdict(base: str, name: str, file: Path, unit: str, of_file: _Judged) -> SampleVerdict:
-    """The record of one candidate."""
+def _verdict(
+    base: str,
+    name: str,
+    file: Path,
+    unit: str,
+    of_file: _Judged,
+    in_accuracy: PairedTest | None,
+) -> SampleVerdict:
+    """The record of one candidate; ``in_accuracy`` is there beside p(right)."""
     test = of_file.test
     verdict: Verdict = (
         "better" if test.lower > 0.0 else "worse" if test.upper < 0.0 else "cannot_tell"
@@ -368,7 +409,7 @@ def _verdict(base: str, name: str, file: Path, unit: str, of_file: _Judged) -> S
             )
             for factor in MORE_ITEMS
         )
-    values: dict[str, Any] = {**test.values(SampleVerdict), "p_value": of_file.p_value}
+    values: dict[str, Any] = {**test.values(SampleVerdict, in_accuracy), "p_value": of_file.p_value}
     found = SampleVerdict(
         name=name,
         file=str(file),
@@ -376,6 +417,7 @@ def _verdict(base: str, name: str, file: Path, unit: str, of_file: _Judged) -> S
         **values,
         holm_p_value=of_file.holm_p_value,
         interval_confidence=of_file.level,
+        accuracy=in_accuracy and accuracy_difference(ACCURACY, test, in_accuracy),
         verdict=verdict,
         with_more_items=more,
         statement="",
@@ -391,11 +433,15 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
     )
     items = quantities.counted(found.num_examples, "item")
     items += quantities.in_clusters(found.num_clusters)
-    difference = f"{estimate} {unit} ({lower} to {upper}) on {items}"
+    of_metric = "" if found.accuracy is None else " of p(right)"
+    difference = f"{estimate} {unit}{of_metric} ({lower} to {upper}) on {items}"
     if found.verdict == "cannot_tell":
         text = f"Cannot tell whether {found.name} is better or worse than {base}: {difference}"
     else:
         text = f"{found.name} is {found.verdict} than {base}: {difference}"
+    if found.accuracy is not None:
+        text += f"; accuracy {quantities.with_interval(found.accuracy.interval, 'points')}"
+        text += ", the opposite sign" if found.accuracy.is_opposite else ""
     if found.num_learned == found.num_forgotten == 0:
         text += "; right on exactly the same items"
     elif found.num_learned is not None and found.num_forgotten is not None:
@@ -407,7 +453,8 @@ def _statement(found: SampleVerdict, base: str, unit: str, num_candidates: int) 
         text += f"; p = {quantities.p_value(found.p_value)}"
     if found.holm_p_value is not None and num_candidates > 1:
         text += f", {quantities.p_value(found.holm_p_value)} corrected for {num_candidates} files"
-    if found.verdict == "cannot_tell" and found.num_learned == found.num_forgotten == 0:
+    is_equal = found.num_learned == found.num_forgotten == 0 and found.accuracy is None
+    if found.verdict == "cannot_tell" and is_equal:
         return f"{text}. No difference was observed."
     if not found.with_more_items:
         return f"{text}."

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rankwise.records import quantities
-from rankwise.records.judgement import OptionOdds, Prospect
+from rankwise.records.judgement import Prospect
 from rankwise.records.quantities import amount, score
 from rankwise.records.study import Bound, RankVerdict, Recommendation, Unit
 
@@ -103,7 +103,8 @@ def _best_bet(numbers: Recommendation) -> str:
         if numbers.num_seeds > 1:
             return ""
         chosen = bet.of(next(v.label for v in numbers.verdicts if v.qualifies))
-        return f"{quantities.capital(chosen.label)} with another seed: {_odds(chosen, numbers)}"
+        odds = _odds(chosen.qualifies, amount(numbers.delta, numbers.unit), numbers)
+        return f"{quantities.capital(chosen.label)} with another seed ({odds})"
     if bet.choice is None:
         if max(option.better_than_base for option in bet.options) > 0.5:
             price = f"{bet.price:g} points of gain for each"
@@ -112,21 +113,19 @@ def _best_bet(numbers: Recommendation) -> str:
     chosen = bet.of(bet.choice)
     surest = max(bet.options, key=lambda option: option.right)
     epsilon = numbers.epsilon_points
+    near = "1 point" if numbers.unit == "points" else amount(bet.tolerance, numbers.unit)
     if epsilon is None or surest.right < chosen.right + 0.05:
-        return f"Best bet: {chosen.label} ({_odds(chosen, numbers)})"
+        return f"Best bet: {chosen.label} ({_odds(chosen.right, near, numbers)})"
     return (
         f"Best bet: {surest.label} if {amount(epsilon, 'points')} of loss are a limit "
-        f"({_odds(surest, numbers)}); {chosen.label} if each point beyond them costs "
-        f"{bet.price:g} points of gain ({_share(chosen.right)})"
+        f"({_odds(surest.right, near, numbers)}); {chosen.label} if each point beyond them costs "
+        f"{bet.price:g} points of gain ({quantities.odds(chosen.right)})"
     )
 
 
-def _odds(option: OptionOdds, numbers: Recommendation) -> str:
+def _odds(probability: float, near: str, numbers: Recommendation) -> str:
     """72 %: within 1 point of the best, loses at most 6.0 points."""
-    bet = numbers.best_bet
-    tolerance = 0.0 if bet is None else bet.tolerance
-    near = "1 point" if numbers.unit == "points" else amount(tolerance, numbers.unit)
-    text = f"{_share(option.right)}: within {near} of the best"
+    text = f"{quantities.odds(probability)}: within {near} of the best"
     if numbers.epsilon_points is not None:
         text += f", loses at most {amount(numbers.epsilon_points, 'points')}"
     return text
@@ -141,23 +140,33 @@ def _ruled_out(numbers: Recommendation) -> str:
         if verdict.ruled_out_by is not None:
             by.setdefault(verdict.ruled_out_by, []).append(verdict.label)
     texts = [
-        f"{quantities.listed(labels)} {'is' if len(labels) == 1 else 'are'} ruled out by "
+        f"{_named(labels)} {'is' if len(labels) == 1 else 'are'} ruled out by "
         + (reason if reason == "retention" else f"{reason}, which scores more and keeps enough")
         for reason, labels in by.items()
     ]
     left = [verdict for verdict in numbers.verdicts if verdict.ruled_out_by is None]
     names = {verdict.label for verdict in left}
-    behind = [verdict for verdict in left if names & set(verdict.worse_than)]
+    behind: dict[tuple[str, ...], list[str]] = {}
+    for verdict in left:
+        better = tuple(label for label in verdict.worse_than if label in names)
+        if better:
+            behind.setdefault(better, []).append(verdict.label)
     if len(left) > 1 and not behind:
-        texts.append(f"{quantities.listed([v.label for v in left])} cannot be told apart")
-    for verdict in behind:
-        better = [label for label in verdict.worse_than if label in names]
-        keeps = "is" if len(better) == 1 else "are"
+        texts.append(f"{_named([verdict.label for verdict in left])} cannot be told apart")
+    for better, labels in behind.items():
+        verb = "scores" if len(labels) == 1 else "score"
+        which = "which is" if len(better) == 1 else "which are"
         texts.append(
-            f"{verdict.label} scores less than {quantities.listed(better)}, which {keeps} not "
-            "shown to keep enough"
+            f"{_named(labels)} {verb} less than {_named(better)}, {which} not shown to keep enough"
         )
-    return quantities.capital("; ".join(texts)) if texts else ""
+    return ". ".join(map(quantities.capital, texts))
+
+
+def _named(labels: Sequence[str]) -> str:
+    """Options by their labels, which may have commas themselves."""
+    if any("," in label for label in labels):
+        return "; ".join(labels)
+    return quantities.listed(labels)
 
 
 def _full_is_better(numbers: Recommendation) -> str:
@@ -223,7 +232,7 @@ def _what_decides(numbers: Recommendation) -> str:
     else:
         command = _command(best)
         text = (
-            f"{quantities.capital(_growth(best))} would settle it with probability "
+            f"{quantities.capital(growth(best))} would settle it with probability "
             f"{best.probability:.1f}" + ("" if command is None else f": `{command}`")
         )
     return f"{text}. {price}" if price else text
@@ -238,7 +247,7 @@ HARDLY = 0.1
 _KINDS = {"in_domain": "in-domain ", "retention": "retention ", "items": ""}
 
 
-def _growth(prospect: Prospect) -> str:
+def growth(prospect: Prospect) -> str:
     """What is added: 4 times the retention items (2,750; the tasks have 688 in all)."""
     if prospect.factor is None:
         return f"{prospect.num_new_seeds} more seeds"
@@ -258,11 +267,6 @@ def _command(prospect: Prospect) -> str | None:
     if not prospect.is_possible:
         return None
     return f"rankwise extend DIR --items {prospect.num_new_items}"
-
-
-def _share(probability: float) -> str:
-    """72 %; never 0 or 100, for nothing is certain."""
-    return f"{min(max(round(100 * probability), 1), 99)} %"
 
 
 def _percent(share: float) -> str:
@@ -301,7 +305,7 @@ def _regret(numbers: Recommendation) -> Iterator[str]:
         f"{amount(bet.expected_regret, numbers.unit)}"
     )
     if most.value > 0.05 * bet.tolerance:
-        text += f"; {_growth(most)} would lower it by about {amount(most.value, numbers.unit)}"
+        text += f"; {growth(most)} would lower it by about {amount(most.value, numbers.unit)}"
     yield f"{text}."
 
 

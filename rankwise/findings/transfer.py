@@ -57,7 +57,7 @@ class TransferRow(Record):
 
 
 class Transfer(Record):
-    """The cross-domain matrix. Exploratory, every interval by itself.
+    """The cross-domain matrix, by each task's own metric. Exploratory, every interval by itself.
 
     Rows and columns stand by domain, those without one last. ``left_out`` names, by trained
     task, options with a missing or diverged seed.
@@ -73,9 +73,12 @@ class Transfer(Record):
 
 
 def transfer(trained: Sequence[OptionGains]) -> Transfer | None:
-    """The matrix of a study; None where nothing is tested out of the trained domain."""
+    """The matrix of a study; None where nothing is tested out of the trained domain.
+
+    In accuracy, as the reference paper's is; p(right) may drop by less certainty alone.
+    """
     study = trained[0].results.study
-    sources = {source.results.train_task: source for source in trained}
+    sources = {source.results.train_task: source.by_accuracy for source in trained}
     if not any(source.tasks("out_of_domain") for source in sources.values()):
         return None
     columns = _columns(study, sources)

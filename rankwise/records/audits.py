@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.records.spectra import MatrixSpectrum
-from rankwise.records.study import PairedDifference, Provenance, Record, Unit, VersionedRecord
+from rankwise.records.study import (
+    AccuracyDifference,
+    PairedDifference,
+    Provenance,
+    Record,
+    Unit,
+    VersionedRecord,
+)
 
 AuditedKind = Literal["adapter", "checkpoint"]
 
@@ -45,7 +52,9 @@ class AuditScore(PairedDifference):
     num_forgotten: int | None
     """Items that only the base gets right; None unless every item is right or wrong."""
     p_value: float
-    """McNemar's exact test if every item is right or wrong, else a paired t-test."""
+    """By ``metric``: McNemar's exact test if it is 0 or 1 on every item, else a paired t-test."""
+    accuracy: AccuracyDifference | None = None
+    """There where p(right) is compared; then learned and forgotten items are of accuracy."""
 
 
 class KeptEnergy(Record):

@@ -24,6 +24,9 @@ BasePrecision = Literal["auto", "8bit", "4bit"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 Engine = Literal["resident", "vllm"]
 
+ENDING_SUFFIX = "@end"
+"""Ends the name of the task that scores only how a trained task's rows end."""
+
 
 def rank(value: int) -> int:
     """Accept whole numbers of at least 1; like all checks here, raise ValueError otherwise."""
@@ -341,7 +344,7 @@ class EvaluationConfig(Section):
     held_out_text: Names = ()
     """Texts whose loss per token is measured."""
     metric: Mapping[str, str] = {}
-    """Task -> the metric that decides, if not the task's first."""
+    """Task -> the metric that decides, if not p_right (with options) or the task's first."""
     domains: Mapping[str, str] = {}
     """Task or group -> domain in the report; overrides the task's own file."""
     clusters: Mapping[str, str] = {}
@@ -369,6 +372,16 @@ class EvaluationConfig(Section):
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
     max_batch_tokens: Count = 4096
     """The most tokens in one forward pass."""
+
+    def metric_of(self, task: str) -> str | None:
+        """The configured metric that decides on a scored task; None: none is.
+
+        A task's trained rows, and the task in the trained format (``<task>@...``), are judged by
+        the task's metric; the end of trained rows is no question of a task.
+        """
+        if task.endswith(ENDING_SUFFIX):
+            return self.metric.get(task)
+        return self.metric.get(task, self.metric.get(task.partition("@")[0]))
 
 
 class AnalysisConfig(Section):

@@ -26,7 +26,13 @@ from rankwise.records.fingerprints import (
 from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
-from rankwise.records.results import Divergence, ModelResults, StudyResults, TaskItems, task_items
+from rankwise.records.results import (
+    Divergence,
+    JudgedItems,
+    ModelResults,
+    StudyResults,
+    judged_items,
+)
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
     PlannedRun,
@@ -427,8 +433,9 @@ class StudyFolder:
                     "study.json has now. Run the study again to finish it."
                 )
         fields = cluster_fields(study.config.evaluation.clusters, study)
-        items = {
-            task: self._items(record, fields.get(task)) for task, record in evaluations.items()
+        judged = {
+            task: self._judged(record, study.config.evaluation.metric_of(task), fields.get(task))
+            for task, record in evaluations.items()
         }
         full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
         found = [
@@ -447,8 +454,8 @@ class StudyFolder:
         return ModelResults(
             name=name,
             run=run,
-            evaluations=evaluations,
-            items=items,
+            evaluations={task: each.record for task, each in judged.items()},
+            items={task: each.items for task, each in judged.items()},
             divergences=tuple(each for each in found if each is not None),
             spectra=run
             and self.finished(
@@ -464,7 +471,9 @@ class StudyFolder:
             head_repair=repair,
         )
 
-    def _items(self, record: TaskEvaluation, cluster_field: str | None) -> TaskItems:
+    def _judged(
+        self, record: TaskEvaluation, metric: str | None, cluster_field: str | None
+    ) -> JudgedItems:
         samples = self.read_samples(record.model, record.task)
         samples = [line for line in samples if line["filter"] == record.decision_filter]
         if len(samples) != record.num_examples:
@@ -473,15 +482,15 @@ class StudyFolder:
                 f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
                 "record beside it and run again: only this task is scored again."
             )
-        items = task_items(record, samples)
+        judged = judged_items(record, samples, metric)
         documents = {int(line["doc_id"]): line.get("doc") for line in samples}
         if cluster_field is not None:
             setting = f"evaluation.clusters.{record.task.partition('@')[0]}"
             numbers = cluster_numbers(documents, cluster_field, setting, record.task)
-            return items.model_copy(update={"clusters": numbers})
+            return judged.with_items(clusters=numbers)
         if record.model == BASE:  # the other models have the same documents
-            return items.model_copy(update={"candidates": candidate_fields(documents)})
-        return items
+            return judged.with_items(candidates=candidate_fields(documents))
+        return judged
 
 
 def _of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:

@@ -81,6 +81,8 @@ class OptionOdds(Record):
     """Within the tolerance of the best option that loses at most epsilon."""
     right: float
     """All three."""
+    qualifies: float
+    """The same with delta in place of the tolerance."""
     expected_regret: float
     """How much less it is worth than the best choice, on average, in the unit of the gains."""
 

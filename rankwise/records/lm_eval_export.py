@@ -1,9 +1,10 @@
 """Writes a finished study as the files of ``lm_eval --log_samples --output_path OUT``.
 
 What lm-eval knows and the records do not (the task's YAML, the text of a chat template, the number
-of documents of a limited task) is null or left out, never guessed. Two keys are ours: ``loss_nats``
-among the metrics, because it decides for prose and users' rows, and ``num_loss_tokens`` in a
-sample, because that loss cannot be averaged without it. lm-eval's readers ignore unknown keys.
+of documents of a limited task) is null or left out, never guessed. Three keys are ours:
+``loss_nats`` and ``p_right`` among the metrics, because they decide for prose and users' rows, and
+where there are options; and ``num_loss_tokens`` in a sample, because that loss cannot be averaged
+without it. lm-eval's readers ignore unknown keys.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.records.folder import LOSS_METRIC, StudyFolder, write_atomically
+from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
 
@@ -118,7 +120,7 @@ def _task_results(record: TaskEvaluation) -> dict[str, Any]:
 
 def _task_config(record: TaskEvaluation) -> dict[str, Any]:
     """The part of a task's YAML that is in the record."""
-    own = [score for score in record.metrics if score.metric != LOSS_METRIC]
+    own = [score for score in record.metrics if score.metric not in (LOSS_METRIC, P_RIGHT)]
     config: dict[str, Any] = {
         "task": record.task,
         "num_fewshot": record.num_fewshot,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, RecordError
+from rankwise.records.p_right import P_RIGHT, p_right_of_items, requests_of
 from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 
 # All fields of a line that are not metrics.
@@ -96,11 +97,14 @@ class SampleFile(NamedTuple):
 def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
     """Read one file; its documents are kept only on demand, since they may be large.
 
+    Items with options also have p(right), before the metrics that the file names.
+
     Raises:
         DataError: the file cannot be read, is empty or not JSON, a line is not an object or has no
             usable ``doc_id``, or a document occurs twice under one filter.
     """
     filters: dict[str, dict[int, SampleItem]] = {}
+    lines: dict[str, list[Mapping[str, Any]]] = {}
     documents: dict[int, Any] = {}
     for where, line in _lines(path):
         item = _item(line, where)
@@ -114,12 +118,28 @@ def read_sample_file(path: Path, *, with_documents: bool = False) -> SampleFile:
             )
             raise DataError(f"{where}: doc_id {item.doc_id} occurs twice: {reason}.")
         items[item.doc_id] = item
+        lines.setdefault(str(line.get("filter", "none")), []).append(line)
         if with_documents:
             documents[item.doc_id] = line.get("doc")
     if not filters:
         raise DataError(f"{path} is empty; give a samples_*.jsonl file of lm_eval --log_samples.")
-    by_filter = {name: tuple(items.values()) for name, items in filters.items()}
+    by_filter = {
+        name: _with_p_right(tuple(items.values()), lines[name]) for name, items in filters.items()
+    }
     return SampleFile(path, by_filter, documents)
+
+
+def _with_p_right(
+    items: Sequence[SampleItem], lines: Sequence[Mapping[str, Any]]
+) -> Sequence[SampleItem]:
+    """The same with p(right) as the first metric, where the lines tell it."""
+    values = p_right_of_items(lines)
+    if values is None or any(P_RIGHT in item.values for item in items):
+        return items
+    return [
+        item._replace(values={P_RIGHT: _number(value), **item.values})
+        for item, value in zip(items, values, strict=True)
+    ]
 
 
 def check_same_items(base: SampleFile, other: SampleFile, filter_name: str) -> tuple[str, ...]:
@@ -216,7 +236,7 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
             f"{where}: doc_id is {doc_id!r}, not a whole number. Give a samples_*.jsonl file of "
             "lm_eval --log_samples."
         )
-    requests = _requests(line.get("arguments"))
+    requests = requests_of(line)
     prompt = requests[0][0] if requests and requests[0] else None
     tokens = line.get("num_loss_tokens")
     target = str(line["target"]) if "target" in line else None  # as later versions write it
@@ -238,15 +258,6 @@ def _metric_names(line: Mapping[str, Any]) -> list[str]:
         return [name for name in line if name not in _FIELDS]
     ours = [LOSS_METRIC] if LOSS_METRIC in line and LOSS_METRIC not in named else []
     return [str(name) for name in named] + ours
-
-
-def _requests(arguments: Any) -> list[list[Any]]:
-    """The arguments of each request, from lists or from gen_args_0, arg_0 and so on."""
-    outer = list(arguments.values()) if isinstance(arguments, dict) else arguments
-    if not isinstance(outer, list):
-        return []
-    inner = [list(part.values()) if isinstance(part, dict) else part for part in outer]
-    return [arguments for arguments in inner if isinstance(arguments, list)]
 
 
 def _digest(part: Any) -> str | None:

@@ -108,6 +108,11 @@ def in_clusters(number: int | None) -> str:
     return "" if number is None else f" in {counted(number, 'cluster')}"
 
 
+def odds(probability: float) -> str:
+    """A probability: 72 %; never 0 or 100, for nothing is certain."""
+    return f"{min(max(round(100 * probability), 1), 99)} %"
+
+
 def percent(value: float) -> str:
     """A confidence (0..1): 95 %, which does not break over lines."""
     return f"{100 * value:g}\u00a0%"

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+from rankwise.errors import RecordError
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
+from rankwise.records.p_right import (
+    P_RIGHT,
+    Line,
+    highest,
+    is_wanted,
+    option_nats,
+    p_right_of_items,
+)
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
+    MetricScore,
     PlannedRun,
     Record,
     Relation,
@@ -21,9 +32,6 @@ from rankwise.records.study import (
 
 LOSS_METRIC = "loss_nats"
 
-Line = Mapping[str, Any]
-"""A line of a samples file."""
-
 
 class TaskItems(Record):
     """The deciding metric of one model on one task, item by item.
@@ -34,7 +42,9 @@ class TaskItems(Record):
     ``choices`` is the option of each item with the highest log-likelihood, where there are
     options. ``clusters`` numbers the cluster of each item, by a field of its document; None where
     the study sets none for the task. Else ``candidates`` has fields that may cluster the items
-    (``clusters.candidate_fields``); only the base's items do.
+    (``clusters.candidate_fields``); only the base's items do. Where p(right) decides, ``accuracy``
+    has the same items by the task's own metric: what needs items that are right or wrong is made
+    from it.
     """
 
     task: str
@@ -46,6 +56,15 @@ class TaskItems(Record):
     choices: tuple[int, ...] | None = None
     clusters: tuple[int, ...] | None = None
     candidates: Mapping[str, tuple[int, ...]] = {}
+    accuracy: TaskItems | None = None
+
+    @property
+    def by_accuracy(self) -> TaskItems:
+        """The items by the task's own metric, which p(right) may have taken the place of."""
+        if self.accuracy is None:
+            return self
+        grouped = {"clusters": self.clusters, "candidates": self.candidates}
+        return self.accuracy.model_copy(update=grouped)
 
 
 class Divergence(StageRecord):
@@ -93,6 +112,16 @@ class ModelResults(Record):
         items = {task: each for task, each in self.items.items() if task in tasks}
         return self.model_copy(update={"evaluations": evaluations, "items": items})
 
+    @property
+    def by_accuracy(self) -> Self:
+        """The same with every task judged by its own metric, where p(right) decides."""
+        items = {task: each.by_accuracy for task, each in self.items.items()}
+        evaluations = {
+            task: record.model_copy(update={"decision_metric": items[task].metric})
+            for task, record in self.evaluations.items()
+        }
+        return self.model_copy(update={"evaluations": evaluations, "items": items})
+
 
 class StudyResults(Record):
     """A study as read back: what recommendations and the report are made from."""
@@ -133,6 +162,12 @@ class TrainTaskResults(Record):
     runs: tuple[ModelResults, ...]
 
     @property
+    def by_accuracy(self) -> Self:
+        """The same with every task judged by its own metric, where p(right) decides."""
+        runs = tuple(run.by_accuracy for run in self.runs)
+        return self.model_copy(update={"base": self.base.by_accuracy, "runs": runs})
+
+    @property
     def tasks(self) -> dict[Relation, tuple[str, ...]]:
         """The tasks that decide, by their relation to the trained task."""
         return self.study.tasks[self.train_task]
@@ -158,8 +193,61 @@ class TrainTaskResults(Record):
         return tuple(run for run in self.study.runs if run.train_task == self.train_task)
 
 
+class JudgedItems(NamedTuple):
+    """A scoring with its items, by the metric that decides."""
+
+    record: TaskEvaluation
+    items: TaskItems
+
+    def with_items(self, **fields: Any) -> JudgedItems:
+        """The same with some fields of the items set."""
+        return self._replace(items=self.items.model_copy(update=fields))
+
+
+def judged_items(
+    record: TaskEvaluation, lines: Sequence[Line], metric: str | None = None
+) -> JudgedItems:
+    """The items of a scoring by the metric that decides.
+
+    That is p(right) where there are options, unless another metric was asked for. A record is
+    written with the task's own metric; p(right) is made from the answers, so old records have it.
+
+    Args:
+        record: the scoring, as it was written.
+        lines: its samples under the filter that decides, in order.
+        metric: the configured one; None: p(right), or the task's own where there is none.
+
+    Raises:
+        RecordError: p(right) was asked for, and the samples do not tell it.
+    """
+    items = task_items(record, lines)
+    has_options = record.output_type == "multiple_choice" and is_wanted(metric)
+    values = p_right_of_items(lines) if has_options else None
+    if values is None:
+        if metric is not None and is_wanted(metric):
+            raise RecordError(
+                f"task {record.task!r} has no {P_RIGHT}: its samples do not have log-likelihoods "
+                "of several options and a right one that agrees with acc. Choose another metric "
+                f"in evaluation.metric.{record.task}."
+            )
+        return JudgedItems(record, items)
+    score = MetricScore(
+        metric=P_RIGHT,
+        filter=record.decision_filter,
+        value=statistics.fmean(values),
+        stderr=statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
+        num_examples=len(values),
+        higher_is_better=True,
+    )
+    changed = {"metric": P_RIGHT, "unit": "points", "higher_is_better": True}
+    return JudgedItems(
+        record.model_copy(update={"metrics": (*record.metrics, score), "decision_metric": P_RIGHT}),
+        items.model_copy(update={**changed, "values": tuple(values), "accuracy": items}),
+    )
+
+
 def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
-    """The items of a scoring, from its samples under the filter that decides, in order."""
+    """The items of a scoring by its own metric, from the same lines as ``judged_items``."""
     values = [float(line[record.decision_metric]) for line in lines]
     if record.decision_metric == LOSS_METRIC and record.output_type == "loglikelihood_rolling":
         values = weighted_by_tokens(values, [int(line["num_loss_tokens"]) for line in lines])
@@ -171,7 +259,7 @@ def task_items(record: TaskEvaluation, lines: Sequence[Line]) -> TaskItems:
         higher_is_better=record.decision.higher_is_better,
         doc_ids=tuple(int(line["doc_id"]) for line in lines),
         values=tuple(values),
-        choices=tuple(_choice(line) for line in lines) if has_options else None,
+        choices=tuple(highest(option_nats(line)) for line in lines) if has_options else None,
     )
 
 
@@ -179,14 +267,3 @@ def weighted_by_tokens(losses: Sequence[float], num_tokens: Sequence[int]) -> li
     """Weight texts' losses per token, so that their mean is the loss per token over all texts."""
     mean = sum(num_tokens) / len(num_tokens)
     return [loss * count / mean for loss, count in zip(losses, num_tokens, strict=True)]
-
-
-def _choice(line: Line) -> int:
-    """The first option with the highest log-likelihood.
-
-    For ``acc_mutual_info``, every option is scored again without its context; those come last.
-    """
-    scores = [float(response[0][0]) for response in line["resps"]]
-    if "acc_mutual_info" in line["metrics"]:
-        scores = scores[: len(scores) // 2]
-    return scores.index(max(scores))

@@ -140,7 +140,7 @@ class TokenCounts(Record):
     """How many tokens the stages of a study read; only the time left is estimated from it."""
 
     scored: dict[str, int] = Field(default_factory=dict)
-    """Scored task -> tokens of all its requests: read, and generated at most."""
+    """Scored task -> its distinct tokens (shared beginnings count once), and those generated."""
     answers: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the right answers that are compared with full fine-tuning."""
     head_prompts: dict[str, int] = Field(default_factory=dict)
@@ -373,13 +373,30 @@ class PairedDifference(Record):
         return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
 
 
+class AccuracyDifference(PairedDifference):
+    """The same difference by the task's own metric (``metric``), where p(right) decides; points.
+
+    ``is_opposite``: its sign is not that of p(right)'s, and one of the two at least is shown.
+    """
+
+    metric: str
+    base_score: float
+    adapted_score: float
+    difference: float
+    lower: float
+    upper: float
+    is_opposite: bool
+
+
 class Comparison(PairedDifference):
     """One run against the base on one task, paired over the same items.
 
     ``difference`` is signed so that positive is better for the adapted model: points for a
     score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
     for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
-    out. Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
+    out. ``accuracy`` is there where p(right) decides; then the counts, ``mcnemar_p_value`` and
+    ``retention_ratio`` are of accuracy, both other p-values of p(right).
+    Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
     ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
     ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
     ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
@@ -405,6 +422,7 @@ class Comparison(PairedDifference):
     holm_p_value: float | None
     retention_ratio: RetentionRatio | None = None
     num_clusters: int | None = None
+    accuracy: AccuracyDifference | None = None
 
 
 class Bound(Interval):
@@ -417,7 +435,8 @@ class FormatEffect(PairedDifference):
     ``difference`` is as in ``Comparison``, with an interval of its own; ``standard_difference``
     is that of the same items in the task's standard format. ``by_format`` is the standard minus
     the other: how much of the change is a matter of format. Below zero, the standard format
-    shows a loss that the trained one does not. None where the formats have different units.
+    shows a loss that the trained one does not. None where the formats have different metrics.
+    Where p(right) decides, the counts are of accuracy.
     Exploratory: no recommendation rests on it.
     """
 

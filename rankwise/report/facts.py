@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.config import AlphaConfig, StudyConfig
+from rankwise.records.judgement import Look
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, Provenance, Recommendation, RunRecord
 
@@ -38,7 +39,8 @@ def judgement_facts(recommendation: Recommendation) -> tuple[Entry, ...]:
             else quantities.amount(epsilon, "points")
             + (derived if recommendation.epsilon_is_derived else ", as configured"),
         ),
-        Entry("Confidence", f"{100 * recommendation.confidence:g} %, over all ranks at once"),
+        Entry("Confidence", f"{quantities.percent(recommendation.confidence)}, over all looks"),
+        Entry("Looks at this study", ", ".join(map(_look, recommendation.looks))),
         Entry(
             "In-domain items",
             quantities.count(recommendation.num_items_in_domain)
@@ -47,6 +49,12 @@ def judgement_facts(recommendation: Recommendation) -> tuple[Entry, ...]:
         Entry("Seeds of each rank", quantities.count(recommendation.num_seeds)),
     ]
     return tuple(facts)
+
+
+def _look(look: Look) -> str:
+    """1 (988 items, may be wrong in 4 %)."""
+    items = quantities.counted(sum(look.num_items.values()), "item")
+    return f"{look.number} ({items}, may be wrong in {quantities.percent(round(look.alpha, 4))})"
 
 
 def training_facts(results: StudyResults) -> tuple[Entry, ...]:

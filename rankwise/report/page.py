@@ -49,7 +49,14 @@ from rankwise.report.summaries import (
 )
 from rankwise.report.tables.comparisons import format_table, relation_table
 from rankwise.report.tables.csv import csv_tables
-from rankwise.report.tables.decision import decision_table, measured_table, metrics_table
+from rankwise.report.tables.decision import (
+    decision_table,
+    epsilon_table,
+    measured_table,
+    metrics_table,
+    odds_table,
+    prospect_table,
+)
 
 __all__ = ["verdict_table", "write_report"]
 
@@ -59,7 +66,7 @@ OUTCOMES: dict[Outcome, str] = {
     "recommended": "Recommended",
     "no_evidence": "No evidence for fine-tuning",
     "none_keeps_enough": "No rank keeps enough",
-    "cannot_tell": "Cannot tell",
+    "cannot_tell": "Not settled",
 }
 
 _SCORE_COLUMNS = (
@@ -194,6 +201,9 @@ def _shown(part: _Part) -> dict[str, Any]:
         "notes": verdict_notes(recommendation, summaries),
         "figures": part.figures,
         "decision": decision_table(recommendation),
+        "odds": odds_table(recommendation),
+        "by_epsilon": epsilon_table(recommendation),
+        "prospects": prospect_table(recommendation),
         "relations": _relations(part),
         "formats": format_table(results, recommendation, summaries),
         "measured": measured_table(results),

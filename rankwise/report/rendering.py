@@ -14,6 +14,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rankwise.records import quantities
 from rankwise.report.charts.theme import Colour, theme
 from rankwise.report.parts import Chart, Figure, ReportSection
 
@@ -52,6 +53,7 @@ def render_template(template: str, /, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["odds"] = quantities.odds
     return environment.get_template(template).render(**values)
 
 

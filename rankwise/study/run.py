@@ -80,7 +80,7 @@ def _go_through(graph: Sequence[Stage], context: StudyContext) -> list[StageFail
         for stage in stages_of_model:
             ready = stage.ready(folder, models[stage.id])
             if not ready:  # what it needs has diverged, and nothing is due, or has failed
-                observer.advanced(stage.work if stage.is_finished(folder) else 0.0)
+                observer.skipped(stage.work if stage.is_finished(folder) else 0.0)
                 continue
             try:
                 with _enough_memory():

@@ -77,6 +77,11 @@ class Stage(ABC):
         return self.kind
 
     @property
+    def num_tokens(self) -> int | None:
+        """Tokens that are scored or trained on for the work; None: it reads no tokens."""
+        return round(self.work)
+
+    @property
     def runs(self) -> tuple[PlannedRun, ...]:
         """The models that are runs."""
         return tuple(run for run in self.models if run is not None)
@@ -147,6 +152,10 @@ class Train(Stage):
 
     kind = "training"
     record = RunRecord
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(run.num_tokens for run in self.runs)
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
         assert model is not None
@@ -235,6 +244,10 @@ class AnalyseWeights(Stage):
 
     kind = "spectra"
     record = SpectraRecord
+
+    @property
+    def num_tokens(self) -> None:
+        return None
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
         return folder.spectra_file(_name(model))

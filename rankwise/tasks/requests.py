@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -70,6 +71,12 @@ class Request(NamedTuple):
         return len(self.tokens_read) + (self.settings.max_new_tokens if self.settings else 0)
 
 
+def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 class PreparedTask(NamedTuple):
     """A task with all its requests, tokenised once and scored on many models.
 
@@ -113,6 +120,14 @@ class PreparedTask(NamedTuple):
     def num_tokens(self) -> int:
         """Tokens of all requests: read, and generated at most."""
         return sum(request.num_tokens for request in self.requests)
+
+    @property
+    def num_distinct_tokens(self) -> int:
+        """The same where a beginning that several requests share is read once."""
+        in_order = sorted(request.tokens_read for request in self.requests)
+        return self.num_tokens - sum(
+            _num_shared(*neighbours) for neighbours in itertools.pairwise(in_order)
+        )
 
     @property
     def num_truncated(self) -> int:

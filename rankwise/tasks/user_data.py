@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jinja2
 
 from rankwise.errors import DataError
+from rankwise.records.config import ENDING_SUFFIX
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
 from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
 
 MAX_GENERATED_TOKENS = 256
-ENDING_SUFFIX = "@end"
 
 
 class UserData(NamedTuple):

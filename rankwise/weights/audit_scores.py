@@ -13,12 +13,12 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import choose_device, give_back_memory, resolve_precision
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError, ModelError
-from rankwise.findings.pairs import pair_items, paired_test
+from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
 from rankwise.records import quantities
 from rankwise.records.audits import AuditScore
 from rankwise.records.config import EvaluationConfig, Precision
 from rankwise.records.folder import BASE
-from rankwise.records.results import ModelResults, task_items
+from rankwise.records.results import ModelResults, judged_items
 from rankwise.tasks import requests
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.questions import Advance, LogLikelihood
@@ -176,6 +176,7 @@ def _score(
     pair = pair_items(first, second, task.name)
     test = paired_test(pair, settings.confidence)
     items = first.items[task.name]
+    own = paired_test(pair_items(first, second, task.name, by_accuracy=True), settings.confidence)
     size = len(pair.base)
     return AuditScore(
         task=task.name,
@@ -196,14 +197,20 @@ def _score(
         stderr=test.estimate.stderr,
         lower=test.lower,
         upper=test.upper,
-        num_learned=None if test.counts is None else test.counts.learned,
-        num_forgotten=None if test.counts is None else test.counts.forgotten,
+        num_learned=None if own.counts is None else own.counts.learned,
+        num_forgotten=None if own.counts is None else own.counts.forgotten,
         p_value=test.p_value,
+        accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
     )
 
 
 def _results(scoring: Scoring, task: str) -> ModelResults:
     record = scoring.record
     lines = [line for line in scoring.samples if line["filter"] == record.decision_filter]
-    items = {task: task_items(record, lines)}
-    return ModelResults(name=record.model, run=None, evaluations={task: record}, items=items)
+    judged = judged_items(record, lines)
+    return ModelResults(
+        name=record.model,
+        run=None,
+        evaluations={task: judged.record},
+        items={task: judged.items},
+    )

@@ -37,7 +37,7 @@ def test_the_smallest_rank_that_qualifies_is_recommended() -> None:
     assert answer.statement.startswith(
         "Use this adapter (rank 16, seed 0, alpha 32, learning rate 2e-4, q/k/v/o, 2 epochs):"
     )
-    assert "Rank 16 with another seed: " in answer.statement
+    assert "Rank 16 with another seed (" in answer.statement
     assert any("Alternatives that qualify too: rank 64 (+1.0 points" in r for r in answer.reasons)
     assert not answer.delta_is_derived
     assert answer.prospects == ()
@@ -275,7 +275,7 @@ def test_ranks_that_are_ruled_out_are_named_and_those_left_are_not_called_equal(
     assert four.worse_than == ("rank 16", "rank 64")
     assert sixteen.ruled_out_by is None
     assert "Rank 64 is ruled out by retention" in answer.statement
-    assert "rank 4 scores less than rank 16, which is not shown to keep enough" in answer.statement
+    assert "Rank 4 scores less than rank 16, which is not shown to keep enough" in answer.statement
     assert "cannot be told apart" not in answer.statement
 
 
@@ -283,7 +283,8 @@ def test_the_odds_follow_epsilon() -> None:
     answer = recommend_for(planted_runs({4: 0.7, 16: 0.9}, {4: 0.88, 16: 0.80}, num_retention=500))
     bet = answer.best_bet
     assert bet is not None
-    assert [row.epsilon_points for row in bet.by_epsilon] == list(EPSILONS)
+    own = answer.epsilon_points
+    assert [row.epsilon_points for row in bet.by_epsilon] == sorted([*EPSILONS, own])
     strict, loose = bet.by_epsilon[3], bet.by_epsilon[-1]  # 4 and 25 points
     assert strict.right[0] > 0.7 > 0.1 > strict.right[1]
     assert loose.right[1] > 0.9 > 0.1 > loose.right[0]

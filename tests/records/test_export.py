@@ -59,7 +59,7 @@ metadata: {version: 0.5}
 """
 
 TASKS = ("colours", "sums", "digits", "last_word", "small_prose")
-OURS = {"loss_nats", "num_loss_tokens"}
+OURS = {"loss_nats", "p_right", "num_loss_tokens"}
 
 
 class Written(NamedTuple):
@@ -249,13 +249,14 @@ def test_the_results_say_what_lm_eval_says(exported: Exported, peer: Written) ->
         "lm_eval_version",
     ):  # fmt: skip
         assert ours[key] == theirs[key], key
-    # loss_nats is ours
+    # loss_nats and p_right are ours
     directions = {
         task: {name: value for name, value in of_task.items() if name not in OURS}
         for task, of_task in ours["higher_is_better"].items()
     }
     assert directions == theirs["higher_is_better"]
     assert ours["higher_is_better"]["small_prose"]["loss_nats"] is False
+    assert ours["higher_is_better"]["colours"]["p_right"] is True
     for key in ("model_args", "model_dtype", "limit", "use_cache", "gen_kwargs", "batch_sizes"):
         assert ours["config"][key] == theirs["config"][key], key
     assert isinstance(ours["date"], float)
@@ -300,9 +301,9 @@ def test_the_scores_are_lm_evals(
     for task in TASKS:
         ours = mine.results["results"][task]
         theirs = its.results["results"][task]
-        added = [key for key in ours if key.startswith("loss_nats")]
+        added = [key for key in ours if key.startswith(("loss_nats", "p_right"))]
         assert ours.keys() - set(added) == theirs.keys()
-        assert bool(added) == (task in ("last_word", "small_prose"))
+        assert bool(added) == (task in ("last_word", "small_prose", "colours"))
         for key, value in theirs.items():
             if key == "perplexity_stderr,none":  # bootstrapped by lm-eval, not by us
                 assert (ours[key], isinstance(value, float)) == ("N/A", True)
@@ -373,9 +374,9 @@ def test_lm_eval_prints_its_table(as_lm_eval_reads: dict[str, Any], peer: Writte
 
     ours = make_table(as_lm_eval_reads).splitlines()
     theirs = make_table(peer.results).splitlines()
-    rows = [line for line in ours if "loss_nats" not in line]
+    rows = [line for line in ours if "loss_nats" not in line and "p_right" not in line]
     assert len(rows) == len(theirs)
-    assert len(ours) == len(theirs) + 2
+    assert len(ours) == len(theirs) + 3
     sure = ("acc", "exact_match")  # a perplexity differs in the last digits
     cells = [
         [line.split("|")[1:] for line in lines if any(name in line for name in sure)]
@@ -545,7 +546,10 @@ def test_exported_samples_compare_as_the_study_does(exported: Exported, task: st
     assert {name: getattr(verdict, name) for name in same} == {
         name: getattr(row, name) for name in same
     }
-    assert row.mcnemar_p_value in (None, verdict.p_value)
+    assert verdict.accuracy == row.accuracy
+    assert (row.accuracy is not None) == (task == "colours")
+    if row.accuracy is None:
+        assert row.mcnemar_p_value in (None, verdict.p_value)
     if task == "small_prose":  # the tiny model answers as many of the others right as before
         assert verdict.difference != 0.0
 

@@ -470,6 +470,67 @@ def test_the_first_metric_that_is_one_number_everywhere(tmp_path: Path) -> None:
         compare_samples(base, [third])
 
 
+def with_options(path: Path, ahead: Sequence[float]) -> Path:
+    """Items of two options, the first right and so many nats ahead, as lm-eval writes them."""
+    return write(
+        path,
+        [
+            line(index, acc=float(nats >= 0.0))
+            | {
+                "target": "0",
+                "target_hash": hashed("0"),
+                "arguments": {
+                    f"gen_args_{i}": {"arg_0": f"question {index}", "arg_1": f" {option}"}
+                    for i, option in enumerate(("yes", "no"))
+                },
+                "resps": [[[str(nats - 5.0), "False"]], [["-5.0", "False"]]],
+            }
+            for index, nats in enumerate(ahead)
+        ],
+    )
+
+
+def test_options_are_compared_by_p_right_with_accuracy_beside_it(tmp_path: Path) -> None:
+    base = with_options(tmp_path / "base.jsonl", [0.5] * 20 + [-2.0] * 20)
+    other = with_options(tmp_path / "a.jsonl", [3.0] * 17 + [-0.1] * 3 + [-1.0] * 20)
+    verdicts = compare_samples(base, [other])
+    assert (verdicts.metric, verdicts.unit, verdicts.higher_is_better) == (
+        "p_right",
+        "points",
+        True,
+    )
+    assert (verdicts.direction_from, verdicts.warnings) == ("metric_name", ())
+    (row,) = verdicts.candidates
+
+    def mean(*nats: tuple[int, float]) -> float:
+        return sum(100 * count / (1 + np.exp(-ahead)) for count, ahead in nats) / 40
+
+    assert row.base_score == pytest.approx(mean((20, 0.5), (20, -2.0)))
+    assert row.candidate_score == pytest.approx(mean((17, 3.0), (3, -0.1), (20, -1.0)))
+    assert row.verdict == "better"
+    plain = compare_samples(base, [other], metric="acc")
+    (known,) = plain.candidates
+    assert (plain.metric, known.accuracy) == ("acc", None)
+    assert row.mcnemar_p_value == known.mcnemar_p_value is not None
+    assert row.accuracy is not None
+    same = ("base_score", "difference", "lower", "upper")
+    assert all(getattr(row.accuracy, name) == getattr(known, name) for name in same)
+    assert row.accuracy.adapted_score == known.candidate_score
+    assert row.accuracy.is_opposite
+    assert (row.num_learned, row.num_forgotten, row.num_kept_right) == (0, 3, 17)
+    assert "points of p(right) (" in row.statement
+    assert "; accuracy −7.5 points (" in row.statement
+    assert "), the opposite sign; right on 0 that base has wrong" in row.statement
+    assert "accuracy" not in known.statement
+    # a file whose answers were not logged
+    no_answers = scored(tmp_path / "b.jsonl", [1.0] * 40)
+    lines = [json.loads(text) | {"target": "0"} for text in no_answers.read_text().splitlines()]
+    write(no_answers, without(lines, "target_hash"))
+    assert compare_samples(base, [no_answers]).metric == "acc"
+    with pytest.raises(TaskError, match=r"no metric 'p_right' is one finite number"):
+        compare_samples(base, [no_answers], metric="p_right")
+
+
 def test_lines_that_do_not_name_their_metrics(tmp_path: Path) -> None:
     """Of lm-eval before 0.4.7, and of other programs in its layout."""
     lines = without([line(i, acc=i % 2, acc_norm=1) for i in range(4)], "metrics", "filter")

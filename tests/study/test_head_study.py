@@ -107,12 +107,14 @@ def ablated(finished: Finished) -> dict[str, TaskHeadEffects]:
 def test_intact_scores_are_those_of_the_study(
     finished: Finished, ablated: dict[str, TaskHeadEffects]
 ) -> None:
-    (lora,) = (each for each in finished.results.runs if each.name == finished.lora.name)
+    """By the task's own metric: the other number of an effect is p(right) already, in nats."""
+    results = finished.results.of("colours").by_accuracy
+    (lora,) = (each for each in results.runs if each.name == finished.lora.name)
     for task, relation in (("colours", "in_domain"), ("hues", "out_of_domain")):
         effects, evaluation = ablated[task], lora.evaluations[task]
         assert effects.relation == relation
         assert effects.adapted_score == pytest.approx(evaluation.decision.value)
-        base = finished.results.base.evaluations[task]
+        base = results.base.evaluations[task]
         assert effects.base_score == pytest.approx(base.decision.value)
         assert (effects.metric, effects.unit) == (evaluation.decision_metric, "points")
         assert len(effects.scores) == len(effects.answers) == 8
@@ -249,7 +251,8 @@ def test_a_full_fine_tuning_is_ablated_by_means_and_not_reverted(finished: Finis
     asked = ("--run", finished.full.name, "--tasks", "hues")
     answered = finished.heads(*asked, "--mode", "ablate-mean", "--json")
     (content,) = json.loads(answered.stdout)["effects"]
-    (full,) = (each for each in finished.results.runs if each.name == finished.full.name)
+    runs = finished.results.of("colours").by_accuracy.runs
+    (full,) = (each for each in runs if each.name == finished.full.name)
     assert content["adapted_score"] == pytest.approx(full.evaluations["hues"].decision.value)
     refused = finished.heads(*asked, "--mode", "revert")
     assert refused.exit_code == 1

@@ -51,7 +51,12 @@ def test_a_tiny_study_has_the_fingerprints_that_it_had(
 
 @pytest.mark.slow
 def test_the_quickstart_study_has_the_fingerprints_that_it_had() -> None:
-    study = plan_study(load_config(None, ["train.precision=float32"])).record
+    then = (  # what the preset has changed since
+        "train.max_examples=320",
+        "train.learning_rate.lora=5e-4",
+        "evaluation.limit=null",
+    )
+    study = plan_study(load_config(None, ["train.precision=float32", *then])).record
     assert study.fingerprint == OLD["quickstart"]["study"]
     assert study.base_model_fingerprint == OLD["quickstart"]["base"]
     assert fingerprints(study) == {name: OLD["quickstart"][name] for name in fingerprints(study)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.records.config import RateRuleConfig
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from rankwise.study.planning.plan import plan_study
 
@@ -90,3 +91,18 @@ def test_ranks_beyond_the_smaller_side_are_a_warning(
     assert any(
         "rank 512 is above min(in, out) of k_proj, v_proj (24)" in w for w in record.warnings
     )
+
+
+def test_the_default_study_is_as_small_and_as_fair_as_the_documentation_says() -> None:
+    """Sizes and rates of docs/PERFORMANCE.md, "The default study"."""
+    config = load_config(None)
+    assert (config.train.max_examples, config.train.epochs, config.train.batch_size) == (
+        200,
+        (2,),
+        8,
+    )
+    assert config.evaluation.limit == 200
+    (rate,) = config.train.learning_rate.lora
+    assert isinstance(rate, RateRuleConfig)
+    assert [rate.rate_of(rank) for rank in (4, 16, 64)] == [8e-4, 4e-4, 2e-4]
+    assert config.train.learning_rate.full == (5e-5,)

@@ -64,8 +64,9 @@ elif moment == "renaming":
 class Silent:
     def study_started(self, total_work, finished_work): pass
     def model_started(self, model, work): pass
-    def stage_started(self, model, stage, work): pass
+    def stage_started(self, model, stage, work, num_tokens): pass
     def advanced(self, work): pass
+    def skipped(self, work): pass
     def stage_finished(self): pass
     def noted(self, text): pass
 

@@ -10,9 +10,14 @@ class Silent:
 
     def model_started(self, model: str, work: float) -> None: ...
 
-    def stage_started(self, model: str, stage: str, work: float) -> None: ...
+    def stage_started(
+        self, model: str, stage: str, work: float, num_tokens: int | None
+    ) -> None: ...
 
     def advanced(self, work: float) -> None: ...
+
+    def skipped(self, work: float) -> None:
+        self.advanced(work)
 
     def stage_finished(self) -> None: ...
 
@@ -34,7 +39,7 @@ class Recorder(Silent):
     def model_started(self, model: str, work: float) -> None:
         self.models.append((model, work))
 
-    def stage_started(self, model: str, stage: str, work: float) -> None:
+    def stage_started(self, model: str, stage: str, work: float, num_tokens: int | None) -> None:
         self.stages.append((model, stage))
 
     def advanced(self, work: float) -> None:

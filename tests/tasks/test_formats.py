@@ -155,6 +155,9 @@ def test_both_formats_are_judged_by_one_metric(study_file: Path, both_tasks: Pat
     assert metric_of(config, "sums@letters") is None
     own = load_config(study_file, ["evaluation.metric={colours: acc, colours@train: acc_norm}"])
     assert metric_of(own, "colours@train") == "acc_norm"
+    asked = load_config(study_file, ["evaluation.metric.colours=p_right"])
+    assert asked.evaluation.metric_of("colours@letters") == "p_right"
+    assert metric_of(asked, "colours@letters") is None  # made when answers are read
 
 
 def test_a_task_that_cannot_be_put_into_the_format_is_named(

@@ -130,13 +130,26 @@ def test_a_task_that_trains_on_what_it_scores_is_refused(
 
 
 def test_metric_names_are_checked_before_anything_runs(study_file: Path) -> None:
-    overrides = ["evaluation.metric={colour: acc, sums: acc, small_prose: loss_nats}"]
+    overrides = ["evaluation.metric={colour: acc, sums: p_right, small_prose: loss_nats}"]
     with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file, overrides))
     assert caught.value.problems == (
         "evaluation.metric: no task 'colour' is scored; did you mean 'colours'?",
-        "evaluation.metric.sums: no metric 'acc'; it has exact_match, loss_nats",
+        "evaluation.metric.sums: no metric 'p_right'; it has exact_match, loss_nats",
     )
+
+
+def test_asking_for_p_right_scores_nothing_again(study_file: Path) -> None:
+    own, asked, other = (
+        plan_study(load_config(study_file, overrides)).record.task_fingerprints
+        for overrides in (
+            [],
+            ["evaluation.metric.colours=p_right"],
+            ["evaluation.metric.colours=acc"],
+        )
+    )
+    assert own == asked
+    assert own["colours"] != other["colours"]
 
 
 def test_few_shot_scoring_of_zero_shot_training_is_said(study_file: Path) -> None:

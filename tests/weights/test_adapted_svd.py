@@ -46,7 +46,7 @@ def found_and_expected(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("rank", "k"), [(1, 10), (3, 20), (8, 60)])
+@pytest.mark.parametrize(("rank", "k"), [(1, 10), (3, 20), (8, 60), (60, 60)])
 def test_values_and_cosines_equal_a_dense_decomposition(
     shape: tuple[int, int], rank: int, k: int
 ) -> None:

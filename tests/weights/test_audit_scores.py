@@ -40,7 +40,14 @@ def test_an_adapter_and_its_merged_checkpoint_have_the_same_scores(
         scored(tiny_model_folder, target, tmp_path / f"{target.name}-out", tasks_folder)
         for target in (tmp_path / "a", folder)
     )
-    assert own.scores == full.scores
+    for mine, its in zip(own.scores, full.scores, strict=True):
+        rounded = {"accuracy": None} | {
+            name: pytest.approx(value, rel=1e-4, abs=1e-6)
+            for name, value in its.model_dump().items()
+            if isinstance(value, float)
+        }
+        assert mine.model_dump() | {"accuracy": None} == its.model_dump() | rounded
+        assert mine.accuracy == its.accuracy
     assert own.precision == "float32"
     colours, sums = own.scores
     assert (colours.task, colours.num_examples, sums.num_examples) == ("colours", 26, 8)
@@ -51,8 +58,11 @@ def test_an_adapter_and_its_merged_checkpoint_have_the_same_scores(
     assert colours.num_learned is not None
     assert colours.num_forgotten is not None
     net = 100 * (colours.num_learned - colours.num_forgotten) / 26
-    assert net == pytest.approx(colours.difference)
+    assert colours.accuracy is not None
+    assert net == pytest.approx(colours.accuracy.difference)
+    assert sums.accuracy is None
     said = [text for text in own.statements if text.startswith("On colours it ")]
+    assert "; accuracy " in said[0]
     assert "n\u00a0=\u00a026" in said[0]
     page = (tmp_path / "a-out" / "audit.html").read_text()
     assert ">Scores</h2>" in page
@@ -62,7 +72,7 @@ def test_an_adapter_and_its_merged_checkpoint_have_the_same_scores(
 def test_scores_are_those_of_peft(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
-    """The share of right answers, recomputed from log-likelihoods of PEFT's own forward pass."""
+    """Right answers and their p(right), recomputed from PEFT's own forward pass."""
     model = adapter(tiny_model_folder, tmp_path / "a", std=0.5).eval()
     record = scored(tiny_model_folder, tmp_path / "a", tmp_path / "out", tasks_folder)
     tokenizer = models.load_tokenizer(tiny_model_folder)
@@ -81,8 +91,16 @@ def test_scores_are_those_of_peft(
             by_doc.setdefault(prepared.instances[request.instance].doc_id, []).append(nats)
     labels = [int(doc["label"]) for doc in task.task.test_docs()]
     right = [max(range(len(n)), key=n.__getitem__) == labels[doc] for doc, n in by_doc.items()]
-    assert record.scores[0].metric == "acc"
-    assert record.scores[0].adapted_score == pytest.approx(100 * sum(right) / len(right))
+    shares = [
+        float(torch.tensor(nats, dtype=torch.float64).softmax(0)[labels[doc]])
+        for doc, nats in by_doc.items()
+    ]
+    assert record.scores[0].metric == "p_right"
+    assert record.scores[0].adapted_score == pytest.approx(100 * sum(shares) / 26, rel=1e-4)
+    accuracy = record.scores[0].accuracy
+    assert accuracy is not None
+    assert (accuracy.metric, len(right)) == ("acc", 26)
+    assert accuracy.adapted_score == pytest.approx(100 * sum(right) / len(right))
 
 
 def test_limits_and_few_shot_examples_are_as_elsewhere(

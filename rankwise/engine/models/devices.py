@@ -51,7 +51,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return "avx512_bf16" in flags or "amx_bf16" in flags
+        return ("avx512_bf16" in flags or "amx_bf16" in flags) and has_bfloat16_kernels()
     return False
 
 

@@ -105,6 +105,10 @@ def _lacking(source: OptionGains) -> dict[SignatureName, str]:
     seeded = any(len(option.runs) > 1 for option in source.options)
     is_there: dict[SignatureName, tuple[bool, str]] = {
         "negative_transfer": (bool(source.tasks("out_of_domain")), "no out-of-domain task"),
+        "metrics_disagree": (
+            any(items.accuracy is not None for items in results.base.items.values()),
+            "p(right) decides on no task",
+        ),
         "forgetting_on_prose": (bool(source.tasks("held_out_text", "nats")), "no held-out text"),
         "does_not_stop": (
             generates or results.ending_items is not None,

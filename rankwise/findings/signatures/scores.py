@@ -13,11 +13,12 @@ import numpy as np
 
 from rankwise.errors import RecordError
 from rankwise.findings.options import Option, OptionGains, TaskMean
-from rankwise.findings.pairs import bound_of
+from rankwise.findings.pairs import are_opposite, bound_of
 from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
+from rankwise.findings.transfer import TESTED
 from rankwise.records import quantities
 from rankwise.records.results import ModelResults
 from rankwise.records.study import Recommendation, Unit
@@ -36,7 +37,10 @@ def score_signatures(source: OptionGains, recommendation: Recommendation) -> Ite
         for task in source.results.tasks.get("in_domain", ()):
             yield from _worse_than_base(source, recommendation, option, task)
         for task in source.tasks("out_of_domain"):
-            yield from _negative_transfer(source, recommendation, option, task)
+            yield from _negative_transfer(source.by_accuracy, recommendation, option, task)
+        for relation in TESTED:
+            for task in source.tasks(relation):
+                yield from _metrics_disagree(source, option, task)
         for task in source.tasks("held_out_text", "nats"):
             yield from _forgetting(source, option, task)
         if option.plan.imported_as is None:
@@ -67,7 +71,10 @@ def _worse_than_base(
 def _negative_transfer(
     source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> Iterator[Signature]:
-    """By the lower bound of the drop, relative to the base's score on these items."""
+    """By the lower bound of the drop, relative to the base's score on these items.
+
+    In accuracy, as the reference paper's alarm is: p(right) may also drop by less certainty.
+    """
     base = source.base_score((task,)).estimate
     loss = _loss(source, option, task)
     if base > 0 and loss.lower / base > TRANSFER_ALARM_SHARE:
@@ -82,6 +89,28 @@ def _negative_transfer(
             statement=f"{option.label} loses {judged_amount(loss)} on {task}, at least "
             f"{100 * loss.lower / base:.0f} % of the base's {quantities.score(base, 'points')}.",
             advice=_format_advice(source, recommendation, option, task) or advice,
+        )
+
+
+def _metrics_disagree(source: OptionGains, option: Option, task: str) -> Iterator[Signature]:
+    """p(right) goes up and accuracy down, or the reverse, and one of the two is shown."""
+    accuracy = source.results.base.items[task].accuracy
+    if accuracy is None:
+        return
+    change, own = (of.change(option.runs, (task,)) for of in (source, source.by_accuracy))
+    if are_opposite(change, own):
+        by_metric = [
+            f"{quantities.with_interval(one, one.unit)} in {name}"
+            for one, name in ((change, "p(right)"), (own, accuracy.metric))
+        ]
+        yield signature(
+            "metrics_disagree",
+            Place(source.results.train_task, option.label, task),
+            change,
+            statement=f"{option.label} changes on {task} by {' and by '.join(by_metric)}: the two "
+            "have opposite signs.",
+            advice="See whether only certainty changed and not the answers, and decide which of "
+            f"the two matters: evaluation.metric.{task}={accuracy.metric} is judged by accuracy.",
         )
 
 
@@ -218,7 +247,8 @@ def level(models: Sequence[ModelResults], task: str, confidence: float) -> Level
     for model in models:
         if task not in model.items:
             raise RecordError(f"{model.name} was not scored on {task!r}; run the study again")
-    items = [model.items[task] for model in models]
+    # nearly perfect is a matter of right answers, not of certainty
+    items = [model.items[task].by_accuracy for model in models]
     values = np.array([each.values for each in items], dtype=np.float64)
     mean = float(values.mean())
     clusters = None if items[0].clusters is None else np.asarray(items[0].clusters)

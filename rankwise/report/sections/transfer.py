@@ -89,8 +89,9 @@ def transfer_section(found: Transfer) -> ReportSection:
     columns = _columns(found)
     tasks = [(row, TrainedTask(row.name, len(found.rows) > 1)) for row in found.rows]
     remarks = [
-        "What a model trained on one task gains (+) or loses (−) on the others, in points, "
-        "averaged over seeds and paired over the same items. Intervals are "
+        "What a model trained on one task gains (+) or loses (−) on the others, in points of "
+        "the task's own metric (accuracy where there are options), averaged over seeds and paired "
+        "over the same items. Intervals are "
         f"{quantities.percent(found.confidence)}, one at a time, and exploratory: among many, "
         "some miss.",
         _alarm_remark(found),

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.records.study import (
+    AccuracyDifference,
+    Comparison,
+    FormatEffect,
+    RankVerdict,
+    Recommendation,
+)
 from rankwise.report import cells
 from rankwise.report.summaries import Summaries
 
@@ -24,7 +30,8 @@ def csv_tables(
     return {
         "runs.csv": cells.csv_text(_runs(summaries)),
         "differences.csv": cells.csv_text(
-            map(_difference, recommendation.comparisons), _columns(Comparison, _RATIO)
+            map(_difference, recommendation.comparisons),
+            _columns(Comparison, (*_RATIO, *_ACCURACY)),
         ),
         "formats.csv": cells.csv_text(
             map(_format, recommendation.format_effects),
@@ -37,10 +44,14 @@ def csv_tables(
 
 _RATIO = (*cells.csv_row(None, "retention_ratio"), "retention_ratio_reason")
 
+_NESTED = {"retention_ratio", "accuracy"}
+
+_ACCURACY = tuple(f"accuracy_{name}" for name in AccuracyDifference.model_fields)
+
 
 def _columns(record: type[Comparison | FormatEffect], last: Iterable[str]) -> list[str]:
     """The fields of a record, and at the end the columns that one of them becomes."""
-    own = [name for name in record.model_fields if name not in last]
+    own = [name for name in record.model_fields if name not in (*last, *_NESTED)]
     return [*own, *last]
 
 
@@ -50,7 +61,10 @@ def _difference(row: Comparison) -> cells.CsvRow:
     if ratio is not None:
         values = (ratio.estimate, ratio.lower, ratio.upper, ratio.reason)
         columns = dict(zip(_RATIO, values, strict=True))
-    return row.model_dump(exclude={"retention_ratio"}) | columns
+    columns |= dict.fromkeys(_ACCURACY)
+    if row.accuracy is not None:
+        columns |= {f"accuracy_{name}": value for name, value in row.accuracy}
+    return row.model_dump(exclude=_NESTED) | columns
 
 
 def _format(effect: FormatEffect) -> cells.CsvRow:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rankwise.findings.statements import growth
 from rankwise.records import quantities
+from rankwise.records.judgement import BestBet, EpsilonOdds, OptionOdds, Prospect
 from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import (
     MetricScore,
@@ -64,6 +66,96 @@ def decision_table(recommendation: Recommendation) -> Table | None:
     return table(_decision_caption(recommendation), columns, recommendation.verdicts)
 
 
+def odds_table(recommendation: Recommendation) -> Table | None:
+    """The best bet: how probable it is that each option is right; None where none is judged."""
+    bet = recommendation.best_bet
+    if bet is None:
+        return None
+    unit, epsilon = recommendation.unit, recommendation.epsilon_points
+    near = quantities.amount(bet.tolerance, unit)
+    limit = quantities.amount(epsilon or 0.0, "points")
+    columns: list[Column[OptionOdds]] = [
+        Column("Option", lambda option: _bet_on(option, bet)),
+        Column("Better than base", lambda option: quantities.odds(option.better_than_base)),
+        Column(
+            "Keeps enough",
+            lambda option: quantities.odds(option.keeps_enough),
+            f"loses at most {limit}",
+            is_shown=epsilon is not None,
+        ),
+        Column(
+            "Near the best",
+            lambda option: quantities.odds(option.near_the_best),
+            f"within {near}",
+        ),
+        Column("All of it", lambda option: quantities.odds(option.right)),
+        Column(
+            "Expected regret", lambda option: quantities.score(option.expected_regret, unit), unit
+        ),
+    ]
+    caption = (
+        "Probabilities that each option is so with any seed, from the scores and a prior that "
+        "knows how much ranks differ elsewhere (docs/METHODS.md). Near the best is meant among the "
+        "options that keep enough. Expected regret is how much less an option is worth than the "
+        f"best choice on average, where a point of loss beyond ε costs {bet.price:g} points of "
+        f"gain; not fine-tuning has {quantities.amount(bet.regret_of_base, unit)}."
+    )
+    return table(caption, columns, bet.options)
+
+
+def _bet_on(option: OptionOdds, bet: BestBet) -> Cell:
+    return Cell(option.label, "", "best bet" if option.label == bet.choice else "")
+
+
+def epsilon_table(recommendation: Recommendation) -> Table | None:
+    """The odds for other acceptable losses; None without retention tasks."""
+    bet = recommendation.best_bet
+    if bet is None or not bet.by_epsilon:
+        return None
+
+    def name(row: EpsilonOdds) -> Cell:
+        own = row.epsilon_points == recommendation.epsilon_points
+        return Cell(quantities.number(row.epsilon_points), "", "this study" if own else "")
+
+    def odds_of(place: int, label: str) -> Column[EpsilonOdds]:
+        return Column(label, lambda row: quantities.odds(row.right[place]))
+
+    columns: list[Column[EpsilonOdds]] = [Column("ε", name, "points")]
+    columns += [odds_of(place, option.label) for place, option in enumerate(bet.options)]
+    columns.append(
+        Column("Least regret", lambda row: row.choice or "do not fine-tune", is_text=True)
+    )
+    caption = (
+        "The probability that each option is right, and the one with the least expected regret, "
+        "for every retention loss that may be acceptable to you."
+    )
+    return table(caption, columns, bet.by_epsilon)
+
+
+def prospect_table(recommendation: Recommendation) -> Table | None:
+    """What more items or seeds would do; None where the study is decided."""
+    if not recommendation.prospects:
+        return None
+
+    def name(prospect: Prospect) -> Cell:
+        return Cell(growth(prospect))
+
+    columns: list[Column[Prospect]] = [
+        Column("Added", name),
+        Column("Would settle it", lambda prospect: quantities.odds(prospect.probability)),
+        Column(
+            "Is worth, about",
+            lambda prospect: quantities.score(prospect.value, recommendation.unit),
+            recommendation.unit,
+        ),
+    ]
+    caption = (
+        "The probability that the rule would recommend a rank, or reject every one, and by how "
+        "much the expected regret of the best bet would fall."
+    )
+    return table(caption, columns, recommendation.prospects)
+
+
 def _decision_caption(recommendation: Recommendation) -> str:
     seeds = (
         "Conditional on the one seed"
@@ -71,9 +163,9 @@ def _decision_caption(recommendation: Recommendation) -> str:
         else f"Averaged over {recommendation.num_seeds} seeds"
     )
     return (
-        f"{seeds}. The bounds hold for all ranks at once at "
-        f"{quantities.percent(recommendation.confidence)}, so they are wider than the intervals of "
-        "single differences. The smallest rank that qualifies is recommended."
+        f"{seeds}. By these bounds a wrong rank is recommended in at most "
+        f"{quantities.percent(recommendation.looks[-1].alpha)} of studies, so they are wider than "
+        "the intervals of single differences. The smallest rank that qualifies is recommended."
     )
 
 

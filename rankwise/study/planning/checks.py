@@ -15,6 +15,7 @@ from rankwise.records.axes import lora_variants
 from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
+from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
@@ -53,7 +54,9 @@ def check_metrics(config: StudyConfig, tasks: Sequence[PreparedTask], issues: Is
             hint = did_you_mean(name, by_name) or f"it has {', '.join(by_name)}"
             issues.problems.append(f"evaluation.metric: no task {name!r} is scored; {hint}")
             continue
-        known = [*by_name[name].loaded.task.aggregation(), LOSS_METRIC]
+        loaded = by_name[name].loaded
+        own = [P_RIGHT] if loaded.output_type == "multiple_choice" else []
+        known = [*loaded.task.aggregation(), LOSS_METRIC, *own]
         if wanted.partition(",")[0] not in known:
             issues.problems.append(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"

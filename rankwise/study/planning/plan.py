@@ -16,6 +16,7 @@ from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import device_name
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.errors import DataError, ModelError, PlanError
+from rankwise.records import p_right
 from rankwise.records.config import FullConfig, StudyConfig
 from rankwise.records.fingerprints import (
     answers_fingerprint,
@@ -48,7 +49,6 @@ from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.right_answers import right_answers
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
-from rankwise.tasks.user_data import ENDING_SUFFIX
 
 HEAD_TOKENS = 128
 """Of a prompt on which heads are compared: all its attention weights are held in memory."""
@@ -92,15 +92,12 @@ class StudyPlan:
 
 
 def metric_of(config: StudyConfig, task: str) -> str | None:
-    """The configured metric that decides on a task; None: the task's own.
+    """The configured metric by which a task judges answers; None: its own.
 
-    A task's trained rows, and the task in the trained format (``<task>@...``), are judged by the
-    task's metric; the end of trained rows is no question of a task.
+    p(right) is made from the answers when they are read, so it changes nothing in a scoring.
     """
-    metric = config.evaluation.metric
-    if task.endswith(ENDING_SUFFIX):
-        return metric.get(task)
-    return metric.get(task, metric.get(task.partition("@")[0]))
+    metric = config.evaluation.metric_of(task)
+    return None if p_right.is_wanted(metric) else metric
 
 
 def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
@@ -203,7 +200,7 @@ def _token_counts(
 ) -> TokenCounts:
     """What the stages read; a trained task without prompts is named with 0."""
     return TokenCounts(
-        scored={name: task.num_tokens for name, task in tasks.items()},
+        scored={name: task.num_distinct_tokens for name, task in tasks.items()},
         answers={
             train_task: sum(len(answer.tokens_read) for answer in task_answers)
             for train_task, task_answers in answers.items()

@@ -60,7 +60,7 @@ class DistributionWorker:
         """What the full fine-tuning expects; half of the stage's work if it is not known yet."""
         reference: PlannedRun = stage.reference
         if self._expected_of == reference.name:
-            self._context.observer.advanced(stage.work / 2)
+            self._context.observer.skipped(stage.work / 2)
             return
         self._expected, self._expected_of = (), None  # released before the next is made
         answers = self._context.plan.answers[reference.train_task]

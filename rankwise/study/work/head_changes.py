@@ -39,7 +39,7 @@ def compare_heads(context: StudyContext, stage: CompareHeads, runs: Sequence[Pla
     """
     prompts = context.plan.head_prompts[stage.train_task]
     tokens = sum(map(len, prompts))
-    context.observer.advanced(float(tokens * (len(stage.runs) - len(runs))))
+    context.observer.skipped(float(tokens * (len(stage.runs) - len(runs))))
     comparison = _Comparison(context, stage, prompts)
     try:
         layouts = head_layouts(models.model_skeleton(context.plan.base.folder))
@@ -47,7 +47,7 @@ def compare_heads(context: StudyContext, stage: CompareHeads, runs: Sequence[Pla
         context.observer.noted(f"heads are not analysed: {error}")
         for run in runs:
             comparison.write(run, (), str(error))
-        context.observer.advanced(float(tokens * (len(runs) + 1)))
+        context.observer.skipped(float(tokens * (len(runs) + 1)))
         return
     comparison.compare(runs, layouts)
 

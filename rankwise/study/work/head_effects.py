@@ -86,12 +86,12 @@ class HeadStudy:
                 keys_and_values=question.keys_and_values,
             )
             record = self._folder.finished(path, TaskHeadEffects, wanted, of_all)
-            self._observer.stage_started(self._run.name, task.name, 2.0 * task.num_items)
+            self._observer.stage_started(self._run.name, task.name, 2.0 * task.num_items, None)
             if record is None:
                 record = self._effects_on(task, question, wanted)
                 self._folder.write(path, record)
             else:
-                self._observer.advanced(2.0 * task.num_items)
+                self._observer.skipped(2.0 * task.num_items)
             self._observer.stage_finished()
             records.append(record)
         return records

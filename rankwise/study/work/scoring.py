@@ -40,7 +40,7 @@ class ScoreWorker:
                 f"{task.num_truncated:,} of {task.num_items:,} items are longer than the model "
                 "reads and lose their left end",
             )
-        self._observer.advanced(task.num_tokens * (len(stage.models) - len(models)))
+        self._observer.skipped(stage.work * (1 - len(models) / len(stage.models)))
         if None in models:
             self._evaluate(stage, self._models.scorer(), [None])
         runs = [run for run in models if run is not None]
@@ -84,6 +84,8 @@ class ScoreWorker:
         self, stage: Score, scorer: Scorer, models: Sequence[Model], *, alone: bool = False
     ) -> None:
         task = self._plan.tasks[stage.task]
+        # the scorer tells of all tokens of all requests, the work is that of the distinct ones
+        work_per_token = stage.work / len(stage.models) / max(task.num_tokens, 1)
         scored = [
             ScoredModel(
                 BASE if model is None else model.name,
@@ -98,7 +100,7 @@ class ScoreWorker:
             scored,
             task,
             metric=metric_of(self._plan.record.config, task.name),
-            advance=self._observer.advanced,
+            advance=lambda num_tokens: self._observer.advanced(num_tokens * work_per_token),
         )
         unchanged: list[Scoring] = []
         for model, scoring in zip(models, scorings, strict=True):

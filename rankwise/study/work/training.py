@@ -38,7 +38,7 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
         StorageError: the folder cannot be written.
     """
     finished = [run for run in stage.runs if run not in runs]
-    context.observer.advanced(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
+    context.observer.skipped(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
     if stage.planned_pass is None:
         for run in runs:
             _import(context, run)
@@ -172,12 +172,12 @@ class _Writer:
         for metrics in trainee.metrics:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         if trainee.metrics:
-            self._advance(trainee, trainee.metrics[-1].num_tokens)
+            self._observer.skipped(_work(trainee, trainee.metrics[-1].num_tokens))
 
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
         self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
-        self._advance(trainee, metrics.num_tokens - before)
+        self._observer.advanced(_work(trainee, metrics.num_tokens - before))
         if self._save_steps and metrics.step % self._save_steps == 0:
             trainee.save_state(self._folder.training_state_file(trainee.run))
 
@@ -210,8 +210,9 @@ class _Writer:
             f"memory ran out: going on with micro-batches of {max_tokens} tokens at most"
         )
 
-    def _advance(self, trainee: Trainee, num_tokens: int) -> None:
-        self._observer.advanced(num_tokens * TRAINING_WORK[trainee.run.method])
+
+def _work(trainee: Trainee, num_tokens: int) -> float:
+    return num_tokens * TRAINING_WORK[trainee.run.method]
 
 
 def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:

@@ -55,7 +55,7 @@ def analyse_weights(
         StorageError: a record cannot be written.
     """
     plan, observer = context.plan, context.observer
-    observer.advanced(stage.work * (1 - len(runs) / len(stage.runs)))
+    observer.skipped(stage.work * (1 - len(runs) / len(stage.runs)))
     skeleton = models.model_skeleton(plan.base.folder)
     shapes = models.adaptable_shapes(skeleton)
     share = stage.work / len(stage.runs)
@@ -64,7 +64,7 @@ def analyse_weights(
         observer.noted(f"weights are not analysed: {reason}")
         for run in runs:
             _write(context, stage, _Subject(run, {}, None, reason, []), 0.0)
-            observer.advanced(share)
+            observer.skipped(share)
         return
     subjects = [_subject(context, run, shapes) for run in runs]
     names = _layers(context, stage, subjects, shapes)

@@ -1,59 +1,27 @@
-"""Devices: what says that their memory is out."""
+"""Which precision ``auto`` is."""
 
 from __future__ import annotations
 
-import gc
-import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
-from rankwise.engine.models.devices import is_out_of_memory, quick_collections
+from rankwise.engine.models import devices
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("flags", "has_kernels", "precision"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("out of memory"), False),
+        ("avx2 avx512f avx512_bf16", True, "bfloat16"),
+        ("avx2 amx_bf16", True, "bfloat16"),
+        ("avx2 avx512f", True, "float32"),  # oneDNN emulates bfloat16 there
+        ("avx2 avx512f avx512_bf16", False, "float32"),  # ONEDNN_MAX_CPU_ISA=AVX2
     ],
 )
-def test_errors_that_say_that_memory_is_out(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
-
-
-class Cycle:
-    """Nobody but the collector frees it."""
-
-    def __init__(self) -> None:
-        self.me = self
-
-
-def test_collections_leave_out_what_was_alive_before_and_nothing_else() -> None:
-    assert gc.get_freeze_count() == 0
-    before = weakref.ref(Cycle())
-    assert before() is not None
-    with quick_collections():
-        assert gc.get_freeze_count() > 0
-        within = weakref.ref(Cycle())
-        gc.collect()
-        assert within() is None
-        assert before() is not None
-    assert gc.get_freeze_count() == 0
-    gc.collect()
-    assert before() is None
-
-
-def test_what_is_frozen_already_stays_so() -> None:
-    gc.freeze()
-    try:
-        with quick_collections():
-            pass
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+def test_auto_is_bfloat16_where_a_processor_multiplies_it_and_may(
+    flags: str, has_kernels: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags : {flags}\n")
+    monkeypatch.setattr(devices, "has_bfloat16_kernels", lambda: has_kernels)
+    assert devices.resolve_precision("auto", torch.device("cpu")) == precision

@@ -1,0 +1,136 @@
+"""p(right): the probability of an item's right option among its options, from logged answers.
+
+What lm-eval logs of an item has the options' log-likelihoods, so nothing is scored for it.
+lm-eval 0.4 has no metric of this name; its ``brier_score`` takes the same softmax.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+P_RIGHT = "p_right"
+
+ACCURACY = "acc"
+"""lm-eval's share of items whose right option has the highest log-likelihood."""
+
+Line = Mapping[str, Any]
+"""A line of a samples file."""
+
+_Right = Collection[int] | None
+"""Places of an item's right options; None where a line cannot be read in this way."""
+
+
+def is_wanted(metric: str | None) -> bool:
+    """Whether a configured metric asks for p(right); no metric does, where there are options."""
+    return metric is None or metric.partition(",")[0] == P_RIGHT
+
+
+def p_right(nats: Sequence[float], right: Collection[int]) -> float:
+    """The softmax over an item's options, summed over the right ones, in [0, 1].
+
+    Equal options share equally, also where all are -inf. Where no option is right it is 0, as
+    lm-eval's accuracy is. nan if a log-likelihood is nan.
+
+    Args:
+        nats: the log-likelihood of each option, at least one.
+        right: places of the right options; those that no option has are left out.
+    """
+    if any(map(math.isnan, nats)):
+        return math.nan
+    highest = max(nats)
+    shares = [1.0 if x == highest else math.exp(x - highest) for x in nats]
+    return sum(share for place, share in enumerate(shares) if place in right) / sum(shares)
+
+
+def p_right_of_items(lines: Sequence[Line]) -> list[float] | None:
+    """p(right) of each item of one filter, or None where the lines do not tell it.
+
+    A target is read as the place of the right option, else as its text. lm-eval does not log
+    which of two contexts is right (winogrande); there, the accuracy tells. A reading counts only
+    if it gives every item the accuracy that lm-eval has logged, so a task whose ``acc`` is
+    something else has no p(right), nor has one without options to choose from.
+    """
+    nats = [option_nats(line) for line in lines]
+    if max(map(len, nats), default=0) < 2 or min(map(len, nats)) < 1:
+        return None
+    for read in _READINGS:
+        right = [read(line) for line in lines]
+        known = [places for places in right if places is not None]
+        if len(known) == len(lines) and all(map(_agrees, lines, nats, known)):
+            return [p_right(of_item, places) for of_item, places in zip(nats, known, strict=True)]
+    return None
+
+
+def option_nats(line: Line) -> list[float]:
+    """The log-likelihood of each option; empty where the answers are none.
+
+    For ``acc_mutual_info``, every option is scored again without its context; those come last and
+    are left out.
+    """
+    nats: list[float] = []
+    for repeats in line.get("resps") or ():
+        match repeats:
+            # in a pattern, a text is no sequence
+            case [[int() | float() | str() as value, _is_greedy], *_]:
+                try:
+                    nats.append(float(value))
+                except ValueError:
+                    return []
+            case _:
+                return []  # a generation, or prose
+    return nats[: len(nats) // 2] if "acc_mutual_info" in (line.get("metrics") or line) else nats
+
+
+def highest(nats: Sequence[float]) -> int:
+    """The first option with the highest log-likelihood, as in lm-eval."""
+    return nats.index(max(nats))
+
+
+def requests_of(line: Line) -> list[list[Any]]:
+    """The arguments of each request, from lists or from gen_args_0, arg_0 and so on."""
+    arguments = line.get("arguments")
+    outer = list(arguments.values()) if isinstance(arguments, dict) else arguments
+    if not isinstance(outer, list):
+        return []
+    inner = [list(part.values()) if isinstance(part, dict) else part for part in outer]
+    return [list(arguments) for arguments in inner if isinstance(arguments, list | tuple)]
+
+
+def _agrees(line: Line, nats: Sequence[float], right: Collection[int]) -> bool:
+    if any(map(math.isnan, nats)):
+        return True  # p(right) is nan too, which no comparison accepts
+    return line.get(ACCURACY) == float(highest(nats) in right)
+
+
+def _by_place(line: Line) -> _Right:
+    target = line.get("target")
+    if isinstance(target, str):  # as lm-eval writes every target
+        try:
+            target = json.loads(target)
+        except (ValueError, RecursionError):
+            return None
+    named = target if isinstance(target, list) else [target]
+    places = [place for place in named if isinstance(place, int)]
+    return places if places and len(places) == len(named) else None
+
+
+def _by_text(line: Line) -> _Right:
+    """The first option of this text; continuations begin with a delimiter."""
+    target = str(line.get("target")).strip()
+    texts = [str(request[1]).strip() for request in requests_of(line) if len(request) == 2]
+    return [texts.index(target)] if target in texts else None
+
+
+def _by_outcome(line: Line) -> _Right:
+    requests = requests_of(line)
+    is_one_text = len({str(request[-1]) for request in requests}) == 1
+    if len(requests) != 2 or not is_one_text or line.get(ACCURACY) not in (0.0, 1.0):
+        return None
+    chosen = highest(option_nats(line))
+    return [chosen if line[ACCURACY] else 1 - chosen]
+
+
+_READINGS: tuple[Callable[[Line], _Right], ...] = (_by_place, _by_text, _by_outcome)
