@@ -21,11 +21,11 @@ Groups of cells:
 - ``odds``, ``growth``, ``decided``: plausible rank curves. Are P(right) and the probability of a
   decision calibrated, what does the best bet cost, and how many studies are decided?
 
-``--studies`` is the number in each cell; a group whose cells are dear has a share of it. A line
-for each cell goes to stderr; the last line of stdout is one JSON object. Of error rates and the
-contradictions the worst cell counts, of rates by their exact upper 95 % bound. Coverage is pooled
-over the six truths of a size, discordance and number of seeds. Brier scores and bins are pooled
-over all cells of 1,000 items, each against its own constant.
+``--studies`` is the number in each cell; groups of few or cheap cells draw up to four times as
+many. A line for each cell goes to stderr; the last line of stdout is one JSON object. Of error
+rates the worst cell counts, by its exact upper 95 % bound. Coverage is pooled over the six truths
+of a size, discordance and number of seeds. Brier scores and bins are pooled over all cells of
+1,000 items, each score against its own cell's constant.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Results = dict[str, list[tuple[Any, Any]]]
 
 
 class Group(NamedTuple):
-    """Cells that are simulated alike; ``share`` of ``--studies`` in each."""
+    """Cells that are simulated alike; ``share`` times ``--studies`` in each."""
 
     cells: Sequence[Any]
     simulate: Callable[[Any, int, int], Any]
