@@ -109,8 +109,9 @@ def in_clusters(number: int | None) -> str:
 
 
 def odds(probability: float) -> str:
-    """A probability: 72 %; never 0 or 100, for nothing is certain."""
-    return f"{min(max(round(100 * probability), 1), 99)} %"
+    """A probability: 72 %, or under 1 %; never 0 or 100 %, for nothing is certain."""
+    percents = round(100.0 * probability)
+    return "under 1 %" if percents < 1 else "over 99 %" if percents > 99 else f"{percents} %"
 
 
 def percent(value: float) -> str:

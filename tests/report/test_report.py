@@ -402,3 +402,34 @@ def read_rows(text: str, run: str) -> list[dict[str, str]]:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_dial_shows_the_odds_for_every_acceptable_loss(tmp_path: Path) -> None:
+    _, recommendation, html = made(
+        tmp_path,
+        in_domain_accuracy={4: 0.69, 16: 0.88, 64: 0.91},
+        retention_accuracy={4: 0.87, 16: 0.82, 64: 0.75},
+    )
+    bet = recommendation.best_bet
+    assert bet is not None
+    dial = re.search(r'<fieldset class="dial">(.*?)</fieldset>', html, re.DOTALL)
+    assert dial is not None
+    shown = re.findall(r'<meter min="0" max="1" value="([0-9.]+)"', dial.group(1))
+    odds = [share for row in bet.by_epsilon for share in row.right]
+    assert [float(value) for value in shown] == pytest.approx(odds, abs=0.0005)
+    # without a script: one radio button for each block, the study's own loss first chosen
+    assert dial.group(1).count('type="radio"') == dial.group(1).count('class="setting"')
+    (checked,) = re.findall(r'id="epsilon-(\d+)" checked', dial.group(1))
+    assert bet.by_epsilon[int(checked) - 1].epsilon_points == recommendation.epsilon_points
+    # each place has a rule that shows its block
+    assert all(
+        f".dial input:nth-of-type({place + 1}):checked ~ .setting:nth-of-type({place + 1})" in html
+        for place in range(len(bet.by_epsilon))
+    )
+    assert "What would settle it" in Page(html).text
+
+
+def test_without_retention_there_is_no_dial(tmp_path: Path) -> None:
+    _, _, html = made(tmp_path, retention_tasks=())
+    assert "<fieldset" not in html
+    assert "The best bet" in Page(html).text
