@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import decision_rule
 from rankwise.errors import RecordError
 from rankwise.findings.best_bet import EPSILONS
 from rankwise.findings.looks import alpha_of_look
@@ -401,34 +399,20 @@ def test_the_record_is_reproducible_and_survives_json() -> None:
     assert Recommendation.model_validate_json(first.model_dump_json()) == first
 
 
-def _benchmark() -> Any:
-    """The module benchmarks.decision, wherever the tests are started."""
-    path = Path(__file__).parents[2] / "benchmarks" / "decision.py"
-    spec = importlib.util.spec_from_file_location("decision_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_wrong_recommendations_are_rare() -> None:
-    benchmark = _benchmark()
-    cells = [c for c in benchmark.stress_cells() if c.num_items == 300 and c.num_seeds < 5]
+    cells = [c for c in decision_rule.stress_cells() if c.num_items == 300 and c.num_seeds < 5]
     assert len({c.name for c in cells}) == 6
     for cell in cells:
-        tally = benchmark.simulate(cell, 100, 0)
-        assert tally.error < 0.08, cell
-        assert min(tally.coverage.values()) > 0.85, cell
+        tally = decision_rule.simulate(cell, 100, 0)
+        assert tally.wrong.share < 0.08, cell
+        assert min(rate.share for rate in tally.coverage.values()) > 0.85, cell
 
 
 def test_equal_ranks_are_mostly_told_in_a_small_study() -> None:
-    benchmark = _benchmark()
-    for cell in benchmark.quickstart_cells():
-        tally = benchmark.simulate(cell, 150, 0)
-        assert tally.cannot_tell < 0.27, cell
-        assert tally.error == 0.0
+    for cell in decision_rule.quickstart_cells():
+        tally = decision_rule.simulate(cell, 150, 0)
+        assert tally.cannot_tell.share < 0.27, cell
+        assert tally.wrong.number == 0
 
 
 def test_the_price_of_qualifying_is_named_where_margins_conflict() -> None:

@@ -1,0 +1,190 @@
+"""Two sample files: does the verdict hold, does it agree with what is printed beside it?"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+
+from benchmarks.decision_studies import CONFIDENCE, NUM_LOOKS, Rate, generator, level_of_look
+from rankwise.findings.decision import choose
+from rankwise.findings.pairs import Pair, paired_test
+from rankwise.findings.stats.anytime import anytime_interval
+from rankwise.findings.stats.estimates import (
+    crossed_difference,
+    holm,
+    holm_levels,
+    mcnemar_exact,
+)
+from rankwise.findings.stats.items import POINTS, Floats, Items, item_size
+from rankwise.findings.stats.simultaneous import Bounds, bounds_at, study_evidence
+
+
+class FilesCell(NamedTuple):
+    """Two equally good models, compared again each time their files have doubled."""
+
+    num_items: int
+    discordance: float
+
+    def __str__(self) -> str:
+        return f"looks, sample files            n={self.num_items:<5} d={self.discordance:.2f}"
+
+
+class FilesTally(NamedTuple):
+    """Called better or worse at any look: with ``--anytime``, and without."""
+
+    wrong: Rate
+    wrong_of_one_look: Rate
+
+    def __str__(self) -> str:
+        return f"wrong at any of {NUM_LOOKS} looks {self.wrong} one-look {self.wrong_of_one_look}"
+
+
+def files_cells() -> list[FilesCell]:
+    """By the items at the first look."""
+    return [FilesCell(size, share) for size in (100, 300) for share in (0.05, 0.20)]
+
+
+def simulate_files(cell: FilesCell, studies: int, seed: int) -> FilesTally:
+    """The values of 0/1 items, as two files would have them."""
+    rng = generator(cell, seed)
+    sizes = [cell.num_items * 2**look for look in range(NUM_LOOKS)]
+    wrong = wrong_of_one_look = 0
+    for _ in range(studies):
+        differs = rng.random(sizes[-1]) < cell.discordance
+        gain = POINTS * differs * rng.choice((-1.0, 1.0), sizes[-1])
+        ends = [anytime_interval(gain[:size], POINTS, CONFIDENCE) for size in sizes]
+        wrong += any(map(_excludes_zero, ends))
+        wrong_of_one_look += any(
+            _excludes_zero(crossed_difference(gain[:size], item_size=POINTS).interval(CONFIDENCE))
+            for size in sizes
+        )
+    return FilesTally(Rate(wrong, studies), Rate(wrong_of_one_look, studies))
+
+
+def _excludes_zero(ends: tuple[float, float]) -> bool:
+    return ends[0] > 0.0 or ends[1] < 0.0
+
+
+class AgreementCell(NamedTuple):
+    """Sample files, and studies, whose items differ by a few points, or are right or wrong."""
+
+    values: str
+    num_files: int
+    num_items: int
+
+    def __str__(self) -> str:
+        return f"agreement, {self.values:20} n={self.num_items:<5} files={self.num_files}"
+
+
+class AgreementTally(NamedTuple):
+    """Verdicts that the interval printed beside them contradicts."""
+
+    by_files: int
+    by_studies: int
+    decided: Rate
+
+    @property
+    def contradictions(self) -> int:
+        """Of both."""
+        return self.by_files + self.by_studies
+
+    def __str__(self) -> str:
+        return (
+            f"contradictions: files {self.by_files}, studies {self.by_studies} "
+            f"| files decided {self.decided.share:.3f}"
+        )
+
+
+DIFFERENCE_SD = 5.0  # points
+FLIPPED = 0.1  # of the items that are right or wrong
+
+
+def agreement_cells() -> list[AgreementCell]:
+    """Close to the limit, where a verdict and an interval may part."""
+    return [
+        AgreementCell(values, num_files, num_items)
+        for values in ("sd of 5 points", "0 or 1")
+        for num_files in (1, 3)
+        for num_items in (50, 100, 300)
+    ]
+
+
+def simulate_agreement(cell: AgreementCell, studies: int, seed: int) -> AgreementTally:
+    """True differences of up to three standard errors."""
+    rng = generator(cell, seed)
+    by_files = by_studies = decided = 0
+    alpha = 1.0 - CONFIDENCE
+    for _ in range(studies):
+        base, adapted = _shares(cell, rng)
+        pairs = [Pair(POINTS * base, POINTS * other, 1.0, True) for other in adapted]
+        p_values = [paired_test(pair, CONFIDENCE).p_value for pair in pairs]
+        levels = holm_levels(p_values, alpha)
+        for pair, corrected, level in zip(pairs, holm(p_values), levels, strict=True):
+            test = paired_test(pair, 1.0 - level)
+            is_shown = _excludes_zero((test.lower, test.upper))
+            decided += is_shown
+            by_files += is_shown != (corrected <= alpha)
+        by_studies += _study_contradictions(POINTS * (adapted - base))
+    return AgreementTally(by_files, by_studies, Rate(decided, studies * cell.num_files))
+
+
+def _shares(cell: AgreementCell, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """(n,) of the base and (files, n) of the others, each in 0..1."""
+    shape = cell.num_files, cell.num_items
+    stderrs = rng.uniform(0.0, 3.0, (cell.num_files, 1)) / np.sqrt(cell.num_items)
+    if cell.values == "0 or 1":
+        base = (rng.random(cell.num_items) < 0.5).astype(np.float64)
+        more = np.sqrt(FLIPPED) * stderrs
+        flips = rng.random(shape) < FLIPPED + np.where(base > 0.0, -more, more)
+        return base, np.where(flips, 1.0 - base, base)
+    base = rng.uniform(0.3, 0.7, cell.num_items)
+    difference = DIFFERENCE_SD / POINTS * (stderrs + rng.standard_normal(shape))
+    return base, np.clip(base + difference, 0.0, 1.0)
+
+
+def _study_contradictions(gains: Floats) -> int:
+    """States of a study of these gains (K, n), in-domain and negated on retention."""
+    size = item_size(gains, in_points=True)
+    evidence = study_evidence([Items(gains[None], size)], [Items(-gains[None], size)])
+    bounds = bounds_at(evidence, level_of_look(len(gains), 1))
+    assert bounds.loss is not None
+    delta = epsilon = DIFFERENCE_SD / 5.0
+    choice = choose(bounds, delta, epsilon)
+    assert choice.keeps_enough is not None
+    return sum(
+        _state(bound, margin, below) != state
+        for states, ends, margin, below in (
+            (choice.better_than_base, _ends(bounds.gain), 0.0, False),
+            (choice.keeps_enough, _ends(bounds.loss), epsilon, True),
+            (choice.near_the_best, [short[1:] for short in choice.shortfall], delta, True),
+        )
+        for state, bound in zip(states, ends, strict=True)
+    )
+
+
+def _ends(bounds: Bounds) -> list[tuple[float, float]]:
+    return list(zip(bounds.lower.tolist(), bounds.upper.tolist(), strict=True))
+
+
+def _state(ends: tuple[float, float], margin: float, below: bool) -> str:
+    """What a reader of an interval says of a value that is to be below a margin, or above."""
+    lower, upper = ends
+    if below:
+        return "yes" if upper < margin else "no" if lower > margin else "undecided"
+    return "yes" if lower > margin else "no" if upper < margin else "undecided"
+
+
+def mcnemar_error() -> float:
+    """Largest difference from scipy's and statsmodels' exact tests over planted tables."""
+    worst = 0.0
+    for learned, forgotten in itertools.product((0, 1, 2, 3, 5, 8, 13, 21, 55, 144, 377), repeat=2):
+        ours = mcnemar_exact(learned, forgotten)
+        total = learned + forgotten
+        tail = float(stats.binom.cdf(min(learned, forgotten), total, 0.5))
+        theirs = float(mcnemar([[50, forgotten], [learned, 50]], exact=True).pvalue)
+        worst = max(worst, abs(ours - min(1.0, 2.0 * tail)), abs(ours - min(1.0, theirs)))
+    return worst
