@@ -177,8 +177,8 @@ def _full_is_better(numbers: Recommendation) -> str:
         return ""
     return (
         f"{quantities.capital(numbers.better_and_kept_by_full)} gains more and forgets less than "
-        "every rank, so the learning rate of LoRA is probably wrong: try lower ones "
-        "(train.learning_rate.lora)"
+        "every rank: try other learning rates of LoRA first (train.learning_rate.lora), then more "
+        "target modules (methods.lora.target_modules)"
     )
 
 
