@@ -137,6 +137,7 @@ def recommend(
     before that; drop= takes it away. Nothing is scored again. rankwise report
     DIR then shows it. Write it into the study file too, if you run that again.
     """
+    from rankwise.findings.statements import with_folder
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
 
@@ -147,7 +148,7 @@ def recommend(
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             say(f"trained on {part.train_task}:")
-        say(part.statement, style="bold")
+        say(with_folder(part.statement, directory), style="bold")
         for reason in part.reasons:
             say(f"- {reason}")
         for signature in outcome.findings.signatures:
@@ -259,7 +260,8 @@ def _report(folder: StudyFolder, outcome: StudyOutcome) -> int:
 
     results, recommendation, findings = outcome
     path = write_report(folder.root, results, recommendation, findings)
-    stdout.print(*verdict(results, recommendation, findings.signatures, stdout.width), sep="\n")
+    shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
+    stdout.print(*shown, sep="\n")
     say(f"report: {path}", folded=False)
     diverged = [run.name for run in results.runs if run.run and run.run.status != "trained"]
     for name in diverged:

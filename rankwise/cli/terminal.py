@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,6 +13,7 @@ from rankwise.findings.heads import intervention, is_selected, screen_correlatio
 from rankwise.findings.models import summarise
 from rankwise.findings.samples import SampleVerdicts, sample_amount
 from rankwise.findings.signatures.found import Signature
+from rankwise.findings.statements import with_folder
 from rankwise.records import quantities
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
@@ -97,6 +99,7 @@ def verdict(
     results: StudyResults,
     recommendation: StudyRecommendation,
     signatures: Sequence[Signature],
+    folder: Path,
     width: int,
 ) -> Iterator[RenderableType]:
     """For each trained task the table, the reasons, and last the sentence that people look for.
@@ -105,6 +108,7 @@ def verdict(
         results: a study.
         recommendation: made from it.
         signatures: what went wrong.
+        folder: the study's, for the command that would settle it.
         width: of the terminal, in characters; a narrow one gets fewer columns.
     """
     for part in recommendation.by_train_task:
@@ -112,6 +116,7 @@ def verdict(
             yield Text(f"Trained on {part.train_task}", style="bold underline")
         shown = [found for found in signatures if found.train_task == part.train_task]
         yield from _verdict(results.of(part.train_task), part, shown, width)
+        yield Text(with_folder(part.statement, folder), style="bold")
 
 
 def _verdict(
@@ -140,7 +145,6 @@ def _verdict(
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
     yield from (Text(f"- {found.title}: {found.statement}") for found in signatures)
-    yield Text(recommendation.statement, style="bold")
 
 
 def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.records import quantities
@@ -259,11 +261,18 @@ def growth(prospect: Prospect) -> str:
         return f"{prospect.num_new_seeds} more seeds"
     total = sum(prospect.num_items.values())
     where = f"{total:,}"
-    if not prospect.is_possible:
+    if prospect.num_available is None:
+        where += ", if there are so many"
+    elif not prospect.is_possible:
         have = "task has" if len(prospect.num_items) == 1 else "tasks have"
         where += f"; the {have} {prospect.num_available:,} in all"
     of = f" of {next(iter(prospect.num_items))}" if len(prospect.num_items) == 1 else ""
     return f"{prospect.factor:g} times the {_KINDS[prospect.add]}items{of} ({where})"
+
+
+def with_folder(text: str, folder: Path) -> str:
+    """A statement whose command names the study's folder, which a record does not know."""
+    return text.replace("rankwise extend DIR ", f"rankwise extend {shlex.quote(str(folder))} ")
 
 
 def _command(prospect: Prospect) -> str | None:
