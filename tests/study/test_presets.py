@@ -97,7 +97,7 @@ def test_the_default_study_is_as_small_and_as_fair_as_the_documentation_says() -
     """Sizes and rates of docs/PERFORMANCE.md, "The default study"."""
     config = load_config(None)
     assert (config.train.max_examples, config.train.epochs, config.train.batch_size) == (
-        200,
+        160,
         (2,),
         8,
     )
