@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +132,31 @@ def test_every_run_has_a_record_of_every_adapted_matrix(original: Finished) -> N
         assert each.full_overlap.left_expected == 4 / each.out_features
         # trained on the same rows from the same start: not by chance
         assert each.full_overlap.left > each.full_overlap.left_expected
+
+
+def test_matrices_side_by_side_have_the_records_of_one_after_the_other(
+    original: Finished, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in finished.folder.glob("runs/*/spectra.json"):
+        path.unlink()
+    threads, pools = torch.get_num_threads(), []
+
+    def pool(size: int) -> ThreadPoolExecutor:
+        pools.append((size, torch.get_num_threads()))
+        return ThreadPoolExecutor(size)
+
+    monkeypatch.setattr(spectra_worker, "ThreadPoolExecutor", pool)
+    torch.set_num_threads(3)
+    try:
+        run(finished.file, finished.folder)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert pools == [(3, 3)]
+    before, after = records(original.folder), records(finished.folder)
+    assert [x.module for x in after[FULL].matrices] == [x.module for x in before[FULL].matrices]
+    for name, record in after.items():
+        assert list(numbers(record)) == pytest.approx(list(numbers(before[name])), abs=1e-6)
 
 
 def weights_folders(folder: Path, name: str) -> list[Path]:
