@@ -107,7 +107,10 @@ def test_what_can_be_done_comes_with_its_command() -> None:
         }
     )
     answer = recommend_for(study.model_copy(update={"base": base}))
-    assert "10 times the in-domain items of kinship (3,000, if there are so many) would settle" in answer.statement
+    assert (
+        "10 times the in-domain items of kinship (3,000, if there are so many) would settle"
+        in answer.statement
+    )
     assert "`rankwise extend DIR --items 2700`" in answer.statement
 
 

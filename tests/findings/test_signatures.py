@@ -570,7 +570,8 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
     rows = (tmp_path / "report" / "signatures.csv").read_text().splitlines()
     assert len(rows) == 1 + len(findings.signatures) == 2
     assert rows[0].startswith("name,train_task,label,task,statement,advice,estimate,lower")
-    shown = [str(line) for line in verdict(results, recommendation, findings.signatures, 200)]
+    lines = verdict(results, recommendation, findings.signatures, tmp_path, 200)
+    shown = [str(line) for line in lines]
     assert any(line.startswith("- Worse than the base: Rank 16 is") for line in shown)
 
 
