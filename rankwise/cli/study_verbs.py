@@ -168,7 +168,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> int:
     """Write a commented study file to start from."""
-    from rankwise.records.folder import write_atomically
+    from rankwise.records.files import write_atomically
     from rankwise.records.study_file import preset_text
 
     text = preset_text(preset)

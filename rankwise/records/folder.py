@@ -12,11 +12,16 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
-from safetensors import SafetensorError
 
-from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.errors import RecordError, StudyLockedError
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
+from rankwise.records.files import (
+    read_if_there,
+    read_record,
+    storage_error,
+    write_atomically,
+    writing,
+)
 from rankwise.records.fingerprints import (
     divergence_fingerprint,
     head_changes_fingerprint,
@@ -45,7 +50,6 @@ from rankwise.records.study import (
     TaskEvaluation,
 )
 
-R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
@@ -53,97 +57,6 @@ _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
 _FAILURES = "failures"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name, fsync, rename: the file is complete or absent; see `replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """Yields a temporary name; what the block wrote there is flushed and renamed to ``path``.
-
-    Raises:
-        StorageError: disk full, no permission; the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Generator[None]:
-    """Turn the errors of the system, or of a library that writes, into ours, with the remedy.
-
-    Raises:
-        StorageError: disk full, no permission.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(path, error) from error
-    except SafetensorError as error:
-        raise storage_error(path, OSError(str(error))) from error
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """The error to raise when ``path`` could not be written."""
-    return StorageError(
-        f"{path} cannot be written: {error.strerror or error}. Free some space or choose another "
-        "--study-dir, then run again: finished work is kept."
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut (POSIX; elsewhere there is no such call)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_record(path: Path, record_type: type[R]) -> R:
-    """Read one record.
-
-    Raises:
-        RecordError: the file does not exist, is not JSON, or is not such a record.
-    """
-    try:
-        return record_type.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RecordError(f"{path} is not there; run the study first.") from error
-    except (OSError, ValidationError) as error:
-        reason = _first_misfit(error) if isinstance(error, ValidationError) else str(error)
-        raise RecordError(
-            f"{path} is not a readable {record_type.__name__}: {reason}. If it is damaged, move it "
-            "away and run the study again: only what is missing is computed."
-        ) from error
-
-
-def _read_if_there(path: Path, record_type: type[R]) -> R | None:
-    return read_record(path, record_type) if path.exists() else None
-
-
-def _first_misfit(error: ValidationError) -> str:
-    first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"
 
 
 class StudyFolder:
@@ -254,7 +167,7 @@ class StudyFolder:
 
     def read_looks(self) -> StudyLooks | None:
         """How the study was judged before; None where it was not."""
-        return _read_if_there(self.looks_file, StudyLooks)
+        return read_if_there(self.looks_file, StudyLooks)
 
     def read_recommendation(self) -> StudyRecommendation:
         return read_record(self.recommendation_file, StudyRecommendation)
@@ -262,7 +175,7 @@ class StudyFolder:
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
         path = self.run_file(planned.name)
-        record = _read_if_there(path, RunRecord)
+        record = read_if_there(path, RunRecord)
         if record is not None and record.planned.fingerprint != planned.fingerprint:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
@@ -272,12 +185,12 @@ class StudyFolder:
 
     def finished(self, path: Path, kind: type[F], *fingerprints: str) -> F | None:
         """A record that has one of the fingerprints; None if it is missing or has another."""
-        record = _read_if_there(path, kind)
+        record = read_if_there(path, kind)
         return record if record is not None and record.fingerprint in fingerprints else None
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
         """The record of a scoring whatever its settings, or None."""
-        return _read_if_there(self.evaluation_file(model, task), TaskEvaluation)
+        return read_if_there(self.evaluation_file(model, task), TaskEvaluation)
 
     def failures(self) -> tuple[StageFailure, ...]:
         """The stages that failed when they were last tried, in the order of their names."""
@@ -317,7 +230,7 @@ class StudyFolder:
 
     def head_repair(self, run: str) -> HeadRepair | None:
         """Which heads were reverted to restore other domains; None if that was not tried."""
-        return _read_if_there(self.head_repair_file(run), HeadRepair)
+        return read_if_there(self.head_repair_file(run), HeadRepair)
 
     def clear_repaired(self, run: str) -> None:
         """Take away an earlier repaired adapter."""

@@ -10,7 +10,7 @@ import altair as alt
 from rankwise.findings.audits import ENOUGH, intruder_total, norms, subject
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy
-from rankwise.records.folder import write_atomically
+from rankwise.records.files import write_atomically
 from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.charts.energy import energy_chart

@@ -10,7 +10,8 @@ from rankwise.errors import StorageError
 from rankwise.findings.models import ModelSummary, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
-from rankwise.records.folder import StudyFolder, write_atomically
+from rankwise.records.files import write_atomically
+from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS, Outcome, Recommendation, StudyRecommendation
 from rankwise.report.charts.theme import page_colours

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rankwise.records.audits import ChangedLayer, InterventionRecord
-from rankwise.records.folder import write_atomically
+from rankwise.records.files import write_atomically
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
 from rankwise.weights.adapted_svd import (

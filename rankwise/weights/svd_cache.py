@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rankwise.engine.models.embedded import cache_folder
 from rankwise.errors import StorageError
-from rankwise.records.folder import replacing, writing
+from rankwise.records.files import replacing, writing
 from rankwise.weights.spectra import Svd
 
 # Raised when decompositions of equal matrices come out differently.

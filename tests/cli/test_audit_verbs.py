@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord, InterventionRecord
-from rankwise.records.folder import read_record
+from rankwise.records.files import read_record
 from rankwise.weights.lowrank import read_updates
 from tests.support.audited_models import Q, adapter, edited, load, plant_intruder, rewritten
 from tests.support.command_line import FEW, audited, rankwise, words

@@ -17,7 +17,8 @@ from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.config import RecommendationConfig
-from rankwise.records.folder import StudyFolder, read_record
+from rankwise.records.files import read_record
+from rankwise.records.folder import StudyFolder
 from rankwise.records.results import (
     Divergence,
     ModelResults,

@@ -15,9 +15,10 @@ import pytest
 
 from rankwise.errors import RecordError, StorageError, StudyLockedError
 from rankwise.records import folder as store
+from rankwise.records.files import read_record
+from rankwise.records.files import write_atomically as write
 from rankwise.records.fingerprints import fingerprint
-from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder, read_record
-from rankwise.records.folder import write_atomically as write
+from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
 from tests.planted import results as planted_results

@@ -20,7 +20,8 @@ from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_f
 from rankwise.heads.answers import continuations, item_values, questions
 from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import head_layouts
-from rankwise.records.folder import StudyFolder, read_record
+from rankwise.records.files import read_record
+from rankwise.records.folder import StudyFolder
 from rankwise.records.heads import (
     HeadChanges,
     HeadEffect,

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from rankwise.cli.terminal import status_table
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
-from rankwise.records.folder import StudyFolder, read_record
+from rankwise.records.files import read_record
+from rankwise.records.folder import StudyFolder
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.study_file import load_config
 from rankwise.report.page import study_sections

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.errors import ModelError
 from rankwise.records.audits import AuditRecord
-from rankwise.records.folder import read_record
+from rankwise.records.files import read_record
 from rankwise.report.audit_page import audit_page
 from rankwise.weights.audit import Audited, AuditSettings, audit, find_audited
 from tests.support.audited_models import adapter, edited, rewritten

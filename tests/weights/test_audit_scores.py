@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankwise.engine.models import base as models
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.audits import AuditRecord
-from rankwise.records.folder import read_record
+from rankwise.records.files import read_record
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
 from rankwise.weights import audit_scores

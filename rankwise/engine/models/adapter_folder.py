@@ -20,7 +20,7 @@ from torch import Tensor
 from rankwise.engine.models.base import BaseModel, LinearShape, find_base_model, target_shapes
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.config import BaseModelConfig
-from rankwise.records.folder import write_atomically, writing
+from rankwise.records.files import write_atomically, writing
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -11,7 +11,7 @@ from torch import nn
 from rankwise.engine.models.adapter_folder import write_factors
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.errors import ModelError
-from rankwise.records.folder import writing
+from rankwise.records.files import writing
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:

@@ -16,7 +16,7 @@ from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.optimizers import make_optimizer
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.config import OptimizerName, TrainConfig
-from rankwise.records.folder import replacing
+from rankwise.records.files import replacing
 from rankwise.records.study import PlannedRun, Record
 from rankwise.tasks.training_rows import Example
 

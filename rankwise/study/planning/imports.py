@@ -21,8 +21,8 @@ from rankwise.engine.models.adapter_folder import (
 from rankwise.engine.models.base import ARCHITECTURE, find_base_model, refuse_other_architecture
 from rankwise.errors import ModelError
 from rankwise.records.config import BaseModelConfig, ImportedConfig
+from rankwise.records.files import writing
 from rankwise.records.fingerprints import import_fingerprint
-from rankwise.records.folder import writing
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import Trainable, run_name
 

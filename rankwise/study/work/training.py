@@ -16,7 +16,7 @@ from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.folder import writing
+from rankwise.records.files import writing
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext

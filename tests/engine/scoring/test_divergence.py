@@ -14,7 +14,8 @@ import torch
 from rankwise.engine.models import base as models
 from rankwise.engine.scoring.divergence import divergences, item_divergence, log_probabilities
 from rankwise.records.config import BaseModelConfig
-from rankwise.records.folder import BASE, StudyFolder, read_record
+from rankwise.records.files import read_record
+from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.results import Divergence
 from rankwise.records.study import PlannedRun
 from rankwise.records.study_file import load_config
