@@ -63,6 +63,14 @@ class RecordError(RankwiseError, ValueError):
     """A record of a study folder that cannot be read, or that belongs to something else."""
 
 
+class NewerRecordError(RecordError):
+    """A record that a newer version of rankwise wrote: it is never overwritten."""
+
+
+class StudyChangedError(RankwiseError, ValueError):
+    """A finished study that would be scored again, under other settings or on another stack."""
+
+
 class StudyLockedError(RankwiseError, BlockingIOError):
     """Another process is working on the same study folder."""
 

@@ -22,7 +22,7 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, RecordError, StorageError
 
 if TYPE_CHECKING:
     from rankwise.records.config import StudyConfig
@@ -35,8 +35,11 @@ STUDIES = "Studies"
 StudyFile = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[STUDY.YAML] [KEY=VALUE]...",
-        help="A study file (default: the quickstart preset), then overrides: train.epochs=1.",
+        metavar="[STUDY.YAML|DIR] [KEY=VALUE]...",
+        help=(
+            "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
+            "Or the folder of a study, to go on with it as it is."
+        ),
     ),
 ]
 StudyDir = Annotated[
@@ -45,15 +48,34 @@ StudyDir = Annotated[
 ]
 
 
+Replace = Annotated[
+    bool,
+    typer.Option("--replace", help="Set finished scores aside that have other settings."),
+]
+AcceptNewStack = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new-stack",
+        help="Go on under other versions or on another device, though the scores move.",
+    ),
+]
+
+
 @verb(STUDIES)
-def run(study: StudyFile = None, study_dir: StudyDir = None) -> int:
+def run(
+    study: StudyFile = None,
+    study_dir: StudyDir = None,
+    replace: Replace = False,
+    accept_new_stack: AcceptNewStack = False,
+) -> int:
     """Run a study: train, score, recommend and report.
 
     Run the same command again to resume a stopped study, or to do what was
-    added to its file. Nothing that is finished is done again.
+    added to its file. Nothing that is finished is done again; what is damaged
+    is moved to DIR/quarantine and done again.
     """
     config, folder = _named(study, study_dir)
-    return _run(_planned(config), folder)
+    return _run(_planned(config), folder, replace, accept_new_stack)
 
 
 @verb(STUDIES)
@@ -88,16 +110,26 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
 
 
 @verb(STUDIES)
-def report(directory: Folder) -> int:
+def report(
+    directory: Folder,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FOLDER", help="Where to write (default: DIR)."),
+    ] = None,
+) -> int:
     """Write report.html and the folder report/ again.
 
-    Both are made from the study's records; nothing is trained or scored.
+    Both are made from the study's records; nothing is trained or scored. Of a
+    study that is not finished, they show what is.
     """
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
 
     folder = StudyFolder(directory)
-    return _report(folder, conclude(folder))
+    _note_damage(folder)
+    outcome = conclude(folder)
+    _keep(folder, outcome)
+    return _report(folder, outcome, output)
 
 
 @verb(STUDIES)
@@ -114,6 +146,35 @@ def status(directory: Folder, as_json: Json = False) -> int:
     for line in lines:
         for failure in line.failed:
             say(f"failed: {line.model}: {failure}")
+        for damage in line.damaged:
+            say(f"damaged: {damage}", folded=False)
+    return OK
+
+
+@verb(STUDIES)
+def verify(directory: Folder) -> int:
+    """Read every file of a study and compare it with its digest.
+
+    Records, weights, items and adapters. Says what is damaged and what made
+    it; rankwise run DIR sets that aside and makes it again. The exit code is 1
+    where anything is damaged.
+    """
+    from rankwise.records.folder import StudyFolder
+    from rankwise.study.damage import find_damage, unverifiable
+
+    folder = StudyFolder(directory)
+    if not folder.study_file.exists():
+        raise RecordError(f"{folder.study_file} is not there; give the folder of a study.")
+    damages = find_damage(folder, thorough=True)
+    for damage in damages:
+        say(f"damaged: {damage}", folded=False)
+    if damages:
+        note(f"rankwise run {directory} sets aside what is damaged and makes it again")
+        return RUN_FAILED
+    unknown = unverifiable(folder)
+    say("every file is as it was written")
+    if unknown:
+        note(f"{unknown} trainings and scorings of an early version have no digests to compare")
     return OK
 
 
@@ -141,8 +202,12 @@ def recommend(
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import conclude
 
-    outcome = conclude(StudyFolder(directory), _clusters(cluster or ()))
+    folder = StudyFolder(directory)
+    _note_damage(folder)
+    outcome = conclude(folder, _clusters(cluster or ()))
+    _keep(folder, outcome, settings=bool(cluster))
     recommendation = outcome.recommendation
+    _note_left_out(outcome)
     if as_json:
         return emit(recommendation)
     for part in recommendation.by_train_task:
@@ -189,17 +254,19 @@ def extend(
     ranks: Annotated[
         str, typer.Option("--ranks", metavar="R,R", help="Ranks to add, such as 8,128.")
     ] = "",
+    accept_new_stack: AcceptNewStack = False,
 ) -> int:
     """Add seeds, items or ranks to a study and run them.
 
-    Only the new runs and items are trained and scored.
+    Only the new runs and items are trained and scored. If that is stopped,
+    rankwise run DIR goes on with it.
     """
     from rankwise.records.folder import StudyFolder
     from rankwise.study.extension import Extension, extended
 
     folder = StudyFolder(directory)
     config = extended(folder.read_study().config, Extension(seeds, items, _ranks(ranks)))
-    return _run(_planned(config), folder)
+    return _run(_planned(config), folder, accept_new_stack=accept_new_stack)
 
 
 @verb(STUDIES)
@@ -229,6 +296,12 @@ def _named(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyCo
 
     overrides = list(arguments or [])
     path = Path(overrides.pop(0)) if overrides and "=" not in overrides[0] else None
+    if path is not None and path.is_dir():
+        if overrides or study_dir:
+            problem = "a study's folder is run as it is; give overrides with its study file"
+            raise ConfigError(str(path), [problem])
+        folder = StudyFolder(path)
+        return folder.read_study().config, folder
     config = load_config(path, overrides)
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 
@@ -243,26 +316,65 @@ def _planned(config: StudyConfig) -> StudyPlan:
     return plan
 
 
-def _run(planned: StudyPlan, folder: StudyFolder) -> int:
+def _run(
+    planned: StudyPlan,
+    folder: StudyFolder,
+    replace: bool = False,
+    accept_new_stack: bool = False,
+) -> int:
     """Do what is left of a plan, and report."""
     from rankwise.cli.progress import TerminalObserver
     from rankwise.study.run import run_study
+    from rankwise.study.stopping import Stopped
 
-    with TerminalObserver(stderr) as observer:
-        outcome = run_study(planned, folder, observer)
+    try:
+        with TerminalObserver(stderr) as observer:
+            outcome = run_study(
+                planned, folder, observer, replace=replace, accept_new_stack=accept_new_stack
+            )
+    except Stopped as stopped:
+        note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {folder.root}")
+        return 128 + stopped.number
     return _report(folder, outcome)
 
 
-def _report(folder: StudyFolder, outcome: StudyOutcome) -> int:
+def _note_damage(folder: StudyFolder) -> None:
+    """Say what is not as it was written, where something can be concluded all the same."""
+    from rankwise.study.damage import find_damage
+
+    runs = [run.name for run in folder.read_study().runs]
+    for damage in find_damage(folder, runs):
+        note(f"damaged: {damage}. rankwise run {folder.root} makes it again")
+
+
+def _note_left_out(outcome: StudyOutcome) -> None:
+    for name, what in outcome.results.unfinished.items():
+        note(f"left out: {name} is {what}")
+
+
+def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:
+    """Write what was concluded; a folder that cannot be written is read all the same."""
+    from rankwise.study.conclusion import keep
+
+    try:
+        keep(folder, outcome, settings=settings)
+    except StorageError as error:
+        if settings:
+            raise
+        note(f"not kept, and not counted as a look: {error}")
+
+
+def _report(folder: StudyFolder, outcome: StudyOutcome, output: Path | None = None) -> int:
     """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
     from rankwise.cli.terminal import verdict
     from rankwise.report.page import write_report
 
     results, recommendation, findings = outcome
-    path = write_report(folder.root, results, recommendation, findings)
     shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
+    path = write_report(output or folder.root, results, recommendation, findings)
     stdout.print(*shown, sep="\n")
     say(f"report: {path}", folded=False)
+    _note_left_out(outcome)
     diverged = [run.name for run in results.runs if run.run and run.run.status != "trained"]
     for name in diverged:
         note(f"{name} diverged; the others are compared without it")
@@ -290,4 +402,8 @@ def _ranks(text: str) -> tuple[int, ...]:
     for part in parts:
         if not part.isdecimal() or int(part) < 1:
             raise ConfigError("extend", [f"--ranks: {part!r} is not a rank; write 8 or 8,128"])
-    return tuple(int(part) for part in parts)
+    ranks = [int(part) for part in parts]
+    for rank in ranks:
+        if ranks.count(rank) > 1:
+            raise ConfigError("extend", [f"--ranks: rank {rank} is given twice; give it once"])
+    return tuple(ranks)

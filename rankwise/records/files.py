@@ -1,9 +1,20 @@
-"""Files that are complete or absent: atomic writes, records read back, and what to do if not."""
+"""Files that are complete or absent, and that say so when a byte of them has changed.
+
+A file is written to a temporary name, flushed and renamed. A record carries a checksum of itself
+and, of each file that it stands on, a ``FileDigest``: what the disk, a copy or a hand has changed
+since is noticed when it is read.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
+import json
 import os
+import re
+import shutil
+import socket
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
@@ -11,10 +22,36 @@ from typing import TypeVar
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from rankwise.errors import RecordError, StorageError
-from rankwise.records.base import Record
+from rankwise.errors import NewerRecordError, RecordError, StorageError
+from rankwise.records.base import SCHEMA_VERSION, Record
 
 R = TypeVar("R", bound=Record)
+
+_TEMPORARY = ".rankwise-tmp"
+_TEMPORARY_NAME = re.compile(r"\.(?P<host>[^.]+)\.(?P<process>\d+)\.rankwise-tmp$")
+# The last entry of a record's JSON: the sha256 of the JSON without it.
+_CHECKSUM = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n$')
+
+_REMEDIES = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space within your quota",
+    errno.EACCES: "Give yourself permission to write there",
+    errno.EPERM: "Give yourself permission to write there",
+    errno.EROFS: "The disk is read-only: make it writable",
+    errno.ENAMETOOLONG: "Use shorter names",
+}
+
+
+class FileDigest(Record):
+    """What a file must be: its size in bytes and the sha256 of its content."""
+
+    num_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> FileDigest:
+        """Of what a file is to hold."""
+        return cls(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -30,7 +67,7 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         StorageError: disk full, no permission; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[-100:]}.{_host()}.{os.getpid()}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -62,10 +99,58 @@ def writing(path: Path) -> Generator[None]:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """The error to raise when ``path`` could not be written."""
+    remedy = _REMEDIES.get(error.errno or 0, "Check the disk")
     return StorageError(
-        f"{path} cannot be written: {error.strerror or error}. Free some space or choose another "
-        "--study-dir, then run again: finished work is kept."
+        f"{path} cannot be written: {error.strerror or error}. {remedy} or choose another "
+        "folder, then run again: finished work is kept."
     )
+
+
+def require_room(path: Path, num_bytes: int) -> None:
+    """Refuse to begin a large write that the disk has no room for.
+
+    Raises:
+        StorageError: fewer than ``num_bytes`` bytes are free where ``path`` would be.
+    """
+    free = free_bytes(path)
+    if free < num_bytes:
+        raise StorageError(
+            f"{path} takes {num_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on the disk. "
+            "Free some space or choose another folder, then run again: finished work is kept."
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """The free bytes of the disk that ``path`` is on, or would be on."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what processes of this machine that are gone were writing below a folder.
+
+    Files of running processes, of other machines and of other programs stay.
+    """
+    for leftover in root.rglob(f".*{_TEMPORARY}"):
+        name = _TEMPORARY_NAME.search(leftover.name)
+        if name and name["host"] == _host() and not _is_running(int(name["process"])):
+            leftover.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:60]
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():
+        return False  # it holds the folder's lock, so it is not writing
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs, and belongs to somebody else
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
@@ -79,22 +164,76 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_record(path: Path, record_type: type[R]) -> R:
-    """Read one record.
+def digest_of(path: Path) -> FileDigest:
+    """Size and sha256 of a file.
 
     Raises:
-        RecordError: the file does not exist, is not JSON, or is not such a record.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileDigest(num_bytes=file.tell(), sha256=sha256)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON whose last entry is a checksum of the others.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    content = record.model_dump_json(indent=2)
+    sha256 = hashlib.sha256(content.encode()).hexdigest()
+    entries = content.removesuffix("\n}")
+    write_atomically(path, entries + f',\n  "sha256": "{sha256}"\n}}\n')
+
+
+def read_record(path: Path, record_type: type[R]) -> R:
+    """Read one record. One without a checksum was written by an early version: it is believed.
+
+    Raises:
+        RecordError: the file does not exist, is not JSON, is not such a record, or was changed
+            since it was written.
+        NewerRecordError: a newer version of rankwise wrote it.
     """
     try:
-        return record_type.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        return record_type.model_validate_json(_checked(content))
     except FileNotFoundError as error:
         raise RecordError(f"{path} is not there; run the study first.") from error
-    except (OSError, ValidationError) as error:
-        reason = _first_misfit(error) if isinstance(error, ValidationError) else str(error)
+    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        if isinstance(error, ValidationError):
+            _refuse_newer(path, content)
+            reason = _first_misfit(error)
+        else:
+            reason = str(error)
         raise RecordError(
-            f"{path} is not a readable {record_type.__name__}: {reason}. If it is damaged, move it "
-            "away and run the study again: only what is missing is computed."
+            f"{path} is not a readable {record_type.__name__}: {reason}. Run the study again: it "
+            "is set aside, and only what is missing is computed."
         ) from error
+
+
+def _checked(content: bytes) -> bytes:
+    """A record's JSON without its checksum."""
+    written = _CHECKSUM.search(content)
+    if written is None:
+        if b'"sha256": "' in content[-100:]:
+            raise ValueError("it was changed since it was written")
+        return content
+    bare = content[: written.start()] + b"\n}"
+    if hashlib.sha256(bare).hexdigest().encode() != written[1]:
+        raise ValueError("it was changed since it was written")
+    return bare
+
+
+def _refuse_newer(path: Path, content: bytes) -> None:
+    with contextlib.suppress(ValueError, RecursionError):
+        data = json.loads(content)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise NewerRecordError(
+                f"{path} was written by a newer rankwise (schema {version}; this one reads "
+                f"{SCHEMA_VERSION}). Upgrade rankwise, or choose another folder."
+            )
 
 
 def read_if_there(path: Path, record_type: type[R]) -> R | None:

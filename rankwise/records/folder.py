@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Generator, Iterable, Mapping
 from pathlib import Path
@@ -13,13 +15,17 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from rankwise.errors import RecordError, StudyLockedError
+from rankwise.errors import RankwiseError, RecordError, StudyLockedError
+from rankwise.records.checked_files import CheckedFiles
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.files import (
+    FileDigest,
     read_if_there,
     read_record,
+    remove_leftovers,
     storage_error,
     write_atomically,
+    write_record,
     writing,
 )
 from rankwise.records.fingerprints import (
@@ -39,6 +45,7 @@ from rankwise.records.results import (
     judged_items,
 )
 from rankwise.records.spectra import SpectraRecord
+from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import (
     PlannedRun,
     Record,
@@ -50,13 +57,30 @@ from rankwise.records.study import (
     TaskEvaluation,
 )
 
+R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
+_LONGEST_NAME = 200
+"""Of a file, in bytes, before its endings; the systems in use take 255."""
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
-_FAILURES = "failures"
+_SHOW_LEFT = "`rankwise status` shows what is left"
+
+
+def samples_beside(evaluation: Path) -> Path:
+    """Where the items of a scoring are."""
+    return evaluation.with_suffix(".samples.jsonl")
+
+
+def _file_name(task: str) -> str:
+    """A task's name as that of a file: what systems do not take is quoted, a long one is cut."""
+    name = quote(task, safe=" @")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(task.encode()).hexdigest()[:12]
+    return re.sub(r"%[0-9A-F]?$", "", name[: _LONGEST_NAME - 20]) + f"-{digest}"
 
 
 class StudyFolder:
@@ -66,13 +90,27 @@ class StudyFolder:
     ``RecordError`` where it is missing or damaged.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, missing: Collection[Path] = ()) -> None:
+        """A study's folder; what is below ``missing`` counts as not there."""
         self.root = root
+        self._missing = frozenset(missing)
         self.study_file = root / "study.json"
         self.recommendation_file = root / "recommendation.json"
         self.findings_file = root / "findings.json"
         self.looks_file = root / "looks.json"
+        self.stacks_file = root / "stacks.json"
         self.report_file = root / "report.html"
+        self.failures_folder = root / "failures"
+        self.checked = CheckedFiles(root)
+
+    def without(self, missing: Collection[Path]) -> StudyFolder:
+        """The same folder, read as if some files and folders were not there."""
+        return StudyFolder(self.root, missing)
+
+    def _read_if_there(self, path: Path, kind: type[R]) -> R | None:
+        if self._missing and not self._missing.isdisjoint((path, *path.parents)):
+            return None
+        return read_if_there(path, kind)
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
@@ -85,23 +123,54 @@ class StudyFolder:
         return self.model_folder(name) / "metrics.jsonl"
 
     def weights_folder(self, run: PlannedRun) -> Path:
-        """Where a run's weights are: a PEFT adapter, or a whole checkpoint.
+        """Where a run's weights are or will be: a PEFT adapter, or a whole checkpoint.
 
-        An imported checkpoint stays where it was; an imported adapter is copied here.
+        An imported checkpoint stays where it was; an imported adapter is copied here. To read
+        them, use ``weights``.
         """
         if run.imported_from is not None and run.method == "full":
             return run.imported_from
         return self.model_folder(run.name) / _WEIGHTS[run.method == "full"]
+
+    def weights(self, run: PlannedRun) -> Path:
+        """Where a finished run's weights are, after they were compared with its record.
+
+        Raises:
+            RecordError: the run is not finished, or a file is not what was written.
+        """
+        record = self.finished_run(run)
+        if record is None:
+            raise RecordError(f"{self.run_file(run.name)} is not there; run the study first.")
+        for path, digest in self.files_of(run.name, record.files).items():
+            misfit = self.checked.misfit(path, digest)
+            if misfit is not None:
+                raise RecordError(f"{path} {misfit}. Run the study again: the run is made again.")
+        return self.weights_folder(run)
+
+    def files_of(self, model: str, files: Mapping[str, FileDigest]) -> dict[Path, FileDigest]:
+        """The files that a record of a model stands on, with what they must be."""
+        return {self.model_folder(model) / name: digest for name, digest in files.items()}
+
+    def _digests(self, model: str, weights: Path) -> dict[str, FileDigest]:
+        """Name in the model's folder, or whole path -> digest, of all files of a folder."""
+        folder = self.model_folder(model)
+        return {
+            (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix(): (
+                self.checked.digest(path)
+            )
+            for path in sorted(weights.rglob("*"))
+            if path.is_file()
+        }
 
     def training_state_file(self, run: PlannedRun) -> Path:
         """What an interrupted training goes on from; gone when the run is finished."""
         return self.model_folder(run.name) / "training.pt"
 
     def evaluation_file(self, model: str, task: str) -> Path:
-        return self.model_folder(model) / "eval" / f"{quote(task, safe=' @')}.json"
+        return self.model_folder(model) / "eval" / f"{_file_name(task)}.json"
 
     def samples_file(self, model: str, task: str) -> Path:
-        return self.evaluation_file(model, task).with_suffix(".samples.jsonl")
+        return samples_beside(self.evaluation_file(model, task))
 
     def divergence_file(self, model: str, reference: str) -> Path:
         """How far a model is from a full fine-tuning; the base is compared with several."""
@@ -122,7 +191,7 @@ class StudyFolder:
     ) -> Path:
         """What a run's heads do on items of a task, found by intervening on them."""
         what = f"{mode}-keys-and-values" if keys_and_values else mode
-        file = f"{quote(task, safe=' @')}-{num_items}.json"
+        file = f"{_file_name(task)}-{num_items}.json"
         return self.model_folder(run) / _HEADS / "effects" / what / file
 
     def head_repair_file(self, run: str) -> Path:
@@ -153,21 +222,24 @@ class StudyFolder:
         except OSError as error:
             raise storage_error(self.root, error) from error
         try:
-            for leftover in self.root.rglob(".*.tmp"):  # of a process that was killed while writing
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(self.root)
             yield
         finally:
             lock.release()
 
     def write(self, path: Path, record: Record) -> None:
-        write_atomically(path, record.model_dump_json(indent=2) + "\n")
+        write_record(path, record)
 
     def read_study(self) -> StudyRecord:
         return read_record(self.study_file, StudyRecord)
 
     def read_looks(self) -> StudyLooks | None:
         """How the study was judged before; None where it was not."""
-        return read_if_there(self.looks_file, StudyLooks)
+        return self._read_if_there(self.looks_file, StudyLooks)
+
+    def accepted_stacks(self) -> AcceptedStacks:
+        """The stacks under which the study went on."""
+        return self._read_if_there(self.stacks_file, AcceptedStacks) or AcceptedStacks()
 
     def read_recommendation(self) -> StudyRecommendation:
         return read_record(self.recommendation_file, StudyRecommendation)
@@ -175,7 +247,7 @@ class StudyFolder:
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
         path = self.run_file(planned.name)
-        record = read_if_there(path, RunRecord)
+        record = self._read_if_there(path, RunRecord)
         if record is not None and record.planned.fingerprint != planned.fingerprint:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
@@ -185,17 +257,18 @@ class StudyFolder:
 
     def finished(self, path: Path, kind: type[F], *fingerprints: str) -> F | None:
         """A record that has one of the fingerprints; None if it is missing or has another."""
-        record = read_if_there(path, kind)
+        record = self._read_if_there(path, kind)
         return record if record is not None and record.fingerprint in fingerprints else None
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
         """The record of a scoring whatever its settings, or None."""
-        return read_if_there(self.evaluation_file(model, task), TaskEvaluation)
+        return self._read_if_there(self.evaluation_file(model, task), TaskEvaluation)
 
     def failures(self) -> tuple[StageFailure, ...]:
         """The stages that failed when they were last tried, in the order of their names."""
-        paths = sorted((self.root / _FAILURES).glob("*.json"))
-        return tuple(read_record(path, StageFailure) for path in paths)
+        paths = sorted(self.failures_folder.glob("*.json"))
+        found = [self._read_if_there(path, StageFailure) for path in paths]
+        return tuple(failure for failure in found if failure is not None)
 
     def write_failure(self, failure: StageFailure) -> None:
         self.write(self._failure_file(failure.stage), failure)
@@ -213,7 +286,7 @@ class StudyFolder:
                 self.remove_failure(failure.stage)
 
     def _failure_file(self, stage: str) -> Path:
-        return self.root / _FAILURES / f"{stage}.json"
+        return self.failures_folder / f"{stage}.json"
 
     def head_effects(self, study: StudyRecord, run: str) -> tuple[TaskHeadEffects, ...]:
         """All that was found by intervening on a run's heads with the study's tasks as they are."""
@@ -230,7 +303,7 @@ class StudyFolder:
 
     def head_repair(self, run: str) -> HeadRepair | None:
         """Which heads were reverted to restore other domains; None if that was not tried."""
-        return read_if_there(self.head_repair_file(run), HeadRepair)
+        return self._read_if_there(self.head_repair_file(run), HeadRepair)
 
     def clear_repaired(self, run: str) -> None:
         """Take away an earlier repaired adapter."""
@@ -252,12 +325,15 @@ class StudyFolder:
             self.metrics_file(planned.name).write_text("", encoding="utf-8")
 
     def finish_run(self, record: RunRecord) -> None:
-        """Make the weights durable, then say that they are there."""
-        for path in self.weights_folder(record.planned).rglob("*"):
-            if path.is_file():
-                with path.open("rb") as written:
-                    os.fsync(written.fileno())
-        self.write(self.run_file(record.planned.name), record)
+        """Make the weights durable, then say that they are there, and what they are."""
+        run, weights = record.planned, self.weights_folder(record.planned)
+        with writing(weights):
+            for path in weights.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as written:
+                        os.fsync(written.fileno())
+            files = self._digests(run.name, weights)
+        self.write(self.run_file(run.name), record.model_copy(update={"files": files}))
         self.training_state_file(record.planned).unlink(missing_ok=True)
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
@@ -273,62 +349,108 @@ class StudyFolder:
         with writing(path):
             path.unlink(missing_ok=True)
         lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples]
-        write_atomically(self.samples_file(record.model, record.task), "".join(lines))
-        self.write(path, record)
+        content = "".join(lines).encode()
+        write_atomically(self.samples_file(record.model, record.task), content)
+        self.write(path, record.model_copy(update={"samples": FileDigest.of(content)}))
+
+    def write_repair(self, record: HeadRepair) -> None:
+        """Write which heads were reverted; the adapter without them is there already."""
+        folder = self.repaired_folder(record.model)
+        files = self._digests(record.model, folder) if folder.exists() else {}
+        path = self.head_repair_file(record.model)
+        self.write(path, record.model_copy(update={"files": files}))
 
     def read_samples(self, model: str, task: str) -> list[dict[str, Any]]:
-        """The lines of a samples file."""
+        """The lines of a samples file, after it was compared with the record beside it.
+
+        Raises:
+            RecordError: it cannot be read, or is not what was scored.
+        """
         path = self.samples_file(model, task)
+        record = self.earlier_evaluation(model, task)
         try:
+            content = path.read_bytes()
+            if record is not None and record.samples not in (None, FileDigest.of(content)):
+                raise ValueError("it has other bytes than when it was written")
             # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
-            lines = path.read_text(encoding="utf-8").split("\n")
-            return [json.loads(line) for line in lines if line]
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            lines = [json.loads(line) for line in content.decode().split("\n") if line]
+            for line in lines:
+                if not isinstance(line, dict):
+                    raise ValueError(f"{json.dumps(line)[:40]} is no item")
+        except (OSError, ValueError, RecursionError) as error:
             raise RecordError(
-                f"{path} cannot be read: {error}. Delete the record beside it and run again: only "
-                "this task is scored again."
+                f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
+                f"{task} again."
             ) from error
+        return lines
 
     def read_results(self, study: StudyRecord | None = None) -> StudyResults:
         """Everything that is finished, as the recommendation and the report need it.
 
-        A run with a stage that failed is left out where its records are incomplete.
+        A run that is not finished under the study's settings is left out and named.
 
         Args:
             study: None: as it is in the folder.
 
         Raises:
-            RecordError: a record is missing or cannot be read: the study has not finished.
+            RecordError: the base is not scored or no run is finished, or a record cannot be read.
             TaskError: ``evaluation.clusters`` names what is not scored, or no field.
         """
         study = self.read_study() if study is None else study
-        base = self._model_results(study, BASE, None, study.scored_tasks())
-        failures = self.failures()
-        failed = {run for failure in failures for run in failure.runs}
-        runs: list[ModelResults] = []
-        for planned in study.runs:
-            if planned.name not in failed or self._is_scored(study, planned):
-                runs.append(self._run_results(study, planned))
-        return StudyResults(study=study, base=base, runs=tuple(runs), failures=failures)
-
-    def _is_scored(self, study: StudyRecord, planned: PlannedRun) -> bool:
-        """Whether a run has all its scores; it needs none where it diverged."""
-        run = self.finished_run(planned)
-        if run is None or run.status == "diverged":
-            return run is not None
-        return all(
-            self.finished(
-                self.evaluation_file(planned.name, task),
-                TaskEvaluation,
-                scoring_fingerprint(study, planned.fingerprint, task),
+        unscored = self._unscored(study, None)
+        if unscored:
+            raise RecordError(
+                f"the base model of {self.root} is not scored on {', '.join(unscored)} yet: "
+                f"nothing can be concluded. Run the study to its end; {_SHOW_LEFT}."
             )
-            for task in study.scored_tasks(planned.train_task)
+        complete: list[PlannedRun] = []
+        unfinished: dict[str, str] = {}
+        for planned in study.runs:
+            left = self._left_of(study, planned)
+            if left is None:
+                complete.append(planned)
+            else:
+                unfinished[planned.name] = left
+        failures = self.failures()
+        if not complete and not failures:
+            raise RecordError(
+                f"no run of {self.root} is finished under its present settings: nothing can be "
+                f"concluded. Run the study to its end; {_SHOW_LEFT}."
+            )
+        return StudyResults(
+            study=study,
+            base=self._model_results(study, BASE, None, study.scored_tasks()),
+            runs=tuple(self._run_results(study, planned) for planned in complete),
+            failures=failures,
+            unfinished=unfinished,
         )
+
+    def _left_of(self, study: StudyRecord, planned: PlannedRun) -> str | None:
+        """What a run lacks, in words; None where it is trained and scored, or has diverged."""
+        run = self.finished_run(planned)
+        if run is None:
+            return "not trained"
+        unscored = () if run.status == "diverged" else self._unscored(study, planned)
+        return f"not scored on {', '.join(unscored)}" if unscored else None
+
+    def _unscored(self, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
+        """The tasks without a score of a model under the study's present settings."""
+        name, model, source = BASE, study.base_model_fingerprint, None
+        if planned is not None:
+            name, model, source = planned.name, planned.fingerprint, planned.train_task
+        return [
+            task
+            for task in study.scored_tasks(source)
+            if not self.finished(
+                self.evaluation_file(name, task),
+                TaskEvaluation,
+                scoring_fingerprint(study, model, task),
+            )
+        ]
 
     def _run_results(self, study: StudyRecord, planned: PlannedRun) -> ModelResults:
         run = self.finished_run(planned)
-        if run is None:
-            raise RecordError(f"{self.run_file(planned.name)} is not there; run the study first.")
+        assert run is not None
         scored = study.scored_tasks(planned.train_task) if run.status == "trained" else ()
         return self._model_results(study, planned.name, run, scored)
 
@@ -339,15 +461,9 @@ class StudyFolder:
             task: read_record(self.evaluation_file(name, task), TaskEvaluation) for task in tasks
         }
         model = study.base_model_fingerprint if run is None else run.planned.fingerprint
-        for task, record in evaluations.items():
-            if record.fingerprint != scoring_fingerprint(study, model, task):
-                raise RecordError(
-                    f"{self.evaluation_file(name, task)} was scored under other settings than "
-                    "study.json has now. Run the study again to finish it."
-                )
         fields = cluster_fields(study.config.evaluation.clusters, study)
         judged = {
-            task: self._judged(record, study.config.evaluation.metric_of(task), fields.get(task))
+            task: self.judged(record, study.config.evaluation.metric_of(task), fields.get(task))
             for task, record in evaluations.items()
         }
         full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
@@ -384,19 +500,36 @@ class StudyFolder:
             head_repair=repair,
         )
 
-    def _judged(
-        self, record: TaskEvaluation, metric: str | None, cluster_field: str | None
+    def judged(
+        self, record: TaskEvaluation, metric: str | None = None, cluster_field: str | None = None
     ) -> JudgedItems:
+        """A scoring's items by the metric that decides, with their clusters.
+
+        Args:
+            record: of the scoring.
+            metric: the configured metric; None: see ``judged_items``.
+            cluster_field: of the documents; None: candidates are looked for.
+
+        Raises:
+            RecordError: the items cannot be read, or are not those of the record.
+            TaskError: the documents have no such field.
+        """
+        path = self.samples_file(record.model, record.task)
         samples = self.read_samples(record.model, record.task)
-        samples = [line for line in samples if line["filter"] == record.decision_filter]
+        samples = [line for line in samples if line.get("filter") == record.decision_filter]
+        again = f"Run the study again: {record.model} is scored on {record.task} again."
         if len(samples) != record.num_examples:
-            path = self.samples_file(record.model, record.task)
             raise RecordError(
-                f"{path} has {len(samples)} items and its record {record.num_examples}. Delete the "
-                "record beside it and run again: only this task is scored again."
+                f"{path} has {len(samples)} items and its record {record.num_examples}. {again}"
             )
-        judged = judged_items(record, samples, metric)
-        documents = {int(line["doc_id"]): line.get("doc") for line in samples}
+        try:
+            judged = judged_items(record, samples, metric)
+            documents = {int(line["doc_id"]): line.get("doc") for line in samples}
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, RankwiseError):
+                raise
+            problem = f"an item lacks or spoils {error}"
+            raise RecordError(f"{path} cannot be read: {problem}. {again}") from error
         if cluster_field is not None:
             setting = f"evaluation.clusters.{record.task.partition('@')[0]}"
             numbers = cluster_numbers(documents, cluster_field, setting, record.task)

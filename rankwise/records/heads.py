@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from pydantic import Field
+
+from rankwise.records.files import FileDigest
 from rankwise.records.study import Record, Relation, StageRecord, Unit, VersionedRecord
 
 HeadMode = Literal["ablate", "ablate-mean", "revert"]
@@ -166,6 +169,8 @@ class HeadRepair(VersionedRecord):
     """‖wanted - written‖ / ‖wanted‖ of its delta; 0, as rows and columns of the factors are zeroed.
     """
     statement: str
+    files: dict[str, FileDigest] = Field(default_factory=dict)
+    """What the repaired adapter is: name in the run's folder -> digest."""
 
 
 class ChangeMap(Record):

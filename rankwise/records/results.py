@@ -131,6 +131,8 @@ class StudyResults(Record):
     runs: tuple[ModelResults, ...]
     failures: tuple[StageFailure, ...] = ()
     """The stages that failed when they were last tried."""
+    unfinished: Mapping[str, str] = {}
+    """Runs that are left out -> what they lack, such as "not trained"."""
 
     @property
     def by_train_task(self) -> tuple[TrainTaskResults, ...]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config import StudyConfig
+from rankwise.records.files import FileDigest
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
@@ -233,6 +234,10 @@ class RunRecord(VersionedRecord):
     peak_memory_bytes: int
     """Peak memory of the pass until this run was done."""
     provenance: Provenance
+    files: dict[str, FileDigest] = Field(default_factory=dict)
+    """What its weights are: name in the run's folder -> digest; a whole path where they are
+    elsewhere. Empty in the record of an older version.
+    """
 
 
 class StageFailure(VersionedRecord):
@@ -338,6 +343,10 @@ class TaskEvaluation(StageRecord):
     """Tokens of all requests: read, and generated at most."""
     score_seconds: float
     """The model's share of the time, where several were scored together."""
+    samples: FileDigest | None = None
+    """What the items' file beside it is; None in the record of an older version."""
+    provenance: Provenance | None = None
+    """What scored it; None in the record of an older version."""
 
     @property
     def decision(self) -> MetricScore:

@@ -26,34 +26,43 @@ class StudyOutcome(NamedTuple):
 
 
 def conclude(folder: StudyFolder, clusters: Mapping[str, str] | None = None) -> StudyOutcome:
-    """Recommendation and findings from the records of a study, written into its folder.
-
-    That it was judged is written too: the next judgement of other data counts as another look.
+    """Recommendation and findings from the finished records of a study; nothing is written.
 
     Args:
-        folder: of a finished study.
-        clusters: task or group -> field of its documents, added to ``evaluation.clusters`` of
+        folder: of a study.
+        clusters: task or group -> field of its documents, on top of ``evaluation.clusters`` of
             ``study.json``; an empty field takes the setting away. No score depends on it.
 
     Raises:
-        RecordError: a record is missing or cannot be read: the study has not finished.
+        RecordError: the base is not scored or no run is finished, or a record cannot be read.
         TaskError: no such task or group is scored, or its documents have no such field.
+    """
+    study = folder.read_study()
+    results = folder.read_results(_with_clusters(study, clusters) if clusters else study)
+    recommendation = recommend(results, folder.read_looks())
+    return StudyOutcome(results, recommendation, study_findings(results, recommendation))
+
+
+def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:
+    """Write what was concluded into the study's folder, and that the study was judged.
+
+    The next judgement of other data counts as another look.
+
+    Args:
+        folder: of the study.
+        outcome: from ``conclude``.
+        settings: write the study's settings too, with the clusters that were added to them.
+
+    Raises:
         StudyLockedError: another process is working on the study whose settings are to change.
         StorageError: the folder cannot be written.
     """
-    study = folder.read_study()
-    if clusters:
-        study = _with_clusters(study, clusters)
-    results = folder.read_results(study)
-    if clusters:
+    if settings:
         with folder.lock():
-            folder.write(folder.study_file, study)
-    recommendation = recommend(results, folder.read_looks())
-    folder.write(folder.looks_file, looks_of(recommendation))
-    folder.write(folder.recommendation_file, recommendation)
-    findings = study_findings(results, recommendation)
-    folder.write(folder.findings_file, findings)
-    return StudyOutcome(results, recommendation, findings)
+            folder.write(folder.study_file, outcome.results.study)
+    folder.write(folder.looks_file, looks_of(outcome.recommendation))
+    folder.write(folder.recommendation_file, outcome.recommendation)
+    folder.write(folder.findings_file, outcome.findings)
 
 
 def _with_clusters(study: StudyRecord, clusters: Mapping[str, str]) -> StudyRecord:

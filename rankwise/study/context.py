@@ -9,6 +9,7 @@ from rankwise.records.study import StudyRecord
 from rankwise.study.models import ResidentModels
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.stopping import StopSignals
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,12 @@ class StudyContext:
     folder: StudyFolder
     observer: Observer
     models: ResidentModels
+    signals: StopSignals
 
     @classmethod
     def of(cls, plan: StudyPlan, folder: StudyFolder, observer: Observer) -> StudyContext:
         """A context with no model in memory yet."""
-        return cls(plan, folder, observer, ResidentModels(plan, folder))
+        return cls(plan, folder, observer, ResidentModels(plan, folder), StopSignals())
 
     @property
     def study(self) -> StudyRecord:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from rankwise.errors import ConfigError
 from rankwise.records.config import StudyConfig
+from rankwise.records.study_file import problems_of
 
 
 class Extension(NamedTuple):
@@ -47,7 +50,10 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
         data["evaluation"]["limit"] = limit + extension.num_items
     if extension.ranks:
         data["methods"]["lora"]["ranks"] = tuple(sorted((*known, *extension.ranks)))
-    return StudyConfig.model_validate(data)
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(config.name, list(problems_of(error, data, StudyConfig))) from error
 
 
 def _new_seeds(seeds: tuple[int, ...], count: int) -> list[int]:

@@ -87,7 +87,7 @@ class ResidentModels:
         """
         scorer = self.scorer()
         if run.name not in self._put_on:
-            scorer.put_on(run.name, self._folder.weights_folder(run))
+            scorer.put_on(run.name, self._folder.weights(run))
             self._put_on.add(run.name)
 
     def keep(self, names: set[str]) -> None:
@@ -102,7 +102,7 @@ class ResidentModels:
         if self._alone_scorer is None or self._alone_name != run.name:
             if self._uses_vllm and run.method == "full":
                 self.release(base=True)
-                self._alone_scorer = self._open_vllm(self._folder.weights_folder(run))
+                self._alone_scorer = self._open_vllm(self._folder.weights(run))
                 self._alone_name = run.name
             else:
                 self._alone_scorer = self._open_resident(self._load_alone(run))
@@ -118,7 +118,7 @@ class ResidentModels:
         elif run.method == "full":
             yield self._load_alone(run)
         else:
-            base, weights = self.base(), self._folder.weights_folder(run)
+            base, weights = self.base(), self._folder.weights(run)
             try:
                 adapter = load_frozen_adapter(base, weights, DTYPES[self._plan.record.precision])
             except ModelError:
@@ -140,7 +140,7 @@ class ResidentModels:
             return self._load_alone(run), None
         base = self.base()
         if self._adapter is None or self._adapter[0] != run.name:
-            weights, dtype = self._folder.weights_folder(run), DTYPES[self._plan.record.precision]
+            weights, dtype = self._folder.weights(run), DTYPES[self._plan.record.precision]
             self._adapter = run.name, load_frozen_adapter(base, weights, dtype)
         return base, self._adapter[1]
 
@@ -148,7 +148,7 @@ class ResidentModels:
         """A run's checkpoint, or the base with its adapter put on by PEFT."""
         if self._alone is None or self._alone_name != run.name:
             self.release()
-            weights, plan = self._folder.weights_folder(run), self._plan
+            weights, plan = self._folder.weights(run), self._plan
             if run.method == "full":
                 self._alone = models.load_frozen(weights, plan.record.precision, plan.device)
             else:

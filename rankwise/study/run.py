@@ -15,25 +15,41 @@ from rankwise.errors import (
     StageFailedError,
     StorageError,
 )
+from rankwise.records.files import read_if_there
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StageFailure
-from rankwise.study.conclusion import StudyOutcome, conclude
+from rankwise.records.study import StageFailure, StudyRecord
+from rankwise.study.acceptance import replaced_scores, require_disk
+from rankwise.study.conclusion import StudyOutcome, conclude, keep
 from rankwise.study.context import StudyContext
+from rankwise.study.damage import find_damage, set_aside
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Stage, stages
+from rankwise.study.work.canary import check_stack
 from rankwise.study.work.worker import Worker
 
 
-def run_study(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> StudyOutcome:
+def run_study(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    *,
+    replace: bool = False,
+    accept_new_stack: bool = False,
+) -> StudyOutcome:
     """Do what is not done yet, then conclude. Safe to stop at any moment and to call again.
 
-    A stage that fails is recorded; what does not need it goes on. Calling again tries it again.
+    What is damaged is set aside and made again. A stage that fails is recorded; what does not need
+    it goes on. Calling again tries it again. A plan of which nothing could be done leaves the
+    folder's ``study.json`` as it was.
 
     Args:
         plan: from :func:`rankwise.study.planning.plan.plan_study`.
         folder: the study's folder; is created.
         observer: receives progress.
+        replace: finished scores under other settings are set aside; otherwise they are an error.
+        accept_new_stack: put scores beside those of another stack of versions and device, also if
+            the base's scores have moved; otherwise that is an error.
 
     Returns:
         Results, recommendation and findings, also written into the folder. A run of which a stage
@@ -41,27 +57,75 @@ def run_study(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> Study
 
     Raises:
         StageFailedError: stages failed without which nothing can be concluded.
+        StudyChangedError: finished scores would be replaced, or joined by those of another stack.
         StudyLockedError: another process works on the folder.
-        RecordError: a record of the folder cannot be read.
-        StorageError: the folder cannot be written.
+        NewerRecordError: a newer version of rankwise made the folder.
+        StorageError: the folder cannot be written, or has no room for what is left.
+        Stopped: a signal asked for it; what was trained is saved.
     """
-    with folder.lock(), quick_collections():
-        folder.write(folder.study_file, plan.record)
-        context = StudyContext.of(plan, folder, observer)
+    context = StudyContext.of(plan, folder, observer)
+    with folder.lock(), quick_collections(), context.signals.listening():
+        _set_damaged_aside(plan, folder, observer)
+        graph = stages(plan.record)
+        earlier = read_if_there(folder.study_file, StudyRecord)
+        files, changed = replaced_scores(plan, folder, graph, earlier)
+        if changed is not None and not replace:
+            raise changed
+        require_disk(folder, graph)
         try:
-            failures = _go_through(stages(plan.record), context)
+            check_stack(context, graph, is_accepted=accept_new_stack)
+            if files:
+                set_aside(folder, files, str(changed))
+            failures = _carry_out(graph, context, earlier)
         finally:
             context.models.release()
+            folder.checked.save()
+        return _concluded(folder, failures)
+
+
+def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> None:
+    damages = find_damage(folder, [run.name for run in plan.record.runs])
+    if not damages:
+        return
+    spoils = dict.fromkeys(path for damage in damages for path in damage.spoils)
+    place = set_aside(folder, list(spoils), "\n".join(map(str, damages)))
+    for damage in damages:
+        observer.noted(f"{damage}: set aside in {place}")
+
+
+def _carry_out(
+    graph: Sequence[Stage], context: StudyContext, earlier: StudyRecord | None
+) -> list[StageFailure]:
+    """Go through the stages under the new plan; one of which nothing comes is taken back."""
+    folder, plan = context.folder, context.plan
+
+    def finished() -> int:
+        return sum(len(stage.models) - len(stage.left(folder)) for stage in graph)
+
+    before = finished()
+    folder.write(folder.study_file, plan.record)
+    failures: list[StageFailure] = []
+    try:
+        failures = _go_through(graph, context)
+    finally:
+        is_done = not failures and all(stage.is_finished(folder) for stage in graph)
+        if earlier is not None and not is_done and finished() == before:
+            folder.write(folder.study_file, earlier)
+    return failures
+
+
+def _concluded(folder: StudyFolder, failures: Sequence[StageFailure]) -> StudyOutcome:
+    failed = StageFailedError([_in_words(failure) for failure in failures])
+    try:
+        outcome = conclude(folder)
+    except RecordError as error:
         if not failures:
-            return conclude(folder)
-        failed = StageFailedError([_in_words(failure) for failure in failures])
-        try:
-            outcome = conclude(folder)
-        except RecordError as error:  # what is missing is needed by everything
-            raise failed from error
-        if not outcome.results.runs:
-            raise failed
-        return outcome
+            raise
+        raise failed from error  # what is missing is needed by everything
+    if failures and not outcome.results.runs:
+        raise failed
+    keep(folder, outcome)
+    return outcome
 
 
 def _go_through(graph: Sequence[Stage], context: StudyContext) -> list[StageFailure]:

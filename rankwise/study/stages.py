@@ -42,6 +42,15 @@ TRAINING_WORK = {"lora": 2.5, "full": 4.0}
 """Work of a trained token, in scored tokens: a backward pass, and for full fine-tuning the
 gradients of all weights. Only the time left is estimated from it."""
 
+STATE_BYTES = 12
+"""Of a saved state of training per trained weight: it and AdamW's two moments, in float32."""
+
+WEIGHT_BYTES = 4
+"""Of a stored weight in float32; a checkpoint in bfloat16 takes half."""
+
+TOKEN_BYTES = 8
+"""Of a samples file per scored token: its text, and the answers beside it."""
+
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
 
@@ -62,6 +71,8 @@ class Stage(ABC):
     """Scored tokens, or what takes as long; for the time left and to share work out."""
     memory_bytes: int
     """What it holds at once: of training the planned peak, else the weights of its models."""
+    disk_bytes: int
+    """What it writes, about; of training with the states from which it can be resumed."""
 
     kind: ClassVar[str]
     record: ClassVar[type[Record]]
@@ -105,6 +116,7 @@ class Stage(ABC):
             "needs": list(self.needs),
             "work": self.work,
             "memory_bytes": self.memory_bytes,
+            "disk_bytes": self.disk_bytes,
             "is_finished": self.is_finished(folder),
         }
 
@@ -312,6 +324,7 @@ class _Graph:
             needs=(),
             work=sum(run.num_tokens * TRAINING_WORK[run.method] for run in runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
+            disk_bytes=sum(self._weights_and_state(run) for run in runs),
             planned_pass=planned_pass,
         )
         self.stages.append(train)
@@ -341,6 +354,7 @@ class _Graph:
                         needs=self._trainings(runs),
                         work=work,
                         memory_bytes=2 * study.weights_bytes,
+                        disk_bytes=0,
                         reference=full,
                     )
                 )
@@ -358,6 +372,7 @@ class _Graph:
                         needs=self._trainings(runs),
                         work=float((tokens or 0) * (len(runs) + 1)),
                         memory_bytes=2 * study.weights_bytes,
+                        disk_bytes=0,
                         train_task=train_task,
                     )
                 )
@@ -376,6 +391,7 @@ class _Graph:
                         needs=self._trainings(runs),
                         work=ANALYSIS_WORK * decompositions * len(runs),
                         memory_bytes=2 * study.weights_bytes,
+                        disk_bytes=0,
                         train_task=train_task,
                     )
                 )
@@ -391,11 +407,23 @@ class _Graph:
             needs=needs,
             work=float(study.num_tokens.scored.get(task, 0) * len(models)),
             memory_bytes=study.weights_bytes,
+            disk_bytes=round(TOKEN_BYTES * study.num_tokens.scored.get(task, 0) * len(models)),
             task=task,
             base_fingerprint=scoring_fingerprint(study, study.base_model_fingerprint, task),
         )
         self.stages.append(stage)
         return stage
+
+    def _weights_and_state(self, run: PlannedRun) -> int:
+        """Bytes of a run's weights, and of what its training is resumed from."""
+        if run.imported_from is not None and run.method == "full":
+            return 0  # they stay where they are
+        train, full = self._study.config.train, self._study.config.methods.full
+        has_state = train.save_steps is not None and run.imported_from is None
+        weight_bytes = WEIGHT_BYTES
+        if run.method == "full" and full is not None and full.weights == "bfloat16":
+            weight_bytes = WEIGHT_BYTES // 2
+        return run.num_trainable_parameters * (weight_bytes + has_state * STATE_BYTES)
 
     def _trainings(self, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._training_of[run.name] for run in runs))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
+from rankwise.study.damage import find_damage
 from rankwise.study.stages import (
     AnalyseWeights,
     CompareDistributions,
@@ -30,6 +31,7 @@ class ModelStatus(NamedTuple):
         spectra_left: whether its weights are still to be analysed.
         heads_left: whether its attention heads are still to be compared with the base's.
         failed: the stages of it that failed when they were last tried, and why.
+        damaged: its files that are not as they were written; running the study makes them again.
     """
 
     model: str
@@ -42,6 +44,7 @@ class ModelStatus(NamedTuple):
     spectra_left: bool
     heads_left: bool
     failed: tuple[str, ...]
+    damaged: tuple[str, ...]
 
     @property
     def left(self) -> tuple[str, ...]:
@@ -57,17 +60,25 @@ class ModelStatus(NamedTuple):
 def study_status(folder: StudyFolder) -> list[ModelStatus]:
     """One line per model, from the stages that ``rankwise run`` would go through.
 
+    What is damaged counts as left.
+
     Raises:
-        RecordError: the folder has no study, or a record cannot be read.
+        RecordError: the folder has no study, or its plan cannot be read.
     """
     study = folder.read_study()
     graph = stages(study)
-    left = {stage.id: stage.left(folder) for stage in graph}
-    failures = folder.failures()
-    return [
-        _line(folder, study, model, [s for s in graph if model in left[s.id]], failures)
-        for model in (None, *study.runs)
-    ]
+    damages = find_damage(folder, [run.name for run in study.runs])
+    spoilt = {path for damage in damages for path in damage.spoils}
+    intact = folder.without(spoilt)
+    left = {stage.id: stage.left(intact) for stage in graph}
+    failures = intact.failures()
+    lines: list[ModelStatus] = []
+    for model in (None, *study.runs):
+        place = folder.model_folder(BASE if model is None else model.name)
+        damaged = [str(damage) for damage in damages if damage.path.is_relative_to(place)]
+        todo = [stage for stage in graph if model in left[stage.id]]
+        lines.append(_line(intact, study, model, todo, failures, damaged))
+    return lines
 
 
 def _line(
@@ -76,6 +87,7 @@ def _line(
     model: PlannedRun | None,
     todo: list[Stage],
     failures: tuple[StageFailure, ...],
+    damaged: list[str],
 ) -> ModelStatus:
     name, training, done = BASE, "none needed", 0
     tasks = study.scored_tasks()
@@ -100,6 +112,7 @@ def _line(
             for failure in failures
             if failure.stage in {stage.id for stage in todo}
         ),
+        damaged=tuple(damaged),
     )
 
 

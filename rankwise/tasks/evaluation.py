@@ -84,7 +84,7 @@ def evaluate(
         new = [request for request in prepared.requests if request.instance >= num_known]
         num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
         advance(num_tokens * len(group))
-        answers |= _ask(scorer, group, prepared, new, advance)
+        answers |= ask(scorer, group, prepared, new, advance)
     return [_judged(model, prepared, answers[model.name], metric) for model in models]
 
 
@@ -119,14 +119,14 @@ def _judged(
     return Scoring(record, judgement.samples)
 
 
-def _ask(
+def ask(
     scorer: Scorer,
     models: Sequence[ScoredModel],
     prepared: PreparedTask,
     requests: Sequence[Request],
-    advance: Advance,
+    advance: Advance = lambda _: None,
 ) -> dict[str, Known]:
-    """Model name -> answers, for models with equally many known answers."""
+    """Model name -> answers, known and new, for models with equally many known answers."""
     started = time.perf_counter()
     adapters = [model.adapter for model in models]
     unfinished = [0] * len(models)

@@ -81,7 +81,7 @@ class _Comparison:
     ) -> tuple[tuple[ShareMap, ...], str | None]:
         """From the weights; not of an adapter that is more than LoRA, which is noted."""
         norms: NormSquared
-        weights = self._context.folder.weights_folder(run)
+        weights = self._context.folder.weights(run)
         if run.method == "full":
             names = list(dict.fromkeys(name for layout in layouts for name in layout.projections))
             if self._base_matrices is None:

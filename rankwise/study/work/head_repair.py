@@ -109,7 +109,7 @@ class HeadRepairer:
         )
         if chosen:
             record = self._confirmed(record, search, asked, chosen)
-        self._folder.write(self._folder.head_repair_file(self._run.name), record)
+        self._folder.write_repair(record)
         return record
 
     def _scorer(self) -> ResidentScorer:
@@ -120,7 +120,7 @@ class HeadRepairer:
         self, record: HeadRepair, search: _Search, asked: Sequence[_Asked], chosen: list[Head]
     ) -> HeadRepair:
         """Write the adapter, read it back, and compare it on the items that are left."""
-        source = self._folder.weights_folder(self._run)
+        source = self._folder.weights(self._run)
         target = self._folder.repaired_folder(self._run.name)
         save_without_heads(
             source, target, search.layouts, chosen, keys_and_values=record.keys_and_values

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rankwise.engine.models.devices import device_name
 from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.records.folder import BASE
+from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
 from rankwise.study.stages import Model, Score
 from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
+from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Scorer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import probes, refuse_equal, refuse_unapplied
@@ -23,6 +26,7 @@ class ScoreWorker:
     def __init__(self, context: StudyContext) -> None:
         self._plan, self._folder = context.plan, context.folder
         self._observer, self._models = context.observer, context.models
+        self._provenance = collect_provenance(device_name(context.plan.device))
         self._noted: set[str] = set()
         self._applied: set[str] = set()
 
@@ -108,7 +112,8 @@ class ScoreWorker:
             if has_update and self._is_unchanged(task, scoring):
                 unchanged.append(scoring)
             else:
-                self._folder.write_evaluation(scoring.record, scoring.samples)
+                record = scoring.record.model_copy(update={"provenance": self._provenance})
+                self._folder.write_evaluation(record, scoring.samples)
         for scoring in unchanged:
             raise UnchangedOutputsError(
                 f"{scoring.record.model} has a non-zero update and gives every one of the "
@@ -128,14 +133,7 @@ class ScoreWorker:
         samples = self._folder.read_samples(name, task.name)
         lines = [line for line in samples if line["filter"] == samples[0]["filter"]]
         return Known(
-            responses=tuple(
-                tuple(
-                    tuple(response) if isinstance(response, list) else response
-                    for response in responses
-                )
-                for line in lines
-                for responses in line["resps"]
-            ),
+            responses=responses_of(lines),
             num_unfinished=earlier.num_unfinished or 0,
             score_seconds=earlier.score_seconds,
         )
@@ -157,6 +155,15 @@ class ScoreWorker:
         if about not in self._noted:
             self._observer.noted(text)
             self._noted.add(about)
+
+
+def responses_of(lines: Iterable[Mapping[str, Any]]) -> tuple[Responses, ...]:
+    """A model's answers to the instances of a task, from the lines of one filter."""
+    return tuple(
+        tuple(tuple(response) if isinstance(response, list) else response for response in responses)
+        for line in lines
+        for responses in line["resps"]
+    )
 
 
 def _log_likelihoods(line: Mapping[str, Any]) -> list[float]:

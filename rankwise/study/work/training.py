@@ -16,13 +16,13 @@ from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.files import writing
+from rankwise.records.files import require_room, writing
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.imports import import_adapter, not_finite, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import TRAINING_WORK, Train
+from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train
 
 Save = Callable[[Trainee], tuple[int, bool]]
 """Writes a trainee's weights; returns their bytes, and whether the update is zero."""
@@ -122,6 +122,7 @@ def _train_full(context: StudyContext, run: PlannedRun, planned: PlannedPass) ->
 
     def save(_: Trainee) -> tuple[int, bool]:
         weights = context.folder.weights_folder(run)
+        require_room(weights, DTYPES[full.weights].itemsize * run.num_trainable_parameters)
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
@@ -140,26 +141,28 @@ class _Pass(NamedTuple):
 
 
 def _run_pass(context: StudyContext, together: _Pass, save: Save) -> None:
-    writer = _Writer(context, save)
+    writer = _Writer(context, together.trainees, save)
     for trainee in together.trainees:
         writer.resume(trainee)
-    training.train_pass(
-        together.model,
-        together.trainees,
-        bank=together.bank,
-        max_tokens=together.planned.max_tokens,
-        precision=context.study.precision,
-        gradient_checkpointing=together.planned.gradient_checkpointing,
-        compile_layers=context.study.config.train.compile,
-        observer=writer,
-    )
+    with context.signals.deferred():
+        training.train_pass(
+            together.model,
+            together.trainees,
+            bank=together.bank,
+            max_tokens=together.planned.max_tokens,
+            precision=context.study.precision,
+            gradient_checkpointing=together.planned.gradient_checkpointing,
+            compile_layers=context.study.config.train.compile,
+            observer=writer,
+        )
 
 
 class _Writer:
     """Writes the progress of a pass into the study's folder."""
 
-    def __init__(self, context: StudyContext, save: Save) -> None:
-        self._plan, self._folder = context.plan, context.folder
+    def __init__(self, context: StudyContext, trainees: Sequence[Trainee], save: Save) -> None:
+        self._plan, self._folder, self._signals = context.plan, context.folder, context.signals
+        self._trainees = trainees
         self._observer, self._save = context.observer, save
         self._save_steps = context.study.config.train.save_steps
 
@@ -179,7 +182,17 @@ class _Writer:
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
         self._observer.advanced(_work(trainee, metrics.num_tokens - before))
         if self._save_steps and metrics.step % self._save_steps == 0:
-            trainee.save_state(self._folder.training_state_file(trainee.run))
+            self._save_state(trainee)
+        if self._signals.is_pending:
+            for unfinished in self._trainees if self._save_steps else ():
+                if unfinished.step and not unfinished.is_finished:
+                    self._save_state(unfinished)
+            self._signals.stop_if_asked()
+
+    def _save_state(self, trainee: Trainee) -> None:
+        path = self._folder.training_state_file(trainee.run)
+        require_room(path, STATE_BYTES * trainee.run.num_trainable_parameters)
+        trainee.save_state(path)
 
     def finished(self, trainee: Trainee, result: TrainingResult) -> None:
         size, is_zero = self._save(trainee)

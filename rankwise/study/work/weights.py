@@ -111,7 +111,7 @@ def _write(context: StudyContext, stage: AnalyseWeights, subject: _Subject, seco
 
 def _full_matrices(context: StudyContext, name: str, layers: Sequence[str]) -> Mapping[str, Tensor]:
     (run,) = (run for run in context.study.runs if run.name == name)
-    return weight_matrices(context.folder.weights_folder(run), layers)
+    return weight_matrices(context.folder.weights(run), layers)
 
 
 def _delta(run: str, layer: str, base: Tensor, adapted: Tensor) -> Svd:
@@ -198,7 +198,7 @@ def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, Linear
     record = None if reference is None else folder.finished_run(reference)
     full = reference.name if reference and record and record.status == "trained" else None
     try:
-        updates = read_updates(folder.weights_folder(run))
+        updates = read_updates(folder.weights(run))
     except BeyondLoraError as error:
         observer.noted(f"{run.name} is not analysed: {error}")
         return _Subject(run, {}, full, str(error), [])

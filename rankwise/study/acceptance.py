@@ -1,0 +1,130 @@
+"""Whether a plan may be carried out in a folder: nothing that is finished is scored over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.errors import StorageError, StudyChangedError
+from rankwise.records.files import free_bytes
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study import StudyRecord
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.stages import Model, Score, Stage
+
+# Sections of a study file on which scores of a model depend.
+_SCORED_BY = ("base_model", "evaluation", "train.precision", "train.base_precision")
+
+
+class _Finished(NamedTuple):
+    """A finished scoring that the plan would replace."""
+
+    model: str
+    task: str
+    files: tuple[Path, ...]
+
+
+def replaced_scores(
+    plan: StudyPlan, folder: StudyFolder, graph: Sequence[Stage], earlier: StudyRecord | None
+) -> tuple[list[Path], StudyChangedError | None]:
+    """The files of finished scores that a plan would score again, and the error that says so.
+
+    Adding ranks, seeds, tasks or items replaces nothing: of more items, those that are scored
+    already are kept.
+
+    Args:
+        plan: the plan.
+        folder: of the study.
+        graph: the plan's stages.
+        earlier: what ``study.json`` says before; None where it is missing.
+
+    Returns:
+        The files, and None where there are none.
+    """
+    finished = list(_replaced(plan, folder, graph))
+    if not finished:
+        return [], None
+    tasks = sorted({scoring.task for scoring in finished})
+    differences = [] if earlier is None else _differences(earlier, plan.record)
+    if not differences:
+        differences = [
+            f"the items of {task}, or how they are asked, have changed" for task in tasks
+        ]
+    head = (
+        f"{folder.root} has {len(finished)} finished scores of {', '.join(tasks)} under other "
+        "settings:"
+    )
+    remedy = (
+        "Keep the settings of the folder, choose another --study-dir, or give --replace: the "
+        "old scores are then set aside in quarantine/ and made again."
+    )
+    error = StudyChangedError("\n  ".join([head, *differences, remedy]))
+    return [path for scoring in finished for path in scoring.files], error
+
+
+def require_disk(folder: StudyFolder, graph: Sequence[Stage]) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        StorageError: what is left of the study takes more than is free.
+    """
+    needed = sum(stage.disk_bytes for stage in graph if not stage.is_finished(folder))
+    free = free_bytes(folder.root)
+    if needed > free:
+        raise StorageError(
+            f"what is left of the study takes about {needed / 1e9:.1f} GB in {folder.root} and "
+            f"{free / 1e9:.1f} GB are free. Free some space, choose another --study-dir, or leave "
+            "full fine-tuning out with methods.full=null."
+        )
+
+
+def _replaced(plan: StudyPlan, folder: StudyFolder, graph: Sequence[Stage]) -> Iterator[_Finished]:
+    for stage in graph:
+        if isinstance(stage, Score):
+            for model in stage.left(folder):
+                name = BASE if model is None else model.name
+                if _has_other_scores(plan, folder, stage, model):
+                    record = folder.evaluation_file(name, stage.task)
+                    samples = folder.samples_file(name, stage.task)
+                    yield _Finished(name, stage.task, (record, samples))
+
+
+def _has_other_scores(plan: StudyPlan, folder: StudyFolder, stage: Score, model: Model) -> bool:
+    name, fingerprint = BASE, plan.base.fingerprint
+    if model is not None:
+        if folder.finished_run(model) is None:
+            return False  # it is trained again, and its scores with it
+        name, fingerprint = model.name, model.fingerprint
+    scored = folder.earlier_evaluation(name, stage.task)
+    if scored is None or scored.fingerprint == stage.fingerprint_of(model):
+        return False
+    return not plan.begins_with(scored, fingerprint, plan.tasks[stage.task])
+
+
+def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
+    """One line per setting that scores depend on and that differs."""
+    before, after = _settings(earlier), _settings(now)
+    return [
+        f"{key}: {before.get(key)!r} when they were scored, {after.get(key)!r} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and not key.startswith("evaluation.clusters")
+    ]
+
+
+def _settings(study: StudyRecord) -> dict[str, Any]:
+    flat: dict[str, Any] = {"precision": study.precision}
+    for section in _SCORED_BY:
+        value: Any = study.config.model_dump(mode="json")
+        for part in section.split("."):
+            value = value[part]
+        flat |= dict(_flat(section, value))
+    return flat
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(f"{key}.{name}", inner)
+    else:
+        yield key, value

@@ -1,0 +1,229 @@
+"""What of a study folder is not as it was written, what it takes to make it again, and where to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from rankwise.errors import NewerRecordError, RecordError
+from rankwise.findings.study import StudyFindings
+from rankwise.records.files import FileDigest, read_record, storage_error, write_atomically, writing
+from rankwise.records.folder import BASE, StudyFolder, samples_beside
+from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
+from rankwise.records.judgement import StudyLooks
+from rankwise.records.results import Divergence
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import (
+    Record,
+    RunRecord,
+    StageFailure,
+    StudyRecommendation,
+    StudyRecord,
+    TaskEvaluation,
+)
+
+R = TypeVar("R", bound=Record)
+
+
+class Damage(NamedTuple):
+    """A file that is not as it was written.
+
+    Attributes:
+        path: the file.
+        problem: what is wrong with it, in words.
+        made_by: the work that made it, in words: "training RUN", "scoring base on arc_easy".
+        spoils: what is to be set aside, so that the work is done again.
+    """
+
+    path: Path
+    problem: str
+    made_by: str
+    spoils: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.problem}; it was made by {self.made_by}"
+
+
+def find_damage(
+    folder: StudyFolder, models: Sequence[str] | None = None, *, thorough: bool = False
+) -> list[Damage]:
+    """Every record that cannot be read, and every file that its record does not recognise.
+
+    Args:
+        folder: of a study.
+        models: the runs to look at, besides the base; None: all that are there.
+        thorough: read every file; otherwise one that was checked before is read again only if the
+            system says that it was written since.
+
+    Raises:
+        NewerRecordError: a newer version of rankwise wrote a record.
+    """
+    if models is None:
+        runs = folder.model_folder("_").parent
+        models = sorted(path.name for path in runs.iterdir()) if runs.is_dir() else []
+    inspector = _Inspector(folder, thorough)
+    damages = list(inspector.of_study())
+    for model in (BASE, *models):
+        damages += inspector.of_model(model)
+    folder.checked.save()
+    return damages
+
+
+def unverifiable(folder: StudyFolder) -> int:
+    """The number of runs and scorings whose records, of an early version, have no digests."""
+    count = 0
+    for path in folder.root.glob("runs/*/run.json"):
+        run = read_record(path, RunRecord)
+        count += run.status == "trained" and not run.files
+    for path in (*folder.root.glob("runs/*/eval/*.json"), *folder.root.glob("base/eval/*.json")):
+        count += read_record(path, TaskEvaluation).samples is None
+    return count
+
+
+def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
+    """Move files and folders of a study into a new folder below ``quarantine/``.
+
+    Args:
+        folder: of the study.
+        paths: what to move; keeps its place below the new folder.
+        why: written beside them.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        StorageError: they cannot be moved.
+    """
+    quarantine = folder.root / "quarantine"
+    with writing(quarantine):
+        number = 1
+        while True:
+            target = quarantine / f"{number:03d}"
+            try:
+                target.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                break
+    write_atomically(target / "why.txt", f"{why}\n")
+    for path in paths:
+        if path.exists() and path.is_relative_to(folder.root):
+            moved = target / path.relative_to(folder.root)
+            try:
+                moved.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(moved)
+            except OSError as error:
+                raise storage_error(moved, error) from error
+    return target
+
+
+class _Inspector:
+    """Reads a folder's records, and compares files with them."""
+
+    def __init__(self, folder: StudyFolder, thorough: bool) -> None:
+        self._folder, self._thorough = folder, thorough
+
+    def of_study(self) -> Iterator[Damage]:
+        folder = self._folder
+        records: list[tuple[Path, type[Record], str]] = [
+            (folder.study_file, StudyRecord, "planning the study"),
+            (folder.looks_file, StudyLooks, "judging the study; the looks are counted anew"),
+            (folder.recommendation_file, StudyRecommendation, "judging the study"),
+            (folder.findings_file, StudyFindings, "judging the study"),
+            *(
+                (path, StageFailure, "a stage that failed")
+                for path in sorted(folder.failures_folder.glob("*.json"))
+            ),
+        ]
+        for path, kind, made_by in records:
+            yield from self._record(path, kind, made_by)
+
+    def of_model(self, model: str) -> Iterator[Damage]:
+        """Damage in a model's folder; where its training is damaged, all of it goes."""
+        folder = self._folder
+        place = folder.model_folder(model)
+        if model != BASE:
+            training = list(
+                self._record(
+                    folder.run_file(model),
+                    RunRecord,
+                    f"training {model}",
+                    spoils=(place,),
+                    files=lambda run: folder.files_of(model, run.files),
+                )
+            )
+            yield from training
+            if training:
+                return
+        for path in sorted((place / "eval").glob("*.json")):
+            samples = samples_beside(path)
+            yield from self._record(
+                path,
+                TaskEvaluation,
+                f"scoring {model} on {path.stem}",
+                spoils=(path, samples),
+                files=lambda record, samples=samples: (
+                    {samples: record.samples} if record.samples else {}
+                ),
+            )
+            yield from self._old_samples(model, path)
+        for path, kind, what in (
+            (folder.spectra_file(model), SpectraRecord, "analysing the weights of"),
+            (folder.head_changes_file(model), HeadChanges, "comparing the heads of"),
+            *(
+                (path, Divergence, "comparing with full fine-tuning")
+                for path in sorted((place / "divergence").glob("*.json"))
+            ),
+            (place / "divergence.json", Divergence, "comparing with full fine-tuning"),
+            *(
+                (path, TaskHeadEffects, "intervening on the heads of")
+                for path in sorted((place / "heads" / "effects").rglob("*.json"))
+            ),
+        ):
+            yield from self._record(path, kind, f"{what} {model}")
+        repair = folder.head_repair_file(model)
+        yield from self._record(
+            repair,
+            HeadRepair,
+            f"repairing {model} (`rankwise heads` makes it again)",
+            spoils=(repair, folder.repaired_folder(model)),
+            files=lambda record: folder.files_of(model, record.files),
+        )
+
+    def _record(
+        self,
+        path: Path,
+        kind: type[R],
+        made_by: str,
+        *,
+        spoils: tuple[Path, ...] = (),
+        files: Callable[[R], Mapping[Path, FileDigest]] = lambda _: {},
+    ) -> Iterator[Damage]:
+        """Damage of a record, if it is there, and of the files that it stands on."""
+        if not path.exists():
+            return
+        try:
+            record = read_record(path, kind)
+        except NewerRecordError:
+            raise
+        except RecordError as error:
+            reason = str(error).removeprefix(f"{path} ").partition(". Run the study")[0]
+            yield Damage(path, reason, made_by, spoils or (path,))
+            return
+        for file, digest in files(record).items():
+            misfit = self._folder.checked.misfit(file, digest, thorough=self._thorough)
+            if misfit is not None:
+                yield Damage(file, misfit, made_by, spoils or (path,))
+
+    def _old_samples(self, model: str, path: Path) -> Iterator[Damage]:
+        """Items of an early version, which have no digest, must at least be readable."""
+        try:
+            record = read_record(path, TaskEvaluation)
+            if record.samples is None:
+                self._folder.judged(record)
+        except RecordError as error:
+            samples = samples_beside(path)
+            if not isinstance(error, NewerRecordError) and samples.name in str(error):
+                reason = str(error).removeprefix(f"{samples} ").partition(". Run the study")[0]
+                yield Damage(samples, reason, f"scoring {model} on {path.stem}", (path, samples))

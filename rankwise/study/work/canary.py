@@ -1,0 +1,112 @@
+"""Scores a few items of the base again where a study goes on under another stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rankwise.engine.models.devices import device_name
+from rankwise.errors import StudyChangedError
+from rankwise.records.folder import BASE
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.stacks import AcceptedStack, AcceptedStacks, Stack, differences, stack_of
+from rankwise.records.study import TaskEvaluation
+from rankwise.study.context import StudyContext
+from rankwise.study.stages import Score, Stage
+from rankwise.study.work.scoring import responses_of
+from rankwise.tasks.evaluation import ScoredModel, ask
+from rankwise.tasks.judgement import Responses
+
+NUM_ITEMS = 16
+"""Of each task: enough to see float32's last digits move, and seconds on a laptop."""
+
+
+def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: bool) -> None:
+    """Before anything is scored, compare this stack with that of the scores which are there.
+
+    Where it is another one, the first items of the base are scored again. If they are the same to
+    the last bit the study goes on.
+
+    Raises:
+        StudyChangedError: they moved, and ``is_accepted`` is False.
+    """
+    folder = context.folder
+    if all(stage.is_finished(folder) for stage in graph if isinstance(stage, Score)):
+        return
+    scored = _base_scores(context, graph)
+    stacks = [stack_of(record.provenance) for record in scored if record.provenance is not None]
+    now = stack_of(collect_provenance(device_name(context.plan.device)))
+    accepted = folder.accepted_stacks()
+    known = [*stacks, *(entry.stack for entry in accepted.stacks)]
+    if not stacks or now in known:
+        return
+    context.observer.noted(f"another stack than before: {differences(stacks[0], now)}")
+    entry = _measured(context, [record.task for record in scored], stacks[0], now)
+    context.observer.noted(entry.shift)
+    is_same = entry.largest_shift_nats == 0.0 and entry.num_changed == 0
+    if not (is_same or is_accepted):
+        raise StudyChangedError(
+            f"{folder.root} was scored on another stack: {entry.statement}. Give "
+            "--accept-new-stack to put new scores beside the old ones, or choose another "
+            "--study-dir."
+        )
+    stacks_now = AcceptedStacks(stacks=(*accepted.stacks, entry))
+    folder.write(folder.stacks_file, stacks_now)
+
+
+def _base_scores(context: StudyContext, graph: Sequence[Stage]) -> list[TaskEvaluation]:
+    """The base's finished scores under the study's settings."""
+    found: list[TaskEvaluation] = []
+    for stage in graph:
+        if isinstance(stage, Score) and not stage.runs and stage.is_finished(context.folder):
+            record = context.folder.earlier_evaluation(BASE, stage.task)
+            if record is not None:
+                found.append(record)
+    return found
+
+
+def _measured(
+    context: StudyContext, tasks: Sequence[str], before: Stack, now: Stack
+) -> AcceptedStack:
+    largest, num_changed, num_items = 0.0, 0, 0
+    for name in tasks:
+        task = context.plan.tasks[name]
+        lines = context.folder.read_samples(BASE, name)
+        lines = [line for line in lines if line["filter"] == lines[0]["filter"]][:NUM_ITEMS]
+        old = responses_of(lines)
+        requests = [request for request in task.requests if request.instance < len(old)]
+        model = ScoredModel(BASE, context.plan.base.fingerprint)
+        new = ask(context.models.scorer(), [model], task, requests)[BASE].responses
+        start = 0
+        for line in lines:
+            end = start + len(line["resps"])
+            shift, is_changed = _moved(old[start:end], new[start:end])
+            largest, num_changed = max(largest, shift), num_changed + is_changed
+            start = end
+        num_items += len(lines)
+    return AcceptedStack(
+        stack=now,
+        before=before,
+        num_items=num_items,
+        largest_shift_nats=largest,
+        num_changed=num_changed,
+        accepted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _moved(old: Sequence[Responses], new: Sequence[Responses]) -> tuple[float, bool]:
+    """The largest change of an item's log-likelihoods, and whether its answer is another."""
+    texts = [(a, b) for a, b in zip(old, new, strict=True) if isinstance(a[0], str)]
+    if texts:
+        return 0.0, any(a != b for a, b in texts)
+    before, after = _nats(old), _nats(new)
+    shift = max(abs(a - b) for a, b in zip(before, after, strict=True))
+    return shift, before.index(max(before)) != after.index(max(after))
+
+
+def _nats(responses: Sequence[Responses]) -> list[float]:
+    return [
+        float(response[0] if isinstance(response, tuple) else response)
+        for repeats in responses
+        for response in repeats
+    ]
