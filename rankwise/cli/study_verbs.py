@@ -87,10 +87,16 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
     config, folder = _named(study, study_dir)
     planned = _planned(config)
     from rankwise.cli.terminal import pass_lines, plan_table
+    from rankwise.records.files import free_bytes
+    from rankwise.study.damage import find_damage
     from rankwise.study.stages import finished_work, stages
 
     record, graph = planned.record, stages(planned.record)
-    done = finished_work(graph, folder)
+    damages = find_damage(folder, [run.name for run in record.runs])
+    intact = folder.without({path for damage in damages for path in damage.spoils})
+    done = finished_work(graph, intact)
+    warn(f"damaged: {damage}; it is made again" for damage in damages)
+    left = sum(stage.disk_bytes for stage in graph if not stage.is_finished(intact))
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
@@ -99,13 +105,14 @@ def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = Fa
         content = {
             "runs": runs,
             "passes": record.passes,
-            "stages": [stage.described(folder) for stage in graph],
+            "stages": [stage.described(intact) for stage in graph],
             "warnings": record.warnings,
         }
         return emit(content)
     stdout.print(plan_table(record, done))
     for line in pass_lines(record):
         say(line)
+    say(f"disk: about {left / 1e9:.2f} GB, {free_bytes(folder.root) / 1e9:.1f} GB free")
     return OK
 
 
@@ -126,8 +133,8 @@ def report(
     from rankwise.study.conclusion import conclude
 
     folder = StudyFolder(directory)
-    _note_damage(folder)
     outcome = conclude(folder)
+    _note_damage(folder)
     _keep(folder, outcome)
     return _report(folder, outcome, output)
 
@@ -203,8 +210,8 @@ def recommend(
     from rankwise.study.conclusion import conclude
 
     folder = StudyFolder(directory)
-    _note_damage(folder)
     outcome = conclude(folder, _clusters(cluster or ()))
+    _note_damage(folder)
     _keep(folder, outcome, settings=bool(cluster))
     recommendation = outcome.recommendation
     _note_left_out(outcome)

@@ -30,7 +30,7 @@ R = TypeVar("R", bound=Record)
 _TEMPORARY = ".rankwise-tmp"
 _TEMPORARY_NAME = re.compile(r"\.(?P<host>[^.]+)\.(?P<process>\d+)\.rankwise-tmp$")
 # The last entry of a record's JSON: the sha256 of the JSON without it.
-_CHECKSUM = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n$')
+_CHECKSUM = re.compile(rb',\n  "checksum": "([0-9a-f]{64})"\n}\n$')
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space",
@@ -182,9 +182,9 @@ def write_record(path: Path, record: Record) -> None:
         StorageError: disk full, no permission.
     """
     content = record.model_dump_json(indent=2)
-    sha256 = hashlib.sha256(content.encode()).hexdigest()
+    checksum = hashlib.sha256(content.encode()).hexdigest()
     entries = content.removesuffix("\n}")
-    write_atomically(path, entries + f',\n  "sha256": "{sha256}"\n}}\n')
+    write_atomically(path, entries + f',\n  "checksum": "{checksum}"\n}}\n')
 
 
 def read_record(path: Path, record_type: type[R]) -> R:
@@ -216,7 +216,7 @@ def _checked(content: bytes) -> bytes:
     """A record's JSON without its checksum."""
     written = _CHECKSUM.search(content)
     if written is None:
-        if b'"sha256": "' in content[-100:]:
+        if b'"checksum"' in content[-100:]:
             raise ValueError("it was changed since it was written")
         return content
     bare = content[: written.start()] + b"\n}"
@@ -226,14 +226,16 @@ def _checked(content: bytes) -> bytes:
 
 
 def _refuse_newer(path: Path, content: bytes) -> None:
-    with contextlib.suppress(ValueError, RecursionError):
+    try:
         data = json.loads(content)
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise NewerRecordError(
-                f"{path} was written by a newer rankwise (schema {version}; this one reads "
-                f"{SCHEMA_VERSION}). Upgrade rankwise, or choose another folder."
-            )
+    except (ValueError, RecursionError):
+        return
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise NewerRecordError(
+            f"{path} was written by a newer rankwise (schema {version}; this one reads "
+            f"{SCHEMA_VERSION}). Upgrade rankwise, or choose another folder."
+        )
 
 
 def read_if_there(path: Path, record_type: type[R]) -> R | None:

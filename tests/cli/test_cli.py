@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,14 +20,17 @@ from rankwise.cli.main import app
 from rankwise.findings.statements import with_folder
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config, preset_text
+from rankwise.study.stopping import Stopped
 from rankwise.tasks import resolution
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
+from tests.support.records import content_of
 
 # In the order in which the help lists them.
 VERBS = (
-    "run", "plan", "report", "status", "recommend", "init", "extend", "claims", "audit", "truncate",
-    "scale-intruders", "heads", "export", "compare-samples", "tasks", "lm-eval", "doctor",
+    "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "audit",
+    "truncate", "scale-intruders", "heads", "export", "compare-samples", "tasks", "lm-eval",
+    "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
@@ -230,16 +234,20 @@ def test_a_folder_that_is_no_study(tmp_path: Path, verb: str) -> None:
     )
 
 
-def test_stopping_with_ctrl_c_says_that_nothing_is_lost(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_stopping_by_a_signal_says_that_nothing_is_lost(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise Stopped(number)
 
     monkeypatch.setattr("rankwise.study.run.run_study", interrupted)
     done = rankwise("run", finished.file, "--study-dir", finished.root / "stopped")
-    assert done.exit_code == application.INTERRUPTED == 130
-    assert "stopped; finished work is kept" in words(done.stderr)
+    assert done.exit_code == code
+    again = f"To go on: rankwise run {finished.root / 'stopped'}"
+    assert f"stopped by {number.name}; finished work is kept. {again}" in words(done.stderr)
 
 
 def test_a_study_that_another_process_works_on(finished: Finished) -> None:
@@ -253,13 +261,18 @@ def test_a_damaged_record_is_named(finished: Finished) -> None:
     path = next(finished.folder.glob("base/eval/sums.json"))
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
-    for arguments in (["status"], ["recommend"], ["report"]):
-        done = rankwise(*arguments, finished.folder)
+    said = f"{path} is not a readable TaskEvaluation"
+    for verb in ("recommend", "report"):
+        done = rankwise(verb, finished.folder)
         assert (done.exit_code, done.stdout) == (1, "")
-        assert done.stderr.startswith(f"RecordError: {path} is not a readable TaskEvaluation")
-    assert finished.run().exit_code == 1
+        assert done.stderr.startswith(f"RecordError: {said}")
+    for verb in ("status", "verify"):
+        assert f"damaged: {said}" in rankwise(verb, finished.folder).stdout
     path.write_bytes(whole)
-    assert rankwise("status", finished.folder).exit_code == 0
+    for verb in ("status", "verify"):
+        done = rankwise(verb, finished.folder)
+        assert done.exit_code == 0
+        assert "damaged" not in done.output
 
 
 # plan
@@ -365,7 +378,7 @@ def test_studies_go_below_the_current_folder(
 ) -> None:
     asked: list[Path] = []
 
-    def recorded(_: Any, folder: StudyFolder, __: Any) -> None:
+    def recorded(_: Any, folder: StudyFolder, __: Any, **___: Any) -> None:
         asked.append(folder.root)
         raise KeyboardInterrupt
 
@@ -397,11 +410,11 @@ def test_status_as_table_and_as_json(finished: Finished) -> None:
 
 def test_recommend_in_words_and_as_json(finished: Finished) -> None:
     record = finished.folder / "recommendation.json"
-    written = json.loads(record.read_text())
+    written = content_of(record)
     record.unlink()
     done = rankwise("recommend", finished.folder, "--json")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == written == json.loads(record.read_text())
+    assert json.loads(done.stdout) == written == content_of(record)
     said = rankwise("recommend", finished.folder)
     (part,) = written["by_train_task"]
     statement = with_folder(part["statement"], finished.folder)

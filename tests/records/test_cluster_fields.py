@@ -20,10 +20,11 @@ from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study_file import load_config
-from rankwise.study.conclusion import conclude
+from rankwise.study.conclusion import conclude, keep
 from rankwise.study.planning.plan import plan_study
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
+from tests.support.records import change
 
 TEXT = "A long passage that tells of many things, so that several questions can be asked about it"
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -236,13 +237,15 @@ def test_a_document_without_the_field_is_named(study: StudyFolder) -> None:
     lines = lines_of(path)
     del lines[17]["doc"]["passage"]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    change(study.evaluation_file("base", "kinship"), samples=None)
     with pytest.raises(TaskError, match=r"kinship: 1 of 300 documents .* for example doc_id 17"):
         conclude(study, {"kinship": "passage"})
 
 
 def test_a_study_that_is_being_worked_on_keeps_its_settings(study: StudyFolder) -> None:
+    outcome = conclude(study, {"kinship": "passage"})
     with study.lock(), pytest.raises(StudyLockedError):
-        conclude(StudyFolder(study.root), {"kinship": "passage"})
+        keep(StudyFolder(study.root), outcome, settings=True)
     assert study.read_study().config.evaluation.clusters == {}
 
 

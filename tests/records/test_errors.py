@@ -13,6 +13,8 @@ STANDARD = {
     "ConfigError": ValueError,
     "PlanError": ValueError,
     "RecordError": ValueError,
+    "NewerRecordError": ValueError,
+    "StudyChangedError": ValueError,
     "StudyLockedError": BlockingIOError,
     "StorageError": OSError,
     "ModelError": OSError,

@@ -24,6 +24,7 @@ from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from tests.support import tiny_tasks
 from tests.support.observers import Silent
+from tests.support.records import change
 
 # two filters, so that a file has every document twice
 DIGITS_YAML = """
@@ -176,10 +177,6 @@ def copied(study: StudyFolder, tmp_path: Path) -> StudyFolder:
     ignored = shutil.ignore_patterns("export", "*.safetensors", "report*")
     shutil.copytree(study.root, tmp_path / "study", ignore=ignored)
     return StudyFolder(tmp_path / "study")
-
-
-def change(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_every_model_has_its_folder_and_files(exported: Exported) -> None:
@@ -459,7 +456,7 @@ def test_a_run_says_how_to_load_it(exported: Exported) -> None:
 
 def test_an_unfinished_study_is_refused(copied: StudyFolder, tmp_path: Path) -> None:
     copied.evaluation_file("base", "sums").unlink()
-    with pytest.raises(RecordError, match=r"sums\.json is not there; run the study first"):
+    with pytest.raises(RecordError, match=r"not scored on sums yet"):
         export_lm_eval(copied, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 
-from rankwise.errors import RecordError, StorageError, StudyLockedError
+from rankwise.errors import NewerRecordError, RecordError, StorageError, StudyLockedError
+from rankwise.records import files
 from rankwise.records import folder as store
-from rankwise.records.files import read_record
+from rankwise.records.files import FileDigest, read_record
 from rankwise.records.files import write_atomically as write
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
-from rankwise.records.results import StudyResults
+from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
 from tests.planted import results as planted_results
 from tests.planted.folders import write_study
+from tests.support.records import change
 
 ODD_NAMES = [
     "plain",
@@ -65,13 +67,107 @@ def planned_of(results: StudyResults) -> tuple[PlannedRun, RunRecord]:
     return record.planned, record
 
 
+def without_digests(results: StudyResults) -> StudyResults:
+    """As the results were before they were written."""
+
+    def bare(model: ModelResults) -> ModelResults:
+        evaluations = {
+            task: record.model_copy(update={"samples": None})
+            for task, record in model.evaluations.items()
+        }
+        return model.model_copy(update={"evaluations": evaluations})
+
+    runs = tuple(bare(model) for model in results.runs)
+    return results.model_copy(update={"base": bare(results.base), "runs": runs})
+
+
 def disk_full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_what_is_written_is_read_back(folder: StudyFolder, results: StudyResults) -> None:
     write_study(folder, results)
-    assert folder.read_results() == results
+    assert without_digests(folder.read_results()) == results
+
+
+def test_a_full_disk_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record.json"
+    write(path, "old")
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(StorageError, match=r"record\.json cannot be written: No space left.*Free"):
+        write(path, "new" * 1000)
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_failed_rename_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "replace", disk_full)
+    with pytest.raises(StorageError):
+        write(tmp_path / "deep" / "record.json", b"bytes")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write(tmp_path / "file" / "record.json", "x")
+    with (
+        pytest.raises(StorageError, match="file cannot be written"),
+        StudyFolder(tmp_path / "file").lock(),
+    ):
+        pass
+
+
+def test_metrics_on_a_full_disk(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.model_folder("run")).mkdir(parents=True)
+    folder.append_metrics("run", {"step": 1})
+    monkeypatch.setattr(Path, "open", disk_full)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written: No space left"):
+        folder.append_metrics("run", {"step": 2})
+    monkeypatch.undo()
+    assert folder.metrics_file("run").read_text() == '{"step": 1}\n'
+
+
+def test_starting_a_run_again_clears_what_was_cut_off(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    planned, _ = planned_of(results)
+    folder.start_run(planned)
+    folder.append_metrics(planned.name, {"step": 1})
+    weights = folder.weights_folder(planned)
+    assert weights.name == "adapter"
+    weights.mkdir()
+    (weights / "half").write_text("half")
+    folder.start_run(planned)
+    assert not weights.exists()
+    assert folder.metrics_file(planned.name).read_bytes() == b""
+
+
+def bare(model: ModelResults) -> ModelResults:
+        evaluations = {
+            task: record.model_copy(update={"samples": None})
+            for task, record in model.evaluations.items()
+        }
+        return model.model_copy(update={"evaluations": evaluations})
+
+    runs = tuple(bare(model) for model in results.runs)
+    return results.model_copy(update={"base": bare(results.base), "runs": runs})
+
+
+def disk_full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_is_written_is_read_back(folder: StudyFolder, results: StudyResults) -> None:
+    write_study(folder, results)
+    assert without_digests(folder.read_results()) == results
 
 
 def test_a_full_disk_leaves_the_old_file_whole(
@@ -139,13 +235,37 @@ def test_starting_a_run_again_clears_what_was_cut_off(
     [
         (lambda text: text[: len(text) // 2], "Invalid JSON"),
         (lambda text: "", "Invalid JSON"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema_version"),
-        (lambda text: text.replace('"num_examples": 12', '"num_examples": "a few"'), "num_exa"),
-        (lambda text: text.replace('"num_tokens"', '"number_of_tokens"'), r"and 1 more"),
+        (lambda text: text.replace('"num_examples": 12', '"num_examples": 13'), "it was changed"),
+        (lambda text: text.replace('"checksum": "', '"checksum":  "'), "it was changed"),
+        (lambda text: bare(text, "num_examples", "a few"), "num_exa"),
+        (lambda text: bare(text, "num_token", 1), r"num_token: Extra"),
+        (lambda text: bare(text, "schema_version", 0), "schema_version"),
         (lambda text: "[]", "TaskEvaluation"),
+        (lambda text: "[" * 100_000, "TaskEvaluation"),
+        (lambda text: bare(text, "num_tokens", 1).replace("1", "9" * 5_000), "TaskEvaluation"),
     ],
-    ids=["half", "empty", "other schema", "wrong type", "renamed field", "a list"],
+    ids=[
+        *("half", "empty", "a digit", "the checksum", "wrong type", "another field"),
+        *("an older schema", "a list", "nested", "a long number"),
+    ],
 )
+def bare(text: str, key: str, value: Any) -> str:
+    """Without a checksum, as early versions wrote records."""
+    content = json.loads(text)
+    del content["checksum"]
+    return json.dumps(content | {key: value})
+
+
+def test_a_record_of_a_newer_version_is_an_error_of_its_own(
+    folder: StudyFolder, results: StudyResults
+) -> None:
+    folder.write_evaluation(evaluation_of(results), [])
+    path = folder.evaluation_file(BASE, "kinship")
+    path.write_text(bare(path.read_text(), "schema_version", 2))
+    with pytest.raises(NewerRecordError, match=r"newer rankwise \(schema 2; this one reads 1"):
+        read_record(path, TaskEvaluation)
+
+
 def test_a_damaged_record_is_an_error_that_names_the_file(
     folder: StudyFolder, results: StudyResults, damage: Any, reason: str
 ) -> None:
@@ -198,12 +318,10 @@ def test_an_evaluation_of_other_settings_counts_for_nothing(
         is None
     )
     folder.write_evaluation(evaluation, [])
-    assert (
-        folder.finished(
-            folder.evaluation_file(BASE, "kinship"), TaskEvaluation, evaluation.fingerprint
-        )
-        == evaluation
+    scored_now = folder.finished(
+        folder.evaluation_file(BASE, "kinship"), TaskEvaluation, evaluation.fingerprint
     )
+    assert scored_now == evaluation.model_copy(update={"samples": FileDigest.of(b"")})
     assert scored(folder, "another") is None
 
 
@@ -222,6 +340,7 @@ def test_an_evaluation_cut_off_between_samples_and_record_is_not_there(
         write(path, content)
 
     monkeypatch.setattr(store, "write_atomically", fails_at_the_record)
+    monkeypatch.setattr(files, "write_atomically", fails_at_the_record)
     with pytest.raises(OSError, match="No space left"):
         folder.write_evaluation(new, [{"sample": "new"}])
     assert written == ["kinship.samples.jsonl", "kinship.json"]
@@ -246,7 +365,7 @@ def test_samples_that_cannot_be_read(
     path.unlink()
     if content is not None:
         path.write_text(content, encoding="latin-1")
-    with pytest.raises(RecordError, match=r"kinship\.samples\.jsonl cannot be read.*only this tas"):
+    with pytest.raises(RecordError, match=r"samples\.jsonl cannot be read.*base is scored"):
         folder.read_samples(BASE, "kinship")
 
 
@@ -257,6 +376,9 @@ def test_a_record_and_its_samples_must_have_equally_many_items(
     path = folder.samples_file(BASE, "kinship")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
+    with pytest.raises(RecordError, match=r"other bytes than when it was written.*kinship again"):
+        folder.read_results()
+    change(folder.evaluation_file(BASE, "kinship"), samples=None)
     with pytest.raises(RecordError, match=r"kinship\.samples\.jsonl has 11 items and its rec.* 12"):
         folder.read_results()
 
@@ -270,17 +392,26 @@ def test_items_of_other_filters_are_left_out(folder: StudyFolder, results: Study
     assert folder.read_results().base.items == results.base.items
 
 
-def test_a_study_that_is_not_finished_cannot_be_read(
-    folder: StudyFolder, results: StudyResults
+def test_of_a_study_that_is_not_finished_the_rest_is_read(
+    folder: StudyFolder,
 ) -> None:
+    results = planted_results.planted_study({4: 0.7, 8: 0.7}, num_in_domain=12, num_retention=4)
     write_study(folder, results)
     planned, _ = planned_of(results)
     task = folder.evaluation_file(planned.name, "elements")
+    others = [model.name for model in results.runs[1:]]
     task.unlink()
-    with pytest.raises(RecordError, match=r"elements\.json is not there"):
+    for left in ("not scored on elements", "not trained"):
+        read = folder.read_results()
+        assert read.unfinished == {planned.name: left}
+        assert [model.name for model in read.runs] == others
+        folder.run_file(planned.name).unlink(missing_ok=True)
+    for other in results.runs[1:]:
+        folder.run_file(other.name).unlink()
+    with pytest.raises(RecordError, match=r"no run of .* is finished .*status` shows what is left"):
         folder.read_results()
-    folder.run_file(planned.name).unlink()
-    with pytest.raises(RecordError, match=r"run\.json is not there; run the study first"):
+    folder.evaluation_file(BASE, "elements").unlink()
+    with pytest.raises(RecordError, match=r"base model of .* is not scored on elements yet"):
         folder.read_results()
 
 
@@ -289,7 +420,7 @@ def test_a_diverged_run_has_no_evaluations(folder: StudyFolder) -> None:
         {4: 0.7, 8: 0.7}, num_in_domain=12, diverged=[(8, 0)], num_retention=4
     )
     write_study(folder, results)
-    assert folder.read_results() == results
+    assert without_digests(folder.read_results()) == results
     assert folder.read_results().runs[1].evaluations == {}
 
 

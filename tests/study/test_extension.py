@@ -72,7 +72,7 @@ def test_more_items_are_scored_and_none_again(
         assert mine.items == theirs.items
         for name, record in mine.evaluations.items():
             other = theirs.evaluations[name]
-            same = {"score_seconds": 0.0}
+            same: dict[str, Any] = {"score_seconds": 0.0, "provenance": None}
             assert record.model_copy(update=same) == other.model_copy(update=same)
 
 

@@ -35,7 +35,7 @@ from rankwise.study.run import run_study
 from rankwise.study.stages import stages
 from rankwise.study.work.head_repair import _Search
 from rankwise.tasks.questions import LogLikelihood
-from tests.support import tiny_tasks
+from tests.support import records, tiny_tasks
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
 
@@ -289,7 +289,7 @@ def test_a_run_without_weights_is_refused(finished: Finished) -> None:
     path = finished.folder.run_file(finished.lora.name)
     before = path.read_text()
     try:
-        path.write_text(before.replace('"status": "trained"', '"status": "diverged"'))
+        records.change(path, status="diverged")
         answered = finished.heads("--run", finished.lora.name, "--tasks", "hues")
         assert (answered.exit_code, "diverged" in words(answered.stderr)) == (1, True)
         path.unlink()

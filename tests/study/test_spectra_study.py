@@ -30,6 +30,7 @@ from rankwise.study.run import run_study
 from rankwise.study.status import study_status
 from rankwise.study.work import weights as spectra_worker
 from tests.support.observers import Recorder
+from tests.support.records import weights_as_they_are
 from tests.support.saved_adapters import save_dora
 from tests.support.tiny_tasks import COLOURS_PY, COLOURS_YAML
 
@@ -88,7 +89,7 @@ def kinds(recorder: Recorder) -> list[str]:
 
 def records(folder: Path) -> dict[str, SpectraRecord]:
     paths = sorted(folder.glob("runs/*/spectra.json"))
-    return {p.parent.name[:-9]: SpectraRecord.model_validate_json(p.read_text()) for p in paths}
+    return {p.parent.name[:-9]: read_record(p, SpectraRecord) for p in paths}
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -406,6 +407,7 @@ def test_weights_that_are_spoilt_later_are_named_and_the_others_analysed(
     shutil.rmtree(weights)
     (finished.folder / name).rename(weights)
     (weights.parent / "spectra.json").unlink()
+    weights_as_they_are(StudyFolder(finished.folder), weights.parent.name)
     for _ in range(2):  # nothing was written that would be believed
         outcome, _ = run(finished.file, finished.folder)
         failed = {failure.kind: failure for failure in outcome.failures}["spectra"]
@@ -436,6 +438,7 @@ def test_full_fine_tuning_is_looked_into_where_any_adapter_is(finished: Finished
     for config in finished.folder.glob("runs/*/adapter/adapter_config.json"):
         content = json.loads(config.read_text())
         config.write_text(json.dumps(content | {"target_modules": r".*self_attn\.[qkvo]_proj"}))
+        weights_as_they_are(StudyFolder(finished.folder), config.parents[1].name)
     run(finished.file, finished.folder)
     after = read_record(path, SpectraRecord)
     assert [m.module for m in after.matrices] == [m.module for m in before.matrices]

@@ -25,6 +25,7 @@ from rankwise.study.status import study_status
 from rankwise.study.work import training
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder, Silent
+from tests.support.records import content_of
 from tests.support.tiny_tasks import write_tiny_tasks
 
 FEW = ["evaluation.limit=6", "train.epochs=1", "analysis.null_draws=1"]
@@ -113,7 +114,7 @@ def test_status_lists_heads_that_run_would_go_on_with(folder: StudyFolder) -> No
 
 
 def test_a_record_of_an_older_version_has_the_same_stages(folder: StudyFolder) -> None:
-    content = json.loads(folder.study_file.read_text())
+    content = content_of(folder.study_file)
     del content["num_tokens"], content["num_parameters"]
     older = StudyRecord.model_validate_json(json.dumps(content))
     assert older.num_tokens == TokenCounts()

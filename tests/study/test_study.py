@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rankwise.errors import PlanError, RecordError, StudyLockedError
+from rankwise.errors import PlanError, StudyLockedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -98,10 +98,13 @@ def comparable(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
+        if path.name == ".checked.json":
+            continue
         if path.suffix == ".safetensors":
             content[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.suffix == ".json" and "adapter" not in name and "checkpoint" not in name:
             record = json.loads(path.read_text())
+            record.pop("checksum", None)
             for varying in VARYING:
                 record.pop(varying, None)
             for planned in (
@@ -288,7 +291,7 @@ def test_killed_with_9_and_run_again_ends_with_the_same_records(
         content["study.json"] = {**content["study.json"]}
         content["study.json"]["config"] = {**content["study.json"]["config"], "tasks_path": []}
     assert ours == theirs
-    assert not list((tmp_path / "cut").rglob("*.tmp"))
+    assert not list((tmp_path / "cut").rglob("*tmp"))
     assert not list((tmp_path / "cut").rglob("training.pt"))
 
 
@@ -324,15 +327,6 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(study_file: Path, tmp_p
         study_file, tmp_path / "study", "train.learning_rate={lora: 1e-2, full: 1e30}"
     )
     assert recorder.stages == []
-
-
-def test_damaged_records_name_the_file(study_file: Path, tmp_path: Path) -> None:
-    run(study_file, tmp_path / "study", "methods.lora.ranks=[2]", "methods.full=null")
-    path = next((tmp_path / "study" / "base" / "eval").glob("colours.json"))
-    whole = path.read_text()
-    path.write_text(whole[: len(whole) // 2])
-    with pytest.raises(RecordError, match=r"colours\.json is not a readable TaskEvaluation"):
-        run(study_file, tmp_path / "study", "methods.lora.ranks=[2]", "methods.full=null")
 
 
 def test_planning_collects_every_problem(study_file: Path) -> None:

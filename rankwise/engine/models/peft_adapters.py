@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import peft
 from torch import nn
 
-from rankwise.engine.models.adapter_folder import write_factors
+from rankwise.engine.models.adapter_folder import CONFIG_FILE, write_factors
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.errors import ModelError
-from rankwise.records.files import writing
+from rankwise.records.files import write_atomically, writing
 
 
 def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
@@ -67,4 +68,9 @@ def save_adapter(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
+        path = folder / CONFIG_FILE
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # PEFT holds them as a set, whose order is another one in every process
+        content["target_modules"] = sorted(target_modules)
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True))
     return write_factors(folder, adapter.factors)
