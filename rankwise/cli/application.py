@@ -22,6 +22,7 @@ from rankwise.errors import (
     PlanError,
     RankwiseError,
     RecordError,
+    StudyChangedError,
     TaskError,
 )
 
@@ -89,7 +90,9 @@ def verb(
                 code = function(*args, **kwargs)
             except RankwiseError as error:
                 print_error(error)
-                is_usage = isinstance(error, ConfigError | PlanError | TaskError)
+                is_usage = isinstance(
+                    error, ConfigError | PlanError | TaskError | StudyChangedError
+                )
                 code = USAGE if is_usage else RUN_FAILED
             except KeyboardInterrupt:
                 note("stopped; finished work is kept, run the same command to continue")

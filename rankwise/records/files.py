@@ -197,19 +197,24 @@ def read_record(path: Path, record_type: type[R]) -> R:
     """
     try:
         content = path.read_bytes()
-        return record_type.model_validate_json(_checked(content))
     except FileNotFoundError as error:
         raise RecordError(f"{path} is not there; run the study first.") from error
-    except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
-        if isinstance(error, ValidationError):
-            _refuse_newer(path, content)
-            reason = _first_misfit(error)
-        else:
-            reason = str(error)
-        raise RecordError(
-            f"{path} is not a readable {record_type.__name__}: {reason}. Run the study again: it "
-            "is set aside, and only what is missing is computed."
-        ) from error
+    except OSError as error:
+        raise _unreadable(path, record_type, str(error)) from error
+    try:
+        return record_type.model_validate_json(_checked(content))
+    except ValidationError as error:
+        _refuse_newer(path, content)
+        raise _unreadable(path, record_type, _first_misfit(error)) from error
+    except ValueError as error:
+        raise _unreadable(path, record_type, str(error)) from error
+
+
+def _unreadable(path: Path, record_type: type[Record], reason: str) -> RecordError:
+    return RecordError(
+        f"{path} is not a readable {record_type.__name__}: {reason}. Run the study again: it is "
+        "set aside, and only what is missing is computed."
+    )
 
 
 def _checked(content: bytes) -> bytes:

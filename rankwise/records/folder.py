@@ -20,7 +20,6 @@ from rankwise.records.checked_files import CheckedFiles
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.files import (
     FileDigest,
-    read_if_there,
     read_record,
     remove_leftovers,
     storage_error,
@@ -107,10 +106,14 @@ class StudyFolder:
         """The same folder, read as if some files and folders were not there."""
         return StudyFolder(self.root, missing)
 
-    def _read_if_there(self, path: Path, kind: type[R]) -> R | None:
+    def has(self, path: Path) -> bool:
+        """Whether a file is there, and does not count as missing."""
         if self._missing and not self._missing.isdisjoint((path, *path.parents)):
-            return None
-        return read_if_there(path, kind)
+            return False
+        return path.exists()
+
+    def _read_if_there(self, path: Path, kind: type[R]) -> R | None:
+        return read_record(path, kind) if self.has(path) else None
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
@@ -422,6 +425,7 @@ class StudyFolder:
             base=self._model_results(study, BASE, None, study.scored_tasks()),
             runs=tuple(self._run_results(study, planned) for planned in complete),
             failures=failures,
+            stacks=self.accepted_stacks().stacks,
             unfinished=unfinished,
         )
 

@@ -17,6 +17,7 @@ from rankwise.records.p_right import (
     p_right_of_items,
 )
 from rankwise.records.spectra import SpectraRecord
+from rankwise.records.stacks import AcceptedStack
 from rankwise.records.study import (
     MetricScore,
     PlannedRun,
@@ -131,6 +132,8 @@ class StudyResults(Record):
     runs: tuple[ModelResults, ...]
     failures: tuple[StageFailure, ...] = ()
     """The stages that failed when they were last tried."""
+    stacks: tuple[AcceptedStack, ...] = ()
+    """The stacks that were accepted beside the first."""
     unfinished: Mapping[str, str] = {}
     """Runs that are left out -> what they lack, such as "not trained"."""
 

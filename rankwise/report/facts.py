@@ -120,10 +120,12 @@ def study_warnings(results: StudyResults) -> tuple[str, ...]:
     done = {model.name for model in results.runs}
     missing = [plan.name for plan in results.study.runs if plan.name not in done]
     if missing:
-        texts.append(f"Planned and not finished: {', '.join(missing)}.")
+        lacks = [f"{name} ({results.unfinished.get(name, 'failed')})" for name in missing]
+        texts.append(f"Planned and not finished: {', '.join(lacks)}.")
     texts += [
         f"{failure.model}: {failure.what} failed: {failure.message}" for failure in results.failures
     ]
+    texts += [f"Scored on several stacks: {stack.statement}." for stack in results.stacks]
     for run in _runs(results):
         name = run.planned.name
         if run.status == "diverged":

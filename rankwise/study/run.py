@@ -179,6 +179,10 @@ def _in_words(failure: StageFailure) -> str:
     return f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}"
 
 
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def _enough_memory() -> Generator[None]:
     """Within the block, an error that says that memory ran out says what to do about it."""
@@ -188,7 +192,7 @@ def _enough_memory() -> Generator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"it does not fit into memory ({str(error).splitlines()[0]}). "
+            f"it does not fit into memory ({_first_line(error)}). "
             "Lower train.max_length or evaluation.max_batch_tokens, choose "
             "train.base_precision=4bit or methods.full.weights=bfloat16, or leave full fine-tuning "
             "out with methods.full=null; then run again: finished work is kept."

@@ -122,6 +122,6 @@ def _training(folder: StudyFolder, run: PlannedRun) -> tuple[str, int]:
     if record is not None:
         return record.status, record.num_steps
     metrics = folder.metrics_file(run.name)
-    if metrics.exists():
+    if folder.has(metrics):
         return "started", metrics.read_bytes().count(b"\n")
     return "not started", 0

@@ -16,16 +16,22 @@ from rankwise.study.stages import Score, Stage
 from rankwise.study.work.scoring import responses_of
 from rankwise.tasks.evaluation import ScoredModel, ask
 from rankwise.tasks.judgement import Responses
+from rankwise.tasks.requests import PreparedTask
 
-NUM_ITEMS = 16
-"""Of each task: enough to see float32's last digits move, and seconds on a laptop."""
+SHARE = 0.1
+"""Of the base's tokens that are scored again; one task at least, and tasks as a whole: fewer items
+make other batches, which round otherwise."""
+
+ROUNDING_NATS = 1e-4
+"""Below this a log-likelihood is the same: batches of other items move one in float32 by as much
+(docs/PERFORMANCE.md, "Scores equal lm-eval's")."""
 
 
 def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: bool) -> None:
     """Before anything is scored, compare this stack with that of the scores which are there.
 
-    Where it is another one, the first items of the base are scored again. If they are the same to
-    the last bit the study goes on.
+    Where it is another one, some tasks are scored again with the base. If its answers are the same,
+    and its log-likelihoods but for rounding, the study goes on.
 
     Raises:
         StudyChangedError: they moved, and ``is_accepted`` is False.
@@ -41,9 +47,9 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
     if not stacks or now in known:
         return
     context.observer.noted(f"another stack than before: {differences(stacks[0], now)}")
-    entry = _measured(context, [record.task for record in scored], stacks[0], now)
+    entry = _measured(context, _cheapest(context, scored), stacks[0], now)
     context.observer.noted(entry.shift)
-    is_same = entry.largest_shift_nats == 0.0 and entry.num_changed == 0
+    is_same = entry.largest_shift_nats <= ROUNDING_NATS and entry.num_changed == 0
     if not (is_same or is_accepted):
         raise StudyChangedError(
             f"{folder.root} was scored on another stack: {entry.statement}. Give "
@@ -65,6 +71,20 @@ def _base_scores(context: StudyContext, graph: Sequence[Stage]) -> list[TaskEval
     return found
 
 
+def _cheapest(context: StudyContext, scored: Sequence[TaskEvaluation]) -> list[str]:
+    tasks = sorted((context.plan.tasks[record.task] for record in scored), key=_num_tokens)
+    most, taken, names = SHARE * sum(map(_num_tokens, tasks)), 0, list[str]()
+    for task in tasks:
+        taken += _num_tokens(task)
+        if not names or taken <= most:
+            names.append(task.name)
+    return names
+
+
+def _num_tokens(task: PreparedTask) -> int:
+    return task.num_distinct_tokens
+
+
 def _measured(
     context: StudyContext, tasks: Sequence[str], before: Stack, now: Stack
 ) -> AcceptedStack:
@@ -72,11 +92,10 @@ def _measured(
     for name in tasks:
         task = context.plan.tasks[name]
         lines = context.folder.read_samples(BASE, name)
-        lines = [line for line in lines if line["filter"] == lines[0]["filter"]][:NUM_ITEMS]
+        lines = [line for line in lines if line["filter"] == lines[0]["filter"]]
         old = responses_of(lines)
-        requests = [request for request in task.requests if request.instance < len(old)]
         model = ScoredModel(BASE, context.plan.base.fingerprint)
-        new = ask(context.models.scorer(), [model], task, requests)[BASE].responses
+        new = ask(context.models.scorer(), [model], task, task.requests)[BASE].responses
         start = 0
         for line in lines:
             end = start + len(line["resps"])

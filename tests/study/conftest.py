@@ -1,0 +1,38 @@
+"""A finished study that tests may spoil."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rankwise.records.folder import StudyFolder
+from tests.support.small_studies import SMALL, Study
+from tests.support.studies import run
+from tests.support.tiny_tasks import write_tiny_tasks
+
+
+@pytest.fixture(scope="module")
+def finished_study(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Study:
+    root = tmp_path_factory.mktemp("damage")
+    tasks = root / "tasks"
+    write_tiny_tasks(tasks)
+    file = root / "tiny.yaml"
+    file.write_text(
+        f"""
+base_model: {tiny_model_folder}
+tasks_path: {tasks}
+train: {{task: colours, epochs: 1, learning_rate: {{lora: 1e-2, full: 1e-3}}, precision: float32}}
+methods: {{lora: {{ranks: [2, 4]}}}}
+"""
+    )
+    run(file, root / "study", *SMALL)
+    return Study(file, StudyFolder(root / "study"))
+
+
+@pytest.fixture
+def study(finished_study: Study, tmp_path: Path) -> Study:
+    """A copy, so that it can be spoilt."""
+    shutil.copytree(finished_study.folder.root, tmp_path / "study")
+    return Study(finished_study.file, StudyFolder(tmp_path / "study"))

@@ -1,0 +1,380 @@
+"""What may be carried out in a folder: nothing finished is scored over, nothing is mixed unseen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.engine.training import loop
+from rankwise.errors import (
+    RecordError,
+    StageFailedError,
+    StorageError,
+    StudyChangedError,
+)
+from rankwise.records import files
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study import acceptance
+from rankwise.study.extension import Extension, extended
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
+from rankwise.study.work import canary
+from tests.support.command_line import rankwise, words
+from tests.support.observers import Recorder
+from tests.support.records import change, content_of
+from tests.support.small_studies import SMALL, Study
+from tests.support.studies import run
+
+
+def planned(study: Study, *overrides: str) -> Any:
+    return plan_study(load_config(study.file, [*SMALL, *overrides]))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    paths = [*folder.rglob("*.json"), *folder.rglob("*.jsonl"), *folder.rglob("*.safetensors")]
+    return {path: path.read_bytes() for path in paths if path.name != ".checked.json"}
+
+
+# --- finished scores under other settings
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluation.limit=10", "evaluation.limit: None when they were scored, 10 now"),
+        ("evaluation.num_fewshot=2", "evaluation.num_fewshot: None when they were scored, 2 now"),
+    ],
+)
+def test_finished_scores_are_not_scored_over(study: Study, override: str, said: str) -> None:
+    before = contents(study.folder.root)
+    with pytest.raises(StudyChangedError) as caught:
+        run_study(planned(study, override), study.folder, Recorder())
+    assert said in str(caught.value)
+    assert "give --replace" in str(caught.value)
+    assert contents(study.folder.root) == before
+    done = rankwise("run", study.file, *SMALL, override, "--study-dir", study.folder.root)
+    assert (done.exit_code, "StudyChangedError" in done.stderr) == (2, True)
+    recorder = Recorder()
+    run_study(planned(study, override), study.folder, recorder, replace=True)
+    assert {stage for _, stage in recorder.stages} >= {"colours", "sums"}
+    old = study.folder.root / "quarantine" / "001" / BASE / "eval" / "colours.json"
+    assert old.read_bytes() == before[study.folder.evaluation_file(BASE, "colours")]
+    assert said in (study.folder.root / "quarantine" / "001" / "why.txt").read_text()
+
+
+def test_more_is_free_and_the_same_is_free(study: Study) -> None:
+    more = ("seeds=[0,1]", "methods.lora.ranks=[2,4,8]", "evaluation.retention=[small_prose]")
+    for override in ("", *more[:2]):
+        run_study(planned(study, *filter(None, [override])), study.folder, Recorder())
+
+
+# --- an extension that fails
+
+
+def out_of_memory(*_: Any, **__: Any) -> None:
+    raise MemoryError
+
+
+def test_an_extension_that_fails_leaves_the_study_as_it_was(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = study.folder.study_file.read_bytes()
+    config = extended(study.folder.read_study().config, Extension(ranks=(8,)))
+    monkeypatch.setattr(loop, "train_pass", out_of_memory)
+    outcome = run_study(plan_study(config), study.folder, Recorder())
+    assert [failure.kind for failure in outcome.failures] == ["training"]
+    assert study.folder.study_file.read_bytes() == before
+    monkeypatch.undo()
+    assert rankwise("recommend", study.folder.root).exit_code == 0
+    done = rankwise("extend", study.folder.root, "--ranks", "8")
+    assert done.exit_code == 0
+    assert [run.rank for run in study.folder.read_study().runs] == [2, 4, 8]
+
+
+def test_a_stopped_extension_goes_on_with_the_folder(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = extended(study.folder.read_study().config, Extension(num_seeds=1))
+    plan = plan_study(config)
+    score = "rankwise.study.work.scoring.ScoreWorker.score"
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score, killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(plan, study.folder, Recorder())
+    monkeypatch.undo()
+    done = rankwise("recommend", study.folder.root)
+    assert done.exit_code == 0
+    new = [run.name for run in plan.record.runs if run.seed == 1]
+    for name in new:
+        assert f"left out: {name} is not scored on " in done.stderr
+    assert rankwise("run", study.folder.root).exit_code == 0
+    assert "left out" not in rankwise("recommend", study.folder.root).stderr
+    refused = rankwise("run", study.folder.root, "train.epochs=3")
+    assert (refused.exit_code, "give overrides with its study file" in words(refused.stderr)) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ranks", "8,8"], "rank 8 is given twice"),
+        (["--ranks", "99999999999999999999"], "ranks"),
+        (["--seeds", "100000"], "seeds"),
+        (["--seeds", "-1"], "seeds"),
+        (["--ranks", "x"], "'x' is not a rank"),
+        (["--ranks", "2"], "rank 2 is in the study"),
+        (["--items", "5"], "every item of every task is scored already"),
+        ([], "nothing to add"),
+    ],
+)
+def test_what_cannot_be_added(study: Study, arguments: list[str], said: str) -> None:
+    before = contents(study.folder.root)
+    done = rankwise("extend", study.folder.root, *arguments)
+    assert done.exit_code == 2
+    assert said in words(done.stderr)
+    assert contents(study.folder.root) == before
+
+
+# --- another stack
+
+
+def other_stack(study: Study) -> None:
+    """As if the study had been scored by another torch."""
+    for path in study.folder.root.rglob("eval/*.json"):
+        provenance = content_of(path)["provenance"]
+        versions = provenance["package_versions"] | {"torch": "1.0.0"}
+        change(path, provenance=provenance | {"package_versions": versions})
+
+
+def moved(study: Study, by: float) -> None:
+    """As if that torch had scored the base's items a little differently."""
+    for task in study.folder.read_study().scored_tasks():
+        path = study.folder.samples_file(BASE, task)
+        lines = [json.loads(line) for line in path.read_text().split("\n") if line]
+        for line in lines:
+            line["resps"] = [
+                [[r[0] + by, *r[1:]] if isinstance(r, list) else r for r in answers]
+                for answers in line["resps"]
+            ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        change(study.folder.evaluation_file(BASE, task), samples=None)
+
+
+def test_the_same_scores_on_another_stack_go_on_and_are_noted(study: Study) -> None:
+    other_stack(study)
+    run_study(planned(study, "seeds=[0,1]"), study.folder, Recorder())
+    (entry,) = study.folder.accepted_stacks().stacks
+    assert entry.largest_shift_nats < 1e-5  # the same batches
+    assert entry.num_changed == 0
+    assert entry.num_items >= 3
+    assert entry.statement.startswith("torch 1.0.0 -> ")
+
+
+def test_scores_that_moved_are_not_mixed_unasked(study: Study) -> None:
+    other_stack(study)
+    moved(study, by=0.25)
+    before = contents(study.folder.root)
+    with pytest.raises(StudyChangedError) as caught:
+        run_study(planned(study, "seeds=[0,1]"), study.folder, Recorder())
+    assert "torch 1.0.0 -> " in str(caught.value)
+    assert "moved by up to 0.25 nats, and 0 answers changed" in str(caught.value)
+    assert "--accept-new-stack" in str(caught.value)
+    assert contents(study.folder.root) == before
+    accepted = planned(study, "seeds=[0,1]")
+    run_study(accepted, study.folder, Recorder(), accept_new_stack=True)
+    (entry,) = study.folder.accepted_stacks().stacks
+    assert entry.largest_shift_nats == pytest.approx(0.25, abs=1e-6)
+    for path in study.folder.root.glob("runs/*s1-*/eval/colours.json"):
+        path.unlink()  # and it is not asked for again
+    run_study(accepted, study.folder, Recorder())
+    page = study.folder.root / "report.html"
+    assert rankwise("report", study.folder.root).exit_code == 0
+    assert "Scored on several stacks" in words(page.read_text())
+
+
+def test_a_finished_study_is_not_scored_again_on_another_stack(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_stack(study)
+    monkeypatch.setattr(canary, "_measured", out_of_memory)
+    run_study(planned(study), study.folder, Recorder())
+
+
+# --- reading while it runs, and where nothing can be written
+
+
+def test_a_study_that_runs_is_read_as_far_as_it_is(study: Study, tmp_path: Path) -> None:
+    name = study.runs[1].name
+    study.folder.run_file(name).unlink()
+    with study.folder.lock():
+        for arguments in (["recommend"], ["recommend", "--json"], ["report"]):
+            done = rankwise(arguments[0], study.folder.root, *arguments[1:])
+            assert done.exit_code == 0
+            assert f"left out: {name} is not trained" in done.stderr
+    assert name in words((study.folder.root / "report.html").read_text())
+    for path in study.folder.root.glob("runs/*/run.json"):
+        path.unlink()
+    with pytest.raises(RecordError, match="no run of"):
+        study.folder.read_results()
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, content: Any) -> None:
+        if path.is_relative_to(study.folder.root):
+            raise files.storage_error(path, OSError(30, os.strerror(30)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    for module in ("records.files", "records.folder", "records.checked_files", "report.page"):
+        monkeypatch.setattr(f"rankwise.{module}.write_atomically", refuse)
+    before = contents(study.folder.root)
+    done = rankwise("recommend", study.folder.root, "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["by_train_task"]
+    assert "not kept, and not counted as a look" in done.stderr
+    assert "The disk is read-only" in done.stderr
+    assert rankwise("report", study.folder.root).exit_code == 1
+    done = rankwise("report", study.folder.root, "--output", tmp_path / "elsewhere")
+    assert done.exit_code == 0
+    assert (tmp_path / "elsewhere" / "report.html").exists()
+    assert contents(study.folder.root) == before
+
+
+# --- the disk, and other processes' files
+
+
+def test_room_on_the_disk_is_asked_for_before_anything_is_written(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptance, "free_bytes", lambda _: 1000)
+    with pytest.raises(StorageError, match=r"takes about 0\.0 GB in .* and 0\.0 GB are free"):
+        run(study.file, tmp_path / "new", *SMALL)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+    run(study.file, study.folder.root, *SMALL)  # of a finished study nothing is left
+
+
+def test_a_large_write_is_not_begun_without_room(tmp_path: Path) -> None:
+    files.require_room(tmp_path / "a" / "b", 1)
+    with pytest.raises(StorageError, match=r"takes 1000000000\.00 GB and .* GB are free"):
+        files.require_room(tmp_path / "a" / "b", 10**18)
+
+
+def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = files._host()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        gone = tmp_path / "runs" / f".a.json.{host}.{dead.pid}.rankwise-tmp"
+        kept = [
+            tmp_path / f".a.json.{host}.{sleeper.pid}.rankwise-tmp",
+            tmp_path / f".a.json.elsewhere.{dead.pid}.rankwise-tmp",
+            tmp_path / ".somebody.tmp",
+            tmp_path / ".notes.123.tmp",
+        ]
+        gone.parent.mkdir()
+        for path in (gone, *kept):
+            path.write_text("half")
+        with StudyFolder(tmp_path).lock():
+            assert not gone.exists()
+            assert all(path.exists() for path in kept)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (28, "Free some space or"),
+        (122, "Free some space within your quota or"),
+        (13, "Give yourself permission to write there or"),
+        (30, "The disk is read-only: make it writable or"),
+        (36, "Use shorter names or"),
+        (5, "Check the disk or"),
+    ],
+)
+def test_the_remedy_is_that_of_the_error(tmp_path: Path, code: int, remedy: str) -> None:
+    error = files.storage_error(tmp_path, OSError(code, os.strerror(code)))
+    assert f"{os.strerror(code)}. {remedy} choose another folder" in str(error)
+
+
+@pytest.mark.parametrize("task", ["红" * 30, "é" * 120, "a" * 300, "红/蓝" * 40, "%" * 90])
+def test_long_names_are_files_of_their_own(tmp_path: Path, task: str) -> None:
+    folder = StudyFolder(tmp_path)
+    names = {folder.evaluation_file(BASE, name).name for name in (task, task + "x", task[:-1])}
+    assert len(names) == 3
+    for name in (task, task + "x"):
+        path = folder.samples_file(BASE, name)
+        files.write_atomically(path, "written")
+        assert path.read_text() == "written"
+
+
+# --- signals
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+import rankwise.engine.training.trainees as trainees
+from rankwise.cli.main import app
+
+take_step = trainees.Trainee.take_step
+def signalling(self, *arguments):
+    metrics = take_step(self, *arguments)
+    if self.step == 2:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return metrics
+if sys.argv[1] != "0":
+    trainees.Trainee.take_step = signalling
+app(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_saves_what_is_trained(study: Study, tmp_path: Path, number: int) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(STOPPED)
+    command = ["run", str(study.file), *SMALL, "train.epochs=2", "--study-dir", str(tmp_path / "s")]
+    stopped = subprocess.run(
+        [sys.executable, str(driver), str(int(number)), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stopped.returncode == 128 + number, stopped.stderr
+    name = signal.Signals(number).name
+    assert f"stopped by {name}; finished work is kept. To go on: rankwise run " in stopped.stderr
+    states = list((tmp_path / "s").rglob("training.pt"))
+    assert states  # although save_steps is 100
+    recorder = Recorder()
+    plan = plan_study(load_config(study.file, [*SMALL, "train.epochs=2"]))
+    outcome = run_study(plan, StudyFolder(tmp_path / "s"), recorder)
+    whole = run_study(plan, StudyFolder(tmp_path / "whole"), Recorder())
+    for mine, theirs in zip(outcome.results.runs, whole.results.runs, strict=True):
+        assert mine.items == theirs.items
+        assert mine.run is not None
+        assert theirs.run is not None
+        assert mine.run.files == theirs.run.files
+    shutil.rmtree(tmp_path / "whole")
+
+
+def test_every_stage_failing_is_an_error(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "train_pass", out_of_memory)
+    with pytest.raises(StageFailedError, match="does not fit into memory"):
+        run(study.file, study.folder.root.parent / "new", *SMALL)
