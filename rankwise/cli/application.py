@@ -29,6 +29,7 @@ from rankwise.errors import (
 P = ParamSpec("P")
 
 OK, RUN_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_USAGE_ERRORS = (ConfigError, PlanError, TaskError, StudyChangedError)
 
 app = typer.Typer(
     name="rankwise",
