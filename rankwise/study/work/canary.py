@@ -19,8 +19,8 @@ from rankwise.tasks.judgement import Responses
 from rankwise.tasks.requests import PreparedTask
 
 SHARE = 0.1
-"""Of the base's tokens that are scored again; one task at least, and tasks as a whole: fewer items
-make other batches, which round otherwise."""
+"""Of the base's tokens that are scored again, or one task of each kind. Tasks are scored as a
+whole: fewer items make other batches, which round otherwise."""
 
 ROUNDING_NATS = 1e-4
 """Below this a log-likelihood is the same: batches of other items move one in float32 by as much
@@ -72,12 +72,15 @@ def _base_scores(context: StudyContext, graph: Sequence[Stage]) -> list[TaskEval
 
 
 def _cheapest(context: StudyContext, scored: Sequence[TaskEvaluation]) -> list[str]:
+    """The tasks to score again: the shortest with options or texts, the shortest that generates."""
     tasks = sorted((context.plan.tasks[record.task] for record in scored), key=_num_tokens)
-    most, taken, names = SHARE * sum(map(_num_tokens, tasks)), 0, list[str]()
+    most, taken, names, kinds = SHARE * sum(map(_num_tokens, tasks)), 0, list[str](), set[bool]()
     for task in tasks:
-        taken += _num_tokens(task)
-        if not names or taken <= most:
+        generates = task.loaded.output_type == "generate_until"
+        if generates not in kinds or taken + _num_tokens(task) <= most:
+            taken += _num_tokens(task)
             names.append(task.name)
+            kinds.add(generates)
     return names
 
 
