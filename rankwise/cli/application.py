@@ -50,6 +50,13 @@ TasksPath = Annotated[
     list[Path] | None,
     typer.Option("--tasks-path", help="A folder with lm-eval YAML files; can be repeated."),
 ]
+AllowTaskCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-task-code",
+        help="Let the task files of these folders run Python code (!function, class).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of text.")]
 
 

@@ -165,7 +165,8 @@ def lm_eval(context: typer.Context) -> int:
     """Run lm-eval on a base and all its adapters in one pass.
 
     All flags are lm-eval's (see lm-eval run --help) except --model, which is
-    set here. --model_args takes pretrained (an embedded model, a folder or a
+    set here, and --allow-task-code, without which files of --include_path may
+    not run Python code. --model_args takes pretrained (an embedded model, a folder or a
     hub repository), adapters ("NAME=FOLDER;NAME=FOLDER", PEFT's folders),
     dtype, max_length, max_batch_tokens and engine. In --output_path, lm-eval
     writes results_<date>.json and, with --log_samples, samples files: in one

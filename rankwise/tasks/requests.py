@@ -20,8 +20,8 @@ from rankwise.tasks.resolution import (
     TaskNotFound,
     load_tasks,
     quiet_lm_eval,
-    task_file_errors,
 )
+from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TextEncoder, render_chat
 
 FEWSHOT_SEED = 1234  # lm-eval's default
@@ -171,7 +171,10 @@ def prepare_task(
         shots = num_fewshot or 0
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    try:
+    with task_code(
+        f"{loaded.where} cannot build its prompts (num_fewshot={shots})",
+        "Check that its test split is not empty and that it has enough examples for few-shot.",
+    ):
         # lm-eval shows its own progress bar on stderr; ours shows the whole study
         with quiet_lm_eval(), contextlib.redirect_stderr(io.StringIO()):
             task.build_all_requests(
@@ -180,14 +183,16 @@ def prepare_task(
                 fewshot_as_multiturn=fewshot_as_multiturn,
                 chat_template=partial(render_chat, tokenizer) if chat_template else None,
             )
-    except task_file_errors() as error:
-        raise TaskError(
-            f"task {loaded.name!r} cannot build its prompts (num_fewshot={shots}): {error!r}. "
-            "Check that its test split is not empty and that it has enough examples for few-shot."
-        ) from error
-    instances = list(task.instances)
+        instances = list(task.instances)
+        num_options = _num_options(loaded, instances)
+        digest = _digest(loaded, instances)
+    for doc_id, number in num_options.items():
+        if number < 2:
+            raise DataError(
+                f"{loaded.where}, doc_to_choice: item {doc_id} has {number} option; a choice needs "
+                "two. Give it another one, or leave the item out."
+            )
     encoder = RequestEncoder(tokenizer, max_length)
-    num_options = _num_options(loaded, instances)
     requests = [
         request
         for index, instance in enumerate(instances)
@@ -201,7 +206,7 @@ def prepare_task(
         limit=limit,
         num_fewshot=shots,
         chat_template=chat_template,
-        digest=_digest(loaded, instances),
+        digest=digest,
         chance=_chance(loaded, num_options),
         num_options=num_options,
         num_draws=max(_num_draws(instance) for instance in instances),
@@ -214,15 +219,21 @@ def prepared_tasks(
     tokenizer: Any,
     max_length: int,
     evaluation: EvaluationConfig,
+    *,
+    allow_code: bool = False,
 ) -> list[PreparedTask]:
     """Every named task once, groups and tags as their leaves; see ``prepare_task``.
+
+    ``allow_code``: whether task files of ``tasks_path`` may run Python code.
 
     Raises:
         TaskError: also for unknown names, all at once.
     """
     leaves: dict[str, LoadedTask] = {}
     unknown: list[str] = []
-    for found in load_tasks(names, tasks_path).values():
+    for found in load_tasks(names, tasks_path, allow_code=allow_code).values():
+        if isinstance(found, TaskError):
+            raise found
         if isinstance(found, TaskNotFound):
             unknown.append(str(found))
         else:

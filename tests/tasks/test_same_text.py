@@ -40,7 +40,7 @@ def tokenizer(tiny_model_folder: Path) -> Any:
 def test_a_beginning_of_text_is_trained_once_as_it_is_scored(
     tokenizer: Any, tasks_folder: Path, task: str, chat_template: bool
 ) -> None:
-    loaded = load_tasks([task], [tasks_folder])[task][0]
+    loaded = load_tasks([task], [tasks_folder], allow_code=True)[task][0]
     rows = task_rows(loaded, tokenizer, chat_template=chat_template, max_examples=4, split="test")
     examples = tokenise_rows(rows, tokenizer, TrainConfig(task=task), 256)
     scored = prepare_task(

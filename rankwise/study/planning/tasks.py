@@ -14,7 +14,7 @@ from rankwise.study.planning.issues import Issues
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
-from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks
+from rankwise.tasks.resolution import LoadedTask, TaskNotFound, Unloaded, load_tasks
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
 from rankwise.tasks.user_data import ending_items, load_user_data
 
@@ -249,9 +249,12 @@ class _TaskFinder:
     def _has_chat(self) -> bool:
         return self.config.train.chat_template and bool(self.tokenizer.chat_template)
 
-    def _load(self, names: list[str]) -> Mapping[str, tuple[LoadedTask, ...] | TaskNotFound]:
+    def _load(self, names: list[str]) -> Mapping[str, tuple[LoadedTask, ...] | Unloaded]:
+        config = self.config
         try:
-            return load_tasks(list(dict.fromkeys(names)), self.config.tasks_path)
+            return load_tasks(
+                list(dict.fromkeys(names)), config.tasks_path, allow_code=config.allow_task_code
+            )
         except TaskError as error:
             self.problems.append(str(error))
             return {}
@@ -260,12 +263,12 @@ class _TaskFinder:
         self,
         relation: Relation,
         wanted: Mapping[Relation, list[str]],
-        loaded: Mapping[str, tuple[LoadedTask, ...] | TaskNotFound],
+        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
     ) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
         for index, name in enumerate(wanted[relation]):
             named = loaded.get(name, ())
-            if isinstance(named, TaskNotFound):
+            if isinstance(named, TaskNotFound | TaskError):
                 self.problems.append(f"evaluation.{relation}[{index}]: {named}")
             else:
                 leaves |= {task.name: task for task in named}
@@ -279,9 +282,9 @@ class _TaskFinder:
         return leaves
 
     def _trained_tasks(
-        self, index: int, named: tuple[LoadedTask, ...] | TaskNotFound | None
+        self, index: int, named: tuple[LoadedTask, ...] | Unloaded | None
     ) -> tuple[LoadedTask, ...]:
-        if isinstance(named, TaskNotFound):
+        if isinstance(named, TaskNotFound | TaskError):
             place = f"[{index}]" if len(self.config.train.task) > 1 else ""
             self.problems.append(f"train.task{place}: {named}")
             return ()
