@@ -57,6 +57,13 @@ def user_path(value: Any) -> Any:
     return value
 
 
+def none_or_two(value: int) -> int:
+    """Refuse a single item, whose difference between two models has no standard error."""
+    if value == 1:
+        raise ValueError("1 item gives no standard error; write 0, or 2 and more")
+    return value
+
+
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Refuse values that are given twice."""
     counts = Counter(map(str, values))
@@ -413,7 +420,7 @@ class EvaluationConfig(Section):
 
     The standard format decides.
     """
-    num_train_items: Natural = 100
+    num_train_items: Annotated[Natural, AfterValidator(none_or_two)] = 100
     """Number of trained rows to score, for the gap between seen and unseen items."""
     engine: Engine = "resident"
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""

@@ -186,18 +186,13 @@ def prepare_task(
         instances = list(task.instances)
         num_options = _num_options(loaded, instances)
         digest = _digest(loaded, instances)
-    for doc_id, number in num_options.items():
-        if number < 2:
-            raise DataError(
-                f"{loaded.where}, doc_to_choice: item {doc_id} has {number} option; a choice needs "
-                "two. Give it another one, or leave the item out."
-            )
-    encoder = RequestEncoder(tokenizer, max_length)
-    requests = [
-        request
-        for index, instance in enumerate(instances)
-        for request in encoder.requests(index, instance, loaded.name)
-    ]
+        encoder = RequestEncoder(tokenizer, max_length)
+        requests = [
+            request
+            for index, instance in enumerate(instances)
+            for request in encoder.requests(index, instance, loaded.name)
+        ]
+        num_draws = max(_num_draws(instance) for instance in instances)
     return PreparedTask(
         loaded=loaded,
         instances=instances,
@@ -209,7 +204,7 @@ def prepare_task(
         digest=digest,
         chance=_chance(loaded, num_options),
         num_options=num_options,
-        num_draws=max(_num_draws(instance) for instance in instances),
+        num_draws=num_draws,
     )
 
 
@@ -294,7 +289,14 @@ def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]
     """doc_id -> number of options; the further requests of ``acc_mutual_info`` are not options."""
     if loaded.output_type != "multiple_choice":
         return {}
-    return {i.doc_id: len(loaded.task.doc_to_choice(i.doc)) for i in instances if i.idx == 0}
+    counts = {i.doc_id: len(loaded.task.doc_to_choice(i.doc)) for i in instances if i.idx == 0}
+    for doc_id, count in counts.items():
+        if count < 2:
+            raise DataError(
+                f"{loaded.where}, doc_to_choice: item {doc_id} has {count} option; a choice needs "
+                "two. Give it another one, or leave the item out."
+            )
+    return counts
 
 
 def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:

@@ -222,8 +222,23 @@ def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
         return str(tokenizer.eos_token)
     answer = "the answer"
     conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
-    return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
+    with task_code("the chat template writes no answer", "Repair it, or set chat_template: false."):
+        text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
+        return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
+
+
+def chat_template_fault(tokenizer: Any) -> str | None:
+    """What is wrong with a tokenizer's chat template; None if it writes a conversation."""
+    question, answer = "the question", "the answer"
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    try:
+        with task_code("it fails on a question and an answer", "Repair it."):
+            prompt = render_chat(tokenizer, turns[:1])
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TaskError as error:
+        return str(error)
+    missing = [kept for kept, where in ((question, prompt), (answer, text)) if kept not in where]
+    return f"it leaves out {missing[0]} of a conversation. Repair it." if missing else None
 
 
 class TextEncoder:

@@ -18,6 +18,9 @@ from rankwise.tasks.resolution import LoadedTask, TaskNotFound, Unloaded, load_t
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
 from rankwise.tasks.user_data import ending_items, load_user_data
 
+MIN_ITEMS = 2
+"""Of a scored task: a difference of one item has no standard error."""
+
 Leaves = dict[Relation, dict[str, LoadedTask]]
 
 
@@ -348,14 +351,17 @@ class _TaskFinder:
         names: dict[str, str] = {}
         for name, loaded in source.trained.items():
             rows = kept[name][: self.config.evaluation.num_train_items]
-            if rows and rows[-1] != len(rows) - 1:
+            if len(rows) < MIN_ITEMS:
+                continue  # no standard error
+            if rows[-1] != len(rows) - 1:
                 loaded = with_documents(loaded, rows)
-            task = self._prepared("in_domain", loaded, limit=len(rows)) if rows else None
+            task = self._prepared("in_domain", loaded, limit=len(rows))
             names |= {} if task is None else {name: task.name}
         return names
 
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
-        if not (chosen := rows[: self.config.evaluation.num_train_items]):
+        chosen = rows[: self.config.evaluation.num_train_items]
+        if len(chosen) < MIN_ITEMS:
             return {}
         endings = ending_items(name, chosen)
         task = self._prepared("in_domain", endings, limit=len(chosen))
