@@ -103,7 +103,7 @@ def audit(
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: audits/NAME_OF_THE_TARGET)."),
+        typer.Option("--output", help="The folder to write (default: audits/TARGET)."),
     ] = None,
     as_json: Json = False,
 ) -> int:
