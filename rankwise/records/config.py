@@ -256,7 +256,8 @@ class TrainConfig(Section):
         if isinstance(self.split, Mapping):
             for name in self.split:
                 if name not in self.task:
-                    raise ValueError(f"split: {name!r} is not trained on")
+                    known = ", ".join(self.task)
+                    raise ValueError(f"split: {name!r} is not trained on; there is {known}")
         if self.exact_match and self.data is None:
             raise ValueError("exact_match is for 'data'; a task brings its own metrics")
         return self
@@ -527,6 +528,7 @@ class StudyConfig(Section):
         for imported in self.methods.imported:
             if imported.train_task not in (None, *self.train.sources):
                 raise ValueError(
-                    f"methods.imported: train_task {imported.train_task!r} is not trained on here"
+                    f"methods.imported: train_task {imported.train_task!r} is not trained on; "
+                    f"there is {', '.join(self.train.sources)}"
                 )
         return self

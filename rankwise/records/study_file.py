@@ -17,6 +17,15 @@ from rankwise.records.config import RATE_TAGS, ImportedConfig, StudyConfig
 from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
 
 _MOST_SHOWN = 80
+# What pydantic says of Python's types, said of a study file.
+_IN_WORDS = {
+    "string_type": "write text, in quotes if it looks like something else",
+    "path_type": "write a path",
+    "tuple_type": "write a list",
+    "dict_type": "write a mapping of keys to values",
+    "too_short": "give at least {min_length}",
+    "too_long": "give {max_length} at most",
+}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -126,7 +135,7 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
         elif parent == "base_model" and isinstance(below, str):
             below = section[parent] = {"name": below}
         if not isinstance(below, dict):
-            return f"{key}: {parent!r} is not a section"
+            return f"{key}: {parent!r} is not a section; set {parent} itself"
         section = cast(dict[str, Any], below)
     section[last] = value
     return None
@@ -195,7 +204,8 @@ def problems_of(
             given = _shown(detail["input"])
             yield f"{key}: {given} given; a section is needed here, with keys: {known}"
         else:
-            message = str(detail["msg"])
+            message = _IN_WORDS.get(detail["type"], str(detail["msg"]))
+            message = message.format(**detail.get("ctx", {}))
             yield f"{key}: {_shown(detail['input'])} given; {message[:1].lower()}{message[1:]}"
 
 

@@ -64,7 +64,7 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
         _refuse_bombs(text)
         return yaml.load(text, Loader=loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise YamlError(f"not valid YAML: {_in_words(error)}") from error
+        raise YamlError(f"not valid YAML: {_in_words(error)}; correct it") from error
     except YamlError:
         raise
     except (ValueError, OverflowError, RecursionError) as error:  # 2020-99-99, 5,000 digits

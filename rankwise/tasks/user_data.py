@@ -17,6 +17,8 @@ from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
 
 MAX_GENERATED_TOKENS = 256
 
+_NOTHING = (None, "", [], {})
+
 
 class UserData(NamedTuple):
     """A file of rows, split into training and held-out rows.
@@ -101,7 +103,8 @@ def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row
         # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:  # also of a path with a NUL
-        remedy = "Check the path." if isinstance(error, OSError) else "Save JSON Lines as UTF-8."
+        is_text = not isinstance(error, UnicodeDecodeError)
+        remedy = "Check the path." if is_text else "Save it as JSON Lines in UTF-8."
         raise DataError(f"{path} cannot be read: {error}. {remedy}") from error
     rows: list[_Row] = []
     problems: list[str] = []
@@ -112,7 +115,9 @@ def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row
             row = _parsed(json.loads(line), tokenizer, chat_template)
             (row.prompt + row.completion).encode()  # JSON can hold half a surrogate pair
             rows.append(row)
-        except (DataError, TaskError, json.JSONDecodeError, UnicodeEncodeError) as error:
+        except UnicodeEncodeError:
+            problems.append(f"line {number}: half a surrogate pair; correct the character")
+        except (DataError, TaskError, json.JSONDecodeError) as error:
             problems.append(f"line {number}: {error}")
         except ValueError:  # Python reads no number of more than 4300 digits
             problems.append(f"line {number}: a number has thousands of digits; shorten it")
@@ -165,7 +170,9 @@ def _messages(value: Any, field: str) -> list[dict[str, str]]:
     if not ok:
         raise DataError(f"{field} must be a list of objects with role and content")
     for index, turn in enumerate(value):
-        if lost := [key for key in turn if key not in ("role", "content") and turn[key]]:
+        if lost := [
+            key for key in turn if key not in ("role", "content") and turn[key] not in _NOTHING
+        ]:
             raise DataError(
                 f"{field}[{index}] has {', '.join(lost)}, which would be lost; write it into "
                 "content, or leave the row out"
