@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from rankwise.errors import RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from tests.fuzz.strategies import (
+    NASTY_VALUES,
     damaged,
     dumped_json_lines,
     dumped_yaml,
-    scalars,
     values,
     with_nasty_values,
 )
@@ -161,6 +161,46 @@ def read_task(folder: Path, text: str) -> object:
     return [prepare_task(leaf, _tokenizer(), max_length=64, **settings) for leaf in leaves]
 
 
+_STUDY: dict[str, Any] = {
+    "name": "own",
+    "base_model": {"name": "m", "revision": "main"},
+    "tasks_path": ["tasks", "more"],
+    "allow_task_code": False,
+    "train": {
+        "data": "rows.jsonl",
+        "held_out_fraction": 0.1,
+        "max_examples": 9,
+        "epochs": [1, 2],
+        "batch_size": 2,
+        "learning_rate": {"lora": [1e-4, {"rule": "constant", "value": 1e-4}], "full": 1e-5},
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.0,
+        "compile": False,
+        "max_length": 64,
+    },
+    "methods": {
+        "lora": {
+            "ranks": [2, 4],
+            "alpha": {"policy": "fixed", "alpha": 4},
+            "target_modules": ["q"],
+        },
+        "full": {"optimizer": "adamw"},
+        "imported": [{"adapter": "a", "name": "x", "train_task": "rows"}],
+    },
+    "seeds": [0, 1],
+    "evaluation": {
+        "retention": ["x"],
+        "metric": {"x": "acc"},
+        "domains": {"x": "y"},
+        "clusters": {"x": "passage"},
+        "num_fewshot": 0,
+        "limit": 5,
+        "num_train_items": 5,
+    },
+    "analysis": {"top_k": 5, "null_draws": 1, "head_prompts": 4},
+    "recommendation": {"delta_points": 0.5, "confidence": 0.9},
+}
+_STUDY_TEXT = dumped_yaml(_STUDY)
 _PRESETS = [preset_text(name) for name in preset_names()]
 _KEYS = [
     *("train.epochs", "train.learning_rate.lora", "train.data", "train.task", "seeds", "name"),
@@ -172,37 +212,34 @@ PARSERS: dict[str, Parser] = {
     "study file": Parser(
         read_study,
         st.one_of(
-            with_nasty_values(yaml.safe_load(_PRESETS[0])).map(dumped_yaml),
-            damaged(_PRESETS),
-            st.text(),
+            with_nasty_values(_STUDY).map(dumped_yaml), damaged([*_PRESETS, _STUDY_TEXT]), st.text()
         ),
-        150,
+        300,
     ),
     "overrides": Parser(
         read_overrides,
         st.lists(
-            st.tuples(st.sampled_from(_KEYS) | st.text(max_size=10), values | scalars).map(
-                lambda pair: f"{pair[0]}={dumped_yaml(pair[1])}"
-            )
+            st.tuples(
+                st.sampled_from(_KEYS) | st.text(max_size=10),
+                st.sampled_from(NASTY_VALUES) | values,
+            ).map(lambda pair: f"{pair[0]}={dumped_yaml(pair[1])}")
             | damaged([f"{key}=1" for key in _KEYS]),
-            max_size=4,
+            max_size=2,
         ),
-        150,
+        300,
     ),
     "rows": Parser(
         read_rows,
         st.one_of(
-            st.lists(with_nasty_values(_ROWS[0]) | with_nasty_values(_ROWS[1]), max_size=4).map(
-                dumped_json_lines
-            ),
+            with_nasty_values(_ROWS).map(dumped_json_lines),
             damaged([dumped_json_lines(_ROWS)]),
             st.text(),
         ),
-        150,
+        300,
     ),
     "task file": Parser(
         read_task,
         st.one_of(with_nasty_values(yaml.safe_load(TASK)).map(dumped_yaml), damaged([TASK])),
-        60,
+        100,
     ),
 }
