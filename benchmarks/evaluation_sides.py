@@ -55,7 +55,7 @@ def prepared(workload: str, tokenizer: Any, max_length: int, items: int) -> Prep
     """The first items of a workload, as lm-eval builds them."""
     task, num_fewshot = WORKLOADS[workload]
     return prepare_task(
-        load_tasks([task], [TASKS_PATH])[task][0],
+        load_tasks([task], [TASKS_PATH], allow_code=True)[task][0],
         tokenizer,
         max_length=max_length,
         num_fewshot=num_fewshot,

@@ -66,7 +66,7 @@ def questions(tokenizer: Any, count: int) -> list[Item]:
     """The first items of each task."""
     items: list[Item] = []
     for name in TASKS:
-        loaded = load_tasks([name], [TASKS_PATH])[name][0]
+        loaded = load_tasks([name], [TASKS_PATH], allow_code=True)[name][0]
         task = prepare_task(
             loaded,
             tokenizer,

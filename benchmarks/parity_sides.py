@@ -123,7 +123,7 @@ def score_ours(
         "chat_template": regime.chat_template,
         "fewshot_as_multiturn": regime.fewshot_as_multiturn,
     }
-    loaded = load_tasks([regime.task], folders)[regime.task][0]
+    loaded = load_tasks([regime.task], folders, allow_code=True)[regime.task][0]
     prepared = prepare_task(loaded, tokenizer, **(settings | changes))
     both = [ScoredModel("base", "parity"), ScoredModel(ADAPTER, "parity", ADAPTER)]
     num_windows = len(prepared.requests) - len(prepared.instances)

@@ -78,6 +78,7 @@ def study_file(tmp_path: Path, tiny_model_folder: Path, tasks_folder: Path) -> P
         f"""
 base_model: {tiny_model_folder}
 tasks_path: {tasks_folder.name}
+allow_task_code: true
 train:
   task: colours
   epochs: 2

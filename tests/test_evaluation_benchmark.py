@@ -119,7 +119,7 @@ def test_items_and_filters_of_real_tasks(shared_tasks: Path, tiny_model_folder: 
     from rankwise.engine.models import base as models
 
     def prepared(name: str) -> Any:
-        loaded = load_tasks([name], [shared_tasks])[name][0]
+        loaded = load_tasks([name], [shared_tasks], allow_code=True)[name][0]
         tokenizer = models.load_tokenizer(tiny_model_folder)
         return prepare_task(
             loaded, tokenizer, max_length=4096, num_fewshot=0, limit=3, chat_template=False

@@ -13,6 +13,7 @@ import typer
 
 from rankwise.cli.application import (
     OK,
+    AllowTaskCode,
     Folder,
     Json,
     TasksPath,
@@ -76,6 +77,7 @@ def audit(
         ),
     ] = None,
     tasks_path: TasksPath = None,
+    allow_task_code: AllowTaskCode = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=2, help="Score the first N items of each task.")
     ] = None,
@@ -101,7 +103,7 @@ def audit(
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: audits/NAME_OF_THE_TARGET)."),
+        typer.Option("--output", help="The folder to write (default: audits/TARGET)."),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -124,6 +126,7 @@ def audit(
     asked = ScoreSettings(
         names,
         tuple(tasks_path or ()),
+        allow_task_code,
         num_fewshot=num_fewshot,
         limit=limit,
         chat_template=chat_template,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import json
 import os
 import sys
 import warnings
@@ -47,10 +49,30 @@ app = typer.Typer(
 stdout = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 stderr = Console(stderr=True)
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.")]
+
+def given_path(text: str) -> Path:
+    """A path of the command line; an empty one would be the current folder."""
+    if not text.strip() or "\0" in text:
+        raise typer.BadParameter(f"{text!r} names no file or folder; write a path")
+    return Path(text)
+
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.", parser=given_path)]
 TasksPath = Annotated[
     list[Path] | None,
-    typer.Option("--tasks-path", help="A folder with lm-eval YAML files; can be repeated."),
+    typer.Option(
+        "--tasks-path",
+        metavar="PATH",
+        help="A folder with lm-eval YAML files; can be repeated.",
+        parser=given_path,
+    ),
+]
+AllowTaskCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-task-code",
+        help="Let the task files of these folders run Python code (!function, class).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of text.")]
 
@@ -126,7 +148,12 @@ def emit(content: Any) -> int:
     """Print records, or lists and dictionaries of them, as JSON to stdout; returns ``OK``."""
     from pydantic_core import to_json
 
-    print(to_json(content, indent=2, inf_nan_mode="null").decode())
+    text = to_json(content, indent=2, inf_nan_mode="null").decode()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2)  # JSON's own escapes
+    print(text)
     return OK
 
 
@@ -144,6 +171,13 @@ def warn(warnings: Iterable[str]) -> None:
 def print_error(error: RankwiseError) -> None:
     """Print an error's name and text to stderr, in red."""
     note(f"{type(error).__name__}: {error}", style="red")
+
+
+def printable_streams() -> None:
+    """Let a terminal that cannot show a character show its code (xe9 for an é), and go on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def patient_threads() -> None:

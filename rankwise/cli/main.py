@@ -5,7 +5,7 @@
 from rankwise.cli import study_verbs
 from rankwise.cli import adapter_verbs
 from rankwise.cli import tool_verbs
-from rankwise.cli.application import app, patient_threads
+from rankwise.cli.application import app, patient_threads, printable_streams
 # isort: on
 
 __all__ = ["adapter_verbs", "app", "entry_point", "study_verbs", "tool_verbs"]
@@ -14,4 +14,5 @@ __all__ = ["adapter_verbs", "app", "entry_point", "study_verbs", "tool_verbs"]
 def entry_point() -> None:
     """Run the ``rankwise`` command."""
     patient_threads()
+    printable_streams()
     app(prog_name="rankwise")

@@ -165,8 +165,9 @@ def lm_eval(context: typer.Context) -> int:
     """Run lm-eval on a base and all its adapters in one pass.
 
     All flags are lm-eval's (see lm-eval run --help) except --model, which is
-    set here. --model_args takes pretrained (an embedded model, a folder or a
-    hub repository), adapters ("NAME=FOLDER;NAME=FOLDER", PEFT's folders),
+    set here, and --allow-task-code, without which files of --include_path may
+    not run Python code. --model_args takes pretrained (an embedded model, a
+    folder or a hub repository), adapters ("NAME=FOLDER;NAME=FOLDER", PEFT's folders),
     dtype, max_length, max_batch_tokens and engine. In --output_path, lm-eval
     writes results_<date>.json and, with --log_samples, samples files: in one
     folder for the base, and in a folder NAME for each adapter.
@@ -183,7 +184,12 @@ def lm_eval(context: typer.Context) -> int:
 
 @verb("Installation")
 def doctor(as_json: Json = False) -> int:
-    """Check this installation: versions, devices, optional parts."""
+    """Check this installation: versions, devices, optional parts.
+
+    Says nothing about a study. Whether the files of tasks_path may run Python
+    code is no setting of the installation: they may not, unless a study file
+    says allow_task_code: true or a command --allow-task-code.
+    """
     quiet_libraries()
     from rankwise.cli.doctor import examine
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -35,9 +37,37 @@ def rank(value: int) -> int:
     return value
 
 
+def plain_text(value: str) -> str:
+    """Refuse text that names nothing, and characters that would garble a terminal or a path."""
+    if not value.strip():
+        raise ValueError("empty text given; write a name, or leave the key out")
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
+        raise ValueError(f"{value!r} has a control character; remove it")
+    return value
+
+
+def user_path(value: Any) -> Any:
+    """Refuse paths that name no place, or the home of a user who does not exist."""
+    if isinstance(value, str):
+        plain_text(value)
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{value!r} is in no known home folder; correct the name") from error
+    return value
+
+
+def none_or_two(value: int) -> int:
+    """Refuse a single item, whose difference between two models has no standard error."""
+    if value == 1:
+        raise ValueError("1 item gives no standard error; write 0, or 2 and more")
+    return value
+
+
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Refuse values that are given twice."""
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    counts = Counter(map(str, values))
+    repeated = sorted(text for text, count in counts.items() if count > 1)
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is given twice; give each value once")
     return values
@@ -67,21 +97,45 @@ def as_list(value: Any) -> Any:
 def as_module_sets(value: Any) -> Any:
     """Read a list of names as one set, and a list that contains a list as several."""
     values = as_list(value)
-    several = any(isinstance(value, list | tuple) for value in values)
+    several = not values or any(isinstance(value, list | tuple) for value in values)
     return list(map(as_list, values)) if several else [values]
 
 
-Rank = Annotated[int, Field(strict=True), AfterValidator(rank)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Names = Annotated[tuple[str, ...], BeforeValidator(as_list), AfterValidator(distinct)]
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control, half a surrogate pair, line, paragraph
+_MOST_ENTRIES = 1000
+"""Of one list: each entry is at least one training, one task or one layer; more is a slip."""
+_LARGEST = 2**31 - 1
+"""Of a whole number: what is beyond every data set, and fits everywhere that numbers are kept."""
+
+_MOST_RUNS = 10_000
+"""Each is a training with a folder of its own."""
+
+# Strict: a switch (yes, true) is no number, a number is no switch, and "3" in quotes is text.
+Switch = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+Natural = Annotated[int, Field(ge=0, le=_LARGEST, strict=True)]
+Count = Annotated[int, Field(ge=1, le=_LARGEST, strict=True)]
+Rank = Annotated[int, Field(le=2**20, strict=True), AfterValidator(rank)]  # no layer is so wide
+Epochs = Annotated[int, Field(ge=1, le=10_000, strict=True)]  # more is weeks on any data
+Text = Annotated[str, AfterValidator(plain_text)]
+UserPath = Annotated[Path, BeforeValidator(user_path)]
+Names = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(as_list),
+    Field(max_length=_MOST_ENTRIES),
+    AfterValidator(distinct),
+]
 ModuleSet = Annotated[Names, Field(min_length=1)]
 T = TypeVar("T")
 Several = Annotated[
-    tuple[T, ...], BeforeValidator(as_list), AfterValidator(distinct), Field(min_length=1)
+    tuple[T, ...],
+    BeforeValidator(as_list),
+    Field(max_length=_MOST_ENTRIES),
+    AfterValidator(distinct),
+    Field(min_length=1),
 ]
 """Distinct values, at least one; a single value stands for a list of one."""
 
@@ -95,8 +149,8 @@ class Section(BaseModel):
 class BaseModelConfig(Section):
     """The frozen model that every run starts from: an embedded one, a hub name, or a folder."""
 
-    name: Annotated[str, Field(min_length=1)]
-    revision: str | None = None
+    name: Text
+    revision: Text | None = None
     """Branch, tag or commit of a hub repository; None: its main branch."""
 
 
@@ -146,22 +200,22 @@ class TrainConfig(Section):
 
     task: Names = ()
     """lm-eval tasks or groups. Each is trained on separately, a group as one, and scored on all."""
-    split: str | Mapping[str, str] | None = None
+    split: Text | Mapping[str, Text] | None = None
     """Split to train on, one for all or by task; None: each task's training split.
 
     A task that would be scored on this split is not scored.
     """
-    data: Path | None = None
+    data: UserPath | None = None
     """A JSON Lines file of ``prompt``/``completion`` or ``messages`` to train on instead."""
-    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of ``data`` that is scored and not trained on."""
-    exact_match: bool = False
+    exact_match: Switch = False
     """Score greedy answers to ``data`` too, by whether they equal the right ones."""
     max_examples: Count | None = None
     """Train on this many rows at most; None: all."""
-    drop_overlapping: bool = False
+    drop_overlapping: Switch = False
     """Leave out training rows that contain scored items."""
-    epochs: Several[Count] = (3,)
+    epochs: Several[Epochs] = (3,)
     """Several make a grid."""
     batch_size: Count = 2
     gradient_accumulation_steps: Count = 4
@@ -179,15 +233,15 @@ class TrainConfig(Section):
     """Quantises the frozen base, for training and for scoring."""
     max_micro_batch_tokens: Count | None = None
     """The most tokens in one micro-batch; None: as the memory allows."""
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: Switch | None = None
     """Compute activations again in the backward pass; None: if the memory requires it."""
-    compile: bool = False
+    compile: Switch = False
     """Run the layers through torch.compile."""
     save_steps: Count | None = 100
     """Steps between checkpoints from which a stopped training continues; None: no checkpoints."""
     loss_on: Literal["completion", "all"] = "completion"
     """Learn the tokens of the answer only, or those of the prompt too."""
-    chat_template: bool = False
+    chat_template: Switch = False
     """Write rows in the model's chat format."""
     max_length: Count = 1024
     """Rows are cut to this many tokens."""
@@ -202,7 +256,8 @@ class TrainConfig(Section):
         if isinstance(self.split, Mapping):
             for name in self.split:
                 if name not in self.task:
-                    raise ValueError(f"split: {name!r} is not trained on")
+                    known = ", ".join(self.task)
+                    raise ValueError(f"split: {name!r} is not trained on; there is {known}")
         if self.exact_match and self.data is None:
             raise ValueError("exact_match is for 'data'; a task brings its own metrics")
         return self
@@ -265,7 +320,7 @@ class PairedConfig(Section):
     alpha: AlphaConfig | None = None
     learning_rate: LoraRate | None = None
     target_modules: ModuleSet | None = None
-    epochs: Count | None = None
+    epochs: Epochs | None = None
 
 
 class LoraConfig(Section):
@@ -279,7 +334,7 @@ class LoraConfig(Section):
         ("q_proj", "k_proj", "v_proj", "o_proj"),
     )
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
-    paired: Annotated[tuple[PairedConfig, ...], Field(alias="_")] = ()
+    paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=_MOST_ENTRIES)] = ()
     """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
 
     @model_validator(mode="after")
@@ -302,12 +357,12 @@ class FullConfig(Section):
 class ImportedConfig(Section):
     """A model that was trained elsewhere: an adapter or a checkpoint."""
 
-    adapter: Path | None = None
+    adapter: UserPath | None = None
     """A PEFT LoRA folder."""
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """A whole model's folder."""
     name: Annotated[str, AfterValidator(run_name)] | None = None
-    train_task: str | None = None
+    train_task: Text | None = None
     """With several trained tasks: the one whose runs it is compared with."""
 
     @model_validator(mode="after")
@@ -323,7 +378,7 @@ class MethodsConfig(Section):
 
     lora: LoraConfig | None = LoraConfig()
     full: FullConfig | None = FullConfig()
-    imported: tuple[ImportedConfig, ...] = ()
+    imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=_MOST_ENTRIES)] = ()
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -343,11 +398,11 @@ class EvaluationConfig(Section):
     """Tasks that the base can do and the adapted model should not forget."""
     held_out_text: Names = ()
     """Texts whose loss per token is measured."""
-    metric: Mapping[str, str] = {}
+    metric: Mapping[str, Text] = {}
     """Task -> the metric that decides, if not p_right (with options) or the task's first."""
-    domains: Mapping[str, str] = {}
+    domains: Mapping[str, Text] = {}
     """Task or group -> domain in the report; overrides the task's own file."""
-    clusters: Mapping[str, str] = {}
+    clusters: Mapping[str, Text] = {}
     """Task or group -> field of its documents; items of equal value come in one cluster.
 
     Without it every item counts as independent of the others. Tasks with the same field share the
@@ -357,16 +412,16 @@ class EvaluationConfig(Section):
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
     """Score the first items of each task, this many at most; None: all."""
-    chat_template: bool = False
+    chat_template: Switch = False
     """Ask in the model's chat format."""
-    fewshot_as_multiturn: bool = False
+    fewshot_as_multiturn: Switch = False
     """Show examples as earlier turns of the conversation."""
-    trained_format: bool = True
+    trained_format: Switch = True
     """Score a task that asks in another format than the training also in the training format.
 
     The standard format decides.
     """
-    num_train_items: Natural = 100
+    num_train_items: Annotated[Natural, AfterValidator(none_or_two)] = 100
     """Number of trained rows to score, for the gap between seen and unseen items."""
     engine: Engine = "resident"
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
@@ -387,13 +442,13 @@ class EvaluationConfig(Section):
 class AnalysisConfig(Section):
     """How the weights and attention heads of every run are analysed."""
 
-    spectra: bool = True
+    spectra: Switch = True
     """Analyse the weights."""
     top_k: Count = 500
     """Number of leading singular vectors that are compared with the base's."""
     null_draws: Natural = 2
     """Number of random updates of each kind to compare with."""
-    heads: bool = True
+    heads: Switch = True
     """Compare attention heads with the base's."""
     head_prompts: Annotated[int, Field(ge=2, strict=True)] = 32
     """Number of prompts on which heads are compared."""
@@ -408,7 +463,7 @@ class RecommendationConfig(Section):
     """Margin ε: the acceptable retention loss; None: derived from the number of items."""
     delta_nats: Positive = 0.02
     """δ for tasks that are scored by their loss, in nats per token."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
 
 
 class StudyConfig(Section):
@@ -416,13 +471,32 @@ class StudyConfig(Section):
 
     name: Annotated[str, AfterValidator(run_name)] = "study"
     base_model: Annotated[BaseModelConfig, BeforeValidator(as_model)]
-    tasks_path: Annotated[tuple[Path, ...], BeforeValidator(as_list)] = ()
+    tasks_path: Annotated[
+        tuple[UserPath, ...], BeforeValidator(as_list), Field(max_length=_MOST_ENTRIES)
+    ] = ()
+    allow_task_code: Switch = False
+    """Let task files of ``tasks_path`` run Python code, ``!function`` and the like."""
     train: TrainConfig
     methods: MethodsConfig = MethodsConfig()
-    seeds: Annotated[tuple[Natural, ...], AfterValidator(distinct), Field(min_length=1)] = (0,)
+    seeds: Annotated[
+        tuple[Natural, ...],
+        Field(max_length=_MOST_ENTRIES),
+        AfterValidator(distinct),
+        Field(min_length=1),
+    ] = (0,)
     evaluation: EvaluationConfig = EvaluationConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
+
+    @property
+    def _num_runs(self) -> int:
+        """The combinations of all axes, without naming any."""
+        rates, epochs, lora = self.train.learning_rate, self.train.epochs, self.methods.lora
+        num_runs = 0 if self.methods.full is None else len(rates.full) * len(epochs)
+        if lora is not None:
+            axes = (lora.ranks, lora.alpha, lora.target_modules, rates.lora, epochs, lora.paired)
+            num_runs += math.prod(len(axis) or 1 for axis in axes)
+        return num_runs * len(self.seeds) * len(self.train.sources)
 
     @model_validator(mode="after")
     def _one_relation_per_task(self) -> Self:
@@ -446,9 +520,15 @@ class StudyConfig(Section):
                 "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
                 "and out_of_domain for the others; leave in_domain out"
             )
+        if self._num_runs > _MOST_RUNS:
+            raise ValueError(
+                f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "
+                "ranks, seeds and the other axes"
+            )
         for imported in self.methods.imported:
             if imported.train_task not in (None, *self.train.sources):
                 raise ValueError(
-                    f"methods.imported: train_task {imported.train_task!r} is not trained on here"
+                    f"methods.imported: train_task {imported.train_task!r} is not trained on; "
+                    f"there is {', '.join(self.train.sources)}"
                 )
         return self

@@ -52,8 +52,8 @@ def fingerprint(content: Any) -> str:
 
 
 def study_fingerprint(config: StudyConfig) -> str:
-    """Of a study file's settings, wherever its tasks lie and whatever items are grouped by."""
-    unused = {"tasks_path": True, "evaluation": {"clusters"}}
+    """Of a study file's settings, wherever its tasks lie, and whatever items are grouped by."""
+    unused = {"tasks_path": True, "allow_task_code": True, "evaluation": {"clusters"}}
     return fingerprint(config.model_dump(mode="json", exclude=unused))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
@@ -13,6 +14,18 @@ from pydantic import BaseModel, ValidationError
 
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config import RATE_TAGS, ImportedConfig, StudyConfig
+from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
+
+_MOST_SHOWN = 80
+# What pydantic says of Python's types, said of a study file.
+_IN_WORDS = {
+    "string_type": "write text, in quotes if it looks like something else",
+    "path_type": "write a path",
+    "tuple_type": "write a list",
+    "dict_type": "write a mapping of keys to values",
+    "too_short": "give at least {min_length}",
+    "too_long": "give {max_length} at most",
+}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -51,11 +64,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
     if path is None:
         source, folder, text = "quickstart", Path.cwd(), preset_text("quickstart")
     else:
-        source, folder = path.name, path.resolve().parent
+        source = path.name or str(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(source, [f"the file cannot be read: {error}"]) from error
+            folder, text = path.resolve().parent, read_yaml_text(path)
+        except (YamlError, OSError, ValueError, RuntimeError) as error:  # also NUL, link loops
+            raise ConfigError(source, [str(error)]) from error
     data = _parse_yaml(text, source)
     if path is not None:
         data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study")
@@ -71,16 +84,18 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
     return _with_absolute_paths(config, folder)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """YAML in which 2e-4 is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [cast(Any, self.construct_object(key, deep=True)) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        keys: set[str] = set()
+        for key_node, _ in node.value:
+            key = repr(cast(Any, self.construct_object(key_node, deep=True)))
+            if key in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", node.start_mark
+                    None, None, f"key {key} is given twice", key_node.start_mark
                 )
+            keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -94,9 +109,9 @@ _Loader.add_constructor("tag:yaml.org,2002:merge", yaml.SafeLoader.construct_yam
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+        data = parse_yaml(text, _Loader)
+    except YamlError as error:
+        raise ConfigError(source, [str(error)]) from error
     if not isinstance(data, dict):
         raise ConfigError(source, ["a study file is a mapping of sections; see `rankwise init`"])
     return cast(dict[str, Any], data)
@@ -108,9 +123,9 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         return f"{override!r} is not an override; write key=value, for example train.epochs=1"
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
-        return f"{key}: {text!r} is not a YAML value"
+        value = parse_yaml(text, _Loader)
+    except YamlError as error:
+        return f"{key}: {_shown(text)} is not a YAML value: {error}"
     *parents, last = key.split(".")
     section = data
     for parent in parents:
@@ -120,7 +135,7 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
         elif parent == "base_model" and isinstance(below, str):
             below = section[parent] = {"name": below}
         if not isinstance(below, dict):
-            return f"{key}: {parent!r} is not a section"
+            return f"{key}: {parent!r} is not a section; set {parent} itself"
         section = cast(dict[str, Any], below)
     section[last] = value
     return None
@@ -136,7 +151,7 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
         update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
     )
     name = config.base_model.name
-    if name.startswith(("./", "../")) or (folder / name).is_dir():
+    if name.startswith(("./", "../")) or os.path.isdir(folder / name):
         name = str((folder / name).resolve())
         update["base_model"] = config.base_model.model_copy(update={"name": name})
     return config.model_copy(update=update)
@@ -186,10 +201,21 @@ def problems_of(
             yield f"{key}: {message}" if key else message
         elif detail["type"] == "model_type":
             known = ", ".join(_known_keys(model, detail["loc"])) or "none"
-            yield f"{key}: {detail['input']!r} given; a section is needed here, with keys: {known}"
+            given = _shown(detail["input"])
+            yield f"{key}: {given} given; a section is needed here, with keys: {known}"
         else:
-            message = str(detail["msg"])
-            yield f"{key}: {detail['input']!r} given; {message[:1].lower()}{message[1:]}"
+            message = _IN_WORDS.get(detail["type"], str(detail["msg"]))
+            message = message.format(**detail.get("ctx", {}))
+            yield f"{key}: {_shown(detail['input'])} given; {message[:1].lower()}{message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was read, cut to a part of a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _as_written(location: tuple[int | str, ...], data: dict[str, Any]) -> tuple[int | str, ...]:

@@ -84,6 +84,7 @@ def training_facts(results: StudyResults) -> tuple[Entry, ...]:
         Entry("Longest example", f"{quantities.count(train.max_length)} tokens"),
         Entry("Precision", results.study.precision),
         Entry("Seeds", ", ".join(str(seed) for seed in config.seeds)),
+        *([Entry("Task code", "allowed")] if config.allow_task_code else []),
     ]
     return tuple(facts)
 

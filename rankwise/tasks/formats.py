@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
-from rankwise.tasks.resolution import LoadedTask, task_file_errors
+from rankwise.errors import TaskError
+from rankwise.tasks.resolution import LoadedTask
+from rankwise.tasks.task_files import task_code
 
 Options = Literal["letters", "cloze"]
 
@@ -51,9 +53,10 @@ def _task_options(loaded: LoadedTask) -> Options | None:
         return None
     is_scored = task.has_test_docs() or task.has_validation_docs()
     try:
-        docs = task.eval_docs if is_scored else task.training_docs()
-        return options_of([task.doc_to_choice(docs[i]) for i in range(min(len(docs), 50))])
-    except task_file_errors():
+        with task_code("", ""):
+            docs = task.eval_docs if is_scored else task.training_docs()
+            return options_of([task.doc_to_choice(docs[i]) for i in range(min(len(docs), 50))])
+    except TaskError:
         return None  # preparing the task says what is wrong
 
 
@@ -101,11 +104,12 @@ def in_trained_format(
     )
     task = rewritten.task
     try:
-        for doc in task.eval_docs:
-            for read in (task.doc_to_text, task.doc_to_choice, task.doc_to_target):
-                read(doc)
-    except task_file_errors() as error:
-        return f"{loaded.name} cannot be written with {other}: {error}"
+        with task_code(f"{loaded.name} cannot be written with {other}", ""):
+            for doc in task.eval_docs:
+                for read in (task.doc_to_text, task.doc_to_choice, task.doc_to_target):
+                    read(doc)
+    except TaskError as error:
+        return str(error).strip()
     return rewritten
 
 

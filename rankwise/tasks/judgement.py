@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -12,9 +13,14 @@ from rankwise.errors import TaskError
 from rankwise.records.results import LOSS_METRIC, weighted_by_tokens
 from rankwise.records.study import MetricScore
 from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.task_files import task_code
+from rankwise.tasks.training_rows import target_text
 
 Response = tuple[float, bool] | float | str
 """A log-likelihood with its greedy flag, a whole text's log-likelihood, or a generation."""
+
+_MOST_CHECKED = 4
+"""Items on which judging is tried; some statistics need more than two."""
 
 Responses = tuple[Response, ...]
 """Answers to one of lm-eval's instances: one, or one per repeat."""
@@ -40,15 +46,60 @@ class Judgement(NamedTuple):
 
 
 def judge(prepared: PreparedTask, responses: Sequence[Responses], metric: str | None) -> Judgement:
-    """Let the task judge the answers to its instances, in order; see ``evaluation.evaluate``."""
-    samples, values = _samples(prepared, responses)
-    metrics = _aggregate(prepared, values)
+    """Let the task judge the answers to its instances, in order; see ``evaluation.evaluate``.
+
+    Raises:
+        TaskError: its filters, functions or metrics fail on the answers, or none of its metrics is
+            one number per item.
+    """
+    with task_code(
+        f"{prepared.loaded.where} cannot judge the answers",
+        "Correct its filter_list, process_results and metric_list.",
+    ):
+        samples, values = _samples(prepared, responses)
+        metrics = _aggregate(prepared, values)
     return Judgement(
         samples,
         metrics,
         _decision(prepared, metrics, values, metric),
         _predicted_shares(prepared, responses),
     )
+
+
+def check_judging(prepared: PreparedTask, metric: str | None) -> None:
+    """Let the task judge made-up answers to its first items, before hours of training.
+
+    Generations are answered right, so that whatever fails here fails on every answer.
+
+    Raises:
+        TaskError: as of ``judge``.
+    """
+    doc_ids = list(dict.fromkeys(instance.doc_id for instance in prepared.instances))
+    first = set(doc_ids[:_MOST_CHECKED])
+    instances = list(
+        itertools.takewhile(lambda instance: instance.doc_id in first, prepared.instances)
+    )
+    task = prepared.loaded.task
+    with task_code(
+        f"{prepared.loaded.where} cannot write a right answer", "Correct doc_to_target."
+    ):
+        answers = [(_made_up(prepared, instance),) for instance in instances]
+    all_instances, task._instances = task._instances, instances
+    try:
+        requests = [r for r in prepared.requests if r.instance < len(instances)]
+        judge(prepared._replace(instances=instances, requests=requests), answers, metric)
+    finally:
+        task._instances = all_instances
+
+
+def _made_up(prepared: PreparedTask, instance: Any) -> Response:
+    if instance.request_type == "loglikelihood_rolling":
+        return -1.0
+    if instance.request_type != "generate_until":
+        return (-1.0 - instance.idx, False)
+    task, doc = prepared.loaded.task, instance.doc
+    target = task.doc_to_target(doc)
+    return target_text(task, doc, target, chat_template=prepared.chat_template).strip()
 
 
 def _samples(
@@ -174,7 +225,12 @@ def _decision(
     for score in usable:
         if wanted is None or wanted in (score.metric, f"{score.metric},{score.filter}"):
             return score
-    names = ", ".join(f"{score.metric},{score.filter}" for score in usable) or "none"
+    names = ", ".join(f"{score.metric},{score.filter}" for score in usable)
+    if not names:
+        raise TaskError(
+            f"{prepared.loaded.where} has no metric with one number per item, which statistics "
+            "need; add one to its metric_list, such as acc."
+        )
     raise TaskError(
         f"task {prepared.name!r} has no metric {wanted!r} with one number per item; it has: "
         f"{names}. Set evaluation.metric.{prepared.name} to one of them."

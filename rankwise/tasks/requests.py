@@ -20,8 +20,8 @@ from rankwise.tasks.resolution import (
     TaskNotFound,
     load_tasks,
     quiet_lm_eval,
-    task_file_errors,
 )
+from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TextEncoder, render_chat
 
 FEWSHOT_SEED = 1234  # lm-eval's default
@@ -171,7 +171,10 @@ def prepare_task(
         shots = num_fewshot or 0
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    try:
+    with task_code(
+        f"{loaded.where} cannot build its prompts (num_fewshot={shots})",
+        "Check that its test split is not empty and that it has enough examples for few-shot.",
+    ):
         # lm-eval shows its own progress bar on stderr; ours shows the whole study
         with quiet_lm_eval(), contextlib.redirect_stderr(io.StringIO()):
             task.build_all_requests(
@@ -180,19 +183,16 @@ def prepare_task(
                 fewshot_as_multiturn=fewshot_as_multiturn,
                 chat_template=partial(render_chat, tokenizer) if chat_template else None,
             )
-    except task_file_errors() as error:
-        raise TaskError(
-            f"task {loaded.name!r} cannot build its prompts (num_fewshot={shots}): {error!r}. "
-            "Check that its test split is not empty and that it has enough examples for few-shot."
-        ) from error
-    instances = list(task.instances)
-    encoder = RequestEncoder(tokenizer, max_length)
-    num_options = _num_options(loaded, instances)
-    requests = [
-        request
-        for index, instance in enumerate(instances)
-        for request in encoder.requests(index, instance, loaded.name)
-    ]
+        instances = list(task.instances)
+        num_options = _num_options(loaded, instances)
+        digest = _digest(loaded, instances)
+        encoder = RequestEncoder(tokenizer, max_length)
+        requests = [
+            request
+            for index, instance in enumerate(instances)
+            for request in encoder.requests(index, instance, loaded.name)
+        ]
+        num_draws = max(_num_draws(instance) for instance in instances)
     return PreparedTask(
         loaded=loaded,
         instances=instances,
@@ -201,10 +201,10 @@ def prepare_task(
         limit=limit,
         num_fewshot=shots,
         chat_template=chat_template,
-        digest=_digest(loaded, instances),
+        digest=digest,
         chance=_chance(loaded, num_options),
         num_options=num_options,
-        num_draws=max(_num_draws(instance) for instance in instances),
+        num_draws=num_draws,
     )
 
 
@@ -214,15 +214,21 @@ def prepared_tasks(
     tokenizer: Any,
     max_length: int,
     evaluation: EvaluationConfig,
+    *,
+    allow_code: bool = False,
 ) -> list[PreparedTask]:
     """Every named task once, groups and tags as their leaves; see ``prepare_task``.
+
+    ``allow_code``: whether task files of ``tasks_path`` may run Python code.
 
     Raises:
         TaskError: also for unknown names, all at once.
     """
     leaves: dict[str, LoadedTask] = {}
     unknown: list[str] = []
-    for found in load_tasks(names, tasks_path).values():
+    for found in load_tasks(names, tasks_path, allow_code=allow_code).values():
+        if isinstance(found, TaskError):
+            raise found
         if isinstance(found, TaskNotFound):
             unknown.append(str(found))
         else:
@@ -283,7 +289,14 @@ def _num_options(loaded: LoadedTask, instances: Sequence[Any]) -> dict[int, int]
     """doc_id -> number of options; the further requests of ``acc_mutual_info`` are not options."""
     if loaded.output_type != "multiple_choice":
         return {}
-    return {i.doc_id: len(loaded.task.doc_to_choice(i.doc)) for i in instances if i.idx == 0}
+    counts = {i.doc_id: len(loaded.task.doc_to_choice(i.doc)) for i in instances if i.idx == 0}
+    for doc_id, count in counts.items():
+        if count < 2:
+            raise DataError(
+                f"{loaded.where}, doc_to_choice: item {doc_id} has {count} option; a choice needs "
+                "two. Give it another one, or leave the item out."
+            )
+    return counts
 
 
 def _chance(loaded: LoadedTask, num_options: dict[int, int]) -> float | None:

@@ -5,13 +5,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Generator, Sequence
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.errors import TaskError, closest
-
-BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+from rankwise.errors import TaskError, closest, did_you_mean
+from rankwise.tasks.task_files import (
+    BUNDLED_FOLDER,
+    CODE_REMEDY,
+    code_of,
+    config_faults,
+    file_faults,
+    is_below,
+    metric_names,
+    name_fault,
+    sandbox_templates,
+    task_code,
+    trusted_folders,
+)
 
 
 class LoadedTask(NamedTuple):
@@ -45,6 +57,14 @@ class LoadedTask(NamedTuple):
         return metadata.get("domain") if isinstance(metadata, dict) else None
 
     @property
+    def where(self) -> str:
+        """The task's name and, where it has one, its file."""
+        metadata = self.task.get_config("metadata")
+        source = metadata.get("config_source") if isinstance(metadata, dict) else None
+        file = f" ({source})" if source not in (None, "inline") else ""
+        return f"task {self.name!r}{file}"
+
+    @property
     def version(self) -> str:
         return str(self.task.VERSION)
 
@@ -54,14 +74,26 @@ class LoadedTask(NamedTuple):
 
 
 class TaskNotFound(NamedTuple):
-    """A name without a task, group or tag, and the name that was probably meant."""
+    """A name without a task, group or tag.
+
+    Attributes:
+        name: that was looked for.
+        suggestion: the name that was probably meant.
+        faults: task files that lm-eval skipped, and what is wrong with them.
+    """
 
     name: str
     suggestion: str | None
+    faults: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         hint = f"; did you mean {self.suggestion!r}?" if self.suggestion else ""
-        return f"no task named {self.name!r}{hint}"
+        skipped = "".join(f"; a task file is skipped: {fault}" for fault in self.faults)
+        return f"no task named {self.name!r}{hint}{skipped}"
+
+
+Unloaded = TaskNotFound | TaskError
+"""Why a name has no tasks."""
 
 
 @contextlib.contextmanager
@@ -80,73 +112,137 @@ def _manager(tasks_path: Sequence[Path], *, everything: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
     for folder in tasks_path:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # unlike Path.is_dir, raises nothing
             raise TaskError(f"tasks_path: {folder} is not a folder. Check the path.")
-    with quiet_lm_eval():
-        return TaskManager(include_path=[BUNDLED_FOLDER, *tasks_path], include_defaults=everything)
+    sandbox_templates()
+    try:
+        with quiet_lm_eval():
+            folders: list[str | Path] = [BUNDLED_FOLDER, *tasks_path]
+            return TaskManager(include_path=folders, include_defaults=everything)
+    except TypeError as error:  # names that are no text cannot be sorted
+        faults = "; ".join(file_faults(tasks_path)) or str(error)
+        raise TaskError(f"tasks_path: {faults}.") from error
 
 
 def load_tasks(
-    names: Sequence[str], tasks_path: Sequence[Path] = ()
-) -> dict[str, tuple[LoadedTask, ...] | TaskNotFound]:
+    names: Sequence[str], tasks_path: Sequence[Path] = (), *, allow_code: bool = False
+) -> dict[str, tuple[LoadedTask, ...] | Unloaded]:
     """Load tasks, groups and tags: name -> its leaf tasks, or why it has none.
 
     The bundled tasks and ``tasks_path`` are searched first. lm-eval's own index takes 7-10 s to
     build, and is built only for a name that is not found there.
 
+    Args:
+        names: as in a study file.
+        tasks_path: folders with task files.
+        allow_code: whether these files may run Python code. Without it, a task that would is
+            refused before anything of it runs.
+
     Raises:
-        TaskError: a folder of ``tasks_path`` is missing, or a task's data cannot be loaded.
+        TaskError: a folder of ``tasks_path`` is missing, or has a file that spoils the index.
     """
     manager = _manager(tasks_path, everything=False)
     if any(name not in manager.task_index for name in names):
         manager = _manager(tasks_path, everything=True)
-    found: dict[str, tuple[LoadedTask, ...] | TaskNotFound] = {}
+    loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
     for name in names:
-        if name in manager.task_index:
-            found[name] = _leaves(manager, name)
-        else:
-            found[name] = TaskNotFound(name, closest(name, manager.all_tasks))
-    return found
+        if name not in manager.task_index:
+            near, faults = closest(name, manager.all_tasks), tuple(file_faults(tasks_path))
+            loaded[name] = TaskNotFound(name, near, faults)
+            continue
+        try:
+            check_files(manager, name, allow_code=allow_code)
+            loaded[name] = _leaves(manager, name)
+        except TaskError as error:
+            loaded[name] = error
+    return loaded
 
 
-def task_file_errors() -> tuple[type[Exception], ...]:
-    """The errors that a task's faulty YAML, functions or data can raise."""
-    from datasets.exceptions import DatasetsError
-    from jinja2 import TemplateError
+def check_files(manager: Any, name: str, *, allow_code: bool) -> None:
+    """Read the files from which lm-eval would load a name, and refuse those that may not run.
 
-    return (
-        *(OSError, ValueError, LookupError, ImportError, TypeError, AttributeError, AssertionError),
-        *(TemplateError, DatasetsError),
-    )
+    Args:
+        manager: lm-eval's ``TaskManager``.
+        name: of a task, a group or a tag in its index.
+        allow_code: whether files outside lm-eval and rankwise may run code.
+
+    Raises:
+        TaskError: a file cannot be read, or would run code that is not allowed.
+    """
+    trusted = trusted_folders()
+    files = dict.fromkeys(_files_of(manager.task_index, name))
+    own = [path for path in files if not is_below(path, trusted)]
+    places = [place for path in own for place in code_of(path, trusted)]
+    if places and not allow_code:
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        raise TaskError(
+            f"task {name!r} runs code of its folder: {'; '.join(places[:3])}{more}. {CODE_REMEDY}"
+        )
+    if faults := [fault for path in own for fault in config_faults(path)]:
+        raise TaskError(f"task {name!r} cannot be used: {'; '.join(faults)}.")
+
+
+def _files_of(index: Mapping[str, Any], name: str) -> Iterator[Path]:
+    """The files of a task, of a group and its members, or of a tag's tasks."""
+    waiting: list[Any] = [name]
+    seen: set[str] = set()
+    while waiting:
+        member = waiting.pop()
+        if isinstance(member, Mapping):  # a member with settings of its own, or an inline group
+            below = member.get("task")
+            waiting += below if isinstance(below, list) else [below, member.get("group")]
+        elif isinstance(member, str) and member in index and member not in seen:
+            seen.add(member)
+            entry = index[member]
+            if entry.yaml_path is not None:
+                yield Path(entry.yaml_path)
+            if entry.kind.name == "TAG":
+                waiting += entry.tags
+            elif entry.kind.name == "GROUP":
+                below = (entry.cfg or {}).get("task")
+                waiting += below if isinstance(below, list) else [below]
 
 
 def _leaves(manager: Any, name: str) -> tuple[LoadedTask, ...]:
-    try:
+    path = manager.task_index[name].yaml_path
+    where = f"task {name!r}" + ("" if path is None else f" ({path})")
+    with task_code(
+        f"{where} exists but cannot be loaded",
+        "Check its data (a hub name needs the network; a local file must exist and not be empty) "
+        "and its YAML.",
+    ):
         with quiet_lm_eval():
             found = manager.load([name])
-    except task_file_errors() as error:
-        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise TaskError(
-            f"task {name!r} exists but cannot be loaded: {reason}. Check its data (a hub name "
-            "needs the network; a local file must exist and not be empty) and its YAML."
-        ) from error
-    tasks = found["tasks"]
-    for task in tasks.values():
-        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            raise TaskError(
-                f"task {name!r} runs generated code or needs images or audio; rankwise scores text "
-                "only. Leave it out."
-            )
-    members = {
-        name: {task.task_name for task in group.get_all_tasks()}
-        for name, group in found["groups"].items()
-    }
+        tasks, groups = found["tasks"], found["groups"]
+        members = {
+            name: {task.task_name for task in group.get_all_tasks()}
+            for name, group in groups.items()
+        }
     if name not in tasks:
         members[name] = set(tasks)  # a tag is not a group
-    return tuple(
+    leaves = tuple(
         LoadedTask(leaf, task, groups=tuple(g for g, leaves in members.items() if leaf in leaves))
         for leaf, task in tasks.items()
     )
+    for leaf in leaves:
+        _check_config(leaf)
+    return leaves
+
+
+def _check_config(loaded: LoadedTask) -> None:
+    """Refuse what lm-eval takes without a word and fails on after the scoring."""
+    task, config = loaded.task, loaded.task.config
+    if fault := name_fault(loaded.name):
+        raise TaskError(f"{loaded.where}: task {fault}.")
+    if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+        raise TaskError(
+            f"{loaded.where} runs generated code or needs images or audio; rankwise scores text "
+            "only. Leave it out."
+        )
+    for metric, function in getattr(task, "_metric_fn_list", {}).items():
+        if function is None and config.process_results is None:
+            hint = did_you_mean(metric, metric_names()) or "name one of lm-eval's, such as acc"
+            raise TaskError(f"{loaded.where}, metric_list: no metric named {metric!r}; {hint}")
 
 
 class TaskListing(NamedTuple):

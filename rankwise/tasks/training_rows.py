@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config import TrainConfig
-from rankwise.tasks.resolution import LoadedTask, task_file_errors
+from rankwise.tasks.resolution import LoadedTask
+from rankwise.tasks.task_files import task_code
 
 TRAINED_SUFFIX = "@train"
 """Suffix of the task that scores the rows that a task trains on."""
@@ -56,13 +57,11 @@ def task_rows(
     """
     if loaded.output_type == "loglikelihood_rolling":
         raise TaskError(f"task {loaded.name!r} is prose without questions; it can only be scored.")
-    try:
+    with task_code(
+        f"the training split of {loaded.where} cannot be read",
+        "Check training_split in its YAML.",
+    ):
         docs = _documents(loaded, split)
-    except task_file_errors() as error:
-        raise TaskError(
-            f"the training split of task {loaded.name!r} cannot be read ({error!r}). Check "
-            "training_split in its YAML."
-        ) from error
     count = len(docs) if max_examples is None else min(max_examples, len(docs))
     if count == 0:
         raise DataError(f"the training split of task {loaded.name!r} is empty. Give it rows.")
@@ -114,20 +113,19 @@ def _row(
     end: str,
 ) -> TrainingRow:
     task = loaded.task
-    where = f"row {index} of the training split of task {loaded.name!r}"
+    where = f"row {index} of the training split of {loaded.where}"
     options: dict[str, Any] = {
         "apply_chat_template": render is not None,
         "chat_template": render,
     }
-    try:
+    with task_code(f"{where} cannot be read", "Repair or remove it."):
         prefix = task.doc_to_prefix(doc)
         context = task.fewshot_context(doc, 0, gen_prefix=prefix, **options)
         requests = task.construct_requests(doc=doc, ctx=context, metadata=("", 0, 1), **options)
         target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    except task_file_errors() as error:
-        raise DataError(f"{where} cannot be read ({error!r}). Repair or remove it.") from error
-    if loaded.output_type == "multiple_choice":
-        gold = option_index(target, task, doc)
+        is_choice = loaded.output_type == "multiple_choice"
+        gold = option_index(target, task, doc) if is_choice else None
+    if is_choice:
         if gold is None or not 0 <= gold < len(requests):
             raise DataError(
                 f"{where} has no right answer: target {target!r} of {len(requests)} options. "
@@ -138,7 +136,8 @@ def _row(
         prompt, completion = requests.arguments
     else:
         prompt = requests.arguments[0]
-        completion = target_text(task, doc, target, chat_template=render is not None)
+        with task_code(f"{where} cannot be read", "Repair or remove it."):
+            completion = target_text(task, doc, target, chat_template=render is not None)
     is_null = str(completion).strip() == "None" and None in doc.values()  # a template's None
     if is_null or not str(completion).strip():
         raise DataError(f"{where} has an empty answer. Repair or remove it.")
@@ -160,8 +159,9 @@ def scored_row(loaded: LoadedTask, doc: Any) -> TrainingRow:
         return TrainingRow(str(task.doc_to_target(doc)), "", texts=texts)
     try:
         return _row(loaded, doc, 0, None, "")
-    except DataError:
-        return TrainingRow(str(task.doc_to_text(doc)), "", texts=texts)
+    except (DataError, TaskError):
+        with task_code(f"{loaded.where} cannot write its prompts", "Correct doc_to_text."):
+            return TrainingRow(str(task.doc_to_text(doc)), "", texts=texts)
 
 
 def option_index(target: Any, task: Any, doc: Any) -> int | None:
@@ -222,8 +222,23 @@ def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
         return str(tokenizer.eos_token)
     answer = "the answer"
     conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
-    return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
+    with task_code("the chat template writes no answer", "Repair it, or set chat_template: false."):
+        text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
+        return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
+
+
+def chat_template_fault(tokenizer: Any) -> str | None:
+    """What is wrong with a tokenizer's chat template; None if it writes a conversation."""
+    question, answer = "the question", "the answer"
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    try:
+        with task_code("it fails on a question and an answer", "Repair it."):
+            prompt = render_chat(tokenizer, turns[:1])
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TaskError as error:
+        return str(error)
+    missing = [kept for kept, where in ((question, prompt), (answer, text)) if kept not in where]
+    return f"it leaves out {missing[0]} of a conversation. Repair it." if missing else None
 
 
 class TextEncoder:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
-from rankwise.errors import DataError
+from rankwise.errors import DataError, TaskError
 from rankwise.records.config import ENDING_SUFFIX
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
+from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
 
 MAX_GENERATED_TOKENS = 256
+
+_NOTHING = (None, "", [], {})
 
 
 class UserData(NamedTuple):
@@ -101,8 +102,10 @@ def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row
     try:
         # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"train.data: {path} cannot be read: {error}. Check the path.") from error
+    except (OSError, ValueError) as error:  # also of a path with a NUL
+        is_text = not isinstance(error, UnicodeDecodeError)
+        remedy = "Check the path." if is_text else "Save it as JSON Lines in UTF-8."
+        raise DataError(f"{path} cannot be read: {error}. {remedy}") from error
     rows: list[_Row] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -112,17 +115,26 @@ def _distinct_rows(path: Path, tokenizer: Any, chat_template: bool) -> list[_Row
             row = _parsed(json.loads(line), tokenizer, chat_template)
             (row.prompt + row.completion).encode()  # JSON can hold half a surrogate pair
             rows.append(row)
-        except (json.JSONDecodeError, UnicodeEncodeError, DataError) as error:
+        except UnicodeEncodeError:
+            problems.append(f"line {number}: half a surrogate pair; correct the character")
+        except (DataError, TaskError, json.JSONDecodeError) as error:
             problems.append(f"line {number}: {error}")
+        except ValueError:  # Python reads no number of more than 4300 digits
+            problems.append(f"line {number}: a number has thousands of digits; shorten it")
+        except RecursionError:
+            problems.append(f"line {number}: nested too deep; flatten it")
     if problems:
         shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
-        raise DataError("\n  ".join([f"{path.name} has {len(problems)} bad rows", *shown]))
+        hint = "" if rows else "; write JSON Lines, one object with prompt and completion a line"
+        raise DataError("\n  ".join([f"{path.name} has {len(problems)} bad rows{hint}", *shown]))
     return list(dict.fromkeys(rows))
 
 
 def _parsed(row: Any, tokenizer: Any, chat_template: bool) -> _Row:
     if not isinstance(row, dict):
         raise DataError("not a JSON object")
+    if row.get("tools"):
+        raise DataError("has tools, which would be lost; write them into a system message")
     if "messages" in row:
         messages = _messages(row["messages"], "messages")
         return _conversation(messages[:-1], messages[-1], tokenizer)
@@ -157,6 +169,14 @@ def _messages(value: Any, field: str) -> list[dict[str, str]]:
     )
     if not ok:
         raise DataError(f"{field} must be a list of objects with role and content")
+    for index, turn in enumerate(value):
+        if lost := [
+            key for key in turn if key not in ("role", "content") and turn[key] not in _NOTHING
+        ]:
+            raise DataError(
+                f"{field}[{index}] has {', '.join(lost)}, which would be lost; write it into "
+                "content, or leave the row out"
+            )
     return [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
@@ -167,11 +187,19 @@ def _conversation(before: list[dict[str, str]], answer: dict[str, str], tokenize
         raise DataError("there is no turn before the assistant's answer")
     if not tokenizer.chat_template:
         raise DataError("the base model's tokenizer has no chat template to render messages with")
-    try:
+    with task_code("the chat template refuses the messages", "Change the row or the template."):
         prompt = render_chat(tokenizer, before)
-    except jinja2.exceptions.TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
-    return _Row(prompt, answer["content"], end_of_turn(tokenizer, chat_template=True), True)
+        end = end_of_turn(tokenizer, chat_template=True)
+    shown = "".join(prompt.split())
+    for index, turn in enumerate(before):
+        # templates may leave out a system's turn, which lm-eval allows, and an assistant's thoughts
+        is_kept = turn["role"] in ("system", "assistant")
+        if not is_kept and "".join(turn["content"].split()) not in shown:
+            raise DataError(
+                f"the chat template leaves out turn {index}, whose role is {turn['role']!r}; "
+                "change the role to user, or leave the row out"
+            )
+    return _Row(prompt, answer["content"], end, True)
 
 
 def ending_items(name: str, rows: Sequence[TrainingRow]) -> LoadedTask:

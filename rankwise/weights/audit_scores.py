@@ -34,6 +34,7 @@ class ScoreSettings(NamedTuple):
 
     tasks: tuple[str, ...]
     tasks_path: tuple[Path, ...] = ()
+    allow_task_code: bool = False
     num_fewshot: int | None = None
     limit: int | None = None
     chat_template: bool = False
@@ -65,7 +66,12 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
     _check_vocabulary(audited, min(len(tokenizer), _num_embeddings(skeleton)))
     longest = models.context_length(skeleton.config, tokenizer)
     return requests.prepared_tasks(
-        settings.tasks, settings.tasks_path, tokenizer, longest, settings.evaluation
+        settings.tasks,
+        settings.tasks_path,
+        tokenizer,
+        longest,
+        settings.evaluation,
+        allow_code=settings.allow_task_code,
     )
 
 

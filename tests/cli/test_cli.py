@@ -56,7 +56,7 @@ class Finished:
         (tasks / "sums.yaml").write_text(tiny_tasks.SUMS_YAML)
         self.file = folder / "small.yaml"
         self.file.write_text(
-            f"base_model: {model}\ntasks_path: tasks\n"
+            f"base_model: {model}\ntasks_path: tasks\nallow_task_code: true\n"
             "train: {task: colours, epochs: 1, precision: float32}\n"
             "methods: {lora: {ranks: [2]}, full: null}\n"
             "evaluation: {out_of_domain: [sums], limit: 8}\n"

@@ -286,6 +286,7 @@ def test_every_model_gets_files_of_its_own(
     parts = ";".join(f"{name}={folder}" for name, folder in adapters.items())
     done = command(
         "--tasks", ",".join(TASKS), "--include_path", tasks_folder, "--limit", 4,
+        "--allow-task-code",
         "--model_args", f"pretrained={tiny_model_folder},adapters={parts},dtype=float32",
         "--num_fewshot", 1, "--output_path", tmp_path / "out", "--log_samples",
         "--use_cache", tmp_path / "cache",
@@ -331,7 +332,10 @@ def test_a_configuration_file_is_read_as_lm_eval_reads_it(
         "output_path": str(tmp_path / "out"),
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config))
-    done = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1)
+    refused = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1)
+    assert refused.exit_code == 2
+    assert "custom_dataset is !function colours.load" in " ".join(refused.output.split())
+    done = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1, "--allow-task-code")
     assert done.exit_code == 0, done.output
     assert {*adapters} < {path.name for path in (tmp_path / "out").iterdir()}
     (tmp_path / "config.yaml").write_text("[1, 2]")

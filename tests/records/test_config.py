@@ -75,8 +75,8 @@ zzz: 1
         "evaluation.in_domain: x is given twice; give each value once",
         "recommendation.confidence: 95 given; input should be less than 1",
         "evaluaton: unknown key; did you mean 'evaluation'?",
-        "zzz: unknown key; known here: name, base_model, tasks_path, train, methods, seeds, "
-        "evaluation, analysis, recommendation",
+        "zzz: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, "
+        "methods, seeds, evaluation, analysis, recommendation",
     }
 
 
@@ -214,7 +214,7 @@ def test_bad_overrides(tmp_path: Path, override: str, problem: str) -> None:
 def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, f"{SMALLEST}evaluation:\n  limit: 1\n  limit: 2\n")
     assert "key 'limit' is given twice" in problem
-    assert "line 4" in problem
+    assert "line 5" in problem
 
 
 def test_anchors_and_merges_work_and_the_explicit_key_wins(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def study(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (tasks / f"{name}.yaml").write_text(text)
     path = root / "tiny.yaml"
     path.write_text(
-        f"base_model: {tiny_model_folder}\ntasks_path: tasks\n"
+        f"base_model: {tiny_model_folder}\ntasks_path: tasks\nallow_task_code: true\n"
         "train: {task: colours, epochs: 2, learning_rate: {lora: 1e-2, full: 1e-3},"
         " precision: float32}\n"
         "methods: {lora: {ranks: [4]}}\n"

@@ -47,7 +47,7 @@ class Finished:
         tiny_tasks.write_tiny_tasks(root / "tasks")
         self.file = root / "small.yaml"
         self.file.write_text(
-            f"base_model: {model}\ntasks_path: tasks\n"
+            f"base_model: {model}\ntasks_path: tasks\nallow_task_code: true\n"
             "train: {task: colours, epochs: 1, precision: float32, learning_rate: {lora: 1e-2}}\n"
             "methods: {lora: {ranks: [2]}, full: {}}\n"
             "evaluation: {out_of_domain: [hues], limit: 8}\n"

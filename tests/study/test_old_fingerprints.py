@@ -40,7 +40,8 @@ def test_a_tiny_study_has_the_fingerprints_that_it_had(
     write_tiny_tasks(tmp_path / "tasks")
     file = tmp_path / "tiny.yaml"
     file.write_text(
-        f"base_model: {tiny_model_folder}\ntasks_path: tasks\nseeds: [0, 1]\n"
+        f"base_model: {tiny_model_folder}\ntasks_path: tasks\nallow_task_code: true\n"
+        "seeds: [0, 1]\n"
         "train: {task: [colours, sums], epochs: 2, precision: float32,"
         " learning_rate: {lora: 1e-2, full: 1e-3}}\n"
         "methods: {lora: {ranks: [2, 4]}, full: {}}\n"

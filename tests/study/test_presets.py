@@ -30,6 +30,7 @@ def test_a_preset_loads_and_plans(
     overrides = [
         f"base_model={tiny_model_folder}",
         f"tasks_path={tasks_folder}",
+        "allow_task_code=true",
         f"train.task={'[colours, sums]' if several else 'colours'}",
         "train.split=null",
         f"evaluation.out_of_domain={'[]' if several else '[sums]'}",
@@ -82,6 +83,7 @@ def test_ranks_beyond_the_smaller_side_are_a_warning(
     overrides = [
         f"base_model={tiny_model_folder}",
         f"tasks_path={tasks_folder}",
+        "allow_task_code=true",
         "train.task=colours",
         "evaluation.retention=[]",
         "evaluation.held_out_text=[]",

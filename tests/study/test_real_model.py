@@ -54,6 +54,7 @@ def test_overruling_from_shared_items_runs_to_a_report(tmp_path: Path, shared_ta
         f"""
 base_model: smollm2-135m-instruct
 tasks_path: {shared_tasks}
+allow_task_code: true
 train:
   task: local_overruling
   max_examples: 320

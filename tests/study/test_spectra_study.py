@@ -37,6 +37,7 @@ from tests.support.tiny_tasks import COLOURS_PY, COLOURS_YAML
 STUDY = """
 base_model: {model}
 tasks_path: tasks
+allow_task_code: true
 train:
   task: colours
   epochs: 1

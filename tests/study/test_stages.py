@@ -40,7 +40,7 @@ def finished(
     write_tiny_tasks(root / "tasks")
     file = root / "graph.yaml"
     file.write_text(
-        f"base_model: {tiny_model_folder}\ntasks_path: tasks\n"
+        f"base_model: {tiny_model_folder}\ntasks_path: tasks\nallow_task_code: true\n"
         "train: {task: [colours, sums], epochs: 1, precision: float32}\n"
         "methods: {lora: {ranks: [2, 4]}, full: {}}\n"
         "evaluation: {held_out_text: [small_prose], limit: 6}\n"

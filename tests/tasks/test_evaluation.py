@@ -57,7 +57,7 @@ def reference(model: Any, tokenizer: Any, prepared: Any, max_length: int) -> lis
 
 
 def prepare(tokenizer: Any, folder: Path, name: str, **options: Any) -> Any:
-    loaded = load_tasks([name], [folder])[name][0]
+    loaded = load_tasks([name], [folder], allow_code=True)[name][0]
     settings: dict[str, Any] = {
         "max_length": MAX_LENGTH,
         "num_fewshot": 0,
@@ -233,7 +233,7 @@ def test_the_named_metric_decides(base: Any, tokenizer: Any, tasks_folder: Path)
 def test_gsm8k_is_scored_strictly_and_flexibly(
     base: Any, tokenizer: Any, shared_tasks: Path
 ) -> None:
-    loaded = load_tasks(["local_gsm8k"], [shared_tasks])["local_gsm8k"][0]
+    loaded = load_tasks(["local_gsm8k"], [shared_tasks], allow_code=True)["local_gsm8k"][0]
     loaded.task.set_config(key="generation_kwargs", value={"max_gen_toks": 4}, update=True)
     prepared = prepare_task(
         loaded, tokenizer, max_length=MAX_LENGTH, num_fewshot=0, limit=2, chat_template=False

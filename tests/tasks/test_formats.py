@@ -29,7 +29,7 @@ def both_tasks(tasks_folder: Path) -> Path:
 
 
 def load(folder: Path, name: str) -> Any:
-    return load_tasks([name], [folder])[name][0]
+    return load_tasks([name], [folder], allow_code=True)[name][0]
 
 
 def test_letters_are_put_before_the_cue() -> None:

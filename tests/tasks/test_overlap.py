@@ -273,7 +273,7 @@ def test_own_rows_are_held_against_the_tasks_that_they_are_scored_on(
 def test_trained_items_are_those_that_are_left(tokenizer: Any, tasks_folder: Path) -> None:
     from rankwise.tasks.resolution import load_tasks
 
-    loaded = load_tasks(["colours"], [tasks_folder])["colours"][0]  # type: ignore[index]
+    loaded = load_tasks(["colours"], [tasks_folder], allow_code=True)["colours"][0]  # type: ignore[index]
     seen = with_documents(trained_items(loaded, None), [0, 3, 5])
     rows = task_rows(loaded, tokenizer, chat_template=False, max_examples=None)
     prepared = prepare_task(

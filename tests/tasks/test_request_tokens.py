@@ -92,7 +92,7 @@ def test_requests_are_lm_evals(
     folders = [shared_tasks, tasks_folder]
     peer = listen(model_folder, folders, task, max_length, options)
     tokenizer = models.load_tokenizer(model_folder)
-    loaded = load_tasks([task], folders)[task][0]
+    loaded = load_tasks([task], folders, allow_code=True)[task][0]
     settings = {"num_fewshot": 0, "chat_template": False} | options
     prepared = prepare_task(loaded, tokenizer, max_length=max_length, limit=2, **settings)
     requests = prepared.requests

@@ -40,7 +40,7 @@ def tokenizer(tiny_model_folder: Path) -> Any:
 def test_a_beginning_of_text_is_trained_once_as_it_is_scored(
     tokenizer: Any, tasks_folder: Path, task: str, chat_template: bool
 ) -> None:
-    loaded = load_tasks([task], [tasks_folder])[task][0]
+    loaded = load_tasks([task], [tasks_folder], allow_code=True)[task][0]
     rows = task_rows(loaded, tokenizer, chat_template=chat_template, max_examples=4, split="test")
     examples = tokenise_rows(rows, tokenizer, TrainConfig(task=task), 256)
     scored = prepare_task(
@@ -70,6 +70,7 @@ def test_a_whitespace_prompt_can_be_scored(study_file: Path, tmp_path: Path) -> 
         "\n".join(json.dumps({"prompt": "\n", "completion": f"{n} times"}) for n in range(8))
     )
     overrides = ["train.data=rows.jsonl", "train.task=null", "methods.full=null"]
+    overrides += ["train.held_out_fraction=0.5"]
     plan = plan_study(load_config(study_file, [*overrides, "evaluation.out_of_domain=[]"]))
     assert all(len(r.context) == 1 for r in next(iter(plan.tasks.values())).requests)
 
@@ -94,11 +95,14 @@ def test_where_learning_starts_is_in_a_run_s_fingerprint(study_file: Path, tmp_p
     def fingerprints(*rows: tuple[str, str]) -> set[str]:
         lines = [json.dumps({"prompt": p, "completion": c}) for p, c in rows]
         (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-        overrides = ["train.data=rows.jsonl", "train.task=null", "evaluation.out_of_domain=[]"]
+        overrides = [
+            *("train.data=rows.jsonl", "train.task=null", "train.held_out_fraction=0.6"),
+            "evaluation.out_of_domain=[]",
+        ]
         return {r.fingerprint for r in plan_study(load_config(study_file, overrides)).record.runs}
 
-    early = fingerprints(("one two", " three"), ("four five", " six"))
-    late = fingerprints(("one", " two three"), ("four", " five six"))
+    early = fingerprints(("one two", " three"), ("four five", " six"), ("seven eight", " nine"))
+    late = fingerprints(("one", " two three"), ("four", " five six"), ("seven", " eight nine"))
     assert not early & late
 
 

@@ -25,7 +25,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 def scored(base: Path, target: Path, output: Path, tasks: Path, *more: object) -> AuditRecord:
-    names = ("--tasks", "colours,sums", "--tasks-path", tasks, "--precision", "float32")
+    names = (
+        "--tasks",
+        "colours,sums",
+        "--tasks-path",
+        tasks,
+        "--allow-task-code",
+        "--precision",
+        "float32",
+    )
     result = audited(base, target, output, *names, *more)
     assert result.exit_code == 0, result.stderr
     return read_record(output / "audit.json", AuditRecord)
@@ -76,7 +84,7 @@ def test_scores_are_those_of_peft(
     model = adapter(tiny_model_folder, tmp_path / "a", std=0.5).eval()
     record = scored(tiny_model_folder, tmp_path / "a", tmp_path / "out", tasks_folder)
     tokenizer = models.load_tokenizer(tiny_model_folder)
-    found: Any = load_tasks(["colours"], (tasks_folder,))
+    found: Any = load_tasks(["colours"], (tasks_folder,), allow_code=True)
     (task,) = found["colours"]
     prepared = prepare_task(
         task, tokenizer, max_length=256, num_fewshot=None, limit=None, chat_template=False
@@ -129,7 +137,7 @@ def test_an_adapter_that_was_not_applied_is_no_result(
     adapter(tiny_model_folder, zero, std=0.0)
     put_on = ResidentScorer.put_on
     monkeypatch.setattr(ResidentScorer, "put_on", lambda self, name, _: put_on(self, name, zero))
-    names = ("--tasks", "colours", "--tasks-path", tasks_folder)
+    names = ("--tasks", "colours", "--tasks-path", tasks_folder, "--allow-task-code")
     result = audited(tiny_model_folder, tmp_path / "a", tmp_path / "out", *names)
     assert result.exit_code == 1
     assert "UnchangedOutputsError" in result.stderr
@@ -147,7 +155,7 @@ def test_a_base_that_is_scored_in_a_checkpoint_s_place_is_no_result(
     monkeypatch.setattr(
         audit_scores.models, "load_frozen", lambda _, *rest: load_frozen(tiny_model_folder, *rest)
     )
-    names = ("--tasks", "colours", "--tasks-path", tasks_folder)
+    names = ("--tasks", "colours", "--tasks-path", tasks_folder, "--allow-task-code")
     result = audited(tiny_model_folder, target, tmp_path / "out", *names)
     assert result.exit_code == 1
     assert "UnchangedOutputsError" in result.stderr
@@ -165,7 +173,7 @@ def nothing_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(base: Path, target: Path, tasks: Path, output: Path, *more: object) -> str:
-    names = ("--tasks", "colours,sums", "--tasks-path", tasks)
+    names = ("--tasks", "colours,sums", "--tasks-path", tasks, "--allow-task-code")
     result = audited(base, target, output, *names, *more)
     assert result.exit_code == 2, result.stderr
     assert not output.exists()

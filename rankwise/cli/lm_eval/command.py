@@ -8,26 +8,36 @@ import copy
 import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rankwise.cli.lm_eval.arguments import BASE_NAME, ModelArguments, parse_model_arguments
 from rankwise.errors import ConfigError, TaskError
+from rankwise.tasks.task_files import (
+    CODE_REMEDY,
+    code_of,
+    sandbox_templates,
+    task_files,
+    trusted_folders,
+)
 
 _PROGRAM = "rankwise lm-eval"
+_ALLOW_TASK_CODE = "--allow-task-code"
 
 
 def run_lm_eval(arguments: Sequence[str]) -> None:
     """Run ``lm-eval`` on our model; with several adapters, on the base and on each of them.
 
-    All flags are lm-eval's. ``--model_args`` is what ``parse_model_arguments`` reads. Each model's
-    results are written by lm-eval as of a model of that name: in ``--output_path``, a folder for
-    the base, called as lm-eval calls it, and one for each adapter. Whatever the first run asks is
-    answered for all models in one pass.
+    All flags are lm-eval's, but for ``--allow-task-code``. ``--model_args`` is what
+    ``parse_model_arguments`` reads. Each model's results are written by lm-eval as of a model of
+    that name: in ``--output_path``, a folder for the base, called as lm-eval calls it, and one for
+    each adapter. Whatever the first run asks is answered for all models in one pass.
 
     Raises:
         ConfigError: flags or arguments are invalid.
         ModelError: the base or an adapter cannot be read or used.
-        TaskError: there is no such task, or its data cannot be loaded.
+        TaskError: there is no such task, its data cannot be loaded, or its file runs code that is
+            not allowed.
         SystemExit: raised by lm-eval's argument parser, which has printed the reason.
     """
     from lm_eval._cli import HarnessCLI
@@ -35,7 +45,8 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
 
     setup_logging()
     harness = HarnessCLI()
-    with _command_line(arguments):
+    allows_code = _ALLOW_TASK_CODE in arguments
+    with _command_line([flag for flag in arguments if flag != _ALLOW_TASK_CODE]):
         try:
             flags = harness.parse_args()
         except ValueError as error:  # argparse reports all but these
@@ -46,7 +57,10 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     given = _model_arguments(flags)
     device = given.pop("device", None) if flags.device is None else flags.device
     parsed = parse_model_arguments(given | {"device": device})
-    _check(flags, parsed)
+    config = _check(flags, parsed)
+    sandbox_templates()
+    if not allows_code:
+        _refuse_code(config)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from rankwise.cli.lm_eval.model import MODEL_NAME, HeldModels
 
@@ -104,8 +118,25 @@ def _model_arguments(flags: argparse.Namespace) -> dict[str, Any]:
     return dict(given) if isinstance(given, Mapping) else {}
 
 
-def _check(flags: argparse.Namespace, parsed: ModelArguments) -> None:
-    """Refuse what lm-eval would answer with a traceback, or what would mix up the models' files."""
+def _refuse_code(config: Any) -> None:
+    """Refuse task files of the user's that run code; lm-eval's own may.
+
+    Raises:
+        TaskError: a file of ``--include_path``, or one that ``--tasks`` names, runs code.
+    """
+    trusted = trusted_folders()
+    given = [config.include_path] if isinstance(config.include_path, str) else config.include_path
+    tasks = config.tasks.split(",") if isinstance(config.tasks, str) else config.tasks
+    paths = [Path(name) for name in (*(given or ()), *(tasks or ())) if isinstance(name, str)]
+    folders = [path for path in paths if os.path.isdir(path)]
+    files = [path for path in paths if os.path.isfile(path)]
+    for path in (*task_files(folders), *files):
+        if places := list(code_of(path, trusted)):
+            raise TaskError(f"{places[0]}: a task file runs code. {CODE_REMEDY}")
+
+
+def _check(flags: argparse.Namespace, parsed: ModelArguments) -> Any:
+    """lm-eval's config of a run, unless lm-eval would answer with a traceback or mix up files."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from rankwise.cli.lm_eval.model import MODEL_NAME
@@ -125,3 +156,4 @@ def _check(flags: argparse.Namespace, parsed: ModelArguments) -> None:
         )
     if problems:
         raise ConfigError(_PROGRAM, problems)
+    return config

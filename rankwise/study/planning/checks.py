@@ -20,7 +20,10 @@ from rankwise.records.study import StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.runs import TargetLayers
+from rankwise.study.planning.tasks import MIN_ITEMS
+from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.training_rows import chat_template_fault
 
 
 def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
@@ -30,6 +33,10 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         issues.problems.append(
             f"chat_template: the tokenizer of {model.base.name} has none; set it to false"
         )
+    elif train.chat_template or evaluation.chat_template:
+        fault = chat_template_fault(model.tokenizer)
+        if fault is not None:
+            issues.problems.append(f"chat_template: that of {model.base.name} is broken: {fault}")
     trains = methods.lora is not None or methods.full is not None
     if trains or evaluation.engine == "resident":
         # training and scoring pack sequences; a model that would mix them is refused
@@ -44,6 +51,44 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
             f"train.base_precision: the base and its adapters are trained and scored in "
             f"{train.base_precision}, full fine-tuning is not: part of its difference is theirs"
         )
+
+
+def check_items(
+    config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
+) -> None:
+    """Whether each task that is compared has enough items for a standard error."""
+    by_name = {task.name: task for task in tasks}
+    told: set[str] = set()
+    for relations in scored.tasks.values():
+        for relation, names in relations.items():
+            for name in names:
+                task = by_name.get(name)
+                if task is None or name in told or task.num_items >= MIN_ITEMS:
+                    continue
+                told.add(name)
+                if config.evaluation.limit is not None and config.evaluation.limit < MIN_ITEMS:
+                    place, remedy = "evaluation.limit", f"raise it to {MIN_ITEMS} at least"
+                elif task.loaded.is_rendered:
+                    place = "train.held_out_fraction"
+                    remedy = "raise it, or give train.data more rows"
+                else:
+                    place = f"evaluation.{relation}"
+                    remedy = "leave it out, or give it more items"
+                issues.problems.append(
+                    f"{place}: {task.num_items} item of {name!r} is scored, and a difference "
+                    f"needs {MIN_ITEMS} for its error; {remedy}"
+                )
+
+
+def check_judgements(
+    tasks: Sequence[PreparedTask], metrics: Mapping[str, str | None], issues: Issues
+) -> None:
+    """Whether every task can judge answers; ``metrics`` has the metric that is to decide on it."""
+    for task in tasks:
+        try:
+            check_judging(task, metrics[task.name])
+        except TaskError as error:
+            issues.problems.append(f"evaluation: {error}")
 
 
 def check_metrics(config: StudyConfig, tasks: Sequence[PreparedTask], issues: Issues) -> None:

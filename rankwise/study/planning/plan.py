@@ -34,6 +34,8 @@ from rankwise.records.study import (
 )
 from rankwise.study.planning.checks import (
     check_clusters,
+    check_items,
+    check_judgements,
     check_metrics,
     check_model,
     check_warmup,
@@ -130,6 +132,10 @@ def _plan(config: StudyConfig, model: StudyModel, issues: Issues) -> StudyPlan |
     }
     check_metrics(config, tasks.prepared, issues)
     check_clusters(config, tasks.prepared, tasks.scored, issues)
+    check_items(config, tasks.prepared, tasks.scored, issues)
+    if not issues.problems:  # a metric that does not exist is a problem already
+        metrics = {task.name: metric_of(config, task.name) for task in tasks.prepared}
+        check_judgements(tasks.prepared, metrics, issues)
     for train_task, task_examples in examples.items():
         check_warmup(config, train_task, len(task_examples), issues)
     if issues.problems:

@@ -60,10 +60,13 @@ def _prepared(
     is_made = study.config.train.data is not None or any("@" in name for name in names)
     planned = _planned(study, model) if is_made else {}
     others = [name for name in names if name not in planned]
-    loaded = load_tasks(others, study.config.tasks_path) if others else {}
+    folders, allowed = study.config.tasks_path, study.config.allow_task_code
+    loaded = load_tasks(others, folders, allow_code=allowed) if others else {}
     prepared: dict[str, PreparedTask] = {}
     for name in names:
         leaves = loaded.get(name, ())
+        if isinstance(leaves, TaskError):
+            raise leaves
         if isinstance(leaves, TaskNotFound):
             near = closest(name, study.scored_tasks())
             hint = f"; the study scores {near!r}" if near else ""

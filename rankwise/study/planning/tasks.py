@@ -14,9 +14,12 @@ from rankwise.study.planning.issues import Issues
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
-from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks
+from rankwise.tasks.resolution import LoadedTask, TaskNotFound, Unloaded, load_tasks
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
 from rankwise.tasks.user_data import ending_items, load_user_data
+
+MIN_ITEMS = 2
+"""Of a scored task: a difference of one item has no standard error."""
 
 Leaves = dict[Relation, dict[str, LoadedTask]]
 
@@ -249,9 +252,12 @@ class _TaskFinder:
     def _has_chat(self) -> bool:
         return self.config.train.chat_template and bool(self.tokenizer.chat_template)
 
-    def _load(self, names: list[str]) -> Mapping[str, tuple[LoadedTask, ...] | TaskNotFound]:
+    def _load(self, names: list[str]) -> Mapping[str, tuple[LoadedTask, ...] | Unloaded]:
+        config = self.config
         try:
-            return load_tasks(list(dict.fromkeys(names)), self.config.tasks_path)
+            return load_tasks(
+                list(dict.fromkeys(names)), config.tasks_path, allow_code=config.allow_task_code
+            )
         except TaskError as error:
             self.problems.append(str(error))
             return {}
@@ -260,12 +266,12 @@ class _TaskFinder:
         self,
         relation: Relation,
         wanted: Mapping[Relation, list[str]],
-        loaded: Mapping[str, tuple[LoadedTask, ...] | TaskNotFound],
+        loaded: Mapping[str, tuple[LoadedTask, ...] | Unloaded],
     ) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
         for index, name in enumerate(wanted[relation]):
             named = loaded.get(name, ())
-            if isinstance(named, TaskNotFound):
+            if isinstance(named, TaskNotFound | TaskError):
                 self.problems.append(f"evaluation.{relation}[{index}]: {named}")
             else:
                 leaves |= {task.name: task for task in named}
@@ -279,9 +285,9 @@ class _TaskFinder:
         return leaves
 
     def _trained_tasks(
-        self, index: int, named: tuple[LoadedTask, ...] | TaskNotFound | None
+        self, index: int, named: tuple[LoadedTask, ...] | Unloaded | None
     ) -> tuple[LoadedTask, ...]:
-        if isinstance(named, TaskNotFound):
+        if isinstance(named, TaskNotFound | TaskError):
             place = f"[{index}]" if len(self.config.train.task) > 1 else ""
             self.problems.append(f"train.task{place}: {named}")
             return ()
@@ -345,14 +351,17 @@ class _TaskFinder:
         names: dict[str, str] = {}
         for name, loaded in source.trained.items():
             rows = kept[name][: self.config.evaluation.num_train_items]
-            if rows and rows[-1] != len(rows) - 1:
+            if len(rows) < MIN_ITEMS:
+                continue  # no standard error
+            if rows[-1] != len(rows) - 1:
                 loaded = with_documents(loaded, rows)
-            task = self._prepared("in_domain", loaded, limit=len(rows)) if rows else None
+            task = self._prepared("in_domain", loaded, limit=len(rows))
             names |= {} if task is None else {name: task.name}
         return names
 
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
-        if not (chosen := rows[: self.config.evaluation.num_train_items]):
+        chosen = rows[: self.config.evaluation.num_train_items]
+        if len(chosen) < MIN_ITEMS:
             return {}
         endings = ending_items(name, chosen)
         task = self._prepared("in_domain", endings, limit=len(chosen))

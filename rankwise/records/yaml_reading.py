@@ -1,0 +1,112 @@
+"""YAML from other people's hands: bounded before it is built, and every fault is one sentence.
+
+Aliases make a file of a kilobyte stand for gigabytes ("billion laughs"), and the loader calls
+itself once for each level. So size, depth and the number of values that the file stands for are
+counted on the parser's events, which cost nothing of that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+MAX_BYTES = 10 * 2**20
+"""Study and task files have kilobytes; data belong into data files."""
+
+MAX_DEPTH = 50
+"""Study files nest 6 levels, lm-eval's own task files 7; the loader calls itself once a level."""
+
+MAX_VALUES = 100_000
+"""The largest of lm-eval's own task files has 700; building this many takes a second."""
+
+# libyaml's parser is ten times as fast and as strict; PyYAML has it in all its wheels.
+SafeLoader: type[yaml.SafeLoader] = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+class YamlError(ValueError):
+    """Text that is not usable YAML: one sentence with the line, where it is known."""
+
+
+def read_yaml_text(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        YamlError: it cannot be read, is not UTF-8, or is larger than ``MAX_BYTES``.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise YamlError(f"the file has more than {MAX_BYTES >> 20} MiB; keep data out of it")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise YamlError(f"the file cannot be read: {error}; save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, YamlError):
+            raise
+        raise YamlError(f"the file cannot be read: {error}; check the path") from error
+
+
+def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
+    """The value that YAML text stands for.
+
+    Args:
+        text: one YAML document.
+        loader: a subclass of ``SafeLoader``, which builds no objects but those of YAML.
+
+    Raises:
+        YamlError: it is not YAML, nests too deep, stands for too many values, or has a value that
+            cannot be built, such as a number of 5,000 digits.
+    """
+    try:
+        _refuse_bombs(text)
+        return yaml.load(text, Loader=loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise YamlError(f"not valid YAML: {_in_words(error)}; correct it") from error
+    except YamlError:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:  # 2020-99-99, 5,000 digits
+        reason = str(error).partition(";")[0]  # without Python's advice to its programmers
+        raise YamlError(f"a value cannot be read: {reason}; correct it or quote it") from error
+
+
+def _refuse_bombs(text: str) -> None:
+    """Refuse text that nests too deep, or that its aliases make too large."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in {anchor for anchor, _ in open_nodes}:
+                raise YamlError(f"line {line}: *{event.anchor} contains itself; write it out")
+            size = sizes.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > MAX_DEPTH:
+                raise YamlError(f"line {line}: nested more than {MAX_DEPTH} deep; write it flatter")
+            continue
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = size
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1
+            if event.anchor is not None:
+                sizes[event.anchor] = size
+        else:
+            continue
+        anchor, before = open_nodes[-1]
+        open_nodes[-1] = (anchor, before + size)
+        if before + size > MAX_VALUES:
+            raise YamlError(f"line {line}: more than {MAX_VALUES:,} values; shorten its lists")
+
+
+def _in_words(error: yaml.YAMLError) -> str:
+    """The error on one line, without the excerpt: what is wrong, and where."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    what = " ".join(str(part) for part in (error.context, error.problem) if part)
+    mark = error.problem_mark or error.context_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what

@@ -1,0 +1,297 @@
+"""lm-eval task files as data: read without running the code that they name.
+
+A folder of task files is code: ``!function`` imports a Python file beside the YAML, ``class``
+makes an object of it, and a metric that lm-eval does not know is a script of the evaluate library.
+None of it runs before the study says that it may. Templates need no permission: they are rendered
+in jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from rankwise.errors import RankwiseError, TaskError, did_you_mean
+from rankwise.records.config import plain_text
+from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
+
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+CODE_REMEDY = (
+    "Read that code, and if you trust it allow it with --allow-task-code or with "
+    "allow_task_code: true in the study file."
+)
+
+# The datasets library's loaders that run what they read: pickles, and SQL statements.
+_RUNNING_LOADERS = ("pandas", "sql")
+
+
+class FunctionTag(NamedTuple):
+    """``!function`` in a task file, not imported."""
+
+    name: str
+    line: int
+
+
+class _TaskLoader(SafeLoader):
+    """Reads ``!function`` as a ``FunctionTag``."""
+
+
+def _function_tag(loader: Any, node: Any) -> FunctionTag:
+    return FunctionTag(str(loader.construct_scalar(node)), node.start_mark.line + 1)
+
+
+_TaskLoader.add_constructor("!function", _function_tag)
+
+
+def read_task_file(path: Path) -> dict[Any, Any]:
+    """A task file's own content; files that it includes are not read.
+
+    Raises:
+        TaskError: the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        content = parse_yaml(read_yaml_text(path), _TaskLoader)
+    except YamlError as error:
+        raise TaskError(f"{path}: {error}") from error
+    if content is None:
+        raise TaskError(f"{path} is empty; describe a task in it, or delete it")
+    if not isinstance(content, dict):
+        raise TaskError(f"{path} is not a mapping; write keys such as task and output_type")
+    return cast(dict[Any, Any], content)
+
+
+def task_files(folders: Iterable[Path]) -> Iterator[Path]:
+    """The task files that lm-eval finds in folders."""
+    for folder in folders:
+        yield from sorted(folder.glob("**/*.yaml"))
+
+
+def file_faults(folders: Iterable[Path]) -> Iterator[str]:
+    """What is wrong with each task file that lm-eval would skip without a word."""
+    for path in task_files(folders):
+        try:
+            *_, (_, content) = _with_includes(path)
+        except TaskError as error:
+            yield str(error)
+            continue
+        for key in ("task", "group", "tag"):
+            names: Any = content.get(key, [])
+            for name in names if isinstance(names, list) else [names]:
+                if not isinstance(name, str | dict):
+                    yield f"{path}: {key} is {name!r}, not a name; write it in quotes"
+                elif isinstance(name, str) and (fault := name_fault(name)):
+                    yield f"{path}: {key} {fault}"
+
+
+def name_fault(name: str) -> str | None:
+    """What is wrong with a task's name; None if nothing is."""
+    try:
+        plain_text(name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _with_includes(path: Path, _seen: set[Path] | None = None) -> Iterator[tuple[Path, Any]]:
+    """The files that a task file includes, then itself: in lm-eval's order, where later ones win.
+
+    Raises:
+        TaskError: a file cannot be read, or is included twice, which lm-eval refuses.
+    """
+    content = read_task_file(path)
+    included: Any = content.get("include", [])
+    seen = {path.resolve()} if _seen is None else _seen
+    for name in included if isinstance(included, list) else [included]:
+        if not isinstance(name, str) or "\0" in name:
+            raise TaskError(f"{path}: include is {name!r}, not a file; write its path")
+        other = path.parent / name
+        if other.resolve() in seen:
+            raise TaskError(f"{path}: {name} is included twice; take one include out")
+        seen.add(other.resolve())
+        try:
+            yield from _with_includes(other, seen)
+        except TaskError as error:
+            raise TaskError(f"{path} includes {name}. {error}") from error
+    yield path, content
+
+
+def code_of(path: Path, trusted: Sequence[Path]) -> Iterator[str]:
+    """Each place where a task file, or one that it includes, makes lm-eval run Python code.
+
+    Args:
+        path: the task file.
+        trusted: folders whose files may; their code is installed.
+
+    Raises:
+        TaskError: a file cannot be read.
+    """
+    for current, content in _with_includes(path):
+        if not is_below(current, trusted):
+            for place in _code(content, ""):
+                yield f"{current}, {place}"
+
+
+def trusted_folders() -> tuple[Path, ...]:
+    """Where rankwise's and lm-eval's own task files are: their code is installed."""
+    import lm_eval
+
+    return BUNDLED_FOLDER, Path(lm_eval.__file__).parent
+
+
+def is_below(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether a file lies in one of the folders, links followed."""
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+
+
+def _code(value: Any, place: str) -> Iterator[str]:
+    if isinstance(value, FunctionTag):
+        yield f"line {value.line}: {place} is !function {value.name}"
+    elif isinstance(value, dict):
+        for key, inner in cast(dict[Any, Any], value).items():
+            here = f"{place}.{key}" if place else str(key)
+            if key == "class" and not isinstance(inner, FunctionTag):
+                yield f"{here} makes an object of {inner!r}"
+            elif key == "dataset_path" and inner in _RUNNING_LOADERS:
+                yield f"{here}: the loader {inner!r} runs what it reads"
+            elif key == "metric" and isinstance(inner, str) and inner not in metric_names():
+                near = did_you_mean(inner, metric_names())
+                hint = f" ({near})" if near else ""
+                yield f"{here}: lm-eval has no metric {inner!r}{hint}; a script of that name would"
+            elif key == "hf_evaluate" and inner is True:
+                yield f"{here}: a metric of the evaluate library is a script"
+            yield from _code(inner, here)
+    elif isinstance(value, list):
+        for index, inner in enumerate(cast(list[Any], value)):
+            yield from _code(inner, f"{place}[{index}]")
+
+
+def config_faults(path: Path) -> Iterator[str]:
+    """What of a task's config lm-eval would fail on in the midst of work, by key.
+
+    Raises:
+        TaskError: a file cannot be read.
+    """
+    config: dict[Any, Any] = {}
+    for _, content in _with_includes(path):
+        config |= content
+    for key, fault in (*_metric_faults(config), *_filter_faults(config), *_template_faults(config)):
+        yield f"{path}, {key}: {fault}"
+
+
+def _metric_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    from lm_eval.api.registry import aggregation_registry
+
+    metrics = metric_names()
+    for place, metric in _entries(config, "metric_list"):
+        if not isinstance(metric, dict) or "metric" not in metric:
+            yield place, f"{metric!r} names no metric; write metric: acc"
+            continue
+        name, aggregation = metric["metric"], metric.get("aggregation")
+        if isinstance(aggregation, str) and aggregation not in aggregation_registry:
+            near = did_you_mean(aggregation, aggregation_registry) or "write mean"
+            yield f"{place}.aggregation", f"no aggregation named {aggregation!r}; {near}"
+        if aggregation is None and name not in metrics:
+            yield place, f"{_shown(name)} has no aggregation of its own; add aggregation: mean"
+
+
+def _filter_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    from lm_eval.filters import filter_registry  # imports the filters, which register themselves
+
+    for place, pipeline in _entries(config, "filter_list"):
+        if not isinstance(pipeline, dict) or not {"name", "filter"} <= pipeline.keys():
+            yield place, "a filter needs a name and a list of steps; write name and filter"
+            continue
+        for step_place, step in _entries(pipeline, "filter"):
+            where, step = f"{place}.{step_place}", step if isinstance(step, dict) else {}
+            name, pattern = step.get("function"), step.get("regex_pattern")
+            if isinstance(name, FunctionTag):
+                continue
+            if not isinstance(name, str) or name not in filter_registry:
+                near = did_you_mean(str(name), filter_registry) or "write one of lm-eval's"
+                yield f"{where}.function", f"no filter named {_shown(name)}; {near}"
+            if pattern is not None:
+                try:
+                    re.compile(pattern)
+                except (re.error, TypeError, RecursionError, OverflowError) as error:
+                    problem = f"{_shown(pattern)} is no regular expression: {error}; correct it"
+                    yield f"{where}.regex_pattern", problem
+
+
+def _template_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    import lm_eval.utils
+    from jinja2 import TemplateSyntaxError
+
+    for key in ("description", "doc_to_text", "doc_to_target", "doc_to_choice", "gen_prefix"):
+        if isinstance(template := config.get(key), str):
+            try:
+                lm_eval.utils.env.parse(template)
+            except TemplateSyntaxError as error:
+                yield key, f"line {error.lineno} of the template: {error.message}; correct it"
+            except RecursionError:
+                yield key, "the template is nested too deep; write it flatter"
+
+
+def _entries(config: Mapping[Any, Any], key: str) -> Iterator[tuple[str, Any]]:
+    entries = config.get(key) or []
+    if isinstance(entries, FunctionTag):
+        return
+    for index, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        yield f"{key}[{index}]", entry
+
+
+def _shown(value: Any) -> str:
+    return f"!function {value.name}" if isinstance(value, FunctionTag) else repr(value)[:80]
+
+
+@functools.cache
+def metric_names() -> tuple[str, ...]:
+    """The metrics that lm-eval itself has."""
+    from lm_eval.api.registry import get_metric, metric_registry
+
+    get_metric("acc")  # the first call registers all
+    return tuple(metric_registry)
+
+
+def sandbox_templates() -> None:
+    """Let lm-eval render the templates of task files in jinja's sandbox.
+
+    lm-eval renders them in a plain environment, in which a template reaches every Python object
+    and so the shell. Its own templates need no more than the sandbox gives.
+    """
+    import lm_eval.utils
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    plain = lm_eval.utils.env
+    if isinstance(plain, ImmutableSandboxedEnvironment):
+        return
+    sandbox = ImmutableSandboxedEnvironment(
+        loader=plain.loader,
+        undefined=plain.undefined,
+        keep_trailing_newline=plain.keep_trailing_newline,
+    )
+    sandbox.filters.update(plain.filters)
+    lm_eval.utils.env = sandbox
+
+
+@contextlib.contextmanager
+def task_code(what: str, remedy: str) -> Generator[None]:
+    """Within the block, whatever a task's file, functions or data raise is a ``TaskError``.
+
+    They are other people's code, which may raise anything and even exit.
+
+    Args:
+        what: what could not be done, with the task's name and file.
+        remedy: what to do about it, as a sentence.
+    """
+    try:
+        yield
+    except RankwiseError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())[:300]]))
+        raise TaskError(f"{what}: {reason}. {remedy}".rstrip()) from error

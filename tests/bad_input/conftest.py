@@ -1,0 +1,28 @@
+"""What the tests of bad input share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model_folder: Path) -> Any:
+    from rankwise.engine.models.base import load_tokenizer
+
+    return load_tokenizer(tiny_model_folder)
+
+
+@pytest.fixture
+def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without lm-eval's own tasks, whose index takes seconds to build."""
+    import lm_eval.tasks
+
+    manager = lm_eval.tasks.TaskManager
+
+    def small(*args: Any, include_defaults: bool = True, **kwargs: Any) -> Any:
+        return manager(*args, include_defaults=False, **kwargs)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", small)

@@ -1,0 +1,245 @@
+"""Everything that reads input of other people, in one table.
+
+The property of each: whatever the input, it returns or raises ``RankwiseError``, and in time.
+To add one, write a function that takes an empty folder and the input, and put it into ``PARSERS``
+with a strategy that makes inputs, and the number of examples that a normal test run has time for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Generator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import yaml
+from hypothesis import strategies as st
+
+from rankwise.errors import RankwiseError
+from rankwise.records.study_file import load_config, preset_names, preset_text
+from tests.fuzz.strategies import (
+    NASTY_VALUES,
+    damaged,
+    dumped_json_lines,
+    dumped_yaml,
+    values,
+    with_nasty_values,
+)
+
+MOST_SECONDS = 20
+"""For one input. Nothing takes longer than one on an idle machine; a bomb takes hours."""
+
+TASK = """
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {train: rows.jsonl, test: rows.jsonl}}
+output_type: multiple_choice
+training_split: train
+test_split: test
+fewshot_split: train
+fewshot_config: {sampler: first_n}
+num_fewshot: 1
+description: "Answer."
+doc_to_text: "{{question}}"
+doc_to_choice: options
+doc_to_target: label
+target_delimiter: " "
+generation_kwargs: {until: ["x"], max_gen_toks: 5, do_sample: false}
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+filter_list:
+  - {name: x, filter: [{function: regex, regex_pattern: "(.*)"}, {function: take_first}]}
+tag: [mine]
+metadata: {version: 1.0}
+"""
+_DOCUMENT = '{"question": "Is it?", "options": ["yes", "no"], "label": 1}\n'
+_TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+_ROWS = [
+    {"prompt": "a", "completion": "b"},
+    {"messages": _TURNS},
+    {"prompt": _TURNS[:1], "completion": _TURNS[1:]},
+]
+
+
+class Parser(NamedTuple):
+    """Something that reads input.
+
+    Attributes:
+        read: takes an empty folder and an input.
+        inputs: makes inputs.
+        num_examples: how many a normal test run tries: a few seconds' worth.
+    """
+
+    read: Callable[[Path, Any], object]
+    inputs: st.SearchStrategy[Any]
+    num_examples: int
+
+
+class TooSlow(BaseException):
+    """The reader took more than ``MOST_SECONDS``; no reader catches this."""
+
+
+def check(parser: Parser, folder: Path, content: Any) -> None:
+    """Let a parser read an input; anything but a result or a ``RankwiseError`` goes up."""
+    with _alarm(), contextlib.suppress(RankwiseError):
+        parser.read(folder, content)
+
+
+@contextlib.contextmanager
+def _alarm() -> Generator[None]:
+    def ring(*_: object) -> None:
+        raise TooSlow(f"more than {MOST_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read_study(folder: Path, text: str) -> object:
+    path = folder / "study.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return load_config(path)
+
+
+def read_overrides(folder: Path, overrides: list[str]) -> object:
+    path = folder / "study.yaml"
+    path.write_text("base_model: m\ntrain: {task: t}\n")
+    return load_config(path, overrides)
+
+
+@cache
+def _tokenizer() -> Any:
+    from tests.support.tiny_tasks import tiny_tokenizer
+
+    return tiny_tokenizer()
+
+
+def read_rows(folder: Path, text: str) -> object:
+    from rankwise.tasks.user_data import load_user_data
+
+    path = folder / "rows.jsonl"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return load_user_data(
+        path,
+        _tokenizer(),
+        chat_template=True,
+        held_out_fraction=0.5,
+        max_examples=None,
+        exact_match=False,
+    )
+
+
+def read_task(folder: Path, text: str) -> object:
+    """Index, check, load and prepare; whatever the file says, none of it is code that may run."""
+    import lm_eval.tasks
+
+    from rankwise.tasks.requests import prepare_task
+    from rankwise.tasks.resolution import load_tasks
+
+    (folder / "rows.jsonl").write_text(_DOCUMENT * 3)
+    (folder / "tasks").mkdir(exist_ok=True)
+    text = text.replace("rows.jsonl", str(folder / "rows.jsonl"))
+    (folder / "tasks" / "own.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    manager = lm_eval.tasks.TaskManager
+
+    def small(*args: Any, include_defaults: bool = True, **kwargs: Any) -> Any:
+        return manager(*args, include_defaults=False, **kwargs)  # the whole index takes seconds
+
+    with patch.object(lm_eval.tasks, "TaskManager", small):
+        loaded = load_tasks(["own"], [folder / "tasks"])["own"]
+    if isinstance(loaded, RankwiseError):
+        raise loaded
+    settings: dict[str, Any] = {"num_fewshot": None, "limit": 2, "chat_template": False}
+    leaves = loaded if isinstance(loaded, tuple) and not hasattr(loaded, "suggestion") else ()
+    return [prepare_task(leaf, _tokenizer(), max_length=64, **settings) for leaf in leaves]
+
+
+_STUDY: dict[str, Any] = {
+    "name": "own",
+    "base_model": {"name": "m", "revision": "main"},
+    "tasks_path": ["tasks", "more"],
+    "allow_task_code": False,
+    "train": {
+        "data": "rows.jsonl",
+        "held_out_fraction": 0.1,
+        "max_examples": 9,
+        "epochs": [1, 2],
+        "batch_size": 2,
+        "learning_rate": {"lora": [1e-4, {"rule": "constant", "value": 1e-4}], "full": 1e-5},
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.0,
+        "compile": False,
+        "max_length": 64,
+    },
+    "methods": {
+        "lora": {
+            "ranks": [2, 4],
+            "alpha": {"policy": "fixed", "alpha": 4},
+            "target_modules": ["q"],
+        },
+        "full": {"optimizer": "adamw"},
+        "imported": [{"adapter": "a", "name": "x", "train_task": "rows"}],
+    },
+    "seeds": [0, 1],
+    "evaluation": {
+        "retention": ["x"],
+        "metric": {"x": "acc"},
+        "domains": {"x": "y"},
+        "clusters": {"x": "passage"},
+        "num_fewshot": 0,
+        "limit": 5,
+        "num_train_items": 5,
+    },
+    "analysis": {"top_k": 5, "null_draws": 1, "head_prompts": 4},
+    "recommendation": {"delta_points": 0.5, "confidence": 0.9},
+}
+_STUDY_TEXT = dumped_yaml(_STUDY)
+_PRESETS = [preset_text(name) for name in preset_names()]
+_KEYS = [
+    *("train.epochs", "train.learning_rate.lora", "train.data", "train.task", "seeds", "name"),
+    *("methods.lora.ranks", "methods.lora.target_modules", "methods.lora.alpha", "methods.full"),
+    *("evaluation.limit", "evaluation.metric.t", "tasks_path", "base_model", "base_model.name"),
+]
+
+PARSERS: dict[str, Parser] = {
+    "study file": Parser(
+        read_study,
+        st.one_of(
+            with_nasty_values(_STUDY).map(dumped_yaml), damaged([*_PRESETS, _STUDY_TEXT]), st.text()
+        ),
+        300,
+    ),
+    "overrides": Parser(
+        read_overrides,
+        st.lists(
+            st.tuples(
+                st.sampled_from(_KEYS) | st.text(max_size=10),
+                st.sampled_from(NASTY_VALUES) | values,
+            ).map(lambda pair: f"{pair[0]}={dumped_yaml(pair[1])}")
+            | damaged([f"{key}=1" for key in _KEYS]),
+            max_size=2,
+        ),
+        300,
+    ),
+    "rows": Parser(
+        read_rows,
+        st.one_of(
+            with_nasty_values(_ROWS).map(dumped_json_lines),
+            damaged([dumped_json_lines(_ROWS)]),
+            st.text(),
+        ),
+        300,
+    ),
+    "task file": Parser(
+        read_task,
+        st.one_of(with_nasty_values(yaml.safe_load(TASK)).map(dumped_yaml), damaged([TASK])),
+        100,
+    ),
+}
