@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord, InterventionRecord
 from rankwise.records.files import read_record
 from rankwise.weights.lowrank import read_updates
