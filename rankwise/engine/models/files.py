@@ -36,9 +36,9 @@ _MAX_REASON = 300
 def unusable(what: str, remedy: str) -> Generator[None]:
     """Within the block, whatever a library raises about files that it cannot use is a ModelError.
 
-    transformers and peft let through what their own code raises on entries that make no sense: a
-    KeyError, an AttributeError, a validation error of huggingface_hub's. So every error counts but
-    ours, and memory that runs out.
+    transformers and peft let through what their own code meets on entries that make no sense, and
+    tokenizers raises plain Exceptions, so the kind of error says nothing. Errors of ours stay what
+    they are, and memory that runs out.
 
     Args:
         what: cannot be done, such as "gpt2 cannot be loaded".

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,13 @@ from rankwise.records.files import replacing
 # In messages of torch's writer in C++, which does not say why the system wrote less than it should.
 # (Writing through a file of Python's would say so, and takes up to twice as long.)
 _WRITER = ("inline_container", "PytorchStreamWriter")
+
+
+UNUSABLE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
+)
+"""What zipfile, torch and its optimizers raise for bytes and entries that make no sense."""
 
 
 class UnusableStateError(ValueError):
@@ -48,7 +58,7 @@ def read_state(path: Path) -> dict[str, Any]:
             if archive.testzip() is not None:
                 raise ValueError("another checksum")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of zipfile and torch: any, where bytes are arbitrary
+    except UNUSABLE as error:
         raise UnusableStateError("it is cut or damaged") from error
     if not isinstance(content, dict):
         raise UnusableStateError("it holds no state of a training")

@@ -13,7 +13,7 @@ from transformers import get_scheduler
 
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
-from rankwise.engine.training.states import UnusableStateError, read_state, write_state
+from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.config import OptimizerName, TrainConfig
 from rankwise.records.study import PlannedRun, Record
@@ -200,7 +200,7 @@ class Trainee:
                 raise ValueError("more steps than there are")
             self._optimizer.load_state_dict(state["optimizer"])
             self._check_moments()
-        except Exception as error:  # of torch and its optimizers: any, where entries are arbitrary
+        except UNUSABLE as error:
             self._optimizer.load_state_dict(untouched)
             raise UnusableStateError("its content is none of this training") from error
         with torch.no_grad():
