@@ -506,17 +506,17 @@ def test_an_export_that_fails_leaves_what_was_there(
         output.mkdir(parents=True)
         (output / "mine").write_text("here before")
     last = copied.read_study().runs[-1].name
-    read = StudyFolder.read_samples
+    real = Path.replace
 
-    def failing(folder: StudyFolder, model: str, task: str) -> Any:
-        if model == last:
-            raise RecordError("damaged")
-        return read(folder, model, task)
+    def full(path: Path, target: Path) -> Path:
+        if target.parent.name == last and target.name.startswith("results"):
+            raise OSError(28, "No space left on device")
+        return real(path, target)
 
     before = sorted(tmp_path.rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(StudyFolder, "read_samples", failing)
-        with pytest.raises(RecordError, match="damaged"):
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(StorageError, match=f"{output} cannot be written: No space left"):
             export_lm_eval(copied, output)
     assert sorted(tmp_path.rglob("*")) == before
     assert len(export_lm_eval(copied, output)) == 3
