@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rankwise.errors import RecordError
 from rankwise.records.files import replacing
 
 # In messages of torch's writer in C++, which does not say why the system wrote less than it should.
@@ -25,7 +26,7 @@ UNUSABLE = (
 """What zipfile, torch and its optimizers raise for bytes and entries that make no sense."""
 
 
-class UnusableStateError(ValueError):
+class UnusableStateError(RecordError):
     """A file that no training can go on from; says why, in a few words."""
 
 
