@@ -101,6 +101,8 @@ def find_audited(
         ModelError: base or target cannot be read, the target is more than plain LoRA, or it was
             trained from another base.
     """
+    if not base:
+        raise ModelError("BASE is empty. Name an embedded model, a folder or a hub repository.")
     base_model = models.find_base_model(BaseModelConfig(name=base), report)
     skeleton: Any = models.model_skeleton(base_model.folder)
     shapes = models.adaptable_shapes(skeleton)

@@ -97,8 +97,13 @@ def find_base_model(
         embedded = EMBEDDED_MODELS[config.name]
         folder = embedded_model_folder(embedded, report)
         return BaseModel(config.name, folder, f"sha256:{embedded.sha256}")
-    path = Path(config.name).expanduser()
-    if path.is_dir():
+    path = Path(config.name)
+    try:
+        path = path.expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError):  # too long for a path; no such user
+        is_folder = False
+    if is_folder:
         return BaseModel(config.name, path, _folder_fingerprint(path))
     if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
         raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
