@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Generator
 from enum import StrEnum
 from pathlib import Path
@@ -121,7 +122,7 @@ def audit(
     from rankwise.weights.audit import audit as look
     from rankwise.weights.audit_scores import ScoreSettings, audit_scores, prepared_tasks
 
-    folder = output or Path("audits") / target_name(target.resolve())
+    folder = output or Path("audits") / target_name(Path(os.path.realpath(target)))
     names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     asked = ScoreSettings(
         names,
@@ -401,7 +402,9 @@ def _counted(text: str, total: int) -> Generator[Callable[[int], None]]:
 
 def _refuse_inside(target: Path, output: Path) -> None:
     """Refuse an output folder that would change what is audited."""
-    if target.resolve() in (output.resolve(), *output.resolve().parents):
+    # realpath, as Path.resolve raises on links that lead to themselves
+    audited, written = Path(os.path.realpath(target)), Path(os.path.realpath(output))
+    if audited in (written, *written.parents):
         problem = f"--output {output} is inside what is audited; choose another folder"
         raise ConfigError("audit", [problem])
 

@@ -11,12 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rankwise.engine.models.adapter_folder import (
-    CONFIG_FILE,
-    ScaledFactors,
-    read_factors,
-    write_factors,
-)
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors, write_factors
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 
 

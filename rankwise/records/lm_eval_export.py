@@ -22,6 +22,7 @@ from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
+from rankwise.records.whole_folder import whole_folder
 
 Samples = Mapping[str, list[dict[str, Any]]]
 
@@ -35,6 +36,13 @@ class ExportedModel(NamedTuple):
     name: str
     results_file: Path
     samples_files: tuple[Path, ...]
+
+    def moved(self, source: Path, target: Path) -> ExportedModel:
+        """The same files in another folder."""
+        results, *samples = (
+            target / path.relative_to(source) for path in (self.results_file, *self.samples_files)
+        )
+        return ExportedModel(self.name, results, tuple(samples))
 
 
 def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[ExportedModel]:
@@ -52,7 +60,7 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
 
     Raises:
         RecordError: the study is not finished, or a record cannot be read.
-        StorageError: a file cannot be written.
+        StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """
     results = folder.read_results()
     relations = results.study.tasks.values()
@@ -60,7 +68,9 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
     output = folder.root / "export" / "lm-eval" if output is None else output
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
     models = [model.limited_to(tasks) for model in (results.base, *trained)]
-    return [_export(folder, results.study, model, output) for model in models]
+    with whole_folder(output) as temporary:
+        written = [_export(folder, results.study, model, temporary) for model in models]
+    return [model.moved(temporary, output) for model in written]
 
 
 def _export(
@@ -172,8 +182,9 @@ def _model_config(
         arguments["revision"] = study.config.base_model.revision
     if model.run is not None:
         planned = model.run.planned
-        weights = folder.weights_folder(planned).relative_to(folder.root).as_posix()
-        weights = planned.imported_from or weights
+        weights = folder.weights_folder(planned)  # an imported checkpoint is not in the study
+        is_inside = weights.is_relative_to(folder.root)
+        weights = (weights.relative_to(folder.root) if is_inside else weights).as_posix()
         is_lora = planned.method == "lora"
         arguments = arguments | {"peft": weights} if is_lora else {"pretrained": weights}
     unknown = ("batch_size", "use_cache", "bootstrap_iters", "gen_kwargs")

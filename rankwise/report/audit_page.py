@@ -12,6 +12,7 @@ from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy
 from rankwise.records.files import write_atomically
 from rankwise.records.study import Unit
+from rankwise.records.whole_folder import whole_folder
 from rankwise.report import cells
 from rankwise.report.charts.energy import energy_chart
 from rankwise.report.charts.intervals import IntervalMark, interval_chart
@@ -43,10 +44,10 @@ def write_audit(folder: Path, record: AuditRecord) -> Path:
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
-    path = folder / PAGE_FILE
-    write_atomically(path, audit_page(record))
-    return path
+    with whole_folder(folder) as temporary:
+        write_atomically(temporary / RECORD_FILE, record.model_dump_json(indent=2) + "\n")
+        write_atomically(temporary / PAGE_FILE, audit_page(record))
+    return folder / PAGE_FILE
 
 
 def audit_page(record: AuditRecord) -> str:

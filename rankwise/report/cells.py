@@ -127,15 +127,30 @@ def csv_row(
     }
 
 
+# What a text begins with that a spreadsheet would compute; OWASP, "CSV Injection".
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def csv_text(rows: Iterable[CsvRow], columns: Sequence[str] | None = None) -> str:
-    """Rows under one line of names: those of ``columns``, or of the first row."""
+    """Rows under one line of names: those of ``columns``, or of the first row.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay
+    what they are.
+    """
     rows = list(rows)
     names = list(columns or (rows[0] if rows else ()))
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({name: _as_text(name) for name in names})
+    writer.writerows({name: _as_text(cell) for name, cell in row.items()} for row in rows)
     return file.getvalue()
+
+
+def _as_text(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    text = f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return text.replace("\r", "\n")  # csv does not quote it, and readers would end the row there
 
 
 def drawn_options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models.adapter_folder import (
+from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
     layers_without_factors,
     refuse_other_base,
 )
+from rankwise.engine.models.adapter_folder import check_fit
 from rankwise.engine.models.base import BaseModel, LinearShape
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, device_name
 from rankwise.engine.models.weights import ModelWeights, model_weights
@@ -99,40 +101,37 @@ def find_audited(
         ModelError: base or target cannot be read, the target is more than plain LoRA, or it was
             trained from another base.
     """
+    if not base:
+        raise ModelError("BASE is empty. Name an embedded model, a folder or a hub repository.")
     base_model = models.find_base_model(BaseModelConfig(name=base), report)
     skeleton: Any = models.model_skeleton(base_model.folder)
     shapes = models.adaptable_shapes(skeleton)
     if not target.is_dir():
         raise ModelError(f"{target} is not a folder. Check the path.")
-    if (target / CONFIG_FILE).is_file():
-        return _adapter(base_model, target, shapes, any_base)
+    if os.path.lexists(target / CONFIG_FILE):  # a broken one is refused as what it is
+        other = () if any_base else refuse_other_base(target, base_model, remedy="add --any-base")
+        check_fit(target, skeleton)
+        return _adapter(base_model, target, shapes, other)
     if (target / "config.json").is_file():
         models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
         models.refuse_other_architecture(target, skeleton.config)
         return Audited(base_model, target, "checkpoint", {}, shapes)
     raise ModelError(
-        f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint)."
+        f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint). "
+        "Check the path."
     )
 
 
 def _adapter(
-    base: BaseModel, target: Path, shapes: Mapping[str, LinearShape], any_base: bool
+    base: BaseModel, target: Path, shapes: Mapping[str, LinearShape], warnings: Sequence[str]
 ) -> Audited:
     updates = read_updates(target)
-    warnings = () if any_base else refuse_other_base(target, base)
-    for name, update in updates.items():
-        shape = shapes.get(name)
-        if shape is None:
-            raise ModelError(
-                f"{target} adapts {name}, which is no linear layer below the head of {base.name}. "
-                "Name the base that it was trained from."
-            )
-        if update.shape != (shape.out_features, shape.in_features):
-            raise ModelError(
-                f"{target} does not fit {name} of {base.name}: its update is {update.shape} and "
-                f"the layer {(shape.out_features, shape.in_features)}. Name the base that it was "
-                "trained from."
-            )
+    beside = sorted(updates.keys() - shapes.keys())
+    if beside:
+        raise ModelError(
+            f"{target} adapts {beside[0]}, which is no linear layer below the head of {base.name}. "
+            "Name the base that it was trained from."
+        )
     adapted = {name: shape for name, shape in shapes.items() if name in updates}
     missing = layers_without_factors(target, shapes, updates)
     return Audited(base, target, "adapter", updates, adapted, (*warnings, *_missing(missing)))

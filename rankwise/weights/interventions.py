@@ -14,6 +14,7 @@ from rankwise.records.audits import ChangedLayer, InterventionRecord
 from rankwise.records.files import write_atomically
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.spectra import INTRUDER_EPSILON, INTRUDER_K
+from rankwise.records.whole_folder import whole_folder
 from rankwise.weights.adapted_svd import (
     AdaptedSvd,
     SumInBaseBasis,
@@ -211,7 +212,7 @@ def write_intervention(
 
     Raises:
         ModelError: the source cannot be read.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written; nothing of it is left then.
     """
     record = InterventionRecord(
         source=str(source),
@@ -231,6 +232,7 @@ def write_intervention(
         ),
         provenance=collect_provenance(),
     )
-    save_updates(intervened.updates, folder, source=source)
-    write_atomically(folder / INTERVENTION_FILE, record.model_dump_json(indent=2) + "\n")
+    with whole_folder(folder) as temporary:
+        save_updates(intervened.updates, temporary, source=source)
+        write_atomically(temporary / INTERVENTION_FILE, record.model_dump_json(indent=2) + "\n")
     return record

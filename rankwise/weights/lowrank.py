@@ -22,11 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.engine.models.adapter_folder import (
-    read_adapter_config,
-    read_factors,
-    write_factors,
-)
+from rankwise.engine.models.adapter_config import read_adapter_config
+from rankwise.engine.models.adapter_folder import read_factors, write_factors
 from rankwise.errors import ModelError
 from rankwise.weights.spectra import Svd
 
@@ -142,15 +139,23 @@ def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
     """The update of every adapted layer.
 
     Raises:
-        ModelError: as ``read_factors``, or a weight is NaN or infinite.
+        ModelError: as ``read_factors``; a weight is NaN or infinite, or the update overflows.
     """
     updates: dict[str, LowRankUpdate] = {}
     for name, (A, B, scaling) in read_factors(folder).items():
         try:
             updates[name] = LowRankUpdate(A, B, scaling)
+            _refuse_overflow(updates[name])
         except ValueError as error:
             raise ModelError(f"the adapter in {folder}: {name}: {error} Train it again.") from error
     return updates
+
+
+def _refuse_overflow(update: LowRankUpdate) -> None:
+    """Refuse factors whose product may not fit into float32: their training has diverged."""
+    norms = (float(factor.double().norm()) for factor in (update.lora_A, update.lora_B))
+    if math.prod((abs(update.scaling), *norms)) > torch.finfo(torch.float32).max:
+        raise ValueError("the update overflows float32: its training has diverged.")
 
 
 def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: Path) -> None:

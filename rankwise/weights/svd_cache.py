@@ -13,16 +13,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rankwise.engine.models.embedded import cache_folder
-from rankwise.errors import StorageError
+from rankwise.engine.models.files import opened
+from rankwise.errors import ModelError, StorageError
 from rankwise.records.files import replacing, writing
 from rankwise.weights.spectra import Svd
 
@@ -48,8 +50,8 @@ _ROWS = 1024
 class SpectralCache:
     """Thin singular value decompositions in a folder, shared by ranks, runs and studies.
 
-    A file that cannot be read is computed again. Nothing is kept where the disk is nearly full, nor
-    of small matrices.
+    What cannot be read, or has another checksum or shape, is computed again. Nothing is kept where
+    the disk is nearly full, nor of small matrices.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -65,7 +67,7 @@ class SpectralCache:
         if min(weight.shape) < _MIN_SIZE:
             return refined_svd(weight)
         path = self.folder / f"{_digest(weight)}.safetensors"
-        svd = _read(path, weight.device)
+        svd = _read(path, weight)
         if svd is None:
             svd = refined_svd(weight)
             self._keep(path, svd)
@@ -79,7 +81,7 @@ class SpectralCache:
             if disk.free - size > _MIN_FREE_SHARE * disk.total:
                 tensors = {name: part.contiguous().cpu() for name, part in svd._asdict().items()}
                 with replacing(path) as temporary, writing(path):
-                    save_file(tensors, temporary)
+                    save_file(tensors, temporary, metadata={"crc32": _checksum(path.stem, tensors)})
 
 
 def _digest(weight: Tensor) -> str:
@@ -89,13 +91,30 @@ def _digest(weight: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, device: torch.device) -> Svd | None:
-    if not path.is_file():
-        return None
+def _checksum(weight: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of a decomposition's numbers and of the digest of what was decomposed."""
+    value = zlib.crc32(weight.encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.numpy().data, value)
+    return str(value)
+
+
+def _read(path: Path, weight: Tensor) -> Svd | None:
+    """The kept decomposition; None where there is none, or not every byte is as it was written."""
     try:
-        return Svd(**load_file(path, device=str(device)))
-    except (OSError, SafetensorError, TypeError):  # damaged: it can be computed again
+        with opened(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kept = (file.metadata() or {}).get("crc32")
+    except ModelError:  # not there, or damaged: it can be computed again
         return None
+    (rows, columns), values = weight.shape, min(weight.shape)
+    shapes = {"U": (rows, values), "S": (values,), "Vh": (values, columns)}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        return None
+    if kept != _checksum(path.stem, tensors):
+        return None
+    return Svd(**{name: tensor.to(weight.device) for name, tensor in tensors.items()})
 
 
 def refined_svd(

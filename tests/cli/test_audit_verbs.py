@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.records.audits import AuditRecord, InterventionRecord
 from rankwise.records.files import read_record
 from rankwise.weights.lowrank import read_updates
@@ -287,3 +288,36 @@ def test_conv1d_of_gpt2_is_audited_in_one_orientation(tmp_path: Path) -> None:
     weight = float(layer.base_layer.weight.norm())
     assert record.matrices[0].base_frobenius_norm == pytest.approx(weight, rel=1e-5)
     assert {CONFIG_FILE, WEIGHTS_FILE} <= {path.name for path in (tmp_path / "a").iterdir()}
+
+
+@pytest.mark.parametrize("verb", ["truncate", "scale-intruders", "audit"])
+def test_what_cannot_be_written_whole_leaves_what_was_there(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    adapter(tiny_model_folder, tmp_path / "a")
+    output = tmp_path / "out"
+    arguments: dict[str, list[object]] = {
+        "truncate": [tmp_path / "a", "--rank", 2],
+        "scale-intruders": [tmp_path / "a", "--base", tiny_model_folder, "--factor", 0.5],
+        "audit": [tiny_model_folder, tmp_path / "a", *FEW],
+    }
+    command = (verb, *arguments[verb], "--output", output)
+    if verb == "audit":  # which may write where it wrote before
+        assert rankwise(*command).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    real = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target.name in ("intervention.json", "audit.html"):  # the last one
+            raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        result = rankwise(*command)
+    assert result.exit_code == 1
+    assert f"{output} cannot be written: No space left on device." in words(result.stderr)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    assert output.exists() == (verb == "audit")
+    assert rankwise(*command).exit_code == 0

@@ -467,6 +467,60 @@ def test_a_place_that_cannot_be_written(copied: StudyFolder, tmp_path: Path) -> 
         export_lm_eval(copied, tmp_path / "file")
 
 
+def test_imported_models_are_exported_and_say_how_to_load_them(
+    study: StudyFolder, copied: StudyFolder, tmp_path: Path
+) -> None:
+    lora, full = study.read_study().runs
+    imports = [
+        {"adapter": str(study.weights_folder(lora)), "name": "theirs"},
+        {"checkpoint": str(study.weights_folder(full))},
+    ]
+    overrides = [
+        f"methods.imported={json.dumps(imports)}",
+        "methods.lora=null",
+        "methods.full=null",
+    ]
+    plan = plan_study(load_config(study.root.parent / "tiny.yaml", overrides))
+    run_study(plan, StudyFolder(tmp_path / "imported"), Silent())
+    base, *models = export_lm_eval(StudyFolder(tmp_path / "imported"), tmp_path / "out")
+    adapter, checkpoint = (
+        Written.read(model.results_file.parent).results["config"]["model_args"] for model in models
+    )
+    assert (tmp_path / "imported" / adapter["peft"]).is_dir()
+    assert checkpoint["pretrained"] == str(study.weights_folder(full))
+    files = {
+        path for model in (base, *models) for path in (model.results_file, *model.samples_files)
+    }
+    assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_export_that_fails_leaves_what_was_there(
+    copied: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    output = tmp_path / "a" / "out"
+    if earlier:
+        output.mkdir(parents=True)
+        (output / "mine").write_text("here before")
+    last = copied.read_study().runs[-1].name
+    real = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target.parent.name == last and target.name.startswith("results"):
+            raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(StorageError, match=f"{output} cannot be written: No space left"):
+            export_lm_eval(copied, output)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(export_lm_eval(copied, output)) == 3
+    assert (output / "mine").exists() == earlier
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+
+
 # the command
 
 

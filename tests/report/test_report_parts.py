@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 
 import pytest
 
 from rankwise.records import quantities
+from rankwise.report import cells
 from rankwise.report.charts.labels import Box, place_labels
 from rankwise.report.charts.theme import rank_colour
 from rankwise.report.rendering import inline_svg
@@ -79,3 +82,16 @@ def test_inline_svg_keeps_ids_apart_and_refuses_what_is_outside() -> None:
         inline_svg(outside, "first", "", "")
     with pytest.raises(ValueError, match="must not hold"):
         inline_svg(svg.replace("<clipPath", "<script/><clipPath"), "first", "", "")
+
+
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
+    texts = ["=1+1", "+cmd|' /C calc'!A0", "-2", "@SUM(A1)", "\tx", "\rx", "a=b", "", "−3"]
+    numbers = [-0.5, 0.25, -3, None]
+    text = cells.csv_text([{"=name": cell} for cell in [*texts, *numbers]])
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["'=name"]
+    assert [row[0] for row in rows][:9] == [
+        *(f"'{formula}" for formula in (*texts[:5], "\nx")),
+        *("a=b", "", "−3"),
+    ]
+    assert text.splitlines()[-4:] == ["-0.5", "0.25", "-3", '""']

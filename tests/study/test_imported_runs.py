@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rankwise.errors import PlanError
+from rankwise.errors import ModelError, PlanError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from rankwise.weights.lowrank import read_updates
 from tests.support.observers import Silent
 
 ONE_RANK = [
@@ -125,10 +126,10 @@ def test_what_cannot_be_imported_is_said_at_planning(
     assert "methods.imported[0]: " in problems
     assert "nowhere is not a PEFT adapter: adapter_config.json cannot be read" in problems
     assert "ia3 holds an adapter of kind IA3; only LORA has a rank" in problems
-    assert "unranked: adapter_config.json says r: None and lora_alpha: 4" in problems
+    assert "unranked: adapter_config.json cannot be used: r: None" in problems
     assert "pickled has no adapter_model.safetensors" in problems
     assert "w_proj, which the base model does not have" in problems
-    assert "its factor is (2, 99) and the layer" in problems
+    assert "its factors are (2, 99) and" in problems
     assert "deeper has num_hidden_layers 9 and the base model 2" in problems
 
 
@@ -159,3 +160,62 @@ def test_with_several_trained_tasks_an_import_says_to_which_it_belongs(
         plan_study(load_config(study_file, [*several, imports(entry)]))
     plan = plan_study(load_config(study_file, [*several, imports(entry | {"train_task": "sums"})]))
     assert plan.record.runs[-1].train_task == "sums"
+
+
+@pytest.mark.parametrize("size", [1e30, 3e38])
+def test_an_adapter_so_large_that_its_answers_overflow_has_diverged(
+    size: float, study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    adapter = trained[1]
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: t.fill_(size) for name, t in load_file(path).items()}, path)
+    entry = imports({"adapter": str(adapter), "name": "huge"})
+    overrides = [*ONE_RANK, "methods.full=null", entry]
+    outcome = run(study_file, tmp_path / "second", *overrides)
+    huge = outcome.results.runs[-1].run
+    assert (huge.planned.imported_as, huge.status) == ("huge", "diverged")
+    assert "so large that its answers are not finite" in huge.message
+    assert run(study_file, tmp_path / "second", *overrides).results.runs == outcome.results.runs
+    with pytest.raises(ModelError, match=r"overflows float32: its training has diverged.* again\."):
+        read_updates(adapter)
+
+
+def test_a_checkpoint_so_large_that_its_answers_overflow_has_diverged(
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    checkpoint = trained[2]
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"].fill_(3e38)
+    save_file(weights, path, {"format": "pt"})
+    overrides = [*ONE_RANK, "methods.full=null", imports({"checkpoint": str(checkpoint)})]
+    outcome = run(study_file, tmp_path / "second", *overrides)
+    assert outcome.results.runs[-1].run.status == "diverged"
+
+
+def test_the_base_that_an_adapter_records_is_compared_with_the_study_s(
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    path = trained[1] / "adapter_config.json"
+    config = json.loads(path.read_text())
+
+    def plan(recorded: str) -> Any:
+        path.write_text(json.dumps(config | {"base_model_name_or_path": recorded}))
+        return plan_study(load_config(study_file, [imports({"adapter": str(trained[1])})]))
+
+    with pytest.raises(
+        PlanError, match=r"records org/other as its base, not .* if this is the same"
+    ):
+        plan("org/other")
+    gone = str(tmp_path / "gone")
+    (warning,) = [text for text in plan(gone).record.warnings if "imported" in text]
+    assert f"methods.imported[0]: adapter_config.json records {gone} as its base" in warning
+
+
+def test_a_name_that_cannot_be_shown_or_be_a_folder_is_a_problem(
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+) -> None:
+    for name in ("a\x1b[2Jb", "long" * 40):
+        shutil.copytree(trained[1], tmp_path / name)
+        with pytest.raises(PlanError, match="Give it a name of at most 100 letters with `name`"):
+            plan_study(load_config(study_file, [imports({"adapter": str(tmp_path / name)})]))

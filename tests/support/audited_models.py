@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 
 Q = "model.layers.0.self_attn.q_proj"
 PREFIX = "base_model.model."

@@ -49,7 +49,7 @@ def small(folder: Path, **options: Any) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_hidden_layers": 1}, "no linear layer below the head"),
+        ({"num_hidden_layers": 1}, "which the base model does not have"),
         ({"intermediate_size": 80}, r"does not fit model.layers.0.mlp.down_proj"),
     ],
 )

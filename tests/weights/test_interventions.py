@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE
+from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.errors import ModelError
 from rankwise.weights.interventions import Intervened, scaled_intruders, truncated_updates
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates

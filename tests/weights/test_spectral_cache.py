@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rankwise.weights import svd_cache as spectral_cache
 from rankwise.weights.spectra import Svd
@@ -52,15 +53,52 @@ def test_a_matrix_is_decomposed_once(tmp_path: Path, decomposed: list[torch.Tens
     assert path.suffix == ".safetensors"
 
 
-def test_the_file_is_what_is_read(tmp_path: Path, decomposed: list[torch.Tensor]) -> None:
+def test_the_file_of_another_matrix_is_not_taken(
+    tmp_path: Path, decomposed: list[torch.Tensor]
+) -> None:
     cache = SpectralCache(tmp_path)
     cache.svd(weight())
-    cache.svd(weight(1))
+    theirs = cache.svd(weight(1))
     first, second = files(tmp_path)
     second.write_bytes(first.read_bytes())
-    mine, theirs = cache.svd(weight()), cache.svd(weight(1))
-    assert len(decomposed) == 2
-    assert same(mine, theirs)
+    cache.svd(weight())
+    assert same(cache.svd(weight(1)), theirs)
+    assert len(decomposed) == 3
+
+
+def test_every_flipped_byte_of_a_number_is_noticed(
+    tmp_path: Path, decomposed: list[torch.Tensor]
+) -> None:
+    cache = SpectralCache(tmp_path)
+    good = cache.svd(weight())
+    (path,) = files(tmp_path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for place in (start, start + 70_001, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        assert same(cache.svd(weight()), good)
+        assert path.read_bytes() == content
+    assert len(decomposed) == 4
+
+
+def test_numbers_that_were_not_written_here_are_not_taken(
+    tmp_path: Path, decomposed: list[torch.Tensor]
+) -> None:
+    cache = SpectralCache(tmp_path)
+    good = cache.svd(weight())
+    (path,) = files(tmp_path)
+    for change in (
+        {"U": good.U[:9]},
+        {"S": good.S * torch.nan},
+        {"S": good.S.double()},
+        {"Vh": good.Vh.T.contiguous()},
+        {"S": good.S + 1.0},
+    ):
+        save_file(good._asdict() | change, path)
+        assert same(cache.svd(weight()), good)
+    assert len(decomposed) == 6
 
 
 def test_other_contents_have_other_files(tmp_path: Path, decomposed: list[torch.Tensor]) -> None:
@@ -100,8 +138,6 @@ def test_a_damaged_file_is_replaced(
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "other tensors":
-        from safetensors.torch import save_file
-
         save_file({"U": torch.zeros(2), "other": torch.zeros(2)}, path)
     else:
         path.unlink()
@@ -143,7 +179,7 @@ def test_where_nothing_can_be_written_there_is_still_an_answer(
         folder.write_text("a file in its place")
     else:
 
-        def full(*_: object) -> None:
+        def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(spectral_cache, "save_file", full)

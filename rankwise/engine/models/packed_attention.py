@@ -7,6 +7,7 @@ gives them this one. No mask function is registered for it, so transformers buil
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -159,22 +160,42 @@ def check_packable(model: nn.Module) -> None:
 
     Raises:
         ModelError: as ``refuse_unpackable``; or sequences see each other, layers do not pack, or
-            a window is in the model's mask alone.
+            a window is in the model's mask alone. Or all-zero or huge weights make its logits say
+            nothing.
     """
     refuse_unpackable(model)
     was_training, packed = model.training, PackedLayout((7, 5))
     try:
         model.eval()
-        draws = (_distances(model, packed, seed) for seed in range(3))
-        apart = any(near < 0.1 * far for near, far in draws)
+        near = far = 0.0
+        for seed in range(3):
+            near, far = _distances(model, packed, seed)
+            if near < 0.1 * far:
+                break
     finally:
         model.train(was_training)
     name, count = type(decoder_of(model)).__name__, len(packed.attended)
     if count != (layers := decoder_of(model).config.get_text_config().num_hidden_layers):
         raise ModelError(f"{name} packs {count} of its {layers} layers. {INSTEAD}")
     refuse_lost_window(decoder_of(model), packed.attended.values())
-    if not apart:
+    if not near < 0.1 * far:
+        _refuse_weights_of_no_use(model, far)
         raise ModelError(f"{name} mixes the sequences of a packed batch. {INSTEAD}")
+
+
+def _refuse_weights_of_no_use(model: nn.Module, distance: float) -> None:
+    """Refuse weights with which a model reads nothing; an all-zero matrix is harmless in others."""
+    if not math.isfinite(distance):
+        raise ModelError(
+            "the model's weights are so large that its logits are not finite: its training has "
+            "diverged, or its files are damaged. Save or fetch it again."
+        )
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dim() > 1 and not bool(weight.any()):
+            raise ModelError(
+                f"all weights of {name} are zero, and the model gives every text the same logits. "
+                "Save or fetch it again."
+            )
 
 
 def _distances(model: nn.Module, packed: PackedLayout, seed: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import peft
 from torch import nn
 
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, write_factors
+from rankwise.engine.models.files import unusable
 from rankwise.engine.models.trained_adapters import Adapter
-from rankwise.errors import ModelError
 from rankwise.records.files import write_atomically, writing
 
 
@@ -21,10 +22,11 @@ def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
     Raises:
         ModelError: the folder is not a PEFT adapter, or it does not fit this base.
     """
-    try:
+    what = f"{folder} cannot be attached to this base model"
+    with unusable(what, "Save the adapter again."), warnings.catch_warnings():
+        # what is missing in the file PEFT draws at random
+        warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
         return peft.PeftModel.from_pretrained(base_model, str(folder))  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be attached to this base model: {error}") from error
 
 
 def detach(adapted_model: peft.PeftModel) -> nn.Module:

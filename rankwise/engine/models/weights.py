@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.engine.models.base import is_stored_quantised, load_model
+from rankwise.engine.models.files import (
+    DTYPES,
+    tensor_headers,
+    weights_files,
+)
 from rankwise.errors import ModelError
-
-# safetensors' names of the dtypes that weights are stored in
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
 
 
 class ModelWeights(NamedTuple):
@@ -54,7 +49,7 @@ def weight_matrices(
         ModelError: the folder cannot be loaded, a layer is missing or no linear one, or a weight
             is NaN or infinite.
     """
-    modules = dict(_load(folder).named_modules())
+    modules = dict(load_model(folder, _widest_dtype(folder)).named_modules())
     return {name: _weight(modules.get(name), name, folder) for name in layers}
 
 
@@ -64,7 +59,7 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
     Raises:
         ModelError: as ``weight_matrices``; other parameters that are not finite too.
     """
-    model = _load(folder)
+    model = load_model(folder, _widest_dtype(folder))
     modules = dict(model.named_modules())
     matrices = {name: _weight(modules.get(name), name, folder) for name in layers}
     of_layers = {f"{name}.weight" for name in layers}
@@ -78,42 +73,6 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
     return ModelWeights(matrices, others)
 
 
-def _load(folder: Path) -> Any:
-    """Load the model; refuse missing weights, which transformers would draw at random."""
-    dtype = _widest_dtype(folder)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    model, loading = loaded
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of its model's weights, such as {missing[0]}. Save it "
-            "again."
-        )
-    return model
-
-
-def is_stored_quantised(folder: Path) -> bool:
-    """Whether a model's config says that it is stored quantised: its numbers are no weights then.
-
-    Raises:
-        ModelError: the config cannot be read.
-    """
-    path = folder / "config.json"
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("quantization_config"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {error}") from error
-
-
 def _widest_dtype(folder: Path) -> torch.dtype:
     """The narrowest dtype that holds every number of the files; the config may name another."""
     if is_stored_quantised(folder):
@@ -121,18 +80,12 @@ def _widest_dtype(folder: Path) -> torch.dtype:
             f"{folder} holds a quantised model: its numbers are no weights. Name the model that it "
             "was made from."
         )
-    try:
-        stored = {dtype for path in folder.glob("*.safetensors") for dtype in _dtypes(path)}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    dtypes = [_DTYPES[name] for name in sorted(stored & _DTYPES.keys())]
+    stored: set[str] = set()
+    for path in weights_files(folder):
+        stored |= {header.dtype for header in tensor_headers(path).values()}
+    dtypes = [DTYPES[name] for name in sorted(stored & DTYPES.keys())]
     # promote_types, not the largest: float16 and bfloat16 together need float32
     return functools.reduce(torch.promote_types, dtypes[1:], dtypes[0]) if dtypes else torch.float32
-
-
-def _dtypes(path: Path) -> set[str]:
-    with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
-        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
 def _weight(module: Any, name: str, folder: Path) -> Tensor:

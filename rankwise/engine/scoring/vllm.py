@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rankwise.engine.models.adapter_folder import read_adapter_config
+from rankwise.engine.models.adapter_config import read_adapter_config
 from rankwise.engine.models.devices import ResolvedPrecision
 from rankwise.errors import ModelError
 from rankwise.records.config import StudyConfig

@@ -21,7 +21,7 @@ EIGHT_BIT_BLOCK = 256
 
 _FLOAT32_BYTES = 4
 _SMALLEST_8BIT_WEIGHT = 4096  # torchao and bitsandbytes keep the moments of smaller ones as floats
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names in the state of an AdamW
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names in the state of an AdamW
 _LOW_BITS = 1 << 16  # bfloat16 is the upper 16 bits of a float32
 
 
@@ -140,7 +140,7 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state["step"] = 0
-            for moment in _MOMENTS:
+            for moment in MOMENTS:
                 state[moment] = torch.zeros_like(weight, dtype=torch.float32)
         state["step"] += 1
         rate, (beta1, beta2) = float(group["lr"]), group["betas"]
@@ -202,7 +202,7 @@ def _restore_float32_moments(
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     for weight, key in zip(weights, keys, strict=True):
         for name, value in state_dict["state"].get(key, {}).items():
-            if name in _MOMENTS and type(value) is Tensor and value.dtype == torch.float32:
+            if name in MOMENTS and type(value) is Tensor and value.dtype == torch.float32:
                 optimizer.state[weight][name] = value.to(weight.device, copy=True)
 
 
@@ -248,7 +248,7 @@ def _keep_float32_moments(
         if weight.dtype == torch.bfloat16 and not in_blocks:
             optimizer.state[weight] = {
                 "step": torch.tensor(0.0),
-                **{name: torch.zeros_like(weight, dtype=torch.float32) for name in _MOMENTS},
+                **{name: torch.zeros_like(weight, dtype=torch.float32) for name in MOMENTS},
             }
     loaded: dict[str, Any] = {}
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,15 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rankwise.engine.models.trained_adapters import Adapter
-from rankwise.engine.training.optimizers import make_optimizer
+from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
+from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.config import OptimizerName, TrainConfig
-from rankwise.records.files import replacing
 from rankwise.records.study import PlannedRun, Record
 from rankwise.tasks.training_rows import Example
 
 # our names -> transformers' names; its "constant" has no warm-up
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
-# Errors that torch.load raises for a file that is damaged or holds no state.
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    EOFError,
-    pickle.UnpicklingError,
-)
 
 EXPLODED = 2.0
 """A loss above this many times both the first loss and that of a uniform guess has exploded."""
@@ -172,41 +161,59 @@ class Trainee:
         Raises:
             StorageError: the file cannot be written.
         """
-        with replacing(path) as temporary:
-            torch.save(
-                {
-                    "run": self.run.fingerprint,
-                    "metrics": [line.model_dump() for line in self.metrics],
-                    "seconds": self.seconds,
-                    "weights": [weights.detach() for weights in self._weights],
-                    "optimizer": self._optimizer.state_dict(),
-                },
-                temporary,
-            )
+        write_state(
+            path,
+            {
+                "run": self.run.fingerprint,
+                "metrics": [line.model_dump() for line in self.metrics],
+                "seconds": self.seconds,
+                "weights": [weights.detach() for weights in self._weights],
+                "optimizer": self._optimizer.state_dict(),
+            },
+        )
 
     def load_state(self, path: Path) -> None:
-        """Continue from a saved state.
+        """Continue from a saved state; one that is refused changes nothing.
 
         Raises:
             RecordError: the file is not a state of this run.
         """
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if state["run"] != self.run.fingerprint:
-                raise ValueError(f"it belongs to the run {state['run'][:16]}")
-            metrics = [StepMetrics.model_validate(line) for line in state["metrics"]]
-            self._optimizer.load_state_dict(state["optimizer"])
-            saved: list[Tensor] = state["weights"]
-            with torch.no_grad():
-                for weights, values in zip(self._weights, saved, strict=True):
-                    weights.copy_(values)
-        except _UNREADABLE as error:
+            self._continue_from(read_state(path))
+        except UnusableStateError as error:
             raise RecordError(
                 f"{path} is not a saved state of {self.run.name}: {error}. Delete it, then run "
                 "again: this training starts anew."
             ) from error
-        self.metrics, self.seconds = metrics, float(state["seconds"])
+
+    def _continue_from(self, state: Mapping[str, Any]) -> None:
+        if (run := state.get("run")) != self.run.fingerprint:
+            raise UnusableStateError(f"it belongs to the run {run!s:.16}")
+        untouched = self._optimizer.state_dict()
+        try:
+            metrics = [StepMetrics.model_validate(line) for line in state["metrics"]]
+            seconds, saved = float(state["seconds"]), state["weights"]
+            shapes = [tuple(weights.shape) for weights in self._weights]
+            if [tuple(values.shape) for values in saved] != shapes:
+                raise ValueError("other shapes")
+            if not len(metrics) <= len(self.batches) or not math.isfinite(seconds):
+                raise ValueError("more steps than there are")
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._check_moments()
+        except UNUSABLE as error:
+            self._optimizer.load_state_dict(untouched)
+            raise UnusableStateError("its content is none of this training") from error
+        with torch.no_grad():
+            for weights, values in zip(self._weights, saved, strict=True):
+                weights.copy_(values)
+        self.metrics, self.seconds = metrics, seconds
         self._after_step()
+
+    def _check_moments(self) -> None:
+        for weights, state in self._optimizer.state.items():
+            for name in MOMENTS:
+                if name in state and state[name].numel() != weights.numel():
+                    raise ValueError(f"{name} of another shape")
 
 
 class AdapterTrainee(Trainee):

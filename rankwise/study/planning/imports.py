@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
-from rankwise.engine.models.adapter_folder import (
+from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
+    read_adapter_config,
+    refuse_other_base,
+)
+from rankwise.engine.models.adapter_folder import (
     WEIGHTS_FILE,
     adapter_weights,
+    check_fit,
     has_update,
-    read_adapter_config,
 )
 from rankwise.engine.models.base import ARCHITECTURE, find_base_model, refuse_other_architecture
+from rankwise.engine.models.files import weights_files
 from rankwise.errors import ModelError
 from rankwise.records.config import BaseModelConfig, ImportedConfig
 from rankwise.records.files import writing
@@ -26,8 +28,18 @@ from rankwise.records.fingerprints import import_fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import Trainable, run_name
 
+# Part of the name of the run's folder, which file systems limit to 255 bytes.
+_LONGEST_NAME = 100
 
-def imported_run(config: ImportedConfig, base: Trainable, train_task: str) -> PlannedRun:
+
+class PlannedImport(NamedTuple):
+    """A model from elsewhere as a run, and what could not be checked, one sentence each."""
+
+    run: PlannedRun
+    warnings: tuple[str, ...] = ()
+
+
+def imported_run(config: ImportedConfig, base: Trainable, train_task: str) -> PlannedImport:
     """Plan the import of one model; its files are read, its weights are not loaded.
 
     Args:
@@ -36,7 +48,7 @@ def imported_run(config: ImportedConfig, base: Trainable, train_task: str) -> Pl
         train_task: among whose runs it is judged.
 
     Raises:
-        ModelError: no such folder, not a LoRA adapter, or it does not fit the base.
+        ModelError: no such folder, not a LoRA adapter, another base, or it does not fit the base.
     """
     if config.adapter is not None:
         return _adapter_run(config, config.adapter, base, train_task)
@@ -66,34 +78,16 @@ def import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
 
 def weights_bytes(folder: Path) -> int:
     """The size of a checkpoint's weights."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def not_finite(folder: Path) -> str | None:
-    """The name of a weight in the folder that holds NaN or infinity; None where all are finite.
-
-    Raises:
-        ModelError: weights cannot be read.
-    """
-    import torch
-
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    if not bool(torch.isfinite(file.get_tensor(name)).all()):
-                        return name
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} cannot be read: {error}. Save it again.") from error
-    return None
+    return sum(path.stat().st_size for path in weights_files(folder))
 
 
 def _adapter_run(
     config: ImportedConfig, folder: Path, base: Trainable, train_task: str
-) -> PlannedRun:
+) -> PlannedImport:
     settings, weights = read_adapter_config(folder), adapter_weights(folder)
-    shapes = _shapes(weights)
-    _check_fit(folder, shapes, base)
+    remedy = f"write {base.model.base.name} as base_model_name_or_path into {CONFIG_FILE}"
+    warnings = refuse_other_base(folder, base.model.base, remedy=remedy)
+    size = check_fit(folder, base.model.skeleton)
     rank, alpha = settings["r"], float(settings["lora_alpha"])
     uses_rslora = bool(settings.get("use_rslora"))
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
@@ -101,7 +95,7 @@ def _adapter_run(
         digest.update(hashlib.file_digest(file, "sha256").digest())
     targets = settings.get("target_modules") or ()
     modules = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
-    return _planned(
+    run = _planned(
         config,
         base,
         train_task,
@@ -112,18 +106,19 @@ def _adapter_run(
         scaling=alpha / (math.sqrt(rank) if uses_rslora else rank),
         target_modules=modules,
         imported_from=folder,
-        num_trainable_parameters=sum(math.prod(shape) for shape in shapes.values()),
+        num_trainable_parameters=size,
     )
+    return PlannedImport(run, warnings)
 
 
 def _checkpoint_run(
     config: ImportedConfig, folder: Path, base: Trainable, train_task: str
-) -> PlannedRun:
+) -> PlannedImport:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder. Check the path.")
     checkpoint = find_base_model(BaseModelConfig(name=str(folder)))
     refuse_other_architecture(folder, base.model.skeleton.config, (*ARCHITECTURE, "vocab_size"))
-    return _planned(
+    run = _planned(
         config,
         base,
         train_task,
@@ -132,6 +127,7 @@ def _checkpoint_run(
         imported_from=folder,
         num_trainable_parameters=base.model.num_parameters,
     )
+    return PlannedImport(run)
 
 
 def _planned(
@@ -145,6 +141,11 @@ def _planned(
 ) -> PlannedRun:
     content = import_fingerprint(base.model.base.fingerprint, digest)
     label = config.name or settings["imported_from"].name
+    if not label.isprintable() or len(label.encode(errors="surrogateescape")) > _LONGEST_NAME:
+        raise ModelError(
+            f"{label[:_LONGEST_NAME]!r} cannot name a model in tables and folders. Give it a name "
+            f"of at most {_LONGEST_NAME} letters with `name`."
+        )
     run = PlannedRun(
         name="",
         fingerprint=content,
@@ -159,35 +160,3 @@ def _planned(
         **settings,
     )
     return run.model_copy(update={"name": run_name(run, content)})
-
-
-def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(str(weights), framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{weights} cannot be read: {error}. Save it again.") from error
-
-
-def _check_fit(folder: Path, shapes: Mapping[str, tuple[int, ...]], base: Trainable) -> None:
-    """Every factor must stand for a layer of the base, with its sizes."""
-    layers: dict[str, tuple[int, ...]] = {
-        name.removesuffix(".weight"): tuple(parameter.shape)
-        for name, parameter in base.model.skeleton.named_parameters()
-    }
-    for name, shape in shapes.items():
-        layer, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
-        side = {"A": 1, "B": 0}.get(factor[:1])
-        if side is None:
-            continue
-        size = layers.get(layer)
-        if size is None:
-            raise ModelError(
-                f"{folder} adapts {layer}, which the base model does not have. Choose the base "
-                "that it was trained from."
-            )
-        if len(size) == 2 and shape[side] not in size:
-            raise ModelError(
-                f"{folder} does not fit {layer}: its factor is {shape} and the layer {size}. "
-                "Choose the base that it was trained from."
-            )

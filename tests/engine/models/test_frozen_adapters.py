@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.errors import ModelError
 from tests.support.saved_adapters import PATTERNS, rewritten, saved

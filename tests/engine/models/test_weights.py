@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError
 from rankwise.weights.lowrank import LowRankUpdate, read_updates

@@ -1,0 +1,230 @@
+"""What the config of a PEFT adapter says: kind, ranks and scalings, and the base it belongs to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.files import read_json, unusable, weights_files
+from rankwise.errors import BeyondLoraError, ModelError
+from rankwise.records.config import BaseModelConfig
+
+CONFIG_FILE = "adapter_config.json"
+
+# No layer of a model of today is as wide, and no rank is above the width of its layer.
+_MAX_RANK = 1 << 17
+# Entries of PEFT's config that are read here, or that change nothing in a trained adapter of plain
+# LoRA. Any other entry that is set is refused, including those that PEFT may add one day.
+_UNDERSTOOD = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("lora_dropout", "fan_in_fan_out", "init_lora_weights", "bias", "megatron_core"),
+    *("qalora_group_size", "eva_config", "runtime_config", "ensure_weight_tying"),
+}
+# Entries that make an adapter leave out layers that its target_modules name.
+_RESTRICTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
+# Initialisations that leave the base's weights unchanged (PiSSA, for example, moves part of them).
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"is no regular expression ({error})") from error
+    return text
+
+
+_Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
+_Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Text = Annotated[str, AfterValidator(_printable)]
+_Pattern = Annotated[_Text, AfterValidator(_pattern)]
+_Names = list[_Text] | None
+
+
+class _Entries(BaseModel):
+    """The entries that are read here, and what PEFT lets them be."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    r: _Rank
+    lora_alpha: _Alpha
+    rank_pattern: dict[_Pattern, _Rank] | None = None
+    alpha_pattern: dict[_Pattern, _Alpha] | None = None
+    use_rslora: bool | None = None
+    target_modules: _Text | _Names = None
+    exclude_modules: _Text | _Names = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: _Text | _Names = None
+    modules_to_save: _Names = None
+    base_model_name_or_path: _Text | None = None
+    bias: _Text = "none"
+    init_lora_weights: bool | _Text | None = True
+    fan_in_fan_out: bool | None = None
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read ``adapter_config.json`` of a LoRA adapter; what is read of it here can be relied on.
+
+    Ranks are whole numbers of at least 1, alphas are positive and finite, patterns are regular
+    expressions.
+
+    Raises:
+        ModelError: it cannot be read, is of another kind of adapter, or an entry is of no use.
+    """
+    what = f"{folder} is not a PEFT adapter: {CONFIG_FILE} cannot be read"
+    with unusable(what, "Check the path."):
+        config = read_json(folder / CONFIG_FILE)
+    kind = repr(config.get("peft_type")).strip("'")
+    if kind != "LORA":
+        raise ModelError(
+            f"{folder} holds an adapter of kind {kind:.40}; only LORA has a rank. Leave it out."
+        )
+    try:
+        _Entries.model_validate(config)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['input']!r:.40} ({problem['msg']})"
+            for problem in error.errors(include_url=False)[:3]
+        )
+        raise ModelError(
+            f"{folder}: {CONFIG_FILE} cannot be used: {problems}. Save the adapter again."
+        ) from error
+    return config
+
+
+def recorded_rank(config: Mapping[str, Any], layer: str) -> int:
+    """The rank of a layer, by PEFT's rule: patterns take precedence over ``r``."""
+    return _by_pattern(config, "rank_pattern", "r", layer)
+
+
+def scaling_of(config: Mapping[str, Any], layer: str) -> float:
+    """The scaling of a layer: alpha, by the same rule, over its rank, or the root of its rank."""
+    rank = recorded_rank(config, layer)
+    alpha = _by_pattern(config, "alpha_pattern", "lora_alpha", layer)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(config: Mapping[str, Any], patterns: str, otherwise: str, layer: str) -> Any:
+    from peft.utils.other import get_pattern_key
+
+    values = config.get(patterns) or {}
+    return values.get(get_pattern_key(list(values), layer), config[otherwise])
+
+
+def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse an adapter that is more than two factors for each linear layer.
+
+    Raises:
+        BeyondLoraError: names the entries of the config that ask for more.
+    """
+    beyond = [name for name, value in config.items() if value and name not in _UNDERSTOOD]
+    beyond += ["bias"] * (config.get("bias", "none") != "none")
+    beginning = config.get("init_lora_weights", True)
+    if beginning not in _PLAIN_BEGINNINGS:
+        beyond.append(f"init_lora_weights: {beginning}")
+    else:  # PEFT writes these sections even if another initialisation was used
+        beyond = [name for name in beyond if name not in ("loftq_config", "corda_config")]
+    if beyond:
+        names = ", ".join(sorted(beyond))
+        raise BeyondLoraError(
+            f"the adapter in {folder} asks for more than plain LoRA ({names}), and is not "
+            "the sum of the base and two factors. Merge it into a full model and take that."
+        )
+
+
+def refuse_other_base(folder: Path, base: models.BaseModel, *, remedy: str) -> tuple[str, ...]:
+    """Refuse an adapter whose config names another base than the given one.
+
+    If the recorded name is a model folder on this machine, its content is compared. Otherwise the
+    last part of the name is compared, without case: organisations copy each other's models. A
+    folder that does not exist here decides nothing.
+
+    Args:
+        folder: of the adapter.
+        base: that it would be used on.
+        remedy: what to do if this is the same model under another name.
+
+    Returns:
+        What could not be checked, one sentence each.
+
+    Raises:
+        ModelError: another base is recorded, or the config cannot be read.
+    """
+    name = read_adapter_config(folder).get("base_model_name_or_path")
+    if not name:
+        return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
+    if name == base.name:
+        return ()
+    other = _model_folder(name)
+    if other is not None:
+        if base.folder.samefile(other) or _content(base.folder) == _content(other):
+            return ()
+    elif _last_part(name) == _last_part(base.name):
+        return ()
+    elif name.startswith(("/", ".", "~")) or Path(name).is_absolute() or name.count("/") > 1:
+        return (
+            f"{CONFIG_FILE} records {name} as its base, a folder that is not here; it fits "
+            f"{base.name}, and whether it is the same model cannot be told.",
+        )
+    raise ModelError(
+        f"{folder} records {name} as its base, not {base.name}. Name that one, or {remedy} "
+        "if this is the same model under another name."
+    )
+
+
+def layers_without_factors(
+    folder: Path, shapes: Mapping[str, LinearShape], adapted: Container[str]
+) -> list[str]:
+    """The layers that ``target_modules`` names but that have no factors.
+
+    Args:
+        folder: of the adapter.
+        shapes: of every linear layer below the base's head.
+        adapted: names of the layers with factors.
+
+    Returns:
+        Their names in the model's order; none if ``target_modules`` is a pattern or is restricted
+        to some layers.
+
+    Raises:
+        ModelError: the config cannot be read.
+    """
+    config = read_adapter_config(folder)
+    targets = config.get("target_modules")
+    restricted = any(config.get(name) not in (None, "", []) for name in _RESTRICTIONS)
+    if restricted or not isinstance(targets, list):
+        return []
+    named = models.target_shapes(shapes, [str(target) for target in targets])
+    return [name for name in shapes if name in named and name not in adapted]
+
+
+def _model_folder(name: str) -> Path | None:
+    """The folder of a model on this machine that a name leads to, if it does."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if (folder / "config.json").is_file() and weights_files(folder) else None
+    except (OSError, ValueError, RuntimeError):  # too long for a path; no such user
+        return None
+
+
+def _content(folder: Path) -> str:
+    return models.find_base_model(BaseModelConfig(name=str(folder.absolute()))).fingerprint
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()

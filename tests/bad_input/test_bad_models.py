@@ -1,0 +1,213 @@
+"""Base models and checkpoints that are broken or hostile: a sentence that calls them what they are.
+
+Whatever is wrong is said by the first that meets it: finding the model, its config, or its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.packed_attention import check_packable
+from rankwise.errors import ModelError
+from rankwise.records.config import BaseModelConfig
+from rankwise.weights.audit import check_weights, find_audited
+
+Damage = Callable[[Path], Any]
+CPU, WEIGHTS = torch.device("cpu"), "model.safetensors"
+EMBEDDINGS, DOWN = "model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"
+
+
+class Bad(NamedTuple):
+    """One way to break a model, what is said of it, and what is said to do about it."""
+
+    name: str
+    damage: Damage
+    sentence: str
+    remedy: str = "Save it again."
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
+    def rewrite(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        change(weights)
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def scaled(factor: float) -> Damage:
+    return tensors(lambda weights: weights.update({n: w * factor for n, w in weights.items()}))
+
+
+def one_number(name: str, value: float) -> Damage:
+    return tensors(lambda weights: weights[name].view(-1)[-1:].fill_(value))
+
+
+def config(**entries: Any) -> Damage:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return change
+
+
+def content(name: str, text: bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(text)
+
+
+def instead(name: str, make: Callable[[Path], Any]) -> Damage:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def cut(folder: Path) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def index(shards: dict[str, str]) -> Damage:
+    """The weights in shards that an index names."""
+
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / "model-1.safetensors")
+        path = folder / "model.safetensors.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+
+    return change
+
+
+FETCH, CHECK = "Save or fetch it again.", "Check its config.json, or save the model again."
+NO_CONFIG, NO_FOLDER = "has no usable model config", "is not a transformers folder with safetensors"
+FLOATS = "only weights in F64, F32, BF16, F16 can be used"
+
+BAD = [
+    Bad("NaN", one_number(DOWN, torch.nan), f"NaN or infinite weights in {DOWN}", FETCH),
+    Bad("infinity", one_number(DOWN, torch.inf), f"NaN or infinite weights in {DOWN}", FETCH),
+    Bad("NaN in a norm", one_number("model.norm.weight", torch.nan), "in model.norm.weight", FETCH),
+    Bad("all zero", scaled(0.0), f"all weights of {EMBEDDINGS} are zero", FETCH),
+    Bad(
+        "too large",
+        tensors(lambda w: w["model.norm.weight"].fill_(3e38)),
+        "so large that its logits are not finite",
+        FETCH,
+    ),
+    Bad(
+        "float8",
+        tensors(lambda w: w.update({DOWN: w[DOWN].to(torch.float8_e4m3fn)})),
+        f"holds {DOWN} in F8_E4M3, and {FLOATS}",
+        "Save it again in one of these.",
+    ),
+    Bad(
+        "whole numbers",
+        tensors(lambda w: w.update({DOWN: w[DOWN].to(torch.int8)})),
+        f"holds {DOWN} in I8, and {FLOATS}",
+        "Save it again in one of these.",
+    ),
+    Bad(
+        "a matrix missing",
+        tensors(lambda w: w.pop(DOWN)),
+        f"lacks 1 of its model's weights, such as {DOWN}",
+    ),
+    Bad(
+        "a matrix of another shape",
+        tensors(lambda w: w.update({DOWN: w[DOWN][:9]})),
+        "and its config asks for (48, 96)",
+    ),
+    Bad("weights cut", cut, f"{WEIGHTS} cannot be read"),
+    Bad("weights empty", content(WEIGHTS, b""), f"{WEIGHTS} cannot be read"),
+    Bad("weights no header", content(WEIGHTS, b"x" * 99), f"{WEIGHTS} cannot be read"),
+    Bad(
+        "a header of 2^63",
+        content(WEIGHTS, struct.pack("<Q", 2**63 - 1)),
+        f"{WEIGHTS} cannot be read",
+    ),
+    Bad("weights missing", instead(WEIGHTS, lambda _: None), NO_FOLDER, "it needs config.json and"),
+    Bad("weights a folder", instead(WEIGHTS, Path.mkdir), NO_FOLDER, "it needs config.json and"),
+    Bad("weights a pipe", instead(WEIGHTS, os.mkfifo), NO_FOLDER, "it needs config.json and"),
+    Bad("a shard missing", index({DOWN: "model-2.safetensors"}), "model-2.safetensors"),
+    Bad(
+        "a shard elsewhere",
+        index({DOWN: "../other.safetensors"}),
+        "names ../other.safetensors, which is not",
+    ),
+    Bad("an index of no shards", index({}), "cannot be loaded"),
+    Bad(
+        "config missing", instead("config.json", lambda _: None), NO_FOLDER, "it needs config.json"
+    ),
+    Bad("config a folder", instead("config.json", Path.mkdir), NO_FOLDER, "it needs config.json"),
+    Bad("config a pipe", instead("config.json", os.mkfifo), NO_FOLDER, "it needs config.json"),
+    Bad("config empty", content("config.json", b""), NO_CONFIG, CHECK),
+    Bad(
+        "config a list",
+        content("config.json", b"[1]"),
+        f"{NO_CONFIG}: config.json holds no JSON",
+        CHECK,
+    ),
+    Bad("config cut", content("config.json", b'{"model_type": "lla'), NO_CONFIG, CHECK),
+    Bad("config nested", content("config.json", b"[" * 10**5), NO_CONFIG, CHECK),
+    Bad(
+        "config of digits", content("config.json", b'{"a": ' + b"9" * 5000 + b"}"), NO_CONFIG, CHECK
+    ),
+    Bad("config no UTF-8", content("config.json", b'{"a": "\xff"}'), NO_CONFIG, CHECK),
+    Bad("config huge", content("config.json", b" " * (17 << 20)), "has more than 16 MiB", CHECK),
+    Bad("unknown kind", config(model_type="nothing"), NO_CONFIG, CHECK),
+    Bad("kind a number", config(model_type=3), NO_CONFIG, CHECK),
+    Bad("kind a list", config(model_type=[]), NO_CONFIG, CHECK),
+    Bad("no text model", config(model_type="vit"), "vit", ""),
+    Bad("layers -1", config(num_hidden_layers=-1), "num_hidden_layers is -1", CHECK),
+    Bad("layers 10^9", config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000", CHECK),
+    Bad("layers in words", config(num_hidden_layers="two"), NO_CONFIG, CHECK),
+    Bad("width 0", config(hidden_size=0), "hidden_size is 0", CHECK),
+    Bad("width 10^12", config(hidden_size=10**12), "hidden_size is 1000000000000", CHECK),
+    Bad("vocabulary 10^12", config(vocab_size=10**12), "vocab_size is 1000000000000", CHECK),
+    Bad("heads 0", config(num_attention_heads=0), "", ""),
+    Bad("heads a list", config(num_attention_heads=[1]), "", ""),
+    Bad("activation unknown", config(hidden_act="none"), "", ""),
+    Bad("dtype unknown", config(dtype="float7"), "", ""),
+    Bad("its own code", config(auto_map={"AutoConfig": "x.Y"}, model_type="mine"), "", ""),
+]
+
+
+def use(folder: Path) -> None:
+    """What a study does with its base, in that order."""
+    models.find_base_model(BaseModelConfig(name=str(folder)))
+    models.model_skeleton(folder)
+    check_packable(models.load_frozen(folder, "float32", CPU))
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_a_base_of_no_use_is_refused(bad: Bad, tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(tiny_model_folder, folder)
+    bad.damage(folder)
+    with pytest.raises(ModelError) as caught:
+        use(folder)
+    assert bad.sentence in str(caught.value)
+    assert bad.remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_a_checkpoint_of_no_use_is_refused(
+    bad: Bad, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bad"
+    shutil.copytree(tiny_model_folder, folder)
+    bad.damage(folder)
+    if bad.name in ("all zero", "too large"):
+        pytest.skip("its weights can be audited")
+    with pytest.raises(ModelError, match=f"^{folder}.*[.]$"):
+        check_weights(find_audited(str(tiny_model_folder), folder))
