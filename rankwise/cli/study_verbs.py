@@ -11,6 +11,7 @@ import typer
 from rankwise.cli.application import (
     OK,
     RUN_FAILED,
+    AllowTaskCode,
     Folder,
     Json,
     emit,
@@ -67,6 +68,7 @@ def run(
     study_dir: StudyDir = None,
     replace: Replace = False,
     accept_new_stack: AcceptNewStack = False,
+    allow_task_code: AllowTaskCode = False,
 ) -> int:
     """Run a study: train, score, recommend and report.
 
@@ -74,17 +76,22 @@ def run(
     added to its file. Nothing that is finished is done again; what is damaged
     is moved to DIR/quarantine and done again.
     """
-    config, folder = _named(study, study_dir)
+    config, folder = _named(study, study_dir, allow_task_code)
     return _run(_planned(config), folder, replace, accept_new_stack)
 
 
 @verb(STUDIES)
-def plan(study: StudyFile = None, study_dir: StudyDir = None, as_json: Json = False) -> int:
+def plan(
+    study: StudyFile = None,
+    study_dir: StudyDir = None,
+    allow_task_code: AllowTaskCode = False,
+    as_json: Json = False,
+) -> int:
     """List a study's runs with steps, tokens, parameters and memory.
 
     Loads no weights and trains nothing.
     """
-    config, folder = _named(study, study_dir)
+    config, folder = _named(study, study_dir, allow_task_code)
     planned = _planned(config)
     from rankwise.cli.terminal import pass_lines, plan_table
     from rankwise.records.files import free_bytes
@@ -296,7 +303,9 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     return OK
 
 
-def _named(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyConfig, StudyFolder]:
+def _named(
+    arguments: list[str] | None, study_dir: Path | None, allow_task_code: bool
+) -> tuple[StudyConfig, StudyFolder]:
     """The study of the file and the overrides among the arguments, and its folder."""
     from rankwise.records.folder import StudyFolder
     from rankwise.records.study_file import load_config
@@ -309,7 +318,7 @@ def _named(arguments: list[str] | None, study_dir: Path | None) -> tuple[StudyCo
             raise ConfigError(str(path), [problem])
         folder = StudyFolder(path)
         return folder.read_study().config, folder
-    config = load_config(path, overrides)
+    config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 
 

@@ -23,6 +23,7 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: 
         f"""
 base_model: {tiny_model_folder}
 tasks_path: {tasks}
+allow_task_code: true
 train: {{task: colours, epochs: 1, learning_rate: {{lora: 1e-2, full: 1e-3}}, precision: float32}}
 methods: {{lora: {{ranks: [2, 4]}}}}
 """

@@ -182,8 +182,7 @@ class Trainee:
             self._continue_from(read_state(path))
         except UnusableStateError as error:
             raise RecordError(
-                f"{path} is not a saved state of {self.run.name}: {error}. Delete it, then run "
-                "again: this training starts anew."
+                f"{path} is not a saved state of {self.run.name}: {error}."
             ) from error
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:

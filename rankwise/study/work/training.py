@@ -16,11 +16,12 @@ from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapte
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
-from rankwise.errors import DivergedError
+from rankwise.errors import DivergedError, RecordError
 from rankwise.records.files import require_room, writing
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
+from rankwise.study.damage import set_aside
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train
@@ -182,11 +183,20 @@ class _Writer:
         self._save_steps = context.study.config.train.save_steps
 
     def resume(self, trainee: Trainee) -> None:
-        """Go on where an interrupted training was saved last, or begin."""
+        """Go on where an interrupted training was saved last, or begin.
+
+        A saved state that is damaged is set aside: the training begins anew.
+        """
         self._folder.start_run(trainee.run)
         state = self._folder.training_state_file(trainee.run)
         if state.exists():
-            trainee.load_state(state)
+            try:
+                trainee.load_state(state)
+            except RecordError as error:
+                place = set_aside(self._folder, [state], str(error))
+                self._observer.noted(
+                    f"{error} It is set aside in {place}, and {trainee.run.name} begins anew."
+                )
         for metrics in trainee.metrics:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         if trainee.metrics:
