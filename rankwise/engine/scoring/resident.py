@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.devices import give_back_memory, is_out_of_memory
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
     FrozenBank,
@@ -26,6 +27,8 @@ from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
+
+A = TypeVar("A")
 
 # The share of the free memory that cached keys and values may take. There is a cache for
 # log-likelihoods and one for texts, and the activations of a pass need room besides.
@@ -118,17 +121,34 @@ class ResidentScorer:
         items: Sequence[Continuation],
         advance: Advance = lambda _: None,
     ) -> list[list[LogLikelihood]]:
-        """Score continuations; every distinct token is read once by every model."""
+        """Score continuations; every distinct token is read once by every model.
+
+        If memory runs out, they are read again in smaller steps.
+        """
         if not items:
             return [[] for _ in models]
         tree = PrefixTree([item.tokens_read for item in items])
         targets = Targets(tree, items)
+        answers = self._in_smaller_steps(
+            lambda tell: self._read(models, tree, targets, tell), self._reader.shrink, advance
+        )
+        distinct = self.reading.distinct_tokens + len(tree) * len(models)
+        self.reading = self.reading._replace(distinct_tokens=distinct)
+        return answers
+
+    def _read(
+        self,
+        models: Sequence[str | None],
+        tree: PrefixTree,
+        targets: Targets,
+        advance: Advance,
+    ) -> list[list[LogLikelihood]]:
         answers: list[list[LogLikelihood]] = []
         with self._carried(models) as adapters:
             size = self._reader.together(tree, len(models))
             for start in range(0, len(adapters), size):
                 group = adapters[start : start + size]
-                sums = LogLikelihoodSums(len(group), len(items), self._device)
+                sums = LogLikelihoodSums(len(group), len(tree.lasts), self._device)
                 for read in self._reader.read(tree, group):
                     add_answers(self._head, read, targets, sums)
                     num_read = len(group) * (read.stop - read.start)
@@ -137,8 +157,6 @@ class ResidentScorer:
                     )
                     advance(len(group) * targets.tokens_finished(read.start, read.stop))
                 answers += sums.log_likelihoods()
-        distinct = self.reading.distinct_tokens + len(tree) * len(models)
-        self.reading = self.reading._replace(distinct_tokens=distinct)
         return answers
 
     def generate(
@@ -147,9 +165,42 @@ class ResidentScorer:
         prompts: Sequence[Prompt],
         advance: Advance = lambda _: None,
     ) -> list[list[Generation]]:
-        """Continue prompts, all models together."""
-        with self._carried(models) as adapters:
-            return self._decoder.generate(adapters, prompts, advance)
+        """Continue prompts, all models together; again with fewer at once if memory runs out."""
+
+        def write(tell: Advance) -> list[list[Generation]]:
+            with self._carried(models) as adapters:
+                return self._decoder.generate(adapters, prompts, tell)
+
+        return self._in_smaller_steps(write, self._decoder.shrink, advance)
+
+    def _in_smaller_steps(
+        self, answer: Callable[[Advance], A], shrink: Callable[[], bool], advance: Advance
+    ) -> A:
+        """Answer, in smaller and smaller steps while memory runs out.
+
+        Args:
+            answer: computes everything; tells of the tokens it has finished.
+            shrink: makes the steps smaller; False where they cannot be.
+            advance: hears of every token once.
+        """
+        done = told = 0
+
+        def tell(num_tokens: int) -> None:
+            nonlocal done, told
+            done += num_tokens
+            if done > told:
+                advance(done - told)
+                told = done
+
+        while True:
+            done = 0
+            try:
+                return answer(tell)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not shrink():
+                    raise
+            # outside of the handler: inside, the error's frames would keep the step's tensors alive
+            give_back_memory(self._device)
 
     @contextlib.contextmanager
     def _carried(self, models: Sequence[str | None]) -> Generator[list[FrozenAdapter | None]]:

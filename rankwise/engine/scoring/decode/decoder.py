@@ -99,6 +99,15 @@ class Decoder:
         self._max_rows, self._max_read_tokens = max_rows, max_read_tokens
         self.work = DecodeWork()
 
+    def shrink(self) -> bool:
+        """Halve the rows, the prompts of a pass and the cache; False where it is one row."""
+        if self._max_rows == 1:
+            return False
+        self._max_rows //= 2
+        self._max_read_tokens = max(1, self._max_read_tokens // 2)
+        self._cache_bytes //= 2
+        return True
+
     @torch.inference_mode()
     def generate(
         self,

@@ -19,6 +19,9 @@ from rankwise.engine.scoring.tree.attention import KeyValues, TreeStep, tree_att
 from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 
+# Steps are not made smaller than this: what then does not fit is not the step.
+_FEWEST_TOKENS = 64
+
 
 class ReadPlaces(NamedTuple):
     """Hidden states of several models at neighbouring places of a tree.
@@ -71,6 +74,14 @@ class TreeReader:
         filling = -(-self.max_tokens // max(1, len(tree)))
         fitting = self.cache_bytes // max(1, tree.longest * self._token_bytes)
         return max(1, min(num_models, filling, fitting))
+
+    def shrink(self) -> bool:
+        """Halve the steps and the cache; False where the steps are as small as is sensible."""
+        if self.max_tokens <= _FEWEST_TOKENS:
+            return False
+        self.max_tokens //= 2
+        self.cache_bytes //= 2
+        return True
 
     @torch.inference_mode()
     def read(
