@@ -9,9 +9,11 @@ import pytest
 
 from rankwise.errors import PlanError, TaskError
 from rankwise.records.study_file import load_config
+from rankwise.report.facts import training_facts
 from rankwise.study.planning.plan import plan_study
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import list_tasks, load_tasks
+from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
 
 ROWS = '{"question": "Is it?", "options": ["yes", "no"], "label": 1}\n' * 3
@@ -188,3 +190,14 @@ def test_an_audit_needs_its_flag(tmp_path: Path, tiny_model_folder: Path, folder
     assert result.exit_code == 2
     assert "process_docs is !function evil.run" in words(result.stderr)
     assert not (tmp_path / "was_here").exists()
+
+
+def test_the_report_says_where_task_code_was_allowed() -> None:
+    results = planted_study()
+    study = results.study
+    allowed = study.model_copy(
+        update={"config": study.config.model_copy(update={"allow_task_code": True})}
+    )
+    line = ("Task code", "allowed")
+    assert line not in training_facts(results)
+    assert line in training_facts(results.model_copy(update={"study": allowed}))
