@@ -241,7 +241,7 @@ def _check_config(loaded: LoadedTask) -> None:
         )
     for metric, function in getattr(task, "_metric_fn_list", {}).items():
         if function is None and config.process_results is None:
-            hint = did_you_mean(metric, metric_names()) or "name one of lm-eval's, such as acc"
+            hint = did_you_mean(str(metric), metric_names()) or "name one of lm-eval's, such as acc"
             raise TaskError(f"{loaded.where}, metric_list: no metric named {metric!r}; {hint}")
 
 

@@ -83,7 +83,7 @@ def file_faults(folders: Iterable[Path]) -> Iterator[str]:
             names: Any = content.get(key, [])
             for name in names if isinstance(names, list) else [names]:
                 if not isinstance(name, str | dict):
-                    yield f"{path}: {key} is {name!r}, not a name; write it in quotes"
+                    yield f"{path}: {key} is {_shown(name)}, not a name; write it in quotes"
                 elif isinstance(name, str) and (fault := name_fault(name)):
                     yield f"{path}: {key} {fault}"
 
@@ -108,7 +108,7 @@ def _with_includes(path: Path, _seen: set[Path] | None = None) -> Iterator[tuple
     seen = {path.resolve()} if _seen is None else _seen
     for name in included if isinstance(included, list) else [included]:
         if not isinstance(name, str) or "\0" in name:
-            raise TaskError(f"{path}: include is {name!r}, not a file; write its path")
+            raise TaskError(f"{path}: include is {_shown(name)}, not a file; write its path")
         other = path.parent / name
         if other.resolve() in seen:
             raise TaskError(f"{path}: {name} is included twice; take one include out")
@@ -155,7 +155,7 @@ def _code(value: Any, place: str) -> Iterator[str]:
         for key, inner in cast(dict[Any, Any], value).items():
             here = f"{place}.{key}" if place else str(key)
             if key == "class" and not isinstance(inner, FunctionTag):
-                yield f"{here} makes an object of {inner!r}"
+                yield f"{here} makes an object of {_shown(inner)}"
             elif key == "dataset_path" and inner in _RUNNING_LOADERS:
                 yield f"{here}: the loader {inner!r} runs what it reads"
             elif key == "metric" and isinstance(inner, str) and inner not in metric_names():
@@ -189,7 +189,7 @@ def _metric_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     metrics = metric_names()
     for place, metric in _entries(config, "metric_list"):
         if not isinstance(metric, dict) or "metric" not in metric:
-            yield place, f"{metric!r} names no metric; write metric: acc"
+            yield place, f"{_shown(metric)} names no metric; write metric: acc"
             continue
         name, aggregation = metric["metric"], metric.get("aggregation")
         if isinstance(aggregation, str) and aggregation not in aggregation_registry:
@@ -245,7 +245,12 @@ def _entries(config: Mapping[Any, Any], key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    return f"!function {value.name}" if isinstance(value, FunctionTag) else repr(value)[:80]
+    if isinstance(value, FunctionTag):
+        return f"!function {value.name}"
+    try:
+        return repr(value)[:80]
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 @functools.cache

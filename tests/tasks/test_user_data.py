@@ -269,7 +269,7 @@ def test_files_of_other_editors(tmp_path: Path, tokenizer: Any) -> None:
 def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "p", "completion": "\\ud83d"}\n' + json.dumps(pairs(1)[0]))
-    assert "line 1: 'utf-8' codec can't encode character '\\ud83d'" in problems_of(path, tokenizer)
+    assert "line 1: half a surrogate pair; correct the char" in problems_of(path, tokenizer)
 
 
 def test_what_is_scored_is_the_completion_as_it_is_trained(tmp_path: Path, tokenizer: Any) -> None:
