@@ -15,6 +15,7 @@ from rankwise.cli.application import (
     Folder,
     Json,
     emit,
+    given_path,
     note,
     quiet_libraries,
     say,
@@ -45,7 +46,12 @@ StudyFile = Annotated[
 ]
 StudyDir = Annotated[
     Path | None,
-    typer.Option("--study-dir", help="The study's folder (default: studies/NAME)."),
+    typer.Option(
+        "--study-dir",
+        metavar="DIR",
+        help="The study's folder (default: studies/NAME).",
+        parser=given_path,
+    ),
 ]
 
 
@@ -128,7 +134,9 @@ def report(
     directory: Folder,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FOLDER", help="Where to write (default: DIR)."),
+        typer.Option(
+            "--output", metavar="FOLDER", help="Where to write (default: DIR).", parser=given_path
+        ),
     ] = None,
 ) -> int:
     """Write report.html and the folder report/ again.

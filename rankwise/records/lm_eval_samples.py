@@ -222,7 +222,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise DataError(
             f"{where}: not JSON ({error}). Give a samples_*.jsonl file of lm_eval --log_samples; "
             "if the file was cut short, score again."

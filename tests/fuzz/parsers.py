@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from rankwise.errors import RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
+from tests.fuzz import records_parsers, weights_parsers
 from tests.fuzz.strategies import (
     NASTY_VALUES,
     damaged,
@@ -242,4 +243,9 @@ PARSERS: dict[str, Parser] = {
         st.one_of(with_nasty_values(yaml.safe_load(TASK)).map(dumped_yaml), damaged([TASK])),
         100,
     ),
+}
+PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}
+PARSERS |= {
+    name: Parser(lambda _, content, read=read: read(content), inputs, 150)
+    for name, (inputs, read) in weights_parsers.PARSERS.items()
 }
