@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -320,11 +321,14 @@ def _named(
 
     overrides = list(arguments or [])
     path = Path(overrides.pop(0)) if overrides and "=" not in overrides[0] else None
-    if path is not None and path.is_dir():
+    if path is not None and os.path.isdir(path):
         if overrides or study_dir:
             problem = "a study's folder is run as it is; give overrides with its study file"
             raise ConfigError(str(path), [problem])
         folder = StudyFolder(path)
+        if not folder.study_file.exists():
+            problem = "the folder has no study.json; give a study file, or the folder of a study"
+            raise ConfigError(str(path), [problem])
         return folder.read_study().config, folder
     config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)
@@ -372,8 +376,8 @@ def _note_damage(folder: StudyFolder) -> None:
 
 
 def _note_left_out(outcome: StudyOutcome) -> None:
-    for name, what in outcome.results.unfinished.items():
-        note(f"left out: {name} is {what}")
+    for name, reason in outcome.results.left_out.items():
+        note(f"left out: {name} {reason}")
 
 
 def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:

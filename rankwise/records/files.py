@@ -99,7 +99,7 @@ def writing(path: Path) -> Generator[None]:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """The error to raise when ``path`` could not be written."""
-    remedy = _REMEDIES.get(error.errno or 0, "Check the disk")
+    remedy = _REMEDIES.get(error.errno or 0, "Check the disk and its free space")
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}. {remedy} or choose another "
         "folder, then run again: finished work is kept."

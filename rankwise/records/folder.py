@@ -60,6 +60,9 @@ R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
+MIN_ITEMS = 2
+"""Of a task that is judged: the error of a difference comes from the spread of its items."""
+
 _LONGEST_NAME = 200
 """Of a file, in bytes, before its endings; the systems in use take 255."""
 _WEIGHTS = ("adapter", "checkpoint")
@@ -136,15 +139,16 @@ class StudyFolder:
         return self.model_folder(run.name) / _WEIGHTS[run.method == "full"]
 
     def weights(self, run: PlannedRun) -> Path:
-        """Where a finished run's weights are, after they were compared with its record.
+        """Where a run's weights are, after they were compared with its record.
+
+        While the run is made it has no record, and its weights are taken as they are.
 
         Raises:
-            RecordError: the run is not finished, or a file is not what was written.
+            RecordError: a file is not what was written.
         """
         record = self.finished_run(run)
-        if record is None:
-            raise RecordError(f"{self.run_file(run.name)} is not there; run the study first.")
-        for path, digest in self.files_of(run.name, record.files).items():
+        files = {} if record is None else record.files
+        for path, digest in self.files_of(run.name, files).items():
             misfit = self.checked.misfit(path, digest)
             if misfit is not None:
                 raise RecordError(f"{path} {misfit}. Run the study again: the run is made again.")
@@ -390,7 +394,8 @@ class StudyFolder:
     def read_results(self, study: StudyRecord | None = None) -> StudyResults:
         """Everything that is finished, as the recommendation and the report need it.
 
-        A run that is not finished under the study's settings is left out and named.
+        A run that is not finished under the study's settings is left out and named, and so is a
+        task of one item: differences need two.
 
         Args:
             study: None: as it is in the folder.
@@ -406,14 +411,14 @@ class StudyFolder:
                 f"the base model of {self.root} is not scored on {', '.join(unscored)} yet: "
                 f"nothing can be concluded. Run the study to its end; {_SHOW_LEFT}."
             )
+        study, left_out = self._with_enough_items(study)
         complete: list[PlannedRun] = []
-        unfinished: dict[str, str] = {}
         for planned in study.runs:
             left = self._left_of(study, planned)
             if left is None:
                 complete.append(planned)
             else:
-                unfinished[planned.name] = left
+                left_out[planned.name] = left
         failures = self.failures()
         if not complete and not failures:
             raise RecordError(
@@ -426,16 +431,33 @@ class StudyFolder:
             runs=tuple(self._run_results(study, planned) for planned in complete),
             failures=failures,
             stacks=self.accepted_stacks().stacks,
-            unfinished=unfinished,
+            left_out=left_out,
         )
+
+    def _with_enough_items(self, study: StudyRecord) -> tuple[StudyRecord, dict[str, str]]:
+        """The study without tasks of which fewer than two items were scored, and these."""
+        few: dict[str, str] = {}
+        for task in study.scored_tasks():
+            record = self.earlier_evaluation(BASE, task)
+            if record is not None and record.num_examples < MIN_ITEMS:
+                few[task] = f"has {record.num_examples} item, and differences need {MIN_ITEMS}"
+        study = study.without(few)
+        for source, relations in study.tasks.items():
+            if not relations.get("in_domain"):
+                raise RecordError(
+                    f"{source} cannot be judged: its task in-domain {next(iter(few.values()))}. "
+                    "Give it more items (evaluation.limit, or train.held_out_fraction of your own "
+                    "data) in another --study-dir."
+                )
+        return study, few
 
     def _left_of(self, study: StudyRecord, planned: PlannedRun) -> str | None:
         """What a run lacks, in words; None where it is trained and scored, or has diverged."""
         run = self.finished_run(planned)
         if run is None:
-            return "not trained"
+            return "is not trained"
         unscored = () if run.status == "diverged" else self._unscored(study, planned)
-        return f"not scored on {', '.join(unscored)}" if unscored else None
+        return f"is not scored on {', '.join(unscored)}" if unscored else None
 
     def _unscored(self, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
         """The tasks without a score of a model under the study's present settings."""

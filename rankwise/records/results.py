@@ -134,8 +134,8 @@ class StudyResults(Record):
     """The stages that failed when they were last tried."""
     stacks: tuple[AcceptedStack, ...] = ()
     """The stacks that were accepted beside the first."""
-    unfinished: Mapping[str, str] = {}
-    """Runs that are left out -> what they lack, such as "not trained"."""
+    left_out: Mapping[str, str] = {}
+    """Run or task that takes no part -> why, such as "is not trained"."""
 
     @property
     def by_train_task(self) -> tuple[TrainTaskResults, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, Protocol, Self, get_args
 
@@ -135,6 +136,27 @@ class StudyTasks(Record):
             for task in names
         ]
         return tuple(dict.fromkeys(scored))
+
+    def without(self, left_out: Collection[str]) -> Self:
+        """The same without some scored tasks, nor what else is made of their items."""
+
+        def kept(names: dict[str, str]) -> dict[str, str]:
+            return {task: name for task, name in names.items() if not {task, name} & {*left_out}}
+
+        return self.model_copy(
+            update={
+                "tasks": {
+                    source: {
+                        relation: tuple(name for name in names if name not in left_out)
+                        for relation, names in relations.items()
+                    }
+                    for source, relations in self.tasks.items()
+                },
+                "trained_formats": {s: kept(names) for s, names in self.trained_formats.items()},
+                "trained_items": {s: kept(names) for s, names in self.trained_items.items()},
+                "ending_items": kept(self.ending_items),
+            }
+        )
 
 
 class TokenCounts(Record):

@@ -121,8 +121,8 @@ def study_warnings(results: StudyResults) -> tuple[str, ...]:
     done = {model.name for model in results.runs}
     missing = [plan.name for plan in results.study.runs if plan.name not in done]
     if missing:
-        lacks = [f"{name} ({results.unfinished.get(name, 'failed')})" for name in missing]
-        texts.append(f"Planned and not finished: {', '.join(lacks)}.")
+        texts.append(f"Planned and not finished: {', '.join(missing)}.")
+    texts += [f"Left out: {name} {reason}." for name, reason in results.left_out.items()]
     texts += [
         f"{failure.model}: {failure.what} failed: {failure.message}" for failure in results.failures
     ]

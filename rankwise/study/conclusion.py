@@ -59,7 +59,9 @@ def keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) 
     """
     if settings:
         with folder.lock():
-            folder.write(folder.study_file, outcome.results.study)
+            config = outcome.results.study.config
+            study = folder.read_study().model_copy(update={"config": config})
+            folder.write(folder.study_file, study)
     folder.write(folder.looks_file, looks_of(outcome.recommendation))
     folder.write(folder.recommendation_file, outcome.recommendation)
     folder.write(folder.findings_file, outcome.findings)

@@ -22,6 +22,8 @@ from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
+from rankwise.report.page import write_report
+from rankwise.study.conclusion import conclude, keep
 from tests.planted import results as planted_results
 from tests.planted.folders import write_study
 from tests.support.records import change
@@ -321,9 +323,9 @@ def test_of_a_study_that_is_not_finished_the_rest_is_read(
     task = folder.evaluation_file(planned.name, "elements")
     others = [model.name for model in results.runs[1:]]
     task.unlink()
-    for left in ("not scored on elements", "not trained"):
+    for left in ("is not scored on elements", "is not trained"):
         read = folder.read_results()
-        assert read.unfinished == {planned.name: left}
+        assert read.left_out == {planned.name: left}
         assert [model.name for model in read.runs] == others
         folder.run_file(planned.name).unlink(missing_ok=True)
     for other in results.runs[1:]:
@@ -332,6 +334,26 @@ def test_of_a_study_that_is_not_finished_the_rest_is_read(
         folder.read_results()
     folder.evaluation_file(BASE, "elements").unlink()
     with pytest.raises(RecordError, match=r"base model of .* is not scored on elements yet"):
+        folder.read_results()
+
+
+def test_a_task_of_one_item_is_left_out_and_named(folder: StudyFolder) -> None:
+    results = planted_results.planted_study({4: 0.7, 8: 0.7}, num_in_domain=12, num_retention=1)
+    write_study(folder, results)
+    few = results.study.tasks["kinship"]["retention"]
+    read = folder.read_results()
+    assert read.left_out == dict.fromkeys(few, "has 1 item, and differences need 2")
+    assert read.study.tasks["kinship"]["retention"] == ()
+    assert not read.base.items.keys() & {*few}
+    outcome = conclude(folder)
+    assert f"Left out: {few[0]} has 1 item" in write_report(folder.root, *outcome).read_text()
+    keep(folder, outcome, settings=True)
+    assert folder.read_study().tasks["kinship"]["retention"] == few
+
+
+def test_a_study_of_one_item_is_refused_with_the_remedy(folder: StudyFolder) -> None:
+    write_study(folder, planted_results.planted_study({4: 0.7}, num_in_domain=1))
+    with pytest.raises(RecordError, match=r"kinship cannot be judged.* has 1 item.*more items"):
         folder.read_results()
 
 

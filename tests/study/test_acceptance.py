@@ -307,7 +307,7 @@ def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path: 
         (13, "Give yourself permission to write there or"),
         (30, "The disk is read-only: make it writable or"),
         (36, "Use shorter names or"),
-        (5, "Check the disk or"),
+        (5, "Check the disk and its free space or"),
     ],
 )
 def test_the_remedy_is_that_of_the_error(tmp_path: Path, code: int, remedy: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rankwise.errors import ModelError, PlanError
+from rankwise.errors import ConfigError, ModelError, PlanError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -215,7 +215,9 @@ def test_the_base_that_an_adapter_records_is_compared_with_the_study_s(
 def test_a_name_that_cannot_be_shown_or_be_a_folder_is_a_problem(
     study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
 ) -> None:
-    for name in ("a\x1b[2Jb", "long" * 40):
-        shutil.copytree(trained[1], tmp_path / name)
-        with pytest.raises(PlanError, match="Give it a name of at most 100 letters with `name`"):
-            plan_study(load_config(study_file, [imports({"adapter": str(tmp_path / name)})]))
+    shown, said = tmp_path / ("long" * 40), "Give it a name of at most 100 letters with `name`"
+    shutil.copytree(trained[1], shown)
+    with pytest.raises(PlanError, match=said):
+        plan_study(load_config(study_file, [imports({"adapter": str(shown)})]))
+    with pytest.raises(ConfigError, match="has a control character; remove it"):
+        load_config(study_file, [imports({"adapter": str(tmp_path / "a\x1b[2Jb")})])

@@ -384,7 +384,7 @@ def test_a_saved_state_goes_on_with_the_same_losses(
     with pytest.raises(RecordError, match="belongs to the run f"):
         setting.trainee(train, fingerprint="another").load_state(tmp_path / "state.pt")
     (tmp_path / "state.pt").write_bytes(b"torn")
-    with pytest.raises(RecordError, match="Delete it"):
+    with pytest.raises(RecordError, match="not a saved state of"):
         setting.trainee(train).load_state(tmp_path / "state.pt")
 
 
