@@ -143,8 +143,11 @@ class _RunMaker:
 
 
 def run_name(run: PlannedRun, digest: str) -> str:
-    """The name of a run and of its folder: what it is, and the beginning of its fingerprint."""
+    """The name of a run and of its folder: what it is, and the beginning of its fingerprint.
+
+    Of a task's name it has letters and digits of English only, and not too many for a file system.
+    """
     size = f"r{run.rank:03d}-a{run.alpha:03g}-" if run.rank else ""
     which = f"s{run.seed}" if run.imported_as is None else run.imported_as
-    name = f"{run.train_task}-{run.method}-{size}{which}-{digest[:8]}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    name = f"{run.train_task[:100]}-{run.method}-{size}{which}-{digest[:8]}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-.")  # an option begins with a dash
