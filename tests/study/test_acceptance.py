@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rankwise.engine.training import loop
 from rankwise.errors import (
@@ -378,3 +379,43 @@ def test_every_stage_failing_is_an_error(study: Study, monkeypatch: pytest.Monke
     monkeypatch.setattr(loop, "train_pass", out_of_memory)
     with pytest.raises(StageFailedError, match="does not fit into memory"):
         run(study.file, study.folder.root.parent / "new", *SMALL)
+
+
+ALLOCATOR = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 99999 bytes."
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "kinds"),
+    [
+        ("worker.compare_heads", {"heads"}),
+        ("worker.analyse_weights", {"spectra"}),
+        ("worker.DistributionWorker.compare", {"divergence"}),
+    ],
+)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), ALLOCATOR, MemoryError()])
+def test_without_memory_that_stage_alone_fails(
+    study_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    kinds: set[str],
+    error: Exception,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    settings = ("methods.lora.ranks=[2]", "evaluation.held_out_text=[]")
+    monkeypatch.setattr(f"rankwise.study.work.{place}", refuse)
+    outcome, _ = run(study_file, tmp_path / "study", *settings)
+    assert {failure.kind for failure in outcome.failures} == kinds
+    assert all("does not fit into memory" in failure.message for failure in outcome.failures)
+    assert len(outcome.results.runs) == 2
+    assert rankwise("report", tmp_path / "study").exit_code == 1
+    assert "does not fit into memory" in (tmp_path / "study" / "report.html").read_text()
+    monkeypatch.undo()
+    outcome, recorder = run(study_file, tmp_path / "study", *settings)
+    assert outcome.failures == ()
+    assert {stage for _, stage in recorder.stages} == kinds
