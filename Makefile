@@ -6,7 +6,7 @@ NEWEST := .venv-newest
 PYTEST := -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-full test-newest fuzz lint lock docs clean
+.PHONY: demo test test-full test-newest fuzz audit-dependencies lint lock docs clean
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
@@ -45,6 +45,11 @@ test-full: lint
 # Hostile input for every parser, for an hour; the last line is JSON.
 fuzz: $(VENV)/.test-tools
 	RANKWISE_FUZZ_SECONDS=$${RANKWISE_FUZZ_SECONDS:-3600} $(BIN)/python -m tests.fuzz
+
+# Known vulnerabilities of the versions in constraints.txt. Without the advisory database a package "could not be audited".
+audit-dependencies: $(VENV)/.test-tools
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip_audit --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
 test-newest: $(NEWEST)/.test-tools
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST)

@@ -104,7 +104,7 @@ class TerminalObserver:
         self.advanced(work)
 
     def noted(self, text: str) -> None:
-        self._print(f"{self._label}: {text}")
+        self._print(f"{self._label}: {text}" if self._label else text)
 
     def stage_finished(self) -> None:
         line = f"{self._label} done in {_duration(self._clock() - self._stage_started)}"
