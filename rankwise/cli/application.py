@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ from rankwise.errors import (
     StudyChangedError,
     TaskError,
 )
+
+if TYPE_CHECKING:
+    from rankwise.records.folder import StudyFolder
 
 P = ParamSpec("P")
 
@@ -160,6 +163,15 @@ def emit(content: Any) -> int:
 def note(text: str, style: str | None = None) -> None:
     """Print a line to stderr, where it is not part of the results."""
     stderr.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def note_damage(folder: StudyFolder) -> None:
+    """Say what is not as it was written, where something can be concluded all the same."""
+    from rankwise.study.damage import find_damage
+
+    runs = [run.name for run in folder.read_study().runs]
+    for damage in find_damage(folder, runs):
+        note(f"damaged: {damage}. rankwise run {folder.root} makes it again")
 
 
 def warn(warnings: Iterable[str]) -> None:

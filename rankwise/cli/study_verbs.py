@@ -18,6 +18,7 @@ from rankwise.cli.application import (
     emit,
     given_path,
     note,
+    note_damage,
     quiet_libraries,
     say,
     stderr,
@@ -101,7 +102,7 @@ def plan(
     config, folder = _named(study, study_dir, allow_task_code)
     planned = _planned(config)
     from rankwise.cli.terminal import pass_lines, plan_table
-    from rankwise.records.files import free_bytes
+    from rankwise.records.files import free_bytes, in_words
     from rankwise.study.damage import find_damage
     from rankwise.study.stages import finished_work, stages
 
@@ -126,7 +127,7 @@ def plan(
     stdout.print(plan_table(record, done))
     for line in pass_lines(record):
         say(line)
-    say(f"disk: about {left / 1e9:.2f} GB, {free_bytes(folder.root) / 1e9:.1f} GB free")
+    say(f"disk: about {in_words(left)}, {in_words(free_bytes(folder.root))} free")
     return OK
 
 
@@ -150,9 +151,14 @@ def report(
 
     folder = StudyFolder(directory)
     outcome = conclude(folder)
-    _note_damage(folder)
+    note_damage(folder)
     _keep(folder, outcome)
-    return _report(folder, outcome, output)
+    try:
+        return _report(folder, outcome, output)
+    except StorageError as error:
+        if output is not None:
+            raise
+        raise StorageError(f"{error} The report may go elsewhere: --output FOLDER.") from error
 
 
 @verb(STUDIES)
@@ -227,7 +233,7 @@ def recommend(
 
     folder = StudyFolder(directory)
     outcome = conclude(folder, _clusters(cluster or ()))
-    _note_damage(folder)
+    note_damage(folder)
     _keep(folder, outcome, settings=bool(cluster))
     recommendation = outcome.recommendation
     _note_left_out(outcome)
@@ -302,6 +308,7 @@ def claims(directory: Folder, as_json: Json = False) -> int:
 
     folder = StudyFolder(directory)
     results = folder.read_results()
+    note_damage(folder)
     tested = paper_claims(option_gains(results), recommend_study(results, folder.read_looks()))
     if as_json:
         return emit(tested)
@@ -364,15 +371,6 @@ def _run(
         note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {folder.root}")
         return 128 + stopped.number
     return _report(folder, outcome)
-
-
-def _note_damage(folder: StudyFolder) -> None:
-    """Say what is not as it was written, where something can be concluded all the same."""
-    from rankwise.study.damage import find_damage
-
-    runs = [run.name for run in folder.read_study().runs]
-    for damage in find_damage(folder, runs):
-        note(f"damaged: {damage}. rankwise run {folder.root} makes it again")
 
 
 def _note_left_out(outcome: StudyOutcome) -> None:

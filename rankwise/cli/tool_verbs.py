@@ -15,6 +15,7 @@ from rankwise.cli.application import (
     TasksPath,
     emit,
     note,
+    note_damage,
     quiet_libraries,
     say,
     stdout,
@@ -55,7 +56,10 @@ def export(
     from rankwise.records.lm_eval_export import export_lm_eval
 
     assert kind is ExportFormat.LM_EVAL
-    for model in export_lm_eval(StudyFolder(directory), output):
+    folder = StudyFolder(directory)
+    exported = export_lm_eval(folder, output)
+    note_damage(folder)
+    for model in exported:
         files = f"{model.results_file} and {len(model.samples_files)} samples files"
         say(f"{model.name}: {files}", folded=False)
     return OK

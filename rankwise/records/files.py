@@ -115,9 +115,14 @@ def require_room(path: Path, num_bytes: int) -> None:
     free = free_bytes(path)
     if free < num_bytes:
         raise StorageError(
-            f"{path} takes {num_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on the disk. "
+            f"{path} takes {in_words(num_bytes)} and {in_words(free)} are free on the disk. "
             "Free some space or choose another folder, then run again: finished work is kept."
         )
+
+
+def in_words(num_bytes: int) -> str:
+    """A size for people: "1.2 GB", "340.0 MB"."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def free_bytes(path: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import StorageError, StudyChangedError
-from rankwise.records.files import free_bytes
+from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.plan import StudyPlan
@@ -73,8 +73,8 @@ def require_disk(folder: StudyFolder, graph: Sequence[Stage]) -> None:
     free = free_bytes(folder.root)
     if needed > free:
         raise StorageError(
-            f"what is left of the study takes about {needed / 1e9:.1f} GB in {folder.root} and "
-            f"{free / 1e9:.1f} GB are free. Free some space, choose another --study-dir, or leave "
+            f"what is left of the study takes about {in_words(needed)} in {folder.root} and "
+            f"{in_words(free)} are free. Free some space, choose another --study-dir, or leave "
             "full fine-tuning out with methods.full=null."
         )
 
