@@ -44,7 +44,7 @@ test-full: lint
 
 # Hostile input for every parser, for an hour; the last line is JSON.
 fuzz: $(VENV)/.test-tools
-	RANKWISE_FUZZ_SECONDS=$${RANKWISE_FUZZ_SECONDS:-3600} $(BIN)/python -m tests.fuzz
+	HF_HUB_OFFLINE=1 RANKWISE_FUZZ_SECONDS=$${RANKWISE_FUZZ_SECONDS:-3600} $(BIN)/python -m tests.fuzz
 
 # Known vulnerabilities of the versions in constraints.txt. Without the advisory database a package "could not be audited".
 audit-dependencies: $(VENV)/.test-tools

@@ -551,7 +551,7 @@ class StudyFolder:
         try:
             judged = judged_items(record, samples, metric)
             documents = {int(line["doc_id"]): line.get("doc") for line in samples}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             if isinstance(error, RankwiseError):
                 raise
             problem = f"an item lacks or spoils {error}"

@@ -71,17 +71,19 @@ def option_nats(line: Line) -> list[float]:
     are left out.
     """
     nats: list[float] = []
-    for repeats in line.get("resps") or ():
+    responses, metrics = line.get("resps"), line.get("metrics")
+    for repeats in responses if isinstance(responses, list) else ():
         match repeats:
             # in a pattern, a text is no sequence
             case [[int() | float() | str() as value, _is_greedy], *_]:
                 try:
                     nats.append(float(value))
-                except ValueError:
+                except (ValueError, OverflowError):  # OverflowError: an integer of 400 digits
                     return []
             case _:
                 return []  # a generation, or prose
-    return nats[: len(nats) // 2] if "acc_mutual_info" in (line.get("metrics") or line) else nats
+    names = metrics if isinstance(metrics, list) else line
+    return nats[: len(nats) // 2] if "acc_mutual_info" in names else nats
 
 
 def highest(nats: Sequence[float]) -> int:

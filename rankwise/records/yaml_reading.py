@@ -7,6 +7,7 @@ counted on the parser's events, which cost nothing of that.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,11 @@ MAX_DEPTH = 50
 
 MAX_VALUES = 100_000
 """The largest of lm-eval's own task files has 700; building this many takes a second."""
+
+MAX_DIGITS = 1_000
+"""Of a number. Python writes none of more than 4,300 decimal digits, and hexadecimal ones are
+longer then; 64 bits have 20."""
+_NUMBER = re.compile(r"[-+]?[0-9][0-9a-fxo_:]*", re.IGNORECASE)
 
 # libyaml's parser is ten times as fast and as strict; PyYAML has it in all its wheels.
 SafeLoader: type[yaml.SafeLoader] = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -93,6 +99,11 @@ def _refuse_bombs(text: str) -> None:
                 sizes[anchor] = size
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
+            is_plain = event.style is None and len(event.value) > MAX_DIGITS
+            if is_plain and _NUMBER.fullmatch(event.value):
+                raise YamlError(
+                    f"line {line}: a number of {len(event.value):,} digits; correct it or quote it"
+                )
             if event.anchor is not None:
                 sizes[event.anchor] = size
         else:

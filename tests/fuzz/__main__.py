@@ -44,7 +44,6 @@ def batch(name: str, number: int, counts: Counter[str]) -> None:
 
 def main() -> int:
     """Returns 1 if any input was answered by another error than ours."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
     seconds = float(os.environ.get("RANKWISE_FUZZ_SECONDS", "3600"))
     end = time.monotonic() + seconds
     counts: Counter[str] = Counter(dict.fromkeys(PARSERS, 0))
