@@ -99,7 +99,7 @@ def _refuse_bombs(text: str) -> None:
                 sizes[anchor] = size
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
-            is_plain = event.style is None and len(event.value) > MAX_DIGITS
+            is_plain = event.implicit[0] and len(event.value) > MAX_DIGITS
             if is_plain and _NUMBER.fullmatch(event.value):
                 raise YamlError(
                     f"line {line}: a number of {len(event.value):,} digits; correct it or quote it"
