@@ -16,7 +16,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from rankwise.errors import RankwiseError, RecordError, StudyLockedError
-from rankwise.records.checked_files import CheckedFiles
+from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.files import (
     FileDigest,
@@ -101,10 +101,15 @@ class StudyFolder:
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
         self.checked = CheckedFiles(root)
+        # What was read, with the state in which the file was: a study asks again and again.
+        self._runs: dict[Path, tuple[list[int], RunRecord]] = {}
+        self._fingerprints: dict[Path, tuple[list[int], str]] = {}
 
     def without(self, missing: Collection[Path]) -> StudyFolder:
         """The same folder, read as if some files and folders were not there."""
-        return StudyFolder(self.root, missing)
+        folder = StudyFolder(self.root, missing)
+        folder._runs, folder._fingerprints = self._runs, self._fingerprints
+        return folder
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""
@@ -112,8 +117,22 @@ class StudyFolder:
             return False
         return path.exists()
 
+    def read(self, path: Path, kind: type[R]) -> R:
+        """Read a record, and remember what is asked for often.
+
+        Raises:
+            RecordError: it is not there, or not as it was written.
+        """
+        state = state_of(path) if path.exists() else None
+        record = read_record(path, kind)
+        if state is not None and isinstance(record, RunRecord):
+            self._runs[path] = state, record
+        elif state is not None and isinstance(record, StageRecord):
+            self._fingerprints[path] = state, record.fingerprint
+        return record
+
     def _read_if_there(self, path: Path, kind: type[R]) -> R | None:
-        return read_record(path, kind) if self.has(path) else None
+        return self.read(path, kind) if self.has(path) else None
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
@@ -250,8 +269,12 @@ class StudyFolder:
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
         path = self.run_file(planned.name)
-        record = self._read_if_there(path, RunRecord)
-        if record is not None and record.planned.fingerprint != planned.fingerprint:
+        if not self.has(path):
+            return None
+        state, record = self._runs.get(path, (None, None))
+        if record is None or state != state_of(path):
+            record = self.read(path, RunRecord)
+        if record.planned.fingerprint != planned.fingerprint:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
                 f"{planned.fingerprint[:16]}. Move the folder away and run the study again."
@@ -262,6 +285,15 @@ class StudyFolder:
         """A record that has one of the fingerprints; None if it is missing or has another."""
         record = self._read_if_there(path, kind)
         return record if record is not None and record.fingerprint in fingerprints else None
+
+    def is_finished(self, path: Path, kind: type[StageRecord], fingerprint: str) -> bool:
+        """Whether a record is there and has a fingerprint; see ``finished``."""
+        if not self.has(path):
+            return False
+        state, known = self._fingerprints.get(path, (None, ""))
+        if state != state_of(path):
+            known = self.read(path, kind).fingerprint
+        return known == fingerprint
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
         """The record of a scoring whatever its settings, or None."""
@@ -445,7 +477,7 @@ class StudyFolder:
         return [
             task
             for task in study.scored_tasks(source)
-            if not self.finished(
+            if not self.is_finished(
                 self.evaluation_file(name, task),
                 TaskEvaluation,
                 scoring_fingerprint(study, model, task),

@@ -74,15 +74,18 @@ def killed_and_resumed(
         process.join()
         where = f"{moment} event {number}"
         tallies.append(resumed(plan, root, where, process.exitcode, undisturbed))
-    generator = random.Random(0)
-    for index in range(num_moments):
-        root, seconds = folder / f"moment-{index}" / "study", generator.random()
+    generator, attempts = random.Random(0), 0
+    while len(tallies) < num_events + num_moments:
+        attempts += 1
+        assert attempts <= 5 * num_moments, "the studies end before they are killed"
+        root, share = folder / f"moment-{attempts}" / "study", generator.random()
         process = started(run_alone, study_file, root)
-        time.sleep(seconds * undisturbed.seconds)
+        time.sleep(share * undisturbed.seconds)
         process.kill()
         process.join()
-        where = f"after {seconds:.0%} of the time"
-        tallies.append(resumed(plan, root, where, process.exitcode, undisturbed))
+        if process.exitcode != 0:  # it may have been faster than the undisturbed one
+            where = f"after {share * undisturbed.seconds:.2f} s"
+            tallies.append(resumed(plan, root, where, process.exitcode, undisturbed))
     return tallies
 
 
@@ -108,6 +111,7 @@ def check(tallies: Sequence[Tally]) -> None:
     for tally in tallies:
         if not (tally.was_killed and tally.has_same_records and tally.is_same_bit_for_bit):
             print(tally)
+    assert all(tally.was_killed for tally in tallies)
     assert all(tally.has_same_records and not tally.left for tally in tallies)
 
 
@@ -116,7 +120,6 @@ def test_killed_at_six_places(
 ) -> None:
     tallies = killed_and_resumed(smallest_study, smallest_plan, tmp_path, undisturbed, 6, 0)
     check(tallies)
-    assert all(tally.was_killed for tally in tallies)
 
 
 @pytest.mark.slow
@@ -125,8 +128,6 @@ def test_killed_at_sixty_places(
 ) -> None:
     tallies = killed_and_resumed(smallest_study, smallest_plan, tmp_path, undisturbed, 40, 20)
     check(tallies)
-    assert all(tally.was_killed for tally in tallies[:40])
-    assert sum(tally.was_killed for tally in tallies) > 50
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(
