@@ -138,12 +138,14 @@ def free_bytes(path: Path) -> int:
 def remove_leftovers(root: Path) -> None:
     """Remove what processes of this machine that are gone were writing below a folder.
 
-    Files of running processes, of other machines and of other programs stay.
+    Files of running processes, of other machines and of other programs stay, and what cannot be
+    removed.
     """
     for leftover in root.rglob(f".*{_TEMPORARY}"):
         name = _TEMPORARY_NAME.search(leftover.name)
         if name and name["host"] == _host() and not _is_running(int(name["process"])):
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
 
 def _host() -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
+from pydantic_core import from_json
 
 from rankwise.errors import RankwiseError, RecordError, StudyLockedError
 from rankwise.records.checked_files import CheckedFiles, state_of
@@ -65,6 +66,7 @@ _LONGEST_NAME = 200
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
+_TRAINING_STATE = "training.pt"
 _SHOW_LEFT = "`rankwise status` shows what is left"
 
 
@@ -186,7 +188,7 @@ class StudyFolder:
 
     def training_state_file(self, run: PlannedRun) -> Path:
         """What an interrupted training goes on from; gone when the run is finished."""
-        return self.model_folder(run.name) / "training.pt"
+        return self.model_folder(run.name) / _TRAINING_STATE
 
     def evaluation_file(self, model: str, task: str) -> Path:
         return self.model_folder(model) / "eval" / f"{_file_name(task)}.json"
@@ -245,9 +247,17 @@ class StudyFolder:
             raise storage_error(self.root, error) from error
         try:
             remove_leftovers(self.root)
+            self._remove_old_states()
             yield
         finally:
             lock.release()
+
+    def _remove_old_states(self) -> None:
+        """Remove states of training beside finished runs, left by a process that was killed."""
+        for state in self.root.glob(f"runs/*/{_TRAINING_STATE}"):
+            if self.run_file(state.parent.name).exists():
+                with contextlib.suppress(OSError):
+                    state.unlink()
 
     def write(self, path: Path, record: Record) -> None:
         write_record(path, record)
@@ -369,7 +379,9 @@ class StudyFolder:
                         os.fsync(written.fileno())
             files = self._digests(run.name, weights)
         self.write(self.run_file(run.name), record.model_copy(update={"files": files}))
-        self.training_state_file(record.planned).unlink(missing_ok=True)
+        state = self.training_state_file(run)
+        with writing(state):
+            state.unlink(missing_ok=True)
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
         path = self.metrics_file(run)
@@ -408,7 +420,7 @@ class StudyFolder:
             if record is not None and record.samples not in (None, FileDigest.of(content)):
                 raise ValueError("it has other bytes than when it was written")
             # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
-            lines = [json.loads(line) for line in content.decode().split("\n") if line]
+            lines = [from_json(line) for line in content.split(b"\n") if line]
             for line in lines:
                 if not isinstance(line, dict):
                     raise ValueError(f"{json.dumps(line)[:40]} is no item")

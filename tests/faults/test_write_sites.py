@@ -96,7 +96,7 @@ def not_resumed(plan: StudyPlan, root: Path, undisturbed: dict[str, Any]) -> lis
     contents = comparable(root)
     names = sorted({*contents, *undisturbed})
     others = [name for name in names if contents.get(name) != undisturbed.get(name)]
-    left = [path.name for path in root.rglob(".*") if "tmp" in path.name]
+    left = [path.name for path in root.rglob("*") if "tmp" in path.name or path.suffix == ".pt"]
     return [f"again: another {name}" for name in others] + [f"left behind: {n}" for n in left]
 
 
@@ -127,6 +127,14 @@ def test_a_sample_of_the_sites_fails_once(
 ) -> None:
     sites = write_sites[list(SAMPLE).index(name) :: SAMPLE[name]]
     fail_each(smallest_plan, tmp_path, sites, ERRORS[name], undisturbed_study)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_state_of_training_that_could_not_be_removed_is_removed_next_time(
+    name: str, smallest_plan: StudyPlan, undisturbed_study: dict[str, Any], tmp_path: Path
+) -> None:
+    site = Site("records.folder.StudyFolder.finish_run", "unlink", "training.pt")
+    fail_each(smallest_plan, tmp_path, [site], ERRORS[name], undisturbed_study)
 
 
 def test_what_is_written_in_rust_says_which_error_it_was(tmp_path: Path) -> None:
