@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 from rankwise.records import quantities
 from rankwise.records.config import AlphaConfig, LoraRate, PairedConfig, RateRuleConfig, StudyConfig
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import Method, PlannedRun
 
 FULL_LABEL = "full fine-tuning"
 
@@ -80,22 +80,27 @@ def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
 
     Seeds are left out: runs that differ by seed alone have one label.
     """
-    trained = [run for run in planned if run.imported_as is None]
-    return {run.name: _run_label(run, trained) for run in planned}
+    differing: dict[Method, list[str]] = {}
+    for method in get_args(Method):
+        alike = [run for run in planned if run.imported_as is None and run.method == method]
+        differing[method] = [
+            name for name, setting in _SETTINGS.items() if len({*map(setting, alike)}) > 1
+        ]
+    return {run.name: _run_label(run, differing[run.method]) for run in planned}
 
 
-def _run_label(run: PlannedRun, planned: Sequence[PlannedRun]) -> str:
+_SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
+    "alpha ": lambda run: " = ".join(run.alpha_labels),
+    "rate ": lambda run: " = ".join(run.rate_labels),
+    "on ": lambda run: quantities.modules(run.target_modules),
+    "epochs ": lambda run: str(run.epochs),
+}
+"""What may differ between runs of one method and rank, and how it is written."""
+
+
+def _run_label(run: PlannedRun, differing: Sequence[str]) -> str:
     if run.imported_as is not None:
         return f"imported {run.imported_as}"
-    alike = [other for other in planned if other.method == run.method]
     parts = [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
-    settings = {
-        "alpha ": lambda r: " = ".join(r.alpha_labels),
-        "rate ": lambda r: " = ".join(r.rate_labels),
-        "on ": lambda r: quantities.modules(r.target_modules),
-        "epochs ": lambda r: str(r.epochs),
-    }
-    for name, setting in settings.items():
-        if len({setting(other) for other in alike}) > 1:
-            parts.append(f"{name}{setting(run)}")
+    parts += [f"{name}{_SETTINGS[name](run)}" for name in differing]
     return ", ".join(parts)

@@ -50,11 +50,10 @@ class CheckedFiles:
             thorough: read it, whatever is remembered.
         """
         try:
-            if path.stat().st_size != digest.num_bytes:
-                size = path.stat().st_size
-                return f"has {size:,} bytes and had {digest.num_bytes:,} when it was written"
-            key = self._key(path)
-            if not thorough and self._memory().get(key) == [*_state(path), digest.sha256]:
+            state = state_of(path)
+            if state[0] != digest.num_bytes:
+                return f"has {state[0]:,} bytes and had {digest.num_bytes:,} when it was written"
+            if not thorough and self._memory().get(self._key(path)) == [*state, digest.sha256]:
                 return None
             if digest_of(path) != digest:
                 return "has other bytes than when it was written"
@@ -74,7 +73,7 @@ class CheckedFiles:
 
     def _remember(self, path: Path, digest: FileDigest) -> None:
         with contextlib.suppress(OSError):
-            self._memory()[self._key(path)] = [*_state(path), digest.sha256]
+            self._memory()[self._key(path)] = [*state_of(path), digest.sha256]
             self._is_changed = True
 
     def _memory(self) -> dict[str, list[Any]]:
@@ -93,7 +92,11 @@ class CheckedFiles:
         )
 
 
-def _state(path: Path) -> list[int]:
-    """Whatever changes when a file is written or replaced."""
+def state_of(path: Path) -> list[int]:
+    """Whatever changes when a file is written or replaced.
+
+    Raises:
+        OSError: it is not there.
+    """
     stat: os.stat_result = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

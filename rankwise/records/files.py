@@ -32,6 +32,9 @@ _TEMPORARY_NAME = re.compile(r"\.(?P<host>[^.]+)\.(?P<process>\d+)\.rankwise-tmp
 # The last entry of a record's JSON: the sha256 of the JSON without it.
 _CHECKSUM = re.compile(rb',\n  "checksum": "([0-9a-f]{64})"\n}\n$')
 
+# How Rust, of which safetensors and tokenizers are made, ends the message of a system's error.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
 _REMEDIES = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space within your quota",
@@ -93,8 +96,14 @@ def writing(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise storage_error(path, error) from error
-    except SafetensorError as error:
-        raise storage_error(path, OSError(str(error))) from error
+    except Exception as error:
+        system = _RUST_ERROR.search(str(error))  # tokenizers raises a bare Exception
+        if system is not None:
+            number = int(system[1])
+            raise storage_error(path, OSError(number, os.strerror(number))) from error
+        if isinstance(error, SafetensorError):
+            raise storage_error(path, OSError(str(error))) from error
+        raise
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -134,12 +143,14 @@ def free_bytes(path: Path) -> int:
 def remove_leftovers(root: Path) -> None:
     """Remove what processes of this machine that are gone were writing below a folder.
 
-    Files of running processes, of other machines and of other programs stay.
+    Files of running processes, of other machines and of other programs stay, and what cannot be
+    removed.
     """
     for leftover in root.rglob(f".*{_TEMPORARY}"):
         name = _TEMPORARY_NAME.search(leftover.name)
         if name and name["host"] == _host() and not _is_running(int(name["process"])):
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
 
 def _host() -> str:

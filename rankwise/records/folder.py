@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
+from pydantic_core import from_json
 
 from rankwise.errors import RankwiseError, RecordError, StudyLockedError
-from rankwise.records.checked_files import CheckedFiles
+from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.files import (
     FileDigest,
@@ -68,6 +69,7 @@ _LONGEST_NAME = 200
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
+_TRAINING_STATE = "training.pt"
 _SHOW_LEFT = "`rankwise status` shows what is left"
 
 
@@ -104,10 +106,15 @@ class StudyFolder:
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
         self.checked = CheckedFiles(root)
+        # What was read, with the state in which the file was: a study asks again and again.
+        self._runs: dict[Path, tuple[list[int], RunRecord]] = {}
+        self._fingerprints: dict[Path, tuple[list[int], str]] = {}
 
     def without(self, missing: Collection[Path]) -> StudyFolder:
         """The same folder, read as if some files and folders were not there."""
-        return StudyFolder(self.root, missing)
+        folder = StudyFolder(self.root, missing)
+        folder._runs, folder._fingerprints = self._runs, self._fingerprints
+        return folder
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""
@@ -115,8 +122,22 @@ class StudyFolder:
             return False
         return path.exists()
 
+    def read(self, path: Path, kind: type[R]) -> R:
+        """Read a record, and remember what is asked for often.
+
+        Raises:
+            RecordError: it is not there, or not as it was written.
+        """
+        state = state_of(path) if path.exists() else None
+        record = read_record(path, kind)
+        if state is not None and isinstance(record, RunRecord):
+            self._runs[path] = state, record
+        elif state is not None and isinstance(record, StageRecord):
+            self._fingerprints[path] = state, record.fingerprint
+        return record
+
     def _read_if_there(self, path: Path, kind: type[R]) -> R | None:
-        return read_record(path, kind) if self.has(path) else None
+        return self.read(path, kind) if self.has(path) else None
 
     def model_folder(self, name: str) -> Path:
         """The folder of a run, or of the base model."""
@@ -171,7 +192,7 @@ class StudyFolder:
 
     def training_state_file(self, run: PlannedRun) -> Path:
         """What an interrupted training goes on from; gone when the run is finished."""
-        return self.model_folder(run.name) / "training.pt"
+        return self.model_folder(run.name) / _TRAINING_STATE
 
     def evaluation_file(self, model: str, task: str) -> Path:
         return self.model_folder(model) / "eval" / f"{_file_name(task)}.json"
@@ -230,9 +251,17 @@ class StudyFolder:
             raise storage_error(self.root, error) from error
         try:
             remove_leftovers(self.root)
+            self._remove_old_states()
             yield
         finally:
             lock.release()
+
+    def _remove_old_states(self) -> None:
+        """Remove states of training beside finished runs, left by a process that was killed."""
+        for state in self.root.glob(f"runs/*/{_TRAINING_STATE}"):
+            if self.run_file(state.parent.name).exists():
+                with contextlib.suppress(OSError):
+                    state.unlink()
 
     def write(self, path: Path, record: Record) -> None:
         write_record(path, record)
@@ -254,8 +283,12 @@ class StudyFolder:
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
         path = self.run_file(planned.name)
-        record = self._read_if_there(path, RunRecord)
-        if record is not None and record.planned.fingerprint != planned.fingerprint:
+        if not self.has(path):
+            return None
+        state, record = self._runs.get(path, (None, None))
+        if record is None or state != state_of(path):
+            record = self.read(path, RunRecord)
+        if record.planned.fingerprint != planned.fingerprint:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
                 f"{planned.fingerprint[:16]}. Move the folder away and run the study again."
@@ -266,6 +299,15 @@ class StudyFolder:
         """A record that has one of the fingerprints; None if it is missing or has another."""
         record = self._read_if_there(path, kind)
         return record if record is not None and record.fingerprint in fingerprints else None
+
+    def is_finished(self, path: Path, kind: type[StageRecord], fingerprint: str) -> bool:
+        """Whether a record is there and has a fingerprint; see ``finished``."""
+        if not self.has(path):
+            return False
+        state, known = self._fingerprints.get(path, (None, ""))
+        if state != state_of(path):
+            known = self.read(path, kind).fingerprint
+        return known == fingerprint
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
         """The record of a scoring whatever its settings, or None."""
@@ -341,7 +383,9 @@ class StudyFolder:
                         os.fsync(written.fileno())
             files = self._digests(run.name, weights)
         self.write(self.run_file(run.name), record.model_copy(update={"files": files}))
-        self.training_state_file(record.planned).unlink(missing_ok=True)
+        state = self.training_state_file(run)
+        with writing(state):
+            state.unlink(missing_ok=True)
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
         path = self.metrics_file(run)
@@ -380,7 +424,7 @@ class StudyFolder:
             if record is not None and record.samples not in (None, FileDigest.of(content)):
                 raise ValueError("it has other bytes than when it was written")
             # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
-            lines = [json.loads(line) for line in content.decode().split("\n") if line]
+            lines = [from_json(line) for line in content.split(b"\n") if line]
             for line in lines:
                 if not isinstance(line, dict):
                     raise ValueError(f"{json.dumps(line)[:40]} is no item")
@@ -467,7 +511,7 @@ class StudyFolder:
         return [
             task
             for task in study.scored_tasks(source)
-            if not self.finished(
+            if not self.is_finished(
                 self.evaluation_file(name, task),
                 TaskEvaluation,
                 scoring_fingerprint(study, model, task),

@@ -203,13 +203,14 @@ class StudyRecord(StudyTasks):
         It has the same trained task and seed, and the same number of epochs if there is such a
         run. Among several, the first in the study is taken.
         """
+        if run.method != "lora":
+            return None
+        full = (other for other in self.runs if other.method == "full")  # few of many
         alike = [
-            other
-            for other in self.runs
-            if (other.method, other.train_task, other.seed) == ("full", run.train_task, run.seed)
+            other for other in full if (other.train_task, other.seed) == (run.train_task, run.seed)
         ]
         alike.sort(key=lambda other: other.epochs != run.epochs)
-        return alike[0] if alike and run.method == "lora" else None
+        return alike[0] if alike else None
 
     @property
     def weights_bytes(self) -> int:

@@ -166,8 +166,8 @@ class _Inspector:
                 files=lambda record, samples=samples: (
                     {samples: record.samples} if record.samples else {}
                 ),
+                more=self._old_samples,
             )
-            yield from self._old_samples(model, path)
         for path, kind, what in (
             (folder.spectra_file(model), SpectraRecord, "analysing the weights of"),
             (folder.head_changes_file(model), HeadChanges, "comparing the heads of"),
@@ -199,12 +199,13 @@ class _Inspector:
         *,
         spoils: tuple[Path, ...] = (),
         files: Callable[[R], Mapping[Path, FileDigest]] = lambda _: {},
+        more: Callable[[R], Iterator[Damage]] = lambda _: iter(()),
     ) -> Iterator[Damage]:
-        """Damage of a record, if it is there, and of the files that it stands on."""
+        """Damage of a record, if it is there, of the files that it stands on, and ``more``."""
         if not path.exists():
             return
         try:
-            record = read_record(path, kind)
+            record = self._folder.read(path, kind)
         except NewerRecordError:
             raise
         except RecordError as error:
@@ -215,15 +216,18 @@ class _Inspector:
             misfit = self._folder.checked.misfit(file, digest, thorough=self._thorough)
             if misfit is not None:
                 yield Damage(file, misfit, made_by, spoils or (path,))
+        yield from more(record)
 
-    def _old_samples(self, model: str, path: Path) -> Iterator[Damage]:
+    def _old_samples(self, record: TaskEvaluation) -> Iterator[Damage]:
         """Items of an early version, which have no digest, must at least be readable."""
+        if record.samples is not None:
+            return
         try:
-            record = read_record(path, TaskEvaluation)
-            if record.samples is None:
-                self._folder.judged(record)
+            self._folder.judged(record)
         except RecordError as error:
+            path = self._folder.evaluation_file(record.model, record.task)
             samples = samples_beside(path)
             if not isinstance(error, NewerRecordError) and samples.name in str(error):
                 reason = str(error).removeprefix(f"{samples} ").partition(". Run the study")[0]
-                yield Damage(samples, reason, f"scoring {model} on {path.stem}", (path, samples))
+                made_by = f"scoring {record.model} on {path.stem}"
+                yield Damage(samples, reason, made_by, (path, samples))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,7 +78,7 @@ class Stage(ABC):
     kind: ClassVar[str]
     record: ClassVar[type[Record]]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The same however often the study is planned: what it does, and to which models."""
         return f"{self.kind}-{fingerprint([self.name, *self.fingerprints])[:12]}"
@@ -152,7 +153,7 @@ class Stage(ABC):
             if run.status == "diverged":
                 return True
         assert issubclass(self.record, StageRecord)
-        return folder.finished(self.path_of(folder, model), self.record, wanted) is not None
+        return folder.is_finished(self.path_of(folder, model), self.record, wanted)
 
 
 @dataclass(frozen=True)

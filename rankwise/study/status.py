@@ -70,14 +70,17 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     damages = find_damage(folder, [run.name for run in study.runs])
     spoilt = {path for damage in damages for path in damage.spoils}
     intact = folder.without(spoilt)
-    left = {stage.id: stage.left(intact) for stage in graph}
+    todo: dict[str, list[Stage]] = {BASE: [], **{run.name: [] for run in study.runs}}
+    for stage in graph:
+        for model in stage.left(intact):
+            todo[BASE if model is None else model.name].append(stage)
     failures = intact.failures()
     lines: list[ModelStatus] = []
     for model in (None, *study.runs):
-        place = folder.model_folder(BASE if model is None else model.name)
+        name = BASE if model is None else model.name
+        place = folder.model_folder(name)
         damaged = [str(damage) for damage in damages if damage.path.is_relative_to(place)]
-        todo = [stage for stage in graph if model in left[stage.id]]
-        lines.append(_line(intact, study, model, todo, failures, damaged))
+        lines.append(_line(intact, study, model, todo[name], failures, damaged))
     return lines
 
 
@@ -97,6 +100,7 @@ def _line(
         if training == "diverged":
             tasks = ()
     tasks_left = {stage.task for stage in todo if isinstance(stage, Score)}
+    ids_left = {stage.id for stage in todo}
     return ModelStatus(
         model=name,
         training=training,
@@ -110,7 +114,7 @@ def _line(
         failed=tuple(
             f"{failure.what}: {failure.message}"
             for failure in failures
-            if failure.stage in {stage.id for stage in todo}
+            if failure.stage in ids_left
         ),
         damaged=tuple(damaged),
     )

@@ -52,15 +52,21 @@ def test_every_rank_has_a_colour_of_its_own() -> None:
     assert rank_colour(4096) == rank_colour(1024)
 
 
+def overlap(one: Box, other: Box) -> bool:
+    """Whether both cover some place."""
+    across = min(one.right, other.right) > max(one.left, other.left)
+    return across and min(one.bottom, other.bottom) > max(one.top, other.top)
+
+
 def test_labels_cover_neither_each_other_nor_marks() -> None:
     anchors = {"a": [(50.0, 50.0)], "b": [(62.0, 52.0)], "c": [(55.0, 64.0)], "d": [(195.0, 5.0)]}
     labels = place_labels(anchors, dict.fromkeys(anchors, "rank 16"), (), (200.0, 100.0), 13.0)
     width = 13.0 * 0.56 * 7
     boxes = [Box(each.x, each.y - 7.8, each.x + width, each.y + 7.8) for each in labels]
     for place, box in enumerate(boxes):
-        assert not any(box.overlap(other) for other in boxes[place + 1 :])
+        assert not any(overlap(box, other) for other in boxes[place + 1 :])
         for points in anchors.values():
-            assert not any(box.overlap(Box(x - 4, y - 4, x + 4, y + 4)) for x, y in points)
+            assert not any(overlap(box, Box(x - 4, y - 4, x + 4, y + 4)) for x, y in points)
         assert box.left >= 0
         assert box.right <= 200
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.stages import stages
 from tests.support.studies import run
+from tests.support.study_contents import comparable
 
 # Kills its own process at a chosen moment of a chosen function, then does nothing else.
 DRIVER = """
@@ -77,50 +77,6 @@ study.run_study(plan_study(load_config(study_file)), store.StudyFolder(folder), 
 def files(folder: Path, pattern: str) -> dict[Path, int]:
     """When each was written."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
-
-
-VARYING = (
-    *("provenance", "train_seconds", "score_seconds", "analysis_seconds", "peak_memory_bytes"),
-)
-
-
-def rounded(content: Any) -> Any:
-    """The same with nine digits of every number."""
-    if isinstance(content, float):
-        return float(f"{content:.8e}")
-    if isinstance(content, dict):
-        return {name: rounded(value) for name, value in content.items()}
-    return [rounded(value) for value in content] if isinstance(content, list) else content
-
-
-def comparable(folder: Path) -> dict[str, Any]:
-    """All records and weights of a study, without clocks, memory and provenance."""
-    content: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.name == ".checked.json":
-            continue
-        if path.suffix == ".safetensors":
-            content[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif path.suffix == ".json" and "adapter" not in name and "checkpoint" not in name:
-            record = json.loads(path.read_text())
-            record.pop("checksum", None)
-            for varying in VARYING:
-                record.pop(varying, None)
-            for planned in (
-                *record.get("runs", ()),
-                *record.get("passes", ()),
-                record.get("planned"),
-            ):
-                if planned:  # an estimate has the process in it
-                    del planned["estimated_memory_bytes"]
-            if path.name == "spectra.json":  # decompositions round by where memory happens to lie
-                record = rounded(record)
-            record["weights"] = rounded(record.get("weights"))
-            content[name] = record
-        elif path.suffix == ".jsonl":
-            content[name] = [json.loads(line) for line in path.read_text().splitlines()]
-    return content
 
 
 @pytest.fixture(scope="module")

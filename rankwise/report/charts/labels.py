@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rankwise.records.axes import Kind
 
@@ -16,12 +19,6 @@ class Box(NamedTuple):
     top: float
     right: float
     bottom: float
-
-    def overlap(self, other: Box) -> float:
-        """The area that both cover."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(width, 0.0) * max(height, 0.0)
 
     def grown(self, by: float) -> Box:
         """The same with a margin on every side."""
@@ -77,17 +74,27 @@ def place_labels(
         size: width and height of the plot.
         font_size: in pixels.
     """
-    marks = {group: [_mark(x, y) for x, y in points] for group, points in anchors.items()}
+    marks: dict[Kind, list[Box]] = {
+        group: [_mark(x, y) for x, y in points] for group, points in anchors.items()
+    }
+    places = {
+        group: [
+            place
+            for point in points
+            for place in _candidates(
+                point, CHARACTER_SHARE * font_size * len(texts[group]), font_size
+            )
+        ]
+        for group, points in anchors.items()
+    }
+    costs = {group: _costs(places[group], group, marks, obstacles, size) for group in anchors}
     chosen: dict[Kind, _Candidate] = {}
     for _ in range(_ROUNDS):
-        for group, points in anchors.items():
-            width = CHARACTER_SHARE * font_size * len(texts[group])
-            others = [box for name, boxes in marks.items() if name != group for box in boxes]
+        for group in anchors:
             taken = [other.box for name, other in chosen.items() if name != group]
-            chosen[group] = min(
-                (place for point in points for place in _candidates(point, width, font_size)),
-                key=lambda place: _cost(place, taken, marks[group], others, obstacles, size),
-            )
+            boxes = _array(place.box.grown(2.0) for place in places[group])
+            total = costs[group] + _LABEL * _covered(boxes, _array(taken))
+            chosen[group] = places[group][int(total.argmin())]
     return tuple(_label(texts[group], group, place) for group, place in chosen.items())
 
 
@@ -110,24 +117,36 @@ def _candidates(point: tuple[float, float], width: float, font_size: float) -> l
     return candidates
 
 
-def _cost(
-    candidate: _Candidate,
-    taken: Sequence[Box],
-    own: Sequence[Box],
-    others: Sequence[Box],
+def _costs(
+    places: Sequence[_Candidate],
+    group: Kind,
+    marks: Mapping[Kind, Sequence[Box]],
     obstacles: Sequence[Box],
     size: tuple[float, float],
-) -> float:
-    box = candidate.box
-    area = (box.right - box.left) * (box.bottom - box.top)
+) -> NDArray[np.float64]:
+    """Of each place for a group's label, whatever the other labels are."""
+    boxes = _array(place.box for place in places)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    others = _array(box for name, of_name in marks.items() if name != group for box in of_name)
     return (
-        _OUTSIDE * (area - box.overlap(Box(0.0, 0.0, *size)))
-        + _LABEL * sum(box.grown(2.0).overlap(other) for other in taken)
-        + _MARK * sum(box.overlap(other) for other in (*own, *others))
-        + _OTHER_MARK_NEAR * sum(box.grown(11.0).overlap(other) for other in others)
-        + sum(box.overlap(other) for other in obstacles)
-        + _DISTANCE * candidate.gap
+        _OUTSIDE * (area - _covered(boxes, _array([Box(0.0, 0.0, *size)])))
+        + _MARK * (_covered(boxes, _array(marks[group])) + _covered(boxes, others))
+        + _OTHER_MARK_NEAR * _covered(_array(place.box.grown(11.0) for place in places), others)
+        + _covered(boxes, _array(obstacles))
+        + _DISTANCE * np.array([place.gap for place in places])
     )
+
+
+def _array(boxes: Iterable[Box]) -> NDArray[np.float64]:
+    return np.array(list(boxes), dtype=np.float64).reshape(-1, 4)
+
+
+def _covered(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The area of each box that other boxes cover; what several cover counts several times."""
+    ours = boxes[:, None, :]
+    width = np.minimum(ours[..., 2], others[:, 2]) - np.maximum(ours[..., 0], others[:, 0])
+    height = np.minimum(ours[..., 3], others[:, 3]) - np.maximum(ours[..., 1], others[:, 1])
+    return (width.clip(0.0) * height.clip(0.0)).sum(axis=1)
 
 
 def _label(text: str, group: Kind, chosen: _Candidate) -> Label:
