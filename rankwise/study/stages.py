@@ -338,10 +338,12 @@ class _Graph:
 
     def compare_distributions(self) -> None:
         study = self._study
+        references = {run.name: study.full_run_of(run) for run in study.runs}
+        reference_of = {run: full and full.name for run, full in references.items()}
         for full in study.full_runs_compared:
             if full.train_task not in study.answers_fingerprints:
                 continue
-            compared = [run for run in study.runs if study.full_run_of(run) == full]
+            compared = [run for run in study.runs if reference_of[run.name] == full.name]
             # both models read the answers
             work = 2.0 * study.num_tokens.answers.get(full.train_task, 0)
             for model in (None, *compared):
@@ -431,10 +433,10 @@ class _Graph:
 
     def _by_train_task(self) -> list[tuple[str, tuple[PlannedRun, ...]]]:
         """The runs of each trained task that has any."""
-        by_task: dict[str, tuple[PlannedRun, ...]] = {}
+        by_task: dict[str, list[PlannedRun]] = {}
         for run in self._study.runs:
-            by_task[run.train_task] = (*by_task.get(run.train_task, ()), run)
-        return list(by_task.items())
+            by_task.setdefault(run.train_task, []).append(run)
+        return [(task, tuple(runs)) for task, runs in by_task.items()]
 
 
 def _passes(study: StudyRecord) -> list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]]:

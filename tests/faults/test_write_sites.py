@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,9 @@ from safetensors import SafetensorError
 
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.files import writing
+from rankwise.records.folder import StudyFolder
+from rankwise.report.page import write_report
+from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import StudyPlan
 from tests.support.file_events import FileEvent, Site, file_events
 from tests.support.killed_studies import finish
@@ -215,3 +219,76 @@ def test_the_disk_is_full_from_every_site_on(
     tmp_path: Path,
 ) -> None:
     fail_each(smallest_plan, tmp_path, write_sites, errno.ENOSPC, undisturbed_study, stays=True)
+
+
+def spoilt(finished: Path, root: Path) -> None:
+    """A copy of a finished study in which one samples file was cut."""
+    shutil.copytree(finished, root)
+    samples = sorted(root.glob("runs/*/eval/*.samples.jsonl"))[0]
+    samples.write_bytes(samples.read_bytes()[:-20])
+
+
+@pytest.fixture(scope="module")
+def finished_study(tmp_path_factory: pytest.TempPathFactory, smallest_plan: StudyPlan) -> Path:
+    root = tmp_path_factory.mktemp("finished") / "study"
+    finish(smallest_plan, root)
+    return root
+
+
+def test_the_disk_fails_while_damage_is_set_aside(
+    finished_study: Path,
+    smallest_plan: StudyPlan,
+    undisturbed_study: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    spoilt(finished_study, tmp_path / "study")
+    with file_events(tmp_path / "study") as events:
+        finish(smallest_plan, tmp_path / "study")
+    moved = "study.damage.set_aside"
+    sites = dict.fromkeys(event.site for event in events if event.site.function == moved)
+    assert {site.kind for site in sites} >= {"mkdir", "open", "write", "replace", "rename"}
+    problems: list[str] = []
+    for index, site in enumerate(sites):
+        root = tmp_path / str(index) / "study"
+        spoilt(finished_study, root)
+        fault = Fault(site, errno.ENOSPC)
+        problems += misfits(smallest_plan, root, fault, undisturbed_study)
+    assert not problems, "\n".join(problems)
+
+
+def test_the_disk_fails_while_the_report_is_written(
+    finished_study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("rankwise.report.page.draw_figures", lambda *_: ())
+    monkeypatch.setattr("rankwise.report.page.drawn_sections", lambda *_: ())
+    root = tmp_path / "study"
+    shutil.copytree(finished_study, root)
+    outcome = conclude(StudyFolder(root))
+
+    def write() -> bytes:
+        (root / "report").mkdir(exist_ok=True)
+        (root / "report" / "old.svg").write_text("of an earlier report")
+        parts = outcome.results, outcome.recommendation, outcome.findings
+        return write_report(root, *parts).read_bytes()
+
+    whole = write()
+    with file_events(root) as events:
+        write()
+    sites = dict.fromkeys(
+        event.site for event in events if event.site.function.startswith("report")
+    )
+    assert len(sites) > 20
+    messages: list[str] = []
+    for site in sites:
+        fault = Fault(site, errno.ENOSPC)
+        with file_events(root, before=fault):
+            try:
+                write()
+            except StorageError as error:
+                messages.append(str(error))
+        assert fault.event is not None
+        assert write() == whole
+        assert not list(root.rglob("*tmp"))
+        assert not (root / "report" / "old.svg").exists()
+    assert len(messages) > 10
+    assert all(message.startswith(str(root)) for message in messages)

@@ -24,6 +24,8 @@ def rounded(content: Any) -> Any:
 def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
     """All records and weights of a study, without clocks, memory and provenance.
 
+    What was set aside is left out.
+
     Args:
         folder: of the study.
         exact: every bit of every number counts; otherwise nine digits of an analysis of weights.
@@ -31,7 +33,7 @@ def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.name == ".checked.json":
+        if path.name == ".checked.json" or name.startswith("quarantine/"):
             continue
         if path.suffix == ".safetensors":
             content[name] = hashlib.sha256(path.read_bytes()).hexdigest()
