@@ -16,6 +16,7 @@ the base's p(right), the designs are:
 - first, first, half floor: the first adapter was scored on all items too, and its value takes the
   square root's place among the predictors; equal probabilities, or those of half floor.
   Differences are those of the other adapters.
+- first, fitted: the same, proportional to how far the first adapter moved items of this p.
 
 ESS is the variance of plain sampling without replacement, (1 - n/N) S^2/n, over the mean squared
 error of the estimates; 1 saves nothing. "Of all such items" adds S^2/N to both, for a study's
@@ -30,7 +31,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,25 +50,6 @@ FEWEST_ADAPTERS = 3
 """Two are left to compare where the first is known."""
 
 
-class Design(NamedTuple):
-    """How items are drawn: sizes are p (1 - p) to this power, which 0 makes equal."""
-
-    power: float
-    floor: float = FLOOR
-    knows_first: bool = False
-
-
-DESIGNS = {
-    "margins": Design(0.5),
-    "half floor": Design(0.5, 0.5),
-    "derivative": Design(1.0),
-    "control": Design(0.0),
-    "first": Design(0.0, knows_first=True),
-    "first, half floor": Design(0.5, 0.5, knows_first=True),
-}
-REPORTED = "margins"
-
-
 class Population(NamedTuple):
     """A task of a study by one metric: the base's values (N,) and adapters' (K, N), in points."""
 
@@ -76,6 +58,49 @@ class Population(NamedTuple):
     p_right: Floats
     base: Floats
     adapters: Floats
+
+
+def equal(population: Population) -> Floats:
+    """(N,): every item is as likely."""
+    return np.ones(len(population.base))
+
+
+def derivative(population: Population) -> Floats:
+    """(N,): by how much p(right) moves with the right option's log-likelihood."""
+    return population.p_right * (1.0 - population.p_right)
+
+
+def doubt(population: Population) -> Floats:
+    """(N,): the standard deviation of an answer that is right with p(right)."""
+    return np.sqrt(derivative(population))
+
+
+def moved(population: Population) -> Floats:
+    """(N,): the first adapter's root mean square difference, fitted on p(right) and its square."""
+    design = np.vander(population.p_right, 3)
+    squares = (population.adapters[0] - population.base) ** 2
+    fit = np.linalg.lstsq(design, squares, rcond=None)[0]
+    return np.sqrt(np.maximum(design @ fit, 0.0))
+
+
+class Design(NamedTuple):
+    """By which sizes items are drawn, and whether the first adapter answered all of them."""
+
+    sizes: Callable[[Population], Floats]
+    floor: float = FLOOR
+    knows_first: bool = False
+
+
+DESIGNS = {
+    "margins": Design(doubt),
+    "half floor": Design(doubt, 0.5),
+    "derivative": Design(derivative),
+    "control": Design(equal),
+    "first": Design(equal, knows_first=True),
+    "first, half floor": Design(doubt, 0.5, knows_first=True),
+    "first, fitted": Design(moved, 0.5, knows_first=True),
+}
+REPORTED = "margins"
 
 
 class Cell(NamedTuple):
@@ -130,10 +155,9 @@ def measure(population: Population, share: float, design: str, draws: int) -> It
     """Draw items again and again, and compare the estimates with the mean over all items."""
     total = len(population.base)
     num = round(share * total)
-    doubt = population.p_right * (1.0 - population.p_right)
     of = DESIGNS[design]
-    probabilities = inclusion_probabilities(doubt**of.power, num, of.floor)
-    known = population.adapters[0] if of.knows_first else np.sqrt(doubt)
+    probabilities = inclusion_probabilities(of.sizes(population), num, of.floor)
+    known = population.adapters[0] if of.knows_first else doubt(population)
     predictors = np.column_stack([population.base, known])
     in_population = (population.name, population.metric, share, design)
     for comparison, differences in comparisons(population, of):
@@ -155,6 +179,13 @@ def measure(population: Population, share: float, design: str, draws: int) -> It
             ess_of_all=float(np.median(spread / num / (squared + spread / total))),
             coverage=float(covered.mean()),
         )
+
+
+def correlation(population: Population) -> float:
+    """Of the size of a difference from the base with p (1 - p), the median over adapters."""
+    sizes = np.abs(population.adapters - population.base)
+    known = [np.corrcoef(of, derivative(population))[0, 1] for of in sizes if np.ptp(of) > 0]
+    return float(np.median(known)) if known else float("nan")
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, float]:
@@ -187,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for study in options.studies:
         for population in populations(study):
             for share in SHARES:
-                print(f"{population.name} {population.metric} n/N = {share}", flush=True)
+                print(f"{population.name} {population.metric} n/N = {share}, ", end="")
+                print(f"|D| with p (1 - p): {correlation(population):.2f}", flush=True)
                 for design in DESIGNS:
                     new = [*measure(population, share, design, options.draws)]
                     cells.extend(new)
