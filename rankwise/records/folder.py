@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Collection, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 from pydantic_core import from_json
@@ -19,6 +16,7 @@ from pydantic_core import from_json
 from rankwise.errors import RankwiseError, RecordError, StudyLockedError
 from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
+from rankwise.records.file_names import samples_beside, task_file_name
 from rankwise.records.files import (
     FileDigest,
     read_record,
@@ -64,27 +62,11 @@ BASE = "base"
 MIN_ITEMS = 2
 """Of a task that is judged: the error of a difference comes from the spread of its items."""
 
-_LONGEST_NAME = 200
-"""Of a file, in bytes, before its endings; the systems in use take 255."""
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
 _TRAINING_STATE = "training.pt"
 _SHOW_LEFT = "`rankwise status` shows what is left"
-
-
-def samples_beside(evaluation: Path) -> Path:
-    """Where the items of a scoring are."""
-    return evaluation.with_suffix(".samples.jsonl")
-
-
-def _file_name(task: str) -> str:
-    """A task's name as that of a file: what systems do not take is quoted, a long one is cut."""
-    name = quote(task, safe=" @")
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(task.encode()).hexdigest()[:12]
-    return re.sub(r"%[0-9A-F]?$", "", name[: _LONGEST_NAME - 20]) + f"-{digest}"
 
 
 class StudyFolder:
@@ -118,9 +100,8 @@ class StudyFolder:
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""
-        if self._missing and not self._missing.isdisjoint((path, *path.parents)):
-            return False
-        return path.exists()
+        counts = not self._missing or self._missing.isdisjoint((path, *path.parents))
+        return counts and path.exists()
 
     def read(self, path: Path, kind: type[R]) -> R:
         """Read a record, and remember what is asked for often.
@@ -195,7 +176,7 @@ class StudyFolder:
         return self.model_folder(run.name) / _TRAINING_STATE
 
     def evaluation_file(self, model: str, task: str) -> Path:
-        return self.model_folder(model) / "eval" / f"{_file_name(task)}.json"
+        return self.model_folder(model) / "eval" / f"{task_file_name(task)}.json"
 
     def samples_file(self, model: str, task: str) -> Path:
         return samples_beside(self.evaluation_file(model, task))
@@ -219,7 +200,7 @@ class StudyFolder:
     ) -> Path:
         """What a run's heads do on items of a task, found by intervening on them."""
         what = f"{mode}-keys-and-values" if keys_and_values else mode
-        file = f"{_file_name(task)}-{num_items}.json"
+        file = f"{task_file_name(task)}-{num_items}.json"
         return self.model_folder(run) / _HEADS / "effects" / what / file
 
     def head_repair_file(self, run: str) -> Path:

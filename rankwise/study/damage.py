@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeVar
 
 from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
+from rankwise.records.file_names import samples_beside
 from rankwise.records.files import FileDigest, read_record, storage_error, write_atomically, writing
-from rankwise.records.folder import BASE, StudyFolder, samples_beside
+from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.results import Divergence
