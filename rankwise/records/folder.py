@@ -444,8 +444,7 @@ class StudyFolder:
                 complete.append(planned)
             else:
                 left_out[planned.name] = left
-        failures = self.failures()
-        if not complete and not failures:
+        if not complete:
             raise RecordError(
                 f"no run of {self.root} is finished under its present settings: nothing can be "
                 f"concluded. Run the study to its end; {_SHOW_LEFT}."
@@ -454,7 +453,7 @@ class StudyFolder:
             study=study,
             base=self._model_results(study, BASE, None, study.scored_tasks()),
             runs=tuple(self._run_results(study, planned) for planned in complete),
-            failures=failures,
+            failures=self.failures(),
             stacks=self.accepted_stacks().stacks,
             left_out=left_out,
         )
