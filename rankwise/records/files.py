@@ -17,9 +17,10 @@ import shutil
 import socket
 from collections.abc import Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError
 
 from rankwise.errors import NewerRecordError, RecordError, StorageError
@@ -244,6 +245,24 @@ def _checked(content: bytes) -> bytes:
     if hashlib.sha256(bare).hexdigest().encode() != written[1]:
         raise ValueError("it was changed since it was written")
     return bare
+
+
+def read_items(path: Path, digest: FileDigest | None) -> list[dict[str, Any]]:
+    """The items of a JSON Lines file, after it was compared with its digest, if that is known.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has other bytes than its digest says, or a line is no JSON object.
+    """
+    content = path.read_bytes()
+    if digest not in (None, FileDigest.of(content)):
+        raise ValueError("it has other bytes than when it was written")
+    # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
+    lines = [from_json(line) for line in content.split(b"\n") if line]
+    for line in lines:
+        if not isinstance(line, dict):
+            raise ValueError(f"{json.dumps(line)[:40]} is no item")
+    return lines
 
 
 def _refuse_newer(path: Path, content: bytes) -> None:

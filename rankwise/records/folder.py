@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic_core import from_json
 
 from rankwise.errors import RankwiseError, RecordError, StudyLockedError
 from rankwise.records.checked_files import CheckedFiles, state_of
@@ -19,6 +18,7 @@ from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_
 from rankwise.records.file_names import samples_beside, task_file_name
 from rankwise.records.files import (
     FileDigest,
+    read_items,
     read_record,
     remove_leftovers,
     storage_error,
@@ -398,23 +398,18 @@ class StudyFolder:
         Raises:
             RecordError: it cannot be read, or is not what was scored.
         """
-        path = self.samples_file(model, task)
         record = self.earlier_evaluation(model, task)
+        return self._samples(model, task, None if record is None else record.samples)
+
+    def _samples(self, model: str, task: str, digest: FileDigest | None) -> list[dict[str, Any]]:
+        path = self.samples_file(model, task)
         try:
-            content = path.read_bytes()
-            if record is not None and record.samples not in (None, FileDigest.of(content)):
-                raise ValueError("it has other bytes than when it was written")
-            # not splitlines(): JSON leaves U+0085, U+2028 and the like as they are inside a text
-            lines = [from_json(line) for line in content.split(b"\n") if line]
-            for line in lines:
-                if not isinstance(line, dict):
-                    raise ValueError(f"{json.dumps(line)[:40]} is no item")
+            return read_items(path, digest)
         except (OSError, ValueError, RecursionError) as error:
             raise RecordError(
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."
             ) from error
-        return lines
 
     def read_results(self, study: StudyRecord | None = None) -> StudyResults:
         """Everything that is finished, as the recommendation and the report need it.
@@ -565,7 +560,7 @@ class StudyFolder:
             TaskError: the documents have no such field.
         """
         path = self.samples_file(record.model, record.task)
-        samples = self.read_samples(record.model, record.task)
+        samples = self._samples(record.model, record.task, record.samples)
         samples = [line for line in samples if line.get("filter") == record.decision_filter]
         again = f"Run the study again: {record.model} is scored on {record.task} again."
         if len(samples) != record.num_examples:

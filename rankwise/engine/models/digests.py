@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from rankwise.errors import RecordError, StorageError
 from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.files import read_record, write_atomically
+from rankwise.records.files import digest_of, read_record, write_record
 
 DIGESTS_FILE = "digests.json"
 
@@ -42,7 +41,7 @@ def write_digests(folder: Path) -> None:
     """
     paths = (path for path in sorted(folder.iterdir()) if path.name != DIGESTS_FILE)
     digests = FolderDigests(files={path.name: FileDigest.of(path) for path in paths})
-    write_atomically(folder / DIGESTS_FILE, digests.model_dump_json(indent=2) + "\n")
+    write_record(folder / DIGESTS_FILE, digests)
 
 
 def is_as_written(folder: Path) -> bool:
@@ -69,5 +68,4 @@ def is_as_written(folder: Path) -> bool:
 
 def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_of(path).sha256

@@ -16,7 +16,7 @@ import torch
 
 from rankwise.engine.training.states import read_state, write_state
 from rankwise.errors import RecordError
-from tests.engine.training.test_training import Heard, Setting, config
+from tests.support.passes import Heard, Setting, config
 
 
 @pytest.fixture
