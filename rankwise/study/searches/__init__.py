@@ -1,0 +1,1 @@
+"""Searches: which trainings a study does next, decided on validation items."""

@@ -1,0 +1,114 @@
+"""What a search is: a policy that is told what trainings showed, and says what to train next.
+
+A policy is a pure function of what is known. So a search that was killed goes on by asking again,
+and the policies that studies use are the ones that benchmarks simulate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from rankwise.findings.stats.items import Floats
+
+
+class Setting(NamedTuple):
+    """An option that a search may train, without its learning rate.
+
+    Attributes:
+        label: its name in sentences, such as "rank 16".
+        rank: None for full fine-tuning, which is tuned and never ruled out.
+        rates: learning rates to begin with, from small to large; one where it is not tuned.
+        cost: of a whole training, in any unit that all settings share, above 0.
+    """
+
+    label: str
+    rank: int | None
+    rates: tuple[float, ...]
+    cost: float = 1.0
+
+
+class Trial(NamedTuple):
+    """A training that a search may ask for: a setting by its place, a learning rate and a seed."""
+
+    setting: int
+    learning_rate: float
+    seed: int
+
+
+class Progress(NamedTuple):
+    """A trial after a share (0..1] of its optimizer steps; 1 is its end."""
+
+    trial: Trial
+    share: float
+
+
+class Shown(NamedTuple):
+    """What a trial showed on the validation items: differences from the base, item by item.
+
+    ``gains`` has (n,) for each in-domain task, adapted - base and positive better; in points, or in
+    nats where the task is scored by its loss. ``losses`` has (n,) in points for each retention
+    task, base - adapted and positive worse; empty where retention is not measured. Every trial of a
+    search answers the same items in the same order.
+    """
+
+    gains: tuple[Floats, ...]
+    losses: tuple[Floats, ...] = ()
+
+
+Known = Mapping[Progress, Shown | None]
+"""All that was trained and scored so far; None: the training has diverged."""
+
+
+class Ruling(NamedTuple):
+    """A setting, or one learning rate of it, that is trained no further, and why, in a sentence."""
+
+    setting: int
+    learning_rate: float | None
+    reason: str
+
+
+class Decision(NamedTuple):
+    """What a policy wants next.
+
+    Attributes:
+        wanted: to be trained (from where each was left) and scored on the validation items. Empty:
+            the search is over.
+        finalists: the trials whose ends are scored on the test items; filled when it is over.
+        ruled_out: what this decision takes out.
+        statement: what was decided and on what grounds, for people.
+    """
+
+    wanted: tuple[Progress, ...]
+    finalists: tuple[Trial, ...]
+    ruled_out: tuple[Ruling, ...]
+    statement: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be trained for the search."""
+        return not self.wanted
+
+
+class Policy(Protocol):
+    """Decides what to train next. Asked with the same knowledge, it always decides the same."""
+
+    def decide(self, known: Known) -> Decision:
+        """The next decision; everything that earlier decisions wanted is known."""
+        ...
+
+
+class Terms(NamedTuple):
+    """On what terms settings are compared.
+
+    Attributes:
+        delta: in-domain difference that counts, in the unit of the gains, above 0.
+        epsilon: acceptable retention loss in points; None where retention is not measured.
+        alpha: probability, over the whole search, of ruling out wrongly; 0..1.
+        unit: what a point of retention loss counts in the unit of the gains.
+    """
+
+    delta: float
+    epsilon: float | None
+    alpha: float
+    unit: float = 1.0
