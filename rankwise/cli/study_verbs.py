@@ -103,11 +103,11 @@ def plan(
     planned = _planned(config)
     from rankwise.cli.terminal import pass_lines, plan_table
     from rankwise.records.files import free_bytes, in_words
-    from rankwise.study.damage import find_damage
+    from rankwise.study.damage import find_damage, models_of
     from rankwise.study.stages import finished_work, stages
 
     record, graph = planned.record, stages(planned.record)
-    damages = find_damage(folder, [run.name for run in record.runs])
+    damages = find_damage(folder, models_of(record, folder))
     intact = folder.without({path for damage in damages for path in damage.spoils})
     done = finished_work(graph, intact)
     warn(f"damaged: {damage}; it is made again" for damage in damages)

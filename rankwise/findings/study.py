@@ -11,8 +11,9 @@ from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.signatures.found import Signature, failure_signatures
 from rankwise.findings.transfer import Transfer, transfer
 from rankwise.findings.weights import TrainTaskWeights, weight_findings
+from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import SCHEMA_VERSION, Record, SchemaVersion, StudyRecommendation
 
 
 class StudyFindings(Record):

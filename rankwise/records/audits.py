@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 from rankwise.records.spectra import MatrixSpectrum
-from rankwise.records.study import (
-    AccuracyDifference,
-    PairedDifference,
-    Provenance,
-    Record,
-    Unit,
-    VersionedRecord,
-)
+from rankwise.records.study import Provenance, Unit
 
 AuditedKind = Literal["adapter", "checkpoint"]
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankwise.records.axes import SETTING
+from rankwise.records.base import Record
 from rankwise.records.config import StudyConfig
-from rankwise.records.study import PlannedRun, Record, StudyRecord
+from rankwise.records.study import PlannedRun, StudyRecord
 
 # Each is raised when a change to the code changes what equal settings give, so that records made
 # before are not mistaken for new ones.
@@ -39,6 +40,8 @@ _NOT_IN_TRAINING = {
     "gradient_checkpointing",
     "compile",
     "save_steps",
+    "score_checkpoints",
+    "stop",
 }
 _RUN_IDENTITY = {"method", "seed", *SETTING}
 

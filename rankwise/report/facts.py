@@ -9,8 +9,9 @@ from typing import NamedTuple
 from rankwise.records import quantities
 from rankwise.records.config import AlphaConfig, StudyConfig
 from rankwise.records.judgement import Look
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun, Provenance, Recommendation, RunRecord
+from rankwise.records.study import PlannedRun, Provenance, RunRecord
 
 NOT_RECORDED = "not recorded"
 

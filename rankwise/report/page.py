@@ -12,8 +12,10 @@ from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
+from rankwise.records.judgement import Outcome
+from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import RELATIONS, Outcome, Recommendation, StudyRecommendation
+from rankwise.records.study import RELATIONS
 from rankwise.report.charts.theme import page_colours
 from rankwise.report.facts import (
     base_model_name,

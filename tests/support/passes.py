@@ -83,7 +83,7 @@ class Heard:
         if metrics.step == self._stop_at:
             raise KeyboardInterrupt
 
-    def finished(self, trainee: Trainee, result: TrainingResult) -> None:
+    def reached(self, trainee: Trainee, result: TrainingResult) -> None:
         self.results[trainee.run.name] = result
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:

@@ -1,0 +1,5 @@
+from rankwise.study.searches.race import Race
+
+
+class Ladder(Race):
+    pass
