@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rankwise.findings.odds import Believed
+from rankwise.findings.stats.posterior import smooth_correlations
 from rankwise.findings.stats.simultaneous import (
     Bounds,
     StudyBounds,
@@ -20,8 +22,15 @@ from rankwise.findings.stats.simultaneous import (
 )
 from rankwise.study.searches.policy import Terms
 
-KEEPS_LEVEL = 0.9
-"""One-sided, of the bound by which a setting may rule out others: that it keeps enough."""
+LIKELY_LEVEL = 0.9
+"""One-sided, of bounds on which no error hangs: that a setting which rules out another keeps
+enough, and that a hopeless one is worse."""
+
+RISK_SHARE = 0.05
+"""The most probable shortfall beyond delta of a setting that ends a race, as a share of alpha."""
+
+NEARLY = 0.05
+"""A smaller setting that is right with a probability this near the highest is taken."""
 
 Ground = Literal["forgets", "behind", "hopeless", "answered"]
 
@@ -34,6 +43,7 @@ class Look(NamedTuple):
         num_seeds: that are scored, of ``all_seeds``.
         alpha: that this look may spend.
         num_settings: K at the start of the search.
+        ranks: of the settings that are left, smallest first.
     """
 
     share: float
@@ -41,6 +51,7 @@ class Look(NamedTuple):
     all_seeds: int
     alpha: float
     num_settings: int
+    ranks: tuple[int, ...]
 
 
 class Elimination(NamedTuple):
@@ -60,8 +71,8 @@ class Elimination(NamedTuple):
 def eliminations(evidence: StudyEvidence, look: Look, terms: Terms) -> list[Elimination]:
     """What is ruled out of the settings that are left, smallest first; never all of them."""
     bounds = bounds_at(evidence, deciding_level(look.num_settings, look.alpha))
-    out = _forgetting(bounds, terms)
-    keeps = _keeps(evidence, terms)
+    likely = bounds_at(evidence, LIKELY_LEVEL)
+    out, keeps = _forgetting(bounds, terms), _keeps(likely, terms)
     found = [Elimination(place, "forgets", place) for place in np.flatnonzero(out).tolist()]
     margin = terms.delta / look.share
     for place in np.flatnonzero(~out).tolist():
@@ -70,14 +81,14 @@ def eliminations(evidence: StudyEvidence, look: Look, terms: Terms) -> list[Elim
             continue
         if bounds.lead.upper[place, by] < -margin:
             found.append(Elimination(place, "behind", by))
-        elif look.share == 1.0 and _is_hopeless(bounds.lead, place, by, look, terms):
+        elif look.share == 1.0 and _is_hopeless(bounds.lead, likely.lead, place, by, look, terms):
             found.append(Elimination(place, "hopeless", by))
     gone = {each.place for each in found}
     if look.share == 1.0:
-        answer = _answer(bounds, keeps, gone, terms)
+        left = [place for place in range(len(out)) if place not in gone]
+        answer = _answer(evidence, left, look, terms)
         if answer is not None:
-            rest = set(range(len(out))) - gone - {answer}
-            found += [Elimination(place, "answered", answer) for place in sorted(rest)]
+            found += [Elimination(place, "answered", answer) for place in left if place != answer]
     return sorted(found)
 
 
@@ -91,33 +102,42 @@ def _forgetting(bounds: StudyBounds, terms: Terms) -> NDArray[np.bool_]:
     return out
 
 
-def _keeps(evidence: StudyEvidence, terms: Terms) -> NDArray[np.bool_]:
+def _keeps(likely: StudyBounds, terms: Terms) -> NDArray[np.bool_]:
     """(K,) which settings may rule out others."""
-    if evidence.retention is None or terms.epsilon is None:
-        return np.ones(evidence.num_options, dtype=bool)
-    loss = bounds_at(evidence, KEEPS_LEVEL).loss
-    assert loss is not None
-    return loss.upper < terms.epsilon
+    if likely.loss is None or terms.epsilon is None:
+        return np.ones(len(likely.gain.estimate), dtype=bool)
+    return likely.loss.upper < terms.epsilon
 
 
-def _is_hopeless(lead: Bounds, place: int, by: int, look: Look, terms: Terms) -> bool:
+def _is_hopeless(
+    lead: Bounds, likely: Bounds, place: int, by: int, look: Look, terms: Terms
+) -> bool:
     """Whether a setting is shown to be worse, and its lower bound is beyond delta for good.
 
     The reach of the bound is taken to shrink with the square root of the seeds.
     """
     reach = float(lead.estimate[place, by] - lead.lower[place, by])
     least = reach * (look.num_seeds / look.all_seeds) ** 0.5
-    is_worse = bool(lead.upper[place, by] < 0.0)
+    is_worse = bool(likely.upper[place, by] < 0.0)
     return is_worse and float(lead.estimate[place, by]) - least < -terms.delta
 
 
-def _answer(
-    bounds: StudyBounds, keeps: NDArray[np.bool_], gone: set[int], terms: Terms
-) -> int | None:
-    """The smallest that is left, keeps enough and is shown within delta of all that are left."""
-    left = [place for place in range(len(keeps)) if place not in gone]
-    for place in left:
-        rivals = [other for other in left if other != place]
-        if keeps[place] and (bounds.lead.lower[place, rivals] > -terms.delta).all():
-            return place
-    return None
+def _answer(evidence: StudyEvidence, left: list[int], look: Look, terms: Terms) -> int | None:
+    """The setting that is left and probably as good as any, within delta; None where none is.
+
+    Of those that are, the one that is right most probably, or a smaller one that is so nearly.
+    """
+    count = evidence.num_options
+    correlations = smooth_correlations(look.ranks, np.zeros((count, count)))
+    truths = Believed.of(evidence, correlations, terms.unit).truths()
+    gains = truths.gains[:, left]
+    keeps = np.ones(gains.shape, dtype=bool)
+    if truths.losses is not None and terms.epsilon is not None:
+        keeps = truths.losses[:, left] <= terms.epsilon
+    best = np.where(keeps, gains, -np.inf).max(axis=1, keepdims=True)
+    near = best - gains <= terms.delta
+    is_sure = (~near).mean(axis=0) <= RISK_SHARE * look.alpha
+    if not is_sure.any():
+        return None
+    right = (near & keeps & (gains > 0.0)).mean(axis=0)
+    return left[int((is_sure & (right >= right[is_sure].max() - NEARLY)).argmax())]

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
-from rankwise.study.searches.comparison import evidence, worth
+from rankwise.study.searches.comparison import evidence
+from rankwise.study.searches.courses import Course, Journal, follow
 from rankwise.study.searches.eliminations import Elimination, Look, eliminations
-from rankwise.study.searches.policy import (
-    Decision,
-    Known,
-    Progress,
-    Ruling,
-    Setting,
-    Shown,
-    Terms,
-    Trial,
-)
-from rankwise.study.searches.rates import Grid, Worth, best_rate, better_half, grid
-from rankwise.study.searches.replay import Course, follow
+from rankwise.study.searches.policy import Decision, Known, Progress, Setting, Terms
+from rankwise.study.searches.tuning import Tuning
 
 RUNG_ALPHA = 0.05
 """The share of alpha of a look at a rung."""
 
-FIRST_SEED_ALPHA = 0.5
+FIRST_SEED_ALPHA = 0.7
 """The share of alpha of the look at the end of the first seed, where most is saved."""
-
-Asked = Generator[Decision, None, None]
 
 
 class Race:
@@ -80,206 +69,106 @@ class Race:
 
 
 class _Running:
-    """A race on its course: which settings and rates are left, and what was just ruled out."""
+    """A race on its course."""
 
     def __init__(self, race: Race, known: Known) -> None:
-        self.race, self.known = race, known
-        self.rates = {place: of.rates for place, of in enumerate(race.settings)}
-        self.is_tuned = {place: len(of.rates) > 1 for place, of in enumerate(race.settings)}
+        self.race, self.journal = race, Journal()
+        self.tuning = Tuning(
+            race.settings, race.seeds, race.terms, next(iter(race.rungs), 0.0), known, self.journal
+        )
         ranked = [place for place, of in enumerate(race.settings) if of.rank is not None]
-        self.ranked = sorted(ranked, key=lambda place: race.settings[place].rank or 0)
-        self.num_ranked = len(ranked)
-        self.rulings: list[Ruling] = []
-        self.notes: list[str] = []
+        self.order = sorted(ranked, key=lambda place: race.settings[place].rank or 0)
 
-    def course(self) -> Course:
-        """From the first rung to the finalists."""
-        race = self.race
-        for place, share in enumerate(race.rungs):
-            running = self.at_rungs()
-            if running:
-                yield from self.train_to(share, running, is_first=place == 0)
-                self.look(share, 1, place)
-        wanted = [progress for place in self.rates for progress in self.at(place, 1.0, 0)]
-        if self.is_decided and not any(self.is_tuned.values()):
-            wanted = [each for seed in range(len(race.seeds)) for place in self.rates
-                      for each in self.at(place, 1.0, seed)]  # fmt: skip
-        yield self.ask(wanted, "to the end")
-        self.keep_rates(1.0, list(self.rates), is_last=True)
-        self.look(1.0, 1, len(race.rungs))
-        number = 1
-        while number < len(race.seeds):
-            last = len(race.seeds) if self.is_decided else number + 1
-            seeds = range(number, last)
-            yield self.ask([each for seed in seeds for place in self.rates
-                            for each in self.at(place, 1.0, seed)], "to the end")  # fmt: skip
-            number = last
-            self.drop_diverged(number)
-            self.look(1.0, number, len(race.rungs) + number - 1)
-        return self.end()
+    @property
+    def left(self) -> list[int]:
+        """All settings that are left."""
+        return list(self.tuning.rates)
+
+    @property
+    def ranked(self) -> list[int]:
+        """Those that are left and may be ruled out, smallest rank first."""
+        return [place for place in self.order if place in self.tuning.rates]
 
     @property
     def is_decided(self) -> bool:
         """Whether no setting can be ruled out any more."""
         return not self.race.drops_settings or len(self.ranked) < 2
 
-    def at_rungs(self) -> list[int]:
-        """The settings that stop at the rungs: tuned ones, and those that may be ruled out."""
-        return [
-            place for place in self.rates
-            if self.is_tuned[place] or (place in self.ranked and not self.is_decided)
-        ]  # fmt: skip
-
-    def at(self, place: int, share: float, seed: int) -> list[Progress]:
-        """Every rate that is left of a setting, after a share of the steps."""
-        return [self.progress(place, rate, share, seed) for rate in self.rates[place]]
-
-    def progress(self, place: int, rate: float, share: float, seed: int = 0) -> Progress:
-        """One trial; ``seed`` by its place."""
-        return Progress(Trial(place, rate, self.race.seeds[seed]), share)
-
-    def train_to(self, share: float, running: list[int], is_first: bool) -> Asked:
-        """All rates to a rung; at the first one the grids are widened and refined."""
-        while is_first:
-            grids = {place: self.grid(place, share) for place in running}
-            wanted = [
-                self.progress(place, rate, share)
-                for place, of in grids.items()
-                for rate in of.missing
+    def course(self) -> Course:
+        """From the first rung to the finalists."""
+        race, tuning = self.race, self.tuning
+        for number, share in enumerate(race.rungs):
+            going = [
+                place
+                for place in self.left
+                if tuning.is_tuned(place) or (place in self.ranked and not self.is_decided)
             ]
-            self.rates |= {place: of.rates for place, of in grids.items()}
-            if not wanted:
-                for place, of in grids.items():
-                    self.note_edge(place, of)
-                break
-            yield self.ask(wanted, f"to {share:.0%} of the steps")
-        if not is_first:
-            wanted = [each for place in running for each in self.at(place, share, 0)]
-            yield self.ask(wanted, f"to {share:.0%} of the steps")
-        self.keep_rates(share, running)
+            for wanted in tuning.to_rung(share, going):
+                yield self.ask(wanted, share)
+            self.look(share, 1, number)
+        num_seeds, total = 0, len(race.seeds)
+        while num_seeds < total:
+            # what nothing hangs on any more is trained at once
+            is_one_rate = all(len(rates) == 1 for rates in tuning.rates.values())
+            then = total if self.is_decided and is_one_rate else num_seeds + 1
+            seeds = range(num_seeds, then)
+            wanted = [each for place in self.left for each in tuning.at(place, 1.0, seeds)]
+            if wanted:
+                yield self.ask(wanted, 1.0)
+            if num_seeds == 0:
+                tuning.keep(1.0, self.left, is_last=True)
+            num_seeds = then
+            tuning.drop_diverged(self.left, num_seeds)
+            self.look(1.0, num_seeds, len(race.rungs) + num_seeds - 1)
+        labels = ", ".join(race.settings[place].label for place in self.left) or "nothing"
+        return self.journal.end(tuning.finalists(self.left), f"Left for the test items: {labels}.")
 
-    def grid(self, place: int, share: float) -> Grid:
-        """The rates of a setting at the first rung."""
-        return grid(
-            self.race.settings[place].rates,
-            lambda rate: self.worth(place, rate, share),
-            lambda rate: self.progress(place, rate, share) in self.known,
+    def ask(self, wanted: Sequence[Progress], share: float) -> Decision:
+        """A decision to train on."""
+        labels = dict.fromkeys(self.race.settings[of.trial.setting].label for of in wanted)
+        where = "their end" if share == 1.0 else f"{share:.0%} of their steps"
+        return self.journal.ask(
+            wanted, f"{len(wanted)} trainings go on to {where}: {', '.join(labels)}."
         )
-
-    def note_edge(self, place: int, of: Grid) -> None:
-        """Say that the best rate is the smallest or the largest of those that were tried."""
-        if of.is_at_edge:
-            best = best_rate(
-                {rate: self.worth(place, rate, self.race.rungs[0]) for rate in of.rates}
-            )
-            label = self.race.settings[place].label
-            self.notes.append(
-                f"The best learning rate of {label} stayed at the edge of the grid: {best:g}."
-            )
-
-    def worth(self, place: int, rate: float, share: float) -> Worth:
-        """Of a rate that is known with the first seed; None where it diverged."""
-        shown = self.known[self.progress(place, rate, share)]
-        return None if shown is None else worth(shown, self.race.terms)
-
-    def best(self, place: int, rates: Sequence[float], share: float) -> float | None:
-        """The rate that is worth most with the first seed; None where all diverged."""
-        return best_rate({rate: self.worth(place, rate, share) for rate in rates})
-
-    def keep_rates(self, share: float, running: Sequence[int], *, is_last: bool = False) -> None:
-        """The better half of each setting's rates; at the end the best one."""
-        for place in running:
-            worths = {rate: self.worth(place, rate, share) for rate in self.rates[place]}
-            best = best_rate(worths)
-            if best is None:
-                self.drop(place, "every training of it diverged")
-                continue
-            kept = (best,) if is_last else better_half(worths)
-            for rate in worths:
-                if rate not in kept:
-                    why = "its training diverged" if worths[rate] is None else (
-                        f"{best:g} was worth more after {share:.0%} of the steps"
-                    )  # fmt: skip
-                    self.rulings.append(Ruling(place, rate, why))
-            self.rates[place] = kept
-
-    def drop(self, place: int, reason: str) -> None:
-        """Rule a setting out."""
-        label = self.race.settings[place].label
-        self.rulings.append(Ruling(place, None, f"{label}: {reason}"))
-        self.notes.append(f"{label} is ruled out: {reason}.")
-        del self.rates[place]
-        if place in self.ranked:
-            self.ranked.remove(place)
-
-    def drop_diverged(self, num_seeds: int) -> None:
-        """Rule out settings of which a seed diverged."""
-        for place in list(self.rates):
-            if any(shown is None for shown in self.shown(place, 1.0, num_seeds)):
-                self.drop(place, "a training of it diverged")
-
-    def shown(self, place: int, share: float, num_seeds: int) -> list[Shown | None]:
-        """What a setting showed with each seed, at its best rate."""
-        best = self.best(place, self.rates[place], share)
-        if best is None:
-            return [None]
-        return [self.known[self.progress(place, best, share, seed)] for seed in range(num_seeds)]
 
     def look(self, share: float, num_seeds: int, number: int) -> None:
         """Rule out what this look shows not to be the answer."""
-        race = self.race
+        race, looked_at = self.race, self.ranked
         if self.is_decided:
             return
-        rows = [
-            [of for of in self.shown(place, share, num_seeds) if of is not None]
-            for place in self.ranked
+        columns = [
+            [of for of in self.tuning.shown(place, share, num_seeds) if of is not None]
+            for place in looked_at
         ]
-        look = Look(share, num_seeds, len(race.seeds), race.alpha_of(number), self.num_ranked)
-        found = eliminations(evidence(list(zip(*rows, strict=True)), race.terms), look, race.terms)
-        looked_at = list(self.ranked)
-        for each in found:
-            self.drop(looked_at[each.place], self.reason(each, looked_at, look))
-
-    def reason(self, of: Elimination, looked_at: list[int], look: Look) -> str:
-        """Why a setting is ruled out, in words."""
-        terms, other = self.race.terms, self.race.settings[looked_at[of.by]].label
-        when = (
-            f"after {look.share:.0%} of the steps"
-            if look.share < 1.0
-            else f"at the end of {look.num_seeds} of {look.all_seeds} seeds"
+        look = Look(
+            share,
+            num_seeds,
+            len(race.seeds),
+            race.alpha_of(number),
+            len(self.order),
+            tuple(race.settings[place].rank or 0 for place in looked_at),
         )
-        if of.ground == "forgets":
-            return f"its retention loss is shown to be above {terms.epsilon:g} {when}"
-        if of.ground == "behind":
-            margin = terms.delta / look.share
-            return f"it is shown to be more than {margin:.3g} below {other} {when}"
-        if of.ground == "hopeless":
-            return (
-                f"it is shown to be below {other} {when}, and more seeds are not expected to "
-                f"show it within {terms.delta:g}"
-            )
-        return f"{other} is shown to be within {terms.delta:g} of all that are left {when}"
+        of = evidence(list(zip(*columns, strict=True)), race.terms)
+        for each in eliminations(of, look, race.terms):
+            other = race.settings[looked_at[each.by]].label
+            self.tuning.drop(looked_at[each.place], reason(each, other, look, race.terms))
 
-    def ask(self, wanted: Sequence[Progress], how_far: str) -> Decision:
-        """A decision to train on; takes the rulings and notes since the last one."""
-        labels = [self.race.settings[place].label for place in self.rates]
-        settings = {progress.trial.setting for progress in wanted}
-        seeds = {progress.trial.seed for progress in wanted}
-        notes = [*self.notes, f"{len(wanted)} trainings go on {how_far}: {len(settings)} of "
-                 f"{len(labels)} settings, {len(seeds)} seeds."]  # fmt: skip
-        decision = Decision(tuple(wanted), (), tuple(self.rulings), " ".join(notes))
-        self.rulings, self.notes = [], []
-        return decision
 
-    def end(self) -> Decision:
-        """The decision that ends the race."""
-        race = self.race
-        finalists = tuple(
-            progress.trial
-            for place in self.rates
-            for seed in range(len(race.seeds))
-            for progress in self.at(place, 1.0, seed)
+def reason(of: Elimination, other: str, look: Look, terms: Terms) -> str:
+    """Why a setting is ruled out, in words; ``other`` is by which one."""
+    when = (
+        f"after {look.share:.0%} of the steps"
+        if look.share < 1.0
+        else f"at the end of {look.num_seeds} of {look.all_seeds} seeds"
+    )
+    if of.ground == "forgets":
+        return f"its retention loss is shown to be above {terms.epsilon:g} {when}"
+    if of.ground == "behind":
+        margin = terms.delta / look.share
+        return f"it is shown to be more than {margin:.3g} below {other} {when}"
+    if of.ground == "hopeless":
+        return (
+            f"it is likely below {other} {when}, and would not be shown within "
+            f"{terms.delta:g} of it with all seeds"
         )
-        labels = [race.settings[place].label for place in self.ranked]
-        outcome = f"Left for the test items: {', '.join(labels)}." if labels else "No rank is left."
-        return Decision((), finalists, tuple(self.rulings), " ".join([*self.notes, outcome]))
+    return f"{other} is within {terms.delta:g} of the best that is left {when}"

@@ -30,12 +30,12 @@ class Grid(NamedTuple):
     Attributes:
         rates: from small to large, those that were added among them.
         missing: those that are to be tried before anything more is known.
-        is_at_edge: whether the best one is the smallest or the largest, with no more to add.
+        edge: the best rate, where it is the smallest or the largest one and no more are added.
     """
 
     rates: tuple[float, ...]
     missing: tuple[float, ...]
-    is_at_edge: bool = False
+    edge: float | None = None
 
 
 def grid(
@@ -71,7 +71,7 @@ def grid(
     if missing:
         return Grid(tuple(rates), missing)
     best = best_rate({rate: worth_of(rate) for rate in rates})
-    return Grid(tuple(rates), (), best in (rates[0], rates[-1]))
+    return Grid(tuple(rates), (), best if best in (rates[0], rates[-1]) else None)
 
 
 def best_rate(worths: dict[float, Worth]) -> float | None:
