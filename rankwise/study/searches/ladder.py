@@ -1,4 +1,4 @@
-"""The ladder: rank 32 first, then one rank up or down at a time (the advice of arXiv:2512.15634)."""
+"""The ladder (arXiv:2512.15634): rank 32 first, then one rank up or down at a time."""
 
 from __future__ import annotations
 
