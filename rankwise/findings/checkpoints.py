@@ -152,7 +152,7 @@ def _choice(
     source: OptionGains, option: Option, points: Sequence[_Point], chosen: _Point
 ) -> CheckpointChoice:
     end = points[-1]
-    differences = {
+    differences: dict[Relation, TaskMean | None] = {
         relation: None if chosen is end else _difference(source, chosen, end, relation)
         for relation in _COMPARED
     }
@@ -183,15 +183,12 @@ def _difference(
 def _statement(
     label: str, step: int, num_steps: int, differences: dict[Relation, TaskMean | None]
 ) -> Iterator[str]:
-    count = quantities.count
+    count, label = quantities.count, quantities.capital(label)
     if step == num_steps:
-        yield f"{quantities.capital(label)}: on validation items none of its checkpoints is worth more than its end."
+        yield f"{label}: on validation items no checkpoint is worth more than its end."
         return
-    yield (
-        f"{quantities.capital(label)}: on validation items step {count(step)} of {count(num_steps)} "
-        "is worth most."
-    )
-    words = {"in_domain": "gains", "retention": "keeps"}
+    yield f"{label}: on validation items step {count(step)} of {count(num_steps)} is worth most."
+    words: dict[Relation, str] = {"in_domain": "gains", "retention": "keeps"}
     parts = [
         f"{words[relation]} {_than_the_end(mean)}"
         for relation, mean in differences.items()

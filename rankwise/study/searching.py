@@ -69,6 +69,7 @@ class Search:
                 by_train_task=tuple(
                     self._record(source, course) for source, course in courses.items()
                 ),
+                seconds=self._seconds(plan.record),
                 growths=() if earlier is None else earlier.growths,
             )
             self._folder.write(self._folder.search_file, record)
@@ -78,6 +79,21 @@ class Search:
         """Remove the weights of what the search has dropped, once it is over."""
         if plan.record.runs:
             self._folder.give_up(plan.record.candidates)
+
+    def _seconds(self, study: StudyRecord) -> float:
+        """That candidates took; of several checkpoints of a training, the last has all steps."""
+        ended = {run.name for run in study.runs}
+        trained: dict[str, float] = {}
+        scored = 0.0
+        for model in study.candidates:
+            run = self._folder.finished_run(model)
+            if run is not None:
+                name = model.training.name
+                trained[name] = max(trained.get(name, 0.0), run.train_seconds)
+            for task in self._study.validation_tasks(model.train_task):
+                record = self._folder.earlier_evaluation(model.name, task)
+                scored += 0.0 if record is None else record.score_seconds
+        return scored + sum(seconds for name, seconds in trained.items() if name not in ended)
 
     def _course(self, source: str, candidates: Candidates) -> _Course:
         unit = self._unit(source)
@@ -132,9 +148,10 @@ class Search:
 
     def _unit(self, source: str) -> Unit:
         """In which the trained task is scored; points until the base is scored."""
-        names = [*self._study.validation_items[source]["in_domain"].values()]
-        if any(self._folder.earlier_evaluation(BASE, name) is None for name in names):
+        every = [t for s in self._study.tasks for t in self._study.validation_tasks(s)]
+        if any(self._folder.earlier_evaluation(BASE, name) is None for name in every):
             return "points"
+        names = self._study.validation_items[source]["in_domain"].values()
         units = {self._base_scores().items[name].unit for name in names}
         return "nats" if units == {"nats"} else "points"
 

@@ -52,11 +52,11 @@ class Journal:
         return self._decision(tuple(wanted), (), sentence)
 
     def end(self, finalists: Sequence[Trial], sentence: str) -> Decision:
-        """The decision that ends a search."""
-        return self._decision((), tuple(finalists), sentence)
+        """The decision that ends a search: the ends of these trials are compared."""
+        return self._decision((), tuple(Progress(trial, 1.0) for trial in finalists), sentence)
 
     def _decision(
-        self, wanted: tuple[Progress, ...], finalists: tuple[Trial, ...], sentence: str
+        self, wanted: tuple[Progress, ...], finalists: tuple[Progress, ...], sentence: str
     ) -> Decision:
         statement = " ".join([*self._notes, sentence])
         decision = Decision(wanted, finalists, tuple(self._rulings), statement)
