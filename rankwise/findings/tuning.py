@@ -16,6 +16,10 @@ from rankwise.records.search import Shown, TrainTaskSearch, ValidationMean
 from rankwise.records.study import Unit
 
 
+NOISE_STDERRS = 3.0
+"""The largest of a few equal ranks is about so many standard errors above the smallest."""
+
+
 class RatePoint(Record):
     """A rank's gain on validation items at one learning rate."""
 
@@ -135,6 +139,9 @@ def _statement(
         f"{after} ranks differ by up to {quantities.amount(_range(common), unit)} where all are "
         f"trained at {rate}, and by up to {own_range} where each has its own rate."
     )
+    noise = NOISE_STDERRS * statistics.median(point.gain.stderr for point in common)
+    if _range(common) <= noise:
+        return f"{both} Both are within what so few items can tell apart."
     if _range(common) <= _range(own):
         return f"{both} So the effect of rank here is not one of step size."
     part = 1.0 - _range(own) / _range(common)
