@@ -1,6 +1,6 @@
 """Do searches find what the grid finds, at which share of its cost, and how often are they wrong?
 
-    python -m benchmarks.search [--studies 150] [--tiny] [--curves FILE] [--only GROUP]
+    python -m benchmarks.search [--studies 120] [--tiny] [--curves FILE] [--only GROUP]
 
 Simulated studies of five ranks (8 to 128) and three seeds, whose truths are known. Validation
 items decide a search, and its finalists are judged on 1,000 in-domain and 1,000 retention test
@@ -53,10 +53,10 @@ class Group(NamedTuple):
 
 GROUPS = {
     "curves": Group(cells.curve_cells(), cells.simulate_searches, 1.0),
-    "stress": Group(cells.stress_cells(), cells.simulate_searches, 2.0),
+    "stress": Group(cells.stress_cells(), cells.simulate_searches, 2.5),
     "tuned": Group(cells.tuned_cells(), cells.simulate_tuned, 0.5),
     "until": Group(cells.curve_cells(), cells.simulate_until, 0.5),
-    "until, stress": Group(cells.stress_cells(), cells.simulate_until, 1.0),
+    "until, stress": Group(cells.stress_cells(), cells.simulate_until, 1.5),
 }
 Results = dict[str, list[tuple[Cell, Tallies]]]
 
@@ -168,8 +168,8 @@ def real_curves(path: Path, draws: int, seed: int) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate every group, and print the summary."""
     parser = argparse.ArgumentParser(description="Searches against the grid, simulated.")
-    parser.add_argument("--studies", type=int, default=150, help="of each cell of curves")
-    parser.add_argument("--draws", type=int, default=20, help="of seeds, for each real curve")
+    parser.add_argument("--studies", type=int, default=120, help="of each cell of curves")
+    parser.add_argument("--draws", type=int, default=10, help="of seeds, for each real curve")
     parser.add_argument("--only", choices=[*GROUPS, "real", "betting"], help="one group")
     parser.add_argument("--curves", type=Path, default=CURVES, help="lora-rank-scaling-glue.csv")
     parser.add_argument("--tiny", action="store_true", help="a few studies, for tests")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
 
 from rankwise.findings.stats.simultaneous import StudyBounds, bounds_at
 from rankwise.study.searches.comparison import evidence
@@ -71,13 +70,6 @@ class Ladder:
         """
         up, down = len(self.order) - 1 - self.start, self.start
         return 1.0 - self.terms.alpha / (2 + max(2 * up, down))
-
-
-class _Shown(NamedTuple):
-    """What is shown of a statement: 1 that it holds, -1 that it does not, 0 neither."""
-
-    underfits: int
-    forgets: int
 
 
 class _Climbing:
