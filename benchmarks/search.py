@@ -97,6 +97,7 @@ def _errors(of: Results) -> dict[str, Any]:
         tallies[name].rate("wrong").upper
         for tallies in grown
         for name in ("until", "until, from two seeds")
+        if name in tallies
     )
     return {
         "worst_error_rate_upper95": round(max(race, ladder, until), 4),

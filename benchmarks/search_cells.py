@@ -210,20 +210,23 @@ def simulate_until(cell: Cell, number: int, seed: int) -> Tallies:
     """``until: decided`` against the full grid.
 
     With one seed the truth of an error is that of the run; ``of the rank`` holds every answer
-    against the ranks' truth. ``from two seeds`` begins with two, so that it speaks of ranks.
+    against the ranks' truth. ``from two seeds`` begins with two, so that it speaks of
+    ranks; plausible curves only.
     """
     names = ("grid", "until", "until, of the rank", "until, from two seeds")
     found: dict[str, list[Judged]] = {name: [] for name in names}
     for study in studies(cell, number, seed, AVAILABLE):
         terms = cell.kind.terms
         grid, until = full_grid(study, terms), until_decided(study, terms)
-        from_two = until_decided(study, terms, FIRST._replace(num_seeds=2))
-        for name, of in zip(names, (grid, until, until, from_two), strict=True):
+        answers = [grid, until, until]
+        if not cell.is_stress:
+            answers.append(until_decided(study, terms, FIRST._replace(num_seeds=2)))
+        for name, of in zip(names, answers, strict=False):
             judged = policies.judged(of.answer, grid.answer, study.curve, terms)
             if name == "until":
                 judged = judged._replace(wrong=_is_wrong(until, study, terms))
             found[name].append(judged)
-    return {name: Tally(judged) for name, judged in found.items()}
+    return {name: Tally(judged) for name, judged in found.items() if judged}
 
 
 def _is_wrong(until: Grown, study: Simulated, terms: Terms) -> bool:
@@ -311,4 +314,4 @@ def _judged_at_rates(of: _AtRates, grid: _AtRates, study: Simulated, terms: Term
 
 def pooled(cells: Iterable[tuple[Any, Tallies]], name: str) -> Tally:
     """A search's studies of all cells."""
-    return Tally([of for _, tallies in cells for of in tallies[name].judged if name in tallies])
+    return Tally([of for _, tallies in cells if name in tallies for of in tallies[name].judged])
