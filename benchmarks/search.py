@@ -39,7 +39,7 @@ from benchmarks.search_cells import Cell, Tallies
 from benchmarks.search_until import betting_over_looks
 
 CURVES = Path(__file__).resolve().parents[2] / "shared/data/curves/lora-rank-scaling-glue.csv"
-TINY_STUDIES, TINY_DRAWS = 3, 1
+TINY_STUDIES, TINY_DRAWS = 1, 1
 BETTING_ITEMS = (1000, 2000, 4000)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -189,7 +190,9 @@ def wilcoxon_pruner(study: Simulated, terms: Terms, block: int = 10) -> Answer:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     search = optuna.create_study(direction="maximize", pruner=pruner)
     known: dict[Progress, Shown | None] = {}
     means: dict[int, float] = {}
