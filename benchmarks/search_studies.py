@@ -12,10 +12,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.decision_studies import BASE_SHARE, RETAINED_SHARE, SHARED_BY_RANKS
 from rankwise.findings.stats.items import POINTS, Floats
 from rankwise.study.searches.policy import Progress, Shown
+
+Bools = NDArray[np.bool_]
 
 KEPT_LUCK = 0.7
 """Of the items: where a run's luck is the same after any share of its steps."""
@@ -140,9 +143,9 @@ class _Set(NamedTuple):
     """Items: which are within the models' reach, what the base scores, which ones it knew."""
 
     study: Simulated
-    within: Floats
+    within: Bools
     base: Floats
-    knew: Floats
+    knew: Bools
 
     def answers(self, gain: float, loss: float, key: list[int], step: int) -> Shown:
         study = self.study

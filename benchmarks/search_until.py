@@ -185,5 +185,5 @@ def betting_over_looks(
 
 def _differences(size: int, discordance: float, rng: np.random.Generator) -> Floats:
     """(size,) points, as ``search_studies`` draws those of two models that are equally good."""
-    differs = rng.random(size) < discordance
-    return POINTS / 2.0 * differs * rng.choice((-1.0, 1.0), size)
+    differs = (rng.random(size) < discordance).astype(np.float64)
+    return POINTS / 2.0 * differs * rng.choice(np.array((-1.0, 1.0)), size)
