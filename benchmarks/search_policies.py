@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -62,15 +64,24 @@ def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[Trial, ...], Kno
         known |= {progress: study.shown(progress) for progress in decision.wanted}
 
 
-def cost_of(known: Iterable[Progress], finalists: Sequence[Trial], rates: int, size: Size) -> float:
-    """Of everything that was trained and scored, in trainings of a rank of size 0."""
-    costs = [setting.cost for setting in settings([0.0] * rates)]
+def cost_of(
+    known: Iterable[Progress],
+    finalists: Sequence[Trial],
+    size: Size,
+    num_scored: int | None = None,
+) -> float:
+    """Of everything that was trained and scored, in trainings of a rank of size 0.
+
+    Everything known was scored on the validation items, or ``num_scored`` of it; the finalists are
+    scored on the test items.
+    """
+    costs = [setting.cost for setting in settings([0.0])]
     share: dict[Trial, float] = {}
-    num_scored = 0
+    known = list(known)
     for progress in known:
         share[progress.trial] = max(share.get(progress.trial, 0.0), progress.share)
-        num_scored += 1
     trained = sum(costs[trial.setting] * part for trial, part in share.items())
+    num_scored = len(known) if num_scored is None else num_scored
     scored = num_scored * (size.num_items + size.num_retention)
     scored += len(finalists) * (size.num_test + size.num_test_retention)
     return trained + scored / TRAINING_IN_ITEMS
@@ -116,7 +127,7 @@ def worths_of(of: StudyEvidence, terms: Terms) -> Floats:
 def searched(policy: Policy, study: Simulated, terms: Terms) -> Answer:
     """Search on the validation items, then judge the finalists on the test items."""
     finalists, known = run_policy(policy, study)
-    cost = cost_of(known, finalists, len(study.rates), study.size)
+    cost = cost_of(known, finalists, study.size)
     return answer(study, finalists, cost, terms)._replace(trained=_trained(known, study.size))
 
 
@@ -138,21 +149,17 @@ def all_trials(
 def grid(study: Simulated, terms: Terms) -> Answer:
     """Every rank with every seed at the only rate; no validation items are needed."""
     finalists = all_trials(study.rates[0], study.size.num_seeds)
-    trained = {Progress(trial, 1.0): None for trial in finalists}
-    scored = len(finalists) * (study.size.num_items + study.size.num_retention)
-    cost = cost_of(trained, finalists, 1, study.size) - scored / TRAINING_IN_ITEMS
-    return answer(study, finalists, cost, terms)
+    trained = [Progress(trial, 1.0) for trial in finalists]
+    return answer(study, finalists, cost_of(trained, finalists, study.size, num_scored=0), terms)
 
 
 def always(rank: int, study: Simulated, terms: Terms) -> Answer:
     """One rank with every seed."""
-    finalists = all_trials(study.rates[0], study.size.num_seeds, [RANKS.index(rank)])
-    cost = len(finalists) * (
-        1.0 + rank / 1000.0
-        + (study.size.num_test + study.size.num_test_retention) / TRAINING_IN_ITEMS
-    )  # fmt: skip
-    of = answer(study, finalists, cost, terms)
-    return of._replace(choice=RANKS.index(rank))
+    place = RANKS.index(rank)
+    finalists = all_trials(study.rates[0], study.size.num_seeds, [place])
+    trained = [Progress(trial, 1.0) for trial in finalists]
+    cost = cost_of(trained, finalists, study.size, num_scored=0)
+    return answer(study, finalists, cost, terms)._replace(choice=place)
 
 
 def largest_estimate(study: Simulated, terms: Terms) -> Answer:
@@ -161,10 +168,14 @@ def largest_estimate(study: Simulated, terms: Terms) -> Answer:
     known = {Progress(trial, 1.0): study.shown(Progress(trial, 1.0)) for trial in first}
     values = [worth(shown, terms) for shown in known.values() if shown is not None]
     finalists = all_trials(study.rates[0], study.size.num_seeds, [int(np.argmax(values))])
-    more = {Progress(trial, 1.0): None for trial in finalists if trial.seed > 0}
-    cost = cost_of([*known, *more], finalists, 1, study.size)
-    cost -= len(more) * (study.size.num_items + study.size.num_retention) / TRAINING_IN_ITEMS
+    more = [Progress(trial, 1.0) for trial in finalists if trial.seed > 0]
+    cost = cost_of([*known, *more], finalists, study.size, num_scored=len(known))
     return answer(study, finalists, cost, terms)
+
+
+def has_optuna() -> bool:
+    """Whether the pruner can be run."""
+    return importlib.util.find_spec("optuna") is not None
 
 
 def wilcoxon_pruner(study: Simulated, terms: Terms, block: int = 10) -> Answer:
@@ -179,7 +190,9 @@ def wilcoxon_pruner(study: Simulated, terms: Terms, block: int = 10) -> Answer:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     search = optuna.create_study(direction="maximize", pruner=pruner)
     known: dict[Progress, Shown | None] = {}
     means: dict[int, float] = {}
@@ -201,7 +214,7 @@ def wilcoxon_pruner(study: Simulated, terms: Terms, block: int = 10) -> Answer:
         search.tell(trial, float(np.mean(values)))
     best = max(means, key=lambda place: means[place])
     finalists = all_trials(study.rates[0], study.size.num_seeds, [best])
-    return answer(study, finalists, cost_of(known, finalists, 1, study.size), terms)
+    return answer(study, finalists, cost_of(known, finalists, study.size), terms)
 
 
 class Judged(NamedTuple):

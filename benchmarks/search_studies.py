@@ -12,10 +12,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.decision_studies import BASE_SHARE, RETAINED_SHARE, SHARED_BY_RANKS
 from rankwise.findings.stats.items import POINTS, Floats
 from rankwise.study.searches.policy import Progress, Shown
+
+Bools = NDArray[np.bool_]
 
 KEPT_LUCK = 0.7
 """Of the items: where a run's luck is the same after any share of its steps."""
@@ -100,16 +103,11 @@ class Simulated:
     def shown(self, progress: Progress, *, on_test: bool = False) -> Shown | None:
         """What a trial shows; None where it diverged."""
         trial, share = progress
-        decades = math.log10(trial.learning_rate / self.rates[len(self.rates) // 2])
-        off = decades - self.curve.best_rate[trial.setting]
-        if len(self.rates) == 1:
-            off = 0.0
-        if off > DIVERGES_AT:
+        truth = self.truth(trial.setting, trial.learning_rate, share)
+        if truth is None:
             return None
-        gain = self.curve.gain_at(trial.setting, share) - RATE_COST * off**2
-        loss = self.curve.loss[trial.setting] * share + RATE_LOSS * max(off, 0.0) * share
-        gain += float(self.run_gain[trial.seed, trial.setting])
-        loss += float(self.run_loss[trial.seed, trial.setting])
+        gain = truth[0] + float(self.run_gain[trial.seed, trial.setting])
+        loss = truth[1] + float(self.run_loss[trial.seed, trial.setting])
         items = self.test if on_test else self.validation
         key = [
             self.seed,
@@ -120,6 +118,17 @@ class Simulated:
             round(1e7 * trial.learning_rate),
         ]
         return items.answers(gain, loss, key, round(1000 * share))
+
+    def truth(self, place: int, rate: float, share: float = 1.0) -> tuple[float, float] | None:
+        """Gain and loss of a rank at a rate after a share of its steps; None where it diverges."""
+        off = 0.0
+        if len(self.rates) > 1:
+            middle = self.rates[len(self.rates) // 2]
+            off = math.log10(rate / middle) - self.curve.best_rate[place]
+        if off > DIVERGES_AT:
+            return None
+        gain = self.curve.gain_at(place, share) - RATE_COST * off**2
+        return gain, self.curve.loss[place] * share + RATE_LOSS * max(off, 0.0) * share
 
     def _items(self, in_domain: int, retention: int, number: int) -> _Set:
         rng = np.random.default_rng([self.seed, number])
@@ -134,9 +143,9 @@ class _Set(NamedTuple):
     """Items: which are within the models' reach, what the base scores, which ones it knew."""
 
     study: Simulated
-    within: Floats
+    within: Bools
     base: Floats
-    knew: Floats
+    knew: Bools
 
     def answers(self, gain: float, loss: float, key: list[int], step: int) -> Shown:
         study = self.study

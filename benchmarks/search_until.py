@@ -42,16 +42,26 @@ class Stage(NamedTuple):
     num_seeds: int
 
 
-FIRST = Stage(250, 250, 1)
+FIRST = Stage(1000, 1000, 1)
+AVAILABLE = 4000
+"""Items of each kind that the tasks have; the grid scores as many as the first stage."""
 
 
 class Grown(NamedTuple):
-    """An answer of ``until``, and how it came: the last stage and the number of looks."""
+    """An answer, how it came, and the number of looks."""
 
     answer: Answer
     stage: Stage
     num_looks: int
     is_decided: bool
+
+
+def full_grid(study: Simulated, terms: Terms) -> Grown:
+    """Every seed, and as many items as the first stage has, judged once."""
+    stage = FIRST._replace(num_seeds=study.size.num_seeds)
+    of = _evidence(study, stage, terms)
+    level = level_of_look(len(RANKS), 1)
+    return _grown(of, choose(bounds_at(of, level), terms.delta, terms.epsilon), stage, 1, terms)
 
 
 def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown:
@@ -175,5 +185,5 @@ def betting_over_looks(
 
 def _differences(size: int, discordance: float, rng: np.random.Generator) -> Floats:
     """(size,) points, as ``search_studies`` draws those of two models that are equally good."""
-    differs = rng.random(size) < discordance
-    return POINTS / 2.0 * differs * rng.choice((-1.0, 1.0), size)
+    differs = (rng.random(size) < discordance).astype(np.float64)
+    return POINTS / 2.0 * differs * rng.choice(np.array((-1.0, 1.0)), size)

@@ -1,7 +1,9 @@
-"""Which settings a look at validation items rules out, by bounds that share the search's alpha.
+"""Which settings a look at validation items rules out.
 
-Every statement here is one of the rule's (``findings.decision``), so that what a look may get
-wrong is what the rule may: K statements for K settings, at the level of ``deciding_level``.
+``forgets`` and ``behind`` go by bounds at the level of the rule (``simultaneous.deciding_level``),
+for K settings and the look's part of alpha. ``answered`` goes by the posterior of the best bet
+(``findings.odds``), so it holds on average over its prior. At a rung nothing is known of the end:
+margins are wider by 1 / share there.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ enough, and that a hopeless one is worse."""
 RISK_SHARE = 0.05
 """The most probable shortfall beyond delta of a setting that ends a race, as a share of alpha."""
 
-NEARLY = 0.05
+NEARLY = 0.02
 """A smaller setting that is right with a probability this near the highest is taken."""
 
 Ground = Literal["forgets", "behind", "hopeless", "answered"]
@@ -58,9 +60,9 @@ class Elimination(NamedTuple):
     """A setting that is ruled out, by its place among those that are looked at, and by which other.
 
     ``forgets``: its retention loss is shown to be above epsilon. ``behind``: it is shown to be
-    below the other by more than the margin. ``hopeless``: it is shown to be below the other, and
-    would not be shown within delta of it with all seeds. ``answered``: the other is shown within
-    delta of every setting that is left.
+    below the other by more than the margin. ``hopeless``: it is likely below the other, and would
+    not be shown within delta of it with all seeds, by how the bound's reach shrinks. ``answered``:
+    the other is within delta of the best that is left, but for a small probability.
     """
 
     place: int
@@ -72,7 +74,7 @@ def eliminations(evidence: StudyEvidence, look: Look, terms: Terms) -> list[Elim
     """What is ruled out of the settings that are left, smallest first; never all of them."""
     bounds = bounds_at(evidence, deciding_level(look.num_settings, look.alpha))
     likely = bounds_at(evidence, LIKELY_LEVEL)
-    out, keeps = _forgetting(bounds, terms), _keeps(likely, terms)
+    out, keeps = _forgetting(bounds, terms), _keeps(likely, look.share, terms)
     found = [Elimination(place, "forgets", place) for place in np.flatnonzero(out).tolist()]
     margin = terms.delta / look.share
     for place in np.flatnonzero(~out).tolist():
@@ -102,11 +104,11 @@ def _forgetting(bounds: StudyBounds, terms: Terms) -> NDArray[np.bool_]:
     return out
 
 
-def _keeps(likely: StudyBounds, terms: Terms) -> NDArray[np.bool_]:
-    """(K,) which settings may rule out others."""
+def _keeps(likely: StudyBounds, share: float, terms: Terms) -> NDArray[np.bool_]:
+    """(K,) which settings may rule out others: their losses may still grow with the steps."""
     if likely.loss is None or terms.epsilon is None:
         return np.ones(len(likely.gain.estimate), dtype=bool)
-    return likely.loss.upper < terms.epsilon
+    return likely.loss.upper < share * terms.epsilon
 
 
 def _is_hopeless(
@@ -125,7 +127,8 @@ def _is_hopeless(
 def _answer(evidence: StudyEvidence, left: list[int], look: Look, terms: Terms) -> int | None:
     """The setting that is left and probably as good as any, within delta; None where none is.
 
-    Of those that are, the one that is right most probably, or a smaller one that is so nearly.
+    Its estimated loss is at most epsilon. Of several, the one that is right most probably, or a
+    smaller one that is nearly; right is the rule's: better than the base, keeps enough, near.
     """
     count = evidence.num_options
     correlations = smooth_correlations(look.ranks, np.zeros((count, count)))
@@ -137,7 +140,16 @@ def _answer(evidence: StudyEvidence, left: list[int], look: Look, terms: Terms) 
     best = np.where(keeps, gains, -np.inf).max(axis=1, keepdims=True)
     near = best - gains <= terms.delta
     is_sure = (~near).mean(axis=0) <= RISK_SHARE * look.alpha
-    if not is_sure.any():
-        return None
     right = (near & keeps & (gains > 0.0)).mean(axis=0)
-    return left[int((is_sure & (right >= right[is_sure].max() - NEARLY)).argmax())]
+    able = is_sure & _seem_to_keep(evidence, left, terms)
+    if not able.any():
+        return None
+    return left[int((able & (right >= right[able].max() - NEARLY)).argmax())]
+
+
+def _seem_to_keep(evidence: StudyEvidence, left: list[int], terms: Terms) -> NDArray[np.bool_]:
+    """Of the settings that are left, whose estimated loss is acceptable; all where none is."""
+    seem = np.ones(len(left), dtype=bool)
+    if evidence.retention is not None and terms.epsilon is not None:
+        seem = evidence.retention.mean[left] <= terms.epsilon
+    return seem if seem.any() else ~seem

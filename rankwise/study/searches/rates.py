@@ -8,7 +8,7 @@ rung to rung the worse half stops, and at the end of the first seed one rate is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 FACTOR = math.sqrt(10.0)
@@ -25,53 +25,49 @@ Worth = float | None
 
 
 class Grid(NamedTuple):
-    """The rates of a setting that are tried at the first rung.
+    """The rates of a setting that were tried at the first rung.
 
     Attributes:
         rates: from small to large, those that were added among them.
-        missing: those that are to be tried before anything more is known.
         edge: the best rate, where it is the smallest or the largest one and no more are added.
     """
 
     rates: tuple[float, ...]
-    missing: tuple[float, ...]
-    edge: float | None = None
+    edge: float | None
 
 
 def grid(
-    given: Sequence[float], worth_of: Callable[[float], Worth], knows: Callable[[float], bool]
-) -> Grid:
-    """The rates to try at the first rung, as far as that can be said.
+    given: Sequence[float], worth_of: Callable[[float], Worth]
+) -> Generator[tuple[float, ...], None, Grid]:
+    """Yields rates to try at the first rung, and goes on when they are tried.
 
     Args:
         given: at least one rate; a single one is not tuned.
-        worth_of: of a rate that is known.
-        knows: whether a rate is known at the rung.
+        worth_of: of a rate that was tried.
     """
     rates = sorted(given)
+    yield tuple(rates)
     if len(rates) == 1:
-        return Grid(tuple(rates), tuple(rate for rate in rates if not knows(rate)))
+        return Grid(tuple(rates), None)
     beyond = {0: 0, -1: 0}
     while True:
-        missing = tuple(rate for rate in rates if not knows(rate))
-        if missing:
-            return Grid(tuple(rates), missing)
         best = best_rate({rate: worth_of(rate) for rate in rates})
         edge = next((side for side in beyond if rates[side] == best), None)
         if best is None or edge is None or beyond[edge] == MOST_BEYOND:
             break
         beyond[edge] += 1
-        rates = sorted([*rates, rounded(best * (FACTOR if edge else 1.0 / FACTOR))])
+        new = rounded(best * (FACTOR if edge else 1.0 / FACTOR))
+        yield (new,)
+        rates = sorted([*rates, new])
     if best is None:
-        return Grid(tuple(rates), ())
+        return Grid(tuple(rates), None)
     steps = (rounded(best / math.sqrt(FACTOR)), rounded(best * math.sqrt(FACTOR)))
-    new = [step for step in steps if all(abs(step / rate - 1.0) > SAME_WITHIN for rate in rates)]
-    rates = sorted([*rates, *new])
-    missing = tuple(rate for rate in rates if not knows(rate))
-    if missing:
-        return Grid(tuple(rates), missing)
+    steps = tuple(s for s in steps if all(abs(s / rate - 1.0) > SAME_WITHIN for rate in rates))
+    if steps:
+        yield steps
+    rates = sorted([*rates, *steps])
     best = best_rate({rate: worth_of(rate) for rate in rates})
-    return Grid(tuple(rates), (), best if best in (rates[0], rates[-1]) else None)
+    return Grid(tuple(rates), best if best in (rates[0], rates[-1]) else None)
 
 
 def best_rate(worths: dict[float, Worth]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from rankwise.study.searches.comparison import worth
 from rankwise.study.searches.courses import Journal
@@ -49,22 +49,10 @@ class Tuning:
 
     def to_rung(self, share: float, places: Sequence[int]) -> Iterator[list[Progress]]:
         """What is to be trained to a rung, step by step; then the worse rates stop."""
-        if share != self.first_rung:
-            yield [each for place in places for each in self.at(place, share, [0])]
+        if share == self.first_rung:
+            yield from self._grids(places)
         else:
-            while True:
-                grids = {place: self._grid(place) for place in places}
-                self.rates |= {place: of.rates for place, of in grids.items()}
-                wanted = [
-                    Progress(Trial(place, rate, self.seeds[0]), share)
-                    for place, of in grids.items()
-                    for rate in of.missing
-                ]
-                if not wanted:
-                    break
-                yield wanted
-            for place, of in grids.items():
-                self._note_edge(place, of)
+            yield [each for place in places for each in self.at(place, share, [0])]
         self.keep(share, places)
 
     def keep(self, share: float, places: Sequence[int], *, is_last: bool = False) -> None:
@@ -110,17 +98,33 @@ class Tuning:
         every = range(len(self.seeds))
         return [progress.trial for place in places for progress in self.at(place, 1.0, every)]
 
-    def _grid(self, place: int) -> Grid:
-        def is_known(rate: float) -> bool:
-            return Progress(Trial(place, rate, self.seeds[0]), self.first_rung) in self.known
+    def _grids(self, places: Sequence[int]) -> Iterator[list[Progress]]:
+        """The grids of all settings side by side, as long as one of them wants more."""
+        grids = {place: self._grid(place) for place in places}
+        while grids:
+            wanted: list[Progress] = []
+            for place, of in list(grids.items()):
+                try:
+                    rates = next(of)
+                except StopIteration as end:
+                    del grids[place]
+                    self._take(place, end.value)
+                else:
+                    wanted += [self._at_first(place, rate) for rate in rates]
+            if wanted:
+                yield wanted
 
+    def _grid(self, place: int) -> Generator[tuple[float, ...], None, Grid]:
         return grid(
-            self.settings[place].rates,
-            lambda rate: self._worth(place, rate, self.first_rung),
-            is_known,
+            self.settings[place].rates, lambda rate: self._worth(place, rate, self.first_rung)
         )
 
-    def _note_edge(self, place: int, of: Grid) -> None:
+    def _at_first(self, place: int, rate: float) -> Progress:
+        return Progress(Trial(place, rate, self.seeds[0]), self.first_rung)
+
+    def _take(self, place: int, of: Grid) -> None:
+        """Go on with the rates that were tried; name the best one where it is at the edge."""
+        self.rates[place] = of.rates
         if of.edge is not None:
             self.journal.say(
                 f"The best learning rate of {self.settings[place].label} stayed at the edge of "
