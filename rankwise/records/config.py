@@ -411,7 +411,10 @@ class EvaluationConfig(Section):
     num_fewshot: Natural | None = None
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
-    """Score the first items of each task, this many at most; None: all."""
+    """Score a random sample of each task's items, this many at most; None: all.
+
+    The order is fixed: a larger limit adds items to those of a smaller one.
+    """
     chat_template: Switch = False
     """Ask in the model's chat format."""
     fewshot_as_multiturn: Switch = False
