@@ -23,6 +23,7 @@ from pydantic import (
 
 Precision = Literal["auto", "float32", "bfloat16"]
 BasePrecision = Literal["auto", "8bit", "4bit"]
+LoraInit = Literal["A", "B"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 Engine = Literal["resident", "vllm"]
 
@@ -334,6 +335,12 @@ class LoraConfig(Section):
         ("q_proj", "k_proj", "v_proj", "o_proj"),
     )
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
+    init: LoraInit = "A"
+    """The matrix that is drawn at random; the other one begins at zero.
+
+    ``A`` is PEFT's. With ``B`` and alpha = rank the best learning rate should hardly depend on the
+    rank, and be full fine-tuning's (arXiv:2602.06204).
+    """
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=_MOST_ENTRIES)] = ()
     """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
 

@@ -40,6 +40,7 @@ _NOT_IN_TRAINING = {
     "compile",
     "save_steps",
 }
+_USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
 _RUN_IDENTITY = {"method", "seed", *SETTING}
 
 
@@ -54,7 +55,11 @@ def fingerprint(content: Any) -> str:
 def study_fingerprint(config: StudyConfig) -> str:
     """Of a study file's settings, wherever its tasks lie, and whatever items are grouped by."""
     unused = {"tasks_path": True, "allow_task_code": True, "evaluation": {"clusters"}}
-    return fingerprint(config.model_dump(mode="json", exclude=unused))
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=unused)
+    lora = settings["methods"]["lora"]
+    if lora is not None and lora["init"] == _USUAL_INIT:
+        del lora["init"]
+    return fingerprint(settings)
 
 
 def training_fingerprint(
@@ -64,10 +69,12 @@ def training_fingerprint(
 
     ``base_model`` and ``examples``, the tokenised rows, are fingerprints.
     """
-    is_full, full = run.method == "full", config.methods.full
+    is_full, full, lora = run.method == "full", config.methods.full, config.methods.lora
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
+    is_usual = is_full or lora is None or lora.init == _USUAL_INIT
     return fingerprint(
         {
+            **({} if is_usual else {"init": lora.init}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
             "precision": precision,

@@ -129,7 +129,7 @@ def ask(
     requests: Sequence[Request],
     advance: Advance = lambda _: None,
 ) -> dict[str, Known]:
-    """Model name -> answers, known and new, for models whose known answers are to the same items."""
+    """Model name -> answers, known and new, for models with known answers to the same items."""
     started = time.perf_counter()
     adapters = [model.adapter for model in models]
     unfinished = [0] * len(models)

@@ -29,9 +29,10 @@ def right_answers(
     """The right option of a choice, the target of a generation or a likelihood, a text's start.
 
     The tasks' first items, in the order in which they were taken, are asked in turn,
-    ``MOST_ITEMS`` in all, with their prompts as they are scored. Of each answer, the first ``MOST_TOKENS`` tokens are kept, or fewer (at least one) so
-    that the log-probabilities fit into ``MOST_BYTES``. Items without a right answer are skipped,
-    and a question of two tasks is taken once.
+    ``MOST_ITEMS`` in all, with their prompts as they are scored. Of each answer, the first
+    ``MOST_TOKENS`` tokens are kept, or fewer (at least one) so that the log-probabilities fit into
+    ``MOST_BYTES``. Items without a right answer are skipped, and a question of two tasks is taken
+    once.
 
     Args:
         tasks: the tasks with their requests.

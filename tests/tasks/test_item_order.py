@@ -78,7 +78,8 @@ def test_a_limit_takes_a_sample_of_a_sorted_file(tokenizer: Any) -> None:
     counts = [sum(doc["subject"] == name for doc in docs.values()) for name in SUBJECTS]
     assert min(counts) >= 12  # 20 in the mean, standard deviation 3.3; the first 60 are anatomy
     places = [doc_id // 100 for doc_id in task.doc_ids[:20]]
-    assert set(places) == {0, 1, 2} and places != sorted(places)
+    assert set(places) == {0, 1, 2}
+    assert places != sorted(places)
 
 
 def test_documents_keep_their_numbers_and_the_file_its_order(tokenizer: Any) -> None:
@@ -161,7 +162,8 @@ def test_another_task_of_the_same_documents_asks_about_the_same(
     chosen: list[tuple[int, ...]] = []
     for name in ("colours", "hues"):
         found = load_tasks([name], [tasks_folder], allow_code=True)[name]
-        assert not isinstance(found, TaskError) and isinstance(found, tuple)
+        assert not isinstance(found, TaskError)
+        assert isinstance(found, tuple)
         chosen.append(prepared(found[0], tokenizer, 7).doc_ids)
     assert chosen[0] == chosen[1]
 

@@ -91,6 +91,7 @@ def _train_adapters(
 ) -> None:
     plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
+    init = "A" if config.methods.lora is None else config.methods.lora.init
     trainees: list[AdapterTrainee] = []
     for run in runs:
         assert run.rank is not None
@@ -104,6 +105,7 @@ def _train_adapters(
             seed=run.seed,
             device=plan.device,
             dtype=DTYPES[plan.record.precision],
+            init=init,
         )
         examples = plan.examples[run.train_task]
         trainees.append(AdapterTrainee(run, examples, config.train, adapter))
