@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, StudyChangedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.extension import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.work import scoring as score_worker
+from rankwise.tasks import requests
 from rankwise.tasks.item_order import in_random_order
 from tests.support.observers import Recorder
 
@@ -123,6 +124,37 @@ def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path
     assert not begins("evaluation.limit=9", "evaluation.num_fewshot=1")
     assert not begins()  # the same items: finished, not extended
     assert not plan.begins_with(earlier, "another model", plan.tasks["colours"])
+
+
+def test_scores_of_the_first_items_are_kept_where_all_are_scored(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As studies have them that were made before items came in a random order."""
+    settings = [*SETTINGS, "evaluation.out_of_domain=[]", "evaluation.held_out_text=[]"]
+    monkeypatch.setattr(requests, "in_random_order", sorted)
+    run(load_config(study_file, settings), tmp_path / "study")
+    monkeypatch.undo()
+    folder = StudyFolder(tmp_path / "study")
+    before = folder.read_samples("base", "colours")
+    assert [line["doc_id"] for line in before] == [0, 1, 2, 3]
+    with pytest.raises(StudyChangedError, match="the items of colours, or how they are asked"):
+        run(load_config(study_file, settings), tmp_path / "study")
+    with pytest.raises(StudyChangedError, match=r"evaluation\.limit: 4 .*, 9 now"):
+        run(load_config(study_file, [*settings, "evaluation.limit=9"]), tmp_path / "study")
+    asked: list[int] = []
+    ask = ResidentScorer.log_likelihoods
+
+    def asking(self: Any, models: Any, items: Any, *rest: Any) -> Any:
+        asked.append(len(items))
+        return ask(self, models, items, *rest)
+
+    monkeypatch.setattr(score_worker, "refuse_unapplied", lambda *_: None)
+    monkeypatch.setattr(ResidentScorer, "log_likelihoods", asking)
+    run(load_config(study_file, [*settings, "evaluation.limit=null"]), tmp_path / "study")
+    after = folder.read_samples("base", "colours")
+    assert after[:4] == before
+    new = sum(len(line["resps"]) for line in after[4:])
+    assert (len(after), asked) == (26, [new, new])  # of the base, and of the adapter
 
 
 def test_more_seeds_and_ranks_train_only_those(study_file: Path, tmp_path: Path) -> None:
