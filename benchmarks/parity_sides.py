@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -143,7 +143,7 @@ def score_ours(
 
 
 @contextlib.contextmanager
-def _prompts_of_whole_tasks() -> Iterator[None]:
+def _prompts_of_whole_tasks() -> Generator[None]:
     """Within the block, lm-eval shows with ``samples`` the examples that it shows without.
 
     Where it draws few-shot examples, it draws them for one scored document after another.

@@ -69,12 +69,13 @@ def training_fingerprint(
 
     ``base_model`` and ``examples``, the tokenised rows, are fingerprints.
     """
-    is_full, full, lora = run.method == "full", config.methods.full, config.methods.lora
+    is_full, full = run.method == "full", config.methods.full
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
-    is_usual = is_full or lora is None or lora.init == _USUAL_INIT
+    lora = None if is_full else config.methods.lora
+    init = _USUAL_INIT if lora is None else lora.init
     return fingerprint(
         {
-            **({} if is_usual else {"init": lora.init}),
+            **({} if init == _USUAL_INIT else {"init": init}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
             "precision": precision,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 ORDER_SEED = 1234
@@ -59,7 +59,7 @@ def build_requests(task: Any, doc_ids: Sequence[int], **options: Any) -> None:
 
 
 @contextlib.contextmanager
-def _drawing_for_all(task: Any, doc_ids: Sequence[int]) -> Iterator[None]:
+def _drawing_for_all(task: Any, doc_ids: Sequence[int]) -> Generator[None]:
     """Within the block, the sampler also draws the examples of the documents in between."""
     from lm_eval.api.samplers import FirstNSampler
 
