@@ -15,7 +15,6 @@ from rankwise.records.results import StudyResults
 from rankwise.records.search import Shown, TrainTaskSearch, ValidationMean
 from rankwise.records.study import Unit
 
-
 NOISE_STDERRS = 3.0
 """The largest of a few equal ranks is about so many standard errors above the smallest."""
 

@@ -136,19 +136,27 @@ class _TaskFinder:
         return domains
 
     def _prepared(
-        self, relation: Relation, loaded: LoadedTask, *, limit: int | None = None
+        self, relation: Relation, loaded: LoadedTask, *, num_first: int | None = None
     ) -> PreparedTask | None:
-        """Each name once, however many trained tasks are scored on it."""
+        """Each name once, however many trained tasks are scored on it.
+
+        ``num_first``: score this many documents, the first of the file.
+        """
         if loaded.name not in self._done:
-            self._done[loaded.name] = self._prepare(relation, loaded, limit)
+            self._done[loaded.name] = self._prepare(relation, loaded, num_first)
         return self._done[loaded.name]
 
     def _prepare(
-        self, relation: Relation, loaded: LoadedTask, limit: int | None
+        self, relation: Relation, loaded: LoadedTask, num_first: int | None
     ) -> PreparedTask | None:
         try:
             return prepared_task(
-                loaded, self.tokenizer, self.max_length, self.config.evaluation, limit=limit
+                loaded,
+                self.tokenizer,
+                self.max_length,
+                self.config.evaluation,
+                limit=num_first,
+                doc_ids=None if num_first is None else range(num_first),
             )
         except (TaskError, DataError) as error:
             self.problems.append(f"evaluation.{relation}: {error}")
@@ -360,7 +368,7 @@ class _TaskFinder:
                 continue  # no standard error
             if rows[-1] != len(rows) - 1:
                 loaded = with_documents(loaded, rows)
-            task = self._prepared("in_domain", loaded, limit=len(rows))
+            task = self._prepared("in_domain", loaded, num_first=len(rows))
             names |= {} if task is None else {name: task.name}
         return names
 
@@ -420,7 +428,7 @@ class _TaskFinder:
         if len(chosen) < MIN_ITEMS:
             return {}
         endings = ending_items(name, chosen)
-        task = self._prepared("in_domain", endings, limit=len(chosen))
+        task = self._prepared("in_domain", endings, num_first=len(chosen))
         return {} if task is None else {name: task.name}
 
     def _without_overlap(self, source: _Source) -> tuple[dict[str, list[int]], dict[str, int]]:

@@ -91,6 +91,7 @@ def _train_adapters(
 ) -> None:
     plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
+    init = "A" if config.methods.lora is None else config.methods.lora.init
     trainees: list[AdapterTrainee] = []
     by_training = _by_training(runs)
     for run, models_of in by_training.items():
@@ -105,6 +106,7 @@ def _train_adapters(
             seed=run.seed,
             device=plan.device,
             dtype=DTYPES[plan.record.precision],
+            init=init,
         )
         examples, marks = plan.examples[run.train_task], [model.num_steps for model in models_of]
         trainees.append(AdapterTrainee(run, examples, config.train, adapter, marks))
