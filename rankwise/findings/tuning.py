@@ -19,6 +19,10 @@ NOISE_STDERRS = 3.0
 """The largest of a few equal ranks is about so many standard errors above the smallest."""
 
 
+SAME_RATE = 0.02
+"""Rates are written with three digits, so two ways to one rate may differ by so much."""
+
+
 class RatePoint(Record):
     """A rank's gain on validation items at one learning rate."""
 
@@ -91,17 +95,21 @@ def _best(rank: int, rates: Mapping[float, ValidationMean]) -> RatePoint:
 
 def _common(by_rank: Mapping[int, Mapping[float, ValidationMean]]) -> list[RatePoint]:
     """Every rank at the rate whose mean over the ranks is the largest."""
-    tried = set.intersection(*(set(rates) for rates in by_rank.values()))
-    if not tried:
-        return []
-    means = {
-        rate: statistics.fmean(rates[rate].estimate for rates in by_rank.values()) for rate in tried
-    }
-    best = max(sorted(means), key=lambda rate: means[rate])
-    return [
-        RatePoint(rank=rank, learning_rate=best, gain=rates[best])
-        for rank, rates in sorted(by_rank.items())
-    ]
+    candidates: list[tuple[float, list[RatePoint]]] = []
+    for rate in sorted(next(iter(by_rank.values()))):
+        points = [_at(rank, rates, rate) for rank, rates in sorted(by_rank.items())]
+        if all(point is not None for point in points):
+            found = [point for point in points if point is not None]
+            candidates.append((statistics.fmean(p.gain.estimate for p in found), found))
+    return max(candidates, key=lambda candidate: candidate[0])[1] if candidates else []
+
+
+def _at(rank: int, rates: Mapping[float, ValidationMean], wanted: float) -> RatePoint | None:
+    """What a rank showed at a rate; rates that differ by rounding are one."""
+    near = [rate for rate in rates if abs(rate / wanted - 1.0) < SAME_RATE]
+    if not near:
+        return None
+    return RatePoint(rank=rank, learning_rate=wanted, gain=rates[near[0]])
 
 
 def _spread(points: Sequence[RatePoint]) -> float:

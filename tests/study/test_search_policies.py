@@ -92,7 +92,9 @@ def test_a_race_ends_with_the_obviously_best_rank() -> None:
     # the others were stopped at rungs, 15 and 30 points behind where 16 and 8 are asked for
     assert ends(known) == {(2, 7), (2, 8), (2, 9)}
     assert set(ruled_out(decisions)) == {0, 1, 3, 4}
-    assert "more than 8 below rank 32 after 50% of the steps" in ruled_out(decisions)[0]
+    assert (
+        "more than 8.0 points below rank 32 after 50\u00a0% of the steps" in ruled_out(decisions)[0]
+    )
 
 
 def test_a_setting_behind_by_less_than_the_margin_of_a_rung_is_trained_on() -> None:
@@ -125,7 +127,7 @@ def test_of_equal_ranks_the_smallest_is_left_and_trained_to_the_end_of_all_seeds
     decisions, known = search(Race(settings(), (0, 1, 2), TERMS), by_rank((20,) * 5))
     assert left(decisions) == {0}
     assert ends(known) == {(place, 0) for place in range(5)} | {(0, 1), (0, 2)}
-    assert "rank 8 is probably within 4 of the best" in ruled_out(decisions)[4]
+    assert "rank 8 is probably within 4.0 points of the best" in ruled_out(decisions)[4]
 
 
 def test_where_all_forget_the_one_that_forgets_least_is_left() -> None:
@@ -185,7 +187,7 @@ def test_a_best_rate_at_the_edge_widens_the_grid_twice_and_is_named() -> None:
     tried = sorted({of.trial.learning_rate for of in known if of.trial.setting == 0})
     assert tried == pytest.approx([1e-5, 3e-5, 9.49e-5, 1.69e-4, 3e-4, 5.33e-4], rel=0.01)
     assert any(
-        "rank 8 stayed at the edge of the grid: 0.000533" in of.statement for of in decisions
+        "rank 8 stayed at the edge of the grid: 5.33e-4" in of.statement for of in decisions
     )
     # an optimum one step beyond is found and is no edge
     decisions, _ = search(policy, tuned(9.5e-5))
@@ -292,7 +294,7 @@ def test_the_ladder_stops_at_32_where_64_is_no_better() -> None:
     assert ends(known) == set(itertools.product((2, 3), (0, 1, 2)))
     assert "The ladder stops at rank 32." in decisions[-1].statement
     assert left(decisions) == {2}
-    assert "within 4 of it" in ruled_out(decisions)[3]
+    assert "within 4.0 points of it" in ruled_out(decisions)[3]
     assert "lack of evidence" not in decisions[-1].statement
 
 
@@ -325,7 +327,10 @@ def test_the_ladder_says_what_it_lacks_evidence_for() -> None:
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0, 0, 20, 24, 24), (4,) * 5))
     statement = decisions[-1].statement
     assert "whether rank 64 leads by more than 4" in statement
-    assert "whether it loses more than 4 on retention is neither shown nor excluded" in statement
+    assert (
+        "whether it loses more than 4.0 points on retention is neither shown nor excluded"
+        in statement
+    )
     assert left(decisions) == {2, 3}  # the test items compare them
 
 

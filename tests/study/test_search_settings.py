@@ -21,8 +21,8 @@ def config_of(tmp_path: Path, *overrides: str) -> StudyConfig:
     ("alpha", "centres"),
     [
         # r^-1/2: four times the rank halves the rate, to the nearest step of sqrt(10)
-        ("{policy: proportional}", {2: 3.16228e-3, 32: 1e-3, 512: 3.16228e-4}),
-        ("{policy: rslora, alpha: 16}", {2: 3.16228e-3, 32: 1e-3, 512: 3.16228e-4}),
+        ("{policy: proportional}", {2: 3.16e-3, 32: 1e-3, 512: 3.16e-4}),
+        ("{policy: rslora, alpha: 16}", {2: 3.16e-3, 32: 1e-3, 512: 3.16e-4}),
         ("{policy: fixed, alpha: 16}", {2: 1e-3, 32: 1e-3, 512: 1e-3}),
     ],
 )
@@ -38,7 +38,10 @@ def test_rates_begin_where_the_best_is_expected(
     for rank, centre in centres.items():
         low, middle, high = found[rank]
         assert middle == pytest.approx(centre, rel=1e-5)
-        assert (low, high) == (pytest.approx(centre / 10**0.5), pytest.approx(centre * 10**0.5))
+        assert (low, high) == (
+            pytest.approx(centre / 10**0.5, rel=5e-3),
+            pytest.approx(centre * 10**0.5, rel=5e-3),
+        )
 
 
 def test_with_b_drawn_every_rank_begins_at_one_rate(tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | No
     rows: list[_Metric] = [
         (evaluation, score)
         for evaluation in results.base.evaluations.values()
+        if evaluation.task not in results.study.validation_tasks(results.train_task)
         for score in evaluation.metrics
         if len(evaluation.metrics) > 1
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rankwise.records import quantities
 from rankwise.records.config import StopConfig
 from rankwise.study.searches.policy import (
     Decision,
@@ -54,7 +55,7 @@ class EarlyStop:
             if stopped is not None and stopped == reached[-1]:
                 ruled_out.append(self._ruling(trial, stopped, known[Progress(trial, stopped)]))
         if wanted:
-            share = f"{min(progress.share for progress in wanted):.0%}"
+            share = f"{quantities.percent(min(progress.share for progress in wanted))}"
             statement = f"{len(wanted)} trainings go on to {share} of their steps"
             return Decision(tuple(wanted), (), tuple(ruled_out), statement)
         statement = "; ".join(self._endings(finalists))
@@ -66,18 +67,19 @@ class EarlyStop:
     def _ruling(self, trial: Trial, share: float, shown: Shown | None) -> Ruling:
         label = f"{self._settings[trial.setting].label}, seed {trial.seed}"
         if shown is None:
-            return Ruling(trial.setting, None, f"{label}: diverged before {share:.0%} of its steps")
-        return Ruling(
-            trial.setting,
-            None,
-            f"{label}: after {share:.0%} of its steps it loses {_loss(shown):.1f} points of the "
-            f"retention validation items, more than {self._limit:g}",
-        )
+            reason = f"{label}: diverged before {quantities.percent(share)} of its steps"
+        else:
+            lost = quantities.amount(_loss(shown), "points")
+            reason = (
+                f"{label}: after {quantities.percent(share)} of its steps it loses {lost} on the "
+                f"retention validation items, more than {quantities.amount(self._limit, 'points')}"
+            )
+        return Ruling(trial.setting, None, reason)
 
     def _endings(self, finalists: Sequence[Progress]) -> Iterator[str]:
         for trial, share in finalists:
             label = self._settings[trial.setting].label
-            yield f"{label}, seed {trial.seed}: {share:.0%} of its steps"
+            yield f"{label}, seed {trial.seed}: {quantities.percent(share)} of its steps"
 
 
 def _loss(shown: Shown) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Sequence
 
 from rankwise.findings.stats.simultaneous import StudyBounds, bounds_at
+from rankwise.records import quantities
 from rankwise.study.searches.comparison import evidence
 from rankwise.study.searches.courses import Course, Journal, follow
 from rankwise.study.searches.policy import Decision, Known, Ruling, Setting, Shown, Terms
@@ -85,6 +86,7 @@ class _Climbing:
     def course(self) -> Course:
         """Up or down from the first rank."""
         order, step = self.ladder.order, self.ladder.start
+        margin = self.ladder.terms.margin
         yield from self.train(order[step])
         while self.fails(order[step]):
             if step == 0:
@@ -103,11 +105,11 @@ class _Climbing:
             if underfits < 1:
                 rivals = [larger] if underfits == 0 else []
                 if underfits == -1:
-                    self.rule_out(larger, f"{self.label(current)} is shown to be within "
-                                          f"{self.ladder.terms.delta:g} of it")  # fmt: skip
+                    reason = f"{self.label(current)} is shown to be within {margin} of it"
+                    self.rule_out(larger, reason)
                 break
-            self.rule_out(current, f"it underfits: {self.label(larger)} is shown to lead by more "
-                                   f"than {self.ladder.terms.delta:g}")  # fmt: skip
+            reason = f"it underfits: {self.label(larger)} is shown to lead by more than {margin}"
+            self.rule_out(current, reason)
             step += 1
         return self.end(order[step], rivals)
 
@@ -124,8 +126,9 @@ class _Climbing:
                 going = [place] if place in tuning.rates else []
                 for wanted in tuning.to_rung(share, going):
                     if wanted:
+                        where, rates = quantities.percent(share), len(wanted)
                         yield self.journal.ask(
-                            wanted, f"{label} is trained to {share:.0%} at {len(wanted)} rates."
+                            wanted, f"{label} is trained to {where} at {rates} rates."
                         )
             if place in tuning.rates:
                 yield self.journal.ask(
@@ -146,8 +149,8 @@ class _Climbing:
     def leave(self, place: int) -> None:
         """Rule out a setting that forgets; one that diverged is ruled out already."""
         if place in self.tuning.rates:
-            epsilon = self.ladder.terms.epsilon
-            self.rule_out(place, f"it forgets: its retention loss is shown to be above {epsilon:g}")
+            epsilon = self.ladder.terms.acceptable
+            self.rule_out(place, f"it forgets: its retention loss is shown to be above {epsilon}")
 
     def rule_out(self, place: int, reason: str) -> None:
         """Leave a setting behind; it is not trained on, and no finalist."""
@@ -180,10 +183,10 @@ class _Climbing:
         label, terms = self.label(place), self.ladder.terms
         says = [f"The ladder stops at {label}."]
         lacking = [
-            f"whether {self.label(rival)} leads by more than {terms.delta:g}" for rival in rivals
+            f"whether {self.label(rival)} leads by more than {terms.margin}" for rival in rivals
         ]
         if self.forgets(place) == 0:
-            lacking.append(f"whether it loses more than {terms.epsilon:g} on retention")
+            lacking.append(f"whether it loses more than {terms.acceptable} on retention")
         if lacking:
             says.append(
                 f"It stops for lack of evidence: {' and '.join(lacking)} is neither shown nor "

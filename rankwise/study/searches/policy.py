@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from rankwise.findings.stats.items import Floats
+from rankwise.records import quantities
 
 
 class Setting(NamedTuple):
@@ -117,3 +118,17 @@ class Terms(NamedTuple):
     epsilon: float | None
     alpha: float
     unit: float = 1.0
+
+    def written(self, gain: float) -> str:
+        """A difference of gains in words, such as 4.0 points."""
+        return quantities.amount(gain, "points" if self.unit == 1.0 else "nats")
+
+    @property
+    def margin(self) -> str:
+        """Delta in words."""
+        return self.written(self.delta)
+
+    @property
+    def acceptable(self) -> str:
+        """The acceptable retention loss in words."""
+        return quantities.amount(self.epsilon or 0.0, "points")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rankwise.records import quantities
 from rankwise.study.searches.comparison import evidence
 from rankwise.study.searches.courses import Course, Journal, follow
 from rankwise.study.searches.eliminations import Elimination, Look, eliminations
@@ -126,7 +127,7 @@ class _Running:
     def ask(self, wanted: Sequence[Progress], share: float) -> Decision:
         """A decision to train on."""
         labels = dict.fromkeys(self.race.settings[of.trial.setting].label for of in wanted)
-        where = "their end" if share == 1.0 else f"{share:.0%} of their steps"
+        where = "the end" if share == 1.0 else f"{quantities.percent(share)} of the steps"
         trainings = "1 training goes" if len(wanted) == 1 else f"{len(wanted)} trainings go"
         return self.journal.ask(wanted, f"{trainings} on to {where}: {', '.join(labels)}.")
 
@@ -156,18 +157,18 @@ class _Running:
 def reason(of: Elimination, other: str, look: Look, terms: Terms) -> str:
     """Why a setting is ruled out, in words; ``other`` is by which one."""
     when = (
-        f"after {look.share:.0%} of the steps"
+        f"after {quantities.percent(look.share)} of the steps"
         if look.share < 1.0
         else f"at the end of {look.num_seeds} of {look.all_seeds} seeds"
     )
     if of.ground == "forgets":
-        return f"its retention loss is shown to be above {terms.epsilon:g} {when}"
+        return f"its retention loss is shown to be above {terms.acceptable} {when}"
     if of.ground == "behind":
-        margin = terms.delta / look.share
-        return f"it is shown to be more than {margin:.3g} below {other} {when}"
+        margin = terms.written(terms.delta / look.share)
+        return f"it is shown to be more than {margin} below {other} {when}"
     if of.ground == "hopeless":
         return (
             f"it is likely below {other} {when}, and would not be shown within "
-            f"{terms.delta:g} of it with all seeds"
+            f"{terms.margin} of it with all seeds"
         )
-    return f"{other} is probably within {terms.delta:g} of the best that is left, {when}"
+    return f"{other} is probably within {terms.margin} of the best that is left, {when}"

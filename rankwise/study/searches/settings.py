@@ -109,7 +109,7 @@ def _expected_rate(variant: LoraVariant, is_flat: bool) -> float:
         return rate
     factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
     # whole steps of the grid, so that ranks share rates and can be compared at one
-    return _rounded(rate * RATE_FACTOR ** round(math.log(factor, RATE_FACTOR)))
+    return rate * RATE_FACTOR ** round(math.log(factor, RATE_FACTOR))
 
 
 def _grid(centre: float) -> tuple[float, ...]:
@@ -117,7 +117,7 @@ def _grid(centre: float) -> tuple[float, ...]:
 
 
 def _rounded(rate: float) -> float:
-    return float(f"{rate:.6g}")
+    return float(f"{rate:.3g}")
 
 
 def _labels(variants: Sequence[LoraVariant]) -> list[str]:

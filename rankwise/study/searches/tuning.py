@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 
+from rankwise.records import quantities
 from rankwise.study.searches.comparison import worth
 from rankwise.study.searches.courses import Journal
 from rankwise.study.searches.policy import Known, Progress, Ruling, Setting, Shown, Terms, Trial
@@ -66,8 +67,9 @@ class Tuning:
             self.rates[place] = (best,) if is_last else better_half(worths)
             for rate, value in worths.items():
                 if rate not in self.rates[place]:
+                    better, when = quantities.learning_rate(best), quantities.percent(share)
                     reason = (
-                        f"learning rate {best:g} was worth more after {share:.0%} of the steps"
+                        f"learning rate {better} was worth more after {when} of the steps"
                         if value is not None
                         else "its training diverged"
                     )
@@ -128,7 +130,7 @@ class Tuning:
         if of.edge is not None:
             self.journal.say(
                 f"The best learning rate of {self.settings[place].label} stayed at the edge of "
-                f"the grid: {of.edge:g}."
+                f"the grid: {quantities.learning_rate(of.edge)}."
             )
 
     def _worth(self, place: int, rate: float, share: float) -> Worth:
