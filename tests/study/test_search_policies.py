@@ -186,9 +186,7 @@ def test_a_best_rate_at_the_edge_widens_the_grid_twice_and_is_named() -> None:
     decisions, known = search(policy, tuned(1.0))
     tried = sorted({of.trial.learning_rate for of in known if of.trial.setting == 0})
     assert tried == pytest.approx([1e-5, 3e-5, 9.49e-5, 1.69e-4, 3e-4, 5.33e-4], rel=0.01)
-    assert any(
-        "rank 8 stayed at the edge of the grid: 5.33e-4" in of.statement for of in decisions
-    )
+    assert any("rank 8 stayed at the edge of the grid: 5.33e-4" in of.statement for of in decisions)
     # an optimum one step beyond is found and is no edge
     decisions, _ = search(policy, tuned(9.5e-5))
     assert not any("edge" in of.statement for of in decisions)

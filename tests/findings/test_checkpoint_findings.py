@@ -1,0 +1,77 @@
+"""Checkpoints against planted scores: which one is chosen, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankwise.findings.checkpoints import TrainTaskCheckpoints
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.study import study_findings
+from rankwise.records.results import StudyResults
+from rankwise.report.sections.checkpoints import checkpoint_section
+from tests.planted.checkpoints import Shares, with_checkpoints
+
+
+def found_in(results: StudyResults) -> TrainTaskCheckpoints:
+    (found,) = study_findings(results, recommend(results)).checkpoints
+    return found
+
+
+def test_a_step_that_keeps_more_and_gains_as_much_is_said_to() -> None:
+    kept = Shares(0.80, 0.90, 0.80, 0.90)
+    forgot = Shares(0.80, 0.70, 0.80, 0.70)
+    found = found_in(with_checkpoints({8: [(400, kept), (1200, forgot)]}))
+    (choice,) = found.choices
+    assert (choice.step, choice.num_steps) == (400, 1200)
+    assert choice.gain is not None
+    assert choice.retention is not None
+    assert choice.gain.estimate == pytest.approx(0.0, abs=1e-9)
+    assert choice.retention.estimate == pytest.approx(20.0)
+    assert choice.retention.lower > 0
+    assert "step 400 of 1,200 is worth most" in choice.statement
+    assert "gains neither more nor less, as far as can be told," in choice.statement
+    assert "keeps more" in choice.statement
+    # on validation items: 30 points, less twice what is lost beyond 5
+    assert [point.validation_worth for point in found.points] == pytest.approx([30.0, 0.0])
+
+
+def test_the_choice_is_made_on_validation_items_alone() -> None:
+    """The test items say the reverse: it does not matter to the choice."""
+    good_there = Shares(0.60, 0.90, 0.80, 0.90)
+    good_here = Shares(0.80, 0.90, 0.60, 0.90)
+    (choice,) = found_in(with_checkpoints({8: [(10, good_there), (20, good_here)]})).choices
+    assert choice.step == 10
+    assert choice.gain is not None
+    assert choice.gain.upper < 0
+    assert "gains less" in choice.statement
+
+
+def test_an_end_that_is_best_is_said_to_be() -> None:
+    worse, better = Shares(0.60, 0.90, 0.60, 0.90), Shares(0.80, 0.90, 0.80, 0.90)
+    (choice,) = found_in(with_checkpoints({8: [(10, worse), (20, better)]})).choices
+    assert (choice.step, choice.gain) == (20, None)
+    assert "no checkpoint is worth more than its end" in choice.statement
+
+
+def test_checkpoints_take_no_part_in_the_verdict() -> None:
+    kept, forgot = Shares(0.80, 0.90, 0.80, 0.90), Shares(0.80, 0.70, 0.80, 0.70)
+    points = {8: [(10, kept), (20, forgot)], 32: [(10, kept), (20, kept)]}
+    (part,) = recommend(with_checkpoints(points)).by_train_task
+    assert [verdict.label for verdict in part.verdicts] == ["rank 8", "rank 32"]
+    assert part.rank == 32
+
+
+def test_the_section_has_every_point() -> None:
+    kept, forgot = Shares(0.80, 0.90, 0.80, 0.90), Shares(0.80, 0.70, 0.80, 0.70)
+    points = {8: [(5, kept), (20, forgot)], 32: [(5, kept), (20, kept)]}
+    section = checkpoint_section([found_in(with_checkpoints(points))])
+    rows = section.files["checkpoints.csv"].splitlines()
+    assert len(rows) == 1 + 4
+    assert [figure.name for figure in section.figures] == [
+        "checkpoints-gain",
+        "checkpoints-retention",
+    ]
+    assert "rank 8 after 25" in section.figures[0].description
+    (titled,) = section.tables
+    chosen = [row[-1].value for group in titled.table.groups for row in group.rows]
+    assert chosen == ["yes", "", "yes", ""]
