@@ -454,6 +454,11 @@ class StudyFolder:
                 for planned in study.checkpoints
                 if self.left_of(study, planned) is None
             ),
+            truncated=tuple(
+                self.read_model(study, planned)
+                for planned in study.truncated
+                if self.left_of(study, planned) is None
+            ),
             search=self._read_if_there(self.search_file, SearchRecord),
             failures=self.failures(),
             stacks=self.accepted_stacks().stacks,
