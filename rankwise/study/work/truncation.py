@@ -25,9 +25,7 @@ class Truncated(NamedTuple):
     relative_error: float
 
 
-def truncated_adapters(
-    context: StudyContext, models: Sequence[PlannedRun]
-) -> dict[str, Truncated]:
+def truncated_adapters(context: StudyContext, models: Sequence[PlannedRun]) -> dict[str, Truncated]:
     """The update that each of some truncated models begins with, by the model's name.
 
     Singular values are shared between the factors, so that neither is small: a refinement trains
