@@ -10,6 +10,7 @@ from rankwise.findings.options import option_gains
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.signatures.found import Signature, failure_signatures
 from rankwise.findings.transfer import Transfer, transfer
+from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves
 from rankwise.findings.weights import TrainTaskWeights, weight_findings
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
 from rankwise.records.recommendation import StudyRecommendation
@@ -19,14 +20,15 @@ from rankwise.records.results import StudyResults
 class StudyFindings(Record):
     """``findings.json``.
 
-    ``axes``, ``retention``, ``mechanisms``, ``weights`` and ``heads`` have an entry for each
-    trained task that has such a thing; ``transfer`` is None where nothing is tested out of the
-    trained domain.
+    ``axes``, ``truncation``, ``retention``, ``mechanisms``, ``weights`` and ``heads`` have an
+    entry for each trained task that has such a thing; ``transfer`` is None where nothing is tested
+    out of the trained domain.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     signatures: tuple[Signature, ...] = ()
     axes: tuple[TrainTaskAxes, ...] = ()
+    truncation: tuple[TrainTaskTruncation, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
@@ -42,6 +44,7 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
     return StudyFindings(
         signatures=tuple(found for part in parts for found in failure_signatures(*part)),
         axes=tuple(found for part in parts if (found := axis_effects(*part))),
+        truncation=tuple(found for part in parts if (found := truncated_curves(*part))),
         transfer=transfer(sources),
         retention=tuple(found for source in sources if (found := retention_groups(source))),
         mechanisms=tuple(found for part in parts if (found := mechanisms(*part))),
