@@ -85,7 +85,7 @@ def run(
     is moved to DIR/quarantine and done again.
     """
     config, folder = _named(study, study_dir, allow_task_code)
-    return _run(_planned(config), folder, replace, accept_new_stack)
+    return _run(config, folder, replace, accept_new_stack)
 
 
 @verb(STUDIES)
@@ -127,6 +127,8 @@ def plan(
     stdout.print(plan_table(record, done))
     for line in pass_lines(record):
         say(line)
+    if record.config.is_searched:
+        say("search: these trainings begin it; what they show decides which go on")
     say(f"disk: about {in_words(left)}, {in_words(free_bytes(folder.root))} free")
     return OK
 
@@ -295,7 +297,7 @@ def extend(
 
     folder = StudyFolder(directory)
     config = extended(folder.read_study().config, Extension(seeds, items, _ranks(ranks)))
-    return _run(_planned(config), folder, accept_new_stack=accept_new_stack)
+    return _run(config, folder, accept_new_stack=accept_new_stack)
 
 
 @verb(STUDIES)
@@ -352,20 +354,26 @@ def _planned(config: StudyConfig) -> StudyPlan:
 
 
 def _run(
-    planned: StudyPlan,
+    config: StudyConfig,
     folder: StudyFolder,
     replace: bool = False,
     accept_new_stack: bool = False,
 ) -> int:
-    """Do what is left of a plan, and report."""
+    """Do what is left of a study, and report."""
     from rankwise.cli.progress import TerminalObserver
-    from rankwise.study.run import run_study
+    from rankwise.study.growing import run_to_verdict
     from rankwise.study.stopping import Stopped
 
+    quiet_libraries()
     try:
         with TerminalObserver(stderr) as observer:
-            outcome = run_study(
-                planned, folder, observer, replace=replace, accept_new_stack=accept_new_stack
+            outcome = run_to_verdict(
+                config,
+                _planned,
+                folder,
+                observer,
+                replace=replace,
+                accept_new_stack=accept_new_stack,
             )
     except Stopped as stopped:
         note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {folder.root}")

@@ -30,7 +30,7 @@ class AuditScore(PairedDifference):
     chat_template: bool
     """Items were asked in the model's chat format."""
     limit: int | None
-    """Only the first items were scored, this many at most; None: all."""
+    """This many items were scored at most; None: all."""
     base_score: float
     base_stderr: float
     adapted_score: float

@@ -47,6 +47,7 @@ from rankwise.records.fields import (
 
 Precision = Literal["auto", "float32", "bfloat16"]
 BasePrecision = Literal["auto", "8bit", "4bit"]
+LoraInit = Literal["A", "B"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 Engine = Literal["resident", "vllm"]
 
@@ -283,6 +284,12 @@ class LoraConfig(Section):
         ("q_proj", "k_proj", "v_proj", "o_proj"),
     )
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
+    init: LoraInit = "A"
+    """The matrix that is drawn at random; the other one begins at zero.
+
+    ``A`` is PEFT's. With ``B`` and alpha = rank the best learning rate should hardly depend on the
+    rank, and be full fine-tuning's (arXiv:2602.06204).
+    """
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=MOST_ENTRIES)] = ()
     """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
 
@@ -404,7 +411,10 @@ class EvaluationConfig(Section):
     num_fewshot: Natural | None = None
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
-    """Score the first items of each task, this many at most; None: all."""
+    """Score a random sample of each task's items, this many at most; None: all.
+
+    The order is fixed: a larger limit adds items to those of a smaller one.
+    """
     chat_template: Switch = False
     """Ask in the model's chat format."""
     fewshot_as_multiturn: Switch = False

@@ -94,15 +94,21 @@ class GrowthDecision(Record):
     """A growth of an undecided study, or why it was not grown further."""
 
     statement: str
-    num_new_items: int
-    """Items that were added to the limit of each task; 0 where seeds were."""
-    num_new_seeds: int
+    limit: int | None
+    """Items of each task, at most, after the growth; None: all."""
+    num_seeds: int
+    """Seeds after the growth."""
     probability: float | None
-    """Predicted, that the grown study is decided; None where the growing ended."""
+    """Predicted, that the grown study is decided; None where nothing is added any more."""
     seconds_spent: float
     """On training and scoring, when this was decided."""
     seconds_expected: float | None
-    """That this growth takes; None where the growing ended."""
+    """That this growth takes; None where nothing is added any more."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is added."""
+        return self.probability is None
 
 
 class SearchRecord(VersionedRecord):
@@ -111,6 +117,8 @@ class SearchRecord(VersionedRecord):
     policy: str
     """How runs were chosen: race, ladder, grid (tuned rates only), stop, or none."""
     by_train_task: tuple[TrainTaskSearch, ...]
+    seconds: float = 0.0
+    """On training and scoring what is not compared in the end."""
     growths: tuple[GrowthDecision, ...] = ()
 
     def of(self, train_task: str) -> TrainTaskSearch | None:

@@ -409,7 +409,7 @@ class TaskEvaluation(StageRecord):
     num_fewshot: int
     chat_template: bool
     limit: int | None
-    """Only the first items were scored, this many at most; None: all."""
+    """This many items were scored at most; None: all."""
     chance: float | None
     """Mean over items of 1/options; 0 for generation, None where it has no meaning."""
     predicted_shares: tuple[float, ...] | None

@@ -167,6 +167,8 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[
         ranks = sorted({run.rank for run in plans if run.rank is not None})
         yield Entry("LoRA ranks", ", ".join(str(rank) for rank in ranks))
         yield Entry("LoRA alpha", "; ".join(_alpha(alpha) for alpha in lora.alpha))
+        if lora.init == "B":
+            yield Entry("LoRA's random matrix", "B; A begins at zero")
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
         yield Entry("LoRA target modules", "; ".join(", ".join(names) for names in sets))
         yield Entry("LoRA learning rate", _rates(plans, "lora"))

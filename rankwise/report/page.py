@@ -35,11 +35,13 @@ from rankwise.report.rendering import (
     render_template,
 )
 from rankwise.report.sections.axes import axis_section
+from rankwise.report.sections.checkpoints import checkpoint_section
 from rankwise.report.sections.claims import claims_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.sections.retention import retention_section
+from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import signature_section
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.truncation import truncation_section
@@ -234,6 +236,11 @@ def study_sections(
     """The sections of the page that are about the whole study, in their order."""
     confidence = results.study.config.recommendation.confidence
     sections = [signature_section(findings.signatures, not_looked_for(results), confidence)]
+    searched = search_section(results, findings.rates)
+    if searched is not None:
+        sections.append(searched)
+    if findings.checkpoints:
+        sections.append(checkpoint_section(findings.checkpoints))
     if findings.transfer is not None:
         sections.append(transfer_section(findings.transfer))
     if findings.retention:

@@ -74,7 +74,7 @@ def run_study(
             failures = _do(context, replace, accept_new_stack)
             while search is not None and not failures:
                 plan = search.plan()
-                if plan.record.models == context.study.models:
+                if _names(plan.record) == _names(context.study):
                     search.tidy(plan)
                     break
                 context = context.replanned(plan)
@@ -83,6 +83,11 @@ def run_study(
             context.models.release()
             folder.checked.save()
         return _concluded(folder, failures)
+
+
+def _names(study: StudyRecord) -> list[tuple[str, bool]]:
+    """What a study trains, and what of it is only searched."""
+    return [(model.name, model.is_searched) for model in study.models]
 
 
 def _do(context: StudyContext, replace: bool, accept_new_stack: bool) -> list[StageFailure]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise.errors import RecordError
 from rankwise.findings.pairs import pair_items
 from rankwise.findings.stats.items import Floats
 from rankwise.records.files import read_if_there
@@ -69,15 +70,42 @@ class Search:
                 by_train_task=tuple(
                     self._record(source, course) for source, course in courses.items()
                 ),
+                seconds=self._seconds(plan.record),
                 growths=() if earlier is None else earlier.growths,
             )
             self._folder.write(self._folder.search_file, record)
         return plan
 
     def tidy(self, plan: StudyPlan) -> None:
-        """Remove the weights of what the search has dropped, once it is over."""
-        if plan.record.runs:
-            self._folder.give_up(plan.record.candidates)
+        """Remove the weights of what the search has dropped, once it is over.
+
+        Raises:
+            RecordError: it left nothing to compare.
+        """
+        if not plan.record.runs:
+            record = read_if_there(self._folder.search_file, SearchRecord)
+            parts = () if record is None else record.by_train_task
+            why = " ".join(part.decisions[-1].statement for part in parts)
+            raise RecordError(
+                f"the search of {self._folder.root} has left no run to compare. {why} Its course "
+                f"is in {self._folder.search_file}; lower the learning rates, or search nothing."
+            )
+        self._folder.give_up(plan.record.candidates)
+
+    def _seconds(self, study: StudyRecord) -> float:
+        """That candidates took; of several checkpoints of a training, the last has all steps."""
+        ended = {run.name for run in study.runs}
+        trained: dict[str, float] = {}
+        scored = 0.0
+        for model in study.candidates:
+            run = self._folder.finished_run(model)
+            if run is not None:
+                name = model.training.name
+                trained[name] = max(trained.get(name, 0.0), run.train_seconds)
+            for task in self._study.validation_tasks(model.train_task):
+                record = self._folder.earlier_evaluation(model.name, task)
+                scored += 0.0 if record is None else record.score_seconds
+        return scored + sum(seconds for name, seconds in trained.items() if name not in ended)
 
     def _course(self, source: str, candidates: Candidates) -> _Course:
         unit = self._unit(source)
@@ -132,9 +160,10 @@ class Search:
 
     def _unit(self, source: str) -> Unit:
         """In which the trained task is scored; points until the base is scored."""
-        names = [*self._study.validation_items[source]["in_domain"].values()]
-        if any(self._folder.earlier_evaluation(BASE, name) is None for name in names):
+        every = [t for s in self._study.tasks for t in self._study.validation_tasks(s)]
+        if any(self._folder.earlier_evaluation(BASE, name) is None for name in every):
             return "points"
+        names = self._study.validation_items[source]["in_domain"].values()
         units = {self._base_scores().items[name].unit for name in names}
         return "nats" if units == {"nats"} else "points"
 

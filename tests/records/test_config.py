@@ -110,7 +110,8 @@ zzz: 1
         ),
         (
             "base_model: m\ntrain: {task: t, learning_rate: 1e-3}\n",
-            "train.learning_rate: 0.001 given; a section is needed here, with keys: lora, full, tune",
+            "train.learning_rate: 0.001 given; a section is needed here, with keys: lora, full, "
+            "tune",
         ),
         (
             "base_model: m\ntrain: {task: t, learning_rate: {lora: .inf}}\n",

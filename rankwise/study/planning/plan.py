@@ -6,7 +6,7 @@ Checks the config against tasks and model and collects every problem; loads no w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from rankwise.study.planning.checks import (
     check_judgements,
     check_metrics,
     check_model,
+    check_search,
     check_warmup,
     target_layers,
 )
@@ -45,6 +46,7 @@ from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision
 from rankwise.study.searches.settings import policy_of, searched
+from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.right_answers import right_answers
@@ -80,17 +82,26 @@ class StudyPlan:
     def begins_with(
         self, earlier: TaskEvaluation, model_fingerprint: str, task: PreparedTask
     ) -> bool:
-        """Whether an earlier scoring is that of the task's first items and of nothing else."""
-        if not 0 < earlier.num_examples < task.num_items:
+        """Whether an earlier scoring is that of fewer of the task's items and of nothing else.
+
+        They are the first of the random order, or the first documents: studies from before there
+        was that order are kept where every document is scored now.
+        """
+        num_items = earlier.num_examples
+        if not 0 < num_items < task.num_items:
             return False
-        of_first = _task_fingerprint(
-            self.record.config,
-            self.record.precision,
-            task,
-            digest=task.digest_of_first(earlier.num_examples),
-            limit=earlier.limit,
+        return any(
+            earlier.fingerprint
+            == fingerprint([model_fingerprint, self._fingerprint_of(task, doc_ids, earlier.limit)])
+            for doc_ids in (in_random_order(task.doc_ids)[:num_items], range(num_items))
         )
-        return earlier.fingerprint == fingerprint([model_fingerprint, of_first])
+
+    def _fingerprint_of(
+        self, task: PreparedTask, doc_ids: Collection[int], limit: int | None
+    ) -> str:
+        """The fingerprint that a task would have with these of its items."""
+        config, digest = self.record.config, task.digest_of(doc_ids)
+        return _task_fingerprint(config, self.record.precision, task, digest=digest, limit=limit)
 
 
 def metric_of(config: StudyConfig, task: str) -> str | None:
@@ -135,6 +146,7 @@ class _Parts(NamedTuple):
 def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | None:
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
+    check_search(config, issues)
     layers = target_layers(config, model, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
     examples = {
@@ -306,7 +318,7 @@ def _head_prompts(
                 request.context[-HEAD_TOKENS:]
                 if len(request.context) > 1
                 else request.tokens_read[:HEAD_TOKENS]
-                for request in tasks[name].requests
+                for request in tasks[name].requests_in_turn
             ]
             by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
         turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))

@@ -11,7 +11,7 @@ from rankwise.errors import DataError, TaskError
 from rankwise.records.config import StudyConfig
 from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.validation import CHOSEN_BY, of_other, of_trained, share_of
+from rankwise.study.planning.validation import CHOSEN_BY, Validation, of_other, of_trained, share_of
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
@@ -136,19 +136,27 @@ class _TaskFinder:
         return domains
 
     def _prepared(
-        self, relation: Relation, loaded: LoadedTask, *, limit: int | None = None
+        self, relation: Relation, loaded: LoadedTask, *, num_first: int | None = None
     ) -> PreparedTask | None:
-        """Each name once, however many trained tasks are scored on it."""
+        """Each name once, however many trained tasks are scored on it.
+
+        ``num_first``: score this many documents, the first of the file.
+        """
         if loaded.name not in self._done:
-            self._done[loaded.name] = self._prepare(relation, loaded, limit)
+            self._done[loaded.name] = self._prepare(relation, loaded, num_first)
         return self._done[loaded.name]
 
     def _prepare(
-        self, relation: Relation, loaded: LoadedTask, limit: int | None
+        self, relation: Relation, loaded: LoadedTask, num_first: int | None
     ) -> PreparedTask | None:
         try:
             return prepared_task(
-                loaded, self.tokenizer, self.max_length, self.config.evaluation, limit=limit
+                loaded,
+                self.tokenizer,
+                self.max_length,
+                self.config.evaluation,
+                limit=num_first,
+                doc_ids=None if num_first is None else range(num_first),
             )
         except (TaskError, DataError) as error:
             self.problems.append(f"evaluation.{relation}: {error}")
@@ -360,7 +368,7 @@ class _TaskFinder:
                 continue  # no standard error
             if rows[-1] != len(rows) - 1:
                 loaded = with_documents(loaded, rows)
-            task = self._prepared("in_domain", loaded, limit=len(rows))
+            task = self._prepared("in_domain", loaded, num_first=len(rows))
             names |= {} if task is None else {name: task.name}
         return names
 
@@ -375,8 +383,8 @@ class _TaskFinder:
             for loaded in tasks.values():
                 validation = self._validation_of(source, loaded, kept, number)
                 task = None
-                if validation is not None:
-                    task = self._prepared(relation, validation, limit=number)
+                if validation is not None and validation.task is not None:
+                    task = self._prepared(relation, validation.task, num_first=validation.num_items)
                 if task is not None:
                     found.setdefault(relation, {})[loaded.name] = task.name
         if not found.get("in_domain"):
@@ -389,7 +397,7 @@ class _TaskFinder:
 
     def _validation_of(
         self, source: _Source, loaded: LoadedTask, kept: dict[str, list[int]], number: int
-    ) -> LoadedTask | None:
+    ) -> Validation | None:
         try:
             if loaded.name not in source.rows:
                 validation = of_other(loaded, number)
@@ -413,14 +421,14 @@ class _TaskFinder:
                 f"search: {loaded.name} has no split besides the scored one, so runs are chosen "
                 "without it"
             )
-        return validation.task
+        return validation
 
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
         chosen = rows[: self.config.evaluation.num_train_items]
         if len(chosen) < MIN_ITEMS:
             return {}
         endings = ending_items(name, chosen)
-        task = self._prepared("in_domain", endings, limit=len(chosen))
+        task = self._prepared("in_domain", endings, num_first=len(chosen))
         return {} if task is None else {name: task.name}
 
     def _without_overlap(self, source: _Source) -> tuple[dict[str, list[int]], dict[str, int]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise.findings.stats.estimates import P_RIGHT_VARIANCE_SHARE, default_margin
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL, LoraVariant, full_variants, lora_variants
-from rankwise.records.config import AlphaConfig, RateRuleConfig, StudyConfig
+from rankwise.records.config import RateRuleConfig, StudyConfig
 from rankwise.records.study import Unit
 from rankwise.study.searches.early_stop import EarlyStop
 from rankwise.study.searches.ladder import Ladder
@@ -100,11 +101,9 @@ def _expected_rate(variant: LoraVariant) -> float:
     rate = variant.learning_rate
     if isinstance(rate, RateRuleConfig):
         return rate.rate_of(variant.rank)
-    return _rounded(rate * (variant.rank / REFERENCE_RANK) ** _prior(variant.alpha))
-
-
-def _prior(alpha: AlphaConfig) -> float:
-    return _PRIORS[alpha.policy]
+    factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
+    # whole steps of the grid, so that ranks share rates and can be compared at one
+    return _rounded(rate * RATE_FACTOR ** round(math.log(factor, RATE_FACTOR)))
 
 
 def _grid(centre: float) -> tuple[float, ...]:

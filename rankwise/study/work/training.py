@@ -115,6 +115,7 @@ def _train_adapters(
         return
     plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
+    init = "A" if config.methods.lora is None else config.methods.lora.init
     trainees: list[AdapterTrainee] = []
     by_training = _by_training(runs)
     truncated = truncated_adapters(context, list(by_training))
@@ -130,6 +131,7 @@ def _train_adapters(
             seed=run.seed,
             device=plan.device,
             dtype=DTYPES[plan.record.precision],
+            init=init,
         )
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
