@@ -30,6 +30,7 @@ from tests.support.observers import Recorder
 from tests.support.studies import run
 from tests.support.tiny_tasks import write_tiny_tasks
 
+PASS = "pass 2: 4 truncated adapters"
 SETTINGS = (
     "methods.full=null",
     "methods.lora.ranks=[4, 8]",
@@ -171,8 +172,7 @@ def test_a_refinement_leaves_out_the_step_without_a_rate() -> None:
 
 
 def test_they_are_made_in_one_pass_and_scored_together(finished: Finished) -> None:
-    name = "pass 2: 4 truncated adapters"
-    assert [stage for model, stage in finished.recorder.stages if model == name] == [
+    assert [stage for model, stage in finished.recorder.stages if model == PASS] == [
         "truncation",
         *finished.study.scored_tasks("colours"),
     ]
@@ -218,6 +218,53 @@ def test_what_is_lost_is_made_again_and_equals_what_it_was(
         again = folder.finished_run(model)
         assert again is not None
         assert again.files == finished.record(model).files
+
+
+class _Stopping(Recorder):
+    """Ends the process, as it were, in the middle of the refinements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def advanced(self, work: float) -> None:
+        super().advanced(work)
+        self.steps += bool(work) and self.stages[-1:] == [(PASS, "truncation")]
+        if self.steps == 3:  # each of two refinements has taken a step, and one another
+            raise KeyboardInterrupt
+
+
+def test_a_refinement_goes_on_where_it_was_saved(finished: Finished, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    shutil.copytree(finished.folder.root, folder.root)
+    for model in finished.study.truncated:
+        shutil.rmtree(folder.model_folder(model.name))
+    plan = plan_study(load_config(finished.file, [*SETTINGS, "train.save_steps=1"]))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(plan, folder, _Stopping())
+    assert folder.finished_run(finished.cut(2)) is not None
+    assert folder.finished_run(finished.refined(2)) is None
+    assert folder.training_state_file(finished.refined(2)).exists()
+    run(finished.file, folder.root, *SETTINGS, "train.save_steps=1")
+    for model in finished.study.truncated:
+        again = folder.finished_run(model)
+        assert again is not None
+        assert again.files == finished.record(model).files
+        lines = folder.metrics_file(model.name).read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert steps == [*range(1, model.num_steps + 1)]
+
+
+def test_of_a_search_its_largest_finalist_is_truncated(finished: Finished, tmp_path: Path) -> None:
+    tuned = ("train.learning_rate.tune=true", "search.validation_items=6", "methods.lora.ranks=[8]")
+    settings = [*SETTINGS, *tuned, "methods.truncated={ranks: [2]}", "evaluation.held_out_text=[]"]
+    outcome, _ = run(finished.file, tmp_path / "study", *settings)
+    (source,) = outcome.results.study.runs
+    assert {model.run.planned.rank for model in outcome.results.truncated} == {2}
+    for model in outcome.results.truncated:
+        assert model.run.planned.truncated_from.name == source.name
+        assert model.run.planned.learning_rate == source.learning_rate
+        assert "colours" in model.evaluations
 
 
 def test_without_refinement_and_without_ranks(finished: Finished) -> None:
