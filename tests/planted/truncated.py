@@ -39,7 +39,7 @@ def planted_truncated(
 
     def gain(series: str, rank: int | None, seed: int | None) -> float:
         value = gains[series].get(rank or 0, 0.1)
-        return value if isinstance(value, float) else value[seeds.index(seed or 0)]
+        return value[seeds.index(seed or 0)] if isinstance(value, Sequence) else value
 
     def score(plan: PlannedRun | None, task: str) -> float:
         if task != "sums":

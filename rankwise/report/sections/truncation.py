@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rankwise.findings.options import TaskMean
 from rankwise.findings.truncation import (
@@ -83,24 +83,33 @@ def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
 
 def _figures(found: TrainTaskTruncation) -> Iterator[Figure]:
     for kind in _TITLES:
-        marks = [
-            AxisMark(curve.source.label if len(found.curves) > 1 else "", p.rank, p.series, mean)
+        drawn = [
+            _Drawn(_detail(found, curve), point.rank, point.series, mean)
             for curve in found.curves[:MOST_PANELS]
-            for p in curve.points
-            if (mean := _mean(p, kind)) is not None
+            for point in curve.points
+            if (mean := _mean(point, kind)) is not None
         ]
-        if marks:
-            yield _figure(found, kind, marks)
+        if drawn:
+            yield _figure(found, kind, drawn)
 
 
 def _mean(point: CurvePoint, kind: ChangeKind) -> TaskMean | None:
     return point.gain if kind == "gain" else point.retention
 
 
-def _figure(found: TrainTaskTruncation, kind: ChangeKind, marks: Sequence[AxisMark]) -> Figure:
+class _Drawn(NamedTuple):
+    """A point of a chart; ``panel`` names the setting where there are several."""
+
+    panel: str
+    rank: int
+    series: Series
+    mean: TaskMean
+
+
+def _figure(found: TrainTaskTruncation, kind: ChangeKind, drawn: Sequence[_Drawn]) -> Figure:
     title, what = _TITLES[kind]
-    first = marks[0].mean
-    values = [series for series in SERIES if any(mark.value == series for mark in marks)]
+    first = drawn[0].mean
+    values = [series for series in SERIES if any(point.series == series for point in drawn)]
     caption = (
         "Above zero is better than the base. Values at one rank are side by side. Each interval is "
         "for one change from the base; models share their items, so the paired differences in "
@@ -109,9 +118,9 @@ def _figure(found: TrainTaskTruncation, kind: ChangeKind, marks: Sequence[AxisMa
     if len(found.curves) > MOST_PANELS:
         caption += f" {len(found.curves) - MOST_PANELS} more settings are in the table."
     words = [
-        f"{mark.panel + ', ' if mark.panel else ''}rank {mark.rank}, {mark.value} "
-        f"{cells.in_words(mark.mean)}"
-        for mark in marks
+        f"{point.panel + ', ' if point.panel else ''}rank {point.rank}, {point.series} "
+        f"{cells.in_words(point.mean)}"
+        for point in drawn
     ]
     items = quantities.sample_size(first, "items")
     items += f" in {first.num_tasks} tasks" if first.num_tasks > 1 else ""
@@ -120,7 +129,12 @@ def _figure(found: TrainTaskTruncation, kind: ChangeKind, marks: Sequence[AxisMa
         title,
         caption,
         f"{'; '.join(words)}.",
-        axis_chart(marks, values, "adapter", f"{what} ({cells.unit_name(first.unit)})"),
+        axis_chart(
+            [AxisMark(*point) for point in drawn],
+            values,
+            "adapter",
+            f"{what} ({cells.unit_name(first.unit)})",
+        ),
         f"{items}; bars are {quantities.percent(found.confidence)} intervals",
         letters=(46, 64),
     )
