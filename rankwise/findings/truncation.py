@@ -248,7 +248,10 @@ def _statements(option: Option, points: Sequence[CurvePoint]) -> Iterator[str]:
         last = refined or cut
         if last.gain_less_trained is not None:
             lead = quantities.with_interval(last.gain_less_trained, last.gain.unit)
-            text += f"; against training at rank {rank}: {lead}"
+            text += f"; against training at rank {rank}: {lead} in-domain"
+        if last.retention_less_trained is not None:
+            lead = quantities.with_interval(last.retention_less_trained, "points")
+            text += f", {lead} on retention"
         yield f"{text} ({ONE_RUN})."
 
 

@@ -78,6 +78,8 @@ def test_a_statement_says_what_it_is_an_estimate_of() -> None:
     assert largest.startswith("Truncated to rank 16, the adapter of rank 64 keeps 90 % (")
     assert "and after 3 steps of refinement 95 % (" in largest
     assert "; against training at rank 16: +0.5 points (" in largest
+    assert ") in-domain, \u22122.0 points (" in largest
+    assert ") on retention (an estimate" in largest
     assert largest.endswith(
         "(an estimate after one run: a truncated adapter is not one that is trained at its rank)."
     )

@@ -13,6 +13,9 @@ Gains = Mapping[str, Mapping[int, float | Sequence[float]]]
 
 BASE_SHARE = 0.4
 RETAINED_SHARE = 0.8
+FORGOTTEN_SHARE = 0.02
+"""What truncated adapters forget and trained ones do not."""
+
 ENERGY_ERROR = 0.5
 REFINED_STEPS = 3
 SIZE = 200
@@ -43,7 +46,8 @@ def planted_truncated(
 
     def score(plan: PlannedRun | None, task: str) -> float:
         if task != "sums":
-            return RETAINED_SHARE
+            is_cut = plan is not None and plan.truncated_from is not None
+            return RETAINED_SHARE - FORGOTTEN_SHARE * is_cut
         learned = 0.0 if plan is None else gain(_series(plan), plan.rank, plan.seed)
         return BASE_SHARE + learned
 

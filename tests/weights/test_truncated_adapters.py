@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.peft_adapters import save_adapter
 from rankwise.engine.models.trained_adapters import Adapter
-from rankwise.weights.interventions import truncated_updates
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 
 # of the tiny llama, which has 48 features and half as many of keys and values
@@ -68,8 +67,8 @@ def source(tmp_path: Path) -> Path:
 
 
 def truncated_to(rank: int, source: Path, folder: Path) -> Path:
-    cut = truncated_updates(read_updates(source), rank)
-    scaled = {name: update.at_scaling(SCALING) for name, update in cut.updates.items()}
+    cut = {name: update.truncated(rank).update for name, update in read_updates(source).items()}
+    scaled = {name: update.at_scaling(SCALING) for name, update in cut.items()}
     adapter = adapter_of(rank)
     adapter.start_from({name: (each.lora_A, each.lora_B) for name, each in scaled.items()})
     return saved(adapter, folder)

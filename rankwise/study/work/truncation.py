@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,7 @@ from torch import Tensor
 
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
-from rankwise.weights.interventions import truncated_updates
-from rankwise.weights.lowrank import read_updates
+from rankwise.weights.lowrank import LowRankUpdate, read_updates
 
 
 class Truncated(NamedTuple):
@@ -46,11 +46,20 @@ def truncated_adapters(context: StudyContext, models: Sequence[PlannedRun]) -> d
         for model in its_models:
             assert model.rank is not None
             assert model.scaling is not None
-            cut = truncated_updates(updates, model.rank)
-            scaled = {name: each.at_scaling(model.scaling) for name, each in cut.updates.items()}
-            factors = {name: (each.lora_A, each.lora_B) for name, each in scaled.items()}
-            found[model.name] = Truncated(factors, cut.relative_error)
+            found[model.name] = _truncated(updates, model.rank, model.scaling)
     return found
+
+
+def _truncated(updates: Mapping[str, LowRankUpdate], rank: int, scaling: float) -> Truncated:
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    missed: list[float] = []
+    for name, update in updates.items():
+        cut = update.truncated(rank)
+        kept = cut.update.at_scaling(scaling)
+        factors[name] = kept.lora_A, kept.lora_B
+        missed.append(cut.relative_error * update.frobenius_norm)
+    total = math.hypot(*(update.frobenius_norm for update in updates.values()))
+    return Truncated(factors, math.hypot(*missed) / total if total else 0.0)
 
 
 def diverged_source(context: StudyContext, model: PlannedRun) -> str | None:
