@@ -22,7 +22,7 @@ from rankwise.records.study import PlannedRun, Unit
 Series = Literal["trained", "truncated", "refined"]
 SERIES: tuple[Series, ...] = get_args(Series)
 
-ONE_RUN = "an estimate after one run: a truncated adapter is not one that is trained at its rank"
+ONE_RUN = "An estimate after one run: truncation is not training"
 
 
 class ShareOfGain(Record):
@@ -242,26 +242,27 @@ def _statements(option: Option, points: Sequence[CurvePoint]) -> Iterator[str]:
     for rank in sorted({p.rank for p in points if p.series == "truncated"}, reverse=True):
         cut, refined = found["truncated", rank], found.get(("refined", rank))
         text = f"Truncated to rank {rank}, the adapter of {option.label} keeps {_kept(cut)}"
+        text += " of its gain"
         if refined is not None:
             steps = quantities.counted(refined.num_steps, "step")
             text += f", and after {steps} of refinement {_kept(refined)}"
-        last = refined or cut
+        last, name = (refined, "refined, ") if refined else (cut, "")
         if last.gain_less_trained is not None:
             lead = quantities.with_interval(last.gain_less_trained, last.gain.unit)
-            text += f"; against training at rank {rank}: {lead} in-domain"
+            text += f"; {name}against training at rank {rank}: {lead} in-domain"
         if last.retention_less_trained is not None:
             lead = quantities.with_interval(last.retention_less_trained, "points")
             text += f", {lead} on retention"
-        yield f"{text} ({ONE_RUN})."
+        yield f"{text}. {ONE_RUN}."
 
 
 def _kept(point: CurvePoint) -> str:
-    """92 % (85 to 99) of its gain, or the gain itself where there is no share."""
+    """92 % (85 to 99), or the gain itself where there is no share."""
     share = point.share_of_gain
     if share is None or share.estimate is None or share.lower is None or share.upper is None:
-        return f"a gain of {quantities.with_interval(point.gain, point.gain.unit)}"
+        return quantities.with_interval(point.gain, point.gain.unit)
     estimate, lower, upper = (
         quantities.formatted(100.0 * value, ".0f")
         for value in (share.estimate, share.lower, share.upper)
     )
-    return f"{estimate} % ({lower} to {upper}) of its gain"
+    return f"{estimate} % ({lower} to {upper})"
