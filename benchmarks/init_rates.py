@@ -1,6 +1,6 @@
 """How the best learning rate depends on the rank when A is drawn, and when B is.
 
-    python -m benchmarks.init_rates [--steps 60] [--seeds 2] [--tiny]
+    python -m benchmarks.init_rates [--base-steps 600] [--steps 60] [--seeds 2] [--tiny]
 
 A small Llama that predicts bytes learns Python's documentation with all its weights. Adapters, and
 the whole model, then learn the source of Python's library for a few steps, at rates that differ by
@@ -238,11 +238,12 @@ def _full_loss(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(description="The best rate by rank, with A or B random.")
+    parser.add_argument("--base-steps", type=int, default=600, help="of the base")
     parser.add_argument("--steps", type=int, default=60, help="of each run")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything")
     options = parser.parse_args(arguments)
-    scale = Scale(600, options.steps, options.seeds, 128)
+    scale = Scale(options.base_steps, options.steps, options.seeds, 128)
     if options.tiny:
         scale = Scale(4, 2, 1, 4)
     print(json.dumps({**scale._asdict(), "ranks": RANKS, **measure(scale)}))

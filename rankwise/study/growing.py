@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rankwise.records import quantities
 from rankwise.records.config import StudyConfig
 from rankwise.records.files import read_if_there
 from rankwise.records.folder import StudyFolder
@@ -101,7 +102,7 @@ def _decide(config: StudyConfig, outcome: StudyOutcome) -> GrowthDecision:
     ]
     budget = config.search.budget_seconds
     left = None if budget is None else max(budget - rate.spent, 0.0)
-    step = next_growth(offers, left)
+    step = next_growth(offers, left, written=quantities.seconds)
     if step.offer is None:
         return end.model_copy(update={"statement": f"Not decided. {step.statement}"})
     chosen = step.offer.prospect

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from rankwise.errors import StudyLockedError
-from rankwise.study.planning.plan import StudyPlan
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import StudyPlan, plan_study
 from tests.support.file_events import file_events
 from tests.support.killed_studies import Moment, finish, run_alone, run_and_wait, run_until, started
 from tests.support.study_contents import comparable
@@ -37,23 +38,26 @@ class Tally(NamedTuple):
     left: list[str]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, smallest_study: Path, smallest_plan: StudyPlan
-) -> Undisturbed:
-    root = tmp_path_factory.mktemp("kills") / "study"
+def nothing_stops(study_file: Path, plan: StudyPlan, root: Path) -> Undisturbed:
     with file_events(root) as events:
-        finish(smallest_plan, root)
-    process = started(run_alone, smallest_study, root.parent / "first")  # the server imports
+        finish(plan, root)
+    process = started(run_alone, study_file, root.parent / "first")  # the server imports
     process.join()
     assert process.exitcode == 0
     begun = time.monotonic()
-    process = started(run_alone, smallest_study, root.parent / "second")
+    process = started(run_alone, study_file, root.parent / "second")
     process.join()
     assert process.exitcode == 0
     seconds = time.monotonic() - begun
     second = root.parent / "second"
     return Undisturbed(len(events), seconds, comparable(second), comparable(second, exact=True))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, smallest_study: Path, smallest_plan: StudyPlan
+) -> Undisturbed:
+    return nothing_stops(smallest_study, smallest_plan, tmp_path_factory.mktemp("kills") / "study")
 
 
 def killed_and_resumed(
@@ -120,6 +124,40 @@ def test_killed_at_six_places(
 ) -> None:
     tallies = killed_and_resumed(smallest_study, smallest_plan, tmp_path, undisturbed, 6, 0)
     check(tallies)
+
+
+@pytest.fixture(scope="module")
+def searched(
+    tmp_path_factory: pytest.TempPathFactory, smallest_study: Path
+) -> tuple[Path, StudyPlan, Undisturbed]:
+    """A race at tuned rates: checkpoints, states that wait for the next rung, what is dropped."""
+    root = tmp_path_factory.mktemp("searched")
+    file = root / "searched.yaml"
+    file.write_text(
+        smallest_study.read_text()
+        .replace("tasks_path: tasks", f"tasks_path: {smallest_study.parent / 'tasks'}")
+        .replace("full: 1e-3}", "full: 1e-3, tune: true}")
+        .replace("ranks: [2, 4]}", "ranks: [2, 4]}\n  full: null")
+        + "search: {policy: race, validation_items: 6}\n"
+        + "analysis: {spectra: false, heads: false}\n"
+    )
+    plan = plan_study(load_config(file))
+    return file, plan, nothing_stops(file, plan, root / "study")
+
+
+def test_a_search_killed_at_six_places(
+    searched: tuple[Path, StudyPlan, Undisturbed], tmp_path: Path
+) -> None:
+    file, plan, undisturbed = searched
+    check(killed_and_resumed(file, plan, tmp_path, undisturbed, 6, 0))
+
+
+@pytest.mark.slow
+def test_a_search_killed_at_forty_places(
+    searched: tuple[Path, StudyPlan, Undisturbed], tmp_path: Path
+) -> None:
+    file, plan, undisturbed = searched
+    check(killed_and_resumed(file, plan, tmp_path, undisturbed, 30, 10))
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def promising(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every growth but the second promises a decision, so that what is done is known."""
     original = growing.next_growth
 
-    def chosen(offers, budget=None):
+    def chosen(offers, budget=None, **options):
         sizes = {size for offer in offers for size in offer.prospect.num_items.values()}
         chance = 0.9 if sizes and max(sizes) <= 10 * 6 else 0.0
         promised = [
@@ -72,7 +72,7 @@ def promising(monkeypatch: pytest.MonkeyPatch) -> None:
             for offer in offers
             if offer.prospect.factor == 2.0
         ]
-        return original(promised, budget)
+        return original(promised, budget, **options)
 
     monkeypatch.setattr(growing, "next_growth", chosen)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 VARYING = (
     *("provenance", "train_seconds", "score_seconds", "analysis_seconds", "peak_memory_bytes"),
+    "seconds",
 )
 
 
@@ -44,6 +45,7 @@ def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
                 record.pop(varying, None)
             for planned in (
                 *record.get("runs", ()),
+                *record.get("candidates", ()),
                 *record.get("passes", ()),
                 record.get("planned"),
             ):

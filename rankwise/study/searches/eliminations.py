@@ -31,7 +31,8 @@ enough, and that a hopeless one is worse."""
 RISK_SHARE = 0.04
 """Of alpha: the largest posterior probability of a shortfall beyond delta that ends a race.
 
-The same at every look: a posterior is what it is however often it is looked at."""
+The same at every look: a posterior is what it is however often it is looked at.
+"""
 
 NEARLY = 0.02
 """A smaller setting that is right with a probability this near the highest is taken."""

@@ -6,7 +6,7 @@ each other, chosen by whatever was seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rankwise.records.judgement import Prospect
@@ -30,7 +30,10 @@ class Step(NamedTuple):
 
 
 def next_growth(
-    offers: Sequence[Offer], budget: float | None = None, least_chance: float = LEAST_CHANCE
+    offers: Sequence[Offer],
+    budget: float | None = None,
+    least_chance: float = LEAST_CHANCE,
+    written: Callable[[float], str] = "{:.3g}".format,
 ) -> Step:
     """The affordable growth with the largest probability of a decision per cost.
 
@@ -41,6 +44,7 @@ def next_growth(
         offers: every growth that is considered, from ``Betting.prospects``.
         budget: what may still be spent, in the unit of the costs; None without a limit.
         least_chance: 0..1; where no growth decides with this probability, nothing is worth it.
+        written: a cost in words.
     """
     possible = [offer for offer in offers if offer.prospect.is_possible]
     able = [offer for offer in possible if offer.prospect.probability >= least_chance]
@@ -54,7 +58,9 @@ def next_growth(
     payable = [offer for offer in able if budget is None or offer.cost <= budget]
     if not payable:
         least = min(offer.cost for offer in able)
-        return Step(None, f"The budget is spent: {budget:.3g} is left, and {least:.3g} is needed.")
+        return Step(
+            None, f"The budget is spent: {written(budget or 0.0)} left, {written(least)} needed."
+        )
     best = max(payable, key=lambda offer: (offer.prospect.probability / offer.cost, -offer.cost))
     of = best.prospect
     what = (

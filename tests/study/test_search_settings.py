@@ -1,0 +1,71 @@
+"""What a study file lets a search choose from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rankwise.records.config import StudyConfig
+from rankwise.records.study_file import load_config
+from rankwise.study.searches.settings import searched, terms_of
+
+
+def config_of(tmp_path: Path, *overrides: str) -> StudyConfig:
+    file = tmp_path / "study.yaml"
+    file.write_text("base_model: m\ntrain: {task: t, learning_rate: {lora: 1e-3, tune: true}}\n")
+    return load_config(file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "centres"),
+    [
+        # r^-1/2: four times the rank halves the rate, to the nearest step of sqrt(10)
+        ("{policy: proportional}", {2: 3.16228e-3, 32: 1e-3, 512: 3.16228e-4}),
+        ("{policy: rslora, alpha: 16}", {2: 3.16228e-3, 32: 1e-3, 512: 3.16228e-4}),
+        ("{policy: fixed, alpha: 16}", {2: 1e-3, 32: 1e-3, 512: 1e-3}),
+    ],
+)
+def test_rates_begin_where_the_best_is_expected(
+    tmp_path: Path, alpha: str, centres: dict[int, float]
+) -> None:
+    config = config_of(
+        tmp_path, "methods.lora.ranks=[512, 2, 32]", f"methods.lora.alpha={alpha}",
+        "methods.full=null",
+    )  # fmt: skip
+    found = {setting.rank: setting.rates for setting in searched(config).settings}
+    assert list(found) == [2, 32, 512]  # smallest first
+    for rank, centre in centres.items():
+        low, middle, high = found[rank]
+        assert middle == pytest.approx(centre, rel=1e-5)
+        assert (low, high) == (pytest.approx(centre / 10**0.5), pytest.approx(centre * 10**0.5))
+
+
+def test_with_b_drawn_every_rank_begins_at_one_rate(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "methods.lora.ranks=[2, 512]", "methods.lora.init=B")
+    small, large, full = searched(config).settings
+    assert small.rates == large.rates
+    assert full.rank is None
+
+
+def test_a_rule_says_where_to_begin(tmp_path: Path) -> None:
+    rule = "train.learning_rate.lora={rule: r^-1/2, reference_rank: 8, value: 1e-3}"
+    config = config_of(tmp_path, "methods.lora.ranks=[32]", "methods.full=null", rule)
+    (setting,) = searched(config).settings
+    assert setting.rates[1] == pytest.approx(5e-4)
+
+
+def test_what_is_not_tuned_has_one_rate(tmp_path: Path) -> None:
+    overrides = ("train.learning_rate.tune=false", "search.policy=race")
+    settings = searched(config_of(tmp_path, *overrides)).settings
+    assert {len(setting.rates) for setting in settings} == {1}
+
+
+def test_the_study_s_margins_are_the_search_s(tmp_path: Path) -> None:
+    margins = ("recommendation.delta_points=2", "recommendation.epsilon_points=4")
+    terms = terms_of(config_of(tmp_path, *margins, "evaluation.retention=[x]"), "points")
+    assert (terms.delta, terms.epsilon, terms.unit) == (2, 4, 1.0)
+    without = terms_of(config_of(tmp_path, *margins), "points")
+    assert without.epsilon is None
+    nats = terms_of(config_of(tmp_path), "nats")
+    assert (nats.delta, nats.unit) == (0.02, 0.01)
