@@ -6,8 +6,7 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -16,8 +15,7 @@ import numpy as np
 from rankwise.findings.pairs import Pair, clusters_of, pair_items, run_record
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Clusters, Floats, Items, item_size, num_clusters
-from rankwise.records import quantities
-from rankwise.records.axes import Kind, run_labels
+from rankwise.records.axes import BesideRank, Kind, beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import Interval, PlannedRun, Relation, RunRecord, Unit
@@ -295,7 +293,6 @@ def _order(plan: PlannedRun) -> tuple[bool, bool, int, float, float, float, int,
     )
 
 
-_Setting = tuple[str, str, str, str]
 _NAMES = ("alpha ", "rate ", "on ", "epochs ")
 
 
@@ -311,10 +308,10 @@ def ladders(source: OptionGains) -> list[Ladder]:
 
     Two settings that come to one run at a rank (alpha 2r and 16 at rank 8) both have it.
     """
-    rungs: dict[_Setting, dict[int, Option]] = {}
+    rungs: dict[BesideRank, dict[int, Option]] = {}
     for option in source.options:
         if option.plan.rank is not None and option.plan.imported_as is None:
-            for setting in _settings(option.plan):
+            for setting in beside_rank(option.plan):
                 rungs.setdefault(setting, {})[option.plan.rank] = option
     varied = [len({setting[place] for setting in rungs}) > 1 for place in range(len(_NAMES))]
     return [
@@ -324,12 +321,6 @@ def ladders(source: OptionGains) -> list[Ladder]:
     ]
 
 
-def _settings(plan: PlannedRun) -> Iterator[_Setting]:
-    modules = quantities.modules(plan.target_modules)
-    for alpha, rate in itertools.product(plan.alpha_labels, plan.rate_labels):
-        yield alpha, rate, modules, str(plan.epochs)
-
-
-def _label(setting: _Setting, varied: Sequence[bool]) -> str:
+def _label(setting: BesideRank, varied: Sequence[bool]) -> str:
     parts = zip(_NAMES, setting, varied, strict=True)
     return ", ".join(f"{name}{value}" for name, value, is_varied in parts if is_varied)

@@ -11,6 +11,7 @@ from rankwise.findings.options import option_gains
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.signatures.found import Signature, failure_signatures
 from rankwise.findings.transfer import Transfer, transfer
+from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves
 from rankwise.findings.tuning import TrainTaskRates, tuned_rates
 from rankwise.findings.weights import TrainTaskWeights, weight_findings
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
@@ -31,6 +32,7 @@ class StudyFindings(Record):
     rates: tuple[TrainTaskRates, ...] = ()
     axes: tuple[TrainTaskAxes, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
+    truncation: tuple[TrainTaskTruncation, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
@@ -48,6 +50,7 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         rates=tuned_rates(results),
         axes=tuple(found for part in parts if (found := axis_effects(*part))),
         checkpoints=tuple(found for part in parts if (found := checkpoints(*part))),
+        truncation=tuple(found for part in parts if (found := truncated_curves(*part))),
         transfer=transfer(sources),
         retention=tuple(found for source in sources if (found := retention_groups(source))),
         mechanisms=tuple(found for part in parts if (found := mechanisms(*part))),

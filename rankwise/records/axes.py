@@ -19,6 +19,10 @@ SETTING = ("rank", "alpha", "scaling", "learning_rate", "target_modules", "epoch
 """What an option is besides its seed: fields that a planned run and a verdict share."""
 
 
+BesideRank = tuple[str, str, str, str]
+"""What ranks can be compared under: how alpha and the rate follow from them, modules, epochs."""
+
+
 class LoraVariant(NamedTuple):
     """One combination of a LoRA run's settings; ``learning_rate`` may depend on the rank."""
 
@@ -73,6 +77,18 @@ def full_variants(config: StudyConfig) -> tuple[tuple[float, int], ...]:
     if config.methods.full is None:
         return ()
     return tuple(itertools.product(config.train.learning_rate.full, config.train.epochs))
+
+
+def beside_rank(run: PlannedRun) -> tuple[BesideRank, ...]:
+    """The settings of a LoRA run besides its rank and seed.
+
+    Several where two settings come to one run at its rank (alpha 2r and 16 at rank 8).
+    """
+    modules = quantities.modules(run.target_modules)
+    return tuple(
+        (alpha, rate, modules, str(run.epochs))
+        for alpha, rate in itertools.product(run.alpha_labels, run.rate_labels)
+    )
 
 
 def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:

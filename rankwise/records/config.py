@@ -300,6 +300,26 @@ class LoraConfig(Section):
             raise ValueError("every entry of '_' sets the same axes, at least one")
         return self
 
+    @property
+    def trained_ranks(self) -> tuple[int, ...]:
+        """Every rank that is trained, smallest first."""
+        paired = {entry.rank for entry in self.paired if entry.rank is not None}
+        return tuple(sorted(paired or {*self.ranks}))
+
+
+class TruncatedConfig(Section):
+    """Adapters of the largest LoRA rank, truncated by SVD to smaller ones: one run, every rank."""
+
+    ranks: Annotated[
+        tuple[Rank, ...],
+        BeforeValidator(as_list),
+        Field(max_length=MOST_ENTRIES),
+        AfterValidator(distinct),
+    ] = ()
+    """Below the largest; empty: every LoRA rank of the study that is."""
+    refine: Fraction = 0.05
+    """Train each of them further, for this share of the run's steps; 0: as truncated only."""
+
 
 class FullConfig(Section):
     """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``."""
@@ -334,6 +354,7 @@ class MethodsConfig(Section):
 
     lora: LoraConfig | None = LoraConfig()
     full: FullConfig | None = FullConfig()
+    truncated: TruncatedConfig | None = None
     imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
 
     @model_validator(mode="after")
@@ -341,6 +362,29 @@ class MethodsConfig(Section):
         if self.lora is None and self.full is None and not self.imported:
             raise ValueError("'lora' and 'full' are null and nothing is imported; give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _something_to_truncate(self) -> Self:
+        if self.truncated is None:
+            return self
+        if self.lora is None:
+            raise ValueError("truncated: 'lora' is null, and only LoRA's adapters are truncated")
+        largest = self.lora.trained_ranks[-1]
+        for rank in self.truncated.ranks:
+            if rank >= largest:
+                raise ValueError(
+                    f"truncated.ranks: {rank} is not below the largest LoRA rank, {largest}"
+                )
+        if not self.truncated_ranks:
+            raise ValueError(f"truncated: rank {largest} is the only one; name ranks below it")
+        return self
+
+    @property
+    def truncated_ranks(self) -> tuple[int, ...]:
+        """The ranks that the largest one is truncated to, smallest first; empty without any."""
+        if self.truncated is None or self.lora is None:
+            return ()
+        return tuple(sorted(self.truncated.ranks or self.lora.trained_ranks[:-1]))
 
 
 class EvaluationConfig(Section):
@@ -502,7 +546,10 @@ class StudyConfig(Section):
         num_runs = 0 if self.methods.full is None else len(rates.full) * len(epochs)
         if lora is not None:
             axes = (lora.ranks, lora.alpha, lora.target_modules, rates.lora, epochs, lora.paired)
-            num_runs += math.prod(len(axis) or 1 for axis in axes)
+            num_lora = math.prod(len(axis) or 1 for axis in axes)
+            # each largest rank of one setting is truncated, and once more refined
+            num_largest = num_lora // len(lora.trained_ranks)
+            num_runs += num_lora + 2 * num_largest * len(self.methods.truncated_ranks)
         return num_runs * len(self.seeds) * len(self.train.sources)
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from rankwise.records.study import PlannedRun, StudyRecord
 # Each is raised when a change to the code changes what equal settings give, so that records made
 # before are not mistaken for new ones.
 TRAINING_REVISION = 2
+TRUNCATION_REVISION = 1
 IMPORT_REVISION = 1
 SCORING_REVISION = 3
 DIVERGENCE_REVISION = 2
@@ -62,6 +63,8 @@ def study_fingerprint(config: StudyConfig) -> str:
     lora = settings["methods"]["lora"]
     if lora is not None and lora["init"] == _USUAL_INIT:
         del lora["init"]
+    if settings["methods"]["truncated"] is None:  # older ones do not know it either
+        del settings["methods"]["truncated"]
     return fingerprint(settings)
 
 
@@ -86,6 +89,22 @@ def training_fingerprint(
             "examples": examples,
             "run": run.model_dump(mode="json", include=_RUN_IDENTITY),
             "full": full.model_dump(mode="json") if is_full and full is not None else None,
+        }
+    )
+
+
+def truncation_fingerprint(source: str, rank: int, num_steps: int) -> str:
+    """Of a run's adapter at a lower rank, after ``num_steps`` of refinement.
+
+    The rows and the settings of the refinement are those of the run, whose fingerprint covers
+    them.
+    """
+    return fingerprint(
+        {
+            "truncation_revision": TRUNCATION_REVISION,
+            "source": source,
+            "rank": rank,
+            "num_steps": num_steps,
         }
     )
 

@@ -445,15 +445,17 @@ class StudyFolder:
                 f"no run of {self.root} is finished under its present settings: nothing can be "
                 f"concluded. Run the study to its end; {_SHOW_LEFT}."
             )
+
+        def finished(models: Iterable[PlannedRun]) -> tuple[ModelResults, ...]:
+            done = (model for model in models if self.left_of(study, model) is None)
+            return tuple(self.read_model(study, model) for model in done)
+
         return StudyResults(
             study=study,
             base=self.read_model(study, None),
             runs=tuple(self.read_model(study, planned) for planned in complete),
-            checkpoints=tuple(
-                self.read_model(study, planned)
-                for planned in study.checkpoints
-                if self.left_of(study, planned) is None
-            ),
+            checkpoints=finished(study.checkpoints),
+            truncated=finished(study.truncated),
             search=self._read_if_there(self.search_file, SearchRecord),
             failures=self.failures(),
             stacks=self.accepted_stacks().stacks,

@@ -133,6 +133,8 @@ class StudyResults(Record):
     runs: tuple[ModelResults, ...]
     checkpoints: tuple[ModelResults, ...] = ()
     """Checkpoints of the runs that are scored like them; they take no part in the verdict."""
+    truncated: tuple[ModelResults, ...] = ()
+    """Adapters of runs at lower ranks; they take no part in the verdict either."""
     search: SearchRecord | None = None
     """How the runs were chosen; None where the study file lists them."""
     failures: tuple[StageFailure, ...] = ()
@@ -165,6 +167,11 @@ class StudyResults(Record):
                 for model in self.checkpoints
                 if model.run is not None and model.run.planned.train_task == train_task
             ),
+            truncated=tuple(
+                model
+                for model in self.truncated
+                if model.run is not None and model.run.planned.train_task == train_task
+            ),
             search=None if self.search is None else self.search.of(train_task),
         )
 
@@ -177,6 +184,7 @@ class TrainTaskResults(Record):
     base: ModelResults
     runs: tuple[ModelResults, ...]
     checkpoints: tuple[ModelResults, ...] = ()
+    truncated: tuple[ModelResults, ...] = ()
     search: TrainTaskSearch | None = None
 
     @property

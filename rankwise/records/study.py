@@ -40,7 +40,7 @@ class Provenance(Record):
 
 
 class Training(Record):
-    """The whole training that a checkpoint is taken from; it may never be finished."""
+    """A whole training that another model comes from; a checkpoint's may never be finished."""
 
     name: str
     """The name of its run."""
@@ -52,7 +52,8 @@ class Training(Record):
 class PlannedRun(Record):
     """One run of a study, as planned: a setting, a trained task and a seed.
 
-    A checkpoint of a run is a model like a run, with the settings of its training.
+    A checkpoint of a run is a model like a run, with the settings of its training; so is a run's
+    adapter that is truncated to a lower rank, with or without a training that refines it.
     """
 
     name: str
@@ -89,10 +90,12 @@ class PlannedRun(Record):
     """Folder of an imported model; None for a run that is trained here."""
     checkpoint_of: Training | None = None
     """The training that this is a checkpoint of; None for a whole training."""
+    truncated_from: Training | None = None
+    """The training whose adapter is truncated to this rank; None for what begins at the base."""
     is_searched: bool = False
     """Scored on validation items only: a search decides by it, and the verdict does not know it."""
     num_steps: int
-    """Optimizer steps; of a checkpoint, those until there."""
+    """Optimizer steps; of a checkpoint, those until there; of a truncated adapter, those since."""
     num_examples: int
     """Training rows; each is read once per epoch."""
     num_tokens: int
@@ -105,7 +108,10 @@ class PlannedRun(Record):
 
     @property
     def training(self) -> Training:
-        """The whole training that its weights come from, its own or that of a checkpoint."""
+        """The whole training that its weights come from, its own or that of a checkpoint.
+
+        Of a truncated adapter, what refines it.
+        """
         return self.checkpoint_of or Training(
             name=self.name, fingerprint=self.fingerprint, num_steps=self.num_steps
         )
@@ -239,6 +245,9 @@ class StudyRecord(StudyTasks):
     """Trainings and checkpoints that a search decides by: scored on validation items only."""
     checkpoints: tuple[PlannedRun, ...] = ()
     """Checkpoints of runs that are scored like the runs, and are shown beside them."""
+    truncated: tuple[PlannedRun, ...] = ()
+    """Adapters of runs at lower ranks, each as it was truncated and then refined; scored like the
+    runs, and shown beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
@@ -246,8 +255,8 @@ class StudyRecord(StudyTasks):
 
     @property
     def models(self) -> tuple[PlannedRun, ...]:
-        """Everything that has weights of its own: runs, candidates of a search, checkpoints."""
-        return (*self.runs, *self.candidates, *self.checkpoints)
+        """Everything that has weights of its own: runs, and what they were chosen from or give."""
+        return (*self.runs, *self.candidates, *self.checkpoints, *self.truncated)
 
     def tasks_of(self, model: PlannedRun | None) -> tuple[str, ...]:
         """The names under which a model is scored; None: the base."""
@@ -317,6 +326,9 @@ class RunRecord(VersionedRecord):
     peak_memory_bytes: int
     """Peak memory of the pass until this run was done."""
     provenance: Provenance
+    truncation_error: float | None = None
+    """||delta - truncated|| / ||delta|| over all layers (Frobenius), before any refinement; None
+    for what is not truncated."""
     files: dict[str, FileDigest] = Field(default_factory=dict)
     """What its weights are: name in the run's folder -> digest; a whole path where they are
     elsewhere. Empty in the record of an older version.

@@ -44,6 +44,7 @@ from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import signature_section
 from rankwise.report.sections.transfer import transfer_section
+from rankwise.report.sections.truncation import truncation_section
 from rankwise.report.sections.weights import weight_section
 from rankwise.report.summaries import (
     COLUMNS,
@@ -246,6 +247,8 @@ def study_sections(
         sections.append(retention_section(findings.retention))
     if findings.axes:
         sections.append(axis_section(findings.axes))
+    if findings.truncation:
+        sections.append(truncation_section(findings.truncation))
     if findings.mechanisms:
         sections.append(mechanism_section(findings.mechanisms))
     if findings.weights:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -195,6 +195,25 @@ class Train(Stage):
 
 
 @dataclass(frozen=True)
+class Truncate(Train):
+    """Truncate trained adapters to lower ranks, and train the new ones a little further."""
+
+    sources: tuple[PlannedRun, ...]
+    """The runs whose adapters are truncated."""
+
+    kind = "truncation"
+
+    def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
+        """Those whose source is done; where it diverged, that is what there is to record."""
+        done = {run.name for run in self.sources if folder.finished_run(run) is not None}
+        return tuple(
+            model
+            for model in models
+            if model is not None and model.truncated_from and model.truncated_from.name in done
+        )
+
+
+@dataclass(frozen=True)
 class Score(Stage):
     """Score the base, or the runs of a pass together, on one task."""
 
@@ -295,9 +314,10 @@ def finished_work(graph: Sequence[Stage], folder: StudyFolder) -> set[tuple[str,
 def stages(study: StudyRecord) -> tuple[Stage, ...]:
     """All stages of a study, in an order in which each comes after those that it needs.
 
-    The base is scored; the runs of every pass are trained together and then scored together; runs
-    are compared with full fine-tuning, one full fine-tuning after the other; then come the heads
-    and the weights of the runs of each trained task.
+    The base is scored; the runs of every pass are trained together and then scored together, and
+    likewise the adapters that are truncated from them; runs are compared with full fine-tuning,
+    one full fine-tuning after the other; then come the heads and the weights of the runs of each
+    trained task.
     """
     graph = _Graph(study)
     graph.score_the_base()
@@ -326,15 +346,18 @@ class _Graph:
     def train_and_score(
         self, number: int, planned_pass: PlannedPass | None, runs: tuple[PlannedRun, ...]
     ) -> None:
+        sources = self._sources(runs)
         what = "adapters" if runs[0].method == "lora" else "checkpoints"
+        what = f"truncated {what}" if sources else what
         model = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} {what}"
         if len(runs) > 1 and planned_pass is None:
             model = f"imported: {len(runs)} adapters"
-        train = Train(
+        make = partial(Truncate, sources=sources) if sources else Train
+        train = make(
             model,
             runs,
             tuple(run.fingerprint for run in runs),
-            needs=(),
+            needs=self._trainings(sources),
             work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
             disk_bytes=sum(self._weights_and_state(run) for run in runs),
@@ -439,6 +462,11 @@ class _Graph:
         if run.method == "full" and full is not None and full.weights == "bfloat16":
             weight_bytes = WEIGHT_BYTES // 2
         return run.num_trainable_parameters * (weight_bytes + has_state * STATE_BYTES)
+
+    def _sources(self, runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+        """The runs whose adapters some models are truncated from; empty where none is."""
+        names = {run.truncated_from.name for run in runs if run.truncated_from is not None}
+        return tuple(run for run in self._study.runs if run.name in names)
 
     def _trainings(self, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._training_of[run.name] for run in runs))

@@ -122,6 +122,11 @@ class LowRankUpdate:
         scaled = self.scaling * self.lora_B.double()
         return LowRankUpdate(self.lora_A.float(), scaled.float())
 
+    def at_scaling(self, scaling: float) -> LowRankUpdate:
+        """The same update under another scaling, above 0; both factors share the change."""
+        root = math.sqrt(self.scaling / scaling)
+        return LowRankUpdate(root * self.lora_A, root * self.lora_B, scaling)
+
     def plus(self, other: LowRankUpdate) -> LowRankUpdate:
         """The exact sum: its rank is that of both together, its scaling 1.
 

@@ -104,6 +104,22 @@ class Adapter:
                 factors.lora_B.copy_(_normal_columns(shapes[name].out_features, rank, generator))
         self.refresh()
 
+    def start_from(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take over the factors of another update under the same scaling.
+
+        Args:
+            factors: lora_A and lora_B of every adapted layer; where they are of a lower rank, the
+                rest of the rank is zero.
+        """
+        for name, (into_A, into_B) in self.factors.items():
+            lora_A, lora_B = factors[name]
+            rank = len(lora_A)
+            into_A.zero_()
+            into_B.zero_()
+            into_A[:rank].copy_(lora_A)
+            into_B[:, :rank].copy_(lora_B)
+        self.refresh()
+
     def refresh(self) -> None:
         """Copy the weights into ``copies``, in the dtype that they are multiplied in."""
         self._copy.copy_(self.weights.detach())

@@ -170,14 +170,15 @@ class _Pass:
             del active[index]
 
     def _result(self, trainee: Trainee) -> TrainingResult:
+        first, last = (trainee.metrics[0], trainee.metrics[-1]) if trainee.metrics else (None, None)
         return TrainingResult(
             num_steps=trainee.step,
-            num_tokens=trainee.metrics[-1].num_tokens,
+            num_tokens=last.num_tokens if last else 0,
             num_loss_tokens=sum(
                 x.num_loss_tokens for batch in trainee.batches[: trainee.step] for x in batch
             ),
-            first_loss_nats=trainee.metrics[0].loss_nats,
-            final_loss_nats=trainee.metrics[-1].loss_nats,
+            first_loss_nats=first.loss_nats if first else None,
+            final_loss_nats=last.loss_nats if last else None,
             train_seconds=trainee.seconds,
             peak_memory_bytes=self._memory.so_far(),
         )

@@ -64,7 +64,7 @@ class Trainee:
         assert run.learning_rate is not None
         assert run.seed is not None
         self.run = run
-        self.batches = effective_batches(examples, run, config)
+        self.batches = effective_batches(examples, run, config)[: run.num_steps]
         self.marks = tuple(sorted(marks)) or (len(self.batches),)
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
@@ -77,7 +77,8 @@ class Trainee:
             seed=run.seed,
         )
         self._rate = run.learning_rate
-        self._rate_factor = rate_factor(config, run.num_steps)
+        is_refined = run.truncated_from is not None
+        self._rate_factor = rate_factor(config, run.num_steps, starts_at_zero=not is_refined)
 
     @property
     def step(self) -> int:
@@ -301,10 +302,19 @@ def effective_batches(
     return batches
 
 
-def rate_factor(config: TrainConfig, num_steps: int) -> Callable[[int], float]:
-    """Finished steps -> learning rate over its peak, by transformers' own schedule."""
+def rate_factor(
+    config: TrainConfig, num_steps: int, *, starts_at_zero: bool = True
+) -> Callable[[int], float]:
+    """Finished steps -> learning rate over its peak, by transformers' own schedule.
+
+    Its first step has a rate of zero where there is a warm-up. A refinement of a few steps cannot
+    afford that: without ``starts_at_zero``, it is the same schedule over one more step, of which
+    the first is left out.
+    """
     # get_scheduler wants an optimizer; only the function that it makes is used
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    skipped = 0 if starts_at_zero else 1
+    num_steps += skipped
     schedule: Any = get_scheduler(
         _SCHEDULES[config.schedule],
         unused,
@@ -312,4 +322,4 @@ def rate_factor(config: TrainConfig, num_steps: int) -> Callable[[int], float]:
         num_training_steps=num_steps,
     )
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
-    return factor
+    return lambda step: factor(step + skipped)

@@ -43,6 +43,7 @@ from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.passes import oversized, plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
+from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision
 from rankwise.study.searches.settings import policy_of, searched
 from rankwise.tasks.item_order import in_random_order
@@ -199,10 +200,11 @@ class Planner:
             chosen = decided(self.candidates, decisions or self.first_decisions())
         else:
             chosen = all_of(config, self._runs)
+        truncated = plan_truncated(config, chosen.runs, self._memory)
         issues = Issues(warnings=list(self._issues.warnings))
         passes = [
             planned
-            for models in chosen.together
+            for models in (*chosen.together, truncated)
             for planned in _passes(models, config, model, self._memory, issues)
         ]
         prepared, answers, prompts = self._prepared, self._answers, self._prompts
@@ -227,6 +229,7 @@ class Planner:
             runs=(*chosen.runs, *self._imported),
             candidates=chosen.candidates,
             checkpoints=chosen.checkpoints,
+            truncated=truncated,
             passes=tuple(passes),
             warnings=tuple(issues.warnings),
             provenance=collect_provenance(device_name(model.device)),

@@ -25,19 +25,29 @@ from rankwise.study.damage import set_aside
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train, training_work
+from rankwise.study.work.truncation import diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
 _PROBE_TOKENS = 256
 
-Save = Callable[[Trainee, PlannedRun], tuple[int, bool]]
-"""Writes a trainee's weights as those of a run or a checkpoint of it; returns their bytes, and
-whether the update is zero."""
+
+class Saved(NamedTuple):
+    """What was saved; ``truncation_error`` is that of ``RunRecord``."""
+
+    weights_bytes: int
+    update_is_zero: bool
+    truncation_error: float | None = None
+
+
+Save = Callable[[Trainee, PlannedRun], Saved]
+"""Writes a trainee's weights as those of a run or a checkpoint of it."""
 
 
 def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> None:
     """Train some runs of a pass, each from where it was last saved, or import models.
 
-    Each run's record is written as soon as the run is done.
+    Adapters that are truncated from trained ones begin at these. Each run's record is written as
+    soon as the run is done.
 
     Raises:
         ModelError: weights cannot be read.
@@ -48,7 +58,8 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
         for run in runs:
             _import(context, run)
     elif runs[0].method == "lora":
-        _train_adapters(context, runs, stage.planned_pass)
+        trainable = [run for run in runs if not _is_given_up(context, run)]
+        _train_adapters(context, trainable, stage.planned_pass)
     else:
         _train_full(context, runs, stage.planned_pass)
 
@@ -86,14 +97,28 @@ def _divergence(context: StudyContext, run: PlannedRun) -> str | None:
     return f"the weights in {run.imported_from} are so large that its answers are not finite"
 
 
+def _is_given_up(context: StudyContext, run: PlannedRun) -> bool:
+    """Whether there is no adapter to truncate; it is recorded then."""
+    message = diverged_source(context, run)
+    if message is not None:
+        context.folder.start_run(run)
+        record = _record(context.plan, run, status="diverged", message=message)
+        context.folder.finish_run(record)
+        context.observer.skipped(training_work([run]))
+    return message is not None
+
+
 def _train_adapters(
     context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass
 ) -> None:
+    if not runs:
+        return
     plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
     init = "A" if config.methods.lora is None else config.methods.lora.init
     trainees: list[AdapterTrainee] = []
     by_training = _by_training(runs)
+    truncated = truncated_adapters(context, list(by_training))
     for run, models_of in by_training.items():
         assert run.rank is not None
         assert run.scaling is not None
@@ -108,12 +133,14 @@ def _train_adapters(
             dtype=DTYPES[plan.record.precision],
             init=init,
         )
+        if run.name in truncated:
+            adapter.start_from(truncated[run.name].factors)
         examples, marks = plan.examples[run.train_task], [model.num_steps for model in models_of]
         trainees.append(AdapterTrainee(run, examples, config.train, adapter, marks))
 
-    def save(trainee: Trainee, run: PlannedRun) -> tuple[int, bool]:
+    def save(trainee: Trainee, run: PlannedRun) -> Saved:
         assert isinstance(trainee, AdapterTrainee)
-        adapter = trainee.adapter
+        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
         assert run.alpha is not None
         size = adapters.save_adapter(
             adapter,
@@ -123,7 +150,7 @@ def _train_adapters(
             target_modules=run.target_modules,
             base_model_name=config.base_model.name,
         )
-        return size, adapter.is_zero_update
+        return Saved(size, adapter.is_zero_update, None if cut is None else cut.relative_error)
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
@@ -143,13 +170,13 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
         whole, plan.examples[whole.train_task], config.train, model, full.optimizer, marks
     )
 
-    def save(_: Trainee, run: PlannedRun) -> tuple[int, bool]:
+    def save(_: Trainee, run: PlannedRun) -> Saved:
         weights = context.folder.weights_folder(run)
         require_room(weights, DTYPES[full.weights].itemsize * run.num_trainable_parameters)
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
-        return weights_bytes(weights), trainee.is_zero_update
+        return Saved(weights_bytes(weights), trainee.is_zero_update)
 
     _run_pass(context, _Pass(model, [trainee], None, planned), by_training, save)
 
@@ -261,7 +288,7 @@ class _Writer:
 
     def reached(self, trainee: Trainee, result: TrainingResult) -> None:
         """Save the weights; of a training that is to go on later, its state first."""
-        if trainee.step < len(trainee.batches):
+        if 0 < trainee.step < len(trainee.batches):
             self._save_state(trainee)
         for model in self._models[trainee.run.name]:
             if model.num_steps == trainee.step:
@@ -269,16 +296,9 @@ class _Writer:
                     self._folder.start_run(model)
                     for metrics in trainee.metrics:
                         self._folder.append_metrics(model.name, metrics.model_dump())
-                size, is_zero = self._save(trainee, model)
-                self._folder.finish_run(
-                    _record(
-                        self._plan,
-                        model,
-                        weights_bytes=size,
-                        update_is_zero=is_zero,
-                        **result._asdict(),
-                    )
-                )
+                saved = self._save(trainee, model)
+                measured = saved._asdict() | result._asdict()
+                self._folder.finish_run(_record(self._plan, model, **measured))
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
         for model in self._models[trainee.run.name]:

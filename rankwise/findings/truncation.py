@@ -1,0 +1,268 @@
+"""One run, every rank: the largest adapter truncated to smaller ranks, beside training at these.
+
+An estimate after one run. A truncated adapter is the closest to the one that was trained, which is
+not the one that training at its rank finds; so both are shown wherever both are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
+
+from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
+from rankwise.findings.pairs import run_record
+from rankwise.findings.stats.ratios import ratio_of_means
+from rankwise.records import quantities
+from rankwise.records.axes import beside_rank
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.results import ModelResults
+from rankwise.records.study import PlannedRun, Unit
+
+Series = Literal["trained", "truncated", "refined"]
+SERIES: tuple[Series, ...] = get_args(Series)
+
+ONE_RUN = "An estimate after one run: truncation is not training"
+
+
+class ShareOfGain(Record):
+    """A model's gain over that of the adapter of the largest rank, or why it cannot be given."""
+
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    reason: str | None
+
+
+class CurvePoint(Record):
+    """A rank of one series: trained at it, truncated to it, or truncated and then refined.
+
+    ``energy`` is the share of the update's squared Frobenius norm that truncation keeps, the mean
+    over the seeds; None for what is trained. ``num_steps`` are the optimizer steps of one seed at
+    this rank, ``train_seconds`` those of all. ``share_of_gain`` is of the largest rank's, and None
+    for that itself. The last two are less the model that is trained at
+    the same rank, on the same items and from the same seeds; None where there is none.
+    """
+
+    series: Series
+    rank: int
+    num_steps: int
+    train_seconds: float
+    energy: float | None
+    gain: TaskMean
+    retention: TaskMean | None
+    share_of_gain: ShareOfGain | None
+    gain_less_trained: TaskMean | None
+    retention_less_trained: TaskMean | None
+
+
+class TruncatedCurve(Record):
+    """The adapter of the largest rank of a setting at every rank; points by series and rank."""
+
+    source: OptionName
+    num_seeds: int
+    points: tuple[CurvePoint, ...]
+    statements: tuple[str, ...]
+
+    def series(self, name: Series) -> tuple[CurvePoint, ...]:
+        """The points of one series, the smallest rank first."""
+        return tuple(point for point in self.points if point.series == name)
+
+
+class TrainTaskTruncation(Record):
+    """The truncated adapters of one trained task. Exploratory.
+
+    ``left_out`` names those of which a seed diverged or is missing.
+    """
+
+    train_task: str
+    unit: Unit
+    confidence: float
+    curves: tuple[TruncatedCurve, ...]
+    left_out: tuple[str, ...]
+
+
+class _Series(NamedTuple):
+    """A rank of a series with its models, in the order of the seeds."""
+
+    series: Series
+    rank: int
+    runs: Runs
+
+
+class _Judged(NamedTuple):
+    """The tasks of a relation, whose means are taken."""
+
+    in_domain: tuple[str, ...]
+    retention: tuple[str, ...]
+
+
+def truncated_curves(
+    source: OptionGains, recommendation: Recommendation
+) -> TrainTaskTruncation | None:
+    """The truncated adapters of every setting; None where the study plans none.
+
+    Args:
+        source: the options of a trained task.
+        recommendation: of the same task, for the unit in-domain.
+    """
+    train_task = source.results.train_task
+    planned = [m for m in source.results.study.truncated if m.train_task == train_task]
+    if not planned:
+        return None
+    tasks = _Judged(source.tasks("in_domain", recommendation.unit), source.tasks("retention"))
+    of_source: dict[str, list[PlannedRun]] = {}
+    for model in planned:
+        of_source.setdefault(source.labels[_source_name(model)], []).append(model)
+    curves: list[TruncatedCurve] = []
+    left_out = [label for label in of_source if label in source.left_out]
+    for option in source.options:
+        complete, missing = _truncated(source, option, of_source.get(option.label, ()))
+        left_out += missing
+        if complete:
+            curves.append(_curve(source, tasks, option, complete))
+    return TrainTaskTruncation(
+        train_task=train_task,
+        unit=recommendation.unit,
+        confidence=source.confidence,
+        curves=tuple(curves),
+        left_out=tuple(left_out),
+    )
+
+
+def _truncated(
+    source: OptionGains, option: Option, planned: Sequence[PlannedRun]
+) -> tuple[list[_Series], list[str]]:
+    """What was truncated from an option, complete over its seeds; the labels of the rest."""
+    done: dict[str, ModelResults] = {
+        model.name: model
+        for model in source.results.truncated
+        if run_record(model).status == "trained"
+    }
+    order = [run.name for run in option.runs]
+    groups: dict[tuple[Series, int], list[PlannedRun]] = {}
+    for model in planned:
+        series: Series = "refined" if model.num_steps else "truncated"
+        groups.setdefault((series, model.rank or 0), []).append(model)
+    complete: list[_Series] = []
+    missing: list[str] = []
+    for (series, rank), models in groups.items():
+        models.sort(key=lambda model: order.index(_source_name(model)))
+        runs = tuple(done[model.name] for model in models if model.name in done)
+        if len(runs) == len(order):
+            complete.append(_Series(series, rank, runs))
+        else:
+            missing.append(f"{option.label}, {series} to rank {rank}")
+    return complete, missing
+
+
+def _source_name(model: PlannedRun) -> str:
+    """The name of the run whose adapter was truncated."""
+    assert model.truncated_from is not None
+    return model.truncated_from.name
+
+
+def _curve(
+    source: OptionGains, tasks: _Judged, option: Option, truncated: Sequence[_Series]
+) -> TruncatedCurve:
+    settings = {*beside_rank(option.plan)}
+    trained: dict[int, _Series] = {}
+    for other in source.options:
+        rank = other.plan.rank
+        alike = other.plan.imported_as is None and settings & {*beside_rank(other.plan)}
+        if rank is not None and alike and rank <= (option.rank or 0):
+            trained.setdefault(rank, _Series("trained", rank, other.runs))
+    members = sorted(
+        (*trained.values(), *truncated), key=lambda each: (SERIES.index(each.series), each.rank)
+    )
+    points = tuple(_point(source, tasks, option, each, trained.get(each.rank)) for each in members)
+    return TruncatedCurve(
+        source=option.name,
+        num_seeds=len(option.runs),
+        points=points,
+        statements=tuple(_statements(option, points)),
+    )
+
+
+def _point(
+    source: OptionGains,
+    tasks: _Judged,
+    option: Option,
+    member: _Series,
+    trained: _Series | None,
+) -> CurvePoint:
+    records = [run_record(model) for model in member.runs]
+    errors = [record.truncation_error for record in records]
+    beside = None if member.series == "trained" else trained
+
+    def lead(names: Sequence[str]) -> TaskMean | None:
+        if beside is None or not names:
+            return None
+        gains = [source.gains(member.runs, t) - source.gains(beside.runs, t) for t in names]
+        return source.mean(gains, names)
+
+    return CurvePoint(
+        series=member.series,
+        rank=member.rank,
+        num_steps=records[0].planned.num_steps,
+        train_seconds=sum(record.train_seconds for record in records),
+        energy=_mean_energy(errors),
+        gain=source.change(member.runs, tasks.in_domain),
+        retention=source.change(member.runs, tasks.retention) if tasks.retention else None,
+        share_of_gain=None
+        if member.runs == option.runs
+        else _share(source, tasks.in_domain, member.runs, option.runs),
+        gain_less_trained=lead(tasks.in_domain),
+        retention_less_trained=lead(tasks.retention),
+    )
+
+
+def _mean_energy(errors: Sequence[float | None]) -> float | None:
+    """1 - error², the mean over the seeds."""
+    known = [1.0 - error**2 for error in errors if error is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _share(source: OptionGains, tasks: Sequence[str], runs: Runs, whole: Runs) -> ShareOfGain:
+    own = [source.gains(runs, task) for task in tasks]
+    largest = [source.gains(whole, task) for task in tasks]
+    both = [a - b for a, b in zip(own, largest, strict=True)]
+    numerator, denominator, difference = (
+        source.estimate(values, tasks) for values in (own, largest, both)
+    )
+    ratio = ratio_of_means(numerator, denominator, difference, source.confidence)
+    return ShareOfGain(
+        estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason
+    )
+
+
+def _statements(option: Option, points: Sequence[CurvePoint]) -> Iterator[str]:
+    """One sentence for each rank that was truncated to, the largest first."""
+    found = {(point.series, point.rank): point for point in points}
+    for rank in sorted({p.rank for p in points if p.series == "truncated"}, reverse=True):
+        cut, refined = found["truncated", rank], found.get(("refined", rank))
+        text = f"Truncated to rank {rank}, the adapter of {option.label} keeps {_kept(cut)}"
+        text += " of its gain"
+        if refined is not None:
+            steps = quantities.counted(refined.num_steps, "step")
+            text += f", and after {steps} of refinement {_kept(refined)}"
+        last, name = (refined, "refined, ") if refined else (cut, "")
+        if last.gain_less_trained is not None:
+            lead = quantities.with_interval(last.gain_less_trained, last.gain.unit)
+            text += f"; {name}against training at rank {rank}: {lead} in-domain"
+        if last.retention_less_trained is not None:
+            lead = quantities.with_interval(last.retention_less_trained, "points")
+            text += f", {lead} on retention"
+        yield f"{text}. {ONE_RUN}."
+
+
+def _kept(point: CurvePoint) -> str:
+    """92 % (85 to 99), or the gain itself where there is no share."""
+    share = point.share_of_gain
+    if share is None or share.estimate is None or share.lower is None or share.upper is None:
+        return quantities.with_interval(point.gain, point.gain.unit)
+    estimate, lower, upper = (
+        quantities.formatted(100.0 * value, ".0f")
+        for value in (share.estimate, share.lower, share.upper)
+    )
+    return f"{estimate} % ({lower} to {upper})"
