@@ -334,6 +334,11 @@ class RunRecord(VersionedRecord):
     elsewhere. Empty in the record of an older version.
     """
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether its weights were removed, since a search needed its scores only."""
+        return self.status == "trained" and self.weights_bytes == 0
+
 
 class StageFailure(VersionedRecord):
     """``failures/<stage>.json``: why a stage of a study could not be done; removed once it is."""

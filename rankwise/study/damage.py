@@ -80,8 +80,7 @@ def unverifiable(folder: StudyFolder) -> int:
     count = 0
     for path in folder.root.glob("runs/*/run.json"):
         run = read_record(path, RunRecord)
-        has_weights = run.status == "trained" and run.weights_bytes > 0
-        count += has_weights and not run.files
+        count += run.status == "trained" and not run.is_given_up and not run.files
     for path in (*folder.root.glob("runs/*/eval/*.json"), *folder.root.glob("base/eval/*.json")):
         count += read_record(path, TaskEvaluation).samples is None
     return count

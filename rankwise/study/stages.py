@@ -191,7 +191,9 @@ class Train(Stage):
 
     def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
         assert model is not None
-        return folder.finished_run(model) is not None
+        run = folder.finished_run(model)
+        # a search that drops a model removes its weights; later decisions may want them again
+        return run is not None and (model.is_searched or not run.is_given_up)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,22 @@ def test_the_course_does_not_depend_on_test_items(
     assert search_of(copy) == before
 
 
+def test_what_a_search_dropped_is_trained_again_where_it_is_wanted_later(
+    study_file: Path, raced: StudyFolder, tmp_path: Path
+) -> None:
+    """A race first, and then every rank at its tuned rate: as if there had been no race."""
+    shutil.copytree(raced.root, tmp_path / "study")
+    copy = StudyFolder(tmp_path / "study")
+    every = ("train.learning_rate.tune=true", "seeds=[0, 1]")
+    run(study_file, copy.root, *every)
+    run(study_file, tmp_path / "alone", *every)
+    alone = StudyFolder(tmp_path / "alone")
+    names = [run_.name for run_ in alone.read_study().runs]
+    assert [run_.name for run_ in copy.read_study().runs] == names
+    assert len(names) > len(raced.read_study().runs)
+    assert _results(copy, copy.read_study()) == _results(alone, alone.read_study())
+
+
 @pytest.mark.parametrize("policy", ["race", "ladder"])
 def test_a_policy_without_tuning(study_file: Path, tmp_path: Path, policy: str) -> None:
     settings: Sequence[str] = (f"search.policy={policy}", "seeds=[0]")
