@@ -283,7 +283,7 @@ STUDY_FILES = [
     Case(
         "one rate for all",
         BASE + "train: {task: t, learning_rate: 1e-4}\n",
-        ("train.learning_rate: 0.0001 given; a section is needed here, with keys: lora, full",),
+        ("train.learning_rate: 0.0001 given; a section is needed here, with keys: lora, full, tune",),
     ),
     Case(
         "an unknown rule",
@@ -876,7 +876,7 @@ OVERRIDES = [
         "a.b=1",
         "a.b=1",
         (
-            "a: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, seeds, evaluation, analysis, recommendation",
+            "a: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, seeds, evaluation, search, analysis, recommendation",
         ),
     ),
     Case(
@@ -905,7 +905,7 @@ OVERRIDES = [
         "__class__.x=1",
         "__class__.x=1",
         (
-            "__class__: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, seeds, evaluation, analysis, recommendation",
+            "__class__: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, seeds, evaluation, search, analysis, recommendation",
         ),
     ),
     Case(
