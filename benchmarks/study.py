@@ -18,10 +18,13 @@ size of each task, are the fastest of a short trial before.
 Both train the same tokens in the same order from the same weights, and losses are compared step by
 step. The peer then scores and analyses our weights, so answers can be compared item by item:
 ``max_score_difference`` is of a model's score on a task (0..1), ``mismatched_decisions_float32``
-counts items whose winning option, by likelihood or per character, differs in float32; a study in
-bfloat16 is scored again in float32 for it, on ``--float32-items`` of each task. Ratios are the
-peer's seconds over ours, medians over repeats. ``ratio_to_verdict_race`` is the peer's whole time
-over that of the same study with ``search.policy=race``; null where rankwise has no searches.
+counts items whose winning option, by likelihood or per character, differs; both in float32. A study
+in bfloat16 is scored again in float32 for it, ``--float32-items`` of each task. Ratios are the
+peer's seconds over ours, medians over repeats; beside other work on the machine, those of seconds
+of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep while they wait
+(``OMP_WAIT_POLICY=passive``, as the command ``rankwise`` sets it), unless it is set otherwise.
+``ratio_to_verdict_race`` is the peer's whole time over that of the same study with
+``search.policy=race``; null where rankwise has no searches.
 
 Everything finished is kept under ``--out``, with its seconds; calling again goes on. The last line
 of output is one JSON object; the exit code is 1 if a decision differs in float32.
@@ -71,6 +74,7 @@ class Side:
     def __init__(self, folder: Path, worker: str) -> None:
         command = [sys.executable, "-m", "benchmarks.study", "--worker", worker]
         cache = {"RANKWISE_CACHE": str(folder / f"{worker}-cache"), "HF_HUB_OFFLINE": "1"}
+        passive = {"OMP_WAIT_POLICY": "passive"}  # as the command rankwise sets it
         self.name = worker
         self._process = subprocess.Popen(
             [*command, "--out", str(folder)],
@@ -78,7 +82,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", **cache},
+            env={**passive, "TOKENIZERS_PARALLELISM": "false", **os.environ, **cache},
         )
 
     def order(self, what: str) -> None:
@@ -152,9 +156,8 @@ def _peer_does(folder: Path, peer: Side, seconds: Path, part: str) -> None:
     for order in ("tune", part):
         peer.order(order)
         peer.answer()
-    mine = sum(read_json(folder / f"{GRID}-seconds.json")[part].values())
-    theirs = sum(read_json(seconds)[part].values())
-    _say(f"{folder.name}, {part}: ours {mine:.1f} s, peer {theirs:.1f} s")
+    parts = seconds_by_part(read_json(folder / f"{GRID}-seconds.json"), read_json(seconds))
+    _say(f"{folder.name}, {part}: ours {parts[part][0]:.1f} s, peer {parts[part][1]:.1f} s")
 
 
 def _run_whole(folder: Path, name: str) -> None:
@@ -184,10 +187,21 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def seconds_by_part(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Seconds of every part of either side, ours first."""
+def seconds_by_part(
+    ours: Mapping[str, Any], peer: Mapping[str, Any], *, of_cores: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of every part of either side, ours first.
+
+    Args:
+        ours: part -> piece -> seconds that passed, and of the cores.
+        peer: likewise.
+        of_cores: which of the two.
+    """
     return {
-        part: [round(sum(side.get(part, {}).values()), 3) for side in (ours, peer)]
+        part: [
+            round(sum(piece[of_cores] for piece in side.get(part, {}).values()), 3)
+            for side in (ours, peer)
+        ]
         for part in dict.fromkeys((*ours, *peer))
     }
 
@@ -215,7 +229,7 @@ def race_ratio(parts: Mapping[str, Sequence[float]], race: Mapping[str, Any]) ->
     """The peer's seconds over those of our race; None without a race."""
     if not race:
         return None
-    mine = sum(sum(pieces.values()) for pieces in race.values())
+    mine = sum(seconds for pieces in race.values() for seconds, _ in pieces.values())
     return sum(theirs for _, theirs in parts.values()) / mine
 
 
@@ -225,12 +239,15 @@ def summarise(folders: Sequence[Path], setting: Setting) -> dict[str, Any]:
 
     found: list[dict[str, Any]] = []
     by_part: list[dict[str, list[float]]] = []
+    of_cores: list[dict[str, float]] = []
     for folder in folders:
         ours = read_json(folder / f"{GRID}-seconds.json")
-        parts = seconds_by_part(ours, read_json(folder / "peer-seconds.json"))
+        peer = read_json(folder / "peer-seconds.json")
         race = read_json(folder / f"{RACE}-seconds.json", {})
-        by_part.append(parts)
-        found.append({**ratios(parts), "ratio_to_verdict_race": race_ratio(parts, race)})
+        by_part.append(seconds_by_part(ours, peer))
+        of_cores.append(ratios(seconds_by_part(ours, peer, of_cores=True)))
+        raced = race_ratio(by_part[-1], race)
+        found.append({**ratios(by_part[-1]), "ratio_to_verdict_race": raced})
     scores = [compare_scores(folder, GRID) for folder in folders]
     exact = scores
     if setting.precision != "float32":
@@ -244,6 +261,7 @@ def summarise(folders: Sequence[Path], setting: Setting) -> dict[str, Any]:
         "max_score_difference": max(each.max_score_difference for each in exact),
         "mismatched_decisions_float32": sum(e.tally.num_decision_mismatches for e in exact),
         "seconds_ours_and_peer": by_part,
+        "ratios_of_core_seconds": {n: round(_median(of_cores, n), 3) for n in of_cores[0]},
         "float32": [each.figures() for each in exact],
         "scores": [each.figures() for each in scores],
         "spectra": [compare_spectra(folder) for folder in folders],

@@ -8,20 +8,19 @@ until it is told to go on, so that the other side can have the machine.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks.study_setting import keep_json, read_json
+from benchmarks.study_setting import Stopwatch, keep_json, read_json
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import AnalyseWeights, Score, Stage, Train, stages
 
-Seconds = dict[str, dict[str, float]]
-"""Part -> what was done in it -> seconds."""
+Seconds = dict[str, dict[str, list[float]]]
+"""Part -> what was done in it -> seconds that passed, and of the processor's cores."""
 
 PLAN, BETWEEN, CONCLUDE = "plan", "between stages", "conclude"
 
@@ -32,19 +31,19 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.seconds: Seconds = read_json(path, {})
-        self._since = time.perf_counter()
+        self._watch = Stopwatch()
 
     def charge(self, part: str, piece: str) -> None:
         """The time until now goes to a piece of a part."""
-        now = time.perf_counter()
         pieces = self.seconds.setdefault(part, {})
-        pieces[piece] = pieces.get(piece, 0.0) + now - self._since
+        before = pieces.get(piece, [0.0, 0.0])
+        pieces[piece] = [a + b for a, b in zip(before, self._watch.read(), strict=True)]
         keep_json(self._path, self.seconds)
-        self._since = time.perf_counter()
+        self.skip()
 
     def skip(self) -> None:
         """The time until now goes to nothing."""
-        self._since = time.perf_counter()
+        self._watch = Stopwatch()
 
 
 class Pace:
@@ -71,7 +70,7 @@ class Pace:
 
     def stage_started(self, model: str, stage: str, work: float, num_tokens: int | None) -> None:
         self._clock.charge(BETWEEN, BETWEEN)
-        part = self._parts[model, stage] if (model, stage) in self._parts else stage
+        part = self._parts.get((model, stage), stage)
         if self._part not in (None, part):
             self.hand_over()
         self._part, self._piece = part, f"{model}, {stage}"
@@ -83,8 +82,8 @@ class Pace:
     def hand_over(self) -> None:
         """Say that a part is done, and wait."""
         print(json.dumps({"done": self._part}), file=self._answers, flush=True)
-        if self._orders is not None:
-            self._orders.readline()
+        if self._orders is not None and not self._orders.readline():
+            raise SystemExit("nobody waits for the rest of the study.")
         self._clock.skip()
 
     def advanced(self, work: float) -> None: ...
@@ -127,7 +126,9 @@ def serve(folder: Path, name: str, answers: TextIO, orders: TextIO | None) -> No
     _require_seconds(plan, study, clock.seconds)
     clock.charge(PLAN, PLAN)
     pace = Pace(plan, clock, answers, orders)
-    run_study(plan, study, pace)
+    outcome = run_study(plan, study, pace)
+    if outcome.failures:
+        raise SystemExit("\n".join(failure.message for failure in outcome.failures))
     clock.charge(CONCLUDE, CONCLUDE)
     print(json.dumps({"done": None}), file=answers, flush=True)
 

@@ -67,9 +67,7 @@ def compare_scores(repeat: Path, name: str) -> Agreement:
 
 def _with_pairs(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of a file with its answers as lm-eval has them: pairs of nats and greedy flag."""
-    answers = [
-        [tuple(a) if isinstance(a, list) else a for a in given] for given in line["resps"]
-    ]
+    answers = [[tuple(a) if isinstance(a, list) else a for a in given] for given in line["resps"]]
     return {**line, "resps": answers}
 
 

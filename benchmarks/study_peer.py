@@ -12,12 +12,12 @@ scored and analysed are ours too: so answers can be compared, and the work is th
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -39,7 +39,14 @@ from transformers import (
 )
 
 from benchmarks.study_peer_spectra import analyse
-from benchmarks.study_setting import FLOAT32, GRID, Setting, keep_json, read_json, read_setting
+from benchmarks.study_setting import (
+    FLOAT32,
+    GRID,
+    Stopwatch,
+    keep_json,
+    read_json,
+    read_setting,
+)
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, choose_device
 from rankwise.engine.models.trained_adapters import Adapter
@@ -50,8 +57,8 @@ from rankwise.tasks.resolution import quiet_lm_eval
 from rankwise.tasks.training_rows import Example
 
 IGNORED = -100
-TRIAL_STEPS, TRIAL_ITEMS, NUM_TRIALS = 2, 12, 2
-BATCH_SIZES = (1, 4, 16, 64)
+TRIAL_STEPS, TRIAL_ITEMS, NUM_TRIALS = 1, 8, 2
+BATCH_SIZES = (2, 8, 32)
 
 
 class Peer:
@@ -81,7 +88,7 @@ class Peer:
         study = StudyFolder(self._folder / GRID)
         runs = [r for r in study.read_study().runs if r.method == ("full", "lora")[of != "full"]]
         precision = self._setting.precision
-        pieces: dict[str, float]
+        pieces: dict[str, list[float]]
         if part == "spectra":
             pieces = {part: self._analyse(study)}
         elif of == "base":
@@ -113,10 +120,10 @@ class Peer:
         )
         model = self._load_scored(None, setting.precision)
         items = min(setting.items, TRIAL_ITEMS)
-        sizes = {
-            task: fastest({n: lambda n=n: self._ask(model, task, items, n)[0] for n in BATCH_SIZES})
-            for task in setting.tasks
-        }
+        sizes: dict[str, int] = {}
+        for task in setting.tasks:
+            ask = functools.partial(self._ask, model, task, items)
+            sizes[task] = fastest({n: lambda n=n, ask=ask: ask(n)[0] for n in BATCH_SIZES})
         self._tuned = {"rows_at_once": size, "attention": attention, "batch_sizes": sizes}
         keep_json(self._folder.parent / "peer-tuned.json", self._tuned)
 
@@ -142,26 +149,26 @@ class Peer:
             answer = self._tokenizer.encode(f" {right}", add_special_tokens=False)
             yield Example((*prompt, *answer, end), len(answer) + 1, is_truncated=False)
 
-    def _train(self, study: StudyFolder, run: PlannedRun) -> float:
-        """Train one run and save it; its seconds, from loading the base to the saved weights."""
+    def _train(self, study: StudyFolder, run: PlannedRun) -> list[float]:
+        """Train one run and save it; what that took, from loading the base to the saved weights."""
         tuned, out = self._tuned, self._folder / "peer" / "weights"
         rows = self._rows(study, run)
-        started = time.perf_counter()
+        watch = Stopwatch()
         losses = self._fit(run, rows, tuned["attention"], tuned["rows_at_once"], out)
-        seconds = time.perf_counter() - started
+        seconds = watch.read()
         shutil.rmtree(out)
         keep_json(self._folder / "peer" / "losses" / f"{run.name}.json", losses)
         return seconds
 
     def _trial_training(self, attention: str, size: int) -> float:
-        """Seconds of two steps of the middle rank."""
+        """Seconds of a step of the middle rank."""
         study = StudyFolder(self._folder / GRID)
         runs = [run for run in study.read_study().runs if run.method == "lora"]
         run = runs[len(runs) // 2]
         rows = self._rows(study, run)[: TRIAL_STEPS * self._setting.step_size]
-        started = time.perf_counter()
+        watch = Stopwatch()
         self._fit(run, rows, attention, size, self._folder / "peer" / "trial")
-        return time.perf_counter() - started
+        return watch.read()[0]
 
     def _fit(
         self,
@@ -269,7 +276,7 @@ class Peer:
         """Seconds and results of a task."""
         model.batch_size_per_gpu = size
         silence = contextlib.redirect_stderr(io.StringIO())
-        started = time.perf_counter()
+        watch = Stopwatch()
         with quiet_lm_eval(), silence, mock.patch("lm_eval.evaluator.add_env_info"):
             found = lm_eval.simple_evaluate(
                 model=model,
@@ -279,14 +286,14 @@ class Peer:
                 log_samples=True,
                 bootstrap_iters=0,
             )
-        return time.perf_counter() - started, found
+        return watch.read()[0], found
 
     def _score(
         self, study: StudyFolder, run: PlannedRun | None, precision: str, items: int
-    ) -> float:
-        """Score a model of ours on every task; seconds, from loading it."""
+    ) -> list[float]:
+        """Score a model of ours on every task; what that took, from loading it."""
         weights = None if run is None else (run.method, study.weights(run))
-        started = time.perf_counter()
+        watch = Stopwatch()
         model = self._load_scored(weights, precision)
         found = {
             task: self._ask(model, task, items, self._tuned["batch_sizes"][task])[1]
@@ -294,7 +301,7 @@ class Peer:
         }
         del model
         gc.collect()
-        seconds = time.perf_counter() - started
+        seconds = watch.read()
         name = BASE if run is None else run.name
         keep_json(
             self._folder / "peer" / study.root.name / f"{name}.json",
@@ -304,11 +311,11 @@ class Peer:
 
     # weights
 
-    def _analyse(self, study: StudyFolder) -> float:
+    def _analyse(self, study: StudyFolder) -> list[float]:
         runs = {run: study.weights(run) for run in study.read_study().runs}
-        started = time.perf_counter()
+        watch = Stopwatch()
         found = analyse(Path(self._setting.model), runs, self._setting.top_k, self._device)
-        seconds = time.perf_counter() - started
+        seconds = watch.read()
         keep_json(self._folder / "peer" / "spectra.json", found)
         return seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,7 @@ class Setting:
         """
         kinds = {"lora": "adapter", "full": "checkpoint"}
         imported = [
-            {"name": name, kinds[method]: str(folder)}
-            for name, (method, folder) in weights.items()
+            {"name": name, kinds[method]: str(folder)} for name, (method, folder) in weights.items()
         ]
         study = self.study()
         study["train"] |= {"precision": "float32"}
@@ -203,6 +203,17 @@ def _write_tiny_model(folder: Path, tokenizer: Any) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+class Stopwatch:
+    """Runs from its making."""
+
+    def __init__(self) -> None:
+        self._started, self._used = time.perf_counter(), time.process_time()
+
+    def read(self) -> list[float]:
+        """Seconds that have passed, and those that this process had a core, summed over cores."""
+        return [time.perf_counter() - self._started, time.process_time() - self._used]
 
 
 def write_setting(folder: Path, setting: Setting) -> None:
