@@ -1,12 +1,14 @@
 """A whole study, with rankwise and with the script that it replaces: what does it save?
 
-    python -m benchmarks.study [--precision float32] [--repeats 2] [--items 40] [--rows 64] [--tiny]
+    python -m benchmarks.study [--precision auto] [--repeats 1] [--items 100] [--rows 48] [--tiny]
 
 The study: LoRA ranks 8, 16, 32, 64 and 128 on q/k/v/o and full fine-tuning, trained on Overruling;
 base and all six scored on it, on MMLU by letter with 5 examples, and on ARC-Easy by the options'
-own text; the spectra of every adapted matrix. Ours is one call of ``run_study`` (``study_ours``).
-The peer is a straight script (``study_peer``): peft and transformers' Trainer for one run after
-another, lm-eval's ``simple_evaluate`` with HFLM for one model after another, torch.linalg.svd.
+own text; the spectra of every adapted matrix. Sizes are in the default study's proportion: 1,000
+items of all tasks to 160 rows, which are read twice. Ours is one call of ``run_study``
+(``study_ours``). The peer is a straight script (``study_peer``): peft and transformers' Trainer for
+one run after another, lm-eval's ``simple_evaluate`` with HFLM for one model after another,
+torch.linalg.svd.
 
 Each side is one process; they alternate part by part, and the one that is not asked waits. Modules
 are imported before the clock runs; everything else counts, such as loading models, building and
@@ -18,7 +20,7 @@ size of each task, are the fastest of a short trial before.
 Both train the same tokens in the same order from the same weights, and losses are compared step by
 step. The peer then scores and analyses our weights, so answers can be compared item by item:
 ``max_score_difference`` is of a model's score on a task (0..1), ``mismatched_decisions_float32``
-counts items whose winning option, by likelihood or per character, differs; both in float32. A study
+counts winning options, by likelihood and per character, that differ; both in float32. A study
 in bfloat16 is scored again in float32 for it, ``--float32-items`` of each task. Ratios are the
 peer's seconds over ours, medians over repeats; beside other work on the machine, those of seconds
 of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep while they wait
@@ -329,8 +331,10 @@ def _work(options: argparse.Namespace) -> None:
 
 
 def _setting(options: argparse.Namespace, out: Path) -> Setting:
-    sizes: dict[str, Any] = {"precision": options.precision}
-    sizes["peer_sampling"] = options.peer_sampling
+    from rankwise.engine.models.devices import choose_device, resolve_precision
+
+    precision = resolve_precision(options.precision, choose_device())
+    sizes: dict[str, Any] = {"precision": precision, "peer_sampling": options.peer_sampling}
     if options.tiny:
         return tiny_setting(out, **sizes)
     return real_setting(
@@ -357,15 +361,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="name or folder")
     parser.add_argument("--tasks-path", type=Path, default=SHARED_TASKS)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64, 128])
-    parser.add_argument("--rows", type=int, default=64, help="to train on, a multiple of 8")
+    parser.add_argument("--rows", type=int, default=48, help="to train on, a multiple of 8")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--items", type=int, default=40, help="scored of each task")
+    parser.add_argument("--items", type=int, default=100, help="scored of each task")
     parser.add_argument("--float32-items", type=int, default=8, help="of each, in float32")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 where the device multiplies it natively, as of a study",
+    )
     parser.add_argument(
         "--peer-sampling", choices=("sequential", "group_by_length"), default="sequential"
     )
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="a random model, for the tests")
     parser.add_argument("--out", type=Path, help="where finished parts are kept")
     parser.add_argument("--worker", choices=("peer", GRID, RACE, FLOAT32), help=argparse.SUPPRESS)
