@@ -57,7 +57,7 @@ from rankwise.tasks.resolution import quiet_lm_eval
 from rankwise.tasks.training_rows import Example
 
 IGNORED = -100
-TRIAL_STEPS, TRIAL_ITEMS, NUM_TRIALS = 1, 8, 2
+TRIAL_STEPS, TRIAL_ITEMS = 1, 8
 BATCH_SIZES = (2, 8, 32)
 
 
@@ -76,7 +76,7 @@ class Peer:
             include_path=list(self._setting.tasks_paths), include_defaults=False
         )
         self._tokenizer: Any = AutoTokenizer.from_pretrained(self._setting.model)
-        self._tuned = read_json(folder.parent / "peer-tuned.json", {})
+        self._tuned: dict[str, Any] = read_json(folder.parent / "peer-tuned.json", {})
 
     def do(self, part: str) -> None:
         """Do a part of the measured study, and keep its seconds.
@@ -112,18 +112,22 @@ class Peer:
         if self._tuned:
             return
         setting = self._setting
-        size = fastest(
-            {n: lambda n=n: self._trial_training("sdpa", n) for n in _divisors(setting.step_size)}
+        best = functools.partial(fastest, times=setting.trials)
+        size = best(
+            {
+                n: functools.partial(self._trial_training, "sdpa", n)
+                for n in _divisors(setting.step_size)
+            }
         )
-        attention = fastest(
-            {name: lambda name=name: self._trial_training(name, size) for name in ("sdpa", "eager")}
+        attention = best(
+            {a: functools.partial(self._trial_training, a, size) for a in ("sdpa", "eager")}
         )
         model = self._load_scored(None, setting.precision)
         items = min(setting.items, TRIAL_ITEMS)
         sizes: dict[str, int] = {}
         for task in setting.tasks:
             ask = functools.partial(self._ask, model, task, items)
-            sizes[task] = fastest({n: lambda n=n, ask=ask: ask(n)[0] for n in BATCH_SIZES})
+            sizes[task] = best({n: lambda n=n, ask=ask: ask(n)[0] for n in BATCH_SIZES})
         self._tuned = {"rows_at_once": size, "attention": attention, "batch_sizes": sizes}
         keep_json(self._folder.parent / "peer-tuned.json", self._tuned)
 
@@ -244,7 +248,7 @@ class Peer:
         return adapted
 
     @staticmethod
-    def _first_weights(model: Any, run: PlannedRun) -> dict[str, tuple[Tensor, Tensor]]:
+    def _first_weights(model: Any, run: PlannedRun) -> Mapping[str, Sequence[Tensor]]:
         """The adapter's weights before training, as our side draws them."""
         assert run.rank is not None
         assert run.scaling is not None
@@ -331,9 +335,9 @@ class _LossKeeper(Trainer):
         return loss
 
 
-def fastest(trials: Mapping[Any, Callable[[], float]]) -> Any:
-    """Which of some trials takes the least time, each at its best of several, in turn."""
-    seconds = [(trials[name](), name) for _ in range(NUM_TRIALS) for name in trials]
+def fastest(trials: Mapping[Any, Callable[[], float]], times: int) -> Any:
+    """Which of some trials takes the least time, each at its best of several times, in turn."""
+    seconds = [(trials[name](), name) for _ in range(times) for name in trials]
     return min(seconds, key=lambda pair: pair[0])[1]
 
 

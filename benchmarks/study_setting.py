@@ -62,6 +62,8 @@ class Setting:
     top_k: int = 500
     lora_rate: float = 5e-4
     full_rate: float = 5e-5
+    trials: int = 2
+    """How often the peer tries each of its settings before."""
     peer_sampling: str = "sequential"
     """The Trainer's ``train_sampling_strategy``; ``sequential`` is our own order."""
 
@@ -156,7 +158,7 @@ def tiny_setting(work: Path, **sizes: Any) -> Setting:
         write_tiny_tasks(tasks)
         (tasks / "colours_letters.yaml").write_text(LETTERS_YAML, encoding="utf-8")
     own = _write_fewshot(work / "tasks", tasks / "colours_letters.yaml", 3)
-    tiny = {
+    tiny: dict[str, Any] = {
         "train_task": "colours",
         "texts_task": "hues",
         "ranks": (2, 4),
@@ -167,9 +169,14 @@ def tiny_setting(work: Path, **sizes: Any) -> Setting:
         "float32_items": 6,
         "lora_rate": 1e-2,
         "full_rate": 1e-3,
+        "trials": 1,
     }
     paths = (str(tasks), str(own))
-    named = {"model": str(model), "tasks_paths": paths, "letters_task": FEWSHOT_TASK}
+    named: dict[str, Any] = {
+        "model": str(model),
+        "tasks_paths": paths,
+        "letters_task": FEWSHOT_TASK,
+    }
     return Setting(**{**tiny, **sizes, **named})
 
 
@@ -231,8 +238,10 @@ def write_setting(folder: Path, setting: Setting) -> None:
 
 def read_setting(folder: Path) -> Setting:
     """The setting of an output folder."""
-    given = read_json(folder / "setting.json")
-    return Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    given: dict[str, Any] = read_json(folder / "setting.json")
+    for name in ("ranks", "tasks_paths"):
+        given[name] = tuple(given[name])
+    return Setting(**given)
 
 
 def keep_json(path: Path, content: Any) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,24 +29,20 @@ class Done(NamedTuple):
     progress: str
 
 
-def benchmark(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.study", "--tiny", "--precision", "float32"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [*command, "--out", str(out), *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def finished(out: Path) -> Done:
-    ended = benchmark(out)
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    *figures, last = ended.stdout.splitlines()
-    return Done(out, json.loads("\n".join(figures)), json.loads(last), ended.stderr)
+def finished(out: Path, *options: str) -> Done:
+    """The benchmark in this process, its sides in others."""
+    said, progress = io.StringIO(), io.StringIO()
+    command = ["--tiny", "--precision", "float32", "--out", str(out), *options]
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(progress),
+        pytest.raises(SystemExit) as ended,
+    ):
+        study.main(command)
+    if ended.value.code:
+        pytest.fail(f"{ended.value.code} {progress.getvalue()[-4000:]}")
+    *figures, last = said.getvalue().splitlines()
+    return Done(out, json.loads("\n".join(figures)), json.loads(last), progress.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +53,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 @pytest.fixture
 def repeat(done: Done, tmp_path: Path) -> Path:
     """A copy of the repeat, to be spoilt."""
+    shutil.copy(done.out / "setting.json", tmp_path)
     shutil.copytree(done.out / "repeat-1", tmp_path / "repeat-1")
     return tmp_path / "repeat-1"
 
@@ -80,7 +76,7 @@ def test_both_sides_did_every_part(done: Done) -> None:
         assert parts[part][0] > 0
         assert parts[part][1] == 0
     verdict = StudyFolder(done.out / "repeat-1" / GRID).read_recommendation()
-    assert verdict.tasks
+    assert [each.train_task for each in verdict.by_train_task] == ["colours"]
 
 
 def test_the_sides_agree(done: Done) -> None:
@@ -107,22 +103,35 @@ def test_calling_again_does_nothing_again(done: Done) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_part_that_is_missing_is_done_again_alone(done: Done, tmp_path: Path) -> None:
-    out = tmp_path / "again"
-    shutil.copytree(done.out, out)
-    path = out / "repeat-1" / "peer-seconds.json"
+def test_a_part_that_is_missing_is_done_again_alone(
+    repeat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = repeat / "peer-seconds.json"
     seconds = read_json(path)
     keep_json(path, {part: seconds[part] for part in seconds if part != "spectra"})
-    again = finished(out)
-    assert again.progress.count("ours") == 1
-    assert "spectra: ours" in again.progress
-    assert {**read_json(path), "spectra": 0} == {**seconds, "spectra": 0}
+    orders: list[tuple[str, str]] = []
+
+    class Side:
+        def __init__(self, folder: Path, worker: str) -> None:
+            self.worker = worker
+
+        def order(self, what: str) -> None:
+            orders.append((self.worker, what))
+            keep_json(path, seconds)
+
+        def answer(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(study, "Side", Side)
+    monkeypatch.setattr(study, "race_exists", lambda: False)
+    study.measure(repeat, study_setting.read_setting(repeat.parent))
+    assert orders == [("peer", "tune"), ("peer", "spectra")]
 
 
 def test_another_study_in_the_folder_is_refused(done: Done) -> None:
-    ended = benchmark(done.out, "--precision", "bfloat16")
-    assert ended.returncode == 1
-    assert "holds another study" in ended.stderr
+    with pytest.raises(SystemExit, match="holds another study"):
+        study.main(["--tiny", "--precision", "bfloat16", "--out", str(done.out)])
 
 
 def test_a_changed_answer_is_seen(repeat: Path) -> None:
