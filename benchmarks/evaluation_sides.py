@@ -52,7 +52,7 @@ WORKLOADS = {
 
 
 def prepared(workload: str, tokenizer: Any, max_length: int, items: int) -> PreparedTask:
-    """The first items of a workload, as lm-eval builds them."""
+    """Some items of a workload, as lm-eval builds them."""
     task, num_fewshot = WORKLOADS[workload]
     return prepare_task(
         load_tasks([task], [TASKS_PATH], allow_code=True)[task][0],

@@ -63,7 +63,7 @@ class Item(NamedTuple):
 
 
 def questions(tokenizer: Any, count: int) -> list[Item]:
-    """The first items of each task."""
+    """Some items of each task."""
     items: list[Item] = []
     for name in TASKS:
         loaded = load_tasks([name], [TASKS_PATH], allow_code=True)[name][0]

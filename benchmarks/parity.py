@@ -103,7 +103,8 @@ def check(
         if twin not in mine:
             mine[twin] = score_ours(scorer, tokenizer, regime, folders)
         ours = mine[twin][regime.is_adapted]
-        peer = score_theirs(theirs[regime.is_adapted], model_folder, regime, folders)
+        scored = {line["doc_id"] for line in ours.samples}
+        peer = score_theirs(theirs[regime.is_adapted], model_folder, regime, folders, scored)
         outcomes.append(Outcome(regime, compare(ours, peer), ours, peer))
         report(outcomes[-1])
     _require_an_effect(outcomes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +13,8 @@ from unittest import mock
 import lm_eval
 import peft
 import torch
+from lm_eval.api.samplers import FirstNSampler
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft.tuners.lora import LoraLayer
@@ -140,13 +142,40 @@ def score_ours(
     return base, adapted
 
 
+@contextlib.contextmanager
+def _prompts_of_whole_tasks() -> Generator[None]:
+    """Within the block, lm-eval shows with ``samples`` the examples that it shows without.
+
+    Where it draws few-shot examples, it draws them for one scored document after another.
+    """
+    build_all = Task.build_all_requests
+
+    def build(task: Any, *, samples: list[int], **options: Any) -> None:
+        if not task.config.num_fewshot or isinstance(task.sampler, FirstNSampler):
+            build_all(task, samples=samples, **options)
+            return
+        build_all(task, **options)
+        places = {doc_id: place for place, doc_id in enumerate(samples)}
+        task._instances = [each for each in task.instances if each.doc_id in places]
+        for instance in task.instances:
+            instance.doc_id = places[instance.doc_id]  # as lm-eval numbers ``samples``
+
+    with mock.patch.object(Task, "build_all_requests", build):
+        yield
+
+
 def score_theirs(
-    model: Any, tokenizer_folder: Path, regime: Regime, folders: Sequence[Path]
+    model: Any,
+    tokenizer_folder: Path,
+    regime: Regime,
+    folders: Sequence[Path],
+    doc_ids: Collection[int],
 ) -> Scores:
-    """Score by ``lm_eval.simple_evaluate``."""
+    """Score the documents of these numbers by ``lm_eval.simple_evaluate``."""
     # what it says about machine and progress is not wanted, and takes longer than a tiny model
     silence = contextlib.redirect_stderr(io.StringIO())
-    with quiet_lm_eval(), silence, mock.patch("lm_eval.evaluator.add_env_info"):
+    quiet = mock.patch("lm_eval.evaluator.add_env_info")
+    with quiet_lm_eval(), silence, quiet, _prompts_of_whole_tasks():
         peer = TimedPeer(
             pretrained=model,
             tokenizer=str(tokenizer_folder),
@@ -160,7 +189,7 @@ def score_theirs(
             num_fewshot=regime.num_fewshot,
             apply_chat_template=regime.chat_template,
             fewshot_as_multiturn=regime.fewshot_as_multiturn,
-            limit=regime.limit,
+            samples={regime.task: sorted(doc_ids)},
             log_samples=True,
             bootstrap_iters=0,
         )

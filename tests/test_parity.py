@@ -272,7 +272,9 @@ def test_what_the_model_itself_would_say_is_greedy(
     (tmp_path / "own_words.yaml").write_text(GREEDY_YAML.format(tasks_path=shared_tasks))
     regime = Regime("own_words", is_adapted=True, limit=99, max_length=4096)
     _, ours = parity_sides.score_ours(scorer, tokenizer, regime, folders)
-    theirs = parity_sides.score_theirs(peer, tiny_model_folder, regime, folders)
+    theirs = parity_sides.score_theirs(
+        peer, tiny_model_folder, regime, folders, range(len(ours.samples))
+    )
     assert compare(ours, theirs).is_equal
     flags = [[answer[1] for (answer,) in sample["resps"]] for sample in ours.samples]
     assert len(flags) > 3

@@ -80,7 +80,8 @@ def audit(
     tasks_path: TasksPath = None,
     allow_task_code: AllowTaskCode = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=2, help="Score the first N items of each task.")
+        int | None,
+        typer.Option("--limit", min=2, help="Score N items of each task, drawn at random."),
     ] = None,
     num_fewshot: Annotated[
         int | None,

@@ -85,7 +85,7 @@ def run(
     is moved to DIR/quarantine and done again.
     """
     config, folder = _named(study, study_dir, allow_task_code)
-    return _run(_planned(config), folder, replace, accept_new_stack)
+    return _run(config, folder, replace, accept_new_stack)
 
 
 @verb(STUDIES)
@@ -103,11 +103,11 @@ def plan(
     planned = _planned(config)
     from rankwise.cli.terminal import pass_lines, plan_table
     from rankwise.records.files import free_bytes, in_words
-    from rankwise.study.damage import find_damage
+    from rankwise.study.damage import find_damage, models_of
     from rankwise.study.stages import finished_work, stages
 
     record, graph = planned.record, stages(planned.record)
-    damages = find_damage(folder, [run.name for run in record.runs])
+    damages = find_damage(folder, models_of(record, folder))
     intact = folder.without({path for damage in damages for path in damage.spoils})
     done = finished_work(graph, intact)
     warn(f"damaged: {damage}; it is made again" for damage in damages)
@@ -295,7 +295,7 @@ def extend(
 
     folder = StudyFolder(directory)
     config = extended(folder.read_study().config, Extension(seeds, items, _ranks(ranks)))
-    return _run(_planned(config), folder, accept_new_stack=accept_new_stack)
+    return _run(config, folder, accept_new_stack=accept_new_stack)
 
 
 @verb(STUDIES)
@@ -352,20 +352,26 @@ def _planned(config: StudyConfig) -> StudyPlan:
 
 
 def _run(
-    planned: StudyPlan,
+    config: StudyConfig,
     folder: StudyFolder,
     replace: bool = False,
     accept_new_stack: bool = False,
 ) -> int:
-    """Do what is left of a plan, and report."""
+    """Do what is left of a study, and report."""
     from rankwise.cli.progress import TerminalObserver
-    from rankwise.study.run import run_study
+    from rankwise.study.growing import run_to_verdict
     from rankwise.study.stopping import Stopped
 
+    quiet_libraries()
     try:
         with TerminalObserver(stderr) as observer:
-            outcome = run_study(
-                planned, folder, observer, replace=replace, accept_new_stack=accept_new_stack
+            outcome = run_to_verdict(
+                config,
+                _planned,
+                folder,
+                observer,
+                replace=replace,
+                accept_new_stack=accept_new_stack,
             )
     except Stopped as stopped:
         note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {folder.root}")

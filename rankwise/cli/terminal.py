@@ -17,8 +17,9 @@ from rankwise.findings.statements import with_folder
 from rankwise.records import quantities
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
+from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Recommendation, StudyRecommendation, StudyRecord
+from rankwise.records.study import StudyRecord
 from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
 from rankwise.study.status import ModelStatus
 
@@ -44,7 +45,7 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
     for name in ("run", "steps", "tokens", "trainable", "of full", "memory", "trained", "scored"):
         table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
     table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
-    for run in study.runs:
+    for run in study.models:
         is_here = run.imported_as is not None
         table.add_row(
             run.name,
@@ -54,7 +55,7 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
             f"{run.trainable_share:.2%}",
             "" if is_here else f"~{memory(run.estimated_memory_bytes)}",
             "yes" if (run.name, None) in done else "no",
-            _scored(run.name, study.scored_tasks(run.train_task), done),
+            _scored(run.name, study.tasks_of(run), done),
         )
     return table
 

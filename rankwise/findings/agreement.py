@@ -19,8 +19,10 @@ from rankwise.findings.stats.items import (
     num_clusters,
 )
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Bound
 from rankwise.records.results import Divergence, ModelResults
-from rankwise.records.study import Bound, Record, Unit
+from rankwise.records.study import Unit
 
 
 class AgreementWithFull(Record):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
+from rankwise.records.base import Record
 from rankwise.records.spectra import (
     EPSILONS,
     INTRUDER_EPSILON,
@@ -17,7 +18,6 @@ from rankwise.records.spectra import (
     intruders_of,
     similarity,
 )
-from rankwise.records.study import Record
 
 ENOUGH = 0.99
 """The share of an update's energy that a truncation should keep."""

@@ -17,7 +17,9 @@ from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
-from rankwise.records.study import Method, PlannedRun, Recommendation, Record, Relation, Unit
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.study import Method, PlannedRun, Relation, Unit
 
 AxisName = Literal["rank", "alpha", "learning rate", "target modules", "epochs"]
 

@@ -15,7 +15,9 @@ from rankwise.findings.options import Option, OptionGains
 from rankwise.findings.pairs import bound_of
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE, score_range
 from rankwise.records import quantities
-from rankwise.records.study import Bound, Recommendation, Record, State, StudyRecommendation, Unit
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
+from rankwise.records.study import State, Unit
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.simultaneous import StudyBounds
-from rankwise.records.study import Outcome, State
+from rankwise.records.judgement import Outcome
+from rankwise.records.study import State
 
 Ends = tuple[Floats, Floats]
 """Lower and upper bounds, of one shape."""

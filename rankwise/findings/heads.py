@@ -13,6 +13,7 @@ from rankwise.findings.pairs import run_record
 from rankwise.findings.stats.correlation import MIN_PAIRS
 from rankwise.findings.trends import correlated, correlation, mean_of_options
 from rankwise.records import quantities
+from rankwise.records.base import Record
 from rankwise.records.heads import (
     CHANGE_MEASURES,
     ChangeMeasure,
@@ -23,8 +24,9 @@ from rankwise.records.heads import (
     Screen,
     TaskHeadEffects,
 )
+from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Bound, Interval, Record
+from rankwise.records.study import Interval
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
 """A measure of change, or the head's share of attention's ‖delta‖²."""

@@ -17,7 +17,9 @@ from rankwise.findings.pairs import bound_of
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
-from rankwise.records.study import Bound, Recommendation, Record, Unit
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Bound, Recommendation
+from rankwise.records.study import Unit
 
 Match = Literal["within delta", "not distinguished"]
 

@@ -15,16 +15,9 @@ from rankwise.findings.options import OptionGains, TaskMean
 from rankwise.findings.stats.estimates import mean_over_tasks, student_interval, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
 from rankwise.records.axes import Kind, run_labels
+from rankwise.records.recommendation import Comparison, Recommendation
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
-from rankwise.records.study import (
-    Comparison,
-    PlannedRun,
-    Recommendation,
-    Relation,
-    RunRecord,
-    TaskEvaluation,
-    Unit,
-)
+from rankwise.records.study import PlannedRun, Relation, RunRecord, TaskEvaluation, Unit
 
 BASE_LABEL = "base"
 

@@ -18,15 +18,9 @@ from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Clusters, Floats, Items, item_size, num_clusters
 from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
+from rankwise.records.base import Record
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
-from rankwise.records.study import (
-    Interval,
-    PlannedRun,
-    Record,
-    Relation,
-    RunRecord,
-    Unit,
-)
+from rankwise.records.study import Interval, PlannedRun, Relation, RunRecord, Unit
 
 Runs = tuple[ModelResults, ...]
 

@@ -25,18 +25,16 @@ from rankwise.findings.stats.items import (
     item_size,
     num_clusters,
 )
-from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
-from rankwise.records.study import (
+from rankwise.records.recommendation import (
     AccuracyDifference,
     Bound,
     Comparison,
     FormatEffect,
-    Interval,
     PairedDifference,
-    Relation,
     RetentionRatio,
-    RunRecord,
 )
+from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
+from rankwise.records.study import Interval, Relation, RunRecord
 
 
 class Scores(NamedTuple):

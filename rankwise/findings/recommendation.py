@@ -43,16 +43,15 @@ from rankwise.records.judgement import (
     TrainTaskLooks,
 )
 from rankwise.records.p_right import P_RIGHT
-from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import (
+from rankwise.records.recommendation import (
     Bound,
     OptionBounds,
-    PlannedRun,
     RankVerdict,
     Recommendation,
     StudyRecommendation,
-    Unit,
 )
+from rankwise.records.results import StudyResults, TrainTaskResults
+from rankwise.records.study import PlannedRun, Unit
 
 BOOTSTRAP_SEED = 20260101
 """Fixed, so that the same results always give the same recommendation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.findings.options import OptionGains, OptionName, TaskMean
-from rankwise.records.study import Record
+from rankwise.records.base import Record
 
 ALL = "all retention tasks"
 

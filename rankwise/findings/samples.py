@@ -22,6 +22,7 @@ from rankwise.findings.stats.anytime import anytime_interval
 from rankwise.findings.stats.estimates import chance_of_sign, holm, holm_levels
 from rankwise.findings.stats.items import POINTS, num_clusters
 from rankwise.records import quantities
+from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
 from rankwise.records.clusters import candidate_fields, cluster_numbers
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.lm_eval_samples import (
@@ -33,13 +34,7 @@ from rankwise.records.lm_eval_samples import (
     read_sample_file,
 )
 from rankwise.records.p_right import ACCURACY, P_RIGHT
-from rankwise.records.study import (
-    SCHEMA_VERSION,
-    AccuracyDifference,
-    PairedDifference,
-    Record,
-    SchemaVersion,
-)
+from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 
 Verdict = Literal["better", "worse", "cannot_tell"]
 Direction = Literal["results_file", "metric_name", "assumed"]

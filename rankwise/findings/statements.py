@@ -11,7 +11,8 @@ from typing import NamedTuple
 from rankwise.records import quantities
 from rankwise.records.judgement import Prospect
 from rankwise.records.quantities import amount, score
-from rankwise.records.study import Bound, RankVerdict, Recommendation, Unit
+from rankwise.records.recommendation import Bound, RankVerdict, Recommendation
+from rankwise.records.study import Unit
 
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""

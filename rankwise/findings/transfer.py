@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
-from rankwise.records.study import Record, Relation, StudyRecord
+from rankwise.records.base import Record
+from rankwise.records.study import Relation, StudyRecord
 
 AWAY: tuple[Relation, ...] = ("out_of_domain", "retention")
 TESTED: tuple[Relation, ...] = ("in_domain", *AWAY)

@@ -14,7 +14,9 @@ from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Items, num_clusters
 from rankwise.records import quantities
-from rankwise.records.study import Bound, Interval, Record, Unit
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Bound
+from rankwise.records.study import Interval, Unit
 
 TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
 Answer = Literal["shown", "contradicted", "undecided"]

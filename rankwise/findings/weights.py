@@ -11,6 +11,8 @@ from rankwise.findings.options import OptionGains, OptionName, ladders
 from rankwise.findings.stats.growth import Growth, LineFit, norm_growth
 from rankwise.findings.trends import correlated, mean_of_options
 from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
@@ -21,7 +23,7 @@ from rankwise.records.spectra import (
     intruders_of,
     similarity,
 )
-from rankwise.records.study import Bound, Record, Relation, Unit
+from rankwise.records.study import Relation, Unit
 
 ALL_MODULES = "all modules"
 Measure = Literal["intruders", "norm of the update", "turned directions"]

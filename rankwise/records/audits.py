@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 from rankwise.records.spectra import MatrixSpectrum
-from rankwise.records.study import (
-    AccuracyDifference,
-    PairedDifference,
-    Provenance,
-    Record,
-    Unit,
-    VersionedRecord,
-)
+from rankwise.records.study import Provenance, Unit
 
 AuditedKind = Literal["adapter", "checkpoint"]
 
@@ -35,7 +30,7 @@ class AuditScore(PairedDifference):
     chat_template: bool
     """Items were asked in the model's chat format."""
     limit: int | None
-    """Only the first items were scored, this many at most; None: all."""
+    """This many items were scored at most; None: all."""
     base_score: float
     base_stderr: float
     adapted_score: float

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -21,8 +16,38 @@ from pydantic import (
     model_validator,
 )
 
+from rankwise.records.fields import (
+    LARGEST,
+    MOST_ENTRIES,
+    Count,
+    Duration,
+    Epochs,
+    Fraction,
+    ModuleSet,
+    Names,
+    Natural,
+    NotNegative,
+    Number,
+    Positive,
+    Rank,
+    Section,
+    Several,
+    Switch,
+    Text,
+    UserPath,
+    as_list,
+    as_model,
+    as_module_sets,
+    ascending,
+    distinct,
+    none_or_two,
+    run_name,
+    seconds_of,
+)
+
 Precision = Literal["auto", "float32", "bfloat16"]
 BasePrecision = Literal["auto", "8bit", "4bit"]
+LoraInit = Literal["A", "B"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 Engine = Literal["resident", "vllm"]
 
@@ -30,120 +55,8 @@ ENDING_SUFFIX = "@end"
 """Ends the name of the task that scores only how a trained task's rows end."""
 
 
-def rank(value: int) -> int:
-    """Accept whole numbers of at least 1; like all checks here, raise ValueError otherwise."""
-    if value < 1:
-        raise ValueError(f"{value} is not a rank; use a whole number of at least 1")
-    return value
-
-
-def plain_text(value: str) -> str:
-    """Refuse text that names nothing, and characters that would garble a terminal or a path."""
-    if not value.strip():
-        raise ValueError("empty text given; write a name, or leave the key out")
-    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
-        raise ValueError(f"{value!r} has a control character; remove it")
-    return value
-
-
-def user_path(value: Any) -> Any:
-    """Refuse paths that name no place, or the home of a user who does not exist."""
-    if isinstance(value, str):
-        plain_text(value)
-        try:
-            Path(value).expanduser()
-        except RuntimeError as error:
-            raise ValueError(f"{value!r} is in no known home folder; correct the name") from error
-    return value
-
-
-def none_or_two(value: int) -> int:
-    """Refuse a single item, whose difference between two models has no standard error."""
-    if value == 1:
-        raise ValueError("1 item gives no standard error; write 0, or 2 and more")
-    return value
-
-
-def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse values that are given twice."""
-    counts = Counter(map(str, values))
-    repeated = sorted(text for text, count in counts.items() if count > 1)
-    if repeated:
-        raise ValueError(f"{', '.join(repeated)} is given twice; give each value once")
-    return values
-
-
-def run_name(value: str) -> str:
-    """Refuse names that cannot be part of a folder's name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(
-            f"{value!r} cannot name a folder; use letters, digits, '.', '_' and '-' only"
-        )
-    return value
-
-
-def as_model(value: Any) -> Any:
-    """Read a name as the model of this name."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-def as_list(value: Any) -> Any:
-    """Read one value as a list of one."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def as_module_sets(value: Any) -> Any:
-    """Read a list of names as one set, and a list that contains a list as several."""
-    values = as_list(value)
-    several = not values or any(isinstance(value, list | tuple) for value in values)
-    return list(map(as_list, values)) if several else [values]
-
-
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control, half a surrogate pair, line, paragraph
-_MOST_ENTRIES = 1000
-"""Of one list: each entry is at least one training, one task or one layer; more is a slip."""
-_LARGEST = 2**31 - 1
-"""Of a whole number: what is beyond every data set, and fits everywhere that numbers are kept."""
-
 _MOST_RUNS = 10_000
 """Each is a training with a folder of its own."""
-
-# Strict: a switch (yes, true) is no number, a number is no switch, and "3" in quotes is text.
-Switch = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Fraction = Annotated[Number, Field(ge=0, lt=1)]
-Natural = Annotated[int, Field(ge=0, le=_LARGEST, strict=True)]
-Count = Annotated[int, Field(ge=1, le=_LARGEST, strict=True)]
-Rank = Annotated[int, Field(le=2**20, strict=True), AfterValidator(rank)]  # no layer is so wide
-Epochs = Annotated[int, Field(ge=1, le=10_000, strict=True)]  # more is weeks on any data
-Text = Annotated[str, AfterValidator(plain_text)]
-UserPath = Annotated[Path, BeforeValidator(user_path)]
-Names = Annotated[
-    tuple[Text, ...],
-    BeforeValidator(as_list),
-    Field(max_length=_MOST_ENTRIES),
-    AfterValidator(distinct),
-]
-ModuleSet = Annotated[Names, Field(min_length=1)]
-T = TypeVar("T")
-Several = Annotated[
-    tuple[T, ...],
-    BeforeValidator(as_list),
-    Field(max_length=_MOST_ENTRIES),
-    AfterValidator(distinct),
-    Field(min_length=1),
-]
-"""Distinct values, at least one; a single value stands for a list of one."""
-
-
-class Section(BaseModel):
-    """A part of a study file: frozen, and refusing keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BaseModelConfig(Section):
@@ -193,6 +106,33 @@ class LearningRateConfig(Section):
 
     lora: Several[LoraRate] = (2e-4,)
     full: Several[Positive] = (5e-5,)
+    tune: Switch = False
+    """Search each rank's rate, and full fine-tuning's, around the one rate that is given for each.
+
+    A rate without a rule is taken as that of rank 32.
+    """
+
+    @model_validator(mode="after")
+    def _one_to_tune_around(self) -> Self:
+        if self.tune and (len(self.lora) > 1 or len(self.full) > 1):
+            raise ValueError("tune: true searches around one rate; give one for lora, one for full")
+        return self
+
+
+class StopConfig(Section):
+    """When a training ends before its last step."""
+
+    retention_loss: Positive
+    """Points: a training ends at its last scored checkpoint that loses no more of the validation
+    items."""
+
+
+Checkpoint = Annotated[
+    Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+    | Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)],
+    Field(union_mode="left_to_right"),
+]
+"""A place in a training: the number of an optimizer step, or a share of all steps."""
 
 
 class TrainConfig(Section):
@@ -221,6 +161,14 @@ class TrainConfig(Section):
     gradient_accumulation_steps: Count = 4
     """An optimizer step sees ``batch_size`` times this many examples of each run."""
     learning_rate: LearningRateConfig = LearningRateConfig()
+    score_checkpoints: Annotated[
+        tuple[Checkpoint, ...],
+        BeforeValidator(as_list),
+        Field(max_length=100),
+        AfterValidator(distinct),
+    ] = ()
+    """Optimizer steps, or shares of all steps, after which each run is scored too."""
+    stop: StopConfig | None = None
     warmup_ratio: Fraction = 0.1
     """Share of the steps over which the rate rises to its peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -258,6 +206,8 @@ class TrainConfig(Section):
                 if name not in self.task:
                     known = ", ".join(self.task)
                     raise ValueError(f"split: {name!r} is not trained on; there is {known}")
+        if self.stop is not None and not self.score_checkpoints:
+            raise ValueError("stop needs score_checkpoints: the steps at which a training may end")
         if self.exact_match and self.data is None:
             raise ValueError("exact_match is for 'data'; a task brings its own metrics")
         return self
@@ -334,7 +284,13 @@ class LoraConfig(Section):
         ("q_proj", "k_proj", "v_proj", "o_proj"),
     )
     """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
-    paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=_MOST_ENTRIES)] = ()
+    init: LoraInit = "A"
+    """The matrix that is drawn at random; the other one begins at zero.
+
+    ``A`` is PEFT's. With ``B`` and alpha = rank the best learning rate should hardly depend on the
+    rank, and be full fine-tuning's (arXiv:2602.06204).
+    """
+    paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=MOST_ENTRIES)] = ()
     """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
 
     @model_validator(mode="after")
@@ -378,7 +334,7 @@ class MethodsConfig(Section):
 
     lora: LoraConfig | None = LoraConfig()
     full: FullConfig | None = FullConfig()
-    imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=_MOST_ENTRIES)] = ()
+    imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -411,7 +367,10 @@ class EvaluationConfig(Section):
     num_fewshot: Natural | None = None
     """Examples in each prompt; None: each task's own number."""
     limit: Count | None = None
-    """Score the first items of each task, this many at most; None: all."""
+    """Score a random sample of each task's items, this many at most; None: all.
+
+    The order is fixed: a larger limit adds items to those of a smaller one.
+    """
     chat_template: Switch = False
     """Ask in the model's chat format."""
     fewshot_as_multiturn: Switch = False
@@ -466,13 +425,48 @@ class RecommendationConfig(Section):
     confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
 
 
+class SearchConfig(Section):
+    """The shortest way to a verdict: which runs are trained is decided as their scores come in.
+
+    Searches decide on validation items, which are held out of the training split. The items that
+    the verdict is made from are scored once, by the runs that are left.
+    """
+
+    policy: Literal["race", "ladder"] | None = None
+    """``race``: all ranks together, those that are ruled out are dropped. ``ladder``: rank 32
+    first, then larger if it underfits and smaller if it forgets. None: every rank."""
+    rungs: Annotated[
+        tuple[Annotated[Number, Field(gt=0, lt=1)], ...],
+        BeforeValidator(as_list),
+        Field(min_length=1, max_length=20),
+        AfterValidator(ascending),
+    ] = (0.25, 0.5)
+    """Shares of a training after which runs are compared, before their end."""
+    validation_items: Annotated[Count, Field(ge=2)] = 200
+    """Number of validation items of the trained task, and of all retention tasks together."""
+    until: Literal["decided"] | None = None
+    """``decided``: go on with more items and seeds until the verdict is settled, or cannot be."""
+    budget: Duration | None = None
+    """Time that training and scoring may take, such as ``2h``; implies ``until: decided``."""
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds; None without one."""
+        return None if self.budget is None else seconds_of(self.budget)
+
+    @property
+    def grows(self) -> bool:
+        """Whether the study is extended until it is decided."""
+        return self.until is not None or self.budget is not None
+
+
 class StudyConfig(Section):
     """A whole study file."""
 
     name: Annotated[str, AfterValidator(run_name)] = "study"
     base_model: Annotated[BaseModelConfig, BeforeValidator(as_model)]
     tasks_path: Annotated[
-        tuple[UserPath, ...], BeforeValidator(as_list), Field(max_length=_MOST_ENTRIES)
+        tuple[UserPath, ...], BeforeValidator(as_list), Field(max_length=MOST_ENTRIES)
     ] = ()
     allow_task_code: Switch = False
     """Let task files of ``tasks_path`` run Python code, ``!function`` and the like."""
@@ -480,13 +474,26 @@ class StudyConfig(Section):
     methods: MethodsConfig = MethodsConfig()
     seeds: Annotated[
         tuple[Natural, ...],
-        Field(max_length=_MOST_ENTRIES),
+        Field(max_length=MOST_ENTRIES),
         AfterValidator(distinct),
         Field(min_length=1),
     ] = (0,)
     evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether runs are chosen by their scores on validation items."""
+        train = self.train
+        is_tuned, is_stopped = train.learning_rate.tune, train.stop is not None
+        return is_tuned or is_stopped or self.search.policy is not None
+
+    @property
+    def has_validation_items(self) -> bool:
+        """Whether items are held out of the training splits to choose runs or checkpoints by."""
+        return self.is_searched or bool(self.train.score_checkpoints)
 
     @property
     def _num_runs(self) -> int:
@@ -520,6 +527,18 @@ class StudyConfig(Section):
                 "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
                 "and out_of_domain for the others; leave in_domain out"
             )
+        if self.train.score_checkpoints and self.is_searched and self.train.stop is None:
+            raise ValueError(
+                "train.score_checkpoints: a search scores its own checkpoints (search.rungs); "
+                "leave them out, or leave search.policy and learning_rate.tune out"
+            )
+        if self.train.stop is not None:
+            others = self.search.policy is not None or self.train.learning_rate.tune
+            if others or not self.evaluation.retention:
+                raise ValueError(
+                    "train.stop: it needs evaluation.retention, and goes with no search.policy and "
+                    "no learning_rate.tune; take it out, or these"
+                )
         if self._num_runs > _MOST_RUNS:
             raise ValueError(
                 f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "

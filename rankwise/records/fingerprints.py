@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankwise.records.axes import SETTING
+from rankwise.records.base import Record
 from rankwise.records.config import StudyConfig
-from rankwise.records.study import PlannedRun, Record, StudyRecord
+from rankwise.records.study import PlannedRun, StudyRecord
 
 # Each is raised when a change to the code changes what equal settings give, so that records made
 # before are not mistaken for new ones.
@@ -39,7 +40,10 @@ _NOT_IN_TRAINING = {
     "gradient_checkpointing",
     "compile",
     "save_steps",
+    "score_checkpoints",
+    "stop",
 }
+_USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
 _RUN_IDENTITY = {"method", "seed", *SETTING}
 
 
@@ -54,7 +58,11 @@ def fingerprint(content: Any) -> str:
 def study_fingerprint(config: StudyConfig) -> str:
     """Of a study file's settings, wherever its tasks lie, and whatever items are grouped by."""
     unused = {"tasks_path": True, "allow_task_code": True, "evaluation": {"clusters"}}
-    return fingerprint(config.model_dump(mode="json", exclude=unused))
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=unused)
+    lora = settings["methods"]["lora"]
+    if lora is not None and lora["init"] == _USUAL_INIT:
+        del lora["init"]
+    return fingerprint(settings)
 
 
 def training_fingerprint(
@@ -66,8 +74,11 @@ def training_fingerprint(
     """
     is_full, full = run.method == "full", config.methods.full
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
+    lora = None if is_full else config.methods.lora
+    init = _USUAL_INIT if lora is None else lora.init
     return fingerprint(
         {
+            **({} if init == _USUAL_INIT else {"init": init}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
             "precision": precision,

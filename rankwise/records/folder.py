@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
-from rankwise.errors import RankwiseError, RecordError, StudyLockedError
+from rankwise.errors import RankwiseError, RecordError
+from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.file_names import samples_beside, task_file_name
@@ -20,8 +20,6 @@ from rankwise.records.files import (
     FileDigest,
     read_items,
     read_record,
-    remove_leftovers,
-    storage_error,
     write_atomically,
     write_record,
     writing,
@@ -32,8 +30,16 @@ from rankwise.records.fingerprints import (
     scoring_fingerprint,
     spectra_fingerprint,
 )
-from rankwise.records.heads import HEAD_MODES, HeadChanges, HeadMode, HeadRepair, TaskHeadEffects
+from rankwise.records.heads import (
+    HEAD_MODES,
+    HeadChanges,
+    HeadMode,
+    HeadRepair,
+    TaskHeadEffects,
+    of_most_items,
+)
 from rankwise.records.judgement import StudyLooks
+from rankwise.records.locking import locked
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
 from rankwise.records.results import (
     Divergence,
@@ -42,15 +48,14 @@ from rankwise.records.results import (
     StudyResults,
     judged_items,
 )
+from rankwise.records.search import SearchRecord
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import (
     PlannedRun,
-    Record,
     RunRecord,
     StageFailure,
     StageRecord,
-    StudyRecommendation,
     StudyRecord,
     TaskEvaluation,
 )
@@ -85,6 +90,7 @@ class StudyFolder:
         self.findings_file = root / "findings.json"
         self.looks_file = root / "looks.json"
         self.stacks_file = root / "stacks.json"
+        self.search_file = root / "search.json"
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
         self.checked = CheckedFiles(root)
@@ -211,31 +217,14 @@ class StudyFolder:
         """The run's adapter without the delta of these heads, in PEFT's layout."""
         return self.model_folder(run) / _HEADS / "repaired"
 
-    @contextlib.contextmanager
-    def lock(self) -> Generator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
 
         Raises:
             StudyLockedError: another process holds it.
             StorageError: the folder cannot be written.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(str(self.root / ".lock"), timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise StudyLockedError(
-                f"another process is working on {self.root}. Wait for it, or choose another "
-                "--study-dir."
-            ) from error
-        except OSError as error:
-            raise storage_error(self.root, error) from error
-        try:
-            remove_leftovers(self.root)
-            self._remove_old_states()
-            yield
-        finally:
-            lock.release()
+        return locked(self.root, self._remove_old_states)
 
     def _remove_old_states(self) -> None:
         """Remove states of training beside finished runs, left by a process that was killed."""
@@ -243,6 +232,21 @@ class StudyFolder:
             if self.run_file(state.parent.name).exists():
                 with contextlib.suppress(OSError):
                     state.unlink()
+
+    def give_up(self, models: Collection[PlannedRun]) -> None:
+        """Remove states and weights of models that were dropped; records and scores stay."""
+        for model in models:
+            state = self.training_state_file(model.model_copy(update=dict(model.training)))
+            weights = self.weights_folder(model)
+            record = self.finished_run(model)
+            if record is not None and record.files:
+                without = {"files": {}, "weights_bytes": 0}
+                self.write(self.run_file(model.name), record.model_copy(update=without))
+            with writing(state):
+                if not self.run_file(state.parent.name).exists():
+                    state.unlink(missing_ok=True)
+                if weights.exists():
+                    shutil.rmtree(weights)
 
     def write(self, path: Path, record: Record) -> None:
         write_record(path, record)
@@ -257,9 +261,6 @@ class StudyFolder:
     def accepted_stacks(self) -> AcceptedStacks:
         """The stacks under which the study went on."""
         return self._read_if_there(self.stacks_file, AcceptedStacks) or AcceptedStacks()
-
-    def read_recommendation(self) -> StudyRecommendation:
-        return read_record(self.recommendation_file, StudyRecommendation)
 
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
@@ -434,7 +435,7 @@ class StudyFolder:
         study, left_out = self._with_enough_items(study)
         complete: list[PlannedRun] = []
         for planned in study.runs:
-            left = self._left_of(study, planned)
+            left = self.left_of(study, planned)
             if left is None:
                 complete.append(planned)
             else:
@@ -446,8 +447,14 @@ class StudyFolder:
             )
         return StudyResults(
             study=study,
-            base=self._model_results(study, BASE, None, study.scored_tasks()),
-            runs=tuple(self._run_results(study, planned) for planned in complete),
+            base=self.read_model(study, None),
+            runs=tuple(self.read_model(study, planned) for planned in complete),
+            checkpoints=tuple(
+                self.read_model(study, planned)
+                for planned in study.checkpoints
+                if self.left_of(study, planned) is None
+            ),
+            search=self._read_if_there(self.search_file, SearchRecord),
             failures=self.failures(),
             stacks=self.accepted_stacks().stacks,
             left_out=left_out,
@@ -470,7 +477,7 @@ class StudyFolder:
                 )
         return study, few
 
-    def _left_of(self, study: StudyRecord, planned: PlannedRun) -> str | None:
+    def left_of(self, study: StudyRecord, planned: PlannedRun) -> str | None:
         """What a run lacks, in words; None where it is trained and scored, or has diverged."""
         run = self.finished_run(planned)
         if run is None:
@@ -480,12 +487,12 @@ class StudyFolder:
 
     def _unscored(self, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
         """The tasks without a score of a model under the study's present settings."""
-        name, model, source = BASE, study.base_model_fingerprint, None
+        name, model = BASE, study.base_model_fingerprint
         if planned is not None:
-            name, model, source = planned.name, planned.fingerprint, planned.train_task
+            name, model = planned.name, planned.fingerprint
         return [
             task
-            for task in study.scored_tasks(source)
+            for task in study.tasks_of(planned)
             if not self.is_finished(
                 self.evaluation_file(name, task),
                 TaskEvaluation,
@@ -493,11 +500,18 @@ class StudyFolder:
             )
         ]
 
-    def _run_results(self, study: StudyRecord, planned: PlannedRun) -> ModelResults:
-        run = self.finished_run(planned)
-        assert run is not None
-        scored = study.scored_tasks(planned.train_task) if run.status == "trained" else ()
-        return self._model_results(study, planned.name, run, scored)
+    def read_model(
+        self, study: StudyRecord, planned: PlannedRun | None, tasks: Iterable[str] | None = None
+    ) -> ModelResults:
+        """Everything measured on a trained model, or on the base (None).
+
+        ``tasks`` are those whose scores are wanted; None: all. A run that diverged has none.
+        """
+        run = None if planned is None else self.finished_run(planned)
+        tasks = study.tasks_of(planned) if tasks is None else tasks
+        if run is not None and run.status == "diverged":
+            tasks = ()
+        return self._model_results(study, BASE if run is None else run.planned.name, run, tasks)
 
     def _model_results(
         self, study: StudyRecord, name: str, run: RunRecord | None, tasks: Iterable[str]
@@ -541,7 +555,7 @@ class StudyFolder:
                 HeadChanges,
                 head_changes_fingerprint(study, run.planned),
             ),
-            head_effects=_of_most_items(effects),
+            head_effects=of_most_items(effects),
             head_repair=repair,
         )
 
@@ -582,13 +596,3 @@ class StudyFolder:
         if record.model == BASE:  # the other models have the same documents
             return judged.with_items(candidates=candidate_fields(documents))
         return judged
-
-
-def _of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:
-    """One record for each intervention and task: a trial on few items stands behind the whole."""
-    found: dict[tuple[str, bool, str], TaskHeadEffects] = {}
-    for each in effects:
-        key = each.mode, each.keys_and_values, each.task
-        if key not in found or found[key].num_items < each.num_items:
-            found[key] = each
-    return tuple(found.values())

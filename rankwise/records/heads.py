@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from pydantic import Field
 
+from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.files import FileDigest
-from rankwise.records.study import Record, Relation, StageRecord, Unit, VersionedRecord
+from rankwise.records.study import Relation, StageRecord, Unit
 
 HeadMode = Literal["ablate", "ablate-mean", "revert"]
 """A head outputs zeros, or its mean over the task's tokens, or the adapter loses its delta."""
@@ -219,3 +221,13 @@ class HeadChanges(StageRecord):
     def share(self, of: ShareOf) -> ShareMap | None:
         """The map of a share; None if there is none."""
         return next((share for share in self.shares if share.of == of), None)
+
+
+def of_most_items(effects: Iterable[TaskHeadEffects]) -> tuple[TaskHeadEffects, ...]:
+    """One record for each intervention and task: a trial on few items stands behind the whole."""
+    found: dict[tuple[str, bool, str], TaskHeadEffects] = {}
+    for each in effects:
+        key = each.mode, each.keys_and_values, each.task
+        if key not in found or found[key].num_items < each.num_items:
+            found[key] = each
+    return tuple(found.values())

@@ -176,7 +176,6 @@ def _model_config(
     folder: StudyFolder, study: StudyRecord, model: ModelResults, provenance: Provenance
 ) -> dict[str, Any]:
     """What was scored and how; null for settings that a study does not have."""
-    evaluation = study.config.evaluation
     arguments = {"pretrained": study.config.base_model.name}
     if study.config.base_model.revision is not None:
         arguments["revision"] = study.config.base_model.revision
@@ -199,7 +198,7 @@ def _model_config(
         **dict.fromkeys(unknown),
         "batch_sizes": [],
         "device": provenance.device,
-        "limit": evaluation.limit,
+        "limit": None,  # lm-eval's limit takes the first documents
         **dict.fromkeys(seeds),
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from rankwise.errors import RecordError
+from rankwise.records.base import Record
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.p_right import (
     P_RIGHT,
@@ -16,12 +17,12 @@ from rankwise.records.p_right import (
     option_nats,
     p_right_of_items,
 )
+from rankwise.records.search import SearchRecord, TrainTaskSearch
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.stacks import AcceptedStack
 from rankwise.records.study import (
     MetricScore,
     PlannedRun,
-    Record,
     Relation,
     RunRecord,
     StageFailure,
@@ -130,6 +131,10 @@ class StudyResults(Record):
     study: StudyRecord
     base: ModelResults
     runs: tuple[ModelResults, ...]
+    checkpoints: tuple[ModelResults, ...] = ()
+    """Checkpoints of the runs that are scored like them; they take no part in the verdict."""
+    search: SearchRecord | None = None
+    """How the runs were chosen; None where the study file lists them."""
     failures: tuple[StageFailure, ...] = ()
     """The stages that failed when they were last tried."""
     stacks: tuple[AcceptedStack, ...] = ()
@@ -155,6 +160,12 @@ class StudyResults(Record):
                 for model in self.runs
                 if model.run is not None and model.run.planned.train_task == train_task
             ),
+            checkpoints=tuple(
+                model
+                for model in self.checkpoints
+                if model.run is not None and model.run.planned.train_task == train_task
+            ),
+            search=None if self.search is None else self.search.of(train_task),
         )
 
 
@@ -165,12 +176,19 @@ class TrainTaskResults(Record):
     train_task: str
     base: ModelResults
     runs: tuple[ModelResults, ...]
+    checkpoints: tuple[ModelResults, ...] = ()
+    search: TrainTaskSearch | None = None
 
     @property
     def by_accuracy(self) -> Self:
         """The same with every task judged by its own metric, where p(right) decides."""
         runs = tuple(run.by_accuracy for run in self.runs)
         return self.model_copy(update={"base": self.base.by_accuracy, "runs": runs})
+
+    @property
+    def validation_items(self) -> Mapping[Relation, Mapping[str, str]]:
+        """Relation -> {task: name of its validation items}, by which runs were chosen."""
+        return self.study.validation_items.get(self.train_task, {})
 
     @property
     def tasks(self) -> dict[Relation, tuple[str, ...]]:

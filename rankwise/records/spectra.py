@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rankwise.records.study import Record, StageRecord
+from rankwise.records.base import Record
+from rankwise.records.study import StageRecord
 
 LEADING = (10, 50, 100, 500)
 """Numbers of leading singular vectors over which similarities are averaged; a matrix that has fewer

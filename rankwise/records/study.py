@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, Protocol, Self, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import Field
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config import StudyConfig
 from rankwise.records.files import FileDigest
-from rankwise.records.judgement import BestBet, Look, Outcome, Prospect
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
@@ -40,8 +39,21 @@ class Provenance(Record):
     created_at: str
 
 
+class Training(Record):
+    """The whole training that a checkpoint is taken from; it may never be finished."""
+
+    name: str
+    """The name of its run."""
+    fingerprint: str
+    num_steps: int
+    """Optimizer steps of the whole, by which its schedule goes."""
+
+
 class PlannedRun(Record):
-    """One run of a study, as planned: a setting, a trained task and a seed."""
+    """One run of a study, as planned: a setting, a trained task and a seed.
+
+    A checkpoint of a run is a model like a run, with the settings of its training.
+    """
 
     name: str
     """Name of the run, and of its folder in the study folder."""
@@ -75,8 +87,12 @@ class PlannedRun(Record):
     """Label of an imported model; None for a run that is trained here."""
     imported_from: Path | None = None
     """Folder of an imported model; None for a run that is trained here."""
+    checkpoint_of: Training | None = None
+    """The training that this is a checkpoint of; None for a whole training."""
+    is_searched: bool = False
+    """Scored on validation items only: a search decides by it, and the verdict does not know it."""
     num_steps: int
-    """Optimizer steps."""
+    """Optimizer steps; of a checkpoint, those until there."""
     num_examples: int
     """Training rows; each is read once per epoch."""
     num_tokens: int
@@ -87,12 +103,24 @@ class PlannedRun(Record):
     estimated_memory_bytes: int
     """Estimated peak of training this run alone."""
 
+    @property
+    def training(self) -> Training:
+        """The whole training that its weights come from, its own or that of a checkpoint."""
+        return self.checkpoint_of or Training(
+            name=self.name, fingerprint=self.fingerprint, num_steps=self.num_steps
+        )
+
+    @property
+    def share(self) -> float:
+        """How much of its training it has behind it: 1 at the end."""
+        return self.num_steps / self.training.num_steps if self.checkpoint_of else 1.0
+
 
 class PlannedPass(Record):
     """Runs that are trained together, in one pass over one base model."""
 
     runs: tuple[str, ...]
-    """Names of the runs."""
+    """Names of the runs, and of the checkpoints that are taken on the way."""
     max_tokens: int
     """The most tokens in one micro-batch."""
     gradient_checkpointing: bool
@@ -114,6 +142,11 @@ class StudyTasks(Record):
     """Trained task -> {task: name of the task made of the rows that were trained on}."""
     ending_items: dict[str, str]
     """Trained task -> name of the task that scores only how the trained rows end."""
+    validation_items: dict[str, dict[Relation, dict[str, str]]] = Field(default_factory=dict)
+    """Trained task -> relation -> {task: name of the task made of its validation items}.
+
+    Runs and checkpoints are chosen by these; only tasks in-domain and of retention have them.
+    """
     overlaps: dict[str, dict[str, int]]
     """Trained task -> {scored task: number of its items that are in the training rows}."""
     groups: dict[str, tuple[str, ...]]
@@ -132,10 +165,16 @@ class StudyTasks(Record):
                 self.trained_formats[source].values(),
                 self.trained_items[source].values(),
                 (self.ending_items[source],) if source in self.ending_items else (),
+                self.validation_tasks(source),
             )
             for task in names
         ]
         return tuple(dict.fromkeys(scored))
+
+    def validation_tasks(self, train_task: str) -> tuple[str, ...]:
+        """The names of the validation items of a trained task, and of what it may forget."""
+        by_relation = self.validation_items.get(train_task, {})
+        return tuple(name for names in by_relation.values() for name in names.values())
 
     def without(self, left_out: Collection[str]) -> Self:
         """The same without some scored tasks, nor what else is made of their items."""
@@ -155,6 +194,10 @@ class StudyTasks(Record):
                 "trained_formats": {s: kept(names) for s, names in self.trained_formats.items()},
                 "trained_items": {s: kept(names) for s, names in self.trained_items.items()},
                 "ending_items": kept(self.ending_items),
+                "validation_items": {
+                    source: {relation: kept(names) for relation, names in by_relation.items()}
+                    for source, by_relation in self.validation_items.items()
+                },
             }
         )
 
@@ -192,10 +235,27 @@ class StudyRecord(StudyTasks):
     num_tokens: TokenCounts = TokenCounts()
     """What the stages read; empty in the record of an older version."""
     runs: tuple[PlannedRun, ...]
+    candidates: tuple[PlannedRun, ...] = ()
+    """Trainings and checkpoints that a search decides by: scored on validation items only."""
+    checkpoints: tuple[PlannedRun, ...] = ()
+    """Checkpoints of runs that are scored like the runs, and are shown beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
     provenance: Provenance
+
+    @property
+    def models(self) -> tuple[PlannedRun, ...]:
+        """Everything that has weights of its own: runs, candidates of a search, checkpoints."""
+        return (*self.runs, *self.candidates, *self.checkpoints)
+
+    def tasks_of(self, model: PlannedRun | None) -> tuple[str, ...]:
+        """The names under which a model is scored; None: the base."""
+        if model is None:
+            return self.scored_tasks()
+        if model.is_searched:
+            return self.validation_tasks(model.train_task)
+        return self.scored_tasks(model.train_task)
 
     def full_run_of(self, run: PlannedRun) -> PlannedRun | None:
         """The full fine-tuning that a LoRA run is compared with; None without one.
@@ -306,15 +366,6 @@ class Interval(Record):
         return self.model_copy(update=ends)
 
 
-class _Bounded(Protocol):
-    @property
-    def difference(self) -> float: ...
-    @property
-    def lower(self) -> float: ...
-    @property
-    def upper(self) -> float: ...
-
-
 class MetricScore(Record):
     """One aggregated metric of a task; never without its error, count and direction."""
 
@@ -346,7 +397,7 @@ class TaskEvaluation(StageRecord):
     num_fewshot: int
     chat_template: bool
     limit: int | None
-    """Only the first items were scored, this many at most; None: all."""
+    """This many items were scored at most; None: all."""
     chance: float | None
     """Mean over items of 1/options; 0 for generation, None where it has no meaning."""
     predicted_shares: tuple[float, ...] | None
@@ -379,216 +430,3 @@ class TaskEvaluation(StageRecord):
             for score in self.metrics
             if (score.metric, score.filter) == (self.decision_metric, self.decision_filter)
         )
-
-
-class RetentionRatio(Record):
-    """(adapted - chance) / (base - chance) with Fieller's bounds, or the reason for their absence.
-
-    It is shown and never decides: decisions use the difference.
-    """
-
-    estimate: float | None
-    lower: float | None
-    upper: float | None
-    reason: str | None
-
-
-class PairedDifference(Record):
-    """The difference of two models on the same items, positive where the adapted one is better.
-
-    The fields stand in the subclasses, each of which has its own order in JSON.
-    """
-
-    @property
-    def interval(self: _Bounded) -> Interval:
-        """The difference with its bounds."""
-        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
-
-
-class AccuracyDifference(PairedDifference):
-    """The same difference by the task's own metric (``metric``), where p(right) decides; points.
-
-    ``is_opposite``: its sign is not that of p(right)'s, and one of the two at least is shown.
-    """
-
-    metric: str
-    base_score: float
-    adapted_score: float
-    difference: float
-    lower: float
-    upper: float
-    is_opposite: bool
-
-
-class Comparison(PairedDifference):
-    """One run against the base on one task, paired over the same items.
-
-    ``difference`` is signed so that positive is better for the adapted model: points for a
-    score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
-    for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
-    out. ``accuracy`` is there where p(right) decides; then the counts, ``mcnemar_p_value`` and
-    ``retention_ratio`` are of accuracy, both other p-values of p(right).
-    Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
-    ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
-    ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
-    ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
-    """
-
-    run: str
-    task: str
-    relation: Relation
-    unit: Unit
-    num_examples: int
-    base_score: float
-    adapted_score: float
-    difference: float
-    stderr: float
-    lower: float
-    upper: float
-    num_learned: int | None
-    num_forgotten: int | None
-    num_kept_right: int | None
-    num_kept_wrong: int | None
-    p_value: float
-    mcnemar_p_value: float | None
-    holm_p_value: float | None
-    retention_ratio: RetentionRatio | None = None
-    num_clusters: int | None = None
-    accuracy: AccuracyDifference | None = None
-
-
-class Bound(Interval):
-    """An estimate with bounds of its own or with those of a verdict, in the unit of its field."""
-
-
-class FormatEffect(PairedDifference):
-    """One run against the base on one task, asked as the training asked (``scored_as``).
-
-    ``difference`` is as in ``Comparison``, with an interval of its own; ``standard_difference``
-    is that of the same items in the task's standard format. ``by_format`` is the standard minus
-    the other: how much of the change is a matter of format. Below zero, the standard format
-    shows a loss that the trained one does not. None where the formats have different metrics.
-    Where p(right) decides, the counts are of accuracy.
-    Exploratory: no recommendation rests on it.
-    """
-
-    run: str
-    task: str
-    scored_as: str
-    relation: Relation
-    unit: Unit
-    num_examples: int
-    base_score: float
-    adapted_score: float
-    difference: float
-    lower: float
-    upper: float
-    num_learned: int | None
-    num_forgotten: int | None
-    standard_difference: float
-    by_format: Bound | None
-    num_clusters: int | None = None
-
-
-class OptionBounds(Record):
-    """What an option gains and loses, with bounds at one level."""
-
-    gain: Bound
-    retention_loss: Bound | None
-    shortfall: Bound
-
-
-class RankVerdict(Record):
-    """What the data say of one rank with its other settings, seeds averaged.
-
-    ``gain``, ``retention_loss`` and ``shortfall`` have the bounds that decide: with them, a wrong
-    option is recommended at most as often as the study's confidence allows. ``label`` names what
-    tells the option from the others.
-    """
-
-    label: str
-    rank: int
-    alpha: float
-    scaling: float
-    learning_rate: float | None
-    target_modules: tuple[str, ...]
-    epochs: int | None
-    runs: tuple[str, ...]
-    gain: Bound
-    """Over the base, in the recommendation's unit."""
-    retention_loss: Bound | None
-    """In points; None without retention tasks."""
-    worst_retention_task: str | None
-    worst_retention_loss: float | None
-    shortfall: Bound
-    """How far it is below the best other option that was not rejected on retention."""
-    at_once: OptionBounds
-    """The same with bounds that hold together with those of all other options; they are wider."""
-    better_than_base: State
-    """Whether the gain is above 0."""
-    keeps_enough: State | None
-    """Whether the retention loss is below epsilon; None without retention tasks."""
-    near_the_best: State
-    """Whether the shortfall is below delta."""
-    qualifies: bool
-    """Whether all of them are "yes"."""
-    worse_than: tuple[str, ...]
-    """Labels of the options that are shown to score more in-domain."""
-    ruled_out_by: str | None
-    """What shows that it is not the answer: "retention", or a better option that keeps enough."""
-
-
-class Recommendation(Record):
-    """For one trained task: the outcome, the evidence, and what would decide."""
-
-    train_task: str
-    outcome: Outcome
-    rank: int | None
-    alpha: float | None
-    learning_rate: float | None
-    target_modules: tuple[str, ...] | None
-    epochs: int | None
-    statement: str
-    """The answer in words."""
-    reasons: tuple[str, ...]
-    unit: Unit
-    """Of the gains and of delta."""
-    delta: float
-    """The in-domain difference that counts."""
-    delta_is_derived: bool
-    epsilon_points: float | None
-    """The acceptable retention loss; None without retention tasks."""
-    epsilon_is_derived: bool
-    confidence: float
-    """That nothing wrong is recommended, over all looks."""
-    num_items_in_domain: int
-    num_clusters_in_domain: int | None = None
-    """The clusters that these items are in; None where every item is its own."""
-    num_seeds: int
-    looks: tuple[Look, ...]
-    """Every judgement of this study so far, this one last."""
-    best_bet: BestBet | None
-    """Odds of every option; None where no option is complete."""
-    prospects: tuple[Prospect, ...]
-    """What more items or seeds would do; empty where the study is decided."""
-    sufficient_epsilon_points: float | None
-    """The smallest acceptable loss at which an option would be recommended.
-
-    None where one is recommended, or where no loss would do.
-    """
-    sufficient_rank: int | None
-    """The rank of that option."""
-    sufficient_label: str | None
-    better_and_kept_by_full: str | None
-    """The label of a full fine-tuning that gains more and loses less than every LoRA option."""
-    best_rate_at_edge: float | None
-    """The learning rate of the best option, where it is an end of the rates that were tried."""
-    verdicts: tuple[RankVerdict, ...]
-    comparisons: tuple[Comparison, ...]
-    format_effects: tuple[FormatEffect, ...]
-
-
-class StudyRecommendation(VersionedRecord):
-    """``recommendation.json``: one recommendation for each task that was trained on."""
-
-    by_train_task: tuple[Recommendation, ...]

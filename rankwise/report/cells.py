@@ -97,8 +97,8 @@ def count(value: int | None, note: str = "") -> Cell:
 
 
 def items(value: int, limit: int | None) -> Cell:
-    """A number of items, and whether they are the first of a task alone."""
-    return count(value, "" if limit is None else f"the first {quantities.count(limit)}")
+    """A number of items, and the limit of their number where there is one."""
+    return count(value, "" if limit is None else f"at most {quantities.count(limit)}")
 
 
 def unit_name(unit: Unit) -> str:

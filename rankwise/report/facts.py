@@ -9,8 +9,9 @@ from typing import NamedTuple
 from rankwise.records import quantities
 from rankwise.records.config import AlphaConfig, StudyConfig
 from rankwise.records.judgement import Look
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun, Provenance, Recommendation, RunRecord
+from rankwise.records.study import PlannedRun, Provenance, RunRecord
 
 NOT_RECORDED = "not recorded"
 
@@ -166,6 +167,8 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[
         ranks = sorted({run.rank for run in plans if run.rank is not None})
         yield Entry("LoRA ranks", ", ".join(str(rank) for rank in ranks))
         yield Entry("LoRA alpha", "; ".join(_alpha(alpha) for alpha in lora.alpha))
+        if lora.init == "B":
+            yield Entry("LoRA's random matrix", "B; A begins at zero")
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
         yield Entry("LoRA target modules", "; ".join(", ".join(names) for names in sets))
         yield Entry("LoRA learning rate", _rates(plans, "lora"))

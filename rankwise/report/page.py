@@ -12,8 +12,10 @@ from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
+from rankwise.records.judgement import Outcome
+from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import RELATIONS, Outcome, Recommendation, StudyRecommendation
+from rankwise.records.study import RELATIONS
 from rankwise.report.charts.theme import page_colours
 from rankwise.report.facts import (
     base_model_name,
@@ -33,11 +35,13 @@ from rankwise.report.rendering import (
     render_template,
 )
 from rankwise.report.sections.axes import axis_section
+from rankwise.report.sections.checkpoints import checkpoint_section
 from rankwise.report.sections.claims import claims_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.sections.retention import retention_section
+from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import signature_section
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
@@ -231,6 +235,11 @@ def study_sections(
     """The sections of the page that are about the whole study, in their order."""
     confidence = results.study.config.recommendation.confidence
     sections = [signature_section(findings.signatures, not_looked_for(results), confidence)]
+    searched = search_section(results, findings.rates)
+    if searched is not None:
+        sections.append(searched)
+    if findings.checkpoints:
+        sections.append(checkpoint_section(findings.checkpoints))
     if findings.transfer is not None:
         sections.append(transfer_section(findings.transfer))
     if findings.retention:

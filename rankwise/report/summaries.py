@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 from rankwise.findings.models import ModelSummary
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Recommendation, Relation, RunRecord
+from rankwise.records.study import Relation, RunRecord
 from rankwise.report import cells
 from rankwise.report.parts import EMPTY, Cell, Heading
 

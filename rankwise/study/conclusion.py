@@ -8,8 +8,9 @@ from typing import NamedTuple
 from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.folder import StudyFolder
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import StageFailure, StudyRecommendation, StudyRecord
+from rankwise.records.study import StageFailure, StudyRecord
 
 
 class StudyOutcome(NamedTuple):

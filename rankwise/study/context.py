@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
@@ -26,6 +26,10 @@ class StudyContext:
     def of(cls, plan: StudyPlan, folder: StudyFolder, observer: Observer) -> StudyContext:
         """A context with no model in memory yet."""
         return cls(plan, folder, observer, ResidentModels(plan, folder), StopSignals())
+
+    def replanned(self, plan: StudyPlan) -> StudyContext:
+        """The same under another plan of the study; what is in memory stays there."""
+        return replace(self, plan=plan)
 
     @property
     def study(self) -> StudyRecord:

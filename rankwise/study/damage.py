@@ -8,21 +8,16 @@ from typing import NamedTuple, TypeVar
 
 from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
+from rankwise.records.base import Record
 from rankwise.records.file_names import samples_beside
 from rankwise.records.files import FileDigest, read_record, storage_error, write_atomically, writing
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
-from rankwise.records.study import (
-    Record,
-    RunRecord,
-    StageFailure,
-    StudyRecommendation,
-    StudyRecord,
-    TaskEvaluation,
-)
+from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
 
 R = TypeVar("R", bound=Record)
 
@@ -71,12 +66,22 @@ def find_damage(
     return damages
 
 
+def models_of(study: StudyRecord, folder: StudyFolder) -> list[str]:
+    """The names of a study's runs, and of what else was trained in its folder."""
+    there = folder.model_folder("_").parent
+    names = [model.name for model in study.models]
+    if study.config.is_searched and there.is_dir():  # a search may have come further than the plan
+        names += sorted(path.name for path in there.iterdir())
+    return list(dict.fromkeys(names))
+
+
 def unverifiable(folder: StudyFolder) -> int:
     """The number of runs and scorings whose records, of an early version, have no digests."""
     count = 0
     for path in folder.root.glob("runs/*/run.json"):
         run = read_record(path, RunRecord)
-        count += run.status == "trained" and not run.files
+        has_weights = run.status == "trained" and run.weights_bytes > 0
+        count += has_weights and not run.files
     for path in (*folder.root.glob("runs/*/eval/*.json"), *folder.root.glob("base/eval/*.json")):
         count += read_record(path, TaskEvaluation).samples is None
     return count

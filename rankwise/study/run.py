@@ -21,9 +21,10 @@ from rankwise.records.study import StageFailure, StudyRecord
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import find_damage, set_aside
+from rankwise.study.damage import find_damage, models_of, set_aside
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.searching import Search
 from rankwise.study.stages import Stage, stages
 from rankwise.study.work.canary import check_stack
 from rankwise.study.work.worker import Worker
@@ -66,25 +67,46 @@ def run_study(
     context = StudyContext.of(plan, folder, observer)
     with folder.lock(), quick_collections(), context.signals.listening():
         _set_damaged_aside(plan, folder, observer)
-        graph = stages(plan.record)
-        earlier = read_if_there(folder.study_file, StudyRecord)
-        files, changed = replaced_scores(plan, folder, graph, earlier)
-        if changed is not None and not replace:
-            raise changed
-        require_disk(folder, graph)
+        search = Search(plan, folder) if plan.record.config.is_searched else None
         try:
-            check_stack(context, graph, is_accepted=accept_new_stack)
-            if files:
-                set_aside(folder, files, str(changed))
-            failures = _carry_out(graph, context, earlier)
+            if search is not None:
+                context = context.replanned(search.plan())
+            failures = _do(context, replace, accept_new_stack)
+            while search is not None and not failures:
+                plan = search.plan()
+                if _names(plan.record) == _names(context.study):
+                    search.tidy(plan)
+                    break
+                context = context.replanned(plan)
+                failures = _do(context, replace, accept_new_stack)
         finally:
             context.models.release()
             folder.checked.save()
         return _concluded(folder, failures)
 
 
+def _names(study: StudyRecord) -> list[tuple[str, bool]]:
+    """What a study trains, and what of it is only searched."""
+    return [(model.name, model.is_searched) for model in study.models]
+
+
+def _do(context: StudyContext, replace: bool, accept_new_stack: bool) -> list[StageFailure]:
+    """Everything that a plan has left to do, once it is sure that it may be done."""
+    plan, folder = context.plan, context.folder
+    graph = stages(plan.record)
+    earlier = read_if_there(folder.study_file, StudyRecord)
+    files, changed = replaced_scores(plan, folder, graph, earlier)
+    if changed is not None and not replace:
+        raise changed
+    require_disk(folder, graph)
+    check_stack(context, graph, is_accepted=accept_new_stack)
+    if files:
+        set_aside(folder, files, str(changed))
+    return _carry_out(graph, context, earlier)
+
+
 def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> None:
-    damages = find_damage(folder, [run.name for run in plan.record.runs])
+    damages = find_damage(folder, models_of(plan.record, folder))
     if not damages:
         return
     spoils = dict.fromkeys(path for damage in damages for path in damage.spoils)

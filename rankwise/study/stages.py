@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rankwise.records.base import Record
 from rankwise.records.fingerprints import (
     divergence_fingerprint,
     fingerprint,
@@ -28,7 +29,6 @@ from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import (
     PlannedPass,
     PlannedRun,
-    Record,
     RunRecord,
     StageRecord,
     StudyRecord,
@@ -51,6 +51,17 @@ WEIGHT_BYTES = 4
 
 TOKEN_BYTES = 8
 """Of a samples file per scored token: its text, and the answers beside it."""
+
+
+def training_work(models: Sequence[PlannedRun]) -> float:
+    """Work of training some runs and checkpoints; those of one training are trained once."""
+    longest: dict[str, PlannedRun] = {}
+    for model in models:
+        other = longest.setdefault(model.training.name, model)
+        if model.num_steps > other.num_steps:
+            longest[model.training.name] = model
+    return sum(model.num_tokens * TRAINING_WORK[model.method] for model in longest.values())
+
 
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
@@ -168,7 +179,7 @@ class Train(Stage):
 
     @property
     def num_tokens(self) -> int:
-        return sum(run.num_tokens for run in self.runs)
+        return round(training_work(self.runs) / TRAINING_WORK[self.runs[0].method])
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
         assert model is not None
@@ -315,7 +326,8 @@ class _Graph:
     def train_and_score(
         self, number: int, planned_pass: PlannedPass | None, runs: tuple[PlannedRun, ...]
     ) -> None:
-        model = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} adapters"
+        what = "adapters" if runs[0].method == "lora" else "checkpoints"
+        model = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} {what}"
         if len(runs) > 1 and planned_pass is None:
             model = f"imported: {len(runs)} adapters"
         train = Train(
@@ -323,14 +335,14 @@ class _Graph:
             runs,
             tuple(run.fingerprint for run in runs),
             needs=(),
-            work=sum(run.num_tokens * TRAINING_WORK[run.method] for run in runs),
+            work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
             disk_bytes=sum(self._weights_and_state(run) for run in runs),
             planned_pass=planned_pass,
         )
         self.stages.append(train)
         self._training_of |= {run.name: train.id for run in runs}
-        scored = {run.name: self._study.scored_tasks(run.train_task) for run in runs}
+        scored = {run.name: self._study.tasks_of(run) for run in runs}
         for task in self._study.scored_tasks():
             together = tuple(run for run in runs if task in scored[run.name])
             if together:
@@ -444,7 +456,7 @@ def _passes(study: StudyRecord) -> list[tuple[PlannedPass | None, tuple[PlannedR
 
     Imported adapters are scored together too, each imported checkpoint alone.
     """
-    by_name = {run.name: run for run in study.runs}
+    by_name = {run.name: run for run in study.models}
     in_pass = {name for planned in study.passes for name in planned.runs}
     passes: list[tuple[PlannedPass | None, tuple[PlannedRun, ...]]] = [
         (planned, tuple(by_name[name] for name in planned.runs)) for planned in study.passes

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
-from rankwise.study.damage import find_damage
+from rankwise.study.damage import find_damage, models_of
 from rankwise.study.stages import (
     AnalyseWeights,
     CompareDistributions,
@@ -67,16 +67,16 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     """
     study = folder.read_study()
     graph = stages(study)
-    damages = find_damage(folder, [run.name for run in study.runs])
+    damages = find_damage(folder, models_of(study, folder))
     spoilt = {path for damage in damages for path in damage.spoils}
     intact = folder.without(spoilt)
-    todo: dict[str, list[Stage]] = {BASE: [], **{run.name: [] for run in study.runs}}
+    todo: dict[str, list[Stage]] = {BASE: [], **{run.name: [] for run in study.models}}
     for stage in graph:
         for model in stage.left(intact):
             todo[BASE if model is None else model.name].append(stage)
     failures = intact.failures()
     lines: list[ModelStatus] = []
-    for model in (None, *study.runs):
+    for model in (None, *study.models):
         name = BASE if model is None else model.name
         place = folder.model_folder(name)
         damaged = [str(damage) for damage in damages if damage.path.is_relative_to(place)]
@@ -95,7 +95,7 @@ def _line(
     name, training, done = BASE, "none needed", 0
     tasks = study.scored_tasks()
     if model is not None:
-        name, tasks = model.name, study.scored_tasks(model.train_task)
+        name, tasks = model.name, study.tasks_of(model)
         training, done = _training(folder, model)
         if training == "diverged":
             tasks = ()

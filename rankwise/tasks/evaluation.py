@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.records.study import TaskEvaluation
@@ -17,12 +18,12 @@ class Known(NamedTuple):
     """A model's answers: all, or those of an earlier scoring of fewer items.
 
     Attributes:
-        responses: to the first instances of the task, in order.
+        responses: number of a document -> the answers to its instances, in order.
         num_unfinished: generations among them that were cut at their maximum length.
         score_seconds: time that they took.
     """
 
-    responses: tuple[Responses, ...] = ()
+    responses: Mapping[int, tuple[Responses, ...]] = MappingProxyType({})
     num_unfinished: int = 0
     score_seconds: float = 0.0
 
@@ -34,7 +35,7 @@ class ScoredModel(NamedTuple):
         name: its name in the record: "base", or the run's name.
         fingerprint: hash of everything that its scores on the task depend on.
         adapter: its name in the scorer; None is the resident model itself.
-        known: answers of an earlier scoring of the first items.
+        known: answers of an earlier scoring of some of the items.
     """
 
     name: str
@@ -60,8 +61,8 @@ def evaluate(
 ) -> list[Scoring]:
     """Answer every request of a task with every model, and let the task judge the answers.
 
-    Models with equally many known answers are scored in one call of the scorer, and each gets an
-    equal share of the call's seconds.
+    Models with known answers to the same items are scored in one call of the scorer, and each gets
+    an equal share of the call's seconds.
 
     Args:
         scorer: knows the models.
@@ -76,12 +77,12 @@ def evaluate(
     Raises:
         TaskError: the task has no metric of that name with one number per item.
     """
-    groups: dict[int, list[ScoredModel]] = defaultdict(list)
+    groups: dict[frozenset[int], list[ScoredModel]] = defaultdict(list)
     for model in models:
-        groups[len(model.known.responses)].append(model)
+        groups[frozenset(model.known.responses)].append(model)
     answers: dict[str, Known] = {}
-    for num_known, group in groups.items():
-        new = [request for request in prepared.requests if request.instance >= num_known]
+    for known, group in groups.items():
+        new = [r for r in prepared.requests if prepared.instances[r.instance].doc_id not in known]
         num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
         advance(num_tokens * len(group))
         answers |= ask(scorer, group, prepared, new, advance)
@@ -92,7 +93,9 @@ def _judged(
     model: ScoredModel, prepared: PreparedTask, answers: Known, metric: str | None
 ) -> Scoring:
     started = time.perf_counter()
-    judgement = judge(prepared, answers.responses, metric)
+    doc_ids = dict.fromkeys(instance.doc_id for instance in prepared.instances)
+    in_order = [each for doc_id in doc_ids for each in answers.responses[doc_id]]
+    judgement = judge(prepared, in_order, metric)
     record = TaskEvaluation(
         model=model.name,
         task=prepared.name,
@@ -126,7 +129,7 @@ def ask(
     requests: Sequence[Request],
     advance: Advance = lambda _: None,
 ) -> dict[str, Known]:
-    """Model name -> answers, known and new, for models with equally many known answers."""
+    """Model name -> answers, known and new, for models with known answers to the same items."""
     started = time.perf_counter()
     adapters = [model.adapter for model in models]
     unfinished = [0] * len(models)
@@ -147,7 +150,7 @@ def ask(
     seconds = (time.perf_counter() - started) / len(models)
     return {
         model.name: Known(
-            (*model.known.responses, *_of_instances(prepared, requests, answers[index])),
+            {**model.known.responses, **_by_document(prepared, requests, answers[index])},
             model.known.num_unfinished + unfinished[index],
             model.known.score_seconds + seconds,
         )
@@ -159,13 +162,16 @@ def _generates(prepared: PreparedTask) -> bool:
     return prepared.loaded.output_type == "generate_until"
 
 
-def _of_instances(
+def _by_document(
     prepared: PreparedTask, requests: Sequence[Request], answers: Sequence[Any]
-) -> list[Responses]:
-    """One model's answers by instance; the windows of one text are summed to one answer."""
+) -> dict[int, tuple[Responses, ...]]:
+    """One model's answers by document; the windows of one text are summed to one answer."""
     by_instance: dict[int, list[Any]] = defaultdict(list)
     for request, answer in zip(requests, answers, strict=True):
         by_instance[request.instance].append(answer)
-    if prepared.loaded.output_type == "loglikelihood_rolling":
-        return [(sum(nats for nats, _ in windows),) for windows in by_instance.values()]
-    return [tuple(repeats) for repeats in by_instance.values()]
+    is_text = prepared.loaded.output_type == "loglikelihood_rolling"
+    by_document: dict[int, list[Responses]] = defaultdict(list)
+    for index, own in by_instance.items():
+        response = (sum(nats for nats, _ in own),) if is_text else tuple(own)
+        by_document[prepared.instances[index].doc_id].append(response)
+    return {doc_id: tuple(responses) for doc_id, responses in by_document.items()}

@@ -7,13 +7,14 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config import EvaluationConfig
+from rankwise.tasks.item_order import build_requests, in_random_order
 from rankwise.tasks.questions import GenerationSettings
 from rankwise.tasks.resolution import (
     LoadedTask,
@@ -82,9 +83,10 @@ class PreparedTask(NamedTuple):
 
     Attributes:
         loaded: the task.
-        instances: lm-eval's instances, in order.
+        instances: lm-eval's instances, in the order of the documents.
         requests: in the order of the instances, those of one instance together.
-        num_items: number of documents that are scored.
+        doc_ids: numbers of the documents that are scored, in the order in which they were taken:
+            the random one where a limit leaves documents out, else that of the documents.
         limit: the configured limit of that number, if any.
         num_fewshot: number of examples before each question.
         chat_template: whether prompts are rendered as conversations.
@@ -97,7 +99,7 @@ class PreparedTask(NamedTuple):
     loaded: LoadedTask
     instances: list[Any]
     requests: list[Request]
-    num_items: int
+    doc_ids: tuple[int, ...]
     limit: int | None
     num_fewshot: int
     chat_template: bool
@@ -110,11 +112,21 @@ class PreparedTask(NamedTuple):
     def name(self) -> str:
         return self.loaded.name
 
-    def digest_of_first(self, num_items: int) -> str:
-        """The digest that the task would have with this limit."""
-        doc_ids = list(dict.fromkeys(instance.doc_id for instance in self.instances))
-        first = set(doc_ids[:num_items])
-        return _digest(self.loaded, [i for i in self.instances if i.doc_id in first])
+    @property
+    def num_items(self) -> int:
+        """Number of documents that are scored."""
+        return len(self.doc_ids)
+
+    def digest_of(self, doc_ids: Collection[int]) -> str:
+        """The digest that the task would have if it scored these of its documents alone."""
+        chosen = set(doc_ids)
+        return _digest(self.loaded, [i for i in self.instances if i.doc_id in chosen])
+
+    @property
+    def requests_in_turn(self) -> list[Request]:
+        """The requests, document after document as these were taken."""
+        place = {doc_id: number for number, doc_id in enumerate(self.doc_ids)}
+        return sorted(self.requests, key=lambda r: place[self.instances[r.instance].doc_id])
 
     @property
     def num_tokens(self) -> int:
@@ -145,17 +157,21 @@ def prepare_task(
     limit: int | None,
     chat_template: bool,
     fewshot_as_multiturn: bool = False,
+    doc_ids: Collection[int] | None = None,
 ) -> PreparedTask:
     """Build a task's requests with lm-eval's own prompts, and tokenise them.
+
+    A document's prompt does not depend on which others are scored.
 
     Args:
         loaded: the task.
         tokenizer: of the base model.
         max_length: context limit in tokens; longer contexts lose their left end, as in lm-eval.
         num_fewshot: None takes the task's own number. As in lm-eval, a task that fixes 0 keeps it.
-        limit: score the first documents, this many at most; None scores all.
+        limit: score this many documents at most, the first of the random order; None scores all.
         chat_template: render prompts as conversations.
         fewshot_as_multiturn: render few-shot examples as separate turns.
+        doc_ids: score these documents, whatever ``limit`` is; the task keeps their order.
 
     Raises:
         TaskError: the task has no documents to score, no examples for few-shot, or generation
@@ -177,8 +193,11 @@ def prepare_task(
     ):
         # lm-eval shows its own progress bar on stderr; ours shows the whole study
         with quiet_lm_eval(), contextlib.redirect_stderr(io.StringIO()):
-            task.build_all_requests(
-                limit=limit,
+            chosen = _chosen(task, limit) if doc_ids is None else tuple(doc_ids)
+            build = task.build_all_requests
+            if chosen is not None:
+                build = partial(build_requests, task, sorted(chosen))
+            build(
                 apply_chat_template=chat_template,
                 fewshot_as_multiturn=fewshot_as_multiturn,
                 chat_template=partial(render_chat, tokenizer) if chat_template else None,
@@ -197,7 +216,7 @@ def prepare_task(
         loaded=loaded,
         instances=instances,
         requests=requests,
-        num_items=len({instance.doc_id for instance in instances}),
+        doc_ids=chosen or tuple(dict.fromkeys(instance.doc_id for instance in instances)),
         limit=limit,
         num_fewshot=shots,
         chat_template=chat_template,
@@ -206,6 +225,13 @@ def prepare_task(
         num_options=num_options,
         num_draws=num_draws,
     )
+
+
+def _chosen(task: Any, limit: int | None) -> tuple[int, ...] | None:
+    """The documents within a limit; None where it leaves none out."""
+    if limit is None or limit >= (num_docs := len(task.eval_docs)):
+        return None
+    return tuple(in_random_order(range(num_docs))[:limit])
 
 
 def prepared_tasks(
@@ -245,6 +271,7 @@ def prepared_task(
     evaluation: EvaluationConfig,
     *,
     limit: int | None = None,
+    doc_ids: Collection[int] | None = None,
 ) -> PreparedTask:
     """One task with the settings of a study's ``evaluation`` section; see ``prepare_task``.
 
@@ -258,6 +285,7 @@ def prepared_task(
         limit=limit or evaluation.limit,
         chat_template=evaluation.chat_template and bool(tokenizer.chat_template),
         fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
+        doc_ids=doc_ids,
     )
 
 

@@ -28,10 +28,11 @@ def right_answers(
 ) -> tuple[RightAnswer, ...]:
     """The right option of a choice, the target of a generation or a likelihood, a text's start.
 
-    The tasks' first items are taken in turn, ``MOST_ITEMS`` in all, with their prompts as they are
-    scored. Of each answer, the first ``MOST_TOKENS`` tokens are kept, or fewer (at least one) so
-    that the log-probabilities fit into ``MOST_BYTES``. Items without a right answer are skipped,
-    and a question of two tasks is taken once.
+    The tasks' first items, in the order in which they were taken, are asked in turn,
+    ``MOST_ITEMS`` in all, with their prompts as they are scored. Of each answer, the first
+    ``MOST_TOKENS`` tokens are kept, or fewer (at least one) so that the log-probabilities fit into
+    ``MOST_BYTES``. Items without a right answer are skipped, and a question of two tasks is taken
+    once.
 
     Args:
         tasks: the tasks with their requests.
@@ -73,8 +74,8 @@ def _answers(prepared: PreparedTask, tokenizer: Any) -> Iterator[RightAnswer]:
     by_doc: dict[int, list[int]] = defaultdict(list)
     for index, instance in enumerate(prepared.instances):
         by_doc[instance.doc_id].append(index)
-    for doc_id, indices in sorted(by_doc.items()):
-        tokens = _tokens(prepared, indices, first, encoder)
+    for doc_id in prepared.doc_ids:
+        tokens = _tokens(prepared, by_doc[doc_id], first, encoder)
         if tokens is not None and all(tokens):
             yield RightAnswer(prepared.name, doc_id, *tokens)
 

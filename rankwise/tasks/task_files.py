@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from rankwise.errors import RankwiseError, TaskError, did_you_mean
-from rankwise.records.config import plain_text
+from rankwise.records.fields import plain_text
 from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"

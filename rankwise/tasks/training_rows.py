@@ -14,6 +14,9 @@ from rankwise.tasks.task_files import task_code
 TRAINED_SUFFIX = "@train"
 """Suffix of the task that scores the rows that a task trains on."""
 
+VALIDATION_SUFFIX = "@validation"
+"""Suffix of the task of the items by which runs are chosen."""
+
 
 class TrainingRow(NamedTuple):
     """One example as text.
@@ -92,6 +95,25 @@ def trained_items(loaded: LoadedTask, split: str | None) -> LoadedTask:
     return loaded.changed(
         f"{loaded.name}{TRAINED_SUFFIX}", test_split=split or loaded.task.config.training_split
     )
+
+
+def num_documents(loaded: LoadedTask, split: str | None) -> int:
+    """The number of documents of a split; None takes the training split.
+
+    Raises:
+        TaskError: the task has no such split.
+    """
+    with task_code(
+        f"a split of {loaded.where} cannot be read", "Check the names of the splits in its YAML."
+    ):
+        return len(_documents(loaded, split))
+
+
+def validation_items(loaded: LoadedTask, split: str | None, rows: Sequence[int]) -> LoadedTask:
+    """A copy of a task that scores some rows of a split, named ``<task>@validation``."""
+    name = f"{loaded.name.removesuffix(TRAINED_SUFFIX)}{VALIDATION_SUFFIX}"
+    scored = split or loaded.task.config.training_split
+    return with_documents(loaded.changed(name, test_split=scored), rows)
 
 
 def with_documents(loaded: LoadedTask, rows: Sequence[int]) -> LoadedTask:

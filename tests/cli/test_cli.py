@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from rankwise.cli import application
 from rankwise.cli.main import app
 from rankwise.findings.statements import with_folder
+from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.study_file import load_config, preset_text
 from rankwise.study.stopping import Stopped
 from rankwise.tasks import resolution
@@ -344,7 +346,9 @@ def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
     assert done.exit_code == 0
     report = finished.folder / "report.html"
     assert done.stdout.rstrip().endswith(f"report: {report}")
-    (part,) = StudyFolder(finished.folder).read_recommendation().by_train_task
+    (part,) = read_record(
+        StudyFolder(finished.folder).recommendation_file, StudyRecommendation
+    ).by_train_task
     # the terminal's command names this study's folder, whose long name may be folded
     said = with_folder(part.statement, finished.folder)
     assert "".join(said.split()) in "".join(done.stdout.split())

@@ -15,8 +15,8 @@ from rankwise.findings.looks import alpha_of_look
 from rankwise.findings.recommendation import compare, looks_of, recommend, recommend_for
 from rankwise.findings.stats.estimates import mcnemar_exact
 from rankwise.records.config import RecommendationConfig
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Recommendation
 from tests.planted.results import planted_runs, planted_study
 
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)

@@ -17,7 +17,9 @@ from rankwise.findings.samples import SampleVerdict, compare_samples
 from rankwise.findings.stats.estimates import mean_over_tasks, zero_p_value
 from rankwise.findings.stats.items import Items
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
+from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import conclude, keep
@@ -183,7 +185,7 @@ def test_a_finished_study_names_the_setting_and_takes_it(study: StudyFolder) -> 
     assert "evaluation.clusters.kinship: passage" in said
     assert "rankwise recommend DIR --cluster kinship=passage" in said
     assert study.read_study() == before
-    without = study.read_recommendation().by_train_task[0]
+    without = read_record(study.recommendation_file, StudyRecommendation).by_train_task[0]
 
     taken = run("recommend", study.root, "--cluster", "kinship=passage")
     said = " ".join(taken.stdout.split())
@@ -193,7 +195,7 @@ def test_a_finished_study_names_the_setting_and_takes_it(study: StudyFolder) -> 
     after = study.read_study()
     assert after.config.evaluation.clusters == {"kinship": "passage"}
     assert after.model_copy(update={"config": before.config}) == before
-    clustered = study.read_recommendation().by_train_task[0]
+    clustered = read_record(study.recommendation_file, StudyRecommendation).by_train_task[0]
     assert clustered.num_clusters_in_domain == 30
     for narrow, wide in zip(without.verdicts, clustered.verdicts, strict=True):
         assert wide.gain.upper - wide.gain.lower > narrow.gain.upper - narrow.gain.lower
@@ -208,7 +210,7 @@ def test_a_finished_study_names_the_setting_and_takes_it(study: StudyFolder) -> 
     removed = run("recommend", study.root, "--cluster", "kinship=")
     assert removed.exit_code == 0
     assert study.read_study() == before
-    assert study.read_recommendation().by_train_task[0] == without
+    assert read_record(study.recommendation_file, StudyRecommendation).by_train_task[0] == without
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ zzz: 1
         "recommendation.confidence: 95 given; input should be less than 1",
         "evaluaton: unknown key; did you mean 'evaluation'?",
         "zzz: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, "
-        "methods, seeds, evaluation, analysis, recommendation",
+        "methods, seeds, evaluation, search, analysis, recommendation",
     }
 
 
@@ -110,7 +110,8 @@ zzz: 1
         ),
         (
             "base_model: m\ntrain: {task: t, learning_rate: 1e-3}\n",
-            "train.learning_rate: 0.001 given; a section is needed here, with keys: lora, full",
+            "train.learning_rate: 0.001 given; a section is needed here, with keys: lora, full, "
+            "tune",
         ),
         (
             "base_model: m\ntrain: {task: t, learning_rate: {lora: .inf}}\n",

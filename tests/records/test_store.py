@@ -20,6 +20,7 @@ from rankwise.records.files import FileDigest, read_record
 from rankwise.records.files import write_atomically as write
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
 from rankwise.report.page import write_report
@@ -208,7 +209,7 @@ def test_a_record_that_is_not_there(folder: StudyFolder) -> None:
     with pytest.raises(RecordError, match=r"study\.json is not there; run the study first"):
         folder.read_study()
     with pytest.raises(RecordError, match=r"recommendation\.json is not there"):
-        folder.read_recommendation()
+        read_record(folder.recommendation_file, StudyRecommendation)
 
 
 def test_a_record_of_another_kind_is_refused(folder: StudyFolder, results: StudyResults) -> None:

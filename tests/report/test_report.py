@@ -19,8 +19,9 @@ from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import study_findings
 from rankwise.records import quantities
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
-from rankwise.records.study import MetricScore, Recommendation
+from rankwise.records.study import MetricScore
 from rankwise.report.facts import study_warnings
 from rankwise.report.page import verdict_table, write_report
 from rankwise.report.parts import Cell

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, StudyChangedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.extension import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.work import scoring as score_worker
+from rankwise.tasks import requests
+from rankwise.tasks.item_order import in_random_order
 from tests.support.observers import Recorder
 
 SETTINGS = [
@@ -58,7 +60,12 @@ def test_more_items_are_scored_and_none_again(
     models = {"base", grown.results.study.runs[0].name}
     scored = {(model, t) for model in models for t in (task, "small_prose")}
     assert set(stages) == scored | {("heads", "heads")}  # which read more prompts now
-    items = {"colours": 2 + 2 + 3, "sums": 3}[task]
+    order = in_random_order(range(26 if task == "colours" else 8))
+    new = {
+        line["doc_id"]: line for line in StudyFolder(tmp_path / "grown").read_samples("base", task)
+    }
+    assert set(new) == set(order[:7])
+    items = sum(len(new[doc_id]["resps"]) for doc_id in order[4:7])
     assert sorted(asked) == sorted([items, 3] * 2)  # of each model: new options or prompts, prose
     monkeypatch.undo()
     whole, _ = run(load_config(study_file, [*settings, "evaluation.limit=7"]), tmp_path / "whole")
@@ -82,7 +89,7 @@ def test_clusters_are_found_in_what_was_scored(
     """The task, its other format and its trained rows have them; nothing is done again."""
     module = tasks_folder / "colours.py"
     text = module.read_text(encoding="utf-8")
-    module.write_text(text.replace('"label":', '"story": index // 2, "label":'), encoding="utf-8")
+    module.write_text(text.replace('"label":', '"story": index % 4, "label":'), encoding="utf-8")
     settings = [*SETTINGS, "evaluation.limit=6", "evaluation.out_of_domain=[]"]
     plain, _ = run(load_config(study_file, settings), tmp_path / "study")
     settings.append("evaluation.clusters={colours: story}")
@@ -91,11 +98,11 @@ def test_clusters_are_found_in_what_was_scored(
     for model in (clustered.results.base, *clustered.results.runs):
         numbers = {task: items.clusters for task, items in model.items.items()}
         assert numbers["small_prose"] is None
-        assert [len(set(numbers[task])) for task in ("colours", "colours@train")] == [3, 2]
+        assert [len(set(numbers[task])) for task in ("colours", "colours@train")] == [4, 3]
     assert plain.recommendation.by_train_task[0].num_clusters_in_domain is None
     (answer,) = clustered.recommendation.by_train_task
-    assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (6, 3)
-    assert any("colours has 6 items in 3 clusters" in reason for reason in answer.reasons)
+    assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (6, 4)
+    assert any("colours has 6 items in 4 clusters" in reason for reason in answer.reasons)
 
 
 def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path: Path) -> None:
@@ -117,6 +124,37 @@ def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path
     assert not begins("evaluation.limit=9", "evaluation.num_fewshot=1")
     assert not begins()  # the same items: finished, not extended
     assert not plan.begins_with(earlier, "another model", plan.tasks["colours"])
+
+
+def test_scores_of_the_first_items_are_kept_where_all_are_scored(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As studies have them that were made before items came in a random order."""
+    settings = [*SETTINGS, "evaluation.out_of_domain=[]", "evaluation.held_out_text=[]"]
+    monkeypatch.setattr(requests, "in_random_order", sorted)
+    run(load_config(study_file, settings), tmp_path / "study")
+    monkeypatch.undo()
+    folder = StudyFolder(tmp_path / "study")
+    before = folder.read_samples("base", "colours")
+    assert [line["doc_id"] for line in before] == [0, 1, 2, 3]
+    with pytest.raises(StudyChangedError, match="the items of colours, or how they are asked"):
+        run(load_config(study_file, settings), tmp_path / "study")
+    with pytest.raises(StudyChangedError, match=r"evaluation\.limit: 4 .*, 9 now"):
+        run(load_config(study_file, [*settings, "evaluation.limit=9"]), tmp_path / "study")
+    asked: list[int] = []
+    ask = ResidentScorer.log_likelihoods
+
+    def asking(self: Any, models: Any, items: Any, *rest: Any) -> Any:
+        asked.append(len(items))
+        return ask(self, models, items, *rest)
+
+    monkeypatch.setattr(score_worker, "refuse_unapplied", lambda *_: None)
+    monkeypatch.setattr(ResidentScorer, "log_likelihoods", asking)
+    run(load_config(study_file, [*settings, "evaluation.limit=null"]), tmp_path / "study")
+    after = folder.read_samples("base", "colours")
+    assert after[:4] == before
+    new = sum(len(line["resps"]) for line in after[4:])
+    assert (len(after), asked) == (26, [new, new])  # of the base, and of the adapter
 
 
 def test_more_seeds_and_ranks_train_only_those(study_file: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from rankwise.errors import PlanError, StudyLockedError
+from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.stages import stages
@@ -126,7 +128,7 @@ def test_a_study_from_nothing_to_a_recommendation(study_file: Path, tmp_path: Pa
     assert shares[:2] == [2 * per_rank, 4 * per_rank]
     reread = StudyFolder(tmp_path / "study")
     assert reread.read_results() == results
-    assert reread.read_recommendation() == outcome.recommendation
+    assert read_record(reread.recommendation_file, StudyRecommendation) == outcome.recommendation
 
 
 def test_trainable_parameters_are_peft_s_own_count(study_file: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.config import LearningRateConfig, OptimizerName, TrainConfig
+from rankwise.records.config import LearningRateConfig, LoraInit, OptimizerName, TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
@@ -83,7 +83,7 @@ class Heard:
         if metrics.step == self._stop_at:
             raise KeyboardInterrupt
 
-    def finished(self, trainee: Trainee, result: TrainingResult) -> None:
+    def reached(self, trainee: Trainee, result: TrainingResult) -> None:
         self.results[trainee.run.name] = result
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
@@ -111,6 +111,7 @@ class Setting:
         rows: Sequence[TrainingRow] = ROWS,
         dtype: torch.dtype = torch.float32,
         targets: Sequence[str] = TARGETS,
+        init: LoraInit = "A",
         **run_options: Any,
     ) -> AdapterTrainee:
         examples = self.examples(train, rows)
@@ -131,6 +132,7 @@ class Setting:
             seed=run.seed,
             device=CPU,
             dtype=dtype,
+            init=init,
         )
         return AdapterTrainee(run, examples, train, adapter)
 

@@ -136,6 +136,37 @@ def test_scores_are_lm_evals_own_aggregates(
             assert mine[field] == peer_line[field], field
 
 
+@pytest.mark.parametrize("task", ["colours", "sums", "small_prose"])
+def test_limited_scores_are_lm_eval_s_on_the_same_documents(
+    base: Any, tokenizer: Any, tasks_folder: Path, task: str
+) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    prepared = prepare(tokenizer, tasks_folder, task, limit=5, num_fewshot=2)
+    ours = score(base, tokenizer, prepared)
+    chosen = sorted(prepared.doc_ids)
+    assert chosen != list(range(5))
+    theirs = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=base, tokenizer=tokenizer, batch_size=4, max_length=MAX_LENGTH),
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(tasks_folder), include_defaults=False),
+        num_fewshot=2,
+        samples={task: chosen},
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    for metric in ours.record.metrics:
+        if metric.metric != LOSS_METRIC:
+            peer = theirs["results"][task][f"{metric.metric},{metric.filter}"]
+            assert metric.value == pytest.approx(peer, rel=1e-5)
+    assert [line["doc_id"] for line in ours.samples] == chosen
+    for mine, peer_line in zip(ours.samples, theirs["samples"][task], strict=True):
+        for field in ("doc_id", "doc_hash", "prompt_hash", "target_hash"):
+            assert mine[field] == peer_line[field], field
+
+
 def test_log_likelihood_by_hand(base: Any, tokenizer: Any, tasks_folder: Path) -> None:
     prepared = prepare(tokenizer, tasks_folder, "colours", limit=3)
     items = [Continuation(request.context, request.continuation) for request in prepared.requests]
@@ -208,7 +239,8 @@ def test_what_is_known_of_earlier_generations_counts(
 ) -> None:
     prepared = prepare(tokenizer, tasks_folder, "sums")
     whole = score(base, tokenizer, prepared)
-    texts = tuple(tuple(line["resps"][0]) for line in whole.samples[:3])
+    lines = [whole.samples[index] for index in (5, 0, 6)]
+    texts = {line["doc_id"]: (tuple(line["resps"][0]),) for line in lines}
     more = score(base, tokenizer, prepared, known=Known(responses=texts, num_unfinished=2))
     assert [line["resps"] for line in more.samples] == [line["resps"] for line in whole.samples]
     assert (whole.record.num_unfinished, more.record.num_unfinished) == (8, 7)
@@ -286,10 +318,10 @@ def test_only_what_is_new_is_asked_of_each_model(
     whole = evaluate(
         scorer, [ScoredModel(n, "f", n) for n in ("one", "two")], prepared, metric=None
     )
-    num_known = sum(instance.doc_id < 20 for instance in prepared.instances)
-    known = Known(
-        tuple((response,) for line in whole[0].samples[:20] for (response,) in line["resps"])
-    )
+    earlier = [line for line in whole[0].samples if line["doc_id"] % 5 != 2]
+    known = Known({line["doc_id"]: tuple((each,) for (each,) in line["resps"]) for line in earlier})
+    num_known = sum(len(line["resps"]) for line in earlier)
+    assert 0 < len(earlier) < len(whole[0].samples)
     scorer.calls.clear()
     told: list[int] = []
     again = evaluate(
@@ -338,8 +370,11 @@ def test_each_repeat_is_a_draw_of_its_own_and_the_same_again(
     assert heads == [[texts[0]] for texts in drawn]
     assert (first.record.num_draws, first.record.sampling_seed) == (3, SAMPLING_SEED)
     fewer = prepare(tokenizer, tasks_folder, "sampled", limit=3)
-    assert fewer.requests == prepared.requests[:9]  # more items leave the first as they are
-    known = Known(tuple(tuple(texts) for texts in drawn[:3]), num_unfinished=0)
+    draws = {(request.context, request.draw) for request in prepared.requests}
+    assert {
+        (r.context, r.draw) for r in fewer.requests
+    } < draws  # more items leave them as they are
+    known = Known({line["doc_id"]: (tuple(line["resps"][0]),) for line in lines[2:5]})
     assert score(base, tokenizer, prepared, known=known).samples == first.samples
 
 

@@ -277,7 +277,13 @@ def test_trained_items_are_those_that_are_left(tokenizer: Any, tasks_folder: Pat
     seen = with_documents(trained_items(loaded, None), [0, 3, 5])
     rows = task_rows(loaded, tokenizer, chat_template=False, max_examples=None)
     prepared = prepare_task(
-        seen, tokenizer, max_length=256, num_fewshot=0, limit=2, chat_template=False
+        seen,
+        tokenizer,
+        max_length=256,
+        num_fewshot=0,
+        limit=2,
+        chat_template=False,
+        doc_ids=range(2),
     )
     assert seen.name == "colours@train"
     assert [i.args[0] for i in prepared.instances if i.idx == 0] == [rows[0].prompt, rows[3].prompt]

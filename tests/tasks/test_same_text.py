@@ -44,7 +44,7 @@ def test_a_beginning_of_text_is_trained_once_as_it_is_scored(
     rows = task_rows(loaded, tokenizer, chat_template=chat_template, max_examples=4, split="test")
     examples = tokenise_rows(rows, tokenizer, TrainConfig(task=task), 256)
     scored = prepare_task(
-        loaded, tokenizer, max_length=256, num_fewshot=0, limit=4, chat_template=chat_template
+        loaded, tokenizer, max_length=256, num_fewshot=0, limit=None, chat_template=chat_template
     )
     for index, example in enumerate(examples):
         contexts = {

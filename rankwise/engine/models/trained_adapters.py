@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.seeds import seed_of
+from rankwise.records.config import LoraInit
 
 
 class LoraFactors(NamedTuple):
@@ -75,8 +76,13 @@ class Adapter:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        init: LoraInit = "A",
     ) -> None:
-        """Allocate the weights for these layers: A is drawn as PEFT draws it, B is zero.
+        """Allocate the weights for these layers: one matrix is drawn, the other one is zero.
+
+        ``init`` names the matrix that is drawn. A is drawn as PEFT draws it. B has independent
+        normal entries of variance 1 / rank, the Init[B] of arXiv:2602.06204: B @ B.T is then the
+        identity in the mean at every rank.
 
         It is multiplied in ``dtype``, to which the float32 weights are copied after each step.
         """
@@ -90,11 +96,12 @@ class Adapter:
         self.copies = _views(self._copy, shapes, rank)
         for name, factors in self.factors.items():
             # On the CPU and seeded by the layer's name: the same weights on every device, whichever
-            # other layers are adapted. sqrt(5) is PEFT's: uniform within 1 / sqrt(in_features).
-            drawn = torch.empty(factors.lora_A.shape)
+            # other layers are adapted.
             generator = torch.Generator().manual_seed(seed_of(seed, name))
-            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-            factors.lora_A.copy_(drawn)
+            if init == "A":
+                factors.lora_A.copy_(_uniform_rows(rank, shapes[name].in_features, generator))
+            else:
+                factors.lora_B.copy_(_normal_columns(shapes[name].out_features, rank, generator))
         self.refresh()
 
     def refresh(self) -> None:
@@ -105,6 +112,27 @@ class Adapter:
     def is_zero_update(self) -> bool:
         """Whether scaling * B @ A is exactly zero everywhere."""
         return all(not bool(a.any()) or not bool(b.any()) for a, b in self.factors.values())
+
+
+def _uniform_rows(
+    rank: int, in_features: int, generator: torch.Generator
+) -> Float[Tensor, "rank in_features"]:
+    """Uniform within 1 / sqrt(in_features), which is PEFT's kaiming_uniform_ with a = sqrt(5)."""
+    drawn = torch.empty(rank, in_features)
+    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+    return drawn
+
+
+def _normal_columns(
+    out_features: int, rank: int, generator: torch.Generator
+) -> Float[Tensor, "out_features rank"]:
+    """Normal with variance 1 / rank.
+
+    Column after column, so that the columns of a lower rank are the first of a higher one, but for
+    their scale: torch draws the end of a large block otherwise than its beginning.
+    """
+    columns = [torch.randn(out_features, generator=generator) for _ in range(rank)]
+    return torch.stack(columns, dim=1) / math.sqrt(rank)
 
 
 class AdapterBank:

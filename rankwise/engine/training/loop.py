@@ -63,8 +63,8 @@ class PassObserver(Protocol):
         """A trainee has taken a step."""
         ...
 
-    def finished(self, trainee: Trainee, result: TrainingResult) -> None:
-        """A trainee has taken its last step; save its weights now."""
+    def reached(self, trainee: Trainee, result: TrainingResult) -> None:
+        """A trainee is at one of its marks, or at its end; save its weights now."""
         ...
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
@@ -93,7 +93,7 @@ def train_pass(
     compile_layers: bool,
     observer: PassObserver,
 ) -> None:
-    """Take all remaining steps of every trainee.
+    """Take all remaining steps of every trainee, until its last mark.
 
     Args:
         model: the frozen base with the bank's layers in it; or the model whose weights are trained.
@@ -140,9 +140,9 @@ class _Pass:
         active: dict[int, Trainee] = {}
         with self._memory.measured():
             for index, trainee in enumerate(self._trainees):
-                if trainee.is_finished:  # it was interrupted between its last step and its record
-                    self._observer.finished(trainee, self._result(trainee))
-                else:
+                if trainee.is_marked:  # it was interrupted between a step and its record
+                    self._observer.reached(trainee, self._result(trainee))
+                if not trainee.is_finished:
                     active[index] = trainee
             while active:
                 self._step(active)
@@ -164,8 +164,8 @@ class _Pass:
             self._trainees[index].seconds += seconds * count / sum(num_tokens.values())
         for trainee, metrics in stepped:
             self._observer.stepped(trainee, metrics)
-            if trainee.is_finished:
-                self._observer.finished(trainee, self._result(trainee))
+            if trainee.is_marked:
+                self._observer.reached(trainee, self._result(trainee))
         for index in [index for index, trainee in active.items() if trainee.is_finished]:
             del active[index]
 
@@ -173,7 +173,9 @@ class _Pass:
         return TrainingResult(
             num_steps=trainee.step,
             num_tokens=trainee.metrics[-1].num_tokens,
-            num_loss_tokens=sum(x.num_loss_tokens for batch in trainee.batches for x in batch),
+            num_loss_tokens=sum(
+                x.num_loss_tokens for batch in trainee.batches[: trainee.step] for x in batch
+            ),
             first_loss_nats=trainee.metrics[0].loss_nats,
             final_loss_nats=trainee.metrics[-1].loss_nats,
             train_seconds=trainee.seconds,

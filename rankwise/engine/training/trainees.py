@@ -15,8 +15,9 @@ from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
+from rankwise.records.base import Record
 from rankwise.records.config import OptimizerName, TrainConfig
-from rankwise.records.study import PlannedRun, Record
+from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example
 
 # our names -> transformers' names; its "constant" has no warm-up
@@ -46,6 +47,7 @@ class Trainee:
     Attributes:
         run: as planned.
         batches: the examples of every optimizer step, in order.
+        marks: the steps after which its weights are wanted; it stops at the last one.
         metrics: of the finished steps.
         seconds: that they took; of time shared with other trainees, its share by tokens.
     """
@@ -57,11 +59,13 @@ class Trainee:
         config: TrainConfig,
         weights: Sequence[nn.Parameter],
         optimizer: OptimizerName,
+        marks: Sequence[int] = (),
     ) -> None:
         assert run.learning_rate is not None
         assert run.seed is not None
         self.run = run
         self.batches = effective_batches(examples, run, config)
+        self.marks = tuple(sorted(marks)) or (len(self.batches),)
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
         self._weights, self._config = list(weights), config
@@ -82,7 +86,13 @@ class Trainee:
 
     @property
     def is_finished(self) -> bool:
-        return self.step == len(self.batches)
+        """Whether its last mark is reached."""
+        return self.step >= self.marks[-1]
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether its weights are wanted as they are now."""
+        return self.step in self.marks
 
     @property
     def batch(self) -> Sequence[Example]:
@@ -172,14 +182,20 @@ class Trainee:
             },
         )
 
-    def load_state(self, path: Path) -> None:
+    def load_state(self, path: Path, until: int | None = None) -> None:
         """Continue from a saved state; one that is refused changes nothing.
+
+        Args:
+            path: of the state.
+            until: leave a state of more steps alone, and begin anew.
 
         Raises:
             RecordError: the file is not a state of this run.
         """
         try:
-            self._continue_from(read_state(path))
+            state = read_state(path)
+            if until is None or len(state.get("metrics", ())) <= until:
+                self._continue_from(state)
         except UnusableStateError as error:
             raise RecordError(
                 f"{path} is not a saved state of {self.run.name}: {error}."
@@ -224,8 +240,9 @@ class AdapterTrainee(Trainee):
         examples: Sequence[Example],
         config: TrainConfig,
         adapter: Adapter,
+        marks: Sequence[int] = (),
     ) -> None:
-        super().__init__(run, examples, config, [adapter.weights], "adamw")
+        super().__init__(run, examples, config, [adapter.weights], "adamw", marks)
         self.adapter = adapter
 
     def clear_gradients(self) -> None:
@@ -246,9 +263,10 @@ class FullTrainee(Trainee):
         config: TrainConfig,
         model: nn.Module,
         optimizer: OptimizerName,
+        marks: Sequence[int] = (),
     ) -> None:
         model.requires_grad_(True)
-        super().__init__(run, examples, config, list(model.parameters()), optimizer)
+        super().__init__(run, examples, config, list(model.parameters()), optimizer, marks)
         self._before = self._sums()
 
     @property

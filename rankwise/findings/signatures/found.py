@@ -12,8 +12,8 @@ from rankwise.findings.signatures.scores import score_signatures
 from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Recommendation
 
 __all__ = [
     "SIGNATURES",

@@ -11,7 +11,7 @@ from rankwise.findings.signatures.scores import level
 from rankwise.findings.signatures.signature import Place, Signature, judged_amount, signature
 from rankwise.findings.stats.estimates import seed_spread
 from rankwise.records import quantities
-from rankwise.records.study import Recommendation
+from rankwise.records.recommendation import Recommendation
 
 
 class _Valley(NamedTuple):

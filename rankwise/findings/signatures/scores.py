@@ -20,8 +20,9 @@ from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
 from rankwise.findings.transfer import TESTED
 from rankwise.records import quantities
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Recommendation, Unit
+from rankwise.records.study import Unit
 
 NEARLY_PERFECT_SHARE = 0.9
 

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple, get_args
 
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
-from rankwise.records.study import Record, Unit
+from rankwise.records.base import Record
+from rankwise.records.study import Unit
 
 SignatureName = Literal[
     "diverged",

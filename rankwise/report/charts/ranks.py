@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from rankwise.findings.options import TaskMean
 from rankwise.findings.trends import means_by_rank
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval
@@ -303,7 +302,7 @@ class AxisMark(NamedTuple):
     panel: str
     rank: int
     value: str
-    mean: TaskMean
+    mean: Interval
 
 
 def axis_chart(

@@ -9,8 +9,9 @@ import altair as alt
 
 from rankwise.findings.models import ModelSummary
 from rankwise.records import quantities
+from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Interval, Recommendation, Relation, Unit
+from rankwise.records.study import Interval, Relation, Unit
 from rankwise.report import cells
 from rankwise.report.charts.intervals import IntervalMark, cut_name, interval_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, RankStyle, rank_chart

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rankwise.findings.models import task_score
 from rankwise.records import quantities
+from rankwise.records.recommendation import Comparison, FormatEffect, Recommendation
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Comparison, FormatEffect, Recommendation, Relation, Unit
+from rankwise.records.study import Relation, Unit
 from rankwise.report import cells
 from rankwise.report.parts import Cell, Column, Table, grouped_table
 from rankwise.report.summaries import Summaries

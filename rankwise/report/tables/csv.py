@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import (
+from rankwise.records.recommendation import (
     AccuracyDifference,
     Comparison,
     FormatEffect,
     RankVerdict,
     Recommendation,
 )
+from rankwise.records.results import TrainTaskResults
 from rankwise.report import cells
 from rankwise.report.summaries import Summaries
 

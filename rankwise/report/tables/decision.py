@@ -7,15 +7,9 @@ from typing import NamedTuple
 from rankwise.findings.statements import growth
 from rankwise.records import quantities
 from rankwise.records.judgement import BestBet, EpsilonOdds, OptionOdds, Prospect
+from rankwise.records.recommendation import RankVerdict, Recommendation
 from rankwise.records.results import ModelResults, TrainTaskResults
-from rankwise.records.study import (
-    MetricScore,
-    RankVerdict,
-    Recommendation,
-    Relation,
-    State,
-    TaskEvaluation,
-)
+from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation
 from rankwise.report import cells
 from rankwise.report.parts import Cell, Column, Table, table
 from rankwise.report.summaries import RELATION_NAMES, Summaries

@@ -61,16 +61,23 @@ def plan_passes(
     planned all the same, as small as it can be: ``oversized`` finds it.
 
     Args:
-        runs: of the study; imported ones are left out.
+        runs: and checkpoints of them, which share a training; imported ones are left out.
         memory: of its passes.
         train: may fix the tokens of a micro-batch and gradient checkpointing.
         available_bytes: in which estimates must fit, on a CPU with the process.
     """
-    trained = [run for run in runs if run.imported_as is None]
-    adapters = [run for run in trained if run.method == "lora"]
+    of_training: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        if run.imported_as is None:
+            of_training.setdefault(run.training.name, []).append(run)
     cutter = _PassCutter(memory, train, int(USABLE_SHARE * available_bytes))
-    passes = [cutter.planned(group) for group in cutter.groups(adapters)]
-    passes += [cutter.planned([run]) for run in trained if run.method == "full"]
+    trained = [models[0] for models in of_training.values()]
+    groups = [*cutter.groups([run for run in trained if run.method == "lora"])]
+    groups += [[run] for run in trained if run.method == "full"]
+    passes: list[PlannedPass] = []
+    for group in groups:
+        models = [model.name for run in group for model in of_training[run.training.name]]
+        passes.append(cutter.planned(group).model_copy(update={"runs": tuple(models)}))
     return tuple(passes)
 
 

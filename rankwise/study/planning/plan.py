@@ -6,9 +6,9 @@ Checks the config against tasks and model and collects every problem; loads no w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,13 +25,7 @@ from rankwise.records.fingerprints import (
     task_fingerprint,
 )
 from rankwise.records.provenance import collect_provenance
-from rankwise.records.study import (
-    PlannedPass,
-    PlannedRun,
-    StudyRecord,
-    TaskEvaluation,
-    TokenCounts,
-)
+from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
 from rankwise.study.planning.checks import (
     check_clusters,
     check_items,
@@ -41,12 +35,16 @@ from rankwise.study.planning.checks import (
     check_warmup,
     target_layers,
 )
+from rankwise.study.planning.chosen import Candidates, all_of, decided
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.passes import oversized, plan_passes
-from rankwise.study.planning.runs import TargetLayers, Trainable, plan_runs
+from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
+from rankwise.study.searches.policy import Decision
+from rankwise.study.searches.settings import policy_of, searched
+from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.right_answers import right_answers
@@ -76,21 +74,32 @@ class StudyPlan:
     """Trained task -> the right answers on which runs are compared with full fine-tuning."""
     head_prompts: dict[str, HeadPrompts]
     """Trained task -> the tokens of the prompts on which heads are compared; at least two."""
+    planner: Planner | None = None
+    """Plans the same study after other decisions of its search; None where nothing is trained."""
 
     def begins_with(
         self, earlier: TaskEvaluation, model_fingerprint: str, task: PreparedTask
     ) -> bool:
-        """Whether an earlier scoring is that of the task's first items and of nothing else."""
-        if not 0 < earlier.num_examples < task.num_items:
+        """Whether an earlier scoring is that of fewer of the task's items and of nothing else.
+
+        They are the first of the random order, or the first documents: studies from before there
+        was that order are kept where every document is scored now.
+        """
+        num_items = earlier.num_examples
+        if not 0 < num_items < task.num_items:
             return False
-        of_first = _task_fingerprint(
-            self.record.config,
-            self.record.precision,
-            task,
-            digest=task.digest_of_first(earlier.num_examples),
-            limit=earlier.limit,
+        return any(
+            earlier.fingerprint
+            == fingerprint([model_fingerprint, self._fingerprint_of(task, doc_ids, earlier.limit)])
+            for doc_ids in (in_random_order(task.doc_ids)[:num_items], range(num_items))
         )
-        return earlier.fingerprint == fingerprint([model_fingerprint, of_first])
+
+    def _fingerprint_of(
+        self, task: PreparedTask, doc_ids: Collection[int], limit: int | None
+    ) -> str:
+        """The fingerprint that a task would have with these of its items."""
+        config, digest = self.record.config, task.digest_of(doc_ids)
+        return _task_fingerprint(config, self.record.precision, task, digest=digest, limit=limit)
 
 
 def metric_of(config: StudyConfig, task: str) -> str | None:
@@ -105,6 +114,8 @@ def metric_of(config: StudyConfig, task: str) -> str | None:
 def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
     """Plan a study; a base model or data set that is not here yet is fetched.
 
+    Of a study that is searched, it plans what the search begins with.
+
     Args:
         config: a checked config.
         report: receives a line for each download and conversion.
@@ -115,14 +126,23 @@ def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: No
     """
     issues = Issues()
     model = study_model(config, report)
-    plan = _plan(config, model, issues)
-    if issues.problems or plan is None:
+    parts = _parts(config, model, issues)
+    planner = None if parts is None else Planner(config, model, parts, issues)
+    if issues.problems or planner is None:
         raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
-    return plan
+    return planner.plan()
 
 
-def _plan(config: StudyConfig, model: StudyModel, issues: Issues) -> StudyPlan | None:
-    """The plan; None where there are problems."""
+class _Parts(NamedTuple):
+    """What is tokenised once, however often a study is planned."""
+
+    tasks: TaskPlan
+    examples: dict[str, tuple[Example, ...]]
+    layers: Mapping[tuple[str, ...], TargetLayers]
+
+
+def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | None:
+    """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
     layers = target_layers(config, model, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
@@ -138,50 +158,94 @@ def _plan(config: StudyConfig, model: StudyModel, issues: Issues) -> StudyPlan |
         check_judgements(tasks.prepared, metrics, issues)
     for train_task, task_examples in examples.items():
         check_warmup(config, train_task, len(task_examples), issues)
-    if issues.problems:
-        return None
-    memory = _memory(config, model, layers, examples)
-    base = Trainable(model, layers, memory)
-    runs = (*plan_runs(config, base, examples), *_imported(config, base, examples, issues))
-    if issues.problems:
-        return None
-    passes = _passes(config, model, runs, memory, issues)
-    prepared = {task.name: task for task in tasks.prepared}
-    answers = _answers(tasks, model) if any(run.method == "full" for run in runs) else {}
-    prompts = _head_prompts(config, tasks.scored.tasks, prepared)
-    record = StudyRecord(
-        **dict(tasks.scored),
-        fingerprint=study_fingerprint(config),
-        config=config,
-        base_model_fingerprint=model.base.fingerprint,
-        precision=model.precision,
-        task_fingerprints={
-            name: _task_fingerprint(
-                config, model.precision, task, digest=task.digest, limit=task.limit
-            )
-            for name, task in prepared.items()
-        },
-        answers_fingerprints={
-            train_task: answers_fingerprint(model.precision, task_answers)
-            for train_task, task_answers in answers.items()
-        },
-        num_parameters=model.num_parameters,
-        num_tokens=_token_counts(prepared, answers, prompts, tasks.scored.tasks),
-        runs=runs,
-        passes=passes,
-        warnings=tuple(issues.warnings),
-        provenance=collect_provenance(device_name(model.device)),
-    )
-    return StudyPlan(
-        record=record,
-        base=model.base,
-        tokenizer=model.tokenizer,
-        device=model.device,
-        examples=examples,
-        tasks=prepared,
-        answers=answers,
-        head_prompts=prompts,
-    )
+    return None if issues.problems else _Parts(tasks, examples, layers)
+
+
+class Planner:
+    """Plans one study, as often as its search decides anew; tokenises nothing again.
+
+    Attributes:
+        candidates: trained task -> what its search may ask for; empty where there is no search.
+    """
+
+    def __init__(
+        self, config: StudyConfig, model: StudyModel, parts: _Parts, issues: Issues
+    ) -> None:
+        self._config, self._model, self._parts, self._issues = config, model, parts, issues
+        tasks = parts.tasks
+        self._memory = _memory(config, model, parts.layers, parts.examples)
+        base = Trainable(model, parts.layers, self._memory)
+        self._imported = _imported(config, base, parts.examples, issues)
+        self._prepared = {task.name: task for task in tasks.prepared}
+        has_full = config.methods.full is not None
+        has_full = has_full or any(run.method == "full" for run in self._imported)
+        self._answers = _answers(tasks, model) if has_full else {}
+        self._prompts = _head_prompts(config, tasks.scored.tasks, self._prepared)
+        self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
+        self.candidates = {
+            source: Candidates(config, RunMaker(config, base, source, rows), searched(config))
+            for source, rows in (parts.examples if config.is_searched else {}).items()
+        }
+
+    def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:
+        """The study's plan after these decisions of its search, by trained task.
+
+        None: the search begins; a study that is not searched has no others.
+        """
+        config, model, tasks = self._config, self._model, self._parts.tasks
+        if config.is_searched:
+            chosen = decided(self.candidates, decisions or self.first_decisions())
+        else:
+            chosen = all_of(config, self._runs)
+        issues = Issues(warnings=list(self._issues.warnings))
+        passes = [
+            planned
+            for models in chosen.together
+            for planned in _passes(models, config, model, self._memory, issues)
+        ]
+        prepared, answers, prompts = self._prepared, self._answers, self._prompts
+        record = StudyRecord(
+            **dict(tasks.scored),
+            fingerprint=study_fingerprint(config),
+            config=config,
+            base_model_fingerprint=model.base.fingerprint,
+            precision=model.precision,
+            task_fingerprints={
+                name: _task_fingerprint(
+                    config, model.precision, task, digest=task.digest, limit=task.limit
+                )
+                for name, task in prepared.items()
+            },
+            answers_fingerprints={
+                train_task: answers_fingerprint(model.precision, task_answers)
+                for train_task, task_answers in answers.items()
+            },
+            num_parameters=model.num_parameters,
+            num_tokens=_token_counts(prepared, answers, prompts, tasks.scored.tasks),
+            runs=(*chosen.runs, *self._imported),
+            candidates=chosen.candidates,
+            checkpoints=chosen.checkpoints,
+            passes=tuple(passes),
+            warnings=tuple(issues.warnings),
+            provenance=collect_provenance(device_name(model.device)),
+        )
+        return StudyPlan(
+            record=record,
+            base=model.base,
+            tokenizer=model.tokenizer,
+            device=model.device,
+            examples=self._parts.examples,
+            tasks=prepared,
+            answers=answers,
+            head_prompts=prompts,
+            planner=self,
+        )
+
+    def first_decisions(self) -> dict[str, tuple[Decision, ...]]:
+        """What the search of each trained task begins with."""
+        settings = searched(self._config).settings
+        policy = policy_of(self._config, settings, "points")
+        return {source: (policy.decide({}),) for source in self.candidates}
 
 
 def _task_fingerprint(
@@ -249,7 +313,7 @@ def _head_prompts(
                 request.context[-HEAD_TOKENS:]
                 if len(request.context) > 1
                 else request.tokens_read[:HEAD_TOKENS]
-                for request in tasks[name].requests
+                for request in tasks[name].requests_in_turn
             ]
             by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
         turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
@@ -283,21 +347,23 @@ def _memory(
 
 
 def _passes(
+    models: Sequence[PlannedRun],
     config: StudyConfig,
     model: StudyModel,
-    runs: Sequence[PlannedRun],
     memory: PassMemory,
     issues: Issues,
 ) -> tuple[PlannedPass, ...]:
     """What is trained together; a pass that will hardly fit is a warning."""
     available = available_bytes(model.device)
-    passes = plan_passes(runs, memory, config.train, available_bytes=available)
+    passes = plan_passes(models, memory, config.train, available_bytes=available)
     for planned in oversized(passes, available):
-        issues.warnings.append(
+        warning = (
             f"training {planned.runs[0]} takes about {planned.estimated_memory_bytes / 1e9:.1f} GB "
             f"and {available / 1e9:.1f} GB are free; lower train.max_length or the ranks, or "
             "choose train.base_precision=4bit"
         )
+        if warning not in issues.warnings:
+            issues.warnings.append(warning)
     return passes
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rankwise.errors import PlanError, TaskError, closest
+from rankwise.records.config import EvaluationConfig
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.planning.tasks import plan_tasks
+from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
 
@@ -28,7 +30,7 @@ def reopen_study(
     Args:
         study: the record of the study.
         tasks: names of tasks, groups or tags.
-        limit: score the first N items of each; None: as the study does.
+        limit: score N items of each, the first of the random order; None: as the study does.
         report: receives a line for each download and conversion.
 
     Raises:
@@ -72,7 +74,7 @@ def _prepared(
             hint = f"; the study scores {near!r}" if near else ""
             raise TaskError(f"--tasks: {leaves}{hint}")
         if name in planned:
-            prepared[name] = _first_items(planned[name], model, limit)
+            prepared[name] = _first_items(planned[name], model, study.config.evaluation, limit)
         for leaf in leaves:
             prepared[leaf.name] = prepared_task(
                 leaf, model.tokenizer, model.max_length, study.config.evaluation, limit=limit
@@ -88,7 +90,10 @@ def _planned(study: StudyRecord, model: StudyModel) -> dict[str, PreparedTask]:
     return {task.name: task for task in tasks.prepared}
 
 
-def _first_items(task: PreparedTask, model: StudyModel, limit: int | None) -> PreparedTask:
+def _first_items(
+    task: PreparedTask, model: StudyModel, evaluation: EvaluationConfig, limit: int | None
+) -> PreparedTask:
+    """Of the items that the study scores, the first of the random order."""
     if limit is None:
         return task
     return prepare_task(
@@ -98,4 +103,6 @@ def _first_items(task: PreparedTask, model: StudyModel, limit: int | None) -> Pr
         num_fewshot=task.num_fewshot,
         limit=limit,
         chat_template=task.chat_template,
+        fewshot_as_multiturn=evaluation.fewshot_as_multiturn,
+        doc_ids=in_random_order(task.doc_ids)[:limit],
     )

@@ -50,11 +50,39 @@ def plan_runs(
     """
     runs: list[PlannedRun] = []
     for source, its_examples in examples.items():
-        maker = _RunMaker(config, base, source, its_examples)
+        maker = RunMaker(config, base, source, its_examples)
         for seed in config.seeds:
             runs += [maker.lora(variant, seed) for variant in lora_variants(config)]
             runs += [maker.full(rate, epochs, seed) for rate, epochs in full_variants(config)]
     return _each_once(runs)
+
+
+def checkpoint(run: PlannedRun, step: int) -> PlannedRun:
+    """A run after ``step`` of its optimizer steps, as a model of its own."""
+    digest = fingerprint([run.fingerprint, step])
+    return run.model_copy(
+        update={
+            "name": f"{run.name}-step{step:05d}",
+            "fingerprint": digest,
+            "checkpoint_of": run.training,
+            "num_steps": step,
+            "num_tokens": round(run.num_tokens * step / run.num_steps),
+        }
+    )
+
+
+def checkpoint_steps(run: PlannedRun, places: Sequence[int | float]) -> tuple[int, ...]:
+    """The optimizer steps of a run at these places, before its end.
+
+    Args:
+        run: a whole training.
+        places: numbers of steps, and shares of all steps in 0..1.
+    """
+    steps = {
+        place if isinstance(place, int) else max(round(place * run.num_steps), 1)
+        for place in places
+    }
+    return tuple(sorted(step for step in steps if step < run.num_steps))
 
 
 def _each_once(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
@@ -70,8 +98,8 @@ def _each_once(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
     return tuple(once.values())
 
 
-class _RunMaker:
-    """What all runs on one trained task share."""
+class RunMaker:
+    """Plans runs on one trained task, and has what they share."""
 
     def __init__(
         self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
@@ -82,6 +110,7 @@ class _RunMaker:
         )
 
     def lora(self, variant: LoraVariant, seed: int) -> PlannedRun:
+        """A LoRA run with these settings."""
         layers = self._base.layers[variant.target_modules]
         sides = sum(sum(shape) for shape in layers.shapes.values())
         return self._run(
@@ -99,6 +128,7 @@ class _RunMaker:
         )
 
     def full(self, learning_rate: float, epochs: int, seed: int) -> PlannedRun:
+        """A full fine-tuning."""
         return self._run(
             "full",
             epochs,

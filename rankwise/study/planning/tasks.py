@@ -11,6 +11,7 @@ from rankwise.errors import DataError, TaskError
 from rankwise.records.config import StudyConfig
 from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.validation import CHOSEN_BY, of_other, of_trained, share_of
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
@@ -80,6 +81,7 @@ class _TaskFinder:
         relations: dict[str, dict[Relation, tuple[str, ...]]] = {}
         formats: dict[str, dict[str, str]] = {source.name: {} for source in sources}
         items: dict[str, dict[str, str]] = {}
+        chosen_by: dict[str, dict[Relation, dict[str, str]]] = {}
         overlaps: dict[str, dict[str, int]] = {}
         rows: dict[str, list[TrainingRow]] = {}
         endings: dict[str, str] = {}
@@ -92,6 +94,8 @@ class _TaskFinder:
                     if task is not None and other is not None:
                         formats[source.name][task.name] = other.name
             kept, overlaps[source.name] = self._without_overlap(source)
+            if self.config.has_validation_items:
+                chosen_by[source.name] = self._validation_items(source, kept)
             rows[source.name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
             items[source.name] = self._trained_items(source, kept)
             endings |= self._ending_items(source.name, rows[source.name])
@@ -102,6 +106,7 @@ class _TaskFinder:
             trained_formats=formats,
             trained_items=items,
             ending_items=endings,
+            validation_items=chosen_by,
             overlaps=overlaps,
             groups=_groups(leaves),
             domains=self._domains(leaves),
@@ -131,19 +136,27 @@ class _TaskFinder:
         return domains
 
     def _prepared(
-        self, relation: Relation, loaded: LoadedTask, *, limit: int | None = None
+        self, relation: Relation, loaded: LoadedTask, *, num_first: int | None = None
     ) -> PreparedTask | None:
-        """Each name once, however many trained tasks are scored on it."""
+        """Each name once, however many trained tasks are scored on it.
+
+        ``num_first``: score this many documents, the first of the file.
+        """
         if loaded.name not in self._done:
-            self._done[loaded.name] = self._prepare(relation, loaded, limit)
+            self._done[loaded.name] = self._prepare(relation, loaded, num_first)
         return self._done[loaded.name]
 
     def _prepare(
-        self, relation: Relation, loaded: LoadedTask, limit: int | None
+        self, relation: Relation, loaded: LoadedTask, num_first: int | None
     ) -> PreparedTask | None:
         try:
             return prepared_task(
-                loaded, self.tokenizer, self.max_length, self.config.evaluation, limit=limit
+                loaded,
+                self.tokenizer,
+                self.max_length,
+                self.config.evaluation,
+                limit=num_first,
+                doc_ids=None if num_first is None else range(num_first),
             )
         except (TaskError, DataError) as error:
             self.problems.append(f"evaluation.{relation}: {error}")
@@ -355,16 +368,67 @@ class _TaskFinder:
                 continue  # no standard error
             if rows[-1] != len(rows) - 1:
                 loaded = with_documents(loaded, rows)
-            task = self._prepared("in_domain", loaded, limit=len(rows))
+            task = self._prepared("in_domain", loaded, num_first=len(rows))
             names |= {} if task is None else {name: task.name}
         return names
+
+    def _validation_items(
+        self, source: _Source, kept: dict[str, list[int]]
+    ) -> dict[Relation, dict[str, str]]:
+        """Relation -> {task: its validation items}; rows that are held out are taken from kept."""
+        found: dict[Relation, dict[str, str]] = {}
+        for relation in CHOSEN_BY:
+            tasks = source.leaves[relation]
+            number = share_of(self.config, len(tasks))
+            for loaded in tasks.values():
+                validation = self._validation_of(source, loaded, kept, number)
+                task = None
+                if validation is not None:
+                    task = self._prepared(relation, validation, limit=number)
+                if task is not None:
+                    found.setdefault(relation, {})[loaded.name] = task.name
+        if not found.get("in_domain"):
+            self.problems.append(
+                f"search: {source.name} has too few rows to hold validation items out; give it "
+                "more rows, or search nothing (no search.policy, learning_rate.tune, "
+                "score_checkpoints or stop)"
+            )
+        return found
+
+    def _validation_of(
+        self, source: _Source, loaded: LoadedTask, kept: dict[str, list[int]], number: int
+    ) -> LoadedTask | None:
+        try:
+            if loaded.name not in source.rows:
+                validation = of_other(loaded, number)
+            else:
+                is_own = self.config.train.data is not None
+                split = "test" if is_own else self.config.train.split_of(source.name)
+                validation = of_trained(
+                    source.trained[loaded.name] if is_own else loaded,
+                    split,
+                    kept[loaded.name],
+                    len(source.rows[loaded.name]),
+                    number,
+                )
+        except TaskError as error:
+            self.problems.append(f"search: {error}")
+            return None
+        if validation.rows is not None:
+            kept[loaded.name] = validation.rows
+        if validation.task is None:
+            self.warnings.append(
+                f"search: {loaded.name} has no split besides the scored one, so runs are chosen "
+                "without it"
+            )
+        return validation.task
 
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
         chosen = rows[: self.config.evaluation.num_train_items]
         if len(chosen) < MIN_ITEMS:
             return {}
         endings = ending_items(name, chosen)
-        task = self._prepared("in_domain", endings, limit=len(chosen))
+        task = self._prepared("in_domain", endings, num_first=len(chosen))
         return {} if task is None else {name: task.name}
 
     def _without_overlap(self, source: _Source) -> tuple[dict[str, list[int]], dict[str, int]]:

@@ -74,13 +74,13 @@ class Decision(NamedTuple):
     Attributes:
         wanted: to be trained (from where each was left) and scored on the validation items. Empty:
             the search is over.
-        finalists: the trials whose ends are scored on the test items; filled when it is over.
+        finalists: what is scored on the test items, mostly ends of trials; filled when it is over.
         ruled_out: what this decision takes out.
         statement: what was decided and on what grounds, for people.
     """
 
     wanted: tuple[Progress, ...]
-    finalists: tuple[Trial, ...]
+    finalists: tuple[Progress, ...]
     ruled_out: tuple[Ruling, ...]
     statement: str
 

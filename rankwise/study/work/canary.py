@@ -99,12 +99,9 @@ def _measured(
         old = responses_of(lines)
         model = ScoredModel(BASE, context.plan.base.fingerprint)
         new = ask(context.models.scorer(), [model], task, task.requests)[BASE].responses
-        start = 0
-        for line in lines:
-            end = start + len(line["resps"])
-            shift, is_changed = _moved(old[start:end], new[start:end])
+        for doc_id, before_it in old.items():
+            shift, is_changed = _moved(before_it, new[doc_id])
             largest, num_changed = max(largest, shift), num_changed + is_changed
-            start = end
         num_items += len(lines)
     return AcceptedStack(
         stack=now,

@@ -123,7 +123,7 @@ class ScoreWorker:
             )
 
     def _known(self, model: Model, task: PreparedTask) -> Known:
-        """What a scoring of the task's first items found, where the study was extended."""
+        """What a scoring of some of the task's items found, where the study was extended."""
         name, fingerprint = BASE, self._plan.base.fingerprint
         if model is not None:
             name, fingerprint = model.name, model.fingerprint
@@ -157,13 +157,15 @@ class ScoreWorker:
             self._noted.add(about)
 
 
-def responses_of(lines: Iterable[Mapping[str, Any]]) -> tuple[Responses, ...]:
-    """A model's answers to the instances of a task, from the lines of one filter."""
-    return tuple(
-        tuple(tuple(response) if isinstance(response, list) else response for response in responses)
+def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Responses, ...]]:
+    """Number of a document -> answers to its instances, from the lines of one filter."""
+    return {
+        line["doc_id"]: tuple(
+            tuple(tuple(response) if isinstance(response, list) else response for response in each)
+            for each in line["resps"]
+        )
         for line in lines
-        for responses in line["resps"]
-    )
+    }
 
 
 def _log_likelihoods(line: Mapping[str, Any]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -24,13 +24,14 @@ from rankwise.study.context import StudyContext
 from rankwise.study.damage import set_aside
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train
+from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train, training_work
 
 # An imported model reads so many of a text that is trained on before it is believed.
 _PROBE_TOKENS = 256
 
-Save = Callable[[Trainee], tuple[int, bool]]
-"""Writes a trainee's weights; returns their bytes, and whether the update is zero."""
+Save = Callable[[Trainee, PlannedRun], tuple[int, bool]]
+"""Writes a trainee's weights as those of a run or a checkpoint of it; returns their bytes, and
+whether the update is zero."""
 
 
 def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> None:
@@ -42,15 +43,14 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
         ModelError: weights cannot be read.
         StorageError: the folder cannot be written.
     """
-    finished = [run for run in stage.runs if run not in runs]
-    context.observer.skipped(sum(run.num_tokens * TRAINING_WORK[run.method] for run in finished))
+    context.observer.skipped(stage.work - training_work(runs))
     if stage.planned_pass is None:
         for run in runs:
             _import(context, run)
     elif runs[0].method == "lora":
         _train_adapters(context, runs, stage.planned_pass)
     else:
-        _train_full(context, runs[0], stage.planned_pass)
+        _train_full(context, runs, stage.planned_pass)
 
 
 def _import(context: StudyContext, run: PlannedRun) -> None:
@@ -91,8 +91,10 @@ def _train_adapters(
 ) -> None:
     plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
+    init = "A" if config.methods.lora is None else config.methods.lora.init
     trainees: list[AdapterTrainee] = []
-    for run in runs:
+    by_training = _by_training(runs)
+    for run, models_of in by_training.items():
         assert run.rank is not None
         assert run.scaling is not None
         assert run.seed is not None
@@ -104,13 +106,14 @@ def _train_adapters(
             seed=run.seed,
             device=plan.device,
             dtype=DTYPES[plan.record.precision],
+            init=init,
         )
-        examples = plan.examples[run.train_task]
-        trainees.append(AdapterTrainee(run, examples, config.train, adapter))
+        examples, marks = plan.examples[run.train_task], [model.num_steps for model in models_of]
+        trainees.append(AdapterTrainee(run, examples, config.train, adapter, marks))
 
-    def save(trainee: Trainee) -> tuple[int, bool]:
+    def save(trainee: Trainee, run: PlannedRun) -> tuple[int, bool]:
         assert isinstance(trainee, AdapterTrainee)
-        run, adapter = trainee.run, trainee.adapter
+        adapter = trainee.adapter
         assert run.alpha is not None
         size = adapters.save_adapter(
             adapter,
@@ -124,19 +127,23 @@ def _train_adapters(
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
-        _run_pass(context, _Pass(base, trainees, bank, planned), save)
+        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
 
 
-def _train_full(context: StudyContext, run: PlannedRun, planned: PlannedPass) -> None:
+def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
     """Train a copy of the base, whatever precision the base itself is held in."""
     plan, config = context.plan, context.study.config
     full = config.methods.full
     assert full is not None
     model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
-    examples = plan.examples[run.train_task]
-    trainee = FullTrainee(run, examples, config.train, model, full.optimizer)
+    by_training = _by_training(runs)
+    ((whole, models_of),) = by_training.items()
+    marks = [model.num_steps for model in models_of]
+    trainee = FullTrainee(
+        whole, plan.examples[whole.train_task], config.train, model, full.optimizer, marks
+    )
 
-    def save(_: Trainee) -> tuple[int, bool]:
+    def save(_: Trainee, run: PlannedRun) -> tuple[int, bool]:
         weights = context.folder.weights_folder(run)
         require_room(weights, DTYPES[full.weights].itemsize * run.num_trainable_parameters)
         with writing(weights):
@@ -144,7 +151,20 @@ def _train_full(context: StudyContext, run: PlannedRun, planned: PlannedPass) ->
             plan.tokenizer.save_pretrained(str(weights))
         return weights_bytes(weights), trainee.is_zero_update
 
-    _run_pass(context, _Pass(model, [trainee], None, planned), save)
+    _run_pass(context, _Pass(model, [trainee], None, planned), by_training, save)
+
+
+def _by_training(runs: Sequence[PlannedRun]) -> dict[PlannedRun, list[PlannedRun]]:
+    """The whole trainings that some runs and checkpoints come from, as runs -> these."""
+    by_name: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        by_name.setdefault(run.training.name, []).append(run)
+    return {
+        models_of[0].model_copy(update={**dict(models_of[0].training), "checkpoint_of": None}): (
+            models_of
+        )
+        for models_of in by_name.values()
+    }
 
 
 class _Pass(NamedTuple):
@@ -156,8 +176,13 @@ class _Pass(NamedTuple):
     planned: PlannedPass
 
 
-def _run_pass(context: StudyContext, together: _Pass, save: Save) -> None:
-    writer = _Writer(context, together.trainees, save)
+def _run_pass(
+    context: StudyContext,
+    together: _Pass,
+    by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
+    save: Save,
+) -> None:
+    writer = _Writer(context, together.trainees, by_training, save)
     for trainee in together.trainees:
         writer.resume(trainee)
     with context.signals.deferred():
@@ -176,37 +201,50 @@ def _run_pass(context: StudyContext, together: _Pass, save: Save) -> None:
 class _Writer:
     """Writes the progress of a pass into the study's folder."""
 
-    def __init__(self, context: StudyContext, trainees: Sequence[Trainee], save: Save) -> None:
+    def __init__(
+        self,
+        context: StudyContext,
+        trainees: Sequence[Trainee],
+        by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
+        save: Save,
+    ) -> None:
         self._plan, self._folder, self._signals = context.plan, context.folder, context.signals
         self._trainees = trainees
+        self._models = {run.name: models_of for run, models_of in by_training.items()}
         self._observer, self._save = context.observer, save
         self._save_steps = context.study.config.train.save_steps
 
     def resume(self, trainee: Trainee) -> None:
-        """Go on where an interrupted training was saved last, or begin.
+        """Go on where the training was saved last, or begin.
 
-        A saved state that is damaged is set aside: the training begins anew.
+        A saved state that is damaged is set aside: the training begins anew, and so it does for a
+        checkpoint that the saved state has gone past.
         """
-        self._folder.start_run(trainee.run)
-        state = self._folder.training_state_file(trainee.run)
+        run = trainee.run
+        if self._folder.finished_run(run) is not None:
+            return  # only checkpoints on the way are missing
+        self._folder.start_run(run)
+        state = self._folder.training_state_file(run)
         if state.exists():
             try:
-                trainee.load_state(state)
+                trainee.load_state(state, until=trainee.marks[0])
             except RecordError as error:
                 place = set_aside(self._folder, [state], str(error))
                 self._observer.noted(
-                    f"{error} It is set aside in {place}, and {trainee.run.name} begins anew."
+                    f"{error} It is set aside in {place}, and {run.name} begins anew."
                 )
         for metrics in trainee.metrics:
-            self._folder.append_metrics(trainee.run.name, metrics.model_dump())
+            self._folder.append_metrics(run.name, metrics.model_dump())
         if trainee.metrics:
             self._observer.skipped(_work(trainee, trainee.metrics[-1].num_tokens))
 
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
-        self._folder.append_metrics(trainee.run.name, metrics.model_dump())
+        if self._is_followed(trainee):
+            self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
         self._observer.advanced(_work(trainee, metrics.num_tokens - before))
-        if self._save_steps and metrics.step % self._save_steps == 0:
+        is_due = self._save_steps and metrics.step % self._save_steps == 0
+        if is_due and not trainee.is_marked:
             self._save_state(trainee)
         if self._signals.is_pending:
             for unfinished in self._trainees if self._save_steps else ():
@@ -215,33 +253,50 @@ class _Writer:
             self._signals.stop_if_asked()
 
     def _save_state(self, trainee: Trainee) -> None:
+        if not self._is_followed(trainee):
+            return
         path = self._folder.training_state_file(trainee.run)
         require_room(path, STATE_BYTES * trainee.run.num_trainable_parameters)
         trainee.save_state(path)
 
-    def finished(self, trainee: Trainee, result: TrainingResult) -> None:
-        size, is_zero = self._save(trainee)
-        self._folder.finish_run(
-            _record(
-                self._plan,
-                trainee.run,
-                weights_bytes=size,
-                update_is_zero=is_zero,
-                **result._asdict(),
-            )
-        )
+    def reached(self, trainee: Trainee, result: TrainingResult) -> None:
+        """Save the weights; of a training that is to go on later, its state first."""
+        if trainee.step < len(trainee.batches):
+            self._save_state(trainee)
+        for model in self._models[trainee.run.name]:
+            if model.num_steps == trainee.step:
+                if model.checkpoint_of is not None:
+                    self._folder.start_run(model)
+                    for metrics in trainee.metrics:
+                        self._folder.append_metrics(model.name, metrics.model_dump())
+                size, is_zero = self._save(trainee, model)
+                self._folder.finish_run(
+                    _record(
+                        self._plan,
+                        model,
+                        weights_bytes=size,
+                        update_is_zero=is_zero,
+                        **result._asdict(),
+                    )
+                )
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
-        self._folder.finish_run(
-            _record(
-                self._plan,
-                trainee.run,
-                status="diverged",
-                message=str(error),
-                num_steps=trainee.step,
-                train_seconds=trainee.seconds,
-            )
-        )
+        for model in self._models[trainee.run.name]:
+            if model.num_steps > trainee.step:
+                self._folder.finish_run(
+                    _record(
+                        self._plan,
+                        model,
+                        status="diverged",
+                        message=str(error),
+                        num_steps=trainee.step,
+                        train_seconds=trainee.seconds,
+                    )
+                )
+
+    def _is_followed(self, trainee: Trainee) -> bool:
+        """Whether its steps are written down; those of a finished run are, already."""
+        return self._folder.finished_run(trainee.run) is None
 
     def shrunk(self, max_tokens: int) -> None:
         self._observer.noted(

@@ -83,7 +83,7 @@ class Silent:
 
     def stepped(self, *_: Any) -> None: ...
 
-    def finished(self, _: Any, result: Any) -> None:
+    def reached(self, _: Any, result: Any) -> None:
         self.peak = result.peak_memory_bytes
 
     def diverged(self, _: Any, error: Exception) -> None:

@@ -27,7 +27,7 @@ from rankwise.engine.models import packed_attention
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.errors import DataError, DivergedError, RecordError
-from rankwise.records.config import TrainConfig
+from rankwise.records.config import LoraInit, TrainConfig
 from rankwise.tasks.training_rows import TrainingRow
 from tests.support.passes import CPU, ROWS, TARGETS, Heard, Setting, config
 
@@ -126,9 +126,10 @@ def peft_difference(trainee: AdapterTrainee, model: Any) -> float:
     return worst
 
 
-def test_equals_peft_with_a_plain_loop(setting: Setting) -> None:
+@pytest.mark.parametrize("init", ["A", "B"])
+def test_equals_peft_with_a_plain_loop(setting: Setting, init: LoraInit) -> None:
     train = config(epochs=EPOCHS_FOR_20_STEPS)
-    trainee = setting.trainee(train)
+    trainee = setting.trainee(train, init=init)
     model = peer_model(setting, trainee, train)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.0)

@@ -1,0 +1,189 @@
+"""``until: decided`` on simulated studies: it begins small, and grows by what is worth its cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.decision_studies import is_decided, level_of_look
+from benchmarks.search_policies import (
+    ALPHA,
+    RANKS,
+    TRAINING_IN_ITEMS,
+    Answer,
+    settings,
+    worths_of,
+)
+from benchmarks.search_studies import Simulated
+from rankwise.findings.best_bet import ITEM_FACTORS
+from rankwise.findings.decision import Choice, choose
+from rankwise.findings.looks import alpha_of_look
+from rankwise.findings.odds import Believed, chance_of_decision
+from rankwise.findings.stats.anytime import anytime_interval
+from rankwise.findings.stats.estimates import crossed_difference
+from rankwise.findings.stats.items import POINTS, Floats, item_size
+from rankwise.findings.stats.posterior import smooth_correlations
+from rankwise.findings.stats.prospects import Growth
+from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
+from rankwise.records.judgement import Addition, Prospect
+from rankwise.study.searches.comparison import evidence
+from rankwise.study.searches.growth import Offer, next_growth
+from rankwise.study.searches.policy import Progress, Shown, Terms, Trial
+
+
+class Stage(NamedTuple):
+    """How large a study is: in-domain and retention items, and seeds."""
+
+    num_items: int
+    num_retention: int
+    num_seeds: int
+
+
+FIRST = Stage(1000, 1000, 1)
+AVAILABLE = 4000
+"""Items of each kind that the tasks have; the grid scores as many as the first stage."""
+
+
+class Grown(NamedTuple):
+    """An answer, how it came, and the number of looks."""
+
+    answer: Answer
+    stage: Stage
+    num_looks: int
+    is_decided: bool
+
+
+def full_grid(study: Simulated, terms: Terms) -> Grown:
+    """Every seed, and as many items as the first stage has, judged once."""
+    stage = FIRST._replace(num_seeds=study.size.num_seeds)
+    of = _evidence(study, stage, terms)
+    level = level_of_look(len(RANKS), 1)
+    return _grown(of, choose(bounds_at(of, level), terms.delta, terms.epsilon), stage, 1, terms)
+
+
+def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown:
+    """Grow a study until it is decided, or until nothing that can be added is likely to."""
+    stage = first
+    for look in itertools.count(1):
+        of = _evidence(study, stage, terms)
+        choice = choose(bounds_at(of, level_of_look(len(RANKS), look)), terms.delta, terms.epsilon)
+        if is_decided(choice):
+            return _grown(of, choice, stage, look, terms)
+        stages = list(_stages(stage, study))
+        offers = _offers(of, stage, stages, study, terms, level_of_look(len(RANKS), look + 1))
+        step = next_growth(offers)
+        if step.offer is None:
+            return _grown(of, choice, stage, look, terms)
+        stage = stages[offers.index(step.offer)][1]
+    raise AssertionError
+
+
+def _grown(of: StudyEvidence, choice: Choice, stage: Stage, look: int, terms: Terms) -> Grown:
+    values = worths_of(of, terms)
+    best = int(values.argmax()) if values.max() > 0.0 else None
+    found = best if choice.option is None else choice.option
+    answer = Answer(choice.option, found, _cost(stage), tuple(range(len(RANKS))))
+    return Grown(answer, stage, look, is_decided(choice))
+
+
+def _cost(stage: Stage) -> float:
+    """Of a study of this size with every rank, in trainings."""
+    scoring = (stage.num_items + stage.num_retention) / TRAINING_IN_ITEMS
+    return stage.num_seeds * sum(setting.cost + scoring for setting in settings([0.0]))
+
+
+def _evidence(study: Simulated, stage: Stage, terms: Terms) -> StudyEvidence:
+    rows: list[list[Shown]] = []
+    for seed in range(stage.num_seeds):
+        row: list[Shown] = []
+        for place in range(len(RANKS)):
+            progress = Progress(Trial(place, study.rates[0], seed), 1.0)
+            shown = study.shown(progress, on_test=True)
+            assert shown is not None
+            half = stage.num_retention // 2
+            losses = tuple(task[:half] for task in shown.losses)
+            row.append(Shown((shown.gains[0][: stage.num_items],), losses))
+        rows.append(row)
+    return evidence(rows, terms)
+
+
+def _stages(stage: Stage, study: Simulated) -> Iterator[tuple[Addition, Stage, float | None]]:
+    """Every growth: its kind, the stage after it, and the factor of the items."""
+    for factor in ITEM_FACTORS:
+        more, kept = round(factor * stage.num_items), round(factor * stage.num_retention)
+        yield "in_domain", stage._replace(num_items=more), factor
+        yield "retention", stage._replace(num_retention=kept), factor
+        yield "items", stage._replace(num_items=more, num_retention=kept), factor
+    for seeds in range(stage.num_seeds + 1, study.size.num_seeds + 1):
+        yield "seeds", stage._replace(num_seeds=seeds), None
+
+
+def _offers(
+    of: StudyEvidence,
+    now: Stage,
+    stages: Sequence[tuple[Addition, Stage, float | None]],
+    study: Simulated,
+    terms: Terms,
+    level: float,
+) -> list[Offer]:
+    count = len(RANKS)
+    correlations = smooth_correlations(RANKS, np.zeros((count, count)))
+    truths = Believed.of(of, correlations, terms.unit).truths()
+    offers: list[Offer] = []
+    for add, then, factor in stages:
+        is_possible = (
+            then.num_items <= study.size.num_test
+            and then.num_retention <= study.size.num_test_retention
+        )
+        probability = 0.0
+        if is_possible:
+            growths = (
+                Growth((then.num_items / now.num_items,), then.num_seeds),
+                Growth((then.num_retention / now.num_retention,) * 2, then.num_seeds),
+            )
+            probability = chance_of_decision(
+                of, truths, growths, level=level, delta=terms.delta, epsilon=terms.epsilon or 0.0
+            )
+        items = {"in_domain": then.num_items, "retention": then.num_retention}
+        available = study.size.num_test + study.size.num_test_retention
+        prospect = Prospect(
+            add=add, factor=factor, num_items=items if factor else {},
+            num_available=(available if is_possible else 0) if factor else None,
+            num_new_items=0, num_seeds=then.num_seeds,
+            num_new_seeds=then.num_seeds - now.num_seeds, probability=probability, value=0.0,
+        )  # fmt: skip
+        offers.append(Offer(prospect, _cost(then) - _cost(now)))
+    return offers
+
+
+def betting_over_looks(
+    num_items: Sequence[int], discordance: float, studies: int, seed: int
+) -> list[float]:
+    """How much wider the betting confidence sequence is than shared looks, at each number of items.
+
+    Median ratio of the reaches below the difference of two equal models' p(right), one seed. Both
+    may be wrong with the same probability over all looks, at one comparison of K + 1.
+    """
+    rng = np.random.default_rng(seed)
+    alpha = ALPHA / (len(RANKS) + 1)
+    ratios: list[list[float]] = []
+    for _ in range(studies):
+        values = _differences(num_items[-1], discordance, rng)
+        row: list[float] = []
+        for look, size in enumerate(num_items, start=1):
+            part = values[:size]
+            lower, _ = anytime_interval(part, POINTS, 1.0 - 2.0 * alpha)
+            of = crossed_difference(part, item_size=item_size(part, in_points=True))
+            shared, _ = of.interval(1.0 - 2.0 * alpha_of_look(look, alpha))
+            row.append((of.value - lower) / (of.value - shared))
+        ratios.append(row)
+    return np.median(ratios, axis=0).tolist()
+
+
+def _differences(size: int, discordance: float, rng: np.random.Generator) -> Floats:
+    """(size,) points, as ``search_studies`` draws those of two models that are equally good."""
+    differs = (rng.random(size) < discordance).astype(np.float64)
+    return POINTS / 2.0 * differs * rng.choice(np.array((-1.0, 1.0)), size)

@@ -1,0 +1,167 @@
+"""The types of settings in a study file, and the checks behind them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def rank(value: int) -> int:
+    """Accept whole numbers of at least 1; like all checks here, raise ValueError otherwise."""
+    if value < 1:
+        raise ValueError(f"{value} is not a rank; use a whole number of at least 1")
+    return value
+
+
+def plain_text(value: str) -> str:
+    """Refuse text that names nothing, and characters that would garble a terminal or a path."""
+    if not value.strip():
+        raise ValueError("empty text given; write a name, or leave the key out")
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
+        raise ValueError(f"{value!r} has a control character; remove it")
+    return value
+
+
+def user_path(value: Any) -> Any:
+    """Refuse paths that name no place, or the home of a user who does not exist."""
+    if isinstance(value, str):
+        plain_text(value)
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{value!r} is in no known home folder; correct the name") from error
+    return value
+
+
+def none_or_two(value: int) -> int:
+    """Refuse a single item, whose difference between two models has no standard error."""
+    if value == 1:
+        raise ValueError("1 item gives no standard error; write 0, or 2 and more")
+    return value
+
+
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse values that are given twice."""
+    counts = Counter(map(str, values))
+    repeated = sorted(text for text, count in counts.items() if count > 1)
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is given twice; give each value once")
+    return values
+
+
+def ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Refuse values that are not in order."""
+    if any(after <= before for before, after in itertools.pairwise(values)):
+        raise ValueError("give the values from small to large, each once")
+    return values
+
+
+_SECONDS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds_of(duration: str) -> float:
+    """Seconds of a time such as 90min or 2h; raises ValueError for what is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h|d)", duration.strip())
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"{duration!r} is no time; write 90min, 2h or 1d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def duration(value: str) -> str:
+    """Refuse text that is no time."""
+    seconds_of(value)
+    return value
+
+
+def run_name(value: str) -> str:
+    """Refuse names that cannot be part of a folder's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(
+            f"{value!r} cannot name a folder; use letters, digits, '.', '_' and '-' only"
+        )
+    return value
+
+
+def as_model(value: Any) -> Any:
+    """Read a name as the model of this name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def as_list(value: Any) -> Any:
+    """Read one value as a list of one."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def as_module_sets(value: Any) -> Any:
+    """Read a list of names as one set, and a list that contains a list as several."""
+    values = as_list(value)
+    several = not values or any(isinstance(value, list | tuple) for value in values)
+    return list(map(as_list, values)) if several else [values]
+
+
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control, half a surrogate pair, line, paragraph
+
+MOST_ENTRIES = 1000
+"""Of one list: each entry is at least one training, one task or one layer; more is a slip."""
+
+LARGEST = 2**31 - 1
+"""Of a whole number: what is beyond every data set, and fits everywhere that numbers are kept."""
+
+# Strict: a switch (yes, true) is no number, a number is no switch, and "3" in quotes is text.
+Switch = Annotated[bool, Field(strict=True)]
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+Positive = Annotated[Number, Field(gt=0)]
+
+NotNegative = Annotated[Number, Field(ge=0)]
+
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+
+Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
+
+Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+
+Rank = Annotated[int, Field(le=2**20, strict=True), AfterValidator(rank)]  # no layer is so wide
+
+Epochs = Annotated[int, Field(ge=1, le=10_000, strict=True)]  # more is weeks on any data
+
+Text = Annotated[str, AfterValidator(plain_text)]
+
+Duration = Annotated[str, AfterValidator(duration)]
+
+UserPath = Annotated[Path, BeforeValidator(user_path)]
+
+Names = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(as_list),
+    Field(max_length=MOST_ENTRIES),
+    AfterValidator(distinct),
+]
+
+ModuleSet = Annotated[Names, Field(min_length=1)]
+
+T = TypeVar("T")
+
+Several = Annotated[
+    tuple[T, ...],
+    BeforeValidator(as_list),
+    Field(max_length=MOST_ENTRIES),
+    AfterValidator(distinct),
+    Field(min_length=1),
+]
+"""Distinct values, at least one; a single value stands for a list of one."""
+
+
+class Section(BaseModel):
+    """A part of a study file: frozen, and refusing keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

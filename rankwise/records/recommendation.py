@@ -1,0 +1,231 @@
+"""``recommendation.json``: the verdict of a study, with the comparisons that it stands on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.judgement import BestBet, Look, Outcome, Prospect
+from rankwise.records.study import Interval, Relation, State, Unit
+
+
+class _Bounded(Protocol):
+    @property
+    def difference(self) -> float: ...
+    @property
+    def lower(self) -> float: ...
+    @property
+    def upper(self) -> float: ...
+
+
+class RetentionRatio(Record):
+    """(adapted - chance) / (base - chance) with Fieller's bounds, or the reason for their absence.
+
+    It is shown and never decides: decisions use the difference.
+    """
+
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    reason: str | None
+
+
+class PairedDifference(Record):
+    """The difference of two models on the same items, positive where the adapted one is better.
+
+    The fields stand in the subclasses, each of which has its own order in JSON.
+    """
+
+    @property
+    def interval(self: _Bounded) -> Interval:
+        """The difference with its bounds."""
+        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
+
+
+class AccuracyDifference(PairedDifference):
+    """The same difference by the task's own metric (``metric``), where p(right) decides; points.
+
+    ``is_opposite``: its sign is not that of p(right)'s, and one of the two at least is shown.
+    """
+
+    metric: str
+    base_score: float
+    adapted_score: float
+    difference: float
+    lower: float
+    upper: float
+    is_opposite: bool
+
+
+class Comparison(PairedDifference):
+    """One run against the base on one task, paired over the same items.
+
+    ``difference`` is signed so that positive is better for the adapted model: points for a
+    score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
+    for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
+    out. ``accuracy`` is there where p(right) decides; then the counts, ``mcnemar_p_value`` and
+    ``retention_ratio`` are of accuracy, both other p-values of p(right).
+    Counts and ``mcnemar_p_value`` are None unless every item is 0 or 1.
+    ``holm_p_value`` is there for the confirmatory family (each rank, in-domain) only.
+    ``retention_ratio`` is there for retention tasks scored in points only. Of items that come in
+    ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
+    """
+
+    run: str
+    task: str
+    relation: Relation
+    unit: Unit
+    num_examples: int
+    base_score: float
+    adapted_score: float
+    difference: float
+    stderr: float
+    lower: float
+    upper: float
+    num_learned: int | None
+    num_forgotten: int | None
+    num_kept_right: int | None
+    num_kept_wrong: int | None
+    p_value: float
+    mcnemar_p_value: float | None
+    holm_p_value: float | None
+    retention_ratio: RetentionRatio | None = None
+    num_clusters: int | None = None
+    accuracy: AccuracyDifference | None = None
+
+
+class Bound(Interval):
+    """An estimate with bounds of its own or with those of a verdict, in the unit of its field."""
+
+
+class FormatEffect(PairedDifference):
+    """One run against the base on one task, asked as the training asked (``scored_as``).
+
+    ``difference`` is as in ``Comparison``, with an interval of its own; ``standard_difference``
+    is that of the same items in the task's standard format. ``by_format`` is the standard minus
+    the other: how much of the change is a matter of format. Below zero, the standard format
+    shows a loss that the trained one does not. None where the formats have different metrics.
+    Where p(right) decides, the counts are of accuracy.
+    Exploratory: no recommendation rests on it.
+    """
+
+    run: str
+    task: str
+    scored_as: str
+    relation: Relation
+    unit: Unit
+    num_examples: int
+    base_score: float
+    adapted_score: float
+    difference: float
+    lower: float
+    upper: float
+    num_learned: int | None
+    num_forgotten: int | None
+    standard_difference: float
+    by_format: Bound | None
+    num_clusters: int | None = None
+
+
+class OptionBounds(Record):
+    """What an option gains and loses, with bounds at one level."""
+
+    gain: Bound
+    retention_loss: Bound | None
+    shortfall: Bound
+
+
+class RankVerdict(Record):
+    """What the data say of one rank with its other settings, seeds averaged.
+
+    ``gain``, ``retention_loss`` and ``shortfall`` have the bounds that decide: with them, a wrong
+    option is recommended at most as often as the study's confidence allows. ``label`` names what
+    tells the option from the others.
+    """
+
+    label: str
+    rank: int
+    alpha: float
+    scaling: float
+    learning_rate: float | None
+    target_modules: tuple[str, ...]
+    epochs: int | None
+    runs: tuple[str, ...]
+    gain: Bound
+    """Over the base, in the recommendation's unit."""
+    retention_loss: Bound | None
+    """In points; None without retention tasks."""
+    worst_retention_task: str | None
+    worst_retention_loss: float | None
+    shortfall: Bound
+    """How far it is below the best other option that was not rejected on retention."""
+    at_once: OptionBounds
+    """The same with bounds that hold together with those of all other options; they are wider."""
+    better_than_base: State
+    """Whether the gain is above 0."""
+    keeps_enough: State | None
+    """Whether the retention loss is below epsilon; None without retention tasks."""
+    near_the_best: State
+    """Whether the shortfall is below delta."""
+    qualifies: bool
+    """Whether all of them are "yes"."""
+    worse_than: tuple[str, ...]
+    """Labels of the options that are shown to score more in-domain."""
+    ruled_out_by: str | None
+    """What shows that it is not the answer: "retention", or a better option that keeps enough."""
+
+
+class Recommendation(Record):
+    """For one trained task: the outcome, the evidence, and what would decide."""
+
+    train_task: str
+    outcome: Outcome
+    rank: int | None
+    alpha: float | None
+    learning_rate: float | None
+    target_modules: tuple[str, ...] | None
+    epochs: int | None
+    statement: str
+    """The answer in words."""
+    reasons: tuple[str, ...]
+    unit: Unit
+    """Of the gains and of delta."""
+    delta: float
+    """The in-domain difference that counts."""
+    delta_is_derived: bool
+    epsilon_points: float | None
+    """The acceptable retention loss; None without retention tasks."""
+    epsilon_is_derived: bool
+    confidence: float
+    """That nothing wrong is recommended, over all looks."""
+    num_items_in_domain: int
+    num_clusters_in_domain: int | None = None
+    """The clusters that these items are in; None where every item is its own."""
+    num_seeds: int
+    looks: tuple[Look, ...]
+    """Every judgement of this study so far, this one last."""
+    best_bet: BestBet | None
+    """Odds of every option; None where no option is complete."""
+    prospects: tuple[Prospect, ...]
+    """What more items or seeds would do; empty where the study is decided."""
+    sufficient_epsilon_points: float | None
+    """The smallest acceptable loss at which an option would be recommended.
+
+    None where one is recommended, or where no loss would do.
+    """
+    sufficient_rank: int | None
+    """The rank of that option."""
+    sufficient_label: str | None
+    better_and_kept_by_full: str | None
+    """The label of a full fine-tuning that gains more and loses less than every LoRA option."""
+    best_rate_at_edge: float | None
+    """The learning rate of the best option, where it is an end of the rates that were tried."""
+    verdicts: tuple[RankVerdict, ...]
+    comparisons: tuple[Comparison, ...]
+    format_effects: tuple[FormatEffect, ...]
+
+
+class StudyRecommendation(VersionedRecord):
+    """``recommendation.json``: one recommendation for each task that was trained on."""
+
+    by_train_task: tuple[Recommendation, ...]

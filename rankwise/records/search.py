@@ -1,0 +1,126 @@
+"""``search.json``: what a search knew, what it decided, and why."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rankwise.records.base import Record, VersionedRecord
+
+
+class SearchSetting(Record):
+    """An option that a search chooses from, without its learning rate."""
+
+    label: str
+    rank: int | None
+    """None for full fine-tuning."""
+
+
+class ValidationMean(Record):
+    """A difference from the base on validation items: the mean over tasks, and its error."""
+
+    estimate: float
+    stderr: float
+    """Of the items alone."""
+
+
+class Shown(Record):
+    """What a training showed on the validation items when it had come so far."""
+
+    run: str
+    """Name of the run or checkpoint."""
+    setting: str
+    """Label of its setting."""
+    rank: int | None
+    learning_rate: float
+    seed: int
+    share: float
+    """Of its optimizer steps; 1 at the end."""
+    num_tokens: int
+    """Trained until here."""
+    gain: ValidationMean | None
+    """Adapted - base in-domain, positive better; None: the training diverged."""
+    retention_loss: ValidationMean | None
+    """Base - adapted in points, positive worse; None without retention tasks, or diverged."""
+
+
+class SearchRuling(Record):
+    """A setting, or one of its learning rates, that is trained no further."""
+
+    setting: str
+    learning_rate: float | None
+    """None: the whole setting."""
+    reason: str
+
+
+class SearchDecision(Record):
+    """One decision: what had been shown since the last one, and what follows from it."""
+
+    statement: str
+    """What was decided, and on what grounds."""
+    shown: tuple[Shown, ...]
+    ruled_out: tuple[SearchRuling, ...]
+    wanted: tuple[str, ...]
+    """Runs and checkpoints to train and to score next; empty: the search is over."""
+    finalists: tuple[str, ...]
+    """What is scored on the test items; empty before the search is over."""
+
+
+class TrainTaskSearch(Record):
+    """The search of the runs on one trained task."""
+
+    train_task: str
+    unit: Literal["points", "nats"]
+    """Of the gains."""
+    num_items: dict[str, int]
+    """Validation items by the task that they stand for."""
+    delta: float | None
+    """In-domain difference that counts; None where the search does not use it."""
+    epsilon_points: float | None
+    settings: tuple[SearchSetting, ...]
+    decisions: tuple[SearchDecision, ...]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has decided which runs are compared."""
+        return bool(self.decisions) and not self.decisions[-1].wanted
+
+    @property
+    def shown(self) -> tuple[Shown, ...]:
+        """Everything that trainings have shown, first to last."""
+        return tuple(each for decision in self.decisions for each in decision.shown)
+
+
+class GrowthDecision(Record):
+    """A growth of an undecided study, or why it was not grown further."""
+
+    statement: str
+    limit: int | None
+    """Items of each task, at most, after the growth; None: all."""
+    num_seeds: int
+    """Seeds after the growth."""
+    probability: float | None
+    """Predicted, that the grown study is decided; None where nothing is added any more."""
+    seconds_spent: float
+    """On training and scoring, when this was decided."""
+    seconds_expected: float | None
+    """That this growth takes; None where nothing is added any more."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is added."""
+        return self.probability is None
+
+
+class SearchRecord(VersionedRecord):
+    """``search.json``; a search that was stopped decides the same again from the same scores."""
+
+    policy: str
+    """How runs were chosen: race, ladder, grid (tuned rates only), stop, or none."""
+    by_train_task: tuple[TrainTaskSearch, ...]
+    seconds: float = 0.0
+    """On training and scoring what is not compared in the end."""
+    growths: tuple[GrowthDecision, ...] = ()
+
+    def of(self, train_task: str) -> TrainTaskSearch | None:
+        """The search of one trained task; None if there was none."""
+        return next((each for each in self.by_train_task if each.train_task == train_task), None)

@@ -1,0 +1,111 @@
+"""Which models a study trains: all that its file lists, or those that a search has decided on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rankwise.records.config import StudyConfig
+from rankwise.records.study import PlannedRun
+from rankwise.study.planning.runs import RunMaker, checkpoint, checkpoint_steps
+from rankwise.study.searches.policy import Decision, Progress
+from rankwise.study.searches.settings import FullVariant, Searched
+
+TUNED_LABEL = "tuned"
+"""The learning rate of runs whose rate was searched, as a label that all ranks share."""
+
+
+class Chosen(NamedTuple):
+    """The models of a study.
+
+    Attributes:
+        runs: that are compared on the test items.
+        candidates: that a search decides by, on validation items.
+        checkpoints: of runs, scored beside them.
+        together: groups of models of which each is trained as far as it goes before the next;
+            imported ones are in none.
+    """
+
+    runs: tuple[PlannedRun, ...]
+    candidates: tuple[PlannedRun, ...]
+    checkpoints: tuple[PlannedRun, ...]
+    together: tuple[tuple[PlannedRun, ...], ...]
+
+
+def all_of(config: StudyConfig, runs: Sequence[PlannedRun]) -> Chosen:
+    """Every run of a study file, with the checkpoints that it asks for."""
+    checkpoints = tuple(
+        checkpoint(run, step)
+        for run in runs
+        for step in checkpoint_steps(run, config.train.score_checkpoints)
+    )
+    return Chosen(tuple(runs), (), checkpoints, ((*runs, *checkpoints),))
+
+
+class Candidates:
+    """Plans the models of one trained task that a search asks for.
+
+    Args:
+        config: of the study.
+        maker: of the runs of the trained task.
+        among: what the search chooses from.
+    """
+
+    def __init__(self, config: StudyConfig, maker: RunMaker, among: Searched) -> None:
+        self._maker, self._among = maker, among
+        self._is_tuned = config.train.learning_rate.tune
+
+    def model(self, progress: Progress) -> PlannedRun:
+        """A training as far as it has come."""
+        setting, rate, seed = progress.trial
+        variant = self._among.variants[setting]
+        if isinstance(variant, FullVariant):
+            run = self._maker.full(rate, variant.epochs, seed)
+        else:
+            # a rule is kept as it is: it gives the same rate
+            changed = variant._replace(learning_rate=rate) if self._is_tuned else variant
+            run = self._maker.lora(changed, seed)
+        if self._is_tuned:
+            run = run.model_copy(update={"rate_labels": (TUNED_LABEL,)})
+        steps = checkpoint_steps(run, [progress.share]) if progress.share < 1.0 else ()
+        return checkpoint(run, steps[0]) if steps else run
+
+
+def decided(
+    candidates: Mapping[str, Candidates], decisions: Mapping[str, Sequence[Decision]]
+) -> Chosen:
+    """The models that the decisions of a search come to.
+
+    Args:
+        candidates: by trained task.
+        decisions: by trained task, first to last.
+    """
+    runs: dict[str, PlannedRun] = {}
+    for source, its_decisions in decisions.items():
+        finalists = its_decisions[-1].finalists
+        models = [candidates[source].model(progress) for progress in finalists]
+        runs |= {model.name: model for model in models}
+    searched: dict[str, PlannedRun] = {}
+    together: list[tuple[PlannedRun, ...]] = []
+    for turn in range(max(map(len, decisions.values()), default=0)):
+        group: dict[str, PlannedRun] = {}
+        for source, its_decisions in decisions.items():
+            wanted = its_decisions[turn].wanted if turn < len(its_decisions) else ()
+            for progress in wanted:
+                model = candidates[source].model(progress)
+                if model.name not in searched:
+                    group[model.name] = runs.get(model.name, _as_candidate(model))
+                    searched[model.name] = group[model.name]
+        if group:
+            together.append(tuple(group.values()))
+    rest = tuple(run for run in runs.values() if run.name not in searched)
+    return Chosen(
+        runs=tuple(runs.values()),
+        candidates=tuple(model for model in searched.values() if model.name not in runs),
+        checkpoints=(),
+        together=(*together, rest) if rest else tuple(together),
+    )
+
+
+def _as_candidate(model: PlannedRun) -> PlannedRun:
+    return model.model_copy(update={"is_searched": True})

@@ -1,0 +1,45 @@
+"""What trials showed, put together: evidence over settings and seeds, and what a trial is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rankwise.findings.odds import PRICE
+from rankwise.findings.stats.items import Floats, Items, item_size
+from rankwise.findings.stats.simultaneous import StudyEvidence, study_evidence
+from rankwise.study.searches.policy import Shown, Terms
+
+
+def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
+    """Of K settings with the same m seeds, paired by item.
+
+    Args:
+        shown: m rows of K, all on the same items and tasks.
+        terms: retention takes part where they have an epsilon.
+    """
+    in_points = terms.unit == 1.0
+
+    def stacked(kind: str, is_share: bool) -> list[Items]:
+        num_tasks = len(getattr(shown[0][0], kind))
+        values: list[Floats] = [
+            np.array([[getattr(of, kind)[task] for of in row] for row in shown])
+            for task in range(num_tasks)
+        ]
+        return [Items(task, item_size(task, in_points=is_share)) for task in values]
+
+    losses = [] if terms.epsilon is None else stacked("losses", True)
+    return study_evidence(stacked("gains", in_points), losses)
+
+
+def worth(shown: Shown, terms: Terms) -> float:
+    """The gain less the price of retention loss beyond epsilon, in the unit of the gains.
+
+    Macro-means over tasks. The price is that of the best bet.
+    """
+    gain = float(np.mean([task.mean() for task in shown.gains]))
+    if terms.epsilon is None or not shown.losses:
+        return gain
+    loss = float(np.mean([task.mean() for task in shown.losses]))
+    return gain - PRICE * terms.unit * max(0.0, loss - terms.epsilon)

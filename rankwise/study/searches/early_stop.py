@@ -1,0 +1,86 @@
+"""Stop each training at its last checkpoint that keeps enough of what the base knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rankwise.records.config import StopConfig
+from rankwise.study.searches.policy import (
+    Decision,
+    Known,
+    Progress,
+    Ruling,
+    Setting,
+    Shown,
+    Trial,
+)
+
+
+class EarlyStop:
+    """Trains every setting and seed from checkpoint to checkpoint while it keeps enough.
+
+    A training stops where the estimated loss on the retention validation items is above the
+    limit, and the checkpoint before it is the run. If the first checkpoint loses too much, it
+    is the run all the same: the verdict on test items says what it loses.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[Setting],
+        seeds: Sequence[int],
+        shares: Sequence[float],
+        stop: StopConfig,
+    ) -> None:
+        self._settings, self._limit = settings, stop.retention_loss
+        self._trials = [
+            Trial(place, setting.rates[0], seed)
+            for seed in seeds
+            for place, setting in enumerate(settings)
+        ]
+        self._shares = (*sorted(share for share in shares if share < 1), 1.0)
+
+    def decide(self, known: Known) -> Decision:
+        """The next checkpoint of every training that has kept enough so far."""
+        wanted: list[Progress] = []
+        ruled_out: list[Ruling] = []
+        finalists: list[Progress] = []
+        for trial in self._trials:
+            reached = [share for share in self._shares if Progress(trial, share) in known]
+            stopped = next((s for s in reached if self._loses(known[Progress(trial, s)])), None)
+            if stopped is None and len(reached) < len(self._shares):
+                wanted.append(Progress(trial, self._shares[len(reached)]))
+            kept = [share for share in reached if stopped is None or share < stopped]
+            finalists += [Progress(trial, kept[-1] if kept else share) for share in reached[-1:]]
+            if stopped is not None and stopped == reached[-1]:
+                ruled_out.append(self._ruling(trial, stopped, known[Progress(trial, stopped)]))
+        if wanted:
+            share = f"{min(progress.share for progress in wanted):.0%}"
+            statement = f"{len(wanted)} trainings go on to {share} of their steps"
+            return Decision(tuple(wanted), (), tuple(ruled_out), statement)
+        statement = "; ".join(self._endings(finalists))
+        return Decision((), tuple(finalists), tuple(ruled_out), statement)
+
+    def _loses(self, shown: Shown | None) -> bool:
+        return shown is None or _loss(shown) > self._limit
+
+    def _ruling(self, trial: Trial, share: float, shown: Shown | None) -> Ruling:
+        label = f"{self._settings[trial.setting].label}, seed {trial.seed}"
+        if shown is None:
+            return Ruling(trial.setting, None, f"{label}: diverged before {share:.0%} of its steps")
+        return Ruling(
+            trial.setting,
+            None,
+            f"{label}: after {share:.0%} of its steps it loses {_loss(shown):.1f} points of the "
+            f"retention validation items, more than {self._limit:g}",
+        )
+
+    def _endings(self, finalists: Sequence[Progress]) -> Iterator[str]:
+        for trial, share in finalists:
+            label = self._settings[trial.setting].label
+            yield f"{label}, seed {trial.seed}: {share:.0%} of its steps"
+
+
+def _loss(shown: Shown) -> float:
+    """Mean over the retention tasks, in points; 0 without any."""
+    losses = [float(task.mean()) for task in shown.losses]
+    return sum(losses) / len(losses) if losses else 0.0

@@ -1,0 +1,129 @@
+"""What a search chooses from, and by which policy, as a study file asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rankwise.findings.stats.estimates import P_RIGHT_VARIANCE_SHARE, default_margin
+from rankwise.records import quantities
+from rankwise.records.axes import FULL_LABEL, LoraVariant, full_variants, lora_variants
+from rankwise.records.config import RateRuleConfig, StudyConfig
+from rankwise.records.study import Unit
+from rankwise.study.searches.early_stop import EarlyStop
+from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.policy import Policy, Setting, Terms
+from rankwise.study.searches.race import Race
+
+RATE_FACTOR = 10**0.5
+"""Between the rates that a search begins with."""
+
+REFERENCE_RANK = 32
+"""A rate that is given without a rule is that of this rank, where the paper's advice starts."""
+
+FULL_COST = 1.6
+"""Of a step of full fine-tuning, in steps of LoRA; see ``stages.TRAINING_WORK``."""
+
+_PRIORS = {"proportional": -0.5, "rslora": -0.25, "fixed": 0.0}
+"""How the best rate is expected to go with the rank (arXiv:2602.06204)."""
+
+
+class FullVariant(NamedTuple):
+    """The settings of a full fine-tuning but its rate."""
+
+    epochs: int
+
+
+class Searched(NamedTuple):
+    """Everything that a search may train: settings for the policy, variants for the runs."""
+
+    settings: tuple[Setting, ...]
+    variants: tuple[LoraVariant | FullVariant, ...]
+
+
+def searched(config: StudyConfig) -> Searched:
+    """The settings of a study file, smallest rank first and full fine-tuning last."""
+    lora = sorted(lora_variants(config), key=lambda variant: variant.rank)
+    tune = config.train.learning_rate.tune
+    settings: list[Setting] = []
+    variants: list[LoraVariant | FullVariant] = []
+    for variant, label in zip(lora, _labels(lora), strict=True):
+        centre = _expected_rate(variant) if tune else variant.peak_rate
+        settings.append(Setting(label, variant.rank, _grid(centre) if tune else (centre,)))
+        variants.append(variant)
+    for rate, epochs in full_variants(config):
+        cost = FULL_COST * epochs / max(config.train.epochs)
+        label = FULL_LABEL if len(config.train.epochs) == 1 else f"{FULL_LABEL}, epochs {epochs}"
+        settings.append(Setting(label, None, _grid(rate) if tune else (rate,), cost))
+        variants.append(FullVariant(epochs))
+    return Searched(tuple(settings), tuple(variants))
+
+
+def policy_of(config: StudyConfig, settings: Sequence[Setting], unit: Unit) -> Policy:
+    """The policy that a study file asks for.
+
+    Args:
+        config: of the study, which is searched.
+        settings: from ``searched``.
+        unit: in which the trained task is scored.
+    """
+    if config.train.stop is not None:
+        return EarlyStop(settings, config.seeds, config.train.score_checkpoints, config.train.stop)
+    terms = terms_of(config, unit)
+    if config.search.policy == "ladder":
+        return Ladder(settings, config.seeds, terms, config.search.rungs)
+    drops_settings = config.search.policy == "race"
+    return Race(settings, config.seeds, terms, config.search.rungs, drops_settings)
+
+
+def terms_of(config: StudyConfig, unit: Unit) -> Terms:
+    """On what terms validation items decide: the study's margins, else derived ones."""
+    wanted = config.recommendation
+    num_options = len(lora_variants(config))
+    share = P_RIGHT_VARIANCE_SHARE
+    derived = default_margin(
+        config.search.validation_items, max(num_options, 1), wanted.confidence, share
+    )
+    epsilon = wanted.epsilon_points or derived
+    has_retention = bool(config.evaluation.retention)
+    alpha = 1.0 - wanted.confidence
+    if unit == "nats":
+        # half of delta in nats stands for a point, as in the best bet
+        delta = wanted.delta_nats
+        return Terms(delta, epsilon if has_retention else None, alpha, delta / 2.0)
+    delta = wanted.delta_points or derived
+    return Terms(delta, epsilon if has_retention else None, alpha)
+
+
+def _expected_rate(variant: LoraVariant) -> float:
+    """The rate to search around: by its rule, else by how the best rate should go with the rank."""
+    rate = variant.learning_rate
+    if isinstance(rate, RateRuleConfig):
+        return rate.rate_of(variant.rank)
+    factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
+    # whole steps of the grid, so that ranks share rates and can be compared at one
+    return _rounded(rate * RATE_FACTOR ** round(math.log(factor, RATE_FACTOR)))
+
+
+def _grid(centre: float) -> tuple[float, ...]:
+    return tuple(_rounded(centre * factor) for factor in (1 / RATE_FACTOR, 1.0, RATE_FACTOR))
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.6g}")
+
+
+def _labels(variants: Sequence[LoraVariant]) -> list[str]:
+    """Each variant's rank, and what else differs between them."""
+    parts = {
+        "alpha ": [variant.alpha.label for variant in variants],
+        "rate ": [variant.rate_label for variant in variants],
+        "on ": [quantities.modules(variant.target_modules) for variant in variants],
+        "epochs ": [str(variant.epochs) for variant in variants],
+    }
+    differing = {name: values for name, values in parts.items() if len({*values}) > 1}
+    return [
+        ", ".join([f"rank {variant.rank}", *(f"{name}{v[place]}" for name, v in differing.items())])
+        for place, variant in enumerate(variants)
+    ]

@@ -1,0 +1,136 @@
+"""The learning rates that are left of each setting while a search is on its course."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+
+from rankwise.study.searches.comparison import worth
+from rankwise.study.searches.courses import Journal
+from rankwise.study.searches.policy import Known, Progress, Ruling, Setting, Shown, Terms, Trial
+from rankwise.study.searches.rates import Grid, Worth, best_rate, better_half, grid
+
+
+class Tuning:
+    """Trials of settings at the rates that are left; rates are compared with the first seed.
+
+    Args:
+        settings: of the search; they are named by their places.
+        seeds: of the search.
+        terms: by which rates are worth more or less.
+        first_rung: share of the steps at which the grids are widened and refined.
+        known: what was trained so far.
+        journal: takes what is ruled out.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[Setting],
+        seeds: Sequence[int],
+        terms: Terms,
+        first_rung: float,
+        known: Known,
+        journal: Journal,
+    ) -> None:
+        self.settings, self.seeds, self.terms = settings, seeds, terms
+        self.first_rung, self.known, self.journal = first_rung, known, journal
+        self.rates = {place: setting.rates for place, setting in enumerate(settings)}
+
+    def is_tuned(self, place: int) -> bool:
+        """Whether a setting began with several rates."""
+        return len(self.settings[place].rates) > 1
+
+    def at(self, place: int, share: float, seeds: Sequence[int]) -> list[Progress]:
+        """Every rate that is left of a setting after a share of the steps; seeds by place."""
+        return [
+            Progress(Trial(place, rate, self.seeds[seed]), share)
+            for seed in seeds
+            for rate in self.rates[place]
+        ]
+
+    def to_rung(self, share: float, places: Sequence[int]) -> Iterator[list[Progress]]:
+        """What is to be trained to a rung, step by step; then the worse rates stop."""
+        if share == self.first_rung:
+            yield from self._grids(places)
+        else:
+            yield [each for place in places for each in self.at(place, share, [0])]
+        self.keep(share, places)
+
+    def keep(self, share: float, places: Sequence[int], *, is_last: bool = False) -> None:
+        """The better half of each setting's rates; at the end the best one."""
+        for place in places:
+            worths = {rate: self._worth(place, rate, share) for rate in self.rates[place]}
+            best = best_rate(worths)
+            if best is None:
+                self.drop(place, "every training of it diverged")
+                continue
+            self.rates[place] = (best,) if is_last else better_half(worths)
+            for rate, value in worths.items():
+                if rate not in self.rates[place]:
+                    reason = (
+                        f"learning rate {best:g} was worth more after {share:.0%} of the steps"
+                        if value is not None
+                        else "its training diverged"
+                    )
+                    self.journal.rule_out(Ruling(place, rate, reason))
+
+    def drop(self, place: int, reason: str) -> None:
+        """Rule a setting out."""
+        self.journal.rule_out(Ruling(place, None, reason))
+        self.journal.say(f"{self.settings[place].label} is ruled out: {reason}.")
+        del self.rates[place]
+
+    def drop_diverged(self, places: Sequence[int], num_seeds: int) -> None:
+        """Rule out settings of which a training to the end diverged."""
+        for place in places:
+            if None in self.shown(place, 1.0, num_seeds):
+                self.drop(place, "a training of it diverged")
+
+    def shown(self, place: int, share: float, num_seeds: int) -> list[Shown | None]:
+        """What a setting showed with the first seeds, at its best rate with the first one."""
+        best = best_rate({rate: self._worth(place, rate, share) for rate in self.rates[place]})
+        if best is None:
+            return [None]
+        return [self.known[Progress(Trial(place, best, seed), share)]
+                for seed in self.seeds[:num_seeds]]  # fmt: skip
+
+    def finalists(self, places: Sequence[int]) -> list[Trial]:
+        """Every seed of these settings at the rate that is left."""
+        every = range(len(self.seeds))
+        return [progress.trial for place in places for progress in self.at(place, 1.0, every)]
+
+    def _grids(self, places: Sequence[int]) -> Iterator[list[Progress]]:
+        """The grids of all settings side by side, as long as one of them wants more."""
+        grids = {place: self._grid(place) for place in places}
+        while grids:
+            wanted: list[Progress] = []
+            for place, of in list(grids.items()):
+                try:
+                    rates = next(of)
+                except StopIteration as end:
+                    del grids[place]
+                    self._take(place, end.value)
+                else:
+                    wanted += [self._at_first(place, rate) for rate in rates]
+            if wanted:
+                yield wanted
+
+    def _grid(self, place: int) -> Generator[tuple[float, ...], None, Grid]:
+        return grid(
+            self.settings[place].rates, lambda rate: self._worth(place, rate, self.first_rung)
+        )
+
+    def _at_first(self, place: int, rate: float) -> Progress:
+        return Progress(Trial(place, rate, self.seeds[0]), self.first_rung)
+
+    def _take(self, place: int, of: Grid) -> None:
+        """Go on with the rates that were tried; name the best one where it is at the edge."""
+        self.rates[place] = of.rates
+        if of.edge is not None:
+            self.journal.say(
+                f"The best learning rate of {self.settings[place].label} stayed at the edge of "
+                f"the grid: {of.edge:g}."
+            )
+
+    def _worth(self, place: int, rate: float, share: float) -> Worth:
+        shown = self.known[Progress(Trial(place, rate, self.seeds[0]), share)]
+        return None if shown is None else worth(shown, self.terms)

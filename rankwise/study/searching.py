@@ -1,0 +1,252 @@
+"""Carries a search out: reads what trainings showed, asks the policy, and plans what it wants.
+
+A policy always decides the same from the same scores. So nothing but the study's own records is
+needed to go on with a search that was stopped: every decision so far is made again from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.pairs import pair_items
+from rankwise.findings.stats.items import Floats
+from rankwise.records.files import read_if_there
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.results import ModelResults
+from rankwise.records.search import (
+    SearchDecision,
+    SearchRecord,
+    SearchRuling,
+    SearchSetting,
+    Shown,
+    TrainTaskSearch,
+    ValidationMean,
+)
+from rankwise.records.study import PlannedRun, Relation, StudyRecord, Unit
+from rankwise.study.planning.chosen import Candidates
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.searches import policy as searches
+from rankwise.study.searches.policy import Decision, Progress, Setting
+from rankwise.study.searches.settings import policy_of, searched, terms_of
+
+NO_POLICY = "none"
+
+
+class Search:
+    """The search of a study, made again from its records whenever it is asked.
+
+    Args:
+        plan: of the study, at whatever decision.
+        folder: of the study.
+    """
+
+    def __init__(self, plan: StudyPlan, folder: StudyFolder) -> None:
+        assert plan.planner is not None
+        self._planner, self._folder, self._study = plan.planner, folder, plan.record
+        self._settings = searched(plan.record.config).settings
+        self._shown: dict[str, searches.Shown | None] = {}
+        self._base: ModelResults | None = None
+
+    def plan(self) -> StudyPlan:
+        """The plan after every decision that can be made now; ``search.json`` says how it came.
+
+        Raises:
+            RecordError: a score that was made cannot be read.
+            StorageError: the folder cannot be written.
+        """
+        courses = {
+            source: self._course(source, candidates)
+            for source, candidates in self._planner.candidates.items()
+        }
+        plan = self._planner.plan({source: course.decisions for source, course in courses.items()})
+        if any(len(course.decisions) > 1 for course in courses.values()):
+            earlier = read_if_there(self._folder.search_file, SearchRecord)
+            record = SearchRecord(
+                policy=policy_name(self._study),
+                by_train_task=tuple(
+                    self._record(source, course) for source, course in courses.items()
+                ),
+                seconds=self._seconds(plan.record),
+                growths=() if earlier is None else earlier.growths,
+            )
+            self._folder.write(self._folder.search_file, record)
+        return plan
+
+    def tidy(self, plan: StudyPlan) -> None:
+        """Remove the weights of what the search has dropped, once it is over."""
+        if plan.record.runs:
+            self._folder.give_up(plan.record.candidates)
+
+    def _seconds(self, study: StudyRecord) -> float:
+        """That candidates took; of several checkpoints of a training, the last has all steps."""
+        ended = {run.name for run in study.runs}
+        trained: dict[str, float] = {}
+        scored = 0.0
+        for model in study.candidates:
+            run = self._folder.finished_run(model)
+            if run is not None:
+                name = model.training.name
+                trained[name] = max(trained.get(name, 0.0), run.train_seconds)
+            for task in self._study.validation_tasks(model.train_task):
+                record = self._folder.earlier_evaluation(model.name, task)
+                scored += 0.0 if record is None else record.score_seconds
+        return scored + sum(seconds for name, seconds in trained.items() if name not in ended)
+
+    def _course(self, source: str, candidates: Candidates) -> _Course:
+        unit = self._unit(source)
+        policy = policy_of(self._study.config, self._settings, unit)
+        known: dict[Progress, searches.Shown | None] = {}
+        decisions = [policy.decide(known)]
+        while decisions[-1].wanted:
+            models = {progress: candidates.model(progress) for progress in decisions[-1].wanted}
+            if not all(map(self._is_known, models.values())):
+                break
+            known |= {progress: self._shown_by(model) for progress, model in models.items()}
+            decisions.append(policy.decide(known))
+        models = {
+            progress: candidates.model(progress)
+            for decision in decisions
+            for progress in (*decision.wanted, *decision.finalists)
+        }
+        return _Course(tuple(decisions), known, models, unit)
+
+    def _is_known(self, model: PlannedRun) -> bool:
+        """Whether a model is trained and scored on its validation items, or has diverged."""
+        as_candidate = model.model_copy(update={"is_searched": True})
+        return self._folder.left_of(self._study, as_candidate) is None
+
+    def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
+        if model.name not in self._shown:
+            self._shown[model.name] = self._read(model)
+        return self._shown[model.name]
+
+    def _read(self, model: PlannedRun) -> searches.Shown | None:
+        run = self._folder.finished_run(model)
+        if run is None or run.status == "diverged":
+            return None
+        as_candidate = model.model_copy(update={"is_searched": True})
+        adapted = self._folder.read_model(self._study, as_candidate)
+        by_relation = self._study.validation_items[model.train_task]
+
+        def gains(relation: Relation) -> tuple[Floats, ...]:
+            names = by_relation.get(relation, {})
+            return tuple(pair_items(self._base_scores(), adapted, n).gain for n in names.values())
+
+        return searches.Shown(gains("in_domain"), tuple(-values for values in gains("retention")))
+
+    def _base_scores(self) -> ModelResults:
+        """Of the base, on every validation item."""
+        if self._base is None:
+            tasks = [
+                t for source in self._study.tasks for t in self._study.validation_tasks(source)
+            ]
+            self._base = self._folder.read_model(self._study, None, tasks)
+        return self._base
+
+    def _unit(self, source: str) -> Unit:
+        """In which the trained task is scored; points until the base is scored."""
+        every = [t for s in self._study.tasks for t in self._study.validation_tasks(s)]
+        if any(self._folder.earlier_evaluation(BASE, name) is None for name in every):
+            return "points"
+        names = self._study.validation_items[source]["in_domain"].values()
+        units = {self._base_scores().items[name].unit for name in names}
+        return "nats" if units == {"nats"} else "points"
+
+    def _record(self, source: str, course: _Course) -> TrainTaskSearch:
+        terms = terms_of(self._study.config, course.unit)
+        has_terms = self._study.config.train.stop is None
+        items = self._study.validation_items[source]
+        return TrainTaskSearch(
+            train_task=source,
+            unit=course.unit,
+            num_items={
+                task: len(self._base_scores().items[name].doc_ids)
+                for names in items.values()
+                for task, name in names.items()
+            },
+            delta=terms.delta if has_terms else None,
+            epsilon_points=terms.epsilon if has_terms else None,
+            settings=tuple(
+                SearchSetting(label=setting.label, rank=setting.rank) for setting in self._settings
+            ),
+            decisions=tuple(
+                self._decision(decision, before, course)
+                for before, decision in zip(
+                    (None, *course.decisions), course.decisions, strict=False
+                )
+            ),
+        )
+
+    def _decision(
+        self, decision: Decision, before: Decision | None, course: _Course
+    ) -> SearchDecision:
+        shown = () if before is None else before.wanted
+        return SearchDecision(
+            statement=decision.statement,
+            shown=tuple(
+                _shown(course.models[progress], self._settings, progress, course.known[progress])
+                for progress in shown
+            ),
+            ruled_out=tuple(
+                SearchRuling(
+                    setting=self._settings[ruling.setting].label,
+                    learning_rate=ruling.learning_rate,
+                    reason=ruling.reason,
+                )
+                for ruling in decision.ruled_out
+            ),
+            wanted=tuple(course.models[progress].name for progress in decision.wanted),
+            finalists=tuple(course.models[progress].name for progress in decision.finalists),
+        )
+
+
+class _Course(NamedTuple):
+    """The decisions of a search so far, what was known for them, and the models they are about."""
+
+    decisions: tuple[Decision, ...]
+    known: Mapping[Progress, searches.Shown | None]
+    models: Mapping[Progress, PlannedRun]
+    unit: Unit
+
+
+def policy_name(study: StudyRecord) -> str:
+    """How the runs of a study are chosen, in a word."""
+    config = study.config
+    if config.train.stop is not None:
+        return "stop"
+    if config.search.policy is not None:
+        return config.search.policy
+    return "grid" if config.is_searched else NO_POLICY
+
+
+def _shown(
+    model: PlannedRun,
+    settings: Sequence[Setting],
+    progress: Progress,
+    shown: searches.Shown | None,
+) -> Shown:
+    trial, share = progress
+    setting = settings[trial.setting]
+    return Shown(
+        run=model.name,
+        setting=setting.label,
+        rank=setting.rank,
+        learning_rate=trial.learning_rate,
+        seed=trial.seed,
+        share=share,
+        num_tokens=model.num_tokens,
+        gain=None if shown is None else _mean(shown.gains),
+        retention_loss=None if shown is None or not shown.losses else _mean(shown.losses),
+    )
+
+
+def _mean(tasks: Sequence[Floats]) -> ValidationMean:
+    """Mean over the tasks' means, each counting the same, with the error by items."""
+    variances = [float(values.var(ddof=1)) / len(values) for values in tasks]
+    return ValidationMean(
+        estimate=float(np.mean([values.mean() for values in tasks])),
+        stderr=float(np.sqrt(np.sum(variances))) / len(tasks),
+    )

@@ -1,0 +1,103 @@
+"""What is said of searches: step size against rank, by planted gains."""
+
+from __future__ import annotations
+
+from rankwise.findings.tuning import TrainTaskRates, _rates
+from rankwise.records.search import (
+    SearchDecision,
+    SearchSetting,
+    Shown,
+    TrainTaskSearch,
+    ValidationMean,
+)
+
+
+def shown(rank: int, rate: float, gain: float, share: float = 0.25) -> Shown:
+    return Shown(
+        run=f"r{rank}-{rate}-{share}",
+        setting=f"rank {rank}",
+        rank=rank,
+        learning_rate=rate,
+        seed=0,
+        share=share,
+        num_tokens=100,
+        gain=ValidationMean(estimate=gain, stderr=1.0),
+        retention_loss=None,
+    )
+
+
+def rates_of(*points: Shown) -> TrainTaskRates:
+    decision = SearchDecision(
+        statement="s", shown=points, ruled_out=(), wanted=(), finalists=("r8-1.0-0.25",)
+    )
+    settings = tuple(
+        SearchSetting(label=f"rank {rank}", rank=rank) for rank in {p.rank for p in points}
+    )
+    found = _rates(
+        TrainTaskSearch(
+            train_task="t",
+            unit="points",
+            num_items={"t": 50},
+            delta=1.0,
+            epsilon_points=None,
+            settings=settings,
+            decisions=(decision,),
+        )
+    )
+    assert found is not None
+    return found
+
+
+def test_an_effect_of_step_size_alone_is_said_to_be_one() -> None:
+    # at its own rate every rank gains 10; at the common rate 1.0 the larger one is far off
+    found = rates_of(
+        shown(8, 1.0, 10.0), shown(8, 0.5, 6.0), shown(64, 1.0, 2.0), shown(64, 0.5, 10.0)
+    )
+    assert [point.learning_rate for point in found.own] == [1.0, 0.5]
+    # the one rate that is best on average is 0.5: (6 + 10) / 2
+    assert {point.learning_rate for point in found.common} == {0.5}
+    assert [point.gain.estimate for point in found.common] == [6.0, 10.0]
+    assert found.own_spread == 0.0
+    assert "differ by up to 4.0 points where all are trained at 5e-1" in found.statement
+    assert "about 100\u00a0% of the effect of rank is step size" in found.statement
+
+
+def test_an_effect_of_rank_that_no_rate_removes() -> None:
+    found = rates_of(
+        shown(8, 1.0, 2.0), shown(8, 0.5, 1.0), shown(64, 1.0, 9.0), shown(64, 0.5, 8.0)
+    )
+    assert "the effect of rank here is not one of step size" in found.statement
+
+
+def test_only_the_first_comparison_counts_where_all_rates_are_left() -> None:
+    found = rates_of(
+        shown(8, 1.0, 3.0),
+        shown(8, 0.5, 1.0),
+        shown(64, 1.0, 4.0),
+        shown(64, 0.5, 1.0),
+        shown(8, 1.0, 30.0, share=1.0),
+        shown(64, 1.0, 90.0, share=1.0),
+    )
+    assert found.share == 0.25
+    assert [point.gain.estimate for point in found.own] == [3.0, 4.0]
+
+
+def test_noise_is_no_effect() -> None:
+    found = rates_of(
+        shown(8, 1.0, 3.0), shown(8, 0.5, 3.0), shown(64, 1.0, 5.5), shown(64, 0.5, 3.0)
+    )
+    assert "within what so few items can tell apart" in found.statement
+
+
+def test_ranks_without_a_rate_in_common() -> None:
+    found = rates_of(shown(8, 1.0, 3.0), shown(64, 0.5, 4.0))
+    assert found.common == ()
+    assert "no rate was tried at every rank" in found.statement
+
+
+def test_a_best_rate_at_the_edge_is_named() -> None:
+    found = rates_of(
+        shown(8, 1.0, 3.0), shown(8, 0.5, 5.0), shown(8, 0.25, 1.0),
+        shown(64, 1.0, 9.0), shown(64, 0.5, 5.0), shown(64, 0.25, 1.0),
+    )  # fmt: skip
+    assert found.at_the_edge == ("rank 64",)

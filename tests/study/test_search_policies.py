@@ -1,0 +1,386 @@
+"""The policies of searches on planted trainings: what is obvious is found, and found again."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from rankwise.records.judgement import Prospect
+from rankwise.study.searches.growth import Offer, next_growth
+from rankwise.study.searches.ladder import Ladder
+from rankwise.study.searches.policy import (
+    Decision,
+    Policy,
+    Progress,
+    Setting,
+    Shown,
+    Terms,
+    Trial,
+)
+from rankwise.study.searches.race import Race
+from rankwise.study.searches.rates import FACTOR, best_rate, better_half, grid
+
+RANKS = (8, 16, 32, 64, 128)
+TERMS = Terms(delta=4.0, epsilon=4.0, alpha=0.05)
+NUM_ITEMS = 400
+RATE = (2e-4,)
+
+Truth = Callable[[Trial, float], tuple[float, float] | None]
+"""Of a trial after a share of its steps: gain and loss in points; None where it diverged."""
+
+
+def settings(rates: Sequence[float] = RATE, ranks: Sequence[int | None] = RANKS) -> list[Setting]:
+    return [Setting(f"rank {rank}" if rank else "full", rank, tuple(rates)) for rank in ranks]
+
+
+def planted(truth: Truth, progress: Progress) -> Shown | None:
+    """Items with a standard deviation of 20 points around the truth, whose mean is the truth."""
+    expected = truth(progress.trial, progress.share)
+    if expected is None:
+        return None
+    key = [progress.trial.setting, progress.trial.seed, round(progress.trial.learning_rate * 1e7)]
+    noise = np.random.default_rng(key).normal(0.0, 20.0, (3, NUM_ITEMS))
+    noise -= noise.mean(axis=1, keepdims=True)
+    gain, loss = expected
+    return Shown((gain + noise[0],), (loss + noise[1], loss + noise[2]))
+
+
+def search(policy: Policy, truth: Truth) -> tuple[list[Decision], dict[Progress, Shown | None]]:
+    """Do what is wanted to the end; at most 60 decisions."""
+    known: dict[Progress, Shown | None] = {}
+    decisions: list[Decision] = []
+    for _ in range(60):
+        decisions.append(policy.decide(known))
+        if decisions[-1].is_over:
+            return decisions, known
+        for progress in decisions[-1].wanted:
+            assert progress not in known
+            known[progress] = planted(truth, progress)
+    raise AssertionError("the search does not end")
+
+
+def ruled_out(decisions: Sequence[Decision]) -> dict[int, str]:
+    """Settings with their reasons."""
+    return {
+        of.setting: of.reason
+        for decision in decisions
+        for of in decision.ruled_out
+        if of.learning_rate is None
+    }
+
+
+def left(decisions: Sequence[Decision]) -> set[int]:
+    return {trial.setting for trial in decisions[-1].finalists}
+
+
+def by_rank(gains: Sequence[float], losses: Sequence[float] = (0.0,) * 5) -> Truth:
+    return lambda trial, share: (share * gains[trial.setting], share * losses[trial.setting])
+
+
+def ends(known: dict[Progress, Shown | None]) -> set[tuple[int, int]]:
+    return {(of.trial.setting, of.trial.seed) for of in known if of.share == 1.0}
+
+
+def test_a_race_ends_with_the_obviously_best_rank() -> None:
+    decisions, known = search(Race(settings(), (7, 8, 9), TERMS), by_rank((0, 0, 30, 0, 0)))
+    assert left(decisions) == {2}
+    assert {trial.seed for trial in decisions[-1].finalists} == {7, 8, 9}
+    # the others were stopped at rungs, 15 and 30 points behind where 16 and 8 are asked for
+    assert ends(known) == {(2, 7), (2, 8), (2, 9)}
+    assert set(ruled_out(decisions)) == {0, 1, 3, 4}
+    assert "more than 8 below rank 32 after 50% of the steps" in ruled_out(decisions)[0]
+
+
+def test_a_setting_behind_by_less_than_the_margin_of_a_rung_is_trained_on() -> None:
+    """Large ranks start slower, and end first."""
+
+    def crossing(trial: Trial, share: float) -> tuple[float, float]:
+        slow = (1.0, 1.2, 1.5, 2.0, 2.5)[trial.setting]
+        return (10.0 + 4.0 * trial.setting) * share**slow, 0.0
+
+    decisions, _ = search(Race(settings(), (0, 1, 2), TERMS), crossing)
+    assert 4 in left(decisions)
+
+
+def test_an_obvious_forgetter_is_ruled_out_though_it_gains_most() -> None:
+    decisions, _ = search(
+        Race(settings(), (0, 1), TERMS), by_rank((10, 10, 10, 10, 40), (0, 0, 0, 0, 30))
+    )
+    assert 4 not in left(decisions)
+    assert "retention loss is shown to be above 4" in ruled_out(decisions)[4]
+
+
+def test_a_forgetter_does_not_rule_out_a_rank_that_it_leads() -> None:
+    decisions, _ = search(
+        Race(settings(), (0, 1), TERMS), by_rank((0, 20, 20, 20, 60), (0, 0, 0, 0, 5))
+    )
+    assert not any("rank 128" in reason for reason in ruled_out(decisions).values())
+
+
+def test_of_equal_ranks_the_smallest_is_left_and_trained_to_the_end_of_all_seeds() -> None:
+    decisions, known = search(Race(settings(), (0, 1, 2), TERMS), by_rank((20,) * 5))
+    assert left(decisions) == {0}
+    assert ends(known) == {(place, 0) for place in range(5)} | {(0, 1), (0, 2)}
+    assert "rank 8 is within 4 of the best" in ruled_out(decisions)[4]
+
+
+def test_where_all_forget_the_one_that_forgets_least_is_left() -> None:
+    decisions, _ = search(Race(settings(), (0, 1), TERMS), by_rank((10,) * 5, (50, 40, 30, 40, 50)))
+    assert left(decisions) == {2}
+
+
+def test_full_fine_tuning_is_trained_to_the_end_and_rules_out_nothing() -> None:
+    options = settings(ranks=(8, 16, None))
+    truth = by_rank((10, 10, 60))
+    decisions, known = search(Race(options, (0, 1), TERMS), truth)
+    assert 2 in left(decisions)
+    assert not any("full" in reason for reason in ruled_out(decisions).values())
+    assert {(2, 0), (2, 1)} <= ends(known)
+    # worse than every rank, it stays
+    decisions, _ = search(Race(options, (0, 1), TERMS), by_rank((30, 30, -30)))
+    assert 2 in left(decisions)
+    # without rates to choose from it does not stop at rungs
+    assert not any(of.share < 1.0 and of.trial.setting == 2 for of in known)
+
+
+def test_without_drops_every_setting_is_trained_with_every_seed_at_once() -> None:
+    policy = Race(settings(), (0, 1), TERMS, drops_settings=False)
+    decisions, known = search(policy, by_rank((0, 0, 50, 0, 0)))
+    assert [len(decision.wanted) for decision in decisions] == [10, 0]
+    assert left(decisions) == set(range(5))
+    assert {of.share for of in known} == {1.0}
+
+
+def tuned(best: float, diverges_above: float = math.inf) -> Truth:
+    """20 points less a decade off the best rate."""
+
+    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
+        if trial.learning_rate > diverges_above:
+            return None
+        off = math.log10(trial.learning_rate / best)
+        return share * (20.0 - 20.0 * off**2), 0.0
+
+    return truth
+
+
+def test_the_best_rate_is_found_between_the_given_ones() -> None:
+    policy = Race(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS, drops_settings=False)
+    decisions, known = search(policy, tuned(5.4e-4))
+    assert {trial.learning_rate for trial in decisions[-1].finalists} == {5.33e-4}
+    rungs = [{of.trial.learning_rate for of in known if of.share == share and of.trial.setting == 0}
+             for share in (0.25, 0.5, 1.0)]  # fmt: skip
+    assert rungs[0] == {1e-4, 1.69e-4, 3e-4, 5.33e-4, 1e-3}
+    assert [len(rates) for rates in rungs] == [5, 3, 2]
+    # the other seed trains one rate
+    assert {of.trial.learning_rate for of in known if of.trial.seed == 1} == {5.33e-4}
+
+
+def test_a_best_rate_at_the_edge_widens_the_grid_twice_and_is_named() -> None:
+    policy = Race(settings((1e-5, 3e-5), (8, 16)), (0,), TERMS, drops_settings=False)
+    decisions, known = search(policy, tuned(1.0))
+    tried = sorted({of.trial.learning_rate for of in known if of.trial.setting == 0})
+    assert tried == pytest.approx([1e-5, 3e-5, 9.49e-5, 1.69e-4, 3e-4, 5.33e-4], rel=0.01)
+    assert any(
+        "rank 8 stayed at the edge of the grid: 0.000533" in of.statement for of in decisions
+    )
+    # an optimum one step beyond is found and is no edge
+    decisions, _ = search(policy, tuned(9.5e-5))
+    assert not any("edge" in of.statement for of in decisions)
+
+
+def test_a_diverged_rate_and_a_setting_whose_every_rate_diverged_are_ruled_out() -> None:
+    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
+        limit = 0.0 if trial.setting == 1 else 5e-4
+        return tuned(3e-4, limit)(trial, share)
+
+    decisions, known = search(Race(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS), truth)
+    assert left(decisions) == {0}
+    assert ruled_out(decisions) == {1: "every training of it diverged"}
+    reasons = {of.learning_rate: of.reason for each in decisions for of in each.ruled_out}
+    assert reasons[1e-3] == "its training diverged"
+    assert not any(of.share > 0.25 and of.trial.learning_rate == 1e-3 for of in known)
+
+
+def test_a_setting_that_diverges_with_a_later_seed_is_ruled_out() -> None:
+    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
+        return None if trial == Trial(0, 2e-4, 1) and share == 1.0 else (20.0, 0.0)
+
+    decisions, _ = search(Race(settings(ranks=(8,)), (0, 1), TERMS), truth)
+    assert decisions[-1].finalists == ()
+    assert "a training of it diverged" in decisions[-1].statement
+
+
+@pytest.mark.parametrize("policy", [
+    Race(settings((1e-4, 3e-4, 1e-3)), (0, 1, 2), TERMS),
+    Race(settings(), (0, 1, 2), TERMS),
+    Ladder(settings((1e-4, 3e-4, 1e-3)), (0, 1), TERMS),
+])  # fmt: skip
+def test_a_replay_decides_the_same(policy: Policy) -> None:
+    """Asked again with less or the same knowledge, in another order; and with a part of it."""
+
+    def truth(trial: Trial, share: float) -> tuple[float, float]:
+        off = math.log10(trial.learning_rate / 3e-4)
+        return share * (10.0 + 3.0 * trial.setting - 10.0 * off**2), 1.0 * trial.setting
+
+    decisions, known = search(policy, truth)
+    so_far: dict[Progress, Shown | None] = {}
+    for decision in decisions:
+        shuffled = dict(sorted(so_far.items(), reverse=True))
+        assert policy.decide(shuffled) == decision
+        for progress in decision.wanted[:-1]:
+            so_far[progress] = known[progress]
+        if len(decision.wanted) > 1:
+            again = policy.decide(so_far)
+            assert again == decision._replace(wanted=decision.wanted[-1:])
+        so_far |= {progress: known[progress] for progress in decision.wanted}
+    rulings = [of for decision in decisions for of in decision.ruled_out]
+    assert len(rulings) == len(set(rulings))
+
+
+def test_a_race_spends_its_alpha_and_no_more() -> None:
+    for seeds, rungs in itertools.product(((0,), (0, 1), (0, 1, 2)), ((), (0.5,), (0.25, 0.5))):
+        policy = Race(settings(), seeds, TERMS, rungs)
+        spent = [policy.alpha_of(place) for place in range(len(rungs) + len(seeds))]
+        assert sum(spent) == pytest.approx(TERMS.alpha)
+        assert min(spent) > 0.0
+
+
+def test_races_that_cannot_be_run_are_refused() -> None:
+    for bad in (
+        lambda: Race([], (0,), TERMS),
+        lambda: Race(settings(), (), TERMS),
+        lambda: Race(settings(), (0,), TERMS, rungs=(0.5, 0.25)),
+        lambda: Race(settings((1e-4, 3e-4)), (0,), TERMS, rungs=()),
+        lambda: Ladder(settings(ranks=(None,)), (0,), TERMS),
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            bad()
+
+
+def test_worth_is_paid_for_with_retention_beyond_epsilon_when_rates_are_compared() -> None:
+    def truth(trial: Trial, share: float) -> tuple[float, float]:
+        is_high = trial.learning_rate > 2e-4
+        return (30.0, 24.0) if is_high else (10.0, 0.0)  # 30 - 2 (24 - 4) is below 10
+
+    policy = Race(settings((1e-4, 3e-4), (8,)), (0,), TERMS, drops_settings=False)
+    decisions, _ = search(policy, truth)
+    assert all(trial.learning_rate < 2e-4 for trial in decisions[-1].finalists)
+
+
+def test_equal_rates_are_a_tie_for_the_smaller_one() -> None:
+    assert best_rate({1e-3: 5.0, 1e-4: 5.0, 1e-5: 4.0, 1e-2: None}) == 1e-4
+    assert best_rate({1e-3: None}) is None
+    assert better_half({1.0: 5.0, 2.0: 5.0, 3.0: 5.0}) == (1.0, 2.0)
+    assert better_half({1.0: None, 2.0: 5.0, 3.0: None}) == (2.0,)
+
+
+def test_a_grid_asks_for_one_rate_beyond_at_a_time() -> None:
+    worths = {1e-4: 1.0, 3e-4: 2.0}
+    of = grid((3e-4, 1e-4), worths.__getitem__)
+    assert next(of) == (1e-4, 3e-4)
+    assert next(of) == (pytest.approx(3e-4 * FACTOR, rel=1e-3),)
+    assert list(grid((1e-4,), worths.__getitem__)) == [(1e-4,)]
+
+
+def test_the_ladder_stops_at_32_where_64_is_no_better() -> None:
+    decisions, known = search(Ladder(settings(), (0, 1, 2), TERMS), by_rank((0, 0, 20, 20, 20)))
+    assert [len(decision.wanted) for decision in decisions] == [3, 3, 0]
+    assert ends(known) == set(itertools.product((2, 3), (0, 1, 2)))
+    assert "The ladder stops at rank 32." in decisions[-1].statement
+    assert left(decisions) == {2}
+    assert "within 4 of it" in ruled_out(decisions)[3]
+    assert "lack of evidence" not in decisions[-1].statement
+
+
+def test_the_ladder_climbs_while_the_rank_underfits() -> None:
+    decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0, 0, 0, 20, 40)))
+    assert left(decisions) == {4}
+    assert all("it underfits" in ruled_out(decisions)[place] for place in (2, 3))
+
+
+def test_the_ladder_descends_while_the_rank_forgets() -> None:
+    truth = by_rank((20,) * 5, (0, 0, 30, 30, 30))
+    decisions, known = search(Ladder(settings(), (0, 1), TERMS), truth)
+    assert left(decisions) == {1}
+    assert {place for place, _ in ends(known)} == {1, 2}
+    assert "it forgets" in ruled_out(decisions)[2]
+    decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((20,) * 5, (30,) * 5))
+    assert left(decisions) == {0}
+    assert "rank 8 forgets too" in decisions[-1].statement
+
+
+def test_the_ladder_does_not_climb_to_a_rank_that_forgets() -> None:
+    truth = by_rank((0, 0, 10, 40, 40), (0, 0, 0, 40, 40))
+    decisions, _ = search(Ladder(settings(), (0, 1), TERMS), truth)
+    assert left(decisions) == {2}
+    assert "it forgets" in ruled_out(decisions)[3]
+
+
+def test_the_ladder_says_what_it_lacks_evidence_for() -> None:
+    """A lead of just delta is neither shown nor excluded; nor is a loss of just epsilon."""
+    decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0, 0, 20, 24, 24), (4,) * 5))
+    statement = decisions[-1].statement
+    assert "whether rank 64 leads by more than 4" in statement
+    assert "whether it loses more than 4 on retention is neither shown nor excluded" in statement
+    assert left(decisions) == {2, 3}  # the test items compare them
+
+
+def test_the_ladder_compares_with_the_base() -> None:
+    decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0,) * 5))
+    assert "no evidence for fine-tuning" in decisions[-1].statement
+    decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((10,) * 5))
+    assert "no evidence for fine-tuning" not in decisions[-1].statement
+
+
+def test_the_ladder_starts_at_the_rank_nearest_to_32() -> None:
+    for ranks, first in (((8, 16, 128), 1), ((4, 8), 1), ((64, 256), 0), ((16, 64), 0)):
+        assert Ladder(settings(ranks=ranks), (0,), TERMS).start == first
+
+
+def test_each_step_of_the_ladder_is_tuned() -> None:
+    policy = Ladder(settings((1e-4, 3e-4, 1e-3), (16, 32)), (0, 1), TERMS)
+    decisions, known = search(policy, tuned(5.4e-4))
+    assert {trial.learning_rate for trial in decisions[-1].finalists} == {5.33e-4}
+    assert {of.trial.learning_rate for of in known if of.trial.seed == 1} == {5.33e-4}
+
+
+def test_a_rank_of_the_ladder_that_diverges_is_left() -> None:
+    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
+        return None if trial.setting in (2, 3) else (20.0, 0.0)
+
+    decisions, _ = search(Ladder(settings(), (0, 1), TERMS), truth)
+    assert left(decisions) == {1}
+
+
+def prospect(probability: float, seeds: int = 0, available: int | None = None) -> Prospect:
+    return Prospect(
+        add="seeds" if seeds else "items", factor=None if seeds else 2.0,
+        num_items={} if seeds else {"arc": 200}, num_available=available, num_new_items=100,
+        num_seeds=1 + seeds, num_new_seeds=seeds, probability=probability, value=0.0,
+    )  # fmt: skip
+
+
+def test_the_next_growth_is_the_likeliest_to_decide_for_its_cost() -> None:
+    items, seeds = Offer(prospect(0.3), 1.0), Offer(prospect(0.9, seeds=2), 10.0)
+    step = next_growth([seeds, items])
+    assert step.offer is items
+    assert "2 times the items of arc" in step.statement
+    assert next_growth([seeds]).offer is seeds
+    # what the tasks do not have cannot be added
+    assert next_growth([Offer(prospect(0.9, available=150), 1.0), seeds]).offer is seeds
+
+
+def test_a_study_stops_growing_where_nothing_decides_or_the_budget_is_spent() -> None:
+    step = next_growth([Offer(prospect(0.05), 1.0)])
+    assert step.offer is None
+    assert "0.05" in step.statement
+    assert next_growth([]).offer is None
+    dear, cheap = Offer(prospect(0.9), 5.0), Offer(prospect(0.1), 2.0)
+    assert next_growth([dear, cheap], budget=3.0).offer is cheap
+    spent = next_growth([dear, cheap], budget=1.0)
+    assert spent.offer is None
+    assert "budget" in spent.statement

@@ -1,0 +1,191 @@
+"""Searches as studies: what is trained, on which items they decide, and how they go on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rankwise.records.files import read_record
+from rankwise.records.folder import StudyFolder
+from rankwise.records.search import SearchRecord
+from rankwise.records.study import RunRecord, StudyRecord
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
+from rankwise.study.status import study_status
+from rankwise.study.stopping import Stopped
+from tests.support.observers import Recorder
+from tests.support.studies import run
+from tests.support.tiny_tasks import write_tiny_tasks
+
+RACE = ("search.policy=race", "train.learning_rate.tune=true", "seeds=[0, 1]")
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    root = tmp_path_factory.mktemp("searches")
+    write_tiny_tasks(root / "tasks")
+    file = root / "tiny.yaml"
+    file.write_text(
+        f"""
+base_model: {tiny_model_folder}
+tasks_path: {root / "tasks"}
+allow_task_code: true
+train:
+  task: colours
+  epochs: 2
+  learning_rate: {{lora: 1e-2, full: 1e-3}}
+  precision: float32
+  batch_size: 2
+  gradient_accumulation_steps: 1
+methods: {{lora: {{ranks: [2, 8]}}, full: null}}
+evaluation: {{retention: [sums], num_train_items: 0}}
+analysis: {{spectra: false, heads: false}}
+search: {{validation_items: 6}}
+"""
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def raced(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    folder = tmp_path_factory.mktemp("raced") / "study"
+    run(study_file, folder, *RACE)
+    return StudyFolder(folder)
+
+
+def scored_tasks(folder: StudyFolder, name: str) -> set[str]:
+    return {path.stem for path in (folder.model_folder(name) / "eval").glob("*.json")}
+
+
+def search_of(folder: StudyFolder) -> SearchRecord:
+    return read_record(folder.search_file, SearchRecord)
+
+
+def test_only_what_is_left_answers_test_items(raced: StudyFolder) -> None:
+    study = raced.read_study()
+    assert study.candidates
+    assert study.runs
+    for run_ in study.runs:
+        assert {"colours", "sums"} <= scored_tasks(raced, run_.name)
+    for candidate in study.candidates:
+        tasks = scored_tasks(raced, candidate.name)
+        assert tasks <= {"colours@validation", "sums@validation"}
+
+
+def test_the_record_says_what_was_known_and_why(raced: StudyFolder) -> None:
+    record = search_of(raced)
+    assert record.policy == "race"
+    (part,) = record.by_train_task
+    assert part.num_items == {"colours": 6, "sums": 6}
+    first, *_, last = part.decisions
+    assert first.shown == ()
+    assert len(first.wanted) == 6  # three rates of two ranks
+    study = raced.read_study()
+    assert set(last.finalists) == {run_.name for run_ in study.runs}
+    wanted = [name for decision in part.decisions for name in decision.wanted]
+    shown = [each.run for each in part.shown]
+    assert shown == wanted  # everything that was wanted was shown, in order
+    assert all(decision.statement for decision in part.decisions)
+    rates = {run_.rank: run_.learning_rate for run_ in study.runs}
+    tuned = {(each.rank, each.learning_rate) for each in part.shown if each.share == 1.0}
+    assert set(rates.items()) <= tuned
+
+
+def test_ranks_at_their_own_rates_are_one_axis(raced: StudyFolder) -> None:
+    study = raced.read_study()
+    assert {run_.rate_labels for run_ in study.runs} == {("tuned",)}
+
+
+def test_a_finished_search_does_nothing_again(study_file: Path, raced: StudyFolder) -> None:
+    before = raced.search_file.read_bytes()
+    _, recorder = run(study_file, raced.root, *RACE)
+    assert recorder.stages == []
+    assert raced.search_file.read_bytes() == before
+
+
+def test_status_names_candidates(raced: StudyFolder) -> None:
+    study = raced.read_study()
+    lines = {line.model: line for line in study_status(raced)}
+    for candidate in study.candidates:
+        assert lines[candidate.name].left == ()
+
+
+class _Stopping(Recorder):
+    """Asks the study to stop when so many stages have begun."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def stage_finished(self) -> None:
+        super().stage_finished()
+        self._left -= 1
+        if self._left == 0:
+            raise Stopped(15)
+
+
+def _results(folder: StudyFolder, study: StudyRecord) -> dict[str, object]:
+    records = {
+        model.name: read_record(folder.run_file(model.name), RunRecord) for model in study.runs
+    }
+    return {
+        name: (record.final_loss_nats, record.files["adapter/adapter_model.safetensors"].sha256)
+        for name, record in records.items()
+    }
+
+
+def test_a_search_that_is_stopped_again_and_again_ends_the_same(
+    study_file: Path, raced: StudyFolder, tmp_path: Path
+) -> None:
+    folder = StudyFolder(tmp_path)
+    config = load_config(study_file, RACE)
+    for _ in range(20):
+        try:
+            run_study(plan_study(config), folder, _Stopping(7))
+        except Stopped:
+            continue
+        break
+    study, whole = folder.read_study(), raced.read_study()
+    assert [run_.name for run_ in study.runs] == [run_.name for run_ in whole.runs]
+    assert _results(folder, study) == _results(raced, whole)
+    assert search_of(folder).by_train_task == search_of(raced).by_train_task
+
+
+def test_the_course_does_not_depend_on_test_items(
+    study_file: Path, raced: StudyFolder, tmp_path: Path
+) -> None:
+    """Only validation scores are read: the same decisions come without any test score."""
+    shutil.copytree(raced.root, tmp_path / "study")
+    copy = StudyFolder(tmp_path / "study")
+    for name in ("base", *(run_.name for run_ in copy.read_study().runs)):
+        for task in ("colours", "sums"):
+            copy.evaluation_file(name, task).unlink()
+    before = search_of(copy)
+    run(study_file, copy.root, *RACE)
+    assert search_of(copy) == before
+
+
+@pytest.mark.parametrize("policy", ["race", "ladder"])
+def test_a_policy_without_tuning(study_file: Path, tmp_path: Path, policy: str) -> None:
+    settings: Sequence[str] = (f"search.policy={policy}", "seeds=[0]")
+    (results, recommendation, _), _ = run(study_file, tmp_path, *settings)
+    assert results.search is not None
+    assert results.search.policy == policy
+    assert recommendation.by_train_task[0].verdicts
+
+
+def test_full_fine_tuning_is_tuned_too(study_file: Path, tmp_path: Path) -> None:
+    settings = ("train.learning_rate.tune=true", "methods.full={}", "methods.lora.ranks=[2]")
+    (results, _, _), _ = run(study_file, tmp_path, *settings, "train.epochs=1")
+    (part,) = results.search.by_train_task if results.search else ()
+    full = {each.learning_rate for each in part.shown if each.rank is None}
+    assert len(full) >= 3
+    assert [run_.method for run_ in results.study.runs].count("full") == 1
+    folder = StudyFolder(tmp_path)
+    for candidate in results.study.candidates:  # checkpoints of a whole model are large
+        assert not folder.weights_folder(candidate).exists()
+        assert not folder.training_state_file(candidate).exists()
