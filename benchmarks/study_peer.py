@@ -5,8 +5,8 @@ One model after another, as the documentation of each shows it. Training: ``get_
 bfloat16. Scoring: ``simple_evaluate`` with ``HFLM(pretrained=..., peft=...)``, the base loaded once
 for each model. Rows at once, attention and batch sizes are the fastest of a short trial before.
 
-Rows, their order and the first weights are ours, so that both train the same. Weights that are
-scored and analysed are ours too: so answers can be compared, and the work is the same.
+Rows, their order, the first weights and the scored items are ours, so that both do the same.
+Weights that are scored and analysed are ours too: so answers can be compared.
 """
 
 from __future__ import annotations
@@ -92,12 +92,11 @@ class Peer:
         if part == "spectra":
             pieces = {part: self._analyse(study)}
         elif of == "base":
-            pieces = {BASE: self._score(study, None, precision, self._setting.items)}
+            pieces = {BASE: self._score(study, None, precision)}
         elif verb == "train":
             pieces = {run.name: self._train(study, run) for run in runs}
         else:
-            items = self._setting.items
-            pieces = {run.name: self._score(study, run, precision, items) for run in runs}
+            pieces = {run.name: self._score(study, run, precision) for run in runs}
         path = self._folder / "peer-seconds.json"
         keep_json(path, read_json(path, {}) | {part: pieces})
 
@@ -105,7 +104,7 @@ class Peer:
         """Score all models of the study in float32, of which no time is kept."""
         study = StudyFolder(self._folder / FLOAT32)
         for run in (None, *study.read_study().runs):
-            self._score(study, run, "float32", self._setting.float32_items)
+            self._score(study, run, "float32")
 
     def tune(self) -> None:
         """Choose what is fastest, once for all repeats: rows at once, attention, batch sizes."""
@@ -123,10 +122,10 @@ class Peer:
             {a: functools.partial(self._trial_training, a, size) for a in ("sdpa", "eager")}
         )
         model = self._load_scored(None, setting.precision)
-        items = min(setting.items, TRIAL_ITEMS)
+        study = StudyFolder(self._folder / GRID)
         sizes: dict[str, int] = {}
         for task in setting.tasks:
-            ask = functools.partial(self._ask, model, task, items)
+            ask = functools.partial(self._ask, model, task, _items(study, task)[:TRIAL_ITEMS])
             sizes[task] = best({n: lambda n=n, ask=ask: ask(n)[0] for n in BATCH_SIZES})
         self._tuned = {"rows_at_once": size, "attention": attention, "batch_sizes": sizes}
         keep_json(self._folder.parent / "peer-tuned.json", self._tuned)
@@ -276,8 +275,8 @@ class Peer:
             device=self._device.type,
         )
 
-    def _ask(self, model: Any, task: str, items: int, size: int) -> tuple[float, Any]:
-        """Seconds and results of a task."""
+    def _ask(self, model: Any, task: str, items: Sequence[int], size: int) -> tuple[float, Any]:
+        """Seconds and results of some items of a task."""
         model.batch_size_per_gpu = size
         silence = contextlib.redirect_stderr(io.StringIO())
         watch = Stopwatch()
@@ -286,21 +285,20 @@ class Peer:
                 model=model,
                 tasks=[task],
                 task_manager=self._manager,
-                limit=items,
+                samples={task: items},
                 log_samples=True,
                 bootstrap_iters=0,
             )
         return watch.read()[0], found
 
-    def _score(
-        self, study: StudyFolder, run: PlannedRun | None, precision: str, items: int
-    ) -> list[float]:
-        """Score a model of ours on every task; what that took, from loading it."""
+    def _score(self, study: StudyFolder, run: PlannedRun | None, precision: str) -> list[float]:
+        """Score a model of ours on the study's items; what that took, from loading it."""
+        items = {task: _items(study, task) for task in self._setting.tasks}
         weights = None if run is None else (run.method, study.weights(run))
         watch = Stopwatch()
         model = self._load_scored(weights, precision)
         found = {
-            task: self._ask(model, task, items, self._tuned["batch_sizes"][task])[1]
+            task: self._ask(model, task, items[task], self._tuned["batch_sizes"][task])[1]
             for task in self._setting.tasks
         }
         del model
@@ -339,6 +337,11 @@ def fastest(trials: Mapping[Any, Callable[[], float]], times: int) -> Any:
     """Which of some trials takes the least time, each at its best of several times, in turn."""
     seconds = [(trials[name](), name) for _ in range(times) for name in trials]
     return min(seconds, key=lambda pair: pair[0])[1]
+
+
+def _items(study: StudyFolder, task: str) -> list[int]:
+    """Numbers of the documents that our side has scored."""
+    return sorted({line["doc_id"] for line in study.read_samples(BASE, task)})
 
 
 def _divisors(size: int) -> list[int]:

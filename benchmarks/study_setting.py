@@ -103,8 +103,8 @@ class Setting:
         }
 
     def race(self) -> dict[str, Any]:
-        """The same study as a race."""
-        return self.study() | {"search": {"policy": "race"}}
+        """The same study as a race, which decides on as many validation items as are scored."""
+        return self.study() | {"search": {"policy": "race", "validation_items": self.items}}
 
     def decisions(self, weights: dict[str, tuple[str, Path]]) -> dict[str, Any]:
         """Models that are trained already, scored in float32.
@@ -165,8 +165,8 @@ def tiny_setting(work: Path, **sizes: Any) -> Setting:
         "rows": 16,
         "epochs": 2,
         "step_size": 8,
-        "items": 20,
-        "float32_items": 6,
+        "items": 8,
+        "float32_items": 4,
         "lora_rate": 1e-2,
         "full_rate": 1e-3,
         "trials": 1,

@@ -80,11 +80,11 @@ def test_both_sides_did_every_part(done: Done) -> None:
 
 
 def test_the_sides_agree(done: Done) -> None:
-    """Base, two ranks and full fine-tuning, 20 items of each of three tasks."""
+    """Base, two ranks and full fine-tuning, 8 items of each of three tasks."""
     assert done.last["mismatched_decisions_float32"] == 0
     assert done.last["max_score_difference"] == 0
     (scores,) = done.figures["scores"]
-    assert scores["items_compared"] == 4 * 20 * 3
+    assert scores["items_compared"] == 4 * 8 * 3
     assert scores["different_prompts"] == 0
     assert 0 < scores["max_difference_nats"] < 1e-4
     assert done.figures["loss_max_relative_difference"] < 1e-5
@@ -209,7 +209,9 @@ def test_a_race_is_the_same_study_with_a_policy(
     done: Done, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = study_setting.read_setting(done.out)
-    assert setting.race() == {**setting.study(), "search": {"policy": "race"}}
+    race = setting.race()
+    assert race.pop("search") == {"policy": "race", "validation_items": setting.items}
+    assert race == setting.study()
     assert (done.last["ratio_to_verdict_race"] is None) != study_setting.race_exists()
     monkeypatch.setattr(study_setting.config, "SearchConfig", object, raising=False)
     assert study_setting.race_exists()
