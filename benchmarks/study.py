@@ -26,7 +26,8 @@ peer's seconds over ours, medians over repeats; beside other work on the machine
 of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep while they wait
 (``OMP_WAIT_POLICY=passive``, as the command ``rankwise`` sets it), unless it is set otherwise.
 ``ratio_to_verdict_race`` is the peer's whole time over that of the same study with
-``search.policy=race``; null where rankwise has no searches.
+``search.policy=race`` and as many validation items; null with ``--no-race``, and where rankwise has
+no searches.
 
 Everything finished is kept under ``--out``, with its seconds; calling again goes on. The last line
 of output is one JSON object; the exit code is 1 if a decision differs in float32.
@@ -111,7 +112,7 @@ class Side:
 
 
 def measure(folder: Path, setting: Setting) -> None:
-    """One repeat: both sides, part by part; then what is compared and raced.
+    """One repeat: both sides, part by part; then what is compared in float32.
 
     Args:
         folder: of the repeat; what it has of an earlier call is kept.
@@ -129,9 +130,15 @@ def measure(folder: Path, setting: Setting) -> None:
         if needs_decisions:
             _decide_in_float32(folder, setting, peer)
         peer.close()
-    if race_exists() and not _is_finished(folder, RACE):
+
+
+def measure_race(folder: Path, setting: Setting) -> None:
+    """Our side once more, as a race, in the folder of a repeat."""
+    if not _is_finished(folder, RACE):
         keep_json(folder / f"{RACE}.yaml", setting.race())
         _run_whole(folder, RACE)
+        seconds = read_json(folder / f"{RACE}-seconds.json")
+        _say(f"{folder.name}, race: ours {whole_seconds(seconds):.1f} s")
 
 
 def _is_finished(folder: Path, name: str) -> bool:
@@ -231,8 +238,12 @@ def race_ratio(parts: Mapping[str, Sequence[float]], race: Mapping[str, Any]) ->
     """The peer's seconds over those of our race; None without a race."""
     if not race:
         return None
-    mine = sum(seconds for pieces in race.values() for seconds, _ in pieces.values())
-    return sum(theirs for _, theirs in parts.values()) / mine
+    return sum(theirs for _, theirs in parts.values()) / whole_seconds(race)
+
+
+def whole_seconds(ours: Mapping[str, Any]) -> float:
+    """Of all parts of a study of ours."""
+    return sum(seconds for pieces in ours.values() for seconds, _ in pieces.values())
 
 
 def summarise(folders: Sequence[Path], setting: Setting) -> dict[str, Any]:
@@ -375,6 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--peer-sampling", choices=("sequential", "group_by_length"), default="sequential"
     )
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--race", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true", help="a random model, for the tests")
     parser.add_argument("--out", type=Path, help="where finished parts are kept")
     parser.add_argument("--worker", choices=("peer", GRID, RACE, FLOAT32), help=argparse.SUPPRESS)
@@ -392,6 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders = list(repeats(out, options.repeats))
         for folder in folders:
             measure(folder, setting)
+            if options.race and race_exists():
+                measure_race(folder, setting)
         figures = summarise(folders, setting)
         print(json.dumps({**figures, "regime": regime(folders[0], setting)}, indent=1))
     print(json.dumps({name: figures[name] for name in LAST_LINE}))

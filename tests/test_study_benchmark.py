@@ -124,7 +124,6 @@ def test_a_part_that_is_missing_is_done_again_alone(
         def close(self) -> None: ...
 
     monkeypatch.setattr(study, "Side", Side)
-    monkeypatch.setattr(study, "race_exists", lambda: False)
     study.measure(repeat, study_setting.read_setting(repeat.parent))
     assert orders == [("peer", "tune"), ("peer", "spectra")]
 
