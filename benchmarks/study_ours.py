@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from benchmarks.study_setting import Stopwatch, keep_json, read_json
 from rankwise.records.folder import StudyFolder
+from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
@@ -123,7 +124,7 @@ def serve(folder: Path, name: str, answers: TextIO, orders: TextIO | None) -> No
     clock.seconds.pop(PLAN, None)  # the newest counts: one planning is what a study needs
     study = StudyFolder(folder / name)
     plan = plan_study(load_config(folder / f"{name}.yaml"))
-    _require_seconds(plan, study, clock.seconds)
+    require_seconds(plan.record, study, clock.seconds)
     clock.charge(PLAN, PLAN)
     pace = Pace(plan, clock, answers, orders)
     outcome = run_study(plan, study, pace)
@@ -133,9 +134,14 @@ def serve(folder: Path, name: str, answers: TextIO, orders: TextIO | None) -> No
     print(json.dumps({"done": None}), file=answers, flush=True)
 
 
-def _require_seconds(plan: StudyPlan, study: StudyFolder, seconds: Mapping[str, object]) -> None:
-    pieces = {piece for part in seconds.values() if isinstance(part, dict) for piece in part}
-    for stage in stages(plan.record):
+def require_seconds(record: StudyRecord, study: StudyFolder, seconds: Mapping[str, Any]) -> None:
+    """Refuse a stage that is finished and of which no time was kept.
+
+    Raises:
+        SystemExit: there is one.
+    """
+    pieces = {piece for part in seconds.values() for piece in part}
+    for stage in stages(record):
         finished = len(stage.left(study)) < len(stage.models)
         if finished and f"{stage.model}, {stage.name}" not in pieces:
             raise SystemExit(

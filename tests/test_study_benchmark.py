@@ -15,7 +15,6 @@ import pytest
 from benchmarks import study, study_ours, study_outputs, study_setting
 from benchmarks.study_setting import GRID, PARTS, keep_json, read_json
 from rankwise.records.folder import BASE, StudyFolder
-from rankwise.records.study_file import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,8 +74,8 @@ def test_both_sides_did_every_part(done: Done) -> None:
     for part in ("plan", "divergence", "conclude"):
         assert parts[part][0] > 0
         assert parts[part][1] == 0
-    verdict = StudyFolder(done.out / "repeat-1" / GRID).read_recommendation()
-    assert [each.train_task for each in verdict.by_train_task] == ["colours"]
+    verdict = read_json(done.out / "repeat-1" / GRID / "recommendation.json")
+    assert [each["train_task"] for each in verdict["by_train_task"]] == ["colours"]
 
 
 def test_the_sides_agree(done: Done) -> None:
@@ -166,13 +165,13 @@ def test_a_changed_spectrum_and_a_changed_loss_are_seen(repeat: Path) -> None:
     assert study_outputs.max_loss_difference(repeat) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_time_that_nobody_kept_is_refused(repeat: Path, done: Done) -> None:
-    plan = study_ours.plan_study(load_config(repeat / f"{GRID}.yaml"))
-    seconds = read_json(repeat / f"{GRID}-seconds.json")
-    study_ours._require_seconds(plan, StudyFolder(repeat / GRID), seconds)
+def test_time_that_nobody_kept_is_refused(done: Done) -> None:
+    folder = StudyFolder(done.out / "repeat-1" / GRID)
+    seconds = read_json(done.out / "repeat-1" / f"{GRID}-seconds.json")
+    study_ours.require_seconds(folder.read_study(), folder, seconds)
     del seconds["train full"]
     with pytest.raises(SystemExit, match="how long training"):
-        study_ours._require_seconds(plan, StudyFolder(repeat / GRID), seconds)
+        study_ours.require_seconds(folder.read_study(), folder, seconds)
 
 
 def test_ratios_of_planted_seconds() -> None:
