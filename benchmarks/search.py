@@ -55,7 +55,7 @@ GROUPS = {
     "curves": Group(cells.curve_cells(), cells.simulate_searches, 1.0),
     "stress": Group(cells.stress_cells(), cells.simulate_searches, 2.5),
     "tuned": Group(cells.tuned_cells(), cells.simulate_tuned, 0.5),
-    "until": Group(cells.curve_cells(), cells.simulate_until, 0.5),
+    "until": Group(cells.curve_cells(), cells.simulate_until, 1.0),
     "until, stress": Group(cells.stress_cells(), cells.simulate_until, 1.5),
 }
 Results = dict[str, list[tuple[Cell, Tallies]]]

@@ -125,7 +125,7 @@ def _searched(policy: Policy, runs: _Runs, num_options: int) -> tuple[int, float
     while not decision.is_over:
         known |= {progress: runs.shown(progress) for progress in decision.wanted}
         decision = policy.decide(known)
-    places = sorted({trial.setting for trial in decision.finalists})
+    places = sorted({trial.setting for trial in decision.trials})
     best = max(places, key=lambda place: float(runs.values[:, place].mean()))
     return best, _num_trained(known) / (num_options * NUM_SEEDS)
 

@@ -60,7 +60,7 @@ def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[Trial, ...], Kno
     while True:
         decision = policy.decide(known)
         if decision.is_over:
-            return decision.finalists, known
+            return decision.trials, known
         known |= {progress: study.shown(progress) for progress in decision.wanted}
 
 

@@ -127,6 +127,8 @@ def plan(
     stdout.print(plan_table(record, done))
     for line in pass_lines(record):
         say(line)
+    if record.config.is_searched:
+        say("search: these trainings begin it; what they show decides which go on")
     say(f"disk: about {in_words(left)}, {in_words(free_bytes(folder.root))} free")
     return OK
 

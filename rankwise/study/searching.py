@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise.errors import RecordError
 from rankwise.findings.pairs import pair_items
 from rankwise.findings.stats.items import Floats
 from rankwise.records.files import read_if_there
@@ -76,9 +77,20 @@ class Search:
         return plan
 
     def tidy(self, plan: StudyPlan) -> None:
-        """Remove the weights of what the search has dropped, once it is over."""
-        if plan.record.runs:
-            self._folder.give_up(plan.record.candidates)
+        """Remove the weights of what the search has dropped, once it is over.
+
+        Raises:
+            RecordError: it left nothing to compare.
+        """
+        if not plan.record.runs:
+            record = read_if_there(self._folder.search_file, SearchRecord)
+            parts = () if record is None else record.by_train_task
+            why = " ".join(part.decisions[-1].statement for part in parts)
+            raise RecordError(
+                f"the search of {self._folder.root} has left no run to compare. {why} Its course "
+                f"is in {self._folder.search_file}; lower the learning rates, or search nothing."
+            )
+        self._folder.give_up(plan.record.candidates)
 
     def _seconds(self, study: StudyRecord) -> float:
         """That candidates took; of several checkpoints of a training, the last has all steps."""

@@ -30,6 +30,8 @@ def answer_signatures(source: OptionGains) -> Iterator[Signature]:
     seen = set(results.trained_items.values())
     for option in source.options:
         for task, base in results.base.evaluations.items():
+            if task in results.study.validation_tasks(results.train_task):
+                continue  # what is seen there is seen on the test items too
             if base.num_unfinished is not None:
                 yield from _runs_on(source, option, task)
             if len(base.predicted_shares or ()) > 1 and task not in seen:

@@ -126,6 +126,20 @@ def check_clusters(
             issues.problems.append(str(error))
 
 
+def check_search(config: StudyConfig, issues: Issues) -> None:
+    """What a search does not do with what the file names."""
+    if config.search.policy == "ladder" and config.methods.full is not None:
+        issues.warnings.append(
+            "search: a ladder trains no full fine-tuning; take search.policy=race to compare it"
+        )
+    if config.search.grows and config.evaluation.limit is None:
+        more = "nothing" if config.is_searched else "seeds alone"
+        issues.warnings.append(
+            f"search: every item is scored at once, so {more} can be added until the study is "
+            "decided; set evaluation.limit to begin with fewer items"
+        )
+
+
 def check_warmup(config: StudyConfig, train_task: str, num_examples: int, issues: Issues) -> None:
     """Whether any step of the shortest training is after the warm-up."""
     steps = num_optimizer_steps(num_examples, config.train, min(config.train.epochs))

@@ -32,6 +32,7 @@ from rankwise.study.planning.checks import (
     check_judgements,
     check_metrics,
     check_model,
+    check_search,
     check_warmup,
     target_layers,
 )
@@ -144,6 +145,7 @@ class _Parts(NamedTuple):
 def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | None:
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
+    check_search(config, issues)
     layers = target_layers(config, model, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
     examples = {

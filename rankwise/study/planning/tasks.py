@@ -11,7 +11,7 @@ from rankwise.errors import DataError, TaskError
 from rankwise.records.config import StudyConfig
 from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.validation import CHOSEN_BY, of_other, of_trained, share_of
+from rankwise.study.planning.validation import CHOSEN_BY, Validation, of_other, of_trained, share_of
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
@@ -383,8 +383,8 @@ class _TaskFinder:
             for loaded in tasks.values():
                 validation = self._validation_of(source, loaded, kept, number)
                 task = None
-                if validation is not None:
-                    task = self._prepared(relation, validation, limit=number)
+                if validation is not None and validation.task is not None:
+                    task = self._prepared(relation, validation.task, num_first=validation.num_items)
                 if task is not None:
                     found.setdefault(relation, {})[loaded.name] = task.name
         if not found.get("in_domain"):
@@ -397,7 +397,7 @@ class _TaskFinder:
 
     def _validation_of(
         self, source: _Source, loaded: LoadedTask, kept: dict[str, list[int]], number: int
-    ) -> LoadedTask | None:
+    ) -> Validation | None:
         try:
             if loaded.name not in source.rows:
                 validation = of_other(loaded, number)
@@ -421,7 +421,7 @@ class _TaskFinder:
                 f"search: {loaded.name} has no split besides the scored one, so runs are chosen "
                 "without it"
             )
-        return validation.task
+        return validation
 
     def _ending_items(self, name: str, rows: Sequence[TrainingRow]) -> dict[str, str]:
         chosen = rows[: self.config.evaluation.num_train_items]

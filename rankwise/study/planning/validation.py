@@ -35,6 +35,7 @@ class Validation(NamedTuple):
     """
 
     task: LoadedTask | None
+    num_items: int
     rows: list[int] | None
 
 
@@ -57,11 +58,12 @@ def of_trained(
     """
     free = range(num_rows, num_documents(loaded, split))
     if len(free) >= number:
-        return Validation(validation_items(loaded, split, _chosen(loaded, free, number)), [*rows])
+        chosen = _chosen(loaded, free, number)
+        return Validation(validation_items(loaded, split, chosen), len(chosen), [*rows])
     held_out = _chosen(loaded, rows, min(number, int(MOST_HELD_OUT * len(rows))))
     left = sorted(set(rows) - set(held_out))
     task = validation_items(loaded, split, held_out) if len(held_out) > 1 else None
-    return Validation(task, left if task else [*rows])
+    return Validation(task, len(held_out), left if task else [*rows])
 
 
 def of_other(loaded: LoadedTask, number: int) -> Validation:
@@ -74,8 +76,8 @@ def of_other(loaded: LoadedTask, number: int) -> Validation:
         size = num_documents(loaded, split)
         if size > 1:
             rows = _chosen(loaded, range(size), min(number, size))
-            return Validation(validation_items(loaded, split, rows), None)
-    return Validation(None, None)
+            return Validation(validation_items(loaded, split, rows), len(rows), None)
+    return Validation(None, 0, None)
 
 
 def _chosen(loaded: LoadedTask, places: Sequence[int], number: int) -> list[int]:

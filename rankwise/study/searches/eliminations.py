@@ -28,8 +28,10 @@ LIKELY_LEVEL = 0.9
 """One-sided, of bounds on which no error hangs: that a setting which rules out another keeps
 enough, and that a hopeless one is worse."""
 
-RISK_SHARE = 0.05
-"""The most probable shortfall beyond delta of a setting that ends a race, as a share of alpha."""
+RISK_SHARE = 0.04
+"""Of alpha: the largest posterior probability of a shortfall beyond delta that ends a race.
+
+The same at every look: a posterior is what it is however often it is looked at."""
 
 NEARLY = 0.02
 """A smaller setting that is right with a probability this near the highest is taken."""
@@ -139,7 +141,7 @@ def _answer(evidence: StudyEvidence, left: list[int], look: Look, terms: Terms) 
         keeps = truths.losses[:, left] <= terms.epsilon
     best = np.where(keeps, gains, -np.inf).max(axis=1, keepdims=True)
     near = best - gains <= terms.delta
-    is_sure = (~near).mean(axis=0) <= RISK_SHARE * look.alpha
+    is_sure = (~near).mean(axis=0) <= RISK_SHARE * terms.alpha
     right = (near & keeps & (gains > 0.0)).mean(axis=0)
     able = is_sure & _seem_to_keep(evidence, left, terms)
     if not able.any():

@@ -1,4 +1,4 @@
-"""The race: all settings go together, and those that are shown not to be the answer stop."""
+"""The race: all settings go together, and those that are not the answer stop on the way."""
 
 from __future__ import annotations
 
@@ -127,9 +127,8 @@ class _Running:
         """A decision to train on."""
         labels = dict.fromkeys(self.race.settings[of.trial.setting].label for of in wanted)
         where = "their end" if share == 1.0 else f"{share:.0%} of their steps"
-        return self.journal.ask(
-            wanted, f"{len(wanted)} trainings go on to {where}: {', '.join(labels)}."
-        )
+        trainings = "1 training goes" if len(wanted) == 1 else f"{len(wanted)} trainings go"
+        return self.journal.ask(wanted, f"{trainings} on to {where}: {', '.join(labels)}.")
 
     def look(self, share: float, num_seeds: int, number: int) -> None:
         """Rule out what this look shows not to be the answer."""
@@ -171,4 +170,4 @@ def reason(of: Elimination, other: str, look: Look, terms: Terms) -> str:
             f"it is likely below {other} {when}, and would not be shown within "
             f"{terms.delta:g} of it with all seeds"
         )
-    return f"{other} is within {terms.delta:g} of the best that is left {when}"
+    return f"{other} is probably within {terms.delta:g} of the best that is left, {when}"
