@@ -1,0 +1,137 @@
+"""What the two sides of ``benchmarks.study`` found, and how far it differs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.parity_tally import Scores, Tally, compare
+from benchmarks.study_setting import GRID, read_json
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
+from rankwise.records.study import TaskEvaluation
+
+
+class Agreement(NamedTuple):
+    """How far the scores of the same models differ.
+
+    Attributes:
+        tally: of items: answers, winning options, prompts.
+        max_score_difference: of a task's score (0..1) of one model, over all its metrics.
+        items: scored items of all models and tasks.
+    """
+
+    tally: Tally
+    max_score_difference: float
+    items: int
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "max_score_difference": self.max_score_difference,
+            "mismatched_decisions": self.tally.num_decision_mismatches,
+            "items_compared": self.items,
+            "max_difference_nats": self.tally.max_abs_log_likelihood_difference,
+            "different_prompts": self.tally.num_hash_mismatches,
+        }
+
+
+def compare_scores(repeat: Path, name: str) -> Agreement:
+    """Every model of a study of a repeat on every task, ours and the peer's.
+
+    Raises:
+        ValueError: the sides did not score the same items.
+    """
+    study = StudyFolder(repeat / name)
+    agreement = Agreement(Tally(), 0.0, 0)
+    for model in (BASE, *(run.name for run in study.read_study().runs)):
+        peer = read_json(repeat / "peer" / name / f"{model}.json")
+        for task, said in peer.items():
+            record = study.read(study.evaluation_file(model, task), TaskEvaluation)
+            ours = {f"{score.metric},{score.filter}": score.value for score in record.metrics}
+            samples = study.read_samples(model, task)
+            tally = compare(
+                Scores(list(map(_with_pairs, samples)), ours, 0.0),
+                Scores(list(map(_with_pairs, said["samples"])), said["scores"], 0.0),
+            )
+            off = max(abs(ours[metric] - value) for metric, value in said["scores"].items())
+            agreement = Agreement(
+                agreement.tally.plus(tally),
+                max(agreement.max_score_difference, off),
+                agreement.items + len(samples),
+            )
+    return agreement
+
+
+def _with_pairs(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a file with its answers as lm-eval has them: pairs of nats and greedy flag."""
+    answers = [[tuple(a) if isinstance(a, list) else a for a in given] for given in line["resps"]]
+    return {**line, "resps": answers}
+
+
+def max_loss_difference(repeat: Path) -> float:
+    """Of our loss from the peer's in any step of any run, relative to the peer's."""
+    study = StudyFolder(repeat / GRID)
+    worst = 0.0
+    for run in study.read_study().runs:
+        ours = [line["loss_nats"] for line in _lines(study.metrics_file(run.name))]
+        peer = read_json(repeat / "peer" / "losses" / f"{run.name}.json")
+        pairs = zip(ours, peer, strict=True)
+        worst = max(worst, *(abs(mine - theirs) / theirs for mine, theirs in pairs))
+    return worst
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8").splitlines():
+        yield json.loads(text)
+
+
+def compare_spectra(repeat: Path) -> dict[str, float]:
+    """The largest differences of what both sides say of any matrix of any run."""
+    study = StudyFolder(repeat / GRID)
+    peer = read_json(repeat / "peer" / "spectra.json")
+    similarity = value = 0.0
+    intruders = counts = 0
+    for run in study.read_study().runs:
+        record = study.read(study.spectra_file(run.name), SpectraRecord)
+        if {matrix.module for matrix in record.matrices} != peer[run.name].keys():
+            raise ValueError(f"the sides analysed other matrices of {run.name}.")
+        for matrix in record.matrices:
+            said = peer[run.name][matrix.module]
+            similarity = max([similarity, *_similarity_differences(matrix, said)])
+            value = max([value, *_value_differences(matrix, said)])
+            pairs = list(zip(_flat(matrix.change.intruders), _flat(said["intruders"]), strict=True))
+            intruders += sum(mine != theirs for mine, theirs in pairs)
+            counts += len(pairs)
+    return {
+        "max_similarity_difference": similarity,
+        "max_value_difference": value,
+        "different_intruder_counts": intruders,
+        "intruder_counts": counts,
+    }
+
+
+def _similarity_differences(matrix: MatrixSpectrum, said: Mapping[str, Any]) -> Iterator[float]:
+    """Of mean cosines and overlaps, on both sides of the matrix."""
+    for side in ("left", "right"):
+        change = getattr(matrix.change, side)
+        for name, values in said[side].items():
+            pairs = zip(getattr(change, name), values, strict=True)
+            yield from (abs(mine - theirs) for mine, theirs in pairs)
+        if matrix.full_overlap is not None:
+            yield abs(getattr(matrix.full_overlap, side) - said["full_overlap"][side])
+
+
+def _value_differences(matrix: MatrixSpectrum, said: Mapping[str, Any]) -> Iterator[float]:
+    """Of shifts of singular values relative to the largest, and relative ones of the norms."""
+    pairs = zip(matrix.change.value_shift, said["value_shift"], strict=True)
+    yield from (abs(mine - theirs) for mine, theirs in pairs)
+    for name in ("frobenius_norm", "spectral_norm"):
+        theirs = said["update"][name]
+        yield abs(getattr(matrix.update, name) - theirs) / theirs
+
+
+def _flat(rows: Any) -> list[float]:
+    return list(itertools.chain.from_iterable(rows))
