@@ -267,6 +267,19 @@ def test_of_a_search_its_largest_finalist_is_truncated(finished: Finished, tmp_p
         assert "colours" in model.evaluations
 
 
+def test_another_refinement_is_another_model_beside_the_first(
+    finished: Finished, tmp_path: Path
+) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    shutil.copytree(finished.folder.root, folder.root)
+    settings = [*SETTINGS, "methods.truncated={ranks: [2, 4], refine: 0.2}"]
+    outcome, recorder = run(finished.file, folder.root, *settings)
+    assert [kind for _, kind in recorder.stages].count("truncation") == 1
+    steps = {model.run.planned.num_steps for model in outcome.results.truncated}
+    assert steps == {0, 1}
+    assert folder.finished_run(finished.refined(4)) is not None  # it stays
+
+
 def test_without_refinement_and_without_ranks(finished: Finished) -> None:
     study = plan_study(load_config(finished.file, [*SETTINGS, "methods.truncated={refine: 0}"]))
     (model,) = study.record.truncated

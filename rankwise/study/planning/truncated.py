@@ -83,7 +83,7 @@ def _truncated(
         return (cut,)
     refined = cut.model_copy(
         update={
-            "name": f"{cut.name}-refined",
+            "name": f"{cut.name}-refined{steps:05d}",
             "fingerprint": truncation_fingerprint(run.fingerprint, rank, steps),
             "num_steps": steps,
             "num_tokens": round(run.num_tokens * steps / run.num_steps),
