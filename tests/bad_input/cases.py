@@ -283,7 +283,9 @@ STUDY_FILES = [
     Case(
         "one rate for all",
         BASE + "train: {task: t, learning_rate: 1e-4}\n",
-        ("train.learning_rate: 0.0001 given; a section is needed here, with keys: lora, full, tune",),
+        (
+            "train.learning_rate: 0.0001 given; a section is needed here, with keys: lora, full, tune",
+        ),
     ),
     Case(
         "an unknown rule",

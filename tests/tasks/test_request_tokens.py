@@ -94,7 +94,8 @@ def test_requests_are_lm_evals(
     tokenizer = models.load_tokenizer(model_folder)
     loaded = load_tasks([task], folders, allow_code=True)[task][0]
     settings = {"num_fewshot": 0, "chat_template": False} | options
-    prepared = prepare_task(loaded, tokenizer, max_length=max_length, limit=2, **settings)
+    first = {"limit": 2, "doc_ids": range(2)}  # as lm-eval limits a task
+    prepared = prepare_task(loaded, tokenizer, max_length=max_length, **first, **settings)
     requests = prepared.requests
     if prepared.loaded.output_type == "generate_until":
         assert Counter((r.context, *r.settings) for r in requests) == peer.continued
