@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 from rankwise.findings.axes import TrainTaskAxes, axis_effects
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
@@ -17,6 +20,8 @@ from rankwise.findings.weights import TrainTaskWeights, weight_findings
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
+
+T = TypeVar("T")
 
 
 class StudyFindings(Record):
@@ -41,6 +46,11 @@ class StudyFindings(Record):
     claims: tuple[Claim, ...] = ()
 
 
+def _there(found: Iterable[T | None]) -> tuple[T, ...]:
+    """What there is of it."""
+    return tuple(each for each in found if each is not None)
+
+
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
     """Everything that follows from a finished study and is no recommendation."""
     sources = option_gains(results)
@@ -48,13 +58,13 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
     return StudyFindings(
         signatures=tuple(found for part in parts for found in failure_signatures(*part)),
         rates=tuned_rates(results),
-        axes=tuple(found for part in parts if (found := axis_effects(*part))),
-        checkpoints=tuple(found for part in parts if (found := checkpoints(*part))),
-        truncation=tuple(found for part in parts if (found := truncated_curves(*part))),
+        axes=_there(axis_effects(*part) for part in parts),
+        checkpoints=_there(checkpoints(*part) for part in parts),
+        truncation=_there(truncated_curves(*part) for part in parts),
         transfer=transfer(sources),
-        retention=tuple(found for source in sources if (found := retention_groups(source))),
-        mechanisms=tuple(found for part in parts if (found := mechanisms(*part))),
-        weights=tuple(found for source in sources if (found := weight_findings(source))),
-        heads=tuple(found for source in sources if (found := head_findings(source))),
+        retention=_there(retention_groups(source) for source in sources),
+        mechanisms=_there(mechanisms(*part) for part in parts),
+        weights=_there(weight_findings(source) for source in sources),
+        heads=_there(head_findings(source) for source in sources),
         claims=paper_claims(sources, recommendation),
     )
