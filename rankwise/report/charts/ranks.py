@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import altair as alt
 
@@ -296,17 +296,20 @@ def curve_chart(
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
 
 
-class AxisMark(NamedTuple):
+Mean = TypeVar("Mean", bound=Interval, covariant=True)
+
+
+class AxisMark(NamedTuple, Generic[Mean]):
     """One combination: its rank, its value on the axis, and the panel of all other settings."""
 
     panel: str
     rank: int
     value: str
-    mean: Interval
+    mean: Mean
 
 
 def axis_chart(
-    marks: Sequence[AxisMark], values: Sequence[str], axis_name: str, y_title: str
+    marks: Sequence[AxisMark[Interval]], values: Sequence[str], axis_name: str, y_title: str
 ) -> Chart:
     """A line for each value of another axis; the values of one rank stand side by side.
 
@@ -365,7 +368,9 @@ def axis_chart(
     )
 
 
-def _axis_rows(marks: Sequence[AxisMark], values: list[str], reach: float) -> list[dict[str, Any]]:
+def _axis_rows(
+    marks: Sequence[AxisMark[Interval]], values: list[str], reach: float
+) -> list[dict[str, Any]]:
     step = 2.0 * reach * min(_SPREAD_SHARE / len(values), _STEP_SHARE)
     return [
         {

@@ -144,14 +144,14 @@ def _figure(found: TrainTaskAxes, axis: Axis, kind: ChangeKind) -> Figure:
 
 def _marks(
     found: TrainTaskAxes, axis: Axis, values: Sequence[str], kind: ChangeKind
-) -> tuple[list[AxisMark], int]:
+) -> tuple[list[AxisMark[TaskMean]], int]:
     """What is drawn, and of how many panels; a panel is a combination of the other axes."""
     others: list[AxisName] = [
         other.name
         for other in found.axes
         if other.method == "lora" and other.name not in ("rank", axis.name)
     ]
-    by_panel: dict[str, list[AxisMark]] = {}
+    by_panel: dict[str, list[AxisMark[TaskMean]]] = {}
     for point in found.points:
         mean = point.gain if kind == "gain" else point.retention
         panel = ", ".join(f"{_WORDS[name]}{point.settings[name]}" for name in others)

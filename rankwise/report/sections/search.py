@@ -104,7 +104,7 @@ def _figure(found: TrainTaskRates) -> Figure:
     )
 
 
-def _mark(point: RatePoint, value: str) -> AxisMark:
+def _mark(point: RatePoint, value: str) -> AxisMark[Interval]:
     return AxisMark("", point.rank, value, _interval(point.gain))
 
 
