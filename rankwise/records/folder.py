@@ -236,7 +236,7 @@ class StudyFolder:
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
         for model in models:
-            state = self.training_state_file(model.model_copy(update=dict(model.training)))
+            state = self.training_state_file(model.whole)
             weights = self.weights_folder(model)
             record = self.finished_run(model)
             if record is not None and record.files:
@@ -510,6 +510,7 @@ class StudyFolder:
         ``tasks`` are those whose scores are wanted; None: all. A run that diverged has none.
         """
         run = None if planned is None else self.finished_run(planned)
+        assert planned is None or run is not None
         tasks = study.tasks_of(planned) if tasks is None else tasks
         if run is not None and run.status == "diverged":
             tasks = ()

@@ -153,25 +153,17 @@ class StudyResults(Record):
         """The runs trained on one task, and the base on the tasks that these are scored on."""
         divergences = [each for each in self.base.divergences if each.train_task == train_task]
         base = self.base.limited_to(self.study.scored_tasks(train_task))
+
+        def trained(models: Sequence[ModelResults]) -> tuple[ModelResults, ...]:
+            return tuple(m for m in models if m.run and m.run.planned.train_task == train_task)
+
         return TrainTaskResults(
             study=self.study,
             train_task=train_task,
             base=base.model_copy(update={"divergences": tuple(divergences)}),
-            runs=tuple(
-                model
-                for model in self.runs
-                if model.run is not None and model.run.planned.train_task == train_task
-            ),
-            checkpoints=tuple(
-                model
-                for model in self.checkpoints
-                if model.run is not None and model.run.planned.train_task == train_task
-            ),
-            truncated=tuple(
-                model
-                for model in self.truncated
-                if model.run is not None and model.run.planned.train_task == train_task
-            ),
+            runs=trained(self.runs),
+            checkpoints=trained(self.checkpoints),
+            truncated=trained(self.truncated),
             search=None if self.search is None else self.search.of(train_task),
         )
 

@@ -117,9 +117,14 @@ class PlannedRun(Record):
         )
 
     @property
-    def share(self) -> float:
-        """How much of its training it has behind it: 1 at the end."""
-        return self.num_steps / self.training.num_steps if self.checkpoint_of else 1.0
+    def whole(self) -> PlannedRun:
+        """The whole training as a run, with its name, its fingerprint and its steps."""
+        return self.model_copy(update={**dict(self.training), "checkpoint_of": None})
+
+    @property
+    def as_candidate(self) -> PlannedRun:
+        """The same as a search sees it: scored on validation items only."""
+        return self.model_copy(update={"is_searched": True})
 
 
 class PlannedPass(Record):

@@ -31,7 +31,7 @@ from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searches import policy as searches
 from rankwise.study.searches.policy import Decision, Progress, Setting
-from rankwise.study.searches.settings import policy_of, searched, terms_of
+from rankwise.study.searches.settings import terms_of
 
 NO_POLICY = "none"
 
@@ -47,7 +47,6 @@ class Search:
     def __init__(self, plan: StudyPlan, folder: StudyFolder) -> None:
         assert plan.planner is not None
         self._planner, self._folder, self._study = plan.planner, folder, plan.record
-        self._settings = searched(plan.record.config).settings
         self._shown: dict[str, searches.Shown | None] = {}
         self._base: ModelResults | None = None
 
@@ -109,7 +108,7 @@ class Search:
 
     def _course(self, source: str, candidates: Candidates) -> _Course:
         unit = self._unit(source)
-        policy = policy_of(self._study.config, self._settings, unit)
+        policy = candidates.policy(unit)
         known: dict[Progress, searches.Shown | None] = {}
         decisions = [policy.decide(known)]
         while decisions[-1].wanted:
@@ -123,12 +122,11 @@ class Search:
             for decision in decisions
             for progress in (*decision.wanted, *decision.finalists)
         }
-        return _Course(tuple(decisions), known, models, unit)
+        return _Course(tuple(decisions), known, models, candidates.settings, unit)
 
     def _is_known(self, model: PlannedRun) -> bool:
         """Whether a model is trained and scored on its validation items, or has diverged."""
-        as_candidate = model.model_copy(update={"is_searched": True})
-        return self._folder.left_of(self._study, as_candidate) is None
+        return self._folder.left_of(self._study, model.as_candidate) is None
 
     def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
         if model.name not in self._shown:
@@ -139,8 +137,7 @@ class Search:
         run = self._folder.finished_run(model)
         if run is None or run.status == "diverged":
             return None
-        as_candidate = model.model_copy(update={"is_searched": True})
-        adapted = self._folder.read_model(self._study, as_candidate)
+        adapted = self._folder.read_model(self._study, model.as_candidate)
         by_relation = self._study.validation_items[model.train_task]
 
         def gains(relation: Relation) -> tuple[Floats, ...]:
@@ -182,7 +179,7 @@ class Search:
             delta=terms.delta if has_terms else None,
             epsilon_points=terms.epsilon if has_terms else None,
             settings=tuple(
-                SearchSetting(label=setting.label, rank=setting.rank) for setting in self._settings
+                SearchSetting(label=setting.label, rank=setting.rank) for setting in course.settings
             ),
             decisions=tuple(
                 self._decision(decision, before, course)
@@ -199,12 +196,12 @@ class Search:
         return SearchDecision(
             statement=decision.statement,
             shown=tuple(
-                _shown(course.models[progress], self._settings, progress, course.known[progress])
+                _shown(course.models[progress], course.settings, progress, course.known[progress])
                 for progress in shown
             ),
             ruled_out=tuple(
                 SearchRuling(
-                    setting=self._settings[ruling.setting].label,
+                    setting=course.settings[ruling.setting].label,
                     learning_rate=ruling.learning_rate,
                     reason=ruling.reason,
                 )
@@ -221,6 +218,7 @@ class _Course(NamedTuple):
     decisions: tuple[Decision, ...]
     known: Mapping[Progress, searches.Shown | None]
     models: Mapping[Progress, PlannedRun]
+    settings: Sequence[Setting]
     unit: Unit
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from rankwise.study.searches.policy import Shown
 from rankwise.study.stages import stages
 from rankwise.study.stopping import Stopped
 from tests.support.observers import Recorder, Silent
@@ -141,6 +143,20 @@ def test_a_training_ends_at_the_last_checkpoint_that_keeps_enough(
     assert all("colours" in run.items for run in results.runs)
     (verdicts,) = [part.verdicts for part in recommendation.by_train_task]
     assert len(verdicts) == 2
+
+
+def test_a_training_may_end_at_numbers_of_steps(study_file: Path) -> None:
+    """Steps, shares of steps, and steps beyond the end; each progress is a step of its run."""
+    overrides = ["train.score_checkpoints=[2, 0.5, 100]", "train.stop={retention_loss: 1}"]
+    plan = plan_study(load_config(study_file, overrides))
+    assert plan.planner is not None
+    candidates = plan.planner.candidates["colours"]
+    policy, known, steps = candidates.policy("points"), {}, []
+    while not (decision := policy.decide(known)).is_over:
+        steps.append({candidates.model(progress).num_steps for progress in decision.wanted})
+        shown = Shown((np.zeros(6),), (np.zeros(6),))
+        known |= dict.fromkeys(decision.wanted, shown)
+    assert steps == [{2}, {9}, {18}]
 
 
 def test_where_nothing_is_lost_every_training_ends_at_its_end(

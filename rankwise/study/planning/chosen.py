@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.records.config import StudyConfig
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import PlannedRun, Unit
 from rankwise.study.planning.runs import RunMaker, checkpoint, checkpoint_steps
-from rankwise.study.searches.policy import Decision, Progress
-from rankwise.study.searches.settings import FullVariant, Searched
+from rankwise.study.searches.policy import Decision, Policy, Progress, Setting, Trial
+from rankwise.study.searches.settings import FullVariant, Searched, policy_of
 
 TUNED_LABEL = "tuned"
 """The learning rate of runs whose rate was searched, as a label that all ranks share."""
@@ -52,11 +53,35 @@ class Candidates:
     """
 
     def __init__(self, config: StudyConfig, maker: RunMaker, among: Searched) -> None:
-        self._maker, self._among = maker, among
+        self._config, self._maker, self._among = config, maker, among
         self._is_tuned = config.train.learning_rate.tune
+        self._models: dict[Progress, PlannedRun] = {}
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What the search chooses from."""
+        return self._among.settings
+
+    def policy(self, unit: Unit) -> Policy:
+        """The policy of the study file; ``unit`` is that of the trained task's scores."""
+        config = self._config
+        ends = [
+            self.model(Progress(Trial(place, setting.rates[0], config.seeds[0]), 1.0))
+            for place, setting in enumerate(self.settings)
+        ]
+        checkpoints = [
+            [step / end.num_steps for step in checkpoint_steps(end, config.train.score_checkpoints)]
+            for end in ends
+        ]
+        return policy_of(config, self.settings, unit, checkpoints)
 
     def model(self, progress: Progress) -> PlannedRun:
         """A training as far as it has come."""
+        if progress not in self._models:
+            self._models[progress] = self._planned(progress)
+        return self._models[progress]
+
+    def _planned(self, progress: Progress) -> PlannedRun:
         setting, rate, seed = progress.trial
         variant = self._among.variants[setting]
         if isinstance(variant, FullVariant):
@@ -85,19 +110,20 @@ def decided(
         finalists = its_decisions[-1].finalists
         models = [candidates[source].model(progress) for progress in finalists]
         runs |= {model.name: model for model in models}
+    by_source = [
+        [[candidates[source].model(progress) for progress in each.wanted] for each in its_decisions]
+        for source, its_decisions in decisions.items()
+    ]
     searched: dict[str, PlannedRun] = {}
     together: list[tuple[PlannedRun, ...]] = []
-    for turn in range(max(map(len, decisions.values()), default=0)):
-        group: dict[str, PlannedRun] = {}
-        for source, its_decisions in decisions.items():
-            wanted = its_decisions[turn].wanted if turn < len(its_decisions) else ()
-            for progress in wanted:
-                model = candidates[source].model(progress)
-                if model.name not in searched:
-                    group[model.name] = runs.get(model.name, _as_candidate(model))
-                    searched[model.name] = group[model.name]
-        if group:
-            together.append(tuple(group.values()))
+    for wanted in itertools.zip_longest(*by_source, fillvalue=[]):
+        group = {
+            model.name: runs.get(model.name, model.as_candidate)
+            for model in itertools.chain(*wanted)
+            if model.name not in searched
+        }
+        searched |= group
+        together += [tuple(group.values())] if group else []
     rest = tuple(run for run in runs.values() if run.name not in searched)
     return Chosen(
         runs=tuple(runs.values()),
@@ -105,7 +131,3 @@ def decided(
         checkpoints=(),
         together=(*together, rest) if rest else tuple(together),
     )
-
-
-def _as_candidate(model: PlannedRun) -> PlannedRun:
-    return model.model_copy(update={"is_searched": True})

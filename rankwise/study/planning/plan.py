@@ -45,7 +45,7 @@ from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision
-from rankwise.study.searches.settings import policy_of, searched
+from rankwise.study.searches.settings import searched
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
@@ -175,29 +175,30 @@ class Planner:
         self, config: StudyConfig, model: StudyModel, parts: _Parts, issues: Issues
     ) -> None:
         self._config, self._model, self._parts, self._issues = config, model, parts, issues
-        tasks = parts.tasks
         self._memory = _memory(config, model, parts.layers, parts.examples)
         base = Trainable(model, parts.layers, self._memory)
         self._imported = _imported(config, base, parts.examples, issues)
-        self._prepared = {task.name: task for task in tasks.prepared}
+        self._prepared = {task.name: task for task in parts.tasks.prepared}
         has_full = config.methods.full is not None
         has_full = has_full or any(run.method == "full" for run in self._imported)
-        self._answers = _answers(tasks, model) if has_full else {}
-        self._prompts = _head_prompts(config, tasks.scored.tasks, self._prepared)
+        self._answers = _answers(parts.tasks, model) if has_full else {}
+        self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
+        among = searched(config)
         self.candidates = {
-            source: Candidates(config, RunMaker(config, base, source, rows), searched(config))
+            source: Candidates(config, RunMaker(config, base, source, rows), among)
             for source, rows in (parts.examples if config.is_searched else {}).items()
         }
+        self._unchosen = self._record()
 
     def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:
         """The study's plan after these decisions of its search, by trained task.
 
         None: the search begins; a study that is not searched has no others.
         """
-        config, model, tasks = self._config, self._model, self._parts.tasks
+        config, model = self._config, self._model
         if config.is_searched:
-            chosen = decided(self.candidates, decisions or self.first_decisions())
+            chosen = decided(self.candidates, decisions or self._first_decisions())
         else:
             chosen = all_of(config, self._runs)
         truncated = plan_truncated(config, chosen.runs, self._memory)
@@ -207,9 +208,32 @@ class Planner:
             for models in (*chosen.together, truncated)
             for planned in _passes(models, config, model, self._memory, issues)
         ]
-        prepared, answers, prompts = self._prepared, self._answers, self._prompts
-        record = StudyRecord(
-            **dict(tasks.scored),
+        models = {
+            "runs": (*chosen.runs, *self._imported),
+            "candidates": chosen.candidates,
+            "checkpoints": chosen.checkpoints,
+            "truncated": truncated,
+            "passes": tuple(passes),
+            "warnings": tuple(issues.warnings),
+        }
+        return StudyPlan(
+            record=self._unchosen.model_copy(update=models),
+            base=model.base,
+            tokenizer=model.tokenizer,
+            device=model.device,
+            examples=self._parts.examples,
+            tasks=self._prepared,
+            answers=self._answers,
+            head_prompts=self._prompts,
+            planner=self,
+        )
+
+    def _record(self) -> StudyRecord:
+        """The study before anything is chosen: what no decision changes."""
+        config, model, scored = self._config, self._model, self._parts.tasks.scored
+        prepared, answers = self._prepared, self._answers
+        return StudyRecord(
+            **dict(scored),
             fingerprint=study_fingerprint(config),
             config=config,
             base_model_fingerprint=model.base.fingerprint,
@@ -225,32 +249,18 @@ class Planner:
                 for train_task, task_answers in answers.items()
             },
             num_parameters=model.num_parameters,
-            num_tokens=_token_counts(prepared, answers, prompts, tasks.scored.tasks),
-            runs=(*chosen.runs, *self._imported),
-            candidates=chosen.candidates,
-            checkpoints=chosen.checkpoints,
-            truncated=truncated,
-            passes=tuple(passes),
-            warnings=tuple(issues.warnings),
+            num_tokens=_token_counts(prepared, answers, self._prompts, scored.tasks),
+            runs=(),
+            warnings=(),
             provenance=collect_provenance(device_name(model.device)),
         )
-        return StudyPlan(
-            record=record,
-            base=model.base,
-            tokenizer=model.tokenizer,
-            device=model.device,
-            examples=self._parts.examples,
-            tasks=prepared,
-            answers=answers,
-            head_prompts=prompts,
-            planner=self,
-        )
 
-    def first_decisions(self) -> dict[str, tuple[Decision, ...]]:
+    def _first_decisions(self) -> dict[str, tuple[Decision, ...]]:
         """What the search of each trained task begins with."""
-        settings = searched(self._config).settings
-        policy = policy_of(self._config, settings, "points")
-        return {source: (policy.decide({}),) for source in self.candidates}
+        return {
+            source: (candidates.policy("points").decide({}),)
+            for source, candidates in self.candidates.items()
+        }
 
 
 def _task_fingerprint(

@@ -23,13 +23,19 @@ class EarlyStop:
     A training stops where the estimated loss on the retention validation items is above the
     limit, and the checkpoint before it is the run. If the first checkpoint loses too much, it
     is the run all the same: the verdict on test items says what it loses.
+
+    Args:
+        settings: that are trained, each at one rate.
+        seeds: at least one.
+        shares: of the steps (0..1) of each setting, after which it may end before its last step.
+        stop: the limit.
     """
 
     def __init__(
         self,
         settings: Sequence[Setting],
         seeds: Sequence[int],
-        shares: Sequence[float],
+        shares: Sequence[Sequence[float]],
         stop: StopConfig,
     ) -> None:
         self._settings, self._limit = settings, stop.retention_loss
@@ -38,7 +44,7 @@ class EarlyStop:
             for seed in seeds
             for place, setting in enumerate(settings)
         ]
-        self._shares = (*sorted(share for share in shares if share < 1), 1.0)
+        self._shares = [(*sorted({*its}), 1.0) for its in shares]
 
     def decide(self, known: Known) -> Decision:
         """The next checkpoint of every training that has kept enough so far."""
@@ -46,10 +52,11 @@ class EarlyStop:
         ruled_out: list[Ruling] = []
         finalists: list[Progress] = []
         for trial in self._trials:
-            reached = [share for share in self._shares if Progress(trial, share) in known]
+            shares = self._shares[trial.setting]
+            reached = [share for share in shares if Progress(trial, share) in known]
             stopped = next((s for s in reached if self._loses(known[Progress(trial, s)])), None)
-            if stopped is None and len(reached) < len(self._shares):
-                wanted.append(Progress(trial, self._shares[len(reached)]))
+            if stopped is None and len(reached) < len(shares):
+                wanted.append(Progress(trial, shares[len(reached)]))
             kept = [share for share in reached if stopped is None or share < stopped]
             finalists += [Progress(trial, kept[-1] if kept else share) for share in reached[-1:]]
             if stopped is not None and stopped == reached[-1]:

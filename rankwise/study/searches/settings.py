@@ -61,16 +61,22 @@ def searched(config: StudyConfig) -> Searched:
     return Searched(tuple(settings), tuple(variants))
 
 
-def policy_of(config: StudyConfig, settings: Sequence[Setting], unit: Unit) -> Policy:
+def policy_of(
+    config: StudyConfig,
+    settings: Sequence[Setting],
+    unit: Unit,
+    checkpoints: Sequence[Sequence[float]],
+) -> Policy:
     """The policy that a study file asks for.
 
     Args:
         config: of the study, which is searched.
         settings: from ``searched``.
         unit: in which the trained task is scored.
+        checkpoints: shares of each setting's steps at ``train.score_checkpoints``.
     """
     if config.train.stop is not None:
-        return EarlyStop(settings, config.seeds, config.train.score_checkpoints, config.train.stop)
+        return EarlyStop(settings, config.seeds, checkpoints, config.train.stop)
     terms = terms_of(config, unit)
     if config.search.policy == "ladder":
         return Ladder(settings, config.seeds, terms, config.search.rungs)
