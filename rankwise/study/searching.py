@@ -32,6 +32,7 @@ from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searches import policy as searches
 from rankwise.study.searches.policy import Decision, Progress, Setting
 from rankwise.study.searches.settings import terms_of
+from rankwise.study.stages import furthest
 
 NO_POLICY = "none"
 
@@ -94,17 +95,19 @@ class Search:
     def _seconds(self, study: StudyRecord) -> float:
         """That candidates took; of several checkpoints of a training, the last has all steps."""
         ended = {run.name for run in study.runs}
-        trained: dict[str, float] = {}
-        scored = 0.0
-        for model in study.candidates:
-            run = self._folder.finished_run(model)
-            if run is not None:
-                name = model.training.name
-                trained[name] = max(trained.get(name, 0.0), run.train_seconds)
-            for task in self._study.validation_tasks(model.train_task):
-                record = self._folder.earlier_evaluation(model.name, task)
-                scored += 0.0 if record is None else record.score_seconds
-        return scored + sum(seconds for name, seconds in trained.items() if name not in ended)
+        finished = [m for m in study.candidates if self._folder.finished_run(m) is not None]
+        trained = [
+            record.train_seconds
+            for model in furthest(finished)
+            if model.training.name not in ended and (record := self._folder.finished_run(model))
+        ]
+        scored = [
+            record.score_seconds
+            for model in finished
+            for task in study.tasks_of(model)
+            if (record := self._folder.earlier_evaluation(model.name, task))
+        ]
+        return sum(trained) + sum(scored)
 
     def _course(self, source: str, candidates: Candidates) -> _Course:
         unit = self._unit(source)

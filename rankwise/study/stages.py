@@ -53,14 +53,15 @@ TOKEN_BYTES = 8
 """Of a samples file per scored token: its text, and the answers beside it."""
 
 
+def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """Of runs and checkpoints, the last one of each training: the others are passed on its way."""
+    by_steps = sorted(models, key=lambda model: model.num_steps)
+    return tuple({model.training.name: model for model in by_steps}.values())
+
+
 def training_work(models: Sequence[PlannedRun]) -> float:
     """Work of training some runs and checkpoints; those of one training are trained once."""
-    longest: dict[str, PlannedRun] = {}
-    for model in models:
-        other = longest.setdefault(model.training.name, model)
-        if model.num_steps > other.num_steps:
-            longest[model.training.name] = model
-    return sum(model.num_tokens * TRAINING_WORK[model.method] for model in longest.values())
+    return sum(model.num_tokens * TRAINING_WORK[model.method] for model in furthest(models))
 
 
 Model = PlannedRun | None
@@ -179,7 +180,7 @@ class Train(Stage):
 
     @property
     def num_tokens(self) -> int:
-        return round(training_work(self.runs) / TRAINING_WORK[self.runs[0].method])
+        return sum(model.num_tokens for model in furthest(self.runs))
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
         assert model is not None

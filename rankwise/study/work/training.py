@@ -186,12 +186,7 @@ def _by_training(runs: Sequence[PlannedRun]) -> dict[PlannedRun, list[PlannedRun
     by_name: dict[str, list[PlannedRun]] = {}
     for run in runs:
         by_name.setdefault(run.training.name, []).append(run)
-    return {
-        models_of[0].model_copy(update={**dict(models_of[0].training), "checkpoint_of": None}): (
-            models_of
-        )
-        for models_of in by_name.values()
-    }
+    return {models_of[0].whole: models_of for models_of in by_name.values()}
 
 
 class _Pass(NamedTuple):
@@ -238,6 +233,10 @@ class _Writer:
         self._plan, self._folder, self._signals = context.plan, context.folder, context.signals
         self._trainees = trainees
         self._models = {run.name: models_of for run, models_of in by_training.items()}
+        # the steps of a finished run are written down; only checkpoints on its way are missing
+        self._finished = {
+            run.name for run in by_training if self._folder.finished_run(run) is not None
+        }
         self._observer, self._save = context.observer, save
         self._save_steps = context.study.config.train.save_steps
 
@@ -248,8 +247,8 @@ class _Writer:
         checkpoint that the saved state has gone past.
         """
         run = trainee.run
-        if self._folder.finished_run(run) is not None:
-            return  # only checkpoints on the way are missing
+        if run.name in self._finished:
+            return
         self._folder.start_run(run)
         state = self._folder.training_state_file(run)
         if state.exists():
@@ -266,7 +265,7 @@ class _Writer:
             self._observer.skipped(_work(trainee, trainee.metrics[-1].num_tokens))
 
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
-        if self._is_followed(trainee):
+        if trainee.run.name not in self._finished:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
         self._observer.advanced(_work(trainee, metrics.num_tokens - before))
@@ -280,7 +279,7 @@ class _Writer:
             self._signals.stop_if_asked()
 
     def _save_state(self, trainee: Trainee) -> None:
-        if not self._is_followed(trainee):
+        if trainee.run.name in self._finished:
             return
         path = self._folder.training_state_file(trainee.run)
         require_room(path, STATE_BYTES * trainee.run.num_trainable_parameters)
@@ -313,10 +312,6 @@ class _Writer:
                         train_seconds=trainee.seconds,
                     )
                 )
-
-    def _is_followed(self, trainee: Trainee) -> bool:
-        """Whether its steps are written down; those of a finished run are, already."""
-        return self._folder.finished_run(trainee.run) is None
 
     def shrunk(self, max_tokens: int) -> None:
         self._observer.noted(
