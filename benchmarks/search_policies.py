@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.decision_studies import CONFIDENCE, level_of_look, right_answers
 from benchmarks.search_studies import Curve, Simulated, Size
+from rankwise.findings import odds
 from rankwise.findings.decision import choose
-from rankwise.findings.odds import PRICE
 from rankwise.findings.stats.items import Floats
 from rankwise.findings.stats.simultaneous import StudyEvidence, bounds_at
 from rankwise.study.searches.comparison import evidence, worth
@@ -49,9 +49,13 @@ class Answer(NamedTuple):
     trained: tuple[int, ...]
 
 
+COSTS = tuple(1.0 + rank / 1000.0 for rank in RANKS)
+"""Of a training: a larger rank costs a little more."""
+
+
 def settings(rates: Sequence[float]) -> list[Setting]:
-    """The ranks; a larger one costs a little more."""
-    return [Setting(f"rank {rank}", rank, tuple(rates), 1.0 + rank / 1000.0) for rank in RANKS]
+    """The ranks, each at these rates."""
+    return [Setting(f"rank {rank}", rank, tuple(rates)) for rank in RANKS]
 
 
 def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[Trial, ...], Known]:
@@ -75,12 +79,11 @@ def cost_of(
     Everything known was scored on the validation items, or ``num_scored`` of it; the finalists are
     scored on the test items.
     """
-    costs = [setting.cost for setting in settings([0.0])]
     share: dict[Trial, float] = {}
     known = list(known)
     for progress in known:
         share[progress.trial] = max(share.get(progress.trial, 0.0), progress.share)
-    trained = sum(costs[trial.setting] * part for trial, part in share.items())
+    trained = sum(COSTS[trial.setting] * part for trial, part in share.items())
     num_scored = len(known) if num_scored is None else num_scored
     scored = num_scored * (size.num_items + size.num_retention)
     scored += len(finalists) * (size.num_test + size.num_test_retention)
@@ -121,7 +124,7 @@ def worths_of(of: StudyEvidence, terms: Terms) -> Floats:
     """(K,) estimated: gain less the price of loss beyond epsilon."""
     if of.retention is None or terms.epsilon is None:
         return of.in_domain.mean
-    return of.in_domain.mean - PRICE * np.maximum(of.retention.mean - terms.epsilon, 0.0)
+    return odds.worth(of.in_domain.mean, of.retention.mean, terms.epsilon, terms.point)
 
 
 def searched(policy: Policy, study: Simulated, terms: Terms) -> Answer:
@@ -245,7 +248,7 @@ def judged(of: Answer, grid_answer: Answer, curve: Curve, terms: Terms) -> Judge
     epsilon = np.inf if terms.epsilon is None else terms.epsilon
     worths: Mapping[int | None, float] = {
         None: 0.0,
-        **dict(enumerate((gain - PRICE * np.maximum(loss - epsilon, 0.0)).tolist())),
+        **dict(enumerate(odds.worth(gain, loss, epsilon, 1.0).tolist())),
     }
     most, mine = max(worths.values()), worths[of.choice]
     wrong = wrong_of_trained = False

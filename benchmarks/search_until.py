@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks.decision_studies import is_decided, level_of_look
 from benchmarks.search_policies import (
     ALPHA,
+    COSTS,
     RANKS,
     TRAINING_IN_ITEMS,
     Answer,
-    settings,
     worths_of,
 )
 from benchmarks.search_studies import Simulated
@@ -92,7 +92,7 @@ def _grown(of: StudyEvidence, choice: Choice, stage: Stage, look: int, terms: Te
 def _cost(stage: Stage) -> float:
     """Of a study of this size with every rank, in trainings."""
     scoring = (stage.num_items + stage.num_retention) / TRAINING_IN_ITEMS
-    return stage.num_seeds * sum(setting.cost + scoring for setting in settings([0.0]))
+    return stage.num_seeds * sum(cost + scoring for cost in COSTS)
 
 
 def _evidence(study: Simulated, stage: Stage, terms: Terms) -> StudyEvidence:
@@ -131,7 +131,7 @@ def _offers(
 ) -> list[Offer]:
     count = len(RANKS)
     correlations = smooth_correlations(RANKS, np.zeros((count, count)))
-    truths = Believed.of(of, correlations, terms.unit).truths()
+    truths = Believed.of(of, correlations, terms.point).truths()
     offers: list[Offer] = []
     for add, then, factor in stages:
         is_possible = (

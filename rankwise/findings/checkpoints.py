@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.odds import PRICE
+from rankwise.findings.odds import point_in, worth
 from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import pair_items, run_record
 from rankwise.records import quantities
@@ -78,14 +78,14 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
     if not source.results.checkpoints:
         return None
     epsilon = recommendation.epsilon_points or 0.0
-    unit = 1.0 if recommendation.unit == "points" else recommendation.delta / 2.0
+    point = point_in(recommendation.unit, recommendation.delta)
     points: list[CheckpointPoint] = []
     choices: list[CheckpointChoice] = []
     for option in source.in_study_order(source.options):
         of_option = _points(source, option)
         if len(of_option) < 2:
             continue
-        worths = [_worth(source, point.models, epsilon, unit) for point in of_option]
+        worths = [_worth(source, each.models, epsilon, point) for each in of_option]
         num_steps = of_option[-1].step
         points += [
             CheckpointPoint(
@@ -124,11 +124,11 @@ def _points(source: OptionGains, option: Option) -> list[_Point]:
     return [*complete, _Point(run_record(option.runs[0]).num_steps, option.runs)]
 
 
-def _worth(source: OptionGains, models: Runs, epsilon: float, unit: float) -> float:
+def _worth(source: OptionGains, models: Runs, epsilon: float, point: float) -> float:
     """On validation items."""
     gain = _validation_mean(source, models, "in_domain")
     loss = -_validation_mean(source, models, "retention")
-    return gain - PRICE * unit * max(loss - epsilon, 0.0)
+    return float(worth(gain, loss, epsilon, point))
 
 
 def _validation_mean(source: OptionGains, models: Runs, relation: Relation) -> float:

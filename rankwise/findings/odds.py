@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from rankwise.findings.decision import judge
@@ -17,6 +18,7 @@ from rankwise.findings.stats.posterior import (
 )
 from rankwise.findings.stats.prospects import Growth, after_growth, grow, pair_ends
 from rankwise.findings.stats.simultaneous import StudyEvidence
+from rankwise.records.study import Unit
 
 NUM_DRAWS = 4096
 """At this number a probability is exact to 0.008 (one standard error)."""
@@ -26,6 +28,28 @@ NUM_FUTURES = 1024
 
 PRICE = 2.0
 """Points of gain that a point of retention loss beyond epsilon is worth."""
+
+
+def point_in(unit: Unit, delta: float) -> float:
+    """What a point counts in the unit of the gains.
+
+    Half of delta in nats stands for a point, since one is the smallest margin in points.
+    """
+    return 1.0 if unit == "points" else delta / 2.0
+
+
+def worth(gain: ArrayLike, loss: ArrayLike, epsilon: float, point: float) -> Floats:
+    """The gain less the price of retention loss beyond epsilon, in the unit of the gains.
+
+    Args:
+        gain: of one option, or of many: any shape.
+        loss: in points, of the same shape.
+        epsilon: in points.
+        point: from ``point_in``.
+    """
+    excess = np.maximum(np.asarray(loss, dtype=np.float64) - epsilon, 0.0)
+    return np.asarray(gain, dtype=np.float64) - PRICE * point * excess
+
 
 _SEED = 20260102
 """Fixed, so that the same results always give the same odds."""
@@ -101,12 +125,12 @@ class Believed(NamedTuple):
         """What the best choice is worth on average, chosen after a growth."""
         rng = np.random.default_rng(_SEED)
         of_gain, of_loss = growths
-        worth, _ = after_growth(self.evidence.in_domain, self.gain, of_gain, rng, NUM_FUTURES)
+        worths, _ = after_growth(self.evidence.in_domain, self.gain, of_gain, rng, NUM_FUTURES)
         retention = self.evidence.retention
         if self.loss is not None and retention is not None and of_loss is not None:
             mean, sd = after_growth(retention, self.loss, of_loss, rng, NUM_FUTURES)
-            worth = worth - PRICE * self.unit * expected_excess(mean - epsilon, sd)
-        return float(np.maximum(worth.max(axis=1), 0.0).mean())
+            worths = worths - PRICE * self.unit * expected_excess(mean - epsilon, sd)
+        return float(np.maximum(worths.max(axis=1), 0.0).mean())
 
 
 def odds(truths: Truths, *, tolerance: float, epsilon: float, unit: float) -> Odds:
@@ -125,16 +149,14 @@ def odds(truths: Truths, *, tolerance: float, epsilon: float, unit: float) -> Od
     is_kept = np.ones(gains.shape, dtype=bool) if losses is None else losses <= epsilon
     best = np.where(is_kept, gains, -np.inf).max(axis=1, keepdims=True)
     better, near = gains > 0.0, gains >= best - tolerance
-    worth = gains
-    if losses is not None:
-        worth = gains - PRICE * unit * np.maximum(losses - epsilon, 0.0)
-    most = np.maximum(worth.max(axis=1), 0.0)
+    worths = gains if losses is None else worth(gains, losses, epsilon, unit)
+    most = np.maximum(worths.max(axis=1), 0.0)
     return Odds(
         better=better.mean(axis=0),
         keeps=is_kept.mean(axis=0),
         near=near.mean(axis=0),
         right=(better & is_kept & near).mean(axis=0),
-        regret=(most[:, None] - worth).mean(axis=0),
+        regret=(most[:, None] - worths).mean(axis=0),
         regret_of_base=float(most.mean()),
     )
 

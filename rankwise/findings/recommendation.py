@@ -13,6 +13,7 @@ from rankwise.findings.best_bet import Betting, Rule, Sizes
 from rankwise.findings.clusters import cluster_notes, num_clusters_of
 from rankwise.findings.decision import Choice, choose, standings, sufficient_epsilon
 from rankwise.findings.looks import alpha_of_look, with_look
+from rankwise.findings.odds import point_in
 from rankwise.findings.options import Option, OptionGains, Runs
 from rankwise.findings.pairs import compare, format_effects, run_record
 from rankwise.findings.statements import FullGain, reasons, statement
@@ -183,9 +184,7 @@ def _judge(
     at_once = bounds_at(evidence, level_of_all(evidence, look.alpha, BOOTSTRAP_SEED))
     choice = choose(bounds, margins.delta, epsilon)
     enough = None if choice.option is not None else sufficient_epsilon(bounds, margins.delta)
-    # half of delta in nats stands for a point, since one is the smallest margin in points
-    unit = 1.0 if tasks.unit == "points" else margins.delta / 2.0
-    betting = Betting(evidence, options, unit)
+    betting = Betting(evidence, options, point_in(tasks.unit, margins.delta))
     prospects: tuple[Prospect, ...] = ()
     if choice.outcome in ("cannot_tell", "no_evidence"):
         level = deciding_level(count, alpha_of_look(look.number + 1, alpha))

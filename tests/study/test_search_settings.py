@@ -67,8 +67,8 @@ def test_what_is_not_tuned_has_one_rate(tmp_path: Path) -> None:
 def test_the_study_s_margins_are_the_search_s(tmp_path: Path) -> None:
     margins = ("recommendation.delta_points=2", "recommendation.epsilon_points=4")
     terms = terms_of(config_of(tmp_path, *margins, "evaluation.retention=[x]"), "points")
-    assert (terms.delta, terms.epsilon, terms.unit) == (2, 4, 1.0)
+    assert (terms.delta, terms.epsilon, terms.point) == (2, 4, 1.0)
     without = terms_of(config_of(tmp_path, *margins), "points")
     assert without.epsilon is None
     nats = terms_of(config_of(tmp_path), "nats")
-    assert (nats.delta, nats.unit) == (0.02, 0.01)
+    assert (nats.delta, nats.point) == (0.02, 0.01)

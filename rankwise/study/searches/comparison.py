@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankwise.findings.odds import PRICE
+from rankwise.findings import odds
 from rankwise.findings.stats.items import Floats, Items, item_size
 from rankwise.findings.stats.simultaneous import StudyEvidence, study_evidence
 from rankwise.study.searches.policy import Shown, Terms
@@ -19,7 +19,6 @@ def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
         shown: m rows of K, all on the same items and tasks.
         terms: retention takes part where they have an epsilon.
     """
-    in_points = terms.unit == 1.0
 
     def stacked(kind: str, is_share: bool) -> list[Items]:
         num_tasks = len(getattr(shown[0][0], kind))
@@ -30,16 +29,13 @@ def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
         return [Items(task, item_size(task, in_points=is_share)) for task in values]
 
     losses = [] if terms.epsilon is None else stacked("losses", True)
-    return study_evidence(stacked("gains", in_points), losses)
+    return study_evidence(stacked("gains", terms.unit == "points"), losses)
 
 
 def worth(shown: Shown, terms: Terms) -> float:
-    """The gain less the price of retention loss beyond epsilon, in the unit of the gains.
-
-    Macro-means over tasks. The price is that of the best bet.
-    """
+    """What a trial is worth, by the price of the best bet; macro-means over tasks."""
     gain = float(np.mean([task.mean() for task in shown.gains]))
     if terms.epsilon is None or not shown.losses:
         return gain
     loss = float(np.mean([task.mean() for task in shown.losses]))
-    return gain - PRICE * terms.unit * max(0.0, loss - terms.epsilon)
+    return float(odds.worth(gain, loss, terms.epsilon, terms.point))

@@ -58,6 +58,16 @@ class Look(NamedTuple):
     num_settings: int
     ranks: tuple[int, ...]
 
+    @property
+    def saves_seeds(self) -> bool:
+        """Whether first seeds are at their end and others are still to be trained.
+
+        Grounds that are not shown act only then. Once everything is trained they would save the
+        scoring of test items, and take from the verdict what other ranks tell of the spread of
+        runs.
+        """
+        return self.share == 1.0 and self.num_seeds < self.all_seeds
+
 
 class Elimination(NamedTuple):
     """A setting that is ruled out, by its place among those that are looked at, and by which other.
@@ -86,10 +96,10 @@ def eliminations(evidence: StudyEvidence, look: Look, terms: Terms) -> list[Elim
             continue
         if bounds.lead.upper[place, by] < -margin:
             found.append(Elimination(place, "behind", by))
-        elif look.share == 1.0 and _is_hopeless(bounds.lead, likely.lead, place, by, look, terms):
+        elif look.saves_seeds and _is_hopeless(bounds.lead, likely.lead, place, by, look, terms):
             found.append(Elimination(place, "hopeless", by))
     gone = {each.place for each in found}
-    if look.share == 1.0:
+    if look.saves_seeds:
         left = [place for place in range(len(out)) if place not in gone]
         answer = _answer(evidence, left, look, terms)
         if answer is not None:
@@ -135,7 +145,7 @@ def _answer(evidence: StudyEvidence, left: list[int], look: Look, terms: Terms) 
     """
     count = evidence.num_options
     correlations = smooth_correlations(look.ranks, np.zeros((count, count)))
-    truths = Believed.of(evidence, correlations, terms.unit).truths()
+    truths = Believed.of(evidence, correlations, terms.point).truths()
     gains = truths.gains[:, left]
     keeps = np.ones(gains.shape, dtype=bool)
     if truths.losses is not None and terms.epsilon is not None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from rankwise.findings.odds import point_in
 from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
+from rankwise.records.study import Unit
 
 
 class Setting(NamedTuple):
@@ -20,13 +22,11 @@ class Setting(NamedTuple):
         label: its name in sentences, such as "rank 16".
         rank: None for full fine-tuning, which is tuned and never ruled out.
         rates: learning rates to begin with, from small to large; one where it is not tuned.
-        cost: of a whole training, in any unit that all settings share, above 0.
     """
 
     label: str
     rank: int | None
     rates: tuple[float, ...]
-    cost: float = 1.0
 
 
 class Trial(NamedTuple):
@@ -111,17 +111,22 @@ class Terms(NamedTuple):
         delta: in-domain difference that counts, in the unit of the gains, above 0.
         epsilon: acceptable retention loss in points; None where retention is not measured.
         alpha: probability, over the whole search, of ruling out wrongly; 0..1.
-        unit: what a point of retention loss counts in the unit of the gains.
+        unit: of the gains.
     """
 
     delta: float
     epsilon: float | None
     alpha: float
-    unit: float = 1.0
+    unit: Unit = "points"
+
+    @property
+    def point(self) -> float:
+        """What a point of retention loss counts in the unit of the gains."""
+        return point_in(self.unit, self.delta)
 
     def written(self, gain: float) -> str:
         """A difference of gains in words, such as 4.0 points."""
-        return quantities.amount(gain, "points" if self.unit == 1.0 else "nats")
+        return quantities.amount(gain, self.unit)
 
     @property
     def margin(self) -> str:

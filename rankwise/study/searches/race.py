@@ -18,12 +18,6 @@ FIRST_SEED_ALPHA = 0.7
 """The share of alpha of the look at the end of the first seed, where most is saved."""
 
 
-UNPROVEN = ("answered", "hopeless")
-"""Grounds that save trainings and are not shown. When everything is trained they would save the
-scoring of test items only, and take from the verdict what other ranks tell of the spread of runs.
-"""
-
-
 class Race:
     """Trains every rate of every setting with the first seed, rung by rung, then the other seeds.
 
@@ -155,10 +149,7 @@ class _Running:
             tuple(race.settings[place].rank or 0 for place in looked_at),
         )
         of = evidence(list(zip(*columns, strict=True)), race.terms)
-        is_last = share == 1.0 and num_seeds == len(race.seeds)
         for each in eliminations(of, look, race.terms):
-            if is_last and each.ground in UNPROVEN:
-                continue
             other = race.settings[looked_at[each.by]].label
             self.tuning.drop(looked_at[each.place], reason(each, other, look, race.terms))
 

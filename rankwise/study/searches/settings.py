@@ -15,15 +15,10 @@ from rankwise.study.searches.early_stop import EarlyStop
 from rankwise.study.searches.ladder import Ladder
 from rankwise.study.searches.policy import Policy, Setting, Terms
 from rankwise.study.searches.race import Race
-
-RATE_FACTOR = 10**0.5
-"""Between the rates that a search begins with."""
+from rankwise.study.searches.rates import FACTOR, rounded
 
 REFERENCE_RANK = 32
 """A rate that is given without a rule is that of this rank, where the paper's advice starts."""
-
-FULL_COST = 1.6
-"""Of a step of full fine-tuning, in steps of LoRA; see ``stages.TRAINING_WORK``."""
 
 _PRIORS = {"proportional": -0.5, "rslora": -0.25, "fixed": 0.0}
 """How the best rate is expected to go with the rank (arXiv:2602.06204)."""
@@ -54,9 +49,8 @@ def searched(config: StudyConfig) -> Searched:
         settings.append(Setting(label, variant.rank, _grid(centre) if tune else (centre,)))
         variants.append(variant)
     for rate, epochs in full_variants(config):
-        cost = FULL_COST * epochs / max(config.train.epochs)
         label = FULL_LABEL if len(config.train.epochs) == 1 else f"{FULL_LABEL}, epochs {epochs}"
-        settings.append(Setting(label, None, _grid(rate) if tune else (rate,), cost))
+        settings.append(Setting(label, None, _grid(rate) if tune else (rate,)))
         variants.append(FullVariant(epochs))
     return Searched(tuple(settings), tuple(variants))
 
@@ -96,9 +90,7 @@ def terms_of(config: StudyConfig, unit: Unit) -> Terms:
     has_retention = bool(config.evaluation.retention)
     alpha = 1.0 - wanted.confidence
     if unit == "nats":
-        # half of delta in nats stands for a point, as in the best bet
-        delta = wanted.delta_nats
-        return Terms(delta, epsilon if has_retention else None, alpha, delta / 2.0)
+        return Terms(wanted.delta_nats, epsilon if has_retention else None, alpha, unit)
     delta = wanted.delta_points or derived
     return Terms(delta, epsilon if has_retention else None, alpha)
 
@@ -115,15 +107,11 @@ def _expected_rate(variant: LoraVariant, is_flat: bool) -> float:
         return rate
     factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
     # whole steps of the grid, so that ranks share rates and can be compared at one
-    return rate * RATE_FACTOR ** round(math.log(factor, RATE_FACTOR))
+    return rate * FACTOR ** round(math.log(factor, FACTOR))
 
 
 def _grid(centre: float) -> tuple[float, ...]:
-    return tuple(_rounded(centre * factor) for factor in (1 / RATE_FACTOR, 1.0, RATE_FACTOR))
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
+    return tuple(rounded(centre * factor) for factor in (1 / FACTOR, 1.0, FACTOR))
 
 
 def _labels(variants: Sequence[LoraVariant]) -> list[str]:
