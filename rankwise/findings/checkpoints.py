@@ -143,8 +143,13 @@ def _validation_mean(source: OptionGains, models: Runs, relation: Relation) -> f
     return float(np.mean(means)) if means else 0.0
 
 
+def _tasks(source: OptionGains, relation: Relation) -> tuple[str, ...]:
+    """Those in points; where there is none, those in nats."""
+    return source.tasks(relation) or source.tasks(relation, "nats")
+
+
 def _change(source: OptionGains, models: Runs, relation: Relation) -> TaskMean | None:
-    tasks = source.tasks(relation) or source.tasks(relation, "nats")
+    tasks = _tasks(source, relation)
     return source.change(models, tasks) if tasks else None
 
 
@@ -173,11 +178,8 @@ def _difference(
     source: OptionGains, chosen: _Point, end: _Point, relation: Relation
 ) -> TaskMean | None:
     """Checkpoint - end, paired by seed and item."""
-    tasks = source.tasks(relation) or source.tasks(relation, "nats")
-    if not tasks:
-        return None
-    values = [source.gains(chosen.models, t) - source.gains(end.models, t) for t in tasks]
-    return source.mean(values, tasks)
+    tasks = _tasks(source, relation)
+    return source.difference_of(chosen.models, end.models, tasks) if tasks else None
 
 
 def _statement(

@@ -230,7 +230,12 @@ class OptionGains:
 
     def difference(self, option: Option, other: Option, tasks: Sequence[str]) -> TaskMean:
         """How much an option scores above another, positive where it is better."""
-        return self.mean([self.lead(option, other, task) for task in tasks], tasks)
+        return self.difference_of(option.runs, other.runs, tasks)
+
+    def difference_of(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> TaskMean:
+        """The same of any models, paired by seed and item; one model is set against each seed."""
+        gains = [self.gains(runs, task) - self.gains(others, task) for task in tasks]
+        return self.mean(gains, tasks)
 
     def score(
         self, model: ModelResults, tasks: Sequence[str], *, by_items: bool = False

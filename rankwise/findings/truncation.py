@@ -198,8 +198,7 @@ def _point(
     def lead(names: Sequence[str]) -> TaskMean | None:
         if beside is None or not names:
             return None
-        gains = [source.gains(member.runs, t) - source.gains(beside.runs, t) for t in names]
-        return source.mean(gains, names)
+        return source.difference_of(member.runs, beside.runs, names)
 
     return CurvePoint(
         series=member.series,

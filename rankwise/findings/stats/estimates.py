@@ -358,12 +358,37 @@ def retention_ratio(
     # each model has one pseudo-item that the other does not, as in every other variance
     pseudo = PSEUDO_ITEMS / 2.0 / size**2 * np.eye(2)
     (var_d, cov), (_, var_n) = np.cov(below, above) / size + pseudo
-    quantile = float(special.stdtrit(size - 1, (1.0 + confidence) / 2.0)) ** 2
-    leading = denominator**2 - quantile * float(var_d)
-    if leading <= 0:
+    variances = float(var_n), float(var_d), float(cov)
+    quantile = float(special.stdtrit(size - 1, (1.0 + confidence) / 2.0))
+    ratio = fieller(numerator, denominator, variances, quantile)
+    if ratio is None:
         return Ratio(None, None, None, "the base is too close to chance for an interval")
-    middle = denominator * numerator - quantile * float(cov)
-    last = numerator**2 - quantile * float(var_n)
+    return ratio
+
+
+def fieller(
+    numerator: float, denominator: float, variances: tuple[float, float, float], quantile: float
+) -> Ratio | None:
+    """A ratio of two estimates with the interval of Fieller (1954).
+
+    It is every θ for which numerator - θ denominator may be zero.
+
+    Args:
+        numerator: an estimate.
+        denominator: another one.
+        variances: of the numerator, of the denominator, and their covariance.
+        quantile: of Student's t, two-sided.
+
+    Returns:
+        None where these θ are no interval.
+    """
+    var_n, var_d, covariance = variances
+    squared = quantile**2
+    leading = denominator**2 - squared * var_d
+    if leading <= 0:
+        return None
+    middle = denominator * numerator - squared * covariance
+    last = numerator**2 - squared * var_n
     root = math.sqrt(max(middle**2 - leading * last, 0.0))
     return Ratio(
         numerator / denominator, (middle - root) / leading, (middle + root) / leading, None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from rankwise.findings.stats.estimates import Estimate, Ratio
+from rankwise.findings.stats.estimates import Estimate, Ratio, fieller
 
 
 def ratio_of_means(
@@ -12,8 +10,7 @@ def ratio_of_means(
 ) -> Ratio:
     """The ratio numerator / denominator of two estimates from the same seeds and items.
 
-    The interval is every θ for which numerator - θ denominator may be zero. The covariance of the
-    two follows from the variances of both and of their difference.
+    The covariance of the two follows from the variances of both and of their difference.
 
     Args:
         numerator: a mean.
@@ -29,16 +26,8 @@ def ratio_of_means(
         for each in (numerator, denominator, difference)
     )
     var_n, var_d = numerator.stderr**2, denominator.stderr**2
-    covariance = (var_n + var_d - difference.stderr**2) / 2.0
-    leading = denominator.value**2 - quantile**2 * var_d
-    if leading <= 0 or denominator.value <= 0:
+    variances = var_n, var_d, (var_n + var_d - difference.stderr**2) / 2.0
+    ratio = fieller(numerator.value, denominator.value, variances, quantile)
+    if ratio is None or denominator.value <= 0:
         return Ratio(None, None, None, "what it is a share of is not shown to be above zero")
-    middle = denominator.value * numerator.value - quantile**2 * covariance
-    last = numerator.value**2 - quantile**2 * var_n
-    root = math.sqrt(max(middle**2 - leading * last, 0.0))
-    return Ratio(
-        numerator.value / denominator.value,
-        (middle - root) / leading,
-        (middle + root) / leading,
-        None,
-    )
+    return ratio
