@@ -8,26 +8,18 @@ from pathlib import Path
 import pytest
 
 from rankwise.records.folder import StudyFolder
-from tests.support.small_studies import SMALL, Study
+from tests.support.small_studies import SMALL, Study, write_study
 from tests.support.studies import run
-from tests.support.tiny_tasks import write_tiny_tasks
 
 
 @pytest.fixture(scope="module")
 def finished_study(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Study:
     root = tmp_path_factory.mktemp("damage")
-    tasks = root / "tasks"
-    write_tiny_tasks(tasks)
-    file = root / "tiny.yaml"
-    file.write_text(
-        f"""
-base_model: {tiny_model_folder}
-tasks_path: {tasks}
-allow_task_code: true
-train: {{task: colours, epochs: 1, learning_rate: {{lora: 1e-2, full: 1e-3}}, precision: float32}}
-methods: {{lora: {{ranks: [2, 4]}}}}
+    settings = """
+train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
+methods: {lora: {ranks: [2, 4]}}
 """
-    )
+    file = write_study(root, tiny_model_folder, settings)
     run(file, root / "study", *SMALL)
     return Study(file, StudyFolder(root / "study"))
 

@@ -19,8 +19,8 @@ from rankwise.study.searches.policy import Shown
 from rankwise.study.stages import stages
 from rankwise.study.stopping import Stopped
 from tests.support.observers import Recorder, Silent
+from tests.support.small_studies import SEARCHED, write_study
 from tests.support.studies import run
-from tests.support.tiny_tasks import write_tiny_tasks
 
 # with a constant rate, the first epoch of two is the whole of a training of one
 CONSTANT = ("train.schedule=constant", "train.warmup_ratio=0.0")
@@ -28,28 +28,10 @@ CONSTANT = ("train.schedule=constant", "train.warmup_ratio=0.0")
 
 @pytest.fixture(scope="module")
 def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    root = tmp_path_factory.mktemp("checkpoints")
-    write_tiny_tasks(root / "tasks")
-    file = root / "tiny.yaml"
-    file.write_text(
-        f"""
-base_model: {tiny_model_folder}
-tasks_path: {root / "tasks"}
-allow_task_code: true
-train:
-  task: colours
-  epochs: 2
-  learning_rate: {{lora: 1e-2, full: 1e-3}}
-  precision: float32
-  batch_size: 2
-  gradient_accumulation_steps: 1
-methods: {{lora: {{ranks: [2, 4]}}, full: null}}
-evaluation: {{retention: [sums], num_train_items: 0}}
-analysis: {{spectra: false, heads: false}}
-search: {{validation_items: 6}}
-"""
+    settings = "methods: {lora: {ranks: [2, 4]}, full: null}\n"
+    return write_study(
+        tmp_path_factory.mktemp("checkpoints"), tiny_model_folder, settings + SEARCHED
     )
-    return file
 
 
 def weights_of(folder: StudyFolder, run: PlannedRun) -> dict[str, torch.Tensor]:

@@ -17,27 +17,19 @@ from rankwise.study.growing import run_to_verdict
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.stopping import Stopped
 from tests.support.observers import Recorder
-from tests.support.tiny_tasks import write_tiny_tasks
+from tests.support.small_studies import write_study
 
 
 @pytest.fixture(scope="module")
 def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    root = tmp_path_factory.mktemp("growing")
-    write_tiny_tasks(root / "tasks")
-    file = root / "tiny.yaml"
-    file.write_text(
-        f"""
-base_model: {tiny_model_folder}
-tasks_path: {root / "tasks"}
-allow_task_code: true
-train: {{task: colours, epochs: 1, learning_rate: {{lora: 1e-2}}, precision: float32}}
-methods: {{lora: {{ranks: [2, 4]}}, full: null}}
-evaluation: {{limit: 6, num_train_items: 0}}
-analysis: {{spectra: false, heads: false}}
-search: {{until: decided}}
+    settings = """
+train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2}, precision: float32}
+methods: {lora: {ranks: [2, 4]}, full: null}
+evaluation: {limit: 6, num_train_items: 0}
+analysis: {spectra: false, heads: false}
+search: {until: decided}
 """
-    )
-    return file
+    return write_study(tmp_path_factory.mktemp("growing"), tiny_model_folder, settings)
 
 
 def prospect(probability: float, **changes: object) -> Prospect:

@@ -18,36 +18,16 @@ from rankwise.study.run import run_study
 from rankwise.study.status import study_status
 from rankwise.study.stopping import Stopped
 from tests.support.observers import Recorder
+from tests.support.small_studies import SEARCHED, write_study
 from tests.support.studies import run
-from tests.support.tiny_tasks import write_tiny_tasks
 
 RACE = ("search.policy=race", "train.learning_rate.tune=true", "seeds=[0, 1]")
 
 
 @pytest.fixture(scope="module")
 def study_file(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    root = tmp_path_factory.mktemp("searches")
-    write_tiny_tasks(root / "tasks")
-    file = root / "tiny.yaml"
-    file.write_text(
-        f"""
-base_model: {tiny_model_folder}
-tasks_path: {root / "tasks"}
-allow_task_code: true
-train:
-  task: colours
-  epochs: 2
-  learning_rate: {{lora: 1e-2, full: 1e-3}}
-  precision: float32
-  batch_size: 2
-  gradient_accumulation_steps: 1
-methods: {{lora: {{ranks: [2, 8]}}, full: null}}
-evaluation: {{retention: [sums], num_train_items: 0}}
-analysis: {{spectra: false, heads: false}}
-search: {{validation_items: 6}}
-"""
-    )
-    return file
+    settings = "methods: {lora: {ranks: [2, 8]}, full: null}\n"
+    return write_study(tmp_path_factory.mktemp("searches"), tiny_model_folder, settings + SEARCHED)
 
 
 @pytest.fixture(scope="module")

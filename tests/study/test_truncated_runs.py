@@ -27,8 +27,8 @@ from rankwise.study.status import study_status
 from rankwise.weights.lowrank import read_updates
 from tests.planted.grid import ALL_LINEAR, grid_run
 from tests.support.observers import Recorder
+from tests.support.small_studies import write_study
 from tests.support.studies import run
-from tests.support.tiny_tasks import write_tiny_tasks
 
 PASS = "pass 2: 4 truncated adapters"
 SETTINGS = (
@@ -68,21 +68,15 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Finished:
     root = tmp_path_factory.mktemp("truncated")
-    write_tiny_tasks(root / "tasks")
-    file = root / "tiny.yaml"
-    file.write_text(
-        f"""
-base_model: {tiny_model_folder}
-tasks_path: tasks
-allow_task_code: true
+    settings = """
 train:
   task: colours
   epochs: 2
-  learning_rate: {{lora: 1e-2}}
+  learning_rate: {lora: 1e-2}
   precision: float32
-evaluation: {{held_out_text: [small_prose]}}
+evaluation: {held_out_text: [small_prose]}
 """
-    )
+    file = write_study(root, tiny_model_folder, settings)
     outcome, recorder = run(file, root / "study", *SETTINGS)
     folder = StudyFolder(root / "study")
     results: StudyResults = outcome.results
