@@ -41,6 +41,7 @@ from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.findings.stats.sampling import FLOOR, draw, inclusion_probabilities, mean_of_all
 from rankwise.records.folder import StudyFolder
 from rankwise.records.p_right import P_RIGHT
+from rankwise.records.reading import read_results
 from rankwise.records.results import TaskItems
 
 SHARES = (0.25, 0.5)
@@ -118,7 +119,7 @@ class Cell(NamedTuple):
 
 def populations(study: Path) -> Iterator[Population]:
     """The tasks with options that decide, each by p(right) and by the task's own metric."""
-    results = StudyFolder(study).read_results()
+    results = read_results(StudyFolder(study))
     deciding = [
         task for kinds in results.study.tasks.values() for of in kinds.values() for task in of
     ]

@@ -27,6 +27,7 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.errors import ConfigError, RecordError, StorageError
+from rankwise.records.reading import read_results
 
 if TYPE_CHECKING:
     from rankwise.records.config import StudyConfig
@@ -309,7 +310,7 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
-    results = folder.read_results()
+    results = read_results(folder)
     note_damage(folder)
     tested = paper_claims(option_gains(results), recommend_study(results, folder.read_looks()))
     if as_json:

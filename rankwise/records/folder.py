@@ -1,4 +1,4 @@
-"""The study folder: its names, atomic writes, the lock, and reading it back."""
+"""The study folder: its names, atomic writes, the lock, and its records one by one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rankwise.errors import RankwiseError, RecordError
+from rankwise.errors import RecordError
 from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
-from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.file_names import samples_beside, task_file_name
 from rankwise.records.files import (
     FileDigest,
@@ -24,32 +23,15 @@ from rankwise.records.files import (
     write_record,
     writing,
 )
-from rankwise.records.fingerprints import (
-    divergence_fingerprint,
-    head_changes_fingerprint,
-    scoring_fingerprint,
-    spectra_fingerprint,
-)
 from rankwise.records.heads import (
     HEAD_MODES,
-    HeadChanges,
     HeadMode,
     HeadRepair,
     TaskHeadEffects,
-    of_most_items,
 )
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.locking import locked
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
-from rankwise.records.results import (
-    Divergence,
-    JudgedItems,
-    ModelResults,
-    StudyResults,
-    judged_items,
-)
-from rankwise.records.search import SearchRecord
-from rankwise.records.spectra import SpectraRecord
 from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import (
     PlannedRun,
@@ -64,14 +46,10 @@ R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
-MIN_ITEMS = 2
-"""Of a task that is judged: the error of a difference comes from the spread of its items."""
-
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
 _TRAINING_STATE = "training.pt"
-_SHOW_LEFT = "`rankwise status` shows what is left"
 
 
 class StudyFolder:
@@ -123,7 +101,8 @@ class StudyFolder:
             self._fingerprints[path] = state, record.fingerprint
         return record
 
-    def _read_if_there(self, path: Path, kind: type[R]) -> R | None:
+    def read_if_there(self, path: Path, kind: type[R]) -> R | None:
+        """A record; None where there is no such file."""
         return self.read(path, kind) if self.has(path) else None
 
     def model_folder(self, name: str) -> Path:
@@ -256,11 +235,11 @@ class StudyFolder:
 
     def read_looks(self) -> StudyLooks | None:
         """How the study was judged before; None where it was not."""
-        return self._read_if_there(self.looks_file, StudyLooks)
+        return self.read_if_there(self.looks_file, StudyLooks)
 
     def accepted_stacks(self) -> AcceptedStacks:
         """The stacks under which the study went on."""
-        return self._read_if_there(self.stacks_file, AcceptedStacks) or AcceptedStacks()
+        return self.read_if_there(self.stacks_file, AcceptedStacks) or AcceptedStacks()
 
     def finished_run(self, planned: PlannedRun) -> RunRecord | None:
         """The record of a finished training, or None; a record of another run is an error."""
@@ -279,7 +258,7 @@ class StudyFolder:
 
     def finished(self, path: Path, kind: type[F], *fingerprints: str) -> F | None:
         """A record that has one of the fingerprints; None if it is missing or has another."""
-        record = self._read_if_there(path, kind)
+        record = self.read_if_there(path, kind)
         return record if record is not None and record.fingerprint in fingerprints else None
 
     def is_finished(self, path: Path, kind: type[StageRecord], fingerprint: str) -> bool:
@@ -293,12 +272,12 @@ class StudyFolder:
 
     def earlier_evaluation(self, model: str, task: str) -> TaskEvaluation | None:
         """The record of a scoring whatever its settings, or None."""
-        return self._read_if_there(self.evaluation_file(model, task), TaskEvaluation)
+        return self.read_if_there(self.evaluation_file(model, task), TaskEvaluation)
 
     def failures(self) -> tuple[StageFailure, ...]:
         """The stages that failed when they were last tried, in the order of their names."""
         paths = sorted(self.failures_folder.glob("*.json"))
-        found = [self._read_if_there(path, StageFailure) for path in paths]
+        found = [self.read_if_there(path, StageFailure) for path in paths]
         return tuple(failure for failure in found if failure is not None)
 
     def write_failure(self, failure: StageFailure) -> None:
@@ -334,7 +313,7 @@ class StudyFolder:
 
     def head_repair(self, run: str) -> HeadRepair | None:
         """Which heads were reverted to restore other domains; None if that was not tried."""
-        return self._read_if_there(self.head_repair_file(run), HeadRepair)
+        return self.read_if_there(self.head_repair_file(run), HeadRepair)
 
     def clear_repaired(self, run: str) -> None:
         """Take away an earlier repaired adapter."""
@@ -400,202 +379,11 @@ class StudyFolder:
             RecordError: it cannot be read, or is not what was scored.
         """
         record = self.earlier_evaluation(model, task)
-        return self._samples(model, task, None if record is None else record.samples)
-
-    def _samples(self, model: str, task: str, digest: FileDigest | None) -> list[dict[str, Any]]:
         path = self.samples_file(model, task)
         try:
-            return read_items(path, digest)
+            return read_items(path, None if record is None else record.samples)
         except (OSError, ValueError, RecursionError) as error:
             raise RecordError(
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."
             ) from error
-
-    def read_results(self, study: StudyRecord | None = None) -> StudyResults:
-        """Everything that is finished, as the recommendation and the report need it.
-
-        A run that is not finished under the study's settings is left out and named, and so is a
-        task of one item: differences need two.
-
-        Args:
-            study: None: as it is in the folder.
-
-        Raises:
-            RecordError: the base is not scored or no run is finished, or a record cannot be read.
-            TaskError: ``evaluation.clusters`` names what is not scored, or no field.
-        """
-        study = self.read_study() if study is None else study
-        unscored = self._unscored(study, None)
-        if unscored:
-            raise RecordError(
-                f"the base model of {self.root} is not scored on {', '.join(unscored)} yet: "
-                f"nothing can be concluded. Run the study to its end; {_SHOW_LEFT}."
-            )
-        study, left_out = self._with_enough_items(study)
-        complete: list[PlannedRun] = []
-        for planned in study.runs:
-            left = self.left_of(study, planned)
-            if left is None:
-                complete.append(planned)
-            else:
-                left_out[planned.name] = left
-        if not complete:
-            raise RecordError(
-                f"no run of {self.root} is finished under its present settings: nothing can be "
-                f"concluded. Run the study to its end; {_SHOW_LEFT}."
-            )
-
-        def finished(models: Iterable[PlannedRun]) -> tuple[ModelResults, ...]:
-            done = (model for model in models if self.left_of(study, model) is None)
-            return tuple(self.read_model(study, model) for model in done)
-
-        return StudyResults(
-            study=study,
-            base=self.read_model(study, None),
-            runs=tuple(self.read_model(study, planned) for planned in complete),
-            checkpoints=finished(study.checkpoints),
-            truncated=finished(study.truncated),
-            search=self._read_if_there(self.search_file, SearchRecord),
-            failures=self.failures(),
-            stacks=self.accepted_stacks().stacks,
-            left_out=left_out,
-        )
-
-    def _with_enough_items(self, study: StudyRecord) -> tuple[StudyRecord, dict[str, str]]:
-        """The study without tasks of which fewer than two items were scored, and these."""
-        few: dict[str, str] = {}
-        for task in study.scored_tasks():
-            record = self.earlier_evaluation(BASE, task)
-            if record is not None and record.num_examples < MIN_ITEMS:
-                few[task] = f"has {record.num_examples} item, and differences need {MIN_ITEMS}"
-        study = study.without(few)
-        for source, relations in study.tasks.items():
-            if not relations.get("in_domain"):
-                raise RecordError(
-                    f"{source} cannot be judged: its task in-domain {next(iter(few.values()))}. "
-                    "Give it more items (evaluation.limit, or train.held_out_fraction of your own "
-                    "data) in another --study-dir."
-                )
-        return study, few
-
-    def left_of(self, study: StudyRecord, planned: PlannedRun) -> str | None:
-        """What a run lacks, in words; None where it is trained and scored, or has diverged."""
-        run = self.finished_run(planned)
-        if run is None:
-            return "is not trained"
-        unscored = () if run.status == "diverged" else self._unscored(study, planned)
-        return f"is not scored on {', '.join(unscored)}" if unscored else None
-
-    def _unscored(self, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
-        """The tasks without a score of a model under the study's present settings."""
-        name, model = BASE, study.base_model_fingerprint
-        if planned is not None:
-            name, model = planned.name, planned.fingerprint
-        return [
-            task
-            for task in study.tasks_of(planned)
-            if not self.is_finished(
-                self.evaluation_file(name, task),
-                TaskEvaluation,
-                scoring_fingerprint(study, model, task),
-            )
-        ]
-
-    def read_model(
-        self, study: StudyRecord, planned: PlannedRun | None, tasks: Iterable[str] | None = None
-    ) -> ModelResults:
-        """Everything measured on a trained model, or on the base (None).
-
-        ``tasks`` are those whose scores are wanted; None: all. A run that diverged has none.
-        """
-        run = None if planned is None else self.finished_run(planned)
-        assert planned is None or run is not None
-        tasks = study.tasks_of(planned) if tasks is None else tasks
-        if run is not None and run.status == "diverged":
-            tasks = ()
-        return self._model_results(study, BASE if run is None else run.planned.name, run, tasks)
-
-    def _model_results(
-        self, study: StudyRecord, name: str, run: RunRecord | None, tasks: Iterable[str]
-    ) -> ModelResults:
-        evaluations = {
-            task: read_record(self.evaluation_file(name, task), TaskEvaluation) for task in tasks
-        }
-        model = study.base_model_fingerprint if run is None else run.planned.fingerprint
-        fields = cluster_fields(study.config.evaluation.clusters, study)
-        judged = {
-            task: self.judged(record, study.config.evaluation.metric_of(task), fields.get(task))
-            for task, record in evaluations.items()
-        }
-        full_runs = study.full_runs_compared if run is None else (study.full_run_of(run.planned),)
-        found = [
-            self.finished(
-                self.divergence_file(name, full.name),
-                Divergence,
-                divergence_fingerprint(study, model, full),
-            )
-            for full in full_runs
-            if full is not None
-        ]
-        effects = () if run is None else self.head_effects(study, name)
-        repair = None if run is None else self.head_repair(name)
-        if repair is not None and not {each.fingerprint for each in effects} >= {*repair.effects}:
-            repair = None  # made from what is no longer so
-        return ModelResults(
-            name=name,
-            run=run,
-            evaluations={task: each.record for task, each in judged.items()},
-            items={task: each.items for task, each in judged.items()},
-            divergences=tuple(each for each in found if each is not None),
-            spectra=run
-            and self.finished(
-                self.spectra_file(name), SpectraRecord, spectra_fingerprint(study, run.planned)
-            ),
-            head_changes=run
-            and self.finished(
-                self.head_changes_file(name),
-                HeadChanges,
-                head_changes_fingerprint(study, run.planned),
-            ),
-            head_effects=of_most_items(effects),
-            head_repair=repair,
-        )
-
-    def judged(
-        self, record: TaskEvaluation, metric: str | None = None, cluster_field: str | None = None
-    ) -> JudgedItems:
-        """A scoring's items by the metric that decides, with their clusters.
-
-        Args:
-            record: of the scoring.
-            metric: the configured metric; None: see ``judged_items``.
-            cluster_field: of the documents; None: candidates are looked for.
-
-        Raises:
-            RecordError: the items cannot be read, or are not those of the record.
-            TaskError: the documents have no such field.
-        """
-        path = self.samples_file(record.model, record.task)
-        samples = self._samples(record.model, record.task, record.samples)
-        samples = [line for line in samples if line.get("filter") == record.decision_filter]
-        again = f"Run the study again: {record.model} is scored on {record.task} again."
-        if len(samples) != record.num_examples:
-            raise RecordError(
-                f"{path} has {len(samples)} items and its record {record.num_examples}. {again}"
-            )
-        try:
-            judged = judged_items(record, samples, metric)
-            documents = {int(line["doc_id"]): line.get("doc") for line in samples}
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            if isinstance(error, RankwiseError):
-                raise
-            problem = f"an item lacks or spoils {error}"
-            raise RecordError(f"{path} cannot be read: {problem}. {again}") from error
-        if cluster_field is not None:
-            setting = f"evaluation.clusters.{record.task.partition('@')[0]}"
-            numbers = cluster_numbers(documents, cluster_field, setting, record.task)
-            return judged.with_items(clusters=numbers)
-        if record.model == BASE:  # the other models have the same documents
-            return judged.with_items(candidates=candidate_fields(documents))
-        return judged

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import LOSS_METRIC, StudyFolder
 from rankwise.records.p_right import P_RIGHT
+from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults
 from rankwise.records.study import MetricScore, Provenance, StudyRecord, TaskEvaluation
 from rankwise.records.whole_folder import whole_folder
@@ -62,7 +63,7 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written. Then, as with every error, nothing is left.
     """
-    results = folder.read_results()
+    results = read_results(folder)
     relations = results.study.tasks.values()
     tasks = {task for by_relation in relations for names in by_relation.values() for task in names}
     output = folder.root / "export" / "lm-eval" if output is None else output

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rankwise.findings.recommendation import looks_of, recommend
 from rankwise.findings.study import StudyFindings, study_findings
 from rankwise.records.folder import StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study import StageFailure, StudyRecord
@@ -39,7 +40,7 @@ def conclude(folder: StudyFolder, clusters: Mapping[str, str] | None = None) -> 
         TaskError: no such task or group is scored, or its documents have no such field.
     """
     study = folder.read_study()
-    results = folder.read_results(_with_clusters(study, clusters) if clusters else study)
+    results = read_results(folder, _with_clusters(study, clusters) if clusters else study)
     recommendation = recommend(results, folder.read_looks())
     return StudyOutcome(results, recommendation, study_findings(results, recommendation))
 

@@ -14,6 +14,7 @@ from rankwise.records.files import FileDigest, read_record, storage_error, write
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
+from rankwise.records.reading import read_judged
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
@@ -228,7 +229,7 @@ class _Inspector:
         if record.samples is not None:
             return
         try:
-            self._folder.judged(record)
+            read_judged(self._folder, record)
         except RecordError as error:
             path = self._folder.evaluation_file(record.model, record.task)
             samples = samples_beside(path)

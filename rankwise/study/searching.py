@@ -16,6 +16,7 @@ from rankwise.findings.pairs import pair_items
 from rankwise.findings.stats.items import Floats
 from rankwise.records.files import read_if_there
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.reading import left_of, read_model
 from rankwise.records.results import ModelResults
 from rankwise.records.search import (
     SearchDecision,
@@ -129,7 +130,7 @@ class Search:
 
     def _is_known(self, model: PlannedRun) -> bool:
         """Whether a model is trained and scored on its validation items, or has diverged."""
-        return self._folder.left_of(self._study, model.as_candidate) is None
+        return left_of(self._folder, self._study, model.as_candidate) is None
 
     def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
         if model.name not in self._shown:
@@ -140,7 +141,7 @@ class Search:
         run = self._folder.finished_run(model)
         if run is None or run.status == "diverged":
             return None
-        adapted = self._folder.read_model(self._study, model.as_candidate)
+        adapted = read_model(self._folder, self._study, model.as_candidate)
         by_relation = self._study.validation_items[model.train_task]
 
         def gains(relation: Relation) -> tuple[Floats, ...]:
@@ -155,7 +156,7 @@ class Search:
             tasks = [
                 t for source in self._study.tasks for t in self._study.validation_tasks(source)
             ]
-            self._base = self._folder.read_model(self._study, None, tasks)
+            self._base = read_model(self._folder, self._study, None, tasks)
         return self._base
 
     def _unit(self, source: str) -> Unit:

@@ -17,6 +17,7 @@ from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.signatures.found import failure_signatures
 from rankwise.findings.study import study_findings
 from rankwise.records.folder import StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report.page import write_report
 from tests.planted.results import planted_study
@@ -74,7 +75,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 def test_a_folder_from_before_is_judged_by_p_right(folder: StudyFolder) -> None:
     planted = planted_study()
-    results = written(folder, planted).read_results()
+    results = read_results(written(folder, planted))
     one, right = 1 / (1 + math.exp(-1.0)), planted.base.items["kinship"]
     items = results.base.items["kinship"]
     assert (items.metric, items.unit) == ("p_right", "points")
@@ -95,7 +96,7 @@ def test_a_folder_from_before_is_judged_by_p_right(folder: StudyFolder) -> None:
 
 def test_what_needs_right_and_wrong_items_is_made_from_accuracy(folder: StudyFolder) -> None:
     planted = planted_study()
-    results = written(folder, planted).read_results()
+    results = read_results(written(folder, planted))
     before, now = recommend(planted), recommend(results)
     for row, known in zip(
         now.by_train_task[0].comparisons, before.by_train_task[0].comparisons, strict=True
@@ -127,14 +128,14 @@ def test_what_needs_right_and_wrong_items_is_made_from_accuracy(folder: StudyFol
 
 
 def test_accuracy_has_the_clusters_of_the_items(folder: StudyFolder) -> None:
-    items = written(folder, planted_study()).read_results().base.items["kinship"]
+    items = read_results(written(folder, planted_study())).base.items["kinship"]
     grouped = items.model_copy(update={"clusters": tuple(range(150)) * 2})
     assert grouped.by_accuracy.metric == "acc"
     assert grouped.by_accuracy.clusters == grouped.clusters
 
 
 def test_accuracy_is_said_beside_it(folder: StudyFolder) -> None:
-    results = written(folder, planted_study({4: 0.70, 16: 0.80})).read_results()
+    results = read_results(written(folder, planted_study({4: 0.70, 16: 0.80})))
     (part,) = recommend(results).by_train_task
     assert any("points are of p(right)" in reason for reason in part.reasons)
     (sentence,) = (reason for reason in part.reasons if reason.startswith("By accuracy"))
@@ -145,7 +146,7 @@ def test_accuracy_is_said_beside_it(folder: StudyFolder) -> None:
 
 def test_the_configured_metric_wins(folder: StudyFolder, tmp_path: Path) -> None:
     planted = configured(planted_study(), kinship="acc")
-    results = written(folder, planted).read_results()
+    results = read_results(written(folder, planted))
     assert results.base.items["kinship"].accuracy is None
     assert results.base.items["kinship"].values == planted.base.items["kinship"].values
     assert results.base.items["capitals"].metric == "p_right"
@@ -155,7 +156,7 @@ def test_the_configured_metric_wins(folder: StudyFolder, tmp_path: Path) -> None
 
     asked = configured(planted_study(), kinship="p_right", pydoc_topics="p_right")
     with pytest.raises(RecordError, match=r"task 'pydoc_topics' has no p_right.*Choose another"):
-        written(StudyFolder(tmp_path / "asked"), asked).read_results()
+        read_results(written(StudyFolder(tmp_path / "asked"), asked))
 
 
 def surer_but_less_often(model: ModelResults, task: str) -> Any:
@@ -167,7 +168,7 @@ def surer_but_less_often(model: ModelResults, task: str) -> Any:
 
 def test_opposite_signs_are_named(folder: StudyFolder) -> None:
     planted = planted_study({4: 0.42}, base={"kinship": 0.50, "capitals": 0.9, "elements": 0.9})
-    results = written(folder, planted, surer_but_less_often).read_results()
+    results = read_results(written(folder, planted, surer_but_less_often))
     recommendation = recommend(results)
     (part,) = recommendation.by_train_task
     row = next(row for row in part.comparisons if row.task == "kinship")
@@ -216,7 +217,7 @@ def test_leads_vary_less_in_p_right(folder: StudyFolder) -> None:
     planted = planted.model_copy(
         update={"base": answered(planted.base), "runs": tuple(map(answered, planted.runs))}
     )
-    source = OptionGains(written(folder, planted, margins).read_results().of("kinship"))
+    source = OptionGains(read_results(written(folder, planted, margins)).of("kinship"))
     ratios = [
         float(source.by_accuracy.lead(one, other, task).var() / source.lead(one, other, task).var())
         for task in ("kinship", "capitals", "elements")

@@ -19,6 +19,7 @@ from rankwise.findings.pairs import compare
 from rankwise.findings.samples import compare_samples
 from rankwise.records.folder import StudyFolder
 from rankwise.records.lm_eval_export import ExportedModel, export_lm_eval
+from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
@@ -187,7 +188,7 @@ def test_every_model_has_its_folder_and_files(exported: Exported) -> None:
     output = exported.study.root / "export" / "lm-eval"
     names = [exported.base.results["model_name_sanitized"], lora.name, full.name]
     assert {path.name for path in output.iterdir()} == set(names)
-    runs = [model.run for model in exported.study.read_results().runs]
+    runs = [model.run for model in read_results(exported.study).runs]
     records = [exported.study.read_study(), *(run for run in runs if run is not None)]
     dates = [record.provenance.created_at for record in records]
     for model, name, created in zip(exported.models, names, dates, strict=True):
@@ -204,7 +205,7 @@ def test_every_model_has_its_folder_and_files(exported: Exported) -> None:
 
 def test_only_what_decides_is_exported(exported: Exported) -> None:
     """Not the trained rows, which a study may score as well."""
-    scored = exported.study.read_results().base.evaluations.keys()
+    scored = read_results(exported.study).base.evaluations.keys()
     assert set(exported.base.results["results"]) == set(TASKS) <= scored
 
 
@@ -571,7 +572,7 @@ assert [name for name in heavy if name in sys.modules] == []
 
 @pytest.mark.parametrize("task", TASKS)
 def test_exported_samples_compare_as_the_study_does(exported: Exported, task: str) -> None:
-    results = exported.study.read_results()
+    results = read_results(exported.study)
     (row,) = (
         row
         for row in compare(results.of("colours"))

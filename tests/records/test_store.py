@@ -20,6 +20,7 @@ from rankwise.records.files import FileDigest, read_record
 from rankwise.records.files import write_atomically as write
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, LOSS_METRIC, StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord, TaskEvaluation
@@ -90,7 +91,7 @@ def disk_full(*_: Any, **__: Any) -> None:
 
 def test_what_is_written_is_read_back(folder: StudyFolder, results: StudyResults) -> None:
     write_study(folder, results)
-    assert without_digests(folder.read_results()) == results
+    assert without_digests(read_results(folder)) == results
 
 
 def test_a_full_disk_leaves_the_old_file_whole(
@@ -300,10 +301,10 @@ def test_a_record_and_its_samples_must_have_equally_many_items(
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
     with pytest.raises(RecordError, match=r"other bytes than when it was written.*kinship again"):
-        folder.read_results()
+        read_results(folder)
     change(folder.evaluation_file(BASE, "kinship"), samples=None)
     with pytest.raises(RecordError, match=r"kinship\.samples\.jsonl has 11 items and its rec.* 12"):
-        folder.read_results()
+        read_results(folder)
 
 
 def test_items_of_other_filters_are_left_out(folder: StudyFolder, results: StudyResults) -> None:
@@ -312,7 +313,7 @@ def test_items_of_other_filters_are_left_out(folder: StudyFolder, results: Study
     lines = folder.read_samples(BASE, "kinship")
     others = [{**line, "filter": "flexible", "acc": 0.5} for line in lines]
     folder.write_evaluation(evaluation, others + lines)
-    assert folder.read_results().base.items == results.base.items
+    assert read_results(folder).base.items == results.base.items
 
 
 def test_of_a_study_that_is_not_finished_the_rest_is_read(
@@ -325,24 +326,24 @@ def test_of_a_study_that_is_not_finished_the_rest_is_read(
     others = [model.name for model in results.runs[1:]]
     task.unlink()
     for left in ("is not scored on elements", "is not trained"):
-        read = folder.read_results()
+        read = read_results(folder)
         assert read.left_out == {planned.name: left}
         assert [model.name for model in read.runs] == others
         folder.run_file(planned.name).unlink(missing_ok=True)
     for other in results.runs[1:]:
         folder.run_file(other.name).unlink()
     with pytest.raises(RecordError, match=r"no run of .* is finished .*status` shows what is left"):
-        folder.read_results()
+        read_results(folder)
     folder.evaluation_file(BASE, "elements").unlink()
     with pytest.raises(RecordError, match=r"base model of .* is not scored on elements yet"):
-        folder.read_results()
+        read_results(folder)
 
 
 def test_a_task_of_one_item_is_left_out_and_named(folder: StudyFolder) -> None:
     results = planted_results.planted_study({4: 0.7, 8: 0.7}, num_in_domain=12, num_retention=1)
     write_study(folder, results)
     few = results.study.tasks["kinship"]["retention"]
-    read = folder.read_results()
+    read = read_results(folder)
     assert read.left_out == dict.fromkeys(few, "has 1 item, and differences need 2")
     assert read.study.tasks["kinship"]["retention"] == ()
     assert not read.base.items.keys() & {*few}
@@ -355,7 +356,7 @@ def test_a_task_of_one_item_is_left_out_and_named(folder: StudyFolder) -> None:
 def test_a_study_of_one_item_is_refused_with_the_remedy(folder: StudyFolder) -> None:
     write_study(folder, planted_results.planted_study({4: 0.7}, num_in_domain=1))
     with pytest.raises(RecordError, match=r"kinship cannot be judged.* has 1 item.*more items"):
-        folder.read_results()
+        read_results(folder)
 
 
 def test_a_diverged_run_has_no_evaluations(folder: StudyFolder) -> None:
@@ -363,8 +364,8 @@ def test_a_diverged_run_has_no_evaluations(folder: StudyFolder) -> None:
         {4: 0.7, 8: 0.7}, num_in_domain=12, diverged=[(8, 0)], num_retention=4
     )
     write_study(folder, results)
-    assert without_digests(folder.read_results()) == results
-    assert folder.read_results().runs[1].evaluations == {}
+    assert without_digests(read_results(folder)) == results
+    assert read_results(folder).runs[1].evaluations == {}
 
 
 def test_loss_items_of_prose_average_to_nats_per_token(
@@ -378,7 +379,7 @@ def test_loss_items_of_prose_average_to_nats_per_token(
         for i, (t, n) in enumerate(zip(tokens, nats, strict=True))
     ]
     folder.write_evaluation(evaluation, lines)
-    items = folder.read_results().base.items["pydoc_topics"]
+    items = read_results(folder).base.items["pydoc_topics"]
     assert items.unit == "nats"
     assert not items.higher_is_better
     assert sum(items.values) / len(items.values) == pytest.approx(sum(nats) / sum(tokens))

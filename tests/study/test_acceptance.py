@@ -23,6 +23,7 @@ from rankwise.errors import (
 )
 from rankwise.records import files
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study import acceptance
 from rankwise.study.extension import Extension, extended
@@ -230,7 +231,7 @@ def test_a_study_that_runs_is_read_as_far_as_it_is(study: Study, tmp_path: Path)
     for path in study.folder.root.glob("runs/*/run.json"):
         path.unlink()
     with pytest.raises(RecordError, match="no run of"):
-        study.folder.read_results()
+        read_results(study.folder)
 
 
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(

@@ -29,6 +29,7 @@ from rankwise.records.heads import (
     HeadRepair,
     TaskHeadEffects,
 )
+from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
@@ -193,7 +194,7 @@ def test_what_is_there_is_not_computed_again(
     assert answered.exit_code == 0
     assert "8 of 8 heads set to zero one after another on 8 items" in words(answered.stdout)
     monkeypatch.undo()
-    results = finished.folder.read_results()
+    results = read_results(finished.folder)
     (lora, full) = results.runs
     assert {each.task for each in lora.head_effects} == set(ablated)
     assert full.head_effects == ()
@@ -232,7 +233,7 @@ def test_few_items_or_heads_take_nothing_from_what_is_there(
     assert content["fingerprint"] == ablated["colours"].fingerprint
     (content,) = json.loads(finished.heads(*asked, "--items", 4).stdout)["effects"]
     assert content["num_items"] == 4
-    (lora, _) = finished.folder.read_results().runs
+    (lora, _) = read_results(finished.folder).runs
     (kept,) = (each for each in lora.head_effects if each.task == "colours")
     assert kept == ablated["colours"]
 
@@ -375,7 +376,7 @@ def test_a_planted_head_is_found_reverted_and_written_out(
     assert len(folder.head_effects(results.study, name)[0].answers) == 2
     # what the repair was made from has gone: it is not shown any more
     shutil.rmtree(folder.model_folder(name) / "heads" / "effects")
-    (run,) = folder.read_results().runs
+    (run,) = read_results(folder).runs
     assert run.head_repair is None
 
 

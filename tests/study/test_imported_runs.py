@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rankwise.errors import ConfigError, ModelError, PlanError
 from rankwise.records.folder import StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
@@ -71,7 +72,7 @@ def test_imported_models_score_as_where_they_were_trained(
         "adapter_model.safetensors",
     ]
     shutil.rmtree(adapter)  # the study is complete without it
-    assert StudyFolder(tmp_path / "second").read_results() == results
+    assert read_results(StudyFolder(tmp_path / "second")) == results
 
 
 def test_an_import_stands_beside_trained_ranks(

@@ -22,6 +22,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.study_file import load_config
 from rankwise.report.page import study_sections
@@ -237,7 +238,7 @@ def test_a_missing_record_is_made_again_and_nothing_else(finished: Finished) -> 
     with console.capture() as shown:
         console.print(status_table(study_status(StudyFolder(folder))))
     assert shown.get().count("spectra") == 1
-    assert StudyFolder(folder).read_results().runs[1].spectra is None
+    assert read_results(StudyFolder(folder)).runs[1].spectra is None
     outcome, recorder = run(finished.file, folder)
     assert kinds(recorder) == ["spectra"]
     assert recorder.done == pytest.approx(recorder.work[0] - recorder.work[1])

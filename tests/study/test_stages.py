@@ -15,6 +15,7 @@ from rich.console import Console
 from rankwise.cli.terminal import status_table
 from rankwise.errors import RecordError, StageFailedError
 from rankwise.records.folder import StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.study import StageFailure, StudyRecord, TokenCounts
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
@@ -139,14 +140,14 @@ def test_a_damaged_record_is_named_also_where_a_stage_failed(folder: StudyFolder
             failed_at="2026-01-01T00:00:00+00:00",
         )
     )
-    assert len(folder.read_results().runs) == len(study.runs)  # all is scored
+    assert len(read_results(folder).runs) == len(study.runs)  # all is scored
     path = folder.evaluation_file(run.name, "colours")
     before = path.read_text()
     path.write_text(before[:100])
     with pytest.raises(RecordError, match=r"colours\.json is not a readable"):
-        folder.read_results()
+        read_results(folder)
     path.unlink()
-    assert run.name not in [model.name for model in folder.read_results().runs]
+    assert run.name not in [model.name for model in read_results(folder).runs]
 
 
 def exhausted(*_: Any, **__: Any) -> None:

@@ -17,6 +17,7 @@ import yaml
 from rankwise.errors import PlanError, StudyLockedError
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.reading import read_results
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -127,7 +128,7 @@ def test_a_study_from_nothing_to_a_recommendation(study_file: Path, tmp_path: Pa
     per_rank = layers * ((hidden + hidden) * 2 + (hidden + kv) * 2)
     assert shares[:2] == [2 * per_rank, 4 * per_rank]
     reread = StudyFolder(tmp_path / "study")
-    assert reread.read_results() == results
+    assert read_results(reread) == results
     assert read_record(reread.recommendation_file, StudyRecommendation) == outcome.recommendation
 
 

@@ -16,11 +16,11 @@ from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.p_right import P_RIGHT
+from rankwise.records.reading import MIN_ITEMS
 from rankwise.records.study import StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.runs import TargetLayers
-from rankwise.study.planning.tasks import MIN_ITEMS
 from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.training_rows import chat_template_fault

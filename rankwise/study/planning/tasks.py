@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config import StudyConfig
+from rankwise.records.reading import MIN_ITEMS
 from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.validation import CHOSEN_BY, Validation, of_other, of_trained, share_of
@@ -18,9 +19,6 @@ from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import LoadedTask, TaskNotFound, Unloaded, load_tasks
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
 from rankwise.tasks.user_data import ending_items, load_user_data
-
-MIN_ITEMS = 2
-"""Of a scored task: a difference of one item has no standard error."""
 
 Leaves = dict[Relation, dict[str, LoadedTask]]
 
