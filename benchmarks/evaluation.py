@@ -54,7 +54,7 @@ from benchmarks.evaluation_answers import (
 )
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, choose_device
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 
 UPDATE_SIZE = 0.03
 TRIAL_ITEMS = 32

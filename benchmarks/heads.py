@@ -38,7 +38,7 @@ from rankwise.engine.models.devices import DTYPES, choose_device, device_name
 from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import HeadLayout
 from rankwise.heads.scorer import Ablation, HeadScorer
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.questions import Continuation
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks

@@ -34,7 +34,8 @@ from rankwise.engine.models.trained_adapters import Adapter, Piece, adapted
 from rankwise.engine.training.loop import TrainingResult, train_pass
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.config import LearningRateConfig, LoraInit, TrainConfig
+from rankwise.records.config.methods import LoraInit
+from rankwise.records.config.training import LearningRateConfig, TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example
 

@@ -53,7 +53,7 @@ from benchmarks.parity_sides import (
 from benchmarks.parity_tally import TOLERANCE_NATS, Scores, Tally, compare
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import ResolvedPrecision
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
 

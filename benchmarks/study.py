@@ -26,8 +26,7 @@ peer's seconds over ours, medians over repeats; beside other work on the machine
 of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep while they wait
 (``OMP_WAIT_POLICY=passive``, as the command ``rankwise`` sets it), unless it is set otherwise.
 ``ratio_to_verdict_race`` is the peer's whole time over that of the same study with
-``search.policy=race`` and as many validation items; null with ``--no-race``, and where rankwise has
-no searches.
+``search.policy=race`` and as many validation items; null with ``--no-race``.
 
 Everything finished is kept under ``--out``, with its seconds; calling again goes on. The last line
 of output is one JSON object; the exit code is 1 if a decision differs in float32.
@@ -56,7 +55,6 @@ from benchmarks.study_setting import (
     SHARED_TASKS,
     Setting,
     keep_json,
-    race_exists,
     read_json,
     read_setting,
     real_setting,
@@ -405,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders = list(repeats(out, options.repeats))
         for folder in folders:
             measure(folder, setting)
-            if options.race and race_exists():
+            if options.race:
                 measure_race(folder, setting)
         figures = summarise(folders, setting)
         print(json.dumps({**figures, "regime": regime(folders[0], setting)}, indent=1))

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.engine.models import base as models
-from rankwise.records import config
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_TASKS = ROOT.parent / "shared" / "tasks"
@@ -121,11 +120,6 @@ class Setting:
         study["evaluation"] |= {"limit": self.float32_items}
         study["analysis"] = {"spectra": False, "heads": False}
         return study | {"methods": {"lora": None, "full": None, "imported": imported}}
-
-
-def race_exists() -> bool:
-    """Whether this version of rankwise can search."""
-    return hasattr(config, "SearchConfig")
 
 
 def real_setting(work: Path, model: str, tasks_path: Path, **sizes: Any) -> Setting:

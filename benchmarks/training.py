@@ -65,7 +65,7 @@ from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training.loop import TrainingResult, train_pass
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.training_rows import Example
 
 MAX_TOKENS = {"cpu": 2048, "cuda": 4096}

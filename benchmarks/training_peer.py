@@ -34,7 +34,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, PeakMemory, device_name
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.trainees import effective_batches
-from rankwise.records.config import TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example
 

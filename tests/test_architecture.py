@@ -19,7 +19,7 @@ HEAVY = ("torch", "transformers", "peft", "lm_eval")
 LIGHT_MODULES = (
     "rankwise",
     "rankwise.cli.main",
-    "rankwise.records.config",
+    "rankwise.records.config.study",
     "rankwise.records.study",
     "rankwise.records.folder",
     "rankwise.records.provenance",

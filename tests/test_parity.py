@@ -15,7 +15,7 @@ from benchmarks import parity, parity_sides
 from benchmarks.parity_regimes import Regime, Scale
 from benchmarks.parity_tally import TOLERANCE_NATS, Tally, compare
 from rankwise.engine.models import base as models
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 
 # an update three times as large as its weights: a random model then says something else each time
 MEASURES = {"num_fewshot": 5, "max_new_tokens": 20, "adapter_size": 3.0}

@@ -30,7 +30,7 @@ from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.reading import read_results
 
 if TYPE_CHECKING:
-    from rankwise.records.config import StudyConfig
+    from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.planning.plan import StudyPlan

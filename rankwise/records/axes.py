@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from rankwise.records import quantities
-from rankwise.records.config import AlphaConfig, LoraRate, PairedConfig, RateRuleConfig, StudyConfig
+from rankwise.records.config.methods import AlphaConfig, PairedConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import LoraRate, RateRuleConfig
 from rankwise.records.study import Method, PlannedRun
 
 FULL_LABEL = "full fine-tuning"

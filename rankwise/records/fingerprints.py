@@ -9,7 +9,7 @@ from typing import Any
 
 from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun, StudyRecord
 
 # Each is raised when a change to the code changes what equal settings give, so that records made

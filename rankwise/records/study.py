@@ -9,7 +9,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import FileDigest
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]

@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rankwise.errors import ConfigError, did_you_mean
-from rankwise.records.config import RATE_TAGS, ImportedConfig, StudyConfig
+from rankwise.records.config.methods import ImportedConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
 
 _MOST_SHOWN = 80

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.records import quantities
-from rankwise.records.config import AlphaConfig, StudyConfig
+from rankwise.records.config.methods import AlphaConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.judgement import Look
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults

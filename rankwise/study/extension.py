@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from rankwise.errors import ConfigError
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.study_file import problems_of
 
 

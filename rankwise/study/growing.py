@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rankwise.records import quantities
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_if_there
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
-from rankwise.records.config import EvaluationConfig
+from rankwise.records.config.study import EvaluationConfig
 from rankwise.tasks.item_order import build_requests, in_random_order
 from rankwise.tasks.questions import GenerationSettings
 from rankwise.tasks.resolution import (

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
-from rankwise.records.config import TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.task_files import task_code
 

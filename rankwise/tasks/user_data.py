@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
-from rankwise.records.config import ENDING_SUFFIX
+from rankwise.records.config.study import ENDING_SUFFIX
 from rankwise.tasks.formats import TrainedFormat, options_of
 from rankwise.tasks.resolution import LoadedTask, quiet_lm_eval
 from rankwise.tasks.task_files import task_code

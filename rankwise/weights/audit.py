@@ -24,7 +24,7 @@ from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.findings.audits import ENOUGH, SUSPICIOUS, audit_statements
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditRecord, AuditScore, KeptEnergy, OtherChange
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum
 from rankwise.weights.lowrank import LowRankUpdate, read_updates

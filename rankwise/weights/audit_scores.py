@@ -16,7 +16,8 @@ from rankwise.errors import ConfigError, ModelError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
 from rankwise.records import quantities
 from rankwise.records.audits import AuditScore
-from rankwise.records.config import EvaluationConfig, Precision
+from rankwise.records.config.study import EvaluationConfig
+from rankwise.records.config.training import Precision
 from rankwise.records.folder import BASE
 from rankwise.records.results import ModelResults, judged_items
 from rankwise.tasks import requests

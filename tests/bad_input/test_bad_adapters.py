@@ -17,7 +17,7 @@ import torch
 from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.errors import ModelError
-from rankwise.records.config import ImportedConfig
+from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.model import study_model

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from rankwise.engine.models import base as models
 from rankwise.engine.models.packed_attention import check_packable
 from rankwise.errors import ModelError
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 from rankwise.weights.audit import check_weights, find_audited
 
 Damage = Callable[[Path], Any]

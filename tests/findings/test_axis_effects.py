@@ -11,7 +11,7 @@ from scipy import stats
 from rankwise.findings.axes import Axis, AxisEffect, TrainTaskAxes, axis_effects
 from rankwise.findings.options import OptionGains
 from rankwise.findings.recommendation import recommend_for
-from rankwise.records.config import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.study import PlannedRun
 from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
 

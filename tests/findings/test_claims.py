@@ -11,7 +11,7 @@ import pytest
 from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
-from rankwise.records.config import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import StudyResults
 from tests.planted.results import planted_study
 

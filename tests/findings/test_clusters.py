@@ -26,7 +26,7 @@ from rankwise.findings.stats.items import (
     num_clusters,
 )
 from rankwise.findings.stats.simultaneous import bounds_at, deciding_level, study_evidence
-from rankwise.records.config import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults, TrainTaskResults
 from tests.planted.results import planted_runs
 

@@ -16,7 +16,7 @@ from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import StudyFindings, study_findings
-from rankwise.records.config import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import (

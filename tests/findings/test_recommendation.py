@@ -14,7 +14,7 @@ from rankwise.findings.best_bet import EPSILONS
 from rankwise.findings.looks import alpha_of_look
 from rankwise.findings.recommendation import compare, looks_of, recommend, recommend_for
 from rankwise.findings.stats.estimates import mcnemar_exact
-from rankwise.records.config import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
 from tests.planted.results import planted_runs, planted_study

@@ -27,7 +27,7 @@ from rankwise.findings.signatures.scores import NEARLY_PERFECT_NATS
 from rankwise.findings.stats.estimates import seed_spread
 from rankwise.findings.stats.items import Items
 from rankwise.findings.study import study_findings
-from rankwise.records.config import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import MetricScore, PlannedRun

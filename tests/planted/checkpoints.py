@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rankwise.records.config import RecommendationConfig
+from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import Training
 from tests.planted.results import planted_evaluation, planted_items, planted_study

@@ -5,15 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
-from rankwise.records.config import (
-    BaseModelConfig,
-    FullConfig,
-    LoraConfig,
-    MethodsConfig,
-    RecommendationConfig,
-    StudyConfig,
-    TrainConfig,
-)
+from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
+from rankwise.records.config.study import BaseModelConfig, RecommendationConfig, StudyConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import PlannedRun, Relation, StudyRecord
 from tests.planted.results import (

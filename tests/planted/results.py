@@ -10,16 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwise.records.config import (
+from rankwise.records.config.methods import FullConfig, LoraConfig, MethodsConfig
+from rankwise.records.config.study import (
     BaseModelConfig,
     EvaluationConfig,
-    FullConfig,
-    LoraConfig,
-    MethodsConfig,
     RecommendationConfig,
     StudyConfig,
-    TrainConfig,
 )
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.results import ModelResults, StudyResults, TaskItems, TrainTaskResults
 from rankwise.records.study import (

@@ -11,7 +11,8 @@ import pytest
 from rankwise.engine.models import base as models
 from rankwise.errors import ConfigError
 from rankwise.records.axes import full_variants, lora_variants, run_labels
-from rankwise.records.config import RateRuleConfig, StudyConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from rankwise.errors import ConfigError
-from rankwise.records.config import AlphaConfig, StudyConfig
+from rankwise.records.config.methods import AlphaConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.study_file import load_config, preset_names, preset_text
 
 SMALLEST = "base_model: some-model\ntrain: {task: a_task}\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.study_file import load_config
 
 HEAD = "base_model: m\ntrain: {task: t}\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.records.config import RateRuleConfig
+from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from rankwise.study.planning.plan import plan_study
 

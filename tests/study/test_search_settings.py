@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.study_file import load_config
 from rankwise.study.searches.settings import searched, terms_of
 

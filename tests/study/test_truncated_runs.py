@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rankwise.engine.training.trainees import effective_batches, rate_factor
-from rankwise.records.config import TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord

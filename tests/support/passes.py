@@ -14,7 +14,8 @@ from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.config import LearningRateConfig, LoraInit, OptimizerName, TrainConfig
+from rankwise.records.config.methods import LoraInit, OptimizerName
+from rankwise.records.config.training import LearningRateConfig, TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 

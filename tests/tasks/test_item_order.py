@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from rankwise.engine.models.base import load_tokenizer
 from rankwise.errors import TaskError
-from rankwise.records.config import EvaluationConfig
+from rankwise.records.config.study import EvaluationConfig
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.requests import FEWSHOT_SEED, PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import LoadedTask, load_tasks, quiet_lm_eval

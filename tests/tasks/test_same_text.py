@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from rankwise.engine.models import base as models
 from rankwise.engine.training import loop as training
 from rankwise.errors import DataError, PlanError, StageFailedError
-from rankwise.records.config import TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study import run as study

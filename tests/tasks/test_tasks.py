@@ -221,7 +221,7 @@ def test_what_is_trained_is_what_is_scored_for_the_right_option(
 def test_tokens_of_training_and_scoring_have_the_same_boundary(
     tasks_folder: Path, tokenizer: Any, chat_template: bool
 ) -> None:
-    from rankwise.records.config import TrainConfig
+    from rankwise.records.config.training import TrainConfig
     from rankwise.tasks.training_rows import tokenise_rows
 
     yaml = tiny_tasks.COLOURS_YAML.replace("test_split: test", "test_split: train")

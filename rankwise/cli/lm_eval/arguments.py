@@ -20,7 +20,7 @@ from pydantic import (
 
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
 from rankwise.errors import ConfigError
-from rankwise.records.config import Engine
+from rankwise.records.config.study import Engine
 from rankwise.records.fields import Count
 from rankwise.records.study_file import problems_of
 

@@ -26,7 +26,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import RESERVED_TOKENS, VllmScorer
-from rankwise.records.config import BaseModelConfig, EvaluationConfig
+from rankwise.records.config.study import BaseModelConfig, EvaluationConfig
 from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
 from rankwise.tasks.requests import Request, RequestEncoder
 from rankwise.tasks.training_rows import render_chat

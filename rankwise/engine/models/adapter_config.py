@@ -14,7 +14,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.files import read_json, unusable, weights_files
 from rankwise.errors import BeyondLoraError, ModelError
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 
 CONFIG_FILE = "adapter_config.json"
 

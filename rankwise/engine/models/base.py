@@ -29,7 +29,8 @@ from rankwise.engine.models.files import (
     weights_files,
 )
 from rankwise.errors import ModelError
-from rankwise.records.config import BaseModelConfig, BasePrecision
+from rankwise.records.config.study import BaseModelConfig
+from rankwise.records.config.training import BasePrecision
 
 # What a folder needs besides the weights: no pickles, no code.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from rankwise.records.config import Precision
+from rankwise.records.config.training import Precision
 
 ResolvedPrecision = Literal["float32", "bfloat16"]
 MAX_KERNELS = 256

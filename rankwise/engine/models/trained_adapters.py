@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.seeds import seed_of
-from rankwise.records.config import LoraInit
+from rankwise.records.config.methods import LoraInit
 
 
 class LoraFactors(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from rankwise.engine.models.adapter_config import read_adapter_config
 from rankwise.engine.models.devices import ResolvedPrecision
 from rankwise.errors import ModelError
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
 RESERVED_TOKENS = 2

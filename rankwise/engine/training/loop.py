@@ -35,7 +35,7 @@ from rankwise.engine.models.packed_attention import (
 from rankwise.engine.models.trained_adapters import AdapterBank, DroppedSequence, Piece
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
-from rankwise.records.config import TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import Example
 
 

@@ -24,7 +24,8 @@ from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.engine.models.packed_attention import PackedLayout
 from rankwise.engine.training.optimizers import optimizer_state_bytes
 from rankwise.engine.training.rehearsal import Peaks, rehearsed
-from rankwise.records.config import BasePrecision, FullConfig
+from rankwise.records.config.methods import FullConfig
+from rankwise.records.config.training import BasePrecision
 from rankwise.records.study import Method
 
 LIKELY_TOKENS = {"cpu": 2048, "cuda": 16384}

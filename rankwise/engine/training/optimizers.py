@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ModelError
-from rankwise.records.config import OptimizerName
+from rankwise.records.config.methods import OptimizerName
 
 EIGHT_BIT_BLOCK = 256
 """Numbers of an 8-bit moment that share one float32 scale, in torchao and in bitsandbytes."""

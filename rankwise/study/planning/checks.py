@@ -13,7 +13,7 @@ from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import ModelError, TaskError, did_you_mean
 from rankwise.records.axes import lora_variants
 from rankwise.records.clusters import cluster_fields, cluster_numbers
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.reading import MIN_ITEMS

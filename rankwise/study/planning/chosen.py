@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun, Unit
 from rankwise.study.planning.runs import RunMaker, checkpoint, checkpoint_steps
 from rankwise.study.searches.policy import Decision, Policy, Progress, Setting, Trial

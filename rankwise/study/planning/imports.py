@@ -22,7 +22,8 @@ from rankwise.engine.models.adapter_folder import (
 from rankwise.engine.models.base import ARCHITECTURE, find_base_model, refuse_other_architecture
 from rankwise.engine.models.files import weights_files
 from rankwise.errors import ModelError
-from rankwise.records.config import BaseModelConfig, ImportedConfig
+from rankwise.records.config.methods import ImportedConfig
+from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.files import writing
 from rankwise.records.fingerprints import import_fingerprint
 from rankwise.records.study import PlannedRun

@@ -12,7 +12,7 @@ from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
 from rankwise.engine.scoring.vllm import RESERVED_TOKENS
 from rankwise.errors import ModelError, PlanError
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 
 
 class StudyModel(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from rankwise.engine.training.memory import AdapterSize
-from rankwise.records.config import TrainConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedPass, PlannedRun
 
 USABLE_SHARE = 0.85

@@ -17,7 +17,8 @@ from rankwise.engine.models.devices import device_name
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.records import p_right
-from rankwise.records.config import FullConfig, StudyConfig
+from rankwise.records.config.methods import FullConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import (
     answers_fingerprint,
     fingerprint,

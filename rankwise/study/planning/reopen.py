@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rankwise.errors import PlanError, TaskError, closest
-from rankwise.records.config import EvaluationConfig
+from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, study_model

@@ -10,7 +10,7 @@ from rankwise.engine.models.base import LinearShape
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
 from rankwise.records.axes import LoraVariant, full_variants, lora_variants, rate_label
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import Method, PlannedRun
 from rankwise.study.planning.model import StudyModel

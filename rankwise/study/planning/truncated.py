@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
 from rankwise.records.axes import BesideRank, beside_rank
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import truncation_fingerprint
 from rankwise.records.study import PlannedRun, Training
 

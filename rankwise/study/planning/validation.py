@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rankwise.records.config import StudyConfig
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import Relation
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.training_rows import num_documents, validation_items

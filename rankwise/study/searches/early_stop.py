@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rankwise.records import quantities
-from rankwise.records.config import StopConfig
+from rankwise.records.config.training import StopConfig
 from rankwise.study.searches.policy import (
     Decision,
     Known,

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from rankwise.findings.stats.estimates import P_RIGHT_VARIANCE_SHARE, default_margin
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL, LoraVariant, full_variants, lora_variants
-from rankwise.records.config import RateRuleConfig, StudyConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.study import Unit
 from rankwise.study.searches.early_stop import EarlyStop
 from rankwise.study.searches.ladder import Ladder

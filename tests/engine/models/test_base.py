@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config
 from rankwise.engine.models import base as models
 from rankwise.engine.models.embedded import EMBEDDED_MODELS
 from rankwise.errors import ModelError
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 
 from rankwise.engine.models import base as models
 from rankwise.engine.scoring.divergence import divergences, item_divergence, log_probabilities
-from rankwise.records.config import BaseModelConfig
+from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.files import read_record
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.reading import read_results

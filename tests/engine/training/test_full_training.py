@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from rankwise.engine.models import base as models
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import FullTrainee
-from rankwise.records.config import TrainConfig
+from rankwise.records.config.training import TrainConfig
 from tests.support.passes import CPU, Heard, Setting, config
 
 

@@ -31,7 +31,8 @@ from rankwise.engine.training.memory import (
     available_bytes,
     estimate_training_memory,
 )
-from rankwise.records.config import FullConfig, TrainConfig
+from rankwise.records.config.methods import FullConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.passes import USABLE_SHARE, oversized, plan_passes
 from rankwise.tasks.training_rows import Example

@@ -27,7 +27,8 @@ from rankwise.engine.models import packed_attention
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.errors import DataError, DivergedError, RecordError
-from rankwise.records.config import LoraInit, TrainConfig
+from rankwise.records.config.methods import LoraInit
+from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import TrainingRow
 from tests.support.passes import CPU, ROWS, TARGETS, Heard, Setting, config
 

@@ -1,0 +1,1 @@
+"""The study file's sections as checked, frozen data."""

@@ -1,0 +1,202 @@
+"""What is compared with the base: LoRA at its ranks, full fine-tuning, models from elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from rankwise.records.config.training import LoraRate
+from rankwise.records.fields import (
+    MOST_ENTRIES,
+    Epochs,
+    Fraction,
+    ModuleSet,
+    Positive,
+    Rank,
+    Section,
+    Several,
+    Text,
+    UserPath,
+    as_list,
+    as_module_sets,
+    distinct,
+    run_name,
+)
+
+LoraInit = Literal["A", "B"]
+
+
+OptimizerName = Literal["adamw", "adamw_8bit"]
+
+
+class AlphaConfig(Section):
+    """How LoRA's alpha follows from the rank."""
+
+    policy: Literal["proportional", "fixed", "rslora"] = "proportional"
+    """``proportional``: alpha = ratio * rank, scaling = ratio. ``fixed``: scaling = alpha / rank.
+    ``rslora``: scaling = alpha / sqrt(rank)."""
+    ratio: Positive | None = None
+    """For ``proportional``; None: 2."""
+    alpha: Positive | None = None
+    """For ``fixed`` and ``rslora``."""
+
+    @model_validator(mode="after")
+    def _right_number(self) -> Self:
+        wanted, other = (
+            ("ratio", self.alpha) if self.policy == "proportional" else ("alpha", self.ratio)
+        )
+        if other is not None:
+            raise ValueError(f"policy {self.policy!r} takes {wanted!r} only")
+        if self.policy != "proportional" and self.alpha is None:
+            raise ValueError(f"policy {self.policy!r} needs 'alpha'")
+        return self
+
+    def alpha_of(self, rank: int) -> float:
+        """Alpha at this rank."""
+        if self.policy == "proportional":
+            return (2.0 if self.ratio is None else self.ratio) * rank
+        assert self.alpha is not None
+        return self.alpha
+
+    def scaling_of(self, rank: int) -> float:
+        """The factor before B @ A: alpha / rank, or alpha / sqrt(rank) under ``rslora``."""
+        return self.alpha_of(rank) / (math.sqrt(rank) if self.policy == "rslora" else rank)
+
+    @property
+    def label(self) -> str:
+        """One label for all ranks: 2r, 16, 16 (rslora)."""
+        if self.policy == "proportional":
+            return f"{self.alpha_of(1):g}r"
+        return f"{self.alpha:g}" + (" (rslora)" if self.policy == "rslora" else "")
+
+
+class PairedConfig(Section):
+    """Values of several axes that are used together; the other axes are the grid's."""
+
+    rank: Rank | None = None
+    alpha: AlphaConfig | None = None
+    learning_rate: LoraRate | None = None
+    target_modules: ModuleSet | None = None
+    epochs: Epochs | None = None
+
+
+class LoraConfig(Section):
+    """The LoRA runs: one per seed and combination of settings. Lists make a grid."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    ranks: Several[Rank] = (8, 16, 32, 64, 128)
+    alpha: Several[AlphaConfig] = (AlphaConfig(),)
+    target_modules: Annotated[Several[ModuleSet], BeforeValidator(as_module_sets)] = (
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+    )
+    """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
+    init: LoraInit = "A"
+    """The matrix that is drawn at random; the other one begins at zero.
+
+    ``A`` is PEFT's. With ``B`` and alpha = rank the best learning rate should hardly depend on the
+    rank, and be full fine-tuning's (arXiv:2602.06204).
+    """
+    paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=MOST_ENTRIES)] = ()
+    """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
+
+    @model_validator(mode="after")
+    def _same_axes(self) -> Self:
+        axes = [frozenset(entry.model_dump(exclude_none=True)) for entry in self.paired]
+        if len(set(axes)) > 1 or frozenset() in axes:
+            raise ValueError("every entry of '_' sets the same axes, at least one")
+        return self
+
+    @property
+    def trained_ranks(self) -> tuple[int, ...]:
+        """Every rank that is trained, smallest first."""
+        paired = {entry.rank for entry in self.paired if entry.rank is not None}
+        return tuple(sorted(paired or {*self.ranks}))
+
+
+class TruncatedConfig(Section):
+    """Adapters of the largest LoRA rank, truncated by SVD to smaller ones: one run, every rank."""
+
+    ranks: Annotated[
+        tuple[Rank, ...],
+        BeforeValidator(as_list),
+        Field(max_length=MOST_ENTRIES),
+        AfterValidator(distinct),
+    ] = ()
+    """Below the largest; empty: every LoRA rank of the study that is."""
+    refine: Fraction = 0.05
+    """Train each of them further, for this share of the run's steps; 0: as truncated only."""
+
+
+class FullConfig(Section):
+    """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``."""
+
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves their memory; a step then rounds stochastically."""
+    optimizer: OptimizerName = "adamw"
+    """``adamw_8bit`` keeps AdamW's moments in 8 bits (needs the extra ``torchao``)."""
+
+
+class ImportedConfig(Section):
+    """A model that was trained elsewhere: an adapter or a checkpoint."""
+
+    adapter: UserPath | None = None
+    """A PEFT LoRA folder."""
+    checkpoint: UserPath | None = None
+    """A whole model's folder."""
+    name: Annotated[str, AfterValidator(run_name)] | None = None
+    train_task: Text | None = None
+    """With several trained tasks: the one whose runs it is compared with."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.adapter is None) == (self.checkpoint is None):
+            got = "neither" if self.adapter is None else "both"
+            raise ValueError(f"{got} of 'adapter' and 'checkpoint' given; give exactly one")
+        return self
+
+
+class MethodsConfig(Section):
+    """What is compared with the base. ``full: null`` leaves full fine-tuning out."""
+
+    lora: LoraConfig | None = LoraConfig()
+    full: FullConfig | None = FullConfig()
+    truncated: TruncatedConfig | None = None
+    imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.lora is None and self.full is None and not self.imported:
+            raise ValueError("'lora' and 'full' are null and nothing is imported; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_truncate(self) -> Self:
+        if self.truncated is None:
+            return self
+        if self.lora is None:
+            raise ValueError("truncated: 'lora' is null, and only LoRA's adapters are truncated")
+        largest = self.lora.trained_ranks[-1]
+        for rank in self.truncated.ranks:
+            if rank >= largest:
+                raise ValueError(
+                    f"truncated.ranks: {rank} is not below the largest LoRA rank, {largest}"
+                )
+        if not self.truncated_ranks:
+            raise ValueError(f"truncated: rank {largest} is the only one; name ranks below it")
+        return self
+
+    @property
+    def truncated_ranks(self) -> tuple[int, ...]:
+        """The ranks that the largest one is truncated to, smallest first; empty without any."""
+        if self.truncated is None or self.lora is None:
+            return ()
+        return tuple(sorted(self.truncated.ranks or self.lora.trained_ranks[:-1]))

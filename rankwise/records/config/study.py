@@ -1,0 +1,268 @@
+"""The config of a study: frozen data that can be saved, hashed and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    model_validator,
+)
+
+from rankwise.records.config.methods import MethodsConfig
+from rankwise.records.config.training import TrainConfig
+from rankwise.records.fields import (
+    MOST_ENTRIES,
+    Count,
+    Duration,
+    Names,
+    Natural,
+    Number,
+    Positive,
+    Section,
+    Switch,
+    Text,
+    UserPath,
+    as_list,
+    as_model,
+    ascending,
+    distinct,
+    none_or_two,
+    run_name,
+    seconds_of,
+)
+
+Engine = Literal["resident", "vllm"]
+
+
+ENDING_SUFFIX = "@end"
+"""Ends the name of the task that scores only how a trained task's rows end."""
+
+
+_MOST_RUNS = 10_000
+"""Each is a training with a folder of its own."""
+
+
+class BaseModelConfig(Section):
+    """The frozen model that every run starts from: an embedded one, a hub name, or a folder."""
+
+    name: Text
+    revision: Text | None = None
+    """Branch, tag or commit of a hub repository; None: its main branch."""
+
+
+class EvaluationConfig(Section):
+    """What is scored, and how."""
+
+    in_domain: Names = ()
+    """Tasks on which the gain is measured; empty: the trained task."""
+    out_of_domain: Names = ()
+    """Tasks to which the gain may transfer."""
+    retention: Names = ()
+    """Tasks that the base can do and the adapted model should not forget."""
+    held_out_text: Names = ()
+    """Texts whose loss per token is measured."""
+    metric: Mapping[str, Text] = {}
+    """Task -> the metric that decides, if not p_right (with options) or the task's first."""
+    domains: Mapping[str, Text] = {}
+    """Task or group -> domain in the report; overrides the task's own file."""
+    clusters: Mapping[str, Text] = {}
+    """Task or group -> field of its documents; items of equal value come in one cluster.
+
+    Without it every item counts as independent of the others. Tasks with the same field share the
+    clusters of equal value; ``doc_id`` stands for the number of the item.
+    """
+    num_fewshot: Natural | None = None
+    """Examples in each prompt; None: each task's own number."""
+    limit: Count | None = None
+    """Score a random sample of each task's items, this many at most; None: all.
+
+    The order is fixed: a larger limit adds items to those of a smaller one.
+    """
+    chat_template: Switch = False
+    """Ask in the model's chat format."""
+    fewshot_as_multiturn: Switch = False
+    """Show examples as earlier turns of the conversation."""
+    trained_format: Switch = True
+    """Score a task that asks in another format than the training also in the training format.
+
+    The standard format decides.
+    """
+    num_train_items: Annotated[Natural, AfterValidator(none_or_two)] = 100
+    """Number of trained rows to score, for the gap between seen and unseen items."""
+    engine: Engine = "resident"
+    """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
+    max_batch_tokens: Count = 4096
+    """The most tokens in one forward pass."""
+
+    def metric_of(self, task: str) -> str | None:
+        """The configured metric that decides on a scored task; None: none is.
+
+        A task's trained rows, and the task in the trained format (``<task>@...``), are judged by
+        the task's metric; the end of trained rows is no question of a task.
+        """
+        if task.endswith(ENDING_SUFFIX):
+            return self.metric.get(task)
+        return self.metric.get(task, self.metric.get(task.partition("@")[0]))
+
+
+class AnalysisConfig(Section):
+    """How the weights and attention heads of every run are analysed."""
+
+    spectra: Switch = True
+    """Analyse the weights."""
+    top_k: Count = 500
+    """Number of leading singular vectors that are compared with the base's."""
+    null_draws: Natural = 2
+    """Number of random updates of each kind to compare with."""
+    heads: Switch = True
+    """Compare attention heads with the base's."""
+    head_prompts: Annotated[int, Field(ge=2, strict=True)] = 32
+    """Number of prompts on which heads are compared."""
+
+
+class RecommendationConfig(Section):
+    """What counts as a difference, and how sure the recommendation must be."""
+
+    delta_points: Positive | None = None
+    """Margin δ: the in-domain difference that counts; None: derived from the number of items."""
+    epsilon_points: Positive | None = None
+    """Margin ε: the acceptable retention loss; None: derived from the number of items."""
+    delta_nats: Positive = 0.02
+    """δ for tasks that are scored by their loss, in nats per token."""
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+
+
+class SearchConfig(Section):
+    """The shortest way to a verdict: which runs are trained is decided as their scores come in.
+
+    Searches decide on validation items, which are held out of the training split. The items that
+    the verdict is made from are scored once, by the runs that are left.
+    """
+
+    policy: Literal["race", "ladder"] | None = None
+    """``race``: all ranks together, those that are ruled out are dropped. ``ladder``: rank 32
+    first, then larger if it underfits and smaller if it forgets. None: every rank."""
+    rungs: Annotated[
+        tuple[Annotated[Number, Field(gt=0, lt=1)], ...],
+        BeforeValidator(as_list),
+        Field(min_length=1, max_length=20),
+        AfterValidator(ascending),
+    ] = (0.25, 0.5)
+    """Shares of a training after which runs are compared, before their end."""
+    validation_items: Annotated[Count, Field(ge=2)] = 200
+    """Number of validation items of the trained task, and of all retention tasks together."""
+    until: Literal["decided"] | None = None
+    """``decided``: go on with more items and seeds until the verdict is settled, or cannot be."""
+    budget: Duration | None = None
+    """Time that training and scoring may take, such as ``2h``; implies ``until: decided``."""
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds; None without one."""
+        return None if self.budget is None else seconds_of(self.budget)
+
+    @property
+    def grows(self) -> bool:
+        """Whether the study is extended until it is decided."""
+        return self.until is not None or self.budget is not None
+
+
+class StudyConfig(Section):
+    """A whole study file."""
+
+    name: Annotated[str, AfterValidator(run_name)] = "study"
+    base_model: Annotated[BaseModelConfig, BeforeValidator(as_model)]
+    tasks_path: Annotated[
+        tuple[UserPath, ...], BeforeValidator(as_list), Field(max_length=MOST_ENTRIES)
+    ] = ()
+    allow_task_code: Switch = False
+    """Let task files of ``tasks_path`` run Python code, ``!function`` and the like."""
+    train: TrainConfig
+    methods: MethodsConfig = MethodsConfig()
+    seeds: Annotated[
+        tuple[Natural, ...],
+        Field(max_length=MOST_ENTRIES),
+        AfterValidator(distinct),
+        Field(min_length=1),
+    ] = (0,)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
+    recommendation: RecommendationConfig = RecommendationConfig()
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether runs are chosen by their scores on validation items."""
+        train = self.train
+        is_tuned, is_stopped = train.learning_rate.tune, train.stop is not None
+        return is_tuned or is_stopped or self.search.policy is not None
+
+    @property
+    def has_validation_items(self) -> bool:
+        """Whether items are held out of the training splits to choose runs or checkpoints by."""
+        return self.is_searched or bool(self.train.score_checkpoints)
+
+    @property
+    def _num_runs(self) -> int:
+        """The combinations of all axes, without naming any."""
+        rates, epochs, lora = self.train.learning_rate, self.train.epochs, self.methods.lora
+        num_runs = 0 if self.methods.full is None else len(rates.full) * len(epochs)
+        if lora is not None:
+            axes = (lora.ranks, lora.alpha, lora.target_modules, rates.lora, epochs, lora.paired)
+            num_lora = math.prod(len(axis) or 1 for axis in axes)
+            # each largest rank of one setting is truncated, and once more refined
+            num_largest = num_lora // len(lora.trained_ranks)
+            num_runs += num_lora + 2 * num_largest * len(self.methods.truncated_ranks)
+        return num_runs * len(self.seeds) * len(self.train.sources)
+
+    @model_validator(mode="after")
+    def _one_relation_per_task(self) -> Self:
+        places: dict[str, list[str]] = {}
+        for relation in ("in_domain", "out_of_domain", "retention", "held_out_text"):
+            for task in getattr(self.evaluation, relation):
+                places.setdefault(task, []).append(relation)
+        for task, relations in places.items():
+            if len(relations) > 1:
+                raise ValueError(
+                    f"evaluation: task {task!r} is in {' and '.join(relations)}; name it once"
+                )
+        for task in self.train.task if len(self.train.task) == 1 else ():
+            if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
+                raise ValueError(
+                    f"evaluation: {task!r} is trained on, so it is in_domain; "
+                    "take it out of out_of_domain and retention"
+                )
+        if len(self.train.task) > 1 and self.evaluation.in_domain:
+            raise ValueError(
+                "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
+                "and out_of_domain for the others; leave in_domain out"
+            )
+        if self.train.score_checkpoints and self.is_searched and self.train.stop is None:
+            raise ValueError(
+                "train.score_checkpoints: a search scores its own checkpoints (search.rungs); "
+                "leave them out, or leave search.policy and learning_rate.tune out"
+            )
+        if self.train.stop is not None:
+            others = self.search.policy is not None or self.train.learning_rate.tune
+            if others or not self.evaluation.retention:
+                raise ValueError(
+                    "train.stop: it needs evaluation.retention, and goes with no search.policy and "
+                    "no learning_rate.tune; take it out, or these"
+                )
+        if self._num_runs > _MOST_RUNS:
+            raise ValueError(
+                f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "
+                "ranks, seeds and the other axes"
+            )
+        for imported in self.methods.imported:
+            if imported.train_task not in (None, *self.train.sources):
+                raise ValueError(
+                    f"methods.imported: train_task {imported.train_task!r} is not trained on; "
+                    f"there is {', '.join(self.train.sources)}"
+                )
+        return self

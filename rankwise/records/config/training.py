@@ -1,0 +1,194 @@
+"""What is trained on, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+from rankwise.records.fields import (
+    LARGEST,
+    Count,
+    Epochs,
+    Fraction,
+    Names,
+    NotNegative,
+    Number,
+    Positive,
+    Rank,
+    Section,
+    Several,
+    Switch,
+    Text,
+    UserPath,
+    as_list,
+    distinct,
+)
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+BasePrecision = Literal["auto", "8bit", "4bit"]
+
+
+class RateRuleConfig(Section):
+    """A learning rate that falls with rank, so that ranks are compared at a fair step size.
+
+    Under alpha = ratio * rank, the best rate is expected to fall as r^-1/2, under rsLoRA as r^-1/4
+    (arXiv:2602.06204).
+    """
+
+    rule: Literal["constant", "r^-1/2", "r^-1/4"]
+    reference_rank: Rank = 32
+    value: Positive
+    """The rate at ``reference_rank``; at other ranks it follows the rule."""
+
+    def rate_of(self, rank: int) -> float:
+        """The peak rate at this rank."""
+        exponent = {"constant": 0.0, "r^-1/2": -0.5, "r^-1/4": -0.25}[self.rule]
+        return float(f"{self.value * (rank / self.reference_rank) ** exponent:.6g}")
+
+
+RATE_TAGS = ("a rate", "a rule")
+
+
+def _rate_tag(value: Any) -> str:
+    return RATE_TAGS[isinstance(value, dict | RateRuleConfig)]
+
+
+LoraRate = Annotated[
+    Annotated[Positive, Tag(RATE_TAGS[0])] | Annotated[RateRuleConfig, Tag(RATE_TAGS[1])],
+    Discriminator(_rate_tag),
+]
+
+
+class LearningRateConfig(Section):
+    """Peak learning rates; several make a grid.
+
+    The default for full fine-tuning is the reference paper's. The paper publishes none for LoRA.
+    """
+
+    lora: Several[LoraRate] = (2e-4,)
+    full: Several[Positive] = (5e-5,)
+    tune: Switch = False
+    """Search each rank's rate, and full fine-tuning's, around the one rate that is given for each.
+
+    A rate without a rule is taken as that of rank 32.
+    """
+
+    @model_validator(mode="after")
+    def _one_to_tune_around(self) -> Self:
+        if self.tune and (len(self.lora) > 1 or len(self.full) > 1):
+            raise ValueError("tune: true searches around one rate; give one for lora, one for full")
+        return self
+
+
+class StopConfig(Section):
+    """When a training ends before its last step."""
+
+    retention_loss: Positive
+    """Points: a training ends at its last scored checkpoint that loses no more of the validation
+    items."""
+
+
+Checkpoint = Annotated[
+    Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+    | Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)],
+    Field(union_mode="left_to_right"),
+]
+"""A place in a training: the number of an optimizer step, or a share of all steps."""
+
+
+class TrainConfig(Section):
+    """What is trained on, and how. Exactly one of ``task`` and ``data`` is given."""
+
+    task: Names = ()
+    """lm-eval tasks or groups. Each is trained on separately, a group as one, and scored on all."""
+    split: Text | Mapping[str, Text] | None = None
+    """Split to train on, one for all or by task; None: each task's training split.
+
+    A task that would be scored on this split is not scored.
+    """
+    data: UserPath | None = None
+    """A JSON Lines file of ``prompt``/``completion`` or ``messages`` to train on instead."""
+    held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """Share of ``data`` that is scored and not trained on."""
+    exact_match: Switch = False
+    """Score greedy answers to ``data`` too, by whether they equal the right ones."""
+    max_examples: Count | None = None
+    """Train on this many rows at most; None: all."""
+    drop_overlapping: Switch = False
+    """Leave out training rows that contain scored items."""
+    epochs: Several[Epochs] = (3,)
+    """Several make a grid."""
+    batch_size: Count = 2
+    gradient_accumulation_steps: Count = 4
+    """An optimizer step sees ``batch_size`` times this many examples of each run."""
+    learning_rate: LearningRateConfig = LearningRateConfig()
+    score_checkpoints: Annotated[
+        tuple[Checkpoint, ...],
+        BeforeValidator(as_list),
+        Field(max_length=100),
+        AfterValidator(distinct),
+    ] = ()
+    """Optimizer steps, or shares of all steps, after which each run is scored too."""
+    stop: StopConfig | None = None
+    warmup_ratio: Fraction = 0.1
+    """Share of the steps over which the rate rises to its peak."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    dropout: Fraction = 0.0
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    """Gradients of a larger norm are scaled down to this one."""
+    precision: Precision = "auto"
+    base_precision: BasePrecision = "auto"
+    """Quantises the frozen base, for training and for scoring."""
+    max_micro_batch_tokens: Count | None = None
+    """The most tokens in one micro-batch; None: as the memory allows."""
+    gradient_checkpointing: Switch | None = None
+    """Compute activations again in the backward pass; None: if the memory requires it."""
+    compile: Switch = False
+    """Run the layers through torch.compile."""
+    save_steps: Count | None = 100
+    """Steps between checkpoints from which a stopped training continues; None: no checkpoints."""
+    loss_on: Literal["completion", "all"] = "completion"
+    """Learn the tokens of the answer only, or those of the prompt too."""
+    chat_template: Switch = False
+    """Write rows in the model's chat format."""
+    max_length: Count = 1024
+    """Rows are cut to this many tokens."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.task) == (self.data is not None):
+            got = "both" if self.task else "neither"
+            raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
+        if self.split is not None and not self.task:
+            raise ValueError("split is for 'task'; your own data has no splits")
+        if isinstance(self.split, Mapping):
+            for name in self.split:
+                if name not in self.task:
+                    known = ", ".join(self.task)
+                    raise ValueError(f"split: {name!r} is not trained on; there is {known}")
+        if self.stop is not None and not self.score_checkpoints:
+            raise ValueError("stop needs score_checkpoints: the steps at which a training may end")
+        if self.exact_match and self.data is None:
+            raise ValueError("exact_match is for 'data'; a task brings its own metrics")
+        return self
+
+    def split_of(self, task: str) -> str | None:
+        """The split to train on; None: the task's own training split."""
+        return self.split.get(task) if isinstance(self.split, Mapping) else self.split
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the trained tasks, or of the data file: one set of runs for each."""
+        return self.task or ((self.data.stem,) if self.data is not None else ())
