@@ -65,6 +65,8 @@ def study_fingerprint(config: StudyConfig) -> str:
         del lora["init"]
     if settings["methods"]["truncated"] is None:  # older ones do not know it either
         del settings["methods"]["truncated"]
+    if not settings["mitigations"]:
+        del settings["mitigations"]
     return fingerprint(settings)
 
 

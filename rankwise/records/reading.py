@@ -77,6 +77,7 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
         runs=tuple(read_model(folder, study, planned) for planned in complete),
         checkpoints=finished(study.checkpoints),
         truncated=finished(study.truncated),
+        mitigated=finished(study.mitigated),
         search=folder.read_if_there(folder.search_file, SearchRecord),
         failures=folder.failures(),
         stacks=folder.accepted_stacks().stacks,

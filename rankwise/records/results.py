@@ -135,6 +135,8 @@ class StudyResults(Record):
     """Checkpoints of the runs that are scored like them; they take no part in the verdict."""
     truncated: tuple[ModelResults, ...] = ()
     """Adapters of runs at lower ranks; they take no part in the verdict either."""
+    mitigated: tuple[ModelResults, ...] = ()
+    """Runs trained again with a repair against forgetting; they take no part in it either."""
     search: SearchRecord | None = None
     """How the runs were chosen; None where the study file lists them."""
     failures: tuple[StageFailure, ...] = ()
@@ -164,6 +166,7 @@ class StudyResults(Record):
             runs=trained(self.runs),
             checkpoints=trained(self.checkpoints),
             truncated=trained(self.truncated),
+            mitigated=trained(self.mitigated),
             search=None if self.search is None else self.search.of(train_task),
         )
 
@@ -177,6 +180,7 @@ class TrainTaskResults(Record):
     runs: tuple[ModelResults, ...]
     checkpoints: tuple[ModelResults, ...] = ()
     truncated: tuple[ModelResults, ...] = ()
+    mitigated: tuple[ModelResults, ...] = ()
     search: TrainTaskSearch | None = None
 
     @property

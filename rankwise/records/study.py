@@ -9,6 +9,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
+from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import FileDigest
 
@@ -92,6 +93,10 @@ class PlannedRun(Record):
     """The training that this is a checkpoint of; None for a whole training."""
     truncated_from: Training | None = None
     """The training whose adapter is truncated to this rank; None for what begins at the base."""
+    mitigation: MitigationConfig | None = None
+    """What it changes against forgetting in the training of ``mitigates``; None: nothing."""
+    mitigates: Training | None = None
+    """The run whose training it repeats with a repair against forgetting; None: it is no repair."""
     is_searched: bool = False
     """Scored on validation items only: a search decides by it, and the verdict does not know it."""
     num_steps: int
@@ -253,6 +258,9 @@ class StudyRecord(StudyTasks):
     truncated: tuple[PlannedRun, ...] = ()
     """Adapters of runs at lower ranks, each as it was truncated and then refined; scored like the
     runs, and shown beside them."""
+    mitigated: tuple[PlannedRun, ...] = ()
+    """LoRA runs trained again with a repair against forgetting; scored like the runs, and shown
+    beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
@@ -261,7 +269,13 @@ class StudyRecord(StudyTasks):
     @property
     def models(self) -> tuple[PlannedRun, ...]:
         """Everything that has weights of its own: runs, and what they were chosen from or give."""
-        return (*self.runs, *self.candidates, *self.checkpoints, *self.truncated)
+        return (
+            *self.runs,
+            *self.candidates,
+            *self.checkpoints,
+            *self.truncated,
+            *self.mitigated,
+        )
 
     def tasks_of(self, model: PlannedRun | None) -> tuple[str, ...]:
         """The names under which a model is scored; None: the base."""

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from rankwise.records.config.methods import MethodsConfig
+from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
@@ -184,6 +185,8 @@ class StudyConfig(Section):
     """Let task files of ``tasks_path`` run Python code, ``!function`` and the like."""
     train: TrainConfig
     methods: MethodsConfig = MethodsConfig()
+    mitigations: Annotated[tuple[MitigationConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
+    """Repairs against forgetting: each trains every LoRA run once more, changed as it says."""
     seeds: Annotated[
         tuple[Natural, ...],
         Field(max_length=MOST_ENTRIES),
@@ -218,6 +221,7 @@ class StudyConfig(Section):
             # each largest rank of one setting is truncated, and once more refined
             num_largest = num_lora // len(lora.trained_ranks)
             num_runs += num_lora + 2 * num_largest * len(self.methods.truncated_ranks)
+            num_runs += num_lora * len(self.mitigations)
         return num_runs * len(self.seeds) * len(self.train.sources)
 
     @model_validator(mode="after")
@@ -254,6 +258,12 @@ class StudyConfig(Section):
                     "train.stop: it needs evaluation.retention, and goes with no search.policy and "
                     "no learning_rate.tune; take it out, or these"
                 )
+        labels = [arm.label for arm in self.mitigations]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"mitigations: two arms are called {label!r}; give them names")
+        if self.mitigations and self.methods.lora is None:
+            raise ValueError("mitigations: 'methods.lora' is null, and only LoRA runs are repaired")
         if self._num_runs > _MOST_RUNS:
             raise ValueError(
                 f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "

@@ -1,0 +1,136 @@
+"""Repairs against forgetting that act in training: each arm trains every LoRA run once more."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rankwise.records.fields import (
+    Count,
+    NotNegative,
+    Number,
+    Positive,
+    Section,
+    Switch,
+    Text,
+    UserPath,
+)
+
+KLRows = Literal["own_texts", "prompts", "completions", "rows"]
+"""Where a run is held to the base: on texts that the base wrote, on the prompts or the answers of
+the training rows, or on other rows."""
+
+Share = Annotated[Number, Field(gt=0, lt=1)]
+
+
+class RowsConfig(Section):
+    """Rows beside those of the trained task: another task's training split, or users' own."""
+
+    task: Text | None = None
+    data: UserPath | None = None
+    """A JSON Lines file, as ``train.data`` takes it."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.task is None) == (self.data is None):
+            got = "neither" if self.task is None else "both"
+            raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The task, or the file's name without its ending."""
+        return self.task or (self.data.stem if self.data is not None else "")
+
+
+class KLConfig(Section):
+    """A penalty on KL(base || adapted), over the whole vocabulary."""
+
+    on: KLRows = "own_texts"
+    weight: Positive = 1.0
+    """Times the mean of the KL per token, beside the mean loss per learned token."""
+    share: Share = 0.25
+    """Of the rows that a step reads, those that are there for the KL; of own_texts and rows."""
+    mask_target: Switch = False
+    """On completions: compare the tokens other than the right one only."""
+    rows: RowsConfig | None = None
+    """For ``on: rows``."""
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        if (self.rows is not None) != (self.on == "rows"):
+            raise ValueError("'rows' goes with on: rows, and only with it; give both or neither")
+        if self.mask_target and self.on != "completions":
+            raise ValueError("mask_target is for on: completions; leave it out")
+        return self
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it reads rows beside those of the trained task."""
+        return self.on in ("own_texts", "rows")
+
+
+class ReplayConfig(Section):
+    """Rows that are learned beside those of the trained task."""
+
+    share: Share = 0.1
+    """Of the rows that a step reads."""
+    rows: RowsConfig | None = None
+    """None: texts that the base wrote."""
+
+
+class MitigationConfig(Section):
+    """One arm: what it changes in a run. Several keys act together."""
+
+    name: Text | None = None
+    """In the report; None: what it changes."""
+    learning_rate: Positive | None = None
+    """Times the run's peak rate."""
+    alpha: Positive | None = None
+    """Times the run's alpha."""
+    weight_decay: NotNegative | None = None
+    """Instead of ``train.weight_decay``: a step at rate η shrinks A and B by η times this."""
+    loss: Literal["dft"] | None = None
+    """``dft`` weighs the loss of each token by its probability (arXiv:2508.05629)."""
+    kl: KLConfig | None = None
+    replay: ReplayConfig | None = None
+    project: Count | None = None
+    """Keep the update off so many leading singular directions of each matrix, on both sides."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_dump(exclude={"name"}, exclude_none=True):
+            raise ValueError("nothing is changed; give learning_rate, kl, replay or another key")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables: its name, or what it changes."""
+        return self.name or ", ".join(self._changes())
+
+    def _changes(self) -> list[str]:
+        parts: list[str] = []
+        if self.learning_rate is not None:
+            parts.append(f"rate × {self.learning_rate:g}")
+        if self.alpha is not None:
+            parts.append(f"alpha × {self.alpha:g}")
+        if self.weight_decay is not None:
+            parts.append(f"weight decay {self.weight_decay:g}")
+        if self.loss is not None:
+            parts.append(self.loss.upper())
+        if self.kl is not None:
+            parts.append(_kl_label(self.kl))
+        if self.replay is not None:
+            source = "own texts" if self.replay.rows is None else self.replay.rows.name
+            parts.append(f"{100 * self.replay.share:g} % {source}")
+        if self.project is not None:
+            parts.append(f"off {self.project} directions")
+        return parts
+
+
+def _kl_label(kl: KLConfig) -> str:
+    where = {"own_texts": "own texts", "rows": kl.rows.name if kl.rows else "rows"}
+    text = f"KL on {where.get(kl.on, kl.on)}"
+    text += " without targets" if kl.mask_target else ""
+    return text if kl.weight == 1.0 else f"{text} × {kl.weight:g}"
