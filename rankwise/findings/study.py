@@ -10,6 +10,7 @@ from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
+from rankwise.findings.mitigations import TrainTaskMitigations, mitigations
 from rankwise.findings.options import option_gains
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.signatures.found import Signature, failure_signatures
@@ -38,6 +39,7 @@ class StudyFindings(Record):
     axes: tuple[TrainTaskAxes, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
     truncation: tuple[TrainTaskTruncation, ...] = ()
+    mitigations: tuple[TrainTaskMitigations, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
@@ -61,6 +63,7 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         axes=_there(axis_effects(*part) for part in parts),
         checkpoints=_there(checkpoints(*part) for part in parts),
         truncation=_there(truncated_curves(*part) for part in parts),
+        mitigations=_there(mitigations(*part) for part in parts),
         transfer=transfer(sources),
         retention=_there(retention_groups(source) for source in sources),
         mechanisms=_there(mechanisms(*part) for part in parts),

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import run_record
-from rankwise.findings.stats.ratios import ratio_of_means
+from rankwise.findings.shares import Share, share_of
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
 from rankwise.records.base import Record
@@ -23,15 +23,6 @@ Series = Literal["trained", "truncated", "refined"]
 SERIES: tuple[Series, ...] = get_args(Series)
 
 ONE_RUN = "An estimate after one run: truncation is not training"
-
-
-class ShareOfGain(Record):
-    """A model's gain over that of the adapter of the largest rank, or why it cannot be given."""
-
-    estimate: float | None
-    lower: float | None
-    upper: float | None
-    reason: str | None
 
 
 class CurvePoint(Record):
@@ -51,7 +42,7 @@ class CurvePoint(Record):
     energy: float | None
     gain: TaskMean
     retention: TaskMean | None
-    share_of_gain: ShareOfGain | None
+    share_of_gain: Share | None
     gain_less_trained: TaskMean | None
     retention_less_trained: TaskMean | None
 
@@ -222,17 +213,9 @@ def _mean_energy(errors: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _share(source: OptionGains, tasks: Sequence[str], runs: Runs, whole: Runs) -> ShareOfGain:
-    own = [source.gains(runs, task) for task in tasks]
-    largest = [source.gains(whole, task) for task in tasks]
-    both = [a - b for a, b in zip(own, largest, strict=True)]
-    numerator, denominator, difference = (
-        source.estimate(values, tasks) for values in (own, largest, both)
-    )
-    ratio = ratio_of_means(numerator, denominator, difference, source.confidence)
-    return ShareOfGain(
-        estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason
-    )
+def _share(source: OptionGains, tasks: Sequence[str], runs: Runs, whole: Runs) -> Share:
+    own, largest = ([source.gains(models, task) for task in tasks] for models in (runs, whole))
+    return share_of(source, own, largest, tasks)
 
 
 def _statements(option: Option, points: Sequence[CurvePoint]) -> Iterator[str]:
@@ -257,11 +240,5 @@ def _statements(option: Option, points: Sequence[CurvePoint]) -> Iterator[str]:
 
 def _kept(point: CurvePoint) -> str:
     """92 % (85 to 99), or the gain itself where there is no share."""
-    share = point.share_of_gain
-    if share is None or share.estimate is None or share.lower is None or share.upper is None:
-        return quantities.with_interval(point.gain, point.gain.unit)
-    estimate, lower, upper = (
-        quantities.formatted(100.0 * value, ".0f")
-        for value in (share.estimate, share.lower, share.upper)
-    )
-    return f"{estimate} % ({lower} to {upper})"
+    share = None if point.share_of_gain is None else point.share_of_gain.in_words
+    return share or quantities.with_interval(point.gain, point.gain.unit)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
+from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun, StudyRecord
 
@@ -16,6 +17,8 @@ from rankwise.records.study import PlannedRun, StudyRecord
 # before are not mistaken for new ones.
 TRAINING_REVISION = 2
 TRUNCATION_REVISION = 1
+MITIGATION_REVISION = 1
+OWN_TEXTS_REVISION = 1
 IMPORT_REVISION = 1
 SCORING_REVISION = 3
 DIVERGENCE_REVISION = 2
@@ -109,6 +112,33 @@ def truncation_fingerprint(source: str, rank: int, num_steps: int) -> str:
             "num_steps": num_steps,
         }
     )
+
+
+def mitigation_fingerprint(
+    run: str, arm: MitigationConfig, *, others: Sequence[str], own_texts: Sequence[int] | None
+) -> str:
+    """Of a run that is trained again with a repair against forgetting, whatever it is called.
+
+    Args:
+        run: the fingerprint of the run, which covers what both share.
+        arm: what is changed.
+        others: digests of the rows that are read besides.
+        own_texts: number and length of the base's own texts, where they are read.
+    """
+    return fingerprint(
+        {
+            "mitigation_revision": MITIGATION_REVISION,
+            "run": run,
+            "arm": arm.model_dump(mode="json", exclude={"name": True}, exclude_none=True),
+            "others": list(others),
+            "own_texts": own_texts,
+        }
+    )
+
+
+def own_texts_fingerprint(study: StudyRecord, settings: Sequence[int]) -> str:
+    """Of the texts that the base writes itself: their number, length and seed."""
+    return fingerprint([OWN_TEXTS_REVISION, study.base_model_fingerprint, *settings])
 
 
 def import_fingerprint(base_model: str, weights: str) -> str:

@@ -69,6 +69,7 @@ class StudyFolder:
         self.looks_file = root / "looks.json"
         self.stacks_file = root / "stacks.json"
         self.search_file = root / "search.json"
+        self.own_texts_file = root / "own_texts.json"
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
         self.checked = CheckedFiles(root)

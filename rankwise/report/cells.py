@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rankwise.findings.options import OptionName, TaskMean
+from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
@@ -22,6 +23,17 @@ SIZE_AND_UNIT = {**SIZE, "_unit": "unit"}
 """More columns of a mean: the ends of their names, and the fields."""
 
 CsvRow = Mapping[str, Any]
+
+
+class MaybeBounded(Protocol):
+    """An estimate with its bounds, or none of the three."""
+
+    @property
+    def estimate(self) -> float | None: ...
+    @property
+    def lower(self) -> float | None: ...
+    @property
+    def upper(self) -> float | None: ...
 
 
 class Bounded(Protocol):
@@ -77,6 +89,17 @@ def formatted(value: Bounded | None, spec: str) -> Cell:
     return written(value, lambda number: quantities.formatted(number, spec))
 
 
+def share(value: Share | None) -> Cell:
+    """A share of another model's gain, or why there is none; EMPTY for None."""
+    if value is None:
+        return EMPTY
+    words = value.in_words
+    if words is None:
+        return Cell(quantities.NOT_MEASURED, "", value.reason or "")
+    estimate, _, bounds = words.rpartition(" (")
+    return Cell(estimate, bounds.removesuffix(")"))
+
+
 def correlation(rho: Interval | None, reason: str | None = None) -> Cell:
     """Spearman's ρ with its interval, or why there is none."""
     if rho is None:
@@ -117,7 +140,7 @@ def in_words(value: TaskMean) -> str:
 
 
 def csv_row(
-    value: Interval | None, name: str, more: Mapping[str, str] | None = None
+    value: MaybeBounded | None, name: str, more: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """The columns of a CSV: the estimate under ``name``, its bounds, and more of its fields."""
     fields = {"": "estimate", "_lower": "lower", "_upper": "upper", **(more or {})}

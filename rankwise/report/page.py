@@ -39,6 +39,7 @@ from rankwise.report.sections.checkpoints import checkpoint_section
 from rankwise.report.sections.claims import claims_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
+from rankwise.report.sections.mitigations import mitigation_section
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
@@ -249,6 +250,8 @@ def study_sections(
         sections.append(axis_section(findings.axes))
     if findings.truncation:
         sections.append(truncation_section(findings.truncation))
+    if findings.mitigations:
+        sections.append(mitigation_section(findings.mitigations))
     if findings.mechanisms:
         sections.append(mechanism_section(findings.mechanisms))
     if findings.weights:

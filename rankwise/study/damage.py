@@ -14,6 +14,7 @@ from rankwise.records.files import FileDigest, read_record, storage_error, write
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.judgement import StudyLooks
+from rankwise.records.own_texts import OwnTexts
 from rankwise.records.reading import read_judged
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import Divergence
@@ -135,6 +136,7 @@ class _Inspector:
         records: list[tuple[Path, type[Record], str]] = [
             (folder.study_file, StudyRecord, "planning the study"),
             (folder.looks_file, StudyLooks, "judging the study; the looks are counted anew"),
+            (folder.own_texts_file, OwnTexts, "training; the base writes its texts anew"),
             (folder.recommendation_file, StudyRecommendation, "judging the study"),
             (folder.findings_file, StudyFindings, "judging the study"),
             *(

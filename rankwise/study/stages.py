@@ -318,9 +318,9 @@ def stages(study: StudyRecord) -> tuple[Stage, ...]:
     """All stages of a study, in an order in which each comes after those that it needs.
 
     The base is scored; the runs of every pass are trained together and then scored together, and
-    likewise the adapters that are truncated from them; runs are compared with full fine-tuning,
-    one full fine-tuning after the other; then come the heads and the weights of the runs of each
-    trained task.
+    likewise the adapters that are truncated from them, and the arms against forgetting; runs are
+    compared with full fine-tuning, one full fine-tuning after the other; then come the heads and
+    the weights of the runs of each trained task.
     """
     graph = _Graph(study)
     graph.score_the_base()
@@ -352,6 +352,7 @@ class _Graph:
         sources = self._sources(runs)
         what = "adapters" if runs[0].method == "lora" else "checkpoints"
         what = f"truncated {what}" if sources else what
+        what = f"mitigated {what}" if runs[0].mitigates is not None else what
         model = runs[0].name if len(runs) == 1 else f"pass {number}: {len(runs)} {what}"
         if len(runs) > 1 and planned_pass is None:
             model = f"imported: {len(runs)} adapters"

@@ -76,7 +76,7 @@ def load_user_data(
     if exact_match:
         tasks.append(_task(f"{name}_exact_match", held_out, generates=True))
     return UserData(
-        training=[TrainingRow(row.prompt, row.completion + row.end, row.end) for row in trained],
+        training=[row.as_trained for row in trained],
         tasks=tuple(tasks),
         trained_items=_task(f"{name}@train", trained),
         format=_format(rows),
@@ -88,6 +88,22 @@ class _Row(NamedTuple):
     completion: str
     end: str
     is_conversation: bool
+
+    @property
+    def as_trained(self) -> TrainingRow:
+        return TrainingRow(self.prompt, self.completion + self.end, self.end)
+
+
+def read_rows(path: Path, tokenizer: Any, *, chat_template: bool) -> list[TrainingRow]:
+    """Every distinct row of a file that ``load_user_data`` takes, with none held out.
+
+    Raises:
+        DataError: as ``load_user_data``.
+    """
+    rows = _distinct_rows(path, tokenizer, chat_template)
+    if not rows:
+        raise DataError(f"{path} has no rows. Give it some.")
+    return [row.as_trained for row in rows]
 
 
 def _format(rows: list[_Row]) -> TrainedFormat:

@@ -12,7 +12,14 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
-from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
+from rankwise.engine.training.trainees import (
+    NOTHING_BESIDE,
+    AdapterTrainee,
+    Beside,
+    FullTrainee,
+    StepMetrics,
+    Trainee,
+)
 from rankwise.errors import DivergedError
 from rankwise.records.config.methods import LoraInit, OptimizerName
 from rankwise.records.config.training import LearningRateConfig, TrainConfig
@@ -113,6 +120,7 @@ class Setting:
         dtype: torch.dtype = torch.float32,
         targets: Sequence[str] = TARGETS,
         init: LoraInit = "A",
+        beside: Beside = NOTHING_BESIDE,
         **run_options: Any,
     ) -> AdapterTrainee:
         examples = self.examples(train, rows)
@@ -135,7 +143,7 @@ class Setting:
             dtype=dtype,
             init=init,
         )
-        return AdapterTrainee(run, examples, train, adapter)
+        return AdapterTrainee(run, examples, train, adapter, beside=beside)
 
     def full(
         self,

@@ -1,11 +1,13 @@
-"""Cross-entropy of learned tokens only, in chunks: the vocabulary never decides the memory."""
+"""Losses of the tokens that have any, in chunks: the vocabulary never decides the memory."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.packed_attention import PackedLayout
@@ -73,54 +75,120 @@ class CompletionHead:
             )
 
 
-def backward_completion_loss(
+class LearnedTokens(NamedTuple):
+    """Tokens that a micro-batch learns.
+
+    Attributes:
+        rows: (losses,) the tokens whose next token is learned.
+        targets: (losses,) the next tokens.
+        weights: (losses,) float32, of each loss in the sum that is minimised.
+        by_probability: (losses,) where the weight is also times the token's probability, which is
+            taken as a constant (DFT, arXiv:2508.05629); None: nowhere.
+    """
+
+    rows: Int[Tensor, " losses"]
+    targets: Int[Tensor, " losses"]
+    weights: Float[Tensor, " losses"]
+    by_probability: Bool[Tensor, " losses"] | None = None
+
+
+class HeldTokens(NamedTuple):
+    """Tokens at which a model is held to another one's next-token distribution.
+
+    Attributes:
+        rows: (held,) the tokens.
+        reference: (held, hidden) the other model's last hidden states there.
+        weights: (held,) float32, of each KL in the sum that is minimised.
+        left_out: (held,) the token that neither distribution counts, -1 for none.
+    """
+
+    rows: Int[Tensor, " held"]
+    reference: Float[Tensor, "held hidden"]
+    weights: Float[Tensor, " held"]
+    left_out: Int[Tensor, " held"]
+
+
+def backward_losses(
     head: CompletionHead,
     hidden: Float[Tensor, "1 tokens hidden"],
-    loss_rows: Int[Tensor, " losses"],
-    targets: Int[Tensor, " losses"],
-    weights: Float[Tensor, " losses"],
-) -> Float[Tensor, " losses"]:
-    """Losses of the learned tokens; backpropagates their weighted sum.
+    learned: LearnedTokens,
+    held: HeldTokens | None = None,
+) -> tuple[Float[Tensor, " losses"], Float[Tensor, " held"]]:
+    """Losses of a micro-batch; backpropagates their weighted sum.
 
     Args:
-        head: of the model.
+        head: of the model, and of the one that it is held to.
         hidden: the last hidden state of every token.
-        loss_rows: the tokens whose next token is learned.
-        targets: the next tokens.
-        weights: of each loss in the sum.
+        learned: what is learned.
+        held: where the model is held to another one; None: nowhere.
 
     Returns:
-        Cross-entropy in nats of each learned token, unweighted, float32.
+        Unweighted and float32, in nats: the cross-entropy of each learned token, and
+        KL(reference || model) over the whole vocabulary at each held one.
     """
     # The graph is cut at the hidden states: each chunk of logits is differentiated and freed before
     # the next one is made, and the layers below are gone through once, at the end.
     states = hidden.detach()[0]  # (tokens, hidden)
     grad_hidden = torch.zeros_like(states)
-    losses = torch.empty(len(loss_rows), device=states.device)
-    chunk = max(1, CHUNK_BYTES[states.device.type] // (head.vocab_size * states.element_size()))
-    for start in range(0, len(loss_rows), chunk):
-        part = slice(start, start + chunk)
-        leaf = states[loss_rows[part]].requires_grad_()  # (chunk, hidden)
-        logits = head.logits(leaf)  # (chunk, vocab)
-        losses[part] = _losses_and_gradient(logits.detach(), targets[part], weights[part])
-        # the logits' memory holds their gradient now; no step of the head needs its own output
-        logits.backward(logits.detach())
-        assert leaf.grad is not None
-        grad_hidden[loss_rows[part]] = leaf.grad
+    losses = torch.empty(len(learned.rows), device=states.device)
+    bytes_of_row = head.vocab_size * states.element_size()
+    budget = CHUNK_BYTES[states.device.type]
+    for part in _chunks(len(learned.rows), budget // bytes_of_row):
+        with _backward_chunk(head, states, learned.rows[part], grad_hidden) as logits:
+            losses[part] = _losses_and_gradient(
+                logits,
+                learned.targets[part],
+                learned.weights[part],
+                None if learned.by_probability is None else learned.by_probability[part],
+            )
+    kls = torch.empty(0 if held is None else len(held.rows), device=states.device)
+    if held is not None:
+        for part in _chunks(len(held.rows), budget // (2 * bytes_of_row)):  # two models' logits
+            with _backward_chunk(head, states, held.rows[part], grad_hidden) as logits:
+                with torch.no_grad():
+                    reference = head.logits(held.reference[part])  # (chunk, vocab)
+                kls[part] = _divergences_and_gradient(
+                    logits, reference, held.weights[part], held.left_out[part]
+                )
     hidden.backward(grad_hidden[None])
-    return losses
+    return losses, kls
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+@contextlib.contextmanager
+def _backward_chunk(
+    head: CompletionHead,
+    states: Float[Tensor, "tokens hidden"],
+    rows: Int[Tensor, " chunk"],
+    grad_hidden: Float[Tensor, "tokens hidden"],
+) -> Generator[Float[Tensor, "chunk vocab"]]:
+    """The logits at some tokens, which the block overwrites with their gradient.
+
+    The gradient of the hidden states is added to ``grad_hidden``; that of the head's weights to
+    these. No token is twice in ``rows``.
+    """
+    leaf = states[rows].requires_grad_()  # (chunk, hidden)
+    logits = head.logits(leaf)  # (chunk, vocab)
+    yield logits.detach()
+    # the logits' memory holds their gradient now; no step of the head needs its own output
+    logits.backward(logits.detach())
+    assert leaf.grad is not None
+    grad_hidden[rows] += leaf.grad
 
 
 def _losses_and_gradient(
     logits: Float[Tensor, "rows vocab"],
     targets: Int[Tensor, " rows"],
     weights: Float[Tensor, " rows"],
+    by_probability: Bool[Tensor, " rows"] | None,
 ) -> Float[Tensor, " rows"]:
     """Cross-entropies; ``logits`` are overwritten by the gradient of their weighted sum."""
     losses = torch.empty(len(targets), device=logits.device)
-    block = max(1, BLOCK_BYTES[logits.device.type] // (4 * logits.shape[-1]))  # 4 bytes: float32
-    for start in range(0, len(targets), block):
-        part = slice(start, start + block)
+    for part in _chunks(len(targets), _rows_of_block(logits)):
         rows = logits[part]  # (block, vocab), a view
         right = targets[part, None]  # (block, 1), as are the four below
         highest = rows.amax(dim=-1, keepdim=True).float()  # three times as fast as max on a CPU
@@ -130,7 +198,38 @@ def _losses_and_gradient(
         # A share that underflows is that of a logit far below the highest one, next to which the
         # logarithm of the sum is the highest logit itself.
         losses[part] = torch.where(share > 0, -share.log(), highest - chosen)[:, 0]
+        weight = weights[part, None]
+        if by_probability is not None:
+            weight = torch.where(by_probability[part, None], weight * share, weight)
         # the gradient of cross-entropy is softmax - one-hot, times the loss's weight
         shares.scatter_add_(1, right, torch.full_like(share, -1.0))
-        torch.mul(shares, weights[part, None], out=rows)
+        torch.mul(shares, weight, out=rows)
     return losses
+
+
+def _divergences_and_gradient(
+    logits: Float[Tensor, "rows vocab"],
+    reference: Float[Tensor, "rows vocab"],
+    weights: Float[Tensor, " rows"],
+    left_out: Int[Tensor, " rows"],
+) -> Float[Tensor, " rows"]:
+    """KL(reference || model); ``logits`` are overwritten by the gradient of their weighted sum."""
+    divergences = torch.empty(len(weights), device=logits.device)
+    for part in _chunks(len(weights), _rows_of_block(logits)):
+        rows = logits[part]  # (block, vocab), a view
+        ours, theirs = rows.float(), reference[part].float()
+        absent = left_out[part]
+        masked = absent >= 0
+        for each in (ours, theirs):
+            # the lowest number and not -inf: the difference of two -inf is not a number
+            each[masked, absent[masked]] = torch.finfo(torch.float32).min
+        log_q, log_p = ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1)
+        p = log_p.exp()  # (block, vocab)
+        divergences[part] = (p * (log_p - log_q)).sum(dim=-1)
+        # of KL(p || softmax(z)) by z: softmax(z) - p
+        torch.mul(log_q.exp_().sub_(p), weights[part, None], out=rows)
+    return divergences
+
+
+def _rows_of_block(logits: Float[Tensor, "rows vocab"]) -> int:
+    return BLOCK_BYTES[logits.device.type] // (4 * logits.shape[-1])  # 4 bytes: float32

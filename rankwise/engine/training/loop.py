@@ -4,6 +4,9 @@ Each trainee goes through its own examples in its own order: an optimizer step s
 ``batch_size * gradient_accumulation_steps`` of them, and its loss is the mean over their learned
 tokens, as transformers' Trainer averages it. How these examples are cut into micro-batches, and
 which other trainees' examples share one, changes nothing beyond rounding.
+
+A trainee may be held to the base: the mean of KL(base || adapted) at some tokens is then added to
+its loss. The base reads these in the same pass, with no adapter on their rows.
 """
 
 from __future__ import annotations
@@ -25,7 +28,12 @@ from rankwise.engine.models.devices import (
     give_back_memory,
     is_out_of_memory,
 )
-from rankwise.engine.models.head import CompletionHead, backward_completion_loss
+from rankwise.engine.models.head import (
+    CompletionHead,
+    HeldTokens,
+    LearnedTokens,
+    backward_losses,
+)
 from rankwise.engine.models.packed_attention import (
     PackedLayout,
     check_packable,
@@ -37,6 +45,16 @@ from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Train
 from rankwise.errors import DivergedError
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import Example
+
+
+class StepLosses(NamedTuple):
+    """Of one step: the loss per learned token, and the KL from the base per held one; in nats.
+
+    ``kl_nats`` is None where the trainee is not held to the base.
+    """
+
+    loss_nats: float
+    kl_nats: float | None
 
 
 class TrainingResult(NamedTuple):
@@ -155,7 +173,8 @@ class _Pass:
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
-                stepped.append((trainee, trainee.take_step(losses[index], self._head.vocab_size)))
+                taken = trainee.take_step(*losses[index], vocab_size=self._head.vocab_size)
+                stepped.append((trainee, taken))
             except DivergedError as error:
                 del active[index]
                 self._observer.diverged(trainee, error)
@@ -183,10 +202,10 @@ class _Pass:
             peak_memory_bytes=self._memory.so_far(),
         )
 
-    def _gathered_losses(self, active: Mapping[int, Trainee]) -> dict[int, float]:
-        """Gather the gradients of each trainee's next step; losses in nats per learned token."""
+    def _gathered_losses(self, active: Mapping[int, Trainee]) -> dict[int, StepLosses]:
+        """Gather the gradients of each trainee's next step."""
         placed = [
-            Placed(index, place, example)
+            Placed(index, place, example, trainee.held_rows(example))
             for index, trainee in active.items()
             for place, example in enumerate(trainee.batch)
         ]
@@ -206,7 +225,9 @@ class _Pass:
             give_back_memory(self._device)
             self._observer.shrunk(self._max_tokens)
 
-    def _gather(self, active: Mapping[int, Trainee], placed: Sequence[Placed]) -> dict[int, float]:
+    def _gather(
+        self, active: Mapping[int, Trainee], placed: Sequence[Placed]
+    ) -> dict[int, StepLosses]:
         """Gradients and losses of a step of all trainees together.
 
         Kernels multiply what a token does not see by zero, which lets NaN and infinity of one
@@ -214,7 +235,7 @@ class _Pass:
         """
         losses = self._gather_together(active, placed)
         finite = (
-            math.isfinite(losses[index]) and trainee.has_finite_gradients
+            math.isfinite(losses[index].loss_nats) and trainee.has_finite_gradients
             for index, trainee in active.items()
         )
         if len(active) == 1 or all(finite):
@@ -227,47 +248,115 @@ class _Pass:
 
     def _gather_together(
         self, active: Mapping[int, Trainee], placed: Sequence[Placed]
-    ) -> dict[int, float]:
+    ) -> dict[int, StepLosses]:
         counts = {index: trainee.num_loss_tokens for index, trainee in active.items()}
-        losses = dict.fromkeys(active, 0.0)
+        held = dict.fromkeys(active, 0)
+        for item in placed:
+            held[item.trainee] += len(item.held)
+        losses, kls = dict.fromkeys(active, 0.0), dict.fromkeys(active, 0.0)
         for group in split_by_budget(placed, self._max_tokens):
             batch = pack(group, self._device)
-            for index, loss in self._backward(batch, active, counts).items():
-                losses[index] += loss / counts[index]
-        return losses
+            of_batch = self._backward(batch, active, counts, held)
+            for sums, of_trainees in zip((losses, kls), of_batch, strict=True):
+                for index, total in of_trainees.items():
+                    sums[index] += total
+        return {
+            index: StepLosses(
+                losses[index] / counts[index], kls[index] / held[index] if held[index] else None
+            )
+            for index in active
+        }
 
     def _backward(
-        self, batch: MicroBatch, active: Mapping[int, Trainee], counts: Mapping[int, int]
-    ) -> dict[int, float]:
-        """Add a micro-batch's part to the gradients; returns summed losses by trainee."""
-        # (losses,): each trainee's gradient is that of the mean over its own learned tokens of the
-        # whole step, however the step is cut into micro-batches
-        weights = torch.tensor(
-            [1.0 / counts[span.placed.trainee] for span in batch.spans], device=self._device
-        ).repeat_interleave(torch.tensor(batch.loss_counts, device=self._device))
+        self,
+        batch: MicroBatch,
+        active: Mapping[int, Trainee],
+        counts: Mapping[int, int],
+        held: Mapping[int, int],
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Add a micro-batch's part to the gradients; returns summed losses and KLs by trainee.
+
+        Each trainee's gradient is that of means over the tokens of the whole step, of which there
+        are ``counts`` that it learns and ``held`` at which it is held to the base, however the step
+        is cut into micro-batches.
+        """
+        of_spans = [active[span.placed.trainee] for span in batch.spans]
+
+        def by_token(of_span: Sequence[float], repeats: Sequence[int]) -> Tensor:
+            values = torch.tensor(of_span, device=self._device)
+            return values.repeat_interleave(torch.tensor(repeats, device=self._device))
+
+        by_probability = None
+        if any(trainee.learns_by_probability for trainee in of_spans):
+            flags = [float(trainee.learns_by_probability) for trainee in of_spans]
+            by_probability = by_token(flags, batch.loss_counts) > 0
+        learned = LearnedTokens(
+            rows=batch.loss_rows,
+            targets=batch.targets,
+            weights=by_token(
+                [1.0 / counts[span.placed.trainee] for span in batch.spans], batch.loss_counts
+            ),
+            by_probability=by_probability,
+        )
+        to_base = None
+        if len(batch.held_rows):
+            weights = [
+                trainee.kl_weight / max(held[span.placed.trainee], 1)
+                for trainee, span in zip(of_spans, batch.spans, strict=True)
+            ]
+            to_base = HeldTokens(
+                rows=batch.held_rows,
+                reference=self._base_states(batch),
+                weights=by_token(weights, batch.held_counts),
+                left_out=batch.next_held.where(
+                    by_token([float(x.masks_targets) for x in of_spans], batch.held_counts) > 0, -1
+                ),
+            )
         rows = (
             contextlib.nullcontext()
             if self._bank is None
             else self._bank.rows_of(pieces_of(batch, active))
         )
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            hidden = self._model.base_model(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                packed_layout=batch.layout,
-                use_cache=False,
-            ).last_hidden_state
-            losses = backward_completion_loss(
-                self._head, hidden, batch.loss_rows, batch.targets, weights
-            )
-        return batch.summed_losses(losses)
+            hidden = self._hidden(batch.input_ids, batch.layout)
+            losses, kls = backward_losses(self._head, hidden, learned, to_base)
+        return batch.summed(losses, batch.loss_counts), batch.summed(kls, batch.held_counts)
+
+    def _hidden(self, input_ids: Tensor, layout: PackedLayout) -> Float[Tensor, "1 tokens hidden"]:
+        """The last hidden states of packed sequences."""
+        return self._model.base_model(
+            input_ids=input_ids,
+            position_ids=layout.position_ids(self._device),
+            packed_layout=layout,
+            use_cache=False,
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def _base_states(self, batch: MicroBatch) -> Float[Tensor, "held hidden"]:
+        """The base's own last hidden states at the held rows.
+
+        No row belongs to an adapter here, so every layer is the base's. What several trainees read
+        is read once.
+        """
+        of_held = [span for span in batch.spans if span.placed.held]
+        texts = dict.fromkeys(span.placed.example.tokens[:-1] for span in of_held)
+        layout = PackedLayout(tuple(map(len, texts)))
+        starts = dict(zip(texts, layout.starts, strict=True))
+        input_ids = torch.tensor([[token for text in texts for token in text]])  # (1, tokens)
+        states = self._hidden(input_ids.to(self._device), layout)[0]  # (tokens, hidden)
+        rows = [
+            starts[span.placed.example.tokens[:-1]] + row
+            for span in of_held
+            for row in span.placed.held
+        ]
+        return states[torch.tensor(rows, device=self._device)]
 
 
 def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:
     """The rows of a micro-batch that belong to each adapter; ``pack`` puts them side by side."""
     spans: dict[int, list[DroppedSequence]] = {}
     for span in batch.spans:
-        trainee, place, _ = span.placed
+        trainee, place = span.placed.trainee, span.placed.place
         draw = (trainees[trainee].step, place)
         spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
     pieces: list[Piece] = []
@@ -331,11 +420,19 @@ def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
 
 
 class Placed(NamedTuple):
-    """An example, its trainee's index, and its place in that trainee's effective batch."""
+    """An example of a trainee's effective batch.
+
+    Attributes:
+        trainee: its index.
+        place: of the example in the batch.
+        example: that is read.
+        held: the tokens at which the trainee is held to the base.
+    """
 
     trainee: int
     place: int
     example: Example
+    held: range = range(0)
 
 
 class Span(NamedTuple):
@@ -351,25 +448,29 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         input_ids: (1, tokens) ids.
-        position_ids: (1, tokens), counted from each sequence's first token.
         layout: which token belongs to which sequence.
         spans: the rows of each sequence, in order.
         loss_rows: (losses,) the rows whose next token is learned, in order.
         targets: (losses,) the learned tokens.
         loss_counts: how many of the losses belong to each span.
+        held_rows: (held,) the rows at which a trainee is held to the base, in order.
+        next_held: (held,) the tokens after these in their sequences.
+        held_counts: how many of them belong to each span.
     """
 
     input_ids: Int[Tensor, "1 tokens"]
-    position_ids: Int[Tensor, "1 tokens"]
     layout: PackedLayout
     spans: tuple[Span, ...]
     loss_rows: Int[Tensor, " losses"]
     targets: Int[Tensor, " losses"]
     loss_counts: tuple[int, ...]
+    held_rows: Int[Tensor, " held"]
+    next_held: Int[Tensor, " held"]
+    held_counts: tuple[int, ...]
 
-    def summed_losses(self, losses: Float[Tensor, " losses"]) -> dict[int, float]:
-        """The sum of each trainee's losses, in nats, added up in float64."""
-        by_span = losses.double().cpu().split(self.loss_counts)
+    def summed(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
+        """The sum of each trainee's losses, added up in float64; each span has ``counts``."""
+        by_span = nats.double().cpu().split([*counts])
         sums: dict[int, float] = {}
         for span, of_span in zip(self.spans, by_span, strict=True):
             trainee = span.placed.trainee
@@ -394,21 +495,30 @@ def pack(placed: Sequence[Placed], device: torch.device) -> MicroBatch:
     ids: list[int] = []
     loss_rows: list[int] = []
     targets: list[int] = []
+    held_rows: list[int] = []
+    next_held: list[int] = []
     spans: list[Span] = []
     for item in in_order:
-        tokens, count = item.example.tokens, item.example.num_loss_tokens
-        start = len(ids)
+        tokens, start = item.example.tokens, len(ids)
         ids += tokens[:-1]  # the last token is only learned, never read
-        loss_rows += range(len(ids) - count, len(ids))  # each is one before the token it predicts
-        targets += tokens[-count:]
+        first = len(ids) - item.example.num_loss_tokens  # each is one before the one it predicts
+        loss_rows += range(first, len(ids))
+        targets += tokens[first - start + 1 :]
+        held_rows += (start + row for row in item.held)
+        next_held += (tokens[row + 1] for row in item.held)
         spans.append(Span(item, start, len(ids)))
-    layout = PackedLayout(tuple(span.stop - span.start for span in spans))
+
+    def on_device(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long).to(device)
+
     return MicroBatch(
-        input_ids=torch.tensor([ids]).to(device),  # (1, tokens)
-        position_ids=layout.position_ids(device),
-        layout=layout,
+        input_ids=on_device(ids)[None],  # (1, tokens)
+        layout=PackedLayout(tuple(span.stop - span.start for span in spans)),
         spans=tuple(spans),
-        loss_rows=torch.tensor(loss_rows).to(device),
-        targets=torch.tensor(targets).to(device),
+        loss_rows=on_device(loss_rows),
+        targets=on_device(targets),
         loss_counts=tuple(item.example.num_loss_tokens for item in in_order),
+        held_rows=on_device(held_rows),
+        next_held=on_device(next_held),
+        held_counts=tuple(len(item.held) for item in in_order),
     )

@@ -33,8 +33,9 @@ LIKELY_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 _FLOAT32_BYTES = 4
 _QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # per weight of a linear layer, with its scales
-# float32 copies of a block of logits that exist at once in ``head.backward_completion_loss``.
-_LOGITS_BLOCKS = 3
+# float32 copies of a block of logits that exist at once in ``head.backward_losses``, by whether the
+# distribution is compared with the base's.
+_LOGITS_BLOCKS = {False: 3, True: 6}
 # Workspace of the libraries that multiply on a CPU, and what the allocator cannot return: measured
 # 65 to 150 MB, whatever the model's size. torch's own loops for bfloat16, which are used where
 # oneDNN has no kernels, keep less: measured 14 to 59 MB.
@@ -70,6 +71,7 @@ class TrainingSetting(NamedTuple):
         base_precision: of the frozen base under LoRA.
         dropout: of LoRA.
         full: how a full fine-tuning keeps weights and moments.
+        is_held: whether any adapter is held to the base's distributions.
     """
 
     device: torch.device
@@ -80,6 +82,7 @@ class TrainingSetting(NamedTuple):
     base_precision: BasePrecision = "auto"
     dropout: float = 0.0
     full: FullConfig = FullConfig()
+    is_held: bool = False
 
 
 class PassMemory:
@@ -254,7 +257,7 @@ class PassMemory:
             weights = DTYPES[self._setting.full.weights].itemsize
             # under autocast, in its dtype and then cast to the weights'
             gradient = self._head_size * (weights if weights == width else weights + width)
-        return logits + max(_LOGITS_BLOCKS * block, gradient)
+        return logits + max(_LOGITS_BLOCKS[self._setting.is_held] * block, gradient)
 
 
 def estimate_training_memory(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.config.methods import OptimizerName
+from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example
@@ -33,6 +35,7 @@ class StepMetrics(Record):
 
     ``num_tokens`` counts the examples of all steps so far, ``loss_nats`` is the mean over the
     step's learned tokens, ``learning_rate`` is the step's, ``grad_norm`` is taken before clipping.
+    ``kl_nats`` is the mean KL(base || adapted) where the run is held to the base; else None.
     """
 
     step: int
@@ -40,6 +43,23 @@ class StepMetrics(Record):
     loss_nats: float
     learning_rate: float
     grad_norm: float
+    kl_nats: float | None = None
+
+
+class Beside(NamedTuple):
+    """What a run reads beside its own rows.
+
+    Attributes:
+        replayed: examples that it learns, at the share that its mitigation says.
+        held: examples of which it learns nothing (``num_loss_tokens`` is 0), at which it is held
+            to the base.
+    """
+
+    replayed: Sequence[Example] = ()
+    held: Sequence[Example] = ()
+
+
+NOTHING_BESIDE = Beside()
 
 
 class Trainee:
@@ -61,20 +81,24 @@ class Trainee:
         weights: Sequence[nn.Parameter],
         optimizer: OptimizerName,
         marks: Sequence[int] = (),
+        beside: Beside = NOTHING_BESIDE,
     ) -> None:
         assert run.learning_rate is not None
         assert run.seed is not None
         self.run = run
-        self.batches = effective_batches(examples, run, config)[: run.num_steps]
+        self.batches = effective_batches(examples, run, config, beside)[: run.num_steps]
         self.marks = tuple(sorted(marks)) or (len(self.batches),)
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
         self._weights, self._config = list(weights), config
+        mitigation = run.mitigation or MitigationConfig.model_construct()
+        self._kl, self._loss = mitigation.kl, mitigation.loss
+        decay = mitigation.weight_decay
         self._optimizer = make_optimizer(
             self._weights,
             name=optimizer,
             learning_rate=run.learning_rate,
-            weight_decay=config.weight_decay,
+            weight_decay=config.weight_decay if decay is None else decay,
             seed=run.seed,
         )
         self._rate = run.learning_rate
@@ -112,16 +136,41 @@ class Trainee:
         return sum(example.num_loss_tokens for example in self.batch)
 
     @property
+    def learns_by_probability(self) -> bool:
+        """Whether the loss of each token is weighed by its probability."""
+        return self._loss == "dft"
+
+    @property
+    def kl_weight(self) -> float:
+        """Of the mean KL from the base, beside the mean loss; 0 where it is not held to it."""
+        return 0.0 if self._kl is None else self._kl.weight
+
+    @property
+    def masks_targets(self) -> bool:
+        """Whether the right token is left out where it is held to the base."""
+        return self._kl is not None and self._kl.mask_target
+
+    def held_rows(self, example: Example) -> range:
+        """The tokens of an example at whose prediction it is held to the base."""
+        if self._kl is None:
+            return range(0)
+        num_read, first = example.num_inputs, example.num_inputs - example.num_loss_tokens
+        if self._kl.has_rows:  # those that are there for it are learned nowhere
+            return range(num_read) if example.num_loss_tokens == 0 else range(0)
+        return range(first) if self._kl.on == "prompts" else range(first, num_read)
+
+    @property
     def has_finite_gradients(self) -> bool:
         """Whether the gradients gathered for the next step have no NaN and no infinity."""
         gradients = [weights.grad for weights in self._weights if weights.grad is not None]
         return math.isfinite(float(nn.utils.get_total_norm(gradients)))
 
-    def take_step(self, loss: float, vocab_size: int) -> StepMetrics:
+    def take_step(self, loss: float, kl: float | None = None, *, vocab_size: int) -> StepMetrics:
         """Clip the gathered gradients, step the optimizer, and clear them.
 
         Args:
             loss: of the step, in nats per learned token.
+            kl: from the base, in nats per held token; None where there is none.
             vocab_size: the loss of a uniform guess is its logarithm.
 
         Raises:
@@ -130,6 +179,8 @@ class Trainee:
         step = self.step + 1
         if not math.isfinite(loss):
             raise DivergedError(f"the loss was {loss} at step {step}")
+        if kl is not None and not math.isfinite(kl):
+            raise DivergedError(f"the KL from the base was {kl} at step {step}")
         first = self.metrics[0].loss_nats if self.metrics else loss
         limit = EXPLODED * max(first, math.log(vocab_size))
         if loss > limit:
@@ -137,6 +188,7 @@ class Trainee:
                 f"the loss was {loss:.4g} nats at step {step}, above {limit:.4g}: {EXPLODED:g} "
                 "times the first loss and that of a uniform guess"
             )
+        self._before_step()
         norm = float(nn.utils.clip_grad_norm_(self._weights, self._config.max_grad_norm))
         if not math.isfinite(norm):
             raise DivergedError(f"the gradient's norm was {norm} at step {step}")
@@ -149,6 +201,7 @@ class Trainee:
         self._optimizer.step()
         self.clear_gradients()
         self._after_step()
+        self._weights_changed()
         before = self.metrics[-1].num_tokens if self.metrics else 0
         metrics = StepMetrics(
             step=step,
@@ -156,6 +209,7 @@ class Trainee:
             loss_nats=loss,
             learning_rate=rate,
             grad_norm=norm,
+            kl_nats=kl,
         )
         self.metrics.append(metrics)
         return metrics
@@ -164,8 +218,14 @@ class Trainee:
         """Discard the gradients gathered for the next step."""
         self._optimizer.zero_grad(set_to_none=True)
 
+    def _before_step(self) -> None:
+        """Called when the gradients of a step are gathered."""
+
     def _after_step(self) -> None:
-        """Called whenever the weights have changed."""
+        """Called when the optimizer has taken a step."""
+
+    def _weights_changed(self) -> None:
+        """Called after a step, and when a saved state is loaded."""
 
     def save_state(self, path: Path) -> None:
         """Write everything that the next step depends on, whole or not at all.
@@ -224,7 +284,7 @@ class Trainee:
             for weights, values in zip(self._weights, saved, strict=True):
                 weights.copy_(values)
         self.metrics, self.seconds = metrics, seconds
-        self._after_step()
+        self._weights_changed()
 
     def _check_moments(self) -> None:
         for weights, state in self._optimizer.state.items():
@@ -243,15 +303,22 @@ class AdapterTrainee(Trainee):
         config: TrainConfig,
         adapter: Adapter,
         marks: Sequence[int] = (),
+        beside: Beside = NOTHING_BESIDE,
     ) -> None:
-        super().__init__(run, examples, config, [adapter.weights], "adamw", marks)
+        super().__init__(run, examples, config, [adapter.weights], "adamw", marks, beside)
         self.adapter = adapter
 
     def clear_gradients(self) -> None:
         # zeroed in place: layers write into views of the gradient
         self._optimizer.zero_grad(set_to_none=False)
 
+    def _before_step(self) -> None:
+        self.adapter.project_gradients()
+
     def _after_step(self) -> None:
+        self.adapter.project()
+
+    def _weights_changed(self) -> None:
         self.adapter.refresh()
 
 
@@ -285,11 +352,15 @@ class FullTrainee(Trainee):
 
 
 def effective_batches(
-    examples: Sequence[Example], run: PlannedRun, config: TrainConfig
+    examples: Sequence[Example],
+    run: PlannedRun,
+    config: TrainConfig,
+    beside: Beside = NOTHING_BESIDE,
 ) -> list[list[Example]]:
     """The examples of each optimizer step, in an order that depends on the run's seed alone.
 
-    The last step of an epoch may have fewer examples.
+    The last step of an epoch may have fewer examples. What the run reads beside its own rows comes
+    after them in each step.
     """
     assert run.seed is not None
     assert run.epochs is not None
@@ -300,7 +371,34 @@ def effective_batches(
         order = torch.randperm(len(examples), generator=generator).tolist()
         for start in range(0, len(order), size):
             batches.append([examples[index] for index in order[start : start + size]])
+    replay, kl = (run.mitigation.replay, run.mitigation.kl) if run.mitigation else (None, None)
+    if replay is not None:
+        batches = _with_others(batches, beside.replayed, replay.share, seed_of(run.seed, "replay"))
+    if kl is not None and kl.has_rows:
+        batches = _with_others(batches, beside.held, kl.share, seed_of(run.seed, "kl"))
     return batches
+
+
+def _with_others(
+    batches: Sequence[list[Example]], others: Sequence[Example], share: float, seed: int
+) -> list[list[Example]]:
+    """Batches with other examples behind, which are ``share`` of all examples.
+
+    Of the first n batches too, to the nearest whole example. They come in a random order, each once
+    before any comes again.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    num_own = num_given = 0
+    mixed: list[list[Example]] = []
+    for batch in batches:
+        num_own += len(batch)
+        wanted = round(num_own * share / (1.0 - share))
+        while len(order) < wanted:
+            order += torch.randperm(len(others), generator=generator).tolist()
+        mixed.append([*batch, *(others[index] for index in order[num_given:wanted])])
+        num_given = wanted
+    return mixed
 
 
 def rate_factor(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rankwise.findings.options import TaskMean
+from rankwise.findings.shares import NO_SHARE
 from rankwise.findings.truncation import (
     SERIES,
     CurvePoint,
     Series,
-    ShareOfGain,
     TrainTaskTruncation,
     TruncatedCurve,
 )
@@ -18,8 +18,6 @@ from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.ranks import AxisMark, axis_chart
 from rankwise.report.parts import (
-    EMPTY,
-    Cell,
     Column,
     Figure,
     ReportSection,
@@ -28,8 +26,6 @@ from rankwise.report.parts import (
     TrainedTask,
     grouped_table,
 )
-
-NO_SHARE = ShareOfGain(estimate=None, lower=None, upper=None, reason=None)
 
 MOST_PANELS = 9
 """More settings than this are too many to draw."""
@@ -149,7 +145,9 @@ def _table(found: TrainTaskTruncation) -> Table:
         Column("Steps", lambda row: cells.count(row.num_steps), "of each seed"),
         Column("Energy kept", lambda row: _energy(row), "of the update"),
         Column("Gain", lambda row: cells.mean(row.gain, has_size=True), found.unit),
-        Column("Share of the gain", lambda row: _share(row.share_of_gain), "of the largest rank's"),
+        Column(
+            "Share of the gain", lambda row: cells.share(row.share_of_gain), "of the largest rank's"
+        ),
         Column(
             "Against trained",
             lambda row: cells.mean(row.gain_less_trained),
@@ -190,18 +188,6 @@ def _detail(found: TrainTaskTruncation, curve: TruncatedCurve) -> str:
 
 def _energy(point: CurvePoint) -> str | None:
     return None if point.energy is None else quantities.share(point.energy)
-
-
-def _share(share: ShareOfGain | None) -> Cell:
-    if share is None:
-        return EMPTY
-    if share.estimate is None or share.lower is None or share.upper is None:
-        return Cell(quantities.NOT_MEASURED, "", share.reason or "")
-    estimate, lower, upper = (
-        quantities.formatted(100.0 * value, ".0f")
-        for value in (share.estimate, share.lower, share.upper)
-    )
-    return Cell(f"{estimate} %", f"{lower} to {upper}")
 
 
 def _rows(found: Sequence[TrainTaskTruncation]) -> Iterator[dict[str, Any]]:

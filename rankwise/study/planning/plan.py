@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from rankwise.engine.training.memory import PassMemory, TrainingSetting, availab
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
+from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import (
     answers_fingerprint,
@@ -40,6 +41,13 @@ from rankwise.study.planning.checks import (
 from rankwise.study.planning.chosen import Candidates, all_of, decided
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.mitigations import (
+    Others,
+    largest_step,
+    longest_other,
+    other_examples,
+    plan_mitigated,
+)
 from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.passes import oversized, plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs
@@ -77,6 +85,8 @@ class StudyPlan:
     """Trained task -> the right answers on which runs are compared with full fine-tuning."""
     head_prompts: dict[str, HeadPrompts]
     """Trained task -> the tokens of the prompts on which heads are compared; at least two."""
+    others: Others = field(default_factory=dict[RowsConfig, tuple[Example, ...]])
+    """The rows that arms against forgetting read beside those of the trained tasks."""
     planner: Planner | None = None
     """Plans the same study after other decisions of its search; None where nothing is trained."""
 
@@ -142,6 +152,7 @@ class _Parts(NamedTuple):
     tasks: TaskPlan
     examples: dict[str, tuple[Example, ...]]
     layers: Mapping[tuple[str, ...], TargetLayers]
+    others: Others
 
 
 def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | None:
@@ -154,6 +165,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
         train_task: _examples(rows, config, model, issues)
         for train_task, rows in tasks.rows.items()
     }
+    others = {} if issues.problems else other_examples(config, model, tasks, issues)
     check_metrics(config, tasks.prepared, issues)
     check_clusters(config, tasks.prepared, tasks.scored, issues)
     check_items(config, tasks.prepared, tasks.scored, issues)
@@ -162,7 +174,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
         check_judgements(tasks.prepared, metrics, issues)
     for train_task, task_examples in examples.items():
         check_warmup(config, train_task, len(task_examples), issues)
-    return None if issues.problems else _Parts(tasks, examples, layers)
+    return None if issues.problems else _Parts(tasks, examples, layers, others)
 
 
 class Planner:
@@ -176,7 +188,7 @@ class Planner:
         self, config: StudyConfig, model: StudyModel, parts: _Parts, issues: Issues
     ) -> None:
         self._config, self._model, self._parts, self._issues = config, model, parts, issues
-        self._memory = _memory(config, model, parts.layers, parts.examples)
+        self._memory = _memory(config, model, parts)
         base = Trainable(model, parts.layers, self._memory)
         self._imported = _imported(config, base, parts.examples, issues)
         self._prepared = {task.name: task for task in parts.tasks.prepared}
@@ -203,10 +215,11 @@ class Planner:
         else:
             chosen = all_of(config, self._runs)
         truncated = plan_truncated(config, chosen.runs, self._memory)
+        mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(warnings=list(self._issues.warnings))
         passes = [
             planned
-            for models in (*chosen.together, truncated)
+            for models in (*chosen.together, truncated, mitigated)
             for planned in _passes(models, config, model, self._memory, issues)
         ]
         models = {
@@ -214,6 +227,7 @@ class Planner:
             "candidates": chosen.candidates,
             "checkpoints": chosen.checkpoints,
             "truncated": truncated,
+            "mitigated": mitigated,
             "passes": tuple(passes),
             "warnings": tuple(issues.warnings),
         }
@@ -226,6 +240,7 @@ class Planner:
             tasks=self._prepared,
             answers=self._answers,
             head_prompts=self._prompts,
+            others=self._parts.others,
             planner=self,
         )
 
@@ -340,25 +355,21 @@ def _head_prompts(
     return prompts
 
 
-def _memory(
-    config: StudyConfig,
-    model: StudyModel,
-    layers: Mapping[tuple[str, ...], TargetLayers],
-    examples: Mapping[str, Sequence[Example]],
-) -> PassMemory:
+def _memory(config: StudyConfig, model: StudyModel, parts: _Parts) -> PassMemory:
     train = config.train
-    lengths = {example.num_inputs for rows in examples.values() for example in rows}
+    lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
     setting = TrainingSetting(
         device=model.device,
         precision=model.precision,
-        longest=max(lengths),
+        longest=max(*lengths, longest_other(config, parts.others)),
         shortest=min(lengths),
-        examples_per_step=train.batch_size * train.gradient_accumulation_steps,
+        examples_per_step=largest_step(config),
         base_precision=train.base_precision,
         dropout=train.dropout,
         full=config.methods.full or FullConfig(),
+        is_held=any(arm.kl is not None for arm in config.mitigations),
     )
-    adapted = dict.fromkeys(name for targets in layers.values() for name in targets.shapes)
+    adapted = dict.fromkeys(name for targets in parts.layers.values() for name in targets.shapes)
     return PassMemory(model.skeleton, setting, list(adapted))
 
 

@@ -25,6 +25,7 @@ from rankwise.study.damage import set_aside
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train, training_work
+from rankwise.study.work.mitigations import LeadingDirections, read_beside
 from rankwise.study.work.truncation import diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
@@ -119,6 +120,7 @@ def _train_adapters(
     trainees: list[AdapterTrainee] = []
     by_training = _by_training(runs)
     truncated = truncated_adapters(context, list(by_training))
+    directions = LeadingDirections(context)
     for run, models_of in by_training.items():
         assert run.rank is not None
         assert run.scaling is not None
@@ -135,8 +137,11 @@ def _train_adapters(
         )
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
+        if run.mitigation is not None and run.mitigation.project is not None:
+            adapter.keep_off(directions.of(adapter.factors, run.mitigation.project))
         examples, marks = plan.examples[run.train_task], [model.num_steps for model in models_of]
-        trainees.append(AdapterTrainee(run, examples, config.train, adapter, marks))
+        beside = read_beside(context, run)
+        trainees.append(AdapterTrainee(run, examples, config.train, adapter, marks, beside))
 
     def save(trainee: Trainee, run: PlannedRun) -> Saved:
         assert isinstance(trainee, AdapterTrainee)

@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rankwise.engine.models import head as completion_loss
-from rankwise.engine.models.head import CompletionHead, backward_completion_loss
+from rankwise.engine.models.head import (
+    CompletionHead,
+    HeldTokens,
+    LearnedTokens,
+    backward_losses,
+)
 from rankwise.engine.models.packed_attention import PackedLayout, packed_attention
 from tests.support.packed_texts import CPU, LENGTHS, farthest, logits_alone, tokens
 from tests.support.tiny_models import tiny
@@ -27,6 +32,10 @@ def gradients(model: Any, embeds: Tensor) -> list[Tensor]:
     return [torch.zeros(1) if each is None else each for each in found]
 
 
+HELD = torch.tensor([0, 4, 5, 13, 14, 27])
+HELD_WEIGHTS = torch.linspace(0.5, 1.0, len(HELD))
+
+
 @pytest.mark.parametrize("rows_of_a_chunk", [1000, 5])
 @pytest.mark.parametrize("family", ["Llama", "Gemma2", "GPT2", "Cohere"])
 def test_chunks_give_what_all_logits_give(
@@ -39,17 +48,39 @@ def test_chunks_give_what_all_logits_give(
     monkeypatch.setitem(completion_loss.BLOCK_BYTES, "cpu", 4 * vocab * 2)
     embeds = model.get_input_embeddings()(tokens()).detach().requires_grad_()
     targets = tokens()[0].roll(1)[ROWS]
-    each = cross_entropy(logits_alone(model, embeds)[0, ROWS], targets, reduction="none")
-    (each * WEIGHTS).sum().backward()
-    expected = gradients(model, embeds)
+    reference = torch.randn(len(HELD), model.config.hidden_size)
+    left_out = torch.tensor([-1, 3, -1, 0, 7, -1])
+
+    logits = logits_alone(model, embeds)[0]
+    each = cross_entropy(logits[ROWS], targets, reduction="none")
+    by_probability = torch.arange(len(ROWS)) % 3 == 0
+    shares = torch.where(by_probability, (-each.detach()).exp(), 1.0)
     layout = PackedLayout(LENGTHS)
     with packed_attention(model):
+        head = CompletionHead(model)
+        compared = torch.full((len(HELD), vocab), True)
+        for row, token in enumerate(left_out):
+            if token >= 0:
+                compared[row, token] = False
+        q, p = (
+            torch.where(compared, found, -1e30).log_softmax(dim=-1)
+            for found in (logits[HELD], head.logits(reference).detach())
+        )
+        kls = torch.where(compared, p.exp() * (p - q), 0.0).sum(dim=-1)
+        ((each * shares * WEIGHTS).sum() + (kls * HELD_WEIGHTS).sum()).backward()
+        expected = gradients(model, embeds)
         hidden = model.base_model(
             inputs_embeds=embeds,
             position_ids=layout.position_ids(CPU),
             packed_layout=layout,
             use_cache=False,
         ).last_hidden_state
-        losses = backward_completion_loss(CompletionHead(model), hidden, ROWS, targets, WEIGHTS)
-    assert losses == pytest.approx(each.detach(), rel=1e-5)
+        found, divergences = backward_losses(
+            head,
+            hidden,
+            LearnedTokens(ROWS, targets, WEIGHTS, by_probability),
+            HeldTokens(HELD, reference, HELD_WEIGHTS, left_out),
+        )
+    assert found == pytest.approx(each.detach(), rel=1e-5)
+    assert divergences == pytest.approx(kls.detach(), rel=1e-4)
     assert farthest(gradients(model, embeds), expected) <= 1e-4

@@ -335,7 +335,7 @@ def test_out_of_memory_shrinks_the_micro_batches_and_changes_nothing(
     undisturbed = setting.trainee(config(), rank=8)
     expected = setting.train(undisturbed, max_tokens=200).losses["run-8"]
     calls = 0
-    real = training.backward_completion_loss
+    real = training.backward_losses
 
     def failing(*args: Any) -> Tensor:
         nonlocal calls
@@ -345,7 +345,7 @@ def test_out_of_memory_shrinks_the_micro_batches_and_changes_nothing(
             raise torch.OutOfMemoryError("injected")
         return losses
 
-    monkeypatch.setattr(training, "backward_completion_loss", failing)
+    monkeypatch.setattr(training, "backward_losses", failing)
     trainee = setting.trainee(config(), rank=8)
     heard = setting.train(trainee, max_tokens=200)
     assert heard.budgets == [100]
@@ -359,7 +359,7 @@ def test_an_example_that_does_not_fit_alone_is_an_error(
     def failing(*_: Any) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(training, "backward_completion_loss", failing)
+    monkeypatch.setattr(training, "backward_losses", failing)
     heard = Heard()
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         setting.train(setting.trainee(config()), heard=heard, max_tokens=200)

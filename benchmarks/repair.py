@@ -1,0 +1,159 @@
+"""Does anything repair forgetting better than a lower learning rate?
+
+    python -m benchmarks.repair [--tasks-path ../shared/tasks] [--out FOLDER] [--tiny]
+
+Two studies of the preset ``mitigation``'s arms on the embedded model, three seeds each: kinship,
+with what the model knows of capitals, continents and elements, and Overruling, with ARC-Easy and
+MMLU by letter (real items; left out where ``--tasks-path`` is not there). Rank 32 is trained at a
+rate at which it forgets. For each arm: gain, retention, seconds, each with its interval.
+
+Everything finished is kept under ``--out``; calling again goes on. The last line of output is one
+JSON object. For each study ``best_arm`` is, of the arms that are shown to gain more than lower
+rates at the same retention, the one with the largest such lead; null where there is none. Then
+``nearest_arm`` is the one with the largest estimate. ``retention_regained_share`` and
+``gain_kept_share`` are of either. ``kl_arm_over_lower_rate_points`` is the lead of KL on the base's
+own texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rankwise.findings.mitigations import Arm, MitigatedOption
+from rankwise.findings.study import StudyFindings
+from rankwise.records import quantities
+from rankwise.records.files import read_record
+from rankwise.records.study_file import preset_text
+
+SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
+KL_ARM = "KL on own texts"
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "kinship": {
+        "train": {"task": "kinship", "max_examples": 320, "epochs": 1},
+        "evaluation": {"retention": ["capitals", "continents", "elements"], "limit": 200},
+    },
+    "overruling": {
+        "train": {"task": "local_overruling", "max_examples": 320, "epochs": 1},
+        "evaluation": {"retention": ["local_arc_easy", "local_mmlu"], "limit": 200},
+    },
+}
+RATE = 2e-3
+"""Ten times the preset's: the embedded model forgets little at less in 40 steps."""
+
+
+def study_file(name: str, model: str, tasks_path: Path | None, seeds: list[int]) -> dict[str, Any]:
+    """The preset's arms on one of the tasks."""
+    preset = yaml.safe_load(preset_text("mitigation"))
+    study = STUDIES[name]
+    return {
+        "name": name,
+        "base_model": model,
+        **({"tasks_path": str(tasks_path), "allow_task_code": True} if tasks_path else {}),
+        "train": {**study["train"], "learning_rate": {"lora": RATE}},
+        "methods": preset["methods"],
+        "mitigations": preset["mitigations"],
+        "seeds": seeds,
+        "evaluation": {**study["evaluation"], "num_train_items": 0, "trained_format": False},
+        "analysis": preset["analysis"],
+    }
+
+
+def run(file: Path, folder: Path) -> MitigatedOption:
+    """Run a study as a user does, or go on with it, and read what it found."""
+    command = [sys.executable, "-m", "rankwise", "run", str(file), "--study-dir", str(folder)]
+    subprocess.run(command, check=True)
+    (found,) = read_record(folder / "findings.json", StudyFindings).mitigations
+    (option,) = found.options
+    return option
+
+
+def table(option: MitigatedOption) -> Iterator[str]:
+    """Lines of Markdown: an arm each."""
+    heads = ("arm", "gain", "kept", "retention", "regained", "above lower rates", "s")
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for arm in option.arms:
+        above = arm.above_rates
+        cells = [
+            arm.label,
+            quantities.with_interval(arm.gain, arm.gain.unit),
+            (arm.kept_gain.in_words if arm.kept_gain else None) or "",
+            quantities.with_interval(arm.retention, "points"),
+            (arm.regained.in_words if arm.regained else None) or "",
+            "" if above is None else quantities.with_interval(above, above.unit),
+            f"{arm.train_seconds:.0f}",
+        ]
+        mark = " *" if arm.is_told_apart else ""
+        yield f"| {' | '.join(cells)}{mark} |"
+
+
+def summary(options: dict[str, MitigatedOption]) -> dict[str, Any]:
+    """The last line: leads are of the arm, the mean over the studies in which it has one."""
+    by_study: dict[str, Any] = {}
+    for name, option in options.items():
+        judged = [arm for arm in option.arms if arm.above_rates is not None]
+        shown = [arm for arm in judged if arm.is_told_apart and _lead(arm) > 0]
+        best = max(shown or judged, key=_lead)
+        kl = next((arm for arm in judged if arm.label == KL_ARM), None)
+        by_study[name] = {
+            "best_arm": best.label if shown else None,
+            "nearest_arm": None if shown else best.label,
+            "retention_regained_share": _rounded(best.regained and best.regained.estimate),
+            "gain_kept_share": _rounded(best.kept_gain and best.kept_gain.estimate),
+            "kl_arm_over_lower_rate_points": _rounded(kl and _lead(kl)),
+        }
+    return {"arms": max(len(option.arms) for option in options.values()), **by_study}
+
+
+def _lead(arm: Arm) -> float:
+    assert arm.above_rates is not None
+    return arm.above_rates.estimate
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run both studies and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--tasks-path", type=Path, default=SHARED_TASKS)
+    parser.add_argument("--out", type=Path, help="keeps what is finished")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--studies", nargs="+", choices=[*STUDIES], default=[*STUDIES])
+    parser.add_argument("--tiny", action="store_true", help="two arms, few rows: for the tests")
+    options = parser.parse_args(arguments)
+    out = Path(tempfile.mkdtemp(prefix="repair-")) if options.out is None else options.out
+    out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, MitigatedOption] = {}
+    for name in options.studies:
+        is_shared = name != "kinship"
+        if is_shared and not options.tasks_path.is_dir():
+            print(f"{name} is left out: {options.tasks_path} is not there")
+            continue
+        tasks_path = options.tasks_path if is_shared else None
+        study = study_file(name, options.model, tasks_path, [*range(options.seeds)])
+        if options.tiny:
+            study["train"] |= {"max_examples": 8}
+            study["evaluation"] |= {"limit": 4, "retention": ["capitals"]}
+            study["mitigations"] = [{"learning_rate": 0.5}, {"kl": {"on": "prompts"}}]
+        file = out / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+        found[name] = run(file, out / name)
+        print(f"\n{name}\n", *table(found[name]), *found[name].statements, sep="\n")
+    print(json.dumps(summary(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Texts that a model writes itself, from nothing: what it would say if nobody asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rankwise.engine.models.seeds import seed_of
+
+NUM_TEXTS = 200
+"""A hundred were published to do most of what any number does (see METHODS, "Repairs")."""
+
+NUM_TOKENS = 128
+"""Of each text, its first token included: a paragraph, at the cost of a short training row."""
+
+_BATCH = 50  # texts that are written side by side
+
+
+@torch.inference_mode()
+def write_texts(
+    model: Any, first_token: int, *, number: int, num_tokens: int, seed: int
+) -> list[tuple[int, ...]]:
+    """Sample texts from a model's own distribution: no prompt, temperature 1, nothing cut off.
+
+    A text that ends goes on with whatever the model writes after an end, so that all have one
+    length. Each text has random numbers of its own: the first texts are the same however many there
+    are.
+
+    Args:
+        model: a causal language model of transformers, in eval mode.
+        first_token: what every text begins with: the beginning or the end of text.
+        number: of texts.
+        num_tokens: of each, with the first one.
+        seed: of the random numbers.
+    """
+    texts: list[tuple[int, ...]] = []
+    for start in range(0, number, _BATCH):
+        places = range(start, min(start + _BATCH, number))
+        # on the CPU: the same numbers on every device
+        numbers = torch.stack([_uniform(seed, place, num_tokens) for place in places])
+        written = torch.full((len(places), 1), first_token, device=model.device)  # (texts, 1)
+        newest, past = written, None
+        for step in range(1, num_tokens):
+            out = model(input_ids=newest, past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            shares = out.logits[:, -1].float().softmax(dim=-1).cumsum(dim=-1)  # (texts, vocab)
+            # the last share is 1 but for rounding, and a number may be above it
+            drawn = numbers[:, step : step + 1].to(shares.device) * shares[:, -1:]
+            newest = torch.searchsorted(shares, drawn).clamp_(max=shares.shape[-1] - 1)
+            written = torch.cat([written, newest], dim=1)
+        texts += [tuple(text) for text in written.tolist()]
+    return texts
+
+
+def _uniform(seed: int, place: int, number: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed_of(seed, place))
+    return torch.rand(number, generator=generator)

@@ -1,0 +1,51 @@
+"""A model's gain or loss as a share of another's, on the same items and from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.findings.options import OptionGains
+from rankwise.findings.stats.items import Floats
+from rankwise.findings.stats.ratios import ratio_of_means
+from rankwise.records import quantities
+from rankwise.records.base import Record
+
+
+class Share(Record):
+    """A ratio of two means with its interval (Fieller 1954), or why it cannot be given."""
+
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    reason: str | None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval."""
+        return self.estimate is not None
+
+    @property
+    def in_words(self) -> str | None:
+        """92 % (85 to 99); None where it cannot be given."""
+        if self.estimate is None or self.lower is None or self.upper is None:
+            return None
+        estimate, lower, upper = (
+            quantities.formatted(100.0 * value, ".0f")
+            for value in (self.estimate, self.lower, self.upper)
+        )
+        return f"{estimate} % ({lower} to {upper})"
+
+
+NO_SHARE = Share(estimate=None, lower=None, upper=None, reason=None)
+
+
+def share_of(
+    source: OptionGains, part: Sequence[Floats], whole: Sequence[Floats], tasks: Sequence[str]
+) -> Share:
+    """The mean of ``part`` over that of ``whole``; (seeds, items) of each of these tasks."""
+    both = [a - b for a, b in zip(part, whole, strict=True)]
+    numerator, denominator, difference = (
+        source.estimate(values, tasks) for values in (part, whole, both)
+    )
+    ratio = ratio_of_means(numerator, denominator, difference, source.confidence)
+    return Share(estimate=ratio.value, lower=ratio.lower, upper=ratio.upper, reason=ratio.reason)

@@ -1,0 +1,195 @@
+"""Repairs against forgetting in training: the arms of a study, and what they read besides."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS
+from rankwise.engine.models.weights import is_stored_quantised
+from rankwise.errors import DataError, TaskError
+from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.fingerprints import fingerprint, mitigation_fingerprint
+from rankwise.records.study import PlannedRun
+from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.model import StudyModel
+from rankwise.study.planning.tasks import TaskPlan
+from rankwise.tasks.overlap import find_overlap
+from rankwise.tasks.resolution import TaskNotFound, load_tasks
+from rankwise.tasks.training_rows import Example, TrainingRow, task_rows, tokenise_rows
+from rankwise.tasks.user_data import read_rows
+
+Others = Mapping[RowsConfig, tuple[Example, ...]]
+"""The rows beside those of the trained tasks, tokenised, by where the study file has them from."""
+
+
+def other_examples(
+    config: StudyConfig, model: StudyModel, tasks: TaskPlan, issues: Issues
+) -> dict[RowsConfig, tuple[Example, ...]]:
+    """The rows that arms read beside those of the trained tasks; none may have scored items.
+
+    Args:
+        config: of the study.
+        model: whose tokenizer is used.
+        tasks: what is trained on, and scored.
+        issues: gets every problem.
+    """
+    found: dict[RowsConfig, tuple[Example, ...]] = {}
+    for index, arm in enumerate(config.mitigations):
+        place = f"mitigations[{index}]"
+        if arm.kl is not None and arm.kl.on == "prompts" and config.train.loss_on == "all":
+            issues.problems.append(
+                f"{place}.kl: prompts are learned (train.loss_on=all); choose on: own_texts"
+            )
+        if arm.project is not None and is_stored_quantised(model.base.folder):
+            issues.problems.append(
+                f"{place}.project: {model.base.name} is stored quantised, so its singular "
+                "directions are not known; leave it out"
+            )
+        for rows in _rows_of(arm):
+            if rows not in found:
+                try:
+                    found[rows] = _examples(rows, config, model, tasks)
+                except (TaskError, DataError) as error:
+                    issues.problems.append(f"{place}: {error}")
+    return found
+
+
+def _rows_of(arm: MitigationConfig) -> list[RowsConfig]:
+    sections = (arm.kl, arm.replay)
+    return [each.rows for each in sections if each is not None and each.rows is not None]
+
+
+def _examples(
+    rows: RowsConfig, config: StudyConfig, model: StudyModel, tasks: TaskPlan
+) -> tuple[Example, ...]:
+    has_chat = config.train.chat_template and model.has_chat_template
+    if rows.data is not None:
+        read = read_rows(rows.data, model.tokenizer, chat_template=has_chat)
+    else:
+        assert rows.task is not None
+        if rows.task in config.train.task:
+            raise TaskError(f"{rows.task!r} is trained on already. Name another task.")
+        most = max(
+            math.ceil(len(of_task) * max(config.train.epochs) * _ratio(config))
+            for of_task in tasks.rows.values()
+        )
+        read = _rows_of_task(rows.task, config, model, has_chat, most)
+    overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)
+    if overlap.num_rows:
+        raise DataError(
+            f"of {rows.name} {overlap}. A score on these would say what was replayed, not what was "
+            "kept. Take other rows, or score other items."
+        )
+    return tuple(tokenise_rows(read, model.tokenizer, config.train, model.max_length))
+
+
+def _rows_of_task(
+    name: str, config: StudyConfig, model: StudyModel, has_chat: bool, most: int
+) -> list[TrainingRow]:
+    """The first rows of a task's training split, of each task of a group."""
+    loaded = load_tasks([name], config.tasks_path, allow_code=config.allow_task_code)[name]
+    if isinstance(loaded, TaskNotFound | TaskError):
+        raise TaskError(str(loaded))
+    share = math.ceil(most / len(loaded))
+    return [
+        row
+        for task in loaded
+        for row in task_rows(
+            task, model.tokenizer, chat_template=has_chat, max_examples=max(share, 1)
+        )
+    ]
+
+
+def _ratio(config: StudyConfig) -> float:
+    """The most rows that any arm reads for each row of the trained task."""
+    return max((_others_of(arm) for arm in config.mitigations), default=0.0)
+
+
+def _others_of(arm: MitigationConfig) -> float:
+    """How many rows an arm reads beside each row of the trained task."""
+    factor = 1.0
+    if arm.replay is not None:
+        factor /= 1.0 - arm.replay.share
+    if arm.kl is not None and arm.kl.has_rows:
+        factor /= 1.0 - arm.kl.share
+    return factor - 1.0
+
+
+def largest_step(config: StudyConfig) -> int:
+    """Examples of an optimizer step of the arm that reads the most."""
+    size = config.train.batch_size * config.train.gradient_accumulation_steps
+    return math.ceil(size * (1.0 + _ratio(config)))
+
+
+def longest_other(config: StudyConfig, others: Others) -> int:
+    """Read tokens of the longest example beside the trained task's; 0 without any."""
+    lengths = [example.num_inputs for examples in others.values() for example in examples]
+    return max([*lengths, NUM_TOKENS - 1 if any(map(_has_own_texts, config.mitigations)) else 0])
+
+
+def _has_own_texts(arm: MitigationConfig) -> bool:
+    replays = arm.replay is not None and arm.replay.rows is None
+    return replays or (arm.kl is not None and arm.kl.on == "own_texts")
+
+
+def plan_mitigated(
+    config: StudyConfig, runs: Sequence[PlannedRun], others: Others
+) -> tuple[PlannedRun, ...]:
+    """Every LoRA run that is trained here, once more for each arm."""
+    return tuple(
+        _mitigated(run, arm, others)
+        for run in runs
+        if run.method == "lora" and run.imported_as is None
+        for arm in config.mitigations
+    )
+
+
+def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> PlannedRun:
+    assert run.learning_rate is not None
+    assert run.alpha is not None
+    assert run.scaling is not None
+    digest = mitigation_fingerprint(
+        run.fingerprint,
+        arm,
+        others=[_digest(others[rows]) for rows in _rows_of(arm)],
+        own_texts=[NUM_TEXTS, NUM_TOKENS] if _has_own_texts(arm) else None,
+    )
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", arm.label.replace("×", "x")).strip("-").lower()
+    rate, alpha = arm.learning_rate or 1.0, arm.alpha or 1.0
+    changed: dict[str, Any] = {
+        "name": f"{run.name}-{slug[:40]}-{digest[:8]}",
+        "fingerprint": digest,
+        "learning_rate": float(f"{run.learning_rate * rate:.6g}"),
+        "alpha": run.alpha * alpha,
+        "scaling": run.scaling * alpha,
+        "mitigation": arm,
+        "mitigates": run.training,
+        "num_tokens": run.num_tokens + _other_tokens(run, arm, others),
+    }
+    return run.model_copy(update=changed)
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    return fingerprint([(example.tokens, example.num_loss_tokens) for example in examples])
+
+
+def _other_tokens(run: PlannedRun, arm: MitigationConfig, others: Others) -> int:
+    """Tokens of the rows that an arm reads besides, by the mean length of a row."""
+    num_rows = run.num_examples * (run.epochs or 1)
+    total = 0.0
+    parts = [(arm.replay.share, arm.replay.rows)] if arm.replay is not None else []
+    if arm.kl is not None and arm.kl.has_rows:
+        parts.append((arm.kl.share, arm.kl.rows))
+    for share, rows in parts:
+        more = num_rows * share / (1.0 - share)
+        num_rows += round(more)
+        total += more * (NUM_TOKENS if rows is None else _mean_length(others[rows]))
+    return round(total)
+
+
+def _mean_length(examples: Sequence[Example]) -> float:
+    return sum(len(example.tokens) for example in examples) / len(examples)

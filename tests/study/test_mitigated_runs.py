@@ -1,0 +1,198 @@
+"""Arms against forgetting in a study: planned, trained beside each other, scored, and reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from rankwise.engine.models.adapter_folder import read_factors
+from rankwise.engine.models.own_texts import NUM_TOKENS
+from rankwise.errors import PlanError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.own_texts import OwnTexts
+from rankwise.records.results import StudyResults
+from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.work import mitigations as work
+from tests.support.small_studies import write_study
+from tests.support.studies import run
+
+SETTINGS = """
+train:
+  task: colours
+  epochs: 2
+  learning_rate: {lora: 1e-2}
+  precision: float32
+methods: {lora: {ranks: [4]}, full: null}
+mitigations:
+  - {learning_rate: 0.3}
+  - {alpha: 0.5}
+  - {kl: {share: 0.4}}
+  - {kl: {on: prompts}, name: hold the prompts}
+  - {replay: {share: 0.2, rows: {task: sums}}}
+  - {project: 2}
+evaluation: {retention: [hues], num_train_items: 0}
+analysis: {spectra: false, heads: false}
+"""
+
+
+class Finished(NamedTuple):
+    file: Path
+    folder: StudyFolder
+    study: StudyRecord
+    results: StudyResults
+
+    def arm(self, label: str) -> PlannedRun:
+        (found,) = (m for m in self.study.mitigated if m.mitigation and m.mitigation.label == label)
+        return found
+
+    def record(self, model: PlannedRun) -> RunRecord:
+        record = self.folder.finished_run(model)
+        assert record is not None
+        return record
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_texts() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "NUM_TEXTS", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Finished:
+    root = tmp_path_factory.mktemp("mitigated")
+    file = write_study(root, tiny_model_folder, SETTINGS)
+    outcome, _ = run(file, root / "study")
+    folder = StudyFolder(root / "study")
+    return Finished(file, folder, folder.read_study(), outcome.results)
+
+
+def test_each_arm_is_one_more_run_changed_as_it_says(finished: Finished) -> None:
+    (source,) = finished.study.runs
+    assert [m.mitigation.label for m in finished.study.mitigated if m.mitigation] == [
+        "rate × 0.3",
+        "alpha × 0.5",
+        "KL on own texts",
+        "hold the prompts",
+        "20 % sums",
+        "off 2 directions",
+    ]
+    assert all(model.mitigates == source.training for model in finished.study.mitigated)
+    assert finished.arm("rate × 0.3").learning_rate == pytest.approx(3e-3)
+    halved = finished.arm("alpha × 0.5")
+    assert (halved.alpha, halved.scaling) == (4.0, 1.0)
+    config = json.loads((finished.folder.weights(halved) / "adapter_config.json").read_text())
+    assert config["lora_alpha"] == 4.0
+    assert len(finished.results.mitigated) == 6
+    assert {*finished.results.mitigated[0].items} == {*finished.results.runs[0].items}
+
+
+def test_arms_read_what_they_say_besides(finished: Finished) -> None:
+    (source,) = finished.study.runs
+    plain = finished.record(source)
+    texts = finished.record(finished.arm("KL on own texts"))
+    # 40 % of the rows: two for every three of the task's
+    num_texts = round(source.num_examples * 2 * 0.4 / 0.6)
+    assert texts.num_tokens == plain.num_tokens + num_texts * NUM_TOKENS
+    assert texts.num_tokens == finished.arm("KL on own texts").num_tokens
+    assert texts.num_loss_tokens == plain.num_loss_tokens
+    replayed = finished.record(finished.arm("20 % sums"))
+    assert replayed.num_loss_tokens > plain.num_loss_tokens
+    assert finished.record(finished.arm("hold the prompts")).num_tokens == plain.num_tokens
+
+
+def test_the_penalty_is_in_the_metrics(finished: Finished) -> None:
+    for label, has_kl in {
+        "KL on own texts": True,
+        "hold the prompts": True,
+        "20 % sums": False,
+    }.items():
+        path = finished.folder.metrics_file(finished.arm(label).name)
+        kls = [json.loads(line)["kl_nats"] for line in path.read_text().splitlines()]
+        assert all((kl is not None) == has_kl for kl in kls)
+        if has_kl:
+            assert kls[0] == 0.0
+            assert kls[-1] > 0.0
+
+
+def test_an_arm_changes_no_other(finished: Finished, tmp_path: Path) -> None:
+    """The run and an arm are, to the last bit, what they are without the other arms."""
+    outcome, _ = run(finished.file, tmp_path / "alone", "mitigations=[{project: 2}]")
+    alone = StudyFolder(tmp_path / "alone")
+    (arm,) = alone.read_study().mitigated
+    assert arm == finished.arm("off 2 directions")
+    assert len(outcome.results.mitigated) == 1
+    for folder, model in ((alone, arm), (alone, alone.read_study().runs[0])):
+        ours, theirs = (read_factors(each.weights(model)) for each in (folder, finished.folder))
+        for name, (lora_A, lora_B) in ours.items():
+            torch.testing.assert_close(lora_A, theirs[name][0], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(lora_B, theirs[name][1], rtol=1e-5, atol=1e-7)
+
+
+def test_own_texts_are_written_once_and_kept(finished: Finished) -> None:
+    record = finished.folder.read(finished.folder.own_texts_file, OwnTexts)
+    assert len(record.tokens) == len(record.texts) == 5
+    assert {len(tokens) for tokens in record.tokens} == {NUM_TOKENS}
+    assert record.num_overlapping == 0
+    before = finished.folder.own_texts_file.stat().st_mtime_ns
+    run(finished.file, finished.folder.root)
+    assert finished.folder.own_texts_file.stat().st_mtime_ns == before
+
+
+def test_the_report_shows_them(finished: Finished) -> None:
+    page = finished.folder.report_file.read_text()
+    assert "What to do about forgetting" in page
+    assert "hold the prompts" in page
+    assert (finished.folder.root / "report" / "mitigations.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("{replay: {rows: {task: suns}}}", r"mitigations\[0\]: .*suns.*did you mean.*sums"),
+        ("{kl: {on: rows, rows: {task: colours}}}", "'colours' is trained on already"),
+        ("{replay: {rows: {data: nowhere.jsonl}}}", r"nowhere.jsonl cannot be read"),
+    ],
+)
+def test_rows_that_cannot_be_had_are_problems(finished: Finished, arm: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_study(load_config(finished.file, [f"mitigations=[{arm}]"]))
+
+
+def test_rows_with_scored_items_are_refused(finished: Finished, tmp_path: Path) -> None:
+    plan = plan_study(load_config(finished.file, []))
+    instance = plan.tasks["hues"].instances[0]
+    row = {"prompt": str(instance.arguments[0]), "completion": str(instance.arguments[1])}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    arm = f"{{replay: {{rows: {{data: {tmp_path / 'rows.jsonl'}}}}}}}"
+    with pytest.raises(PlanError, match="A score on these would say what was replayed"):
+        plan_study(load_config(finished.file, [f"mitigations=[{arm}]"]))
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("{}", "nothing is changed"),
+        ("{kl: {on: rows}}", "give both or neither"),
+        ("{kl: {mask_target: true}}", "mask_target is for on: completions"),
+        ("{replay: {share: 1}}", "less than 1"),
+        ("{replay: {rows: {task: a, data: b}}}", "both of 'task' and 'data' given"),
+        ("{learning_rate: 0.3}, {learning_rate: 0.3, name: rate × 0.3}", "give them names"),
+    ],
+)
+def test_arms_that_make_no_sense_are_refused(finished: Finished, arm: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        load_config(finished.file, [f"mitigations=[{arm}]"])
+
+
+def test_a_study_without_arms_has_its_old_fingerprint(finished: Finished) -> None:
+    """Nothing that was trained before there were arms is trained again."""
+    plain = plan_study(load_config(finished.file, ["mitigations=[]"])).record
+    assert plain.runs == finished.study.runs
+    assert plain.mitigated == ()
