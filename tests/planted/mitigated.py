@@ -51,7 +51,9 @@ def planted_mitigated(
         return BASE_SHARE + change.gain if task == "sums" else RETAINED_SHARE + change.retention
 
     runs = [grid_run("sums", 16, seed=seed) for seed in seeds]
-    asked = RecommendationConfig() if epsilon is None else RecommendationConfig(epsilon=epsilon)
+    asked = (
+        RecommendationConfig() if epsilon is None else RecommendationConfig(epsilon_points=epsilon)
+    )
     results = planted_grid(
         runs,
         {"sums": relations(["sums"], (), ["capitals"])},

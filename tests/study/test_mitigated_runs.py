@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rankwise.engine.models.adapter_folder import read_factors
 from rankwise.engine.models.own_texts import NUM_TOKENS
 from rankwise.errors import PlanError
 from rankwise.records.folder import StudyFolder
@@ -17,8 +16,11 @@ from rankwise.records.own_texts import OwnTexts
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
 from rankwise.records.study_file import load_config
+from rankwise.report.page import write_report
+from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.work import mitigations as work
+from rankwise.weights.lowrank import read_updates
 from tests.support.small_studies import write_study
 from tests.support.studies import run
 
@@ -33,7 +35,7 @@ mitigations:
   - {learning_rate: 0.3}
   - {alpha: 0.5}
   - {kl: {share: 0.4}}
-  - {kl: {on: prompts}, name: hold the prompts}
+  - {kl: {at: prompts}, name: hold the prompts}
   - {replay: {share: 0.2, rows: {task: sums}}}
   - {project: 2}
 evaluation: {retention: [hues], num_train_items: 0}
@@ -122,17 +124,20 @@ def test_the_penalty_is_in_the_metrics(finished: Finished) -> None:
 
 
 def test_an_arm_changes_no_other(finished: Finished, tmp_path: Path) -> None:
-    """The run and an arm are, to the last bit, what they are without the other arms."""
+    """The run and an arm are what they are without the other arms, but for rounding."""
     outcome, _ = run(finished.file, tmp_path / "alone", "mitigations=[{project: 2}]")
     alone = StudyFolder(tmp_path / "alone")
     (arm,) = alone.read_study().mitigated
-    assert arm == finished.arm("off 2 directions")
+    expected = finished.arm("off 2 directions")
+    assert arm.fingerprint == expected.fingerprint
+    assert arm.name == expected.name
     assert len(outcome.results.mitigated) == 1
     for folder, model in ((alone, arm), (alone, alone.read_study().runs[0])):
-        ours, theirs = (read_factors(each.weights(model)) for each in (folder, finished.folder))
-        for name, (lora_A, lora_B) in ours.items():
-            torch.testing.assert_close(lora_A, theirs[name][0], rtol=1e-5, atol=1e-7)
-            torch.testing.assert_close(lora_B, theirs[name][1], rtol=1e-5, atol=1e-7)
+        ours, theirs = (read_updates(each.weights(model)) for each in (folder, finished.folder))
+        for name, update in ours.items():
+            other = theirs[name]
+            torch.testing.assert_close(update.lora_A, other.lora_A, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(update.lora_B, other.lora_B, rtol=1e-5, atol=1e-7)
 
 
 def test_own_texts_are_written_once_and_kept(finished: Finished) -> None:
@@ -146,6 +151,8 @@ def test_own_texts_are_written_once_and_kept(finished: Finished) -> None:
 
 
 def test_the_report_shows_them(finished: Finished) -> None:
+    outcome = conclude(finished.folder)
+    write_report(finished.folder.root, outcome.results, outcome.recommendation, outcome.findings)
     page = finished.folder.report_file.read_text()
     assert "What to do about forgetting" in page
     assert "hold the prompts" in page
@@ -156,7 +163,7 @@ def test_the_report_shows_them(finished: Finished) -> None:
     ("arm", "message"),
     [
         ("{replay: {rows: {task: suns}}}", r"mitigations\[0\]: .*suns.*did you mean.*sums"),
-        ("{kl: {on: rows, rows: {task: colours}}}", "'colours' is trained on already"),
+        ("{kl: {at: rows, rows: {task: colours}}}", "'colours' is trained on already"),
         ("{replay: {rows: {data: nowhere.jsonl}}}", r"nowhere.jsonl cannot be read"),
     ],
 )
@@ -179,8 +186,8 @@ def test_rows_with_scored_items_are_refused(finished: Finished, tmp_path: Path) 
     ("arm", "message"),
     [
         ("{}", "nothing is changed"),
-        ("{kl: {on: rows}}", "give both or neither"),
-        ("{kl: {mask_target: true}}", "mask_target is for on: completions"),
+        ("{kl: {at: rows}}", "give both or neither"),
+        ("{kl: {mask_target: true}}", "mask_target is for at: completions"),
         ("{replay: {share: 1}}", "less than 1"),
         ("{replay: {rows: {task: a, data: b}}}", "both of 'task' and 'data' given"),
         ("{learning_rate: 0.3}, {learning_rate: 0.3, name: rate × 0.3}", "give them names"),
@@ -194,5 +201,6 @@ def test_arms_that_make_no_sense_are_refused(finished: Finished, arm: str, messa
 def test_a_study_without_arms_has_its_old_fingerprint(finished: Finished) -> None:
     """Nothing that was trained before there were arms is trained again."""
     plain = plan_study(load_config(finished.file, ["mitigations=[]"])).record
-    assert plain.runs == finished.study.runs
+    assert [r.fingerprint for r in plain.runs] == [r.fingerprint for r in finished.study.runs]
     assert plain.mitigated == ()
+    assert plain.fingerprint != finished.study.fingerprint

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from rankwise.engine.models.seeds import seed_of
 
@@ -39,11 +41,11 @@ def write_texts(
         places = range(start, min(start + _BATCH, number))
         # on the CPU: the same numbers on every device
         numbers = torch.stack([_uniform(seed, place, num_tokens) for place in places])
-        written = torch.full((len(places), 1), first_token, device=model.device)  # (texts, 1)
-        newest, past = written, None
+        newest = torch.full((len(places), 1), first_token, device=model.device)  # (texts, 1)
+        written = newest
+        reads = {_cache_argument(model): DynamicCache(config=model.config.get_text_config())}
         for step in range(1, num_tokens):
-            out = model(input_ids=newest, past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = model(input_ids=newest, use_cache=True, **reads)
             shares = out.logits[:, -1].float().softmax(dim=-1).cumsum(dim=-1)  # (texts, vocab)
             # the last share is 1 but for rounding, and a number may be above it
             drawn = numbers[:, step : step + 1].to(shares.device) * shares[:, -1:]
@@ -51,6 +53,11 @@ def write_texts(
             written = torch.cat([written, newest], dim=1)
         texts += [tuple(text) for text in written.tolist()]
     return texts
+
+
+def _cache_argument(model: Any) -> str:
+    """What transformers calls the cache of keys and values: it was renamed within version 5."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _uniform(seed: int, place: int, number: int) -> torch.Tensor:

@@ -157,7 +157,7 @@ class Trainee:
         num_read, first = example.num_inputs, example.num_inputs - example.num_loss_tokens
         if self._kl.has_rows:  # those that are there for it are learned nowhere
             return range(num_read) if example.num_loss_tokens == 0 else range(0)
-        return range(first) if self._kl.on == "prompts" else range(first, num_read)
+        return range(first) if self._kl.at == "prompts" else range(first, num_read)
 
     @property
     def has_finite_gradients(self) -> bool:

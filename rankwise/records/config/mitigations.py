@@ -47,7 +47,7 @@ class RowsConfig(Section):
 class KLConfig(Section):
     """A penalty on KL(base || adapted), over the whole vocabulary."""
 
-    on: KLRows = "own_texts"
+    at: KLRows = "own_texts"
     weight: Positive = 1.0
     """Times the mean of the KL per token, beside the mean loss per learned token."""
     share: Share = 0.25
@@ -55,20 +55,20 @@ class KLConfig(Section):
     mask_target: Switch = False
     """On completions: compare the tokens other than the right one only."""
     rows: RowsConfig | None = None
-    """For ``on: rows``."""
+    """For ``at: rows``."""
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        if (self.rows is not None) != (self.on == "rows"):
-            raise ValueError("'rows' goes with on: rows, and only with it; give both or neither")
-        if self.mask_target and self.on != "completions":
-            raise ValueError("mask_target is for on: completions; leave it out")
+        if (self.rows is not None) != (self.at == "rows"):
+            raise ValueError("'rows' goes with at: rows, and only with it; give both or neither")
+        if self.mask_target and self.at != "completions":
+            raise ValueError("mask_target is for at: completions; leave it out")
         return self
 
     @property
     def has_rows(self) -> bool:
         """Whether it reads rows beside those of the trained task."""
-        return self.on in ("own_texts", "rows")
+        return self.at in ("own_texts", "rows")
 
 
 class ReplayConfig(Section):
@@ -131,6 +131,6 @@ class MitigationConfig(Section):
 
 def _kl_label(kl: KLConfig) -> str:
     where = {"own_texts": "own texts", "rows": kl.rows.name if kl.rows else "rows"}
-    text = f"KL on {where.get(kl.on, kl.on)}"
+    text = f"KL on {where.get(kl.at, kl.at)}"
     text += " without targets" if kl.mask_target else ""
     return text if kl.weight == 1.0 else f"{text} × {kl.weight:g}"

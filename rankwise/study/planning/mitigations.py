@@ -40,9 +40,9 @@ def other_examples(
     found: dict[RowsConfig, tuple[Example, ...]] = {}
     for index, arm in enumerate(config.mitigations):
         place = f"mitigations[{index}]"
-        if arm.kl is not None and arm.kl.on == "prompts" and config.train.loss_on == "all":
+        if arm.kl is not None and arm.kl.at == "prompts" and config.train.loss_on == "all":
             issues.problems.append(
-                f"{place}.kl: prompts are learned (train.loss_on=all); choose on: own_texts"
+                f"{place}.kl: prompts are learned (train.loss_on=all); choose at: own_texts"
             )
         if arm.project is not None and is_stored_quantised(model.base.folder):
             issues.problems.append(
@@ -133,7 +133,7 @@ def longest_other(config: StudyConfig, others: Others) -> int:
 
 def _has_own_texts(arm: MitigationConfig) -> bool:
     replays = arm.replay is not None and arm.replay.rows is None
-    return replays or (arm.kl is not None and arm.kl.on == "own_texts")
+    return replays or (arm.kl is not None and arm.kl.at == "own_texts")
 
 
 def plan_mitigated(

@@ -26,11 +26,11 @@ NUM_OFF = 3
 ARMS: dict[str, dict[str, Any]] = {
     "nothing": {"learning_rate": 1.0},
     "dft": {"loss": "dft"},
-    "prompts": {"kl": {"on": "prompts", "weight": 0.7}},
-    "asft": {"loss": "dft", "kl": {"on": "completions"}},
-    "masked": {"kl": {"on": "completions", "mask_target": True, "weight": 2.0}},
-    "own texts": {"kl": {"on": "own_texts", "share": 0.3}},
-    "rows": {"kl": {"on": "rows", "share": 0.2, "rows": {"task": "other"}}},
+    "prompts": {"kl": {"at": "prompts", "weight": 0.7}},
+    "asft": {"loss": "dft", "kl": {"at": "completions"}},
+    "masked": {"kl": {"at": "completions", "mask_target": True, "weight": 2.0}},
+    "own texts": {"kl": {"at": "own_texts", "share": 0.3}},
+    "rows": {"kl": {"at": "rows", "share": 0.2, "rows": {"task": "other"}}},
     "replay": {"replay": {"share": 0.2}},
     "both": {"replay": {"share": 0.1}, "kl": {"share": 0.3, "weight": 0.5}},
     "decay": {"weight_decay": 5.0},
@@ -138,23 +138,22 @@ class Dense:
                 continue
             log_p = self.logits(example.tokens, adapted=False).log_softmax(dim=-1)
             if kl.mask_target:
-                there = torch.ones_like(log_p).scatter_(1, target[:, None], 0.0)
+                absent = torch.zeros_like(log_p).scatter_(1, target[:, None], 1.0) > 0
                 log_p, log_q = (
-                    (each.exp() * there / (each.exp() * there).sum(-1, keepdim=True)).log()
-                    for each in (log_p, log_q)
+                    each.masked_fill(absent, -1e30).log_softmax(dim=-1) for each in (log_p, log_q)
                 )
-            terms = torch.where(log_p.exp() > 0, log_p.exp() * (log_p - log_q), 0.0)
+            terms = log_p.exp() * (log_p - log_q)
             is_beside = example.num_loss_tokens == 0
             where = {
                 "prompts": ~learned,
                 "completions": learned,
                 "own_texts": torch.full_like(learned, is_beside),
                 "rows": torch.full_like(learned, is_beside),
-            }[kl.on]
-            kls.append(terms.nan_to_num(0.0).sum(dim=-1)[where])
+            }[kl.at]
+            kls.append(terms.sum(dim=-1)[where])
         loss = torch.cat(weighted).mean()
         self.losses.append(float(torch.cat(plain).mean()))
-        self.kls.append(float(torch.cat(kls).mean()) if kls else None)
+        self.kls.append(float(torch.cat(kls).mean().detach()) if kls else None)
         if kl is not None:
             loss = loss + kl.weight * torch.cat(kls).mean()
         loss.backward()
@@ -187,7 +186,7 @@ def test_an_arm_among_others_is_the_dense_one_alone(
         assert (kls[-1] or 0.0) > 1e-4
     for layer, (lora_A, lora_B) in trainee.adapter.factors.items():
         ours = trainee.adapter.scaling * lora_B @ lora_A
-        assert float((ours - dense.delta(layer)).norm() / ours.norm()) < 2e-3, layer
+        assert float((ours - dense.delta(layer)).norm().detach() / ours.norm()) < 2e-3, layer
 
 
 def test_arms_differ_from_the_run_that_they_repeat(
