@@ -126,7 +126,7 @@ def _rounded(value: float | None) -> float | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run both studies and print what came out."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--tasks-path", type=Path, default=SHARED_TASKS)
     parser.add_argument("--out", type=Path, help="keeps what is finished")

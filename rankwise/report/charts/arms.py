@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import altair as alt
 
 from rankwise.findings.mitigations import Arm, ArmKind
+from rankwise.records.axes import Kind
 from rankwise.records.study import Unit
 from rankwise.report.charts.labels import Box, place_labels
 from rankwise.report.charts.ranks import on_halo, padded
@@ -103,11 +104,11 @@ def _row(arm: Arm) -> dict[str, Any]:
 
 def _words(arms: Sequence[Arm], scales: _Scales) -> list[alt.Chart]:
     """What each mark is, in its colour, where there is room."""
-    anchors = {
+    anchors: dict[Kind, list[tuple[float, float]]] = {
         place: [scales.pixel(arm.retention.estimate, arm.gain.estimate)]
         for place, arm in enumerate(arms)
     }
-    texts = {place: arm.label for place, arm in enumerate(arms)}
+    texts: dict[Kind, str] = {place: arm.label for place, arm in enumerate(arms)}
     colours = {place: _MARKS[arm.kind][0] for place, arm in enumerate(arms)}
     anchors[-1], texts[-1], colours[-1] = [scales.pixel(0.0, 0.0)], "base", BASE
     charts: list[alt.Chart] = []
