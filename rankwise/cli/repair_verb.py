@@ -57,9 +57,9 @@ def repair(
         typer.Option("--run", metavar="ID", help="A run's name, or the beginning of it."),
     ] = None,
     by: Annotated[
-        str,
-        typer.Option("--by", metavar="KIND,KIND", help="Kinds of repair to try."),
-    ] = ",".join(REPAIR_FAMILIES),
+        str | None,
+        typer.Option("--by", metavar="KIND,KIND", help="Kinds of repair to try (default: all)."),
+    ] = None,
     tasks: Annotated[
         str,
         typer.Option(
@@ -244,9 +244,9 @@ def _of_adapters(
             )
 
 
-def _asked(by: str, max_loss_points: float) -> _Asked:
+def _asked(by: str | None, max_loss_points: float) -> _Asked:
     """The kinds in their own order, and the limit."""
-    wanted = _names(by)
+    wanted = REPAIR_FAMILIES if by is None else _names(by)
     problems = [
         f"--by: no kind of repair is named {name!r}; "
         + (did_you_mean(name, REPAIR_FAMILIES) or f"there is {', '.join(REPAIR_FAMILIES)}")

@@ -193,6 +193,11 @@ class _Inspector:
             ),
         ):
             yield from self._record(path, kind, f"{what} {model}")
+        yield from self._repairs(model)
+
+    def _repairs(self, model: str) -> Iterator[Damage]:
+        """Damage of a model's repairs, by its heads and as a whole."""
+        folder = self._folder
         repair = folder.head_repair_file(model)
         yield from self._record(
             repair,
