@@ -196,8 +196,8 @@ def repair_table(choice: RepairChoice) -> Table:
     table = Table(
         caption=Text(
             f"against the base, on the {count(choice.num_choosing_items)} items that choose, with "
-            f"intervals of {confidence}; a repair keeps enough if its whole interval is within "
-            f"{limit}"
+            f"intervals of {confidence}; a repair keeps enough if it loses no more than {limit} "
+            "less a standard error"
         )
     )
     for name in ("repair", f"gain\n{choice.unit}", "retention loss\npoints", "keeps enough"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rankwise.errors import RecordError
 from rankwise.findings.pairs import Pair, bound_of, pair_items
-from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, sharing
 from rankwise.records import quantities
 from rankwise.records.recommendation import Bound
@@ -67,10 +67,10 @@ def choose_repair(
 ) -> RepairChoice:
     """Choose the repair that gains most within a limit of retention loss, and judge it.
 
-    On the choosing items a repair has to keep the whole interval of its loss within the limit: of
-    those whose estimate alone does, the one that gains most lies at the limit, and would fail on
-    the judging items every second time. There, its estimate has to, and its gain has to be above
-    zero.
+    On the choosing items a repair has to stay within the limit by one standard error of its loss
+    (the rule of Breiman et al. 1984): of those whose estimate alone is within it, the one that
+    gains most lies at the limit, and would fail on the judging items every second time. There, its
+    estimate has to be within it, and its gain above zero.
 
     Args:
         scores: of each task, with the same repairs; ``AS_IT_IS`` among them.
@@ -139,14 +139,14 @@ class _Halves:
         loss = self._loss(repair, choosing=True)
         return RepairPoint(
             repair=repair,
-            gain=self._gain(repair, choosing=True),
-            retention_loss=loss,
-            keeps_enough=loss.upper <= max_loss_points,
+            gain=self._bound(self._gain(repair, choosing=True)),
+            retention_loss=self._bound(loss),
+            keeps_enough=loss.value + loss.stderr <= max_loss_points,
         )
 
     def judged(self, repair: Repair, max_loss_points: float) -> JudgedRepair:
         """The repair on the judging items, beside the adapter as it is."""
-        loss = self._loss(repair, choosing=False)
+        loss = self._bound(self._loss(repair, choosing=False))
         keeps: State = "undecided"
         if loss.upper <= max_loss_points:
             keeps = "yes"
@@ -158,13 +158,15 @@ class _Halves:
 
         return JudgedRepair(
             repair=repair,
-            gain=self._gain(repair, choosing=False),
+            gain=self._bound(self._gain(repair, choosing=False)),
             retention_loss=loss,
             keeps_enough=keeps,
-            adapter_gain=self._gain(AS_IT_IS, choosing=False),
-            adapter_loss=self._loss(AS_IT_IS, choosing=False),
-            gain_difference=self._mean(self.tasks.in_domain, lead, choosing=False),
-            retention_difference=self._mean(self.tasks.retention, lead, choosing=False),
+            adapter_gain=self._bound(self._gain(AS_IT_IS, choosing=False)),
+            adapter_loss=self._bound(self._loss(AS_IT_IS, choosing=False)),
+            gain_difference=self._bound(self._mean(self.tasks.in_domain, lead, choosing=False)),
+            retention_difference=self._bound(
+                self._mean(self.tasks.retention, lead, choosing=False)
+            ),
             tasks=tuple(self._task(repair, *each) for each in self.tasks.relations),
         )
 
@@ -183,19 +185,22 @@ class _Halves:
             repaired_score=float(repaired.adapted[judging].mean()),
         )
 
-    def _gain(self, repair: Repair, *, choosing: bool) -> Bound:
+    def _bound(self, estimate: Estimate) -> Bound:
+        return bound_of(estimate, self._confidence)
+
+    def _gain(self, repair: Repair, *, choosing: bool) -> Estimate:
         return self._mean(
             self.tasks.in_domain, lambda task: self._pairs[repair, task].gain, choosing=choosing
         )
 
-    def _loss(self, repair: Repair, *, choosing: bool) -> Bound:
+    def _loss(self, repair: Repair, *, choosing: bool) -> Estimate:
         return self._mean(
             self.tasks.retention, lambda task: -self._pairs[repair, task].gain, choosing=choosing
         )
 
     def _mean(
         self, tasks: Sequence[str], values: Callable[[str], Floats], *, choosing: bool
-    ) -> Bound:
+    ) -> Estimate:
         """The mean over tasks, each counting the same, of one half of their items."""
         parts: list[Items] = []
         for task in tasks:
@@ -204,7 +209,7 @@ class _Halves:
             clusters = None if pair.clusters is None else pair.clusters[its]
             size = item_size(own, in_points=pair.in_points)
             parts.append(Items(own, size, clusters=clusters))
-        return bound_of(mean_over_tasks(parts), self._confidence)
+        return mean_over_tasks(parts)
 
 
 def _judged_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> _Judged:
@@ -270,8 +275,8 @@ def _statement(found: RepairChoice) -> str:
     judged = found.judged
     if judged is None:
         return (
-            f"None does: on the choosing items, no repair that gains is shown to lose at most "
-            f"{limit} of retention. {_nearest(found)}"
+            f"None does: on the choosing items, no repair that gains stays within a loss of "
+            f"{limit} of retention by a standard error. {_nearest(found)}"
         )
     gain = quantities.with_interval(judged.gain, found.unit)
     loss = quantities.with_interval(judged.retention_loss, "points")

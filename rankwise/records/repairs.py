@@ -88,7 +88,7 @@ class RepairPoint(Record):
     retention_loss: Bound
     """Below the base, in points of the mean over the retention tasks; positive is worse."""
     keeps_enough: bool
-    """The whole interval of the loss is within the limit."""
+    """The loss is within the limit by one standard error."""
 
 
 class JudgedTask(Record):

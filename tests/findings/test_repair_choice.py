@@ -52,7 +52,9 @@ def test_half_of_the_adapter_is_found_where_that_is_the_truth() -> None:
 def test_none_does_where_all_lose_too_much() -> None:
     found = chosen(curve(lambda _: 0.05))
     assert (found.repair, found.judged) == (None, None)
-    assert found.statement.startswith("None does: on the choosing items, no repair that gains")
+    assert found.statement.startswith(
+        "None does: on the choosing items, no repair that gains stays"
+    )
     assert "The nearest is" in found.statement
 
 
@@ -65,13 +67,17 @@ def test_a_repair_that_gains_nothing_is_none() -> None:
 
 
 def test_an_estimate_within_the_limit_is_not_enough_to_be_chosen() -> None:
-    """A loss of 0.9 points on 200 items is not shown to be below 1."""
-    found = chosen(curve(lambda factor: 0.009 if factor > 0.1 else 0.0, spread=0.05))
-    at_limit = [
-        p for p in found.curve if 0 < p.retention_loss.estimate < 1 < p.retention_loss.upper
-    ]
-    assert at_limit
-    assert not any(point.keeps_enough for point in at_limit)
+    """Ten losses of 0.9 points on 200 items: some estimates are within 1 point by less than an
+    error, and these are not chosen."""
+    scores = curve(lambda _: 0.009, spread=0.05)
+    close = 0
+    for number, point in enumerate(chosen(scores).curve):
+        kept, base = scores[1].repaired[number].items.values, scores[1].base.values
+        loss = 100 * (np.array(base) - np.array(kept))[::2]
+        error = crossed_difference(loss, item_size=item_size(loss, in_points=True)).stderr
+        close += loss.mean() <= 1.0 < loss.mean() + error
+        assert point.keeps_enough == (loss.mean() + error <= 1.0)
+    assert close > 2
 
 
 def test_what_the_judging_items_do_not_confirm_is_none() -> None:
@@ -110,9 +116,8 @@ def test_an_adapter_that_keeps_enough_needs_no_repair() -> None:
 
 def test_figures_are_those_of_each_half_of_the_items() -> None:
     scores = curve(lambda factor: 0.05 * factor)
-    found = chosen(scores, limit=4.0)
-    repair = found.repair
-    assert repair is not None
+    found = chosen(scores, limit=4.4)
+    repair = found.judged.repair
     own, kept = (next(each for each in of.repaired if each.repair == repair).items for of in scores)
     for number, (items, base) in enumerate(((own, scores[0].base), (kept, scores[1].base))):
         change = 100 * (np.array(items.values) - np.array(base.values)) * (1, -1)[number]
