@@ -140,9 +140,9 @@ def audit(
         prepared = prepared_tasks(audited, asked) if names else []
         scored = None
         if prepared:
-            with _counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as add:
+            with counted("scoring, tokens", 2 * sum(task.num_tokens for task in prepared)) as add:
                 scored = audit_scores(audited, prepared, asked, add)
-        with _counted("analysing the weights, matrices", len(audited.shapes)) as add:
+        with counted("analysing the weights, matrices", len(audited.shapes)) as add:
             settings = AuditSettings(top_k, null_draws)
             record = look(audited, settings, scored=scored, advance=lambda *_: add(1))
     page = write_audit(folder, record)
@@ -174,7 +174,7 @@ def truncate(
     from rankwise.weights.lowrank import read_updates
 
     with usage_errors():
-        _refuse_replacing(output)
+        refuse_replacing(output)
         updates = read_updates(adapter)
     truncated = truncated_updates(updates, rank)
     done = AdapterChange("truncation", rank=rank)
@@ -248,7 +248,7 @@ def scale_intruders(
     if problems:
         raise ConfigError("scale-intruders", problems)
     with usage_errors():
-        _refuse_replacing(output)
+        refuse_replacing(output)
         audited = find_audited(base, adapter, any_base=any_base, report=note)
         if audited.kind != "adapter":
             raise ModelError(
@@ -258,7 +258,7 @@ def scale_intruders(
         weights = weight_matrices(audited.base.folder, list(audited.updates))
     warn(audited.warnings)
     cache = SpectralCache()
-    with _counted("looking for intruders, layers", len(weights)) as add:
+    with counted("looking for intruders, layers", len(weights)) as add:
 
         def decomposed(name: str) -> Svd:
             add(1)
@@ -388,7 +388,7 @@ def heads(
 
 
 @contextlib.contextmanager
-def _counted(text: str, total: int) -> Generator[Callable[[int], None]]:
+def counted(text: str, total: int) -> Generator[Callable[[int], None]]:
     """A line on stderr that counts up, if stderr is a terminal; yields what adds to the count."""
     done = 0
     with stderr.status(text) as status:
@@ -410,7 +410,12 @@ def _refuse_inside(target: Path, output: Path) -> None:
         raise ConfigError("audit", [problem])
 
 
-def _refuse_replacing(output: Path) -> None:
+def refuse_replacing(output: Path) -> None:
+    """Refuse an output folder that holds something.
+
+    Raises:
+        ConfigError: it exists and is not empty.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem = f"--output {output} exists and is not empty; choose another folder"
         raise ConfigError("rankwise", [problem])

@@ -4,11 +4,12 @@
 # isort: off
 from rankwise.cli import study_verbs
 from rankwise.cli import adapter_verbs
+from rankwise.cli import repair_verb
 from rankwise.cli import tool_verbs
 from rankwise.cli.application import app, patient_threads, printable_streams
 # isort: on
 
-__all__ = ["adapter_verbs", "app", "entry_point", "study_verbs", "tool_verbs"]
+__all__ = ["adapter_verbs", "app", "entry_point", "repair_verb", "study_verbs", "tool_verbs"]
 
 
 def entry_point() -> None:

@@ -18,8 +18,9 @@ from rankwise.records import quantities
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
+from rankwise.records.repairs import RepairChoice
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import StudyRecord
+from rankwise.records.study import StudyRecord, Unit
 from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
 from rankwise.study.status import ModelStatus
 
@@ -186,6 +187,37 @@ def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:
         )
     yield table
     yield from (Text(f"- {row.statement}") for row in verdicts.candidates)
+
+
+def repair_table(choice: RepairChoice) -> Table:
+    """Every repair on the choosing items; the chosen one is bold."""
+    confidence = percent(choice.confidence)
+    limit = quantities.amount(choice.max_loss_points, "points")
+    table = Table(
+        caption=Text(
+            f"against the base, on the {count(choice.num_choosing_items)} items that choose, with "
+            f"intervals of {confidence}; a repair keeps enough if it loses no more than {limit} "
+            "less a standard error"
+        )
+    )
+    for name in ("repair", f"gain\n{choice.unit}", "retention loss\npoints", "keeps enough"):
+        table.add_column(Text(name), justify="left" if name == "repair" else "right")
+    chosen = None if choice.judged is None else choice.judged.repair
+    for point in choice.curve:
+        gain, loss = point.gain, point.retention_loss
+        table.add_row(
+            point.repair.label,
+            _change_with_bounds(gain.estimate, gain.lower, gain.upper, choice.unit),
+            _change_with_bounds(loss.estimate, loss.lower, loss.upper, "points"),
+            "yes" if point.keeps_enough else "no",
+            style="bold" if point.repair == chosen else None,
+        )
+    return table
+
+
+def _change_with_bounds(estimate: float, lower: float, upper: float, unit: Unit) -> str:
+    bounds = quantities.change_interval(lower, upper, unit)
+    return f"{quantities.change(estimate, unit)} ({bounds})"
 
 
 def head_lines(effects: TaskHeadEffects) -> Iterator[str]:

@@ -26,6 +26,7 @@ SPECTRA_REVISION = 2
 HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 2
 HEAD_REPAIR_REVISION = 2
+REPAIR_REVISION = 1
 
 # Settings of the train section that reach a run through its examples or its own fields instead.
 _NOT_IN_TRAINING = {
@@ -242,3 +243,27 @@ def head_effects_fingerprint(study: StudyRecord, run: PlannedRun, **asked: Any) 
 def head_repair_fingerprint(num_candidates: int, effects: Sequence[str]) -> str:
     """Of a set of reverted heads: how many may be in it, and the effects it is chosen by."""
     return fingerprint([HEAD_REPAIR_REVISION, num_candidates, list(effects)])
+
+
+def repair_scores_fingerprint(
+    study: StudyRecord, run: PlannedRun, task: str, repairs: Any, cluster_field: str | None
+) -> str:
+    """Of everything that the scores of a run's repairs on a task depend on.
+
+    ``repairs`` is what they are: the families, and the fingerprints of the runs in an average.
+    """
+    return fingerprint(
+        {
+            "revision": REPAIR_REVISION,
+            "base_model": study.base_model_fingerprint,
+            "scoring": scoring_fingerprint(study, run.fingerprint, task),
+            "repairs": repairs,
+            "metric": study.config.evaluation.metric_of(task),
+            "cluster_field": cluster_field,
+        }
+    )
+
+
+def repair_fingerprint(scores: Sequence[str], max_loss_points: float, confidence: float) -> str:
+    """Of the choice of a repair: the scores that it is made by, and the limit."""
+    return fingerprint([REPAIR_REVISION, list(scores), max_loss_points, confidence])

@@ -31,6 +31,7 @@ from rankwise.records.heads import (
 )
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.locking import locked
+from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
 from rankwise.records.stacks import AcceptedStacks
 from rankwise.records.study import (
@@ -49,6 +50,7 @@ BASE = "base"
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
+_REPAIR = "repair"
 _TRAINING_STATE = "training.pt"
 
 
@@ -197,6 +199,18 @@ class StudyFolder:
         """The run's adapter without the delta of these heads, in PEFT's layout."""
         return self.model_folder(run) / _HEADS / "repaired"
 
+    def repair_scores_file(self, run: str, task: str) -> Path:
+        """What a run's adapter scores after each repair without training."""
+        return self.model_folder(run) / _REPAIR / "scores" / f"{task_file_name(task)}.json"
+
+    def adapter_repair_file(self, run: str) -> Path:
+        """Which of these repairs keeps the gain within a limit of retention loss."""
+        return self.model_folder(run) / _REPAIR / "repair.json"
+
+    def repaired_adapter_folder(self, run: str) -> Path:
+        """The run's adapter after this repair, in PEFT's layout."""
+        return self.model_folder(run) / _REPAIR / "adapter"
+
     def lock(self) -> AbstractContextManager[None]:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
 
@@ -317,10 +331,17 @@ class StudyFolder:
         return self.read_if_there(self.head_repair_file(run), HeadRepair)
 
     def clear_repaired(self, run: str) -> None:
-        """Take away an earlier repaired adapter."""
-        folder = self.repaired_folder(run)
+        """Take away an earlier adapter that was repaired by its heads."""
+        self._clear(self.head_repair_file(run), self.repaired_folder(run))
+
+    def clear_adapter_repair(self, run: str) -> None:
+        """Take away an earlier adapter that was repaired as a whole; the scores stay."""
+        self._clear(self.adapter_repair_file(run), self.repaired_adapter_folder(run))
+
+    def _clear(self, record: Path, folder: Path) -> None:
+        """Remove a record, and then the folder that it says is there."""
         with writing(folder):
-            self.head_repair_file(run).unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
 
@@ -328,7 +349,7 @@ class StudyFolder:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
         with writing(folder):
-            for leftover in (*_WEIGHTS, "eval", _HEADS):
+            for leftover in (*_WEIGHTS, "eval", _HEADS, _REPAIR):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
             for name in (_DIVERGENCE, _SPECTRA, _HEAD_CHANGES):
                 (folder / name).unlink(missing_ok=True)
@@ -372,6 +393,14 @@ class StudyFolder:
         files = self._digests(record.model, folder) if folder.exists() else {}
         path = self.head_repair_file(record.model)
         self.write(path, record.model_copy(update={"files": files}))
+
+    def write_adapter_repair(self, record: AdapterRepair) -> AdapterRepair:
+        """Write which repair was chosen; the adapter is there already. Returns what was written."""
+        folder = self.repaired_adapter_folder(record.model)
+        files = self._digests(record.model, folder) if folder.exists() else {}
+        written = record.model_copy(update={"files": files})
+        self.write(self.adapter_repair_file(record.model), written)
+        return written
 
     def read_samples(self, model: str, task: str) -> list[dict[str, Any]]:
         """The lines of a samples file, after it was compared with the record beside it.

@@ -17,6 +17,7 @@ from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.reading import read_judged
 from rankwise.records.recommendation import StudyRecommendation
+from rankwise.records.repairs import AdapterRepair, RepairScores
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
@@ -188,14 +189,31 @@ class _Inspector:
                 (path, TaskHeadEffects, "intervening on the heads of")
                 for path in sorted((place / "heads" / "effects").rglob("*.json"))
             ),
+            *(
+                (path, RepairScores, "scoring repairs of")
+                for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json"))
+            ),
         ):
             yield from self._record(path, kind, f"{what} {model}")
+        yield from self._repairs(model)
+
+    def _repairs(self, model: str) -> Iterator[Damage]:
+        """Damage of a model's repairs, by its heads and as a whole."""
+        folder = self._folder
         repair = folder.head_repair_file(model)
         yield from self._record(
             repair,
             HeadRepair,
             f"repairing {model} (`rankwise heads` makes it again)",
             spoils=(repair, folder.repaired_folder(model)),
+            files=lambda record: folder.files_of(model, record.files),
+        )
+        whole = folder.adapter_repair_file(model)
+        yield from self._record(
+            whole,
+            AdapterRepair,
+            f"repairing {model} (`rankwise repair` makes it again)",
+            spoils=(whole, folder.repaired_adapter_folder(model)),
             files=lambda record: folder.files_of(model, record.files),
         )
 

@@ -122,6 +122,10 @@ class LowRankUpdate:
         scaled = self.scaling * self.lora_B.double()
         return LowRankUpdate(self.lora_A.float(), scaled.float())
 
+    def times(self, factor: float) -> LowRankUpdate:
+        """The same factors, the scaling multiplied; 0 is no update, 1 the update itself."""
+        return LowRankUpdate(self.lora_A, self.lora_B, factor * self.scaling)
+
     def at_scaling(self, scaling: float) -> LowRankUpdate:
         """The same update under another scaling, above 0; both factors share the change."""
         root = math.sqrt(self.scaling / scaling)

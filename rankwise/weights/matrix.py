@@ -32,6 +32,12 @@ _LAYER = re.compile(r"\.(\d+)\.")
 NullKind = Literal["gaussian", "haar"]
 
 
+def layer_number(name: str) -> int | None:
+    """The number of the layer in a module's name, from 0; None where it has none."""
+    found = _LAYER.search(name)
+    return int(found.group(1)) if found else None
+
+
 class NullDraws(NamedTuple):
     """How often each null is drawn, and from which seed."""
 
@@ -74,7 +80,7 @@ def matrix_spectrum(
     ]
     return MatrixSpectrum(
         module=name,
-        layer=int(layer.group(1)) if layer else None,
+        layer=layer_number(name),
         kind=name[layer.end() :] if layer else name.rpartition(".")[2],
         out_features=shape[0],
         in_features=shape[1],

@@ -31,8 +31,8 @@ from tests.support.records import content_of
 # In the order in which the help lists them.
 VERBS = (
     "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "audit",
-    "truncate", "scale-intruders", "heads", "export", "compare-samples", "tasks", "lm-eval",
-    "doctor",
+    "truncate", "scale-intruders", "heads", "repair", "export", "compare-samples", "tasks",
+    "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
@@ -138,7 +138,7 @@ def test_the_shell_completes_verbs() -> None:
             "COMP_CWORD": "1",
         },
     )
-    assert done.stdout.split() == ["report", "recommend"]
+    assert done.stdout.split() == ["report", "recommend", "repair"]
 
 
 def test_usage_errors_exit_with_2(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from rankwise.records.study import PlannedRun, Relation, StudyRecord
 from rankwise.tasks.requests import PreparedTask
 
 
-def find_run(study: StudyRecord, name: str) -> PlannedRun:
+def find_run(study: StudyRecord, name: str, verb: str = "heads") -> PlannedRun:
     """A run by its name, or by as much of its beginning as no other has.
+
+    ``verb`` is what was asked for, and begins an error.
 
     Raises:
         ConfigError: there is none, or several.
@@ -24,7 +26,7 @@ def find_run(study: StudyRecord, name: str) -> PlannedRun:
     hint = did_you_mean(name, by_name, cutoff=0.4) or f"there are {', '.join(by_name) or 'none'}"
     if matches:
         hint = f"several begin so: {', '.join(run.name for run in matches)}"
-    raise ConfigError("heads", [f"--run: no run named {name!r} in {study.config.name}; {hint}"])
+    raise ConfigError(verb, [f"--run: no run named {name!r} in {study.config.name}; {hint}"])
 
 
 def check_trained(folder: StudyFolder, run: PlannedRun) -> None:

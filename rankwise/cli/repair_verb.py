@@ -1,0 +1,289 @@
+"""The verb that repairs an adapter without training it again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from rankwise.cli.adapter_verbs import ADAPTERS, AnyBase, ScorePrecision, counted, refuse_replacing
+from rankwise.cli.application import (
+    OK,
+    AllowTaskCode,
+    Json,
+    TasksPath,
+    emit,
+    given_path,
+    note,
+    quiet_libraries,
+    say,
+    stderr,
+    stdout,
+    usage_errors,
+    verb,
+    warn,
+)
+from rankwise.errors import ConfigError, ModelError, did_you_mean
+from rankwise.records.repairs import REPAIR_FAMILIES, AdapterRepair, RepairFamily
+
+if TYPE_CHECKING:
+    from rankwise.weights.audit import Audited
+    from rankwise.weights.audit_scores import ScoreSettings
+
+
+@verb(ADAPTERS)
+def repair(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR|BASE ADAPTER",
+            help="A study's folder, with --run; or a base and a PEFT LoRA folder. Further adapters "
+            "are averaged with the first.",
+        ),
+    ],
+    max_retention_loss: Annotated[
+        float,
+        typer.Option(
+            "--max-retention-loss",
+            min=0.0,
+            metavar="POINTS",
+            help="The most that the mean score over the retention tasks may fall.",
+        ),
+    ],
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="ID", help="A run's name, or the beginning of it."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="KIND,KIND", help="Kinds of repair to try (default: all)."),
+    ] = None,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks", metavar="TASK,TASK", help="What the adapter was trained for (no study)."
+        ),
+    ] = "",
+    retention: Annotated[
+        str,
+        typer.Option(
+            "--retention", metavar="TASK,TASK", help="What it should not forget (no study)."
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            parser=given_path,
+            help="The folder to write; it must be new or empty (no study).",
+        ),
+    ] = None,
+    tasks_path: TasksPath = None,
+    allow_task_code: AllowTaskCode = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=4, help="Score N items of each task, drawn at random (no study)."
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option("--num-fewshot", min=0, help="Examples in each prompt (no study)."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask in the model's chat format (no study).")
+    ] = False,
+    precision: Annotated[
+        ScorePrecision, typer.Option("--precision", help="The precision of scoring (no study).")
+    ] = ScorePrecision.AUTO,
+    any_base: AnyBase = False,
+    as_json: Json = False,
+) -> int:
+    """Change a trained adapter so that it forgets less, without training.
+
+    Tries kinds of repair: scale (delta times 0.1 to 1), lines (less change in
+    the first layers, LiNeS), truncate (half the rank, a quarter ...),
+    intruders (less of the intruder dimensions), average (with the other seeds
+    of the setting, or with the further adapters). The base and all of them are
+    scored in one pass.
+
+    Half of the items choose the repair that gains most and keeps the loss of
+    retention within the limit; the other half says what it gains and loses. It
+    is written with a model card, in a study to runs/ID/repair/adapter. If none
+    keeps enough, the answer says so and nothing is written.
+
+    In a study, the tasks are the study's, and scores that are recorded are not
+    computed again, also under another limit.
+    """
+    asked = _asked(by, max_retention_loss)
+    if run is not None:
+        given = {
+            "--tasks": tasks, "--retention": retention, "--output": output, "--limit": limit,
+            "--num-fewshot": num_fewshot is not None, "--chat-template": chat_template,
+            "--tasks-path": tasks_path, "--allow-task-code": allow_task_code,
+            "--precision": precision is not ScorePrecision.AUTO, "--any-base": any_base,
+        }  # fmt: skip
+        _refuse_with_study(targets, [name for name, value in given.items() if value])
+        record = _of_run(given_path(targets[0]), run, asked)
+    else:
+        quiet_libraries()
+        from rankwise.weights.audit_scores import ScoreSettings
+
+        own, kept = _names(tasks), _names(retention)
+        _refuse_incomplete(targets, own, kept, output)
+        assert output is not None
+        settings = ScoreSettings(
+            own,
+            tuple(tasks_path or ()),
+            allow_task_code,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            chat_template=chat_template,
+            precision=precision.value,
+        )
+        adapters = _found(targets, output, any_base)
+        record = _of_adapters(adapters, settings, kept, asked, output)
+    if as_json:
+        return emit(record)
+    from rankwise.cli.terminal import repair_table
+
+    warn(record.warnings)
+    stdout.print(repair_table(record.choice))
+    say(record.choice.statement, style="bold")
+    if record.folder is not None:
+        say(f"repaired adapter: {record.folder}", folded=False)
+    return OK
+
+
+class _Asked(NamedTuple):
+    """What a repair is to be: of some kinds, within a limit in points."""
+
+    families: tuple[RepairFamily, ...]
+    max_loss_points: float
+
+
+def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
+    """Repair a run of a study."""
+    from rankwise.records.folder import StudyFolder
+
+    folder = StudyFolder(directory)
+    study = folder.read_study()
+    quiet_libraries()
+    from rankwise.cli.progress import TerminalObserver
+    from rankwise.study.context import StudyContext
+    from rankwise.study.planning.reopen import reopen_study
+    from rankwise.study.work.adapter_repair import AdapterRepairer, repair_tasks
+    from rankwise.study.work.head_subjects import check_trained, find_run
+
+    chosen = find_run(study, name, "repair")
+    tasks = repair_tasks(study, chosen)
+    check_trained(folder, chosen)
+    plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, note)
+    with folder.lock(), TerminalObserver(stderr) as observer:
+        context = StudyContext.of(plan, folder, observer)
+        repairer = AdapterRepairer(context, chosen, asked.families)
+        record = repairer.repair(tasks, asked.max_loss_points)
+    note(f"records: {folder.adapter_repair_file(chosen.name).parent}")
+    return record
+
+
+def _found(targets: list[str], output: Path, any_base: bool) -> list[Audited]:
+    """The adapters of a base, checked against it."""
+    from rankwise.weights.audit import find_audited
+
+    base, *folders = targets
+    with usage_errors():
+        refuse_replacing(output)
+        found = [find_audited(base, given_path(f), any_base=any_base, report=note) for f in folders]
+        for adapter in found:
+            if adapter.kind != "adapter":
+                raise ModelError(
+                    f"{adapter.target} is a checkpoint, and only an adapter's update can be "
+                    "repaired. Give a PEFT LoRA folder."
+                )
+    return found
+
+
+def _of_adapters(
+    adapters: list[Audited],
+    settings: ScoreSettings,
+    retention: tuple[str, ...],
+    asked: _Asked,
+    output: Path,
+) -> AdapterRepair:
+    """Repair the first adapter; the settings name the tasks in-domain."""
+    from rankwise.weights.adapter_repair import RepairQuestions, candidates, repair_adapter
+    from rankwise.weights.audit_scores import prepared_tasks
+    from rankwise.weights.repair_scores import refuse_unjudgeable
+
+    first, *others = adapters
+    with usage_errors():
+        own, kept = (
+            prepared_tasks(first, settings._replace(tasks=names))
+            for names in (settings.tasks, retention)
+        )
+        both = sorted({task.name for task in own} & {task.name for task in kept})
+        if both:
+            problem = f"{', '.join(both)} is in --tasks and in --retention; name it in one of them"
+            raise ConfigError("repair", [problem])
+        refuse_unjudgeable(own, kept)
+        note("deriving the candidates")
+        found = candidates(first, others, asked.families)
+        num_tokens = (1 + len(found.derived)) * sum(task.num_tokens for task in (*own, *kept))
+        with counted("scoring, tokens", num_tokens) as add:
+            return repair_adapter(
+                found,
+                RepairQuestions(own, kept),
+                settings,
+                max_loss_points=asked.max_loss_points,
+                output=output,
+                advance=add,
+            )
+
+
+def _asked(by: str | None, max_loss_points: float) -> _Asked:
+    """The kinds in their own order, and the limit."""
+    wanted = REPAIR_FAMILIES if by is None else _names(by)
+    problems = [
+        f"--by: no kind of repair is named {name!r}; "
+        + (did_you_mean(name, REPAIR_FAMILIES) or f"there is {', '.join(REPAIR_FAMILIES)}")
+        for name in wanted
+        if name not in REPAIR_FAMILIES
+    ]
+    if not math.isfinite(max_loss_points):  # NaN passes the option's own bound
+        problems.append("--max-retention-loss is not a finite number; give one")
+    if not wanted:
+        problems.append(f"--by names no kind of repair; there is {', '.join(REPAIR_FAMILIES)}")
+    if problems:
+        raise ConfigError("repair", problems)
+    return _Asked(tuple(each for each in REPAIR_FAMILIES if each in wanted), max_loss_points)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _refuse_with_study(targets: list[str], given: list[str]) -> None:
+    """Of a run of a study, everything but the run, the limit and the kinds is the study's."""
+    problems = [f"{name} does not go with --run: the study has its own" for name in given]
+    if len(targets) != 1:
+        problems.append("--run is of one study's folder; give that alone")
+    if problems:
+        raise ConfigError("repair", problems)
+
+
+def _refuse_incomplete(
+    targets: list[str], own: tuple[str, ...], kept: tuple[str, ...], output: Path | None
+) -> None:
+    """Without a study, the adapters, the tasks and the output have to be named."""
+    problems: list[str] = []
+    if len(targets) == 1:
+        problems.append("give a base and an adapter, or a study's folder and --run")
+    problems += ["--tasks names no task; name what was trained"] * (not own)
+    problems += ["--retention names no task; name what should be kept"] * (not kept)
+    problems += ["--output is missing; give a new folder"] * (output is None)
+    if problems:
+        raise ConfigError("repair", problems)

@@ -1,0 +1,82 @@
+"""The model card of a repaired adapter: Markdown with the front matter that model hubs read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from rankwise.records import quantities
+from rankwise.records.repairs import AdapterRepair, JudgedRepair
+
+
+def model_card(record: AdapterRepair) -> str:
+    """What the adapter is, and what it scored on the items by which it was not chosen.
+
+    Raises:
+        ValueError: the record says that no repair does.
+    """
+    choice, judged = record.choice, record.choice.judged
+    if judged is None or choice.repair is None:
+        raise ValueError(f"{record.model} has no repair to describe.")
+    unit, confidence = choice.unit, quantities.percent(choice.confidence)
+    lines = [
+        "---",
+        f"base_model: {json.dumps(record.base_model)}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lora, rankwise]",
+        "---",
+        "",
+        f"# A LoRA adapter, {choice.repair.label}",
+        "",
+        choice.statement,
+        "",
+        f"Made from the adapter `{record.model}` without training, by rankwise "
+        f"{record.provenance.rankwise_version}. {quantities.count(len(choice.curve))} candidates "
+        f"were compared on {quantities.counted(choice.num_choosing_items, 'item')}; the figures "
+        f"are of {quantities.count(choice.num_judging_items)} others, with intervals of "
+        f"{confidence}. All are against the base.",
+        "",
+        *_table(
+            ("", "as it is", "repaired"),
+            (
+                (
+                    f"gain in-domain, {unit}",
+                    quantities.with_interval(judged.adapter_gain, unit),
+                    quantities.with_interval(judged.gain, unit),
+                ),
+                (
+                    "loss of retention, points",
+                    quantities.with_interval(judged.adapter_loss, "points"),
+                    quantities.with_interval(judged.retention_loss, "points"),
+                ),
+            ),
+        ),
+        "",
+        *_table(
+            ("task", "relation", "metric", "items", "base", "as it is", "repaired"),
+            list(_tasks(judged)),
+        ),
+    ]
+    if record.averaged_with:
+        names = ", ".join(f"`{name}`" for name in record.averaged_with)
+        lines += ["", f"Averages were tried with {names}."]
+    return "\n".join(lines) + "\n"
+
+
+def _tasks(judged: JudgedRepair) -> Iterator[tuple[str, ...]]:
+    for task in judged.tasks:
+        scores = (task.base_score, task.adapted_score, task.repaired_score)
+        yield (
+            task.task,
+            task.relation.replace("_", "-"),
+            f"{task.metric}, {task.unit}",
+            quantities.count(task.num_items),
+            *(quantities.score(score, task.unit) for score in scores),
+        )
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; names of tasks may hold what would end a cell."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]

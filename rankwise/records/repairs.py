@@ -1,0 +1,165 @@
+"""Repairs after training: changes of a trained adapter, what they score, and the one to use."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.files import FileDigest
+from rankwise.records.recommendation import Bound
+from rankwise.records.results import TaskItems
+from rankwise.records.study import Provenance, Relation, StageRecord, State, Unit
+
+RepairFamily = Literal["scale", "lines", "truncate", "intruders", "average"]
+REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
+
+Combination = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
+"""How adapters are averaged, by PEFT's names."""
+
+MIN_REPAIR_ITEMS = 4
+"""Of a task: two to choose by and two to judge by, for each half needs an error."""
+
+
+class Repair(Record):
+    """A change of a trained adapter that needs no training: a family, and its parameter."""
+
+    family: RepairFamily
+    value: float | None = None
+    """Factor of delta (scale), of the first layer's delta (lines) or of the intruders' singular
+    values (intruders); the rank that is kept (truncate); None for an average."""
+    combination: Combination | None = None
+    """Of an average; None for the others."""
+
+    def __hash__(self) -> int:
+        return hash((self.family, self.value, self.combination))
+
+    @property
+    def label(self) -> str:
+        """As it is called in tables and sentences."""
+        if self == AS_IT_IS:
+            return "as it is"
+        if self.combination is not None:
+            return f"average, {self.combination}"
+        value = quantities.number(self.value or 0.0)
+        return {
+            "scale": f"scaled by {value}",
+            "lines": f"LiNeS from {value}",
+            "truncate": f"truncated to rank {value}",
+            "intruders": f"intruders times {value}",
+        }[self.family]
+
+
+AS_IT_IS = Repair(family="scale", value=1.0)
+"""The adapter as it was trained: what every repair is compared with."""
+
+
+class RepairedItems(Record):
+    """What a repaired adapter scored on one task, item by item."""
+
+    repair: Repair
+    items: TaskItems
+
+
+class RepairScores(StageRecord):
+    """``repair/scores/<task>.json``: the base and all repairs of one adapter on one task."""
+
+    model: str
+    task: str
+    base: TaskItems
+    repaired: tuple[RepairedItems, ...]
+    """``AS_IT_IS`` first."""
+    score_seconds: float
+    provenance: Provenance
+
+
+class RepairPoint(Record):
+    """A repair on the items by which one is chosen.
+
+    Bounds are two-sided, at the confidence of the whole, each for itself.
+    """
+
+    repair: Repair
+    gain: Bound
+    """Over the base, in-domain, in the unit of the whole."""
+    retention_loss: Bound
+    """Below the base, in points of the mean over the retention tasks; positive is worse."""
+    keeps_enough: bool
+    """The loss is within the limit by one standard error."""
+
+
+class JudgedTask(Record):
+    """The chosen repair on one task, on the items by which it was not chosen; raw scores."""
+
+    task: str
+    relation: Relation
+    unit: Unit
+    metric: str
+    num_items: int
+    base_score: float
+    adapted_score: float
+    """Of the adapter as it is."""
+    repaired_score: float
+
+
+class JudgedRepair(Record):
+    """The chosen repair on the items by which it was not chosen."""
+
+    repair: Repair
+    gain: Bound
+    """As in ``RepairPoint``."""
+    retention_loss: Bound
+    keeps_enough: State
+    """Whether the loss is within the limit: "yes" and "no" where the whole interval says so."""
+    adapter_gain: Bound
+    """Of the adapter as it is, on the same items."""
+    adapter_loss: Bound
+    gain_difference: Bound
+    """Repaired less as it is, in-domain; positive is better."""
+    retention_difference: Bound
+    """Repaired less as it is, on retention, in points; positive is better."""
+    tasks: tuple[JudgedTask, ...]
+
+
+class RepairChoice(Record):
+    """The repair that gains most within a limit of retention loss, or that none does."""
+
+    max_loss_points: float
+    """Limit of the retention loss, in points of the mean over the retention tasks."""
+    unit: Unit
+    """Of the gains."""
+    confidence: float
+    in_domain: tuple[str, ...]
+    retention: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Tasks scored in another unit: they neither choose nor judge."""
+    num_choosing_items: int
+    """Of all tasks together."""
+    num_judging_items: int
+    curve: tuple[RepairPoint, ...]
+    """Every repair on the choosing items, ``AS_IT_IS`` first."""
+    judged: JudgedRepair | None
+    """None where no repair keeps enough on the choosing items."""
+    repair: Repair | None
+    """The one to use; None: none does."""
+    statement: str
+
+
+class AdapterRepair(StageRecord):
+    """``repair/repair.json``: the repair of one adapter, and where it was written."""
+
+    model: str
+    """Name of the run, or the adapter's folder."""
+    base_model: str
+    averaged_with: tuple[str, ...]
+    """Other runs or adapters that took part in averages."""
+    choice: RepairChoice
+    folder: str | None
+    """The repaired adapter, in PEFT's format, with a model card; None where none does."""
+    warnings: tuple[str, ...] = ()
+    provenance: Provenance
+    files: dict[str, FileDigest] = Field(default_factory=dict)
+    """What the repaired adapter is: name in the run's folder -> digest."""

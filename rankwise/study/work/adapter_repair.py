@@ -1,0 +1,191 @@
+"""The repair of a run's adapter without training: what each candidate scores, and which to use.
+
+Scores are kept task by task, so that another limit, or a command that was stopped, scores nothing
+again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+from rankwise.engine.models.devices import device_name
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.errors import ConfigError
+from rankwise.findings.repairs import RepairTasks, choose_repair
+from rankwise.records.axes import run_labels
+from rankwise.records.clusters import cluster_fields
+from rankwise.records.fingerprints import repair_fingerprint, repair_scores_fingerprint
+from rankwise.records.folder import StudyFolder
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily, RepairScores
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.study.context import StudyContext
+from rankwise.study.damage import find_damage, set_aside
+from rankwise.weights.lowrank import read_updates
+from rankwise.weights.repair_scores import (
+    AskedTask,
+    RepairScorer,
+    refuse_unjudgeable,
+    write_repaired,
+)
+from rankwise.weights.repairs import RepairSources, Updates, derived_updates
+
+
+def repair_tasks(study: StudyRecord, run: PlannedRun) -> RepairTasks:
+    """The tasks of a study by which a run's repair is chosen and judged.
+
+    Raises:
+        ConfigError: the run has no adapter, or the study no retention task.
+    """
+    tasks = study.tasks[run.train_task]
+    problems: list[str] = []
+    if run.method != "lora":
+        problems.append(f"--run: {run.name} is a full fine-tuning; choose a LoRA run")
+    if not tasks.get("retention"):
+        problems.append(
+            f"{study.config.name} scores no retention task; add one to evaluation.retention of "
+            "the study file and run it again"
+        )
+    if problems:
+        raise ConfigError("repair", problems)
+    return RepairTasks(tasks.get("in_domain", ()), tasks["retention"])
+
+
+class AdapterRepairer:
+    """Scores the repairs of a run's adapter, chooses one, and writes it."""
+
+    def __init__(
+        self, context: StudyContext, run: PlannedRun, families: Sequence[RepairFamily]
+    ) -> None:
+        """Prepare to repair a run of a study whose folder is locked.
+
+        Args:
+            context: its plan has every task of ``repair_tasks``.
+            run: a LoRA run that is trained.
+            families: kinds of repair that are tried.
+        """
+        self._plan, self._folder, self._run = context.plan, context.folder, run
+        self._models, self._observer = context.models, context.observer
+        self._families = tuple(families)
+        self._partners = _other_seeds(context.study, context.folder, run)
+        if "average" not in families:
+            self._partners = ()
+
+    def repair(self, tasks: RepairTasks, max_loss_points: float) -> AdapterRepair:
+        """The repair that gains most within a limit of retention loss; see ``choose_repair``.
+
+        Raises:
+            ModelError: an adapter is more than plain LoRA, or its update is zero.
+            TaskError: a task has too few items, or none is of retention in points.
+        RecordError: the same, seen after the scoring.
+            StorageError: the folder cannot be written.
+            UnchangedOutputsError: the adapter answers as the base does.
+        """
+        own, kept = (
+            [self._plan.tasks[name] for name in names]
+            for names in (tasks.in_domain, tasks.retention)
+        )
+        refuse_unjudgeable(own, kept)
+        self._set_damaged_aside()
+        scores = self._scores((*tasks.in_domain, *tasks.retention))
+        confidence = self._plan.record.config.recommendation.confidence
+        wanted = repair_fingerprint(
+            [each.fingerprint for each in scores], max_loss_points, confidence
+        )
+        path = self._folder.adapter_repair_file(self._run.name)
+        earlier = self._folder.finished(path, AdapterRepair, wanted)
+        if earlier is not None:
+            return earlier
+        choice = choose_repair(
+            scores, tasks, max_loss_points=max_loss_points, confidence=confidence
+        )
+        self._folder.clear_adapter_repair(self._run.name)
+        target = self._folder.repaired_adapter_folder(self._run.name)
+        record = AdapterRepair(
+            fingerprint=wanted,
+            model=self._run.name,
+            base_model=self._plan.base.name,
+            averaged_with=tuple(partner.name for partner in self._partners),
+            choice=choice,
+            folder=None if choice.repair is None else str(target.relative_to(self._folder.root)),
+            provenance=collect_provenance(device_name(self._plan.device)),
+        )
+        if choice.repair is not None:
+            updates = self._derived[choice.repair]
+            write_repaired(target, updates, self._folder.weights(self._run), record)
+        return self._folder.write_adapter_repair(record)
+
+    @functools.cached_property
+    def _derived(self) -> Mapping[Repair, Updates]:
+        adapter, *others = (
+            read_updates(self._folder.weights(run)) for run in (self._run, *self._partners)
+        )
+        sources = RepairSources.of(self._plan.base.folder, adapter, others)
+        return derived_updates(sources, self._families)
+
+    @functools.cached_property
+    def _scorer(self) -> RepairScorer:
+        derived = self._derived  # before the base is in memory: intruders read its weights too
+        base, most = self._models.base(), self._plan.record.config.evaluation.max_batch_tokens
+        resident = ResidentScorer(base, self._plan.tokenizer, max_batch_tokens=most)
+        return RepairScorer(resident, base, self._folder.weights(self._run), derived)
+
+    def _scores(self, names: Sequence[str]) -> list[RepairScores]:
+        """Of each task, from the folder where they are there."""
+        study = self._plan.record
+        fields = cluster_fields(study.config.evaluation.clusters, study)
+        repairs = [self._families, [partner.fingerprint for partner in self._partners]]
+        work = float(sum(self._plan.tasks[name].num_tokens for name in names))
+        self._observer.study_started(work, 0.0)
+        self._observer.model_started(self._run.name, work)
+        found: list[RepairScores] = []
+        for name in names:
+            prepared, field = self._plan.tasks[name], fields.get(name)
+            wanted = repair_scores_fingerprint(study, self._run, name, repairs, field)
+            path = self._folder.repair_scores_file(self._run.name, name)
+            self._observer.stage_started(self._run.name, name, float(prepared.num_tokens), None)
+            scores = self._folder.finished(path, RepairScores, wanted)
+            if scores is None:
+                scorer = self._scorer
+                per_token = 1.0 / (1 + len(scorer.repairs))
+                asked = AskedTask(prepared, study.config.evaluation.metric_of(name), field)
+                scores = scorer.scores(
+                    asked,
+                    model=self._run.name,
+                    fingerprint=wanted,
+                    advance=lambda num, share=per_token: self._observer.advanced(num * share),
+                )
+                self._folder.write(path, scores)
+            else:
+                self._observer.skipped(float(prepared.num_tokens))
+            self._observer.stage_finished()
+            found.append(scores)
+        return found
+
+    def _set_damaged_aside(self) -> None:
+        """Move what is damaged of an earlier repair into quarantine: it is made again."""
+        name = self._run.name
+        place = self._folder.adapter_repair_file(name).parent
+        for damage in find_damage(self._folder, [name]):
+            if damage.path.is_relative_to(place):
+                aside = set_aside(self._folder, damage.spoils, str(damage))
+                self._observer.noted(f"{damage}: set aside in {aside}")
+
+
+def _other_seeds(
+    study: StudyRecord, folder: StudyFolder, run: PlannedRun
+) -> tuple[PlannedRun, ...]:
+    """Trained runs that differ from a run by their seed alone."""
+    if run.imported_as is not None:
+        return ()
+    labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
+    alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
+    finished = {each.name: folder.finished_run(each) for each in alike if each != run}
+    return tuple(
+        each
+        for each in alike
+        if (record := finished.get(each.name)) is not None
+        and record.status == "trained"
+        and not record.is_given_up
+    )

@@ -1,0 +1,133 @@
+"""The repair of one adapter without a study: candidates, their scores, the choice, the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.devices import choose_device, device_name, resolve_precision
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.findings.repairs import RepairTasks, choose_repair
+from rankwise.records.config.study import EvaluationConfig
+from rankwise.records.files import digest_of
+from rankwise.records.fingerprints import fingerprint
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
+from rankwise.tasks.questions import Advance
+from rankwise.tasks.requests import PreparedTask
+from rankwise.weights.audit import Audited
+from rankwise.weights.audit_scores import ScoreSettings
+from rankwise.weights.repair_scores import AskedTask, RepairScorer, write_repaired
+from rankwise.weights.repairs import RepairSources, Updates, derived_updates
+
+
+class Candidates(NamedTuple):
+    """The repairs of an adapter that are tried.
+
+    Attributes:
+        adapter: the adapter, with its base.
+        others: what it is averaged with.
+        derived: repair -> updates, the adapter as it is first.
+    """
+
+    adapter: Audited
+    others: tuple[Audited, ...]
+    derived: dict[Repair, Updates]
+
+
+class RepairQuestions(NamedTuple):
+    """What is asked of the candidates, prepared for the base: in-domain, and retention."""
+
+    in_domain: Sequence[PreparedTask]
+    retention: Sequence[PreparedTask]
+
+    @property
+    def all(self) -> list[PreparedTask]:
+        """Every task."""
+        return [*self.in_domain, *self.retention]
+
+
+def candidates(
+    adapter: Audited, others: Sequence[Audited], families: Sequence[RepairFamily]
+) -> Candidates:
+    """Derive every repair of some families.
+
+    Args:
+        adapter: to repair; of kind ``adapter``, as are the others.
+        others: adapters of the same base to average it with.
+        families: kinds of repair.
+
+    Raises:
+        ModelError: as ``repairs.derived_updates`` and ``repairs.RepairSources``.
+    """
+    updates = [other.updates for other in others]
+    sources = RepairSources.of(adapter.base.folder, adapter.updates, updates)
+    return Candidates(adapter, tuple(others), derived_updates(sources, families))
+
+
+def repair_adapter(
+    found: Candidates,
+    questions: RepairQuestions,
+    settings: ScoreSettings,
+    *,
+    max_loss_points: float,
+    output: Path,
+    advance: Advance = lambda _: None,
+) -> AdapterRepair:
+    """Score the candidates, choose one within the limit, and write it if it holds.
+
+    Args:
+        found: from ``candidates``.
+        questions: the tasks; at least one of each relation.
+        settings: with which the tasks were prepared.
+        max_loss_points: limit of the retention loss, see ``findings.repairs.choose_repair``.
+        output: folder of the repaired adapter; is not written where none does.
+        advance: as of ``RepairScorer.scores``.
+
+    Raises:
+        ModelError: the base cannot be loaded.
+        RecordError: as ``findings.repairs.choose_repair``.
+        StorageError: the folder cannot be written.
+        UnchangedOutputsError: the adapter answers as the base does.
+    """
+    adapter, device = found.adapter, choose_device()
+    precision = resolve_precision(settings.precision, device)
+    base = models.load_frozen(adapter.base.folder, precision, device)
+    tokenizer = models.load_tokenizer(adapter.base.folder)
+    most = EvaluationConfig().max_batch_tokens
+    resident = ResidentScorer(base, tokenizer, max_batch_tokens=most)
+    scorer = RepairScorer(resident, base, adapter.target, found.derived)
+    weights = [digest_of(adapter.target / name).sha256 for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    asked = [task.digest for task in questions.all]
+    wanted = fingerprint([adapter.base.fingerprint, weights, precision, asked])
+    scores = [
+        scorer.scores(
+            AskedTask(task), model=str(adapter.target), fingerprint=wanted, advance=advance
+        )
+        for task in questions.all
+    ]
+    choice = choose_repair(
+        scores,
+        RepairTasks(
+            tuple(task.name for task in questions.in_domain),
+            tuple(task.name for task in questions.retention),
+        ),
+        max_loss_points=max_loss_points,
+        confidence=settings.confidence,
+    )
+    record = AdapterRepair(
+        fingerprint=wanted,
+        model=str(adapter.target),
+        base_model=adapter.base.name,
+        averaged_with=tuple(str(other.target) for other in found.others),
+        choice=choice,
+        folder=None if choice.repair is None else str(output),
+        warnings=tuple(w for each in (adapter, *found.others) for w in each.warnings),
+        provenance=collect_provenance(device_name(device)),
+    )
+    if choice.repair is not None:
+        write_repaired(output, found.derived[choice.repair], adapter.target, record)
+    return record

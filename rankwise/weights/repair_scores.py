@@ -1,0 +1,175 @@
+"""Scores of the repairs of one adapter, all of them and the base in one pass, and what is written.
+
+The base and every repair answer a task together: a prompt is read once for all of them where they
+agree, and the base's matrix products are shared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from rankwise.engine.models.devices import device_name
+from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.errors import TaskError
+from rankwise.findings.model_card import model_card
+from rankwise.records import p_right, quantities
+from rankwise.records.clusters import cluster_numbers
+from rankwise.records.files import write_atomically
+from rankwise.records.folder import BASE
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.repairs import (
+    AS_IT_IS,
+    MIN_REPAIR_ITEMS,
+    AdapterRepair,
+    Repair,
+    RepairedItems,
+    RepairScores,
+)
+from rankwise.records.results import TaskItems, judged_items
+from rankwise.records.whole_folder import whole_folder
+from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
+from rankwise.tasks.questions import Advance
+from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.update_guard import probes, refuse_unapplied
+from rankwise.weights.lowrank import save_updates
+from rankwise.weights.repairs import Updates, as_frozen
+
+CARD_FILE = "README.md"
+
+
+class AskedTask(NamedTuple):
+    """A task that repairs are scored on.
+
+    Attributes:
+        prepared: the task.
+        metric: the configured one that decides; None: p(right), or the task's own.
+        cluster_field: of its documents; None: every item is its own.
+    """
+
+    prepared: PreparedTask
+    metric: str | None = None
+    cluster_field: str | None = None
+
+
+class RepairScorer:
+    """The base and the repairs of one adapter, attached to a resident scorer."""
+
+    def __init__(
+        self,
+        scorer: ResidentScorer,
+        base_model: nn.Module,
+        folder: Path,
+        derived: Mapping[Repair, Updates],
+    ) -> None:
+        """Attach the adapter from its folder, and its repairs as they would be written.
+
+        Args:
+            scorer: of the base model.
+            base_model: the model in it.
+            folder: of the adapter.
+            derived: from ``repairs.derived_updates``.
+        """
+        self._scorer, self._device = scorer, next(base_model.parameters()).device
+        self.repairs = tuple(derived)
+        self._is_applied = False
+        for repair, updates in derived.items():
+            if repair == AS_IT_IS:
+                scorer.put_on(repair.label, folder)
+            else:
+                scorer.hold(repair.label, as_frozen(updates, base_model))
+
+    def scores(
+        self, task: AskedTask, *, model: str, fingerprint: str, advance: Advance = lambda _: None
+    ) -> RepairScores:
+        """Score the base and every repair on a task, item by item.
+
+        Args:
+            task: what is asked.
+            model: name of the adapter in the record.
+            fingerprint: of the record.
+            advance: receives the number of tokens read or written, ``num_tokens`` per model.
+
+        Raises:
+            UnchangedOutputsError: the adapter answers as the base does.
+            TaskError: its answers cannot be judged, or its documents have no such field.
+        """
+        if not self._is_applied:
+            refuse_unapplied(self._scorer, [AS_IT_IS.label], probes(task.prepared.requests))
+            self._is_applied = True
+        started = time.perf_counter()
+        models = [ScoredModel(BASE, fingerprint)]
+        models += [ScoredModel(each.label, fingerprint, each.label) for each in self.repairs]
+        wanted = None if p_right.is_wanted(task.metric) else task.metric
+        base, *repaired = evaluate(
+            self._scorer, models, task.prepared, metric=wanted, advance=advance
+        )
+        return RepairScores(
+            fingerprint=fingerprint,
+            model=model,
+            task=task.prepared.name,
+            base=_items(base, task),
+            repaired=tuple(
+                RepairedItems(repair=repair, items=_items(scoring, task))
+                for repair, scoring in zip(self.repairs, repaired, strict=True)
+            ),
+            score_seconds=time.perf_counter() - started,
+            provenance=collect_provenance(device_name(self._device)),
+        )
+
+
+def refuse_unjudgeable(
+    in_domain: Sequence[PreparedTask], retention: Sequence[PreparedTask]
+) -> None:
+    """Refuse tasks by which no repair can be judged, before anything is scored.
+
+    Raises:
+        TaskError: a task has fewer than four items, or no retention task is scored in points.
+    """
+    for task in (*in_domain, *retention):
+        if task.num_items < MIN_REPAIR_ITEMS:
+            raise TaskError(
+                f"task {task.name!r} has {quantities.counted(task.num_items, 'item')}; half of "
+                f"them choose a repair and half judge it, which takes {MIN_REPAIR_ITEMS} at least. "
+                "Score more, or leave the task out."
+            )
+    if all(task.loaded.output_type == "loglikelihood_rolling" for task in retention):
+        raise TaskError(
+            "every retention task is scored by its loss, and the limit is in points. Name one that "
+            "asks questions."
+        )
+
+
+def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
+    """By the metric that decides; choices and other metrics are not kept."""
+    lines = [s for s in scoring.samples if s["filter"] == scoring.record.decision_filter]
+    items = judged_items(scoring.record, lines, task.metric).items
+    clusters: tuple[int, ...] | None = None
+    if task.cluster_field is not None and scoring.record.model == BASE:
+        name = task.prepared.name
+        documents = {int(line["doc_id"]): line.get("doc") for line in lines}
+        setting = f"evaluation.clusters.{name.partition('@')[0]}"
+        clusters = cluster_numbers(documents, task.cluster_field, setting, name)
+    return items.model_copy(update={"choices": None, "accuracy": None, "clusters": clusters})
+
+
+def write_repaired(folder: Path, updates: Updates, source: Path, record: AdapterRepair) -> None:
+    """Write a repaired adapter in PEFT's format, with a model card that has its scores.
+
+    Args:
+        folder: is created.
+        updates: of the chosen repair.
+        source: folder of the adapter that was repaired.
+        record: what is said of it.
+
+    Raises:
+        ModelError: the source cannot be read.
+        StorageError: the folder cannot be written; nothing of it is left then.
+    """
+    with whole_folder(folder) as temporary:
+        save_updates(updates, temporary, source=source)
+        write_atomically(temporary / CARD_FILE, model_card(record))

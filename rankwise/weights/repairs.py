@@ -1,0 +1,284 @@
+"""Repairs of a trained adapter without training: other updates of the same layers, by families.
+
+Each family is one row of ``FAMILIES``: which of its repairs are tried, and how one is made.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft.utils import merge_utils
+from torch import Tensor, nn
+
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_folder import ScaledFactors
+from rankwise.engine.models.devices import choose_device
+from rankwise.engine.models.frozen_adapters import FrozenAdapter
+from rankwise.engine.models.seeds import seed_of
+from rankwise.engine.models.weights import weight_matrices
+from rankwise.errors import ModelError
+from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, Combination, Repair, RepairFamily
+from rankwise.weights.interventions import scaled_intruders
+from rankwise.weights.lowrank import LowRankUpdate
+from rankwise.weights.matrix import layer_number
+from rankwise.weights.spectra import Svd
+from rankwise.weights.svd_cache import SpectralCache
+
+Updates = Mapping[str, LowRankUpdate]
+"""Layer -> update."""
+
+DENSITY = 0.5
+"""Share of an update's entries that a sparse average keeps; PEFT has no default. TIES' paper keeps
+0.2, DARE's 0.01 to 0.9."""
+
+
+@dataclass(frozen=True, eq=False)
+class RepairSources:
+    """What repairs are made of.
+
+    Attributes:
+        adapter: the adapter to repair.
+        others: adapters to average it with; they adapt the same layers.
+        num_layers: of the base model.
+        base_svd: layer -> thin decomposition of its base matrix.
+
+    Raises:
+        ModelError: the adapter's update is zero, or another adapts other layers.
+    """
+
+    adapter: Updates
+    others: tuple[Updates, ...]
+    num_layers: int
+    base_svd: Callable[[str], Svd]
+
+    def __post_init__(self) -> None:
+        if not any(update.frobenius_norm for update in self.adapter.values()):
+            raise ModelError("the adapter's update is zero: there is nothing to repair.")
+        for other in self.others:
+            shapes = [{name: u.shape for name, u in each.items()} for each in (self.adapter, other)]
+            if shapes[0] != shapes[1]:
+                raise ModelError(
+                    "the adapters adapt different layers, which have no average. Give adapters "
+                    "of one base with the same target_modules."
+                )
+
+    @classmethod
+    def of(cls, base: Path, adapter: Updates, others: Sequence[Updates] = ()) -> RepairSources:
+        """Of adapters of a base model's folder, whose weights are read when they are asked for.
+
+        Raises:
+            ModelError: the base's config cannot be read, or as the class.
+        """
+        skeleton: Any = models.model_skeleton(base)
+        numbers = [layer_number(name) for name in models.adaptable_shapes(skeleton)]
+        depth = 1 + max((number for number in numbers if number is not None), default=0)
+        return cls(adapter, tuple(others), depth, _svd_of(base, list(adapter)))
+
+
+def _svd_of(base: Path, layers: Sequence[str]) -> Callable[[str], Svd]:
+    """Decompositions of a base's matrices; the cache on disk keeps them, the memory does not."""
+    cache, device = SpectralCache(), choose_device()
+
+    @functools.cache
+    def weights() -> dict[str, Tensor]:
+        return weight_matrices(base, layers)
+
+    return lambda name: cache.svd(weights()[name].to(device))
+
+
+class Family(NamedTuple):
+    """One kind of repair.
+
+    Attributes:
+        tried: the repairs of this kind that are tried on these sources.
+        derive: the updates of a repair; None where it changes nothing.
+    """
+
+    tried: Callable[[RepairSources], list[Repair]]
+    derive: Callable[[RepairSources, Repair], Updates | None]
+
+
+def derived_updates(
+    sources: RepairSources, families: Sequence[RepairFamily]
+) -> dict[Repair, Updates]:
+    """The adapter as it is, and every repair of these families that changes it.
+
+    Raises:
+        ModelError: the base's weights cannot be read; only intruder dimensions need them.
+    """
+    found: dict[Repair, Updates] = {AS_IT_IS: sources.adapter}
+    for name in families:
+        family = FAMILIES[name]
+        for repair in family.tried(sources):
+            updates = None if repair in found else family.derive(sources, repair)
+            if updates is not None:
+                found[repair] = updates
+    return found
+
+
+def as_frozen(updates: Updates, base_model: nn.Module) -> FrozenAdapter:
+    """An adapter to be scored: exactly what is read back after ``lowrank.save_updates``.
+
+    Args:
+        updates: of layers of the base.
+        base_model: decides device and dtype.
+    """
+    weight = next(base_model.parameters())
+    layers: dict[str, ScaledFactors] = {}
+    for name, update in updates.items():
+        written = update.as_written
+        A, B = (
+            factor.to(weight.device, weight.dtype) for factor in (written.lora_A, written.lora_B)
+        )
+        layers[name] = ScaledFactors(A, B, 1.0)
+    return FrozenAdapter(layers, is_zero_update=not any(map(_is_not_zero, updates.values())))
+
+
+def _is_not_zero(update: LowRankUpdate) -> bool:
+    return bool(update.frobenius_norm)
+
+
+def scaled(updates: Updates, factor: float) -> Updates:
+    """Delta times a factor in every layer: 0 is the base exactly, 1 the adapter exactly.
+
+    The straight line from base to adapter; source: WiSE-FT, arXiv:2109.01903.
+    """
+    return {name: update.times(factor) for name, update in updates.items()}
+
+
+def lines_factor(layer: int | None, num_layers: int, first: float) -> float:
+    """LiNeS' factor of a layer's delta: linear in its depth, ``first`` to 1 in the last.
+
+    Args:
+        layer: its number, from 0; None for what is in no numbered layer, which keeps its delta.
+        num_layers: of the model, at least 1.
+        first: the factor of layer 0.
+
+    Source: arXiv:2410.17146, with α = ``first`` and β = 1 - ``first``.
+    """
+    if layer is None or num_layers == 1:
+        return 1.0
+    return first + (1.0 - first) * layer / (num_layers - 1)
+
+
+def lines(updates: Updates, num_layers: int, first: float) -> Updates:
+    """Delta scaled by the depth of its layer, which is read from the name; see ``lines_factor``.
+
+    General features are in the shallow layers, so these keep less of the change.
+    """
+    return {
+        name: update.times(lines_factor(layer_number(name), num_layers, first))
+        for name, update in updates.items()
+    }
+
+
+def truncated(updates: Updates, rank: int) -> Updates:
+    """The leading singular directions of every delta, at their own size.
+
+    A layer of this rank or a lower one keeps its update.
+
+    Raises:
+        ValueError: the rank is below 1.
+    """
+    return {
+        name: update.truncated(rank).update if update.rank > rank else update
+        for name, update in updates.items()
+    }
+
+
+def averaged(adapters: Sequence[Updates], combination: Combination) -> Updates:
+    """The average of adapters of the same layers, in PEFT's ways.
+
+    ``linear`` is the exact mean of the deltas, of the ranks' sum. The others go by PEFT's functions
+    (``peft.utils.merge_utils``), on the dense delta of each layer as its combination types with
+    ``_svd`` do: factors of adapters that were trained apart have no entries in common. Their result
+    is cut to the sum of the ranks by its singular values. The adapters count the same. ``ties`` and
+    ``dare_ties`` take the mean of those that agree in sign themselves, so their weights are 1; the
+    others sum, so theirs are 1 / number. ``DENSITY`` of the entries are kept; which ones ``dare_*``
+    keeps is drawn by a generator that is seeded by the layer's name.
+
+    Args:
+        adapters: at least one.
+        combination: how.
+
+    Sources: arXiv:2306.01708 (TIES), arXiv:2311.03099 (DARE).
+    """
+    return {
+        name: _average([adapter[name] for adapter in adapters], combination, name)
+        for name in adapters[0]
+    }
+
+
+def _average(
+    updates: Sequence[LowRankUpdate], combination: Combination, name: str
+) -> LowRankUpdate:
+    if combination == "linear":
+        share = 1.0 / len(updates)
+        return functools.reduce(LowRankUpdate.plus, [update.times(share) for update in updates])
+    # (out_features, in_features) each
+    deltas = [update.scaling * update.lora_B.float() @ update.lora_A.float() for update in updates]
+    elects = combination in ("ties", "dare_ties")
+    weights = torch.full((len(updates),), 1.0 if elects else 1.0 / len(updates))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed_of("average", combination, name))
+        dense: Tensor = getattr(merge_utils, combination)(deltas, weights, DENSITY)
+    U, S, Vh = torch.linalg.svd(dense.to(choose_device()), full_matrices=False)
+    rank = min(sum(update.rank for update in updates), len(S))
+    root = S[:rank].sqrt()  # half of the update's size in each factor
+    return LowRankUpdate((root[:, None] * Vh[:rank]).cpu(), (U[:, :rank] * root).cpu())
+
+
+def _with_scaled_intruders(sources: RepairSources, repair: Repair) -> Updates | None:
+    found = scaled_intruders(sources.adapter, sources.base_svd, _value(repair))
+    return found.intervened.updates if any(found.num_intruders.values()) else None
+
+
+def _combined(sources: RepairSources, repair: Repair) -> Updates | None:
+    assert repair.combination is not None
+    return averaged((sources.adapter, *sources.others), repair.combination)
+
+
+def _value(repair: Repair) -> float:
+    assert repair.value is not None
+    return repair.value
+
+
+def _grid(family: RepairFamily, *values: float) -> Callable[[RepairSources], list[Repair]]:
+    return lambda _: [Repair(family=family, value=value) for value in values]
+
+
+def _half_ranks(sources: RepairSources) -> list[Repair]:
+    """Half of the largest rank, half of that, and so on to 1."""
+    rank = max(update.rank for update in sources.adapter.values())
+    halves = [rank >> times for times in range(1, rank.bit_length())]
+    return [Repair(family="truncate", value=float(half)) for half in halves]
+
+
+def _combinations(sources: RepairSources) -> list[Repair]:
+    """All of PEFT's, where there is anything to average with."""
+    if not sources.others:
+        return []
+    return [Repair(family="average", combination=each) for each in COMBINATIONS]
+
+
+FAMILIES: Mapping[RepairFamily, Family] = {
+    "scale": Family(
+        _grid("scale", *(tenths / 10 for tenths in range(1, 11))),
+        lambda sources, repair: scaled(sources.adapter, _value(repair)),
+    ),
+    "lines": Family(
+        _grid("lines", 0.0, 0.25, 0.5, 0.75),
+        lambda sources, repair: lines(sources.adapter, sources.num_layers, _value(repair)),
+    ),
+    "truncate": Family(
+        _half_ranks,
+        lambda sources, repair: truncated(sources.adapter, int(_value(repair))),
+    ),
+    "intruders": Family(_grid("intruders", 0.0, 0.5), _with_scaled_intruders),
+    "average": Family(_combinations, _combined),
+}
