@@ -10,7 +10,7 @@ from typing import Any
 from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.study import SearchConfig, StudyConfig
 from rankwise.records.study import PlannedRun, StudyRecord
 
 # Each is raised when a change to the code changes what equal settings give, so that records made
@@ -49,6 +49,16 @@ _NOT_IN_TRAINING = {
     "stop",
 }
 _USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
+# Settings that older studies do not know, with their defaults: at these they are in no fingerprint.
+_LATER: dict[tuple[str, ...], Any] = {
+    ("methods", "lora", "init"): _USUAL_INIT,
+    ("methods", "truncated"): None,
+    ("mitigations",): [],
+    ("search",): SearchConfig().model_dump(mode="json"),
+    ("train", "learning_rate", "tune"): False,
+    ("train", "score_checkpoints"): [],
+    ("train", "stop"): None,
+}
 _RUN_IDENTITY = {"method", "seed", *SETTING}
 
 
@@ -64,13 +74,12 @@ def study_fingerprint(config: StudyConfig) -> str:
     """Of a study file's settings, wherever its tasks lie, and whatever items are grouped by."""
     unused = {"tasks_path": True, "allow_task_code": True, "evaluation": {"clusters"}}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude=unused)
-    lora = settings["methods"]["lora"]
-    if lora is not None and lora["init"] == _USUAL_INIT:
-        del lora["init"]
-    if settings["methods"]["truncated"] is None:  # older ones do not know it either
-        del settings["methods"]["truncated"]
-    if not settings["mitigations"]:
-        del settings["mitigations"]
+    for (*path, name), default in _LATER.items():
+        section = settings
+        for part in path:
+            section = section[part] or {}
+        if name in section and section[name] == default:
+            del section[name]
     return fingerprint(settings)
 
 
