@@ -23,6 +23,7 @@ SPECTRA_REVISION = 2
 HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 2
 HEAD_REPAIR_REVISION = 2
+VARIANT_REVISION = 1
 
 # Settings of the train section that reach a run through its examples or its own fields instead.
 _NOT_IN_TRAINING = {
@@ -65,6 +66,8 @@ def study_fingerprint(config: StudyConfig) -> str:
         del lora["init"]
     if settings["methods"]["truncated"] is None:  # older ones do not know it either
         del settings["methods"]["truncated"]
+    if settings["methods"]["variants"] is None:
+        del settings["methods"]["variants"]
     if not settings["mitigations"]:
         del settings["mitigations"]
     return fingerprint(settings)
@@ -79,10 +82,12 @@ def training_fingerprint(
     """
     is_full, full = run.method == "full", config.methods.full
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
-    lora = None if is_full else config.methods.lora
+    lora = None if is_full or run.variant is not None else config.methods.lora
     init = _USUAL_INIT if lora is None else lora.init
+    variant = [VARIANT_REVISION, run.variant]
     return fingerprint(
         {
+            **({} if run.variant is None else {"variant": variant}),
             **({} if init == _USUAL_INIT else {"init": init}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,

@@ -54,6 +54,7 @@ def test_the_presets_are_the_paper_s_experiments_and_next_checks() -> None:
         "stress",
         "alpha",
         "learning-rate",
+        "variants",
         "beyond-128",
         "paper-llama",
         "paper-qwen",
