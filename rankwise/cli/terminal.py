@@ -68,7 +68,7 @@ def pass_lines(study: StudyRecord) -> list[str]:
         runs = planned.runs
         parts = [
             f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs),
-            *(["alone, through PEFT"] if runs[0] in alone else []),
+            *(["alone, through PEFT"] if alone.intersection(runs) else []),
             f"micro-batches of up to {planned.max_tokens} tokens",
             *(["gradient checkpointing"] if planned.gradient_checkpointing else []),
             f"~{memory(planned.estimated_memory_bytes)}",

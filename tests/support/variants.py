@@ -30,6 +30,7 @@ def trained(
     heard: Heard | None = None,
     state: Path | None = None,
     targets: Sequence[str] = TARGETS,
+    gradient_checkpointing: bool = False,
     use: Callable[[VariantModel], Any] = lambda _: None,
     **run_options: Any,
 ) -> tuple[Heard, Any]:
@@ -53,7 +54,7 @@ def trained(
                 bank=None,
                 max_tokens=128,
                 precision="float32",
-                gradient_checkpointing=False,
+                gradient_checkpointing=gradient_checkpointing,
                 compile_layers=False,
                 observer=heard,
             )

@@ -178,10 +178,6 @@ def _weights_of_lora(shape: LinearShape, rank: int) -> int:
     return rank * sum(shape)
 
 
-def _adamw(weights: Iterable[Tensor], rate: float, weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(weights, lr=rate, weight_decay=weight_decay, fused=True)
-
-
 def _two_rates(model: Any, rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """PEFT's optimizer of LoRA+, for a trainee that sets one rate before every step."""
     optimizer = create_loraplus_optimizer(

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
+from rankwise.engine.models.files import opened
 from rankwise.engine.models.variant_models import VariantModel, variant_on
 from rankwise.engine.models.variants import (
     RATE_RATIO,
@@ -18,7 +20,7 @@ from rankwise.engine.models.variants import (
 )
 from rankwise.records.config.training import LearningRateConfig
 from rankwise.records.config.variants import VariantName
-from tests.support.passes import TARGETS, Heard, Setting, config
+from tests.support.passes import CPU, TARGETS, Heard, Setting, config
 from tests.support.saved_adapters import lora_factors
 from tests.support.variants import RANK, SCALING, trained
 
@@ -131,3 +133,35 @@ def test_adalora_s_penalty_is_the_published_one(setting: Setting) -> None:
         expected = torch.autograd.grad(0.5 * total / len(matrices), list(matrices.values()))
         for gradient, name in zip(expected, matrices, strict=True):
             assert torch.allclose(found[name], gradient, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_base_in_bfloat16_is_close_to_one_in_float32(
+    setting: Setting, tmp_path: Path, name: VariantName
+) -> None:
+    """What is trained stays float32; the base is the same, bit for bit, afterwards."""
+    train = config(epochs=3)
+    examples, variant = setting.examples(train), VARIANTS[name]
+    half: Any = models.load_frozen(setting.folder, "bfloat16", CPU)
+    before = {key: value.clone() for key, value in half.state_dict().items()}
+
+    def dtypes(model: VariantModel) -> set[torch.dtype]:
+        model.save(tmp_path / "adapter", "base")
+        return {weight.dtype for weight in model.weights}
+
+    expected, _ = trained(setting.base, variant, examples, train)
+    heard, found = trained(half, variant, examples, train, use=dtypes)
+    assert found == {torch.float32}
+    assert heard.losses["variant"] == pytest.approx(expected.losses["variant"], rel=0.03)
+    assert all(torch.equal(value, before[key]) for key, value in half.state_dict().items())
+    with opened(tmp_path / "adapter" / WEIGHTS_FILE) as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradient_checkpointing_changes_nothing(setting: Setting, name: VariantName) -> None:
+    train = config(epochs=2)
+    examples, variant = setting.examples(train), VARIANTS[name]
+    kept, _ = trained(setting.base, variant, examples, train)
+    again, _ = trained(setting.base, variant, examples, train, gradient_checkpointing=True)
+    assert again.losses["variant"] == pytest.approx(kept.losses["variant"], rel=1e-5)
