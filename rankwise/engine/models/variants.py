@@ -17,10 +17,10 @@ import peft
 import torch
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peft.tuners.adalora import AdaLoraModel
-from peft.tuners.oft.layer import OFTLayer
 from torch import Tensor
 
 from rankwise.engine.models.base import LinearShape
+from rankwise.errors import ModelError
 from rankwise.records.config.variants import VariantName
 
 RATE_RATIO = 16.0
@@ -74,6 +74,8 @@ class Variant:
     """Whether what is saved is plain LoRA, which the engine scores beside other adapters."""
     draws_like_lora: bool = False
     """Whether A is drawn as LoRA's is; then it begins at the A that LoRA of its seed begins at."""
+    takes_rank: Callable[[LinearShape, int], bool] = lambda *_: True
+    """Whether a layer can have this rank as it is."""
     takes_conv1d: bool = True
     """Whether PEFT can put it on GPT-2's linear layers, which hold their weights transposed."""
     changes_base: bool = False
@@ -90,18 +92,40 @@ class Variant:
         counts = Counter(shapes)
         return sum(count * self.weights_of(shape, rank) for shape, count in counts.items())
 
-    def rank_with(self, num_weights: int, shapes: Iterable[LinearShape]) -> int:
-        """The rank that trains nearest to so many weights, the lower one of two as near.
+    def rank_near(self, rank: int, shapes: Iterable[LinearShape]) -> int:
+        """The nearest rank that all of these layers take, the lower one of two as near.
 
-        None above ``MOST_RANK`` is looked at. 1 where there is no rank to choose.
+        Raises:
+            ModelError: there is none.
         """
-        if not self.has_rank:
-            return 1
+        return min(self._ranks(shapes), key=lambda other: abs(other - rank))
+
+    def rank_with(self, num_weights: int, shapes: Iterable[LinearShape]) -> int:
+        """The same with nearest to so many trained weights; none above ``MOST_RANK`` is tried.
+
+        Where a variant has no rank, every one is as near.
+
+        Raises:
+            ModelError: there is none.
+        """
         every = list(shapes)
         return min(
-            range(1, MOST_RANK + 1),
-            key=lambda rank: abs(self.num_weights(every, rank) - num_weights),
+            self._ranks(every), key=lambda rank: abs(self.num_weights(every, rank) - num_weights)
         )
+
+    def _ranks(self, shapes: Iterable[LinearShape]) -> list[int]:
+        every = set(shapes)
+        ranks = [
+            rank
+            for rank in range(1, MOST_RANK + 1)
+            if all(self.takes_rank(shape, rank) for shape in every)
+        ]
+        if not ranks:
+            raise ModelError(
+                "no block size of OFT divides the inputs of all adapted layers. Leave it out of "
+                "methods.variants, or choose other target_modules."
+            )
+        return ranks
 
 
 def _settings(setting: VariantSetting) -> dict[str, Any]:
@@ -164,14 +188,12 @@ def _oft(setting: VariantSetting) -> peft.PeftConfig:
 
 
 def _weights_of_oft(shape: LinearShape, block_size: int) -> int:
-    """The rotations of a layer's input: entries above the diagonal of each block."""
-    size = block_size
-    if shape.in_features % size or size > shape.in_features:
-        adjusted: Any = OFTLayer.adjust_oft_parameters
-        size = adjusted(
-            None, shape.in_features, size
-        )  # PEFT's rule, which reads nothing of a layer
-    return shape.in_features // size * (size * (size - 1) // 2)
+    """The rotations of a layer's inputs: entries above the diagonal of each block."""
+    return shape.in_features // block_size * (block_size * (block_size - 1) // 2)
+
+
+def _is_oft_block(shape: LinearShape, block_size: int) -> bool:
+    return block_size > 1 and shape.in_features % block_size == 0  # PEFT would take another one
 
 
 def _weights_of_lora(shape: LinearShape, rank: int) -> int:
@@ -336,6 +358,13 @@ VARIANTS: Mapping[VariantName, Variant] = {
         _ia3, lambda shape, _: shape.out_features, has_rank=False, has_scaling=False, is_plain=False
     ),
     # rotates a layer's input in blocks, arXiv:2306.07280
-    "oft": Variant(_oft, _weights_of_oft, has_scaling=False, is_plain=False, takes_conv1d=False),
+    "oft": Variant(
+        _oft,
+        _weights_of_oft,
+        has_scaling=False,
+        is_plain=False,
+        takes_rank=_is_oft_block,
+        takes_conv1d=False,
+    ),
 }
 """By the names of the study file."""

@@ -162,9 +162,11 @@ class RunMaker:
         row, lora, section = VARIANTS[choice.name], choice.lora, self._config.methods.variants
         assert section is not None
         layers = self._base.layers[lora.target_modules]
-        shapes, rank = tuple(layers.shapes.values()), lora.rank
+        shapes = tuple(layers.shapes.values())
         if section.match == "parameters":
-            rank = row.rank_with(rank * sum(map(sum, shapes)), shapes)
+            rank = row.rank_with(lora.rank * sum(map(sum, shapes)), shapes)
+        else:
+            rank = row.rank_near(lora.rank, shapes)
         scaled: dict[str, Any] = {}
         if row.has_scaling:
             alpha, root = lora.alpha.alpha_of(rank), choice.name == "rslora"

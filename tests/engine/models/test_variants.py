@@ -149,18 +149,24 @@ def test_other_architectures(tmp_path: Path, name: VariantName, family: str) -> 
 def test_the_rank_with_as_many_weights(setting: Setting) -> None:
     shapes = models.target_shapes(models.adaptable_shapes(setting.base), TARGETS).values()
     wanted = VARIANTS["rslora"].num_weights(shapes, 8)
-    for name, variant in VARIANTS.items():
+    for variant in VARIANTS.values():
         rank = variant.rank_with(wanted, shapes)
-        if not variant.has_rank:
-            assert rank == 1
-            continue
         off = abs(variant.num_weights(shapes, rank) - wanted)
-        for other in (rank - 1, rank + 1):
-            if 1 <= other <= MOST_RANK:
-                assert off <= abs(variant.num_weights(shapes, other) - wanted), name
+        for other in range(1, MOST_RANK + 1):
+            if all(variant.takes_rank(shape, other) for shape in shapes):
+                assert off <= abs(variant.num_weights(shapes, other) - wanted)
     assert VARIANTS["pissa"].rank_with(wanted, shapes) == 8
-    # of a side each of 48 + 24 + 24 + 48, LoRA's are twice and a third of A-less LoRA-FA's
+    # sides of 48 + 48, 48 + 24, 48 + 24 and 48 + 48 in each layer, of which LoRA-FA has the second
     assert VARIANTS["lora_fa"].rank_with(wanted, shapes) == round(8 * 336 / 144)
+
+
+def test_a_block_of_oft_divides_the_inputs(setting: Setting) -> None:
+    shapes = models.target_shapes(models.adaptable_shapes(setting.base), TARGETS).values()
+    assert VARIANTS["oft"].rank_near(13, shapes) == 12
+    assert VARIANTS["oft"].rank_near(512, shapes) == 48
+    assert VARIANTS["dora"].rank_near(13, shapes) == 13
+    with pytest.raises(ModelError, match="no block size of OFT divides"):
+        VARIANTS["oft"].rank_near(8, [models.LinearShape(7, 8), models.LinearShape(9, 8)])
 
 
 def test_what_leaves_a_block_early_leaves_the_base_as_it_was(setting: Setting) -> None:
