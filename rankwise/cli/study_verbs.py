@@ -116,7 +116,7 @@ def plan(
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
-            for run in record.runs
+            for run in (*record.runs, *record.variants)
         ]
         content = {
             "runs": runs,

@@ -64,10 +64,12 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
 def pass_lines(study: StudyRecord) -> list[str]:
     """What is trained together, and the memory that it takes."""
     lines: list[str] = []
+    alone = {run.name for run in study.variants}
     for number, planned in enumerate(study.passes, start=1):
         runs = planned.runs
         parts = [
             f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs),
+            *(["alone, through PEFT"] if alone.intersection(runs) else []),
             f"micro-batches of up to {planned.max_tokens} tokens",
             *(["gradient checkpointing"] if planned.gradient_checkpointing else []),
             f"~{memory(planned.estimated_memory_bytes)}",

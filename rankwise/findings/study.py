@@ -17,6 +17,7 @@ from rankwise.findings.signatures.found import Signature, failure_signatures
 from rankwise.findings.transfer import Transfer, transfer
 from rankwise.findings.truncation import TrainTaskTruncation, truncated_curves
 from rankwise.findings.tuning import TrainTaskRates, tuned_rates
+from rankwise.findings.variants import TrainTaskVariants, variants_beside_lora
 from rankwise.findings.weights import TrainTaskWeights, weight_findings
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
 from rankwise.records.recommendation import StudyRecommendation
@@ -40,6 +41,7 @@ class StudyFindings(Record):
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
     truncation: tuple[TrainTaskTruncation, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()
+    variants: tuple[TrainTaskVariants, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
@@ -64,6 +66,7 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         checkpoints=_there(checkpoints(*part) for part in parts),
         truncation=_there(truncated_curves(*part) for part in parts),
         mitigations=_there(mitigations(*part) for part in parts),
+        variants=_there(variants_beside_lora(*part) for part in parts),
         transfer=transfer(sources),
         retention=_there(retention_groups(source) for source in sources),
         mechanisms=_there(mechanisms(*part) for part in parts),

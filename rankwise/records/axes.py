@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.config.methods import AlphaConfig, PairedConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import LoraRate, RateRuleConfig
+from rankwise.records.config.variants import VARIANT_LABELS, VariantName
 from rankwise.records.study import Method, PlannedRun
 
 FULL_LABEL = "full fine-tuning"
@@ -74,6 +75,27 @@ def lora_variants(config: StudyConfig) -> tuple[LoraVariant, ...]:
     return tuple(dict.fromkeys(variants))
 
 
+class VariantChoice(NamedTuple):
+    """A variant with the settings that it shares with LoRA, whose rank it is compared with."""
+
+    name: VariantName
+    lora: LoraVariant
+
+
+def variant_choices(config: StudyConfig) -> tuple[VariantChoice, ...]:
+    """Every variant beside every setting of LoRA, at the ranks and rates that are asked for."""
+    section = config.methods.variants
+    if section is None:
+        return ()
+    settings = dict.fromkeys(
+        setting._replace(rank=rank, learning_rate=rate)
+        for setting in lora_variants(config)
+        for rank in config.methods.variant_ranks
+        for rate in section.learning_rate or (setting.learning_rate,)
+    )
+    return tuple(itertools.starmap(VariantChoice, itertools.product(section.names, settings)))
+
+
 def full_variants(config: StudyConfig) -> tuple[tuple[float, int], ...]:
     """(learning rate, epochs) of every full fine-tuning of a seed; epochs of the grid only."""
     if config.methods.full is None:
@@ -94,17 +116,26 @@ def beside_rank(run: PlannedRun) -> tuple[BesideRank, ...]:
 
 
 def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
-    """What each run is called among these: its rank, and whatever else differs between them.
+    """What each run is called among these: its rank and variant, and what else differs.
 
     Seeds are left out: runs that differ by seed alone have one label.
     """
-    differing: dict[Method, list[str]] = {}
-    for method in get_args(Method):
-        alike = [run for run in planned if run.imported_as is None and run.method == method]
-        differing[method] = [
-            name for name, setting in _SETTINGS.items() if len({*map(setting, alike)}) > 1
-        ]
-    return {run.name: _run_label(run, differing[run.method]) for run in planned}
+    alike: dict[_Kind, list[PlannedRun]] = {}
+    for run in planned:
+        alike.setdefault(_kind(run), []).append(run)
+    differing = {
+        kind: [name for name, setting in _SETTINGS.items() if len({*map(setting, runs)}) > 1]
+        for kind, runs in alike.items()
+    }
+    return {run.name: _run_label(run, differing[_kind(run)]) for run in planned}
+
+
+_Kind = tuple[Method, VariantName | None, bool]
+
+
+def _kind(run: PlannedRun) -> _Kind:
+    """Runs of one kind are told apart by their settings."""
+    return run.method, run.variant, run.imported_as is not None
 
 
 _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
@@ -119,6 +150,17 @@ _SETTINGS: dict[str, Callable[[PlannedRun], str]] = {
 def _run_label(run: PlannedRun, differing: Sequence[str]) -> str:
     if run.imported_as is not None:
         return f"imported {run.imported_as}"
-    parts = [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
+    parts = _kind_parts(run)
     parts += [f"{name}{_SETTINGS[name](run)}" for name in differing]
     return ", ".join(parts)
+
+
+def _kind_parts(run: PlannedRun) -> list[str]:
+    """Full fine-tuning; rank 32; rank 32, DoRA; (IA)³; OFT, blocks of 32."""
+    if run.variant is None:
+        return [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
+    label = VARIANT_LABELS[run.variant]
+    if run.rank is None:
+        return [label]
+    size = f"rank {run.rank}"
+    return [label, f"blocks of {run.rank}"] if run.variant == "oft" else [size, label]

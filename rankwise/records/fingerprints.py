@@ -27,6 +27,7 @@ HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 2
 HEAD_REPAIR_REVISION = 2
 REPAIR_REVISION = 1
+VARIANT_REVISION = 1
 
 # Settings of the train section that reach a run through its examples or its own fields instead.
 _NOT_IN_TRAINING = {
@@ -53,6 +54,7 @@ _USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
 _LATER: dict[tuple[str, ...], Any] = {
     ("methods", "lora", "init"): _USUAL_INIT,
     ("methods", "truncated"): None,
+    ("methods", "variants"): None,
     ("mitigations",): [],
     ("search",): SearchConfig().model_dump(mode="json"),
     ("train", "learning_rate", "tune"): False,
@@ -92,10 +94,12 @@ def training_fingerprint(
     """
     is_full, full = run.method == "full", config.methods.full
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
-    lora = None if is_full else config.methods.lora
+    lora = None if is_full or run.variant is not None else config.methods.lora
     init = _USUAL_INIT if lora is None else lora.init
+    variant = [VARIANT_REVISION, run.variant]
     return fingerprint(
         {
+            **({} if run.variant is None else {"variant": variant}),
             **({} if init == _USUAL_INIT else {"init": init}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,

@@ -78,6 +78,7 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
         checkpoints=finished(study.checkpoints),
         truncated=finished(study.truncated),
         mitigated=finished(study.mitigated),
+        variants=finished(study.variants),
         search=folder.read_if_there(folder.search_file, SearchRecord),
         failures=folder.failures(),
         stacks=folder.accepted_stacks().stacks,

@@ -137,6 +137,8 @@ class StudyResults(Record):
     """Adapters of runs at lower ranks; they take no part in the verdict either."""
     mitigated: tuple[ModelResults, ...] = ()
     """Runs trained again with a repair against forgetting; they take no part in it either."""
+    variants: tuple[ModelResults, ...] = ()
+    """Variants of LoRA; nor do they."""
     search: SearchRecord | None = None
     """How the runs were chosen; None where the study file lists them."""
     failures: tuple[StageFailure, ...] = ()
@@ -167,6 +169,7 @@ class StudyResults(Record):
             checkpoints=trained(self.checkpoints),
             truncated=trained(self.truncated),
             mitigated=trained(self.mitigated),
+            variants=trained(self.variants),
             search=None if self.search is None else self.search.of(train_task),
         )
 
@@ -181,6 +184,7 @@ class TrainTaskResults(Record):
     checkpoints: tuple[ModelResults, ...] = ()
     truncated: tuple[ModelResults, ...] = ()
     mitigated: tuple[ModelResults, ...] = ()
+    variants: tuple[ModelResults, ...] = ()
     search: TrainTaskSearch | None = None
 
     @property

@@ -11,6 +11,7 @@ from pydantic import Field
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.variants import VariantName
 from rankwise.records.files import FileDigest
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
@@ -65,9 +66,9 @@ class PlannedRun(Record):
     train_task: str
     """The task that the run is trained on."""
     rank: int | None = None
-    """None for full fine-tuning."""
+    """None for full fine-tuning, and for a variant that has none; OFT's is the size of a block."""
     alpha: float | None = None
-    """None for full fine-tuning."""
+    """None for full fine-tuning, and for a variant that has none."""
     alpha_labels: tuple[str, ...] = ()
     """How alpha follows from the rank ("2r"): values on the alpha axis.
 
@@ -97,6 +98,10 @@ class PlannedRun(Record):
     """What it changes against forgetting in the training of ``mitigates``; None: nothing."""
     mitigates: Training | None = None
     """The run whose training it repeats with a repair against forgetting; None: it is no repair."""
+    variant: VariantName | None = None
+    """Which variant of LoRA it is; None: LoRA itself, or full fine-tuning."""
+    beside_rank: int | None = None
+    """LoRA's rank with which a variant is compared."""
     is_searched: bool = False
     """Scored on validation items only: a search decides by it, and the verdict does not know it."""
     num_steps: int
@@ -261,6 +266,8 @@ class StudyRecord(StudyTasks):
     mitigated: tuple[PlannedRun, ...] = ()
     """LoRA runs trained again with a repair against forgetting; scored like the runs, and shown
     beside them."""
+    variants: tuple[PlannedRun, ...] = ()
+    """Variants of LoRA, each trained alone; scored like the runs, and shown beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
@@ -275,6 +282,7 @@ class StudyRecord(StudyTasks):
             *self.checkpoints,
             *self.truncated,
             *self.mitigated,
+            *self.variants,
         )
 
     def tasks_of(self, model: PlannedRun | None) -> tuple[str, ...]:

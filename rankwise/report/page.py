@@ -46,6 +46,7 @@ from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import signature_section
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.truncation import truncation_section
+from rankwise.report.sections.variants import variant_section
 from rankwise.report.sections.weights import weight_section
 from rankwise.report.summaries import (
     COLUMNS,
@@ -252,6 +253,8 @@ def study_sections(
         sections.append(truncation_section(findings.truncation))
     if findings.mitigations:
         sections.append(mitigation_section(findings.mitigations))
+    if findings.variants:
+        sections.append(variant_section(findings.variants))
     if findings.mechanisms:
         sections.append(mechanism_section(findings.mechanisms))
     if findings.weights:

@@ -55,6 +55,7 @@ def test_the_presets_are_the_paper_s_experiments_and_next_checks() -> None:
         "alpha",
         "learning-rate",
         "mitigation",
+        "variants",
         "beyond-128",
         "paper-llama",
         "paper-qwen",

@@ -26,6 +26,8 @@ def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
     with unusable(what, "Save the adapter again."), warnings.catch_warnings():
         # what is missing in the file PEFT draws at random
         warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
+        # AdaLoRA names ranks by weights, and PEFT looks for layers of these names
+        warnings.filterwarnings("ignore", ".*rank_pattern keys", RuntimeWarning)
         return peft.PeftModel.from_pretrained(base_model, str(folder))  # pyright: ignore[reportArgumentType]
 
 

@@ -103,12 +103,10 @@ class Adapter:
         self.copies = _views(self._copy, shapes, rank)
         self._kept_off: Mapping[str, Directions] = {}
         for name, factors in self.factors.items():
-            # On the CPU and seeded by the layer's name: the same weights on every device, whichever
-            # other layers are adapted.
-            generator = torch.Generator().manual_seed(seed_of(seed, name))
             if init == "A":
-                factors.lora_A.copy_(_uniform_rows(rank, shapes[name].in_features, generator))
+                factors.lora_A.copy_(drawn_rows(name, rank, shapes[name].in_features, seed))
             else:
+                generator = _generator(name, seed)
                 factors.lora_B.copy_(_normal_columns(shapes[name].out_features, rank, generator))
         self.refresh()
 
@@ -170,13 +168,24 @@ class Adapter:
         return all(not bool(a.any()) or not bool(b.any()) for a, b in self.factors.values())
 
 
-def _uniform_rows(
-    rank: int, in_features: int, generator: torch.Generator
+def drawn_rows(
+    layer: str, rank: int, in_features: int, seed: int
 ) -> Float[Tensor, "rank in_features"]:
-    """Uniform within 1 / sqrt(in_features), which is PEFT's kaiming_uniform_ with a = sqrt(5)."""
+    """The lora_A that a layer begins at under a seed, on the CPU.
+
+    Uniform within 1 / sqrt(in_features), which is PEFT's kaiming_uniform_ with a = sqrt(5).
+    """
     drawn = torch.empty(rank, in_features)
-    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=_generator(layer, seed))
     return drawn
+
+
+def _generator(layer: str, seed: int) -> torch.Generator:
+    """On the CPU, and seeded by the layer's name.
+
+    So the weights are the same on every device, whichever other layers are adapted.
+    """
+    return torch.Generator().manual_seed(seed_of(seed, layer))
 
 
 def _normal_columns(

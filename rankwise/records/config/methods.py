@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from rankwise.records.config.training import LoraRate
+from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
     Epochs,
@@ -170,6 +171,7 @@ class MethodsConfig(Section):
     lora: LoraConfig | None = LoraConfig()
     full: FullConfig | None = FullConfig()
     truncated: TruncatedConfig | None = None
+    variants: VariantsConfig | None = None
     imported: Annotated[tuple[ImportedConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
 
     @model_validator(mode="after")
@@ -193,6 +195,20 @@ class MethodsConfig(Section):
         if not self.truncated_ranks:
             raise ValueError(f"truncated: rank {largest} is the only one; name ranks below it")
         return self
+
+    @model_validator(mode="after")
+    def _something_to_vary(self) -> Self:
+        if self.variants is not None and self.lora is None:
+            raise ValueError("variants: 'lora' is null, and variants are compared with LoRA")
+        return self
+
+    @property
+    def variant_ranks(self) -> tuple[int, ...]:
+        """LoRA's ranks beside which variants are trained; empty without any."""
+        if self.variants is None or self.lora is None:
+            return ()
+        ranks = self.lora.trained_ranks
+        return self.variants.ranks or (ranks[(len(ranks) - 1) // 2],)
 
     @property
     def truncated_ranks(self) -> tuple[int, ...]:

@@ -222,7 +222,25 @@ class StudyConfig(Section):
             num_largest = num_lora // len(lora.trained_ranks)
             num_runs += num_lora + 2 * num_largest * len(self.methods.truncated_ranks)
             num_runs += num_lora * len(self.mitigations)
+            variants = self.methods.variants
+            if variants is not None:
+                num_settings = num_lora // len(lora.trained_ranks) * len(self.methods.variant_ranks)
+                num_rates = len(variants.learning_rate) or 1
+                num_runs += num_settings * num_rates * len(variants.names)
         return num_runs * len(self.seeds) * len(self.train.sources)
+
+    @property
+    def _variants_problem(self) -> str | None:
+        """What variants do not go with."""
+        if self.is_searched:
+            return "a search chooses among LoRA's ranks; leave out what searches"
+        if self.train.dropout:
+            return "they are trained without dropout; set train.dropout to 0"
+        if self.train.base_precision != "auto":
+            return "they are trained on a base that is not quantised; set base_precision to auto"
+        if self.evaluation.engine == "vllm":
+            return "vllm applies plain LoRA only; set evaluation.engine to resident"
+        return None
 
     @model_validator(mode="after")
     def _one_relation_per_task(self) -> Self:
@@ -264,6 +282,8 @@ class StudyConfig(Section):
                 raise ValueError(f"mitigations: two arms are called {label!r}; give them names")
         if self.mitigations and self.methods.lora is None:
             raise ValueError("mitigations: 'methods.lora' is null, and only LoRA runs are repaired")
+        if self.methods.variants is not None and (problem := self._variants_problem):
+            raise ValueError(f"methods.variants: {problem}, or leave the variants out")
         if self._num_runs > _MOST_RUNS:
             raise ValueError(
                 f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "

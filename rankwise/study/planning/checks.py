@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from transformers.pytorch_utils import Conv1D
+
 from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.vllm import engine_problem
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import ModelError, TaskError, did_you_mean
@@ -124,6 +127,24 @@ def check_clusters(
             cluster_numbers(documents, field, f"evaluation.clusters.{name.partition('@')[0]}", name)
         except TaskError as error:
             issues.problems.append(str(error))
+
+
+def check_variants(
+    config: StudyConfig,
+    model: StudyModel,
+    layers: Mapping[tuple[str, ...], TargetLayers],
+    issues: Issues,
+) -> None:
+    """Whether PEFT can put the variants on the layers that LoRA adapts."""
+    section = config.methods.variants
+    names = {name for targets in layers.values() for name in targets.shapes}
+    kinds = {type(model.skeleton.get_submodule(name)) for name in names}
+    for index, name in enumerate(() if section is None else section.names):
+        if Conv1D in kinds and not VARIANTS[name].takes_conv1d:
+            issues.problems.append(
+                f"methods.variants.names[{index}]: PEFT cannot put {name} on the layers of "
+                f"{model.base.name}, which are GPT-2's (Conv1D); leave it out"
+            )
 
 
 def check_search(config: StudyConfig, issues: Issues) -> None:

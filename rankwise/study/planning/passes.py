@@ -52,7 +52,7 @@ def plan_passes(
     *,
     available_bytes: int,
 ) -> tuple[PlannedPass, ...]:
-    """Adapters together, in as few passes as fit and in the study's order; each full model alone.
+    """Adapters in as few passes as fit, in the study's order; full models and variants alone.
 
     A pass has the largest micro-batch that fits, up to 2048 tokens on a CPU, where larger ones
     were measured to be hardly faster, and 16384 on CUDA. It recomputes activations only where it
@@ -73,13 +73,18 @@ def plan_passes(
             of_training.setdefault(run.training.name, []).append(run)
     cutter = _PassCutter(memory, train, int(USABLE_SHARE * available_bytes))
     trained = [models[0] for models in of_training.values()]
-    groups = [*cutter.groups([run for run in trained if run.method == "lora"])]
-    groups += [[run] for run in trained if run.method == "full"]
+    groups = [*cutter.groups([run for run in trained if _shares_a_pass(run)])]
+    groups += [[run] for run in trained if not _shares_a_pass(run)]
     passes: list[PlannedPass] = []
     for group in groups:
         models = [model.name for run in group for model in of_training[run.training.name]]
         passes.append(cutter.planned(group).model_copy(update={"runs": tuple(models)}))
     return tuple(passes)
+
+
+def _shares_a_pass(run: PlannedRun) -> bool:
+    """Whether it is trained together with others: PEFT puts one variant on a base at a time."""
+    return run.method == "lora" and run.variant is None
 
 
 def oversized(passes: Sequence[PlannedPass], available_bytes: int) -> tuple[PlannedPass, ...]:

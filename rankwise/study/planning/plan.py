@@ -35,6 +35,7 @@ from rankwise.study.planning.checks import (
     check_metrics,
     check_model,
     check_search,
+    check_variants,
     check_warmup,
     target_layers,
 )
@@ -50,7 +51,7 @@ from rankwise.study.planning.mitigations import (
 )
 from rankwise.study.planning.model import StudyModel, study_model
 from rankwise.study.planning.passes import oversized, plan_passes
-from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs
+from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision
@@ -160,6 +161,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     check_model(config, model, issues)
     check_search(config, issues)
     layers = target_layers(config, model, issues)
+    check_variants(config, model, layers, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
     examples = {
         train_task: _examples(rows, config, model, issues)
@@ -197,6 +199,7 @@ class Planner:
         self._answers = _answers(parts.tasks, model) if has_full else {}
         self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
+        self._variants = plan_variants(config, base, parts.examples)
         among = searched(config)
         self.candidates = {
             source: Candidates(config, RunMaker(config, base, source, rows), among)
@@ -219,7 +222,7 @@ class Planner:
         issues = Issues(warnings=list(self._issues.warnings))
         passes = [
             planned
-            for models in (*chosen.together, truncated, mitigated)
+            for models in (*chosen.together, truncated, mitigated, self._variants)
             for planned in _passes(models, config, model, self._memory, issues)
         ]
         models = {
@@ -228,6 +231,7 @@ class Planner:
             "checkpoints": chosen.checkpoints,
             "truncated": truncated,
             "mitigated": mitigated,
+            "variants": self._variants,
             "passes": tuple(passes),
             "warnings": tuple(issues.warnings),
         }

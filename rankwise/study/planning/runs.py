@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
-from rankwise.records.axes import LoraVariant, full_variants, lora_variants, rate_label
+from rankwise.records.axes import (
+    LoraVariant,
+    VariantChoice,
+    full_variants,
+    lora_variants,
+    rate_label,
+    variant_choices,
+)
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import Method, PlannedRun
@@ -54,6 +63,24 @@ def plan_runs(
         for seed in config.seeds:
             runs += [maker.lora(variant, seed) for variant in lora_variants(config)]
             runs += [maker.full(rate, epochs, seed) for rate, epochs in full_variants(config)]
+    return _each_once(runs)
+
+
+def plan_variants(
+    config: StudyConfig, base: Trainable, examples: Mapping[str, Sequence[Example]]
+) -> tuple[PlannedRun, ...]:
+    """The variants of LoRA that are trained beside it, for each trained task and seed.
+
+    Args:
+        config: the study.
+        base: the base model.
+        examples: that are trained on, by the name of what they come from; at least one each.
+    """
+    runs: list[PlannedRun] = []
+    for source, its_examples in examples.items():
+        maker = RunMaker(config, base, source, its_examples)
+        for seed in config.seeds:
+            runs += [maker.variant(choice, seed) for choice in variant_choices(config)]
     return _each_once(runs)
 
 
@@ -127,6 +154,41 @@ class RunMaker:
             seed=seed,
         )
 
+    def variant(self, choice: VariantChoice, seed: int) -> PlannedRun:
+        """A variant with the settings of LoRA beside which it is trained.
+
+        Its rate is that of LoRA's rank, and so is its scaling, but for rsLoRA's, which is its own.
+        """
+        row, lora, section = VARIANTS[choice.name], choice.lora, self._config.methods.variants
+        assert section is not None
+        layers = self._base.layers[lora.target_modules]
+        shapes = tuple(layers.shapes.values())
+        if section.match == "parameters":
+            rank = row.rank_with(lora.rank * sum(map(sum, shapes)), shapes)
+        else:
+            rank = row.rank_near(lora.rank, shapes)
+        scaled: dict[str, Any] = {}
+        if row.has_scaling:
+            alpha, root = lora.alpha.alpha_of(rank), choice.name == "rslora"
+            scaled = {
+                "alpha": alpha,
+                "alpha_labels": (lora.alpha.label,),
+                "scaling": alpha / math.sqrt(rank) if root else lora.alpha.scaling_of(rank),
+            }
+        return self._run(
+            "lora",
+            lora.epochs,
+            num_trainable=row.num_weights(shapes, rank),
+            variant=choice.name,
+            beside_rank=lora.rank,
+            rank=rank if row.has_rank else None,
+            learning_rate=lora.peak_rate,
+            rate_labels=(lora.rate_label,),
+            target_modules=layers.target_modules,
+            seed=seed,
+            **scaled,
+        )
+
     def full(self, learning_rate: float, epochs: int, seed: int) -> PlannedRun:
         """A full fine-tuning."""
         return self._run(
@@ -156,7 +218,7 @@ class RunMaker:
             estimated_memory_bytes=estimate_training_memory(
                 self._base.memory,
                 method=method,
-                rank=settings.get("rank"),
+                rank=settings.get("rank") or 1,
                 num_trainable=num_trainable,
                 max_tokens=train.max_micro_batch_tokens or self._base.memory.likely_tokens,
             ),
@@ -177,7 +239,8 @@ def run_name(run: PlannedRun, digest: str) -> str:
 
     Of a task's name it has letters and digits of English only, and not too many for a file system.
     """
-    size = f"r{run.rank:03d}-a{run.alpha:03g}-" if run.rank else ""
+    size = f"r{run.rank:03d}-" if run.rank else ""
+    size += f"a{run.alpha:03g}-" if run.alpha else ""
     which = f"s{run.seed}" if run.imported_as is None else run.imported_as
-    name = f"{run.train_task[:100]}-{run.method}-{size}{which}-{digest[:8]}"
+    name = f"{run.train_task[:100]}-{run.variant or run.method}-{size}{which}-{digest[:8]}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-.")  # an option begins with a dash

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.variants import VARIANTS
 from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.records.folder import BASE
 from rankwise.records.provenance import collect_provenance
@@ -60,7 +61,8 @@ class ScoreWorker:
         """The adapters among the runs that the engine can apply: they are on the base now."""
         together: list[PlannedRun] = []
         for run in runs:
-            if run.method == "lora":
+            is_plain = run.variant is None or VARIANTS[run.variant].is_plain
+            if run.method == "lora" and is_plain:
                 try:
                     self._models.put_on(run)
                 except ModelError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +14,18 @@ from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import DTYPES, device_name
 from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
+from rankwise.engine.models.variant_models import variant_on
+from rankwise.engine.models.variants import VARIANTS, VariantSetting
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
-from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, StepMetrics, Trainee
+from rankwise.engine.training.trainees import (
+    AdapterTrainee,
+    FullTrainee,
+    StepMetrics,
+    Trainee,
+    effective_batches,
+)
+from rankwise.engine.training.variants import VariantTrainee
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.files import require_room, writing
 from rankwise.records.provenance import collect_provenance
@@ -58,6 +68,8 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
     if stage.planned_pass is None:
         for run in runs:
             _import(context, run)
+    elif runs[0].variant is not None:
+        _train_variant(context, runs, stage.planned_pass)
     elif runs[0].method == "lora":
         trainable = [run for run in runs if not _is_given_up(context, run)]
         _train_adapters(context, trainable, stage.planned_pass)
@@ -186,6 +198,30 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
     _run_pass(context, _Pass(model, [trainee], None, planned), by_training, save)
 
 
+def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
+    """Train a variant on the base itself, which is as it was when that is done."""
+    plan, config, base = context.plan, context.study.config, context.models.base()
+    by_training = _by_training(runs)
+    ((run, models_of),) = by_training.items()
+    assert run.variant is not None
+    assert run.seed is not None
+    setting = VariantSetting(
+        run.rank or 1, run.scaling or 1.0, run.target_modules, run.seed, run.num_steps
+    )
+    examples = plan.examples[run.train_task]
+    batches = effective_batches(examples, run, config.train)
+    first_epoch = list(itertools.chain(*batches))[: len(examples)]
+    with variant_on(base, VARIANTS[run.variant], setting, first_epoch) as model:
+        marks = [each.num_steps for each in models_of]
+        trainee = VariantTrainee(run, examples, config.train, model, marks)
+
+        def save(_: Trainee, run: PlannedRun) -> Saved:
+            size = model.save(context.folder.weights_folder(run), config.base_model.name)
+            return Saved(size, model.is_zero_update)
+
+        _run_pass(context, _Pass(base, [trainee], None, planned), by_training, save)
+
+
 def _by_training(runs: Sequence[PlannedRun]) -> dict[PlannedRun, list[PlannedRun]]:
     """The whole trainings that some runs and checkpoints come from, as runs -> these."""
     by_name: dict[str, list[PlannedRun]] = {}
@@ -209,6 +245,11 @@ def _run_pass(
     by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
     save: Save,
 ) -> None:
+    precision, compiles = context.study.precision, context.study.config.train.compile
+    if isinstance(together.trainees[0], VariantTrainee):
+        # PEFT multiplies its float32 weights in float32 and the base's in the base's precision, and
+        # what is compiled leaves out adapters of ours, not PEFT's
+        precision, compiles = "float32", False
     writer = _Writer(context, together.trainees, by_training, save)
     for trainee in together.trainees:
         writer.resume(trainee)
@@ -218,9 +259,9 @@ def _run_pass(
             together.trainees,
             bank=together.bank,
             max_tokens=together.planned.max_tokens,
-            precision=context.study.precision,
+            precision=precision,
             gradient_checkpointing=together.planned.gradient_checkpointing,
-            compile_layers=context.study.config.train.compile,
+            compile_layers=compiles,
             observer=writer,
         )
 

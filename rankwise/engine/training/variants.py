@@ -1,0 +1,40 @@
+"""A variant of LoRA while it is trained, alone on the base, by the steps that all trainees take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rankwise.engine.models.variant_models import VariantModel
+from rankwise.engine.training.trainees import StepMetrics, Trainee
+from rankwise.records.config.training import TrainConfig
+from rankwise.records.study import PlannedRun
+from rankwise.tasks.training_rows import Example
+
+
+class VariantTrainee(Trainee):
+    """The weights that PEFT has put into a base; float32, whatever the base's precision.
+
+    Data order, schedule, clipping and saved state are those of the other trainees. A variant that
+    has an optimizer of its own steps with it, and its penalty is clipped with the loss.
+    """
+
+    def __init__(
+        self,
+        run: PlannedRun,
+        examples: Sequence[Example],
+        config: TrainConfig,
+        model: VariantModel,
+        marks: Sequence[int] = (),
+    ) -> None:
+        assert run.learning_rate is not None
+        own = model.optimizer(run.learning_rate, config.weight_decay)  # may freeze some weights
+        super().__init__(run, examples, config, model.weights, "adamw", marks)
+        self._optimizer = self._optimizer if own is None else own
+        self.model = model
+
+    def take_step(self, loss: float, vocab_size: int) -> StepMetrics:
+        """As every trainee, with the gradient of the variant's penalty."""
+        if math.isfinite(loss):
+            self.model.penalise()
+        return super().take_step(loss, vocab_size)

@@ -1,0 +1,200 @@
+"""Variants of LoRA beside LoRA: what each gains and keeps at the same rank, or as many weights.
+
+The recommendation is about LoRA's ranks and knows no variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from rankwise.findings.options import Option, OptionGains, Runs, TaskMean
+from rankwise.findings.pairs import run_record
+from rankwise.records import quantities
+from rankwise.records.axes import beside_rank, run_labels
+from rankwise.records.base import Record
+from rankwise.records.config.variants import VARIANT_LABELS
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.results import ModelResults
+from rankwise.records.study import PlannedRun, Unit
+
+OF_RATES = "the best rates are chosen on the items that they are compared on"
+
+
+class VariantRow(Record):
+    """A variant with its settings, seeds averaged, beside LoRA at its best rate.
+
+    ``gain`` and ``retention`` are changes from the base. The ``lead`` and ``retention_lead`` are
+    this less LoRA at ``beside``, on the same items and from the same seeds: positive where the
+    variant is better, None where no LoRA run is there to compare with. ``is_best_rate`` says that
+    no other of ``num_rates`` learning rates of the variant gains more.
+    """
+
+    label: str
+    variant: str
+    beside_rank: int
+    beside: str | None
+    learning_rate: float
+    num_rates: int
+    is_best_rate: bool
+    num_parameters: int
+    num_seeds: int
+    train_seconds: float
+    gain: TaskMean
+    retention: TaskMean | None
+    lead: TaskMean | None
+    retention_lead: TaskMean | None
+
+
+class TrainTaskVariants(Record):
+    """The variants of one trained task, beside the smallest rank first. Exploratory.
+
+    ``left_out`` names those of which a seed diverged or is missing.
+    """
+
+    train_task: str
+    unit: Unit
+    confidence: float
+    match: Literal["rank", "parameters"]
+    rows: tuple[VariantRow, ...]
+    statements: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+class _Trained(NamedTuple):
+    """A variant with its settings and its models, in the order of the seeds."""
+
+    label: str
+    plan: PlannedRun
+    runs: Runs
+    gain: TaskMean
+
+
+class _Judged(NamedTuple):
+    """The tasks of a relation, whose means are taken."""
+
+    in_domain: tuple[str, ...]
+    retention: tuple[str, ...]
+
+
+def variants_beside_lora(
+    source: OptionGains, recommendation: Recommendation
+) -> TrainTaskVariants | None:
+    """Every variant of a trained task against LoRA; None where the study plans none.
+
+    Args:
+        source: the options of the trained task.
+        recommendation: of the same task, for the unit in-domain.
+    """
+    train_task, study = source.results.train_task, source.results.study
+    planned = [model for model in study.variants if model.train_task == train_task]
+    section = study.config.methods.variants
+    if not planned or section is None:
+        return None
+    tasks = _Judged(source.tasks("in_domain", recommendation.unit), source.tasks("retention"))
+    trained, left_out = _trained(source, tasks, planned)
+    rows = tuple(_row(source, tasks, one, trained) for one in trained)
+    return TrainTaskVariants(
+        train_task=train_task,
+        unit=recommendation.unit,
+        confidence=source.confidence,
+        match=section.match,
+        rows=rows,
+        statements=tuple(_statements(rows)),
+        left_out=tuple(left_out),
+    )
+
+
+def _trained(
+    source: OptionGains, tasks: _Judged, planned: Sequence[PlannedRun]
+) -> tuple[list[_Trained], list[str]]:
+    """The variants that are complete over their seeds, and the labels of the others."""
+    done: dict[str, ModelResults] = {
+        model.name: model
+        for model in source.results.variants
+        if run_record(model).status == "trained"
+    }
+    labels = run_labels(planned)
+    by_label: dict[str, list[PlannedRun]] = {}
+    for plan in sorted(planned, key=lambda plan: (plan.beside_rank or 0, plan.seed or 0)):
+        by_label.setdefault(labels[plan.name], []).append(plan)
+    complete: list[_Trained] = []
+    left_out: list[str] = []
+    for label, plans in by_label.items():
+        runs = tuple(done[plan.name] for plan in plans if plan.name in done)
+        if len(runs) == len(plans):
+            gain = source.change(runs, tasks.in_domain)
+            complete.append(_Trained(label, plans[0], runs, gain))
+        else:
+            left_out.append(label)
+    return complete, left_out
+
+
+def _row(
+    source: OptionGains, tasks: _Judged, one: _Trained, trained: Sequence[_Trained]
+) -> VariantRow:
+    beside, plan = _beside(source, tasks, one), one.plan
+    alike = [other for other in trained if _but_rate(other.plan) == _but_rate(plan)]
+
+    def lead(names: Sequence[str]) -> TaskMean | None:
+        if beside is None or not names:
+            return None
+        return source.difference_of(one.runs, beside.runs, names)
+
+    assert plan.variant is not None
+    assert plan.beside_rank is not None
+    assert plan.learning_rate is not None
+    return VariantRow(
+        label=one.label,
+        variant=VARIANT_LABELS[plan.variant],
+        beside_rank=plan.beside_rank,
+        beside=None if beside is None else beside.label,
+        learning_rate=plan.learning_rate,
+        num_rates=len(alike),
+        is_best_rate=max(alike, key=lambda other: other.gain.estimate) is one,
+        num_parameters=plan.num_trainable_parameters,
+        num_seeds=len(one.runs),
+        train_seconds=sum(run_record(run).train_seconds for run in one.runs),
+        gain=one.gain,
+        retention=source.change(one.runs, tasks.retention) if tasks.retention else None,
+        lead=lead(tasks.in_domain),
+        retention_lead=lead(tasks.retention),
+    )
+
+
+def _but_rate(plan: PlannedRun) -> tuple[object, ...]:
+    """What variants have in common that differ by learning rate alone."""
+    return plan.variant, plan.beside_rank, plan.alpha_labels, plan.target_modules, plan.epochs
+
+
+def _beside(source: OptionGains, tasks: _Judged, one: _Trained) -> Option | None:
+    """LoRA at the variant's rank and settings, at the learning rate at which it gains most."""
+    plan, seeds = one.plan, [run_record(run).planned.seed for run in one.runs]
+    alphas = {*plan.alpha_labels}
+    alike = [
+        option
+        for option in source.options
+        if option.rank == plan.beside_rank
+        and option.plan.imported_as is None
+        and (option.plan.target_modules, option.plan.epochs) == (plan.target_modules, plan.epochs)
+        and (not alphas or alphas & {alpha for alpha, *_ in beside_rank(option.plan)})
+        and [run_record(run).planned.seed for run in option.runs] == seeds
+    ]
+    return max(
+        alike,
+        key=lambda option: source.change(option.runs, tasks.in_domain).estimate,
+        default=None,
+    )
+
+
+def _statements(rows: Sequence[VariantRow]) -> Iterator[str]:
+    """One sentence for each variant at its best rate."""
+    for row in rows:
+        if row.lead is None or not row.is_best_rate:
+            continue
+        text = f"{quantities.capital(row.label)}, against {row.beside}: "
+        text += f"{quantities.with_interval(row.lead, row.lead.unit)} in-domain"
+        if row.retention_lead is not None:
+            text += f", {quantities.with_interval(row.retention_lead, 'points')} on retention"
+        text += f"; {quantities.parameters(row.num_parameters)} trained weights"
+        yield f"{text}; {OF_RATES}." if row.num_rates > 1 else f"{text}."

@@ -1,0 +1,68 @@
+"""Variants of LoRA and other ways to train few weights: which are trained beside LoRA."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from rankwise.records.config.training import LoraRate
+from rankwise.records.fields import (
+    MOST_ENTRIES,
+    Rank,
+    Section,
+    Several,
+    as_list,
+    distinct,
+)
+
+VariantName = Literal[
+    "rslora",
+    "lora_plus",
+    "dora",
+    "pissa",
+    "olora",
+    "eva",
+    "lora_fa",
+    "vera",
+    "adalora",
+    "ia3",
+    "oft",
+]
+
+VARIANT_LABELS: dict[VariantName, str] = {
+    "rslora": "rsLoRA",
+    "lora_plus": "LoRA+",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "eva": "EVA",
+    "lora_fa": "LoRA-FA",
+    "vera": "VeRA",
+    "adalora": "AdaLoRA",
+    "ia3": "(IA)³",
+    "oft": "OFT",
+}
+"""What each is called in tables."""
+
+
+class VariantsConfig(Section):
+    """Variants that are trained beside LoRA, each alone on the base, with LoRA's settings."""
+
+    names: Several[VariantName]
+    ranks: Annotated[
+        tuple[Rank, ...],
+        BeforeValidator(as_list),
+        Field(max_length=MOST_ENTRIES),
+        AfterValidator(distinct),
+    ] = ()
+    """Empty: the middle one of LoRA's."""
+    match: Literal["rank", "parameters"] = "rank"
+    """``parameters``: the rank at which a variant trains as many weights as LoRA at this one."""
+    learning_rate: Annotated[
+        tuple[LoraRate, ...],
+        BeforeValidator(as_list),
+        Field(max_length=MOST_ENTRIES),
+        AfterValidator(distinct),
+    ] = ()
+    """Several make a grid; empty: LoRA's."""

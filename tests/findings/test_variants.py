@@ -1,0 +1,140 @@
+"""Variants beside LoRA: the differences that were planted, best rates, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from rankwise.findings.options import option_gains
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.variants import TrainTaskVariants, VariantRow, variants_beside_lora
+from rankwise.records.axes import run_labels
+from rankwise.records.config.variants import VariantName, VariantsConfig
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.study import PlannedRun
+from tests.planted.grid import grid_run, planted_grid, relations
+from tests.planted.results import planted_evaluation, planted_items, planted_run_record
+
+SIZE, BASE, RETAINED = 200, 0.4, 0.8
+LORA = {"2e-4": 0.20, "4e-4": 0.30}
+
+
+def of_variant(run: PlannedRun, name: VariantName) -> PlannedRun:
+    """The run of LoRA as a variant beside it."""
+    has_rank = name != "ia3"
+    changed = {
+        "name": f"{run.name}-{name}",
+        "fingerprint": f"{run.fingerprint}{name}",
+        "variant": name,
+        "beside_rank": run.rank,
+        "rank": run.rank if has_rank else None,
+        "alpha": run.alpha if has_rank else None,
+        "alpha_labels": run.alpha_labels if has_rank else (),
+        "num_trainable_parameters": 7_000,
+    }
+    return run.model_copy(update=changed)
+
+
+def planted(
+    gains: Mapping[tuple[VariantName, str], float],
+    *,
+    seeds: Sequence[int] = (0, 1),
+    diverged: Sequence[VariantName] = (),
+) -> StudyResults:
+    """LoRA of rank 8 and 16 at two rates, and variants beside rank 16; all gains are known."""
+    plans = [
+        grid_run("sums", rank, rate_labels=(rate,), seed=seed)
+        for rank in (8, 16)
+        for rate in LORA
+        for seed in seeds
+    ]
+
+    def score(plan: PlannedRun | None, task: str) -> float:
+        if task != "sums":
+            return RETAINED
+        return BASE if plan is None else BASE + LORA[plan.rate_labels[0]]
+
+    results = planted_grid(
+        plans, {"sums": relations(["sums"], (), ["capitals"])}, score, sizes=SIZE
+    )
+    variants: list[ModelResults] = []
+    for (name, rate), gain in gains.items():
+        for seed in seeds:
+            plan = of_variant(grid_run("sums", 16, rate_labels=(rate,), seed=seed), name)
+            run = planted_run_record(plan, name in diverged and seed == seeds[-1])
+            shares = {"sums": BASE + gain, "capitals": RETAINED - 0.05}
+            items = {
+                task: planted_items(task, plan.name, share, SIZE, nats=False, noise=0.0)
+                for task, share in (shares.items() if run.status == "trained" else ())
+            }
+            evaluations = {task: planted_evaluation(plan.name, i, run) for task, i in items.items()}
+            variants.append(
+                ModelResults(name=plan.name, run=run, evaluations=evaluations, items=items)
+            )
+    names = tuple(dict.fromkeys(name for name, _ in gains))
+    study = results.study
+    methods = study.config.methods.model_copy(update={"variants": VariantsConfig(names=names)})
+    config = study.config.model_copy(update={"methods": methods})
+    runs = tuple(model.run.planned for model in variants if model.run is not None)
+    study = study.model_copy(update={"config": config, "variants": runs})
+    return results.model_copy(update={"study": study, "variants": tuple(variants)})
+
+
+def found_in(results: StudyResults) -> TrainTaskVariants:
+    (source,), (part,) = option_gains(results), recommend(results).by_train_task
+    found = variants_beside_lora(source, part)
+    assert found is not None
+    return found
+
+
+def rows_of(found: TrainTaskVariants) -> dict[str, VariantRow]:
+    return {row.label: row for row in found.rows}
+
+
+def test_a_variant_is_set_against_lora_at_the_rate_at_which_lora_gains_most() -> None:
+    found = found_in(
+        planted({("dora", "2e-4"): 0.35, ("dora", "4e-4"): 0.28, ("ia3", "2e-4"): 0.1})
+    )
+    rows = rows_of(found)
+    assert [*rows] == ["rank 16, DoRA, rate 2e-4", "rank 16, DoRA, rate 4e-4", "(IA)³"]
+    assert {row.beside for row in rows.values()} == {"rank 16, rate 4e-4"}
+    leads = [row.lead.estimate for row in rows.values() if row.lead is not None]
+    assert leads == [pytest.approx(x) for x in (5.0, -2.0, -20.0)]
+    kept = [row.retention_lead.estimate for row in rows.values() if row.retention_lead is not None]
+    assert kept == [pytest.approx(-5.0)] * 3
+    assert [row.is_best_rate for row in rows.values()] == [True, False, True]
+    assert [row.num_rates for row in rows.values()] == [2, 2, 1]
+    assert all(row.num_seeds == 2 for row in rows.values())
+    assert len(found.statements) == 2
+    assert "chosen on the items" in found.statements[0]
+    assert "chosen on the items" not in found.statements[1]
+    assert found.left_out == ()
+
+
+def test_a_variant_with_a_diverged_seed_is_left_out_and_named() -> None:
+    gains: dict[tuple[VariantName, str], float] = {("dora", "2e-4"): 0.3, ("oft", "2e-4"): 0.3}
+    found = found_in(planted(gains, diverged=["dora"]))
+    assert [row.label for row in found.rows] == ["OFT, blocks of 16"]
+    assert found.left_out == ("rank 16, DoRA",)
+
+
+def test_the_verdict_is_the_same_with_and_without_variants() -> None:
+    results = planted({("dora", "2e-4"): 0.5})
+    with_variants = recommend(results).by_train_task[0]
+    assert {verdict.rank for verdict in with_variants.verdicts} == {8, 16}
+    alone = results.model_copy(
+        update={"variants": (), "study": results.study.model_copy(update={"variants": ()})}
+    )
+    assert recommend(alone).by_train_task[0] == with_variants
+
+
+def test_runs_and_variants_together_have_labels_of_their_own() -> None:
+    run = grid_run("sums", 16)
+    runs = [run, *(of_variant(run, name) for name in ("dora", "ia3", "oft"))]
+    assert [*run_labels(runs).values()] == [
+        "rank 16",
+        "rank 16, DoRA",
+        "(IA)³",
+        "OFT, blocks of 16",
+    ]

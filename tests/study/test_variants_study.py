@@ -1,0 +1,229 @@
+"""A study of LoRA and its variants: planned alone, trained, scored, resumed, and on the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import peft
+import pytest
+from transformers import AutoModelForCausalLM
+
+from rankwise.cli.terminal import pass_lines
+from rankwise.engine.models import base as models
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
+from rankwise.errors import ConfigError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.results import StudyResults
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
+from tests.support.file_events import FileEvent, file_events
+from tests.support.killed_studies import run_until, started
+from tests.support.observers import Recorder, Silent
+from tests.support.small_studies import write_study
+from tests.support.studies import run
+
+SETTINGS = """
+train:
+  task: colours
+  epochs: 2
+  learning_rate: {lora: 1e-2}
+  precision: float32
+methods:
+  lora: {ranks: [2, 4, 8]}
+  variants: {names: [dora, ia3, pissa]}
+  full: null
+evaluation: {held_out_text: []}
+analysis: {spectra: false, heads: false}
+"""
+
+
+class Finished(NamedTuple):
+    file: Path
+    model: Path
+    folder: StudyFolder
+    results: StudyResults
+    findings: Any
+    recommendation: Any
+    recorder: Recorder
+
+    @property
+    def study(self) -> StudyRecord:
+        return self.results.study
+
+    def variant(self, name: str) -> PlannedRun:
+        return next(run for run in self.study.variants if run.variant == name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Finished:
+    root = tmp_path_factory.mktemp("variants")
+    file = write_study(root, tiny_model_folder, SETTINGS)
+    outcome, recorder = run(file, root / "study", "evaluation.retention=[sums]")
+    return Finished(
+        file,
+        tiny_model_folder,
+        StudyFolder(root / "study"),
+        outcome.results,
+        outcome.findings,
+        outcome.recommendation,
+        recorder,
+    )
+
+
+def planned(file: Path, *overrides: str) -> StudyRecord:
+    return plan_study(load_config(file, overrides)).record
+
+
+def test_each_variant_is_trained_alone_beside_lora_s_middle_rank(finished: Finished) -> None:
+    assert [run.variant for run in finished.study.variants] == ["dora", "ia3", "pissa"]
+    assert [(run.rank, run.beside_rank) for run in finished.study.variants] == [
+        (4, 4),
+        (None, 4),
+        (4, 4),
+    ]
+    together = [planned.runs for planned in finished.study.passes]
+    assert together == [
+        tuple(run.name for run in finished.study.runs),
+        *((run.name,) for run in finished.study.variants),
+    ]
+    lines = pass_lines(finished.study)
+    assert "alone" not in lines[0]
+    assert all("alone, through PEFT" in line for line in lines[1:])
+
+
+def test_everything_is_trained_and_scored_and_the_verdict_knows_lora_only(
+    finished: Finished,
+) -> None:
+    assert {model.name for model in finished.results.variants} == {
+        run.name for run in finished.study.variants
+    }
+    for model in finished.results.variants:
+        assert model.run is not None
+        assert model.run.status == "trained"
+        assert not model.run.update_is_zero
+        assert model.run.num_steps == finished.study.runs[0].num_steps
+        assert model.items.keys() == finished.results.runs[0].items.keys()
+    (verdict,) = finished.recommendation.by_train_task
+    assert {each.rank for each in verdict.verdicts} == {2, 4, 8}
+    assert {each.label for each in verdict.verdicts} == {"rank 2", "rank 4", "rank 8"}
+
+
+def test_what_is_saved_is_plain_lora_where_it_can_be(finished: Finished) -> None:
+    pissa = finished.folder.weights(finished.variant("pissa"))
+    assert {len(A) for A, _, _ in read_factors(pissa).values()} == {2 * 4}
+    for name in ("dora", "ia3", "pissa"):
+        base: Any = AutoModelForCausalLM.from_pretrained(finished.model)
+        peft.PeftModel.from_pretrained(base, str(finished.folder.weights(finished.variant(name))))
+
+
+def test_the_page_has_each_variant_beside_lora(finished: Finished) -> None:
+    (found,) = finished.findings.variants
+    assert [row.label for row in found.rows] == ["rank 4, DoRA", "(IA)³", "rank 4, PiSSA"]
+    shapes = models.target_shapes(
+        models.adaptable_shapes(models.model_skeleton(finished.model)),
+        finished.variant("dora").target_modules,
+    ).values()
+    outputs = sum(shape.out_features for shape in shapes)
+    assert [row.num_parameters for row in found.rows] == [
+        4 * sum(map(sum, shapes)) + outputs,
+        outputs,
+        4 * sum(map(sum, shapes)),
+    ]
+    (lora,) = (m for m in finished.results.runs if m.run and m.run.planned.rank == 4)
+    for row, model in zip(found.rows, finished.results.variants, strict=True):
+        assert row.beside == "rank 4"
+        own, its = model.items["colours"].values, lora.items["colours"].values
+        mean = 100 * sum(a - b for a, b in zip(own, its, strict=True)) / len(own)
+        assert row.lead is not None
+        assert row.lead.estimate == pytest.approx(mean, abs=1e-9)
+    from rankwise.report.page import write_report
+
+    page = write_report(
+        finished.folder.root, finished.results, finished.recommendation, finished.findings
+    ).read_text(encoding="utf-8")
+    assert "Variants of LoRA" in page
+    assert "rank 4, DoRA" in page
+
+
+def test_running_again_does_nothing(finished: Finished) -> None:
+    _, recorder = run(finished.file, finished.folder.root, "evaluation.retention=[sums]")
+    assert recorder.stages == []
+
+
+@pytest.mark.parametrize("name", ["dora", "ia3", "pissa"])
+def test_killed_while_a_variant_trains_it_resumes(
+    tmp_path: Path, tiny_model_folder: Path, name: str
+) -> None:
+    """It goes on from the saved state, and the weights are those of one that never stopped."""
+    settings = SETTINGS.replace("precision: float32", "precision: float32\n  save_steps: 2")
+    file = write_study(tmp_path, tiny_model_folder, settings)
+    whole, events = tmp_path / "whole", list[FileEvent]()
+    with file_events(whole, before=events.append):
+        run_study(plan_study(load_config(file)), StudyFolder(whole), Silent())
+    states = [each for each in events if f"-{name}-" in each.path and "training.pt" in each.path]
+    number = states[len(states) // 2].number  # before the second of two states is written
+    root = tmp_path / "killed"
+    process = started(run_until, file, root, number, "before")
+    process.join()
+    assert process.exitcode != 0
+    assert any(f"-{name}-" in path.parent.name for path in root.rglob("training.pt"))
+    outcome = run_study(plan_study(load_config(file)), StudyFolder(root), Silent())
+    expected = StudyFolder(whole)
+    assert len(outcome.results.variants) == 3
+    for model in outcome.results.variants:
+        theirs = expected.model_folder(model.name) / "adapter" / WEIGHTS_FILE
+        ours = StudyFolder(root).model_folder(model.name) / "adapter" / WEIGHTS_FILE
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert json.loads((root / "findings.json").read_text())["variants"][0]["rows"]
+
+
+def test_as_many_weights_and_rates_of_their_own(finished: Finished) -> None:
+    study = planned(
+        finished.file,
+        "methods.variants={names: [rslora, lora_fa, ia3], ranks: 8, match: parameters, "
+        "learning_rate: [1e-3, 1e-2]}",
+    )
+    assert [(run.variant, run.rank, run.learning_rate) for run in study.variants] == [
+        ("rslora", 8, 1e-3),
+        ("rslora", 8, 1e-2),
+        ("lora_fa", 19, 1e-3),  # 8 * (48 + 48 + ...) over the outputs alone
+        ("lora_fa", 19, 1e-2),
+        ("ia3", None, 1e-3),
+        ("ia3", None, 1e-2),
+    ]
+    rslora = study.variants[0]
+    assert rslora.alpha == 16
+    assert rslora.scaling == pytest.approx(16 / 8**0.5)
+    (lora,) = (run for run in study.runs if run.rank == 8)
+    assert lora.num_trainable_parameters == rslora.num_trainable_parameters
+
+
+def test_a_run_of_lora_has_the_fingerprint_that_it_has_without_variants(
+    finished: Finished,
+) -> None:
+    without = planned(finished.file, "methods.variants=null", "evaluation.retention=[sums]")
+    assert [run.fingerprint for run in without.runs] == [
+        run.fingerprint for run in finished.study.runs
+    ]
+    assert without.variants == ()
+    assert len({run.fingerprint for run in (*finished.study.runs, *finished.study.variants)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.dropout=0.1", "without dropout"),
+        ("train.base_precision=4bit", "not quantised"),
+        ("train.learning_rate.tune=true", "a search chooses"),
+        ("methods={lora: null, variants: {names: dora}}", "variants are compared with LoRA"),
+        ("methods.variants.names=[lokr]", "lokr"),
+        ("methods.variants.ranks=[0]", "0 is not a rank"),
+    ],
+)
+def test_what_variants_do_not_go_with(finished: Finished, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(finished.file, [override])
