@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rankwise.engine.models.variant_models import VariantModel
-from rankwise.engine.training.trainees import StepMetrics, Trainee
+from rankwise.engine.training.trainees import Trainee
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example
@@ -33,8 +32,5 @@ class VariantTrainee(Trainee):
         self._optimizer = self._optimizer if own is None else own
         self.model = model
 
-    def take_step(self, loss: float, vocab_size: int) -> StepMetrics:
-        """As every trainee, with the gradient of the variant's penalty."""
-        if math.isfinite(loss):
-            self.model.penalise()
-        return super().take_step(loss, vocab_size)
+    def _before_step(self) -> None:
+        self.model.penalise()  # adds the gradient of the variant's penalty
