@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from rankwise.findings.axes import TrainTaskAxes, axis_effects
+from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
+from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, head_findings
+from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
 from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
 from rankwise.findings.options import option_gains
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
@@ -40,6 +43,9 @@ class StudyFindings(Record):
     truncation: tuple[TrainTaskTruncation, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
+    gauges: tuple[TrainTaskGauges, ...] = ()
+    lost_items: tuple[TrainTaskLostItems, ...] = ()
+    behaviour: tuple[TrainTaskBehaviour, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()
     heads: tuple[TrainTaskHeads, ...] = ()
@@ -63,6 +69,9 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         truncation=_there(truncated_curves(*part) for part in parts),
         transfer=transfer(sources),
         retention=_there(retention_groups(source) for source in sources),
+        gauges=_there(gauges(source) for source in sources),
+        lost_items=_there(lost_items(source) for source in sources),
+        behaviour=_there(behaviour(source) for source in sources),
         mechanisms=_there(mechanisms(*part) for part in parts),
         weights=_there(weight_findings(source) for source in sources),
         heads=_there(head_findings(source) for source in sources),

@@ -19,6 +19,7 @@ TRUNCATION_REVISION = 1
 IMPORT_REVISION = 1
 SCORING_REVISION = 3
 DIVERGENCE_REVISION = 2
+BEHAVIOUR_REVISION = 1
 SPECTRA_REVISION = 2
 HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 2
@@ -67,6 +68,8 @@ def study_fingerprint(config: StudyConfig) -> str:
         del settings["methods"]["truncated"]
     if not settings["mitigations"]:
         del settings["mitigations"]
+    if not settings["analysis"]["behaviour"]:
+        del settings["analysis"]["behaviour"]
     return fingerprint(settings)
 
 
@@ -147,7 +150,7 @@ def task_fingerprint(
 
 
 def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
-    """Of the right answers on which models are compared with full fine-tuning."""
+    """Of the right answers, or texts, on which models are compared with another."""
     return fingerprint([DIVERGENCE_REVISION, precision, answers])
 
 
@@ -160,6 +163,22 @@ def divergence_fingerprint(study: StudyRecord, model: str, reference: PlannedRun
     """Of everything that a model's divergence from a full fine-tuning depends on."""
     answers = study.answers_fingerprints.get(reference.train_task)
     return fingerprint([model, reference.fingerprint, answers])
+
+
+def gauges_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
+    """Of everything that a model's divergence from the base depends on."""
+    answers = study.gauge_fingerprints.get(run.train_task)
+    return fingerprint([run.fingerprint, study.base_model_fingerprint, answers])
+
+
+def behaviour_fingerprint(study: StudyRecord, model: str) -> str:
+    """Of everything that a model's answers to the prompts of behaviour depend on."""
+    return fingerprint([model, study.behaviour_fingerprint])
+
+
+def prompts_fingerprint(precision: str, prompts: Sequence[Any]) -> str:
+    """Of the prompts of behaviour, as they are asked."""
+    return fingerprint([BEHAVIOUR_REVISION, precision, prompts])
 
 
 def spectra_fingerprint(study: StudyRecord, run: PlannedRun) -> str:

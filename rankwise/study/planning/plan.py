@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import (
     answers_fingerprint,
     fingerprint,
+    prompts_fingerprint,
     study_fingerprint,
     task_fingerprint,
 )
@@ -47,10 +48,11 @@ from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision
 from rankwise.study.searches.settings import searched
+from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
-from rankwise.tasks.questions import RightAnswer
+from rankwise.tasks.questions import Prompt, RightAnswer
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.right_answers import right_answers
+from rankwise.tasks.right_answers import right_answers, text_ends
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 HEAD_TOKENS = 128
@@ -79,6 +81,10 @@ class StudyPlan:
     """Trained task -> the tokens of the prompts on which heads are compared; at least two."""
     planner: Planner | None = None
     """Plans the same study after other decisions of its search; None where nothing is trained."""
+    gauged: dict[str, tuple[RightAnswer, ...]] = field(default_factory=dict)
+    """Trained task -> the right answers and texts on which models are compared with the base."""
+    behaviour: tuple[Prompt, ...] = ()
+    """The prompts that every model answers to show its behaviour; empty where none is asked for."""
 
     def begins_with(
         self, earlier: TaskEvaluation, model_fingerprint: str, task: PreparedTask
@@ -182,7 +188,10 @@ class Planner:
         self._prepared = {task.name: task for task in parts.tasks.prepared}
         has_full = config.methods.full is not None
         has_full = has_full or any(run.method == "full" for run in self._imported)
-        self._answers = _answers(parts.tasks, model) if has_full else {}
+        answers = _answers(parts.tasks, model)
+        self._answers = answers if has_full else {}
+        self._gauged = _gauged(parts.tasks, model, answers)
+        self._behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
         among = searched(config)
@@ -227,6 +236,8 @@ class Planner:
             answers=self._answers,
             head_prompts=self._prompts,
             planner=self,
+            gauged=self._gauged,
+            behaviour=self._behaviour,
         )
 
     def _record(self) -> StudyRecord:
@@ -249,8 +260,17 @@ class Planner:
                 train_task: answers_fingerprint(model.precision, task_answers)
                 for train_task, task_answers in answers.items()
             },
+            gauge_fingerprints={
+                train_task: answers_fingerprint(model.precision, its_answers)
+                for train_task, its_answers in self._gauged.items()
+            },
+            behaviour_fingerprint=prompts_fingerprint(model.precision, self._behaviour)
+            if self._behaviour
+            else None,
             num_parameters=model.num_parameters,
-            num_tokens=_token_counts(prepared, answers, self._prompts, scored.tasks),
+            num_tokens=_token_counts(
+                prepared, answers, self._gauged, self._prompts, scored.tasks
+            ).model_copy(update={"behaviour": sum(map(_most_tokens, self._behaviour))}),
             runs=(),
             warnings=(),
             provenance=collect_provenance(device_name(model.device)),
@@ -281,24 +301,35 @@ def _task_fingerprint(
 def _token_counts(
     tasks: Mapping[str, PreparedTask],
     answers: Mapping[str, Sequence[RightAnswer]],
+    gauged: Mapping[str, Sequence[RightAnswer]],
     prompts: Mapping[str, HeadPrompts],
     train_tasks: Iterable[str],
 ) -> TokenCounts:
     """What the stages read; a trained task without prompts is named with 0."""
     return TokenCounts(
         scored={name: task.num_distinct_tokens for name, task in tasks.items()},
-        answers={
-            train_task: sum(len(answer.tokens_read) for answer in task_answers)
-            for train_task, task_answers in answers.items()
-        },
+        answers=_tokens_read(answers),
+        gauges=_tokens_read(gauged),
         head_prompts={name: sum(map(len, prompts.get(name, ()))) for name in train_tasks},
     )
+
+
+def _tokens_read(answers: Mapping[str, Sequence[RightAnswer]]) -> dict[str, int]:
+    return {
+        train_task: sum(len(answer.tokens_read) for answer in its_answers)
+        for train_task, its_answers in answers.items()
+    }
+
+
+def _most_tokens(prompt: Prompt) -> int:
+    """Of reading a prompt and writing the longest answer."""
+    return len(prompt.tokens) + prompt.settings.max_new_tokens
 
 
 def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer, ...]]:
     """Trained task -> its right answers in-domain; a task that has none is left out.
 
-    Full fine-tuning and LoRA are compared there token by token.
+    Models are compared there token by token, with full fine-tuning and with the base.
     """
     prepared = {task.name: task for task in tasks.prepared}
     size = model.skeleton.config.get_text_config().vocab_size
@@ -309,6 +340,25 @@ def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer,
         for train_task, relations in tasks.scored.tasks.items()
     }
     return {train_task: its_answers for train_task, its_answers in answers.items() if its_answers}
+
+
+def _gauged(
+    tasks: TaskPlan, model: StudyModel, answers: Mapping[str, tuple[RightAnswer, ...]]
+) -> dict[str, tuple[RightAnswer, ...]]:
+    """Trained task -> its right answers, and the ends of held-out texts."""
+    prepared = {task.name: task for task in tasks.prepared}
+    size = model.skeleton.config.get_text_config().vocab_size
+    return {
+        train_task: (
+            *its_answers,
+            *text_ends(
+                [prepared[name] for name in tasks.scored.tasks[train_task]["held_out_text"]],
+                model.tokenizer,
+                size,
+            ),
+        )
+        for train_task, its_answers in answers.items()
+    }
 
 
 def _head_prompts(
