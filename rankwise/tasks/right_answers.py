@@ -20,7 +20,7 @@ MOST_TOKENS = 16
 MOST_BYTES = 256 * 2**20
 """Memory limit of one model's log-probabilities at all these tokens, in float32."""
 
-TEXT_TOKENS = 128
+TEXT_TOKENS = 64
 """Of a text; the last of them are compared: a model knows by then what it is about."""
 
 _FLOAT32_BYTES = 4
@@ -48,18 +48,19 @@ def right_answers(
 
 
 def text_ends(
-    tasks: Sequence[PreparedTask], tokenizer: Any, vocabulary_size: int
+    tasks: Sequence[PreparedTask], tokenizer: Any, vocabulary_size: int, most: int
 ) -> tuple[RightAnswer, ...]:
     """The beginning of each text, ``TEXT_TOKENS`` at most: its last tokens, after the others.
 
-    Which texts, how many tokens of each, and the arguments are as in ``right_answers``.
+    Which texts, and how many tokens of each, is as in ``right_answers``.
 
     Args:
         tasks: of texts, with their requests.
         tokenizer: the base model's.
         vocabulary_size: size of the model's output.
+        most: texts.
     """
-    answers = _in_turn(tasks, tokenizer)
+    answers = _in_turn(tasks, tokenizer)[:most]
     texts = [(*text.context, *text.continuation)[:TEXT_TOKENS] for text in answers]
     kept = _num_tokens([len(tokens) - 1 for tokens in texts], vocabulary_size)
     return tuple(

@@ -58,6 +58,10 @@ from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 HEAD_TOKENS = 128
 """Of a prompt on which heads are compared: all its attention weights are held in memory."""
 
+GAUGE_ITEMS = 50
+"""Right answers, and as many texts, on which models are compared with the base. More would cost as
+much as scoring a task, and models are compared on the same items, so their spread cancels."""
+
 HeadPrompts = tuple[tuple[int, ...], ...]
 
 
@@ -345,16 +349,17 @@ def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer,
 def _gauged(
     tasks: TaskPlan, model: StudyModel, answers: Mapping[str, tuple[RightAnswer, ...]]
 ) -> dict[str, tuple[RightAnswer, ...]]:
-    """Trained task -> its right answers, and the ends of held-out texts."""
+    """Trained task -> its first right answers, and the ends of held-out texts."""
     prepared = {task.name: task for task in tasks.prepared}
     size = model.skeleton.config.get_text_config().vocab_size
     return {
         train_task: (
-            *its_answers,
+            *its_answers[:GAUGE_ITEMS],
             *text_ends(
                 [prepared[name] for name in tasks.scored.tasks[train_task]["held_out_text"]],
                 model.tokenizer,
                 size,
+                GAUGE_ITEMS,
             ),
         )
         for train_task, its_answers in answers.items()

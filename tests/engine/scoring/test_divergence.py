@@ -137,14 +137,17 @@ def test_targets_and_texts(plan: StudyPlan) -> None:
 
 def test_the_end_of_a_text_is_compared_after_what_comes_before_it(plan: StudyPlan) -> None:
     size, prose = len(plan.tokenizer), plan.tasks["small_prose"]
-    ends = text_ends([prose], plan.tokenizer, size)
+    ends = text_ends([prose], plan.tokenizer, size, 100)
     assert len(ends) == len(right_answers([prose], plan.tokenizer, size)) == 10
     for each in ends:
         text = next(i.doc["text"] for i in prose.instances if i.doc_id == each.doc_id)
         whole = plan.tokenizer.encode(text)[: TEXT_TOKENS - 1]  # after the beginning of text
         assert [*each.context[1:], *each.continuation] == whole
         assert len(each.continuation) == MOST_TOKENS
-    assert {len(each.continuation) for each in text_ends([prose], plan.tokenizer, 1_000_000)} == {6}
+    assert {
+        len(each.continuation) for each in text_ends([prose], plan.tokenizer, 1_000_000, 100)
+    } == {6}
+    assert text_ends([prose], plan.tokenizer, size, 3) == ends[:3]
 
 
 def test_tasks_take_turns_and_the_same_question_is_asked_once(
