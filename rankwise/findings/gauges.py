@@ -116,7 +116,9 @@ def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
     kl = _measured(source, read, prose, lambda each: each.kl_nats)
     rise = _measured(source, read, prose, lambda each: each.rise_nats)
     spectra = [run.spectra.matrices for run in runs if run.spectra and run.spectra.matrices]
-    has_ratio = kl is not None and rise is not None and kl.estimate.stderr > 0.0
+    ratio: float | None = None
+    if kl is not None and rise is not None and kl.estimate.stderr > 0.0:
+        ratio = rise.estimate.stderr / kl.estimate.stderr
     return GaugedModel(
         label=group.label,
         kind=group.kind,
@@ -128,7 +130,7 @@ def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
         ),
         kl_prose=_mean(source, kl, at_least=0.0),
         prose_rise=_mean(source, rise),
-        stderr_ratio=rise.estimate.stderr / kl.estimate.stderr if has_ratio else None,
+        stderr_ratio=ratio,
         update_norm=statistics.fmean(norms(each)[0] for each in spectra) if spectra else None,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,11 +12,16 @@ from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.options import option_gains
 from rankwise.records.results import Divergence, ModelResults, StudyResults
 from rankwise.report.sections.gauges import gauge_section
-from tests.planted.results import planted_study
+from tests.planted.results import Scores, planted_study
 
 RETENTION = {1: 0.90, 2: 0.88, 4: 0.84, 8: 0.80, 16: 0.76, 32: 0.70}
-IN_DOMAIN = dict.fromkeys(RETENTION, 0.8)
 KL = {1: 0.1, 2: 0.3, 4: 0.2, 8: 0.5, 16: 0.6, 32: 0.9}  # one pair of neighbours swapped
+
+
+def planted(retention: dict[int, float], **settings: Any) -> StudyResults:
+    """A study of these ranks and their retention accuracies."""
+    in_domain: Scores = dict.fromkeys(retention, 0.8)
+    return planted_study(in_domain, {**retention}, {}, {}, **settings)
 
 
 def with_gauges(results: StudyResults, kl: dict[int, float]) -> StudyResults:
@@ -54,7 +61,7 @@ def found(results: StudyResults) -> TrainTaskGauges:
 
 @pytest.fixture(scope="module")
 def part() -> TrainTaskGauges:
-    return found(with_gauges(planted_study(IN_DOMAIN, RETENTION, {}, {}), KL))
+    return found(with_gauges(planted(RETENTION), KL))
 
 
 def test_means_are_over_tokens_and_prompts_are_apart_from_prose(part: TrainTaskGauges) -> None:
@@ -82,7 +89,8 @@ def test_retention_loss_is_positive_where_more_is_forgotten(part: TrainTaskGauge
 def test_the_order_is_spearman_s(part: TrainTaskGauges) -> None:
     (order,) = [each for each in part.orders if each.gauge == "KL on the task's prompts"]
     loss = [0.9 - RETENTION[rank] for rank in RETENTION]
-    rho = stats.spearmanr([KL[rank] for rank in RETENTION], loss).statistic
+    spearman: Any = stats.spearmanr([KL[rank] for rank in RETENTION], loss)
+    rho = spearman.statistic
     assert rho == pytest.approx(1 - 12 / (6 * 35))
     assert order.num_models == 6
     assert order.correlation is not None
@@ -97,13 +105,13 @@ def test_the_order_is_spearman_s(part: TrainTaskGauges) -> None:
 
 def test_a_gauge_that_goes_the_other_way_is_said_to() -> None:
     falling = {rank: 1.0 - value for rank, value in KL.items()}
-    part = found(with_gauges(planted_study(IN_DOMAIN, RETENTION, {}, {}), falling))
+    part = found(with_gauges(planted(RETENTION), falling))
     assert "orders in reverse" in part.statements[0]
 
 
 def test_four_models_have_no_order() -> None:
     few = {rank: RETENTION[rank] for rank in (1, 2, 4, 8)}
-    part = found(with_gauges(planted_study(dict.fromkeys(few, 0.8), few, {}, {}), KL))
+    part = found(with_gauges(planted(few), KL))
     assert all(order.correlation is None for order in part.orders)
     assert {order.reason for order in part.orders} == {"4 models, 5 are needed"}
     section = gauge_section([part])
@@ -111,14 +119,14 @@ def test_four_models_have_no_order() -> None:
 
 
 def test_seeds_of_one_option_are_one_model() -> None:
-    results = planted_study(IN_DOMAIN, RETENTION, {}, {}, seeds=(0, 1))
+    results = planted(RETENTION, seeds=(0, 1))
     part = found(with_gauges(results, KL))
     assert [model.num_seeds for model in part.models] == [2] * 6
     assert part.orders[0].num_models == 6
 
 
 def test_without_retention_tasks_gauges_are_shown_alone() -> None:
-    results = planted_study(IN_DOMAIN, {}, {}, {}, retention_tasks=())
+    results = planted(RETENTION, retention_tasks=())
     part = found(with_gauges(results, KL))
     assert all(model.retention_loss is None for model in part.models)
     assert all(order.correlation is None for order in part.orders)
@@ -126,7 +134,7 @@ def test_without_retention_tasks_gauges_are_shown_alone() -> None:
 
 
 def test_a_study_that_was_not_gauged_has_none() -> None:
-    (source,) = option_gains(planted_study(IN_DOMAIN, RETENTION, {}, {}))
+    (source,) = option_gains(planted(RETENTION))
     assert gauges(source) is None
 
 

@@ -123,8 +123,9 @@ def _table(found: TrainTaskGauges) -> Table:
         f"averaged, {quantities.percent(found.confidence)} intervals. Above zero is worse."
     )
     groups = [
-        (_GROUPS[kind], "", [model for model in found.models if model.kind == kind])
-        for kind in dict.fromkeys(model.kind for model in found.models)
+        (title, "", models)
+        for kind, title in _GROUPS.items()
+        if (models := [model for model in found.models if model.kind == kind])
     ]
     return grouped_table(caption, columns, groups)
 
