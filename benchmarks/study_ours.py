@@ -18,7 +18,7 @@ from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import AnalyseWeights, Score, Stage, Train, stages
+from rankwise.study.stages import AnalyseWeights, CompareWithBase, Score, Stage, Train, stages
 
 Seconds = dict[str, dict[str, list[float]]]
 """Part -> what was done in it -> seconds that passed, and of the processor's cores."""
@@ -98,6 +98,8 @@ def part_of(stage: Stage) -> str:
     """The part of the benchmark that a stage belongs to."""
     if isinstance(stage, AnalyseWeights):
         return "spectra"
+    if isinstance(stage, CompareWithBase):
+        return "divergence"
     if isinstance(stage, Train | Score):
         verb = "train" if isinstance(stage, Train) else "score"
         methods = {run.method for run in stage.runs}

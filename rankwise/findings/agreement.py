@@ -122,7 +122,9 @@ def _values(compared: _Compared, tasks: Sequence[str], source: OptionGains) -> _
     clusters = [source.clusters(task) for task in tasks]
     same = [POINTS * (full == model) for full, model in _outcomes(compared, tasks)]
     chosen = [_choices(compared, task) for task in tasks]
-    answers = _answer_clusters(compared, source)
+    found = [each for model in compared.models for each in model.divergences][:1]
+    read = [place for each in found for place in zip(each.tasks, each.doc_ids, strict=True)]
+    answers = answer_clusters(read, source)
     next_token = _divergences(compared, lambda each: each.top1_agreement)
     kl = _divergences(compared, lambda each: each.kl_nats)
     return {
@@ -181,20 +183,22 @@ def _divergences(
     return [np.asarray(rows, dtype=np.float64)] if is_complete else []
 
 
-def _answer_clusters(compared: _Compared, source: OptionGains) -> Clusters | None:
+def answer_clusters(answers: Sequence[tuple[str, int]], source: OptionGains) -> Clusters | None:
     """The cluster of each right answer on which distributions are compared; None without any.
 
     An answer to an item without a cluster is in one of its own, below zero.
+
+    Args:
+        answers: task and number of the item of each.
+        source: of the trained task.
     """
-    found = [each for model in compared.models for each in model.divergences]
     known = {
         (task, doc_id): cluster
         for task, items in source.results.base.items.items()
         for doc_id, cluster in zip(items.doc_ids, items.clusters or (), strict=False)
     }
-    if not found or not known:
+    if not answers or not known:
         return None
-    answers = zip(found[0].tasks, found[0].doc_ids, strict=True)
     return np.array([known.get(answer, ~place) for place, answer in enumerate(answers)])
 
 

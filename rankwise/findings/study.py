@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from rankwise.findings.axes import TrainTaskAxes, axis_effects
+from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
+from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, head_findings
+from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
 from rankwise.findings.mechanisms import TrainTaskMechanisms, mechanisms
 from rankwise.findings.mitigations import TrainTaskMitigations, mitigations
 from rankwise.findings.options import option_gains
@@ -44,6 +47,9 @@ class StudyFindings(Record):
     variants: tuple[TrainTaskVariants, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
+    gauges: tuple[TrainTaskGauges, ...] = ()
+    lost_items: tuple[TrainTaskLostItems, ...] = ()
+    behaviour: tuple[TrainTaskBehaviour, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()
     heads: tuple[TrainTaskHeads, ...] = ()
@@ -69,6 +75,9 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         variants=_there(variants_beside_lora(*part) for part in parts),
         transfer=transfer(sources),
         retention=_there(retention_groups(source) for source in sources),
+        gauges=_there(gauges(source) for source in sources),
+        lost_items=_there(lost_items(source) for source in sources),
+        behaviour=_there(behaviour(source) for source in sources),
         mechanisms=_there(mechanisms(*part) for part in parts),
         weights=_there(weight_findings(source) for source in sources),
         heads=_there(head_findings(source) for source in sources),

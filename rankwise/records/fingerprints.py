@@ -22,6 +22,7 @@ OWN_TEXTS_REVISION = 1
 IMPORT_REVISION = 1
 SCORING_REVISION = 3
 DIVERGENCE_REVISION = 2
+BEHAVIOUR_REVISION = 1
 SPECTRA_REVISION = 2
 HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 2
@@ -52,6 +53,7 @@ _NOT_IN_TRAINING = {
 _USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
 # Settings that older studies do not know, with their defaults: at these they are in no fingerprint.
 _LATER: dict[tuple[str, ...], Any] = {
+    ("analysis", "behaviour"): False,
     ("methods", "lora", "init"): _USUAL_INIT,
     ("methods", "truncated"): None,
     ("methods", "variants"): None,
@@ -191,7 +193,7 @@ def task_fingerprint(
 
 
 def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
-    """Of the right answers on which models are compared with full fine-tuning."""
+    """Of the right answers, or texts, on which models are compared with another."""
     return fingerprint([DIVERGENCE_REVISION, precision, answers])
 
 
@@ -204,6 +206,22 @@ def divergence_fingerprint(study: StudyRecord, model: str, reference: PlannedRun
     """Of everything that a model's divergence from a full fine-tuning depends on."""
     answers = study.answers_fingerprints.get(reference.train_task)
     return fingerprint([model, reference.fingerprint, answers])
+
+
+def gauges_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
+    """Of everything that a model's divergence from the base depends on."""
+    answers = study.gauge_fingerprints.get(run.train_task)
+    return fingerprint([run.fingerprint, study.base_model_fingerprint, answers])
+
+
+def behaviour_fingerprint(study: StudyRecord, model: str) -> str:
+    """Of everything that a model's answers to the prompts of behaviour depend on."""
+    return fingerprint([model, study.behaviour_fingerprint])
+
+
+def prompts_fingerprint(precision: str, prompts: Sequence[Any]) -> str:
+    """Of the prompts of behaviour, as they are asked."""
+    return fingerprint([BEHAVIOUR_REVISION, precision, prompts])
 
 
 def spectra_fingerprint(study: StudyRecord, run: PlannedRun) -> str:

@@ -48,7 +48,8 @@ F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
 _WEIGHTS = ("adapter", "checkpoint")
-_DIVERGENCE, _SPECTRA = "divergence.json", "spectra.json"
+_DIVERGENCE, _GAUGES, _BEHAVIOUR = "divergence.json", "gauges.json", "behaviour.json"
+_SPECTRA = "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
 _REPAIR = "repair"
 _TRAINING_STATE = "training.pt"
@@ -174,6 +175,14 @@ class StudyFolder:
         folder = self.model_folder(model)
         several = model == BASE
         return folder / "divergence" / f"{reference}.json" if several else folder / _DIVERGENCE
+
+    def gauges_file(self, model: str) -> Path:
+        """How far a model is from the base."""
+        return self.model_folder(model) / _GAUGES
+
+    def behaviour_file(self, model: str) -> Path:
+        """What a model wrote after short prompts."""
+        return self.model_folder(model) / _BEHAVIOUR
 
     def spectra_file(self, run: str) -> Path:
         """What a run did to the base's weight matrices."""
@@ -351,7 +360,7 @@ class StudyFolder:
         with writing(folder):
             for leftover in (*_WEIGHTS, "eval", _HEADS, _REPAIR):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
-            for name in (_DIVERGENCE, _SPECTRA, _HEAD_CHANGES):
+            for name in (_DIVERGENCE, _GAUGES, _BEHAVIOUR, _SPECTRA, _HEAD_CHANGES):
                 (folder / name).unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file(planned.name).write_text("", encoding="utf-8")

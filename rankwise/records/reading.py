@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rankwise.errors import RankwiseError, RecordError
+from rankwise.records.behaviour import Behaviour
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
 from rankwise.records.files import read_record
 from rankwise.records.fingerprints import (
+    behaviour_fingerprint,
     divergence_fingerprint,
+    gauges_fingerprint,
     head_changes_fingerprint,
     scoring_fingerprint,
     spectra_fingerprint,
@@ -181,6 +184,13 @@ def _model_results(
         evaluations={task: each.record for task, each in judged.items()},
         items={task: each.items for task, each in judged.items()},
         divergences=tuple(each for each in found if each is not None),
+        from_base=run
+        and folder.finished(
+            folder.gauges_file(name), Divergence, gauges_fingerprint(study, run.planned)
+        ),
+        behaviour=folder.finished(
+            folder.behaviour_file(name), Behaviour, behaviour_fingerprint(study, model)
+        ),
         spectra=run
         and folder.finished(
             folder.spectra_file(name), SpectraRecord, spectra_fingerprint(study, run.planned)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from rankwise.errors import RecordError
 from rankwise.records.base import Record
+from rankwise.records.behaviour import Behaviour
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.p_right import (
     P_RIGHT,
@@ -70,9 +71,11 @@ class TaskItems(Record):
 
 
 class Divergence(StageRecord):
-    """``divergence.json``: how far a model's next words are from full fine-tuning's.
+    """``divergence.json``, ``gauges.json``: how far a model's next words are from another's.
 
-    Both read the same right answers, at most the first tokens of each. ``kl_nats`` is of each item
+    In ``divergence.json`` the reference is a full fine-tuning, and both read the same right
+    answers, at most the first tokens of each. In ``gauges.json`` it is the base, and both read the
+    end of a part of each held-out text as well. ``kl_nats`` is of each item
     the mean over its tokens of KL(reference || model) over the whole vocabulary, ``top1_agreement``
     the share of its tokens at which both would say the same. ``tasks`` and ``doc_ids`` name the
     items, in the same order.
@@ -87,6 +90,11 @@ class Divergence(StageRecord):
     doc_ids: tuple[int, ...]
     kl_nats: tuple[float, ...]
     top1_agreement: tuple[float, ...]
+    rise_nats: tuple[float, ...] = ()
+    """Rise of the loss of each item against the reference, a mean over its tokens; empty in the
+    record of an older version."""
+    item_tokens: tuple[int, ...] = ()
+    """Tokens of each item that are compared; empty in the record of an older version."""
     score_seconds: float
 
 
@@ -94,7 +102,9 @@ class ModelResults(Record):
     """Everything measured on one model; ``run`` is None for the untouched base.
 
     ``divergences`` are from full fine-tuning: of a run at most one, of the base one for each full
-    fine-tuning that LoRA is compared with. ``spectra`` are of runs whose weights were analysed,
+    fine-tuning that LoRA is compared with. ``from_base`` is the divergence from the base,
+    ``behaviour`` what it wrote after short prompts.
+    ``spectra`` are of runs whose weights were analysed,
     ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were.
     """
 
@@ -103,6 +113,8 @@ class ModelResults(Record):
     evaluations: dict[str, TaskEvaluation]
     items: dict[str, TaskItems]
     divergences: tuple[Divergence, ...] = ()
+    from_base: Divergence | None = None
+    behaviour: Behaviour | None = None
     spectra: SpectraRecord | None = None
     head_changes: HeadChanges | None = None
     head_effects: tuple[TaskHeadEffects, ...] = ()

@@ -230,6 +230,10 @@ class TokenCounts(Record):
     """Scored task -> its distinct tokens (shared beginnings count once), and those generated."""
     answers: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the right answers that are compared with full fine-tuning."""
+    gauges: dict[str, int] = Field(default_factory=dict)
+    """Trained task -> tokens of the right answers and texts that are compared with the base."""
+    behaviour: int = 0
+    """Tokens of the prompts of behaviour, and of their answers at most."""
     head_prompts: dict[str, int] = Field(default_factory=dict)
     """Trained task -> tokens of the prompts on which heads are compared; 0: there are too few."""
 
@@ -251,6 +255,11 @@ class StudyRecord(StudyTasks):
 
     Empty without full fine-tuning.
     """
+    gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Trained task -> hash of the right answers and texts on which models are compared with the
+    base; empty in the record of an older version."""
+    behaviour_fingerprint: str | None = None
+    """Hash of the prompts on which behaviour is compared; None where it is not."""
     num_parameters: int = 0
     """Weights of the base model; 0 in the record of an older version."""
     num_tokens: TokenCounts = TokenCounts()

@@ -35,8 +35,10 @@ from rankwise.report.rendering import (
     render_template,
 )
 from rankwise.report.sections.axes import axis_section
+from rankwise.report.sections.behaviour import behaviour_section
 from rankwise.report.sections.checkpoints import checkpoint_section
 from rankwise.report.sections.claims import claims_section
+from rankwise.report.sections.gauges import gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.mitigations import mitigation_section
@@ -247,6 +249,12 @@ def study_sections(
         sections.append(transfer_section(findings.transfer))
     if findings.retention:
         sections.append(retention_section(findings.retention))
+    if findings.lost_items:
+        sections.append(lost_item_section(findings.lost_items))
+    if findings.gauges:
+        sections.append(gauge_section(findings.gauges))
+    if findings.behaviour:
+        sections.append(behaviour_section(findings.behaviour))
     if findings.axes:
         sections.append(axis_section(findings.axes))
     if findings.truncation:

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
+from rankwise.records.behaviour import Behaviour
 from rankwise.records.file_names import samples_beside
 from rankwise.records.files import FileDigest, read_record, storage_error, write_atomically, writing
 from rankwise.records.folder import BASE, StudyFolder
@@ -185,6 +186,8 @@ class _Inspector:
                 for path in sorted((place / "divergence").glob("*.json"))
             ),
             (place / "divergence.json", Divergence, "comparing with full fine-tuning"),
+            (folder.gauges_file(model), Divergence, "comparing with the base"),
+            (folder.behaviour_file(model), Behaviour, "asking short prompts of"),
             *(
                 (path, TaskHeadEffects, "intervening on the heads of")
                 for path in sorted((place / "heads" / "effects").rglob("*.json"))

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rankwise.records.base import Record
+from rankwise.records.behaviour import Behaviour
 from rankwise.records.fingerprints import (
+    behaviour_fingerprint,
     divergence_fingerprint,
     fingerprint,
+    gauges_fingerprint,
     head_changes_fingerprint,
     scoring_fingerprint,
     spectra_fingerprint,
@@ -267,6 +270,33 @@ class CompareDistributions(Stage):
 
 
 @dataclass(frozen=True)
+class ObserveBehaviour(Stage):
+    """Let the base and every model that is scored on test items answer short prompts."""
+
+    kind = "behaviour"
+    record = Behaviour
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return folder.behaviour_file(_name(model))
+
+
+@dataclass(frozen=True)
+class CompareWithBase(Stage):
+    """Compare next-token distributions of the models of one trained task with the base's.
+
+    So the base reads once for all of them.
+    """
+
+    train_task: str
+
+    kind = "gauges"
+    record = Divergence
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return folder.gauges_file(_name(model))
+
+
+@dataclass(frozen=True)
 class CompareHeads(Stage):
     """Compare the attention heads of the runs of one trained task with the base's."""
 
@@ -318,14 +348,17 @@ def stages(study: StudyRecord) -> tuple[Stage, ...]:
     """All stages of a study, in an order in which each comes after those that it needs.
 
     The base is scored; the runs of every pass are trained together and then scored together, and
-    likewise the adapters that are truncated from them, and the arms against forgetting; runs are
-    compared with full fine-tuning, one full fine-tuning after the other; then come the heads and
-    the weights of the runs of each trained task.
+    likewise the adapters that are truncated from them, and the arms against forgetting; all answer
+    short prompts where that is asked for; models are compared with the base, and runs with full
+    fine-tuning, one full fine-tuning after the other; then come the heads and the weights of the
+    runs of each trained task.
     """
     graph = _Graph(study)
     graph.score_the_base()
     for number, (planned_pass, runs) in enumerate(_passes(study), start=1):
         graph.train_and_score(number, planned_pass, runs)
+    graph.observe_behaviour()
+    graph.compare_with_base()
     graph.compare_distributions()
     graph.compare_heads()
     graph.analyse_weights()
@@ -374,6 +407,44 @@ class _Graph:
             together = tuple(run for run in runs if task in scored[run.name])
             if together:
                 self._score(model, together, task)
+
+    def observe_behaviour(self) -> None:
+        study = self._study
+        if study.behaviour_fingerprint is None:
+            return
+        tested = [model for model in study.models if not model.is_searched]
+        models = (None, *tested)
+        self.stages.append(
+            ObserveBehaviour(
+                "behaviour",
+                models,
+                tuple(behaviour_fingerprint(study, _fingerprint(study, each)) for each in models),
+                needs=self._trainings(tested),
+                work=float(study.num_tokens.behaviour * len(models)),
+                memory_bytes=study.weights_bytes,
+                disk_bytes=0,
+            )
+        )
+
+    def compare_with_base(self) -> None:
+        study = self._study
+        tested = [model for model in study.models if not model.is_searched]
+        for train_task in study.gauge_fingerprints:
+            models = tuple(model for model in tested if model.train_task == train_task)
+            if models:
+                tokens = study.num_tokens.gauges.get(train_task, 0)
+                self.stages.append(
+                    CompareWithBase(
+                        "gauges",
+                        models,
+                        tuple(gauges_fingerprint(study, model) for model in models),
+                        needs=self._trainings(models),
+                        work=float(tokens * (len(models) + 1)),
+                        memory_bytes=2 * study.weights_bytes,
+                        disk_bytes=0,
+                        train_task=train_task,
+                    )
+                )
 
     def compare_distributions(self) -> None:
         study = self._study

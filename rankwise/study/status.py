@@ -11,6 +11,8 @@ from rankwise.study.stages import (
     AnalyseWeights,
     CompareDistributions,
     CompareHeads,
+    CompareWithBase,
+    ObserveBehaviour,
     Score,
     Stage,
     stages,
@@ -28,6 +30,8 @@ class ModelStatus(NamedTuple):
         tasks_scored: the tasks that it is scored on under the study's present settings.
         tasks_left: the tasks that it is still to be scored on.
         divergence_left: whether it is still to be compared with full fine-tuning.
+        gauges_left: whether it is still to be compared with the base, token by token.
+        behaviour_left: whether it is still to answer the prompts of behaviour.
         spectra_left: whether its weights are still to be analysed.
         heads_left: whether its attention heads are still to be compared with the base's.
         failed: the stages of it that failed when they were last tried, and why.
@@ -41,6 +45,8 @@ class ModelStatus(NamedTuple):
     tasks_scored: tuple[str, ...]
     tasks_left: tuple[str, ...]
     divergence_left: bool
+    gauges_left: bool
+    behaviour_left: bool
     spectra_left: bool
     heads_left: bool
     failed: tuple[str, ...]
@@ -51,6 +57,8 @@ class ModelStatus(NamedTuple):
         """What is still to be done after training, in words."""
         others = {
             "divergence": self.divergence_left,
+            "gauges": self.gauges_left,
+            "behaviour": self.behaviour_left,
             "heads": self.heads_left,
             "spectra": self.spectra_left,
         }
@@ -109,6 +117,8 @@ def _line(
         tasks_scored=tuple(task for task in tasks if task not in tasks_left),
         tasks_left=tuple(task for task in tasks if task in tasks_left),
         divergence_left=any(isinstance(stage, CompareDistributions) for stage in todo),
+        gauges_left=any(isinstance(stage, CompareWithBase) for stage in todo),
+        behaviour_left=any(isinstance(stage, ObserveBehaviour) for stage in todo),
         spectra_left=any(isinstance(stage, AnalyseWeights) for stage in todo),
         heads_left=any(isinstance(stage, CompareHeads) for stage in todo),
         failed=tuple(

@@ -1,4 +1,4 @@
-"""Right answers of the first items of tasks, as tokens, on which two models are compared."""
+"""Right answers and texts, the first items of tasks, on which two models are compared."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ MOST_TOKENS = 16
 MOST_BYTES = 256 * 2**20
 """Memory limit of one model's log-probabilities at all these tokens, in float32."""
 
+TEXT_TOKENS = 64
+"""Of a text; the last of them are compared: a model knows by then what it is about."""
+
 _FLOAT32_BYTES = 4
 
 
@@ -39,6 +42,36 @@ def right_answers(
         tokenizer: the base model's.
         vocabulary_size: size of the model's output.
     """
+    answers = _in_turn(tasks, tokenizer)
+    kept = _num_tokens([len(answer.continuation) for answer in answers], vocabulary_size)
+    return tuple(answer._replace(continuation=answer.continuation[:kept]) for answer in answers)
+
+
+def text_ends(
+    tasks: Sequence[PreparedTask], tokenizer: Any, vocabulary_size: int, most: int
+) -> tuple[RightAnswer, ...]:
+    """The beginning of each text, ``TEXT_TOKENS`` at most: its last tokens, after the others.
+
+    Which texts, and how many tokens of each, is as in ``right_answers``.
+
+    Args:
+        tasks: of texts, with their requests.
+        tokenizer: the base model's.
+        vocabulary_size: size of the model's output.
+        most: texts.
+    """
+    answers = _in_turn(tasks, tokenizer)[:most]
+    texts = [(*text.context, *text.continuation)[:TEXT_TOKENS] for text in answers]
+    kept = _num_tokens([len(tokens) - 1 for tokens in texts], vocabulary_size)
+    return tuple(
+        answer._replace(context=tokens[:-its_end], continuation=tokens[-its_end:])
+        for answer, tokens in zip(answers, texts, strict=True)
+        for its_end in (min(kept, len(tokens) - 1),)
+    )
+
+
+def _in_turn(tasks: Sequence[PreparedTask], tokenizer: Any) -> list[RightAnswer]:
+    """Whole answers of the first items, of every task in turn; each question once."""
     answers: dict[tuple[int, ...], RightAnswer] = {}
     for turn in itertools.zip_longest(*(_answers(task, tokenizer) for task in tasks)):
         for answer in turn:
@@ -46,10 +79,7 @@ def right_answers(
                 answers.setdefault(_question(answer), answer)
         if len(answers) == MOST_ITEMS:
             break
-    kept = _num_tokens([len(answer.continuation) for answer in answers.values()], vocabulary_size)
-    return tuple(
-        answer._replace(continuation=answer.continuation[:kept]) for answer in answers.values()
-    )
+    return list(answers.values())
 
 
 def _question(answer: RightAnswer) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ def test_more_items_are_scored_and_none_again(
     grown, stages = run(extended(config, Extension(num_items=3)), tmp_path / "grown")
     models = {"base", grown.results.study.runs[0].name}
     scored = {(model, t) for model in models for t in (task, "small_prose")}
-    assert set(stages) == scored | {("heads", "heads")}  # which read more prompts now
+    assert set(stages) == scored | {("gauges", "gauges"), ("heads", "heads")}  # they read more now
     order = in_random_order(range(26 if task == "colours" else 8))
     new = {
         line["doc_id"]: line for line in StudyFolder(tmp_path / "grown").read_samples("base", task)

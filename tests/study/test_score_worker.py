@@ -68,10 +68,11 @@ def test_the_adapters_of_a_pass_are_scored_in_one_call_per_task(
         *(("base", task) for task in TASKS),
         (name, "training"),
         *((name, task) for task in TASKS),
+        ("gauges", "gauges"),
         ("heads", "heads"),
         ("weights", "spectra"),
     ]
-    assert [model for model, _ in recorder.models] == ["base", name, "heads", "weights"]
+    assert [model for model, _ in recorder.models] == ["base", name, "gauges", "heads", "weights"]
     assert recorder.done == pytest.approx(recorder.work[0])
     for model in outcome.results.runs:
         seconds = [record.score_seconds for record in model.evaluations.values()]

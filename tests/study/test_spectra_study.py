@@ -86,7 +86,7 @@ def run(file: Path, folder: Path, *overrides: str) -> tuple[Any, Recorder]:
 
 def kinds(recorder: Recorder) -> list[str]:
     """Which stages were worked at; heads are another matter."""
-    return [stage for _, stage in recorder.stages if stage != "heads"]
+    return [stage for _, stage in recorder.stages if stage not in ("gauges", "heads")]
 
 
 def records(folder: Path) -> dict[str, SpectraRecord]:

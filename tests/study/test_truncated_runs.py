@@ -207,7 +207,7 @@ def test_what_is_lost_is_made_again_and_equals_what_it_was(
         shutil.rmtree(folder.model_folder(lost.name))
     _, recorder = run(finished.file, folder.root, *SETTINGS)
     kinds = [stage for _, stage in recorder.stages]
-    assert kinds == ["truncation", *finished.study.scored_tasks("colours")]
+    assert kinds == ["truncation", *finished.study.scored_tasks("colours"), "gauges"]
     for model in finished.study.truncated:
         again = folder.finished_run(model)
         assert again is not None

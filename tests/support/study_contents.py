@@ -57,6 +57,7 @@ def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
                 record = rounded(record)
             if not exact:
                 record["weights"] = rounded(record.get("weights"))
+                record["gauges"] = rounded(record.get("gauges"))
             content[name] = record
         elif path.suffix == ".jsonl":
             content[name] = [json.loads(line) for line in path.read_text().splitlines()]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
@@ -20,13 +20,17 @@ from rankwise.tasks.questions import Advance, RightAnswer
 
 
 class ItemDivergence(NamedTuple):
-    """One answer: KL(reference || model) in nats, and how often both have the same top token.
+    """One answer: how far a model is from the reference, in means over the answer's tokens.
 
-    Both are means over the answer's tokens.
+    Attributes:
+        kl_nats: KL(reference || model).
+        top1_agreement: the share of tokens at which both have the same one on top.
+        rise_nats: the model's loss less the reference's, of the answer itself.
     """
 
     kl_nats: float
     top1_agreement: float
+    rise_nats: float
 
 
 def log_probabilities(
@@ -68,22 +72,27 @@ def divergences(
     The model has the reference's vocabulary, and the answers are the same in the same order; all
     else is as there.
     """
-    items = [ItemDivergence(0.0, 0.0)] * len(answers)
+    items = [ItemDivergence(0.0, 0.0, 0.0)] * len(answers)
     for index, of_answer in _passes(model, answers, max_batch_tokens, advance):
-        items[index] = item_divergence(reference[index].to(of_answer.device), of_answer)
+        expected = reference[index].to(of_answer.device)
+        tokens = torch.tensor(answers[index].continuation, device=of_answer.device)
+        items[index] = item_divergence(expected, of_answer, tokens)
     return items
 
 
 def item_divergence(
-    reference: Float[Tensor, "tokens vocabulary"], model: Float[Tensor, "tokens vocabulary"]
+    reference: Float[Tensor, "tokens vocabulary"],
+    model: Float[Tensor, "tokens vocabulary"],
+    answer: Int[Tensor, " tokens"],
 ) -> ItemDivergence:
-    """Two models' log-probabilities at the tokens of one answer.
+    """Two models' log-probabilities at the tokens of one answer, and these tokens.
 
     KL is never below zero; where rounding makes it so, it is set to zero.
     """
     kl = (reference.exp() * (reference - model)).sum(dim=-1).mean()
     agrees = reference.argmax(dim=-1) == model.argmax(dim=-1)
-    return ItemDivergence(max(float(kl), 0.0), float(agrees.float().mean()))
+    rise = (reference - model).gather(-1, answer[:, None]).mean()
+    return ItemDivergence(max(float(kl), 0.0), float(agrees.float().mean()), float(rise))
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import (
     answers_fingerprint,
     fingerprint,
+    prompts_fingerprint,
     study_fingerprint,
     task_fingerprint,
 )
@@ -56,14 +57,19 @@ from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
 from rankwise.study.searches.policy import Decision
 from rankwise.study.searches.settings import searched
+from rankwise.tasks.behaviour import behaviour_prompts
 from rankwise.tasks.item_order import in_random_order
-from rankwise.tasks.questions import RightAnswer
+from rankwise.tasks.questions import Prompt, RightAnswer
 from rankwise.tasks.requests import PreparedTask
-from rankwise.tasks.right_answers import right_answers
+from rankwise.tasks.right_answers import right_answers, text_ends
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 HEAD_TOKENS = 128
 """Of a prompt on which heads are compared: all its attention weights are held in memory."""
+
+GAUGE_ITEMS = 50
+"""Right answers, and as many texts, on which models are compared with the base. More would cost as
+much as scoring a task, and models are compared on the same items, so their spread cancels."""
 
 HeadPrompts = tuple[tuple[int, ...], ...]
 
@@ -90,6 +96,10 @@ class StudyPlan:
     """The rows that arms against forgetting read beside those of the trained tasks."""
     planner: Planner | None = None
     """Plans the same study after other decisions of its search; None where nothing is trained."""
+    gauged: dict[str, tuple[RightAnswer, ...]] = field(default_factory=dict)
+    """Trained task -> the right answers and texts on which models are compared with the base."""
+    behaviour: tuple[Prompt, ...] = ()
+    """The prompts that every model answers to show its behaviour; empty where none is asked for."""
 
     def begins_with(
         self, earlier: TaskEvaluation, model_fingerprint: str, task: PreparedTask
@@ -196,7 +206,10 @@ class Planner:
         self._prepared = {task.name: task for task in parts.tasks.prepared}
         has_full = config.methods.full is not None
         has_full = has_full or any(run.method == "full" for run in self._imported)
-        self._answers = _answers(parts.tasks, model) if has_full else {}
+        answers = _answers(parts.tasks, model)
+        self._answers = answers if has_full else {}
+        self._gauged = _gauged(parts.tasks, model, answers)
+        self._behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
         self._variants = plan_variants(config, base, parts.examples)
@@ -246,6 +259,8 @@ class Planner:
             head_prompts=self._prompts,
             others=self._parts.others,
             planner=self,
+            gauged=self._gauged,
+            behaviour=self._behaviour,
         )
 
     def _record(self) -> StudyRecord:
@@ -268,8 +283,17 @@ class Planner:
                 train_task: answers_fingerprint(model.precision, task_answers)
                 for train_task, task_answers in answers.items()
             },
+            gauge_fingerprints={
+                train_task: answers_fingerprint(model.precision, its_answers)
+                for train_task, its_answers in self._gauged.items()
+            },
+            behaviour_fingerprint=prompts_fingerprint(model.precision, self._behaviour)
+            if self._behaviour
+            else None,
             num_parameters=model.num_parameters,
-            num_tokens=_token_counts(prepared, answers, self._prompts, scored.tasks),
+            num_tokens=_token_counts(
+                prepared, answers, self._gauged, self._prompts, scored.tasks
+            ).model_copy(update={"behaviour": sum(map(_most_tokens, self._behaviour))}),
             runs=(),
             warnings=(),
             provenance=collect_provenance(device_name(model.device)),
@@ -300,24 +324,35 @@ def _task_fingerprint(
 def _token_counts(
     tasks: Mapping[str, PreparedTask],
     answers: Mapping[str, Sequence[RightAnswer]],
+    gauged: Mapping[str, Sequence[RightAnswer]],
     prompts: Mapping[str, HeadPrompts],
     train_tasks: Iterable[str],
 ) -> TokenCounts:
     """What the stages read; a trained task without prompts is named with 0."""
     return TokenCounts(
         scored={name: task.num_distinct_tokens for name, task in tasks.items()},
-        answers={
-            train_task: sum(len(answer.tokens_read) for answer in task_answers)
-            for train_task, task_answers in answers.items()
-        },
+        answers=_tokens_read(answers),
+        gauges=_tokens_read(gauged),
         head_prompts={name: sum(map(len, prompts.get(name, ()))) for name in train_tasks},
     )
+
+
+def _tokens_read(answers: Mapping[str, Sequence[RightAnswer]]) -> dict[str, int]:
+    return {
+        train_task: sum(len(answer.tokens_read) for answer in its_answers)
+        for train_task, its_answers in answers.items()
+    }
+
+
+def _most_tokens(prompt: Prompt) -> int:
+    """Of reading a prompt and writing the longest answer."""
+    return len(prompt.tokens) + prompt.settings.max_new_tokens
 
 
 def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer, ...]]:
     """Trained task -> its right answers in-domain; a task that has none is left out.
 
-    Full fine-tuning and LoRA are compared there token by token.
+    Models are compared there token by token, with full fine-tuning and with the base.
     """
     prepared = {task.name: task for task in tasks.prepared}
     size = model.skeleton.config.get_text_config().vocab_size
@@ -328,6 +363,26 @@ def _answers(tasks: TaskPlan, model: StudyModel) -> dict[str, tuple[RightAnswer,
         for train_task, relations in tasks.scored.tasks.items()
     }
     return {train_task: its_answers for train_task, its_answers in answers.items() if its_answers}
+
+
+def _gauged(
+    tasks: TaskPlan, model: StudyModel, answers: Mapping[str, tuple[RightAnswer, ...]]
+) -> dict[str, tuple[RightAnswer, ...]]:
+    """Trained task -> its first right answers, and the ends of held-out texts."""
+    prepared = {task.name: task for task in tasks.prepared}
+    size = model.skeleton.config.get_text_config().vocab_size
+    return {
+        train_task: (
+            *its_answers[:GAUGE_ITEMS],
+            *text_ends(
+                [prepared[name] for name in tasks.scored.tasks[train_task]["held_out_text"]],
+                model.tokenizer,
+                size,
+                GAUGE_ITEMS,
+            ),
+        )
+        for train_task, its_answers in answers.items()
+    }
 
 
 def _head_prompts(

@@ -10,12 +10,15 @@ from rankwise.study.stages import (
     AnalyseWeights,
     CompareDistributions,
     CompareHeads,
+    CompareWithBase,
     Model,
+    ObserveBehaviour,
     Score,
     Stage,
     Train,
 )
-from rankwise.study.work.distributions import DistributionWorker
+from rankwise.study.work.behaviour import observe_behaviour
+from rankwise.study.work.distributions import DistributionWorker, compare_with_base
 from rankwise.study.work.head_changes import compare_heads
 from rankwise.study.work.scoring import ScoreWorker
 from rankwise.study.work.training import train
@@ -47,6 +50,10 @@ class Worker:
                 self._scores.score(stage, models)
             case CompareDistributions():
                 self._distributions.compare(stage, models)
+            case CompareWithBase():
+                compare_with_base(context, stage, _runs(models))
+            case ObserveBehaviour():
+                observe_behaviour(context, stage, models)
             case CompareHeads():
                 compare_heads(context, stage, _runs(models))
             case AnalyseWeights():

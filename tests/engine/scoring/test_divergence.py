@@ -26,7 +26,7 @@ from rankwise.study.stages import stages
 from rankwise.study.status import study_status
 from rankwise.tasks import right_answers as right_answers_module
 from rankwise.tasks.questions import RightAnswer
-from rankwise.tasks.right_answers import MOST_TOKENS, right_answers
+from rankwise.tasks.right_answers import MOST_TOKENS, TEXT_TOKENS, right_answers, text_ends
 from tests.planted import results as planted_results
 from tests.support.observers import Recorder
 from tests.support.studies import run
@@ -50,14 +50,15 @@ def tiny_model(folder: Path, shift: float = 0.0) -> Any:
 def test_the_divergence_of_two_distributions_by_hand() -> None:
     full = torch.tensor([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]).log()
     lora = torch.tensor([[0.2, 0.5, 0.3], [0.8, 0.1, 0.1]]).log()
-    found = item_divergence(full, lora)
+    found = item_divergence(full, lora, torch.tensor([1, 0]))
     first = 0.5 * math.log(0.5 / 0.2) + 0.25 * (math.log(0.25 / 0.5) + math.log(0.25 / 0.3))
     assert found.kl_nats == pytest.approx((first + 0.0) / 2, rel=1e-6)
     assert found.top1_agreement == 0.5
+    assert found.rise_nats == pytest.approx((math.log(0.25 / 0.5) + math.log(0.8 / 0.8)) / 2)
     logits = torch.tensor([[1.0, 2.0, 0.0]])
     other = torch.tensor([[0.0, 2.0, 1.0]])
     p = [math.exp(x) / (math.e + math.e**2 + 1) for x in (1, 2, 0)]
-    kl = item_divergence(logits.log_softmax(-1), other.log_softmax(-1)).kl_nats
+    kl = item_divergence(logits.log_softmax(-1), other.log_softmax(-1), torch.tensor([0])).kl_nats
     assert kl == pytest.approx(p[0] * 1.0 + p[2] * -1.0, rel=1e-5)  # equal normalisers cancel
 
 
@@ -70,6 +71,7 @@ def test_a_model_does_not_diverge_from_itself(tiny_model_folder: Path) -> None:
     found = divergences(model, answers, expected, **SETTINGS)
     assert [each.kl_nats for each in found] == [0.0, 0.0, 0.0]
     assert [each.top1_agreement for each in found] == [1.0, 1.0, 1.0]
+    assert [each.rise_nats for each in found] == [0.0, 0.0, 0.0]
 
 
 def test_batches_and_packing_change_nothing(tiny_model_folder: Path) -> None:
@@ -93,6 +95,9 @@ def test_batches_and_packing_change_nothing(tiny_model_folder: Path) -> None:
         by_hand = (p.exp() * (p - q)).sum(-1).mean()
         assert by_hand > 0.01
         assert result.kl_nats == pytest.approx(float(by_hand), rel=1e-4)
+        written = torch.tensor(each.continuation)[:, None]
+        rise = (p - q).gather(-1, written).mean()
+        assert result.rise_nats == pytest.approx(float(rise), rel=1e-4)
         same = (p.argmax(-1) == q.argmax(-1)).double().mean()
         assert result.top1_agreement == pytest.approx(float(same))
 
@@ -128,6 +133,21 @@ def test_targets_and_texts(plan: StudyPlan) -> None:
     assert len(prose) == 10
     text = plan.tasks["small_prose"].instances[0].doc["text"]
     assert text.startswith(plan.tokenizer.decode(prose[0].continuation))
+
+
+def test_the_end_of_a_text_is_compared_after_what_comes_before_it(plan: StudyPlan) -> None:
+    size, prose = len(plan.tokenizer), plan.tasks["small_prose"]
+    ends = text_ends([prose], plan.tokenizer, size, 100)
+    assert len(ends) == len(right_answers([prose], plan.tokenizer, size)) == 10
+    for each in ends:
+        text = next(i.doc["text"] for i in prose.instances if i.doc_id == each.doc_id)
+        whole = plan.tokenizer.encode(text)[: TEXT_TOKENS - 1]  # after the beginning of text
+        assert [*each.context[1:], *each.continuation] == whole
+        assert len(each.continuation) == MOST_TOKENS
+    assert {
+        len(each.continuation) for each in text_ends([prose], plan.tokenizer, 1_000_000, 100)
+    } == {6}
+    assert text_ends([prose], plan.tokenizer, size, 3) == ends[:3]
 
 
 def test_tasks_take_turns_and_the_same_question_is_asked_once(

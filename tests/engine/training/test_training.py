@@ -243,7 +243,8 @@ def test_gradients_are_those_of_the_dense_formulation(
     loss.backward()
     gathered: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def take_step(value: float, _: int) -> Any:
+    def take_step(value: float, kl: float | None, *, vocab_size: int) -> Any:
+        del kl, vocab_size
         for name, (grad_A, grad_B) in trainee.adapter.gradients.items():
             gathered[name] = (grad_A.clone(), grad_B.clone())
         assert value == pytest.approx(float(loss.detach()), rel=1e-5)

@@ -1,0 +1,224 @@
+"""How models behave on short prompts, as far as code can tell, beside the base.
+
+What is counted is crude on purpose: a phrase of refusal, words, a format, frequent words of a
+language, repeated 4-grams. Exploratory: the recommendation does not rest on it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from rankwise.findings.model_groups import ModelGroup, ModelKind, model_groups
+from rankwise.findings.options import OptionGains
+from rankwise.findings.pairs import bound_of
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.stats.items import POINTS, Items, item_size
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.behaviour import PROMPTS, Behaviour, BehaviourPrompt, Language
+from rankwise.records.recommendation import Bound
+
+Trait = Literal["refuses", "length", "keeps the format", "keeps the language", "repeats itself"]
+
+_REFUSALS = re.compile(
+    r"\b(i can(?:no|')?t (?:help|assist|answer|provide|fulfil)|i cannot|i can not|"
+    r"i(?: a|')m (?:sorry|unable|not able)|i am sorry|i won't|i will not|as an ai|"
+    r"ich kann (?:dir |ihnen )?(?:dabei |das )?nicht|es tut mir leid|tut mir leid)\b",
+    re.IGNORECASE,
+)
+_START = 200
+"""Letters at the beginning of an answer in which a refusal is looked for."""
+
+_ENGLISH = "the of and to is that it for are with as you this be have or not by from they can"
+_GERMAN = "der die das und ist ein eine nicht mit sich auf den dem zu von für wird sind es im"
+_FREQUENT: dict[Language, frozenset[str]] = {  # words that the other language does not have
+    "English": frozenset(re.findall(r"\w+", _ENGLISH)),
+    "German": frozenset(re.findall(r"\w+", _GERMAN)),
+}
+_GRAM = 4
+"""Words of a gram: shorter ones repeat in any text."""
+
+
+class TraitChange(Record):
+    """A trait of a model beside the base, over the prompts that have it.
+
+    ``base`` and ``adapted`` are means, ``difference`` adapted - base, paired by prompt: in points
+    of prompts, or in words for the length, or in points of 4-grams for repetition.
+    """
+
+    trait: Trait
+    unit: Literal["points", "words"]
+    num_prompts: int
+    base: float
+    adapted: float
+    difference: Bound
+
+
+class ModelBehaviour(Record):
+    """A model beside the base, seeds averaged."""
+
+    label: str
+    kind: ModelKind
+    rank: int | None
+    num_seeds: int
+    changes: tuple[TraitChange, ...]
+
+
+class TrainTaskBehaviour(Record):
+    """The behaviour of one trained task's models."""
+
+    train_task: str
+    confidence: float
+    models: tuple[ModelBehaviour, ...]
+    statements: tuple[str, ...]
+
+
+def behaviour(source: OptionGains) -> TrainTaskBehaviour | None:
+    """Every model beside the base; None where the base or all models did not answer."""
+    base = source.results.base.behaviour
+    if base is None:
+        return None
+    models = tuple(
+        _model(source, base, group)
+        for group in model_groups(source, lambda model: model.behaviour is not None)
+    )
+    if not models:
+        return None
+    return TrainTaskBehaviour(
+        train_task=source.results.train_task,
+        confidence=source.confidence,
+        models=models,
+        statements=tuple(_statements(models)),
+    )
+
+
+def _model(source: OptionGains, base: Behaviour, group: ModelGroup) -> ModelBehaviour:
+    own = [run.behaviour for run in group.runs if run.behaviour is not None]
+    return ModelBehaviour(
+        label=group.label,
+        kind=group.kind,
+        rank=group.rank,
+        num_seeds=len(own),
+        changes=tuple(_changes(base, own, source.confidence)),
+    )
+
+
+def _changes(base: Behaviour, own: Sequence[Behaviour], confidence: float) -> Iterator[TraitChange]:
+    """A trait that fewer than two prompts have is left out."""
+    for trait, measure in TRAITS.items():
+        before = _measured(base, measure)
+        after = [_measured(each, measure) for each in own]
+        places = [place for place, value in enumerate(before) if value is not None]
+        if len(places) < 2:
+            continue
+        first = np.array([before[place] for place in places], dtype=np.float64)
+        second = np.array([[each[place] for place in places] for each in after], dtype=np.float64)
+        in_points = trait != "length"
+        scale = POINTS if in_points else 1.0
+        differences = scale * (second - first)  # (seeds, prompts)
+        estimate = mean_over_tasks(
+            [Items(differences, item_size(differences, in_points=in_points))]
+        )
+        yield TraitChange(
+            trait=trait,
+            unit="points" if in_points else "words",
+            num_prompts=len(places),
+            base=float(scale * first.mean()),
+            adapted=float(scale * second.mean()),
+            difference=bound_of(estimate, confidence),
+        )
+
+
+def _measured(
+    record: Behaviour, measure: Callable[[BehaviourPrompt, str], float | None]
+) -> list[float | None]:
+    return [measure(prompt, text) for prompt, text in zip(PROMPTS, record.texts, strict=True)]
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer begins with a phrase of refusal, in English or German."""
+    return _REFUSALS.search(text[:_START].replace("’", "'")) is not None
+
+
+def keeps_format(prompt: BehaviourPrompt, text: str) -> bool | None:
+    """Whether an answer is what was asked for; None where anything is.
+
+    JSON may stand in a fence of three backticks, and one word may end with a full stop.
+    """
+    answer = text.strip()
+    if prompt.format is None:
+        return None
+    if prompt.format == "json":
+        fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", answer, re.DOTALL)
+        try:
+            found = json.loads(fenced.group(1) if fenced else answer)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(found, dict | list)
+    if prompt.format == "one word":
+        return re.fullmatch(r"[^\W\d_]+[.!]?", answer) is not None
+    lines = [line for line in answer.splitlines() if line.strip()]
+    return len(lines) == 3 and all(re.match(r"\s*[-–*•]\s*\S", line) for line in lines)
+
+
+def language_of(text: str) -> Language | None:
+    """The language whose frequent words are more often in a text; None where neither is."""
+    words = _words(text)
+    counts = {name: sum(word in frequent for word in words) for name, frequent in _FREQUENT.items()}
+    english, german = counts["English"], counts["German"]
+    if english == german:
+        return None
+    return "English" if english > german else "German"
+
+
+def repetition(text: str) -> float:
+    """The share of a text's 4-grams of words that were there before, 0..1."""
+    words = _words(text)
+    grams = [tuple(words[at : at + _GRAM]) for at in range(len(words) - _GRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _format(prompt: BehaviourPrompt, text: str) -> float | None:
+    kept = keeps_format(prompt, text)
+    return None if kept is None else float(kept)
+
+
+def _language(prompt: BehaviourPrompt, text: str) -> float | None:
+    """Only where anything may be answered: JSON and single words have no language."""
+    return None if prompt.format else float(language_of(text) == prompt.language)
+
+
+TRAITS: dict[Trait, Callable[[BehaviourPrompt, str], float | None]] = {
+    "refuses": lambda _, text: float(refuses(text)),
+    "length": lambda _, text: float(len(_words(text))),
+    "keeps the format": _format,
+    "keeps the language": _language,
+    "repeats itself": lambda _, text: repetition(text),
+}
+"""What is measured of an answer; None where the prompt does not ask for it."""
+
+
+def _statements(models: Sequence[ModelBehaviour]) -> Iterator[str]:
+    """One for each change that is shown."""
+    for model in models:
+        for change in model.changes:
+            if change.difference.sign() == 0:
+                continue
+            more = "more" if change.difference.sign() > 0 else "less"
+            what = "writes more" if more == "more" else "writes less"
+            what = what if change.trait == "length" else f"{change.trait} {more} often"
+            yield (
+                f"{quantities.capital(model.label)} {what} than the base: "
+                f"{quantities.formatted(change.adapted, '.0f')} against "
+                f"{quantities.formatted(change.base, '.0f')} "
+                f"{'words' if change.unit == 'words' else '%'}."
+            )

@@ -1,0 +1,221 @@
+"""Gauges of forgetting: what can be measured without retention tasks, and how well it orders them.
+
+A gauge is worth having if models that it calls further from the base have forgotten more.
+Exploratory: the recommendation does not rest on it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rankwise.findings.agreement import answer_clusters
+from rankwise.findings.audits import norms
+from rankwise.findings.model_groups import ModelGroup, ModelKind, model_groups
+from rankwise.findings.options import OptionGains, TaskMean
+from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
+from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.trends import correlated
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Bound
+from rankwise.records.results import Divergence, weighted_by_tokens
+
+MIN_MODELS = 5
+"""Of fewer, an order says nothing: four come in a given order by chance once in 24 times."""
+
+Gauge = Literal[
+    "KL on the task's prompts",
+    "KL on held-out text",
+    "the rise of the loss on held-out text",
+    "the norm of the update",
+]
+
+
+class GaugedModel(Record):
+    """What the gauges say of a model, seeds averaged, and what it forgot.
+
+    ``retention_loss`` is base - adapted over the retention tasks. ``kl_prompts`` and ``kl_prose``
+    are KL(base || model), ``prose_rise`` the rise of the loss, in nats per token: on the right
+    answers in-domain, and on the same tokens of held-out text. ``stderr_ratio`` is the standard
+    error of the rise over that of the KL. ``update_norm`` is ‖delta‖_F. None where not measured.
+    """
+
+    label: str
+    kind: ModelKind
+    rank: int | None
+    num_seeds: int
+    retention_loss: TaskMean | None
+    kl_prompts: TaskMean | None
+    kl_prose: TaskMean | None
+    prose_rise: TaskMean | None
+    stderr_ratio: float | None
+    update_norm: float | None
+
+
+class GaugeOrder(Record):
+    """Spearman's correlation of a gauge with the retention loss, over models.
+
+    ``correlation`` is None with its ``reason``.
+    """
+
+    gauge: Gauge
+    num_models: int
+    correlation: Bound | None
+    reason: str | None
+
+
+class TrainTaskGauges(Record):
+    """The gauges of one trained task's models."""
+
+    train_task: str
+    confidence: float
+    models: tuple[GaugedModel, ...]
+    orders: tuple[GaugeOrder, ...]
+    stderr_ratio: float | None
+    """Median over the models; None where no held-out text was read."""
+    statements: tuple[str, ...]
+
+
+def gauges(source: OptionGains) -> TrainTaskGauges | None:
+    """The gauges of one trained task; None where no model was compared with the base.
+
+    Raises:
+        RecordError: models were scored on different items.
+    """
+    models = tuple(
+        _gauged(source, group)
+        for group in model_groups(source, lambda model: model.from_base is not None)
+    )
+    if not models:
+        return None
+    orders = tuple(_orders(models, source.confidence))
+    ratios = [model.stderr_ratio for model in models if model.stderr_ratio is not None]
+    ratio = statistics.median(ratios) if ratios else None
+    return TrainTaskGauges(
+        train_task=source.results.train_task,
+        confidence=source.confidence,
+        models=models,
+        orders=orders,
+        stderr_ratio=ratio,
+        statements=tuple(_statements(orders, ratio)),
+    )
+
+
+def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
+    runs = group.runs
+    read = [run.from_base for run in runs if run.from_base is not None]
+    texts = {*source.results.tasks.get("held_out_text", ())}
+    prompts = [place for place, task in enumerate(read[0].tasks) if task not in texts]
+    prose = [place for place, task in enumerate(read[0].tasks) if task in texts]
+    retention = source.tasks("retention") or source.tasks("retention", "nats")
+    change = source.change(runs, retention) if retention else None
+    kl = _measured(source, read, prose, lambda each: each.kl_nats)
+    rise = _measured(source, read, prose, lambda each: each.rise_nats)
+    spectra = [run.spectra.matrices for run in runs if run.spectra and run.spectra.matrices]
+    ratio: float | None = None
+    if kl is not None and rise is not None and kl.estimate.stderr > 0.0:
+        ratio = rise.estimate.stderr / kl.estimate.stderr
+    return GaugedModel(
+        label=group.label,
+        kind=group.kind,
+        rank=group.rank,
+        num_seeds=len(runs),
+        retention_loss=None if change is None else change.negated(),
+        kl_prompts=_mean(
+            source, _measured(source, read, prompts, lambda each: each.kl_nats), at_least=0.0
+        ),
+        kl_prose=_mean(source, kl, at_least=0.0),
+        prose_rise=_mean(source, rise),
+        stderr_ratio=ratio,
+        update_norm=statistics.fmean(norms(each)[0] for each in spectra) if spectra else None,
+    )
+
+
+class _Measured(NamedTuple):
+    """A mean over tokens, and the (seeds, items) that it comes from."""
+
+    items: Items
+    estimate: Estimate
+
+
+def _measured(
+    source: OptionGains,
+    read: Sequence[Divergence],
+    places: Sequence[int],
+    values: Callable[[Divergence], Sequence[float]],
+) -> _Measured | None:
+    """Of the items at these places; None of fewer than two, which have no standard error."""
+    if len(places) < 2:
+        return None
+    weighted: list[Floats] = []
+    for each in read:
+        own, tokens = values(each), each.item_tokens
+        weighted.append(
+            np.asarray(weighted_by_tokens([own[p] for p in places], [tokens[p] for p in places]))
+        )
+    array = np.stack(weighted)  # (seeds, items)
+    answers = [(read[0].tasks[place], read[0].doc_ids[place]) for place in places]
+    # no pseudo-items: these are no disagreements that may not have been seen
+    items = Items(array, 0.0, clusters=answer_clusters(answers, source))
+    return _Measured(items, mean_over_tasks([items]))
+
+
+def _mean(
+    source: OptionGains, measured: _Measured | None, at_least: float = -np.inf
+) -> TaskMean | None:
+    """With its interval, cut off where no value can be."""
+    if measured is None:
+        return None
+    lower, upper = measured.estimate.interval(source.confidence)
+    value = measured.estimate.value
+    return TaskMean.over([measured.items], "nats", value, max(lower, at_least), upper)
+
+
+def _estimate(mean: TaskMean | None) -> float | None:
+    return None if mean is None else mean.estimate
+
+
+_GAUGES: dict[Gauge, Callable[[GaugedModel], float | None]] = {
+    "KL on the task's prompts": lambda model: _estimate(model.kl_prompts),
+    "KL on held-out text": lambda model: _estimate(model.kl_prose),
+    "the rise of the loss on held-out text": lambda model: _estimate(model.prose_rise),
+    "the norm of the update": lambda model: model.update_norm,
+}
+
+
+def _orders(models: Sequence[GaugedModel], confidence: float) -> Iterator[GaugeOrder]:
+    for gauge, value_of in _GAUGES.items():
+        pairs = [
+            (value, model.retention_loss.estimate)
+            for model in models
+            if (value := value_of(model)) is not None and model.retention_loss is not None
+        ]
+        if not any(value_of(model) is not None for model in models):
+            continue
+        found, reason = None, f"{quantities.counted(len(pairs), 'model')}, {MIN_MODELS} are needed"
+        if len(pairs) >= MIN_MODELS:
+            x, y = zip(*pairs, strict=True)
+            found, reason = correlated(x, y, confidence, "model")
+        yield GaugeOrder(gauge=gauge, num_models=len(pairs), correlation=found, reason=reason)
+
+
+def _statements(orders: Sequence[GaugeOrder], ratio: float | None) -> Iterator[str]:
+    for order in orders:
+        if order.correlation is not None:
+            models = quantities.counted(order.num_models, "model")
+            rho = quantities.correlation(order.correlation)
+            verb = {1: "orders", 0: "is not shown to order", -1: "orders in reverse"}
+            yield (
+                f"Over {models}, {order.gauge} {verb[order.correlation.sign()]} forgetting: "
+                f"Spearman's ρ {rho}."
+            )
+    if ratio is not None:
+        times = f"{quantities.formatted(ratio, '.1f')} times"
+        yield (
+            f"On the same tokens of held-out text the standard error of the rise of the loss is "
+            f"{times} that of the KL, a median over the models."
+        )

@@ -1,0 +1,178 @@
+"""Forgotten, or only unformatted: lost items that come back when asked in the trained format.
+
+An item is lost where the base is right and the adapted model wrong. A model that was trained to
+answer in one format may still know the answer, and show it in that format alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwise.findings.models import seeded_labels
+from rankwise.findings.options import OptionGains
+from rankwise.findings.pairs import Pair, pair_items, run_record
+from rankwise.findings.stats.estimates import wilson_interval
+from rankwise.findings.stats.items import POINTS
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.results import ModelResults
+from rankwise.records.study import Interval
+
+
+class LostItems(Record):
+    """The items of one run on one retention task, judged by the task's own metric.
+
+    ``share_back`` is the share of the lost items that the run has right in the trained format,
+    with Wilson's interval; None where none was lost. ``kept_share`` is the same of the items that
+    it kept: of a lost item no more can be expected. ``chance`` is what guessing would have right.
+    """
+
+    run: str
+    label: str
+    task: str
+    scored_as: str
+    num_lost: int
+    num_back: int
+    share_back: Interval | None
+    num_kept: int
+    num_kept_right: int
+    chance: float | None
+
+    @property
+    def kept_share(self) -> float | None:
+        """The share of kept items that are right in the trained format; None without any."""
+        return self.num_kept_right / self.num_kept if self.num_kept else None
+
+
+class TrainTaskLostItems(Record):
+    """The lost items of one trained task's runs. Exploratory."""
+
+    train_task: str
+    confidence: float
+    rows: tuple[LostItems, ...]
+    statements: tuple[str, ...]
+
+
+def lost_items(source: OptionGains) -> TrainTaskLostItems | None:
+    """What comes back in the trained format; None where no retention task was scored in it.
+
+    Tasks whose items are neither right nor wrong are left out.
+
+    Raises:
+        RecordError: models were scored on different items.
+    """
+    results = source.results
+    trained = [run for run in results.runs if run_record(run).status == "trained"]
+    labels = seeded_labels(results.planned)
+    rows = tuple(
+        row
+        for run in trained
+        for task in results.tasks.get("retention", ())
+        if (row := _lost(source, run, labels[run.name], task)) is not None
+    )
+    if not rows:
+        return None
+    return TrainTaskLostItems(
+        train_task=results.train_task,
+        confidence=source.confidence,
+        rows=rows,
+        statements=tuple(_statements(rows, source.confidence)),
+    )
+
+
+class _Outcomes(NamedTuple):
+    """(items,) each: who is right, in the order of the items' numbers."""
+
+    base: NDArray[np.bool_]
+    adapted: NDArray[np.bool_]
+
+
+def _outcomes(pair: Pair) -> _Outcomes | None:
+    """None where an item is neither right nor wrong."""
+    both = np.concatenate([pair.base, pair.adapted])
+    if not pair.in_points or not np.isin(both, (0.0, POINTS)).all():
+        return None
+    best = POINTS if pair.sign > 0 else 0.0
+    return _Outcomes(pair.base == best, pair.adapted == best)
+
+
+def _lost(source: OptionGains, run: ModelResults, label: str, task: str) -> LostItems | None:
+    results = source.results
+    scored_as = results.trained_formats.get(task)
+    if scored_as is None or task not in run.items or scored_as not in run.items:
+        return None
+    base, own = results.base.items[task], results.base.items[scored_as]
+    if sorted(base.doc_ids) != sorted(own.doc_ids):
+        return None  # other items: nothing can come back
+    standard = _outcomes(pair_items(results.base, run, task, by_accuracy=True))
+    there = _outcomes(pair_items(results.base, run, scored_as, by_accuracy=True))
+    if standard is None or there is None:
+        return None
+    lost, kept = standard.base & ~standard.adapted, standard.base & standard.adapted
+    num_lost, num_back = int(lost.sum()), int((lost & there.adapted).sum())
+    evaluation = results.base.evaluations.get(scored_as)
+    return LostItems(
+        run=run.name,
+        label=label,
+        task=task,
+        scored_as=scored_as,
+        num_lost=num_lost,
+        num_back=num_back,
+        share_back=_share(num_back, num_lost, source.confidence),
+        num_kept=int(kept.sum()),
+        num_kept_right=int((kept & there.adapted).sum()),
+        chance=None if evaluation is None else evaluation.chance,
+    )
+
+
+def _share(num_back: int, num_lost: int, confidence: float) -> Interval | None:
+    if num_lost == 0:
+        return None
+    lower, upper = wilson_interval(num_back, num_lost, confidence)
+    return Interval(estimate=num_back / num_lost, lower=lower, upper=upper)
+
+
+def _statements(rows: Sequence[LostItems], confidence: float) -> Iterator[str]:
+    """One for each run that lost something, all its tasks together.
+
+    An item that is only unformatted comes back as often as kept ones are right there, a forgotten
+    one as often as guessing is. What is nearer to the first is called a loss of format.
+    """
+    for label in dict.fromkeys(row.label for row in rows):
+        own = [row for row in rows if row.label == label]
+        num_lost, num_back = sum(row.num_lost for row in own), sum(row.num_back for row in own)
+        share = _share(num_back, num_lost, confidence)
+        if share is None:
+            continue
+        kept, guessed = _kept_share(own), _chance(own)
+        answer = {
+            1: "most of the loss is one of format",
+            0: "whether most of the loss is one of format cannot be told",
+            -1: "most of the loss is not one of format",
+        }[share.sign((kept + guessed) / 2)]
+        verb = "comes" if num_back == 1 else "come"
+        bounds = f"{quantities.share(share.lower)} to {quantities.share(share.upper)}"
+        yield (
+            f"{quantities.capital(label)}: of {quantities.counted(num_lost, 'item')} that it lost "
+            f"on retention tasks, {quantities.count(num_back)} {verb} back in the trained format "
+            f"({quantities.share(share.estimate)}, {bounds}). Of the items that it kept "
+            f"{quantities.share(kept)} are right there, and guessing has "
+            f"{quantities.share(guessed)}: {answer}."
+        )
+
+
+def _kept_share(rows: Sequence[LostItems]) -> float:
+    """Of the items that were kept; 1 where none was."""
+    num_kept = sum(row.num_kept for row in rows)
+    return sum(row.num_kept_right for row in rows) / num_kept if num_kept else 1.0
+
+
+def _chance(rows: Sequence[LostItems]) -> float:
+    """Mean over the lost items; of generation, nothing is guessed."""
+    return sum((row.chance or 0.0) * row.num_lost for row in rows) / sum(
+        row.num_lost for row in rows
+    )

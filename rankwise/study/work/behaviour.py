@@ -1,0 +1,74 @@
+"""Lets models answer short prompts, and writes down what each wrote."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rankwise.errors import ModelError
+from rankwise.records.behaviour import PROMPTS, Behaviour
+from rankwise.records.folder import BASE
+from rankwise.study.context import StudyContext
+from rankwise.study.stages import Model, ObserveBehaviour
+from rankwise.tasks.questions import Scorer
+
+TOGETHER = 16
+"""The most adapters in memory at once: more would make room for fewer texts."""
+
+
+def observe_behaviour(
+    context: StudyContext, stage: ObserveBehaviour, models: Sequence[Model]
+) -> None:
+    """Let some models of a stage write; those that share the base, together.
+
+    Raises:
+        ModelError: weights cannot be read.
+        StorageError: a record cannot be written.
+    """
+    context.observer.skipped(stage.work * (1 - len(models) / len(stage.models)))
+    adapters = [model for model in models if model is None or model.method == "lora"]
+    alone = [model for model in models if model is not None and model.method == "full"]
+    for start in range(0, len(adapters), TOGETHER):
+        group = adapters[start : start + TOGETHER]
+        context.models.keep({model.name for model in group if model is not None})
+        together = [model for model in group if _is_put_on(context, model)]
+        if together:
+            _write(context, stage, context.models.scorer(), together)
+        alone += [model for model in group if model is not None and model not in together]
+    for model in alone:
+        _write(context, stage, context.models.scorer_alone(model), [model], alone=True)
+
+
+def _is_put_on(context: StudyContext, model: Model) -> bool:
+    """Whether the resident model answers for it: the base does, and an adapter that fits."""
+    try:
+        if model is not None:
+            context.models.put_on(model)
+    except ModelError:
+        return False
+    return True
+
+
+def _write(
+    context: StudyContext,
+    stage: ObserveBehaviour,
+    scorer: Scorer,
+    models: Sequence[Model],
+    *,
+    alone: bool = False,
+) -> None:
+    prompts = context.plan.behaviour
+    asked = [None if model is None or alone else model.name for model in models]
+    started = time.perf_counter()
+    answers = scorer.generate(asked, prompts, context.observer.advanced)
+    seconds = (time.perf_counter() - started) / len(models)
+    for model, texts in zip(models, answers, strict=True):
+        record = Behaviour(
+            model=BASE if model is None else model.name,
+            fingerprint=stage.fingerprint_of(model),
+            prompts=tuple(prompt.text for prompt in PROMPTS),
+            texts=tuple(each.text for each in texts),
+            is_finished=tuple(each.is_finished for each in texts),
+            score_seconds=seconds,
+        )
+        context.folder.write(stage.path_of(context.folder, model), record)

@@ -1,0 +1,27 @@
+"""The prompts of ``records.behaviour`` as tokens, asked as the base model expects to be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankwise.records.behaviour import MOST_NEW_TOKENS, PROMPTS
+from rankwise.tasks.questions import GenerationSettings, Prompt
+from rankwise.tasks.training_rows import TextEncoder, render_chat
+
+
+def behaviour_prompts(tokenizer: Any) -> tuple[Prompt, ...]:
+    """Each prompt as a user's turn where the tokenizer has a chat template, else as a line.
+
+    Args:
+        tokenizer: the base model's.
+    """
+    encoder = TextEncoder(tokenizer)
+    end_of_text: str = tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=False)
+    settings = GenerationSettings(MOST_NEW_TOKENS, (end_of_text,), (("do_sample", False),))
+
+    def asked(text: str) -> str:
+        if tokenizer.chat_template:
+            return render_chat(tokenizer, [{"role": "user", "content": text}])
+        return f"{text}\n"
+
+    return tuple(Prompt(tuple(encoder.encode(asked(each.text))), settings) for each in PROMPTS)

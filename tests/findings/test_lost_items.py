@@ -1,0 +1,119 @@
+"""Lost items that come back in the trained format: counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+
+from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
+from rankwise.findings.options import option_gains
+from rankwise.records.results import ModelResults, StudyResults, TaskItems
+from rankwise.report.sections.gauges import lost_item_section
+from tests.planted.results import planted_evaluation, planted_study
+
+STANDARD, TRAINED = "capitals", "capitals@trained"
+SIZE = 200
+
+
+def items_of(task: str, right: list[bool], order: list[int]) -> TaskItems:
+    return TaskItems(
+        task=task,
+        metric="acc",
+        unit="points",
+        higher_is_better=True,
+        doc_ids=tuple(order),
+        values=tuple(float(right[doc_id]) for doc_id in order),
+    )
+
+
+def study(num_back: int) -> StudyResults:
+    """The base has items 0 to 99 right; the run loses 0 to 59, and has ``num_back`` of them back.
+
+    In the trained format the run has 36 of the 40 kept items right, and item 150 that it never had.
+    """
+    results = planted_study({4: 0.8}, {4: 0.9})
+    forwards, backwards = list(range(SIZE)), list(reversed(range(SIZE)))
+
+    def changed(model: ModelResults) -> ModelResults:
+        is_base = model.run is None
+        right = [doc < 100 and (is_base or doc >= 60) for doc in range(SIZE)]
+        there = [doc < num_back or 60 <= doc < 96 or doc == 150 for doc in range(SIZE)]
+        own = {
+            STANDARD: items_of(STANDARD, right, forwards),
+            TRAINED: items_of(TRAINED, right if is_base else there, backwards),
+        }
+        evaluations = {
+            name: planted_evaluation(model.name, i, model.run) for name, i in own.items()
+        }
+        return model.model_copy(
+            update={"items": model.items | own, "evaluations": model.evaluations | evaluations}
+        )
+
+    formats = {"trained_formats": {"kinship": {STANDARD: TRAINED}}}
+    return results.model_copy(
+        update={
+            "base": changed(results.base),
+            "runs": tuple(map(changed, results.runs)),
+            "study": results.study.model_copy(update=formats),
+        }
+    )
+
+
+def found(num_back: int) -> TrainTaskLostItems:
+    (source,) = option_gains(study(num_back))
+    part = lost_items(source)
+    assert part is not None
+    return part
+
+
+def test_lost_and_kept_items_are_counted_by_number() -> None:
+    (row,) = found(45).rows
+    assert (row.task, row.scored_as) == (STANDARD, TRAINED)
+    assert (row.num_lost, row.num_back, row.num_kept, row.num_kept_right) == (60, 45, 40, 36)
+    assert row.chance == 0.25
+    assert row.share_back is not None
+    assert row.share_back.estimate == 0.75
+    lower, upper = proportion_confint(45, 60, alpha=0.05, method="wilson")
+    assert (row.share_back.lower, row.share_back.upper) == pytest.approx((lower, upper))
+
+
+@pytest.mark.parametrize(
+    ("num_back", "words"),
+    [
+        (50, "most of the loss is one of format"),
+        (15, "is not one of format"),
+        (35, "cannot be told"),
+    ],
+)
+def test_what_comes_back_is_set_against_kept_items_and_guessing(num_back: int, words: str) -> None:
+    (statement,) = found(num_back).statements
+    assert words in statement
+    assert "90 %" in statement
+    assert "25 %" in statement
+
+
+def test_a_run_that_lost_nothing_is_not_spoken_of() -> None:
+    results = study(0)
+    base = results.base.model_copy(
+        update={
+            "items": results.base.items
+            | {STANDARD: items_of(STANDARD, [60 <= d < 100 for d in range(SIZE)], [*range(SIZE)])}
+        }
+    )
+    (source,) = option_gains(results.model_copy(update={"base": base}))
+    part = lost_items(source)
+    assert part is not None
+    assert (part.rows[0].num_lost, part.rows[0].share_back, part.statements) == (0, None, ())
+
+
+def test_without_the_trained_format_there_is_nothing() -> None:
+    (source,) = option_gains(planted_study({4: 0.8}, {4: 0.9}))
+    assert lost_items(source) is None
+
+
+def test_the_section_has_a_row_for_each_run_and_task() -> None:
+    section = lost_item_section([found(45)])
+    (table,) = section.tables
+    (row,) = table.table.groups[0].rows
+    assert [str(cell) for cell in row][:4] == ["rank 4", STANDARD, "60", "45"]
+    assert len(section.files["lost-items.csv"].splitlines()) == 2

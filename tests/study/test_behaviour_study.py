@@ -1,0 +1,84 @@
+"""Behaviour in a study: greedy texts of every model, off by default, resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from rankwise.records.behaviour import MOST_NEW_TOKENS, PROMPTS, Behaviour
+from rankwise.records.files import read_record
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.report.page import write_report
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.stages import ObserveBehaviour, stages
+from rankwise.study.status import study_status
+from tests.support.studies import run
+
+SMALL = (
+    "evaluation.out_of_domain=[]",
+    "evaluation.held_out_text=[]",
+    "evaluation.num_train_items=0",
+    "analysis.spectra=false",
+    "analysis.heads=false",
+)
+ON = (*SMALL, "analysis.behaviour=true")
+
+
+def greedy(model: Any, tokens: tuple[int, ...], eos: int) -> list[int]:
+    """Without a cache, token by token."""
+    new: list[int] = []
+    while len(new) < MOST_NEW_TOKENS and eos not in new:
+        with torch.no_grad():
+            new.append(int(model(torch.tensor([[*tokens, *new]])).logits[0, -1].argmax()))
+    return [token for token in new if token != eos]
+
+
+def test_models_write_what_greedy_decoding_writes(study_file: Path, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    outcome, recorder = run(study_file, folder.root, *ON)
+    plan = plan_study(load_config(study_file, ON))
+    assert recorder.stages.count(("behaviour", "behaviour")) == 1
+    models: dict[str, Any] = {BASE: AutoModelForCausalLM.from_pretrained(plan.base.folder)}
+    for planned in plan.record.runs:
+        weights = folder.weights_folder(planned)
+        base = AutoModelForCausalLM.from_pretrained(plan.base.folder)
+        is_full = planned.method == "full"
+        models[planned.name] = (
+            AutoModelForCausalLM.from_pretrained(weights)
+            if is_full
+            else PeftModel.from_pretrained(base, weights)
+        )
+    assert len(plan.behaviour) == len(PROMPTS)
+    for name, model in models.items():
+        record = read_record(folder.behaviour_file(name), Behaviour)
+        for place in (0, 13, 29):
+            prompt = plan.behaviour[place]
+            assert PROMPTS[place].text in plan.tokenizer.decode(prompt.tokens)
+            tokens = greedy(model.eval(), prompt.tokens, plan.tokenizer.eos_token_id)
+            text = plan.tokenizer.decode(tokens, skip_special_tokens=True)
+            assert record.texts[place].strip() == text.strip()
+    (part,) = outcome.findings.behaviour
+    assert len(part.models) == 3
+    page = write_report(folder.root, *outcome).read_text(encoding="utf-8")
+    assert "Behaviour on short prompts" in page
+
+    name = plan.record.runs[2].name
+    folder.behaviour_file(name).unlink()
+    assert [line.model for line in study_status(folder) if line.behaviour_left] == [name]
+    _, recorder = run(study_file, folder.root, *ON)
+    assert recorder.stages == [("behaviour", "behaviour")]
+    assert not any(line.left for line in study_status(folder))
+
+
+def test_it_is_off_unless_it_is_asked_for(study_file: Path) -> None:
+    off, on = (plan_study(load_config(study_file, each)).record for each in (SMALL, ON))
+    assert not any(isinstance(stage, ObserveBehaviour) for stage in stages(off))
+    assert off.fingerprint != on.fingerprint
+    assert [r.fingerprint for r in off.runs] == [r.fingerprint for r in on.runs]
+    named = plan_study(load_config(study_file, (*SMALL, "analysis.behaviour=false"))).record
+    assert named.fingerprint == off.fingerprint
