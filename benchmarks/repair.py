@@ -5,7 +5,7 @@
 Two studies of the preset ``mitigation``'s arms on the embedded model, three seeds each: kinship,
 with what the model knows of capitals, continents and elements, and Overruling, with ARC-Easy and
 MMLU by letter (real items; left out where ``--tasks-path`` is not there). Rank 32 is trained at a
-rate at which it forgets. For each arm: gain, retention, seconds, each with its interval.
+rate at which it forgets, on 160 rows in 40 steps. For each arm: gain, retention, seconds, each with its interval.
 
 Everything finished is kept under ``--out``; calling again goes on. The last line of output is one
 JSON object. For each study ``best_arm`` is, of the arms that are shown to gain more than lower
@@ -39,11 +39,21 @@ KL_ARM = "KL on own texts"
 
 STUDIES: dict[str, dict[str, Any]] = {
     "kinship": {
-        "train": {"task": "kinship", "max_examples": 320, "epochs": 1},
+        "train": {
+            "task": "kinship",
+            "max_examples": 160,
+            "epochs": 1,
+            "gradient_accumulation_steps": 2,
+        },
         "evaluation": {"retention": ["capitals", "continents", "elements"], "limit": 200},
     },
     "overruling": {
-        "train": {"task": "local_overruling", "max_examples": 320, "epochs": 1},
+        "train": {
+            "task": "local_overruling",
+            "max_examples": 160,
+            "epochs": 1,
+            "gradient_accumulation_steps": 2,
+        },
         "evaluation": {"retention": ["local_arc_easy", "local_mmlu"], "limit": 200},
     },
 }

@@ -81,8 +81,14 @@ def _negative_transfer(
     if base > 0 and loss.lower / base > TRANSFER_ALARM_SHARE:
         advice = (
             f"Where that domain matters use the base, try {_LESS_TRAINING}, or mix rows of it "
-            "into the training."
+            "into the training (mitigations in the study file)."
         )
+        if option.rank is not None:
+            trained = ",".join(source.results.tasks.get("in_domain", ()))
+            advice += (
+                f" `rankwise repair BASE ADAPTER --tasks {trained} --retention {task} "
+                "--max-retention-loss 1` looks for a change of the adapter that needs no training."
+            )
         yield signature(
             "negative_transfer",
             Place(source.results.train_task, option.label, task),
