@@ -5,7 +5,7 @@
 Two studies of the preset ``mitigation``'s arms on the embedded model, three seeds each: kinship,
 with what the model knows of capitals, continents and elements, and Overruling, with ARC-Easy and
 MMLU by letter (real items; left out where ``--tasks-path`` is not there). Rank 32 is trained at a
-rate at which it forgets, on 160 rows in 40 steps. For each arm: gain, retention, seconds, each with its interval.
+rate at which it forgets, on 160 rows in 40 steps. Each arm has its gain, retention and seconds.
 
 Everything finished is kept under ``--out``; calling again goes on. The last line of output is one
 JSON object. For each study ``best_arm`` is, of the arms that are shown to gain more than lower
