@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.tiny:
             study["train"] |= {"max_examples": 8}
             study["evaluation"] |= {"limit": 4, "retention": ["capitals"]}
-            study["mitigations"] = [{"learning_rate": 0.5}, {"kl": {"at": "prompts"}}]
+            study["mitigations"] = [{"learning_rate_factor": 0.5}, {"kl": {"at": "prompts"}}]
         file = out / f"{name}.yaml"
         file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
         found[name] = run(file, out / name)

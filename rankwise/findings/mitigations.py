@@ -1,8 +1,8 @@
-"""Repairs against forgetting, each judged against a lower learning rate alone.
+"""Arms against forgetting, each judged against a lower learning rate alone.
 
-A lower rate forgets less and gains less, and costs nothing. So a repair is worth having where its
+A lower rate forgets less and gains less, and costs nothing. So an arm is worth having where its
 gain lies above the line through the run as trained, its lower rates, and the base (a rate of zero),
-at the retention that the repair has.
+at the retention that the arm has.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ AS_TRAINED = "as trained"
 
 
 class Arm(Record):
-    """A run's setting as trained, or trained again with a repair.
+    """A run's setting as trained, or trained again with something changed.
 
     ``kept_gain`` is the arm's gain over that of the run as trained, ``regained`` the part of the
     run's retention loss that the arm does not have. ``above_rates`` is its gain less that of the
-    lower rates at its retention; ``is_told_apart`` says whether that is shown not to be zero, after
-    Holm's correction over the arms of the option. They are None of what makes up the line. Tokens
-    are those of one seed, seconds those of all.
+    line of lower rates at its retention; ``is_told_apart`` says whether that is shown not to be
+    zero, after Holm's correction over the arms of the option. They are None of what makes up the
+    line. Tokens are those of one seed, seconds those of all.
     """
 
     label: str
@@ -109,9 +109,13 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
         return None
     options: list[MitigatedOption] = []
     left_out: list[str] = []
-    for option in source.options:
-        names = [run.name for run in option.runs]
+    for option in source.planned:
+        names = {run.name for run in option.runs}
         of_option = [m for m in planned if m.mitigates and m.mitigates.name in names]
+        if not option.is_complete:
+            labels = dict.fromkeys(m.mitigation.label for m in of_option if m.mitigation)
+            left_out += [f"{option.label}, {label}" for label in labels]
+            continue
         arms, missing = _arms(source, option, of_option)
         left_out += [f"{option.label}, {label}" for label in missing]
         if arms:
@@ -161,8 +165,8 @@ def _kind(model: PlannedRun) -> ArmKind:
     arm = model.mitigation
     assert arm is not None
     changed = set(arm.model_dump(exclude={"name"}, exclude_none=True))
-    if changed == {"learning_rate"}:
-        return "rate" if (arm.learning_rate or 0.0) < 1.0 else "other"
+    if changed == {"learning_rate_factor"}:
+        return "rate" if (arm.learning_rate_factor or 0.0) < 1.0 else "other"
     return "kl" if "kl" in changed else "replay" if "replay" in changed else "other"
 
 
@@ -237,6 +241,31 @@ def _arm(
     ), p_value
 
 
+class _Piece(NamedTuple):
+    """The line between two neighbours, at some retention.
+
+    Attributes:
+        place: of the first one.
+        weight: of the first one in the mean of both that has this retention.
+        slope: gain for each of retention.
+        gain: of that mean.
+    """
+
+    place: int
+    weight: float
+    slope: float
+    gain: float
+
+    @classmethod
+    def through(
+        cls, place: int, retention: float, at: Sequence[float], gains: Sequence[float]
+    ) -> _Piece:
+        """The piece whose ends have these two retentions and gains, at a retention."""
+        weight = (retention - at[1]) / (at[0] - at[1])
+        slope = (gains[0] - gains[1]) / (at[0] - at[1])
+        return cls(place, weight, slope, weight * gains[0] + (1.0 - weight) * gains[1])
+
+
 class _RateLine:
     """Gain against retention from the run as trained, over its lower rates, to the base."""
 
@@ -252,33 +281,36 @@ class _RateLine:
     def above(self, runs: Runs) -> tuple[TaskMean, float]:
         """The gain of some runs less that of the line at their retention, and its p-value.
 
-        Between two neighbours a and b of the line whose retention is on both sides, it is at
-        w·a + (1 - w)·b, where w is such that the retention is the same. Beyond the line it is at
-        the nearer end. With the slope s of the line there (points of gain for each of retention),
-        the estimate is (gain - line's) - s (retention - line's), whose second part is zero; so to
-        first order it does not depend on the errors of w and s, but on those of both parts.
+        Between two neighbours a and b of the line, it is at w·a + (1 - w)·b, where w is such that
+        the retention is the runs'. With the slope s of the line there (points of gain for each of
+        retention), the estimate is (gain - line's) - s (retention - line's), whose second part is
+        zero; so to first order it does not depend on the errors of w and s, but on those of both
+        parts. Beyond the line's ends its last piece goes on (w is below 0 or above 1). Of several
+        pieces at that retention, the one of the highest gain counts.
         """
         own = self._values(runs)
         retention = self._mean(own, self._tasks.retention)
         at = [self._mean(end, self._tasks.retention) for end in self._ends]
         gains = [self._mean(end, self._tasks.in_domain) for end in self._ends]
-        for place in range(len(at) - 1):
-            low, high = sorted((at[place], at[place + 1]))
-            if low <= retention <= high and low < high:
-                weight = (retention - at[place + 1]) / (at[place] - at[place + 1])
-                slope = (gains[place] - gains[place + 1]) / (at[place] - at[place + 1])
-                return self._contrast(own, place, weight, slope)
-        nearest = min(range(len(at)), key=lambda place: abs(at[place] - retention))
-        return self._contrast(own, nearest, 1.0, 0.0)
+        pieces = [
+            _Piece.through(place, retention, at[place : place + 2], gains[place : place + 2])
+            for place in range(len(at) - 1)
+            if at[place] != at[place + 1]
+        ]
+        if not pieces:  # nothing changes what is retained
+            return self._contrast(own, _Piece(0, 1.0, 0.0, gains[0]))
+        there = [piece for piece in pieces if 0.0 <= piece.weight <= 1.0]
+        if there:
+            return self._contrast(own, max(there, key=lambda piece: piece.gain))
+        beyond = min(pieces, key=lambda piece: max(-piece.weight, piece.weight - 1.0))
+        return self._contrast(own, beyond)
 
     def _mean(self, values: dict[str, Floats], tasks: Sequence[str]) -> float:
         return sum(float(values[task].mean()) for task in tasks) / len(tasks)
 
-    def _contrast(
-        self, own: dict[str, Floats], place: int, weight: float, slope: float
-    ) -> tuple[TaskMean, float]:
-        source, tasks = self._source, self._tasks
-        ends = self._ends[place], self._ends[min(place + 1, len(self._ends) - 1)]
+    def _contrast(self, own: dict[str, Floats], piece: _Piece) -> tuple[TaskMean, float]:
+        source, tasks, weight, slope = self._source, self._tasks, piece.weight, piece.slope
+        first, second = self._ends[piece.place : piece.place + 2]
         # a mean over all parts is to be the sum of two means, each over its own tasks
         number = len(tasks.in_domain) + (len(tasks.retention) if slope else 0)
         factors = dict.fromkeys(tasks.in_domain, number / len(tasks.in_domain))
@@ -286,7 +318,7 @@ class _RateLine:
             factors |= dict.fromkeys(tasks.retention, -slope * number / len(tasks.retention))
         parts = [
             Items(
-                factor * (own[task] - weight * ends[0][task] - (1.0 - weight) * ends[1][task]),
+                factor * (own[task] - weight * first[task] - (1.0 - weight) * second[task]),
                 abs(factor) * source.item_size(task),
                 clusters=source.clusters(task),
             )
@@ -313,10 +345,10 @@ def _statements(
         if arm.is_told_apart:
             by = quantities.amount(abs(above.estimate), above.unit)
             bounds = quantities.change_interval(above.lower, above.upper, above.unit)
-            word = "more" if above.estimate > 0 else "less"
+            side = "above" if above.estimate > 0 else "below"
             yield (
-                f"{option.label}: {arm.label} gains {by} {word} than lower rates do at its "
-                f"retention ({bounds})."
+                f"{option.label}: {arm.label} gains {by} {side} the line of lower learning rates, "
+                f"at its retention ({bounds})."
             )
     tied = [arm.label for arm, _ in judged if not arm.is_told_apart]
     if tied:

@@ -63,6 +63,8 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("train", "score_checkpoints"): [],
     ("train", "stop"): None,
 }
+# Of an arm, what names it and the places of its rows: their content counts.
+_WHERE_ROWS_ARE: Any = {"name": True, "kl": {"rows"}, "replay": {"rows"}}
 _RUN_IDENTITY = {"method", "seed", *SETTING}
 
 
@@ -145,7 +147,7 @@ def mitigation_fingerprint(
         {
             "mitigation_revision": MITIGATION_REVISION,
             "run": run,
-            "arm": arm.model_dump(mode="json", exclude={"name": True}, exclude_none=True),
+            "arm": arm.model_dump(mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True),
             "others": list(others),
             "own_texts": own_texts,
         }

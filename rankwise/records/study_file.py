@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config.methods import ImportedConfig
+from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
@@ -152,11 +153,22 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     update["methods"] = config.methods.model_copy(
         update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
     )
+    update["mitigations"] = tuple(_with_absolute_rows(arm, folder) for arm in config.mitigations)
     name = config.base_model.name
     if name.startswith(("./", "../")) or os.path.isdir(folder / name):
         name = str((folder / name).resolve())
         update["base_model"] = config.base_model.model_copy(update={"name": name})
     return config.model_copy(update=update)
+
+
+def _with_absolute_rows(arm: MitigationConfig, folder: Path) -> MitigationConfig:
+    update: dict[str, Any] = {}
+    for key, part in (("kl", arm.kl), ("replay", arm.replay)):
+        rows = None if part is None else part.rows
+        if part is not None and rows is not None and rows.data is not None:
+            resolved = rows.model_copy(update={"data": folder / rows.data.expanduser()})
+            update[key] = part.model_copy(update={"rows": resolved})
+    return arm.model_copy(update=update)
 
 
 _PAIRED = {

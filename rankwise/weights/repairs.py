@@ -20,14 +20,13 @@ from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.devices import choose_device
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.seeds import seed_of
-from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, Combination, Repair, RepairFamily
 from rankwise.weights.interventions import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import layer_number
 from rankwise.weights.spectra import Svd
-from rankwise.weights.svd_cache import SpectralCache
+from rankwise.weights.svd_cache import decompositions
 
 Updates = Mapping[str, LowRankUpdate]
 """Layer -> update."""
@@ -77,18 +76,9 @@ class RepairSources:
         skeleton: Any = models.model_skeleton(base)
         numbers = [layer_number(name) for name in models.adaptable_shapes(skeleton)]
         depth = 1 + max((number for number in numbers if number is not None), default=0)
-        return cls(adapter, tuple(others), depth, _svd_of(base, list(adapter)))
-
-
-def _svd_of(base: Path, layers: Sequence[str]) -> Callable[[str], Svd]:
-    """Decompositions of a base's matrices; the cache on disk keeps them, the memory does not."""
-    cache, device = SpectralCache(), choose_device()
-
-    @functools.cache
-    def weights() -> dict[str, Tensor]:
-        return weight_matrices(base, layers)
-
-    return lambda name: cache.svd(weights()[name].to(device))
+        return cls(
+            adapter, tuple(others), depth, decompositions(base, list(adapter), choose_device())
+        )
 
 
 class Family(NamedTuple):

@@ -11,10 +11,11 @@ vectors only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from rankwise.engine.models.embedded import cache_folder
 from rankwise.engine.models.files import opened
+from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError, StorageError
 from rankwise.records.files import replacing, writing
 from rankwise.weights.spectra import Svd
@@ -82,6 +84,26 @@ class SpectralCache:
                 tensors = {name: part.contiguous().cpu() for name, part in svd._asdict().items()}
                 with replacing(path) as temporary, writing(path):
                     save_file(tensors, temporary, metadata={"crc32": _checksum(path.stem, tensors)})
+
+
+def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> Callable[[str], Svd]:
+    """Decompositions of a base's matrices, by the layer's name, on this device.
+
+    The weights are read when the first one is asked for (``weight_matrices``), and held as long as
+    what is returned.
+
+    Args:
+        base: folder of a causal language model.
+        layers: names of linear layers.
+        device: where they are decomposed.
+    """
+    cache = SpectralCache()
+
+    @functools.cache
+    def weights() -> dict[str, Tensor]:
+        return weight_matrices(base, layers)
+
+    return lambda name: cache.svd(weights()[name].to(device))
 
 
 def _digest(weight: Tensor) -> str:

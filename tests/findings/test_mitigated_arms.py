@@ -16,8 +16,8 @@ from tests.planted.mitigated import Change, planted_mitigated
 
 PLAIN = Change(0.30, -0.10)
 ARMS: dict[str, tuple[dict[str, Any], Change]] = {
-    "rate x 0.1": ({"learning_rate": 0.1}, Change(0.12, -0.02)),
-    "rate x 0.3": ({"learning_rate": 0.3}, Change(0.24, -0.06)),
+    "rate x 0.1": ({"learning_rate_factor": 0.1}, Change(0.12, -0.02)),
+    "rate x 0.3": ({"learning_rate_factor": 0.3}, Change(0.24, -0.06)),
     # on the line between the run as trained and the first lower rate: nothing is won
     "replay": ({"replay": {"share": 0.1}}, Change(0.27, -0.08)),
     # at the retention of the lowest rate, whose gain is 0.12
@@ -71,8 +71,8 @@ def test_shares_of_gain_and_of_loss() -> None:
 def test_statements_name_what_is_better_worse_and_tied() -> None:
     (option,) = found_in(planted_mitigated(PLAIN, ARMS, epsilon=4.0)).options
     said = " ".join(option.statements)
-    assert "rank 16: kl gains 16.0 points more than lower rates do at its retention (" in said
-    assert "rank 16: decay gains 5.0 points less than lower rates do" in said
+    assert "rank 16: kl gains 16.0 points above the line of lower learning rates, at its" in said
+    assert "rank 16: decay gains 5.0 points below the line of lower learning rates" in said
     assert "rank 16: replay cannot be told from a lower learning rate." in said
     assert "lose less than 4.0 points of retention, kl gains the most" in said
     assert set(option.meeting) == {"kl", "decay", "rate x 0.1"}
@@ -99,14 +99,14 @@ def test_an_arm_that_diverged_is_left_out_and_named() -> None:
     assert "kl" not in arms_of(found)
 
 
-def test_beyond_the_line_an_arm_is_set_against_its_nearer_end() -> None:
+def test_beyond_its_ends_the_line_goes_on() -> None:
     beyond = {
-        "rate": ({"learning_rate": 0.3}, Change(0.24, -0.06)),
+        "rate": ({"learning_rate_factor": 0.3}, Change(0.24, -0.06)),
         "better": ({"kl": {}}, Change(0.28, 0.03)),  # than the base itself, which gains nothing
         "worse": ({"loss": "dft"}, Change(0.33, -0.15)),  # than the run as trained
     }
     arms = arms_of(found_in(planted_mitigated(PLAIN, beyond)))
-    for name, above in {"better": 28.0, "worse": 3.0}.items():
+    for name, above in {"better": 28.0 + 12.0, "worse": 33.0 - 37.5}.items():
         found = arms[name].above_rates
         assert found is not None
         assert found.estimate == pytest.approx(above)
@@ -117,7 +117,7 @@ def test_an_arm_on_the_line_is_seldom_told_apart() -> None:
     told = 0
     for place in range(120):
         arms = {
-            f"rate {place}": ({"learning_rate": 0.3}, Change(0.20, -0.05)),
+            f"rate {place}": ({"learning_rate_factor": 0.3}, Change(0.20, -0.05)),
             f"arm {place}": ({"kl": {}}, Change(0.25, -0.075)),
         }
         plain = Change(0.30, -0.10)

@@ -96,6 +96,6 @@ def _arm(run: PlannedRun, arm: MitigationConfig) -> PlannedRun:
         "fingerprint": name,
         "mitigation": arm,
         "mitigates": run.training,
-        "learning_rate": run.learning_rate * (arm.learning_rate or 1.0),
+        "learning_rate": run.learning_rate * (arm.learning_rate_factor or 1.0),
     }
     return run.model_copy(update=changed)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rankwise.engine.models.own_texts import NUM_TOKENS
-from rankwise.errors import PlanError
+from rankwise.errors import ConfigError, PlanError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.results import StudyResults
@@ -32,8 +32,8 @@ train:
   precision: float32
 methods: {lora: {ranks: [4]}, full: null}
 mitigations:
-  - {learning_rate: 0.3}
-  - {alpha: 0.5}
+  - {learning_rate_factor: 0.3}
+  - {alpha_factor: 0.5}
   - {kl: {share: 0.4}}
   - {kl: {at: prompts}, name: hold the prompts}
   - {replay: {share: 0.2, rows: {task: sums}}}
@@ -144,7 +144,6 @@ def test_own_texts_are_written_once_and_kept(finished: Finished) -> None:
     record = finished.folder.read(finished.folder.own_texts_file, OwnTexts)
     assert len(record.tokens) == len(record.texts) == 5
     assert {len(tokens) for tokens in record.tokens} == {NUM_TOKENS}
-    assert record.num_overlapping == 0
     before = finished.folder.own_texts_file.stat().st_mtime_ns
     run(finished.file, finished.folder.root)
     assert finished.folder.own_texts_file.stat().st_mtime_ns == before
@@ -190,7 +189,9 @@ def test_rows_with_scored_items_are_refused(finished: Finished, tmp_path: Path) 
         ("{kl: {mask_target: true}}", "mask_target is for at: completions"),
         ("{replay: {share: 1}}", "less than 1"),
         ("{replay: {rows: {task: a, data: b}}}", "both of 'task' and 'data' given"),
-        ("{learning_rate: 0.3}, {learning_rate: 0.3, name: rate × 0.3}", "give them names"),
+        ("{alpha_factor: 0.3}, {loss: dft, name: alpha × 0.3}", "give them names"),
+        ("{kl: {at: prompts, share: 0.5}}", "leave 'share' out"),
+        ("{replay: {rows: {data: b, split: test}}}", "your own data has no splits"),
     ],
 )
 def test_arms_that_make_no_sense_are_refused(finished: Finished, arm: str, message: str) -> None:
@@ -204,3 +205,54 @@ def test_a_study_without_arms_has_its_old_fingerprint(finished: Finished) -> Non
     assert [r.fingerprint for r in plain.runs] == [r.fingerprint for r in finished.study.runs]
     assert plain.mitigated == ()
     assert plain.fingerprint != finished.study.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluation.retention=[]", "judged by evaluation.retention"),
+        ("train.loss_on=all", "learns the prompts"),
+        ("methods={lora: null}", "arms train LoRA runs"),
+    ],
+)
+def test_what_does_not_go_with_arms_is_refused(
+    finished: Finished, setting: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(finished.file, [setting])
+
+
+def test_an_early_stop_and_arms_are_not_combined(finished: Finished) -> None:
+    stop = ["train.score_checkpoints=[0.5]", "train.stop={retention_loss: 1}"]
+    with pytest.raises(ConfigError, match="ends runs early"):
+        load_config(finished.file, stop)
+
+
+def test_directions_that_leave_no_room_are_a_problem(finished: Finished) -> None:
+    with pytest.raises(PlanError, match="rank 4 beside 21 directions does not fit"):
+        plan_study(load_config(finished.file, ["mitigations=[{project: 21}]"]))
+
+
+def test_rows_of_a_task_are_the_same_whatever_other_arms_there_are(finished: Finished) -> None:
+    more = load_config(
+        finished.file,
+        ["mitigations=[{replay: {share: 0.2, rows: {task: sums}}}, {replay: {share: 0.9}}]"],
+    )
+    first, _ = plan_study(more).record.mitigated
+    assert first.fingerprint == finished.arm("20 % sums").fingerprint
+
+
+def test_a_file_of_rows_is_found_beside_the_study_file(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = finished.file.parent / "mine.jsonl"
+    rows.write_text(json.dumps({"prompt": "Two and two?", "completion": " Four."}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    arm = "mitigations=[{replay: {rows: {data: mine.jsonl}}}]"
+    (model,) = plan_study(load_config(finished.file, [arm])).record.mitigated
+    moved = finished.file.parent / "moved.jsonl"
+    rows.rename(moved)
+    (again,) = plan_study(
+        load_config(finished.file, [arm.replace("mine", "moved")])
+    ).record.mitigated
+    assert model.fingerprint == again.fingerprint  # the content counts, not the place

@@ -34,6 +34,10 @@ class Directions(NamedTuple):
     left: Float[Tensor, "out_features number"]
     right: Float[Tensor, "in_features number"]
 
+    def leading(self, number: int) -> Directions:
+        """The first ``number`` of both."""
+        return Directions(self.left[:, :number], self.right[:, :number])
+
 
 class DroppedSequence(NamedTuple):
     """The rows ``start`` to ``stop`` (exclusive) of one sequence, and what its dropout depends on.

@@ -169,7 +169,7 @@ class _Pass:
         """One step of every active trainee; those that finish or diverge leave ``active``."""
         started = time.perf_counter()
         losses = self._gathered_losses(active)
-        num_tokens = {index: trainee.num_tokens for index, trainee in active.items()}
+        num_read = {index: trainee.num_read for index, trainee in active.items()}
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
@@ -179,8 +179,8 @@ class _Pass:
                 del active[index]
                 self._observer.diverged(trainee, error)
         seconds = time.perf_counter() - started
-        for index, count in num_tokens.items():
-            self._trainees[index].seconds += seconds * count / sum(num_tokens.values())
+        for index, count in num_read.items():
+            self._trainees[index].seconds += seconds * count / sum(num_read.values())
         for trainee, metrics in stepped:
             self._observer.stepped(trainee, metrics)
             if trainee.is_marked:

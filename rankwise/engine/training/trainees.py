@@ -131,6 +131,12 @@ class Trainee:
         return sum(len(example.tokens) for example in self.batch)
 
     @property
+    def num_read(self) -> int:
+        """The same with those that the base reads once more, where it is held to the base."""
+        held = sum(len(example.tokens) for example in self.batch if self.held_rows(example))
+        return self.num_tokens + held
+
+    @property
     def num_loss_tokens(self) -> int:
         """Learned tokens of the next step."""
         return sum(example.num_loss_tokens for example in self.batch)
@@ -375,7 +381,7 @@ def effective_batches(
     if replay is not None:
         batches = _with_others(batches, beside.replayed, replay.share, seed_of(run.seed, "replay"))
     if kl is not None and kl.has_rows:
-        batches = _with_others(batches, beside.held, kl.share, seed_of(run.seed, "kl"))
+        batches = _with_others(batches, beside.held, kl.share_of_rows, seed_of(run.seed, "kl"))
     return batches
 
 

@@ -1,4 +1,4 @@
-"""Repairs against forgetting that act in training: each arm trains every LoRA run once more."""
+"""Mitigations of forgetting in training: each arm trains every LoRA run once more."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class RowsConfig(Section):
     """Rows beside those of the trained task: another task's training split, or users' own."""
 
     task: Text | None = None
+    split: Text | None = None
+    """Of the task; None: its training split."""
     data: UserPath | None = None
     """A JSON Lines file, as ``train.data`` takes it."""
 
@@ -36,6 +38,8 @@ class RowsConfig(Section):
         if (self.task is None) == (self.data is None):
             got = "neither" if self.task is None else "both"
             raise ValueError(f"{got} of 'task' and 'data' given; give exactly one")
+        if self.split is not None and self.task is None:
+            raise ValueError("split is for 'task'; your own data has no splits")
         return self
 
     @property
@@ -50,8 +54,9 @@ class KLConfig(Section):
     at: KLRows = "own_texts"
     weight: Positive = 1.0
     """Times the mean of the KL per token, beside the mean loss per learned token."""
-    share: Share = 0.25
-    """Of the rows that a step reads, those that are there for the KL; of own_texts and rows."""
+    share: Share | None = None
+    """Of the rows that a step reads, those that are there for the KL, with own_texts and rows;
+    None: a quarter."""
     mask_target: Switch = False
     """On completions: compare the tokens other than the right one only."""
     rows: RowsConfig | None = None
@@ -61,6 +66,8 @@ class KLConfig(Section):
     def _belongs(self) -> Self:
         if (self.rows is not None) != (self.at == "rows"):
             raise ValueError("'rows' goes with at: rows, and only with it; give both or neither")
+        if self.share is not None and not self.has_rows:
+            raise ValueError(f"at: {self.at} reads no rows of its own; leave 'share' out")
         if self.mask_target and self.at != "completions":
             raise ValueError("mask_target is for at: completions; leave it out")
         return self
@@ -69,6 +76,11 @@ class KLConfig(Section):
     def has_rows(self) -> bool:
         """Whether it reads rows beside those of the trained task."""
         return self.at in ("own_texts", "rows")
+
+    @property
+    def share_of_rows(self) -> float:
+        """Of the rows that a step reads, those that are there for the KL."""
+        return 0.0 if not self.has_rows else 0.25 if self.share is None else self.share
 
 
 class ReplayConfig(Section):
@@ -85,10 +97,10 @@ class MitigationConfig(Section):
 
     name: Text | None = None
     """In the report; None: what it changes."""
-    learning_rate: Positive | None = None
-    """Times the run's peak rate."""
-    alpha: Positive | None = None
-    """Times the run's alpha."""
+    learning_rate_factor: Positive | None = None
+    """Of the run's peak rate."""
+    alpha_factor: Positive | None = None
+    """Of the run's alpha."""
     weight_decay: NotNegative | None = None
     """Instead of ``train.weight_decay``: a step at rate η shrinks A and B by η times this."""
     loss: Literal["dft"] | None = None
@@ -101,7 +113,9 @@ class MitigationConfig(Section):
     @model_validator(mode="after")
     def _something(self) -> Self:
         if not self.model_dump(exclude={"name"}, exclude_none=True):
-            raise ValueError("nothing is changed; give learning_rate, kl, replay or another key")
+            raise ValueError(
+                "nothing is changed; give learning_rate_factor, kl, replay or another key"
+            )
         return self
 
     @property
@@ -111,10 +125,10 @@ class MitigationConfig(Section):
 
     def _changes(self) -> list[str]:
         parts: list[str] = []
-        if self.learning_rate is not None:
-            parts.append(f"rate × {self.learning_rate:g}")
-        if self.alpha is not None:
-            parts.append(f"alpha × {self.alpha:g}")
+        if self.learning_rate_factor is not None:
+            parts.append(f"rate × {self.learning_rate_factor:g}")
+        if self.alpha_factor is not None:
+            parts.append(f"alpha × {self.alpha_factor:g}")
         if self.weight_decay is not None:
             parts.append(f"weight decay {self.weight_decay:g}")
         if self.loss is not None:

@@ -188,7 +188,7 @@ class StudyConfig(Section):
     train: TrainConfig
     methods: MethodsConfig = MethodsConfig()
     mitigations: Annotated[tuple[MitigationConfig, ...], Field(max_length=MOST_ENTRIES)] = ()
-    """Repairs against forgetting: each trains every LoRA run once more, changed as it says."""
+    """Arms against forgetting: each trains every LoRA run once more, changed as it says."""
     seeds: Annotated[
         tuple[Natural, ...],
         Field(max_length=MOST_ENTRIES),
@@ -244,6 +244,26 @@ class StudyConfig(Section):
             return "vllm applies plain LoRA only; set evaluation.engine to resident"
         return None
 
+    @property
+    def _mitigations_problem(self) -> str | None:
+        """What does not go together with the arms, if anything."""
+        if not self.mitigations:
+            return None
+        labels = [arm.label for arm in self.mitigations]
+        for label in labels:
+            if labels.count(label) > 1:
+                return f"two arms are called {label!r}; give them names"
+        if self.methods.lora is None:
+            return "'methods.lora' is null, and arms train LoRA runs; leave one of them out"
+        if not self.evaluation.retention:
+            return "arms are judged by evaluation.retention; name a task there"
+        if self.train.stop is not None:
+            return "arms train whole runs, and train.stop ends runs early; leave one of them out"
+        at = [arm.kl.at for arm in self.mitigations if arm.kl is not None]
+        if "prompts" in at and self.train.loss_on == "all":
+            return "train.loss_on=all learns the prompts; choose kl: {at: own_texts}"
+        return None
+
     @model_validator(mode="after")
     def _one_relation_per_task(self) -> Self:
         places: dict[str, list[str]] = {}
@@ -278,14 +298,8 @@ class StudyConfig(Section):
                     "train.stop: it needs evaluation.retention, and goes with no search.policy and "
                     "no learning_rate.tune; take it out, or these"
                 )
-        labels = [arm.label for arm in self.mitigations]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(f"mitigations: two arms are called {label!r}; give them names")
-        if self.mitigations and self.methods.lora is None:
-            raise ValueError("mitigations: 'methods.lora' is null, and only LoRA runs are repaired")
-        if self.methods.variants is not None and (problem := self._variants_problem):
-            raise ValueError(f"methods.variants: {problem}, or leave the variants out")
+        if problem := self._mitigations_problem:
+            raise ValueError(f"mitigations: {problem}")
         if self._num_runs > _MOST_RUNS:
             raise ValueError(
                 f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "

@@ -1,4 +1,4 @@
-"""Repairs against forgetting in training: the arms of a study, and what they read besides."""
+"""The arms of a study against forgetting, and what they read besides."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from rankwise.records.fingerprints import fingerprint, mitigation_fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
+from rankwise.study.planning.runs import TargetLayers
 from rankwise.study.planning.tasks import TaskPlan
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
 from rankwise.tasks.training_rows import Example, TrainingRow, task_rows, tokenise_rows
 from rankwise.tasks.user_data import read_rows
+
+MOST_ROWS = 2000
+"""Of another task: more than any small share needs, and tokenised in seconds."""
 
 Others = Mapping[RowsConfig, tuple[Example, ...]]
 """The rows beside those of the trained tasks, tokenised, by where the study file has them from."""
@@ -40,15 +44,6 @@ def other_examples(
     found: dict[RowsConfig, tuple[Example, ...]] = {}
     for index, arm in enumerate(config.mitigations):
         place = f"mitigations[{index}]"
-        if arm.kl is not None and arm.kl.at == "prompts" and config.train.loss_on == "all":
-            issues.problems.append(
-                f"{place}.kl: prompts are learned (train.loss_on=all); choose at: own_texts"
-            )
-        if arm.project is not None and is_stored_quantised(model.base.folder):
-            issues.problems.append(
-                f"{place}.project: {model.base.name} is stored quantised, so its singular "
-                "directions are not known; leave it out"
-            )
         for rows in _rows_of(arm):
             if rows not in found:
                 try:
@@ -56,6 +51,36 @@ def other_examples(
                 except (TaskError, DataError) as error:
                     issues.problems.append(f"{place}: {error}")
     return found
+
+
+def check_projections(
+    config: StudyConfig,
+    model: StudyModel,
+    layers: Mapping[tuple[str, ...], TargetLayers],
+    issues: Issues,
+) -> None:
+    """Whether an update has room beside the directions that arms keep it off."""
+    rank = max(config.methods.lora.trained_ranks) if config.methods.lora is not None else 0
+    for index, arm in enumerate(config.mitigations):
+        if arm.project is None:
+            continue
+        place = f"mitigations[{index}].project"
+        if is_stored_quantised(model.base.folder):
+            issues.problems.append(
+                f"{place}: {model.base.name} is stored quantised, so its singular directions are "
+                "not known; leave it out"
+            )
+        sides = {
+            min(shape): name.rpartition(".")[2]
+            for targets in layers.values()
+            for name, shape in targets.shapes.items()
+        }
+        side = min(sides, default=0)
+        if sides and arm.project + rank > side:
+            issues.problems.append(
+                f"{place}: an update of rank {rank} beside {arm.project} directions does not fit "
+                f"{sides[side]}, which has {side}; lower one of them"
+            )
 
 
 def _rows_of(arm: MitigationConfig) -> list[RowsConfig]:
@@ -73,33 +98,36 @@ def _examples(
         assert rows.task is not None
         if rows.task in config.train.task:
             raise TaskError(f"{rows.task!r} is trained on already. Name another task.")
-        most = max(
-            math.ceil(len(of_task) * max(config.train.epochs) * _ratio(config))
-            for of_task in tasks.rows.values()
-        )
-        read = _rows_of_task(rows.task, config, model, has_chat, most)
+        read = _rows_of_task(rows, config, model, has_chat)
     overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)
-    if overlap.num_rows:
+    if config.train.drop_overlapping:
+        read = [read[place] for place in overlap.other_rows[rows.name]]
+    elif overlap.num_rows:
         raise DataError(
             f"of {rows.name} {overlap}. A score on these would say what was replayed, not what was "
-            "kept. Take other rows, or score other items."
+            "kept. Take other rows, or set train.drop_overlapping=true to leave these out."
         )
     return tuple(tokenise_rows(read, model.tokenizer, config.train, model.max_length))
 
 
 def _rows_of_task(
-    name: str, config: StudyConfig, model: StudyModel, has_chat: bool, most: int
+    rows: RowsConfig, config: StudyConfig, model: StudyModel, has_chat: bool
 ) -> list[TrainingRow]:
-    """The first rows of a task's training split, of each task of a group."""
-    loaded = load_tasks([name], config.tasks_path, allow_code=config.allow_task_code)[name]
-    if isinstance(loaded, TaskNotFound | TaskError):
-        raise TaskError(str(loaded))
-    share = math.ceil(most / len(loaded))
+    """The first rows of a split, of each task of a group in equal shares."""
+    assert rows.task is not None
+    loaded = load_tasks([rows.task], config.tasks_path, allow_code=config.allow_task_code)
+    named = loaded[rows.task]
+    if isinstance(named, TaskNotFound | TaskError):
+        raise TaskError(str(named))
     return [
         row
-        for task in loaded
+        for task in named
         for row in task_rows(
-            task, model.tokenizer, chat_template=has_chat, max_examples=max(share, 1)
+            task,
+            model.tokenizer,
+            chat_template=has_chat,
+            max_examples=math.ceil(MOST_ROWS / len(named)),
+            split=rows.split,
         )
     ]
 
@@ -115,7 +143,7 @@ def _others_of(arm: MitigationConfig) -> float:
     if arm.replay is not None:
         factor /= 1.0 - arm.replay.share
     if arm.kl is not None and arm.kl.has_rows:
-        factor /= 1.0 - arm.kl.share
+        factor /= 1.0 - arm.kl.share_of_rows
     return factor - 1.0
 
 
@@ -159,7 +187,7 @@ def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> Planne
         own_texts=[NUM_TEXTS, NUM_TOKENS] if _has_own_texts(arm) else None,
     )
     slug = re.sub(r"[^A-Za-z0-9]+", "-", arm.label.replace("×", "x")).strip("-").lower()
-    rate, alpha = arm.learning_rate or 1.0, arm.alpha or 1.0
+    rate, alpha = arm.learning_rate_factor or 1.0, arm.alpha_factor or 1.0
     changed: dict[str, Any] = {
         "name": f"{run.name}-{slug[:40]}-{digest[:8]}",
         "fingerprint": digest,
@@ -183,7 +211,7 @@ def _other_tokens(run: PlannedRun, arm: MitigationConfig, others: Others) -> int
     total = 0.0
     parts = [(arm.replay.share, arm.replay.rows)] if arm.replay is not None else []
     if arm.kl is not None and arm.kl.has_rows:
-        parts.append((arm.kl.share, arm.kl.rows))
+        parts.append((arm.kl.share_of_rows, arm.kl.rows))
     for share, rows in parts:
         more = num_rows * share / (1.0 - share)
         num_rows += round(more)

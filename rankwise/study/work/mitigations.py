@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-
-from torch import Tensor
+from functools import cached_property
 
 from rankwise.engine.models.base import fetch_weights
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS, write_texts
 from rankwise.engine.models.trained_adapters import Directions
-from rankwise.engine.models.weights import weight_matrices
 from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
+from rankwise.errors import DataError
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.fingerprints import own_texts_fingerprint
 from rankwise.records.own_texts import OwnTexts
@@ -18,90 +17,89 @@ from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.training_rows import Example, TextEncoder, TrainingRow
-from rankwise.weights.svd_cache import SpectralCache
+from rankwise.weights.svd_cache import decompositions
 
 _SEED = 0  # one set of texts for all runs and seeds: what differs between arms is not the texts
 
 
-def own_texts(context: StudyContext) -> tuple[tuple[int, ...], ...]:
-    """The tokens of every text; texts that contain a scored item are left out.
-
-    They are written where there are none yet, and read from the study folder after that.
-
-    Raises:
-        ModelError: the base's weights cannot be read.
-        StorageError: the folder cannot be written.
-    """
-    folder, study = context.folder, context.study
-    wanted = own_texts_fingerprint(study, [NUM_TEXTS, NUM_TOKENS, _SEED])
-    record = folder.finished(folder.own_texts_file, OwnTexts, wanted)
-    if record is None:
-        written = write_texts(
-            context.models.base().eval(),
-            TextEncoder(context.plan.tokenizer).prefix_id,
-            number=NUM_TEXTS,
-            num_tokens=NUM_TOKENS,
-            seed=_SEED,
-        )
-        texts = tuple(context.plan.tokenizer.batch_decode(written))
-        rows = {"own texts": [TrainingRow("", text) for text in texts]}
-        overlap = find_overlap(rows, [*context.plan.tasks.values()], context.plan.tokenizer)
-        kept = overlap.other_rows["own texts"]
-        record = OwnTexts(
-            fingerprint=wanted,
-            tokens=tuple(written[place] for place in kept),
-            texts=tuple(texts[place] for place in kept),
-            num_overlapping=len(written) - len(kept),
-        )
-        folder.write(folder.own_texts_file, record)
-    return record.tokens
-
-
-def read_beside(context: StudyContext, run: PlannedRun) -> Beside:
-    """What a run reads beside the rows of its trained task.
-
-    Raises:
-        ModelError: the base's weights cannot be read.
-        StorageError: the base's own texts cannot be written.
-    """
-    arm = run.mitigation
-    if arm is None:
-        return NOTHING_BESIDE
-    replay, kl = arm.replay, arm.kl
-
-    def examples(rows: RowsConfig | None) -> Sequence[Example]:
-        if rows is not None:
-            return context.plan.others[rows]
-        return [Example(text, len(text) - 1, is_truncated=False) for text in own_texts(context)]
-
-    return Beside(
-        replayed=() if replay is None else examples(replay.rows),
-        held=[each._replace(num_loss_tokens=0) for each in examples(kl.rows)]
-        if kl is not None and kl.has_rows
-        else (),
-    )
-
-
-class LeadingDirections:
-    """The leading singular directions of the base's weights, read when they are first asked for."""
+class RowsBeside:
+    """What runs read beside the rows of their trained task."""
 
     def __init__(self, context: StudyContext) -> None:
         self._context = context
-        self._weights: dict[str, Tensor] = {}
-        self._cache = SpectralCache()
 
-    def of(self, layers: Collection[str], number: int) -> dict[str, Directions]:
-        """Of each of some layers.
+    def of(self, run: PlannedRun) -> Beside:
+        """Of one run.
 
         Raises:
+            DataError: a scored item is in every text of the base.
             ModelError: the base's weights cannot be read.
+            StorageError: the base's own texts cannot be written.
         """
-        missing = [name for name in layers if name not in self._weights]
-        if missing:
-            folder = fetch_weights(self._context.plan.base)
-            self._weights |= weight_matrices(folder, missing)
-        found: dict[str, Directions] = {}
-        for name in layers:
-            svd = self._cache.svd(self._weights[name])
-            found[name] = Directions(svd.U[:, :number], svd.Vh[:number].T)
-        return found
+        arm = run.mitigation
+        if arm is None:
+            return NOTHING_BESIDE
+        held = arm.kl if arm.kl is not None and arm.kl.has_rows else None
+        return Beside(
+            replayed=() if arm.replay is None else self._examples(arm.replay.rows),
+            held=()
+            if held is None
+            else [each._replace(num_loss_tokens=0) for each in self._examples(held.rows)],
+        )
+
+    def _examples(self, rows: RowsConfig | None) -> Sequence[Example]:
+        return self._own_texts if rows is None else self._context.plan.others[rows]
+
+    @cached_property
+    def _own_texts(self) -> list[Example]:
+        """The base's own texts, without those that contain a scored item."""
+        folder, plan = self._context.folder, self._context.plan
+        record = self._record()
+        rows = {"own texts": [TrainingRow("", text) for text in record.texts]}
+        overlap = find_overlap(rows, [*plan.tasks.values()], plan.tokenizer)
+        kept = [record.tokens[place] for place in overlap.other_rows["own texts"]]
+        if not kept:
+            raise DataError(
+                f"each of the texts in {folder.own_texts_file} contains a scored item. Let the "
+                "arms read rows of a task or of your own instead (kl: {at: rows}, "
+                "replay: {rows: ...})."
+            )
+        return [Example(text, len(text) - 1, is_truncated=False) for text in kept]
+
+    def _record(self) -> OwnTexts:
+        """They are written where there are none yet, and read from the study folder after that."""
+        folder, plan = self._context.folder, self._context.plan
+        wanted = own_texts_fingerprint(self._context.study, [NUM_TEXTS, NUM_TOKENS, _SEED])
+        record = folder.finished(folder.own_texts_file, OwnTexts, wanted)
+        if record is None:
+            written = write_texts(
+                self._context.models.base().eval(),
+                TextEncoder(plan.tokenizer).prefix_id,
+                number=NUM_TEXTS,
+                num_tokens=NUM_TOKENS,
+                seed=_SEED,
+            )
+            texts = tuple(plan.tokenizer.batch_decode(written))
+            record = OwnTexts(fingerprint=wanted, tokens=tuple(written), texts=texts)
+            folder.write(folder.own_texts_file, record)
+        return record
+
+
+def leading_directions(
+    context: StudyContext, layers: Collection[str], number: int
+) -> dict[str, Directions]:
+    """The leading singular directions of the base's weights, by layer; empty for ``number`` 0.
+
+    Raises:
+        ModelError: the base's weights cannot be read.
+    """
+    if not number:
+        return {}
+    plan = context.plan
+    svd_of = decompositions(fetch_weights(plan.base), list(layers), plan.device)
+    found: dict[str, Directions] = {}
+    for name in layers:
+        svd = svd_of(name)
+        # clones: a slice would keep the whole decomposition
+        found[name] = Directions(svd.U[:, :number].clone(), svd.Vh[:number].T.clone())
+    return found

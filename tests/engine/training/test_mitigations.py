@@ -24,7 +24,7 @@ from tests.support.passes import ROWS, Heard, Setting, config
 NUM_OFF = 3
 
 ARMS: dict[str, dict[str, Any]] = {
-    "nothing": {"learning_rate": 1.0},
+    "nothing": {"learning_rate_factor": 1.0},
     "dft": {"loss": "dft"},
     "prompts": {"kl": {"at": "prompts", "weight": 0.7}},
     "asft": {"loss": "dft", "kl": {"at": "completions"}},
