@@ -77,7 +77,6 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
             f"{quantities.sample_size(first.gain, 'items')} in-domain, "
             f"{quantities.sample_size(first.retention, 'items')} of retention; bars are "
             f"{quantities.percent(found.confidence)} intervals",
-            is_wide=True,
         )
 
 
