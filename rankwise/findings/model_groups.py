@@ -12,7 +12,7 @@ from rankwise.records.axes import run_labels
 from rankwise.records.results import ModelResults
 from rankwise.records.study import PlannedRun
 
-ModelKind = Literal["run", "checkpoint", "truncated", "mitigated"]
+ModelKind = Literal["run", "checkpoint", "truncated", "mitigated", "variant"]
 
 
 class ModelGroup(NamedTuple):
@@ -24,8 +24,9 @@ class ModelGroup(NamedTuple):
 
     @property
     def rank(self) -> int | None:
-        """None for full fine-tuning."""
-        return run_record(self.runs[0]).planned.rank
+        """Of a variant, LoRA's beside it: its own may be none. None for full fine-tuning."""
+        planned = run_record(self.runs[0]).planned
+        return planned.beside_ranks[0] if planned.beside_ranks else planned.rank
 
 
 def model_groups(
@@ -38,6 +39,7 @@ def model_groups(
         "checkpoint": results.checkpoints,
         "truncated": results.truncated,
         "mitigated": results.mitigated,
+        "variant": results.variants,
     }
     for kind, models in by_kind.items():
         of_label: dict[str, list[ModelResults]] = {}
@@ -63,4 +65,6 @@ def _label(source: OptionGains, planned: PlannedRun) -> str:
         return f"{whole}, truncated to rank {planned.rank}{refined}"
     if planned.mitigates is not None and planned.mitigation is not None:
         return f"{of_run(planned.mitigates.name)}, {planned.mitigation.label}"
+    if planned.variant is not None:
+        return run_labels(source.results.planned_variants)[planned.name]
     return of_run(planned.name)

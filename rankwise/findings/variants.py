@@ -22,7 +22,7 @@ OF_RATES = "the best rates are chosen on the items that they are compared on"
 
 
 class VariantRow(Record):
-    """A variant with its settings, seeds averaged, beside LoRA at its best rate.
+    """A variant with its settings, seeds averaged, beside one rank of LoRA at its best rate.
 
     ``gain`` and ``retention`` are changes from the base. The ``lead`` and ``retention_lead`` are
     this less LoRA at ``beside``, on the same items and from the same seeds: positive where the
@@ -86,20 +86,22 @@ def variants_beside_lora(
         source: the options of the trained task.
         recommendation: of the same task, for the unit in-domain.
     """
-    train_task, study = source.results.train_task, source.results.study
-    planned = [model for model in study.variants if model.train_task == train_task]
-    section = study.config.methods.variants
+    planned = source.results.planned_variants
+    section = source.results.study.config.methods.variants
     if not planned or section is None:
         return None
     tasks = _Judged(source.tasks("in_domain", recommendation.unit), source.tasks("retention"))
     trained, left_out = _trained(source, tasks, planned)
-    rows = tuple(_row(source, tasks, one, trained) for one in trained)
+    rows: list[VariantRow] = []
+    for rank in sorted({rank for one in trained for rank in one.plan.beside_ranks}):
+        its = [one for one in trained if rank in one.plan.beside_ranks]
+        rows += [_row(source, tasks, one, rank, its) for one in its]
     return TrainTaskVariants(
-        train_task=train_task,
+        train_task=source.results.train_task,
         unit=recommendation.unit,
         confidence=source.confidence,
         match=section.match,
-        rows=rows,
+        rows=tuple(rows),
         statements=tuple(_statements(rows)),
         left_out=tuple(left_out),
     )
@@ -116,7 +118,7 @@ def _trained(
     }
     labels = run_labels(planned)
     by_label: dict[str, list[PlannedRun]] = {}
-    for plan in sorted(planned, key=lambda plan: (plan.beside_rank or 0, plan.seed or 0)):
+    for plan in sorted(planned, key=lambda plan: (plan.beside_ranks, plan.seed or 0)):
         by_label.setdefault(labels[plan.name], []).append(plan)
     complete: list[_Trained] = []
     left_out: list[str] = []
@@ -131,9 +133,10 @@ def _trained(
 
 
 def _row(
-    source: OptionGains, tasks: _Judged, one: _Trained, trained: Sequence[_Trained]
+    source: OptionGains, tasks: _Judged, one: _Trained, rank: int, trained: Sequence[_Trained]
 ) -> VariantRow:
-    beside, plan = _beside(source, tasks, one), one.plan
+    """A variant beside a rank of LoRA, among all that are ``trained`` beside it."""
+    beside, plan = _beside(source, tasks, one, rank), one.plan
     alike = [other for other in trained if _but_rate(other.plan) == _but_rate(plan)]
 
     def lead(names: Sequence[str]) -> TaskMean | None:
@@ -142,12 +145,11 @@ def _row(
         return source.difference_of(one.runs, beside.runs, names)
 
     assert plan.variant is not None
-    assert plan.beside_rank is not None
     assert plan.learning_rate is not None
     return VariantRow(
         label=one.label,
         variant=VARIANT_LABELS[plan.variant],
-        beside_rank=plan.beside_rank,
+        beside_rank=rank,
         beside=None if beside is None else beside.label,
         learning_rate=plan.learning_rate,
         num_rates=len(alike),
@@ -163,18 +165,18 @@ def _row(
 
 
 def _but_rate(plan: PlannedRun) -> tuple[object, ...]:
-    """What variants have in common that differ by learning rate alone."""
-    return plan.variant, plan.beside_rank, plan.alpha_labels, plan.target_modules, plan.epochs
+    """What variants beside one rank have in common that differ by learning rate alone."""
+    return plan.variant, plan.alpha_labels, plan.target_modules, plan.epochs
 
 
-def _beside(source: OptionGains, tasks: _Judged, one: _Trained) -> Option | None:
-    """LoRA at the variant's rank and settings, at the learning rate at which it gains most."""
+def _beside(source: OptionGains, tasks: _Judged, one: _Trained, rank: int) -> Option | None:
+    """LoRA at this rank and the variant's settings, at the rate at which it gains most."""
     plan, seeds = one.plan, [run_record(run).planned.seed for run in one.runs]
     alphas = {*plan.alpha_labels}
     alike = [
         option
         for option in source.options
-        if option.rank == plan.beside_rank
+        if option.rank == rank
         and option.plan.imported_as is None
         and (option.plan.target_modules, option.plan.epochs) == (plan.target_modules, plan.epochs)
         and (not alphas or alphas & {alpha for alpha, *_ in beside_rank(option.plan)})

@@ -83,14 +83,14 @@ class VariantChoice(NamedTuple):
 
 
 def variant_choices(config: StudyConfig) -> tuple[VariantChoice, ...]:
-    """Every variant beside every setting of LoRA, at the ranks and rates that are asked for."""
+    """Every variant beside LoRA's settings at the ranks that are asked for, at its own rates."""
     section = config.methods.variants
     if section is None:
         return ()
     settings = dict.fromkeys(
-        setting._replace(rank=rank, learning_rate=rate)
+        setting._replace(learning_rate=rate)
         for setting in lora_variants(config)
-        for rank in config.methods.variant_ranks
+        if setting.rank in config.methods.variant_ranks
         for rate in section.learning_rate or (setting.learning_rate,)
     )
     return tuple(itertools.starmap(VariantChoice, itertools.product(section.names, settings)))
@@ -118,7 +118,8 @@ def beside_rank(run: PlannedRun) -> tuple[BesideRank, ...]:
 def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
     """What each run is called among these: its rank and variant, and what else differs.
 
-    Seeds are left out: runs that differ by seed alone have one label.
+    Seeds are left out: runs that differ by seed alone have one label. LoRA's rank beside a variant
+    is named where variants would be called the same without it.
     """
     alike: dict[_Kind, list[PlannedRun]] = {}
     for run in planned:
@@ -127,7 +128,15 @@ def run_labels(planned: Sequence[PlannedRun]) -> dict[str, str]:
         kind: [name for name, setting in _SETTINGS.items() if len({*map(setting, runs)}) > 1]
         for kind, runs in alike.items()
     }
-    return {run.name: _run_label(run, differing[_kind(run)]) for run in planned}
+    labels = {run.name: _run_label(run, differing[_kind(run)]) for run in planned}
+    beside: dict[str, set[tuple[int, ...]]] = {}
+    for run in planned:
+        beside.setdefault(labels[run.name], set()).add(run.beside_ranks)
+    for run in planned:
+        if len(beside[labels[run.name]]) > 1:
+            ranks = " and ".join(f"rank {rank}" for rank in run.beside_ranks)
+            labels[run.name] += f", beside {ranks}"
+    return labels
 
 
 _Kind = tuple[Method, VariantName | None, bool]

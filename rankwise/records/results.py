@@ -235,6 +235,11 @@ class TrainTaskResults(Record):
         """The runs that the study plans for this task."""
         return tuple(run for run in self.study.runs if run.train_task == self.train_task)
 
+    @property
+    def planned_variants(self) -> tuple[PlannedRun, ...]:
+        """The variants of LoRA that the study plans for this task."""
+        return tuple(run for run in self.study.variants if run.train_task == self.train_task)
+
 
 class JudgedItems(NamedTuple):
     """A scoring with its items, by the metric that decides."""

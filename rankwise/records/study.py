@@ -100,8 +100,11 @@ class PlannedRun(Record):
     """The run whose training it repeats with a repair against forgetting; None: it is no repair."""
     variant: VariantName | None = None
     """Which variant of LoRA it is; None: LoRA itself, or full fine-tuning."""
-    beside_rank: int | None = None
-    """LoRA's rank with which a variant is compared."""
+    beside_ranks: tuple[int, ...] = ()
+    """LoRA's ranks with which a variant is compared; empty for what is no variant.
+
+    Several where it is the same training beside each: (IA)³ has no rank.
+    """
     is_searched: bool = False
     """Scored on validation items only: a search decides by it, and the verdict does not know it."""
     num_steps: int

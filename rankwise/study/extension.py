@@ -23,7 +23,7 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
     """The config of a study with more seeds, items or ranks.
 
     New seeds are the smallest whole numbers that the study does not have. Items are added to
-    ``evaluation.limit``.
+    ``evaluation.limit``. Variants stay beside the ranks that they are beside.
 
     Raises:
         ConfigError: nothing is added, or the study cannot be extended so.
@@ -50,6 +50,8 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
         data["evaluation"]["limit"] = limit + extension.num_items
     if extension.ranks:
         data["methods"]["lora"]["ranks"] = tuple(sorted((*known, *extension.ranks)))
+        if config.methods.variants is not None:
+            data["methods"]["variants"]["ranks"] = config.methods.variant_ranks
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:

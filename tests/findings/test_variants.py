@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from rankwise.findings.gauges import gauges
+from rankwise.findings.model_groups import model_groups
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.variants import TrainTaskVariants, VariantRow, variants_beside_lora
 from rankwise.records.axes import run_labels
 from rankwise.records.config.variants import VariantName, VariantsConfig
-from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.results import Divergence, ModelResults, StudyResults
 from rankwise.records.study import PlannedRun
+from rankwise.report.sections.gauges import gauge_section
 from tests.planted.grid import grid_run, planted_grid, relations
 from tests.planted.results import planted_evaluation, planted_items, planted_run_record
 
@@ -27,7 +30,7 @@ def of_variant(run: PlannedRun, name: VariantName) -> PlannedRun:
         "name": f"{run.name}-{name}",
         "fingerprint": f"{run.fingerprint}{name}",
         "variant": name,
-        "beside_rank": run.rank,
+        "beside_ranks": (run.rank,),
         "rank": run.rank if has_rank else None,
         "alpha": run.alpha if has_rank else None,
         "alpha_labels": run.alpha_labels if has_rank else (),
@@ -41,8 +44,9 @@ def planted(
     *,
     seeds: Sequence[int] = (0, 1),
     diverged: Sequence[VariantName] = (),
+    beside: tuple[int, ...] = (16,),
 ) -> StudyResults:
-    """LoRA of rank 8 and 16 at two rates, and variants beside rank 16; all gains are known."""
+    """LoRA of rank 8 and 16 at two rates, and variants like rank 16; all gains are known."""
     plans = [
         grid_run("sums", rank, rate_labels=(rate,), seed=seed)
         for rank in (8, 16)
@@ -62,6 +66,7 @@ def planted(
     for (name, rate), gain in gains.items():
         for seed in seeds:
             plan = of_variant(grid_run("sums", 16, rate_labels=(rate,), seed=seed), name)
+            plan = plan.model_copy(update={"beside_ranks": beside})
             run = planted_run_record(plan, name in diverged and seed == seeds[-1])
             shares = {"sums": BASE + gain, "capitals": RETAINED - 0.05}
             items = {
@@ -72,7 +77,7 @@ def planted(
             variants.append(
                 ModelResults(name=plan.name, run=run, evaluations=evaluations, items=items)
             )
-    names = tuple(dict.fromkeys(name for name, _ in gains))
+    names: tuple[VariantName, ...] = tuple(dict.fromkeys(name for name, _ in gains))
     study = results.study
     methods = study.config.methods.model_copy(update={"variants": VariantsConfig(names=names)})
     config = study.config.model_copy(update={"methods": methods})
@@ -137,4 +142,68 @@ def test_runs_and_variants_together_have_labels_of_their_own() -> None:
         "rank 16, DoRA",
         "(IA)³",
         "OFT, blocks of 16",
+    ]
+
+
+def test_one_training_is_set_against_lora_at_each_rank_that_it_is_beside() -> None:
+    found = found_in(planted({("ia3", "2e-4"): 0.35, ("ia3", "4e-4"): 0.25}, beside=(8, 16)))
+    assert [(row.beside_rank, row.beside, row.num_rates) for row in found.rows] == [
+        (8, "rank 8, rate 4e-4", 2),
+        (8, "rank 8, rate 4e-4", 2),
+        (16, "rank 16, rate 4e-4", 2),
+        (16, "rank 16, rate 4e-4", 2),
+    ]
+    assert [row.is_best_rate for row in found.rows] == [True, False, True, False]
+
+
+def test_a_variant_of_no_rank_is_called_by_the_rank_beside_it_where_there_are_several() -> None:
+    """Its rate may follow from LoRA's rank by a rule, whose label is the same at every rank."""
+    runs = [of_variant(grid_run("sums", rank), name) for rank in (8, 16) for name in ("ia3", "oft")]
+    assert [*run_labels(runs).values()] == [
+        "(IA)³, beside rank 8",
+        "OFT, blocks of 8",
+        "(IA)³, beside rank 16",
+        "OFT, blocks of 16",
+    ]
+    merged = runs[0].model_copy(update={"beside_ranks": (4, 8)})
+    labels = [*run_labels([merged, runs[2]]).values()]
+    assert labels == ["(IA)³, beside rank 4 and rank 8", "(IA)³, beside rank 16"]
+
+
+def test_gauges_of_variants_are_shown_as_models_of_their_own() -> None:
+    results = planted({("ia3", "2e-4"): 0.3, ("ia3", "4e-4"): 0.2})
+    kl = {"2e-4": 0.25, "4e-4": 0.75}
+
+    def gauged(model: ModelResults) -> ModelResults:
+        assert model.run is not None
+        record = Divergence(
+            model=model.name,
+            reference="base",
+            train_task="sums",
+            fingerprint="",
+            num_items=2,
+            num_tokens=2,
+            tasks=("sums",) * 2,
+            doc_ids=(0, 1),
+            kl_nats=(kl[model.run.planned.rate_labels[0]],) * 2,
+            top1_agreement=(1.0,) * 2,
+            rise_nats=(0.0,) * 2,
+            item_tokens=(1, 1),
+            score_seconds=1.0,
+        )
+        return model.model_copy(update={"from_base": record})
+
+    results = results.model_copy(update={"variants": tuple(map(gauged, results.variants))})
+    (source,) = option_gains(results)
+    (first, second) = model_groups(source, lambda model: model.from_base is not None)
+    assert (first.kind, second.kind) == ("variant", "variant")
+    found = gauges(source)
+    assert found is not None
+    assert [
+        (model.label, model.rank, model.num_seeds, model.kl_prompts and model.kl_prompts.estimate)
+        for model in found.models
+    ] == [("(IA)³, rate 2e-4", 16, 2, 0.25), ("(IA)³, rate 4e-4", 16, 2, 0.75)]
+    (table,) = gauge_section([found]).tables
+    assert [(group.title, len(group.rows)) for group in table.table.groups] == [
+        ("Variants of LoRA", 2)
     ]

@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from rankwise.cli.terminal import pass_lines
 from rankwise.engine.models import base as models
+from rankwise.engine.models import variants as variant_table
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
 from rankwise.errors import ConfigError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
+from rankwise.study.extension import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from tests.support.file_events import FileEvent, file_events
@@ -80,10 +82,10 @@ def planned(file: Path, *overrides: str) -> StudyRecord:
 
 def test_each_variant_is_trained_alone_beside_lora_s_middle_rank(finished: Finished) -> None:
     assert [run.variant for run in finished.study.variants] == ["dora", "ia3", "pissa"]
-    assert [(run.rank, run.beside_rank) for run in finished.study.variants] == [
-        (4, 4),
-        (None, 4),
-        (4, 4),
+    assert [(run.rank, run.beside_ranks) for run in finished.study.variants] == [
+        (4, (4,)),
+        (None, (4,)),
+        (4, (4,)),
     ]
     together = [planned.runs for planned in finished.study.passes]
     assert together == [
@@ -147,6 +149,9 @@ def test_the_page_has_each_variant_beside_lora(finished: Finished) -> None:
     ).read_text(encoding="utf-8")
     assert "Variants of LoRA" in page
     assert "rank 4, DoRA" in page
+    (gauged,) = finished.findings.gauges
+    kinds = {model.label: model.kind for model in gauged.models if model.kind == "variant"}
+    assert [*kinds] == [row.label for row in found.rows]
 
 
 def test_running_again_does_nothing(finished: Finished) -> None:
@@ -202,6 +207,53 @@ def test_as_many_weights_and_rates_of_their_own(finished: Finished) -> None:
     assert lora.num_trainable_parameters == rslora.num_trainable_parameters
 
 
+def test_pairs_of_settings_stay_together(finished: Finished) -> None:
+    """Each variant has the settings of a LoRA run at its rank, and of no other."""
+    pairs = (
+        "{rank: 2, alpha: {policy: fixed, alpha: 16}, learning_rate: 4e-4}, "
+        "{rank: 8, alpha: {policy: fixed, alpha: 128}, learning_rate: 1e-4}"
+    )
+    for ranks, expected in (
+        ("[]", [(2, 16, 4e-4)]),
+        ("[8]", [(8, 128, 1e-4)]),
+        ("[8, 2]", [(2, 16, 4e-4), (8, 128, 1e-4)]),
+    ):
+        study = planned(
+            finished.file,
+            f"methods={{lora: {{_: [{pairs}]}}, variants: {{names: dora, ranks: {ranks}}}}}",
+            "train.learning_rate={full: 1e-4}",
+        )
+        found = [(run.rank, run.alpha, run.learning_rate) for run in study.variants]
+        assert found == expected
+        assert {*found} <= {(run.rank, run.alpha, run.learning_rate) for run in study.runs}
+
+
+def test_what_comes_to_one_training_is_beside_every_rank(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(IA)³ has no rank; VeRA would need more than the largest one for LoRA's weights."""
+    monkeypatch.setattr(variant_table, "MOST_RANK", 64)
+    study = planned(
+        finished.file,
+        "methods.variants={names: [lora_fa, vera, ia3], ranks: [4, 8], match: parameters}",
+    )
+    assert [(run.variant, run.rank, run.beside_ranks) for run in study.variants] == [
+        ("lora_fa", 9, (4,)),
+        ("lora_fa", 19, (8,)),
+        ("vera", 64, (4, 8)),
+        ("ia3", None, (4, 8)),
+    ]
+
+
+def test_more_ranks_leave_the_variants_beside_theirs(finished: Finished) -> None:
+    config = load_config(finished.file)
+    assert config.methods.variant_ranks == (4,)
+    longer = extended(config, Extension(ranks=(16, 32)))
+    assert longer.methods.lora is not None
+    assert longer.methods.lora.ranks == (2, 4, 8, 16, 32)
+    assert longer.methods.variant_ranks == (4,)
+
+
 def test_a_run_of_lora_has_the_fingerprint_that_it_has_without_variants(
     finished: Finished,
 ) -> None:
@@ -222,6 +274,13 @@ def test_a_run_of_lora_has_the_fingerprint_that_it_has_without_variants(
         ("methods={lora: null, variants: {names: dora}}", "variants are compared with LoRA"),
         ("methods.variants.names=[lokr]", "lokr"),
         ("methods.variants.ranks=[0]", "0 is not a rank"),
+        ("methods.variants.ranks=[4, 16]", "16 is no LoRA rank of the study.* there is 2, 4, 8"),
+        ("methods.lora.init=B", "set methods.lora.init to A"),
+        (
+            "methods={lora: {alpha: [{ratio: 2}, {policy: rslora, alpha: 16}]}, "
+            "variants: {names: [dora, rslora]}}",
+            "rslora is LoRA under alpha's policy rslora",
+        ),
     ],
 )
 def test_what_variants_do_not_go_with(finished: Finished, override: str, message: str) -> None:

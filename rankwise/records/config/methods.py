@@ -122,6 +122,11 @@ class LoraConfig(Section):
         paired = {entry.rank for entry in self.paired if entry.rank is not None}
         return tuple(sorted(paired or {*self.ranks}))
 
+    @property
+    def alphas(self) -> tuple[AlphaConfig, ...]:
+        """Every way in which alpha follows from the rank."""
+        return tuple(pair.alpha for pair in self.paired if pair.alpha is not None) or self.alpha
+
 
 class TruncatedConfig(Section):
     """Adapters of the largest LoRA rank, truncated by SVD to smaller ones: one run, every rank."""
@@ -198,8 +203,18 @@ class MethodsConfig(Section):
 
     @model_validator(mode="after")
     def _something_to_vary(self) -> Self:
-        if self.variants is not None and self.lora is None:
+        if self.variants is None:
+            return self
+        if self.lora is None:
             raise ValueError("variants: 'lora' is null, and variants are compared with LoRA")
+        trained = self.lora.trained_ranks
+        for rank in self.variants.ranks:
+            if rank not in trained:
+                there = ", ".join(map(str, trained))
+                raise ValueError(
+                    f"variants.ranks: {rank} is no LoRA rank of the study, so there would be "
+                    f"nothing to compare with; there is {there}"
+                )
         return self
 
     @property

@@ -242,6 +242,16 @@ class StudyConfig(Section):
             return "they are trained on a base that is not quantised; set base_precision to auto"
         if self.evaluation.engine == "vllm":
             return "vllm applies plain LoRA only; set evaluation.engine to resident"
+        lora, variants = self.methods.lora, self.methods.variants
+        if lora is None or variants is None:
+            return None
+        if lora.init == "B":
+            return "they begin at B = 0, and LoRA would begin at A = 0; set methods.lora.init to A"
+        if "rslora" in variants.names and "rslora" in {alpha.policy for alpha in lora.alphas}:
+            return (
+                "rslora is LoRA under alpha's policy rslora, which is set for LoRA itself; take "
+                "rslora out of the names or of LoRA's alpha"
+            )
         return None
 
     @property

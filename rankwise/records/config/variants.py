@@ -56,7 +56,7 @@ class VariantsConfig(Section):
         Field(max_length=MOST_ENTRIES),
         AfterValidator(distinct),
     ] = ()
-    """Empty: the middle one of LoRA's."""
+    """Of LoRA's; empty: the middle one."""
     match: Literal["rank", "parameters"] = "rank"
     """``parameters``: the rank at which a variant trains as many weights as LoRA at this one."""
     learning_rate: Annotated[

@@ -29,6 +29,7 @@ _GROUPS: dict[ModelKind, str] = {
     "checkpoint": "Checkpoints",
     "truncated": "Truncated adapters",
     "mitigated": "With a repair",
+    "variant": "Variants of LoRA",
 }
 _KL: dict[str, Callable[[GaugedModel], TaskMean | None]] = {
     "KL on the task's prompts": lambda model: model.kl_prompts,

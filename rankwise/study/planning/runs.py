@@ -113,13 +113,13 @@ def checkpoint_steps(run: PlannedRun, places: Sequence[int | float]) -> tuple[in
 
 
 def _each_once(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """Settings that come to the same run are trained once, under all their labels."""
+    """Settings that come to the same run are trained once, under all their labels and ranks."""
     once: dict[str, PlannedRun] = {}
     for run in runs:
         same = once.setdefault(run.fingerprint, run)
         labels = {
             field: tuple(dict.fromkeys((*getattr(same, field), *getattr(run, field))))
-            for field in ("alpha_labels", "rate_labels")
+            for field in ("alpha_labels", "rate_labels", "beside_ranks")
         }
         once[run.fingerprint] = same.model_copy(update=labels)
     return tuple(once.values())
@@ -180,7 +180,7 @@ class RunMaker:
             lora.epochs,
             num_trainable=row.num_weights(shapes, rank),
             variant=choice.name,
-            beside_rank=lora.rank,
+            beside_ranks=(lora.rank,),
             rank=rank if row.has_rank else None,
             learning_rate=lora.peak_rate,
             rate_labels=(lora.rate_label,),
