@@ -338,8 +338,8 @@ from rankwise.cli.main import app
 
 take_step = trainees.Trainee.take_step
 signals = [int(sys.argv[1])]
-def signalling(self, *arguments):
-    metrics = take_step(self, *arguments)
+def signalling(self, *arguments, **named):
+    metrics = take_step(self, *arguments, **named)
     if self.step == 2 and signals:  # both adapters come here; a second signal would not wait
         os.kill(os.getpid(), signals.pop())
     return metrics

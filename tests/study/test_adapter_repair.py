@@ -198,7 +198,8 @@ def test_a_study_that_goes_on_keeps_the_repair(finished: Finished, folder: Study
     assert folder.adapter_repair_file(name_of(folder)).exists()
 
 
-def test_the_answer_in_words(folder: StudyFolder) -> None:
+def test_the_answer_in_words(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # wide enough that no label is on two lines
     asked = ("repair", folder.root, "--run", name_of(folder), *FEW, "--max-retention-loss")
     done = rankwise(*asked, 100)
     assert done.exit_code == 0, done.output
