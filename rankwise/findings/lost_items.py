@@ -6,7 +6,7 @@ answer in one format may still know the answer, and show it in that format alone
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -139,8 +139,9 @@ def _share(num_back: int, num_lost: int, confidence: float) -> Interval | None:
 def _statements(rows: Sequence[LostItems], confidence: float) -> Iterator[str]:
     """One for each run that lost something, all its tasks together.
 
-    An item that is only unformatted comes back as often as kept ones are right there, a forgotten
-    one as often as guessing is. What is nearer to the first is called a loss of format.
+    An item that is only unformatted comes back as often as its task's kept ones are right there
+    (surely, where none was kept), a forgotten one as often as guessing is. What is nearer to the
+    first is called a loss of format.
     """
     for label in dict.fromkeys(row.label for row in rows):
         own = [row for row in rows if row.label == label]
@@ -148,7 +149,8 @@ def _statements(rows: Sequence[LostItems], confidence: float) -> Iterator[str]:
         share = _share(num_back, num_lost, confidence)
         if share is None:
             continue
-        kept, guessed = _kept_share(own), _chance(own)
+        kept = _mean_of_lost(own, lambda row: 1.0 if row.kept_share is None else row.kept_share)
+        guessed = _mean_of_lost(own, lambda row: row.chance or 0.0)  # of generation, nothing is
         answer = {
             1: "most of the loss is one of format",
             0: "whether most of the loss is one of format cannot be told",
@@ -159,20 +161,12 @@ def _statements(rows: Sequence[LostItems], confidence: float) -> Iterator[str]:
         yield (
             f"{quantities.capital(label)}: of {quantities.counted(num_lost, 'item')} that it lost "
             f"on retention tasks, {quantities.count(num_back)} {verb} back in the trained format "
-            f"({quantities.share(share.estimate)}, {bounds}). Of the items that it kept "
-            f"{quantities.share(kept)} are right there, and guessing has "
+            f"({quantities.share(share.estimate)}, {bounds}). As many as of the items that it kept "
+            f"in these tasks would be {quantities.share(kept)}, and guessing has "
             f"{quantities.share(guessed)}: {answer}."
         )
 
 
-def _kept_share(rows: Sequence[LostItems]) -> float:
-    """Of the items that were kept; 1 where none was."""
-    num_kept = sum(row.num_kept for row in rows)
-    return sum(row.num_kept_right for row in rows) / num_kept if num_kept else 1.0
-
-
-def _chance(rows: Sequence[LostItems]) -> float:
-    """Mean over the lost items; of generation, nothing is guessed."""
-    return sum((row.chance or 0.0) * row.num_lost for row in rows) / sum(
-        row.num_lost for row in rows
-    )
+def _mean_of_lost(rows: Sequence[LostItems], share_of: Callable[[LostItems], float]) -> float:
+    """The mean over the lost items of what is expected of each item of a task."""
+    return sum(share_of(row) * row.num_lost for row in rows) / sum(row.num_lost for row in rows)

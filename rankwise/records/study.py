@@ -232,9 +232,9 @@ class TokenCounts(Record):
     scored: dict[str, int] = Field(default_factory=dict)
     """Scored task -> its distinct tokens (shared beginnings count once), and those generated."""
     answers: dict[str, int] = Field(default_factory=dict)
-    """Trained task -> tokens of the right answers that are compared with full fine-tuning."""
+    """Trained task -> distinct tokens of the answers that are compared with full fine-tuning."""
     gauges: dict[str, int] = Field(default_factory=dict)
-    """Trained task -> tokens of the right answers and texts that are compared with the base."""
+    """Trained task -> distinct tokens of the answers and texts that are compared with the base."""
     behaviour: int = 0
     """Tokens of the prompts of behaviour, and of their answers at most."""
     head_prompts: dict[str, int] = Field(default_factory=dict)
@@ -260,7 +260,7 @@ class StudyRecord(StudyTasks):
     """
     gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Trained task -> hash of the right answers and texts on which models are compared with the
-    base; empty in the record of an older version."""
+    base; empty where they are not, and in the record of an older version."""
     behaviour_fingerprint: str | None = None
     """Hash of the prompts on which behaviour is compared; None where it is not."""
     num_parameters: int = 0

@@ -92,6 +92,46 @@ def test_what_comes_back_is_set_against_kept_items_and_guessing(num_back: int, w
     assert "25 %" in statement
 
 
+def test_each_task_s_kept_items_count_as_its_lost_ones() -> None:
+    """Kept items are mostly of a task that is well formatted, lost ones of another."""
+    results = planted_study({4: 0.8}, {4: 0.9})
+    # task -> kept items, those of them right in the trained format, lost items, those back
+    planted = {"capitals": (900, 810, 100, 90), "elements": (100, 30, 900, 270)}
+
+    def changed(model: ModelResults) -> ModelResults:
+        own: dict[str, TaskItems] = {}
+        for task, (kept, kept_right, lost, back) in planted.items():
+            docs, is_base = range(kept + lost), model.run is None
+            right = [is_base or doc < kept for doc in docs]
+            there = [doc < kept_right or kept <= doc < kept + back for doc in docs]
+            own[task] = items_of(task, right, [*docs])
+            own[f"{task}@trained"] = items_of(f"{task}@trained", there, [*docs])
+        evaluations = {
+            name: planted_evaluation(model.name, i, model.run) for name, i in own.items()
+        }
+        return model.model_copy(
+            update={"items": model.items | own, "evaluations": model.evaluations | evaluations}
+        )
+
+    formats = {"trained_formats": {"kinship": {task: f"{task}@trained" for task in planted}}}
+    (source,) = option_gains(
+        results.model_copy(
+            update={
+                "base": changed(results.base),
+                "runs": tuple(map(changed, results.runs)),
+                "study": results.study.model_copy(update=formats),
+            }
+        )
+    )
+    part = lost_items(source)
+    assert part is not None
+    assert [(row.num_lost, row.kept_share) for row in part.rows] == [(100, 0.9), (900, 0.3)]
+    # 360 of 1,000 are back: as many as 0.1 * 0.9 + 0.9 * 0.3 of them, though kept items have 0.84
+    (statement,) = part.statements
+    assert "would be 36 %" in statement
+    assert "most of the loss is one of format" in statement
+
+
 def test_a_run_that_lost_nothing_is_not_spoken_of() -> None:
     results = study(0)
     base = results.base.model_copy(

@@ -14,6 +14,7 @@ import torch
 
 from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import device_name
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.records import p_right
@@ -210,7 +211,7 @@ class Planner:
         has_full = has_full or any(run.method == "full" for run in self._imported)
         answers = _answers(parts.tasks, model)
         self._answers = answers if has_full else {}
-        self._gauged = _gauged(parts.tasks, model, answers)
+        self._gauged = _gauged(parts.tasks, model, answers) if config.analysis.gauges else {}
         self._behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
@@ -340,8 +341,9 @@ def _token_counts(
 
 
 def _tokens_read(answers: Mapping[str, Sequence[RightAnswer]]) -> dict[str, int]:
+    """Trained task -> distinct tokens: answers are read with what they begin with in common."""
     return {
-        train_task: sum(len(answer.tokens_read) for answer in its_answers)
+        train_task: len(PrefixTree([answer.tokens_read for answer in its_answers]))
         for train_task, its_answers in answers.items()
     }
 

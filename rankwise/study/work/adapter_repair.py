@@ -78,7 +78,7 @@ class AdapterRepairer:
         Raises:
             ModelError: an adapter is more than plain LoRA, or its update is zero.
             TaskError: a task has too few items, or none is of retention in points.
-        RecordError: the same, seen after the scoring.
+            RecordError: the same, seen after the scoring.
             StorageError: the folder cannot be written.
             UnchangedOutputsError: the adapter answers as the base does.
         """
