@@ -25,7 +25,8 @@ class StudyContext:
     @classmethod
     def of(cls, plan: StudyPlan, folder: StudyFolder, observer: Observer) -> StudyContext:
         """A context with no model in memory yet."""
-        return cls(plan, folder, observer, ResidentModels(plan, folder), StopSignals())
+        models = ResidentModels(plan, folder, observer)
+        return cls(plan, folder, observer, models, StopSignals())
 
     def replanned(self, plan: StudyPlan) -> StudyContext:
         """The same under another plan of the study; what is in memory stays there."""

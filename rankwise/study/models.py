@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -18,11 +18,13 @@ from rankwise.engine.models.frozen_adapters import (
     carrying,
     load_frozen_adapter,
 )
+from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
+from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.tasks.questions import Scorer
 
@@ -34,11 +36,12 @@ class ResidentModels:
     apply, is a model by itself.
     """
 
-    def __init__(self, plan: StudyPlan, folder: StudyFolder) -> None:
-        self._plan, self._folder = plan, folder
+    def __init__(self, plan: StudyPlan, folder: StudyFolder, observer: Observer) -> None:
+        self._plan, self._folder, self._observer = plan, folder, observer
         self._base: nn.Module | None = None
         self._scorer: Scorer | None = None
         self._put_on: set[str] = set()
+        self._noted: set[str] = set()
         self._alone: nn.Module | None = None
         self._alone_scorer: Scorer | None = None
         self._alone_name: str | None = None
@@ -63,7 +66,7 @@ class ResidentModels:
     def release(self, *, base: bool = False) -> None:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
-        self.keep(set())
+        self._keep(set())
         self._scorer = self._adapter = None
         if base:
             self._base = None
@@ -79,18 +82,36 @@ class ResidentModels:
                 self._scorer = self._open_resident(self.base())
         return self._scorer
 
-    def put_on(self, run: PlannedRun) -> None:
-        """Put a run's adapter on the base for scoring, where it stays until it is not kept.
+    def put_on(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Put the adapters of some runs on the base for scoring, and take all others off.
+
+        Returns:
+            The runs that ``scorer`` answers for now. Each other one needs ``scorer_alone``: it is
+            a full fine-tuning or, as is noted once, what the engine cannot apply.
 
         Raises:
-            ModelError: it needs what the engine cannot do.
+            ModelError: the base cannot be scored.
         """
-        scorer = self.scorer()
-        if run.name not in self._put_on:
-            scorer.put_on(run.name, self._folder.weights(run))
-            self._put_on.add(run.name)
+        self._keep({run.name for run in runs})
+        together: list[PlannedRun] = []
+        for run in runs:
+            is_plain = run.variant is None or VARIANTS[run.variant].is_plain
+            if run.method != "lora" or not is_plain:
+                continue
+            scorer = self.scorer()
+            try:
+                if run.name not in self._put_on:
+                    scorer.put_on(run.name, self._folder.weights(run))
+            except ModelError as error:
+                if run.name not in self._noted:
+                    self._observer.noted(f"{run.name} is scored alone: {error}")
+                    self._noted.add(run.name)
+            else:
+                self._put_on.add(run.name)
+                together.append(run)
+        return together
 
-    def keep(self, names: set[str]) -> None:
+    def _keep(self, names: set[str]) -> None:
         """Take all other adapters off the base."""
         for name in sorted(self._put_on - names):
             assert self._scorer is not None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from rankwise.engine.scoring import resident
 from rankwise.records.behaviour import MOST_NEW_TOKENS, PROMPTS, Behaviour
 from rankwise.records.files import read_record
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
 from rankwise.study.stages import ObserveBehaviour, stages
 from rankwise.study.status import study_status
+from tests.support.observers import Silent
+from tests.support.saved_adapters import save_dora
 from tests.support.studies import run
 
 SMALL = (
@@ -73,6 +79,56 @@ def test_models_write_what_greedy_decoding_writes(study_file: Path, tmp_path: Pa
     _, recorder = run(study_file, folder.root, *ON)
     assert recorder.stages == [("behaviour", "behaviour")]
     assert not any(line.left for line in study_status(folder))
+
+
+class Noting(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_what_is_no_plain_lora_writes_alone(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in scoring, it is not tried beside other adapters."""
+    tried: list[Path] = []
+    load = resident.load_frozen_adapter
+
+    def remembered(model: Any, path: Path, *rest: Any) -> Any:
+        tried.append(path.parent)
+        return load(model, path, *rest)
+
+    monkeypatch.setattr(resident, "load_frozen_adapter", remembered)
+    settings = ("methods.full=null", "methods.lora.ranks=[2]", "methods.variants={names: [ia3]}")
+    folder = StudyFolder(tmp_path / "study")
+    outcome, _ = run(study_file, folder.root, *ON, "analysis.gauges=false", *settings)
+    study = outcome.results.study
+    (plain,), (variant,) = study.runs, study.variants
+    assert set(tried) == {folder.model_folder(plain.name)}
+    record = read_record(folder.behaviour_file(variant.name), Behaviour)
+    assert len(record.texts) == len(PROMPTS)
+
+
+def test_what_the_engine_refuses_writes_alone_and_is_named_once(
+    study_file: Path, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    save_dora(tmp_path / "dora", tiny_model_folder)
+    imported = json.dumps([{"adapter": str(tmp_path / "dora")}])
+    overrides = (*ON, "methods.full=null", "methods.lora=null", f"methods.imported={imported}")
+    plan, folder = plan_study(load_config(study_file, overrides)), StudyFolder(tmp_path / "study")
+    for _ in range(2):  # the second time, all but behaviour is there already
+        observer = Noting()
+        run_study(plan, folder, observer)
+        (note,) = observer.notes
+        assert "is scored alone" in note
+        assert "use_dora" in note
+        path = folder.behaviour_file(plan.record.runs[0].name)
+        assert len(read_record(path, Behaviour).texts) == len(PROMPTS)
+        path.unlink()
 
 
 def test_it_is_off_unless_it_is_asked_for(study_file: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from rankwise.errors import ModelError
 from rankwise.records.behaviour import PROMPTS, Behaviour
 from rankwise.records.folder import BASE
+from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.stages import Model, ObserveBehaviour
 from rankwise.tasks.questions import Scorer
@@ -26,27 +26,17 @@ def observe_behaviour(
         StorageError: a record cannot be written.
     """
     context.observer.skipped(stage.work * (1 - len(models) / len(stage.models)))
-    adapters = [model for model in models if model is None or model.method == "lora"]
-    alone = [model for model in models if model is not None and model.method == "full"]
-    for start in range(0, len(adapters), TOGETHER):
-        group = adapters[start : start + TOGETHER]
-        context.models.keep({model.name for model in group if model is not None})
-        together = [model for model in group if _is_put_on(context, model)]
+    alone: list[PlannedRun] = []
+    for start in range(0, len(models), TOGETHER):
+        group = models[start : start + TOGETHER]
+        runs = [model for model in group if model is not None]
+        put_on = context.models.put_on(runs)
+        together = [model for model in group if model is None or model in put_on]
         if together:
             _write(context, stage, context.models.scorer(), together)
-        alone += [model for model in group if model is not None and model not in together]
+        alone += [run for run in runs if run not in put_on]
     for model in alone:
         _write(context, stage, context.models.scorer_alone(model), [model], alone=True)
-
-
-def _is_put_on(context: StudyContext, model: Model) -> bool:
-    """Whether the resident model answers for it: the base does, and an adapter that fits."""
-    try:
-        if model is not None:
-            context.models.put_on(model)
-    except ModelError:
-        return False
-    return True
 
 
 def _write(

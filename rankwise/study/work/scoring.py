@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.devices import device_name
-from rankwise.engine.models.variants import VARIANTS
-from rankwise.errors import ModelError, UnchangedOutputsError
+from rankwise.errors import UnchangedOutputsError
 from rankwise.records.folder import BASE
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedRun
@@ -49,7 +48,6 @@ class ScoreWorker:
         if None in models:
             self._evaluate(stage, self._models.scorer(), [None])
         runs = [run for run in models if run is not None]
-        self._models.keep({run.name for run in runs})
         together = self._put_on(runs, task)
         if together:
             self._evaluate(stage, self._models.scorer(), together)
@@ -58,17 +56,8 @@ class ScoreWorker:
                 self._score_alone(stage, run, task)
 
     def _put_on(self, runs: Sequence[PlannedRun], task: PreparedTask) -> list[PlannedRun]:
-        """The adapters among the runs that the engine can apply: they are on the base now."""
-        together: list[PlannedRun] = []
-        for run in runs:
-            is_plain = run.variant is None or VARIANTS[run.variant].is_plain
-            if run.method == "lora" and is_plain:
-                try:
-                    self._models.put_on(run)
-                except ModelError as error:
-                    self._note(run.name, f"{run.name} is scored alone: {error}")
-                else:
-                    together.append(run)
+        """The runs that are on the base now, after all of them were seen to be applied."""
+        together = self._models.put_on(runs)
         new = [run.name for run in together if self._has_update(run)]
         new = [name for name in new if name not in self._applied]
         if new:
