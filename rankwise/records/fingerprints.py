@@ -54,6 +54,7 @@ _USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
 # Settings that older studies do not know, with their defaults: at these they are in no fingerprint.
 _LATER: dict[tuple[str, ...], Any] = {
     ("analysis", "behaviour"): False,
+    ("analysis", "gauges"): True,
     ("methods", "lora", "init"): _USUAL_INIT,
     ("methods", "truncated"): None,
     ("methods", "variants"): None,

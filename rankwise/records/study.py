@@ -257,7 +257,7 @@ class StudyRecord(StudyTasks):
     """
     gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Trained task -> hash of the right answers and texts on which models are compared with the
-    base; empty in the record of an older version."""
+    base; empty where they are not, and in the record of an older version."""
     behaviour_fingerprint: str | None = None
     """Hash of the prompts on which behaviour is compared; None where it is not."""
     num_parameters: int = 0

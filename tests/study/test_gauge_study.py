@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,10 +138,34 @@ def test_a_missing_record_is_made_again_alone(finished: Finished, study_file: Pa
 
 
 def test_a_study_of_an_older_version_has_nothing_left(finished: Finished) -> None:
-    study = finished.plan.record
-    old = study.model_copy(update={"gauge_fingerprints": {}})
-    assert not any(isinstance(stage, CompareWithBase) for stage in stages(old))
-    assert any(isinstance(stage, CompareWithBase) for stage in stages(study))
+    """Its ``study.json`` knows neither the switch nor what is compared, and it has no records."""
+    folder = finished.folder
+    old = json.loads(folder.study_file.read_text())
+    del old["gauge_fingerprints"], old["num_tokens"]["gauges"], old["config"]["analysis"]["gauges"]
+    folder.study_file.write_text(json.dumps({k: v for k, v in old.items() if k != "checksum"}))
+    for path in folder.root.rglob("gauges.json"):
+        path.unlink()
+    study = folder.read_study()
+    assert study.config.analysis.gauges
+    assert not any(isinstance(stage, CompareWithBase) for stage in stages(study))
+    assert not any(line.left for line in study_status(folder))
+    assert all(model.from_base is None for model in read_results(folder).runs)
+    assert any(isinstance(stage, CompareWithBase) for stage in stages(finished.plan.record))
+
+
+def test_they_can_be_switched_off(finished: Finished, study_file: Path) -> None:
+    on, off, named = (
+        plan_study(load_config(study_file, (*SMALL, *setting))).record
+        for setting in ((), ("analysis.gauges=false",), ("analysis.gauges=true",))
+    )
+    assert not any(isinstance(stage, CompareWithBase) for stage in stages(off))
+    assert (off.gauge_fingerprints, off.num_tokens.gauges) == ({}, {})
+    assert off.answers_fingerprints == on.answers_fingerprints  # full fine-tuning is compared
+    assert [run.fingerprint for run in off.runs] == [run.fingerprint for run in on.runs]
+    assert named.fingerprint == on.fingerprint != off.fingerprint
+    outcome, recorder = run(study_file, finished.folder.root, *SMALL, "analysis.gauges=false")
+    assert recorder.stages == []
+    assert outcome.findings.gauges == ()
 
 
 def test_the_report_has_the_gauges(finished: Finished) -> None:

@@ -124,6 +124,8 @@ class AnalysisConfig(Section):
     """Compare attention heads with the base's."""
     head_prompts: Annotated[int, Field(ge=2, strict=True)] = 32
     """Number of prompts on which heads are compared."""
+    gauges: Switch = True
+    """Compare the next-token distributions of every model with the base's."""
     behaviour: Switch = False
     """Let every model answer some short prompts, and compare refusals, lengths and formats."""
 

@@ -208,7 +208,7 @@ class Planner:
         has_full = has_full or any(run.method == "full" for run in self._imported)
         answers = _answers(parts.tasks, model)
         self._answers = answers if has_full else {}
-        self._gauged = _gauged(parts.tasks, model, answers)
+        self._gauged = _gauged(parts.tasks, model, answers) if config.analysis.gauges else {}
         self._behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
         self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
