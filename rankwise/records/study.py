@@ -229,9 +229,9 @@ class TokenCounts(Record):
     scored: dict[str, int] = Field(default_factory=dict)
     """Scored task -> its distinct tokens (shared beginnings count once), and those generated."""
     answers: dict[str, int] = Field(default_factory=dict)
-    """Trained task -> tokens of the right answers that are compared with full fine-tuning."""
+    """Trained task -> distinct tokens of the answers that are compared with full fine-tuning."""
     gauges: dict[str, int] = Field(default_factory=dict)
-    """Trained task -> tokens of the right answers and texts that are compared with the base."""
+    """Trained task -> distinct tokens of the answers and texts that are compared with the base."""
     behaviour: int = 0
     """Tokens of the prompts of behaviour, and of their answers at most."""
     head_prompts: dict[str, int] = Field(default_factory=dict)

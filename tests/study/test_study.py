@@ -56,7 +56,7 @@ elif moment == "saving":
 elif moment == "scoring":
     scoring.evaluate = killing(scoring.evaluate)
 elif moment == "comparing":
-    divergence.predicting_states = killing(divergence.predicting_states)
+    divergence.TreeReader.read = killing(divergence.TreeReader.read)
 elif moment == "analysing":
     weights.matrix_spectrum = killing(weights.matrix_spectrum)
 elif moment == "writing":

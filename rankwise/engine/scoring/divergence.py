@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
+from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.head import CompletionHead
-from rankwise.engine.models.packed_attention import (
-    packed_attention,
-    predicting_states,
-    within_budget,
-)
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
+from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.tasks.questions import Advance, RightAnswer
 
 
@@ -45,18 +45,16 @@ def log_probabilities(
     bfloat16 would round a log-probability of -10 by 0.03 nats, more than many divergences.
 
     Args:
-        model: in eval mode.
+        model: in eval mode; an adapter is on it already.
         answers: their total size is limited by ``right_answers``.
         max_batch_tokens: of one forward pass.
-        advance: receives the number of tokens read.
+        advance: receives the number of tokens read; a beginning that answers share is read once.
 
     Raises:
-        ModelError: as ``packed_attention`` and ``CompletionHead``.
+        ModelError: as ``packed_attention``, ``tree_attention`` and ``CompletionHead``.
     """
-    expected: list[Tensor] = [torch.empty(0)] * len(answers)
-    for index, of_answer in _passes(model, answers, max_batch_tokens, advance):
-        expected[index] = of_answer.cpu()
-    return expected
+    found = _of_answers(model, answers, max_batch_tokens, advance)
+    return [of_answer.cpu() for of_answer in found]
 
 
 def divergences(
@@ -72,11 +70,11 @@ def divergences(
     The model has the reference's vocabulary, and the answers are the same in the same order; all
     else is as there.
     """
-    items = [ItemDivergence(0.0, 0.0, 0.0)] * len(answers)
-    for index, of_answer in _passes(model, answers, max_batch_tokens, advance):
-        expected = reference[index].to(of_answer.device)
-        tokens = torch.tensor(answers[index].continuation, device=of_answer.device)
-        items[index] = item_divergence(expected, of_answer, tokens)
+    items: list[ItemDivergence] = []
+    found = _of_answers(model, answers, max_batch_tokens, advance)
+    for answer, expected, of_answer in zip(answers, reference, found, strict=True):
+        tokens = torch.tensor(answer.continuation, device=of_answer.device)
+        items.append(item_divergence(expected.to(of_answer.device), of_answer, tokens))
     return items
 
 
@@ -96,16 +94,30 @@ def item_divergence(
 
 
 @torch.inference_mode()
-def _passes(
+def _of_answers(
     model: nn.Module, answers: Sequence[RightAnswer], max_batch_tokens: int, advance: Advance
-) -> Iterator[tuple[int, Float[Tensor, "_ vocabulary"]]]:
-    """The index of an answer and its log-probabilities, on the model's device."""
+) -> Iterator[Float[Tensor, "_ vocabulary"]]:
+    """The log-probabilities of one answer after the other, on the model's device."""
     decoder = decoder_of(model)
     with packed_attention(model):
         head = CompletionHead(decoder)
-    for batch in within_budget([len(answer.tokens_read) for answer in answers], max_batch_tokens):
-        with packed_attention(model):
-            states = predicting_states(decoder, [answers[index] for index in batch])
-        for index, of_answer in zip(batch, states, strict=True):
-            yield index, head.logits(of_answer).float().log_softmax(dim=-1)
-        advance(sum(len(answers[index].tokens_read) for index in batch))
+    tree = PrefixTree([answer.tokens_read for answer in answers])
+    # the last token is not read, so the n tokens of an answer are predicted at its last n places
+    paths = [
+        tree.path(last)[-len(answer.continuation) :]
+        for last, answer in zip(tree.lasts, answers, strict=True)
+    ]
+    places = np.unique(np.concatenate(paths))
+    # An adapter is on the model already, so the reader has none to put on; one model is read
+    # whatever its cache takes.
+    reader = TreeReader(model, FrozenBank(), max_tokens=max_batch_tokens, cache_bytes=0)
+    states: list[Tensor] = []
+    for read in reader.read(tree, [None]):
+        first, last = np.searchsorted(places, [read.start, read.stop])
+        rows = torch.from_numpy(places[first:last] - read.start).to(decoder.device)
+        states.append(read.hidden[0, rows])  # (some places, hidden)
+        advance(read.stop - read.start)
+    hidden = torch.cat(states)  # (places, hidden)
+    for path in paths:
+        rows = torch.from_numpy(np.searchsorted(places, path)).to(decoder.device)
+        yield head.logits(hidden[rows]).float().log_softmax(dim=-1)

@@ -14,6 +14,7 @@ import torch
 
 from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import device_name
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.records import p_right
@@ -338,8 +339,9 @@ def _token_counts(
 
 
 def _tokens_read(answers: Mapping[str, Sequence[RightAnswer]]) -> dict[str, int]:
+    """Trained task -> distinct tokens: answers are read with what they begin with in common."""
     return {
-        train_task: sum(len(answer.tokens_read) for answer in its_answers)
+        train_task: len(PrefixTree([answer.tokens_read for answer in its_answers]))
         for train_task, its_answers in answers.items()
     }
 

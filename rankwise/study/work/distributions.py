@@ -60,8 +60,8 @@ def compare_with_base(
 ) -> None:
     """Compare some models of a trained task with the base, which reads once for all.
 
-    The models read one after the other, in the batches of the base: so an update of zero is at
-    exactly zero, which other batches would round away. With thousands of tokens in a batch,
+    The models read one after the other, in the steps of the base: so an update of zero is at
+    exactly zero, which other steps would round away. With thousands of tokens in a step,
     reading several adapters at once would multiply as much.
 
     Raises:
