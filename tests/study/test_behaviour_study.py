@@ -21,7 +21,7 @@ from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import ObserveBehaviour, stages
 from rankwise.study.status import study_status
-from tests.support.observers import Recorder
+from tests.support.observers import Silent
 from tests.support.saved_adapters import save_dora
 from tests.support.studies import run
 
@@ -81,6 +81,16 @@ def test_models_write_what_greedy_decoding_writes(study_file: Path, tmp_path: Pa
     assert not any(line.left for line in study_status(folder))
 
 
+class Noting(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def test_what_is_no_plain_lora_writes_alone(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,10 +121,11 @@ def test_what_the_engine_refuses_writes_alone_and_is_named_once(
     overrides = (*ON, "methods.full=null", "methods.lora=null", f"methods.imported={imported}")
     plan, folder = plan_study(load_config(study_file, overrides)), StudyFolder(tmp_path / "study")
     for _ in range(2):  # the second time, all but behaviour is there already
-        recorder, noted = Recorder(), list[str]()
-        recorder.noted = noted.append
-        run_study(plan, folder, recorder)
-        assert [("is scored alone" in note, "use_dora" in note) for note in noted] == [(True, True)]
+        observer = Noting()
+        run_study(plan, folder, observer)
+        (note,) = observer.notes
+        assert "is scored alone" in note
+        assert "use_dora" in note
         path = folder.behaviour_file(plan.record.runs[0].name)
         assert len(read_record(path, Behaviour).texts) == len(PROMPTS)
         path.unlink()
