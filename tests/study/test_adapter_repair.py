@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 
+from rankwise.cli import application
 from rankwise.engine.models import base as models
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
@@ -199,7 +200,7 @@ def test_a_study_that_goes_on_keeps_the_repair(finished: Finished, folder: Study
 
 
 def test_the_answer_in_words(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")  # wide enough that no label is on two lines
+    monkeypatch.setattr(application.stdout, "width", 160)  # no label is on two lines
     asked = ("repair", folder.root, "--run", name_of(folder), *FEW, "--max-retention-loss")
     done = rankwise(*asked, 100)
     assert done.exit_code == 0, done.output

@@ -229,8 +229,10 @@ def test_an_early_stop_and_arms_are_not_combined(finished: Finished) -> None:
 
 
 def test_directions_that_leave_no_room_are_a_problem(finished: Finished) -> None:
-    with pytest.raises(PlanError, match="rank 4 beside 21 directions does not fit"):
-        plan_study(load_config(finished.file, ["mitigations=[{project: 21}]"]))
+    with pytest.raises(PlanError, match="24 directions leave nothing of"):
+        plan_study(load_config(finished.file, ["mitigations=[{project: 24}]"]))
+    record = plan_study(load_config(finished.file, ["mitigations=[{project: 21}]"])).record
+    assert any("beside 21 directions the update" in warning for warning in record.warnings)
 
 
 def test_rows_of_a_task_are_the_same_whatever_other_arms_there_are(finished: Finished) -> None:

@@ -34,7 +34,7 @@ def test_a_preset_loads_and_plans(
         f"train.task={'[colours, sums]' if several else 'colours'}",
         "train.split=null",
         f"evaluation.out_of_domain={'[]' if several else '[sums]'}",
-        "evaluation.retention=[]",
+        f"evaluation.retention={'[hues]' if config.mitigations else '[]'}",
         "evaluation.held_out_text=[small_prose]",
         "evaluation.domains={colours: knowledge, sums: mathematics}",
     ]

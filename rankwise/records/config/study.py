@@ -312,6 +312,8 @@ class StudyConfig(Section):
                 )
         if problem := self._mitigations_problem:
             raise ValueError(f"mitigations: {problem}")
+        if self.methods.variants is not None and (problem := self._variants_problem):
+            raise ValueError(f"methods.variants: {problem}, or leave the variants out")
         if self._num_runs > _MOST_RUNS:
             raise ValueError(
                 f"{self._num_runs:,} runs are more than {_MOST_RUNS:,}; shorten the lists of "

@@ -76,10 +76,15 @@ def check_projections(
             for name, shape in targets.shapes.items()
         }
         side = min(sides, default=0)
-        if sides and arm.project + rank > side:
+        if sides and arm.project >= side:
             issues.problems.append(
-                f"{place}: an update of rank {rank} beside {arm.project} directions does not fit "
-                f"{sides[side]}, which has {side}; lower one of them"
+                f"{place}: {arm.project} directions leave nothing of {sides[side]}, which has "
+                f"{side}; lower it"
+            )
+        elif sides and arm.project + rank > side:
+            issues.warnings.append(
+                f"{place}: beside {arm.project} directions the update of {sides[side]} has rank "
+                f"{side - arm.project} at most, and not {rank}"
             )
 
 
