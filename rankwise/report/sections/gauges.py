@@ -51,12 +51,7 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
         f"text. Intervals are {confidence}, one at a time. Models of one study share their data "
         "and their items, so a correlation over them is exploratory.",
         *(f"{task.before}{statement}" for part, task in tasks for statement in part.statements),
-        *(
-            f"{task.before}No correlation of {order.gauge} with forgetting: {order.reason}."
-            for part, task in tasks
-            for order in part.orders
-            if order.reason is not None
-        ),
+        *(f"{task.before}{remark}" for part, task in tasks for remark in _without(part)),
     ]
     return ReportSection(
         name="gauges",
@@ -68,6 +63,16 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
         tables=[TitledTable(task.heading, _table(part)) for part, task in tasks],
         files={"gauges.csv": cells.csv_text(_rows(found))},
     )
+
+
+def _without(part: TrainTaskGauges) -> Iterator[str]:
+    """Which gauges have no correlation, in one sentence for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for order in part.orders:
+        if order.reason is not None:
+            by_reason.setdefault(order.reason, []).append(order.gauge)
+    for reason, gauges in by_reason.items():
+        yield f"No correlation of {quantities.listed(gauges)} with forgetting: {reason}."
 
 
 def _figures(found: TrainTaskGauges) -> Iterator[Figure]:
