@@ -19,6 +19,7 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
+    listed_names,
     note,
     quiet_libraries,
     say,
@@ -345,7 +346,7 @@ def heads(
     The records are kept in the study's folder and shown in its report. Effects
     that are recorded are not computed again.
     """
-    names = tuple(dict.fromkeys(part.strip() for part in tasks.split(",") if part.strip()))
+    names = listed_names(tasks)
     if not names:
         raise ConfigError("heads", ["--tasks names no task; name at least one"])
     if keys_and_values and mode is not Mode.REVERT:

@@ -80,6 +80,11 @@ AllowTaskCode = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of text.")]
 
 
+def listed_names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from rankwise.records.provenance import package_version

@@ -16,6 +16,7 @@ from rankwise.cli.application import (
     TasksPath,
     emit,
     given_path,
+    listed_names,
     note,
     quiet_libraries,
     say,
@@ -132,7 +133,7 @@ def repair(
         quiet_libraries()
         from rankwise.weights.audit_scores import ScoreSettings
 
-        own, kept = _names(tasks), _names(retention)
+        own, kept = listed_names(tasks), listed_names(retention)
         _refuse_incomplete(targets, own, kept, output)
         assert output is not None
         settings = ScoreSettings(
@@ -246,7 +247,7 @@ def _of_adapters(
 
 def _asked(by: str | None, max_loss_points: float) -> _Asked:
     """The kinds in their own order, and the limit."""
-    wanted = REPAIR_FAMILIES if by is None else _names(by)
+    wanted = REPAIR_FAMILIES if by is None else listed_names(by)
     problems = [
         f"--by: no kind of repair is named {name!r}; "
         + (did_you_mean(name, REPAIR_FAMILIES) or f"there is {', '.join(REPAIR_FAMILIES)}")
@@ -260,10 +261,6 @@ def _asked(by: str | None, max_loss_points: float) -> _Asked:
     if problems:
         raise ConfigError("repair", problems)
     return _Asked(tuple(each for each in REPAIR_FAMILIES if each in wanted), max_loss_points)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _refuse_with_study(targets: list[str], given: list[str]) -> None:

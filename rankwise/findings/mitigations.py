@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
+from rankwise.findings.options import (
+    DecidingTasks,
+    Option,
+    OptionGains,
+    OptionName,
+    Runs,
+    TaskMean,
+    trained_of,
+)
 from rankwise.findings.pairs import run_record
 from rankwise.findings.shares import Share, share_of
 from rankwise.findings.stats.estimates import holm, mean_over_tasks, zero_p_value
@@ -88,13 +96,6 @@ class _Arm(NamedTuple):
     runs: Runs
 
 
-class _Tasks(NamedTuple):
-    """The tasks whose means are taken."""
-
-    in_domain: tuple[str, ...]
-    retention: tuple[str, ...]
-
-
 def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTaskMitigations | None:
     """The arms of every LoRA option; None where there are none, or nothing is to be retained.
 
@@ -104,7 +105,7 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
     """
     train_task = source.results.train_task
     planned = [m for m in source.results.study.mitigated if m.train_task == train_task]
-    tasks = _Tasks(source.tasks("in_domain", recommendation.unit), source.tasks("retention"))
+    tasks = source.deciding_tasks(recommendation.unit)
     if not planned or not tasks.retention:
         return None
     options: list[MitigatedOption] = []
@@ -134,11 +135,6 @@ def _arms(
     source: OptionGains, option: Option, planned: Sequence[PlannedRun]
 ) -> tuple[list[_Arm], list[str]]:
     """The arms of an option that are complete over its seeds, and the labels of the rest."""
-    done = {
-        model.name: model
-        for model in source.results.mitigated
-        if run_record(model).status == "trained"
-    }
     order = [run.name for run in option.runs]
     by_arm: dict[str, list[PlannedRun]] = {}
     for model in planned:
@@ -148,7 +144,7 @@ def _arms(
     missing: list[str] = []
     for label, models in by_arm.items():
         models.sort(key=lambda model: order.index(_source_name(model)))
-        runs = tuple(done[model.name] for model in models if model.name in done)
+        runs = trained_of(models, source.results.mitigated)
         if len(runs) == len(order):
             complete.append(_Arm(label, _kind(models[0]), runs))
         else:
@@ -172,7 +168,7 @@ def _kind(model: PlannedRun) -> ArmKind:
 
 def _option(
     source: OptionGains,
-    tasks: _Tasks,
+    tasks: DecidingTasks,
     option: Option,
     arms: Sequence[_Arm],
     epsilon: float | None,
@@ -206,7 +202,7 @@ def _option(
 
 
 def _arm(
-    source: OptionGains, tasks: _Tasks, option: Option, line: _RateLine, arm: _Arm
+    source: OptionGains, tasks: DecidingTasks, option: Option, line: _RateLine, arm: _Arm
 ) -> tuple[Arm, float | None]:
     """An arm, and the p-value that it is on the line of lower rates; None of what makes it up."""
     records = [run_record(model) for model in arm.runs]
@@ -269,7 +265,7 @@ class _Piece(NamedTuple):
 class _RateLine:
     """Gain against retention from the run as trained, over its lower rates, to the base."""
 
-    def __init__(self, source: OptionGains, tasks: _Tasks, runs: Sequence[Runs]) -> None:
+    def __init__(self, source: OptionGains, tasks: DecidingTasks, runs: Sequence[Runs]) -> None:
         self._source, self._tasks = source, tasks
         self._ends = [self._values(each) for each in runs]
         self._ends.append({task: 0.0 * values for task, values in self._ends[0].items()})

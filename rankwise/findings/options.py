@@ -6,7 +6,7 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -114,6 +114,19 @@ class Option(NamedTuple):
         return is_trained and len(self.runs) == self.num_planned
 
 
+class DecidingTasks(NamedTuple):
+    """The tasks whose means are taken: in-domain in the unit that decides, retention in points."""
+
+    in_domain: tuple[str, ...]
+    retention: tuple[str, ...]
+
+
+def trained_of(planned: Iterable[PlannedRun], models: Iterable[ModelResults]) -> Runs:
+    """Those of some models that are planned and trained, in the order of the plans."""
+    done = {model.name: model for model in models if run_record(model).status == "trained"}
+    return tuple(done[plan.name] for plan in planned if plan.name in done)
+
+
 class OptionGains:
     """The options of one trained task, and their gains item by item.
 
@@ -164,6 +177,10 @@ class OptionGains:
             for task in self.results.tasks.get(relation, ())
             if task in items and items[task].unit == unit
         )
+
+    def deciding_tasks(self, unit: Unit) -> DecidingTasks:
+        """The tasks in-domain of this unit, and those of retention."""
+        return DecidingTasks(self.tasks("in_domain", unit), self.tasks("retention"))
 
     def pair(self, model: ModelResults, task: str) -> Pair:
         """The base and a model on one task, item by item."""

@@ -20,11 +20,6 @@ class Share(Record):
     reason: str | None
 
     @property
-    def is_known(self) -> bool:
-        """Whether there is an interval."""
-        return self.estimate is not None
-
-    @property
     def in_words(self) -> str | None:
         """92 % (85 to 99); None where it cannot be given."""
         if self.estimate is None or self.lower is None or self.upper is None:

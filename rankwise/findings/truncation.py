@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
+from rankwise.findings.options import (
+    DecidingTasks,
+    Option,
+    OptionGains,
+    OptionName,
+    Runs,
+    TaskMean,
+    trained_of,
+)
 from rankwise.findings.pairs import run_record
 from rankwise.findings.shares import Share, share_of
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.results import ModelResults
 from rankwise.records.study import PlannedRun, Unit
 
 Series = Literal["trained", "truncated", "refined"]
@@ -81,13 +88,6 @@ class _Series(NamedTuple):
     runs: Runs
 
 
-class _Judged(NamedTuple):
-    """The tasks of a relation, whose means are taken."""
-
-    in_domain: tuple[str, ...]
-    retention: tuple[str, ...]
-
-
 def truncated_curves(
     source: OptionGains, recommendation: Recommendation
 ) -> TrainTaskTruncation | None:
@@ -101,7 +101,7 @@ def truncated_curves(
     planned = [m for m in source.results.study.truncated if m.train_task == train_task]
     if not planned:
         return None
-    tasks = _Judged(source.tasks("in_domain", recommendation.unit), source.tasks("retention"))
+    tasks = source.deciding_tasks(recommendation.unit)
     of_source: dict[str, list[PlannedRun]] = {}
     for model in planned:
         of_source.setdefault(source.labels[_source_name(model)], []).append(model)
@@ -125,11 +125,6 @@ def _truncated(
     source: OptionGains, option: Option, planned: Sequence[PlannedRun]
 ) -> tuple[list[_Series], list[str]]:
     """What was truncated from an option, complete over its seeds; the labels of the rest."""
-    done: dict[str, ModelResults] = {
-        model.name: model
-        for model in source.results.truncated
-        if run_record(model).status == "trained"
-    }
     order = [run.name for run in option.runs]
     groups: dict[tuple[Series, int], list[PlannedRun]] = {}
     for model in planned:
@@ -139,7 +134,7 @@ def _truncated(
     missing: list[str] = []
     for (series, rank), models in groups.items():
         models.sort(key=lambda model: order.index(_source_name(model)))
-        runs = tuple(done[model.name] for model in models if model.name in done)
+        runs = trained_of(models, source.results.truncated)
         if len(runs) == len(order):
             complete.append(_Series(series, rank, runs))
         else:
@@ -154,7 +149,7 @@ def _source_name(model: PlannedRun) -> str:
 
 
 def _curve(
-    source: OptionGains, tasks: _Judged, option: Option, truncated: Sequence[_Series]
+    source: OptionGains, tasks: DecidingTasks, option: Option, truncated: Sequence[_Series]
 ) -> TruncatedCurve:
     settings = {*beside_rank(option.plan)}
     trained: dict[int, _Series] = {}
@@ -177,7 +172,7 @@ def _curve(
 
 def _point(
     source: OptionGains,
-    tasks: _Judged,
+    tasks: DecidingTasks,
     option: Option,
     member: _Series,
     trained: _Series | None,

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from rankwise.findings.options import Option, OptionGains, Runs, TaskMean
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean, trained_of
 from rankwise.findings.pairs import run_record
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.config.variants import VARIANT_LABELS
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.results import ModelResults
 from rankwise.records.study import PlannedRun, Unit
 
 OF_RATES = "the best rates are chosen on the items that they are compared on"
@@ -70,13 +69,6 @@ class _Trained(NamedTuple):
     gain: TaskMean
 
 
-class _Judged(NamedTuple):
-    """The tasks of a relation, whose means are taken."""
-
-    in_domain: tuple[str, ...]
-    retention: tuple[str, ...]
-
-
 def variants_beside_lora(
     source: OptionGains, recommendation: Recommendation
 ) -> TrainTaskVariants | None:
@@ -90,7 +82,7 @@ def variants_beside_lora(
     section = source.results.study.config.methods.variants
     if not planned or section is None:
         return None
-    tasks = _Judged(source.tasks("in_domain", recommendation.unit), source.tasks("retention"))
+    tasks = source.deciding_tasks(recommendation.unit)
     trained, left_out = _trained(source, tasks, planned)
     rows: list[VariantRow] = []
     for rank in sorted({rank for one in trained for rank in one.plan.beside_ranks}):
@@ -108,14 +100,9 @@ def variants_beside_lora(
 
 
 def _trained(
-    source: OptionGains, tasks: _Judged, planned: Sequence[PlannedRun]
+    source: OptionGains, tasks: DecidingTasks, planned: Sequence[PlannedRun]
 ) -> tuple[list[_Trained], list[str]]:
     """The variants that are complete over their seeds, and the labels of the others."""
-    done: dict[str, ModelResults] = {
-        model.name: model
-        for model in source.results.variants
-        if run_record(model).status == "trained"
-    }
     labels = run_labels(planned)
     by_label: dict[str, list[PlannedRun]] = {}
     for plan in sorted(planned, key=lambda plan: (plan.beside_ranks, plan.seed or 0)):
@@ -123,7 +110,7 @@ def _trained(
     complete: list[_Trained] = []
     left_out: list[str] = []
     for label, plans in by_label.items():
-        runs = tuple(done[plan.name] for plan in plans if plan.name in done)
+        runs = trained_of(plans, source.results.variants)
         if len(runs) == len(plans):
             gain = source.change(runs, tasks.in_domain)
             complete.append(_Trained(label, plans[0], runs, gain))
@@ -133,7 +120,7 @@ def _trained(
 
 
 def _row(
-    source: OptionGains, tasks: _Judged, one: _Trained, rank: int, trained: Sequence[_Trained]
+    source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int, trained: Sequence[_Trained]
 ) -> VariantRow:
     """A variant beside a rank of LoRA, among all that are ``trained`` beside it."""
     beside, plan = _beside(source, tasks, one, rank), one.plan
@@ -169,7 +156,7 @@ def _but_rate(plan: PlannedRun) -> tuple[object, ...]:
     return plan.variant, plan.alpha_labels, plan.target_modules, plan.epochs
 
 
-def _beside(source: OptionGains, tasks: _Judged, one: _Trained, rank: int) -> Option | None:
+def _beside(source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int) -> Option | None:
     """LoRA at this rank and the variant's settings, at the rate at which it gains most."""
     plan, seeds = one.plan, [run_record(run).planned.seed for run in one.runs]
     alphas = {*plan.alpha_labels}

@@ -151,14 +151,16 @@ ModuleSet = Annotated[Names, Field(min_length=1)]
 
 T = TypeVar("T")
 
-Several = Annotated[
+AnyNumber = Annotated[
     tuple[T, ...],
     BeforeValidator(as_list),
     Field(max_length=MOST_ENTRIES),
     AfterValidator(distinct),
-    Field(min_length=1),
 ]
-"""Distinct values, at least one; a single value stands for a list of one."""
+"""Distinct values, or none; a single value stands for a list of one."""
+
+Several = Annotated[AnyNumber[T], Field(min_length=1)]
+"""The same, at least one."""
 
 
 class Section(BaseModel):

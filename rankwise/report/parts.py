@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -148,6 +148,13 @@ class OfTask(Protocol):
     def train_task(self) -> str: ...
 
 
+class Stated(OfTask, Protocol):
+    """What is found of one trained task, with sentences that say it."""
+
+    @property
+    def statements(self) -> Sequence[str]: ...
+
+
 Found = TypeVar("Found", bound=OfTask)
 
 
@@ -188,6 +195,12 @@ class TrainedTask(NamedTuple):
     def tables(self, tables: Iterable[tuple[str, Table]]) -> list[TitledTable]:
         """The tables with the task in their titles."""
         return [TitledTable(f"{title}{self.after}", shown) for title, shown in tables]
+
+
+def stated(tasks: Iterable[tuple[Stated, TrainedTask]]) -> Iterator[str]:
+    """Every statement, with its trained task where there are several."""
+    for found, task in tasks:
+        yield from (f"{task.before}{statement}" for statement in found.statements)
 
 
 class ReportSection(NamedTuple):

@@ -18,7 +18,6 @@ from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_s
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
 from rankwise.records.config.methods import OptimizerName
-from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example
@@ -91,9 +90,10 @@ class Trainee:
         self.metrics: list[StepMetrics] = []
         self.seconds = 0.0
         self._weights, self._config = list(weights), config
-        mitigation = run.mitigation or MitigationConfig.model_construct()
-        self._kl, self._loss = mitigation.kl, mitigation.loss
-        decay = mitigation.weight_decay
+        arm = run.mitigation
+        self._kl, self._loss, decay = (
+            (None, None, None) if arm is None else (arm.kl, arm.loss, arm.weight_decay)
+        )
         self._optimizer = make_optimizer(
             self._weights,
             name=optimizer,

@@ -17,6 +17,7 @@ from rankwise.records.config.training import LoraRate
 from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
     MOST_ENTRIES,
+    AnyNumber,
     Epochs,
     Fraction,
     ModuleSet,
@@ -26,9 +27,7 @@ from rankwise.records.fields import (
     Several,
     Text,
     UserPath,
-    as_list,
     as_module_sets,
-    distinct,
     run_name,
 )
 
@@ -131,12 +130,7 @@ class LoraConfig(Section):
 class TruncatedConfig(Section):
     """Adapters of the largest LoRA rank, truncated by SVD to smaller ones: one run, every rank."""
 
-    ranks: Annotated[
-        tuple[Rank, ...],
-        BeforeValidator(as_list),
-        Field(max_length=MOST_ENTRIES),
-        AfterValidator(distinct),
-    ] = ()
+    ranks: AnyNumber[Rank] = ()
     """Below the largest; empty: every LoRA rank of the study that is."""
     refine: Fraction = 0.05
     """Train each of them further, for this share of the run's steps; 0: as truncated only."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator, BeforeValidator, Field
+from typing import Literal
 
 from rankwise.records.config.training import LoraRate
 from rankwise.records.fields import (
-    MOST_ENTRIES,
+    AnyNumber,
     Rank,
     Section,
     Several,
-    as_list,
-    distinct,
 )
 
 VariantName = Literal[
@@ -50,19 +46,9 @@ class VariantsConfig(Section):
     """Variants that are trained beside LoRA, each alone on the base, with LoRA's settings."""
 
     names: Several[VariantName]
-    ranks: Annotated[
-        tuple[Rank, ...],
-        BeforeValidator(as_list),
-        Field(max_length=MOST_ENTRIES),
-        AfterValidator(distinct),
-    ] = ()
+    ranks: AnyNumber[Rank] = ()
     """Of LoRA's; empty: the middle one."""
     match: Literal["rank", "parameters"] = "rank"
     """``parameters``: the rank at which a variant trains as many weights as LoRA at this one."""
-    learning_rate: Annotated[
-        tuple[LoraRate, ...],
-        BeforeValidator(as_list),
-        Field(max_length=MOST_ENTRIES),
-        AfterValidator(distinct),
-    ] = ()
+    learning_rate: AnyNumber[LoraRate] = ()
     """Several make a grid; empty: LoRA's."""

@@ -16,6 +16,7 @@ from rankwise.report.parts import (
     TitledTable,
     TrainedTask,
     grouped_table,
+    stated,
 )
 
 Row = tuple[ModelBehaviour, TraitChange]
@@ -34,7 +35,7 @@ def behaviour_section(found: Sequence[TrainTaskBehaviour]) -> ReportSection:
         "see in the answers is compared with the base, prompt by prompt: phrases of refusal, "
         "words, whether a format that was asked for is kept, the language, and repeated runs of "
         f"four words. Intervals are {confidence}, one at a time: exploratory.",
-        *(f"{task.before}{statement}" for part, task in tasks for statement in part.statements),
+        *stated(tasks),
     ]
     return ReportSection(
         name="behaviour",

@@ -21,6 +21,7 @@ from rankwise.report.parts import (
     TitledTable,
     TrainedTask,
     grouped_table,
+    stated,
     table,
 )
 
@@ -50,7 +51,7 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
         "whole vocabulary: on the right answers of the trained task's own items, and on held-out "
         f"text. Intervals are {confidence}, one at a time. Models of one study share their data "
         "and their items, so a correlation over them is exploratory.",
-        *(f"{task.before}{statement}" for part, task in tasks for statement in part.statements),
+        *stated(tasks),
         *(f"{task.before}{remark}" for part, task in tasks for remark in _without(part)),
     ]
     return ReportSection(
@@ -171,7 +172,7 @@ def lost_item_section(found: Sequence[TrainTaskLostItems]) -> ReportSection:
         "An item is lost where the base is right and the run wrong, by the task's own metric. It "
         "comes back where the run is right when asked as in the training. Items that are lost by "
         f"little come back by chance too. Intervals are Wilson's, {confidence}: exploratory.",
-        *(f"{task.before}{statement}" for part, task in tasks for statement in part.statements),
+        *stated(tasks),
     ]
     return ReportSection(
         name="lost-items",

@@ -15,6 +15,7 @@ from rankwise.report.parts import (
     TitledTable,
     TrainedTask,
     grouped_table,
+    stated,
 )
 
 
@@ -32,7 +33,7 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
         "learning rate at which LoRA gains most. The recommendation is about LoRA's ranks and "
         f"knows no variant. Intervals are {quantities.percent(found[0].confidence)}, one at a "
         "time: exploratory.",
-        *(f"{task.before}{statement}" for part, task in tasks for statement in part.statements),
+        *stated(tasks),
     ]
     for part, task in tasks:
         remarks += cells.left_out(part.left_out, task.after)

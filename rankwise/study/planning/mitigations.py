@@ -12,11 +12,11 @@ from rankwise.engine.models.weights import is_stored_quantised
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.fingerprints import fingerprint, mitigation_fingerprint
+from rankwise.records.fingerprints import mitigation_fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
-from rankwise.study.planning.runs import TargetLayers
+from rankwise.study.planning.runs import TargetLayers, examples_digest
 from rankwise.study.planning.tasks import TaskPlan
 from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.resolution import TaskNotFound, load_tasks
@@ -188,7 +188,7 @@ def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> Planne
     digest = mitigation_fingerprint(
         run.fingerprint,
         arm,
-        others=[_digest(others[rows]) for rows in _rows_of(arm)],
+        others=[examples_digest(others[rows]) for rows in _rows_of(arm)],
         own_texts=[NUM_TEXTS, NUM_TOKENS] if _has_own_texts(arm) else None,
     )
     slug = re.sub(r"[^A-Za-z0-9]+", "-", arm.label.replace("×", "x")).strip("-").lower()
@@ -204,10 +204,6 @@ def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> Planne
         "num_tokens": run.num_tokens + _other_tokens(run, arm, others),
     }
     return run.model_copy(update=changed)
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    return fingerprint([(example.tokens, example.num_loss_tokens) for example in examples])
 
 
 def _other_tokens(run: PlannedRun, arm: MitigationConfig, others: Others) -> int:

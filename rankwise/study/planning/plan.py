@@ -209,17 +209,20 @@ class Planner:
         self._prepared = {task.name: task for task in parts.tasks.prepared}
         has_full = config.methods.full is not None
         has_full = has_full or any(run.method == "full" for run in self._imported)
-        answers = _answers(parts.tasks, model)
+        answers = _answers(parts.tasks, model) if has_full or config.analysis.gauges else {}
         self._answers = answers if has_full else {}
         self._gauged = _gauged(parts.tasks, model, answers) if config.analysis.gauges else {}
         self._behaviour = behaviour_prompts(model.tokenizer) if config.analysis.behaviour else ()
         self._prompts = _head_prompts(config, parts.tasks.scored.tasks, self._prepared)
-        self._runs = () if config.is_searched else plan_runs(config, base, parts.examples)
-        self._variants = plan_variants(config, base, parts.examples)
+        makers = {
+            source: RunMaker(config, base, source, rows) for source, rows in parts.examples.items()
+        }
+        self._runs = () if config.is_searched else plan_runs(config, makers.values())
+        self._variants = plan_variants(config, makers.values())
         among = searched(config)
         self.candidates = {
-            source: Candidates(config, RunMaker(config, base, source, rows), among)
-            for source, rows in (parts.examples if config.is_searched else {}).items()
+            source: Candidates(config, maker, among)
+            for source, maker in (makers if config.is_searched else {}).items()
         }
         self._unchosen = self._record()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.engine.models.base import LinearShape
@@ -47,41 +48,34 @@ class TargetLayers(NamedTuple):
     shapes: Mapping[str, LinearShape]
 
 
-def plan_runs(
-    config: StudyConfig, base: Trainable, examples: Mapping[str, Sequence[Example]]
-) -> tuple[PlannedRun, ...]:
+def plan_runs(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedRun, ...]:
     """Every combination of settings, for each trained task and seed.
 
     Args:
         config: the study.
-        base: the base model.
-        examples: that are trained on, by the name of what they come from; at least one each.
+        makers: one for each trained task.
     """
     runs: list[PlannedRun] = []
-    for source, its_examples in examples.items():
-        maker = RunMaker(config, base, source, its_examples)
-        for seed in config.seeds:
-            runs += [maker.lora(variant, seed) for variant in lora_variants(config)]
-            runs += [maker.full(rate, epochs, seed) for rate, epochs in full_variants(config)]
+    for maker, seed in itertools.product(makers, config.seeds):
+        runs += [maker.lora(variant, seed) for variant in lora_variants(config)]
+        runs += [maker.full(rate, epochs, seed) for rate, epochs in full_variants(config)]
     return _each_once(runs)
 
 
-def plan_variants(
-    config: StudyConfig, base: Trainable, examples: Mapping[str, Sequence[Example]]
-) -> tuple[PlannedRun, ...]:
-    """The variants of LoRA that are trained beside it, for each trained task and seed.
+def plan_variants(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedRun, ...]:
+    """The variants of LoRA that are trained beside it; arguments as of ``plan_runs``."""
+    return _each_once(
+        [
+            maker.variant(choice, seed)
+            for maker, seed in itertools.product(makers, config.seeds)
+            for choice in variant_choices(config)
+        ]
+    )
 
-    Args:
-        config: the study.
-        base: the base model.
-        examples: that are trained on, by the name of what they come from; at least one each.
-    """
-    runs: list[PlannedRun] = []
-    for source, its_examples in examples.items():
-        maker = RunMaker(config, base, source, its_examples)
-        for seed in config.seeds:
-            runs += [maker.variant(choice, seed) for choice in variant_choices(config)]
-    return _each_once(runs)
+
+def examples_digest(examples: Sequence[Example]) -> str:
+    """Of tokenised rows: what a training depends on."""
+    return fingerprint([(example.tokens, example.num_loss_tokens) for example in examples])
 
 
 def checkpoint(run: PlannedRun, step: int) -> PlannedRun:
@@ -132,9 +126,7 @@ class RunMaker:
         self, config: StudyConfig, base: Trainable, source: str, examples: Sequence[Example]
     ) -> None:
         self._config, self._base, self._source, self._examples = config, base, source, examples
-        self._digest_of_examples = fingerprint(
-            [(example.tokens, example.num_loss_tokens) for example in examples]
-        )
+        self._digest_of_examples = examples_digest(examples)
 
     def lora(self, variant: LoraVariant, seed: int) -> PlannedRun:
         """A LoRA run with these settings."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 from rankwise.engine.models.base import fetch_weights
 from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS, write_texts
 from rankwise.engine.models.trained_adapters import Directions
-from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
+from rankwise.engine.training.trainees import NOTHING_BESIDE, AdapterTrainee, Beside
 from rankwise.errors import DataError
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.fingerprints import own_texts_fingerprint
@@ -85,21 +85,28 @@ class RowsBeside:
         return record
 
 
-def leading_directions(
-    context: StudyContext, layers: Collection[str], number: int
-) -> dict[str, Directions]:
-    """The leading singular directions of the base's weights, by layer; empty for ``number`` 0.
+def project(context: StudyContext, trainees: Sequence[AdapterTrainee]) -> None:
+    """Keep adapters off as many leading singular directions of the base as their arms say.
+
+    A matrix of the base is decomposed once for all of them.
 
     Raises:
         ModelError: the base's weights cannot be read.
     """
-    if not number:
-        return {}
-    plan = context.plan
+    numbers = {
+        trainee.adapter: trainee.run.mitigation.project
+        for trainee in trainees
+        if trainee.run.mitigation is not None and trainee.run.mitigation.project is not None
+    }
+    if not numbers:
+        return
+    plan, most = context.plan, max(numbers.values())
+    layers = dict.fromkeys(name for adapter in numbers for name in adapter.factors)
     svd_of = decompositions(fetch_weights(plan.base), list(layers), plan.device)
-    found: dict[str, Directions] = {}
+    directions: dict[str, Directions] = {}
     for name in layers:
         svd = svd_of(name)
         # clones: a slice would keep the whole decomposition
-        found[name] = Directions(svd.U[:, :number].clone(), svd.Vh[:number].T.clone())
-    return found
+        directions[name] = Directions(svd.U[:, :most].clone(), svd.Vh[:most].T.clone())
+    for adapter, number in numbers.items():
+        adapter.keep_off({name: directions[name].leading(number) for name in adapter.factors})

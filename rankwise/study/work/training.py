@@ -35,7 +35,7 @@ from rankwise.study.damage import set_aside
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train, training_work
-from rankwise.study.work.mitigations import RowsBeside, leading_directions
+from rankwise.study.work.mitigations import RowsBeside, project
 from rankwise.study.work.truncation import diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
@@ -133,14 +133,6 @@ def _train_adapters(
     by_training = _by_training(runs)
     truncated = truncated_adapters(context, list(by_training))
     beside = RowsBeside(context)
-    projected = [run for run in by_training if run.mitigation and run.mitigation.project]
-    directions = leading_directions(
-        context,
-        dict.fromkeys(
-            name for run in projected for name in models.target_shapes(shapes, run.target_modules)
-        ),
-        max((run.mitigation.project or 0 for run in projected if run.mitigation), default=0),
-    )
     for run, models_of in by_training.items():
         assert run.rank is not None
         assert run.scaling is not None
@@ -157,11 +149,10 @@ def _train_adapters(
         )
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
-        if run.mitigation is not None and run.mitigation.project is not None:
-            number = run.mitigation.project
-            adapter.keep_off({name: directions[name].leading(number) for name in adapter.factors})
         examples, marks = plan.examples[run.train_task], [model.num_steps for model in models_of]
         trainees.append(AdapterTrainee(run, examples, config.train, adapter, marks, beside.of(run)))
+
+    project(context, trainees)
 
     def save(trainee: Trainee, run: PlannedRun) -> Saved:
         assert isinstance(trainee, AdapterTrainee)
