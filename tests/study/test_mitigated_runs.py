@@ -179,6 +179,9 @@ def test_rows_with_scored_items_are_refused(finished: Finished, tmp_path: Path) 
     arm = f"{{replay: {{rows: {{data: {tmp_path / 'rows.jsonl'}}}}}}}"
     with pytest.raises(PlanError, match="A score on these would say what was replayed"):
         plan_study(load_config(finished.file, [f"mitigations=[{arm}]"]))
+    dropped = [f"mitigations=[{arm}]", "train.drop_overlapping=true"]
+    with pytest.raises(PlanError, match="each row of rows contains a scored item"):
+        plan_study(load_config(finished.file, dropped))
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def _examples(
     overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)
     if config.train.drop_overlapping:
         read = [read[place] for place in overlap.other_rows[rows.name]]
+        if not read:
+            raise DataError(f"each row of {rows.name} contains a scored item. Take other rows.")
     elif overlap.num_rows:
         raise DataError(
             f"of {rows.name} {overlap}. A score on these would say what was replayed, not what was "
