@@ -18,6 +18,7 @@ from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, sharing
 from rankwise.records import quantities
 from rankwise.records.recommendation import Bound
+from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
     MIN_REPAIR_ITEMS,
@@ -26,7 +27,6 @@ from rankwise.records.repairs import (
     Repair,
     RepairChoice,
     RepairPoint,
-    RepairScores,
 )
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Relation, State, Unit

@@ -24,6 +24,7 @@ from rankwise.findings.variants import TrainTaskVariants, variants_beside_lora
 from rankwise.findings.weights import TrainTaskWeights, weight_findings
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
 from rankwise.records.recommendation import StudyRecommendation
+from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import StudyResults
 
 T = TypeVar("T")
@@ -32,9 +33,9 @@ T = TypeVar("T")
 class StudyFindings(Record):
     """``findings.json``.
 
-    All but ``signatures``, ``transfer`` and ``claims`` have an entry for each trained task that
-    has such a thing; ``transfer`` is None where nothing is tested out of the
-    trained domain.
+    All but ``signatures``, ``repairs``, ``transfer`` and ``claims`` have an entry for each trained
+    task that has such a thing. ``repairs`` has one for each repaired run; ``transfer`` is None
+    where nothing is tested out of the trained domain.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -44,6 +45,7 @@ class StudyFindings(Record):
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
     truncation: tuple[TrainTaskTruncation, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()
+    repairs: tuple[AdapterRepair, ...] = ()
     variants: tuple[TrainTaskVariants, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
@@ -72,6 +74,7 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         checkpoints=_there(checkpoints(*part) for part in parts),
         truncation=_there(truncated_curves(*part) for part in parts),
         mitigations=_there(mitigations(*part) for part in parts),
+        repairs=_there(model.adapter_repair for model in results.runs),
         variants=_there(variants_beside_lora(*part) for part in parts),
         transfer=transfer(sources),
         retention=_there(retention_groups(source) for source in sources),

@@ -339,6 +339,11 @@ class StudyFolder:
         """Which heads were reverted to restore other domains; None if that was not tried."""
         return self.read_if_there(self.head_repair_file(run), HeadRepair)
 
+    def adapter_repair(self, run: PlannedRun) -> AdapterRepair | None:
+        """How a run's adapter was repaired as a whole; None if that was not tried since."""
+        record = self.read_if_there(self.adapter_repair_file(run.name), AdapterRepair)
+        return record if record and record.model_fingerprint == run.fingerprint else None
+
     def clear_repaired(self, run: str) -> None:
         """Take away an earlier adapter that was repaired by its heads."""
         self._clear(self.head_repair_file(run), self.repaired_folder(run))

@@ -10,7 +10,6 @@ from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import TaskItems
 from rankwise.records.study import Provenance, Relation, StageRecord, State, Unit
 
 RepairFamily = Literal["scale", "lines", "truncate", "intruders", "average"]
@@ -55,25 +54,6 @@ class Repair(Record):
 
 AS_IT_IS = Repair(family="scale", value=1.0)
 """The adapter as it was trained: what every repair is compared with."""
-
-
-class RepairedItems(Record):
-    """What a repaired adapter scored on one task, item by item."""
-
-    repair: Repair
-    items: TaskItems
-
-
-class RepairScores(StageRecord):
-    """``repair/scores/<task>.json``: the base and all repairs of one adapter on one task."""
-
-    model: str
-    task: str
-    base: TaskItems
-    repaired: tuple[RepairedItems, ...]
-    """``AS_IT_IS`` first."""
-    score_seconds: float
-    provenance: Provenance
 
 
 class RepairPoint(Record):
@@ -153,6 +133,8 @@ class AdapterRepair(StageRecord):
 
     model: str
     """Name of the run, or the adapter's folder."""
+    model_fingerprint: str | None = None
+    """Of the run; None without a study, and in the record of an older version."""
     base_model: str
     averaged_with: tuple[str, ...]
     """Other runs or adapters that took part in averages."""

@@ -18,6 +18,7 @@ from rankwise.records.p_right import (
     option_nats,
     p_right_of_items,
 )
+from rankwise.records.repairs import AdapterRepair
 from rankwise.records.search import SearchRecord, TrainTaskSearch
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.stacks import AcceptedStack
@@ -105,7 +106,8 @@ class ModelResults(Record):
     fine-tuning that LoRA is compared with. ``from_base`` is the divergence from the base,
     ``behaviour`` what it wrote after short prompts.
     ``spectra`` are of runs whose weights were analysed,
-    ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were.
+    ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were, and
+    ``adapter_repair`` of those that ``rankwise repair`` was asked for.
     """
 
     name: str
@@ -119,6 +121,7 @@ class ModelResults(Record):
     head_changes: HeadChanges | None = None
     head_effects: tuple[TaskHeadEffects, ...] = ()
     head_repair: HeadRepair | None = None
+    adapter_repair: AdapterRepair | None = None
 
     def limited_to(self, tasks: Collection[str]) -> Self:
         """The same with the scores of these tasks only."""

@@ -43,6 +43,7 @@ from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.mitigations import mitigation_section
 from rankwise.report.sections.overview import study_figures
+from rankwise.report.sections.repairs import repair_section
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
 from rankwise.report.sections.signatures import signature_section
@@ -261,6 +262,8 @@ def study_sections(
         sections.append(truncation_section(findings.truncation))
     if findings.mitigations:
         sections.append(mitigation_section(findings.mitigations))
+    if findings.repairs:
+        sections.append(repair_section(findings.repairs))
     if findings.variants:
         sections.append(variant_section(findings.variants))
     if findings.mechanisms:

@@ -18,7 +18,8 @@ from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.reading import read_judged
 from rankwise.records.recommendation import StudyRecommendation
-from rankwise.records.repairs import AdapterRepair, RepairScores
+from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation

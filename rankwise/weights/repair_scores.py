@@ -22,13 +22,12 @@ from rankwise.records.clusters import cluster_numbers
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import BASE
 from rankwise.records.provenance import collect_provenance
+from rankwise.records.repair_scores import RepairedItems, RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
     MIN_REPAIR_ITEMS,
     AdapterRepair,
     Repair,
-    RepairedItems,
-    RepairScores,
 )
 from rankwise.records.results import TaskItems, judged_items
 from rankwise.records.whole_folder import whole_folder

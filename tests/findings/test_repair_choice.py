@@ -12,7 +12,8 @@ from rankwise.findings.model_card import model_card
 from rankwise.findings.repairs import RepairTasks, _choosing_items, choose_repair
 from rankwise.findings.stats.estimates import crossed_difference
 from rankwise.findings.stats.items import item_size
-from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairChoice, RepairScores
+from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairChoice
 from tests.planted.repairs import KEPT, OWN, SCALES, planted_scores
 from tests.planted.results import PROVENANCE
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rankwise.records.repairs import AS_IT_IS, Repair, RepairedItems, RepairScores
+from rankwise.records.repair_scores import RepairedItems, RepairScores
+from rankwise.records.repairs import AS_IT_IS, Repair
 from rankwise.records.results import TaskItems
 from rankwise.records.study import Unit
 from tests.planted.results import PROVENANCE

@@ -17,7 +17,8 @@ from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
-from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairScores
+from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair
 from rankwise.records.study_file import load_config
 from rankwise.study.damage import find_damage
 from rankwise.study.planning.plan import plan_study
@@ -136,6 +137,22 @@ def test_the_chosen_repair_is_written_and_scores_as_it_says(
     card = (target / "README.md").read_text()
     assert choice.statement in card
     assert name_of(folder) in card
+
+
+def test_the_page_has_the_repair_of_a_run_as_it_is_now(folder: StudyFolder) -> None:
+    record = repaired(folder, *FEW)
+    done = rankwise("report", folder.root)
+    assert done.exit_code == 0, done.output
+    page = words(folder.report_file.read_text())
+    assert f"{record.model}: {record.choice.statement}" in page
+    rows = (folder.root / "report" / "repairs.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(record.choice.curve)
+
+    # trained anew, the run is another, and what was found on the old one is not its own
+    other = record.model_copy(update={"model_fingerprint": "0" * 64})
+    folder.write(folder.adapter_repair_file(record.model), other)
+    assert rankwise("report", folder.root).exit_code == 0
+    assert "Repairs after training" not in words(folder.report_file.read_text())
 
 
 def test_nothing_is_scored_twice(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from rankwise.records.clusters import cluster_fields
 from rankwise.records.fingerprints import repair_fingerprint, repair_scores_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.provenance import collect_provenance
-from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily, RepairScores
+from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, set_aside
@@ -105,6 +106,7 @@ class AdapterRepairer:
         record = AdapterRepair(
             fingerprint=wanted,
             model=self._run.name,
+            model_fingerprint=self._run.fingerprint,
             base_model=self._plan.base.name,
             averaged_with=tuple(partner.name for partner in self._partners),
             choice=choice,
