@@ -185,3 +185,18 @@ def test_full_fine_tuning_is_tuned_too(study_file: Path, tmp_path: Path) -> None
     for candidate in results.study.candidates:  # checkpoints of a whole model are large
         assert not folder.weights_folder(candidate).exists()
         assert not folder.training_state_file(candidate).exists()
+
+
+def test_arms_are_of_what_the_search_leaves(study_file: Path, tmp_path: Path) -> None:
+    arms = "mitigations=[{learning_rate_factor: 0.1}, {kl: {at: prompts}}]"
+    outcome, _ = run(study_file, tmp_path / "study", *RACE, arms)
+    study = StudyFolder(tmp_path / "study").read_study()
+    rates = {run_.name: run_.learning_rate for run_ in study.runs}
+    assert {arm.mitigates.name for arm in study.mitigated if arm.mitigates} == {*rates}
+    assert len(study.mitigated) == 2 * len(study.runs)
+    assert {model.name for model in outcome.results.mitigated} == {m.name for m in study.mitigated}
+    for arm in study.mitigated:
+        assert arm.mitigation is not None
+        assert arm.mitigates is not None
+        factor = arm.mitigation.learning_rate_factor
+        assert arm.learning_rate == pytest.approx(rates[arm.mitigates.name] * (factor or 1.0))
