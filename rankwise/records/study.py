@@ -364,6 +364,8 @@ class RunRecord(VersionedRecord):
     """The run's share, by tokens, of the time of its pass."""
     peak_memory_bytes: int
     """Peak memory of the pass until this run was done."""
+    peak_reserved_bytes: int | None = None
+    """What PyTorch held of the card at most until then; None on a CPU and in an older record."""
     provenance: Provenance
     truncation_error: float | None = None
     """||delta - truncated|| / ||delta|| over all layers (Frobenius), before any refinement; None

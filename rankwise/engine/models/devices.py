@@ -9,11 +9,12 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from rankwise.records.config.training import Precision
 
@@ -24,8 +25,12 @@ MAX_KERNELS = 256
 KERNEL_BYTES = 670_000
 """Bytes of one such kernel, measured in torch 2.13 for bfloat16."""
 
-# Parts of messages of torch's CPU allocator, the CUDA runtime and cuBLAS.
-_OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed")
+# Parts of messages of torch's CPU allocator, the CUDA runtime, cuBLAS and cuSOLVER.
+_OUT_OF_MEMORY = (
+    *("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed"),
+    # what a full card says when a library makes its handle
+    *("cublas_status_not_initialized", "cusolver_status_internal_error"),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -76,7 +81,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> ResolvedPre
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device has no memory left.
 
-    torch has an error class for it; its CPU allocator, cuBLAS, Triton and the CUDA runtime raise a
+    torch has an error class for it; its CPU allocator, the CUDA runtime and its libraries raise a
     RuntimeError and say so in its message.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -118,6 +123,22 @@ def give_back_memory(device: torch.device) -> None:
         library.malloc_trim(0)
 
 
+def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the CPU on a device, copied in one piece and without waiting for it.
+
+    Args:
+        tensors: of one dtype and any shapes.
+        device: on a CPU they are given back as they are.
+    """
+    if device.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    if torch.cuda.is_available():  # fake tensors of a device that is not there cannot be pinned
+        flat = flat.pin_memory()
+    parts = flat.to(device, non_blocking=True).split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def limit_kernel_cache() -> None:
     """Limit how many generated kernels oneDNN, which multiplies bfloat16 on CPUs, keeps.
 
@@ -129,7 +150,7 @@ def limit_kernel_cache() -> None:
 
 
 class PeakMemory:
-    """The peak of the memory in use, in bytes: of the process on a CPU, of the card on CUDA."""
+    """The peak of the memory in use, in bytes: of the process on a CPU, of tensors on CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -156,3 +177,12 @@ class PeakMemory:
                     return int(line.split()[1]) * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+    def reserved_so_far(self) -> int | None:
+        """The most that PyTorch's allocator held of the card, with pieces between tensors.
+
+        None on a CPU.
+        """
+        if self._device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_reserved(self._device)

@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -31,37 +31,38 @@ from rankwise.engine.models.devices import (
 from rankwise.engine.models.head import (
     CompletionHead,
     HeldTokens,
-    LearnedTokens,
     backward_losses,
 )
 from rankwise.engine.models.packed_attention import (
-    PackedLayout,
     check_packable,
     packed_attention,
-    within_budget,
 )
-from rankwise.engine.models.trained_adapters import AdapterBank, DroppedSequence, Piece
-from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
+from rankwise.engine.models.trained_adapters import AdapterBank
+from rankwise.engine.training.micro_batches import (
+    HeldRows,
+    MicroBatch,
+    PackedTokens,
+    Placed,
+    Share,
+    pack,
+    pieces_of,
+    split_by_budget,
+)
+from rankwise.engine.training.trainees import StepGradients, StepMetrics, Trainee
 from rankwise.errors import DivergedError
 from rankwise.records.config.training import TrainConfig
-from rankwise.tasks.training_rows import Example
 
-
-class StepLosses(NamedTuple):
-    """Of one step: the loss per learned token, and the KL from the base per held one; in nats.
-
-    ``kl_nats`` is None where the trainee is not held to the base.
-    """
-
-    loss_nats: float
-    kl_nats: float | None
+# Good steps after which a larger micro-batch is tried again: where that fails, a step is taken
+# twice, 2 % of them.
+_GOOD_STEPS = 50
 
 
 class TrainingResult(NamedTuple):
     """The result of training one run.
 
     ``train_seconds`` is its share, by tokens, of the time of its pass; ``peak_memory_bytes`` is
-    that of the whole pass so far.
+    that of the whole pass so far, and ``peak_reserved_bytes`` what PyTorch held of the card for it
+    (None on a CPU).
     """
 
     num_steps: int
@@ -71,6 +72,7 @@ class TrainingResult(NamedTuple):
     final_loss_nats: float | None
     train_seconds: float
     peak_memory_bytes: int
+    peak_reserved_bytes: int | None
 
 
 @runtime_checkable
@@ -118,7 +120,8 @@ def train_pass(
         trainees: adapters, in any mix of rank, seed, data and number of steps; or one full model.
         bank: of the adapters; None when the model's own weights are trained.
         max_tokens: read in one micro-batch. It is halved when memory runs out, and the step is
-            taken again; only a single example that does not fit ends the pass.
+            taken again; only a single example that does not fit ends the pass. After some good
+            steps it is doubled again.
         precision: of the matrix products when a model's float32 weights are trained.
         gradient_checkpointing: compute a layer's activations again instead of keeping them.
         compile_layers: compile the parts of a layer outside its adapters and its attention.
@@ -137,6 +140,36 @@ def train_pass(
         _Pass(model, trainees, bank, max_tokens, precision, observer).run()
 
 
+class _Budget:
+    """How many tokens a micro-batch may read.
+
+    The budget is halved when memory runs out. Other programs, or pieces of free memory that do not
+    fit together, may have been the reason, so twice as much is tried after some good steps; each
+    time that fails, twice as many steps have to be good.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = self._planned = max_tokens
+        self._wait, self._good, self._has_grown = _GOOD_STEPS, 0, False
+
+    def shrink(self, least: int) -> bool:
+        """Halve it, not below ``least``; False where it is no more than that already."""
+        if self.max_tokens <= least:
+            return False
+        if self._has_grown:
+            self._wait *= 2
+        self.max_tokens = max(self.max_tokens // 2, least)
+        self._good, self._has_grown = 0, False
+        return True
+
+    def stepped(self) -> None:
+        """A step was good."""
+        self._good += 1
+        if self._good >= self._wait and self.max_tokens < self._planned:
+            self.max_tokens = min(2 * self.max_tokens, self._planned)
+            self._good, self._has_grown = 0, True
+
+
 class _Pass:
     def __init__(
         self,
@@ -148,7 +181,7 @@ class _Pass:
         observer: PassObserver,
     ) -> None:
         self._model, self._trainees, self._bank = model, trainees, bank
-        self._max_tokens, self._observer = max_tokens, observer
+        self._budget, self._observer = _Budget(max_tokens), observer
         self._head = CompletionHead(model)
         self._device: torch.device = next(model.parameters()).device
         self._autocast = bank is None and precision == "bfloat16"
@@ -168,12 +201,12 @@ class _Pass:
     def _step(self, active: dict[int, Trainee]) -> None:
         """One step of every active trainee; those that finish or diverge leave ``active``."""
         started = time.perf_counter()
-        losses = self._gathered_losses(active)
+        gathered = self._gathered(active)
         num_read = {index: trainee.num_read for index, trainee in active.items()}
         stepped: list[tuple[Trainee, StepMetrics]] = []
         for index, trainee in list(active.items()):
             try:
-                taken = trainee.take_step(*losses[index], vocab_size=self._head.vocab_size)
+                taken = trainee.take_step(gathered[index], vocab_size=self._head.vocab_size)
                 stepped.append((trainee, taken))
             except DivergedError as error:
                 del active[index]
@@ -200,9 +233,10 @@ class _Pass:
             final_loss_nats=last.loss_nats if last else None,
             train_seconds=trainee.seconds,
             peak_memory_bytes=self._memory.so_far(),
+            peak_reserved_bytes=self._memory.reserved_so_far(),
         )
 
-    def _gathered_losses(self, active: Mapping[int, Trainee]) -> dict[int, StepLosses]:
+    def _gathered(self, active: Mapping[int, Trainee]) -> dict[int, StepGradients]:
         """Gather the gradients of each trainee's next step."""
         placed = [
             Placed(index, place, example, trainee.held_rows(example))
@@ -211,161 +245,115 @@ class _Pass:
         ]
         while True:
             try:
-                return self._gather(active, placed)
+                found = self._gather(active, placed)
+                break
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
                 longest = max(item.example.num_inputs for item in placed)
-                if self._max_tokens <= longest:
+                if not is_out_of_memory(error) or not self._budget.shrink(longest):
                     raise
-                self._max_tokens = max(self._max_tokens // 2, longest)
             # outside of the handler: inside, the error's frames would keep the step's tensors alive
             for trainee in active.values():
                 trainee.clear_gradients()
             give_back_memory(self._device)
-            self._observer.shrunk(self._max_tokens)
+            self._observer.shrunk(self._budget.max_tokens)
+        self._budget.stepped()
+        return found
 
     def _gather(
         self, active: Mapping[int, Trainee], placed: Sequence[Placed]
-    ) -> dict[int, StepLosses]:
+    ) -> dict[int, StepGradients]:
         """Gradients and losses of a step of all trainees together.
 
         Kernels multiply what a token does not see by zero, which lets NaN and infinity of one
         trainee through to others. If there is any, each trainee is gathered again alone.
         """
-        losses = self._gather_together(active, placed)
-        finite = (
-            math.isfinite(losses[index].loss_nats) and trainee.has_finite_gradients
-            for index, trainee in active.items()
-        )
-        if len(active) == 1 or all(finite):
-            return losses
+        found = self._gather_together(active, placed)
+        if len(active) == 1 or all(each.is_finite for each in found.values()):
+            return found
         for index, trainee in active.items():
             trainee.clear_gradients()
             of_trainee = [item for item in placed if item.trainee == index]
-            losses |= self._gather_together({index: trainee}, of_trainee)
-        return losses
+            found |= self._gather_together({index: trainee}, of_trainee)
+        return found
 
     def _gather_together(
         self, active: Mapping[int, Trainee], placed: Sequence[Placed]
-    ) -> dict[int, StepLosses]:
+    ) -> dict[int, StepGradients]:
+        """The same of these trainees; losses and norms are read from the device once, at the end.
+
+        Each trainee's gradient is that of means over the tokens of the whole step, those that it
+        learns and those at which it is held to the base, however the step is cut.
+        """
         counts = {index: trainee.num_loss_tokens for index, trainee in active.items()}
         held = dict.fromkeys(active, 0)
         for item in placed:
             held[item.trainee] += len(item.held)
-        losses, kls = dict.fromkeys(active, 0.0), dict.fromkeys(active, 0.0)
-        for group in split_by_budget(placed, self._max_tokens):
-            batch = pack(group, self._device)
-            of_batch = self._backward(batch, active, counts, held)
-            for sums, of_trainees in zip((losses, kls), of_batch, strict=True):
-                for index, total in of_trainees.items():
-                    sums[index] += total
-        return {
-            index: StepLosses(
-                losses[index] / counts[index], kls[index] / held[index] if held[index] else None
+        shares = {
+            index: Share(
+                of_loss=1.0 / counts[index],
+                of_kl=trainee.kl_weight / max(held[index], 1),
+                by_probability=trainee.learns_by_probability,
+                masks_targets=trainee.masks_targets,
             )
-            for index in active
+            for index, trainee in active.items()
+        }
+        done: list[tuple[MicroBatch, Tensor, Tensor]] = []
+        for group in split_by_budget(placed, self._budget.max_tokens, self._device.type):
+            batch = pack(group, shares, self._device)
+            done.append((batch, *self._backward(batch, active)))
+        norms = [trainee.finish_gradients() for trainee in active.values()]
+        nats = [part for _, losses, kls in done for part in (losses, kls)]
+        of_batches = iter(torch.cat(nats).cpu().split([len(part) for part in nats]))
+        sums, kl_sums = dict.fromkeys(active, 0.0), dict.fromkeys(active, 0.0)
+        for batch, _, _ in done:
+            of_batch = batch.summed(next(of_batches), next(of_batches))
+            for totals, of_trainees in zip((sums, kl_sums), of_batch, strict=True):
+                for index, total in of_trainees.items():
+                    totals[index] += total
+        return {
+            index: StepGradients(
+                sums[index] / counts[index],
+                kl_sums[index] / held[index] if held[index] else None,
+                norm,
+            )
+            for index, norm in zip(active, torch.stack(norms).tolist(), strict=True)
         }
 
     def _backward(
-        self,
-        batch: MicroBatch,
-        active: Mapping[int, Trainee],
-        counts: Mapping[int, int],
-        held: Mapping[int, int],
-    ) -> tuple[dict[int, float], dict[int, float]]:
-        """Add a micro-batch's part to the gradients; returns summed losses and KLs by trainee.
-
-        Each trainee's gradient is that of means over the tokens of the whole step, of which there
-        are ``counts`` that it learns and ``held`` at which it is held to the base, however the step
-        is cut into micro-batches.
-        """
-        of_spans = [active[span.placed.trainee] for span in batch.spans]
-
-        def by_token(of_span: Sequence[float], repeats: Sequence[int]) -> Tensor:
-            values = torch.tensor(of_span, device=self._device)
-            return values.repeat_interleave(torch.tensor(repeats, device=self._device))
-
-        by_probability = None
-        if any(trainee.learns_by_probability for trainee in of_spans):
-            flags = [float(trainee.learns_by_probability) for trainee in of_spans]
-            by_probability = by_token(flags, batch.loss_counts) > 0
-        learned = LearnedTokens(
-            rows=batch.loss_rows,
-            targets=batch.targets,
-            weights=by_token(
-                [1.0 / counts[span.placed.trainee] for span in batch.spans], batch.loss_counts
-            ),
-            by_probability=by_probability,
+        self, batch: MicroBatch, active: Mapping[int, Trainee]
+    ) -> tuple[Float[Tensor, " losses"], Float[Tensor, " held"]]:
+        """Add a micro-batch's part to the gradients; returns its losses and KLs, on the device."""
+        held = batch.held
+        to_base = held and HeldTokens(
+            rows=held.rows,
+            reference=self._base_states(held),
+            weights=held.weights,
+            left_out=held.left_out,
         )
-        to_base = None
-        if len(batch.held_rows):
-            weights = [
-                trainee.kl_weight / max(held[span.placed.trainee], 1)
-                for trainee, span in zip(of_spans, batch.spans, strict=True)
-            ]
-            to_base = HeldTokens(
-                rows=batch.held_rows,
-                reference=self._base_states(batch),
-                weights=by_token(weights, batch.held_counts),
-                left_out=batch.next_held.where(
-                    by_token([float(x.masks_targets) for x in of_spans], batch.held_counts) > 0, -1
-                ),
-            )
         rows = (
             contextlib.nullcontext()
             if self._bank is None
             else self._bank.rows_of(pieces_of(batch, active))
         )
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            hidden = self._hidden(batch.input_ids, batch.layout)
-            losses, kls = backward_losses(self._head, hidden, learned, to_base)
-        return batch.summed(losses, batch.loss_counts), batch.summed(kls, batch.held_counts)
+            return backward_losses(self._head, self._hidden(batch.tokens), batch.learned, to_base)
 
-    def _hidden(self, input_ids: Tensor, layout: PackedLayout) -> Float[Tensor, "1 tokens hidden"]:
+    def _hidden(self, tokens: PackedTokens) -> Float[Tensor, "1 tokens hidden"]:
         """The last hidden states of packed sequences."""
         return self._model.base_model(
-            input_ids=input_ids,
-            position_ids=layout.position_ids(self._device),
-            packed_layout=layout,
+            input_ids=tokens.input_ids,
+            position_ids=tokens.position_ids,
+            packed_layout=tokens.layout,
             use_cache=False,
         ).last_hidden_state
 
     @torch.no_grad()
-    def _base_states(self, batch: MicroBatch) -> Float[Tensor, "held hidden"]:
+    def _base_states(self, held: HeldRows) -> Float[Tensor, "held hidden"]:
         """The base's own last hidden states at the held rows.
 
-        No row belongs to an adapter here, so every layer is the base's. What several trainees read
-        is read once.
+        No row belongs to an adapter here, so every layer is the base's.
         """
-        of_held = [span for span in batch.spans if span.placed.held]
-        texts = dict.fromkeys(span.placed.example.tokens[:-1] for span in of_held)
-        layout = PackedLayout(tuple(map(len, texts)))
-        starts = dict(zip(texts, layout.starts, strict=True))
-        input_ids = torch.tensor([[token for text in texts for token in text]])  # (1, tokens)
-        states = self._hidden(input_ids.to(self._device), layout)[0]  # (tokens, hidden)
-        rows = [
-            starts[span.placed.example.tokens[:-1]] + row
-            for span in of_held
-            for row in span.placed.held
-        ]
-        return states[torch.tensor(rows, device=self._device)]
-
-
-def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:
-    """The rows of a micro-batch that belong to each adapter; ``pack`` puts them side by side."""
-    spans: dict[int, list[DroppedSequence]] = {}
-    for span in batch.spans:
-        trainee, place = span.placed.trainee, span.placed.place
-        draw = (trainees[trainee].step, place)
-        spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
-    pieces: list[Piece] = []
-    for index, sequences in spans.items():
-        trainee = trainees[index]
-        assert isinstance(trainee, AdapterTrainee)
-        start, stop = sequences[0].start, sequences[-1].stop
-        pieces.append(Piece(trainee.adapter, start, stop, tuple(sequences)))
-    return pieces
+        return self._hidden(held.texts)[0][held.text_rows]
 
 
 @contextlib.contextmanager
@@ -417,108 +405,3 @@ def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
         model.gradient_checkpointing_disable()
         for layer, name, value in before:
             setattr(layer, name, value)
-
-
-class Placed(NamedTuple):
-    """An example of a trainee's effective batch.
-
-    Attributes:
-        trainee: its index.
-        place: of the example in the batch.
-        example: that is read.
-        held: the tokens at which the trainee is held to the base.
-    """
-
-    trainee: int
-    place: int
-    example: Example
-    held: range = range(0)
-
-
-class Span(NamedTuple):
-    """The rows ``start`` to ``stop`` (exclusive) of one sequence."""
-
-    placed: Placed
-    start: int
-    stop: int
-
-
-class MicroBatch(NamedTuple):
-    """Sequences packed into one row, those of a trainee next to each other.
-
-    Attributes:
-        input_ids: (1, tokens) ids.
-        layout: which token belongs to which sequence.
-        spans: the rows of each sequence, in order.
-        loss_rows: (losses,) the rows whose next token is learned, in order.
-        targets: (losses,) the learned tokens.
-        loss_counts: how many of the losses belong to each span.
-        held_rows: (held,) the rows at which a trainee is held to the base, in order.
-        next_held: (held,) the tokens after these in their sequences.
-        held_counts: how many of them belong to each span.
-    """
-
-    input_ids: Int[Tensor, "1 tokens"]
-    layout: PackedLayout
-    spans: tuple[Span, ...]
-    loss_rows: Int[Tensor, " losses"]
-    targets: Int[Tensor, " losses"]
-    loss_counts: tuple[int, ...]
-    held_rows: Int[Tensor, " held"]
-    next_held: Int[Tensor, " held"]
-    held_counts: tuple[int, ...]
-
-    def summed(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
-        """The sum of each trainee's losses, added up in float64; each span has ``counts``."""
-        by_span = nats.double().cpu().split([*counts])
-        sums: dict[int, float] = {}
-        for span, of_span in zip(self.spans, by_span, strict=True):
-            trainee = span.placed.trainee
-            sums[trainee] = sums.get(trainee, 0.0) + float(of_span.sum())
-        return sums
-
-
-def split_by_budget(placed: Sequence[Placed], max_tokens: int) -> list[list[Placed]]:
-    """Examples in groups as ``within_budget``, of equal length by place and trainee.
-
-    Trainees that read the same example meet in one group, where attention multiplies sequences of
-    one length in one batch. An example longer than the budget gets a separate group.
-    """
-    in_order = sorted(placed, key=lambda item: (item.place, item.trainee))
-    lengths = [item.example.num_inputs for item in in_order]
-    return [[in_order[index] for index in group] for group in within_budget(lengths, max_tokens)]
-
-
-def pack(placed: Sequence[Placed], device: torch.device) -> MicroBatch:
-    """Put examples one after the other, trainee by trainee."""
-    in_order = sorted(placed, key=lambda item: (item.trainee, -item.example.num_inputs, item.place))
-    ids: list[int] = []
-    loss_rows: list[int] = []
-    targets: list[int] = []
-    held_rows: list[int] = []
-    next_held: list[int] = []
-    spans: list[Span] = []
-    for item in in_order:
-        tokens, start = item.example.tokens, len(ids)
-        ids += tokens[:-1]  # the last token is only learned, never read
-        first = len(ids) - item.example.num_loss_tokens  # each is one before the one it predicts
-        loss_rows += range(first, len(ids))
-        targets += tokens[first - start + 1 :]
-        held_rows += (start + row for row in item.held)
-        next_held += (tokens[row + 1] for row in item.held)
-        spans.append(Span(item, start, len(ids)))
-
-    def on_device(numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long).to(device)
-
-    return MicroBatch(
-        input_ids=on_device(ids)[None],  # (1, tokens)
-        layout=PackedLayout(tuple(span.stop - span.start for span in spans)),
-        spans=tuple(spans),
-        loss_rows=on_device(loss_rows),
-        targets=on_device(targets),
-        loss_counts=tuple(item.example.num_loss_tokens for item in in_order),
-        held_rows=on_device(held_rows),
-        next_held=on_device(next_held),
-        held_counts=tuple(len(item.held) for item in in_order),
-    )

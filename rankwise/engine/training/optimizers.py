@@ -69,7 +69,16 @@ def make_optimizer(
             weights, lr=learning_rate, weight_decay=weight_decay, seed=seed
         )
     fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
-    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+    for weight in weights:  # torch would make it at the first step, when memory may be short
+        step = torch.zeros((), device=weight.device if fused else None)
+        optimizer.state[weight] = {"step": step} | _moments_of(weight)
+    return optimizer
+
+
+def _moments_of(weight: Tensor) -> dict[str, Tensor]:
+    """float32 moments, at zero."""
+    return {name: torch.zeros_like(weight, dtype=torch.float32) for name in MOMENTS}
 
 
 def optimizer_state_bytes(num_weights: int, weights_dtype: torch.dtype, name: OptimizerName) -> int:
@@ -122,6 +131,8 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
         super().__init__(weights, defaults)
         self.generator = torch.Generator(device=weights[0].device).manual_seed(seed)
+        for weight in weights:  # now and not at the first step, when memory may be short
+            self.state[weight] = {"step": 0} | _moments_of(weight)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -138,10 +149,6 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
 
     def _update(self, weight: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[weight]
-        if not state:
-            state["step"] = 0
-            for moment in MOMENTS:
-                state[moment] = torch.zeros_like(weight, dtype=torch.float32)
         state["step"] += 1
         rate, (beta1, beta2) = float(group["lr"]), group["betas"]
         gradient = cast(Tensor, weight.grad).float()
@@ -246,10 +253,7 @@ def _keep_float32_moments(
     for weight in weights:
         in_blocks = weight.numel() >= _SMALLEST_8BIT_WEIGHT and not weight.numel() % EIGHT_BIT_BLOCK
         if weight.dtype == torch.bfloat16 and not in_blocks:
-            optimizer.state[weight] = {
-                "step": torch.tensor(0.0),
-                **{name: torch.zeros_like(weight, dtype=torch.float32) for name in MOMENTS},
-            }
+            optimizer.state[weight] = {"step": torch.tensor(0.0)} | _moments_of(weight)
     loaded: dict[str, Any] = {}
 
     def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import get_scheduler
 
@@ -43,6 +44,25 @@ class StepMetrics(Record):
     learning_rate: float
     grad_norm: float
     kl_nats: float | None = None
+
+
+class StepGradients(NamedTuple):
+    """What was gathered for one step.
+
+    Attributes:
+        loss_nats: per learned token.
+        kl_nats: from the base, per token at which it is held to it; None where there is none.
+        norm: of the gradients, before clipping.
+    """
+
+    loss_nats: float
+    kl_nats: float | None
+    norm: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether neither loss nor gradients have a NaN or an infinity."""
+        return math.isfinite(self.loss_nats) and math.isfinite(self.norm)
 
 
 class Beside(NamedTuple):
@@ -101,6 +121,7 @@ class Trainee:
             weight_decay=config.weight_decay if decay is None else decay,
             seed=run.seed,
         )
+        self._norm = torch.zeros(())
         self._rate = run.learning_rate
         is_refined = run.truncated_from is not None
         self._rate_factor = rate_factor(config, run.num_steps, starts_at_zero=not is_refined)
@@ -165,24 +186,24 @@ class Trainee:
             return range(num_read) if example.num_loss_tokens == 0 else range(0)
         return range(first) if self._kl.at == "prompts" else range(first, num_read)
 
-    @property
-    def has_finite_gradients(self) -> bool:
-        """Whether the gradients gathered for the next step have no NaN and no infinity."""
+    def finish_gradients(self) -> Float[Tensor, ""]:
+        """Do what is left to do once a step's gradients are gathered; returns their norm."""
+        self._before_step()
         gradients = [weights.grad for weights in self._weights if weights.grad is not None]
-        return math.isfinite(float(nn.utils.get_total_norm(gradients)))
+        self._norm = nn.utils.get_total_norm(gradients)
+        return self._norm
 
-    def take_step(self, loss: float, kl: float | None = None, *, vocab_size: int) -> StepMetrics:
+    def take_step(self, gathered: StepGradients, *, vocab_size: int) -> StepMetrics:
         """Clip the gathered gradients, step the optimizer, and clear them.
 
         Args:
-            loss: of the step, in nats per learned token.
-            kl: from the base, in nats per held token; None where there is none.
+            gathered: of the step, after ``finish_gradients``.
             vocab_size: the loss of a uniform guess is its logarithm.
 
         Raises:
             DivergedError: the loss or the gradient is not finite, or the loss has exploded.
         """
-        step = self.step + 1
+        step, (loss, kl, norm) = self.step + 1, gathered
         if not math.isfinite(loss):
             raise DivergedError(f"the loss was {loss} at step {step}")
         if kl is not None and not math.isfinite(kl):
@@ -194,10 +215,10 @@ class Trainee:
                 f"the loss was {loss:.4g} nats at step {step}, above {limit:.4g}: {EXPLODED:g} "
                 "times the first loss and that of a uniform guess"
             )
-        self._before_step()
-        norm = float(nn.utils.clip_grad_norm_(self._weights, self._config.max_grad_norm))
         if not math.isfinite(norm):
             raise DivergedError(f"the gradient's norm was {norm} at step {step}")
+        # the norm is on the device already: nothing has to be read again
+        nn.utils.clip_grads_with_norm_(self._weights, self._config.max_grad_norm, self._norm)
         rate = self._rate * self._rate_factor(self.step)
         for group in self._optimizer.param_groups:
             if isinstance(group["lr"], Tensor):  # torchao's

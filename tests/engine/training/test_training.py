@@ -25,7 +25,7 @@ from transformers import (
 from rankwise.engine.models import base as models
 from rankwise.engine.models import packed_attention
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.trainees import AdapterTrainee
+from rankwise.engine.training.trainees import AdapterTrainee, StepGradients
 from rankwise.errors import DataError, DivergedError, RecordError
 from rankwise.records.config.methods import LoraInit
 from rankwise.records.config.training import TrainConfig
@@ -243,11 +243,11 @@ def test_gradients_are_those_of_the_dense_formulation(
     loss.backward()
     gathered: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def take_step(value: float, kl: float | None, *, vocab_size: int) -> Any:
-        del kl, vocab_size
+    def take_step(step: StepGradients, *, vocab_size: int) -> Any:
+        del vocab_size
         for name, (grad_A, grad_B) in trainee.adapter.gradients.items():
             gathered[name] = (grad_A.clone(), grad_B.clone())
-        assert value == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert step.loss_nats == pytest.approx(float(loss.detach()), rel=1e-5)
         raise KeyboardInterrupt
 
     trainee.take_step = take_step  # pyright: ignore[reportAttributeAccessIssue]
@@ -323,10 +323,15 @@ def test_one_that_diverges_stops_alone(
 
 def test_a_loss_far_above_a_uniform_guess_has_exploded(setting: Setting) -> None:
     trainee = setting.trainee(config())
-    trainee.take_step(1.0, vocab_size=400)
-    trainee.take_step(2 * math.log(400) - 0.1, vocab_size=400)
+
+    def step(loss: float) -> None:
+        norm = float(trainee.finish_gradients())
+        trainee.take_step(StepGradients(loss, None, norm), vocab_size=400)
+
+    step(1.0)
+    step(2 * math.log(400) - 0.1)
     with pytest.raises(DivergedError, match=r"at step 3, above 11\.98: 2 times the first loss"):
-        trainee.take_step(2 * math.log(400) + 0.1, vocab_size=400)
+        step(2 * math.log(400) + 0.1)
 
 
 @pytest.mark.parametrize("at", [1, 5])

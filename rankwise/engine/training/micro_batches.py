@@ -1,0 +1,255 @@
+"""Examples of several trainees, packed into the rows of one forward and backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rankwise.engine.models.devices import on_device
+from rankwise.engine.models.head import LearnedTokens
+from rankwise.engine.models.packed_attention import PackedLayout, within_budget
+from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
+from rankwise.engine.training.trainees import AdapterTrainee, Trainee
+from rankwise.tasks.training_rows import Example
+
+
+class Placed(NamedTuple):
+    """An example of a trainee's effective batch.
+
+    Attributes:
+        trainee: its index.
+        place: of the example in the batch.
+        example: that is read.
+        held: the tokens at which the trainee is held to the base.
+    """
+
+    trainee: int
+    place: int
+    example: Example
+    held: range = range(0)
+
+
+class Share(NamedTuple):
+    """How a trainee's tokens count in its gradient, wherever they are in the step.
+
+    Attributes:
+        of_loss: weight of each learned token.
+        of_kl: weight of each token at which it is held to the base.
+        by_probability: the first is also times the token's probability.
+        masks_targets: the right token is left out where it is held to the base.
+    """
+
+    of_loss: float
+    of_kl: float = 0.0
+    by_probability: bool = False
+    masks_targets: bool = False
+
+
+class Span(NamedTuple):
+    """The rows ``start`` to ``stop`` (exclusive) of one sequence."""
+
+    placed: Placed
+    start: int
+    stop: int
+
+
+class PackedTokens(NamedTuple):
+    """Sequences one behind the other.
+
+    Attributes:
+        input_ids: (1, tokens).
+        position_ids: (1, tokens), counted from each sequence's first token.
+        layout: which token belongs to which sequence.
+    """
+
+    input_ids: Int[Tensor, "1 tokens"]
+    position_ids: Int[Tensor, "1 tokens"]
+    layout: PackedLayout
+
+
+class HeldRows(NamedTuple):
+    """Where trainees are held to the base.
+
+    Attributes:
+        rows: (held,) in the micro-batch, in order.
+        weights: (held,) float32, of each KL in the sum that is minimised.
+        left_out: (held,) the token that neither distribution counts, -1 for none.
+        texts: what the base reads; what several trainees read is there once.
+        text_rows: (held,) the same tokens there.
+    """
+
+    rows: Int[Tensor, " held"]
+    weights: Float[Tensor, " held"]
+    left_out: Int[Tensor, " held"]
+    texts: PackedTokens
+    text_rows: Int[Tensor, " held"]
+
+
+class MicroBatch(NamedTuple):
+    """Sequences packed into one row, those of a trainee next to each other.
+
+    Attributes:
+        tokens: that are read.
+        spans: the rows of each sequence, in order.
+        learned: what is learned.
+        held: where trainees are held to the base; None: nowhere.
+    """
+
+    tokens: PackedTokens
+    spans: tuple[Span, ...]
+    learned: LearnedTokens
+    held: HeldRows | None
+
+    def summed(
+        self, losses: Float[Tensor, " losses"], kls: Float[Tensor, " held"]
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Each trainee's losses, and its KLs from the base, added up; both are on the CPU."""
+        loss_counts = [span.placed.example.num_loss_tokens for span in self.spans]
+        held_counts = [len(span.placed.held) for span in self.spans]
+        return self._sums(losses, loss_counts), self._sums(kls, held_counts)
+
+    def _sums(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
+        """Of each trainee, in float64; each span has ``counts``."""
+        sums: dict[int, float] = {}
+        for span, of_span in zip(self.spans, nats.double().split([*counts]), strict=True):
+            trainee = span.placed.trainee
+            sums[trainee] = sums.get(trainee, 0.0) + float(of_span.sum())
+        return sums
+
+
+def split_by_budget(
+    placed: Sequence[Placed], max_tokens: int, kind: str = "cpu"
+) -> list[list[Placed]]:
+    """Examples in groups of at most ``max_tokens``; a longer one gets a group of its own.
+
+    On a CPU the longest come first, and those of equal length by place and trainee: trainees that
+    read the same example meet in one group, where attention multiplies sequences of one length in
+    one batch. On CUDA, whose attention does not care, a group has few trainees: each brings small
+    products of its own, which cost their launches there.
+
+    Args:
+        placed: the examples of a step.
+        max_tokens: read in one group.
+        kind: of device: ``cpu`` or ``cuda``.
+    """
+    in_order = sorted(placed, key=lambda item: (item.place, item.trainee))
+    if kind != "cuda":
+        lengths = [item.example.num_inputs for item in in_order]
+        return [[in_order[i] for i in group] for group in within_budget(lengths, max_tokens)]
+    in_order.sort(key=lambda item: (item.trainee, -item.example.num_inputs))
+    groups: list[list[Placed]] = []
+    tokens = 0
+    for item in in_order:
+        if not groups or tokens + item.example.num_inputs > max_tokens:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(item)
+        tokens += item.example.num_inputs
+    return groups
+
+
+def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.device) -> MicroBatch:
+    """Put examples one after the other, trainee by trainee, and everything on the device at once.
+
+    Args:
+        placed: at least one.
+        shares: of each trainee.
+        device: that trains.
+    """
+    in_order = sorted(placed, key=lambda item: (item.trainee, -item.example.num_inputs, item.place))
+    spans: list[Span] = []
+    loss_rows: list[int] = []
+    targets: list[int] = []
+    held_rows: list[int] = []
+    left_out: list[int] = []
+    start = 0
+    for item in in_order:
+        tokens, stop = item.example.tokens, start + item.example.num_inputs
+        first = stop - item.example.num_loss_tokens  # each is one before the one it predicts
+        loss_rows += range(first, stop)
+        targets += tokens[first - start + 1 :]
+        held_rows += (start + row for row in item.held)
+        masks = shares[item.trainee].masks_targets
+        left_out += (tokens[row + 1] if masks else -1 for row in item.held)
+        spans.append(Span(item, start, stop))
+        start = stop
+    read = [item.example.tokens[:-1] for item in in_order]  # the last token is only learned
+    texts = dict.fromkeys(text for text, item in zip(read, in_order, strict=True) if item.held)
+    starts = dict(zip(texts, accumulate(map(len, texts), initial=0), strict=False))
+    integers = {
+        "ids": _joined(read),
+        "positions": _positions(read),
+        "loss_rows": loss_rows,
+        "targets": targets,
+        "held_rows": held_rows,
+        "left_out": left_out,
+        "text_ids": _joined(texts),
+        "text_positions": _positions(texts),
+        "text_rows": [
+            starts[text] + row
+            for text, item in zip(read, in_order, strict=True)
+            for row in item.held
+        ],
+    }
+    own = [shares[item.trainee] for item in in_order]
+    loss_counts = [item.example.num_loss_tokens for item in in_order]
+    held_counts = [len(item.held) for item in in_order]
+    floats = {
+        "loss": _by_token([share.of_loss for share in own], loss_counts),
+        "kl": _by_token([share.of_kl for share in own], held_counts),
+        "by_probability": _by_token([float(share.by_probability) for share in own], loss_counts),
+    }
+    tensors = [torch.tensor(numbers, dtype=torch.long) for numbers in integers.values()]
+    of = dict(zip(integers, on_device(tensors, device), strict=True))
+    weights = dict(zip(floats, on_device([*floats.values()], device), strict=True))
+    learned = LearnedTokens(
+        of["loss_rows"],
+        of["targets"],
+        weights["loss"],
+        weights["by_probability"] > 0 if any(share.by_probability for share in own) else None,
+    )
+    held = None
+    if texts:
+        tokens = _packed(of["text_ids"], of["text_positions"], texts)
+        held = HeldRows(of["held_rows"], weights["kl"], of["left_out"], tokens, of["text_rows"])
+    return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held)
+
+
+def _packed(ids: Tensor, positions: Tensor, sequences: Iterable[Sequence[int]]) -> PackedTokens:
+    layout = PackedLayout(tuple(len(sequence) for sequence in sequences))
+    return PackedTokens(ids[None], positions[None], layout)  # both (1, tokens)
+
+
+def _joined(sequences: Iterable[Sequence[int]]) -> list[int]:
+    return [token for sequence in sequences for token in sequence]
+
+
+def _positions(sequences: Iterable[Sequence[int]]) -> list[int]:
+    """Counted from each sequence's first token."""
+    return [place for sequence in sequences for place in range(len(sequence))]
+
+
+def _by_token(of_span: Sequence[float], repeats: Sequence[int]) -> Float[Tensor, " tokens"]:
+    """The number of each sequence, once for each of its tokens that count; on the CPU."""
+    return torch.tensor(of_span).repeat_interleave(torch.tensor(repeats))
+
+
+def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:
+    """The rows of a micro-batch that belong to each adapter; ``pack`` puts them side by side."""
+    spans: dict[int, list[DroppedSequence]] = {}
+    for span in batch.spans:
+        trainee, place = span.placed.trainee, span.placed.place
+        draw = (trainees[trainee].step, place)
+        spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
+    pieces: list[Piece] = []
+    for index, sequences in spans.items():
+        trainee = trainees[index]
+        assert isinstance(trainee, AdapterTrainee)
+        start, stop = sequences[0].start, sequences[-1].stop
+        pieces.append(Piece(trainee.adapter, start, stop, tuple(sequences)))
+    return pieces

@@ -1,0 +1,138 @@
+"""How a step is cut into micro-batches, what is packed, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise.engine.models.devices import is_out_of_memory
+from rankwise.engine.training.loop import _GOOD_STEPS, _Budget
+from rankwise.engine.training.micro_batches import Placed, Share, pack, split_by_budget
+from rankwise.engine.training.optimizers import make_optimizer
+from rankwise.tasks.training_rows import Example
+
+CPU = torch.device("cpu")
+
+
+def example(tokens: Sequence[int], num_loss_tokens: int) -> Example:
+    return Example(tuple(tokens), num_loss_tokens, False)
+
+
+def placed(lengths: dict[int, Sequence[int]]) -> list[Placed]:
+    """Of each trainee, examples that read so many tokens."""
+    return [
+        Placed(trainee, place, example(range(length + 1), 1))
+        for trainee, of_trainee in lengths.items()
+        for place, length in enumerate(of_trainee)
+    ]
+
+
+def cut(groups: Sequence[Sequence[Placed]]) -> list[list[tuple[int, int]]]:
+    return [[(item.trainee, item.example.num_inputs) for item in group] for group in groups]
+
+
+def test_a_cpu_puts_equal_lengths_together_and_a_card_the_rows_of_a_trainee() -> None:
+    items = placed({0: [4, 9], 1: [9, 4], 2: [9, 4]})
+    assert cut(split_by_budget(items, 18)) == [
+        [(1, 9), (2, 9)],
+        [(0, 9), (0, 4), (1, 4)],
+        [(2, 4)],
+    ]
+    assert cut(split_by_budget(items, 18, "cuda")) == [
+        [(0, 9), (0, 4)],
+        [(1, 9), (1, 4)],
+        [(2, 9), (2, 4)],
+    ]
+    # an example that is longer than the budget is alone
+    assert cut(split_by_budget(items, 5, "cuda"))[0] == [(0, 9)]
+    assert all(len(group) == 1 for group in split_by_budget(items, 5, "cuda"))
+
+
+def test_what_is_packed_is_what_was_asked_for() -> None:
+    first = Placed(0, 0, example([10, 11, 12, 13], 2), range(1, 3))
+    second = Placed(1, 0, example([20, 21, 22], 1))
+    again = Placed(1, 1, example([10, 11, 12, 13], 1), range(2))  # the base reads it once
+    shares = {0: Share(0.5, 2.0, by_probability=True), 1: Share(0.25, 3.0, masks_targets=True)}
+    batch = pack([second, first, again], shares, CPU)
+    assert batch.tokens.input_ids.tolist() == [[10, 11, 12, 10, 11, 12, 20, 21]]
+    assert batch.tokens.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
+    assert batch.tokens.layout.lengths == (3, 3, 2)
+    assert batch.learned.rows.tolist() == [1, 2, 5, 7]
+    assert batch.learned.targets.tolist() == [12, 13, 13, 22]
+    assert batch.learned.weights.tolist() == [0.5, 0.5, 0.25, 0.25]
+    assert batch.learned.by_probability is not None
+    assert batch.learned.by_probability.tolist() == [True, True, False, False]
+    held = batch.held
+    assert held is not None
+    assert held.rows.tolist() == [1, 2, 3, 4]
+    assert held.weights.tolist() == [2.0, 2.0, 3.0, 3.0]
+    assert held.left_out.tolist() == [-1, -1, 11, 12]
+    assert held.texts.input_ids.tolist() == [[10, 11, 12]]
+    assert held.text_rows.tolist() == [1, 2, 0, 1]
+    losses, kls = batch.summed(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1.0, 1, 2, 4]))
+    assert (losses, kls) == ({0: 3.0, 1: 12.0}, {0: 2.0, 1: 6.0})
+
+
+def test_a_budget_that_was_halved_is_tried_again_and_less_often_each_time() -> None:
+    budget = _Budget(100)
+
+    def good(steps: int) -> None:
+        for _ in range(steps):
+            budget.stepped()
+
+    assert budget.shrink(30)
+    assert budget.shrink(30)
+    assert budget.max_tokens == 30  # not below the longest example
+    assert not budget.shrink(30)
+    good(_GOOD_STEPS - 1)
+    assert budget.max_tokens == 30
+    good(1)
+    assert budget.max_tokens == 60
+    assert budget.shrink(30)  # too early: twice as many steps have to be good now
+    good(2 * _GOOD_STEPS - 1)
+    assert budget.max_tokens == 30
+    good(1)
+    assert budget.max_tokens == 60
+    good(2 * _GOOD_STEPS)
+    assert budget.max_tokens == 100  # no more than was planned
+    good(1000)
+    assert budget.max_tokens == 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_exist_before_the_first_step_and_change_nothing(dtype: torch.dtype) -> None:
+    weights = [nn.Parameter(torch.randn(5, 3, dtype=dtype)), nn.Parameter(torch.randn(4))]
+    plain = [nn.Parameter(copy.deepcopy(weight.data)) for weight in weights]
+    settings: dict[str, Any] = {"name": "adamw", "learning_rate": 0.1, "weight_decay": 0.1, "seed": 3}
+    ours = make_optimizer(weights, **settings)
+    assert all({*ours.state[w]} == {"step", "exp_avg", "exp_avg_sq"} for w in weights)
+    peer: torch.optim.Optimizer = torch.optim.AdamW(plain, lr=0.1, weight_decay=0.1, fused=True)
+    for _ in range(4):
+        for weight, other in zip(weights, plain, strict=True):
+            weight.grad = torch.randn_like(weight)
+            other.grad = weight.grad.clone()
+        ours.step()
+        peer.step()
+    if dtype == torch.float32:
+        assert all(torch.equal(a, b) for a, b in zip(weights, plain, strict=True))
+    assert all(int(ours.state[weight]["step"]) == 4 for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_memory"),
+    [
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate`", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_what_a_full_card_says_is_recognised(message: str, is_memory: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) is is_memory
+    assert not is_out_of_memory(ValueError(message))
