@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import inspect
 import io
 import json
@@ -205,6 +206,19 @@ def patient_threads() -> None:
     for could run on (docs/PERFORMANCE.md has the figures). A policy that is set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def extend_cuda_memory() -> None:
+    """Let PyTorch extend its pieces of a card's memory; call it before torch is imported.
+
+    Every micro-batch has another shape, and pieces of fixed size leave gaps between them. A setting
+    of the allocator that is there stays.
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second from torch 2.9 on
+    if not any(name in os.environ for name in names):
+        major, minor = importlib.metadata.version("torch").split(".")[:2]
+        name = names[(int(major), int(minor)) >= (2, 9)]
+        os.environ[name] = "expandable_segments:True"
 
 
 def quiet_libraries() -> None:

@@ -6,7 +6,12 @@ from rankwise.cli import study_verbs
 from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
 from rankwise.cli import tool_verbs
-from rankwise.cli.application import app, patient_threads, printable_streams
+from rankwise.cli.application import (
+    app,
+    extend_cuda_memory,
+    patient_threads,
+    printable_streams,
+)
 # isort: on
 
 __all__ = ["adapter_verbs", "app", "entry_point", "repair_verb", "study_verbs", "tool_verbs"]
@@ -15,5 +20,6 @@ __all__ = ["adapter_verbs", "app", "entry_point", "repair_verb", "study_verbs", 
 def entry_point() -> None:
     """Run the ``rankwise`` command."""
     patient_threads()
+    extend_cuda_memory()
     printable_streams()
     app(prog_name="rankwise")

@@ -46,7 +46,7 @@ _NOT_IN_TRAINING = {
     "max_micro_batch_tokens",
     "gradient_checkpointing",
     "compile",
-    "save_steps",
+    "save_every",
     "score_checkpoints",
     "stop",
 }

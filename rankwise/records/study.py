@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config.mitigations import MitigationConfig
@@ -284,6 +285,14 @@ class StudyRecord(StudyTasks):
     """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
     provenance: Provenance
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_gone(cls, content: Any) -> Any:
+        """Older versions saved the states of a training by steps; no result depends on that."""
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
+            content["config"]["train"].pop("save_steps", None)
+        return content
 
     @property
     def models(self) -> tuple[PlannedRun, ...]:

@@ -532,7 +532,7 @@ class _Graph:
         if run.imported_from is not None and run.method == "full":
             return 0  # they stay where they are
         train, full = self._study.config.train, self._study.config.methods.full
-        has_state = train.save_steps is not None and run.imported_from is None
+        has_state = train.save_every is not None and run.imported_from is None
         weight_bytes = WEIGHT_BYTES
         if run.method == "full" and full is not None and full.weights == "bfloat16":
             weight_bytes = WEIGHT_BYTES // 2

@@ -29,7 +29,7 @@ train:
   task: colours
   epochs: 1
   max_examples: 24
-  save_steps: 1
+  save_every: 0.001s
   learning_rate: {{lora: 1e-2, full: 1e-3}}
   precision: float32
 methods:

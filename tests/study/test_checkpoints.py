@@ -154,7 +154,7 @@ def test_where_nothing_is_lost_every_training_ends_at_its_end(
 
 
 def test_a_stopped_study_goes_on_to_the_same_checkpoints(study_file: Path, tmp_path: Path) -> None:
-    settings = [*CONSTANT, "train.score_checkpoints=[4]", "train.save_steps=3"]
+    settings = [*CONSTANT, "train.score_checkpoints=[4]", "train.save_every=0.001s"]
     run(study_file, tmp_path / "whole", *settings)
     whole = StudyFolder(tmp_path / "whole")
     folder = StudyFolder(tmp_path / "stopped")

@@ -227,11 +227,15 @@ def test_killed_with_9_and_run_again_ends_with_the_same_records(
     tiny_model_folder: Path,
 ) -> None:
     # the folder of the tasks differs from test to test; the records must not
-    overrides = ["evaluation.out_of_domain=[]", "methods.lora.ranks=[2,4]", "train.save_steps=2"]
+    overrides = [
+        "evaluation.out_of_domain=[]",
+        "methods.lora.ranks=[2,4]",
+        "train.save_every=0.001s",
+    ]
     config = yaml.safe_load(study_file.read_text())
     config["evaluation"]["out_of_domain"] = []
     config["methods"]["lora"]["ranks"] = [2, 4]
-    config["train"]["save_steps"] = 2
+    config["train"]["save_every"] = "0.001s"
     study_file.write_text(yaml.safe_dump(config))
     if not undisturbed:
         run(study_file, tmp_path / "whole", *overrides)

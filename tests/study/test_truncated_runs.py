@@ -233,13 +233,13 @@ def test_a_refinement_goes_on_where_it_was_saved(finished: Finished, tmp_path: P
     shutil.copytree(finished.folder.root, folder.root)
     for model in finished.study.truncated:
         shutil.rmtree(folder.model_folder(model.name))
-    plan = plan_study(load_config(finished.file, [*SETTINGS, "train.save_steps=1"]))
+    plan = plan_study(load_config(finished.file, [*SETTINGS, "train.save_every=0.001s"]))
     with pytest.raises(KeyboardInterrupt):
         run_study(plan, folder, _Stopping())
     assert folder.finished_run(finished.cut(2)) is not None
     assert folder.finished_run(finished.refined(2)) is None
     assert folder.training_state_file(finished.refined(2)).exists()
-    run(finished.file, folder.root, *SETTINGS, "train.save_steps=1")
+    run(finished.file, folder.root, *SETTINGS, "train.save_every=0.001s")
     for model in finished.study.truncated:
         again = folder.finished_run(model)
         assert again is not None

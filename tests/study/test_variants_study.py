@@ -164,7 +164,7 @@ def test_killed_while_a_variant_trains_it_resumes(
     tmp_path: Path, tiny_model_folder: Path, name: str
 ) -> None:
     """It goes on from the saved state, and the weights are those of one that never stopped."""
-    settings = SETTINGS.replace("precision: float32", "precision: float32\n  save_steps: 2")
+    settings = SETTINGS.replace("precision: float32", "precision: float32\n  save_every: 0.001s")
     file = write_study(tmp_path, tiny_model_folder, settings)
     whole, events = tmp_path / "whole", list[FileEvent]()
     with file_events(whole, before=events.append):

@@ -6,10 +6,13 @@ import pickle
 import struct
 import zipfile
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psutil
 import torch
+from torch import Tensor
 
 from rankwise.errors import RecordError
 from rankwise.records.files import replacing
@@ -43,6 +46,65 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
             if not any(words in str(error) for words in _WRITER):
                 raise
             raise OSError("not everything could be written") from error
+
+
+class StateWriter:
+    """Writes states while the training goes on, where it runs on another device than the CPU.
+
+    What is written is then a copy in the memory of the CPU, one state after the other. Where that
+    has no room for a copy, and on a CPU, whose memory holds the state itself, the training waits.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._begun: list[Future[None]] = []
+
+    def write(self, path: Path, state: dict[str, Any]) -> None:
+        """Write a state as :func:`write_state`, now or soon; a later call keeps the order.
+
+        Raises:
+            StorageError: this file or an earlier one cannot be written.
+        """
+        size = _bytes_elsewhere(state)
+        # half of what is free: the system's own cache needs room for what is being written
+        if not 0 < size <= psutil.virtual_memory().available // 2:
+            self.finish()
+            write_state(path, state)
+            return
+        while self._begun and self._begun[0].done():
+            self._begun.pop(0).result()
+        self._begun.append(self._thread.submit(write_state, path, _copied(state)))
+
+    def finish(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
+        while self._begun:
+            self._begun.pop(0).result()
+
+
+def _bytes_elsewhere(value: Any) -> int:
+    """Of the tensors that are not in the memory of the CPU."""
+    if isinstance(value, Tensor):
+        return 0 if value.device.type == "cpu" else value.nbytes
+    if isinstance(value, dict):
+        value = [*cast(dict[Any, Any], value).values()]
+    if isinstance(value, list | tuple):
+        return sum(_bytes_elsewhere(each) for each in cast(list[Any], value))
+    return 0
+
+
+def _copied(value: Any) -> Any:
+    """The same with all tensors in the memory of the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in cast(dict[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_copied(each) for each in cast(list[Any], value)]
+    return value
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from rankwise.tasks.training_rows import Example
 # our names -> transformers' names; its "constant" has no warm-up
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
+WriteState = Callable[[Path, dict[str, Any]], None]
+
 EXPLODED = 2.0
 """A loss above this many times both the first loss and that of a uniform guess has exploded."""
 
@@ -254,13 +256,17 @@ class Trainee:
     def _weights_changed(self) -> None:
         """Called after a step, and when a saved state is loaded."""
 
-    def save_state(self, path: Path) -> None:
+    def save_state(self, path: Path, write: WriteState = write_state) -> None:
         """Write everything that the next step depends on, whole or not at all.
+
+        Args:
+            path: of the file.
+            write: ``write_state``, or a ``StateWriter``'s.
 
         Raises:
             StorageError: the file cannot be written.
         """
-        write_state(
+        write(
             path,
             {
                 "run": self.run.fingerprint,

@@ -17,6 +17,7 @@ from pydantic import (
 from rankwise.records.fields import (
     LARGEST,
     Count,
+    Duration,
     Epochs,
     Fraction,
     Names,
@@ -157,8 +158,8 @@ class TrainConfig(Section):
     """Compute activations again in the backward pass; None: if the memory requires it."""
     compile: Switch = False
     """Run the layers through torch.compile."""
-    save_steps: Count | None = 100
-    """Steps between checkpoints from which a stopped training continues; None: no checkpoints."""
+    save_every: Duration | None = "15min"
+    """How often a state is saved from which a killed training continues; None: never."""
     loss_on: Literal["completion", "all"] = "completion"
     """Learn the tokens of the answer only, or those of the prompt too."""
     chat_template: Switch = False

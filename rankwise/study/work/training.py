@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import VARIANTS, VariantSetting
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
+from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import (
     AdapterTrainee,
     FullTrainee,
@@ -27,6 +29,7 @@ from rankwise.engine.training.trainees import (
 )
 from rankwise.engine.training.variants import VariantTrainee
 from rankwise.errors import DivergedError, RecordError
+from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
@@ -263,6 +266,7 @@ def _run_pass(
             compile_layers=compiles,
             observer=writer,
         )
+    writer.states.finish()
 
 
 class _Writer:
@@ -283,7 +287,10 @@ class _Writer:
             run.name for run in by_training if self._folder.finished_run(run) is not None
         }
         self._observer, self._save = context.observer, save
-        self._save_steps = context.study.config.train.save_steps
+        every = context.study.config.train.save_every
+        self._save_every = None if every is None else seconds_of(every)
+        self._last_save = time.monotonic()
+        self.states = StateWriter()
 
     def resume(self, trainee: Trainee) -> None:
         """Go on where the training was saved last, or begin.
@@ -314,13 +321,14 @@ class _Writer:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
         self._observer.advanced(_work(trainee, metrics.num_tokens - before))
-        is_due = self._save_steps and metrics.step % self._save_steps == 0
-        if is_due and not trainee.is_marked:
-            self._save_state(trainee)
-        if self._signals.is_pending:
-            for unfinished in self._trainees if self._save_steps else ():
+        stops, saves = self._signals.is_pending, self._save_every
+        if saves is not None and (stops or time.monotonic() - self._last_save >= saves):
+            for unfinished in self._trainees:  # all have taken the step
                 if unfinished.step and not unfinished.is_finished:
                     self._save_state(unfinished)
+            self._last_save = time.monotonic()
+        if stops:
+            self.states.finish()
             self._signals.stop_if_asked()
 
     def _save_state(self, trainee: Trainee) -> None:
@@ -328,12 +336,13 @@ class _Writer:
             return
         path = self._folder.training_state_file(trainee.run)
         require_room(path, STATE_BYTES * trainee.run.num_trainable_parameters)
-        trainee.save_state(path)
+        trainee.save_state(path, self.states.write)
 
     def reached(self, trainee: Trainee, result: TrainingResult) -> None:
         """Save the weights; of a training that is to go on later, its state first."""
         if 0 < trainee.step < len(trainee.batches):
             self._save_state(trainee)
+        self.states.finish()  # the record of a run takes its state away
         for model in self._models[trainee.run.name]:
             if model.num_steps == trainee.step:
                 if model.checkpoint_of is not None:
@@ -345,6 +354,8 @@ class _Writer:
                 self._folder.finish_run(_record(self._plan, model, **measured))
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+        self._finished.add(trainee.run.name)
+        self.states.finish()
         for model in self._models[trainee.run.name]:
             if model.num_steps > trainee.step:
                 self._folder.finish_run(

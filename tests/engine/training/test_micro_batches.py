@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -108,8 +107,7 @@ def test_a_budget_that_was_halved_is_tried_again_and_less_often_each_time() -> N
 def test_moments_exist_before_the_first_step_and_change_nothing(dtype: torch.dtype) -> None:
     weights = [nn.Parameter(torch.randn(5, 3, dtype=dtype)), nn.Parameter(torch.randn(4))]
     plain = [nn.Parameter(copy.deepcopy(weight.data)) for weight in weights]
-    settings: dict[str, Any] = {"name": "adamw", "learning_rate": 0.1, "weight_decay": 0.1, "seed": 3}
-    ours = make_optimizer(weights, **settings)
+    ours = make_optimizer(weights, name="adamw", learning_rate=0.1, weight_decay=0.1, seed=3)
     assert all({*ours.state[w]} == {"step", "exp_avg", "exp_avg_sq"} for w in weights)
     peer: torch.optim.Optimizer = torch.optim.AdamW(plain, lr=0.1, weight_decay=0.1, fused=True)
     for _ in range(4):

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from rankwise.engine.training.states import read_state, write_state
-from rankwise.errors import RecordError
+from rankwise.engine.training import states
+from rankwise.engine.training.states import StateWriter, read_state, write_state
+from rankwise.errors import RecordError, StorageError
 from tests.support.passes import Heard, Setting, config
 
 
@@ -166,3 +168,54 @@ except StorageError as error:
     assert f"{path} cannot be written: {said}" in done.stdout
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
     assert torch.equal(read_state(path)["weights"][0], torch.ones(3))
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch) -> StateWriter:
+    """One that takes the tensors of a state for those of a card."""
+    monkeypatch.setattr(states, "_bytes_elsewhere", lambda _: 1)
+    return StateWriter()
+
+
+def test_a_state_is_what_it_was_when_it_was_saved(
+    setting: Setting, state: Path, writer: StateWriter, tmp_path: Path
+) -> None:
+    trainee = setting.trainee(config())
+    trainee.load_state(state)
+    waiting = threading.Event()
+    writer._thread.submit(waiting.wait)  # nothing is written before the training has gone on
+    trainee.save_state(tmp_path / "later.pt", writer.write)
+    with torch.no_grad():
+        trainee.adapter.weights.zero_()
+    assert not (tmp_path / "later.pt").exists()
+    waiting.set()
+    writer.finish()
+    ours, theirs = read_state(tmp_path / "later.pt"), read_state(state)
+    assert torch.equal(ours["weights"][0], theirs["weights"][0])
+    assert ours["metrics"] == theirs["metrics"]
+    again = setting.trainee(config())
+    again.load_state(tmp_path / "later.pt")
+    assert again.step == 3
+
+
+def test_what_cannot_be_written_is_said_in_the_end(
+    setting: Setting, writer: StateWriter, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    setting.trainee(config()).save_state(tmp_path / "file" / "state.pt", writer.write)
+    with pytest.raises(StorageError, match="file"):
+        writer.finish()
+    writer.finish()  # it is said once
+
+
+def test_without_room_for_a_copy_the_training_waits(
+    setting: Setting, writer: StateWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "_bytes_elsewhere", lambda _: 1 << 60)
+    setting.trainee(config()).save_state(tmp_path / "state.pt", writer.write)
+    assert read_state(tmp_path / "state.pt")["metrics"] == []
+
+
+def test_states_of_a_cpu_are_written_at_once(setting: Setting, tmp_path: Path) -> None:
+    setting.trainee(config()).save_state(tmp_path / "state.pt", StateWriter().write)
+    assert read_state(tmp_path / "state.pt")["metrics"] == []
