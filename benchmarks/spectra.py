@@ -38,9 +38,9 @@ from rankwise.engine.models.weights import weight_matrices
 from rankwise.records.folder import StudyFolder
 from rankwise.records.spectra import EPSILONS
 from rankwise.weights.adapted_svd import in_base_basis, leading_svd
+from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.spectra import Svd, best_matched, cosines, index_matched
-from rankwise.weights.svd_cache import refined_svd
 
 TOP_K = 500
 CLUSTER_GAP = 1e-4

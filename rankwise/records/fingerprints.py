@@ -168,8 +168,8 @@ def import_fingerprint(base_model: str, weights: str) -> str:
 
 
 def task_fingerprint(
-    config: StudyConfig,
     precision: str,
+    engine: str,
     *,
     task: str,
     version: str,
@@ -185,7 +185,7 @@ def task_fingerprint(
         {
             "scoring_revision": SCORING_REVISION,
             "precision": precision,
-            "engine": config.evaluation.engine,
+            "engine": engine,
             "task": task,
             "task_version": version,
             "requests": digest,

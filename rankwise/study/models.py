@@ -22,6 +22,7 @@ from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
+from rankwise.records.config.study import Engine
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import Observer
@@ -67,22 +68,24 @@ class ResidentModels:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
         self._keep(set())
+        _close(self._scorer)
         self._scorer = self._adapter = None
         if base:
             self._base = None
         give_back_memory(self._plan.device)
 
-    def scorer(self) -> Scorer:
-        """What asks the base and the adapters that were put on it."""
-        if self._alone_name is not None or self._scorer is None:
-            self.release(base=self._uses_vllm)  # vLLM holds its own
-            if self._uses_vllm:
+    def scorer(self, engine: Engine = "resident") -> Scorer:
+        """What asks the base and the adapters that were put on it; only one engine is open."""
+        if self._alone_name is not None or not _is_open(self._scorer, engine):
+            self.release(base=engine == "vllm")  # which holds its own
+            if engine == "vllm":
                 self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
             else:
                 self._scorer = self._open_resident(self.base())
+        assert self._scorer is not None
         return self._scorer
 
-    def put_on(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    def put_on(self, runs: Sequence[PlannedRun], engine: Engine = "resident") -> list[PlannedRun]:
         """Put the adapters of some runs on the base for scoring, and take all others off.
 
         Returns:
@@ -98,7 +101,7 @@ class ResidentModels:
             is_plain = run.variant is None or VARIANTS[run.variant].is_plain
             if run.method != "lora" or not is_plain:
                 continue
-            scorer = self.scorer()
+            scorer = self.scorer(engine)
             try:
                 if run.name not in self._put_on:
                     scorer.put_on(run.name, self._folder.weights(run))
@@ -118,15 +121,17 @@ class ResidentModels:
             self._scorer.take_off(name)
             self._put_on.remove(name)
 
-    def scorer_alone(self, run: PlannedRun) -> Scorer:
-        """What asks a run's model, which is loaded by itself."""
-        if self._alone_scorer is None or self._alone_name != run.name:
-            if self._uses_vllm and run.method == "full":
+    def scorer_alone(self, run: PlannedRun, engine: Engine = "resident") -> Scorer:
+        """What asks a run's model, which is loaded by itself; an adapter is never by vLLM."""
+        engine = engine if run.method == "full" else "resident"
+        if not _is_open(self._alone_scorer, engine) or self._alone_name != run.name:
+            if engine == "vllm":
                 self.release(base=True)
                 self._alone_scorer = self._open_vllm(self._folder.weights(run))
                 self._alone_name = run.name
             else:
                 self._alone_scorer = self._open_resident(self._load_alone(run))
+        assert self._alone_scorer is not None
         return self._alone_scorer
 
     @contextlib.contextmanager
@@ -178,14 +183,11 @@ class ResidentModels:
         return self._alone.eval()
 
     def _let_go_of_alone(self) -> None:
+        _close(self._alone_scorer)
         self._alone_scorer = None
         if isinstance(self._alone, adapters.peft.PeftModel):
             adapters.detach(self._alone)
         self._alone = self._alone_name = None
-
-    @property
-    def _uses_vllm(self) -> bool:
-        return self._plan.record.config.evaluation.engine == "vllm"
 
     def _open_resident(self, model: nn.Module) -> Scorer:
         max_tokens = self._plan.record.config.evaluation.max_batch_tokens
@@ -195,5 +197,24 @@ class ResidentModels:
         plan = self._plan
         ranks = [run.rank for run in plan.record.runs if run.rank is not None]
         return VllmScorer(
-            folder, plan.base.folder, plan.record.precision, max_rank=max(ranks, default=0)
+            folder,
+            plan.base.folder,
+            plan.record.precision,
+            max_rank=max(ranks, default=0),
+            max_length=max(
+                request.num_tokens
+                for task in plan.tasks.values()
+                for request in task.requests
+                if request.settings is not None
+            ),
         )
+
+
+def _is_open(scorer: Scorer | None, engine: Engine) -> bool:
+    return scorer is not None and isinstance(scorer, VllmScorer) == (engine == "vllm")
+
+
+def _close(scorer: Scorer | None) -> None:
+    """End vLLM: its memory is another process's, and the next model needs it."""
+    if isinstance(scorer, VllmScorer):
+        scorer.close()

@@ -18,7 +18,12 @@ from rankwise.engine.models.adapter_config import (
 )
 from rankwise.engine.models.adapter_folder import check_fit
 from rankwise.engine.models.base import BaseModel, LinearShape
-from rankwise.engine.models.devices import ResolvedPrecision, choose_device, device_name
+from rankwise.engine.models.devices import (
+    ResolvedPrecision,
+    choose_device,
+    device_name,
+    float64_device,
+)
 from rankwise.engine.models.weights import ModelWeights, model_weights
 from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.findings.audits import ENOUGH, SUSPICIOUS, audit_statements
@@ -193,7 +198,7 @@ def audit(
         UnchangedOutputsError: a checkpoint with other weights than the base answers as it does.
     """
     scored = AuditScores() if scored is None else scored
-    device, cache = choose_device(), SpectralCache()
+    device, cache = float64_device(choose_device()), SpectralCache()
     names = list(audited.shapes)
     base = model_weights(audited.base.folder, names)
     adapted = _checkpoint_weights(audited) if audited.kind == "checkpoint" else None

@@ -23,6 +23,7 @@ from rankwise.records.spectra import (
 )
 from rankwise.weights import spectra
 from rankwise.weights.adapted_svd import SumInBaseBasis, in_base_basis, leading_svd, numerical_rank
+from rankwise.weights.decomposition import thin_svd
 from rankwise.weights.spectra import Svd
 
 # the number of the layer in a module's name
@@ -109,7 +110,7 @@ def delta_svd(
     delta = adapted.double() - base.double()
     if not bool(torch.isfinite(delta).all()):
         raise ValueError("a weight is NaN or infinite.")
-    return Svd(*torch.linalg.svd(delta, full_matrices=False))
+    return thin_svd(delta)
 
 
 def update_spectrum(
@@ -229,6 +230,7 @@ def random_sum(
     """A base plus a random update in place of a given one: the null for similarities.
 
     Random directions look the same from every basis, so only the base's singular values are needed.
+    They are drawn on the device of these values; another device draws others.
 
     Args:
         kind: ``gaussian`` is a product of two Gaussian factors with the update's rank and Frobenius
@@ -240,8 +242,9 @@ def random_sum(
         draw: names the randomness: the same names, the same update.
     """
     digest = hashlib.sha256(repr((kind, *draw)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    num_base, S = len(base_values), update_values.double().cpu()
+    device = base_values.device
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    num_base, S = len(base_values), update_values.double().to(device)
     left, right = (_gaussian(size, num_base, len(S), generator) for size in shape)
     if kind == "haar":
         left, right = (_orthonormal(factor) * S.sqrt() for factor in (left, right))
@@ -249,8 +252,7 @@ def random_sum(
         # ‖left @ right.T‖_F, from (rank, rank) matrices
         norm = float((left.T @ left * (right.T @ right)).sum().sqrt())
         left, right = (factor * (float(S.norm()) / norm) ** 0.5 for factor in (left, right))
-    device = base_values.device
-    return SumInBaseBasis(base_values.double(), left.to(device), right.to(device))
+    return SumInBaseBasis(base_values.double(), left, right)
 
 
 def _orthonormal(
@@ -269,7 +271,9 @@ def _gaussian(
     Any orthonormal basis outside serves: one in which the coordinates are triangular has only
     ``rank`` of them.
     """
-    factor = torch.randn(size, rank, generator=generator, dtype=torch.float64)
+    factor = torch.randn(
+        size, rank, generator=generator, device=generator.device, dtype=torch.float64
+    )
     if size == num_base:
         return factor
     return torch.cat([factor[:num_base], torch.linalg.qr(factor[num_base:]).R])

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import ScaledFactors
-from rankwise.engine.models.devices import choose_device
+from rankwise.engine.models.devices import choose_device, float64_device
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.seeds import seed_of
 from rankwise.errors import ModelError
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, Combination, Repair, RepairFamily
+from rankwise.weights.decomposition import thin_svd
 from rankwise.weights.interventions import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import layer_number
@@ -217,7 +218,7 @@ def _average(
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed_of("average", combination, name))
         dense: Tensor = getattr(merge_utils, combination)(deltas, weights, DENSITY)
-    U, S, Vh = torch.linalg.svd(dense.to(choose_device()), full_matrices=False)
+    U, S, Vh = thin_svd(dense.to(float64_device(choose_device())))
     rank = min(sum(update.rank for update in updates), len(S))
     root = S[:rank].sqrt()  # half of the update's size in each factor
     return LowRankUpdate((root[:, None] * Vh[:rank]).cpu(), (U[:, :rank] * root).cpu())

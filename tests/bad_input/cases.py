@@ -575,8 +575,20 @@ STUDY_FILES = [
     ),
     Case(
         "an unknown engine",
-        SMALLEST + "evaluation: {engine: onnx}\n",
-        ("evaluation.engine: 'onnx' given; input should be 'resident' or 'vllm'",),
+        SMALLEST + "evaluation: {engine: {generate_until: onnx}}\n",
+        ("evaluation.engine.generate_until: 'onnx' given; input should be 'resident' or 'vllm'",),
+    ),
+    Case(
+        "vllm for everything, as older studies could say",
+        SMALLEST + "evaluation: {engine: vllm}\n",
+        (
+            "evaluation.engine: vllm is for texts only: for log-likelihoods it reads every prompt anew for each option and each adapter; write {loglikelihood: resident, generate_until: vllm}",
+        ),
+    ),
+    Case(
+        "vllm for log-likelihoods",
+        SMALLEST + "evaluation: {engine: {loglikelihood: vllm}}\n",
+        ("evaluation.engine: vllm is for texts only",),
     ),
     Case(
         "an empty metric",

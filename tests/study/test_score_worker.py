@@ -271,4 +271,4 @@ def test_cut_contexts_are_counted_by_item_and_said_once(
 
 def test_an_engine_that_is_not_here_is_refused_at_planning(study_file: Path) -> None:
     with pytest.raises(PlanError, match=r"evaluation\.engine: vllm is not installed.*resident"):
-        plan_study(load_config(study_file, ["evaluation.engine=vllm"]))
+        plan_study(load_config(study_file, ["evaluation.engine.generate_until=vllm"]))

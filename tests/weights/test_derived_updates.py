@@ -15,6 +15,7 @@ from torch import Tensor
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.errors import ModelError
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, REPAIR_FAMILIES, Repair
+from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.interventions import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from rankwise.weights.repairs import (
@@ -29,7 +30,6 @@ from rankwise.weights.repairs import (
     scaled,
     truncated,
 )
-from rankwise.weights.svd_cache import refined_svd
 from tests.support.audited_models import adapter, plant_intruder
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny

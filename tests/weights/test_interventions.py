@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.errors import ModelError
+from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.interventions import Intervened, scaled_intruders, truncated_updates
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from rankwise.weights.spectra import Svd, best_matched, cosines, intruder_indices
-from rankwise.weights.svd_cache import refined_svd
 from tests.support.saved_adapters import PATTERNS, rewritten, saved
 from tests.support.tiny_models import tiny
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.spectra import Svd
-from rankwise.weights.svd_cache import refined_svd
 
 
 def off_by(found: Svd, exact: Svd, k: int) -> float:

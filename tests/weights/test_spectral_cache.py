@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from rankwise.weights import svd_cache as spectral_cache
+from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.spectra import Svd
-from rankwise.weights.svd_cache import SpectralCache, refined_svd
+from rankwise.weights.svd_cache import SpectralCache
 
 Disk = namedtuple("Disk", "total used free")
 

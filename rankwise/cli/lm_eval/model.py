@@ -25,7 +25,8 @@ from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.engine.scoring.vllm import RESERVED_TOKENS, VllmScorer
+from rankwise.engine.scoring.vllm import VllmScorer
+from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig, EvaluationConfig
 from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
 from rankwise.tasks.requests import Request, RequestEncoder
@@ -55,8 +56,8 @@ class HeldModels:
         self.folder = models.fetch_weights(models.find_base_model(config))
         self.tokenizer = models.load_tokenizer(self.folder)
         skeleton: Any = models.model_skeleton(self.folder)
-        self._longest = models.context_length(skeleton.config, self.tokenizer)
-        self.max_length = arguments.max_length or self._longest
+        longest = models.context_length(skeleton.config, self.tokenizer)
+        self.max_length = arguments.max_length or longest
         self.scorer = self._open(arguments)
         for name, folder in arguments.adapters:
             self.scorer.put_on(name, folder)
@@ -66,8 +67,9 @@ class HeldModels:
 
     def _open(self, arguments: ModelArguments) -> Scorer:
         if arguments.engine == "vllm":
-            self.max_length = min(self.max_length, self._longest - RESERVED_TOKENS)
-            return VllmScorer(self.folder, self.folder, arguments.precision)
+            return VllmScorer(
+                self.folder, self.folder, arguments.precision, max_length=self.max_length
+            )
         device = torch.device(arguments.device)
         model = models.load_frozen(self.folder, arguments.precision, device)
         return ResidentScorer(
@@ -256,6 +258,11 @@ class RankwiseLM(LM):
         return encoded
 
     def _log_likelihoods(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        if self._arguments.engine == "vllm":
+            raise ModelError(
+                "engine=vllm answers generate_until only: for log-likelihoods vLLM reads every "
+                "prompt anew for each option. Leave out engine for these tasks."
+            )
         answers = self._models.answers(
             self._arguments.answering,
             [Continuation(request.context, request.continuation) for request in requests],

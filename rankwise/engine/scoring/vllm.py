@@ -1,11 +1,14 @@
-"""Scoring by vLLM where it is installed: the base, and a LoRA request for every adapter.
+"""Texts by vLLM where it is installed: of the base, and by a LoRA request of every adapter.
 
-Its kernels round differently from transformers', so numbers equal those of lm-eval's Hugging Face
-back end only as far as two engines agree.
+Its kernels round differently from transformers', so texts equal those of lm-eval's Hugging Face
+back end only as far as two engines agree. It is not for log-likelihoods: it does not keep a prefix
+of requests that ask for them (vLLM's issue 17251), so it reads a few-shot preamble again for every
+option of every item. It answers a few for ``tasks.update_guard``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -14,19 +17,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import psutil
+import torch
+
 from rankwise.engine.models.adapter_config import read_adapter_config
-from rankwise.engine.models.devices import ResolvedPrecision
+from rankwise.engine.models.devices import ResolvedPrecision, choose_device, give_back_memory
 from rankwise.errors import ModelError
 from rankwise.records.config.study import StudyConfig
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
-
-RESERVED_TOKENS = 2
-"""Context that vLLM takes more: it also reads a continuation's last token and writes another."""
 
 # values that vLLM accepts for max_lora_rank
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # vLLM returns when all sequences of a call are done; progress is shown between calls.
 _SEQUENCES_PER_CALL = 1024
+# Adapters on the card at once. Each takes a slot of the highest rank in every linear layer, 2.7 GB
+# at rank 512 and 8B; the others wait in the host's memory. Sequences come adapter by adapter.
+_SLOTS = 4
+# vLLM takes a share of the card's whole memory, and refuses to start if that is not free. The rest
+# of what is free is for what grows meanwhile. 0.9 is its own default.
+_FREE_SHARE, _MOST_MEMORY = 0.95, 0.9
+# Seconds that its processes have to end by themselves.
+_PATIENCE_SECONDS = 30
 # transformers' default where it samples; vLLM's is no limit.
 _DEFAULT_TOP_K = 50
 # generation options with the same name and meaning in both
@@ -44,23 +55,26 @@ class _AttachedAdapter(NamedTuple):
 
 
 class _VllmInput(NamedTuple):
-    """A sequence for vLLM, and its part of the progress."""
+    """A sequence for vLLM, its part of the progress, and the most tokens read and written."""
 
     tokens: tuple[int, ...]
     parameters: Any
     num_tokens: int
+    length: int
 
 
 class VllmScorer:
     """A model and its adapters in vLLM; see ``tasks.questions.Scorer``.
 
-    vLLM is opened at the first query, with room for the ranks of the adapters attached by then.
+    vLLM is opened at the first query, with room for the ranks of the adapters attached by then, and
+    again where a query is longer than it has room for. ``close`` ends its processes.
 
     Args:
         folder: of the model.
         tokenizer_folder: of its tokenizer.
         precision: of its weights.
         max_rank: the largest rank of adapters that are attached later.
+        max_length: tokens of the longest sequence that is expected, read and written.
 
     Raises:
         ModelError: vLLM is not installed.
@@ -73,13 +87,15 @@ class VllmScorer:
         precision: ResolvedPrecision,
         *,
         max_rank: int = 0,
+        max_length: int = 0,
     ) -> None:
         self._vllm = _import_vllm()
         self._folder, self._tokenizer_folder = folder, tokenizer_folder
-        self._precision, self._max_rank = precision, max_rank
+        self._precision, self._max_rank, self._max_length = precision, max_rank, max_length
         self._adapters: dict[str, _AttachedAdapter] = {}
         self._numbers = itertools.count(1)
         self._engine: Any = None
+        self._processes: list[psutil.Process] = []
 
     def put_on(self, name: str, folder: Path) -> None:
         rank = _rank(folder)
@@ -95,6 +111,18 @@ class VllmScorer:
     def take_off(self, name: str) -> None:
         del self._adapters[name]
 
+    def close(self) -> None:
+        """End vLLM, and wait until its processes are gone and the card's memory is free again."""
+        if self._engine is not None:
+            self._engine.llm_engine.engine_core.shutdown()
+            self._engine = None
+            _, alive = psutil.wait_procs(self._processes, timeout=_PATIENCE_SECONDS)
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(alive)
+            give_back_memory(choose_device())
+
     def log_likelihoods(
         self,
         models: Sequence[str | None],
@@ -105,7 +133,12 @@ class VllmScorer:
             temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False
         )
         sequences = [
-            _VllmInput(item.context + item.continuation, parameters, len(item.tokens_read))
+            _VllmInput(
+                item.context + item.continuation,
+                parameters,
+                len(item.tokens_read),
+                len(item.tokens_read) + 2,  # it reads the last token too, and writes another
+            )
             for item in items
         ]
         return self._answers(
@@ -125,7 +158,7 @@ class VllmScorer:
             _VllmInput(
                 prompt.tokens,
                 self._parameters(prompt),
-                len(prompt.tokens) + prompt.settings.max_new_tokens,
+                *[len(prompt.tokens) + prompt.settings.max_new_tokens] * 2,
             )
             for prompt in prompts
         ]
@@ -139,7 +172,7 @@ class VllmScorer:
         advance: Advance,
     ) -> list[list[Answer]]:
         """Every model's answers, in calls of a limited number of sequences."""
-        engine = self._open()
+        engine = self._open(max((sequence.length for sequence in sequences), default=0))
         answers: dict[str | None, list[Answer]] = {model: [] for model in models}
         pairs = itertools.product(models, enumerate(sequences))
         while chunk := list(itertools.islice(pairs, _SEQUENCES_PER_CALL)):
@@ -161,25 +194,35 @@ class VllmScorer:
         request: Any = importlib.import_module("vllm.lora.request").LoRARequest
         return request(model, adapter.number, str(adapter.folder))
 
-    def _open(self) -> Any:
+    def _open(self, length: int) -> Any:
+        """vLLM, with room for sequences of this many tokens."""
+        if length > self._max_length:
+            self.close()
+            self._max_length = length
         if self._engine is None:
             ranks = [self._max_rank, *(adapter.rank for adapter in self._adapters.values())]
             self._max_rank = next(room for room in _RANKS if room >= max(ranks))
+            number = max(len(self._adapters), 1)
             with_adapters = {
                 "enable_lora": True,
                 "max_lora_rank": self._max_rank,
-                "max_loras": max(len(self._adapters), 1),
+                "max_loras": min(_SLOTS, number),
+                "max_cpu_loras": number,
             }
+            before = set(psutil.Process().children(recursive=True))
             try:
                 self._engine = self._vllm.LLM(
                     model=str(self._folder),
                     tokenizer=str(self._tokenizer_folder),
                     dtype=self._precision,
                     trust_remote_code=False,
+                    max_model_len=self._max_length,
+                    **_memory(),
                     **(with_adapters if max(ranks) else {}),
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelError(f"vLLM cannot open {self._folder}: {error}") from error
+            self._processes = [*set(psutil.Process().children(recursive=True)) - before]
         return self._engine
 
     def _parameters(self, prompt: Prompt) -> Any:
@@ -202,6 +245,14 @@ class VllmScorer:
         return self._vllm.SamplingParams(
             max_tokens=prompt.settings.max_new_tokens, stop=list(prompt.settings.stops), **given
         )
+
+
+def _memory() -> dict[str, float]:
+    """The share of the card's memory that vLLM may take, of what is free now."""
+    if not torch.cuda.is_available():
+        return {}
+    free, total = torch.cuda.mem_get_info(choose_device())
+    return {"gpu_memory_utilization": min(_MOST_MEMORY, _FREE_SHARE * free / total)}
 
 
 def _import_vllm() -> Any:
@@ -238,7 +289,7 @@ def _generation(output: Any) -> Generation:
 
 def engine_problem(config: StudyConfig) -> str | None:
     """Why the configured engine cannot score a study here, or None."""
-    if config.evaluation.engine == "resident":
+    if config.evaluation.engine.generate_until == "resident":
         return None
     if importlib.util.find_spec("vllm") is None:
         return (

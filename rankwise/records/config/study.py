@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -56,6 +58,36 @@ class BaseModelConfig(Section):
     """Branch, tag or commit of a hub repository; None: its main branch."""
 
 
+def _engines(value: Any) -> Any:
+    """One name for both kinds of requests, as older studies have it, or a mapping."""
+    if value == "resident":
+        return {}
+    if value == "vllm" or (isinstance(value, dict) and value.get("loglikelihood") == "vllm"):
+        raise ValueError(
+            "vllm is for texts only: for log-likelihoods it reads every prompt anew for each "
+            "option and each adapter; write {loglikelihood: resident, generate_until: vllm}"
+        )
+    return value
+
+
+class EngineConfig(Section):
+    """Which engine answers which of lm-eval's kinds of requests."""
+
+    loglikelihood: Literal["resident"] = "resident"
+    """Log-likelihoods, of options and of whole texts."""
+    generate_until: Engine = "resident"
+    """Texts."""
+
+    def of(self, output_type: str) -> Engine:
+        """The engine for tasks of one of lm-eval's output types."""
+        return self.generate_until if output_type == "generate_until" else self.loglikelihood
+
+    @model_serializer(mode="wrap")
+    def _as_one_name(self, whole: SerializerFunctionWrapHandler) -> Any:
+        """The name that older studies have, so that fingerprints stay."""
+        return "resident" if self.generate_until == "resident" else whole(self)
+
+
 class EvaluationConfig(Section):
     """What is scored, and how."""
 
@@ -95,7 +127,7 @@ class EvaluationConfig(Section):
     """
     num_train_items: Annotated[Natural, AfterValidator(none_or_two)] = 100
     """Number of trained rows to score, for the gap between seen and unseen items."""
-    engine: Engine = "resident"
+    engine: Annotated[EngineConfig, BeforeValidator(_engines)] = EngineConfig()
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
     max_batch_tokens: Count = 4096
     """The most tokens in one forward pass."""
@@ -242,7 +274,7 @@ class StudyConfig(Section):
             return "they are trained without dropout; set train.dropout to 0"
         if self.train.base_precision != "auto":
             return "they are trained on a base that is not quantised; set base_precision to auto"
-        if self.evaluation.engine == "vllm":
+        if self.evaluation.engine.generate_until == "vllm":
             return "vllm applies plain LoRA only; set evaluation.engine to resident"
         lora, variants = self.methods.lora, self.methods.variants
         if lora is None or variants is None:

@@ -40,13 +40,11 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         fault = chat_template_fault(model.tokenizer)
         if fault is not None:
             issues.problems.append(f"chat_template: that of {model.base.name} is broken: {fault}")
-    trains = methods.lora is not None or methods.full is not None
-    if trains or evaluation.engine == "resident":
-        # training and scoring pack sequences; a model that would mix them is refused
-        try:
-            refuse_unpackable(model.skeleton)
-        except ModelError as error:
-            issues.problems.append(f"base_model: {error}")
+    # training and scoring pack sequences; a model that would mix them is refused
+    try:
+        refuse_unpackable(model.skeleton)
+    except ModelError as error:
+        issues.problems.append(f"base_model: {error}")
     if problem := engine_problem(config):
         issues.problems.append(f"evaluation.engine: {problem}")
     if train.base_precision != "auto" and methods.full is not None:

@@ -10,7 +10,6 @@ import torch
 from rankwise.engine.models import base as models
 from rankwise.engine.models.base import BaseModel
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
-from rankwise.engine.scoring.vllm import RESERVED_TOKENS
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.config.study import StudyConfig
 
@@ -65,8 +64,6 @@ def study_model(config: StudyConfig, report: Callable[[str], None]) -> StudyMode
     tokenizer = models.load_tokenizer(base.folder)
     skeleton: Any = models.model_skeleton(base.folder)
     max_length = models.context_length(skeleton.config, tokenizer)
-    if config.evaluation.engine == "vllm":
-        max_length -= RESERVED_TOKENS
     device = choose_device()
     precision = resolve_precision(config.train.precision, device)
     return StudyModel(base, tokenizer, skeleton, max_length, device, precision)

@@ -317,8 +317,8 @@ def _task_fingerprint(
     config: StudyConfig, precision: str, task: PreparedTask, *, digest: str, limit: int | None
 ) -> str:
     return task_fingerprint(
-        config,
         precision,
+        config.evaluation.engine.of(task.loaded.output_type),
         task=task.name,
         version=task.loaded.version,
         digest=digest,

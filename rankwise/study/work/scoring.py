@@ -7,6 +7,7 @@ from typing import Any
 
 from rankwise.engine.models.devices import device_name
 from rankwise.errors import UnchangedOutputsError
+from rankwise.records.config.study import Engine
 from rankwise.records.folder import BASE
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedRun
@@ -28,7 +29,7 @@ class ScoreWorker:
         self._observer, self._models = context.observer, context.models
         self._provenance = collect_provenance(device_name(context.plan.device))
         self._noted: set[str] = set()
-        self._applied: set[str] = set()
+        self._applied: set[tuple[str, Engine]] = set()
 
     def score(self, stage: Score, models: Sequence[Model]) -> None:
         """Score some models of a stage; those that share the base, in one call.
@@ -46,34 +47,41 @@ class ScoreWorker:
             )
         self._observer.skipped(stage.work * (1 - len(models) / len(stage.models)))
         if None in models:
-            self._evaluate(stage, self._models.scorer(), [None])
+            self._evaluate(stage, self._models.scorer(self._engine(task)), [None])
         runs = [run for run in models if run is not None]
         together = self._put_on(runs, task)
         if together:
-            self._evaluate(stage, self._models.scorer(), together)
+            self._evaluate(stage, self._models.scorer(self._engine(task)), together)
         for run in runs:
             if run not in together:
                 self._score_alone(stage, run, task)
 
+    def _engine(self, task: PreparedTask) -> Engine:
+        engines = self._plan.record.config.evaluation.engine
+        return engines.of(task.loaded.output_type)
+
     def _put_on(self, runs: Sequence[PlannedRun], task: PreparedTask) -> list[PlannedRun]:
         """The runs that are on the base now, after all of them were seen to be applied."""
-        together = self._models.put_on(runs)
+        engine = self._engine(task)
+        together = self._models.put_on(runs, engine)
         new = [run.name for run in together if self._has_update(run)]
-        new = [name for name in new if name not in self._applied]
+        new = [name for name in new if (name, engine) not in self._applied]
         if new:
-            refuse_unapplied(self._models.scorer(), new, probes(task.requests))
-            self._applied.update(new)
+            refuse_unapplied(self._models.scorer(engine), new, probes(task.requests))
+            self._applied.update((name, engine) for name in new)
         return together
 
     def _score_alone(self, stage: Score, run: PlannedRun, task: PreparedTask) -> None:
         """Score a full fine-tuning, or an adapter that only PEFT can apply."""
-        if run.method == "lora" and self._has_update(run) and run.name not in self._applied:
+        key: tuple[str, Engine] = (run.name, "resident")
+        if run.method == "lora" and self._has_update(run) and key not in self._applied:
             items = probes(task.requests)
             (base,) = self._models.scorer().log_likelihoods([None], items)
             (own,) = self._models.scorer_alone(run).log_likelihoods([None], items)
             refuse_equal(run.name, base, own)
-            self._applied.add(run.name)
-        self._evaluate(stage, self._models.scorer_alone(run), [run], alone=True)
+            self._applied.add(key)
+        scorer = self._models.scorer_alone(run, self._engine(task))
+        self._evaluate(stage, scorer, [run], alone=True)
 
     def _evaluate(
         self, stage: Score, scorer: Scorer, models: Sequence[Model], *, alone: bool = False

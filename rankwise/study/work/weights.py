@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.devices import float64_device
 from rankwise.engine.models.weights import is_stored_quantised, weight_matrices
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
@@ -128,7 +129,7 @@ def _looks(
     cache: SpectralCache,
 ) -> Iterator[list[_Look]]:
     """For each layer of the base, what each run of a group did to it; they share a full run."""
-    device, full = context.plan.device, group[0].full
+    device, full = float64_device(context.plan.device), group[0].full
     adapted = None if full is None else _full_matrices(context, full, list(base))
 
     def of_layer(name: str) -> list[_Look]:

@@ -2,75 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from rankwise.engine.scoring import vllm as vllm_scorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Continuation, GenerationSettings, LogLikelihood, Prompt
-
-# log-probability of each token behind the token before it, by model; token 9 is what is best
-TABLE = {
-    None: {(1, 2): -0.5, (2, 3): -1.0, (3, 4): -2.0},
-    "r8": {(1, 2): -0.25, (2, 3): -3.0, (3, 4): -4.0},
-}
-BEST = -0.75
-
-
-class FakeVllm(ModuleType):
-    """Records its inputs, and answers from the table."""
-
-    def __init__(self) -> None:
-        super().__init__("vllm")
-        self.opened: list[dict[str, Any]] = []
-        self.calls: list[tuple[list[Any], list[Any], list[Any]]] = []
-        self.SamplingParams = lambda **options: options
-        fake = self
-
-        class LLM:
-            def __init__(self, **options: Any) -> None:
-                fake.opened.append(options)
-
-            def generate(
-                self, prompts: Any, sampling_params: Any, lora_request: Any, use_tqdm: bool
-            ) -> list[Any]:
-                fake.calls.append((prompts, sampling_params, lora_request))
-                rows = zip(prompts, sampling_params, lora_request, strict=True)
-                return [fake.answer(*row) for row in rows]
-
-        self.LLM = LLM
-
-    @staticmethod
-    def answer(prompt: Any, options: Any, request: Any) -> Any:
-        tokens, model = prompt["prompt_token_ids"], request and request.name
-        if "prompt_logprobs" not in options:
-            text = f"{model} continues {tokens}"
-            reason = "stop" if len(tokens) < 3 else "length"
-            return SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason=reason)])
-        positions: list[Any] = [None]
-        for pair in itertools.pairwise(tokens):
-            own = TABLE[model].get(pair, -9.0)
-            found = {pair[1]: SimpleNamespace(logprob=own)}
-            positions.append(found | ({9: SimpleNamespace(logprob=BEST)} if own < BEST else {}))
-        return SimpleNamespace(prompt_logprobs=positions)
+from tests.support.fake_vllm import FakeVllm, lora_requests
 
 
 @pytest.fixture
-def vllm(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
     fake = FakeVllm()
-    request = ModuleType("vllm.lora.request")
-    request.LoRARequest = lambda name, number, path: SimpleNamespace(  # pyright: ignore
-        name=name, number=number, path=path
-    )
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
-    return fake
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora_requests())
+    yield fake
+    fake.end()
 
 
 def adapter(folder: Path, **config: Any) -> Path:
@@ -123,6 +77,7 @@ def test_it_is_opened_once_with_room_for_the_adapters(
     assert options["tokenizer"] == str(tmp_path / "tokenizer")
     assert options["dtype"] == "bfloat16"
     assert (options["enable_lora"], options["max_lora_rank"], options["max_loras"]) == (True, 32, 2)
+    assert "gpu_memory_utilization" not in options  # no card is here
     with pytest.raises(ModelError, match="opened for ranks to 32, this one is 64"):
         scorer.put_on("late", adapter(tmp_path / "late", r=64))
     with pytest.raises(ModelError, match="ranks to 512"):
@@ -185,3 +140,62 @@ def test_it_is_refused_where_it_is_not_installed(
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ModelError, match=r"pip install rankwise\[vllm\]"):
         VllmScorer(tmp_path, tmp_path, "bfloat16")
+
+
+def test_few_adapters_have_slots_on_the_card_and_all_have_memory(
+    vllm: FakeVllm, tmp_path: Path
+) -> None:
+    """At rank 512 a slot takes 2.7 GB of an 8B model's card."""
+    scorer = VllmScorer(tmp_path, tmp_path, "bfloat16", max_rank=512)
+    for number in range(25):
+        scorer.put_on(f"a{number}", adapter(tmp_path / f"a{number}", r=512))
+    scorer.generate([None], [Prompt((1,), GenerationSettings(3))])
+    (options,) = vllm.opened
+    assert (options["max_lora_rank"], options["max_loras"], options["max_cpu_loras"]) == (
+        512,
+        4,
+        25,
+    )
+
+
+def test_it_has_room_for_the_longest_sequence(vllm: FakeVllm, tmp_path: Path) -> None:
+    scorer = VllmScorer(tmp_path, tmp_path, "float32", max_length=12)
+    for length, number in ((5, 7), (3, 2)):
+        scorer.generate([None], [Prompt((1,) * length, GenerationSettings(number))])
+    scorer.log_likelihoods([None], ITEMS)
+    assert [options["max_model_len"] for options in vllm.opened] == [12]
+    first = vllm.processes[0]
+    scorer.generate([None], [Prompt((1,) * 6, GenerationSettings(7))])
+    assert [options["max_model_len"] for options in vllm.opened] == [12, 13]
+    assert first.poll() is not None
+    by_itself = VllmScorer(tmp_path, tmp_path, "float32")
+    by_itself.log_likelihoods([None], ITEMS)  # four tokens, and vLLM writes one more
+    assert vllm.opened[-1]["max_model_len"] == 5
+
+
+@pytest.mark.parametrize(
+    ("free", "share"),
+    [(40, 0.475), (80, 0.9)],  # 95 % of the free half; vLLM's own default
+)
+def test_it_takes_of_the_card_what_is_free(
+    vllm: FakeVllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, share: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80))
+    VllmScorer(tmp_path, tmp_path, "float32").log_likelihoods([None], ITEMS)
+    assert vllm.opened[0]["gpu_memory_utilization"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("ends_when_told", [True, False])
+def test_its_process_is_gone_when_it_is_closed(
+    scorer: VllmScorer, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch, ends_when_told: bool
+) -> None:
+    monkeypatch.setattr(vllm_scorer, "_PATIENCE_SECONDS", 0.2)
+    vllm.ends_when_told = ends_when_told
+    scorer.close()  # nothing is open
+    scorer.log_likelihoods([None], ITEMS)
+    assert vllm.is_running
+    scorer.close()
+    assert not vllm.is_running
+    scorer.log_likelihoods(["r8"], ITEMS)  # adapters stay on
+    assert len(vllm.opened) == 2
