@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from rankwise.records.config.training import Precision
 
@@ -43,6 +44,17 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device.
+
+    From pinned memory a card fetches it when it gets there; from other memory the host would wait
+    for all work that the card still has.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

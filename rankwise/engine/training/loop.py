@@ -35,11 +35,11 @@ from rankwise.engine.models.head import (
     backward_losses,
 )
 from rankwise.engine.models.packed_attention import (
-    PackedLayout,
     check_packable,
     packed_attention,
     within_budget,
 )
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import AdapterBank, DroppedSequence, Piece
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
 from rankwise.errors import DivergedError
