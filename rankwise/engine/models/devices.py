@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from rankwise.records.config.training import Precision
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.study import Provenance
 
 ResolvedPrecision = Literal["float32", "bfloat16"]
 MAX_KERNELS = 256
@@ -32,7 +34,44 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def choose_device() -> torch.device:
     """The first CUDA device if there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    multiply_exactly(device)
+    return device
+
+
+def multiply_exactly(device: torch.device) -> None:
+    """Keep all bits of float32 in products on CUDA, whatever was set before.
+
+    TF32 keeps 10 of 23 bits: too few for singular vectors, or for scores that are to equal those
+    of a CPU. Environments switch it on (``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``), and so do
+    libraries. Sums of products in half precision are kept in float32, as a CPU keeps them.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def provenance_on(device: torch.device) -> Provenance:
+    """What produces a result on this device, now."""
+    return collect_provenance(device_name(device), _products(device))
+
+
+def _products(device: torch.device) -> str | None:
+    """How CUDA multiplies, in words; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    matmul = torch.backends.cuda.matmul
+    reduced = {
+        "bfloat16": matmul.allow_bf16_reduced_precision_reduction,
+        "float16": matmul.allow_fp16_reduced_precision_reduction,
+    }
+    names = [name for name, is_reduced in reduced.items() if is_reduced]
+    return (
+        f"float32 {torch.get_float32_matmul_precision()}, "
+        f"sums in half precision: {' and '.join(names) or 'none'}"
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
-from rankwise.engine.models.devices import DTYPES, device_name
+from rankwise.engine.models.devices import DTYPES, provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.models.variant_models import variant_on
@@ -28,7 +28,6 @@ from rankwise.engine.training.trainees import (
 from rankwise.engine.training.variants import VariantTrainee
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.files import require_room, writing
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import set_aside
@@ -385,6 +384,6 @@ def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:
     return RunRecord(
         planned=run,
         num_truncated=sum(example.is_truncated for example in plan.examples[run.train_task]),
-        provenance=collect_provenance(device_name(plan.device)),
+        provenance=provenance_on(plan.device),
         **(nothing | measured),
     )
