@@ -21,8 +21,11 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def collect_provenance(device: str | None = None) -> Provenance:
-    """Versions, platform, device in words, commit of the current folder, and the time in UTC."""
+def collect_provenance(device: str | None = None, products: str | None = None) -> Provenance:
+    """Versions, platform, device in words, commit of the current folder, and the time in UTC.
+
+    ``products`` is as in ``Provenance``.
+    """
     versions = {name: package_version(name) for name in PACKAGES}
     return Provenance(
         rankwise_version=package_version("rankwise") or "not installed",
@@ -31,6 +34,7 @@ def collect_provenance(device: str | None = None) -> Provenance:
         package_versions={name: version for name, version in versions.items() if version},
         git_commit=_git_commit(),
         device=device,
+        products=products,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -54,6 +54,7 @@ def stack_of(provenance: Provenance) -> Stack:
         "rankwise": provenance.rankwise_version,
         **dict(sorted(provenance.package_versions.items())),
         "device": name,
+        **({"products": provenance.products} if provenance.products else {}),
     }
 
 

@@ -40,6 +40,8 @@ class Provenance(Record):
     git_commit: str | None
     device: str | None
     created_at: str
+    products: str | None = None
+    """How a card multiplies: precision in float32, and sums in half precision; None on a CPU."""
 
 
 class Training(Record):

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from rankwise.engine.models.devices import choose_device, device_name, resolve_precision
+from rankwise.engine.models.devices import choose_device, provenance_on, resolve_precision
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.files import digest_of
 from rankwise.records.fingerprints import fingerprint
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
@@ -126,7 +125,7 @@ def repair_adapter(
         choice=choice,
         folder=None if choice.repair is None else str(output),
         warnings=tuple(w for each in (adapter, *found.others) for w in each.warnings),
-        provenance=collect_provenance(device_name(device)),
+        provenance=provenance_on(device),
     )
     if choice.repair is not None:
         write_repaired(output, found.derived[choice.repair], adapter.target, record)

@@ -21,8 +21,8 @@ from rankwise.engine.models.base import BaseModel, LinearShape
 from rankwise.engine.models.devices import (
     ResolvedPrecision,
     choose_device,
-    device_name,
     float64_device,
+    provenance_on,
 )
 from rankwise.engine.models.weights import ModelWeights, model_weights
 from rankwise.errors import ModelError, UnchangedOutputsError
@@ -30,7 +30,6 @@ from rankwise.findings.audits import ENOUGH, SUSPICIOUS, audit_statements
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditRecord, AuditScore, KeptEnergy, OtherChange
 from rankwise.records.config.study import BaseModelConfig
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.matrix import NullDraws, delta_svd, matrix_spectrum
@@ -251,7 +250,7 @@ def audit(
         scores=scored.scores,
         warnings=(*warnings, *scored.warnings),
         statements=audit_statements(audited.kind, ranks, matrices, cut, others, scored.scores),
-        provenance=collect_provenance(device_name(device)),
+        provenance=provenance_on(device),
     )
 
 

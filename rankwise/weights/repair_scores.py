@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
@@ -21,7 +21,6 @@ from rankwise.records import p_right, quantities
 from rankwise.records.clusters import cluster_numbers
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import BASE
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.repair_scores import RepairedItems, RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
@@ -117,7 +116,7 @@ class RepairScorer:
                 for repair, scoring in zip(self.repairs, repaired, strict=True)
             ),
             score_seconds=time.perf_counter() - started,
-            provenance=collect_provenance(device_name(self._device)),
+            provenance=provenance_on(self._device),
         )
 
 

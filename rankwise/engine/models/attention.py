@@ -10,6 +10,8 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -56,6 +58,25 @@ class AttentionTerms(NamedTuple):
         scale, window, softcap, sinks = (others.pop(name, None) for name in _TERMS)
         refuse_arguments(layer, others)
         return cls(query.shape[-1] ** -0.5 if scale is None else scale, window, softcap, sinks)
+
+
+def score_dtype(query: Tensor) -> torch.dtype:
+    """Of the products of queries and keys: float32 on CUDA, elsewhere that of the queries.
+
+    Rounded to bfloat16, a score of 16 to 32 is off by up to 0.06, before the softmax takes its
+    exponential. transformers' kernels on CUDA keep float32 there. torch can ask for it from 2.8 on.
+    """
+    is_wide = query.is_cuda and hasattr(torch.ops.aten.bmm, "dtype")
+    return torch.float32 if is_wide else query.dtype
+
+
+def scores_of(
+    query: Float[Tensor, "batch rows width"], key: Float[Tensor, "batch width columns"]
+) -> Float[Tensor, "batch rows columns"]:
+    """Products of queries and keys, in ``score_dtype``."""
+    if (dtype := score_dtype(query)) == query.dtype:
+        return torch.bmm(query, key)
+    return torch.bmm(query, key, out_dtype=dtype)
 
 
 def decoder_of(model: nn.Module) -> Any:

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, limit_kernel_cache
+from rankwise.engine.models.devices import (
+    DTYPES,
+    ResolvedPrecision,
+    limit_kernel_cache,
+    multiply_exactly,
+)
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, embedded_model_folder
 from rankwise.engine.models.files import (
     read_json,
@@ -287,6 +292,7 @@ def load_frozen(
             quantising is not installed.
     """
     limit_kernel_cache()
+    multiply_exactly(device)
     quantization = quantization_config(base_precision, DTYPES[precision], device)
     options: dict[str, Any] = {}
     if quantization is not None:

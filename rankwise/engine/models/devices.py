@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from rankwise.records.config.training import Precision
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.study import Provenance
 
 ResolvedPrecision = Literal["float32", "bfloat16"]
 MAX_KERNELS = 256
@@ -40,7 +42,44 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def choose_device() -> torch.device:
     """The first CUDA device if there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    multiply_exactly(device)
+    return device
+
+
+def multiply_exactly(device: torch.device) -> None:
+    """Keep all bits of float32 in products on CUDA, whatever was set before.
+
+    TF32 keeps 10 of 23 bits: too few for singular vectors, or for scores that are to equal those
+    of a CPU. Environments switch it on (``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``), and so do
+    libraries. Sums of products in half precision are kept in float32, as a CPU keeps them.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def provenance_on(device: torch.device) -> Provenance:
+    """What produces a result on this device, now."""
+    return collect_provenance(device_name(device), _products(device))
+
+
+def _products(device: torch.device) -> str | None:
+    """How CUDA multiplies, in words; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    matmul = torch.backends.cuda.matmul
+    reduced = {
+        "bfloat16": matmul.allow_bf16_reduced_precision_reduction,
+        "float16": matmul.allow_fp16_reduced_precision_reduction,
+    }
+    names = [name for name, is_reduced in reduced.items() if is_reduced]
+    return (
+        f"float32 {torch.get_float32_matmul_precision()}, "
+        f"sums in half precision: {' and '.join(names) or 'none'}"
+    )
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -59,6 +98,17 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device.
+
+    From pinned memory a card fetches it when it gets there; from other memory the host would wait
+    for all work that the card still has.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -143,10 +193,8 @@ def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """
     if device.type == "cpu":
         return list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    if torch.cuda.is_available():  # fake tensors of a device that is not there cannot be pinned
-        flat = flat.pin_memory()
-    parts = flat.to(device, non_blocking=True).split([tensor.numel() for tensor in tensors])
+    flat = moved(torch.cat([tensor.flatten() for tensor in tensors]), device)
+    parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rankwise.engine.models.packed_attention import PackedLayout
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import ModelError
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}

@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.base import adaptable_shapes, layers_replaced, target_shapes
 from rankwise.engine.models.files import unusable
-from rankwise.engine.models.packed_attention import PackedLayout, packed_attention
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import drawn_rows
 from rankwise.engine.models.variants import Variant, VariantSetting
 from rankwise.errors import ModelError

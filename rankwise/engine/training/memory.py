@@ -21,7 +21,7 @@ from rankwise.engine.models.devices import (
     has_bfloat16_kernels,
 )
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
-from rankwise.engine.models.packed_attention import PackedLayout
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.training.optimizers import optimizer_state_bytes
 from rankwise.engine.training.rehearsal import Peaks, rehearsed
 from rankwise.records.config.methods import FullConfig

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rankwise.engine.models.devices import on_device
 from rankwise.engine.models.head import LearnedTokens
-from rankwise.engine.models.packed_attention import PackedLayout, within_budget
+from rankwise.engine.models.packed_attention import within_budget
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee
 from rankwise.tasks.training_rows import Example

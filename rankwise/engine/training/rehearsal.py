@@ -23,12 +23,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rankwise.engine.models import packed_attention
+from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.base import LinearShape
-from rankwise.engine.models.packed_attention import PackedLayout
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
 
-_FLEX_STAND_IN = "rankwise_flex_stand_in"
+_CUDA_STAND_IN = "rankwise_cuda_stand_in"
 _CPU = torch.device("cpu")  # fake tensors take no memory, whichever device would train
 
 
@@ -99,7 +100,7 @@ def _without_numbers() -> Generator[None]:
     Masks that attention keeps are discarded before and after: a fake one must not meet real
     tensors, nor the reverse.
     """
-    masks = packed_attention._kept_unseen  # pyright: ignore[reportPrivateUsage]
+    masks = packed_kernels._kept_unseen  # pyright: ignore[reportPrivateUsage]
     masks.cache_clear()
     try:
         with FakeTensorMode():
@@ -183,9 +184,9 @@ class _Rehearsal:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         live = _LiveBytes([*held, *weights, *gradients, *model.buffers()])
         with contextlib.ExitStack() as stack:
-            stack.enter_context(packed_attention.packed_attention(model))
+            stack.enter_context(packed_attention(model))
             if self._is_cuda:
-                model.set_attn_implementation(_FLEX_STAND_IN)
+                model.set_attn_implementation(_CUDA_STAND_IN)
             at_entry = self._watched(live, stack, gradient_checkpointing)
             stack.enter_context(live)
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
@@ -283,8 +284,8 @@ def _kind(layer: nn.Module) -> str:
     return repr((settings, [tuple(parameter.shape) for parameter in layer.parameters()]))
 
 
-class _FlexStandIn(torch.autograd.Function):
-    """Keeps what flex attention keeps: its inputs, its output, and a float32 number per row."""
+class _CudaStandIn(torch.autograd.Function):
+    """Keeps what both kernels for CUDA keep: inputs, output, and a float32 number per row."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -299,16 +300,13 @@ class _FlexStandIn(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def _flex_stand_in(
+def _cuda_stand_in(
     _: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any
 ) -> tuple[Tensor, None]:
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
-    per_key = query.shape[1] // key.shape[1]
-    if per_key & (per_key - 1):  # as ``flex_packed_attention`` does it
-        key, value = (x.repeat_interleave(per_key, dim=1) for x in (key, value))
-    out: Any = _FlexStandIn.apply(query, key, value)  # (1, heads, tokens, value_width)
+    out: Any = _CudaStandIn.apply(query, key, value)  # (1, heads, tokens, value_width)
     return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
 
 
-AttentionInterface.register(_FLEX_STAND_IN, _flex_stand_in)
+AttentionInterface.register(_CUDA_STAND_IN, _cuda_stand_in)

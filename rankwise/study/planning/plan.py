@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rankwise.engine.models.base import BaseModel
-from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
 from rankwise.errors import DataError, ModelError, PlanError
@@ -28,7 +28,6 @@ from rankwise.records.fingerprints import (
     study_fingerprint,
     task_fingerprint,
 )
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
 from rankwise.study.planning.checks import (
     check_clusters,
@@ -302,7 +301,7 @@ class Planner:
             ).model_copy(update={"behaviour": sum(map(_most_tokens, self._behaviour))}),
             runs=(),
             warnings=(),
-            provenance=collect_provenance(device_name(model.device)),
+            provenance=provenance_on(model.device),
         )
 
     def _first_decisions(self) -> dict[str, tuple[Decision, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks, choose_repair
@@ -17,7 +17,6 @@ from rankwise.records.axes import run_labels
 from rankwise.records.clusters import cluster_fields
 from rankwise.records.fingerprints import repair_fingerprint, repair_scores_fingerprint
 from rankwise.records.folder import StudyFolder
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
@@ -111,7 +110,7 @@ class AdapterRepairer:
             averaged_with=tuple(partner.name for partner in self._partners),
             choice=choice,
             folder=None if choice.repair is None else str(target.relative_to(self._folder.root)),
-            provenance=collect_provenance(device_name(self._plan.device)),
+            provenance=provenance_on(self._plan.device),
         )
         if choice.repair is not None:
             updates = self._derived[choice.repair]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.devices import provenance_on
 from rankwise.errors import StudyChangedError
 from rankwise.records.folder import BASE
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.stacks import AcceptedStack, AcceptedStacks, Stack, differences, stack_of
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.context import StudyContext
@@ -41,7 +40,7 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
         return
     scored = _base_scores(context, graph)
     stacks = [stack_of(record.provenance) for record in scored if record.provenance is not None]
-    now = stack_of(collect_provenance(device_name(context.plan.device)))
+    now = stack_of(provenance_on(context.plan.device))
     accepted = folder.accepted_stacks()
     known = [*stacks, *(entry.stack for entry in accepted.stacks)]
     if not stacks or now in known:

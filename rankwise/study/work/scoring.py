@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.devices import provenance_on
 from rankwise.errors import UnchangedOutputsError
 from rankwise.records.config.study import Engine
 from rankwise.records.folder import BASE
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
@@ -27,7 +26,7 @@ class ScoreWorker:
     def __init__(self, context: StudyContext) -> None:
         self._plan, self._folder = context.plan, context.folder
         self._observer, self._models = context.observer, context.models
-        self._provenance = collect_provenance(device_name(context.plan.device))
+        self._provenance = provenance_on(context.plan.device)
         self._noted: set[str] = set()
         self._applied: set[tuple[str, Engine]] = set()
 

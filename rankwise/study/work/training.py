@@ -12,7 +12,7 @@ from torch import nn
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
-from rankwise.engine.models.devices import DTYPES, device_name
+from rankwise.engine.models.devices import DTYPES, provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.models.variant_models import variant_on
@@ -31,7 +31,6 @@ from rankwise.engine.training.variants import VariantTrainee
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
-from rankwise.records.provenance import collect_provenance
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import set_aside
@@ -396,6 +395,6 @@ def _record(plan: StudyPlan, run: PlannedRun, **measured: Any) -> RunRecord:
     return RunRecord(
         planned=run,
         num_truncated=sum(example.is_truncated for example in plan.examples[run.train_task]),
-        provenance=collect_provenance(device_name(plan.device)),
+        provenance=provenance_on(plan.device),
         **(nothing | measured),
     )

@@ -1,13 +1,20 @@
-"""Which precision ``auto`` is, and where float64 is computed."""
+"""Which precision ``auto`` is, how products are made on CUDA, and where float64 is computed."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rankwise.engine.models import devices
+from rankwise.engine.models.attention import scores_of
+from rankwise.records.provenance import collect_provenance
+from rankwise.records.stacks import stack_of
+from rankwise.records.study import Provenance
+from tests.support.fake_cuda import CUDA, fake_cuda
 
 
 @pytest.mark.parametrize(
@@ -45,3 +52,64 @@ def test_float64_is_for_cards_that_multiply_it_fast(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert devices.float64_device(torch.device("cuda", 0)).type == where
     assert devices.float64_device(torch.device("cpu")).type == "cpu"
+
+
+@pytest.fixture
+def inexact() -> Generator[None]:
+    """What images and libraries switch on."""
+    matmul: Any = torch.backends.cuda.matmul
+    before = (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_reduced_precision_reduction,
+    )
+
+    def put(precision: str, tf32: bool, bf16: bool, fp16: bool) -> None:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
+        matmul.allow_bf16_reduced_precision_reduction = bf16
+        matmul.allow_fp16_reduced_precision_reduction = fp16
+
+    put("medium", True, True, True)
+    yield
+    put(*before)
+
+
+@pytest.mark.usefixtures("inexact")
+def test_products_on_cuda_are_exact_whatever_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "device_name", lambda _: "a card")
+    devices.multiply_exactly(torch.device("cpu"))
+    loose = devices.provenance_on(CUDA)
+    assert loose.products == "float32 medium, sums in half precision: bfloat16 and float16"
+    devices.multiply_exactly(CUDA)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    exact = devices.provenance_on(CUDA)
+    assert exact.products == "float32 highest, sums in half precision: none"
+    assert stack_of(exact) != stack_of(loose)
+
+
+def test_the_first_device_that_is_chosen_multiplies_exactly(
+    inexact: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.choose_device() == CUDA
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_cpu_says_nothing_of_it_and_an_old_record_is_the_same_stack() -> None:
+    now = devices.provenance_on(torch.device("cpu"))
+    assert now.products is None
+    old = Provenance.model_validate(now.model_dump(exclude={"products"}))
+    assert stack_of(old) == stack_of(now) == stack_of(collect_provenance(now.device))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_scores_are_float32_on_cuda_and_as_the_queries_on_a_cpu(dtype: torch.dtype) -> None:
+    query, key = torch.ones(2, 3, 4, dtype=dtype), torch.ones(2, 4, 5, dtype=dtype)
+    assert scores_of(query, key).dtype == dtype
+    with fake_cuda():
+        query, key = (torch.ones(x.shape, dtype=dtype, device=CUDA) for x in (query, key))
+        found = scores_of(query, key)
+        assert (found.dtype, found.shape, found.device) == (torch.float32, (2, 3, 5), CUDA)

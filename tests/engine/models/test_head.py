@@ -16,7 +16,8 @@ from rankwise.engine.models.head import (
     LearnedTokens,
     backward_losses,
 )
-from rankwise.engine.models.packed_attention import PackedLayout, packed_attention
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.models.packed_layout import PackedLayout
 from tests.support.packed_texts import CPU, LENGTHS, farthest, logits_alone, tokens
 from tests.support.tiny_models import tiny
 

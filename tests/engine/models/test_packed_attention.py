@@ -10,19 +10,26 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention import flex_attention as flex
 
-from rankwise.engine.models import packed_attention as module
+from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.packed_attention import (
     PACKED_ATTENTION,
-    PackedLayout,
     attend_packed,
     check_packable,
     packed_attention,
 )
+from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.errors import DataError, ModelError
-from tests.support.packed_texts import CPU, LENGTHS, farthest, logits_alone, tokens
+from tests.support.packed_texts import (
+    CPU,
+    LENGTHS,
+    attended,
+    farthest,
+    inputs,
+    logits_alone,
+    tokens,
+)
 from tests.support.tiny_models import OWN, tiny
 
 
@@ -99,117 +106,10 @@ def test_autocast_computes_attention_in_its_precision() -> None:
 @contextmanager
 def watched(look: Callable[[Any], None]) -> Iterator[None]:
     """Shows the arguments of the grouped kernel."""
-    kernel = module.grouped_attention
+    kernel = packed_kernels.grouped_attention
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "grouped_attention", lambda *a: (look(a), kernel(*a))[1])
+        patch.setattr(packed_kernels, "grouped_attention", lambda *a: (look(a), kernel(*a))[1])
         yield
-
-
-# the attention function
-
-
-def inputs(lengths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Query of 6 heads, key and value of 2, as transposed views like those of most models."""
-    generator = torch.Generator().manual_seed(3)
-    sizes = [(sum(lengths), heads, width) for heads, width in ((6, 16), (2, 16), (2, 16))]
-    made = [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
-    return [x.transpose(0, 1)[None].requires_grad_() for x in made]
-
-
-def attended(lengths: tuple[int, ...], given: list[Tensor], **settings: Any) -> Tensor:
-    out, weights = attend_packed(
-        nn.Identity(), *given, None, packed_layout=PackedLayout(lengths), **settings
-    )
-    assert weights is None
-    return out
-
-
-def with_gradients(
-    lengths: tuple[int, ...], dtype: torch.dtype = torch.float32, **settings: Any
-) -> list[Tensor]:
-    given = inputs(lengths, dtype)
-    out = attended(lengths, given, **settings)
-    weighting = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
-    return [out, *torch.autograd.grad(out, given, weighting)]
-
-
-def by_definition(lengths: tuple[int, ...], window: int | None) -> list[Tensor]:
-    """Full scores with one mask for everything, in float64."""
-    given = [x.detach().double().requires_grad_() for x in inputs(lengths)]
-    query, key, value = given
-    key, value = (x.repeat_interleave(3, dim=1) for x in (key, value))
-    at = torch.arange(sum(lengths))
-    of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    behind = at[:, None] - at
-    seen = (of[:, None] == of) & (behind >= 0) & (behind < (window or len(at)))
-    scores = (query @ key.mT * 16**-0.5).masked_fill(~seen, -torch.inf)
-    out = (scores.softmax(-1) @ value).transpose(1, 2)
-    weighting = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
-    return [out, *torch.autograd.grad(out, given, weighting.double())]
-
-
-@pytest.mark.parametrize("window", [None, 1, 7, 100, 250, 1000])
-def test_blocks_of_a_long_sequence_give_what_the_whole_gives(
-    window: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lengths = (300, 300, 40)
-    expected = by_definition(lengths, window)
-    sizes = []
-    for block_tokens in (64, 96, 1000):
-        monkeypatch.setattr(module, "_BLOCK_TOKENS", block_tokens)
-        sizes.append(len(module._blocks(torch.empty(1, 900, 2), torch.empty(1, 300, 2), window)))
-        assert farthest(with_gradients(lengths, sliding_window=window), expected) < 2e-6
-    assert sizes == [5, 3, 1]
-
-
-@pytest.mark.parametrize("window", [None, 30])
-def test_weights_computed_again_give_what_kept_ones_give(
-    window: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def saved_elements() -> int:
-        sizes: list[int] = []
-        pack: Callable[[Tensor], Tensor] = lambda x: (sizes.append(x.numel()), x)[1]  # noqa: E731
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            attended((300, 20), inputs((300, 20)), sliding_window=window)
-        return sum(sizes)
-
-    kept, many = with_gradients((300, 20), sliding_window=window), saved_elements()
-    monkeypatch.setattr(module, "_KEPT_PER_TOKEN", 0)
-    again, few = with_gradients((300, 20), sliding_window=window), saved_elements()
-    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
-    assert few == 320 * 16 * (6 + 2 + 2)
-    assert many > 2 * few
-
-
-def test_bfloat16_gradients_are_close() -> None:
-    expected = by_definition((300, 40), None)
-    found = with_gradients((300, 40), torch.bfloat16)
-    assert {x.dtype for x in found} == {torch.bfloat16}
-    assert farthest([x.double() for x in found], expected) < 0.03
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "window": {"sliding_window": 6},
-    "softcap": {"softcap": 1.5, "scaling": 0.4},
-    "sinks": {"s_aux": torch.linspace(-1, 2, 6)},
-    "all": {"softcap": 1.5, "sliding_window": 6, "s_aux": torch.linspace(-1, 2, 6)},
-}
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_flex_attention_gives_what_grouped_products_give(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = with_gradients(LENGTHS, **settings)
-    monkeypatch.setattr(module, "_kernel_for", lambda _: module.flex_packed_attention)
-    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # refuses gradients on a CPU
-    assert farthest(with_gradients(LENGTHS, **settings), expected) < 2e-6
-
-
-def test_a_cpu_gets_grouped_products() -> None:
-    assert module._kernel_for(torch.empty(1)) is module.grouped_attention
 
 
 def test_a_layout_knows_groups_and_positions() -> None:

@@ -237,6 +237,26 @@ def test_bfloat16_is_close_and_as_close_as_the_plain_model() -> None:
     assert 0 < error(found) < 2 * error(plainly(low))
 
 
+@pytest.mark.usefixtures("sizes")
+def test_float32_scores_of_bfloat16_are_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA computes them; rounding a score of 20 changes its weight by percents."""
+    tree = PrefixTree([[*range(30), branch, *range(9)] for branch in range(8)])
+    random = torch.Generator().manual_seed(5)
+    # a width of 16, whose scale of 1/4 rounds nothing
+    q, k, v = (torch.randn(1, 2, len(tree), 16, generator=random).bfloat16() for _ in range(3))
+
+    def attended(*inputs: Tensor) -> Tensor:
+        layout = TreeLayout(tree, 0, len(tree), torch.device("cpu"))
+        return attend_tree(Layer(), *inputs, None, tree_step=TreeStep(layout, {}))[0].float()
+
+    expected = attended((8 * q).float(), k.float(), v.float())
+    narrow = (attended(8 * q, k, v) - expected).abs().mean()
+    monkeypatch.setattr(tree_attention, "score_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(tree_attention, "scores_of", lambda q, k: torch.bmm(q.float(), k.float()))
+    wide = (attended(8 * q, k, v) - expected).abs().mean()
+    assert wide < 0.5 * narrow  # what is left is the rounding of outputs
+
+
 def test_keys_and_values_of_a_read_place_are_those_of_the_plain_model() -> None:
     model = tiny("Llama")
     scorer = scorer_of(model, max_batch_tokens=11)

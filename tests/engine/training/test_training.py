@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from rankwise.engine.models import base as models
-from rankwise.engine.models import packed_attention
+from rankwise.engine.models import packed_attention, packed_kernels
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee, StepGradients
 from rankwise.errors import DataError, DivergedError, RecordError
@@ -300,14 +300,14 @@ def test_a_rate_that_moves_nothing_is_a_zero_update(setting: Setting) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kernel", ["grouped_attention", "flex_packed_attention"])
+@pytest.mark.parametrize("kernel", ["grouped_attention", "flex_attention"])
 def test_one_that_diverges_stops_alone(
     setting: Setting, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where attention multiplies what a token does not see by zero: NaN stays NaN there."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    chosen = getattr(packed_attention, kernel)
-    monkeypatch.setattr(packed_attention, "_kernel_for", lambda _: chosen)
+    chosen = getattr(packed_kernels, kernel)
+    monkeypatch.setattr(packed_attention, "kernel_for", lambda *_: chosen)
     poisoned = setting.trainee(config(), name="poisoned")
     healthy = setting.trainee(config(), name="healthy", rank=8)
     next(iter(poisoned.adapter.factors.values())).lora_A.fill_(float("nan"))

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from rankwise.engine.models.attention import INSTEAD, AttentionTerms
+from rankwise.engine.models.attention import INSTEAD, AttentionTerms, scores_of
 from rankwise.engine.scoring.decode.cache import (
     BLOCK_TOKENS,
     VOID,
@@ -208,7 +208,7 @@ def _attend_blocks(
     rows, kv_heads, group, width = q.shape
     blocks, columns, heads = len(keys), table.grid.shape[1], kv_heads * group
     of_blocks = q[table.row_of].view(blocks * kv_heads, group, width)
-    products = torch.bmm(of_blocks, keys.flatten(0, 1))  # (blocks * kv_heads, group, block)
+    products = scores_of(of_blocks, keys.flatten(0, 1))  # (blocks * kv_heads, group, block)
     products = products.view(blocks, heads, BLOCK_TOKENS)
     scores = products.new_empty((rows, heads, columns, BLOCK_TOKENS), dtype=torch.float32)
     scores.copy_(products[table.grid].transpose(1, 2))  # from (rows, columns, heads, block)
@@ -244,7 +244,7 @@ def _attend_own(
         # the first key that the range's first query still sees
         first = 0 if terms.window is None else max(0, start - terms.window + 1)
         # (reads * kv_heads, queries * group, keys)
-        scores = torch.bmm(queries[:, start:stop].flatten(1, 2), keys[:, :, first:stop])
+        scores = scores_of(queries[:, start:stop].flatten(1, 2), keys[:, :, first:stop])
         # (reads * kv_heads, queries, group, keys)
         scores = _limited(scores.float(), terms).unflatten(1, (stop - start, group))
         unseen = _later(stop - start, stop - first, terms.window, q.device)
@@ -279,7 +279,7 @@ def _attend_segment(
         # (kv_heads, queries, group, width)
         queries = q[start : start + _QUERY_TOKENS].transpose(0, 1)
         queries = queries.flatten(1, 2)  # (kv_heads, queries * group, width)
-        scores = _limited(torch.bmm(queries, keys).float(), terms)
+        scores = _limited(scores_of(queries, keys).float(), terms)
         scores = scores.unflatten(1, (-1, group))  # (kv_heads, queries, group, length)
         if unseen is not None:
             scores = scores.masked_fill_(unseen[start : start + _QUERY_TOKENS, None], -torch.inf)

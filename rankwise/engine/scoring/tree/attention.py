@@ -21,6 +21,8 @@ from rankwise.engine.models.attention import (
     AttentionTerms,
     attention_of,
     decoder_of,
+    score_dtype,
+    scores_of,
 )
 from rankwise.engine.scoring.tree.layout import SharedKeys, TreeLayout
 from rankwise.errors import ModelError
@@ -186,10 +188,10 @@ def _attend_in_blocks(
     q = q.view(batch, -1, k.shape[-1])  # (batch, rows * per_key, width)
     k, v = k.view(batch, columns, -1), v.view(batch, columns, -1)  # (batch, columns, width)
     per_key = q.shape[1] // num_rows
-    scores = _capped(torch.bmm(q, k.mT), terms.softcap)  # (batch, rows * per_key, columns)
+    scores = _capped(scores_of(q, k.mT), terms.softcap)  # (batch, rows * per_key, columns)
     scores.view(-1, num_blocks, kv_heads, num_rows, per_key, columns).add_(seen)
     weights = scores.softmax(dim=-1)
-    out = torch.bmm(weights, v)  # (batch, rows * per_key, value_width)
+    out = torch.bmm(weights.to(v.dtype), v)  # (batch, rows * per_key, value_width)
     log_sum = None
     if need_sums or terms.sinks is not None:
         # weight = exp(score) / sum, so log(sum) = score - log(weight), for any of the keys. That
@@ -233,14 +235,14 @@ def _attend_shared(
     num_columns = -(-(num_keys + 1) // _TILE) * _TILE
     # (models * kv_heads, num_columns, width), zeros behind the keys
     k, v = (_shared_block(x, shared.slices, lowest, num_columns) for x in pool)
-    query_bytes = models * kv_heads * per_key * num_columns * q.element_size()
+    query_bytes = models * kv_heads * per_key * num_columns * score_dtype(q).itemsize
     chunk = max(1, _SCORE_BYTES[q.device.type] // query_bytes)
     for start in range(shared.start, shared.stop, chunk):
         span = slice(start, min(start + chunk, shared.stop))
         part = q[:, span].transpose(1, 2)  # (models, kv_heads, queries, per_key, width)
         part = part.reshape(models * kv_heads, -1, width)  # (.., queries * per_key, width)
         # (models * kv_heads, queries * per_key, num_columns)
-        scores = _capped(torch.bmm(part, k.mT), terms.softcap)
+        scores = _capped(scores_of(part, k.mT), terms.softcap)
         # (models * kv_heads, queries * per_key)
         before = log_sum[:, span].transpose(1, 2).reshape(models * kv_heads, -1)
         scores[..., num_keys] = before
@@ -260,7 +262,8 @@ def _attend_shared(
         earlier, exact = weights[..., num_keys].float(), torch.exp(before - rounded)
         total = 1 + earlier * (exact - 1)
         # (models, kv_heads, queries, per_key, value_width)
-        added = torch.bmm(weights, v).view(models, kv_heads, -1, per_key, v.shape[-1])
+        added = torch.bmm(weights.to(v.dtype), v)
+        added = added.view(models, kv_heads, -1, per_key, v.shape[-1])
         old, new = (
             # (models, queries, kv_heads, per_key, 1), as ``out``
             x.view(models, kv_heads, -1, per_key, 1).transpose(1, 2).to(out.dtype)

@@ -1,0 +1,359 @@
+"""Kernels for the attention of packed rows: products of groups, and two of torch for CUDA."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, lru_cache
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention import flex_attention as flex
+
+from rankwise.engine.models.attention import AttentionTerms
+from rankwise.engine.models.devices import moved
+from rankwise.engine.models.packed_layout import PackedLayout
+
+# About this many queries are multiplied at once with the keys that any of them sees. Larger blocks
+# multiply more keys in vain, smaller ones make products too small to be fast.
+_BLOCK_TOKENS = 96
+# Attention weights are kept for the backward pass up to this many per token (heads * length);
+# where there are more they are computed again, as memory would grow with the length's square.
+_KEPT_PER_TOKEN = 4096
+# torch.compile needs triton for flex attention's CUDA kernels.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Triton multiplies tiles of at least this many columns: flex attention refuses narrower heads.
+_FLEX_WIDTH = 16
+# Flash attention has kernels for heads up to this width, in steps of 8.
+_FLASH_WIDTH = 256
+# Queries and keys of a block of flex attention's mask: torch's own default, which its tiles divide.
+_MASK_BLOCK = 128
+# Variants of flex attention in one process: a whole study makes 5 of one model in one precision,
+# and torch's limit is 8. Beyond a limit torch would silently compute scores of tokens * tokens.
+_FLEX_VARIANTS = 32
+
+
+def kernel_for(query: Tensor, value: Tensor, terms: AttentionTerms) -> Callable[..., Tensor]:
+    """The function that attends; see ``chosen_kernel``."""
+    chosen = chosen_kernel(
+        query.device.type,
+        query.dtype,
+        (query.shape[-1], value.shape[-1]),
+        is_plain=terms.softcap is None and terms.sinks is None,
+        has_flash=query.is_cuda and _has_flash(query.device),
+        has_triton=_HAS_TRITON,
+    )
+    kernels = {"grouped": grouped_attention, "flex": flex_attention, "varlen": varlen_attention}
+    return kernels[chosen]
+
+
+def chosen_kernel(
+    device_type: str,
+    dtype: torch.dtype,
+    widths: tuple[int, int],
+    *,
+    is_plain: bool,
+    has_flash: bool,
+    has_triton: bool,
+) -> Literal["grouped", "flex", "varlen"]:
+    """The kernel for packed rows on a device.
+
+    On CUDA flash attention needs no compiler, and flex attention has what it lacks. Products of
+    groups run everywhere.
+
+    Args:
+        device_type: of the tensors.
+        dtype: of the tensors.
+        widths: of a head's key and value.
+        is_plain: there is neither a softcap nor a sink.
+        has_flash: flash attention is there, and the card can run it.
+        has_triton: flex attention can be compiled.
+    """
+    width, value_width = widths
+    if device_type != "cuda" or min(widths) < _FLEX_WIDTH:
+        return "grouped"
+    fits = width == value_width and width % 8 == 0 and width <= _FLASH_WIDTH
+    if has_flash and is_plain and fits and dtype in (torch.bfloat16, torch.float16):
+        return "varlen"
+    return "flex" if has_triton else "grouped"
+
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether torch's flash attention runs there: NVIDIA cards from compute capability 8.0 on."""
+    return (
+        torch.version.cuda is not None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
+) -> Float[Tensor, "1 tokens heads value_width"]:
+    """Sequences of equal length in one product, on any device; shapes as ``attend_packed``."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    # each (tokens, kv_heads, per_key, width); per_key is heads / kv_heads, and 1 for key and value
+    rows = [x[0].transpose(0, 1).unflatten(1, (kv_heads, -1)) for x in (query, key, value)]
+    # by the sequence's first token: (length, kv_heads, per_key, width)
+    pieces = [dict(zip(layout.starts, x.split(layout.lengths), strict=True)) for x in rows]
+    outputs: dict[int, Tensor] = {}
+    for length, starts in layout.groups:
+        # (sequences * kv_heads, length * per_key, width): the query heads of a token that share a
+        # key become neighbouring rows, so that a block of tokens is one range of rows
+        q, k, v = (
+            torch.stack([piece[start].transpose(0, 1) for start in starts])
+            .flatten(2, 3)
+            .flatten(0, 1)
+            for piece in pieces
+        )
+        if terms.softcap is None and terms.sinks is None:
+            keep = heads * length <= _KEPT_PER_TOKEN
+            attended: Any = _GroupAttention.apply(q, k, v, terms, keep)
+        else:
+            attended = _attend_by_autograd(q, k, v, terms)
+        # (sequences, kv_heads, length, per_key, value_width)
+        of_sequences = attended.unflatten(0, (-1, kv_heads)).unflatten(2, (length, -1))
+        # each (length, kv_heads, per_key, value_width)
+        outputs |= zip(starts, of_sequences.transpose(1, 2), strict=True)
+    # (1, tokens, heads, value_width)
+    return torch.cat([outputs[start] for start in layout.starts]).flatten(1, 2)[None]
+
+
+def _blocks(query: Tensor, key: Tensor, window: int | None) -> list[tuple[slice, slice]]:
+    """Blocks of neighbouring tokens: the rows of their queries, and the keys that any of them sees.
+
+    ``query`` is (batch, length * per_key, width), ``key`` is (batch, length, width).
+    """
+    length, per_key = key.shape[1], query.shape[1] // key.shape[1]
+    # blocks of equal size, rounded up to a multiple of 8: whole vectors of the CPU
+    step = -(-length // (max(1, round(length / _BLOCK_TOKENS)) * 8)) * 8
+    ends = [(start, min(start + step, length)) for start in range(0, length, step)]
+    first_keys = [0 if window is None else max(0, start - window + 1) for start, _ in ends]
+    rows = [slice(start * per_key, stop * per_key) for start, stop in ends]
+    keys = [slice(first, stop) for first, (_, stop) in zip(first_keys, ends, strict=True)]
+    return list(zip(rows, keys, strict=True))
+
+
+@torch.inference_mode(False)
+def _unseen(
+    rows: int, columns: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "rows 1 columns"]:
+    """0 on keys that are seen and -inf elsewhere; the last column is the last row's own key."""
+    # (rows, 1, columns): how many tokens the key is behind the query
+    behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
+    seen = (behind >= 0) & (behind < (columns if window is None else window))
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
+
+
+# The masks of blocks are kept, those of whole sequences not: they are as large as a head's scores.
+_kept_unseen = lru_cache(maxsize=64)(_unseen)
+
+
+def _weights(q: Tensor, k: Tensor, rows: slice, keys: slice, window: int | None) -> Tensor:
+    """Softmax of a block's queries over its keys: (batch, tokens * per_key, keys)."""
+    scores = torch.bmm(q[:, rows], k[:, keys].mT)  # (batch, tokens * per_key, keys)
+    tokens, columns = scores.shape[1] * k.shape[1] // q.shape[1], scores.shape[2]
+    if window is None or columns <= window:
+        # all keys before the block are seen: only its own, the last columns, have to be masked
+        columns, window = tokens, None
+    unseen = _kept_unseen(tokens, columns, window, scores.dtype, scores.device)
+    # view (batch, tokens, per_key, columns) + (tokens, 1, columns)
+    scores.unflatten(1, (tokens, -1))[..., -columns:].add_(unseen)
+    return scores.softmax(dim=-1)
+
+
+class _GroupAttention(torch.autograd.Function):
+    """Causal attention of (batch, tokens * per_key, width) to (batch, tokens, width).
+
+    Written out so that the weights of long sequences are computed again instead of being kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, keep: bool
+    ) -> Tensor:
+        q, kept = q * terms.scale, list[Tensor]()
+        out = v.new_empty((*q.shape[:2], v.shape[-1]))  # (batch, tokens * per_key, value_width)
+        for rows, keys in _blocks(q, k, terms.window):
+            weights = _weights(q, k, rows, keys, terms.window)
+            out[:, rows] = torch.bmm(weights, v[:, keys])
+            kept += [weights] if keep else []
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.terms = terms
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, *kept = ctx.saved_tensors
+        blocks = _blocks(q, k, ctx.terms.window)
+        # sums over many blocks would lose their last bits in bfloat16
+        sums = k.dtype if len(blocks) == 1 else torch.float32
+        dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=sums) for x in (k, v))
+        for index, (rows, keys) in enumerate(blocks):
+            weights = kept[index] if kept else _weights(q, k, rows, keys, ctx.terms.window)
+            dout = grads[0][:, rows]
+            dv[:, keys] += torch.bmm(weights.mT, dout)
+            dweights = torch.bmm(dout, v[:, keys].mT)
+            # weights * (dweights - sum(dweights * weights)), in one kernel
+            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            dq[:, rows] = torch.bmm(dscores, k[:, keys])
+            dk[:, keys] += torch.bmm(dscores.mT, q[:, rows])
+        # k was multiplied with a q that held the scale already: only dq lacks it
+        return dq.mul_(ctx.terms.scale), dk.to(k.dtype), dv.to(v.dtype), None, None
+
+
+def _attend_by_autograd(query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> Tensor:
+    """Attention with softcap or sinks; scores and weights are float32, and all of them are kept."""
+    batch, length = key.shape[:2]  # batch is sequences * kv_heads
+    # (batch, length, per_key, length): query, head of the query, key
+    scores = torch.bmm(query, key.mT).float().unflatten(1, (length, -1)) * terms.scale
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
+    scores = scores + _unseen(length, length, terms.window, scores.dtype, scores.device)
+    if terms.sinks is not None:
+        sinks = terms.sinks.float().view(-1, 1, scores.shape[2], 1)  # (kv_heads, 1, per_key, 1)
+        sinks = sinks.repeat(batch // len(sinks), length, 1, 1)  # (batch, length, per_key, 1)
+        scores = torch.cat([scores, sinks], dim=-1)  # one more key, which has no value
+    weights = scores.softmax(dim=-1)[..., :length].to(value.dtype)
+    return torch.bmm(weights.flatten(1, 2), value)  # (batch, length * per_key, value_width)
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
+) -> Float[Tensor, "1 tokens heads value_width"]:
+    """Flash attention of torch, on CUDA only, without softcap and sinks.
+
+    Shapes are as in ``attend_packed``.
+    """
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, width)
+    bounds, longest = _bounds(layout, query.device), max(layout.lengths)
+    # tokens that are seen before the token itself; -1 are all
+    before = -1 if terms.window is None or terms.window >= longest else terms.window - 1
+    out = _varlen()(
+        *(q, k, v, bounds, bounds, longest, longest),
+        scale=terms.scale,
+        window_size=(before, 0),
+        enable_gqa=k.shape[1] < q.shape[1],
+    )
+    return out[None]
+
+
+@cache
+def _varlen() -> Callable[..., Tensor]:
+    """``varlen_attn`` of torch, or the operator beneath it.
+
+    torch has ``varlen_attn`` from 2.10 on, and its arguments for scale, window and grouped heads
+    came later.
+    """
+    with suppress(ImportError):
+        from torch.nn.attention.varlen import varlen_attn
+
+        known = inspect.signature(varlen_attn).parameters
+        if {"scale", "window_size", "enable_gqa"} <= known.keys():
+            return varlen_attn
+    return _flash_operator
+
+
+def _flash_operator(
+    *tensors_and_lengths: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool
+) -> Tensor:
+    """As ``varlen_attn``; heads are grouped by their numbers, with or without ``enable_gqa``."""
+    del enable_gqa
+    before, after = window_size
+    dropout, is_causal, return_debug_mask = 0.0, before < 0, False
+    return torch.ops.aten._flash_attention_forward(
+        *(*tensors_and_lengths, dropout, is_causal, return_debug_mask),
+        scale=scale,
+        window_size_left=before,
+        window_size_right=after,
+    )[0]
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _bounds(layout: PackedLayout, device: torch.device) -> Int[Tensor, " bounds"]:
+    """Where sequences begin, and where the last one ends; made once for all layers."""
+    return moved(torch.tensor((*layout.starts, layout.num_tokens), dtype=torch.int32), device)
+
+
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
+) -> Float[Tensor, "1 tokens heads value_width"]:
+    """Flex attention of torch, compiled on CUDA; elsewhere a reference without gradients.
+
+    Shapes are as in ``attend_packed``.
+    """
+    softcap = terms.softcap
+    request: Any = getattr(flex, "AuxRequest", None)  # from torch 2.9
+    attend = _compiled_flex() if query.is_cuda else flex.flex_attention
+    arguments: dict[str, Any] = {"scale": terms.scale, "enable_gqa": key.shape[1] < query.shape[1]}
+    arguments["block_mask"] = _block_mask(layout, terms.window, query.device)
+    # flex's other kernel, for rows of less than 128 tokens, groups heads by powers of two only
+    arguments["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
+    if softcap is not None:
+        arguments["score_mod"] = lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
+    if terms.sinks is None:  # from (1, heads, tokens, value_width)
+        return attend(query, key, value, **arguments).transpose(1, 2)
+    arguments |= {"return_aux": request(lse=True)} if request else {"return_lse": True}
+    out, extra = attend(query, key, value, **arguments)
+    lse = extra.lse if request else extra  # (1, heads, tokens): log of the keys' sum of exp
+    # e^lse / (e^lse + e^sink): what the keys keep of the weight once the sink takes part
+    share = torch.sigmoid(lse - terms.sinks.to(lse.dtype)[:, None])
+    return (out * share[..., None].to(out.dtype)).transpose(1, 2)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    compiled = torch.compile(flex.flex_attention)
+
+    def attend(*tensors: Tensor, **arguments: Any) -> Any:
+        with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
+            recompile_limit=_FLEX_VARIANTS, fail_on_recompile_limit_hit=True
+        ):
+            return compiled(*tensors, **arguments)
+
+    return attend
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) -> flex.BlockMask:
+    """The mask, made once for all layers; from lengths, without a matrix of all tokens.
+
+    A token sees from ``first`` of its place to itself, and both only move forward from token to
+    token. So the keys that a block of queries sees are one range, and so are those that all of its
+    queries see.
+    """
+    tokens, size = layout.num_tokens, _MASK_BLOCK
+    # (tokens,): the first token that each token sees, in its own sequence and window
+    first = torch.tensor(layout.starts).repeat_interleave(torch.tensor(layout.lengths))
+    if window is not None:
+        first = first.maximum(torch.arange(tokens) - window + 1)
+    first = moved(first, device)
+    at = torch.arange(-(-tokens // size), device=device)  # (blocks,), of queries and of keys
+    # (blocks, 1): the first block of keys that any query sees, and the first that all see whole;
+    # no block of keys is seen whole by a last block of fewer queries
+    seen = (first[::size] // size)[:, None]
+    whole = torch.full_like(seen, len(at))
+    whole[: tokens // size, 0] = (first[size - 1 :: size] + size - 1) // size
+    is_before = at < at[:, None]
+    is_full = (at >= whole) & is_before
+    is_masked = (at >= seen) & (is_before | (at == at[:, None])) & ~is_full
+
+    def ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """How many blocks of keys each block of queries has; and all of them, the chosen first."""
+        order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+        return chosen.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+    return flex.BlockMask.from_kv_blocks(
+        *(*ordered(is_masked), *ordered(is_full)),
+        BLOCK_SIZE=size,
+        mask_mod=lambda b, h, q, k: (k <= q) & (k >= first[q]),
+        seq_lengths=(tokens, tokens),
+    )

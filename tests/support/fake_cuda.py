@@ -1,0 +1,175 @@
+"""CUDA tensors without a card: they have shapes and devices, and no numbers.
+
+PyTorch's fake tensors know the device they would lie on, and an operation on tensors of two
+devices fails. ``fake_cuda`` adds what a build of PyTorch without CUDA lacks for them, and notes
+where the host would wait for the card.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections import Counter
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+import rankwise
+
+CUDA = torch.device("cuda", 0)
+_ROOTS = (str(Path(rankwise.__file__).parent), str(Path(__file__).parents[1]))
+# Of c10::impl::device_guard_impl_registry, an array of pointers by type of device.
+_GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
+_CPU_PLACE, _CUDA_PLACE = 0, 1
+
+
+class HostWaits(TorchDispatchMode):
+    """Notes where the host reads a number of the card, or hands it tensors and waits.
+
+    Every number that is read is 1, and every truth is True.
+
+    Attributes:
+        reads: how often each place reads: ``file.py:function`` of the innermost of our frames.
+        copies: how often each copies to the card from memory that is not pinned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self._pinned = WeakTensorKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, aten = kwargs or {}, torch.ops.aten
+        if func is aten._pin_memory.default:
+            pinned = args[0].clone()
+            self._pinned[pinned] = None
+            return pinned
+        if func is aten._local_scalar_dense.default:
+            self.reads.update([_place()] * args[0].is_cuda)
+            is_truth, is_float = args[0].dtype == torch.bool, args[0].is_floating_point()
+            return True if is_truth else 1.0 if is_float else 1
+        if func is aten._to_copy.default and (device := kwargs.get("device")) is not None:
+            is_read = args[0].is_cuda and device.type == "cpu"
+            self.reads.update([_place()] * is_read)
+            is_blocking = args[0] not in self._pinned or not kwargs.get("non_blocking")
+            is_copy = args[0].device.type == "cpu" and device.type == "cuda"
+            self.copies.update([_place()] * (is_copy and is_blocking))
+        return func(*args, **kwargs)
+
+
+def _place() -> str:
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_ROOTS) and name != __file__:
+            return f"{Path(name).name}:{frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+@contextlib.contextmanager
+def fake_cuda() -> Generator[HostWaits]:
+    """Tensors made inside have no numbers, and can be made on ``CUDA``."""
+    with _device_guard(), FakeTensorMode(), _plain_backward(), HostWaits() as waits:
+        yield waits
+
+
+@contextlib.contextmanager
+def _device_guard() -> Generator[None]:
+    """Indexing and autograd ask for the device guard of a tensor's device, which makes it current.
+
+    A build without CUDA has none, and these end in an error. That of the CPU does nothing.
+    """
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        yield  # FakeTensorMode puts one there if there is no card
+        return
+    guards = _guards()
+    guards[_CUDA_PLACE] = guards[_CPU_PLACE]
+    try:
+        yield
+    finally:
+        guards[_CUDA_PLACE] = None
+
+
+def _guards() -> Any:
+    for path in (Path(torch.__file__).parent / "lib").glob("*c10.*"):
+        with contextlib.suppress(OSError, ValueError):
+            return (ctypes.c_void_p * 2).in_dll(ctypes.CDLL(str(path)), _GUARDS)
+    pytest.skip("this build of PyTorch hides its device guards")
+
+
+@contextlib.contextmanager
+def _plain_backward() -> Generator[None]:
+    """Autograd's engine needs a card's streams: here the graph is walked in Python."""
+
+    def of_tensor(tensor: Tensor, gradient: Tensor | None = None, **_: Any) -> None:
+        _backward([tensor], [gradient])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "backward", of_tensor)
+        yield
+
+
+@torch.no_grad()
+def _backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Call every node once all gradients of its outputs are there; leaves add theirs up."""
+    waiting: Counter[Any] = Counter()  # by node: edges whose gradient is still to come
+    nodes = [output.grad_fn for output in outputs]
+    for node in nodes:  # grows
+        for after, _ in node.next_functions:
+            if after is not None:
+                if after not in waiting:
+                    nodes.append(after)
+                waiting[after] += 1
+    found: dict[Any, list[Tensor | None]] = {
+        node: [None] * len(node._input_metadata) for node in nodes
+    }
+    ready: list[Any] = []
+    for output, gradient in zip(outputs, gradients, strict=True):
+        given = torch.ones_like(output) if gradient is None else gradient
+        found[output.grad_fn][output.output_nr] = given
+        ready.append(output.grad_fn)
+    while ready:
+        node = ready.pop()
+        edges = zip(node.next_functions, _called(node, found.pop(node)), strict=False)
+        for (following, number), gradient in edges:
+            if following is None:
+                continue
+            if gradient is not None:
+                before, meta = found[following][number], following._input_metadata[number]
+                assert gradient.device == meta.device
+                # formulas leave it to the engine to undo broadcasting and to cast
+                gradient = gradient.sum_to_size(meta.shape).to(meta.dtype)
+                found[following][number] = gradient if before is None else before + gradient
+            waiting[following] -= 1
+            if not waiting[following]:
+                ready.append(following)
+
+
+def _called(node: Any, gradients: list[Tensor | None]) -> Sequence[Tensor | None]:
+    if all(gradient is None for gradient in gradients):
+        return [None] * len(node.next_functions)
+    if hasattr(node, "variable"):  # a leaf
+        leaf, (gradient,) = node.variable, gradients
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        return []
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        gradients = [
+            torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device) if x is None else x
+            for x, meta in zip(gradients, node._input_metadata, strict=True)
+        ]
+        called: Any = node.apply(*gradients)
+    else:
+        called = node(*gradients)
+    return called if isinstance(called, tuple) else (called,)
