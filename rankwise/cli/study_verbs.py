@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -101,7 +102,7 @@ def plan(
     Loads no weights and trains nothing.
     """
     config, folder = _named(study, study_dir, allow_task_code)
-    planned = _planned(config)
+    planned = _planned(config, folder)
     from rankwise.cli.terminal import pass_lines, plan_table
     from rankwise.records.files import free_bytes, in_words
     from rankwise.study.damage import find_damage, models_of
@@ -344,12 +345,16 @@ def _named(
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 
 
-def _planned(config: StudyConfig) -> StudyPlan:
-    """Plan a study and print its warnings."""
+def _planned(config: StudyConfig, folder: StudyFolder) -> StudyPlan:
+    """Plan a study as it goes on in its folder, and print its warnings."""
     quiet_libraries()
+    from rankwise.records.study import StudyRecord
     from rankwise.study.planning.plan import plan_study
 
-    plan = plan_study(config, note)
+    earlier = None
+    with contextlib.suppress(RecordError):  # a damaged one is set aside when the study is run
+        earlier = folder.read_if_there(folder.study_file, StudyRecord)
+    plan = plan_study(config, note, earlier=earlier)
     warn(plan.record.warnings)
     return plan
 
@@ -370,7 +375,7 @@ def _run(
         with TerminalObserver(stderr) as observer:
             outcome = run_to_verdict(
                 config,
-                _planned,
+                lambda grown: _planned(grown, folder),
                 folder,
                 observer,
                 replace=replace,

@@ -65,11 +65,14 @@ def pass_lines(study: StudyRecord) -> list[str]:
     """What is trained together, and the memory that it takes."""
     lines: list[str] = []
     alone = {run.name for run in study.variants}
+    full = {run.name: run.full for run in study.models if run.full is not None}
     for number, planned in enumerate(study.passes, start=1):
         runs = planned.runs
+        kept = full.get(runs[0])
         parts = [
             f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs),
             *(["alone, through PEFT"] if alone.intersection(runs) else []),
+            *([] if kept is None else [f"{kept.weights} weights, {kept.optimizer}"]),
             f"micro-batches of up to {planned.max_tokens} tokens",
             *(["gradient checkpointing"] if planned.gradient_checkpointing else []),
             f"~{memory(planned.estimated_memory_bytes)}",

@@ -97,7 +97,7 @@ def training_fingerprint(
 
     ``base_model`` and ``examples``, the tokenised rows, are fingerprints.
     """
-    is_full, full = run.method == "full", config.methods.full
+    is_full = run.method == "full"
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
     lora = None if is_full or run.variant is not None else config.methods.lora
     init = _USUAL_INIT if lora is None else lora.init
@@ -112,7 +112,7 @@ def training_fingerprint(
             "train": config.train.model_dump(mode="json", exclude=unused),
             "examples": examples,
             "run": run.model_dump(mode="json", include=_RUN_IDENTITY),
-            "full": full.model_dump(mode="json") if is_full and full is not None else None,
+            "full": None if run.full is None else run.full.model_dump(mode="json"),
         }
     )
 

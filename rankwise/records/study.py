@@ -18,6 +18,7 @@ from rankwise.records.files import FileDigest
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Method = Literal["lora", "full"]
+OptimizerName = Literal["adamw", "adamw_8bit"]
 Unit = Literal["points", "nats"]
 State = Literal["yes", "no", "undecided"]
 
@@ -54,6 +55,13 @@ class Training(Record):
     """Optimizer steps of the whole, by which its schedule goes."""
 
 
+class FullTraining(Record):
+    """How full fine-tuning keeps what it trains: ``methods.full`` without ``auto``."""
+
+    weights: Literal["float32", "bfloat16"] = "float32"
+    optimizer: OptimizerName = "adamw"
+
+
 class PlannedRun(Record):
     """One run of a study, as planned: a setting, a trained task and a seed.
 
@@ -87,6 +95,8 @@ class PlannedRun(Record):
     """None for an imported model."""
     target_modules: tuple[str, ...] = ()
     """The adapted linear layers, as PEFT takes them; empty for full fine-tuning."""
+    full: FullTraining | None = None
+    """What full fine-tuning takes; None for LoRA, and in the record of an older version."""
     seed: int | None = None
     """None for an imported model."""
     imported_as: str | None = None
@@ -251,6 +261,7 @@ class StudyRecord(StudyTasks):
     fingerprint: str
     """Hash of the config."""
     config: StudyConfig
+    """As the study file says, but that ``methods.full`` names what was taken for ``auto``."""
     base_model_fingerprint: str
     precision: Literal["float32", "bfloat16"]
     """What training and scoring compute in."""

@@ -46,14 +46,21 @@ TRAINING_WORK = {"lora": 2.5, "full": 4.0}
 """Work of a trained token, in scored tokens: a backward pass, and for full fine-tuning the
 gradients of all weights. Only the time left is estimated from it."""
 
-STATE_BYTES = 12
-"""Of a saved state of training per trained weight: it and AdamW's two moments, in float32."""
-
-WEIGHT_BYTES = 4
-"""Of a stored weight in float32; a checkpoint in bfloat16 takes half."""
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+_MOMENTS_BYTES = {"adamw": 8, "adamw_8bit": 2}  # of both, per weight
 
 TOKEN_BYTES = 8
 """Of a samples file per scored token: its text, and the answers beside it."""
+
+
+def weight_bytes(run: PlannedRun) -> int:
+    """Of a stored weight of a run; an adapter's are float32."""
+    return _WEIGHT_BYTES["float32" if run.full is None else run.full.weights]
+
+
+def state_bytes(run: PlannedRun) -> int:
+    """Of a saved state of training, per trained weight: it and its two moments."""
+    return weight_bytes(run) + _MOMENTS_BYTES["adamw" if run.full is None else run.full.optimizer]
 
 
 def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
@@ -531,12 +538,8 @@ class _Graph:
         """Bytes of a run's weights, and of what its training is resumed from."""
         if run.imported_from is not None and run.method == "full":
             return 0  # they stay where they are
-        train, full = self._study.config.train, self._study.config.methods.full
-        has_state = train.save_every is not None and run.imported_from is None
-        weight_bytes = WEIGHT_BYTES
-        if run.method == "full" and full is not None and full.weights == "bfloat16":
-            weight_bytes = WEIGHT_BYTES // 2
-        return run.num_trainable_parameters * (weight_bytes + has_state * STATE_BYTES)
+        has_state = self._study.config.train.save_every is not None and run.imported_from is None
+        return run.num_trainable_parameters * (weight_bytes(run) + has_state * state_bytes(run))
 
     def _sources(self, runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
         """The runs whose adapters some models are truncated from; empty where none is."""

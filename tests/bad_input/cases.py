@@ -499,7 +499,7 @@ STUDY_FILES = [
     Case(
         "an unknown optimizer",
         SMALLEST + "methods: {full: {optimizer: sgd}}\n",
-        ("methods.full.optimizer: 'sgd' given; input should be 'adamw' or 'adamw_8bit'",),
+        ("methods.full.optimizer: 'sgd' given; input should be 'auto', 'adamw' or 'adamw_8bit'",),
     ),
     Case(
         "a negative seed",

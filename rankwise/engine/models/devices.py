@@ -11,8 +11,9 @@ import resource
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def multiply_exactly(device: torch.device) -> None:
 
 def provenance_on(device: torch.device) -> Provenance:
     """What produces a result on this device, now."""
-    return collect_provenance(device_name(device), _products(device))
+    return Machine(device).provenance
 
 
 def _products(device: torch.device) -> str | None:
@@ -109,6 +110,59 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Machine(NamedTuple):
+    """Where a study is planned to train and score.
+
+    A card whose memory is given need not be here: nothing is asked of it.
+
+    Attributes:
+        device: that computes.
+        memory_bytes: that it has, if that is given; None: what is free when it is asked.
+    """
+
+    device: torch.device
+    memory_bytes: int | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is a card that is described and not asked."""
+        return self.device.type == "cuda" and self.memory_bytes is not None
+
+    @property
+    def name(self) -> str:
+        """The name of the card or of the processor, or what is given of a card."""
+        if self.is_elsewhere:
+            return f"a CUDA card of {self.available_bytes() / 1e9:.1f} GB"
+        return device_name(self.device)
+
+    def precision(self, wanted: Precision) -> ResolvedPrecision:
+        """See ``resolve_precision``; a card that is not asked multiplies bfloat16 natively.
+
+        All have done so since Ampere (2020).
+        """
+        if self.is_elsewhere and wanted == "auto":
+            return "bfloat16"
+        return resolve_precision(wanted, self.device)
+
+    @property
+    def provenance(self) -> Provenance:
+        """What plans for it, now."""
+        return collect_provenance(self.name, None if self.is_elsewhere else _products(self.device))
+
+    def available_bytes(self) -> int:
+        """Memory that a pass may use: what is given, or what is free.
+
+        On a CPU that is the process's present size and all free memory, as estimates include the
+        process. On CUDA it is what is free on the card or reserved by PyTorch.
+        """
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return free + torch.cuda.memory_reserved(self.device)
+        return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

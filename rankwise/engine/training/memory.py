@@ -6,6 +6,7 @@ counted.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,12 +25,16 @@ from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.training.optimizers import optimizer_state_bytes
 from rankwise.engine.training.rehearsal import Peaks, rehearsed
-from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.training import BasePrecision
-from rankwise.records.study import Method
+from rankwise.records.study import FullTraining, Method
 
 LIKELY_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of a micro-batch unless memory limits it: on a CPU, larger ones are hardly faster."""
+
+KEPT_TOKENS = {"cpu": 0, "cuda": 8192}
+"""Tokens of a micro-batch, or those of its whole step, that are left to it rather than filling
+memory with more adapters. On a card products of fewer rows are slower, and each micro-batch has as
+many small kernels; where that begins is estimated, not measured. On a CPU it is not so."""
 
 _FLOAT32_BYTES = 4
 _QUANTISED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # per weight of a linear layer, with its scales
@@ -81,7 +86,7 @@ class TrainingSetting(NamedTuple):
     shortest: int | None = None
     base_precision: BasePrecision = "auto"
     dropout: float = 0.0
-    full: FullConfig = FullConfig()
+    full: FullTraining = FullTraining()
     is_held: bool = False
 
 
@@ -93,6 +98,7 @@ class PassMemory:
 
     Attributes:
         likely_tokens: read tokens of a micro-batch on this device if memory does not limit it.
+        kept_tokens: read tokens of a micro-batch for which another pass is begun; 0: none is.
         longest: read tokens of the longest example.
     """
 
@@ -113,7 +119,8 @@ class PassMemory:
                 workspace that its libraries will take, nothing on CUDA.
         """
         self._config, self._setting = skeleton.config, setting
-        self.likely_tokens, self.longest = LIKELY_TOKENS[setting.device.type], setting.longest
+        self.likely_tokens = LIKELY_TOKENS[setting.device.type]
+        self.kept_tokens, self.longest = KEPT_TOKENS[setting.device.type], setting.longest
         self._shapes = adaptable_shapes(skeleton)
         self._layer_names = tuple(layer_names)
         sizes = [parameter.numel() for parameter in skeleton.parameters()]
@@ -123,6 +130,17 @@ class PassMemory:
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size
         self._process = self._process_bytes() if process_bytes is None else process_bytes
         self._rehearsed: dict[tuple[Method, bool], tuple[Peaks, Peaks]] = {}
+
+    @property
+    def full(self) -> FullTraining:
+        """How full fine-tuning keeps weights and moments."""
+        return self._setting.full
+
+    def changed(self, **settings: Any) -> PassMemory:
+        """The memory of the same passes under other settings, named as in ``TrainingSetting``."""
+        other = copy.copy(self)
+        other._setting, other._rehearsed = self._setting._replace(**settings), {}
+        return other
 
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
@@ -276,15 +294,3 @@ def estimate_training_memory(
         return memory.full_bytes(max_tokens, gradient_checkpointing=False)
     assert rank is not None
     return memory.lora_bytes([AdapterSize(rank, num_trainable)], max_tokens, False)
-
-
-def available_bytes(device: torch.device) -> int:
-    """Memory that a pass may use.
-
-    On a CPU it is the process's present size and all free memory, as estimates include the process.
-    On CUDA it is what is free on the card or reserved by PyTorch.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss

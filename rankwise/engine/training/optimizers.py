@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ModelError
-from rankwise.records.config.methods import OptimizerName
+from rankwise.records.study import OptimizerName
 
 EIGHT_BIT_BLOCK = 256
 """Numbers of an 8-bit moment that share one float32 scale, in torchao and in bitsandbytes."""
@@ -230,6 +230,20 @@ def _adamw_8bit(
         _keep_float32_moments(optimizer, weights)
         _seed_every_step(optimizer, seed)
     return optimizer
+
+
+def has_8bit_adamw(device: torch.device) -> bool:
+    """Whether ``adamw_8bit`` can train bfloat16 weights there, as far as this installation knows.
+
+    torchao can be imported, and on a CPU there is the compiler that its step needs.
+    """
+    try:
+        importlib.import_module("torchao.optim")
+        if device.type == "cpu":
+            _require_compiler()
+    except (ImportError, ModelError):
+        return False
+    return True
 
 
 def _seed_every_step(optimizer: torch.optim.Optimizer, seed: int) -> None:

@@ -18,9 +18,8 @@ from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
-from rankwise.records.config.methods import OptimizerName
 from rankwise.records.config.training import TrainConfig
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example
 
 # our names -> transformers' names; its "constant" has no warm-up

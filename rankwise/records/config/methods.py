@@ -34,9 +34,6 @@ from rankwise.records.fields import (
 LoraInit = Literal["A", "B"]
 
 
-OptimizerName = Literal["adamw", "adamw_8bit"]
-
-
 class AlphaConfig(Section):
     """How LoRA's alpha follows from the rank."""
 
@@ -137,11 +134,15 @@ class TruncatedConfig(Section):
 
 
 class FullConfig(Section):
-    """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``."""
+    """Full fine-tuning, one run per seed; its rate is ``train.learning_rate.full``.
 
-    weights: Literal["float32", "bfloat16"] = "float32"
+    What is ``auto`` is the most exact that fits when the study is first planned; the study's record
+    has what that is.
+    """
+
+    weights: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 halves their memory; a step then rounds stochastically."""
-    optimizer: OptimizerName = "adamw"
+    optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
     """``adamw_8bit`` keeps AdamW's moments in 8 bits (needs the extra ``torchao``)."""
 
 

@@ -62,16 +62,21 @@ class Candidates:
         """What the search chooses from."""
         return self._among.settings
 
+    @property
+    def ends(self) -> list[PlannedRun]:
+        """A whole training of each setting, in their order."""
+        seed = self._config.seeds[0]
+        return [
+            self.model(Progress(Trial(place, setting.rates[0], seed), 1.0))
+            for place, setting in enumerate(self.settings)
+        ]
+
     def policy(self, unit: Unit) -> Policy:
         """The policy of the study file; ``unit`` is that of the trained task's scores."""
         config = self._config
-        ends = [
-            self.model(Progress(Trial(place, setting.rates[0], config.seeds[0]), 1.0))
-            for place, setting in enumerate(self.settings)
-        ]
         checkpoints = [
             [step / end.num_steps for step in checkpoint_steps(end, config.train.score_checkpoints)]
-            for end in ends
+            for end in self.ends
         ]
         return policy_of(config, self.settings, unit, checkpoints)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-
 from rankwise.engine.models import base as models
 from rankwise.engine.models.base import BaseModel
-from rankwise.engine.models.devices import ResolvedPrecision, choose_device, resolve_precision
+from rankwise.engine.models.devices import Machine, ResolvedPrecision, choose_device
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.config.study import StudyConfig
 
@@ -22,7 +20,7 @@ class StudyModel(NamedTuple):
         tokenizer: transformers' tokenizer.
         skeleton: the model on the meta device.
         max_length: tokens that it reads at most.
-        device: that trains and scores.
+        machine: that trains and scores.
         precision: of the matrix products.
     """
 
@@ -30,7 +28,7 @@ class StudyModel(NamedTuple):
     tokenizer: Any
     skeleton: Any
     max_length: int
-    device: torch.device
+    machine: Machine
     precision: ResolvedPrecision
 
     @property
@@ -44,12 +42,15 @@ class StudyModel(NamedTuple):
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
 
-def study_model(config: StudyConfig, report: Callable[[str], None]) -> StudyModel:
+def study_model(
+    config: StudyConfig, report: Callable[[str], None], machine: Machine | None = None
+) -> StudyModel:
     """Find a study's base model; one that is not here yet is fetched, without its weights.
 
     Args:
         config: a checked config.
         report: receives a line for each download and conversion.
+        machine: that trains and scores; None: the one that is here.
 
     Raises:
         PlanError: the model cannot be had.
@@ -64,6 +65,6 @@ def study_model(config: StudyConfig, report: Callable[[str], None]) -> StudyMode
     tokenizer = models.load_tokenizer(base.folder)
     skeleton: Any = models.model_skeleton(base.folder)
     max_length = models.context_length(skeleton.config, tokenizer)
-    device = choose_device()
-    precision = resolve_precision(config.train.precision, device)
-    return StudyModel(base, tokenizer, skeleton, max_length, device, precision)
+    machine = machine or Machine(choose_device())
+    precision = machine.precision(config.train.precision)
+    return StudyModel(base, tokenizer, skeleton, max_length, machine, precision)

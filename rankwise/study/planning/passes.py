@@ -9,6 +9,9 @@ from rankwise.engine.training.memory import AdapterSize
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedPass, PlannedRun
 
+_BALANCED = 0.001
+"""Of a pass's memory, how well the fullest of several is known to be as empty as it can be."""
+
 USABLE_SHARE = 0.85
 """Of the available memory, what a pass is planned for: estimates and other programs vary."""
 
@@ -24,6 +27,11 @@ class MemoryOfPasses(Protocol):
     @property
     def likely_tokens(self) -> int:
         """Read tokens of a micro-batch where memory does not limit it."""
+        ...
+
+    @property
+    def kept_tokens(self) -> int:
+        """Read tokens of a micro-batch for which another pass is begun; 0: none is."""
         ...
 
     def lora_bytes(
@@ -54,11 +62,14 @@ def plan_passes(
 ) -> tuple[PlannedPass, ...]:
     """Adapters in as few passes as fit, in the study's order; full models and variants alone.
 
+    On CUDA each pass keeps room for micro-batches of 8192 tokens, or of its whole step, as far as a
+    single adapter leaves it; and where there are several passes, they are as even as can be.
+
     A pass has the largest micro-batch that fits, up to 2048 tokens on a CPU, where larger ones
     were measured to be hardly faster, and 16384 on CUDA. It recomputes activations only where it
     would not fit otherwise, even with one longest example at a time; before it does, adapters are
     spread over more passes. What ``train`` says of both is kept to. A run that fits in no way is
-    planned all the same, as small as it can be: ``oversized`` finds it.
+    planned all the same, as small as it can be; ``fitting`` says so.
 
     Args:
         runs: and checkpoints of them, which share a training; imported ones are left out.
@@ -71,9 +82,9 @@ def plan_passes(
     for run in runs:
         if run.imported_as is None:
             of_training.setdefault(run.training.name, []).append(run)
-    cutter = _PassCutter(memory, train, int(USABLE_SHARE * available_bytes))
+    cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]
-    groups = [*cutter.groups([run for run in trained if _shares_a_pass(run)])]
+    groups = cutter.groups([run for run in trained if _shares_a_pass(run)])
     groups += [[run] for run in trained if not _shares_a_pass(run)]
     passes: list[PlannedPass] = []
     for group in groups:
@@ -87,10 +98,22 @@ def _shares_a_pass(run: PlannedRun) -> bool:
     return run.method == "lora" and run.variant is None
 
 
-def oversized(passes: Sequence[PlannedPass], available_bytes: int) -> tuple[PlannedPass, ...]:
-    """The passes that are not expected to fit, although they were made as small as allowed."""
-    limit = int(USABLE_SHARE * available_bytes)
-    return tuple(planned for planned in passes if planned.estimated_memory_bytes > limit)
+def usable(available_bytes: int) -> int:
+    """The bytes that passes are planned for."""
+    return int(USABLE_SHARE * available_bytes)
+
+
+def least_bytes(memory: MemoryOfPasses, train: TrainConfig, adapter: AdapterSize | None) -> int:
+    """The peak of training one adapter alone in the smallest way that ``train`` allows.
+
+    None: of full fine-tuning.
+    """
+    return _PassCutter(memory, train, limit=0).least(adapter)
+
+
+def size_of(run: PlannedRun) -> AdapterSize:
+    """Of the adapter that a run trains."""
+    return AdapterSize(run.rank or 0, run.num_trainable_parameters)
 
 
 class _PassCutter:
@@ -99,15 +122,35 @@ class _PassCutter:
         fixed = train.max_micro_batch_tokens
         self._highest = max(fixed or memory.likely_tokens, memory.longest)
         self._lowest = self._highest if fixed else memory.longest
+        self._kept = min(max(memory.kept_tokens, self._lowest), self._highest)
+        self._is_balanced = memory.kept_tokens > 0
         wanted = train.gradient_checkpointing
         self._checkpointing = (False, True) if wanted is None else (wanted,)
 
-    def groups(self, adapters: Sequence[PlannedRun]) -> Iterator[list[PlannedRun]]:
-        """Runs of one pass each, filled one after the other."""
+    def groups(self, adapters: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+        """Runs of one pass each."""
+        groups, even = list(self._filled(adapters, self._limit)), []
+        while self._is_balanced and len(groups) > 1:
+            # the first one is filled up to the lowest limit that makes no more of them; then come
+            # the others, which may do with less
+            low, high = 0, self._limit
+            while high - low > _BALANCED * self._limit:
+                middle = (low + high) // 2
+                filled = list(self._filled(adapters, middle))
+                if len(filled) > len(groups):
+                    low = middle
+                else:
+                    groups, high = filled, middle
+            even.append(groups.pop(0))
+            adapters = adapters[len(even[-1]) :]
+        return [*even, *groups]
+
+    def _filled(self, adapters: Sequence[PlannedRun], limit: int) -> Iterator[list[PlannedRun]]:
+        """Runs of one pass each, which are filled up to a limit one after the other."""
         group: list[PlannedRun] = []
         for run in adapters:
             least = self._checkpointing[0] or (bool(group) and self._needs_checkpointing(group))
-            if group and self._peak_of([*group, run])(self._lowest, least) > self._limit:
+            if group and self._peak_of([*group, run])(self._kept, least) > limit:
                 yield group
                 group = []
             group.append(run)
@@ -123,6 +166,12 @@ class _PassCutter:
             estimated_memory_bytes=cut.num_bytes,
         )
 
+    def least(self, adapter: AdapterSize | None) -> int:
+        """Bytes of an adapter, or of full fine-tuning, in the smallest way."""
+        if adapter is None:
+            return self._memory.full_bytes(self._lowest, self._checkpointing[-1])
+        return self._memory.lora_bytes([adapter], self._lowest, self._checkpointing[-1])
+
     def _needs_checkpointing(self, runs: Sequence[PlannedRun]) -> bool:
         """Whether a group that has been begun recomputes already: then it may be filled so."""
         if len(self._checkpointing) == 1:
@@ -133,7 +182,7 @@ class _PassCutter:
         """Bytes by tokens of a micro-batch and gradient checkpointing."""
         if runs[0].method == "full":
             return self._memory.full_bytes
-        sizes = [AdapterSize(run.rank or 0, run.num_trainable_parameters) for run in runs]
+        sizes = [size_of(run) for run in runs]
         return lambda tokens, checkpointing: self._memory.lora_bytes(sizes, tokens, checkpointing)
 
     def _cut(self, peak: Callable[[int, bool], int]) -> _Cut:

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from rankwise.engine.models.base import BaseModel
-from rankwise.engine.models.devices import provenance_on
+from rankwise.engine.models.devices import Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
-from rankwise.engine.training.memory import PassMemory, TrainingSetting, available_bytes
+from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.errors import DataError, ModelError, PlanError
 from rankwise.records import p_right
-from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import (
@@ -28,7 +27,7 @@ from rankwise.records.fingerprints import (
     study_fingerprint,
     task_fingerprint,
 )
-from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
+from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
 from rankwise.study.planning.checks import (
     check_clusters,
     check_items,
@@ -41,6 +40,7 @@ from rankwise.study.planning.checks import (
     target_layers,
 )
 from rankwise.study.planning.chosen import Candidates, all_of, decided
+from rankwise.study.planning.fitting import check_memory, earlier_full, full_training, with_full
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.mitigations import (
@@ -52,7 +52,7 @@ from rankwise.study.planning.mitigations import (
     plan_mitigated,
 )
 from rankwise.study.planning.model import StudyModel, study_model
-from rankwise.study.planning.passes import oversized, plan_passes
+from rankwise.study.planning.passes import plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
@@ -136,7 +136,13 @@ def metric_of(config: StudyConfig, task: str) -> str | None:
     return None if p_right.is_wanted(metric) else metric
 
 
-def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: None) -> StudyPlan:
+def plan_study(
+    config: StudyConfig,
+    report: Callable[[str], None] = lambda _: None,
+    *,
+    earlier: StudyRecord | None = None,
+    machine: Machine | None = None,
+) -> StudyPlan:
     """Plan a study; a base model or data set that is not here yet is fetched.
 
     Of a study that is searched, it plans what the search begins with.
@@ -144,15 +150,18 @@ def plan_study(config: StudyConfig, report: Callable[[str], None] = lambda _: No
     Args:
         config: a checked config.
         report: receives a line for each download and conversion.
+        earlier: what ``study.json`` says where the study goes on: full fine-tuning keeps what it
+            took then.
+        machine: to plan for; None: the one that is here, which alone can run the plan.
 
     Raises:
         PlanError: with every problem found, or because the base model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
     issues = Issues()
-    model = study_model(config, report)
+    model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
-    planner = None if parts is None else Planner(config, model, parts, issues)
+    planner = None if parts is None else Planner(config, model, parts, issues, earlier)
     if issues.problems or planner is None:
         raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
     return planner.plan()
@@ -199,10 +208,20 @@ class Planner:
     """
 
     def __init__(
-        self, config: StudyConfig, model: StudyModel, parts: _Parts, issues: Issues
+        self,
+        config: StudyConfig,
+        model: StudyModel,
+        parts: _Parts,
+        issues: Issues,
+        earlier: StudyRecord | None,
     ) -> None:
+        memory = _memory(config, model, parts)
+        before = earlier_full(earlier, model.base.fingerprint)
+        full = full_training(config, memory, model.machine, before)
+        if full is not None:
+            config, memory = with_full(config, full), memory.changed(full=full)
         self._config, self._model, self._parts, self._issues = config, model, parts, issues
-        self._memory = _memory(config, model, parts)
+        self._memory = memory
         base = Trainable(model, parts.layers, self._memory)
         self._imported = _imported(config, base, parts.examples, issues)
         self._prepared = {task.name: task for task in parts.tasks.prepared}
@@ -223,6 +242,9 @@ class Planner:
             source: Candidates(config, maker, among)
             for source, maker in (makers if config.is_searched else {}).items()
         }
+        trained = [*self._runs, *self._variants]
+        trained += [end for each in self.candidates.values() for end in each.ends]
+        check_memory(trained, config, memory, model.machine, issues)
         self._unchosen = self._record()
 
     def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:
@@ -237,11 +259,13 @@ class Planner:
             chosen = all_of(config, self._runs)
         truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
-        issues = Issues(warnings=list(self._issues.warnings))
+        available = model.machine.available_bytes()
         passes = [
             planned
             for models in (*chosen.together, truncated, mitigated, self._variants)
-            for planned in _passes(models, config, model, self._memory, issues)
+            for planned in plan_passes(
+                models, self._memory, config.train, available_bytes=available
+            )
         ]
         models = {
             "runs": (*chosen.runs, *self._imported),
@@ -251,13 +275,13 @@ class Planner:
             "mitigated": mitigated,
             "variants": self._variants,
             "passes": tuple(passes),
-            "warnings": tuple(issues.warnings),
+            "warnings": tuple(self._issues.warnings),
         }
         return StudyPlan(
             record=self._unchosen.model_copy(update=models),
             base=model.base,
             tokenizer=model.tokenizer,
-            device=model.device,
+            device=model.machine.device,
             examples=self._parts.examples,
             tasks=self._prepared,
             answers=self._answers,
@@ -301,7 +325,7 @@ class Planner:
             ).model_copy(update={"behaviour": sum(map(_most_tokens, self._behaviour))}),
             runs=(),
             warnings=(),
-            provenance=provenance_on(model.device),
+            provenance=model.machine.provenance,
         )
 
     def _first_decisions(self) -> dict[str, tuple[Decision, ...]]:
@@ -424,39 +448,17 @@ def _memory(config: StudyConfig, model: StudyModel, parts: _Parts) -> PassMemory
     train = config.train
     lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
     setting = TrainingSetting(
-        device=model.device,
+        device=model.machine.device,
         precision=model.precision,
         longest=max(*lengths, longest_other(config, parts.others)),
         shortest=min(lengths),
         examples_per_step=largest_step(config),
         base_precision=train.base_precision,
         dropout=train.dropout,
-        full=config.methods.full or FullConfig(),
         is_held=any(arm.kl is not None for arm in config.mitigations),
     )
     adapted = dict.fromkeys(name for targets in parts.layers.values() for name in targets.shapes)
     return PassMemory(model.skeleton, setting, list(adapted))
-
-
-def _passes(
-    models: Sequence[PlannedRun],
-    config: StudyConfig,
-    model: StudyModel,
-    memory: PassMemory,
-    issues: Issues,
-) -> tuple[PlannedPass, ...]:
-    """What is trained together; a pass that will hardly fit is a warning."""
-    available = available_bytes(model.device)
-    passes = plan_passes(models, memory, config.train, available_bytes=available)
-    for planned in oversized(passes, available):
-        warning = (
-            f"training {planned.runs[0]} takes about {planned.estimated_memory_bytes / 1e9:.1f} GB "
-            f"and {available / 1e9:.1f} GB are free; lower train.max_length or the ranks, or "
-            "choose train.base_precision=4bit"
-        )
-        if warning not in issues.warnings:
-            issues.warnings.append(warning)
-    return passes
 
 
 def _imported(

@@ -47,7 +47,7 @@ def reopen_study(
         record=study,
         base=model.base,
         tokenizer=model.tokenizer,
-        device=model.device,
+        device=model.machine.device,
         examples={},
         tasks={task.name: task for task in prepared},
         answers={},

@@ -189,6 +189,7 @@ class RunMaker:
             num_trainable=self._base.model.num_parameters,
             learning_rate=learning_rate,
             rate_labels=(rate_label(learning_rate),),
+            full=self._base.memory.full,
             seed=seed,
         )
 

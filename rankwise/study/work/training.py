@@ -36,7 +36,7 @@ from rankwise.study.context import StudyContext
 from rankwise.study.damage import set_aside
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import STATE_BYTES, TRAINING_WORK, Train, training_work
+from rankwise.study.stages import TRAINING_WORK, Train, state_bytes, training_work, weight_bytes
 from rankwise.study.work.mitigations import RowsBeside, project
 from rankwise.study.work.truncation import diverged_source, truncated_adapters
 
@@ -178,11 +178,11 @@ def _train_adapters(
 def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
     """Train a copy of the base, whatever precision the base itself is held in."""
     plan, config = context.plan, context.study.config
-    full = config.methods.full
-    assert full is not None
-    model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
     by_training = _by_training(runs)
     ((whole, models_of),) = by_training.items()
+    full = whole.full
+    assert full is not None
+    model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
     marks = [model.num_steps for model in models_of]
     trainee = FullTrainee(
         whole, plan.examples[whole.train_task], config.train, model, full.optimizer, marks
@@ -190,7 +190,7 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
 
     def save(_: Trainee, run: PlannedRun) -> Saved:
         weights = context.folder.weights_folder(run)
-        require_room(weights, DTYPES[full.weights].itemsize * run.num_trainable_parameters)
+        require_room(weights, weight_bytes(run) * run.num_trainable_parameters)
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
@@ -334,7 +334,7 @@ class _Writer:
         if trainee.run.name in self._finished:
             return
         path = self._folder.training_state_file(trainee.run)
-        require_room(path, STATE_BYTES * trainee.run.num_trainable_parameters)
+        require_room(path, state_bytes(trainee.run) * trainee.run.num_trainable_parameters)
         trainee.save_state(path, self.states.write)
 
     def reached(self, trainee: Trainee, result: TrainingResult) -> None:

@@ -24,17 +24,16 @@ from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training import memory as memory_module
 from rankwise.engine.training import rehearsal
 from rankwise.engine.training.memory import (
+    KEPT_TOKENS,
     LIKELY_TOKENS,
     AdapterSize,
     PassMemory,
     TrainingSetting,
-    available_bytes,
     estimate_training_memory,
 )
-from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.training import TrainConfig
-from rankwise.records.study import PlannedRun
-from rankwise.study.planning.passes import USABLE_SHARE, oversized, plan_passes
+from rankwise.records.study import FullTraining, PlannedRun
+from rankwise.study.planning.passes import USABLE_SHARE, least_bytes, plan_passes
 from rankwise.tasks.training_rows import Example
 
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 8000}
@@ -280,9 +279,11 @@ def test_what_needs_less_is_estimated_to_need_less(device: str) -> None:
         for name in ("4bit", "8bit", "auto")
     ]
     assert weights == sorted(weights)
-    eight_bit = FullConfig(weights="bfloat16", optimizer="adamw_8bit")
+    eight_bit = FullTraining(weights="bfloat16", optimizer="adamw_8bit")
     smaller = pass_memory(llama_config(LARGE), full=eight_bit, **options)
     assert smaller.full_bytes(512, False) < 0.6 * memory.full_bytes(512, False)
+    assert memory.changed(full=eight_bit).full_bytes(512, False) == smaller.full_bytes(512, False)
+    assert memory.full == FullTraining()
 
 
 def test_a_micro_batch_is_not_larger_than_a_step() -> None:
@@ -336,17 +337,13 @@ def test_a_run_alone() -> None:
     assert lora == memory.lora_bytes([AdapterSize(8, 100)], 512, False) < full
 
 
-def test_available_memory_has_the_process_in_it() -> None:
-    assert available_bytes(torch.device("cpu")) > 100 << 20
-
-
 class Planted:
     """A base of 1000 bytes, an adapter of its parameters, a byte per token or a tenth of it."""
 
     longest = 100
 
     def __init__(self, device: str) -> None:
-        self.likely_tokens = LIKELY_TOKENS[device]
+        self.likely_tokens, self.kept_tokens = LIKELY_TOKENS[device], KEPT_TOKENS[device]
 
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
@@ -383,8 +380,6 @@ def passes(
     )
     names = [name for each in found for name in each.runs]
     assert names == [run.name for run in runs[:-1] if run.method == "lora"] + ["full"] * full
-    too_large = oversized(found, available)
-    assert too_large == tuple(each for each in found if each.estimated_memory_bytes > fits)
     return [(len(each.runs), each.max_tokens, each.gradient_checkpointing) for each in found]
 
 
@@ -404,6 +399,40 @@ def test_the_micro_batch_shrinks_before_the_pass_is_split() -> None:
     assert passes([500] * 4, 3099) == [(3, 599, False), (1, 1599, False)]
     assert passes([500] * 4, 2150) == [(2, 150, False), (2, 150, False)]
     assert passes([900, 100, 100, 100], 2000) == [(1, 100, False), (3, 700, False)]
+
+
+def test_on_a_card_another_pass_is_begun_before_micro_batches_shrink() -> None:
+    assert passes([500] * 3, 10692, device="cuda") == [(3, 8192, False)]
+    assert passes([500] * 3, 10691, device="cuda") == [(2, 8691, False), (1, 9191, False)]
+    # alone none has room for 8192 tokens, and none is put beside another
+    assert passes([500] * 2, 3600, device="cuda") == [(1, 2100, False)] * 2
+    assert passes([500] * 2, 1599, device="cuda") == [(1, 999, True)] * 2
+    # what recomputes is filled as long as there is room for them: 819 bytes
+    again = {"device": "cuda", "gradient_checkpointing": True}
+    assert passes([20] * 3, 1859, **again) == [(2, 8199, True), (1, 8399, True)]
+    assert passes([20] * 3, 1858, **again) == [(1, 8389, True)] * 3
+    assert (
+        passes([500] * 4, 6096, device="cuda", max_micro_batch_tokens=4096)
+        == [(2, 4096, False)] * 2
+    )
+
+
+def test_on_a_card_passes_are_even() -> None:
+    assert passes([500] * 4, 10692, device="cuda") == [(2, 8692, False)] * 2  # not 3 and 1
+    # 900 + 100 + 100 against 100 + 900, not 900 + 100 + 100 + 100 against 900
+    uneven = [900, 100, 100, 100, 900]
+    assert passes(uneven, 10392, device="cuda") == [(3, 8292, False), (2, 8392, False)]
+    assert passes([500] * 7, 10692, device="cuda") == [(3, 8192, False)] + [(2, 8692, False)] * 2
+    assert passes([500] * 4, 3099) == [(3, 599, False), (1, 1599, False)]  # a CPU fills them
+
+
+def test_the_smallest_way_to_train_alone() -> None:
+    def least(adapter: AdapterSize | None, **train: Any) -> int:
+        return least_bytes(Planted("cpu"), TrainConfig(task=("sums",), **train), adapter)
+
+    assert (least(AdapterSize(8, 500)), least(None)) == (1510, 4010)
+    assert least(None, gradient_checkpointing=False) == 4100
+    assert least(None, max_micro_batch_tokens=1000) == 4100
 
 
 def test_activations_are_recomputed_only_where_a_run_fits_in_no_other_way() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rankwise.engine.training.optimizers import (
     StochasticRoundingAdamW,
+    has_8bit_adamw,
     make_optimizer,
     optimizer_state_bytes,
     round_stochastically,
@@ -277,6 +278,17 @@ def test_8bit_without_a_compiler_fails_before_training(monkeypatch: pytest.Monke
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ModelError, match="no C\\+\\+ compiler no-such-compiler"):
         eight_bit([weight_of(torch.ones(3))])
+
+
+def test_whether_8_bits_can_be_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim", SimpleNamespace())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    assert (has_8bit_adamw(cpu), has_8bit_adamw(card)) == (False, True)
+    monkeypatch.setenv("CXX", sys.executable)
+    assert has_8bit_adamw(cpu)
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    assert (has_8bit_adamw(cpu), has_8bit_adamw(card)) == (False, False)
 
 
 def importable(name: str) -> Any:

@@ -1,0 +1,135 @@
+"""What fits into memory: how full fine-tuning is kept, and what to change where a run does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.engine.models.devices import Machine
+from rankwise.engine.training.memory import PassMemory
+from rankwise.engine.training.optimizers import has_8bit_adamw
+from rankwise.records.config.methods import FullConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import BasePrecision
+from rankwise.records.files import in_words
+from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
+from rankwise.study.planning.issues import Issues
+from rankwise.study.planning.passes import least_bytes, size_of, usable
+
+FULL_TRAININGS = (
+    FullTraining(weights="float32", optimizer="adamw"),
+    FullTraining(weights="bfloat16", optimizer="adamw"),
+    FullTraining(weights="bfloat16", optimizer="adamw_8bit"),
+)
+"""From the most exact to the smallest."""
+
+_QUANTISED: tuple[BasePrecision, ...] = ("8bit", "4bit")
+
+
+def full_training(
+    config: StudyConfig, memory: PassMemory, machine: Machine, earlier: FullTraining | None
+) -> FullTraining | None:
+    """What full fine-tuning takes: what the study took before, else the most exact that fits.
+
+    What the study file names is kept. Where nothing fits it is the smallest. None: the study has
+    no full fine-tuning.
+
+    Args:
+        config: of the study.
+        memory: of its passes, however full fine-tuning is kept in it.
+        machine: that trains.
+        earlier: what the study took when it was planned before.
+    """
+    full = config.methods.full
+    if full is None:
+        return None
+    named = {key: value for key, value in full.model_dump().items() if value != "auto"}
+    if earlier is not None and earlier == earlier.model_copy(update=named):
+        return earlier
+    choices = [choice.model_copy(update=named) for choice in FULL_TRAININGS]
+    if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
+        choices = choices[:-1]
+    limit = usable(machine.available_bytes())
+    fitting = (
+        choice
+        for choice in dict.fromkeys(choices)
+        if least_bytes(memory.changed(full=choice), config.train, None) <= limit
+    )
+    return next(fitting, choices[-1])
+
+
+def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
+    """The config that names this for full fine-tuning."""
+    named = FullConfig.model_validate(full.model_dump())
+    methods = config.methods.model_copy(update={"full": named})
+    return config.model_copy(update={"methods": methods})
+
+
+def earlier_full(earlier: StudyRecord | None, base_model: str) -> FullTraining | None:
+    """What a study on this base took for full fine-tuning when it was planned before.
+
+    ``base_model`` is the base's fingerprint.
+    """
+    if earlier is None or earlier.base_model_fingerprint != base_model:
+        return None
+    full = earlier.config.methods.full
+    return None if full is None else FullTraining.model_validate(full.model_dump())
+
+
+def check_memory(
+    runs: Sequence[PlannedRun],
+    config: StudyConfig,
+    memory: PassMemory,
+    machine: Machine,
+    issues: Issues,
+) -> None:
+    """Whether every run can be trained, at least alone and in the smallest way.
+
+    What takes more than there is is a problem, what takes more than is planned for a warning.
+
+    Args:
+        runs: that are trained here.
+        config: of the study; names what full fine-tuning takes.
+        memory: of its passes.
+        machine: that trains.
+        issues: gets one entry for each method.
+    """
+    available = machine.available_bytes()
+    peaks: dict[str, list[tuple[int, PlannedRun]]] = {}
+    for run in runs:
+        size = None if run.method == "full" else size_of(run)
+        peak = least_bytes(memory, config.train, size)
+        if peak > usable(available):
+            peaks.setdefault(run.method, []).append((peak, run))
+    for method, too_large in peaks.items():
+        peak, run = max(too_large, key=lambda each: each[0])
+        more = len(too_large) - 1
+        text = (
+            f"methods.{method}: training {run.name}{f' (or {more} more)' if more else ''} takes "
+            f"{in_words(peak)} at least and there are {in_words(available)}, of which "
+            f"{in_words(usable(available))} are planned for; "
+            + _remedy(run, config, memory, usable(available))
+        )
+        (issues.problems if peak > available else issues.warnings).append(text)
+
+
+def _remedy(run: PlannedRun, config: StudyConfig, memory: PassMemory, limit: int) -> str:
+    """The first setting under which a run would fit, or what else to do."""
+    size, train = None if run.method == "full" else size_of(run), config.train
+    free = {"max_micro_batch_tokens": None, "gradient_checkpointing": None}
+    if least_bytes(memory, train.model_copy(update=free), size) <= limit:
+        return "set train.max_micro_batch_tokens and train.gradient_checkpointing to null"
+    if size is None:
+        for full in FULL_TRAININGS:
+            peak = least_bytes(memory.changed(full=full), train, None)
+            if peak <= limit:
+                extra = "" if full.optimizer == "adamw" else " (pip install 'rankwise[torchao]')"
+                return (
+                    f"methods.full={{weights: {full.weights}, optimizer: {full.optimizer}}}{extra} "
+                    f"takes {in_words(peak)}"
+                )
+        return "leave full fine-tuning out with methods.full=null, or lower train.max_length"
+    for precision in _QUANTISED:
+        peak = least_bytes(memory.changed(base_precision=precision), train, size)
+        if peak <= limit:
+            return f"train.base_precision={precision} takes {in_words(peak)}"
+    return "lower the ranks or train.max_length"

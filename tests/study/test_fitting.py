@@ -1,0 +1,272 @@
+"""What fits into memory: how full fine-tuning is kept, and what planning refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rankwise.engine.models.devices import Machine
+from rankwise.engine.training.memory import AdapterSize
+from rankwise.errors import PlanError
+from rankwise.records.config.methods import FullConfig, MethodsConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import FullTraining, StudyRecord
+from rankwise.records.study_file import load_config
+from rankwise.study.planning import fitting
+from rankwise.study.planning.fitting import FULL_TRAININGS, full_training
+from rankwise.study.planning.passes import USABLE_SHARE, least_bytes
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
+from rankwise.study.stages import stages
+from tests.support.observers import Silent
+
+FLOAT32, BFLOAT16, EIGHT_BIT = FULL_TRAININGS
+
+
+def card(fits: int) -> Machine:
+    """One on which passes may take exactly so many bytes."""
+    memory_bytes = math.ceil(fits / USABLE_SHARE)
+    assert int(USABLE_SHARE * memory_bytes) == fits
+    return Machine(torch.device("cuda"), memory_bytes)
+
+
+@pytest.fixture
+def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "has_8bit_adamw", lambda _: True)
+
+
+@pytest.fixture
+def no_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "has_8bit_adamw", lambda _: False)
+
+
+class Planted:
+    """1000 weights, with their gradients and moments and nothing else."""
+
+    longest, likely_tokens, kept_tokens = 100, 2048, 0
+
+    def __init__(self, full: FullTraining = FLOAT32) -> None:
+        self.full = full
+
+    def changed(self, full: FullTraining) -> Planted:
+        return Planted(full)
+
+    def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
+        width = {"float32": 4, "bfloat16": 2}[self.full.weights]
+        return 1000 * (2 * width + {"adamw": 8, "adamw_8bit": 2}[self.full.optimizer])
+
+
+def taken(fits: int, earlier: FullTraining | None = None, **named: Any) -> FullTraining | None:
+    methods = MethodsConfig(full=FullConfig(**named))
+    config = StudyConfig.model_validate(
+        {"base_model": "m", "train": {"task": "t"}, "methods": methods.model_dump(by_alias=True)}
+    )
+    memory: Any = Planted()
+    return full_training(config, memory, card(fits), earlier)
+
+
+@pytest.mark.usefixtures("torchao")
+def test_full_fine_tuning_takes_the_most_exact_that_fits() -> None:
+    assert taken(16_000) == FLOAT32
+    assert [taken(fits) for fits in (15_999, 12_000)] == [BFLOAT16] * 2
+    assert [taken(fits) for fits in (11_999, 6_000, 5_999)] == [EIGHT_BIT] * 3
+
+
+@pytest.mark.usefixtures("no_torchao")
+def test_without_torchao_moments_stay_float32() -> None:
+    assert [taken(fits) for fits in (16_000, 12_000, 5_999)] == [FLOAT32, BFLOAT16, BFLOAT16]
+    assert taken(1, optimizer="adamw_8bit") == EIGHT_BIT  # as the study file says
+
+
+@pytest.mark.usefixtures("torchao")
+def test_what_the_study_file_names_is_kept() -> None:
+    float32_in_8_bits = FullTraining(weights="float32", optimizer="adamw_8bit")
+    assert taken(16_000, weights="bfloat16") == BFLOAT16
+    assert taken(11_999, weights="bfloat16") == EIGHT_BIT
+    assert taken(11_999, optimizer="adamw") == BFLOAT16
+    assert taken(10_000, optimizer="adamw_8bit") == float32_in_8_bits
+    assert taken(9_999, optimizer="adamw_8bit") == EIGHT_BIT
+    assert taken(15_999, weights="float32") == float32_in_8_bits
+    assert taken(1, weights="float32", optimizer="adamw") == FLOAT32
+
+
+@pytest.mark.usefixtures("torchao")
+def test_what_was_taken_before_is_kept_unless_the_study_file_names_another() -> None:
+    assert taken(16_000, earlier=EIGHT_BIT) == EIGHT_BIT
+    assert taken(1, earlier=FLOAT32) == FLOAT32
+    assert taken(16_000, earlier=BFLOAT16, weights="float32") == FLOAT32
+
+
+# of a whole study
+
+
+def planned(study_file: Path, *overrides: str, **options: Any) -> StudyRecord:
+    return plan_study(load_config(study_file, overrides), **options).record
+
+
+def fulls(record: StudyRecord) -> dict[str, Any]:
+    (run,) = (run for run in record.runs if run.method == "full")
+    return {"full": run.full, "fingerprint": run.fingerprint}
+
+
+def memory_of(study_file: Path, *overrides: str) -> Any:
+    plan = plan_study(load_config(study_file, overrides), machine=card(10**9))
+    assert plan.planner is not None
+    return plan.planner._memory, plan.record.config.train
+
+
+@pytest.mark.usefixtures("torchao")
+def test_a_study_is_planned_for_what_each_way_needs(study_file: Path) -> None:
+    memory, train = memory_of(study_file)
+    peaks = [least_bytes(memory.changed(full=each), train, None) for each in FULL_TRAININGS]
+    num_weights = 60_912
+    # moments of 8 bytes against those of 2 and a scale of 4 bytes for each 256, twice
+    assert peaks[1] - peaks[2] == 6 * num_weights - 8 * math.ceil(num_weights / 256)
+    for peak, choice in ((peaks[0], FLOAT32), (peaks[0] - 1, EIGHT_BIT), (peaks[2], EIGHT_BIT)):
+        record = planned(study_file, machine=card(peak))  # of so few weights BFLOAT16 saves nothing
+        assert fulls(record)["full"] == choice
+        assert record.config.methods.full == FullConfig(**choice.model_dump())
+
+
+@pytest.mark.usefixtures("torchao")
+def test_fingerprints_are_those_of_what_is_taken(study_file: Path) -> None:
+    memory, train = memory_of(study_file)
+    peak = least_bytes(memory.changed(full=EIGHT_BIT), train, None)
+    named = "methods.full={weights: bfloat16, optimizer: adamw_8bit}"
+    found, wanted = planned(study_file, machine=card(peak)), planned(study_file, named)
+    assert fulls(found) == fulls(wanted)
+    assert found.fingerprint == wanted.fingerprint
+    most, wanted = (
+        planned(study_file),
+        planned(study_file, "methods.full={weights: float32, optimizer: adamw}"),
+    )
+    assert fulls(most) == fulls(wanted)
+    assert fulls(most)["fingerprint"] != fulls(found)["fingerprint"]
+    assert most.fingerprint == wanted.fingerprint != found.fingerprint
+
+
+@pytest.mark.usefixtures("torchao")
+def test_a_study_that_goes_on_keeps_what_it_took(study_file: Path) -> None:
+    memory, train = memory_of(study_file)
+    small = card(least_bytes(memory.changed(full=EIGHT_BIT), train, None))
+    first = planned(study_file, machine=small)
+    again = planned(study_file, "seeds=[0,1]", machine=card(10**9), earlier=first)
+    assert [run.full for run in again.runs if run.method == "full"] == [EIGHT_BIT] * 2
+    assert fulls(first)["fingerprint"] in {run.fingerprint for run in again.runs}
+    other = first.model_copy(update={"base_model_fingerprint": "another model"})
+    assert fulls(planned(study_file, machine=card(10**9), earlier=other))["full"] == FLOAT32
+
+
+def problems(study_file: Path, *overrides: str, **options: Any) -> tuple[str, ...]:
+    with pytest.raises(PlanError) as caught:
+        planned(study_file, *overrides, **options)
+    return caught.value.problems
+
+
+def test_what_cannot_fit_is_a_problem_with_the_setting_that_would(study_file: Path) -> None:
+    memory, train = memory_of(study_file)
+    peaks = [least_bytes(memory.changed(full=each), train, None) for each in FULL_TRAININGS]
+    float32 = "methods.full={weights: float32, optimizer: adamw}"
+    (problem,) = problems(study_file, float32, machine=card(peaks[2]))
+    assert problem.startswith("methods.full: training colours-full-s0-")
+    assert problem.endswith(
+        f" takes {peaks[0] / 1e6:.1f} MB at least and there are "
+        f"{peaks[2] / USABLE_SHARE / 1e6:.1f} MB, of which {peaks[2] / 1e6:.1f} MB are planned "
+        "for; "
+        "methods.full={weights: bfloat16, optimizer: adamw_8bit} (pip install 'rankwise[torchao]') "
+        f"takes {peaks[2] / 1e6:.1f} MB"
+    )
+    # what takes more than is planned for and less than there is may fit
+    tight = Machine(torch.device("cuda"), peaks[0])
+    (warning,) = planned(study_file, float32, machine=tight).warnings
+    assert warning.startswith("methods.full: training colours-full-s0-")
+    problems(study_file, float32, machine=Machine(torch.device("cuda"), peaks[0] - 1))
+
+
+def test_adapters_that_cannot_fit_are_told_of_a_smaller_base(study_file: Path) -> None:
+    lora = ("methods.full=null", "methods.lora.ranks=[2, 4]")
+    memory, train = memory_of(study_file, *lora)
+    largest = fitting.size_of(planned(study_file, *lora).runs[-1])
+    peak = least_bytes(memory, train, largest)
+    four = least_bytes(memory.changed(base_precision="4bit"), train, largest)
+    assert four < least_bytes(memory.changed(base_precision="8bit"), train, largest) < peak
+    (problem,) = problems(study_file, *lora, machine=card(four))
+    assert problem.startswith("methods.lora: training colours-lora-r004-a008-s0-")
+    assert problem.endswith(f"; train.base_precision=4bit takes {four / 1e6:.1f} MB")
+    assert " (or 1 more) takes " in problem
+    (problem,) = problems(study_file, *lora, machine=card(four // 2))
+    assert problem.endswith("; lower the ranks or train.max_length")
+    planned(study_file, *lora, machine=card(peak))
+    fixed = (*lora, "train.gradient_checkpointing=false", "train.max_micro_batch_tokens=100000")
+    (problem,) = problems(study_file, *fixed, machine=card(peak))
+    assert problem.endswith(
+        "; set train.max_micro_batch_tokens and train.gradient_checkpointing to null"
+    )
+
+
+def test_a_search_is_refused_before_it_comes_to_what_cannot_fit(study_file: Path) -> None:
+    """The ladder begins at rank 4, and would go up."""
+    search = ("methods.full=null", "search.policy=ladder", "methods.lora.ranks=[2, 4, 8]")
+    memory, train = memory_of(study_file, *search)
+    sizes = [AdapterSize(rank, rank * 1_344 // 2) for rank in (4, 8)]
+    small, large = (least_bytes(memory, train, size) for size in sizes)
+    assert small < large
+    assert planned(study_file, *search, machine=card(large)).warnings == ()
+    with pytest.raises(PlanError, match="training colours-lora-r008"):
+        planned(study_file, *search, machine=Machine(torch.device("cuda"), small))
+
+
+def test_a_run_trains_and_records_what_was_taken(study_file: Path, tmp_path: Path) -> None:
+    """What a card took, and the CPU that goes on keeps."""
+    overrides = ("methods.lora.ranks=[2]", "train.epochs=1", "analysis.spectra=false")
+    first = planned(study_file, *overrides, "methods.full={weights: bfloat16}", machine=card(10**9))
+    folder = StudyFolder(tmp_path / "study")
+    plan = plan_study(load_config(study_file, overrides), earlier=first)
+    run_study(plan, folder, Silent())
+    (run,) = (run for run in folder.read_study().runs if run.method == "full")
+    finished = folder.finished_run(run)
+    assert finished is not None
+    assert finished.planned.full == BFLOAT16
+    weights = load_file(folder.weights_folder(run) / "model.safetensors")
+    assert {each.dtype for each in weights.values()} == {torch.bfloat16}
+
+
+def test_disk_is_planned_for_what_is_taken(study_file: Path) -> None:
+    """Weights, and a state of weights and two moments."""
+    for full, num_bytes in ((FLOAT32, 4 + 12), (BFLOAT16, 2 + 10), (EIGHT_BIT, 2 + 4)):
+        named = f"methods.full={{weights: {full.weights}, optimizer: {full.optimizer}}}"
+        graph = stages(planned(study_file, named))
+        (stage,) = (
+            each
+            for each in graph
+            if each.model.startswith("colours-full") and each.kind == "training"
+        )
+        assert stage.disk_bytes == 60_912 * num_bytes
+
+
+# Machine
+
+
+def test_a_card_that_is_described_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("CUDA was asked")
+
+    for name in ("is_available", "is_bf16_supported", "mem_get_info", "get_device_name", "init"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    machine = Machine(torch.device("cuda"), 80 * 10**9)
+    assert machine.available_bytes() == 80 * 10**9
+    assert (machine.precision("auto"), machine.precision("float32")) == ("bfloat16", "float32")
+    assert machine.name == "a CUDA card of 80.0 GB"
+
+
+def test_a_processor_is_asked() -> None:
+    machine = Machine(torch.device("cpu"))
+    assert machine.available_bytes() > 100 << 20  # the process is in it
+    assert Machine(torch.device("cpu"), 5).available_bytes() == 5
+    assert machine.name == Machine(torch.device("cpu"), 5).name != ""
