@@ -53,7 +53,7 @@ from benchmarks.evaluation_answers import (
     num_different,
 )
 from rankwise.engine.models import base as models
-from rankwise.engine.models.devices import DTYPES, choose_device
+from rankwise.engine.models.devices import DTYPES, STEP_TOKENS, choose_device
 from rankwise.records.config.study import BaseModelConfig
 
 UPDATE_SIZE = 0.03
@@ -66,7 +66,6 @@ BATCH_SIZES = {
         "gsm8k_generation": (32, 128),
     },
 }
-MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 BASE_ONLY = "mmlu_5shot_base_only"
 
 
@@ -191,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker:
         sides.serve(options)
         return
-    options.max_batch_tokens = options.max_batch_tokens or MAX_BATCH_TOKENS[options.device]
+    options.max_batch_tokens = options.max_batch_tokens or STEP_TOKENS[options.device]
     name = "random 8B" if options.random_8b else Path(options.model).name
     # random weights are asked in the embedded model's tokens
     base = models.find_base_model(BaseModelConfig(name=options.model))

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from benchmarks.evaluation_sides import LONGEST, TASKS_PATH
 from benchmarks.training_peer import now
 from rankwise.engine.models import base as models
-from rankwise.engine.models.devices import DTYPES, choose_device, device_name
+from rankwise.engine.models.devices import DTYPES, STEP_TOKENS, choose_device, device_name
 from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import HeadLayout
 from rankwise.heads.scorer import Ablation, HeadScorer
@@ -44,7 +44,6 @@ from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
 
 TASKS = ("local_medmcqa_cloze", "local_mathqa")
-MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 Scores = list[NDArray[np.float64]]
 """By item: the log-likelihood of each option in nats."""
 
@@ -243,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "auto":
         options.device = choose_device().type
-    options.max_batch_tokens = options.max_batch_tokens or MAX_BATCH_TOKENS[options.device]
+    options.max_batch_tokens = options.max_batch_tokens or STEP_TOKENS[options.device]
     if options.items < max(options.peer_items, 1):
         parser.error(f"--peer-items {options.peer_items} of --items {options.items}")
     print(json.dumps(compare(options)))

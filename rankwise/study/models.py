@@ -190,8 +190,8 @@ class ResidentModels:
         self._alone = self._alone_name = None
 
     def _open_resident(self, model: nn.Module) -> Scorer:
-        max_tokens = self._plan.record.config.evaluation.max_batch_tokens
-        return ResidentScorer(model, self._plan.tokenizer, max_batch_tokens=max_tokens)
+        most = self._plan.step_tokens
+        return ResidentScorer(model, self._plan.tokenizer, max_batch_tokens=most)
 
     def _open_vllm(self, folder: Path) -> Scorer:
         plan = self._plan

@@ -11,7 +11,6 @@ from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.devices import choose_device, provenance_on, resolve_precision
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
-from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.files import digest_of
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
@@ -96,8 +95,7 @@ def repair_adapter(
     precision = resolve_precision(settings.precision, device)
     base = models.load_frozen(adapter.base.folder, precision, device)
     tokenizer = models.load_tokenizer(adapter.base.folder)
-    most = EvaluationConfig().max_batch_tokens
-    resident = ResidentScorer(base, tokenizer, max_batch_tokens=most)
+    resident = ResidentScorer(base, tokenizer)
     scorer = RepairScorer(resident, base, adapter.target, found.derived)
     weights = [digest_of(adapter.target / name).sha256 for name in (CONFIG_FILE, WEIGHTS_FILE)]
     asked = [task.digest for task in questions.all]

@@ -165,7 +165,7 @@ def _alone(
 
 def _scorer(model: nn.Module, audited: Audited) -> ResidentScorer:
     tokenizer = models.load_tokenizer(audited.base.folder)
-    return ResidentScorer(model, tokenizer, max_batch_tokens=EvaluationConfig().max_batch_tokens)
+    return ResidentScorer(model, tokenizer)
 
 
 def _cut(task: PreparedTask) -> str:

@@ -27,7 +27,7 @@ from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
-from rankwise.records.config.study import BaseModelConfig, EvaluationConfig
+from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.questions import Advance, Continuation, Prompt, Scorer
 from rankwise.tasks.requests import Request, RequestEncoder
 from rankwise.tasks.training_rows import render_chat
@@ -75,7 +75,7 @@ class HeldModels:
         return ResidentScorer(
             model,
             self.tokenizer,
-            max_batch_tokens=arguments.max_batch_tokens or EvaluationConfig().max_batch_tokens,
+            max_batch_tokens=arguments.max_batch_tokens,
         )
 
     @classmethod

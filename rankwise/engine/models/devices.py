@@ -28,6 +28,11 @@ MAX_KERNELS = 256
 KERNEL_BYTES = 670_000
 """Bytes of one such kernel, measured in torch 2.13 for bfloat16."""
 
+STEP_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens of one forward pass of scoring, by kind of device, unless a study says otherwise. Larger
+ones are no faster on a CPU; on a card smaller ones are launches more than products (an estimate).
+Where memory has no room for as many, scoring halves them."""
+
 # Parts of messages of torch's CPU allocator, the CUDA runtime, cuBLAS and cuSOLVER.
 _OUT_OF_MEMORY = (
     *("defaultcpuallocator", "out of memory", "cublas_status_alloc_failed"),

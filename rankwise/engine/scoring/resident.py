@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.devices import give_back_memory, is_out_of_memory
+from rankwise.engine.models.devices import STEP_TOKENS, give_back_memory, is_out_of_memory
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
     FrozenBank,
@@ -59,7 +59,7 @@ class ResidentScorer:
         base_model: nn.Module,
         tokenizer: Any,
         *,
-        max_batch_tokens: int,
+        max_batch_tokens: int | None = None,
         cache_bytes: int | None = None,
     ) -> None:
         """Check that the model can read sequences in parts.
@@ -68,7 +68,7 @@ class ResidentScorer:
             base_model: frozen, in eval mode, without adapters; computes on its own device in its
                 own precision.
             tokenizer: its own.
-            max_batch_tokens: of one forward pass, all models together.
+            max_batch_tokens: of one forward pass, all models together; None: ``STEP_TOKENS``.
             cache_bytes: for cached keys and values; None is a quarter of what is free. A single
                 sequence of a single model is read even if it needs more.
 
@@ -86,7 +86,12 @@ class ResidentScorer:
         if cache_bytes is None:
             cache_bytes = free_share(self._device, CACHE_SHARE)
         self._reader = TreeReader(
-            base_model, self._bank, max_tokens=max_batch_tokens, cache_bytes=cache_bytes
+            base_model,
+            self._bank,
+            max_tokens=max_batch_tokens or STEP_TOKENS[self._device.type],
+            cache_bytes=cache_bytes,
+            # the time in which a card reads a step is not much more than that of its layout
+            keeps_layouts=self._device.type == "cuda",
         )
         self._decoder = Decoder(decoder, tokenizer, self._bank, cache_bytes=cache_bytes)
         self.reading = ReadingWork()

@@ -129,8 +129,8 @@ class EvaluationConfig(Section):
     """Number of trained rows to score, for the gap between seen and unseen items."""
     engine: Annotated[EngineConfig, BeforeValidator(_engines)] = EngineConfig()
     """``resident``, rankwise's own, scores all adapters at once; ``vllm`` needs its extra."""
-    max_batch_tokens: Count = 4096
-    """The most tokens in one forward pass."""
+    max_batch_tokens: Count | None = None
+    """The most tokens in one forward pass; None: as many as the device is quick with."""
 
     def metric_of(self, task: str) -> str | None:
         """The configured metric that decides on a scored task; None: none is.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rankwise.engine.models.base import BaseModel
-from rankwise.engine.models.devices import Machine
+from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.errors import DataError, ModelError, PlanError
@@ -101,6 +101,11 @@ class StudyPlan:
     """Trained task -> the right answers and texts on which models are compared with the base."""
     behaviour: tuple[Prompt, ...] = ()
     """The prompts that every model answers to show its behaviour; empty where none is asked for."""
+
+    @property
+    def step_tokens(self) -> int:
+        """The most tokens in one forward pass of scoring."""
+        return self.record.config.evaluation.max_batch_tokens or STEP_TOKENS[self.device.type]
 
     def begins_with(
         self, earlier: TaskEvaluation, model_fingerprint: str, task: PreparedTask

@@ -128,7 +128,7 @@ class AdapterRepairer:
     @functools.cached_property
     def _scorer(self) -> RepairScorer:
         derived = self._derived  # before the base is in memory: intruders read its weights too
-        base, most = self._models.base(), self._plan.record.config.evaluation.max_batch_tokens
+        base, most = self._models.base(), self._plan.step_tokens
         resident = ResidentScorer(base, self._plan.tokenizer, max_batch_tokens=most)
         return RepairScorer(resident, base, self._folder.weights(self._run), derived)
 

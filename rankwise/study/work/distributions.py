@@ -111,6 +111,6 @@ def _write_divergence(
 
 def _settings(context: StudyContext) -> dict[str, Any]:
     return {
-        "max_batch_tokens": context.study.config.evaluation.max_batch_tokens,
+        "max_batch_tokens": context.plan.step_tokens,
         "advance": context.observer.advanced,
     }

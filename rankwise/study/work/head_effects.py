@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.errors import ModelError, UnchangedOutputsError
 from rankwise.findings.stats.correlation import rank_correlation
@@ -210,8 +211,8 @@ class HeadStudy:
         return _Side(scorer, None, self._ablations(task, scorer, None, question))
 
     def _scorer(self, model: object) -> HeadScorer:
-        tokens = self._plan.record.config.evaluation.max_batch_tokens
-        return HeadScorer(model, max_batch_tokens=tokens)  # pyright: ignore[reportArgumentType]
+        most = self._plan.step_tokens
+        return HeadScorer(model, max_batch_tokens=most)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def _ablations(
@@ -269,7 +270,8 @@ class HeadStudy:
             choices,
             adapter,
             gating,
-            max_batch_tokens=self._plan.record.config.evaluation.max_batch_tokens,
+            # a backward pass keeps the activations of every layer: no more than on a CPU
+            max_batch_tokens=min(self._plan.step_tokens, STEP_TOKENS["cpu"]),
         )
 
     def _check_applied(self, own: Sequence[LogLikelihood], base: Sequence[LogLikelihood]) -> None:

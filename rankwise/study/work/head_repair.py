@@ -113,8 +113,8 @@ class HeadRepairer:
         return record
 
     def _scorer(self) -> ResidentScorer:
-        tokens = self._plan.record.config.evaluation.max_batch_tokens
-        return ResidentScorer(self._models.base(), self._plan.tokenizer, max_batch_tokens=tokens)
+        base, most = self._models.base(), self._plan.step_tokens
+        return ResidentScorer(base, self._plan.tokenizer, max_batch_tokens=most)
 
     def _confirmed(
         self, record: HeadRepair, search: _Search, asked: Sequence[_Asked], chosen: list[Head]
