@@ -25,6 +25,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, ca
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
 from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
+from rankwise.engine.scoring.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
 from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of
@@ -150,8 +151,14 @@ class HeadScorer:
         answers = [[blank] * len(items) for _ in range(len(interventions) + 1)]
         for chunk in self._chunks(items):
             members = [items[i] for i in chunk]
-            for number, scored in self._of_chunk(members, interventions, adapter, advance):
-                for index, log_likelihood in zip(chunk, scored, strict=True):
+            scored = in_smaller_steps(
+                lambda tell, part=members: list(self._of_chunk(part, interventions, adapter, tell)),
+                self._reader.shrink,
+                advance,
+                self._decoder.device,
+            )
+            for number, of_chunk in scored:
+                for index, log_likelihood in zip(chunk, of_chunk, strict=True):
                     answers[number][index] = log_likelihood
         return answers
 

@@ -14,6 +14,7 @@ from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.scoring.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.tasks.questions import Advance, RightAnswer
@@ -111,12 +112,17 @@ def _of_answers(
     # An adapter is on the model already, so the reader has none to put on; one model is read
     # whatever its cache takes.
     reader = TreeReader(model, FrozenBank(), max_tokens=max_batch_tokens, cache_bytes=0)
-    states: list[Tensor] = []
-    for read in reader.read(tree, [None]):
-        first, last = np.searchsorted(places, [read.start, read.stop])
-        rows = torch.from_numpy(places[first:last] - read.start).to(decoder.device)
-        states.append(read.hidden[0, rows])  # (some places, hidden)
-        advance(read.stop - read.start)
+
+    def read_all(tell: Advance) -> Iterator[Tensor]:
+        for read in reader.read(tree, [None]):
+            first, last = np.searchsorted(places, [read.start, read.stop])
+            rows = torch.from_numpy(places[first:last] - read.start).to(decoder.device)
+            yield read.hidden[0, rows]  # (some places, hidden)
+            tell(read.stop - read.start)
+
+    states = in_smaller_steps(
+        lambda tell: list(read_all(tell)), reader.shrink, advance, decoder.device
+    )
     hidden = torch.cat(states)  # (places, hidden)
     for path in paths:
         rows = torch.from_numpy(np.searchsorted(places, path)).to(decoder.device)

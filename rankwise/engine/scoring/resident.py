@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.devices import STEP_TOKENS, give_back_memory, is_out_of_memory
+from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
     FrozenBank,
@@ -22,13 +22,12 @@ from rankwise.engine.models.frozen_adapters import (
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
+from rankwise.engine.scoring.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
-
-A = TypeVar("A")
 
 # The share of the free memory that cached keys and values may take. There is a cache for
 # log-likelihoods and one for texts, and the activations of a pass need room besides.
@@ -134,8 +133,11 @@ class ResidentScorer:
             return [[] for _ in models]
         tree = PrefixTree([item.tokens_read for item in items])
         targets = Targets(tree, items)
-        answers = self._in_smaller_steps(
-            lambda tell: self._read(models, tree, targets, tell), self._reader.shrink, advance
+        answers = in_smaller_steps(
+            lambda tell: self._read(models, tree, targets, tell),
+            self._reader.shrink,
+            advance,
+            self._device,
         )
         distinct = self.reading.distinct_tokens + len(tree) * len(models)
         self.reading = self.reading._replace(distinct_tokens=distinct)
@@ -176,36 +178,7 @@ class ResidentScorer:
             with self._carried(models) as adapters:
                 return self._decoder.generate(adapters, prompts, tell)
 
-        return self._in_smaller_steps(write, self._decoder.shrink, advance)
-
-    def _in_smaller_steps(
-        self, answer: Callable[[Advance], A], shrink: Callable[[], bool], advance: Advance
-    ) -> A:
-        """Answer, in smaller and smaller steps while memory runs out.
-
-        Args:
-            answer: computes everything; tells of the tokens it has finished.
-            shrink: makes the steps smaller; False where they cannot be.
-            advance: hears of every token once.
-        """
-        done = told = 0
-
-        def tell(num_tokens: int) -> None:
-            nonlocal done, told
-            done += num_tokens
-            if done > told:
-                advance(done - told)
-                told = done
-
-        while True:
-            done = 0
-            try:
-                return answer(tell)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not shrink():
-                    raise
-            # outside of the handler: inside, the error's frames would keep the step's tensors alive
-            give_back_memory(self._device)
+        return in_smaller_steps(write, self._decoder.shrink, advance, self._device)
 
     @contextlib.contextmanager
     def _carried(self, models: Sequence[str | None]) -> Generator[list[FrozenAdapter | None]]:

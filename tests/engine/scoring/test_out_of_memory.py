@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from rankwise.engine.scoring.decode.decoder import Decoder
+from rankwise.engine.scoring.divergence import log_probabilities
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree.reader import TreeReader
-from rankwise.tasks.questions import GenerationSettings, Prompt
+from rankwise.heads.interventions import Head
+from rankwise.heads.scorer import Ablation, HeadScorer
+from rankwise.tasks.questions import GenerationSettings, Prompt, RightAnswer
 from tests.support.plain_answers import ITEMS
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny
@@ -80,6 +83,33 @@ def test_texts_are_written_fewer_at_once(
     monkeypatch.setattr(Decoder, "_step", failing(Decoder._step, error, 3))
     assert scorer.generate([None, "a"], PROMPTS, told.append) == expected
     assert scorer._decoder._max_rows == rows // 8
+    assert (sum(told), min(told) > 0) == (total, True)
+
+
+def test_heads_are_read_in_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = HeadScorer(tiny("Llama"), max_batch_tokens=128)
+    changes, told = [Ablation(Head(0, 1)), Ablation(Head(1, 2))], list[int]()
+    expected = scorer.log_likelihoods(ITEMS, changes, advance=told.append)
+    total = sum(told)
+    told.clear()
+    monkeypatch.setattr(TreeReader, "_step", failing(TreeReader._step, ERRORS[0], 1))
+    found = scorer.log_likelihoods(ITEMS, changes, advance=told.append)
+    assert scorer._reader.max_tokens == 64
+    for own, same in zip(found, expected, strict=True):
+        assert [a.nats for a in own] == pytest.approx([a.nats for a in same], abs=1e-4)
+    assert (sum(told), min(told) > 0) == (total, True)
+
+
+def test_distributions_are_read_in_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [RightAnswer("task", n, (n, *range(3, 50)) * 2, (n, n + 1)) for n in range(3, 7)]
+    told: list[int] = []
+    expected = log_probabilities(tiny("Llama"), answers, max_batch_tokens=128, advance=told.append)
+    total = sum(told)
+    told.clear()
+    monkeypatch.setattr(TreeReader, "_step", failing(TreeReader._step, ERRORS[0], 1))
+    found = log_probabilities(tiny("Llama"), answers, max_batch_tokens=128, advance=told.append)
+    for own, same in zip(found, expected, strict=True):
+        assert torch.allclose(own, same, atol=1e-4)
     assert (sum(told), min(told) > 0) == (total, True)
 
 
