@@ -45,11 +45,13 @@ class Section(NamedTuple):
         seconds: after which the process is stopped.
         quick: parts that ``--quick`` does.
         others: that it does not.
+        gigabytes: of a card's memory; a smaller one skips the section.
     """
 
     seconds: int
     quick: tuple[Part, ...] = ()
     others: tuple[Part, ...] = ()
+    gigabytes: int = 0
 
 
 SECTIONS: dict[str, Section] = {
@@ -66,12 +68,12 @@ SECTIONS: dict[str, Section] = {
     "oom": Section(60, (training.out_of_memory,), (scoring.out_of_memory,)),
     "host": Section(60, (), (scoring.host_reads,)),
     "spectra": Section(180, (), (spectra.decompositions, spectra.records, spectra.seconds)),
-    "memory": Section(120, (), (training.memory,)),
+    "memory": Section(120, (), (training.memory,), 60),
     "roofline": Section(30, (), (ratios.roofline,)),
-    "train_ratio": Section(240, (), (ratios.training,)),
-    "score_ratio": Section(120, (), (ratios.log_likelihoods,)),
-    "texts_ratio": Section(120, (), (ratios.texts,)),
-    "vllm": Section(300, (), (ratios.vllm,)),
+    "train_ratio": Section(240, (), (ratios.training,), 60),
+    "score_ratio": Section(120, (), (ratios.log_likelihoods,), 60),
+    "texts_ratio": Section(120, (), (ratios.texts,), 60),
+    "vllm": Section(300, (), (ratios.vllm,), 60),
 }
 
 
@@ -100,6 +102,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 def run_section(name: str, setup: Setup) -> Found:
     """All parts of a section in this process; one that raises is a check that fails."""
     found, section = Found(), SECTIONS[name]
+    if setup.is_cuda and not setup.is_tiny:
+        total = torch.cuda.get_device_properties(setup.device).total_memory / 1e9
+        if total < section.gigabytes:
+            found.skip(name, f"it needs {section.gigabytes} GB, and the card has {total:.0f}")
+            return found
     for part in (*section.quick, *(() if setup.is_quick else section.others)):
         try:
             part(setup, found)
@@ -149,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes; always on a CPU")
     parser.add_argument("--worker", choices=tuple(SECTIONS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    device = choose_device() if options.device == "auto" else torch.device(options.device)
+    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
+    if options.device == "auto":
+        device = choose_device()
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no CUDA device")
     setup = Setup(device, options.tiny or device.type == "cpu", options.quick)
@@ -165,9 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     checks: dict[str, Any] = {}
     timings: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as cache:  # kernels that one process compiles serve the next
+    with tempfile.TemporaryDirectory() as cache:
+        variables = {
+            "TORCHINDUCTOR_CACHE_DIR": cache,  # kernels that one process compiles serve the next
+            # transformers' Trainer would share rows out to every card that it sees
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0],
+        }
         for name in names:
-            found = in_a_process(name, passed_on, {"TORCHINDUCTOR_CACHE_DIR": cache})
+            found = in_a_process(name, passed_on, variables)
             checks |= found["checks"]
             timings |= found.get("timings", {})
     bad = failed(checks)

@@ -104,7 +104,7 @@ def small_model(
 ) -> Any:
     """A random model in float32, the same on every device; on the setup's unless one is given."""
     model = tiny(family, **(TINY if setup.is_tiny else SMALL), **changes)
-    model.set_attn_implementation("eager" if family in ("Gemma2", "GptOss") else "sdpa")
+    model.set_attn_implementation("eager" if family == "Gemma2" else "sdpa")
     return model.requires_grad_(False).to(setup.device if device is None else device)
 
 
