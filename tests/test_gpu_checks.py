@@ -19,11 +19,12 @@ from benchmarks.gpu.__main__ import SECTIONS, Section, failed, in_a_process, run
 from benchmarks.gpu.common import CPU, Found, Setup
 from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.packed_attention import grouped_attention
+from rankwise.engine.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = Setup(CPU, is_tiny=True)
 RATIOS = {"memory", "roofline", "train_ratio", "score_ratio", "texts_ratio", "vllm"}  # of 8B
-ON_CARDS_ONLY = {"oom", "host", "memory", "vllm"}
+ON_CARDS_ONLY = {"host", "memory", "vllm"}
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -116,8 +117,9 @@ def test_a_part_that_raises_is_a_failed_check_and_the_next_one_runs(
 
     monkeypatch.setitem(SECTIONS, "heads", Section(9, (), (breaks, holds)))
     found = run_section("heads", TOY)
-    assert failed(found.checks) == ["heads.breaks"]
-    assert "illegal memory access" in found.checks["heads.breaks"]["error"]
+    (name,) = failed(found.checks)
+    assert name.endswith(".breaks")
+    assert "illegal memory access" in found.checks[name]["error"]
     assert found.checks["next"]["ok"]
 
 
@@ -138,6 +140,13 @@ def test_a_kernel_that_sees_its_neighbours_is_found(monkeypatch: pytest.MonkeyPa
     found = Found()
     kernels.attention(TOY, found)
     assert len(failed(found.checks)) == 4
+
+
+def test_an_error_of_memory_that_is_not_survived_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "is_out_of_memory", lambda _: False)
+    found = run_section("oom", TOY)
+    assert failed(found.checks) == ["oom.training.out_of_memory"]
+    assert found.checks["oom.score"]["ok"]
 
 
 def test_a_guard_that_lets_everything_pass_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,8 +111,10 @@ def run_section(name: str, setup: Setup) -> Found:
         try:
             part(setup, found)
         except Exception as error:  # noqa: BLE001  whatever it is, it is what was to be found
-            found.failed(f"{name}.{part.__name__}", error)
-        give_back_memory(setup.device)
+            module = part.__module__.rpartition(".")[2]
+            found.failed(f"{name}.{module}.{part.__name__}", error)
+        if setup.is_cuda:
+            give_back_memory(setup.device)
     return found
 
 

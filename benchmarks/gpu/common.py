@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import math
 import random
 import statistics
@@ -155,16 +156,45 @@ def questions(
 
 
 @contextlib.contextmanager
-def limited_memory(setup: Setup, free_bytes: int) -> Generator[None]:
-    """Within the block, torch's allocator takes only so much more than it holds now."""
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(setup.device).total_memory
-    allowed = torch.cuda.memory_reserved(setup.device) + free_bytes
-    torch.cuda.set_per_process_memory_fraction(allowed / total, setup.device)
+def short_of_memory(
+    setup: Setup, model: Any, *, free_bytes: int, most_tokens: int
+) -> Generator[None]:
+    """Within the block, torch's allocator takes only so much more than it holds now.
+
+    A CPU has no such limit to set. There a forward pass of more than ``most_tokens`` raises what
+    the allocator would.
+    """
+    if setup.is_cuda:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(setup.device).total_memory
+        allowed = torch.cuda.memory_reserved(setup.device) + free_bytes
+        torch.cuda.set_per_process_memory_fraction(allowed / total, setup.device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, setup.device)
+        return
+
+    def refuse(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].numel() > most_tokens:
+            raise torch.OutOfMemoryError("planted")
+
+    hook = model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, setup.device)
+        hook.remove()
+
+
+def allocated_bytes(setup: Setup, *, peak: bool = False) -> int:
+    """What torch holds on the card, now or at most since the last call; 0 on a CPU."""
+    if not setup.is_cuda:
+        return 0
+    gc.collect()
+    held = torch.cuda.memory_allocated(setup.device)
+    held = torch.cuda.max_memory_allocated(setup.device) if peak else held
+    torch.cuda.reset_peak_memory_stats(setup.device)
+    return held
 
 
 def largest(differences: Sequence[float]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
 import random
 import tempfile
@@ -17,11 +16,12 @@ from benchmarks.gpu.common import (
     CPU,
     Found,
     Setup,
+    allocated_bytes,
     big_model,
     largest,
-    limited_memory,
     random_tokens,
     shapes_of,
+    short_of_memory,
     small_model,
 )
 from rankwise.engine.models.trained_adapters import Adapter, adapted
@@ -196,33 +196,27 @@ def full(setup: Setup, found: Found) -> None:
 
 
 def out_of_memory(setup: Setup, found: Found) -> None:
-    """Half of what a micro-batch needs is there: it is halved, the losses stay, nothing is left."""
-    if not setup.is_cuda:
-        found.skip("oom.train", "a CPU's memory has no limit to set")
-        return
-    model, lengths = small_model(setup), (400, 500)
+    """Less than a micro-batch needs is there: it is halved, the losses stay, nothing is left."""
+    model = small_model(setup)
+    lengths, max_tokens = ((40, 50), 1024) if setup.is_tiny else ((400, 500), 1 << 14)
 
     def losses(heard: Heard) -> Heard:
         trainees = [new_trainee(model, rank, lengths=lengths, num_steps=3) for rank in (4, 8)]
-        return train(model, trainees, heard, max_tokens=1 << 14)
+        return train(model, trainees, heard, max_tokens=max_tokens)
 
     losses(Heard())  # kernels and their workspaces are there from now on
-    gc.collect()
-    before = torch.cuda.memory_allocated(setup.device)
-    torch.cuda.reset_peak_memory_stats(setup.device)
+    before = allocated_bytes(setup)
     plain = losses(Heard())
-    gc.collect()
-    needed = torch.cuda.max_memory_allocated(setup.device) - before
+    needed = allocated_bytes(setup, peak=True) - before
     limited = Heard()
-    with limited_memory(setup, int(0.7 * needed)):
+    with short_of_memory(setup, model, free_bytes=int(0.7 * needed), most_tokens=max_tokens // 4):
         losses(limited)
-    gc.collect()
-    left = torch.cuda.memory_allocated(setup.device) - before
+    left = allocated_bytes(setup) - before
     found.check(
         "oom.train.losses", apart(limited.losses, plain.losses), 1e-4, ROUNDING,
         halvings=len(limited.budgets),
     )  # fmt: skip
-    found.check("oom.train.halved", 0 if limited.budgets else 1, 0, "the limit was never met")
+    found.check("oom.train.halved", 0 if limited.budgets else 1, 0, "1: the limit was never met")
     found.check("oom.train.left_bytes", left, 16 << 20, "workspaces that libraries keep")
 
 
