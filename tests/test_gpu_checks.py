@@ -23,8 +23,7 @@ from rankwise.engine.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = Setup(CPU, is_tiny=True)
-RATIOS = {"memory", "roofline", "train_ratio", "score_ratio", "texts_ratio", "vllm"}  # of 8B
-ON_CARDS_ONLY = {"host", "memory", "vllm"}
+OF_8B = {"memory", "train_ratio", "score_ratio", "vllm"}  # they judge nothing on a CPU
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -38,13 +37,13 @@ def test_every_section_runs_at_toy_size_on_a_cpu(name: str) -> None:
     assert all(check["why"] for check in judged)
     skipped = [check["skipped"] for check in found.checks.values() if "skipped" in check]
     assert all(skipped)
-    assert bool(judged) == (name not in ON_CARDS_ONLY and name not in RATIOS)
+    assert bool(judged) == (name not in OF_8B)
     json.dumps(vars(found), allow_nan=False)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", sorted(SECTIONS.keys() - RATIOS))
+@pytest.mark.parametrize("name", sorted(SECTIONS.keys() - OF_8B))
 def test_every_check_holds_on_a_card(name: str) -> None:
     assert failed(run_section(name, Setup(torch.device("cuda", 0))).checks) == []
 
@@ -83,12 +82,12 @@ def test_a_process_that_ends_or_takes_too_long_costs_its_section(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "false")
-        ended = in_a_process("roofline", [], {})
-    assert ended == {"checks": {"roofline": {"ok": False, "error": "it ended with 1"}}}
-    monkeypatch.setitem(SECTIONS, "roofline", Section(0))
-    slow = in_a_process("roofline", ["--device", "cpu"], {})
-    assert slow == {"checks": {"roofline": {"ok": False, "error": "not done after 0 s"}}}
-    assert capsys.readouterr().err.count("failed: roofline") == 2
+        ended = in_a_process("vllm", [], {})
+    assert ended == {"checks": {"vllm": {"ok": False, "error": "it ended with 1"}}}
+    monkeypatch.setitem(SECTIONS, "vllm", Section(0))
+    slow = in_a_process("vllm", ["--device", "cpu"], {})
+    assert slow == {"checks": {"vllm": {"ok": False, "error": "not done after 0 s"}}}
+    assert capsys.readouterr().err.count("failed: vllm") == 2
 
 
 def test_the_others_go_on_and_the_exit_code_says_so(
@@ -103,7 +102,7 @@ def test_the_others_go_on_and_the_exit_code_says_so(
     assert (summary["ok"], summary["failed"]) == (False, ["train"])
     quick = {name for name, section in SECTIONS.items() if section.quick}
     assert set(summary["checks"]) == quick == {"attention", "train", "score", "oom"}
-    assert benchmark.main(["--device", "cpu", "--section", "heads"]) == 0
+    assert benchmark.main(["--device", "cpu", "--section", "spectra"]) == 0
 
 
 def test_a_part_that_raises_is_a_failed_check_and_the_next_one_runs(
@@ -115,8 +114,8 @@ def test_a_part_that_raises_is_a_failed_check_and_the_next_one_runs(
     def holds(setup: Setup, found: Found) -> None:
         found.check("next", 1.0, 2.0, "planted")
 
-    monkeypatch.setitem(SECTIONS, "heads", Section(9, (), (breaks, holds)))
-    found = run_section("heads", TOY)
+    monkeypatch.setitem(SECTIONS, "spectra", Section(9, (), (breaks, holds)))
+    found = run_section("spectra", TOY)
     (name,) = failed(found.checks)
     assert name.endswith(".breaks")
     assert "illegal memory access" in found.checks[name]["error"]

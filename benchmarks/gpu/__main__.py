@@ -54,25 +54,24 @@ class Section(NamedTuple):
     gigabytes: int = 0
 
 
+# Few: each is a process that imports torch and transformers anew.
 SECTIONS: dict[str, Section] = {
     "attention": Section(240, (kernels.attention,), (kernels.recompilations,)),
     "train": Section(
-        240,
+        300,
         (training.cpu_and_device,),
-        (training.company, training.variants, training.resume),
+        (training.company, training.variants, training.resume, training.full),
     ),
-    "full": Section(90, (), (training.full,)),
-    "score": Section(90, (scoring.log_likelihoods,), (scoring.company, scoring.guard)),
-    "texts": Section(90, (), (scoring.texts,)),
-    "heads": Section(60, (), (scoring.heads,)),
-    "oom": Section(60, (training.out_of_memory,), (scoring.out_of_memory,)),
-    "host": Section(60, (), (scoring.host_reads,)),
+    "score": Section(
+        180,
+        (scoring.log_likelihoods,),
+        (scoring.company, scoring.guard, scoring.texts, scoring.heads),
+    ),
+    "oom": Section(120, (training.out_of_memory,), (scoring.out_of_memory, scoring.host_reads)),
     "spectra": Section(180, (), (spectra.decompositions, spectra.records, spectra.seconds)),
     "memory": Section(120, (), (training.memory,), 60),
-    "roofline": Section(30, (), (ratios.roofline,)),
-    "train_ratio": Section(240, (), (ratios.training,), 60),
-    "score_ratio": Section(120, (), (ratios.log_likelihoods,), 60),
-    "texts_ratio": Section(120, (), (ratios.texts,), 60),
+    "train_ratio": Section(240, (), (ratios.roofline, ratios.training), 60),
+    "score_ratio": Section(240, (), (ratios.log_likelihoods, ratios.texts), 60),
     "vllm": Section(300, (), (ratios.vllm,), 60),
 }
 
