@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
-PYTEST := -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
+# Tests compare with what a CPU computes: a card, where there is one, is hidden from them.
+PYTEST := -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-full test-newest fuzz audit-dependencies lint lock docs clean
+.PHONY: demo test test-full test-gpu test-newest fuzz audit-dependencies lint lock docs clean
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
@@ -37,10 +38,14 @@ lint: $(VENV)/.test-tools
 	$(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
+
+# On a machine with a card; `python -m benchmarks.gpu` measures it too.
+test-gpu: $(VENV)/.test-tools
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
 
 test-full: lint
-	OMP_NUM_THREADS=$$(nproc) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=$$(nproc) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 # Hostile input for every parser, for an hour; the last line is JSON.
 fuzz: $(VENV)/.test-tools
@@ -52,7 +57,7 @@ audit-dependencies: $(VENV)/.test-tools
 	$(BIN)/python -m pip_audit --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
 test-newest: $(NEWEST)/.test-tools
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST)
 
 # Renews constraints.txt from the newest versions; run it after `make test-newest` has passed.
 lock: $(NEWEST)/.test-tools

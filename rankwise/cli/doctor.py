@@ -19,7 +19,7 @@ from rankwise.records.provenance import PACKAGES, package_version
 OPTIONAL_PARTS = {
     "bitsandbytes": ("train.base_precision 8bit and 4bit", "pip install 'rankwise[quantization]'"),
     "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
-    "vllm": ("evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
+    "vllm": ("texts by evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
     "pip": ("fetching the embedded model", "python -m ensurepip"),
 }
 

@@ -25,7 +25,7 @@ from rankwise.study.damage import find_damage, models_of, set_aside
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searching import Search
-from rankwise.study.stages import Stage, stages
+from rankwise.study.stages import Score, Stage, stages
 from rankwise.study.work.canary import check_stack
 from rankwise.study.work.worker import Worker
 
@@ -161,7 +161,7 @@ def _go_through(graph: Sequence[Stage], context: StudyContext) -> list[StageFail
     worker = Worker(context)
     failures: list[StageFailure] = []
     for name, of_model in itertools.groupby(left, key=lambda stage: stage.model):
-        stages_of_model = list(of_model)
+        stages_of_model = sorted(of_model, key=lambda stage: _is_by_vllm(stage, context.plan))
         observer.model_started(name, sum(stage.work for stage in stages_of_model))
         for stage in stages_of_model:
             ready = stage.ready(folder, models[stage.id])
@@ -182,6 +182,14 @@ def _go_through(graph: Sequence[Stage], context: StudyContext) -> list[StageFail
                 continue
             context.models.release(base=True)  # only now: the error held on to its frames
     return failures
+
+
+def _is_by_vllm(stage: Stage, plan: StudyPlan) -> bool:
+    """Whether vLLM does a stage; these come last of a model's, since it takes minutes to open."""
+    if not isinstance(stage, Score):
+        return False
+    engines = plan.record.config.evaluation.engine
+    return engines.of(plan.tasks[stage.task].loaded.output_type) == "vllm"
 
 
 def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFailure:

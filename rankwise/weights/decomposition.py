@@ -30,18 +30,18 @@ _SMALLEST = 1e-6
 # Rows of the weight that are float64 at once.
 _ROWS = 1024
 # Values below this share of the largest are taken from a Gram matrix of their own: one of the whole
-# matrix knows their squares to 1e-16 / 1e-3² = 1e-10 only.
-_OWN_GRAM = 1e-3
+# matrix is rounded by 1e-16 and more of the largest square, 1e-12 of theirs.
+_OWN_GRAM = 1e-2
 # Of residuals and of angles, for a decomposition in float64. What is kept of it is float32, whose
-# rounding is sixty times this.
-_TOLERANCE = 1e-9
+# rounding is six times this.
+_TOLERANCE = 1e-8
 
 
 def thin_svd(matrix: Float[Tensor, "rows columns"]) -> Svd:
     """The thin decomposition, on the matrix's device.
 
     On the CPU it is LAPACK's, in the matrix's dtype. Elsewhere it is ``gram_svd``, in float64;
-    where that is not right to 1e-9 (``largest_error``), the CPU decomposes the matrix in float64.
+    where that is not right to 1e-8 (``largest_error``), the CPU decomposes the matrix in float64.
 
     Args:
         matrix: finite; float32 or float64.
@@ -73,7 +73,7 @@ def gram_svd(matrix: Float[Tensor, "rows columns"]) -> Svd:
     With WᵀW = V Λ Vᵀ the columns of W V are σ u, and in W V = Q R the diagonal of R is σ, what is
     beside it is rounding, and Q is orthonormal however small σ is. Squares lose half of the digits:
     an eigenvector of a small value holds rounding of the large ones. Q R takes that out, and leaves
-    a block of R that is decomposed in the same way for all values below 1e-3 of the largest.
+    a block of R that is decomposed in the same way for all values below 1 % of the largest.
 
     Args:
         matrix: finite; neither zeros nor equal values disturb it.
@@ -82,19 +82,19 @@ def gram_svd(matrix: Float[Tensor, "rows columns"]) -> Svd:
         U, S, Vh = gram_svd(matrix.T)
         return Svd(Vh.T, S, U.T)
     matrix = matrix.double()
-    V = torch.linalg.eigh(matrix.T @ matrix).eigenvectors.flip(1)
-    Q, R = torch.linalg.qr(matrix @ V)
+    right = torch.linalg.eigh(matrix.T @ matrix).eigenvectors.flip(1)  # (columns, columns)
+    Q, R = torch.linalg.qr(matrix @ right)
     sign = torch.where(R.diagonal() < 0, -1.0, 1.0)
-    Q, R = Q * sign, sign[:, None] * R  # (rows, columns), (columns, columns)
-    S = R.diagonal()
-    leading = int((S / S.amax() > _OWN_GRAM).sum())  # 0 where all are 0
-    if 0 < leading < len(S):
-        U, values, Vh = gram_svd(R[leading:, leading:])
-        Q = torch.cat([Q[:, :leading], Q[:, leading:] @ U], dim=1)
-        V = torch.cat([V[:, :leading], V[:, leading:] @ Vh.T], dim=1)
-        S = torch.cat([S[:leading], values])
-    order = S.argsort(descending=True)
-    return Svd(Q[:, order], S[order], V[:, order].T)
+    left, triangle = Q * sign, sign[:, None] * R  # (rows, columns), (columns, columns)
+    values = triangle.diagonal()
+    count = int((values / values.amax() > _OWN_GRAM).sum())  # 0 where all are 0
+    if 0 < count < len(values):
+        inner = gram_svd(triangle[count:, count:])
+        left = torch.cat([left[:, :count], left[:, count:] @ inner.U], dim=1)
+        right = torch.cat([right[:, :count], right[:, count:] @ inner.Vh.T], dim=1)
+        values = torch.cat([values[:count], inner.S])
+    order = values.argsort(descending=True)
+    return Svd(left[:, order], values[order], right[:, order].T)
 
 
 def refined_svd(

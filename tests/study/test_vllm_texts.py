@@ -72,6 +72,22 @@ def test_vllm_writes_the_texts_and_nothing_else(
     assert {options["max_model_len"] for options in vllm.opened} == {max(lengths)}
 
 
+def test_vllm_is_opened_once_for_all_texts_of_a_model(
+    study_file: Path, tmp_path: Path, vllm: FakeVllm
+) -> None:
+    settings = [*SMALL, BY_VLLM, "train.task=sums", "evaluation.out_of_domain=[colours]"]
+    settings += ["evaluation.num_train_items=4", "methods.full=null"]
+    study = plan_study(load_config(study_file, settings)).record
+    # texts, log-likelihoods, texts: in the study's order it would be opened twice
+    assert [task for task in study.scored_tasks() if task in ("sums", "colours", "sums@train")] == [
+        "sums", "colours", "sums@train",
+    ]  # fmt: skip
+    run(study_file, tmp_path / "study", *settings)
+    assert len(vllm.opened) == 2  # for the base, and for the pass
+    finished = StudyFolder(tmp_path / "study")
+    assert len(finished.read_samples(BASE, "sums@train")) == 4
+
+
 def test_only_tasks_that_generate_depend_on_who_writes(study_file: Path, vllm: FakeVllm) -> None:
     plain = plan_study(load_config(study_file, SMALL)).record
     written = plan_study(load_config(study_file, [*SMALL, BY_VLLM])).record

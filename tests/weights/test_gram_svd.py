@@ -140,7 +140,7 @@ def test_what_is_not_right_is_decomposed_by_the_cpu() -> None:
     matrix, exact = planted((30, 20), torch.linspace(2.0, 1.0, 20, dtype=torch.float64))
     assert decomposition._checked(matrix, exact) is exact
     by_cpu = thin_svd(matrix)
-    for wrong in (exact._replace(S=exact.S + 1e-8), exact._replace(U=exact.U * torch.nan)):
+    for wrong in (exact._replace(S=exact.S + 1e-7), exact._replace(U=exact.U * torch.nan)):
         found = decomposition._checked(matrix, wrong)
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, by_cpu, strict=True))
 

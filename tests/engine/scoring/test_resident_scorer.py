@@ -276,6 +276,7 @@ def test_keys_and_values_of_a_read_place_are_those_of_the_plain_model() -> None:
     assert seen == set(tree.lasts)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("family", ["Llama", "Gemma2", "GptOss"])
 def test_cuda_scores_what_a_cpu_scores(family: str, tmp_path: Path) -> None:

@@ -1,0 +1,202 @@
+"""What all sections share: the setup, what they find, models, adapters and texts at random."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from rankwise.engine.models.adapter_folder import ScaledFactors
+from rankwise.engine.models.base import LinearShape, adaptable_shapes, target_shapes
+from rankwise.engine.models.frozen_adapters import FrozenAdapter
+from rankwise.tasks.questions import Continuation
+from tests.support.tiny_models import tiny
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+CPU = torch.device("cpu")
+# Large enough for every kernel (heads of 64), small enough for float32 on a CPU beside it.
+SMALL: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "vocab_size": 400,
+    "initializer_range": 0.05,
+}
+TINY: dict[str, Any] = {"vocab_size": 400, "max_position_embeddings": 512}
+
+
+class Setup(NamedTuple):
+    """Where and how large.
+
+    Attributes:
+        device: that is checked.
+        is_tiny: toy sizes, so that everything runs on a CPU in seconds.
+        is_quick: fewer cases.
+    """
+
+    device: torch.device
+    is_tiny: bool = False
+    is_quick: bool = False
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+class Found:
+    """What a section finds: checks, which can fail, and timings, which cannot."""
+
+    def __init__(self) -> None:
+        self.checks: dict[str, dict[str, Any]] = {}
+        self.timings: dict[str, Any] = {}
+
+    def check(self, name: str, value: float, limit: float, why: str, **figures: Any) -> None:
+        """A number that may not be above its limit; ``why`` says why it is this limit."""
+        self.checks[name] = {
+            "ok": value <= limit,  # not so if it is NaN
+            "value": finite(value),
+            "limit": limit,
+            "why": why,
+            **figures,
+        }
+
+    def skip(self, name: str, reason: str) -> None:
+        self.checks[name] = {"skipped": reason}
+
+    def failed(self, name: str, error: BaseException) -> None:
+        self.checks[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def finite(value: float) -> float | str:
+    """The number, or its name where JSON has none."""
+    return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, when the device has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def median_seconds(device: torch.device, work: Callable[[], Any], repeats: int = 3) -> float:
+    """The median of some repeats, after one that is not counted."""
+    work()
+    seconds: list[float] = []
+    for _ in range(repeats):
+        started = now(device)
+        work()
+        seconds.append(now(device) - started)
+    return statistics.median(seconds)
+
+
+def small_model(
+    setup: Setup, family: str = "Llama", device: torch.device | None = None, **changes: Any
+) -> Any:
+    """A random model in float32, the same on every device; on the setup's unless one is given."""
+    model = tiny(family, **(TINY if setup.is_tiny else SMALL), **changes)
+    model.set_attn_implementation("eager" if family == "Gemma2" else "sdpa")
+    return model.requires_grad_(False).to(setup.device if device is None else device)
+
+
+def big_model(setup: Setup) -> Any:
+    """Random weights of Llama-3.1-8B's shape, made on the card; a small model in a tiny setup."""
+    if setup.is_tiny:
+        return small_model(setup)
+    from benchmarks.training_peer import load_model  # which imports transformers' Trainer
+
+    options = argparse.Namespace(random_8b=True, dtype="bfloat16")
+    return load_model(options, setup.device, "sdpa")
+
+
+def shapes_of(model: Any) -> dict[str, LinearShape]:
+    """The layers that are adapted."""
+    return target_shapes(adaptable_shapes(model), TARGETS)
+
+
+def frozen_adapter(model: Any, rank: int, seed: int, size: float = 0.3) -> FrozenAdapter:
+    """A random adapter, the same on every device; ``size`` is of its updates over their weights."""
+    weights, generator = next(model.parameters()), torch.Generator().manual_seed(seed)
+    layers: dict[str, ScaledFactors] = {}
+    for name, shape in shapes_of(model).items():
+        A = torch.randn(rank, shape.in_features, generator=generator)
+        B = torch.randn(shape.out_features, rank, generator=generator)
+        norm = float(((B.T @ B) * (A @ A.T)).sum().sqrt())
+        scale = size * float(model.get_submodule(name).weight.float().norm()) / norm
+        layers[name] = ScaledFactors(*(x.to(weights.device, weights.dtype) for x in (A, B)), scale)
+    return FrozenAdapter(layers, is_zero_update=False)
+
+
+def random_tokens(draw: random.Random, vocab_size: int, number: int) -> tuple[int, ...]:
+    """Ids of no special tokens, which are the first three."""
+    return tuple(draw.randrange(3, vocab_size) for _ in range(number))
+
+
+def questions(
+    vocab_size: int, *, items: int, shared: int, own: int, options: int = 4, seed: int = 0
+) -> list[Continuation]:
+    """Few-shot questions: a beginning that all share, ``own`` tokens of a question, options."""
+    draw = random.Random(seed)
+    beginning, asked = random_tokens(draw, vocab_size, shared), list[Continuation]()
+    for _ in range(items):
+        context = beginning + random_tokens(draw, vocab_size, draw.randint(own // 2, own))
+        for _ in range(options):
+            asked.append(Continuation(context, random_tokens(draw, vocab_size, draw.randint(1, 4))))
+    return asked
+
+
+@contextlib.contextmanager
+def short_of_memory(
+    setup: Setup, model: Any, *, free_bytes: int, most_tokens: int
+) -> Generator[None]:
+    """Within the block, torch's allocator takes only so much more than it holds now.
+
+    A CPU has no such limit to set. There a forward pass of more than ``most_tokens`` raises what
+    the allocator would.
+    """
+    if setup.is_cuda:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(setup.device).total_memory
+        allowed = torch.cuda.memory_reserved(setup.device) + free_bytes
+        torch.cuda.set_per_process_memory_fraction(allowed / total, setup.device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, setup.device)
+        return
+
+    def refuse(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].numel() > most_tokens:
+            raise torch.OutOfMemoryError("planted")
+
+    hook = model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def allocated_bytes(setup: Setup, *, peak: bool = False) -> int:
+    """What torch holds on the card, now or at most since the last call; 0 on a CPU."""
+    if not setup.is_cuda:
+        return 0
+    gc.collect()
+    held = torch.cuda.memory_allocated(setup.device)
+    held = torch.cuda.max_memory_allocated(setup.device) if peak else held
+    torch.cuda.reset_peak_memory_stats(setup.device)
+    return held
+
+
+def largest(differences: Sequence[float]) -> float:
+    """The largest; NaN if there is any, which ``max`` may lose."""
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)

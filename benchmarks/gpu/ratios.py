@@ -1,0 +1,209 @@
+"""How fast: training, scoring and texts of five adapters, beside what others would use."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.common import (
+    Found,
+    Setup,
+    big_model,
+    finite,
+    frozen_adapter,
+    median_seconds,
+    now,
+    questions,
+    random_tokens,
+)
+from benchmarks.gpu.scoring import scorer_of
+from benchmarks.gpu.training import train
+from rankwise.engine.scoring.vllm import VllmScorer
+from rankwise.engine.training.trainees import AdapterTrainee
+from rankwise.tasks.questions import Continuation, GenerationSettings, Prompt
+from tests.support.tiny_tasks import tiny_tokenizer
+
+PEER_BATCHES = (8, 32, 64)
+NEW_TOKENS = 48
+
+
+def ranks_of(setup: Setup) -> tuple[int, ...]:
+    """Five adapters, as in ``benchmarks.training``."""
+    return (2, 4) if setup.is_tiny else (8, 16, 32, 64, 128)
+
+
+def vocabulary(model: Any) -> int:
+    """Its size."""
+    return len(model.get_input_embeddings().weight)
+
+
+def copy_rate(setup: Setup) -> float:
+    """Bytes per second that a copy reads and writes."""
+    size = 1 << (20 if setup.is_tiny else 30)
+    source = torch.empty(size, dtype=torch.uint8, device=setup.device)
+    return 2 * size / median_seconds(setup.device, source.clone)
+
+
+def roofline(setup: Setup, found: Found) -> None:
+    """Operations per second of a large product, and bytes per second of a copy."""
+    size = 256 if setup.is_tiny else 8192
+    dtype = torch.bfloat16 if setup.is_cuda else torch.float32
+    one, other = (torch.randn(size, size, device=setup.device).to(dtype) for _ in range(2))
+    product = median_seconds(setup.device, lambda: one @ other)
+    found.timings["product_tflop_per_s"] = finite(2 * size**3 / product / 1e12)
+    found.timings["copy_gb_per_s"] = finite(copy_rate(setup) / 1e9)
+
+
+def training(setup: Setup, found: Found) -> None:
+    """Five adapters and one, against peft with transformers' Trainer; in turn, on one base."""
+    from benchmarks.training_peer import (
+        STEP_SIZE,
+        TRAIN,
+        new_adapter,
+        planned,
+        random_examples,
+        train_peer,
+    )
+
+    model, steps = big_model(setup), 2 if setup.is_tiny else 8
+    dtype, ranks = next(model.parameters()).dtype, ranks_of(setup)
+    rows = random_examples(steps * STEP_SIZE, vocabulary(model))
+    num_tokens = sum(len(row.tokens) for row in rows)
+
+    def ours(ranks: Sequence[int]) -> float:
+        trainees = [
+            AdapterTrainee(
+                planned(rank, len(rows)), rows, TRAIN, new_adapter(model, rank, setup.device, dtype)
+            )
+            for rank in ranks
+        ]
+        started = now(setup.device)
+        train(model, trainees, max_tokens=8192)
+        return now(setup.device) - started
+
+    def peer(ranks: Sequence[int], batch_size: int) -> float:
+        return sum(train_peer(model, rank, rows, 0, batch_size)[0] for rank in ranks)
+
+    ours(ranks[:1])  # kernels are compiled for their first shapes
+    train_peer(model, ranks[0], rows[:STEP_SIZE], 0, 2)
+    for name, chosen in (("five_adapters", ranks), ("one_adapter", ranks[:1])):
+        pairs: list[tuple[float, float]] = []
+        for _ in range(1 if setup.is_tiny else 3):
+            seconds = ours(chosen)
+            pairs.append((seconds, min(peer(chosen, size) for size in (2, 1))))
+        mine = statistics.median(seconds for seconds, _ in pairs)
+        found.timings[f"train_{name}_tokens_per_s"] = finite(len(chosen) * num_tokens / mine)
+        ratio = statistics.median(theirs / seconds for seconds, theirs in pairs)
+        found.timings[f"train_{name}_ratio_peft"] = finite(ratio)
+
+
+def log_likelihoods(setup: Setup, found: Found) -> None:
+    """Five adapters on five-shot options, against the base in HFLM or, without lm-eval, like it."""
+    model = big_model(setup)
+    sizes = {"items": 4, "shared": 40, "own": 12} if setup.is_tiny else {
+        "items": 40, "shared": 700, "own": 80,
+    }  # fmt: skip
+    items = questions(vocabulary(model), **sizes)
+    adapters = {f"r{rank}": frozen_adapter(model, rank, rank, 0.03) for rank in ranks_of(setup)}
+    scorer = scorer_of(model, adapters)
+    ours = median_seconds(setup.device, lambda: scorer.log_likelihoods(list(adapters), items))
+    name = "hflm" if importlib.util.find_spec("lm_eval") else "padded"
+    peer = _hflm if name == "hflm" else _padded
+    peers = [
+        median_seconds(setup.device, lambda size=size: peer(model, items, size), 1)
+        for size in PEER_BATCHES
+    ]
+    num_tokens = len(adapters) * sum(len(item.tokens_read) for item in items)
+    found.timings["score_tokens_per_s"] = finite(num_tokens / ours)
+    found.timings[f"score_ratio_{name}"] = finite(len(adapters) * min(peers) / ours)
+
+
+def _hflm(model: Any, items: Sequence[Continuation], batch_size: int) -> Any:
+    """Log-likelihoods by lm-eval's own back end."""
+    from lm_eval.models.huggingface import HFLM
+
+    peer: Any = HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=batch_size)
+    asked = [(("", ""), list(item.context), list(item.continuation)) for item in items]
+    return peer._loglikelihood_tokens(asked, disable_tqdm=True)
+
+
+@torch.inference_mode()
+def _padded(model: Any, items: Sequence[Continuation], batch_size: int) -> list[float]:
+    """Log-likelihoods, longest first, ``batch_size`` rows at once, padded on the right."""
+    in_order = sorted(items, key=lambda item: -len(item.tokens_read))
+    found: list[float] = []
+    for start in range(0, len(in_order), batch_size):
+        batch = in_order[start : start + batch_size]
+        longest = len(batch[0].tokens_read)
+        rows = [[*item.tokens_read, *[0] * (longest - len(item.tokens_read))] for item in batch]
+        logits = model(torch.tensor(rows, device=model.device), use_cache=False).logits
+        for row, item in zip(logits, batch, strict=True):
+            stop, wanted = len(item.tokens_read), torch.tensor(item.continuation)
+            of_item = row[stop - len(wanted) : stop].float().log_softmax(-1)
+            found.append(float(of_item.gather(1, wanted.to(model.device)[:, None]).sum()))
+    return found
+
+
+def prompts_of(setup: Setup, vocab_size: int, number: int) -> list[Prompt]:
+    """Prompts of one length, the first two thirds of which they share."""
+    draw, length = random.Random(2), 12 if setup.is_tiny else 300
+    shared = random_tokens(draw, vocab_size, 2 * length // 3)
+    settings = GenerationSettings(4 if setup.is_tiny else NEW_TOKENS, (), (("do_sample", False),))
+    return [
+        Prompt(shared + random_tokens(draw, vocab_size, length - len(shared)), settings)
+        for _ in range(number)
+    ]
+
+
+def texts(setup: Setup, found: Found) -> None:
+    """128 rows under five adapters, against ``generate`` of the base in one batch."""
+    model, ranks = big_model(setup), ranks_of(setup)
+    model.generation_config.eos_token_id = None  # every text has its full length
+    model.generation_config.pad_token_id = 0
+    num_rows = 4 if setup.is_tiny else 128
+    prompts = prompts_of(setup, vocabulary(model), num_rows // len(ranks))
+    new_tokens = prompts[0].settings.max_new_tokens
+    adapters = {f"r{rank}": frozen_adapter(model, rank, rank, 0.03) for rank in ranks}
+    scorer = scorer_of(model, adapters)
+    ours = median_seconds(setup.device, lambda: scorer.generate(list(adapters), prompts))
+    steps = scorer.decoding.steps / 4  # of the four times
+    alike = prompts_of(setup, vocabulary(model), num_rows)
+    tokens = torch.tensor([prompt.tokens for prompt in alike], device=model.device)
+    generate: Callable[[], Any] = lambda: model.generate(  # noqa: E731
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new_tokens, do_sample=False
+    )
+    peer = median_seconds(setup.device, generate)
+    rate = len(adapters) * len(prompts) * new_tokens / ours
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    floor = weights / copy_rate(setup)
+    found.timings["texts_tokens_per_s"] = finite(rate)
+    found.timings["texts_ratio_generate"] = finite(rate / (num_rows * new_tokens / peer))
+    found.timings["texts_step_over_floor"] = finite(ours / steps / floor)
+
+
+def vllm(setup: Setup, found: Found) -> None:
+    """The same prompts of the base by vLLM, where it is installed."""
+    if importlib.util.find_spec("vllm") is None:
+        found.skip("vllm", "vllm is not installed")
+        return
+    model = big_model(setup)
+    prompts = prompts_of(setup, vocabulary(model), 4 if setup.is_tiny else 128)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        del model
+        longest = len(prompts[0].tokens) + prompts[0].settings.max_new_tokens
+        scorer = VllmScorer(Path(folder), Path(folder), "bfloat16", max_length=longest)
+        try:
+            seconds = median_seconds(setup.device, lambda: scorer.generate([None], prompts))
+        finally:
+            scorer.close()
+    num_tokens = len(prompts) * prompts[0].settings.max_new_tokens
+    found.timings["vllm_tokens_per_s"] = finite(num_tokens / seconds)

@@ -1,0 +1,181 @@
+"""The benchmark of cards: its checks pass, on a CPU at toy size too, and they can fail."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as benchmark
+from benchmarks.gpu import kernels, scoring, spectra
+from benchmarks.gpu.__main__ import SECTIONS, Section, failed, in_a_process, run_section
+from benchmarks.gpu.common import CPU, Found, Setup
+from rankwise.engine.models.frozen_adapters import FrozenBank
+from rankwise.engine.models.packed_attention import grouped_attention
+from rankwise.engine.training import loop
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY = Setup(CPU, is_tiny=True)
+OF_8B = {"memory", "train_ratio", "score_ratio", "vllm"}  # they judge nothing on a CPU
+quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@quiet
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_section_runs_at_toy_size_on_a_cpu(name: str) -> None:
+    found = run_section(name, TOY)
+    assert failed(found.checks) == []
+    assert found.checks or found.timings
+    judged = [check for check in found.checks.values() if "ok" in check]
+    assert all(check["why"] for check in judged)
+    skipped = [check["skipped"] for check in found.checks.values() if "skipped" in check]
+    assert all(skipped)
+    assert bool(judged) == (name not in OF_8B)
+    json.dumps(vars(found), allow_nan=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", sorted(SECTIONS.keys() - OF_8B))
+def test_every_check_holds_on_a_card(name: str) -> None:
+    assert failed(run_section(name, Setup(torch.device("cuda", 0))).checks) == []
+
+
+def test_the_command_prints_one_object_and_writes_it(tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    command = ["-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--output", str(output)]
+    done = subprocess.run(
+        [sys.executable, *command, "--section", "attention"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert set(summary) == {"ok", "failed", "env", "checks", "timings", "seconds"}
+    assert (summary["ok"], summary["failed"]) == (True, [])
+    assert summary["env"]["torch"] == torch.__version__
+    assert any(name.startswith("attention.grouped.float32") for name in summary["checks"])
+    assert json.loads(output.read_text()) == summary
+
+
+def test_it_needs_neither_lm_eval_nor_datasets_to_begin() -> None:
+    asked = (
+        "import sys, benchmarks.gpu.__main__;"
+        "print({'lm_eval', 'datasets', 'pytest'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+# what goes wrong
+
+
+def test_a_process_that_ends_or_takes_too_long_costs_its_section(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "false")
+        ended = in_a_process("vllm", [], {})
+    assert ended == {"checks": {"vllm": {"ok": False, "error": "it ended with 1"}}}
+    monkeypatch.setitem(SECTIONS, "vllm", Section(0))
+    slow = in_a_process("vllm", ["--device", "cpu"], {})
+    assert slow == {"checks": {"vllm": {"ok": False, "error": "not done after 0 s"}}}
+    assert capsys.readouterr().err.count("failed: vllm") == 2
+
+
+def test_the_others_go_on_and_the_exit_code_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answered(name: str, *_: Any) -> dict[str, Any]:
+        return {"checks": {name: {"ok": name != "train"}}, "timings": {f"{name}_s": 1.0}}
+
+    monkeypatch.setattr(benchmark, "in_a_process", answered)
+    assert benchmark.main(["--device", "cpu", "--quick"]) == 1
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["ok"], summary["failed"]) == (False, ["train"])
+    quick = {name for name, section in SECTIONS.items() if section.quick}
+    assert set(summary["checks"]) == quick == {"attention", "train", "score", "oom"}
+    assert benchmark.main(["--device", "cpu", "--section", "spectra"]) == 0
+
+
+def test_a_part_that_raises_is_a_failed_check_and_the_next_one_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks(setup: Setup, found: Found) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def holds(setup: Setup, found: Found) -> None:
+        found.check("next", 1.0, 2.0, "planted")
+
+    monkeypatch.setitem(SECTIONS, "spectra", Section(9, (), (breaks, holds)))
+    found = run_section("spectra", TOY)
+    (name,) = failed(found.checks)
+    assert name.endswith(".breaks")
+    assert "illegal memory access" in found.checks[name]["error"]
+    assert found.checks["next"]["ok"]
+
+
+@pytest.mark.parametrize(("value", "is_ok"), [(2.0, True), (2.1, False), (math.nan, False)])
+def test_a_value_may_not_be_above_its_limit(value: float, is_ok: bool) -> None:
+    found = Found()
+    found.check("planted", value, 2.0, "why")
+    assert found.checks["planted"]["ok"] is is_ok
+    json.dumps(found.checks, allow_nan=False)
+
+
+def test_a_kernel_that_sees_its_neighbours_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_one(query: Any, key: Any, value: Any, layout: Any, terms: Any) -> torch.Tensor:
+        whole = type(layout)((layout.num_tokens,))
+        return grouped_attention(query, key, value, whole, terms)
+
+    monkeypatch.setitem(kernels.KERNELS, "grouped", as_one)
+    found = Found()
+    kernels.attention(TOY, found)
+    assert len(failed(found.checks)) == 4
+
+
+def test_an_error_of_memory_that_is_not_survived_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "is_out_of_memory", lambda _: False)
+    found = run_section("oom", TOY)
+    assert failed(found.checks) == ["oom.training.out_of_memory"]
+    assert found.checks["oom.score"]["ok"]
+
+
+def test_a_guard_that_lets_everything_pass_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(*_: Any) -> None: ...
+
+    monkeypatch.setattr(scoring, "refuse_unapplied", blind)
+    found = Found()
+    scoring.guard(TOY, found)
+    assert found.checks["guard"]["value"] == 3
+
+
+def test_adapters_on_the_wrong_rows_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_of = FrozenBank.rows_of
+
+    def swapped(self: FrozenBank, pieces: Sequence[Any]) -> Any:
+        turned = [piece.adapter for piece in reversed(pieces)]
+        return rows_of(self, [p._replace(adapter=a) for p, a in zip(pieces, turned, strict=True)])
+
+    monkeypatch.setattr(FrozenBank, "rows_of", swapped)
+    found = Found()
+    scoring.company(TOY, found)
+    assert "score.company.25" in failed(found.checks)
+
+
+def test_singular_vectors_that_are_off_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(matrix: torch.Tensor) -> Any:
+        found = spectra.Svd(*torch.linalg.svd(matrix.double(), full_matrices=False))
+        return found._replace(U=found.U.flip(1))
+
+    monkeypatch.setattr(spectra, "gram_svd", off)
+    found = Found()
+    spectra.decompositions(TOY, found)
+    assert {name.rpartition(".")[2] for name in failed(found.checks)} == {"vectors"}
