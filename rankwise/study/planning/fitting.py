@@ -45,16 +45,14 @@ def full_training(
     named = {key: value for key, value in full.model_dump().items() if value != "auto"}
     if earlier is not None and earlier == earlier.model_copy(update=named):
         return earlier
-    choices = [choice.model_copy(update=named) for choice in FULL_TRAININGS]
-    if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
-        choices = choices[:-1]
+    *larger, smallest = (choice.model_copy(update=named) for choice in FULL_TRAININGS)
     limit = usable(machine.available_bytes())
-    fitting = (
-        choice
-        for choice in dict.fromkeys(choices)
-        if least_bytes(memory.changed(full=choice), config.train, None) <= limit
-    )
-    return next(fitting, choices[-1])
+    for choice in dict.fromkeys(larger):
+        if least_bytes(memory.changed(full=choice), config.train, None) <= limit:
+            return choice
+    if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
+        return larger[-1]
+    return smallest
 
 
 def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
