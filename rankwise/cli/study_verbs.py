@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Iterable
@@ -441,13 +440,9 @@ def _machine(device: str | None, memory: int | None) -> Machine | None:
 def _planned(config: StudyConfig, folder: StudyFolder, machine: Machine | None = None) -> StudyPlan:
     """Plan a study as it goes on in its folder, and print its warnings."""
     quiet_libraries()
-    from rankwise.records.study import StudyRecord
     from rankwise.study.planning.plan import plan_study
 
-    earlier = None
-    with contextlib.suppress(RecordError):  # a damaged one is set aside when the study is run
-        earlier = folder.read_if_there(folder.study_file, StudyRecord)
-    plan = plan_study(config, note, earlier=earlier, machine=machine)
+    plan = plan_study(config, note, folder=folder, machine=machine)
     warn(plan.record.warnings)
     return plan
 

@@ -73,8 +73,10 @@ def seconds_of(duration: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-_BYTES = {"": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_BYTES |= {"MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_BYTES = {
+    **{"": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+    **{"MIB": 2**20, "GIB": 2**30, "TIB": 2**40},
+}
 
 
 def bytes_of(memory: str) -> int:
