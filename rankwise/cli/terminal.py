@@ -38,8 +38,8 @@ _NOT_ON_A_NARROW_ONE = {"parameters", "gain", "peak_memory"}
 
 
 _ASSUMED_RATE = (
-    ": a third of an H100's peak, which is assumed and not measured; --tokens-per-second takes "
-    "another"
+    ": a third of an H100's peak, which is assumed and not measured, and more than small models "
+    "reach; --tokens-per-second takes another"
 )
 
 

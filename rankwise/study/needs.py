@@ -43,6 +43,7 @@ def assumed_rate(num_parameters: int) -> float:
     """Tokens of LoRA training in a second on one H100, by ``CARD_SHARE``.
 
     A token takes 4 FLOP for each of the base's weights: 2 forward, 2 for the gradients of what its
-    layers read. The adapters' own are few.
+    layers read. The adapters' own are few. A model of less than a billion weights is slower than
+    that: starting its small kernels takes longer than computing them.
     """
     return CARD_FLOPS * CARD_SHARE / (4 * num_parameters)
