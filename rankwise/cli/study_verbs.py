@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,9 +28,11 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.errors import ConfigError, RecordError, StorageError
+from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
 
 if TYPE_CHECKING:
+    from rankwise.engine.models.devices import Machine
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import StudyOutcome
@@ -72,6 +74,61 @@ AcceptNewStack = Annotated[
 ]
 
 
+def _device(text: str) -> str:
+    if text not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"{text!r} is no device; write cpu or cuda")
+    return text
+
+
+def _memory(text: str) -> int:
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise typer.BadParameter(f"{text!r} is no rate; write tokens per second, such as 10000")
+    return rate
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda",
+        help="Plan for this device (default: the one that is here).",
+        parser=_device,
+    ),
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Plan for so much memory: 80GB, 24GiB. A card of that size need not be here.",
+        parser=_memory,
+    ),
+]
+TokensPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        "--tokens-per-second",
+        metavar="RATE",
+        help=(
+            "Say how long the study takes where LoRA training reads so many tokens in a second "
+            "(default with --device cuda: a third of an H100's peak, which is assumed)."
+        ),
+        parser=_rate,
+    ),
+]
+
+
 @verb(STUDIES)
 def run(
     study: StudyFile = None,
@@ -95,17 +152,23 @@ def plan(
     study: StudyFile = None,
     study_dir: StudyDir = None,
     allow_task_code: AllowTaskCode = False,
+    device: Device = None,
+    memory: Memory = None,
+    tokens_per_second: TokensPerSecond = None,
     as_json: Json = False,
 ) -> int:
     """List a study's runs with steps, tokens, parameters and memory.
 
-    Loads no weights and trains nothing.
+    Loads no weights and trains nothing. --device cuda --memory 80GB plans for
+    such a card wherever it is: precision, passes, memory, disk and hours.
     """
     config, folder = _named(study, study_dir, allow_task_code)
-    planned = _planned(config, folder)
-    from rankwise.cli.terminal import pass_lines, plan_table
-    from rankwise.records.files import free_bytes, in_words
+    machine = _machine(device, memory)
+    planned = _planned(config, folder, machine)
+    from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
+    from rankwise.records.files import in_words
     from rankwise.study.damage import find_damage, models_of
+    from rankwise.study.needs import assumed_rate, needs_of
     from rankwise.study.stages import finished_work, stages
 
     record, graph = planned.record, stages(planned.record)
@@ -113,7 +176,11 @@ def plan(
     intact = folder.without({path for damage in damages for path in damage.spoils})
     done = finished_work(graph, intact)
     warn(f"damaged: {damage}; it is made again" for damage in damages)
-    left = sum(stage.disk_bytes for stage in graph if not stage.is_finished(intact))
+    rate = tokens_per_second
+    is_assumed = rate is None and machine is not None and planned.device.type == "cuda"
+    if is_assumed:
+        rate = assumed_rate(record.num_parameters)
+    needs = needs_of([stage for stage in graph if not stage.is_finished(intact)], rate)
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
@@ -124,6 +191,10 @@ def plan(
             "passes": record.passes,
             "stages": [stage.described(intact) for stage in graph],
             "warnings": record.warnings,
+            "device": planned.device.type,
+            "precision": record.precision,
+            **needs._asdict(),
+            "is_rate_assumed": is_assumed,
         }
         return emit(content)
     stdout.print(plan_table(record, done))
@@ -131,7 +202,11 @@ def plan(
         say(line)
     if record.config.is_searched:
         say("search: these trainings begin it; what they show decides which go on")
-    say(f"disk: about {in_words(left)}, {in_words(free_bytes(folder.root))} free")
+    if machine is not None:
+        available = in_words(machine.available_bytes())
+        say(f"planned for {machine.name} with {available}, in {record.precision}")
+    for line in needs_lines(needs, folder.root, is_assumed=is_assumed):
+        say(line)
     return OK
 
 
@@ -345,16 +420,29 @@ def _named(
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 
 
-def _planned(config: StudyConfig, folder: StudyFolder) -> StudyPlan:
+def _machine(device: str | None, memory: int | None) -> Machine | None:
+    """What is to be planned for; None: the machine that is here."""
+    if device is None and memory is None:
+        return None
+    import torch
+
+    from rankwise.engine.models.devices import Machine, choose_device
+
+    if device is not None and (device == "cpu" or memory is not None):
+        return Machine(torch.device(device), memory)
+    here = choose_device()
+    if device == "cuda" and here.type != "cuda":
+        problem = "--device cuda: there is no card here; say what it has, such as --memory 80GB"
+        raise ConfigError("plan", [problem])
+    return Machine(here, memory)
+
+
+def _planned(config: StudyConfig, folder: StudyFolder, machine: Machine | None = None) -> StudyPlan:
     """Plan a study as it goes on in its folder, and print its warnings."""
     quiet_libraries()
-    from rankwise.records.study import StudyRecord
     from rankwise.study.planning.plan import plan_study
 
-    earlier = None
-    with contextlib.suppress(RecordError):  # a damaged one is set aside when the study is run
-        earlier = folder.read_if_there(folder.study_file, StudyRecord)
-    plan = plan_study(config, note, earlier=earlier)
+    plan = plan_study(config, note, folder=folder, machine=machine)
     warn(plan.record.warnings)
     return plan
 

@@ -73,6 +73,21 @@ def seconds_of(duration: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
+_BYTES = {
+    **{"": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+    **{"MIB": 2**20, "GIB": 2**30, "TIB": 2**40},
+}
+
+
+def bytes_of(memory: str) -> int:
+    """Bytes of a size such as 80GB or 24GiB or of a plain number; ValueError for what is none."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?) ?([MGT]I?B)?", memory.strip().upper())
+    size = 0 if found is None else int(float(found[1]) * _BYTES[found[2] or ""])
+    if size == 0:
+        raise ValueError(f"{memory!r} is no amount of memory; write 80GB, 24GiB or bytes")
+    return size
+
+
 def duration(value: str) -> str:
     """Refuse text that is no time."""
     seconds_of(value)

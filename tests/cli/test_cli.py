@@ -311,6 +311,8 @@ def test_plan_says_what_of_a_pass_is_scored_already(
         ["yes", "4/4"],
         ["no", "0/4"],
     ]
+    done = rankwise("plan", *study[:1], *study[2:], "--tokens-per-second", "1")
+    assert "time: about 0.0 s of training and scoring" in done.stdout
 
 
 def test_plan_as_json(finished: Finished) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rankwise.errors import ConfigError
 from rankwise.records.config.methods import AlphaConfig
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.fields import bytes_of
 from rankwise.records.study_file import load_config, preset_names, preset_text
 
 SMALLEST = "base_model: some-model\ntrain: {task: a_task}\n"
@@ -394,3 +395,14 @@ def test_what_is_dumped_loads_as_the_same_config(tmp_path: Path, text: str) -> N
     (tmp_path / "elsewhere").mkdir()
     assert load_config(written(tmp_path / "elsewhere", dumped)) == config
     assert StudyConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_memory_is_read_in_its_unit() -> None:
+    sizes = ("80GB", "80 gb", "1.5GB", "24GiB", "512MiB", "2TB", "1TiB", "1000", "0.001MB")
+    assert [bytes_of(size) for size in sizes] == [
+        *(80 * 10**9, 80 * 10**9, 15 * 10**8, 24 * 2**30, 512 * 2**20),
+        *(2 * 10**12, 2**40, 1000, 1000),
+    ]
+    for wrong in ("", "GB", "-1GB", "0", "1e9", "80GB free", "80G", "1,5GB"):
+        with pytest.raises(ValueError, match="is no amount of memory; write 80GB, 24GiB or bytes"):
+            bytes_of(wrong)

@@ -155,12 +155,16 @@ def test_fingerprints_are_those_of_what_is_taken(study_file: Path) -> None:
 def test_a_study_that_goes_on_keeps_what_it_took(study_file: Path) -> None:
     memory, train = memory_of(study_file)
     small = card(least_bytes(memory.changed(full=EIGHT_BIT), train, None))
-    first = planned(study_file, machine=small)
-    again = planned(study_file, "seeds=[0,1]", machine=card(10**9), earlier=first)
+    folder = StudyFolder(study_file.parent / "study")
+    first = planned(study_file, machine=small, folder=folder)
+    folder.write(folder.study_file, first)
+    again = planned(study_file, "seeds=[0,1]", machine=card(10**9), folder=folder)
     assert [run.full for run in again.runs if run.method == "full"] == [EIGHT_BIT] * 2
     assert fulls(first)["fingerprint"] in {run.fingerprint for run in again.runs}
-    other = first.model_copy(update={"base_model_fingerprint": "another model"})
-    assert fulls(planned(study_file, machine=card(10**9), earlier=other))["full"] == FLOAT32
+    folder.write(
+        folder.study_file, first.model_copy(update={"base_model_fingerprint": "another model"})
+    )
+    assert fulls(planned(study_file, machine=card(10**9), folder=folder))["full"] == FLOAT32
 
 
 def problems(study_file: Path, *overrides: str, **options: Any) -> tuple[str, ...]:
@@ -227,7 +231,8 @@ def test_a_run_trains_and_records_what_was_taken(study_file: Path, tmp_path: Pat
     overrides = ("methods.lora.ranks=[2]", "train.epochs=1", "analysis.spectra=false")
     first = planned(study_file, *overrides, "methods.full={weights: bfloat16}", machine=card(10**9))
     folder = StudyFolder(tmp_path / "study")
-    plan = plan_study(load_config(study_file, overrides), earlier=first)
+    folder.write(folder.study_file, first)
+    plan = plan_study(load_config(study_file, overrides), folder=folder)
     run_study(plan, folder, Silent())
     (run,) = (run for run in folder.read_study().runs if run.method == "full")
     finished = folder.finished_run(run)
@@ -235,6 +240,15 @@ def test_a_run_trains_and_records_what_was_taken(study_file: Path, tmp_path: Pat
     assert finished.planned.full == BFLOAT16
     weights = load_file(folder.weights_folder(run) / "model.safetensors")
     assert {each.dtype for each in weights.values()} == {torch.bfloat16}
+    # what is trained needs no memory any more; a new seed does
+    too_small = Machine(torch.device("cuda"), 1000)
+    planned(study_file, *overrides, "train.precision=float32", machine=too_small, folder=folder)
+    seeds = (*overrides, "seeds=[0,1]")
+    for_each = problems(study_file, *seeds, machine=too_small, folder=folder)
+    assert [problem.partition("-s1-")[0] for problem in for_each] == [
+        "methods.lora: training colours-lora-r002-a004",
+        "methods.full: training colours-full",
+    ]
 
 
 def test_disk_is_planned_for_what_is_taken(study_file: Path) -> None:
@@ -262,7 +276,7 @@ def test_a_card_that_is_described_is_not_asked(monkeypatch: pytest.MonkeyPatch) 
     machine = Machine(torch.device("cuda"), 80 * 10**9)
     assert machine.available_bytes() == 80 * 10**9
     assert (machine.precision("auto"), machine.precision("float32")) == ("bfloat16", "float32")
-    assert machine.name == "a CUDA card of 80.0 GB"
+    assert machine.name == "a CUDA card"
 
 
 def test_a_processor_is_asked() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.study_file import load_config, preset_names, preset_text
+from rankwise.study.planning import fitting
 from rankwise.study.planning.plan import plan_study
+from tests.support.command_line import rankwise, words
+from tests.support.tiny_tasks import tiny_tokenizer
 
 PAPER_DATA = ("gsm8k", "mathqa", "medmcqa", "mmlu")
 
@@ -77,6 +83,89 @@ def test_the_paper_s_design_is_complete(name: str, tmp_path: Path) -> None:
     assert config.evaluation.retention == ("mmlu",)
     assert "LegalMCQ" in preset_text(name)
     assert "stand-ins" in preset_text(name)
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "paper-llama": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+    },
+    "paper-qwen": {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+    },
+}
+"""Of the configs of Llama-3.1-8B and Qwen2.5-7B."""
+
+
+@pytest.fixture(params=PUBLISHED)
+def paper(request: pytest.FixtureRequest, tmp_path: Path, tasks_folder: Path) -> tuple[str, ...]:
+    """The arguments of a paper's preset: its model without weights, five tasks of long prompts."""
+    folder = tmp_path / "model"
+    tiny_tokenizer().save_pretrained(folder)
+    config = {"tie_word_embeddings": False, "max_position_embeddings": 32768}
+    (folder / "config.json").write_text(json.dumps(PUBLISHED[request.param] | config))
+    save_file({}, folder / "model.safetensors")
+    tasks = [f"long_{number}" for number in range(5)]
+    for name in tasks:  # a prompt is cut to train.max_length
+        prompt = f"{'x' * 2000} {name} {{{{question}}}}"
+        text = f"include: colours.yaml\ntask: {name}\ndoc_to_text: '{prompt}'\n"
+        (tasks_folder / f"{name}.yaml").write_text(text)
+    return (
+        str(written(tmp_path, request.param)),
+        f"base_model={folder}",
+        f"tasks_path={tasks_folder}",
+        "allow_task_code=true",
+        f"train.task=[{', '.join(tasks)}]",
+        "train.split=null",
+        "evaluation.out_of_domain=[]",
+        "evaluation.retention=[hues]",
+        "evaluation.held_out_text=[small_prose]",
+        "evaluation.domains={}",
+        "--study-dir",
+        str(tmp_path / "study"),
+    )
+
+
+def test_a_paper_s_study_fits_a_card_of_80_gb(
+    paper: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "has_8bit_adamw", lambda _: True)
+    done = rankwise("plan", *paper, "--device", "cuda", "--memory", "80GB", "--json")
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert [warning for warning in plan["warnings"] if "methods." in warning] == []
+    assert plan["precision"] == "bfloat16"
+    full = {(run["method"], *(run["full"] or {}).values()) for run in plan["runs"]}
+    assert full == {("lora",), ("full", "bfloat16", "adamw_8bit")}
+    lora = [each for each in plan["passes"] if "-lora-" in each["runs"][0]]
+    assert sum(len(each["runs"]) for each in lora) == 25
+    assert min(each["max_tokens"] for each in lora) >= 8192
+    assert max(each["estimated_memory_bytes"] for each in plan["passes"]) <= 0.85 * 80e9
+    assert plan["seconds"] > 0
+    assert plan["is_rate_assumed"]
+
+
+def test_a_paper_s_study_needs_8_bit_moments_there(
+    paper: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "has_8bit_adamw", lambda _: False)
+    done = rankwise("plan", *paper, "--device", "cuda", "--memory", "80GB")
+    assert done.exit_code == 2
+    assert "methods.full={weights: bfloat16, optimizer: adamw_8bit}" in words(done.stderr)
+    assert "pip install 'rankwise[torchao]'" in words(done.stderr)
 
 
 def test_ranks_beyond_the_smaller_side_are_a_warning(

@@ -21,9 +21,9 @@ from rankwise.engine.training.trainees import (
     Trainee,
 )
 from rankwise.errors import DivergedError
-from rankwise.records.config.methods import LoraInit, OptimizerName
+from rankwise.records.config.methods import LoraInit
 from rankwise.records.config.training import LearningRateConfig, TrainConfig
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 CPU = torch.device("cpu")

@@ -137,10 +137,8 @@ class Machine(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the card or of the processor, or what is given of a card."""
-        if self.is_elsewhere:
-            return f"a CUDA card of {self.available_bytes() / 1e9:.1f} GB"
-        return device_name(self.device)
+        """The name of the card or of the processor; nothing is known of a card elsewhere."""
+        return "a CUDA card" if self.is_elsewhere else device_name(self.device)
 
     def precision(self, wanted: Precision) -> ResolvedPrecision:
         """See ``resolve_precision``; a card that is not asked multiplies bfloat16 natively.

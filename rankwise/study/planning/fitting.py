@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
+from rankwise.errors import RecordError
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.files import in_words
+from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.passes import least_bytes, size_of, usable
@@ -45,16 +48,14 @@ def full_training(
     named = {key: value for key, value in full.model_dump().items() if value != "auto"}
     if earlier is not None and earlier == earlier.model_copy(update=named):
         return earlier
-    choices = [choice.model_copy(update=named) for choice in FULL_TRAININGS]
-    if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
-        choices = choices[:-1]
+    *larger, smallest = (choice.model_copy(update=named) for choice in FULL_TRAININGS)
     limit = usable(machine.available_bytes())
-    fitting = (
-        choice
-        for choice in dict.fromkeys(choices)
-        if least_bytes(memory.changed(full=choice), config.train, None) <= limit
-    )
-    return next(fitting, choices[-1])
+    for choice in dict.fromkeys(larger):
+        if least_bytes(memory.changed(full=choice), config.train, None) <= limit:
+            return choice
+    if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
+        return larger[-1]
+    return smallest
 
 
 def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
@@ -64,15 +65,29 @@ def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
     return config.model_copy(update={"methods": methods})
 
 
-def earlier_full(earlier: StudyRecord | None, base_model: str) -> FullTraining | None:
-    """What a study on this base took for full fine-tuning when it was planned before.
+def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | None:
+    """What the study in a folder took for full fine-tuning, if it is on this base.
 
-    ``base_model`` is the base's fingerprint.
+    ``base_model`` is the base's fingerprint. A damaged record says nothing.
     """
+    earlier = None
+    with contextlib.suppress(RecordError):
+        earlier = folder and folder.read_if_there(folder.study_file, StudyRecord)
     if earlier is None or earlier.base_model_fingerprint != base_model:
         return None
     full = earlier.config.methods.full
     return None if full is None else FullTraining.model_validate(full.model_dump())
+
+
+def untrained(runs: Sequence[PlannedRun], folder: StudyFolder | None) -> list[PlannedRun]:
+    """Of some runs those that have no finished training in a folder, or a damaged one."""
+
+    def is_trained(run: PlannedRun) -> bool:
+        with contextlib.suppress(RecordError):
+            return folder is not None and folder.finished_run(run) is not None
+        return False
+
+    return [run for run in runs if not is_trained(run)]
 
 
 def check_memory(
@@ -87,7 +102,7 @@ def check_memory(
     What takes more than there is is a problem, what takes more than is planned for a warning.
 
     Args:
-        runs: that are trained here.
+        runs: that are to be trained.
         config: of the study; names what full fine-tuning takes.
         memory: of its passes.
         machine: that trains.

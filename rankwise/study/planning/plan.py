@@ -27,6 +27,7 @@ from rankwise.records.fingerprints import (
     study_fingerprint,
     task_fingerprint,
 )
+from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
 from rankwise.study.planning.checks import (
     check_clusters,
@@ -40,7 +41,13 @@ from rankwise.study.planning.checks import (
     target_layers,
 )
 from rankwise.study.planning.chosen import Candidates, all_of, decided
-from rankwise.study.planning.fitting import check_memory, earlier_full, full_training, with_full
+from rankwise.study.planning.fitting import (
+    check_memory,
+    earlier_full,
+    full_training,
+    untrained,
+    with_full,
+)
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.mitigations import (
@@ -145,7 +152,7 @@ def plan_study(
     config: StudyConfig,
     report: Callable[[str], None] = lambda _: None,
     *,
-    earlier: StudyRecord | None = None,
+    folder: StudyFolder | None = None,
     machine: Machine | None = None,
 ) -> StudyPlan:
     """Plan a study; a base model or data set that is not here yet is fetched.
@@ -155,8 +162,8 @@ def plan_study(
     Args:
         config: a checked config.
         report: receives a line for each download and conversion.
-        earlier: what ``study.json`` says where the study goes on: full fine-tuning keeps what it
-            took then.
+        folder: where the study goes on, if it does: full fine-tuning keeps what it took there, and
+            what is trained there needs no memory.
         machine: to plan for; None: the one that is here, which alone can run the plan.
 
     Raises:
@@ -166,7 +173,7 @@ def plan_study(
     issues = Issues()
     model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
-    planner = None if parts is None else Planner(config, model, parts, issues, earlier)
+    planner = None if parts is None else Planner(config, model, parts, issues, folder)
     if issues.problems or planner is None:
         raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
     return planner.plan()
@@ -218,10 +225,10 @@ class Planner:
         model: StudyModel,
         parts: _Parts,
         issues: Issues,
-        earlier: StudyRecord | None,
+        folder: StudyFolder | None,
     ) -> None:
         memory = _memory(config, model, parts)
-        before = earlier_full(earlier, model.base.fingerprint)
+        before = earlier_full(folder, model.base.fingerprint)
         full = full_training(config, memory, model.machine, before)
         if full is not None:
             config, memory = with_full(config, full), memory.changed(full=full)
@@ -249,7 +256,7 @@ class Planner:
         }
         trained = [*self._runs, *self._variants]
         trained += [end for each in self.candidates.values() for end in each.ends]
-        check_memory(trained, config, memory, model.machine, issues)
+        check_memory(untrained(trained, folder), config, memory, model.machine, issues)
         self._unchosen = self._record()
 
     def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:

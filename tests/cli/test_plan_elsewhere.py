@@ -1,0 +1,76 @@
+"""``rankwise plan`` for a machine that is not here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from tests.support.command_line import rankwise
+
+CARD = ("--device", "cuda", "--memory", "80GB")
+
+
+def test_plan_for_a_card_elsewhere(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("CUDA was asked")
+
+    for name in ("is_bf16_supported", "mem_get_info", "get_device_name", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    full = ("train.precision=auto", "--study-dir", study_file.parent / "elsewhere")
+    said = rankwise("plan", study_file, *full, *CARD).stdout
+    assert "planned for a CUDA card with 80.0 GB, in bfloat16" in said
+    assert re.search(r"pass 2: colours-full-s0-\w+, float32 weights, adamw, micro-batches", said)
+    assert re.search(r"disk: about [\d.]+ MB, ", said)
+    # a third of 989 TFLOP/s, over 4 of each of 60,912 weights
+    assert "if LoRA training reads 1,353,044,830 tokens per second: a third of an H100's" in said
+    plan = json.loads(rankwise("plan", study_file, *full, *CARD, "--json").stdout)
+    assert (plan["device"], plan["precision"]) == ("cuda", "bfloat16")
+    here = json.loads(rankwise("plan", study_file, *full, "--json").stdout)
+    assert (here["device"], here["seconds"], here["tokens_per_second"]) == ("cpu", None, None)
+
+
+def test_plan_says_how_long_the_study_takes(study_file: Path) -> None:
+    study = (study_file, "--study-dir", study_file.parent / "timed", "--tokens-per-second", "100")
+    plan = json.loads(rankwise("plan", *study, "--json").stdout)
+    work = [stage["work"] for stage in plan["stages"] if stage["kind"] != "spectra"]
+    assert len(work) == len(plan["stages"]) - 1
+    assert plan["seconds"] == pytest.approx(sum(work) / 250)  # a token of training is 2.5 scored
+    assert plan["disk_bytes"] == sum(stage["disk_bytes"] for stage in plan["stages"])
+    assert not plan["is_rate_assumed"]
+    said = rankwise("plan", *study).stdout
+    assert "of training and scoring, if LoRA training reads 100 tokens per second\n" in said
+
+
+def test_what_does_not_fit_a_card_is_refused(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = rankwise("plan", study_file, "--device", "cuda", "--memory", "1000")
+    assert done.exit_code == 2
+    assert "methods.lora: training colours-lora-r004-a008-s0-" in done.stderr
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = rankwise("plan", study_file, "--device", "cuda")
+    assert done.exit_code == 2
+    assert "there is no card here; say what it has, such as --memory 80GB" in done.stderr
+
+
+def test_plan_keeps_what_the_folder_s_study_took(study_file: Path) -> None:
+    bfloat16 = "methods.full={weights: bfloat16}"
+    folder = StudyFolder(study_file.parent / "kept")
+    folder.write(folder.study_file, plan_study(load_config(study_file, [bfloat16])).record)
+
+    def full(*more: Any) -> Any:
+        done = rankwise("plan", study_file, *CARD, "--json", *more)
+        return [run["full"] for run in json.loads(done.stdout)["runs"] if run["full"]]
+
+    kept = {"weights": "bfloat16", "optimizer": "adamw"}
+    assert full("--study-dir", folder.root) == [kept]
+    folder.study_file.write_text("{")  # what is damaged is no reason
+    assert full("--study-dir", folder.root) == [{"weights": "float32", "optimizer": "adamw"}]
