@@ -332,7 +332,8 @@ def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) 
     """
     tokens, size = layout.num_tokens, _MASK_BLOCK
     # (tokens,): the first token that each token sees, in its own sequence and window
-    first = torch.tensor(layout.starts).repeat_interleave(torch.tensor(layout.lengths))
+    lengths = torch.tensor(layout.lengths)
+    first = torch.tensor(layout.starts).repeat_interleave(lengths, output_size=tokens)
     if window is not None:
         first = first.maximum(torch.arange(tokens) - window + 1)
     first = moved(first, device)

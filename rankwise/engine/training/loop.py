@@ -27,6 +27,7 @@ from rankwise.engine.models.devices import (
     ResolvedPrecision,
     give_back_memory,
     is_out_of_memory,
+    moved,
 )
 from rankwise.engine.models.head import (
     CompletionHead,
@@ -283,8 +284,11 @@ class _Pass:
         of_spans = [active[span.placed.trainee] for span in batch.spans]
 
         def by_token(of_span: Sequence[float], repeats: Sequence[int]) -> Tensor:
-            values = torch.tensor(of_span, device=self._device)
-            return values.repeat_interleave(torch.tensor(repeats, device=self._device))
+            # with its size, which a card would have to tell the host
+            values = torch.tensor(of_span).repeat_interleave(
+                torch.tensor(repeats), output_size=sum(repeats)
+            )
+            return moved(values, self._device)
 
         by_probability = None
         if any(trainee.learns_by_probability for trainee in of_spans):
