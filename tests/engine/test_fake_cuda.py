@@ -46,13 +46,9 @@ TRAINING = {
     "trainees.py:has_finite_gradients": "one trainee's NaN must not reach the others",
     "trainees.py:take_step": "the norm of the gradient is recorded, and says who diverged",
 }
-ANSWERS = {
-    "answers.py:add": "whether a token is greedy",
-    "answers.py:log_likelihoods": "the sums, once for all items",
-}
+ANSWERS = {"answers.py:log_likelihoods": "the sums, once for all items"}
 TEXTS = {
-    "attention.py:_out_of_window": "whether a window hides anything of a segment",
-    "samplers.py:begin": "options of a prompt",
+    "samplers.py:begin": "transformers looks at a prompt's tokens, before the first step",
     "samplers.py:next_tokens": "the new tokens, which say what ends",
 }
 # Files in which a decomposition decides by its numbers how to go on.
@@ -172,6 +168,7 @@ def test_steps_of_a_tree(family: str, waits: HostWaits, monkeypatch: pytest.Monk
     found = scorer.log_likelihoods([None, "a", "b"], ITEMS)
     assert [len(each) for each in found] == [len(ITEMS)] * 3
     only(waits, ANSWERS)
+    assert not waits.copies
 
 
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.05}, {"do_sample": True}])
@@ -184,6 +181,8 @@ def test_steps_of_texts(family: str, options: dict[str, Any], waits: HostWaits) 
     scorer.generate([None, "a"], prompts)
     assert scorer.decoding.steps == 3
     only(waits, TEXTS)
+    # before the first step: transformers' own, and the token that is read to see its size
+    assert waits.copies.keys() <= {"samplers.py:begin", "samplers.py:__init__"}
 
 
 def test_interventions_on_heads(waits: HostWaits) -> None:
@@ -194,6 +193,7 @@ def test_interventions_on_heads(waits: HostWaits) -> None:
     scorer.log_likelihoods(ITEMS, [Ablation(Head(0, 1)), Ablation(Head(1, 0), mean)])
     scorer.log_likelihoods(ITEMS, [Reversion(Head(1, 2), keys_and_values=True)], adapter)
     only(waits, ANSWERS)
+    assert not waits.copies
 
 
 # weights

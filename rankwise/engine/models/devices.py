@@ -9,11 +9,13 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from rankwise.records.config.training import Precision
@@ -94,6 +96,22 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def moved_together(
+    arrays: Sequence[Shaped[np.ndarray, "*_"]], device: torch.device
+) -> list[Shaped[Tensor, "*_"]]:
+    """Arrays on the device; a card gets all of them by one copy.
+
+    Those of larger numbers come first, so that each begins where its numbers can.
+    """
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type != "cuda" or not arrays:
+        return [tensor.to(device) for tensor in tensors]
+    whole = np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in arrays])
+    parts = moved(torch.from_numpy(whole), device).split([tensor.nbytes for tensor in tensors])
+    pairs = zip(parts, tensors, strict=True)
+    return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in pairs]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -147,7 +147,7 @@ def _unseen(
     # (rows, 1, columns): how many tokens the key is behind the query
     behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
     seen = (behind >= 0) & (behind < (columns if window is None else window))
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
+    return moved(torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf), device)
 
 
 # The masks of blocks are kept, those of whole sequences not: they are as large as a head's scores.
