@@ -308,6 +308,17 @@ def flex_attention(
     return (out * share[..., None].to(out.dtype)).transpose(1, 2)
 
 
+def check_flex(device: torch.device) -> None:
+    """Compute flex attention of a few tokens forward and backward, which compiles it on CUDA.
+
+    Raises:
+        Exception: whatever a compiler raises.
+    """
+    x = torch.ones((1, 1, 8, _FLEX_WIDTH), device=device, requires_grad=True)
+    terms = AttentionTerms(scale=1.0, window=None, softcap=None, sinks=None)
+    flex_attention(x, x, x, PackedLayout((3, 5)), terms).sum().backward()
+
+
 @cache
 def _compiled_flex() -> Callable[..., Any]:
     compiled = torch.compile(flex.flex_attention)
