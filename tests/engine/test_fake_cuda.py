@@ -27,6 +27,7 @@ from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, Train
 from rankwise.heads import scorer as head_scorer
 from rankwise.heads.interventions import Head
 from rankwise.heads.scorer import Ablation, HeadScorer, Reversion
+from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.tasks.questions import GenerationSettings, Prompt
 from rankwise.tasks.training_rows import Example
 from rankwise.weights.lowrank import LowRankUpdate
@@ -98,8 +99,8 @@ def train(model: Any, trainees: Sequence[Trainee], waits: HostWaits, **settings:
     assert [trainee.step for trainee in trainees] == [1] * len(trainees)
 
 
-def trainee_of(model: Any, rank: int) -> AdapterTrainee:
-    run = planned(1, rank=rank, name=f"rank {rank}")
+def trainee_of(model: Any, rank: int, **options: Any) -> AdapterTrainee:
+    run = planned(1, rank=rank, name=f"rank {rank}", **options)
     shapes = models.target_shapes(models.adaptable_shapes(model), ["q_proj", "v_proj"])
     settings: dict[str, Any] = {"scaling": 2.0, "dropout": 0.1, "seed": 0}
     adapter = Adapter(shapes, rank=rank, **settings, device=CUDA, dtype=torch.bfloat16)
@@ -128,6 +129,15 @@ def test_a_step_of_a_whole_model(dtype: torch.dtype, waits: HostWaits) -> None:
     train(model, [trainee], waits, bank=None, gradient_checkpointing=True)
     only(waits, TRAINING)
     assert all(state["exp_avg"].device == CUDA for state in trainee._optimizer.state.values())
+
+
+def test_a_step_that_is_held_to_the_base(waits: HostWaits) -> None:
+    held = {"loss": "dft", "kl": {"at": "completions", "mask_target": True}}
+    model = model_of()
+    trainee = trainee_of(model, 4, mitigation=MitigationConfig.model_validate(held))
+    with adapted(model, list(trainee.adapter.factors)) as bank:
+        train(model, [trainee], waits, bank=bank, gradient_checkpointing=False)
+    only(waits, TRAINING)
 
 
 def test_masks_of_packed_rows(waits: HostWaits) -> None:

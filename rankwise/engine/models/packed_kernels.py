@@ -256,7 +256,8 @@ def _varlen() -> Callable[..., Tensor]:
 
         known = inspect.signature(varlen_attn).parameters
         if {"scale", "window_size", "enable_gqa"} <= known.keys():
-            return varlen_attn
+            found: Any = varlen_attn  # which returns more only where it is asked to
+            return found
     return _flash_operator
 
 
@@ -321,7 +322,7 @@ def check_flex(device: torch.device) -> None:
 
 @cache
 def _compiled_flex() -> Callable[..., Any]:
-    compiled = torch.compile(flex.flex_attention)
+    compiled: Any = torch.compile(flex.flex_attention)
 
     def attend(*tensors: Tensor, **arguments: Any) -> Any:
         with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]

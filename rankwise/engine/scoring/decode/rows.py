@@ -229,8 +229,8 @@ class RowBatch:
             table=self._table(decoded),
             reads=reads,
             shared=[
-                SharedUse(self._segments[key], *span, max(positions[slice(*span)], default=0))
-                for key, span in uses.items()
+                SharedUse(self._segments[key], start, stop, max(positions[start:stop]))
+                for key, (start, stop) in uses.items()
             ],
         )
         return ForwardPass(of_tokens[None], layout, of_ends, ranges)

@@ -164,7 +164,8 @@ class Sampler:
             texts = list(tokens)
             longest = max(map(len, texts))
             ids = np.array([[*text, *text[-1:] * (longest - len(text))] for text in texts])
-            scores = _applied(own[0], *moved_together([ids], scores.device), scores)
+            (input_ids,) = moved_together([ids], scores.device)
+            scores = _applied(own[0], input_ids, scores)
         elif own[0]:
             ids = (torch.tensor([of_row], device=scores.device) for of_row in tokens)
             by_row = zip(own, ids, scores.split(1), strict=True)
