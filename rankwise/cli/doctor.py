@@ -13,6 +13,7 @@ import torch
 
 from rankwise.engine.models.devices import choose_device, device_name, has_fast_bfloat16
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, cache_folder
+from rankwise.engine.models.packed_kernels import check_flex
 from rankwise.records.provenance import PACKAGES, package_version
 
 # Optional package -> (what needs it, how to install it).
@@ -43,12 +44,26 @@ def _device() -> Iterator[tuple[str, str]]:
         free, total = torch.cuda.mem_get_info(device)
         yield "CUDA", f"found: version {torch.version.cuda}"
         yield "device memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        yield "flex attention", _flex_attention(device)
     elif torch.version.cuda is None and torch.version.hip is None:
         yield "CUDA", "missing: this torch is a CPU build; see pytorch.org for the pip command"
     else:
         yield "CUDA", "missing: torch supports it, but finds no device; check the driver"
     fast = has_fast_bfloat16(device)
     yield "precision auto", "bfloat16" if fast else "float32 (the device has no fast bfloat16)"
+
+
+def _flex_attention(device: torch.device) -> str:
+    """Whether a kernel can be compiled: triton, which torch brings, needs a C compiler for that."""
+    needed = "training in float32, or with softcap or sinks"
+    if importlib.util.find_spec("triton") is None:
+        return f"missing, {needed} is slower without: pip install triton"
+    try:
+        check_flex(device)
+    except Exception as error:  # noqa: BLE001 - compilers raise anything
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        return f"fails, {needed} does too: {said[0]}; install a C compiler such as gcc"
+    return f"compiles, for {needed}"
 
 
 def _cache() -> Iterator[tuple[str, str]]:

@@ -498,6 +498,41 @@ def test_doctor_names_versions_devices_and_the_cache(
         assert name in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("has_triton", "error", "expected"),
+    [
+        (True, None, "compiles, for training in float32, or with softcap or sinks"),
+        (True, RuntimeError("Failed to find C compiler.\nmore"), "Failed to find C compiler.;"),
+        (False, None, "missing, training in float32"),
+    ],
+)
+def test_doctor_compiles_a_kernel_where_there_is_a_card(
+    has_triton: bool, error: Exception | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from rankwise.cli import doctor
+
+    def compiled(device: torch.device) -> None:
+        assert device.type == "cuda"
+        if error is not None:
+            raise error
+
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(doctor, "check_flex", compiled)
+    monkeypatch.setattr(doctor, "choose_device", lambda: card)
+    monkeypatch.setattr(doctor, "device_name", lambda _: "a card")
+    monkeypatch.setattr(doctor, "has_fast_bfloat16", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1, 2))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (object() if has_triton else None) if name == "triton" else find_spec(name),
+    )
+    assert expected in dict(doctor._device())["flex attention"]
+
+
 def test_doctor_finds_a_cache_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

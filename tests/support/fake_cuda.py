@@ -23,18 +23,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import rankwise
+from rankwise.engine.models import packed_kernels
+from rankwise.engine.scoring.decode import attention as decode_attention
 
 CUDA = torch.device("cuda", 0)
 _ROOTS = (str(Path(rankwise.__file__).parent), str(Path(__file__).parents[1]))
 # Of c10::impl::device_guard_impl_registry, an array of pointers by type of device.
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
 _CPU_PLACE, _CUDA_PLACE = 0, 1
+_BYTES = 80 * 10**9
 
 
 class HostWaits(TorchDispatchMode):
     """Notes where the host reads a number of the card, or hands it tensors and waits.
 
-    Every number that is read is 1, and every truth is True.
+    Every number that is read is 1, every truth is True, and one number of each tensor is not zero.
 
     Attributes:
         reads: how often each place reads: ``file.py:function`` of the innermost of our frames.
@@ -47,10 +50,18 @@ class HostWaits(TorchDispatchMode):
         self.copies: Counter[str] = Counter()
         self._pinned = WeakTensorKeyDictionary()
 
+    def forget(self) -> None:
+        self.reads.clear()
+        self.copies.clear()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs, aten = kwargs or {}, torch.ops.aten
+        if func.namespace == "aten" and torch.is_inference_mode_enabled():
+            with self:  # operations come whole there that elsewhere come in parts
+                if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
+                    return result
         if func is aten._pin_memory.default:
             pinned = args[0].clone()
             self._pinned[pinned] = None
@@ -59,6 +70,9 @@ class HostWaits(TorchDispatchMode):
             self.reads.update([_place()] * args[0].is_cuda)
             is_truth, is_float = args[0].dtype == torch.bool, args[0].is_floating_point()
             return True if is_truth else 1.0 if is_float else 1
+        if func is aten.nonzero.default:
+            self.reads.update([_place()] * args[0].is_cuda)
+            return args[0].new_zeros((1, args[0].ndim), dtype=torch.int64)
         if func is aten._to_copy.default and (device := kwargs.get("device")) is not None:
             is_read = args[0].is_cuda and device.type == "cpu"
             self.reads.update([_place()] * is_read)
@@ -78,11 +92,50 @@ def _place() -> str:
     return "elsewhere"
 
 
+class _Generator(torch.Generator):
+    """The CPU's, whichever device is asked for: nothing is drawn."""
+
+    def __new__(cls, device: Any = None) -> _Generator:
+        del device
+        return super().__new__(cls)
+
+
 @contextlib.contextmanager
 def fake_cuda() -> Generator[HostWaits]:
-    """Tensors made inside have no numbers, and can be made on ``CUDA``."""
-    with _device_guard(), FakeTensorMode(), _plain_backward(), HostWaits() as waits:
+    """Tensors made inside have no numbers, and can be made on ``CUDA``, of which all is free."""
+    with (
+        _empty_caches(),
+        _device_guard(),
+        FakeTensorMode(),
+        pytest.MonkeyPatch.context() as patch,
+        HostWaits() as waits,
+    ):
+        patch.setattr(torch.cuda, "mem_get_info", lambda *_: (_BYTES, _BYTES))
+        patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+        for name in ("reset_peak_memory_stats", "empty_cache"):
+            patch.setattr(torch.cuda, name, lambda *_: None)
+        for name in ("max_memory_allocated", "max_memory_reserved", "memory_reserved"):
+            patch.setattr(torch.cuda, name, lambda *_: 0)
+        # autocast asks whether there is a card
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+        patch.setattr(torch, "Generator", _Generator)
+        patch.setattr(Tensor, "backward", lambda x, gradient=None: walk_backward(x, gradient))
         yield waits
+
+
+@contextlib.contextmanager
+def _empty_caches() -> Generator[None]:
+    """A kept mask without numbers must not meet real tensors, nor the reverse."""
+    kept: list[Any] = [packed_kernels._kept_unseen, packed_kernels._bounds]
+    kept += [packed_kernels._block_mask, decode_attention._later]
+    for function in kept:
+        function.cache_clear()
+    try:
+        yield
+    finally:
+        for function in kept:
+            function.cache_clear()
 
 
 @contextlib.contextmanager
@@ -109,52 +162,41 @@ def _guards() -> Any:
     pytest.skip("this build of PyTorch hides its device guards")
 
 
-@contextlib.contextmanager
-def _plain_backward() -> Generator[None]:
-    """Autograd's engine needs a card's streams: here the graph is walked in Python."""
-
-    def of_tensor(tensor: Tensor, gradient: Tensor | None = None, **_: Any) -> None:
-        _backward([tensor], [gradient])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tensor, "backward", of_tensor)
-        yield
-
-
 @torch.no_grad()
-def _backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Call every node once all gradients of its outputs are there; leaves add theirs up."""
+def walk_backward(output: Tensor, gradient: Tensor | None) -> None:
+    """As autograd's engine, which needs the streams of a card, without hooks of tensors.
+
+    A node of the graph is called once all gradients of its outputs are there. Leaves add theirs up.
+    """
     waiting: Counter[Any] = Counter()  # by node: edges whose gradient is still to come
-    nodes = [output.grad_fn for output in outputs]
-    for node in nodes:  # grows
+    nodes: list[Any] = [output.grad_fn]
+    for node in nodes:  # it grows
         for after, _ in node.next_functions:
             if after is not None:
-                if after not in waiting:
-                    nodes.append(after)
+                nodes += [] if after in waiting else [after]
                 waiting[after] += 1
-    found: dict[Any, list[Tensor | None]] = {
-        node: [None] * len(node._input_metadata) for node in nodes
-    }
-    ready: list[Any] = []
-    for output, gradient in zip(outputs, gradients, strict=True):
-        given = torch.ones_like(output) if gradient is None else gradient
-        found[output.grad_fn][output.output_nr] = given
-        ready.append(output.grad_fn)
+    found = {node: [None] * len(node._input_metadata) for node in nodes}
+    found[output.grad_fn][output.output_nr] = _fitting(
+        torch.ones_like(output) if gradient is None else gradient, output
+    )
+    ready = nodes[:1]
     while ready:
         node = ready.pop()
         edges = zip(node.next_functions, _called(node, found.pop(node)), strict=False)
-        for (following, number), gradient in edges:
-            if following is None:
+        for (after, place), new in edges:
+            if after is None:
                 continue
-            if gradient is not None:
-                before, meta = found[following][number], following._input_metadata[number]
-                assert gradient.device == meta.device
-                # formulas leave it to the engine to undo broadcasting and to cast
-                gradient = gradient.sum_to_size(meta.shape).to(meta.dtype)
-                found[following][number] = gradient if before is None else before + gradient
-            waiting[following] -= 1
-            if not waiting[following]:
-                ready.append(following)
+            if new is not None:
+                new, before = _fitting(new, after._input_metadata[place]), found[after][place]
+                found[after][place] = new if before is None else before + new
+            waiting[after] -= 1
+            ready += [] if waiting[after] else [after]
+
+
+def _fitting(gradient: Tensor, wanted: Any) -> Tensor:
+    """Formulas leave it to the engine to undo broadcasting and casts."""
+    assert gradient.device == wanted.device
+    return gradient.sum_to_size(wanted.shape).to(wanted.dtype)
 
 
 def _called(node: Any, gradients: list[Tensor | None]) -> Sequence[Tensor | None]:

@@ -13,8 +13,10 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import psutil
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from rankwise.records.config.training import Precision
@@ -168,6 +170,22 @@ class Machine(NamedTuple):
         return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
+def moved_together(
+    arrays: Sequence[Shaped[np.ndarray, "*_"]], device: torch.device
+) -> list[Shaped[Tensor, "*_"]]:
+    """Arrays on the device; a card gets all of them by one copy.
+
+    Those of larger numbers come first, so that each begins where its numbers can.
+    """
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type != "cuda" or not arrays:
+        return [tensor.to(device) for tensor in tensors]
+    whole = np.concatenate([np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in arrays])
+    parts = moved(torch.from_numpy(whole), device).split([tensor.nbytes for tensor in tensors])
+    pairs = zip(parts, tensors, strict=True)
+    return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in pairs]
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 there."""
     if device.type == "cuda":
@@ -239,20 +257,6 @@ def give_back_memory(device: torch.device) -> None:
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
-
-
-def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the CPU on a device, copied in one piece and without waiting for it.
-
-    Args:
-        tensors: of one dtype and any shapes.
-        device: on a CPU they are given back as they are.
-    """
-    if device.type == "cpu":
-        return list(tensors)
-    flat = moved(torch.cat([tensor.flatten() for tensor in tensors]), device)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def limit_kernel_cache() -> None:

@@ -218,11 +218,12 @@ def _divergences_and_gradient(
     for part in _chunks(len(weights), _rows_of_block(logits)):
         rows = logits[part]  # (block, vocab), a view
         ours, theirs = rows.float(), reference[part].float()
-        absent = left_out[part]
-        masked = absent >= 0
+        absent = left_out[part, None]  # (block, 1)
+        place = absent.clamp(min=0)
         for each in (ours, theirs):
             # the lowest number and not -inf: the difference of two -inf is not a number
-            each[masked, absent[masked]] = torch.finfo(torch.float32).min
+            lowest = torch.finfo(torch.float32).min
+            each.scatter_(1, place, each.gather(1, place).masked_fill(absent >= 0, lowest))
         log_q, log_p = ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1)
         p = log_p.exp()  # (block, vocab)
         divergences[part] = (p * (log_p - log_q)).sum(dim=-1)

@@ -147,7 +147,7 @@ def _unseen(
     # (rows, 1, columns): how many tokens the key is behind the query
     behind = torch.arange(columns - rows, columns)[:, None, None] - torch.arange(columns)
     seen = (behind >= 0) & (behind < (columns if window is None else window))
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf).to(device)
+    return moved(torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf), device)
 
 
 # The masks of blocks are kept, those of whole sequences not: they are as large as a head's scores.
@@ -256,7 +256,8 @@ def _varlen() -> Callable[..., Tensor]:
 
         known = inspect.signature(varlen_attn).parameters
         if {"scale", "window_size", "enable_gqa"} <= known.keys():
-            return varlen_attn
+            found: Any = varlen_attn  # which returns more only where it is asked to
+            return found
     return _flash_operator
 
 
@@ -308,9 +309,20 @@ def flex_attention(
     return (out * share[..., None].to(out.dtype)).transpose(1, 2)
 
 
+def check_flex(device: torch.device) -> None:
+    """Compute flex attention of a few tokens forward and backward, which compiles it on CUDA.
+
+    Raises:
+        Exception: whatever a compiler raises.
+    """
+    x = torch.ones((1, 1, 8, _FLEX_WIDTH), device=device, requires_grad=True)
+    terms = AttentionTerms(scale=1.0, window=None, softcap=None, sinks=None)
+    flex_attention(x, x, x, PackedLayout((3, 5)), terms).sum().backward()
+
+
 @cache
 def _compiled_flex() -> Callable[..., Any]:
-    compiled = torch.compile(flex.flex_attention)
+    compiled: Any = torch.compile(flex.flex_attention)
 
     def attend(*tensors: Tensor, **arguments: Any) -> Any:
         with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
@@ -332,7 +344,8 @@ def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) 
     """
     tokens, size = layout.num_tokens, _MASK_BLOCK
     # (tokens,): the first token that each token sees, in its own sequence and window
-    first = torch.tensor(layout.starts).repeat_interleave(torch.tensor(layout.lengths))
+    lengths = torch.tensor(layout.lengths)
+    first = torch.tensor(layout.starts).repeat_interleave(lengths, output_size=tokens)
     if window is not None:
         first = first.maximum(torch.arange(tokens) - window + 1)
     first = moved(first, device)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rankwise.engine.models.devices import moved
 from rankwise.errors import DataError
 
 
@@ -53,4 +54,5 @@ class PackedLayout:
 
     def position_ids(self, device: torch.device) -> Int[Tensor, "1 tokens"]:
         """Positions counted from each sequence's first token."""
-        return torch.cat([torch.arange(length) for length in self.lengths])[None].to(device)
+        positions = torch.cat([torch.arange(length) for length in self.lengths])
+        return moved(positions, device)[None]

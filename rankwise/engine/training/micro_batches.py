@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rankwise.engine.models.devices import on_device
+from rankwise.engine.models.devices import moved_together
 from rankwise.engine.models.head import LearnedTokens
 from rankwise.engine.models.packed_attention import within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
@@ -200,24 +201,26 @@ def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.de
     own = [shares[item.trainee] for item in in_order]
     loss_counts = [item.example.num_loss_tokens for item in in_order]
     held_counts = [len(item.held) for item in in_order]
-    floats = {
-        "loss": _by_token([share.of_loss for share in own], loss_counts),
-        "kl": _by_token([share.of_kl for share in own], held_counts),
-        "by_probability": _by_token([float(share.by_probability) for share in own], loss_counts),
+    arrays = {name: np.array(numbers, np.int64) for name, numbers in integers.items()}
+    weights = np.array([share.of_loss for share in own], np.float32)
+    kl_weights = np.array([share.of_kl for share in own], np.float32)
+    by_probability = np.array([share.by_probability for share in own])
+    arrays |= {
+        "weights": weights.repeat(loss_counts),
+        "kl_weights": kl_weights.repeat(held_counts),
+        "by_probability": by_probability.repeat(loss_counts),
     }
-    tensors = [torch.tensor(numbers, dtype=torch.long) for numbers in integers.values()]
-    of = dict(zip(integers, on_device(tensors, device), strict=True))
-    weights = dict(zip(floats, on_device([*floats.values()], device), strict=True))
+    of = dict(zip(arrays, moved_together([*arrays.values()], device), strict=True))
     learned = LearnedTokens(
         of["loss_rows"],
         of["targets"],
-        weights["loss"],
-        weights["by_probability"] > 0 if any(share.by_probability for share in own) else None,
+        of["weights"],
+        of["by_probability"] if by_probability.any() else None,
     )
     held = None
     if texts:
         tokens = _packed(of["text_ids"], of["text_positions"], texts)
-        held = HeldRows(of["held_rows"], weights["kl"], of["left_out"], tokens, of["text_rows"])
+        held = HeldRows(of["held_rows"], of["kl_weights"], of["left_out"], tokens, of["text_rows"])
     return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held)
 
 
@@ -233,11 +236,6 @@ def _joined(sequences: Iterable[Sequence[int]]) -> list[int]:
 def _positions(sequences: Iterable[Sequence[int]]) -> list[int]:
     """Counted from each sequence's first token."""
     return [place for sequence in sequences for place in range(len(sequence))]
-
-
-def _by_token(of_span: Sequence[float], repeats: Sequence[int]) -> Float[Tensor, " tokens"]:
-    """The number of each sequence, once for each of its tokens that count; on the CPU."""
-    return torch.tensor(of_span).repeat_interleave(torch.tensor(repeats))
 
 
 def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:

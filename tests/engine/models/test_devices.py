@@ -6,6 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,3 +114,19 @@ def test_scores_are_float32_on_cuda_and_as_the_queries_on_a_cpu(dtype: torch.dty
         query, key = (torch.ones(x.shape, dtype=dtype, device=CUDA) for x in (query, key))
         found = scores_of(query, key)
         assert (found.dtype, found.shape, found.device) == (torch.float32, (2, 3, 5), CUDA)
+
+
+def test_arrays_that_go_to_a_card_together_are_themselves_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arrays = [np.arange(6).reshape(2, 3), np.zeros((0, 4), dtype=np.int64)]
+    arrays += [np.arange(12)[::3], np.array([], dtype=np.int64)]
+    arrays += [np.array([[True, False, True]]), np.array([False])]
+    copies: list[torch.Tensor] = []
+    monkeypatch.setattr(devices, "moved", lambda tensor, _: (copies.append(tensor), tensor)[1])
+    for device, num_copies in ((torch.device("cpu"), 0), (CUDA, 1)):
+        found = devices.moved_together(arrays, device)
+        assert len(copies) == num_copies
+        for tensor, array in zip(found, arrays, strict=True):
+            assert torch.equal(tensor, torch.from_numpy(array))
+        assert devices.moved_together([], device) == []

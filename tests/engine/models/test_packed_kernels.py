@@ -138,6 +138,14 @@ def test_more_variants_than_planned_are_an_error_and_not_an_eager_kernel(
         attend(torch.ones(2, dtype=torch.float64))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_what_the_doctor_computes_goes_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Exception, match="CPU"):  # only refused: a CPU has no kernel for it
+        module.check_flex(CPU)
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    module.check_flex(CPU)
+
+
 # varlen attention
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from rankwise.engine.models.attention import INSTEAD, AttentionTerms, scores_of
+from rankwise.engine.models.devices import moved, moved_together
 from rankwise.engine.scoring.decode.cache import (
     BLOCK_TOKENS,
     VOID,
@@ -59,6 +61,37 @@ class DecodeLayout:
     table: BlockTable | None
     reads: Sequence[Read]
     shared: Sequence[SharedUse] = ()
+
+    @cached_property
+    def alike(self) -> list[Int[Tensor, "reads tokens"]]:
+        """Places of the reads of each length, which are multiplied in one batch."""
+        starts: dict[int, list[int]] = {}
+        for read in self.reads:
+            starts.setdefault(read.length, []).append(read.start)
+        places = [
+            np.array(firsts)[:, None] + np.arange(length) for length, firsts in starts.items()
+        ]
+        return moved_together(places, self.positions.device)
+
+    @cached_property
+    def written(self) -> tuple[Int[Tensor, " blocks"], Int[Tensor, "blocks block"]] | None:
+        """Blocks of rows whose prompts are read, and the places that go there; None: no row's are.
+
+        Whole blocks are written. Behind the last token its key and value are repeated, which are
+        finite if they are: weights there are 0, and 0 times infinity would be NaN.
+        """
+        places: list[Int[np.ndarray, " places"]] = []
+        blocks: list[int] = []
+        for read in self.reads:
+            if not isinstance(read.into, Segment):
+                size = len(read.into) * BLOCK_TOKENS
+                places.append(np.minimum(np.arange(size), read.length - 1) + read.start)
+                blocks += read.into
+        if not blocks:
+            return None
+        index = np.concatenate(places).reshape(-1, BLOCK_TOKENS)
+        of_blocks, index = moved_together([np.array(blocks), index], self.positions.device)
+        return of_blocks, index
 
 
 def attend_decoded(
@@ -140,14 +173,14 @@ def _attend(
         values[table.current, :, table.offset] = v[layout.rows]  # (rows, kv_heads, value_width)
         out, lse = _attend_blocks(q[layout.rows], keys, values, table, terms, keep_lse)
         parts.put(layout.rows, out, lse)
-    for places in _equal_lengths(layout.reads, q.device):
+    for places in layout.alike:
         out, lse = _attend_own(q[places], k[places], v[places], terms, keep_lse)
         parts.put(places.flatten(), out, lse)
     for use in layout.shared:
         if use.stop > use.start:
             places = slice(use.start, use.stop)
             segment = use.segment.layers[layer]
-            unseen = _out_of_window(layout.positions[places], use.segment, terms.window)
+            unseen = _out_of_window(layout.positions[places], use, terms.window)
             parts.add(places, *_attend_segment(q[places], *segment, terms, unseen))
     if terms.sinks is not None:
         # A sink takes part in the softmax and has no value: the output is scaled by
@@ -159,36 +192,17 @@ def _attend(
 
 def _write(layer: int, k: Tensor, v: Tensor, layout: DecodeLayout) -> None:
     """Write keys and values of prompts and segments to where they belong."""
-    places: list[Tensor] = []
-    blocks: list[int] = []
     for read in layout.reads:
         if isinstance(read.into, Segment):
             span = slice(read.start, read.start + read.length)
             # (kv_heads, width, tokens) and (kv_heads, tokens, value_width), as bmm wants them
             pair = k[span].permute(1, 2, 0).contiguous(), v[span].transpose(0, 1).contiguous()
             read.into.layers[layer] = pair
-        else:
-            # Whole blocks are written. Behind the last token its key and value are repeated, which
-            # are finite if they are: weights there are 0, and 0 times infinity would be NaN.
-            size = len(read.into) * BLOCK_TOKENS
-            places.append(torch.arange(size).clamp_(max=read.length - 1).add_(read.start))
-            blocks += read.into
-    if blocks:
+    if layout.written is not None:
+        blocks, index = layout.written
         keys, values = layout.cache.layer(layer, k.shape[-1], v)
-        index = torch.cat(places).view(-1, BLOCK_TOKENS).to(k.device)  # (blocks, block)
         keys[blocks] = k[index].permute(0, 2, 3, 1)  # (blocks, kv_heads, width, block)
         values[blocks] = v[index].transpose(1, 2)  # (blocks, kv_heads, block, value_width)
-
-
-def _equal_lengths(reads: Sequence[Read], device: torch.device) -> list[Tensor]:
-    """Places of the reads of each length, (reads, tokens): these are multiplied in one batch."""
-    starts: dict[int, list[int]] = {}
-    for read in reads:
-        starts.setdefault(read.length, []).append(read.start)
-    return [
-        (torch.tensor(firsts)[:, None] + torch.arange(length)).to(device)
-        for length, firsts in starts.items()
-    ]
 
 
 def _attend_blocks(
@@ -305,14 +319,14 @@ def _limited(products: Tensor, terms: AttentionTerms) -> Tensor:
 
 
 def _out_of_window(
-    positions: Int[Tensor, " tokens"], segment: Segment, window: int | None
+    positions: Int[Tensor, " tokens"], use: SharedUse, window: int | None
 ) -> Tensor | None:
     """(tokens, length), True where a token no longer sees the segment's; None if all see all."""
-    if window is None:
+    first, length = use.segment.start, use.segment.length
+    if window is None or use.last_position - first < window:
         return None
-    keys = torch.arange(segment.start, segment.start + segment.length, device=positions.device)
-    unseen = positions[:, None] - keys >= window
-    return unseen if bool(unseen.any()) else None
+    keys = torch.arange(first, first + length, device=positions.device)
+    return positions[:, None] - keys >= window
 
 
 @lru_cache(maxsize=64)
@@ -326,7 +340,7 @@ def _later(
     unseen = behind < 0
     if window is not None:
         unseen |= behind >= window
-    return unseen.to(device)
+    return moved(unseen, device)
 
 
 AttentionInterface.register(DECODE_ATTENTION, attend_decoded)

@@ -11,9 +11,12 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from rankwise.engine.models.devices import moved, moved_together
 
 BLOCK_TOKENS = 64
 """On average half of a row's last block is unused; smaller blocks mean more, smaller products."""
@@ -67,8 +70,10 @@ class BlockCache:
         blocks = [heapq.heappop(self._free) for _ in range(min(count, len(self._free)))]
         # Keys of another row may stay: their scores are masked. Its values are multiplied by the
         # masked weights, which are 0, and could be infinite.
-        for _, values in self._layers.values() if blocks else ():
-            values[blocks] = 0
+        if blocks and self._layers:
+            index = self._index(blocks)
+            for _, values in self._layers.values():
+                values[index] = 0
         new = range(self.used, self.used + count - len(blocks))
         self.used += len(new)
         if self.used > self._size:
@@ -85,16 +90,21 @@ class BlockCache:
         free = set(self._free)
         used = self.used - len(free)
         into = sorted(block for block in free if block < used)
-        moved = [block for block in range(used, self.used) if block not in free]
-        if moved:
+        last = [block for block in range(used, self.used) if block not in free]
+        if last and self._layers:
+            to, of = self._index(into), self._index(last)
             for pair in self._layers.values():
                 for tensor in pair:
-                    tensor[into] = tensor[moved]
+                    tensor[to] = tensor[of]
         # blocks behind ``used`` are taken without being cleared by ``take``
         for _, values in self._layers.values() if used < self.used else ():
             values[used : self.used] = 0
         self._free, self.used = [], used
-        return dict(zip(moved, into, strict=True))
+        return dict(zip(last, into, strict=True))
+
+    def _index(self, blocks: Sequence[int]) -> Int[Tensor, " blocks"]:
+        (keys, _), *_ = self._layers.values()
+        return moved(torch.tensor(blocks), keys.device)
 
 
 @dataclass(eq=False)
@@ -134,11 +144,19 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class SharedUse:
-    """A segment, and the places ``start`` to ``stop`` (exclusive) of the tokens that see it."""
+    """A segment, and the tokens that see it.
+
+    Attributes:
+        segment: is seen.
+        start: place of the first token; ``stop`` is the one after the last.
+        stop: see ``start``.
+        last_position: the highest position of these tokens.
+    """
 
     segment: Segment
     start: int
     stop: int
+    last_position: int
 
 
 class BlockTable:
@@ -162,13 +180,14 @@ class BlockTable:
     ) -> None:
         """Blocks and lengths of the rows, and ``BlockCache.used``."""
         columns = max(map(len, blocks))
-        grid = torch.tensor([[*row, *[VOID] * (columns - len(row))] for row in blocks])
-        owner = torch.zeros(2, used, dtype=torch.long)
-        rows, places = (grid != VOID).nonzero(as_tuple=True)
-        owner[:, grid[rows, places]] = torch.stack([rows, places])  # (2, used): row and column
-        self.grid, (self.row_of, self.column_of) = grid.to(device), owner.to(device)
-        self.lengths = torch.tensor(lengths, device=device)
-        self.current = torch.tensor([row[-1] for row in blocks], device=device)
+        grid = np.array([[*row, *[VOID] * (columns - len(row))] for row in blocks])
+        owner = np.zeros((2, used), dtype=np.int64)  # of every block: its row and its column there
+        owner[:, grid[grid != VOID]] = (grid != VOID).nonzero()
+        current = np.array([row[-1] for row in blocks])
+        self.grid, of_blocks, self.lengths, self.current = moved_together(
+            [grid, owner, np.array(lengths), current], device
+        )
+        self.row_of, self.column_of = of_blocks
         self.offset = (self.lengths - 1) % BLOCK_TOKENS
         self._unseen: dict[int | None, Tensor] = {}
 

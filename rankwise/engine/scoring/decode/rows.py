@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rankwise.engine.models.devices import moved_together
 from rankwise.engine.scoring.decode.attention import DecodeLayout
 from rankwise.engine.scoring.decode.cache import (
     BLOCK_TOKENS,
@@ -218,16 +220,20 @@ class RowBatch:
             if ranges and ranges[-1][0] == row.model:  # rows of a model are one range
                 first = ranges.pop()[1]
             ranges.append((row.model, first, len(tokens)))
+        numbers = [np.array(each, dtype=np.int64) for each in (tokens, positions, places, ends)]
+        of_tokens, of_positions, of_rows, of_ends = moved_together(numbers, self._device)
         layout = DecodeLayout(
             cache=self._cache,
-            positions=torch.tensor(positions, device=self._device),
-            rows=torch.tensor(places, dtype=torch.long, device=self._device),
+            positions=of_positions,
+            rows=of_rows,
             table=self._table(decoded),
             reads=reads,
-            shared=[SharedUse(self._segments[key], *span) for key, span in uses.items()],
+            shared=[
+                SharedUse(self._segments[key], start, stop, max(positions[start:stop]))
+                for key, (start, stop) in uses.items()
+            ],
         )
-        input_ids = torch.tensor([tokens], device=self._device)
-        return ForwardPass(input_ids, layout, torch.tensor(ends, device=self._device), ranges)
+        return ForwardPass(of_tokens[None], layout, of_ends, ranges)
 
     def remove(self, ended: Sequence[Row]) -> None:
         """Free the blocks of rows that have ended, and prefixes that no row needs any more."""

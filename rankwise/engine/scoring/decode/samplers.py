@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,12 +16,14 @@ from transformers.generation import (
     GenerationMode,
     LogitsProcessorList,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 
+from rankwise.engine.models.devices import moved, moved_together
 from rankwise.engine.models.seeds import seed_of
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import GenerationSettings, Prompt
@@ -149,13 +152,21 @@ class Sampler:
         """Scores after the processors.
 
         Equal settings give every row the same kinds of processors, so those of scores alone run
-        once for all rows, provided that they come last; all others run row by row.
+        once for all rows, provided that they come last, and so does a penalty for repetition. All
+        others run row by row.
         """
         own = [[p for p in row.processors if type(p) not in _OF_SCORES_ALONE] for row in rows]
         together = [p for p in rows[0].processors if type(p) in _OF_SCORES_ALONE]
         if rows[0].processors[: len(own[0])] != own[0]:
             own, together = [list(row.processors) for row in rows], []
-        if own[0]:
+        if own[0] and all(type(p) is RepetitionPenaltyLogitsProcessor for p in own[0]):
+            # Which tokens there are is all that counts: repeating one makes rows equally long.
+            texts = list(tokens)
+            longest = max(map(len, texts))
+            ids = np.array([[*text, *text[-1:] * (longest - len(text))] for text in texts])
+            (input_ids,) = moved_together([ids], scores.device)
+            scores = _applied(own[0], input_ids, scores)
+        elif own[0]:
             ids = (torch.tensor([of_row], device=scores.device) for of_row in tokens)
             by_row = zip(own, ids, scores.split(1), strict=True)
             scores = torch.cat([_applied(*row) for row in by_row])
@@ -200,5 +211,5 @@ def _drawn(
     shares = scores.softmax(dim=-1).double().cumsum(dim=-1)
     # Drawn in float32, so at most 1 - 2**-24: its product with the total stays below the total.
     uniform = torch.stack([torch.rand((1,), generator=generator) for generator in generators])
-    threshold = uniform.to(shares) * shares[:, -1:]
+    threshold = moved(uniform.to(shares.dtype), shares.device) * shares[:, -1:]
     return torch.searchsorted(shares, threshold, right=True)[:, 0]

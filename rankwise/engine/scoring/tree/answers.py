@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rankwise.engine.models.devices import moved_together
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES, CompletionHead
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import ReadPlaces
@@ -87,7 +88,7 @@ class LogLikelihoodSums:
         same sign for every token and adds up over a long text. ``logsumexp`` would not have it,
         and the numbers would differ from lm-eval's.
         """
-        rows, tokens, items = (torch.from_numpy(x).to(logits.device) for x in scored)
+        rows, tokens, items = moved_together(scored, logits.device)
         block = max(1, BLOCK_BYTES[logits.device.type] // (4 * logits.shape[-1]))
         bounds = range(0, logits.shape[1] + block, block)
         firsts = np.searchsorted(scored.rows, bounds)  # the first target of every block
@@ -96,11 +97,13 @@ class LogLikelihoodSums:
                 part = of_model[start : start + block]  # (block, vocab)
                 at = rows[first:last] - start, tokens[first:last]
                 nats = part.float().log_softmax(dim=-1)[at]
-                self._nats[number].index_add_(0, items[first:last], nats.double())
+                # which adds in the order of the tokens on every device; index_add_ does not on CUDA
+                at_items = (items[first:last],)
+                self._nats[number].index_put_(at_items, nats.double(), accumulate=True)
                 misses = part[at] < part.amax(dim=-1)[at[0]]
-                # Among equal maxima the first is the greedy choice. argmax is slower than amax, so
-                # it is only computed where some token has reached the maximum.
-                if not bool(misses.all()):
+                # Among equal maxima the first is the greedy choice. argmax is slower than amax on a
+                # CPU, so there it is only computed where some token has reached the maximum.
+                if part.is_cuda or not bool(misses.all()):
                     misses |= part.argmax(dim=-1)[at[0]] != at[1]
                 self._misses[number].index_add_(0, items[first:last], misses.long())
 
@@ -120,7 +123,7 @@ def add_answers(
     chunk = max(1, CHUNK_BYTES[device.type] // place_bytes)
     for start in range(0, len(places), chunk):
         span = slice(start, min(start + chunk, len(places)))
-        rows = torch.from_numpy(places[span] - read.start).to(device)
+        (rows,) = moved_together([places[span] - read.start], device)
         logits = head.logits(hidden[:, rows].flatten(0, 1))  # (models * places, vocab)
         logits = logits.unflatten(0, (len(hidden), -1))  # (models, places, vocab)
         first, last = int(bounds[span.start]), int(bounds[span.stop])

@@ -83,7 +83,9 @@ class TreeStep:
         added = self._seen.get((number, window))
         if added is None:
             group = self.layout.groups[number]
-            seen = group.seen if window is None else group.seen & (group.distances < window)
+            seen = group.seen
+            if window is not None:
+                seen = seen & (self.layout.distances(number) < window)
             added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             # axes of size 1 stand for kv_heads and for the queries that share a key
             added = added.masked_fill_(~seen, -torch.inf)[:, None, :, None, :]

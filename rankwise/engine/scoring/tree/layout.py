@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from rankwise.engine.models.devices import moved_together
 from rankwise.engine.scoring.tree.prefixes import Places, PrefixTree
 
 # Queries of a block. Larger blocks are fewer products, in which more is masked. Not tuned yet.
@@ -52,13 +53,11 @@ class BlockGroup(NamedTuple):
     Attributes:
         queries: (blocks, rows) numbers of the queries.
         keys: (blocks, columns) numbers of the keys in the pool.
-        distances: (blocks, rows, columns) how many positions each key is behind each query.
         seen: (blocks, rows, columns) which query sees which key.
     """
 
     queries: Int[Tensor, "blocks rows"]
     keys: Int[Tensor, "blocks columns"]
-    distances: Int[Tensor, "blocks rows columns"]
     seen: Bool[Tensor, "blocks rows columns"]
 
 
@@ -83,6 +82,15 @@ class _QueryBlock(NamedTuple):
     stop: int
     ancestors: Places
     shared: int
+
+
+class _Group(NamedTuple):
+    """A ``BlockGroup`` on the CPU; queries and keys are places."""
+
+    members: list[_QueryBlock]
+    queries: Int[np.ndarray, "blocks rows"]
+    keys: Int[np.ndarray, "blocks columns"]
+    seen: Bool[np.ndarray, "blocks rows columns"]
 
 
 @dataclass(eq=False)
@@ -113,15 +121,41 @@ class TreeLayout:
 
     def __post_init__(self) -> None:
         self.num_cached = int(self.tree.depths[self.start])
-        self._positions = self._on_device(self.tree.depths[self.start : self.stop])
         blocks = list(self._blocks())
         self.shared = self._shared_of(blocks)
         by_size: dict[int, list[_QueryBlock]] = {}
         for block in blocks:
             num_keys = len(block.ancestors) - block.shared + block.stop - block.start
             by_size.setdefault(-(-num_keys // _KEY_STEP), []).append(block)
-        self.groups = [self._group(members) for members in by_size.values()]
-        self._members = list(by_size.values())
+        self._move([self._group(members) for members in by_size.values()])
+
+    def _move(self, groups: list[_Group]) -> None:
+        """Everything that the layers need, on the device."""
+        span = slice(self.start, self.stop)
+        numbers = [self.tree.tokens[span], self.tree.depths[span], self._places(groups)]
+        for group in groups:
+            numbers += [group.queries - self.start, self._in_pool(group.keys)]
+        seen = [group.seen for group in groups]
+        moved = moved_together([*numbers, *seen], self.device)
+        self._tokens, self._positions, self._outputs, *pairs = moved[: len(numbers)]
+        triples = zip(pairs[::2], pairs[1::2], moved[len(numbers) :], strict=True)
+        self.groups = [BlockGroup(*triple) for triple in triples]
+
+    def _places(self, groups: list[_Group]) -> Int[np.ndarray, "3 queries"]:
+        """Of each query: rows of the blocks before its own, its row in it, and the block's rows.
+
+        Blocks are in the order of the groups.
+        """
+        places = np.empty((3, self.num_queries), dtype=np.int64)
+        before = 0
+        for group in groups:
+            rows = group.queries.shape[1]
+            for block in group.members:
+                span = slice(block.start - self.start, block.stop - self.start)
+                places[:, span] = [[before], [0], [rows]]
+                places[1, span] = np.arange(block.stop - block.start)
+                before += rows
+        return places
 
     @property
     def num_queries(self) -> int:
@@ -130,7 +164,7 @@ class TreeLayout:
 
     def token_ids(self) -> Int[Tensor, "1 queries"]:
         """The tokens that are read."""
-        return self._on_device(self.tree.tokens[self.start : self.stop])[None]
+        return self._tokens[None]
 
     def position_ids(self) -> Int[Tensor, "1 queries"]:
         """Their positions in their sequences."""
@@ -150,22 +184,20 @@ class TreeLayout:
                 [(places[:, None] * kv_heads + heads).flatten() for places in of_groups]
                 for of_groups in zip(*((g.queries, g.keys) for g in self.groups), strict=True)
             )
-            gathered = GatheredRows(queries, keys, self._back(kv_heads))
+            before, row, rows = self._outputs[:, :, None]  # each (queries, 1)
+            # of a block's kv_heads * rows, each head has ``rows``
+            back = before * kv_heads + row + heads[:, 0] * rows  # (queries, kv_heads)
+            gathered = GatheredRows(queries, keys, back.flatten())
             self._gathered[kv_heads] = gathered
         return gathered
 
-    def _back(self, kv_heads: int) -> Int[Tensor, " queries_heads"]:
-        """Inverts the order of ``GatheredRows.queries``; rows that only pad a block are dropped."""
-        back = np.empty((self.num_queries, kv_heads), dtype=np.int64)
-        offset = 0
-        for members, group in zip(self._members, self.groups, strict=True):
-            rows = group.queries.shape[1]
-            for block in members:
-                # (queries, kv_heads): row of a head's ``rows``, of a block's kv_heads * rows
-                at = np.arange(block.stop - block.start)[:, None] + np.arange(kv_heads) * rows
-                back[block.start - self.start : block.stop - self.start] = offset + at
-                offset += rows * kv_heads
-        return self._on_device(back.ravel())
+    def distances(self, number: int) -> Int[Tensor, "blocks rows columns"]:
+        """By how many positions each key of a group is behind each query."""
+        group = self.groups[number]
+        # the pool's positions: a cached ancestor lies at its own
+        cached = torch.arange(self.num_cached, device=self.device)
+        of_pool = torch.cat([cached, self._positions])
+        return self._positions[group.queries][:, :, None] - of_pool[group.keys][:, None]
 
     def pool_slices(self, places: Places) -> tuple[slice, ...]:
         """Where these places, in order, lie in the key pool, as few slices as possible."""
@@ -179,9 +211,6 @@ class TreeLayout:
         """Numbers in the key pool: a cached ancestor lies at its depth, a new place behind them."""
         new = places - self.start + self.num_cached
         return np.where(places < self.start, self.tree.depths[places], new)
-
-    def _on_device(self, numbers: Int[np.ndarray, "*shape"]) -> Int[Tensor, "*shape"]:
-        return torch.from_numpy(numbers).to(self.device)
 
     def _blocks(self) -> Iterator[_QueryBlock]:
         """Cut the places into blocks, and choose which of their ancestors are shared keys."""
@@ -227,7 +256,7 @@ class TreeLayout:
             last = keys[-1]
         return rows
 
-    def _group(self, blocks: list[_QueryBlock]) -> BlockGroup:
+    def _group(self, blocks: list[_QueryBlock]) -> _Group:
         keys = [
             np.concatenate([b.ancestors[b.shared :], np.arange(b.start, b.stop)]) for b in blocks
         ]
@@ -244,9 +273,4 @@ class TreeLayout:
         q, k = query_places[:, :, None], key_places[:, None, :]
         # a place's descendants are the places from it to its end
         seen = (k <= q) & (q < self.tree.ends[k]) & is_key[:, None, :]
-        return BlockGroup(
-            self._on_device(query_places - self.start),
-            self._on_device(self._in_pool(key_places)),
-            self._on_device(self.tree.depths[q] - self.tree.depths[k]),
-            torch.from_numpy(seen).to(self.device),
-        )
+        return _Group(blocks, query_places, key_places, seen)
