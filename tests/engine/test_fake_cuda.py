@@ -22,7 +22,7 @@ from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.scoring import resident
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import layout as tree_layout
-from rankwise.engine.training import loop
+from rankwise.engine.training import loop, micro_batches
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, Trainee
 from rankwise.heads import scorer as head_scorer
 from rankwise.heads.interventions import Head
@@ -30,11 +30,11 @@ from rankwise.heads.scorer import Ablation, HeadScorer, Reversion
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.tasks.questions import GenerationSettings, Prompt
 from rankwise.tasks.training_rows import Example
+from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.lowrank import LowRankUpdate
 from rankwise.weights.matrix import NullDraws, matrix_spectrum
-from rankwise.weights.svd_cache import refined_svd
 from tests.support.fake_cuda import CUDA, HostWaits, fake_cuda, walk_backward
-from tests.support.passes import CPU, Heard, config, planned
+from tests.support.passes import Heard, config, planned
 from tests.support.plain_answers import ITEMS
 from tests.support.tiny_models import BASE, OWN
 
@@ -42,18 +42,14 @@ from tests.support.tiny_models import BASE, OWN
 SIZES = {"hidden_size": 64, "head_dim": 16, "eos_token_id": None}
 
 # Where a step may wait for the card, and why.
-TRAINING = {
-    "loop.py:summed": "losses of a micro-batch",
-    "trainees.py:has_finite_gradients": "one trainee's NaN must not reach the others",
-    "trainees.py:take_step": "the norm of the gradient is recorded, and says who diverged",
-}
+TRAINING = {"loop.py:_gather_together": "losses and norms of a step, which say who diverged"}
 ANSWERS = {"answers.py:log_likelihoods": "the sums, once for all items"}
 TEXTS = {
     "samplers.py:begin": "transformers looks at a prompt's tokens, before the first step",
     "samplers.py:next_tokens": "the new tokens, which say what ends",
 }
 # Files in which a decomposition decides by its numbers how to go on.
-SPECTRA = {"matrix.py", "adapted_svd.py", "spectra.py", "svd_cache.py"}
+SPECTRA = {"matrix.py", "adapted_svd.py", "spectra.py", "decomposition.py"}
 
 
 @pytest.fixture
@@ -225,9 +221,10 @@ def test_a_spectrum(waits: HostWaits) -> None:
 def test_a_tensor_of_another_device_fails(
     waits: HostWaits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    position_ids = PackedLayout.position_ids
-    monkeypatch.setattr(PackedLayout, "position_ids", lambda x, _: position_ids(x, CPU))
-    with pytest.raises(RuntimeError, match="found at least two devices, cpu and cuda:0"):
+    monkeypatch.setattr(
+        micro_batches, "moved_together", lambda arrays, _: [torch.from_numpy(x) for x in arrays]
+    )
+    with pytest.raises(RuntimeError, match="found at least two devices"):
         train_two(waits)
 
 

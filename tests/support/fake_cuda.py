@@ -95,9 +95,16 @@ def _place() -> str:
 class _Generator(torch.Generator):
     """The CPU's, whichever device is asked for: nothing is drawn."""
 
+    asked: Any
+
     def __new__(cls, device: Any = None) -> _Generator:
-        del device
-        return super().__new__(cls)
+        made = super().__new__(cls)
+        made.asked = device
+        return made
+
+    @property
+    def device(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.device(self.asked or "cpu")
 
 
 @contextlib.contextmanager
