@@ -14,6 +14,7 @@ import torch
 from rankwise.engine.models.devices import choose_device, device_name, has_fast_bfloat16
 from rankwise.engine.models.embedded import EMBEDDED_MODELS, cache_folder
 from rankwise.engine.models.packed_kernels import check_flex
+from rankwise.errors import ModelError
 from rankwise.records.provenance import PACKAGES, package_version
 
 # Optional package -> (what needs it, how to install it).
@@ -54,16 +55,14 @@ def _device() -> Iterator[tuple[str, str]]:
 
 
 def _flex_attention(device: torch.device) -> str:
-    """Whether a kernel can be compiled: triton, which torch brings, needs a C compiler for that."""
-    needed = "training in float32, or with softcap or sinks"
+    needed = "for training in float32, or with softcap or sinks"
     if importlib.util.find_spec("triton") is None:
-        return f"missing, {needed} is slower without: pip install triton"
+        return f"missing, {needed} slower products are used: pip install triton"
     try:
         check_flex(device)
-    except Exception as error:  # noqa: BLE001 - compilers raise anything
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        return f"fails, {needed} does too: {said[0]}; install a C compiler such as gcc"
-    return f"compiles, for {needed}"
+    except ModelError as error:
+        return f"fails, which is needed {needed}: {error}"
+    return f"compiles, {needed}"
 
 
 def _cache() -> Iterator[tuple[str, str]]:

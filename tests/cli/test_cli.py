@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli import application
 from rankwise.cli.main import app
+from rankwise.errors import ModelError
 from rankwise.findings.statements import with_folder
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
@@ -501,9 +502,9 @@ def test_doctor_names_versions_devices_and_the_cache(
 @pytest.mark.parametrize(
     ("has_triton", "error", "expected"),
     [
-        (True, None, "compiles, for training in float32, or with softcap or sinks"),
-        (True, RuntimeError("Failed to find C compiler.\nmore"), "Failed to find C compiler.;"),
-        (False, None, "missing, training in float32"),
+        (True, None, "compiles, for training in float32"),
+        (True, ModelError("no C compiler"), "fails, which is needed for training in float32"),
+        (False, None, "missing, for training in float32"),
     ],
 )
 def test_doctor_compiles_a_kernel_where_there_is_a_card(

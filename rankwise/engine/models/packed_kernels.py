@@ -16,6 +16,7 @@ from torch.nn.attention import flex_attention as flex
 
 from rankwise.engine.models.attention import AttentionTerms
 from rankwise.engine.models.devices import moved
+from rankwise.engine.models.files import unusable
 from rankwise.engine.models.packed_layout import PackedLayout
 
 # About this many queries are multiplied at once with the keys that any of them sees. Larger blocks
@@ -313,11 +314,12 @@ def check_flex(device: torch.device) -> None:
     """Compute flex attention of a few tokens forward and backward, which compiles it on CUDA.
 
     Raises:
-        Exception: whatever a compiler raises.
+        ModelError: whatever the compiler raises. Triton, which comes with torch, needs one for C.
     """
     x = torch.ones((1, 1, 8, _FLEX_WIDTH), device=device, requires_grad=True)
     terms = AttentionTerms(scale=1.0, window=None, softcap=None, sinks=None)
-    flex_attention(x, x, x, PackedLayout((3, 5)), terms).sum().backward()
+    with unusable("flex attention does not compile", "Install a C compiler, such as gcc."):
+        flex_attention(x, x, x, PackedLayout((3, 5)), terms).sum().backward()
 
 
 @cache
