@@ -50,8 +50,10 @@ def _device() -> Iterator[tuple[str, str]]:
         yield "CUDA", "missing: this torch is a CPU build; see pytorch.org for the pip command"
     else:
         yield "CUDA", "missing: torch supports it, but finds no device; check the driver"
-    fast = has_fast_bfloat16(device)
-    yield "precision auto", "bfloat16" if fast else "float32 (the device has no fast bfloat16)"
+    if torch.backends.mps.is_available():
+        yield "Apple's GPU (mps)", "found, but not used: the CPU computes"
+    slow = "float32 (the device has no fast bfloat16, and float16 is not used)"
+    yield "precision auto", "bfloat16" if has_fast_bfloat16(device) else slow
 
 
 def _flex_attention(device: torch.device) -> str:

@@ -551,3 +551,18 @@ def test_errors_that_nobody_expects_are_not_hidden(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("rankwise.cli.doctor.examine", broken)
     result = CliRunner().invoke(app, ["doctor"])
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_doctor_says_what_old_cards_and_apple_s_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from rankwise.cli import doctor
+
+    monkeypatch.setattr(doctor, "has_fast_bfloat16", lambda _: False)
+    assert "Apple's GPU (mps)" not in dict(doctor._device())
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = dict(doctor._device())
+    assert found["Apple's GPU (mps)"] == "found, but not used: the CPU computes"
+    assert found["precision auto"].startswith(
+        "float32 (the device has no fast bfloat16, and float16"
+    )
