@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.common import Found, Setup, largest, now
-from rankwise.engine.models import packed_attention
+from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.attention import AttentionTerms
-from rankwise.engine.models.packed_attention import PackedLayout
+from rankwise.engine.models.packed_layout import PackedLayout
 
 KERNELS: dict[str, Callable[..., Tensor]] = {
-    "flex": packed_attention.flex_packed_attention,
-    "grouped": packed_attention.grouped_attention,
+    "varlen": packed_kernels.varlen_attention,
+    "flex": packed_kernels.flex_attention,
+    "grouped": packed_kernels.grouped_attention,
 }
 # Around the sizes of blocks (128), and short ones, which have kernels of their own.
 LENGTHS = (1000, 12, 1, 127, 129, 128)
@@ -36,6 +37,11 @@ class Case(NamedTuple):
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is neither a softcap nor sinks."""
+        return self.softcap is None and not self.sinks
 
     @property
     def name(self) -> str:
@@ -65,12 +71,14 @@ def attention(setup: Setup, found: Found) -> None:
         expected = _exact(case, lengths, setup.device)
         for dtype, limit in LIMITS.items():
             sdpa = None
-            if case.window is None and case.softcap is None and not case.sinks:
+            if case.is_plain and case.window is None:
                 sdpa = _error(_sdpa(case, lengths, setup.device, dtype), expected)
             for name, kernel in KERNELS.items():
                 key = f"attention.{name}.{str(dtype).removeprefix('torch.')}.{case.name}"
-                if name == "flex" and not setup.is_cuda:
-                    found.skip(key, "flex attention has no gradients on a CPU")
+                if name == "varlen" and (dtype != torch.bfloat16 or not case.is_plain):
+                    continue  # flash attention has no float32, no softcap and no sinks
+                if name != "grouped" and not setup.is_cuda:
+                    found.skip(key, "it has no gradients on a CPU")
                     continue
                 try:
                     ours = _packed(kernel, case, lengths, setup.device, dtype)
@@ -83,7 +91,7 @@ def attention(setup: Setup, found: Found) -> None:
 
 
 def recompilations(setup: Setup, found: Found) -> None:
-    """How often attention is compiled in sixty layouts, and how long the first takes."""
+    """How often flex attention is compiled in sixty layouts, and how long the first takes."""
     if not setup.is_cuda:
         found.skip("recompilations", "nothing is compiled on a CPU")
         return
@@ -95,9 +103,8 @@ def recompilations(setup: Setup, found: Found) -> None:
         lengths = tuple(torch.randint(1, 400, (5,), generator=generator).tolist())
         query, key, value = _inputs(case, lengths, setup.device, torch.bfloat16)
         started = now(setup.device)
-        out, _ = packed_attention.attend_packed(
-            nn.Identity(), query, key, value, None, packed_layout=PackedLayout(lengths)
-        )
+        terms = AttentionTerms(case.width**-0.5, None, None, None)
+        out = packed_kernels.flex_attention(query, key, value, PackedLayout(lengths), terms)
         out.sum().backward()
         if number == 0:
             found.timings["attention_warm_up_s"] = round(now(setup.device) - started, 2)
