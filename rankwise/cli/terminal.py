@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -21,7 +22,7 @@ from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, pa
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.repairs import RepairChoice
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import StudyRecord, Unit
+from rankwise.records.study import PlannedPass, StudyRecord, Unit
 from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
 from rankwise.study.needs import Needs
 from rankwise.study.status import ModelStatus
@@ -70,22 +71,35 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
 
 
 def pass_lines(study: StudyRecord) -> list[str]:
-    """What is trained together, and the memory that it takes."""
-    lines: list[str] = []
-    alone = {run.name for run in study.variants}
+    """What is trained together, and the memory that it takes.
+
+    Variants are trained one by one; those that are cut in the same way share a line.
+    """
+    variants = {run.name for run in study.variants}
     full = {run.name: run.full for run in study.models if run.full is not None}
-    for number, planned in enumerate(study.passes, start=1):
-        runs = planned.runs
-        kept = full.get(runs[0])
+
+    def line_of(numbered: tuple[int, PlannedPass]) -> tuple[int, int, bool]:
+        number, planned = numbered
+        is_variant = planned.runs[0] in variants
+        return 0 if is_variant else number, planned.max_tokens, planned.gradient_checkpointing
+
+    lines: list[str] = []
+    for _, group in groupby(enumerate(study.passes, start=1), line_of):
+        passes = dict(group)
+        (first, planned), last = next(iter(passes.items())), max(passes)
+        runs, kept = planned.runs, full.get(planned.runs[0])
+        peak = max(each.estimated_memory_bytes for each in passes.values())
+        what = f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs)
         parts = [
-            f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs),
-            *(["alone, through PEFT"] if alone.intersection(runs) else []),
+            what if len(passes) == 1 else f"{len(passes)} variants",
+            *(["each alone, through PEFT"] if planned.runs[0] in variants else []),
             *([] if kept is None else [f"{kept.weights} weights, {kept.optimizer}"]),
             f"micro-batches of up to {planned.max_tokens} tokens",
             *(["gradient checkpointing"] if planned.gradient_checkpointing else []),
-            f"~{memory(planned.estimated_memory_bytes)}",
+            f"~{memory(peak)}",
         ]
-        lines.append(f"pass {number}: {', '.join(parts)}")
+        number = f"pass {first}" if len(passes) == 1 else f"passes {first} to {last}"
+        lines.append(f"{number}: {', '.join(parts)}")
     return lines
 
 
