@@ -89,7 +89,7 @@ class Setting:
                 "gradient_accumulation_steps": 1,
                 "learning_rate": {"lora": self.lora_rate, "full": self.full_rate},
                 "precision": self.precision,
-                "save_steps": None,
+                "save_every": None,
             },
             "methods": {"lora": {"ranks": list(self.ranks)}},
             "evaluation": {

@@ -28,7 +28,7 @@ from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training.loop import train_pass
 from rankwise.engine.training.memory import AdapterSize, PassMemory, TrainingSetting
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee
-from rankwise.records.config.methods import FullConfig
+from rankwise.records.study import FullTraining
 from rankwise.tasks.training_rows import Example
 from tests.support.passes import Heard, config, planned
 
@@ -228,7 +228,7 @@ def memory(setup: Setup, found: Found) -> None:
         skeleton = type(model)(model.config)
     setting = TrainingSetting(
         setup.device, "bfloat16" if setup.is_cuda else "float32", longest, STEP_SIZE,
-        full=FullConfig(),
+        full=FullTraining(),
     )  # fmt: skip
     shapes = shapes_of(model)
     planner = PassMemory(skeleton, setting, list(shapes), process_bytes=0)

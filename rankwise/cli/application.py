@@ -215,7 +215,9 @@ def extend_cuda_memory() -> None:
     of the allocator that is there stays.
     """
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second from torch 2.9 on
-    if not any(name in os.environ for name in names):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # reports need no torch
+        if any(name in os.environ for name in names):
+            return
         major, minor = importlib.metadata.version("torch").split(".")[:2]
         name = names[(int(major), int(minor)) >= (2, 9)]
         os.environ[name] = "expandable_segments:True"

@@ -180,7 +180,7 @@ def plan(
     is_assumed = rate is None and machine is not None and planned.device.type == "cuda"
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
-    needs = needs_of([stage for stage in graph if not stage.is_finished(intact)], rate)
+    needs = needs_of(graph, intact, rate)
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}

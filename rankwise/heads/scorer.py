@@ -178,7 +178,12 @@ class HeadScorer:
             # item has in common with the last item before. Those are the tree's first places.
             begun = shared_length(before, items[chunk[0]].tokens_read)
             before = items[chunk[-1]].tokens_read
-            kept = self._read_whole(tree, adapter)
+            kept = in_smaller_steps(
+                lambda _, tree=tree: self._read_whole(tree, adapter),
+                self._reader.shrink,
+                lambda _: None,
+                self._decoder.device,
+            )
             count += len(tree) - begun
             for layer, heads in kept.heads.items():
                 total = heads[begun:].double().sum(dim=0)

@@ -87,6 +87,10 @@ def study_fingerprint(config: StudyConfig) -> str:
             section = section[part] or {}
         if name in section and section[name] == default:
             del section[name]
+    # no result depends on these two: they stay what older studies had
+    del settings["train"]["save_every"]
+    settings["train"]["save_steps"] = 100
+    settings["evaluation"]["max_batch_tokens"] = settings["evaluation"]["max_batch_tokens"] or 4096
     return fingerprint(settings)
 
 

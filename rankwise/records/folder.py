@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -339,10 +339,15 @@ class StudyFolder:
         """Which heads were reverted to restore other domains; None if that was not tried."""
         return self.read_if_there(self.head_repair_file(run), HeadRepair)
 
-    def adapter_repair(self, run: PlannedRun) -> AdapterRepair | None:
-        """How a run's adapter was repaired as a whole; None if that was not tried since."""
+    def adapter_repair(self, study: StudyRecord, run: PlannedRun) -> AdapterRepair | None:
+        """How a run's adapter was repaired as a whole; None if run or tasks are others since."""
         record = self.read_if_there(self.adapter_repair_file(run.name), AdapterRepair)
-        return record if record and record.model_fingerprint == run.fingerprint else None
+        if record is None or record.model_fingerprint != run.fingerprint:
+            return None
+        tasks = record.task_fingerprints.items()
+        is_current = all(study.task_fingerprints.get(task) == known for task, known in tasks)
+        same = record.choice.confidence == study.config.recommendation.confidence
+        return record if is_current and same else None
 
     def clear_repaired(self, run: str) -> None:
         """Take away an earlier adapter that was repaired by its heads."""
@@ -358,6 +363,12 @@ class StudyFolder:
             record.unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
+
+    def readable_runs(self) -> Iterator[RunRecord]:
+        """The finished runs whose records are whole, whichever study planned them."""
+        for path in sorted(self.root.glob("runs/*/run.json")):
+            with contextlib.suppress(RecordError):
+                yield read_record(path, RunRecord)
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""

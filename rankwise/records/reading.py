@@ -203,7 +203,7 @@ def _model_results(
         ),
         head_effects=of_most_items(effects),
         head_repair=repair,
-        adapter_repair=run and folder.adapter_repair(run.planned),
+        adapter_repair=run and folder.adapter_repair(study, run.planned),
     )
 
 

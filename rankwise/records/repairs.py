@@ -135,6 +135,8 @@ class AdapterRepair(StageRecord):
     """Name of the run, or the adapter's folder."""
     model_fingerprint: str | None = None
     """Of the run; None without a study, and in the record of an older version."""
+    task_fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Task -> hash of the items and of how they were scored; empty likewise."""
     base_model: str
     averaged_with: tuple[str, ...]
     """Other runs or adapters that took part in averages."""

@@ -304,7 +304,8 @@ class StudyRecord(StudyTasks):
     def _without_what_is_gone(cls, content: Any) -> Any:
         """Older versions saved the states of a training by steps; no result depends on that."""
         with contextlib.suppress(AttributeError, KeyError, TypeError):
-            content["config"]["train"].pop("save_steps", None)
+            if content["config"]["train"].pop("save_steps", 0) is None:
+                content["config"]["train"]["save_every"] = None
         return content
 
     @property

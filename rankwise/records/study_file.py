@@ -78,7 +78,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
     problems = [problem for override in overrides if (problem := _apply_override(data, override))]
     problems += _given_twice(data)
     try:
-        config = StudyConfig.model_validate(data)
+        config = StudyConfig.model_validate(data, context={"is_study_file": True})
     except ValidationError as error:
         problems.extend(problems_of(error, data, StudyConfig))
         config = None

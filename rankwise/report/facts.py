@@ -177,6 +177,7 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[
         yield Entry("Full fine-tuning", "not part of the study")
     else:
         yield Entry("Full fine-tuning learning rate", _rates(plans, "full"))
+        yield Entry("Full fine-tuning's weights", f"{full.weights}, by {full.optimizer}")
 
 
 def _rates(plans: Sequence[PlannedRun], method: str) -> str:

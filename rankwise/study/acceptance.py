@@ -15,6 +15,7 @@ from rankwise.study.stages import Model, Score, Stage
 
 # Sections of a study file on which scores of a model depend.
 _SCORED_BY = ("base_model", "evaluation", "train.precision", "train.base_precision")
+_NO_SCORE_DEPENDS_ON = ("evaluation.clusters", "evaluation.max_batch_tokens")
 
 
 class _Finished(NamedTuple):
@@ -108,7 +109,7 @@ def _differences(earlier: StudyRecord, now: StudyRecord) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} when they were scored, {after.get(key)!r} now"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and not key.startswith("evaluation.clusters")
+        if before.get(key) != after.get(key) and not key.startswith(_NO_SCORE_DEPENDS_ON)
     ]
 
 

@@ -195,7 +195,7 @@ class ResidentModels:
 
     def _open_vllm(self, folder: Path) -> Scorer:
         plan = self._plan
-        ranks = [run.rank for run in plan.record.runs if run.rank is not None]
+        ranks = [run.rank for run in plan.record.models if run.rank is not None]
         return VllmScorer(
             folder,
             plan.base.folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rankwise.records.folder import StudyFolder
 from rankwise.study.stages import TRAINING_WORK, Stage
 
 CARD_FLOPS = 989e12
@@ -29,12 +30,15 @@ class Needs(NamedTuple):
     tokens_per_second: float | None
 
 
-def needs_of(stages: Sequence[Stage], tokens_per_second: float | None) -> Needs:
-    """What some stages need where LoRA training reads so many tokens in a second."""
-    disk_bytes = sum(stage.disk_bytes for stage in stages)
+def needs_of(
+    stages: Sequence[Stage], folder: StudyFolder, tokens_per_second: float | None
+) -> Needs:
+    """What is left of some stages needs where LoRA training reads so many tokens in a second."""
+    shares = [(stage, len(stage.left(folder)) / max(1, len(stage.models))) for stage in stages]
+    disk_bytes = round(sum(share * stage.disk_bytes for stage, share in shares))
     if tokens_per_second is None:
         return Needs(disk_bytes, None, None)
-    work = sum(stage.work for stage in stages if stage.num_tokens is not None)
+    work = sum(share * stage.work for stage, share in shares if stage.num_tokens is not None)
     seconds = work / (tokens_per_second * TRAINING_WORK["lora"])
     return Needs(disk_bytes, seconds, tokens_per_second)
 

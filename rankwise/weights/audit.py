@@ -250,7 +250,7 @@ def audit(
         scores=scored.scores,
         warnings=(*warnings, *scored.warnings),
         statements=audit_statements(audited.kind, ranks, matrices, cut, others, scored.scores),
-        provenance=provenance_on(device),
+        provenance=provenance_on(choose_device()),
     )
 
 

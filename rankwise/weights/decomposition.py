@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.weights.spectra import Svd
 
 NUM_REFINED = 768
@@ -41,19 +42,27 @@ def thin_svd(matrix: Float[Tensor, "rows columns"]) -> Svd:
     """The thin decomposition, on the matrix's device.
 
     On the CPU it is LAPACK's, in the matrix's dtype. Elsewhere it is ``gram_svd``, in float64;
-    where that is not right to 1e-8 (``largest_error``), the CPU decomposes the matrix in float64.
+    where that is not right to 1e-8 (``largest_error``), or the card has no room for it, the CPU
+    decomposes the matrix in float64.
 
     Args:
         matrix: finite; float32 or float64.
     """
     if matrix.device.type == "cpu":
         return Svd(*torch.linalg.svd(matrix, full_matrices=False))
-    return _checked(matrix.double(), gram_svd(matrix))
+    found = None
+    try:
+        found = gram_svd(matrix)
+    except RuntimeError as error:
+        # that it does not converge is a RuntimeError too
+        if not (isinstance(error, torch.linalg.LinAlgError) or is_out_of_memory(error)):
+            raise
+    return _checked(matrix.double(), found)
 
 
-def _checked(matrix: Float[Tensor, "rows columns"], found: Svd) -> Svd:
-    """What was found, or the CPU's decomposition where it is not right."""
-    if largest_error(matrix, found) <= _TOLERANCE:  # not so if it is NaN
+def _checked(matrix: Float[Tensor, "rows columns"], found: Svd | None) -> Svd:
+    """What was found, or the CPU's decomposition where it is not right or nothing was."""
+    if found is not None and largest_error(matrix, found) <= _TOLERANCE:  # not so if it is NaN
         return found
     return Svd(*(part.to(matrix.device) for part in thin_svd(matrix.cpu())))
 

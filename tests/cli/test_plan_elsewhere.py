@@ -13,6 +13,7 @@ import torch
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
+from tests.planted.results import planted_run_record
 from tests.support.command_line import rankwise
 
 CARD = ("--device", "cuda", "--memory", "80GB")
@@ -74,3 +75,7 @@ def test_plan_keeps_what_the_folder_s_study_took(study_file: Path) -> None:
     assert full("--study-dir", folder.root) == [kept]
     folder.study_file.write_text("{")  # what is damaged is no reason
     assert full("--study-dir", folder.root) == [{"weights": "float32", "optimizer": "adamw"}]
+    took = plan_study(load_config(study_file, [bfloat16])).record.runs
+    (run,) = (each for each in took if each.full)  # but a finished run says what it took
+    folder.write(folder.run_file(run.name), planted_run_record(run, diverged=False))
+    assert full("--study-dir", folder.root) == [kept]

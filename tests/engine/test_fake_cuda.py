@@ -97,6 +97,7 @@ def train(model: Any, trainees: Sequence[Trainee], waits: HostWaits, **settings:
         **settings,
     )
     assert [trainee.step for trainee in trainees] == [1] * len(trainees)
+    assert not waits.copies
 
 
 def trainee_of(model: Any, rank: int, **options: Any) -> AdapterTrainee:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rankwise.engine.training import loop
+from rankwise.engine.training.trainees import Trainee
 from rankwise.errors import (
     RecordError,
     StageFailedError,
@@ -29,6 +30,7 @@ from rankwise.study import acceptance
 from rankwise.study.extension import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
+from rankwise.study.stopping import Stopped
 from rankwise.study.work import canary
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
@@ -420,3 +422,25 @@ def test_without_memory_that_stage_alone_fails(
     outcome, recorder = run(study_file, tmp_path / "study", *settings)
     assert outcome.failures == ()
     assert {stage for _, stage in recorder.stages} == kinds
+
+
+def test_a_stop_in_the_last_step_loses_nothing(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_step = Trainee.take_step
+
+    def signalled(self: Trainee, *arguments: Any, **named: Any) -> Any:
+        if self.step == len(self.batches) - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, *arguments, **named)
+
+    folder, config = StudyFolder(tmp_path / "s"), load_config(study.file, SMALL)
+    plan = plan_study(config)
+    monkeypatch.setattr(Trainee, "take_step", signalled)
+    with pytest.raises(Stopped):
+        run_study(plan, folder, Recorder())
+    runs = folder.read_study().runs
+    assert all(folder.training_state_file(run).exists() for run in runs)
+    monkeypatch.setattr(Trainee, "take_step", None)  # no step is taken again
+    run_study(plan_study(config), folder, Recorder())
+    assert all(folder.finished_run(run) is not None for run in runs)

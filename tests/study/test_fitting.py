@@ -25,6 +25,8 @@ from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import stages
 from tests.support.observers import Silent
+from tests.support.small_studies import SEARCHED, write_study
+from tests.support.studies import run
 
 FLOAT32, BFLOAT16, EIGHT_BIT = FULL_TRAININGS
 
@@ -284,3 +286,27 @@ def test_a_processor_is_asked() -> None:
     assert machine.available_bytes() > 100 << 20  # the process is in it
     assert Machine(torch.device("cpu"), 5).available_bytes() == 5
     assert machine.name == Machine(torch.device("cpu"), 5).name != ""
+
+
+def test_a_finished_search_is_planned_whatever_its_dropped_settings_would_take(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    settings = "methods: {lora: {ranks: [2, 8]}, full: null}\n"
+    file = write_study(tmp_path, tiny_model_folder, settings + SEARCHED)
+    race, folder = ("search.policy=race", "seeds=[0, 1]"), StudyFolder(tmp_path / "study")
+    run(file, folder.root, *race)
+    small = Machine(torch.device("cuda"), 1000)
+    plan_study(load_config(file, race), folder=folder, machine=small)
+    with pytest.raises(PlanError, match=r"methods\.lora: training"):
+        plan_study(load_config(file, race), machine=small)
+
+
+def test_an_arm_that_does_not_fit_is_a_problem_too(study_file: Path, tmp_path: Path) -> None:
+    over = ["methods.full=null", "methods.lora.ranks=[2]", "evaluation.retention=[sums]"]
+    over += ["train.precision=float32", "evaluation.out_of_domain=[]", "analysis.spectra=false"]
+    folder, small = StudyFolder(tmp_path / "study"), Machine(torch.device("cuda"), 1000)
+    run(study_file, folder.root, *over)
+    plan_study(load_config(study_file, over), folder=folder, machine=small)
+    arm = "mitigations=[{learning_rate_factor: 0.3}]"
+    with pytest.raises(PlanError, match=r"methods\.lora: training"):
+        plan_study(load_config(study_file, [*over, arm]), folder=folder, machine=small)

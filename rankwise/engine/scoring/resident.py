@@ -139,6 +139,7 @@ class ResidentScorer:
             advance,
             self._device,
         )
+        self._reader.forget_layouts()
         distinct = self.reading.distinct_tokens + len(tree) * len(models)
         self.reading = self.reading._replace(distinct_tokens=distinct)
         return answers

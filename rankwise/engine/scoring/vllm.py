@@ -23,7 +23,7 @@ import torch
 from rankwise.engine.models.adapter_config import read_adapter_config
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, give_back_memory
 from rankwise.errors import ModelError
-from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.study import VLLM_IS_FOR_TEXTS, StudyConfig
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
 # values that vLLM accepts for max_lora_rank
@@ -289,7 +289,10 @@ def _generation(output: Any) -> Generation:
 
 def engine_problem(config: StudyConfig) -> str | None:
     """Why the configured engine cannot score a study here, or None."""
-    if config.evaluation.engine.generate_until == "resident":
+    engine = config.evaluation.engine
+    if engine.loglikelihood == "vllm":
+        return VLLM_IS_FOR_TEXTS
+    if engine.generate_until == "resident":
         return None
     if importlib.util.find_spec("vllm") is None:
         return (

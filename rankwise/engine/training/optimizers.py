@@ -131,8 +131,13 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": weight_decay}
         super().__init__(weights, defaults)
         self.generator = torch.Generator(device=weights[0].device).manual_seed(seed)
-        for weight in weights:  # now and not at the first step, when memory may be short
-            self.state[weight] = {"step": 0} | _moments_of(weight)
+        self._begin()  # now and not at the first step, when memory may be short
+
+    def _begin(self) -> None:
+        """Moments for every weight that has none."""
+        for weight in (weight for group in self.param_groups for weight in group["params"]):
+            if weight not in self.state:
+                self.state[weight] = {"step": 0} | _moments_of(weight)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -179,6 +184,7 @@ class StochasticRoundingAdamW(torch.optim.Optimizer):
             )
         super().load_state_dict(state_dict)
         _restore_float32_moments(self, state_dict)
+        self._begin()  # older versions saved none of weights that had no gradient yet
         self.generator.set_state(state_dict["generator"].cpu())
 
 

@@ -6,7 +6,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import RecordError
 from rankwise.records.files import replacing
 
@@ -27,6 +28,11 @@ UNUSABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
 )
 """What zipfile, torch and its optimizers raise for bytes and entries that make no sense."""
+
+
+# Bytes of states that are copied at once: a container may have less memory than its host says. The
+# adapters of an 8B model at ranks 8 to 128 take 13 GB, and a full fine-tuning takes more.
+_MOST_COPIED = 16 << 30
 
 
 class UnusableStateError(RecordError):
@@ -51,13 +57,13 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 class StateWriter:
     """Writes states while the training goes on, where it runs on another device than the CPU.
 
-    What is written is then a copy in the memory of the CPU, one state after the other. Where that
-    has no room for a copy, and on a CPU, whose memory holds the state itself, the training waits.
+    What is written is then a copy in the memory of the CPU, one state after the other. Where there
+    is no room for a copy, and on a CPU, whose memory holds the state itself, the training waits.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._begun: list[Future[None]] = []
+        self._begun: list[tuple[Future[None], int]] = []  # with the bytes of the copy
 
     def write(self, path: Path, state: dict[str, Any]) -> None:
         """Write a state as :func:`write_state`, now or soon; a later call keeps the order.
@@ -66,23 +72,27 @@ class StateWriter:
             StorageError: this file or an earlier one cannot be written.
         """
         size = _bytes_elsewhere(state)
+        while self._begun and self._begun[0][0].done():
+            self._begun.pop(0)[0].result()
         # half of what is free: the system's own cache needs room for what is being written
-        if not 0 < size <= psutil.virtual_memory().available // 2:
+        room = min(_MOST_COPIED, psutil.virtual_memory().available // 2)
+        if sum((size for _, size in self._begun), start=size) > room:
             self.finish()
+        if not 0 < size <= room:
             write_state(path, state)
             return
-        while self._begun and self._begun[0].done():
-            self._begun.pop(0).result()
-        self._begun.append(self._thread.submit(write_state, path, _copied(state)))
+        self._begun.append((self._thread.submit(write_state, path, _copied(state)), size))
 
     def finish(self) -> None:
         """Wait until everything is written.
 
         Raises:
-            StorageError: a file cannot be written.
+            StorageError: a file cannot be written; the others are.
         """
-        while self._begun:
-            self._begun.pop(0).result()
+        begun, self._begun = [future for future, _ in self._begun], []
+        wait(begun)
+        for future in begun:
+            future.result()
 
 
 def _bytes_elsewhere(value: Any) -> int:
@@ -122,6 +132,8 @@ def read_state(path: Path) -> dict[str, Any]:
                 raise ValueError("another checksum")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UNUSABLE as error:
+        if is_out_of_memory(error):
+            raise
         raise UnusableStateError("it is cut or damaged") from error
     if not isinstance(content, dict):
         raise UnusableStateError("it holds no state of a training")

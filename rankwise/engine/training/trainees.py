@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
@@ -115,13 +117,15 @@ class Trainee:
         self._kl, self._loss, decay = (
             (None, None, None) if arm is None else (arm.kl, arm.loss, arm.weight_decay)
         )
-        self._optimizer = make_optimizer(
+        self._new_optimizer: Callable[[], torch.optim.Optimizer] = partial(
+            make_optimizer,
             self._weights,
             name=optimizer,
             learning_rate=run.learning_rate,
             weight_decay=config.weight_decay if decay is None else decay,
             seed=run.seed,
         )
+        self._optimizer = self._new_optimizer()
         self._norm = torch.zeros(())
         self._rate = run.learning_rate
         is_refined = run.truncated_from is not None
@@ -298,7 +302,6 @@ class Trainee:
     def _continue_from(self, state: Mapping[str, Any]) -> None:
         if (run := state.get("run")) != self.run.fingerprint:
             raise UnusableStateError(f"it belongs to the run {run!s:.16}")
-        untouched = self._optimizer.state_dict()
         try:
             metrics = [StepMetrics.model_validate(line) for line in state["metrics"]]
             seconds, saved = float(state["seconds"]), state["weights"]
@@ -307,10 +310,14 @@ class Trainee:
                 raise ValueError("other shapes")
             if not len(metrics) <= len(self.batches) or not math.isfinite(seconds):
                 raise ValueError("more steps than there are")
+            self._optimizer.state.clear()  # there may be no room for both
             self._optimizer.load_state_dict(state["optimizer"])
             self._check_moments()
         except UNUSABLE as error:
-            self._optimizer.load_state_dict(untouched)
+            self._optimizer.state.clear()
+            self._optimizer = self._new_optimizer()
+            if is_out_of_memory(error):
+                raise
             raise UnusableStateError("its content is none of this training") from error
         with torch.no_grad():
             for weights, values in zip(self._weights, saved, strict=True):

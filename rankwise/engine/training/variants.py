@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
 
 from rankwise.engine.models.variant_models import VariantModel
 from rankwise.engine.training.trainees import Trainee
@@ -27,9 +29,11 @@ class VariantTrainee(Trainee):
         marks: Sequence[int] = (),
     ) -> None:
         assert run.learning_rate is not None
-        own = model.optimizer(run.learning_rate, config.weight_decay)  # may freeze some weights
+        make_own = partial(model.optimizer, run.learning_rate, config.weight_decay)
+        own = make_own()  # may freeze some weights
         super().__init__(run, examples, config, model.weights, "adamw", marks)
-        self._optimizer = self._optimizer if own is None else own
+        if own is not None:
+            self._optimizer, self._new_optimizer = own, cast(Any, make_own)
         self.model = model
 
     def _before_step(self) -> None:

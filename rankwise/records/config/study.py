@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -58,22 +59,24 @@ class BaseModelConfig(Section):
     """Branch, tag or commit of a hub repository; None: its main branch."""
 
 
+VLLM_IS_FOR_TEXTS = (
+    "vllm is for texts only: for log-likelihoods it reads every prompt anew for each option and "
+    "each adapter; write {loglikelihood: resident, generate_until: vllm}"
+)
+"""Why vllm is refused for log-likelihoods; older studies may have used it."""
+
+
 def _engines(value: Any) -> Any:
     """One name for both kinds of requests, as older studies have it, or a mapping."""
-    if value == "resident":
-        return {}
-    if value == "vllm" or (isinstance(value, dict) and value.get("loglikelihood") == "vllm"):
-        raise ValueError(
-            "vllm is for texts only: for log-likelihoods it reads every prompt anew for each "
-            "option and each adapter; write {loglikelihood: resident, generate_until: vllm}"
-        )
+    if isinstance(value, str):
+        return {"loglikelihood": value, "generate_until": value}
     return value
 
 
 class EngineConfig(Section):
     """Which engine answers which of lm-eval's kinds of requests."""
 
-    loglikelihood: Literal["resident"] = "resident"
+    loglikelihood: Engine = "resident"
     """Log-likelihoods, of options and of whole texts."""
     generate_until: Engine = "resident"
     """Texts."""
@@ -82,10 +85,18 @@ class EngineConfig(Section):
         """The engine for tasks of one of lm-eval's output types."""
         return self.generate_until if output_type == "generate_until" else self.loglikelihood
 
+    @model_validator(mode="after")
+    def _texts_only(self, info: ValidationInfo) -> Self:
+        """In a study file; the record of an older study is read all the same."""
+        if info.context is not None and self.loglikelihood == "vllm":
+            raise ValueError(VLLM_IS_FOR_TEXTS)
+        return self
+
     @model_serializer(mode="wrap")
     def _as_one_name(self, whole: SerializerFunctionWrapHandler) -> Any:
         """The name that older studies have, so that fingerprints stay."""
-        return "resident" if self.generate_until == "resident" else whole(self)
+        is_one = self.generate_until == self.loglikelihood
+        return self.generate_until if is_one else whole(self)
 
 
 class EvaluationConfig(Section):

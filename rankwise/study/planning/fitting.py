@@ -68,11 +68,15 @@ def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
 def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | None:
     """What the study in a folder took for full fine-tuning, if it is on this base.
 
-    ``base_model`` is the base's fingerprint. A damaged record says nothing.
+    Where the study's record is damaged, what a finished run of it took. ``base_model`` is the
+    base's fingerprint.
     """
-    earlier = None
-    with contextlib.suppress(RecordError):
-        earlier = folder and folder.read_if_there(folder.study_file, StudyRecord)
+    if folder is None:
+        return None
+    try:
+        earlier = folder.read_if_there(folder.study_file, StudyRecord)
+    except RecordError:
+        return next((run.planned.full for run in folder.readable_runs() if run.planned.full), None)
     if earlier is None or earlier.base_model_fingerprint != base_model:
         return None
     full = earlier.config.methods.full
@@ -80,11 +84,15 @@ def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | 
 
 
 def untrained(runs: Sequence[PlannedRun], folder: StudyFolder | None) -> list[PlannedRun]:
-    """Of some runs those that have no finished training in a folder, or a damaged one."""
+    """Of some runs those that have no finished training in a folder, or a damaged one.
+
+    One whose weights a search has removed is trained again where it is no candidate.
+    """
 
     def is_trained(run: PlannedRun) -> bool:
         with contextlib.suppress(RecordError):
-            return folder is not None and folder.finished_run(run) is not None
+            record = None if folder is None else folder.finished_run(run)
+            return record is not None and (run.is_searched or not record.is_given_up)
         return False
 
     return [run for run in runs if not is_trained(run)]

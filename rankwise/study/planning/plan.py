@@ -254,9 +254,11 @@ class Planner:
             source: Candidates(config, maker, among)
             for source, maker in (makers if config.is_searched else {}).items()
         }
-        trained = [*self._runs, *self._variants]
-        trained += [end for each in self.candidates.values() for end in each.ends]
-        check_memory(untrained(trained, folder), config, memory, model.machine, issues)
+        self._folder = folder
+        if folder is None or not folder.study_file.exists():
+            # what a search may come to; once it has begun, some of that is ruled out
+            ends = [end for each in self.candidates.values() for end in each.ends]
+            check_memory(ends, config, memory, model.machine, issues)
         self._unchosen = self._record()
 
     def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:
@@ -271,6 +273,12 @@ class Planner:
             chosen = all_of(config, self._runs)
         truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
+        issues = Issues(list(self._issues.problems), list(self._issues.warnings))
+        trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
+        left = untrained([run for run in trained if run.imported_as is None], self._folder)
+        check_memory(left, config, self._memory, model.machine, issues)
+        if issues.problems:
+            raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         available = model.machine.available_bytes()
         passes = [
             planned
@@ -287,7 +295,7 @@ class Planner:
             "mitigated": mitigated,
             "variants": self._variants,
             "passes": tuple(passes),
-            "warnings": tuple(self._issues.warnings),
+            "warnings": tuple(issues.warnings),
         }
         return StudyPlan(
             record=self._unchosen.model_copy(update=models),

@@ -89,13 +89,15 @@ class AdapterRepairer:
         refuse_unjudgeable(own, kept)
         self._set_damaged_aside()
         scores = self._scores((*tasks.in_domain, *tasks.retention))
-        confidence = self._plan.record.config.recommendation.confidence
+        study = self._plan.record
+        confidence = study.config.recommendation.confidence
         wanted = repair_fingerprint(
             [each.fingerprint for each in scores], max_loss_points, confidence
         )
         path = self._folder.adapter_repair_file(self._run.name)
         earlier = self._folder.finished(path, AdapterRepair, wanted)
-        if earlier is not None:
+        fingerprints = {task.task: study.task_fingerprints[task.task] for task in scores}
+        if earlier is not None and earlier.task_fingerprints:  # an older version's has none
             return earlier
         choice = choose_repair(
             scores, tasks, max_loss_points=max_loss_points, confidence=confidence
@@ -106,6 +108,7 @@ class AdapterRepairer:
             fingerprint=wanted,
             model=self._run.name,
             model_fingerprint=self._run.fingerprint,
+            task_fingerprints=fingerprints,
             base_model=self._plan.base.name,
             averaged_with=tuple(partner.name for partner in self._partners),
             choice=choice,

@@ -264,6 +264,7 @@ class HeadStudy:
         if question.mode == "ablate-mean":
             means = side.scorer.mean_outputs(asked, adapter)
         gating = Gating(question.mode == "revert", means, question.keys_and_values)
+        most = self._plan.record.config.evaluation.max_batch_tokens
         return expected_effects(
             model,
             side.scorer.layouts,
@@ -271,7 +272,7 @@ class HeadStudy:
             adapter,
             gating,
             # a backward pass keeps the activations of every layer: no more than on a CPU
-            max_batch_tokens=min(self._plan.step_tokens, STEP_TOKENS["cpu"]),
+            max_batch_tokens=most or STEP_TOKENS["cpu"],
         )
 
     def _check_applied(self, own: Sequence[LogLikelihood], base: Sequence[LogLikelihood]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -254,7 +255,7 @@ def _run_pass(
     writer = _Writer(context, together.trainees, by_training, save)
     for trainee in together.trainees:
         writer.resume(trainee)
-    with context.signals.deferred():
+    with context.signals.deferred(), contextlib.closing(writer):
         training.train_pass(
             together.model,
             together.trainees,
@@ -265,7 +266,6 @@ def _run_pass(
             compile_layers=compiles,
             observer=writer,
         )
-    writer.states.finish()
 
 
 class _Writer:
@@ -322,9 +322,10 @@ class _Writer:
         self._observer.advanced(_work(trainee, metrics.num_tokens - before))
         stops, saves = self._signals.is_pending, self._save_every
         if saves is not None and (stops or time.monotonic() - self._last_save >= saves):
-            for unfinished in self._trainees:  # all have taken the step
-                if unfinished.step and not unfinished.is_finished:
-                    self._save_state(unfinished)
+            # all have taken the step; weights of those at their end are saved after this, if at all
+            for each in self._trainees:
+                if each.step and (stops or not each.is_finished):
+                    self._save_state(each)
             self._last_save = time.monotonic()
         if stops:
             self.states.finish()
@@ -351,6 +352,8 @@ class _Writer:
                 saved = self._save(trainee, model)
                 measured = saved._asdict() | result._asdict()
                 self._folder.finish_run(_record(self._plan, model, **measured))
+        if trainee.is_finished:
+            self._finished.add(trainee.run.name)
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
         self._finished.add(trainee.run.name)
@@ -370,8 +373,12 @@ class _Writer:
 
     def shrunk(self, max_tokens: int) -> None:
         self._observer.noted(
-            f"memory ran out: going on with micro-batches of {max_tokens} tokens at most"
+            f"memory ran out: going on for now with micro-batches of {max_tokens} tokens at most"
         )
+
+    def close(self) -> None:
+        """Wait until all states are written, however the pass ended."""
+        self.states.finish()
 
 
 def _work(trainee: Trainee, num_tokens: int) -> float:

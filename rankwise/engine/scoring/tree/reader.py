@@ -79,9 +79,14 @@ class TreeReader:
         """Halve the steps and the cache; False where the steps are as small as is sensible."""
         if self.max_tokens <= _FEWEST_TOKENS:
             return False
+        self.forget_layouts()
         self.max_tokens //= 2
         self.cache_bytes //= 2
         return True
+
+    def forget_layouts(self) -> None:
+        """Free the layouts that were kept; the tree that they are of is not read again."""
+        self._layouts = {}
 
     @torch.inference_mode()
     def read(
@@ -110,10 +115,10 @@ class TreeReader:
             start = stop
 
     def _layout(self, tree: PrefixTree, start: int, stop: int, device: torch.device) -> TreeLayout:
+        if any(layout.tree is not tree for layout in self._layouts.values()):
+            self.forget_layouts()
         layout = self._layouts.get((start, stop))
-        if layout is None or layout.tree is not tree:
-            if layout is not None:
-                self._layouts = {}  # they are of another tree
+        if layout is None:
             layout = TreeLayout(tree, start, stop, device)
             if self._keeps_layouts:
                 self._layouts[start, stop] = layout
