@@ -14,7 +14,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from tests.planted.results import planted_run_record
-from tests.support.command_line import rankwise
+from tests.support.command_line import rankwise, words
 
 CARD = ("--device", "cuda", "--memory", "80GB")
 
@@ -26,7 +26,7 @@ def test_plan_for_a_card_elsewhere(study_file: Path, monkeypatch: pytest.MonkeyP
     for name in ("is_bf16_supported", "mem_get_info", "get_device_name", "_lazy_init"):
         monkeypatch.setattr(torch.cuda, name, refuse)
     full = ("train.precision=auto", "--study-dir", study_file.parent / "elsewhere")
-    said = rankwise("plan", study_file, *full, *CARD).stdout
+    said = words(rankwise("plan", study_file, *full, *CARD).stdout)
     assert "planned for a CUDA card with 80.0 GB, in bfloat16" in said
     assert re.search(r"pass 2: colours-full-s0-\w+, float32 weights, adamw, micro-batches", said)
     assert re.search(r"disk: about [\d.]+ MB, ", said)
@@ -46,8 +46,8 @@ def test_plan_says_how_long_the_study_takes(study_file: Path) -> None:
     assert plan["seconds"] == pytest.approx(sum(work) / 250)  # a token of training is 2.5 scored
     assert plan["disk_bytes"] == sum(stage["disk_bytes"] for stage in plan["stages"])
     assert not plan["is_rate_assumed"]
-    said = rankwise("plan", *study).stdout
-    assert "of training and scoring, if LoRA training reads 100 tokens per second\n" in said
+    said = words(rankwise("plan", *study).stdout)
+    assert "of training and scoring, if LoRA training reads 100 tokens per second" in said
 
 
 def test_what_does_not_fit_a_card_is_refused(
