@@ -63,7 +63,7 @@ def _curve(choice: RepairChoice) -> Table:
 
 def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
     columns: list[Column[JudgedTask]] = [
-        Column("Task", lambda row: Cell(row.task, "", row.relation)),
+        Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
         Column("Metric", lambda row: row.metric, is_text=True),
         Column("Items", lambda row: cells.count(row.num_items)),
         Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
