@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -92,6 +94,16 @@ evaluation:
 """
     )
     return path
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
+    """A stand-in for vLLM, which cannot run here."""
+    fake = FakeVllm()
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora_requests())
+    yield fake
+    fake.end()
 
 
 @pytest.fixture(scope="session")

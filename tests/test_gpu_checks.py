@@ -16,7 +16,7 @@ import torch
 from benchmarks.gpu import __main__ as benchmark
 from benchmarks.gpu import kernels, scoring, spectra
 from benchmarks.gpu.__main__ import SECTIONS, Section, failed, in_a_process, run_section
-from benchmarks.gpu.common import CPU, Found, Setup
+from benchmarks.gpu.setting import CPU, Found, Setup
 from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.packed_kernels import grouped_attention
 from rankwise.engine.training import loop

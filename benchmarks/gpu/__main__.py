@@ -31,7 +31,7 @@ import torch
 import transformers
 
 from benchmarks.gpu import kernels, ratios, scoring, spectra, training
-from benchmarks.gpu.common import Found, Setup
+from benchmarks.gpu.setting import Found, Setup
 from rankwise.engine.models.devices import choose_device, device_name, give_back_memory
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.common import Found, Setup, largest, now
+from benchmarks.gpu.setting import Found, Setup, largest, now
 from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.attention import AttentionTerms
 from rankwise.engine.models.packed_layout import PackedLayout

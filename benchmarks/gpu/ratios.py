@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import (
+from benchmarks.gpu.scoring import scorer_of
+from benchmarks.gpu.setting import (
     Found,
     Setup,
     big_model,
@@ -23,7 +24,6 @@ from benchmarks.gpu.common import (
     questions,
     random_tokens,
 )
-from benchmarks.gpu.scoring import scorer_of
 from benchmarks.gpu.training import train
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.engine.training.trainees import AdapterTrainee

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu.common import (
+from benchmarks.gpu.setting import (
     CPU,
     Found,
     Setup,

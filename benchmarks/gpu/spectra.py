@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.common import CPU, Found, Setup, finite, largest, median_seconds, now
+from benchmarks.gpu.setting import CPU, Found, Setup, finite, largest, median_seconds, now
 from rankwise.engine.models.devices import float64_device
 from rankwise.weights.adapted_svd import in_base_basis, leading_svd
 from rankwise.weights.decomposition import gram_svd, largest_error, refined_svd

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import (
+from benchmarks.gpu.setting import (
     CPU,
     Found,
     Setup,

@@ -121,8 +121,8 @@ TokensPerSecond = Annotated[
         "--tokens-per-second",
         metavar="RATE",
         help=(
-            "Say how long the study takes where LoRA training reads so many tokens in a second "
-            "(default with --device cuda: a third of an H100's peak, which is assumed)."
+            "Estimate the time from this speed of LoRA training (default with --device cuda: a "
+            "third of an H100's peak, which is assumed)."
         ),
         parser=_rate,
     ),

@@ -24,8 +24,8 @@ from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.resident import CACHE_SHARE, free_share
-from rankwise.engine.scoring.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree, shared_length
 from rankwise.engine.scoring.tree.reader import ReadPlaces, TreeReader, pieces_of

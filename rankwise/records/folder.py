@@ -364,6 +364,15 @@ class StudyFolder:
             if folder.exists():
                 shutil.rmtree(folder)
 
+    def is_trained(self, planned: PlannedRun) -> bool:
+        """Whether a run's training is done; one that diverged is done too.
+
+        A search removes the weights of a model that it drops. That model is done as a candidate of
+        the search, and is trained again where it is wanted later.
+        """
+        run = self.finished_run(planned)
+        return run is not None and (planned.is_searched or not run.is_given_up)
+
     def readable_runs(self) -> Iterator[RunRecord]:
         """The finished runs whose records are whole, whichever study planned them."""
         for path in sorted(self.root.glob("runs/*/run.json")):

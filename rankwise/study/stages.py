@@ -202,9 +202,7 @@ class Train(Stage):
 
     def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
         assert model is not None
-        run = folder.finished_run(model)
-        # a search that drops a model removes its weights; later decisions may want them again
-        return run is not None and (model.is_searched or not run.is_given_up)
+        return folder.is_trained(model)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,11 @@ from rankwise.engine.models import base as models
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
-from tests.support.fake_vllm import FakeVllm, lora_requests
+from tests.support.fake_vllm import FakeVllm
 from tests.support.studies import run
 
 SMALL = ["methods.lora.ranks=[2, 4]", "evaluation.limit=6", "train.epochs=1"]
 BY_VLLM = "evaluation.engine={loglikelihood: resident, generate_until: vllm}"
-
-
-@pytest.fixture
-def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
-    fake = FakeVllm()
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora_requests())
-    yield fake
-    fake.end()
 
 
 def test_vllm_writes_the_texts_and_nothing_else(

@@ -14,7 +14,7 @@ from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import packed_attention
-from rankwise.engine.scoring.smaller_steps import in_smaller_steps
+from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.tasks.questions import Advance, RightAnswer

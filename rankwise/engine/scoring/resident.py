@@ -21,8 +21,8 @@ from rankwise.engine.models.frozen_adapters import (
 )
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable, packed_attention
+from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.decode.decoder import Decoder, DecodeWork
-from rankwise.engine.scoring.smaller_steps import in_smaller_steps
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.scoring.tree.reader import TreeReader

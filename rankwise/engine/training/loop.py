@@ -22,12 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rankwise.engine.models.devices import (
-    PeakMemory,
-    ResolvedPrecision,
-    give_back_memory,
-    is_out_of_memory,
-)
+from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision
 from rankwise.engine.models.head import (
     CompletionHead,
     HeldTokens,
@@ -37,6 +32,7 @@ from rankwise.engine.models.packed_attention import (
     check_packable,
     packed_attention,
 )
+from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.models.trained_adapters import AdapterBank
 from rankwise.engine.training.micro_batches import (
     HeldRows,
@@ -243,19 +239,18 @@ class _Pass:
             for index, trainee in active.items()
             for place, example in enumerate(trainee.batch)
         ]
-        while True:
-            try:
-                found = self._gather(active, placed)
-                break
-            except (RuntimeError, MemoryError) as error:
-                longest = max(item.example.num_inputs for item in placed)
-                if not is_out_of_memory(error) or not self._budget.shrink(longest):
-                    raise
-            # outside of the handler: inside, the error's frames would keep the step's tensors alive
+
+        def shrink() -> bool:
+            if not self._budget.shrink(max(item.example.num_inputs for item in placed)):
+                return False
             for trainee in active.values():
                 trainee.clear_gradients()
-            give_back_memory(self._device)
             self._observer.shrunk(self._budget.max_tokens)
+            return True
+
+        found = in_smaller_steps(
+            lambda _: self._gather(active, placed), shrink, lambda _: None, self._device
+        )
         self._budget.stepped()
         return found
 

@@ -83,45 +83,32 @@ def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | 
     return None if full is None else FullTraining.model_validate(full.model_dump())
 
 
-def untrained(runs: Sequence[PlannedRun], folder: StudyFolder | None) -> list[PlannedRun]:
-    """Of some runs those that have no finished training in a folder, or a damaged one.
-
-    One whose weights a search has removed is trained again where it is no candidate.
-    """
-
-    def is_trained(run: PlannedRun) -> bool:
-        with contextlib.suppress(RecordError):
-            record = None if folder is None else folder.finished_run(run)
-            return record is not None and (run.is_searched or not record.is_given_up)
-        return False
-
-    return [run for run in runs if not is_trained(run)]
-
-
 def check_memory(
     runs: Sequence[PlannedRun],
     config: StudyConfig,
     memory: PassMemory,
     machine: Machine,
     issues: Issues,
+    folder: StudyFolder | None = None,
 ) -> None:
     """Whether every run can be trained, at least alone and in the smallest way.
 
     What takes more than there is is a problem, what takes more than is planned for a warning.
 
     Args:
-        runs: that are to be trained.
+        runs: that the study trains.
         config: of the study; names what full fine-tuning takes.
         memory: of its passes.
         machine: that trains.
         issues: gets one entry for each method.
+        folder: of the study; what is trained there already takes nothing.
     """
     available = machine.available_bytes()
     peaks: dict[str, list[tuple[int, PlannedRun]]] = {}
     for run in runs:
         size = None if run.method == "full" else size_of(run)
         peak = least_bytes(memory, config.train, size)
-        if peak > usable(available):
+        if peak > usable(available) and not _is_trained(run, folder):
             peaks.setdefault(run.method, []).append((peak, run))
     for method, too_large in peaks.items():
         peak, run = max(too_large, key=lambda each: each[0])
@@ -133,6 +120,13 @@ def check_memory(
             + _remedy(run, config, memory, usable(available))
         )
         (issues.problems if peak > available else issues.warnings).append(text)
+
+
+def _is_trained(run: PlannedRun, folder: StudyFolder | None) -> bool:
+    """Whether its training is done in a folder; a damaged record says nothing."""
+    with contextlib.suppress(RecordError):
+        return folder is not None and folder.is_trained(run)
+    return False
 
 
 def _remedy(run: PlannedRun, config: StudyConfig, memory: PassMemory, limit: int) -> str:

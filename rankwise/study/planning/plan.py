@@ -45,7 +45,6 @@ from rankwise.study.planning.fitting import (
     check_memory,
     earlier_full,
     full_training,
-    untrained,
     with_full,
 )
 from rankwise.study.planning.imports import imported_run
@@ -275,8 +274,7 @@ class Planner:
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
         trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
-        left = untrained([run for run in trained if run.imported_as is None], self._folder)
-        check_memory(left, config, self._memory, model.machine, issues)
+        check_memory(trained, config, self._memory, model.machine, issues, self._folder)
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         available = model.machine.available_bytes()

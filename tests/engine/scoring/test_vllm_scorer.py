@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,7 @@ from rankwise.engine.scoring import vllm as vllm_scorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Continuation, GenerationSettings, LogLikelihood, Prompt
-from tests.support.fake_vllm import FakeVllm, lora_requests
-
-
-@pytest.fixture
-def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVllm]:
-    fake = FakeVllm()
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora_requests())
-    yield fake
-    fake.end()
+from tests.support.fake_vllm import FakeVllm
 
 
 def adapter(folder: Path, **config: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Answering again in smaller steps when memory runs out."""
+"""Computing again in smaller steps when memory runs out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def in_smaller_steps(
     advance: Advance,
     device: torch.device,
 ) -> A:
-    """Answer, in smaller and smaller steps while memory runs out.
+    """Compute something, in smaller and smaller steps while memory runs out.
 
     Args:
         answer: computes everything; tells of what it has finished.
