@@ -23,7 +23,7 @@ from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.repairs import RepairChoice
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import PlannedPass, StudyRecord, Unit
-from rankwise.report.summaries import COLUMNS, verdict_headings, verdict_table
+from rankwise.report.summaries import problem_of, verdict_table
 from rankwise.study.needs import Needs
 from rankwise.study.status import ModelStatus
 
@@ -34,8 +34,8 @@ STRONGEST_HEADS = 5
 
 # What the report shows and a terminal has no room for; the rest of it is in the run's name.
 _WIDE_COLUMNS = 120
-_NOT_ON_A_TERMINAL = {"seed", "alpha", "learning_rate", "worst_retention"}
-_NOT_ON_A_NARROW_ONE = {"parameters", "gain", "peak_memory"}
+_NOT_ON_A_TERMINAL = {"Seed", "Alpha", "Learning rate", "Worst retention task"}
+_NOT_ON_A_NARROW_ONE = {"Trainable parameters", "Gain", "Peak memory"}
 
 
 _ASSUMED_RATE = (
@@ -170,22 +170,19 @@ def _verdict(
     width: int,
 ) -> Iterator[RenderableType]:
     summaries = summarise(results, recommendation)
-    rows = verdict_table(summaries)
-    headings = verdict_headings(results, recommendation, summaries)
     hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
-    columns = [name for name in COLUMNS if name not in hidden]
+    shown = verdict_table(results, recommendation, summaries, hidden)
     table = Table()
-    for name in columns:
-        heading = headings[name]
+    for heading in shown.headings:
         table.add_column(Text(f"{heading.title}\n{heading.detail}".strip()), overflow="fold")
-    for row in rows:
-        cells = [getattr(row, name) for name in columns]
-        style = "bold" if row.is_recommended else None
-        table.add_row(
-            *(Text("\n".join(part for part in cell if part)) for cell in cells), style=style
-        )
+    for row in shown.groups[0].rows:
+        texts = [Text("\n".join(part for part in cell[:3] if part)) for cell in row]
+        table.add_row(*texts, style="bold" if row[0].is_marked else None)
     yield table
-    yield from (Text(f"- {row.name}: {row.problem}") for row in rows if row.problem)
+    for summary in summaries:
+        problem = problem_of(summary)
+        if problem is not None:
+            yield Text(f"- {summary.name}: {problem}")
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
     yield from (Text(f"- {found.title}: {found.statement}") for found in signatures)

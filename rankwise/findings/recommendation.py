@@ -369,6 +369,7 @@ def _verdicts(
             keeps_enough=None if choice.keeps_enough is None else choice.keeps_enough[index],
             near_the_best=choice.near_the_best[index],
             qualifies=choice.qualifies[index],
+            leads=tuple(_bound(bounds.lead, index, other) for other in range(len(options))),
             worse_than=tuple(options[other].label for other in standing.worse_than),
             ruled_out_by=None if by is None else "retention" if by == index else options[by].label,
         )
@@ -383,7 +384,7 @@ def _bounds_of(bounds: StudyBounds, choice: Choice, index: int) -> OptionBounds:
     )
 
 
-def _bound(bounds: Bounds, index: int) -> Bound:
+def _bound(bounds: Bounds, *index: int) -> Bound:
     return Bound(
         estimate=float(bounds.estimate[index]),
         lower=float(bounds.lower[index]),

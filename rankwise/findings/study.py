@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from rankwise.findings.axes import TrainTaskAxes, axis_effects
 from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour
+from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
 from rankwise.findings.gauges import TrainTaskGauges, gauges
@@ -39,6 +40,7 @@ class StudyFindings(Record):
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
+    cards: tuple[VerdictCard, ...] = ()
     signatures: tuple[Signature, ...] = ()
     rates: tuple[TrainTaskRates, ...] = ()
     axes: tuple[TrainTaskAxes, ...] = ()
@@ -68,6 +70,7 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
     sources = option_gains(results)
     parts = list(zip(sources, recommendation.by_train_task, strict=True))
     return StudyFindings(
+        cards=_there(verdict_card(*part) for part in parts),
         signatures=tuple(found for part in parts for found in failure_signatures(*part)),
         rates=tuned_rates(results),
         axes=_there(axis_effects(*part) for part in parts),

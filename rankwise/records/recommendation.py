@@ -169,6 +169,8 @@ class RankVerdict(Record):
     """Whether the shortfall is below delta."""
     qualifies: bool
     """Whether all of them are "yes"."""
+    leads: tuple[Bound, ...] = ()
+    """Its in-domain score less that of every option, in their order, by the bounds that decide."""
     worse_than: tuple[str, ...]
     """Labels of the options that are shown to score more in-domain."""
     ruled_out_by: str | None

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import altair as alt
-
-from rankwise.findings.audits import ENOUGH, intruder_total, norms, subject
+from rankwise.findings.audits import (
+    ENOUGH,
+    MatrixGroup,
+    Range,
+    intruder_total,
+    matrix_group,
+    norms,
+    subject,
+)
 from rankwise.records import quantities
-from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy
+from rankwise.records.audits import AuditRecord, AuditScore, KeptEnergy, OtherChange
 from rankwise.records.files import write_atomically
+from rankwise.records.spectra import (
+    INTRUDER_EPSILON,
+    MatrixSpectrum,
+    VectorChange,
+    intruder_k,
+    intruders_of,
+)
 from rankwise.records.study import Unit
 from rankwise.records.whole_folder import whole_folder
 from rankwise.report import cells
-from rankwise.report.charts.energy import energy_chart
-from rankwise.report.charts.intervals import IntervalMark, interval_chart
-from rankwise.report.charts.theme import SERIES, page_colours
-from rankwise.report.charts.weight_maps import (
+from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
+from rankwise.report.charts.ranks import RankCurve, RankMark, RankPanel, rank_chart
+from rankwise.report.facts import NOT_RECORDED, Facts, software_facts
+from rankwise.report.parts import (
+    Cell,
+    Column,
+    Drawing,
+    Figure,
+    ReportSection,
+    Table,
+    TitledTable,
+    grouped_table,
+    table,
+)
+from rankwise.report.rendering import Page, Part, rendered
+from rankwise.report.sections.weight_maps import (
     has_layers,
     intruder_map,
     intruders,
@@ -25,13 +51,8 @@ from rankwise.report.charts.weight_maps import (
     nulls,
     turned_map,
 )
-from rankwise.report.facts import NOT_RECORDED, Entry, software_facts
-from rankwise.report.parts import Chart, Figure, ReportSection, TitledTable
-from rankwise.report.rendering import dark_rules, drawn_sections, render_template
-from rankwise.report.tables.audits import kind_table, matrix_table, other_table, score_table
 
 RECORD_FILE, PAGE_FILE = "audit.json", "audit.html"
-_LETTERS = (80, 80)
 _COMMON_NAMES = ("adapter", "checkpoint", "final", "model")
 
 
@@ -53,19 +74,15 @@ def write_audit(folder: Path, record: AuditRecord) -> Path:
 def audit_page(record: AuditRecord) -> str:
     """The page as text."""
     first, *others = record.statements
-    return render_template(
-        "audit.html",
-        name=target_name(Path(record.target)),
-        base=Path(record.base).name,
-        kind=record.kind,
-        statement=first,
-        statements=others,
-        facts_shown=_facts(record),
-        sections=drawn_sections(tuple(_sections(record)), 0),
-        warnings=record.warnings,
-        provenance=_provenance(record),
-        dark=dark_rules(page_colours(())),
+    page = Page(
+        "rankwise audit",
+        target_name(Path(record.target)),
+        f"What this {record.kind} changes in {Path(record.base).name}.",
+        [Part("", "audit", "In words", first, others, ())],
+        list(_sections(record)),
     )
+    text, _ = rendered(page, ["full", *(kept.rank for kept in record.kept)])
+    return text
 
 
 def target_name(target: Path) -> str:
@@ -75,6 +92,9 @@ def target_name(target: Path) -> str:
 
 
 def _sections(record: AuditRecord) -> Iterator[ReportSection]:
+    yield ReportSection("numbers", "In numbers", tables=[TitledTable("", _facts(record))])
+    if record.warnings:
+        yield ReportSection("warnings", "Warnings", points=record.warnings)
     if record.scores:
         yield _score_section(record)
     if record.cut is not None:
@@ -88,9 +108,12 @@ def _sections(record: AuditRecord) -> Iterator[ReportSection]:
             "Norms, embeddings, biases and the head are no part of the matrices above, and of no "
             "adapter either."
         )
-        yield ReportSection("others", "Other parameters", (remark,), (), (table,))
-    table = TitledTable("Weight matrices", matrix_table(record))
-    yield ReportSection("matrices", "Every matrix", (), (), (table,))
+        yield ReportSection("others", "Other parameters", (remark,), tables=(table,))
+    table = TitledTable("", matrix_table(record))
+    yield ReportSection("matrices", "Every matrix", tables=(table,))
+    said = f"Every number of this page, unrounded, is in {RECORD_FILE} next to it."
+    facts = TitledTable("", _provenance(record))
+    yield ReportSection("provenance", "Provenance", (said,), tables=(facts,))
 
 
 def _score_section(record: AuditRecord) -> ReportSection:
@@ -98,62 +121,58 @@ def _score_section(record: AuditRecord) -> ReportSection:
         "Both models answered the same items. A difference is shown where its interval has only "
         "one sign; one seed, one training: whether another would do the same is not known.",
     )
-    words = [
-        f"{score.task} {quantities.formatted(score.difference, '+.3g')} {score.unit}"
-        for score in record.scores
-    ]
     figure = Figure(
         "scores",
         "Difference from the base",
         "Paired over the same items, each task by itself. Right of zero is better.",
-        f"{'; '.join(words)}.",
         _score_chart(record.scores),
-        f"bars are {quantities.percent(record.confidence)} intervals",
-        letters=_LETTERS,
+        f"bars are {cells.intervals(record.confidence)}",
     )
     tables = (TitledTable("Every task", score_table(record)),)
     return ReportSection("scores", "Scores", remarks, (figure,), tables)
 
 
-def _score_chart(scores: Sequence[AuditScore]) -> Chart:
+def _score_chart(scores: Sequence[AuditScore]) -> Drawing:
     """The difference from the base on every task, an axis for each unit."""
-    by_unit: dict[Unit, list[IntervalMark]] = {}
+    by_unit: dict[Unit, list[Bar]] = {}
     for score in scores:
-        label = f"{score.task}, {quantities.size(score.num_examples)}"
-        mark = IntervalMark(label, score.interval, SERIES[0].light)
-        by_unit.setdefault(score.unit, []).append(mark)
-    return alt.vconcat(
-        *(
-            interval_chart(
-                marks,
-                f"adapted {quantities.MINUS} base ({cells.unit_name(unit)}), right is better",
-                width=400,
-                step=max(24, 48 / len(marks)),
-                label_limit=260,
-            )
-            for unit, marks in by_unit.items()
-        )
+        label = f"{score.task}\n{quantities.size(score.num_examples)}"
+        by_unit.setdefault(score.unit, []).append(Bar(label, "", "full", score.interval))
+    return interval_chart(
+        [
+            BarPanel("", f"adapted {quantities.MINUS} base ({cells.unit_name(unit)})", unit, bars)
+            for unit, bars in by_unit.items()
+        ]
     )
 
 
 def _energy_section(record: AuditRecord, cut: KeptEnergy) -> ReportSection:
-    shown = [kept for kept in record.kept if kept.rank & (kept.rank - 1) == 0]
-    words = [f"rank {kept.rank} keeps {100 * kept.share:.1f} %" for kept in shown]
     remark = "Energy says what of the weights is kept, not what of the scores: score a cut one."
     if record.kind == "adapter":
         remark += (
             " A trained adapter that was cut is not what training at that rank would have found. "
             f"To cut: rankwise truncate ADAPTER --rank {cut.rank} --output DIR."
         )
+    shares = {
+        "all matrices": [(kept.rank, 100 * kept.share) for kept in record.kept],
+        "the one that loses most": [(kept.rank, 100 * kept.lowest) for kept in record.kept],
+    }
+    panel = RankPanel(
+        "Energy kept (%)",
+        [
+            RankMark(kept.rank, 100 * kept.share, is_ringed=kept.rank == cut.rank)
+            for kept in record.kept
+            if kept.rank & (kept.rank - 1) == 0 or kept.rank == cut.rank
+        ],
+        curves=[RankCurve(name, points) for name, points in shares.items()],
+        write=lambda share: f"keeps {share:.1f} %",
+    )
     figure = Figure(
         "energy",
         "Energy that is kept at a lower rank",
         "Energy is ‖delta‖_F², what is left after every matrix is cut to its closest of that rank. "
-        f"Marked is the smallest customary rank that keeps {ENOUGH:.0%}.",
-        f"{'; '.join(words)}.",
-        energy_chart(record.kept, cut, ENOUGH),
-        "line: all matrices together; dashed: the one that loses most",
-        letters=_LETTERS,
+        f"A ring marks the smallest customary rank that keeps {ENOUGH:.0%}.",
+        rank_chart([panel]),
     )
     return ReportSection("energy", "How much rank it uses", (remark,), (figure,))
 
@@ -204,36 +223,218 @@ def _label(record: AuditRecord) -> str:
     return subject(record.kind, record.ranks).removeprefix("this ")
 
 
-def _facts(record: AuditRecord) -> tuple[Entry, ...]:
+def _facts(record: AuditRecord) -> Facts:
     norm, base = norms(record.matrices)
-    what = "PEFT LoRA adapter" if record.kind == "adapter" else "full checkpoint"
-    ranks = ", ".join(map(str, record.ranks)) or "not low-rank by construction"
     cut = "nothing to cut"
     if record.cut is not None:
         cut = (
             f"rank {record.cut.rank} ({100 * record.cut.share:.2f} %; "
             f"{100 * record.cut.lowest:.1f} % of the matrix that loses most)"
         )
+    return {
+        "Kind": "PEFT LoRA adapter" if record.kind == "adapter" else "full checkpoint",
+        "Matrices": quantities.count(len(record.matrices)),
+        "Rank of the factors": ", ".join(map(str, record.ranks)) or "not low-rank by construction",
+        "‖delta‖_F": f"{norm:.4g}",
+        "Relative to ‖W₀‖_F": quantities.share(norm / base) if base else "base is zero",
+        f"Smallest customary rank that keeps {ENOUGH:.0%}": cut,
+        "Intruder dimensions": f"{intruder_total(record.matrices):g}",
+    }
+
+
+def _provenance(record: AuditRecord) -> Facts:
+    precision = record.precision
+    return {
+        "Base": record.base,
+        "Base model fingerprint": record.base_fingerprint,
+        "Audited": record.target,
+        **({} if precision is None else {"Precision of the scores": precision}),
+        **software_facts(record.provenance),
+        "Device": record.provenance.device or NOT_RECORDED,
+        "Made": record.provenance.created_at,
+    }
+
+
+MOST_OTHERS = 20
+_SAME_INDEX = "mean |cos|, same index"
+
+Measure = Callable[[VectorChange, MatrixSpectrum], float]
+_SIMILARITIES: tuple[tuple[str, str, Measure], ...] = (
+    ("Similarity left", _SAME_INDEX, lambda of, _: of.left.index_matched[-1]),
+    ("Similarity right", _SAME_INDEX, lambda of, _: of.right.index_matched[-1]),
+    ("Best match left", "mean |cos|", lambda of, _: of.left.best_matched[-1]),
+    ("Overlap left", "of the leading spaces", lambda of, _: of.left.overlap[-1]),
+)
+
+
+def matrix_table(record: AuditRecord) -> Table:
+    """One row for each weight matrix, by kind."""
+
+    def compared(form: str, number: Measure) -> Callable[[MatrixSpectrum], Cell]:
+        """The matrix's own number, and those of random updates."""
+        return lambda matrix: cells.beside(
+            form, number(matrix.change, matrix), [number(null, matrix) for null in nulls(matrix)]
+        )
+
+    def intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
+        return intruders_of(change, matrix.leading, record.epsilons)
+
+    def share(matrix: MatrixSpectrum) -> str | None:
+        relative = matrix.update.relative_norm
+        return None if relative is None else f"{100 * relative:.2g}"
+
+    def rank(matrix: MatrixSpectrum) -> str | None:
+        return None if matrix.update.rank is None else str(matrix.update.rank)
+
+    columns: list[Column[MatrixSpectrum]] = [
+        Column("Matrix", _matrix_name, "out × in"),
+        Column("Rank", rank),
+        Column("‖delta‖_F", lambda matrix: f"{matrix.update.frobenius_norm:.3g}"),
+        Column("of ‖W₀‖_F", share, "%"),
+        Column("‖delta‖₂", lambda matrix: f"{matrix.update.spectral_norm:.3g}"),
+        Column("Stable rank", lambda matrix: f"{matrix.update.stable_rank:.1f}"),
+        Column("Effective rank", lambda matrix: f"{matrix.update.effective_rank:.1f}"),
+        Column("Energy rank", lambda matrix: str(matrix.update.energy_rank_90), "90 %"),
+        Column("Energy rank", lambda matrix: str(matrix.update.energy_rank_99), "99 %"),
+        Column(
+            "Intruders",
+            compared("{:.3g}", intruders),
+            f"k = {intruder_k(record.matrices)}, ε = {INTRUDER_EPSILON}",
+        ),
+        *(Column(title, compared("{:.3f}", of), detail) for title, detail, of in _SIMILARITIES),
+    ]
+    most = max(matrix.leading[-1] for matrix in record.matrices)
+    caption = (
+        f"Similarities and overlap are over the {most} leading singular vectors, or the matrix's "
+        f"own number. {_small_numbers(record, '')}"
+    )
+    groups = [(kind, "", matrices) for kind, matrices in _by_kind(record).items()]
+    return grouped_table(caption, columns, groups)
+
+
+def _matrix_name(matrix: MatrixSpectrum) -> Cell:
+    return Cell(matrix.module, "", f"{matrix.out_features} × {matrix.in_features}")
+
+
+def _by_kind(record: AuditRecord) -> dict[str, list[MatrixSpectrum]]:
+    kinds: dict[str, list[MatrixSpectrum]] = {}
+    for matrix in record.matrices:
+        kinds.setdefault(matrix.kind, []).append(matrix)
+    return kinds
+
+
+def _small_numbers(record: AuditRecord, where: str) -> str:
+    if not record.null_draws:
+        return "No random updates were drawn to compare with."
     return (
-        Entry("Kind", what),
-        Entry("Matrices", quantities.count(len(record.matrices))),
-        Entry("Rank of the factors", ranks),
-        Entry("‖delta‖_F", f"{norm:.4g}"),
-        Entry("Relative to ‖W₀‖_F", quantities.share(norm / base) if base else "base is zero"),
-        Entry(f"Smallest customary rank that keeps {ENOUGH:.0%}", cut),
-        Entry("Intruder dimensions", f"{intruder_total(record.matrices):g}"),
+        f"Small numbers{where} are what random updates have: Gaussian (same norm), Haar (same "
+        "singular values)."
     )
 
 
-def _provenance(record: AuditRecord) -> tuple[Entry, ...]:
-    facts = [
-        Entry("Base", record.base),
-        Entry("Base model fingerprint", record.base_fingerprint),
-        Entry("Audited", record.target),
-        *software_facts(record.provenance),
-        Entry("Device", record.provenance.device or NOT_RECORDED),
-        Entry("Made", record.provenance.created_at),
+class _Kind(NamedTuple):
+    name: str
+    num_matrices: int
+    group: MatrixGroup
+
+
+def kind_table(record: AuditRecord) -> Table:
+    """One row for each kind of matrix, and one for all of them."""
+    kinds = _by_kind(record)
+    if len(kinds) > 1:
+        kinds["all"] = list(record.matrices)
+    rows = [
+        _Kind(name, len(own), matrix_group(own, record.epsilons)) for name, own in kinds.items()
     ]
-    if record.precision is not None:
-        facts.insert(3, Entry("Precision of the scores", record.precision))
-    return tuple(facts)
+
+    def share(kind: _Kind) -> str | None:
+        group = kind.group
+        return f"{100 * group.norm / group.base_norm:.2g}" if group.base_norm else None
+
+    def first(form: str, numbers: Sequence[float]) -> Cell:
+        return cells.beside(form, numbers[0], numbers[1:])
+
+    def span(ranks: Range) -> Cell:
+        return Cell(f"{ranks.median:g}", f"{ranks.least} to {ranks.most}")
+
+    columns: list[Column[_Kind]] = [
+        Column("Kind", lambda kind: kind.name),
+        Column("Matrices", lambda kind: kind.num_matrices),
+        Column("‖delta‖_F", lambda kind: f"{kind.group.norm:.3g}"),
+        Column("of ‖W₀‖_F", share, "%"),
+        Column("Energy rank 90 %", lambda kind: span(kind.group.energy_rank_90), "median, range"),
+        Column("Energy rank 99 %", lambda kind: span(kind.group.energy_rank_99), "median, range"),
+        Column("Intruders", lambda kind: first("{:.3g}", kind.group.intruders), "in all"),
+        Column("Similarity", lambda kind: first("{:.3f}", kind.group.similarities), _SAME_INDEX),
+    ]
+    small = _small_numbers(record, " under intruders and similarity")
+    return table(f"All matrices of a kind as one. {small}", columns, rows)
+
+
+def score_table(record: AuditRecord) -> Table:
+    """One row for each task: both scores, and the paired difference."""
+    columns: list[Column[AuditScore]] = [
+        Column("Task", _asked),
+        Column("Metric", _metric, is_text=True),
+        Column("n", lambda row: cells.items(row.num_examples, row.limit)),
+        Column("Base", lambda row: _score(row, row.base_score, row.base_stderr), _ERROR),
+        Column("Adapted", lambda row: _score(row, row.adapted_score, row.adapted_stderr), _ERROR),
+        Column(
+            "Difference", lambda row: cells.interval(row.interval, row.unit), "positive is better"
+        ),
+        Column("Learned", lambda row: row.num_learned, "wrong → right"),
+        Column("Forgotten", lambda row: row.num_forgotten, "right → wrong"),
+        Column("p", lambda row: quantities.p_value(row.p_value)),
+    ]
+    confidence = quantities.percent(record.confidence)
+    caption = (
+        f"Differences are paired over the same items; {confidence} intervals, each for one task by "
+        "itself. p is McNemar's exact one where items are right or wrong, else of a paired t-test; "
+        "neither is corrected for the number of tasks."
+    )
+    return table(caption, columns, record.scores)
+
+
+_ERROR = "± standard error"
+
+
+def _asked(score: AuditScore) -> Cell:
+    prompt = "chat template" if score.chat_template else "no chat template"
+    return Cell(score.task, "", f"{score.num_fewshot}-shot, {prompt}, version {score.task_version}")
+
+
+def _metric(score: AuditScore) -> Cell:
+    direction = "higher" if score.higher_is_better else "lower"
+    name = cells.metric_name(score.metric, score.filter)
+    return Cell(name, "", f"{cells.unit_name(score.unit)}, {direction} is better")
+
+
+def _score(score: AuditScore, value: float, error: float) -> Cell:
+    return Cell(quantities.score(value, score.unit), f"± {error:.2g}")
+
+
+def other_table(changes: tuple[OtherChange, ...]) -> Table:
+    """The largest changes of parameters that are no linear layers."""
+    columns: list[Column[OtherChange]] = [
+        Column("Parameter", lambda change: change.name),
+        Column("Relative change", _other_cell),
+    ]
+    more = len(changes) - MOST_OTHERS
+    caption = "‖after − before‖ / ‖before‖, largest first." + (
+        f" {quantities.count(more)} more are in audit.json." if more > 0 else ""
+    )
+    return table(caption, columns, changes[:MOST_OTHERS])
+
+
+def _other_cell(change: OtherChange) -> Cell:
+    match change.change:
+        case "moved":
+            return Cell(quantities.share(change.relative_norm or 0.0))
+        case "from_zero":
+            return Cell("was zero", f"norm {change.norm:.3g}")
+        case "resized":
+            return Cell("another size")
+        case "added":
+            return Cell("not in the base")
+        case "removed":
+            return Cell("not in the checkpoint")

@@ -1,10 +1,9 @@
-"""Numbers as cells of tables and as columns of CSV files, and what sections say of options."""
+"""Numbers as cells of tables and as CSV files, and what sections say of options."""
 
 from __future__ import annotations
 
 import csv
 import io
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,27 +12,10 @@ from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
-from rankwise.report.parts import EMPTY, Cell, Column
+from rankwise.report.parts import EMPTY, Cell
 
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
-
-SIZE = {"_n": "num_examples", "_clusters": "num_clusters"}
-SIZE_AND_UNIT = {**SIZE, "_unit": "unit"}
-"""More columns of a mean: the ends of their names, and the fields."""
-
-CsvRow = Mapping[str, Any]
-
-
-class MaybeBounded(Protocol):
-    """An estimate with its bounds, or none of the three."""
-
-    @property
-    def estimate(self) -> float | None: ...
-    @property
-    def lower(self) -> float | None: ...
-    @property
-    def upper(self) -> float | None: ...
 
 
 class Bounded(Protocol):
@@ -62,19 +44,16 @@ def interval(
     return Cell(estimate, ends(value.lower, value.upper, unit), note)
 
 
-def mean(
-    value: TaskMean | None,
-    *,
-    signed: bool = True,
-    note: str = "",
-    prefix: str = "",
-    has_size: bool = False,
-) -> Cell:
-    """The same for a mean over tasks, with its n as the note where ``has_size``."""
+def mean(value: TaskMean | None, *, signed: bool = True, note: str = "", prefix: str = "") -> Cell:
+    """The same for a mean over tasks."""
     if value is None:
         return EMPTY
-    note = quantities.sample_size(value) if has_size else note
     return interval(value, value.unit, signed=signed, note=note, prefix=prefix)
+
+
+def sized(value: TaskMean | None, *, signed: bool = True) -> Cell:
+    """The same with its n in small print."""
+    return mean(value, signed=signed, note="" if value is None else quantities.sample_size(value))
 
 
 def written(value: Bounded | None, write: Callable[[float], str]) -> Cell:
@@ -114,14 +93,20 @@ def beside(form: str, value: float, others: Iterable[float | None]) -> Cell:
     )
 
 
-def count(value: int | None, note: str = "") -> Cell:
-    """1,319; EMPTY for None."""
-    return EMPTY if value is None else Cell(quantities.count(value), "", note)
+def number(value: float | None, spec: str) -> Cell:
+    """By Python's format; EMPTY for None."""
+    return EMPTY if value is None else Cell(quantities.formatted(value, spec))
+
+
+def percentage(value: float | None) -> Cell:
+    """A share (0..1) in percent; EMPTY for None."""
+    return EMPTY if value is None else Cell(quantities.share(value))
 
 
 def items(value: int, limit: int | None) -> Cell:
     """A number of items, and the limit of their number where there is one."""
-    return count(value, "" if limit is None else f"at most {quantities.count(limit)}")
+    most = "" if limit is None else f"at most {quantities.count(limit)}"
+    return Cell(quantities.count(value), "", most)
 
 
 def unit_name(unit: Unit) -> str:
@@ -139,29 +124,39 @@ def in_words(value: TaskMean) -> str:
     return quantities.with_interval(value, value.unit)
 
 
-def csv_row(
-    value: MaybeBounded | None, name: str, more: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """The columns of a CSV: the estimate under ``name``, its bounds, and more of its fields."""
-    fields = {"": "estimate", "_lower": "lower", "_upper": "upper", **(more or {})}
-    return {
-        f"{name}{end}": None if value is None else getattr(value, field)
-        for end, field in fields.items()
-    }
+def intervals(confidence: float) -> str:
+    """Of a caption: 95 % intervals."""
+    return f"{quantities.percent(confidence)} intervals"
+
+
+def changes_caption(train_task: str, confidence: float) -> str:
+    """Under a table of changes from the base."""
+    return (
+        f"Trained on {train_task}: changes from the base, seeds averaged, paired over the same "
+        f"items, {intervals(confidence)}."
+    )
 
 
 # What a text begins with that a spreadsheet would compute; OWASP, "CSV Injection".
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def csv_text(rows: Iterable[CsvRow], columns: Sequence[str] | None = None) -> str:
-    """Rows under one line of names: those of ``columns``, or of the first row.
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows under one line of all their names; what a row does not have is empty.
 
     A text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay
     what they are.
     """
     rows = list(rows)
-    names = list(columns or (rows[0] if rows else ()))
+    names: list[str] = []
+    for row in rows:
+        place = 0
+        for name in row:  # a name that is new stands behind the one before it
+            if name in names:
+                place = names.index(name) + 1
+            else:
+                names.insert(place, name)
+                place += 1
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writerow({name: _as_text(name) for name in names})
@@ -188,20 +183,11 @@ def drawn_options(
     return tuple(first.values())[-most:]
 
 
-def option_columns(title: str, options: Sequence[OptionName]) -> list[Column[Sequence[Cell]]]:
-    """What a row is, the base's score, and the change of every option; rows are these cells."""
-    headings = [(title, ""), ("Base", "points"), *((option.label, "change") for option in options)]
-    return [
-        Column(name, operator.itemgetter(place), detail)
-        for place, (name, detail) in enumerate(headings)
-    ]
-
-
-def left_out(labels: Sequence[str], where: str = "") -> tuple[str, ...]:
-    """Names options that take no part; ``where`` is ", trained on <task>" or empty."""
+def left_out(labels: Sequence[str]) -> tuple[str, ...]:
+    """Names options that take no part."""
     if not labels:
         return ()
     names = quantities.listed(labels)
     if len(labels) == 1:
-        return (f"{names} takes no part here{where}: a seed of it diverged or is missing.",)
-    return (f"{names} take no part here{where}: seeds of them diverged or are missing.",)
+        return (f"{names} takes no part here: a seed of it diverged or is missing.",)
+    return (f"{names} take no part here: seeds of them diverged or are missing.",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rankwise.records import quantities
 from rankwise.records.config.methods import AlphaConfig
@@ -17,40 +16,28 @@ from rankwise.records.study import PlannedRun, Provenance, RunRecord
 NOT_RECORDED = "not recorded"
 
 
-class Entry(NamedTuple):
-    """A name and what it is."""
-
-    name: str
-    value: str
+Facts = dict[str, str]
+"""What things are, by their names."""
 
 
-def judgement_facts(recommendation: Recommendation) -> tuple[Entry, ...]:
+def judgement_facts(recommendation: Recommendation) -> Facts:
     """The margins and the confidence that decided, and what would decide more."""
     derived = ", derived from the number of items"
     delta = quantities.amount(recommendation.delta, recommendation.unit)
-    epsilon = recommendation.epsilon_points
-    facts = [
-        Entry(
-            "δ, a difference in-domain that matters",
-            delta + (derived if recommendation.delta_is_derived else ", as configured"),
-        ),
-        Entry(
-            "ε, a retention loss that matters",
-            "none: retention was not measured"
-            if epsilon is None
-            else quantities.amount(epsilon, "points")
-            + (derived if recommendation.epsilon_is_derived else ", as configured"),
-        ),
-        Entry("Confidence", f"{quantities.percent(recommendation.confidence)}, over all looks"),
-        Entry("Looks at this study", ", ".join(map(_look, recommendation.looks))),
-        Entry(
-            "In-domain items",
-            quantities.count(recommendation.num_items_in_domain)
-            + quantities.in_clusters(recommendation.num_clusters_in_domain),
-        ),
-        Entry("Seeds of each rank", quantities.count(recommendation.num_seeds)),
-    ]
-    return tuple(facts)
+    delta += derived if recommendation.delta_is_derived else ", as configured"
+    epsilon = "none: retention was not measured"
+    if recommendation.epsilon_points is not None:
+        epsilon = quantities.amount(recommendation.epsilon_points, "points")
+        epsilon += derived if recommendation.epsilon_is_derived else ", as configured"
+    items = quantities.count(recommendation.num_items_in_domain)
+    return {
+        "δ, a difference in-domain that matters": delta,
+        "ε, a retention loss that matters": epsilon,
+        "Confidence": f"{quantities.percent(recommendation.confidence)}, over all looks",
+        "Looks at this study": ", ".join(map(_look, recommendation.looks)),
+        "In-domain items": items + quantities.in_clusters(recommendation.num_clusters_in_domain),
+        "Seeds of each rank": quantities.count(recommendation.num_seeds),
+    }
 
 
 def _look(look: Look) -> str:
@@ -59,62 +46,57 @@ def _look(look: Look) -> str:
     return f"{look.number} ({items}, may be wrong in {quantities.percent(round(look.alpha, 4))})"
 
 
-def training_facts(results: StudyResults) -> tuple[Entry, ...]:
+def training_facts(results: StudyResults) -> Facts:
     """The settings that every run shares."""
     config, train = results.study.config, results.study.config.train
     shape = f"{train.batch_size} × {train.gradient_accumulation_steps} accumulated"
     plans = results.study.runs
-    facts = [
-        Entry("Base model", base_model_name(config)),
-        Entry("Trained on", source_name(config)),
-        Entry("Training examples", _range(plan.num_examples for plan in plans)),
-        Entry("Epochs", ", ".join(str(number) for number in train.epochs)),
-        Entry(
-            "Batch", f"{shape} = {train.batch_size * train.gradient_accumulation_steps} examples"
-        ),
-        Entry("Optimizer steps", _range(plan.num_steps for plan in plans)),
-        Entry("Tokens of each run", _range(plan.num_tokens for plan in plans)),
-        *_method_facts(config, plans),
-        Entry("Optimizer", f"AdamW, weight decay {quantities.number(train.weight_decay)}"),
-        Entry(
-            "Schedule", f"{train.schedule}, warm-up over {100 * train.warmup_ratio:g} % of steps"
-        ),
-        Entry("Gradient clipping", f"norm {quantities.number(train.max_grad_norm)}"),
-        Entry("Dropout", quantities.number(train.dropout)),
-        Entry("Loss on", "the completion only" if train.loss_on == "completion" else "all tokens"),
-        Entry("Chat template", "yes" if train.chat_template else "no"),
-        Entry("Longest example", f"{quantities.count(train.max_length)} tokens"),
-        Entry("Precision", results.study.precision),
-        Entry("Seeds", ", ".join(str(seed) for seed in config.seeds)),
-        *([Entry("Task code", "allowed")] if config.allow_task_code else []),
-    ]
-    return tuple(facts)
+    facts = {
+        "Base model": base_model_name(config),
+        "Trained on": source_name(config),
+        "Training examples": _range(plan.num_examples for plan in plans),
+        "Epochs": ", ".join(str(number) for number in train.epochs),
+        "Batch": f"{shape} = {train.batch_size * train.gradient_accumulation_steps} examples",
+        "Optimizer steps": _range(plan.num_steps for plan in plans),
+        "Tokens of each run": _range(plan.num_tokens for plan in plans),
+        **_method_facts(config, plans),
+        "Optimizer": f"AdamW, weight decay {quantities.number(train.weight_decay)}",
+        "Schedule": f"{train.schedule}, warm-up over {100 * train.warmup_ratio:g} % of steps",
+        "Gradient clipping": f"norm {quantities.number(train.max_grad_norm)}",
+        "Dropout": quantities.number(train.dropout),
+        "Loss on": "the completion only" if train.loss_on == "completion" else "all tokens",
+        "Chat template": "yes" if train.chat_template else "no",
+        "Longest example": f"{quantities.count(train.max_length)} tokens",
+        "Precision": results.study.precision,
+        "Seeds": ", ".join(str(seed) for seed in config.seeds),
+    }
+    return facts | ({"Task code": "allowed"} if config.allow_task_code else {})
 
 
-def provenance_facts(results: StudyResults) -> tuple[Entry, ...]:
+def provenance_facts(results: StudyResults) -> Facts:
     """What made the numbers."""
     made = results.study.provenance
     devices = {run.provenance.device for run in _runs(results)} | {made.device}
-    return (
-        Entry("Study", results.study.config.name),
-        Entry("Study fingerprint", results.study.fingerprint),
-        Entry("Base model fingerprint", results.study.base_model_fingerprint),
-        *software_facts(made),
-        Entry("Python", made.python_version),
-        Entry("Platform", made.platform),
-        Entry("Device", ", ".join(sorted(d for d in devices if d)) or NOT_RECORDED),
-        Entry("Planned", made.created_at),
-    )
+    return {
+        "Study": results.study.config.name,
+        "Study fingerprint": results.study.fingerprint,
+        "Base model fingerprint": results.study.base_model_fingerprint,
+        **software_facts(made),
+        "Python": made.python_version,
+        "Platform": made.platform,
+        "Device": ", ".join(sorted(d for d in devices if d)) or NOT_RECORDED,
+        "Planned": made.created_at,
+    }
 
 
-def software_facts(made: Provenance) -> tuple[Entry, ...]:
+def software_facts(made: Provenance) -> Facts:
     """With which software, for studies and audits."""
     packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
-    return (
-        Entry("rankwise", made.rankwise_version),
-        Entry("Commit", made.git_commit or NOT_RECORDED),
-        Entry("Packages", ", ".join(packages) or NOT_RECORDED),
-    )
+    return {
+        "rankwise": made.rankwise_version,
+        "Commit": made.git_commit or NOT_RECORDED,
+        "Packages": ", ".join(packages) or NOT_RECORDED,
+    }
 
 
 def study_warnings(results: StudyResults) -> tuple[str, ...]:
@@ -160,24 +142,25 @@ def source_name(config: StudyConfig) -> str:
     return ", ".join(train.task) or ("" if train.data is None else train.data.name)
 
 
-def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Iterable[Entry]:
+def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
     lora, full = config.methods.lora, config.methods.full
-    if lora is None:
-        yield Entry("LoRA", "not part of the study")
-    else:
+    facts = {"LoRA": "not part of the study"}
+    if lora is not None:
         ranks = sorted({run.rank for run in plans if run.rank is not None})
-        yield Entry("LoRA ranks", ", ".join(str(rank) for rank in ranks))
-        yield Entry("LoRA alpha", "; ".join(_alpha(alpha) for alpha in lora.alpha))
-        if lora.init == "B":
-            yield Entry("LoRA's random matrix", "B; A begins at zero")
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
-        yield Entry("LoRA target modules", "; ".join(", ".join(names) for names in sets))
-        yield Entry("LoRA learning rate", _rates(plans, "lora"))
+        facts = {
+            "LoRA ranks": ", ".join(map(str, ranks)),
+            "LoRA alpha": "; ".join(map(_alpha, lora.alpha)),
+            **({"LoRA's random matrix": "B; A begins at zero"} if lora.init == "B" else {}),
+            "LoRA target modules": "; ".join(map(", ".join, sets)),
+            "LoRA learning rate": _rates(plans, "lora"),
+        }
     if full is None:
-        yield Entry("Full fine-tuning", "not part of the study")
-    else:
-        yield Entry("Full fine-tuning learning rate", _rates(plans, "full"))
-        yield Entry("Full fine-tuning's weights", f"{full.weights}, by {full.optimizer}")
+        return facts | {"Full fine-tuning": "not part of the study"}
+    return facts | {
+        "Full fine-tuning learning rate": _rates(plans, "full"),
+        "Full fine-tuning's weights": f"{full.weights}, by {full.optimizer}",
+    }
 
 
 def _rates(plans: Sequence[PlannedRun], method: str) -> str:

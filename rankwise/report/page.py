@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from rankwise.errors import StorageError
-from rankwise.findings.models import ModelSummary, summarise
+from rankwise.findings.models import summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.files import write_atomically
@@ -16,7 +15,6 @@ from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS
-from rankwise.report.charts.theme import page_colours
 from rankwise.report.facts import (
     base_model_name,
     judgement_facts,
@@ -25,51 +23,40 @@ from rankwise.report.facts import (
     study_warnings,
     training_facts,
 )
-from rankwise.report.parts import ReportSection, Table, file_name
-from rankwise.report.rendering import (
-    DrawnFigure,
-    DrawnSection,
-    dark_rules,
-    draw_figures,
-    drawn_sections,
-    render_template,
+from rankwise.report.parts import Dial, ReportSection, Table, TitledTable, file_name
+from rankwise.report.rendering import Page, Part, rendered
+from rankwise.report.sections.by_rank import (
+    axis_section,
+    checkpoint_section,
+    truncation_section,
 )
-from rankwise.report.sections.axes import axis_section
-from rankwise.report.sections.behaviour import behaviour_section
-from rankwise.report.sections.checkpoints import checkpoint_section
-from rankwise.report.sections.claims import claims_section
-from rankwise.report.sections.gauges import gauge_section, lost_item_section
+from rankwise.report.sections.card import card_section
+from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
-from rankwise.report.sections.mitigations import mitigation_section
+from rankwise.report.sections.mitigations import (
+    mitigation_section,
+    repair_section,
+    variant_section,
+)
 from rankwise.report.sections.overview import study_figures
-from rankwise.report.sections.repairs import repair_section
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
-from rankwise.report.sections.signatures import signature_section
+from rankwise.report.sections.signatures import claims_section, signature_section
 from rankwise.report.sections.transfer import transfer_section
-from rankwise.report.sections.truncation import truncation_section
-from rankwise.report.sections.variants import variant_section
 from rankwise.report.sections.weights import weight_section
-from rankwise.report.summaries import (
-    COLUMNS,
-    RELATION_NAMES,
-    verdict_headings,
-    verdict_notes,
-    verdict_table,
-)
-from rankwise.report.tables.comparisons import format_table, relation_table
-from rankwise.report.tables.csv import csv_tables
-from rankwise.report.tables.decision import (
+from rankwise.report.summaries import RELATION_NAMES, Summaries, verdict_notes, verdict_table
+from rankwise.report.tables import (
+    csv_tables,
     decision_table,
     epsilon_table,
+    format_table,
     measured_table,
     metrics_table,
     odds_table,
     prospect_table,
+    relation_table,
 )
-
-__all__ = ["verdict_table", "write_report"]
 
 FILES = "report"
 
@@ -80,24 +67,12 @@ OUTCOMES: dict[Outcome, str] = {
     "cannot_tell": "Not settled",
 }
 
-_SCORE_COLUMNS = (
-    "in_domain",
-    "gain",
-    "out_of_domain",
-    "retention",
-    "worst_retention",
-    "forgetting",
+_REPRODUCE = (
+    "To reproduce: with the study's file, run rankwise run study.yaml; the fingerprint below is "
+    "that of its settings, its data and its base model. The resolved settings are in study.json "
+    "next to this page. The figures (SVG, PNG) and every number of the tables without rounding "
+    f"(CSV) are in {FILES}/."
 )
-
-
-class _Part(NamedTuple):
-    """What the page shows of one trained task; ``prefix`` begins the names of its files."""
-
-    results: TrainTaskResults
-    recommendation: Recommendation
-    summaries: tuple[ModelSummary, ...]
-    prefix: str
-    figures: tuple[DrawnFigure, ...]
 
 
 def write_report(
@@ -117,41 +92,130 @@ def write_report(
     Raises:
         StorageError: the folder cannot be written.
     """
-    parts = _parts(results, recommendation)
-    number = max((drawn.number for part in parts for drawn in part.figures), default=0)
-    sections = drawn_sections(study_sections(results, recommendation, findings), number)
-    page = render_page(results, parts, sections)
-    files: dict[str, str | bytes] = {}
-    for drawn in (drawn for shown in (*parts, *sections) for drawn in shown.figures):
-        if drawn.svg:
-            files |= {f"{drawn.figure.name}.svg": drawn.svg, f"{drawn.figure.name}.png": drawn.png}
-    for part in parts:
-        tables = csv_tables(part.results, part.recommendation, part.summaries)
-        files |= {f"{part.prefix}{name}": text for name, text in tables.items()}
-    for section in sections:
-        files |= section.section.files
+    config, several = results.study.config, len(recommendation.by_train_task) > 1
+    made = Page(
+        "rankwise report",
+        config.name,
+        f"How much LoRA rank is enough for {source_name(config)} on {base_model_name(config)}, and "
+        "what does each choice make the model forget?",
+        [
+            _part(results.of(part.train_task), part, findings, is_named=several)
+            for part in recommendation.by_train_task
+        ],
+        [*study_sections(results, recommendation, findings), *_origin(results)],
+    )
+    ranks = [run.rank for run in results.study.models if run.rank is not None]
+    page, files = rendered(made, ["full", "base", *ranks])
     _replace_files(folder / FILES, files)
     path = StudyFolder(folder).report_file
     write_atomically(path, page)
     return path
 
 
-def _parts(results: StudyResults, recommendation: StudyRecommendation) -> tuple[_Part, ...]:
-    several = len(recommendation.by_train_task) > 1
-    parts: list[_Part] = []
-    number = 0
-    for part in recommendation.by_train_task:
-        prefix = f"{file_name(part.train_task)}-" if several else ""
-        its_results = results.of(part.train_task)
-        summaries = summarise(its_results, part)
-        figures = [
-            figure._replace(name=f"{prefix}{figure.name}")
-            for figure in study_figures(its_results, part, summaries)
-        ]
-        drawn = draw_figures(figures, number)
-        number = max([number, *(figure.number for figure in drawn)])
-        parts.append(_Part(its_results, part, summaries, prefix, drawn))
-    return tuple(parts)
+def _part(
+    results: TrainTaskResults,
+    recommendation: Recommendation,
+    findings: StudyFindings,
+    *,
+    is_named: bool,
+) -> Part:
+    """What the page shows of one trained task; of several, files have its name in front."""
+    summaries = summarise(results, recommendation)
+    prefix = f"{file_name(results.train_task)}-" if is_named else ""
+    figures = [
+        figure._replace(name=f"{prefix}{figure.name}")
+        for figure in study_figures(results, recommendation, summaries)
+    ]
+    files = csv_tables(results, recommendation, summaries)
+    rank = "" if recommendation.rank is None else f", rank {recommendation.rank}"
+    comparison = [
+        TitledTable("", verdict_table(results, recommendation, summaries, _same(results))),
+        *(TitledTable("", note) for note in verdict_notes(recommendation, summaries)),
+    ]
+    sections = [
+        *(
+            card_section(card, recommendation)
+            for card in findings.cards
+            if card.train_task == results.train_task
+        ),
+        ReportSection(
+            "comparison",
+            "The comparison",
+            tables=comparison,
+            files={f"{prefix}{name}": text for name, text in files.items()},
+        ),
+        ReportSection(
+            "reasons",
+            "Why",
+            points=recommendation.reasons,
+            tables=list(_reasons(recommendation)),
+        ),
+        ReportSection("figures", "Figures", figures=figures),
+        ReportSection(
+            "tasks", "Task by task", tables=list(_tasks(results, recommendation, summaries))
+        ),
+        ReportSection("measured", "What was measured", tables=list(_measured(results, summaries))),
+    ]
+    return Part(
+        f"Trained on {results.train_task}" if is_named else "",
+        recommendation.outcome,
+        f"{OUTCOMES[recommendation.outcome]}{rank}",
+        recommendation.statement,
+        (),
+        sections,
+    )
+
+
+def _same(results: TrainTaskResults) -> tuple[str, ...]:
+    """The seed is a column only where there are several."""
+    return () if len(results.study.config.seeds) > 1 else ("Seed",)
+
+
+def _reasons(recommendation: Recommendation) -> Iterator[TitledTable]:
+    bet = recommendation.best_bet
+    dial = None if bet is None else Dial(bet, recommendation.epsilon_points)
+    tables = {
+        "What each rank was judged on": decision_table(recommendation),
+        "The best bet": odds_table(recommendation),
+        "How much may be forgotten?": epsilon_table(recommendation),
+        "What would settle it": prospect_table(recommendation),
+    }
+    for title, table in tables.items():
+        if table is not None:
+            yield TitledTable(title, table, dial if title.startswith("How much") else None)
+    yield TitledTable("Margins", judgement_facts(recommendation))
+
+
+def _tasks(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> Iterator[TitledTable]:
+    """Every relation, with its table or why there is none."""
+    for relation in RELATIONS:
+        table: Table | str | None = relation_table(results, recommendation, summaries, relation)
+        if table is None:
+            named = bool(results.tasks.get(relation))
+            reason = "no run was scored" if named else "the study names no such task"
+            table = f"Not measured: {reason}."
+        yield TitledTable(RELATION_NAMES[relation].capitalize(), table)
+    formats = format_table(results, recommendation, summaries)
+    if formats is not None:
+        yield TitledTable("As the training asked", formats)
+
+
+def _measured(results: TrainTaskResults, summaries: Summaries) -> Iterator[TitledTable]:
+    yield TitledTable("", measured_table(results))
+    metrics = metrics_table(results, summaries)
+    if metrics is not None:
+        yield TitledTable("Other metrics", metrics)
+
+
+def _origin(results: StudyResults) -> Iterator[ReportSection]:
+    warnings = study_warnings(results)
+    if warnings:
+        yield ReportSection("warnings", "Warnings", points=warnings)
+    yield ReportSection("training", "Training", tables=[TitledTable("", training_facts(results))])
+    facts = TitledTable("", provenance_facts(results))
+    yield ReportSection("provenance", "Provenance", [_REPRODUCE], tables=[facts])
 
 
 def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -166,110 +230,30 @@ def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
                 raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
 
 
-def render_page(
-    results: StudyResults, parts: Sequence[_Part], sections: Sequence[DrawnSection]
-) -> str:
-    """The page as text."""
-    return render_template(
-        "report.html",
-        study=results.study,
-        base_model=base_model_name(results.study.config),
-        trained_on=source_name(results.study.config),
-        # one outcome, or how many trained tasks there are
-        headline=_answer(parts[0]) if len(parts) == 1 else f"{len(parts)} trained tasks",
-        warnings=study_warnings(results),
-        # the seed is a column only where there are several
-        columns=[name for name in COLUMNS if name != "seed" or len(results.study.config.seeds) > 1],
-        score_columns=_SCORE_COLUMNS,
-        parts=[_shown(part) for part in parts],
-        sections=sections,
-        training=training_facts(results),
-        provenance=provenance_facts(results),
-        dark=dark_rules(page_colours(model.kind for part in parts for model in part.summaries)),
-        files=FILES,
-    )
-
-
-def _answer(part: _Part) -> str:
-    """Recommended, rank 16."""
-    chosen = part.recommendation
-    rank = "" if chosen.rank is None else f", rank {chosen.rank}"
-    return f"{OUTCOMES[chosen.outcome]}{rank}"
-
-
-def _shown(part: _Part) -> dict[str, Any]:
-    """What the template needs of one trained task."""
-    results, recommendation, summaries, *_ = part
-    return {
-        "name": results.train_task,
-        "prefix": part.prefix,
-        "recommendation": recommendation,
-        "outcome": OUTCOMES[recommendation.outcome],
-        "answer": _answer(part),
-        "judgement": judgement_facts(recommendation),
-        "rows": verdict_table(summaries),
-        "headings": verdict_headings(results, recommendation, summaries),
-        "notes": verdict_notes(recommendation, summaries),
-        "figures": part.figures,
-        "decision": decision_table(recommendation),
-        "odds": odds_table(recommendation),
-        "by_epsilon": epsilon_table(recommendation),
-        "prospects": prospect_table(recommendation),
-        "relations": _relations(part),
-        "formats": format_table(results, recommendation, summaries),
-        "measured": measured_table(results),
-        "metrics": metrics_table(results, summaries),
-    }
-
-
-def _relations(part: _Part) -> tuple[tuple[str, Table | str], ...]:
-    """The title of every relation, and its table or why there is none."""
-    titled: list[tuple[str, Table | str]] = []
-    for relation in RELATIONS:
-        table = relation_table(part.results, part.recommendation, part.summaries, relation)
-        if table is None:
-            named = bool(part.results.tasks.get(relation))
-            reason = "no run was scored" if named else "the study names no such task"
-            table = f"Not measured: {reason}."
-        titled.append((RELATION_NAMES[relation].capitalize(), table))
-    return tuple(titled)
-
-
 def study_sections(
     results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
 ) -> tuple[ReportSection, ...]:
     """The sections of the page that are about the whole study, in their order."""
     confidence = results.study.config.recommendation.confidence
-    sections = [signature_section(findings.signatures, not_looked_for(results), confidence)]
-    searched = search_section(results, findings.rates)
-    if searched is not None:
-        sections.append(searched)
-    if findings.checkpoints:
-        sections.append(checkpoint_section(findings.checkpoints))
-    if findings.transfer is not None:
-        sections.append(transfer_section(findings.transfer))
-    if findings.retention:
-        sections.append(retention_section(findings.retention))
-    if findings.lost_items:
-        sections.append(lost_item_section(findings.lost_items))
-    if findings.gauges:
-        sections.append(gauge_section(findings.gauges))
-    if findings.behaviour:
-        sections.append(behaviour_section(findings.behaviour))
-    if findings.axes:
-        sections.append(axis_section(findings.axes))
-    if findings.truncation:
-        sections.append(truncation_section(findings.truncation))
-    if findings.mitigations:
-        sections.append(mitigation_section(findings.mitigations))
-    if findings.repairs:
-        sections.append(repair_section(findings.repairs))
-    if findings.variants:
-        sections.append(variant_section(findings.variants))
-    if findings.mechanisms:
-        sections.append(mechanism_section(findings.mechanisms))
-    if findings.weights:
-        sections.append(weight_section(findings.weights, results))
-    if findings.heads:
-        sections.append(head_section(findings.heads, results))
-    return (*sections, claims_section(findings.claims))
+    found = findings
+    shown: list[tuple[object, Callable[[], ReportSection | None]]] = [
+        (True, lambda: signature_section(found.signatures, not_looked_for(results), confidence)),
+        (True, lambda: search_section(results, found.rates)),
+        (found.checkpoints, lambda: checkpoint_section(found.checkpoints)),
+        (found.transfer, lambda: found.transfer and transfer_section(found.transfer)),
+        (found.retention, lambda: retention_section(found.retention)),
+        (found.lost_items, lambda: lost_item_section(found.lost_items)),
+        (found.gauges, lambda: gauge_section(found.gauges)),
+        (found.behaviour, lambda: behaviour_section(found.behaviour)),
+        (found.axes, lambda: axis_section(found.axes)),
+        (found.truncation, lambda: truncation_section(found.truncation)),
+        (found.mitigations, lambda: mitigation_section(found.mitigations)),
+        (found.repairs, lambda: repair_section(found.repairs)),
+        (found.variants, lambda: variant_section(found.variants)),
+        (found.mechanisms, lambda: mechanism_section(found.mechanisms)),
+        (found.weights, lambda: weight_section(found.weights, results)),
+        (found.heads, lambda: head_section(found.heads, results)),
+        (True, lambda: claims_section(found.claims)),
+    ]
+    made = (section() for is_there, section in shown if is_there)
+    return tuple(section for section in made if section is not None)

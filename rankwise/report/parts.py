@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import altair as alt
 
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.judgement import BestBet
 from rankwise.records.quantities import NOT_MEASURED
+from rankwise.records.study import Unit
 
 Row = TypeVar("Row")
-Chart = alt.LayerChart | alt.FacetChart | alt.VConcatChart
+Chart = alt.LayerChart | alt.FacetChart | alt.VConcatChart | alt.ConcatChart
 
 
 class Cell(NamedTuple):
-    """A number as text, its interval ("75.1 to 84.1") and a remark; the last two may be empty."""
+    """A number as text, its interval ("75.1 to 84.1") and a remark; the last two may be empty.
+
+    ``is_marked`` at the beginning of a row sets the row off.
+    """
 
     value: str
     interval: str = ""
     note: str = ""
+    is_marked: bool = False
 
     def __str__(self) -> str:
         """On one line: 81.0 (76.2 to 85.0)."""
@@ -33,7 +42,7 @@ EMPTY = Cell(NOT_MEASURED)
 
 
 class Heading(NamedTuple):
-    """A column's title, and its unit, metric and n."""
+    """A column's title, and its unit, metric or n."""
 
     title: str
     detail: str = ""
@@ -62,17 +71,25 @@ class Column(Generic[Row]):
 
     Attributes:
         title: of the heading.
-        of: the cell of a row, or its text alone; None where nothing was measured.
+        of: the cell of a row, its text alone, or a number of things; None where nothing was
+            measured.
         detail: unit, metric or n, under the title.
         is_text: words rather than numbers.
-        is_shown: false leaves it out.
+        is_optional: it is left out where no row has anything there.
     """
 
     title: str
-    of: Callable[[Row], Cell | str | None]
+    of: Callable[[Row], Cell | str | int | None]
     detail: str = ""
     is_text: bool = False
-    is_shown: bool = True
+    is_optional: bool = False
+
+
+class Labelled(Protocol):
+    """An option."""
+
+    @property
+    def label(self) -> str: ...
 
 
 Group = tuple[str, str, Iterable[Row]]
@@ -87,27 +104,58 @@ def table(caption: str, columns: Sequence[Column[Row]], rows: Iterable[Row]) -> 
 def grouped_table(
     caption: str, columns: Sequence[Column[Row]], groups: Iterable[Group[Row]]
 ) -> Table:
-    """A table whose rows stand in groups, each under its title."""
-    columns = [column for column in columns if column.is_shown]
+    """A table whose rows stand in groups, each under its title; an empty group is left out."""
+    written = [
+        (title, detail, [[_cell(column.of(row)) for column in columns] for row in rows])
+        for title, detail, rows in groups
+    ]
+    every = [row for *_, rows in written for row in rows]
+    kept = [
+        place
+        for place, column in enumerate(columns)
+        if not column.is_optional or any(row[place] != EMPTY for row in every)
+    ]
     return Table(
         caption,
-        tuple(Heading(column.title, column.detail) for column in columns),
+        tuple(Heading(columns[place].title, columns[place].detail) for place in kept),
         tuple(
-            RowGroup(
-                title,
-                detail,
-                tuple(tuple(_cell(column.of(row)) for column in columns) for row in rows),
-            )
-            for title, detail, rows in groups
+            RowGroup(title, detail, tuple(tuple(row[place] for place in kept) for row in rows))
+            for title, detail, rows in written
+            if rows
         ),
-        tuple(place for place, column in enumerate(columns) if place == 0 or column.is_text),
+        tuple(at for at, place in enumerate(kept) if at == 0 or columns[place].is_text),
     )
 
 
-def _cell(value: Cell | str | None) -> Cell:
-    if value is None:
-        return EMPTY
-    return Cell(value) if isinstance(value, str) else value
+def option_columns(title: str, options: Iterable[Labelled]) -> list[Column[Sequence[Cell]]]:
+    """What a row is, the base's score, and the change of every option; rows are these cells."""
+    headings = [(title, ""), ("Base", "points"), *((option.label, "change") for option in options)]
+    return [
+        Column(name, operator.itemgetter(place), detail)
+        for place, (name, detail) in enumerate(headings)
+    ]
+
+
+def _cell(value: Cell | str | int | None) -> Cell:
+    match value:
+        case None:
+            return EMPTY
+        case Cell():
+            return value
+        case bool():
+            return Cell("yes" if value else "no")
+        case int():
+            return Cell(quantities.count(value))
+        case str():
+            return Cell(value)
+
+
+class Drawing(NamedTuple):
+    """A chart without its title, and what it shows in words, for those who do not see it."""
+
+    chart: Chart
+    words: str
+    is_wide: bool = False
 
 
 class Figure(NamedTuple):
@@ -117,28 +165,77 @@ class Figure(NamedTuple):
         name: for links and file names.
         title: above the chart.
         caption: what can be read from it; where there is nothing to draw, why.
-        description: what it shows in words, for those who do not see it.
-        chart: without its title; None where the study has nothing to draw.
+        drawing: None where the study has nothing to draw.
         detail: under the title: units, n, and what bars and points are.
-        is_wide: it takes the whole width of the page.
-        letters: of a line of the title and of a line of the detail, at most.
     """
 
     name: str
     title: str
     caption: str
-    description: str = ""
-    chart: Chart | None = None
+    drawing: Drawing | None = None
     detail: str = ""
-    is_wide: bool = False
-    letters: tuple[int, int] = (62, 92)
+
+    @property
+    def description(self) -> str:
+        """What it shows in words."""
+        return "" if self.drawing is None else self.drawing.words
+
+
+class Dial(NamedTuple):
+    """The odds at other acceptable losses, and the study's own loss."""
+
+    bet: BestBet
+    own: float | None
+
+
+class Sliders(NamedTuple):
+    """What the page's script needs to judge again under other margins.
+
+    Attributes:
+        rule: ``labels`` of the options, smallest first, and their bounds as [lower, upper]:
+            ``gain``, ``loss`` (None where retention was not measured), and ``lead`` over each.
+        unit: of the gains and of delta.
+        delta: the study's own.
+        epsilon: the study's own, in points; None where retention was not measured.
+    """
+
+    rule: Mapping[str, Any]
+    unit: Unit
+    delta: float
+    epsilon: float | None
 
 
 class TitledTable(NamedTuple):
-    """A table with its heading."""
+    """A table with its heading; or names with what they are, or a sentence in a table's place.
+
+    ``dial`` stands above the table.
+    """
 
     title: str
-    table: Table
+    table: Table | Mapping[str, str] | str
+    dial: Dial | Sliders | None = None
+
+
+class ReportSection(NamedTuple):
+    """The answer to one question.
+
+    Attributes:
+        name: for links and file names; lower case with hyphens.
+        title: its heading.
+        remarks: sentences before the figures and tables.
+        figures: each with its own caption; those that cannot be drawn say why.
+        tables: every number of the section.
+        files: their numbers without rounding, as CSV by file name.
+        points: a list of sentences above the remarks.
+    """
+
+    name: str
+    title: str
+    remarks: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[TitledTable] = ()
+    files: Mapping[str, str] = MappingProxyType({})
+    points: Sequence[str] = ()
 
 
 class OfTask(Protocol):
@@ -148,81 +245,78 @@ class OfTask(Protocol):
     def train_task(self) -> str: ...
 
 
-class Stated(OfTask, Protocol):
-    """What is found of one trained task, with sentences that say it."""
-
-    @property
-    def statements(self) -> Sequence[str]: ...
-
-
 Found = TypeVar("Found", bound=OfTask)
 
 
-class TrainedTask(NamedTuple):
-    """How figures, tables and sentences name the trained task: where it is the only one, not."""
+class Shown(NamedTuple):
+    """What a section shows of one trained task; a table's title may be empty."""
 
-    name: str
-    is_named: bool
-
-    @classmethod
-    def each(cls, found: Sequence[Found]) -> list[tuple[Found, TrainedTask]]:
-        """What was found of each trained task, with the task."""
-        return [(part, cls(part.train_task, len(found) > 1)) for part in found]
-
-    @property
-    def after(self) -> str:
-        """At the end of a title."""
-        return f", trained on {self.name}" if self.is_named else ""
-
-    @property
-    def before(self) -> str:
-        """At the beginning of a sentence."""
-        return f"Trained on {self.name}: " if self.is_named else ""
-
-    @property
-    def heading(self) -> str:
-        """Of its only table."""
-        return f"Trained on {self.name}" if self.is_named else "Every number"
-
-    def figures(self, kind: str, figures: Iterable[Figure]) -> list[Figure]:
-        """The figures with the section's kind and the task in their names and titles."""
-        prefix = f"{kind}-{file_name(self.name)}" if self.is_named else kind
-        return [
-            figure._replace(name=f"{prefix}-{figure.name}", title=f"{figure.title}{self.after}")
-            for figure in figures
-        ]
-
-    def tables(self, tables: Iterable[tuple[str, Table]]) -> list[TitledTable]:
-        """The tables with the task in their titles."""
-        return [TitledTable(f"{title}{self.after}", shown) for title, shown in tables]
+    remarks: Iterable[str] = ()
+    figures: Iterable[Figure] = ()
+    tables: Iterable[tuple[str, Table]] = ()
 
 
-def stated(tasks: Iterable[tuple[Stated, TrainedTask]]) -> Iterator[str]:
-    """Every statement, with its trained task where there are several."""
-    for found, task in tasks:
-        yield from (f"{task.before}{statement}" for statement in found.statements)
+def section(
+    name: str,
+    title: str,
+    about: str | Sequence[str],
+    found: Sequence[Found],
+    show: Callable[[Found], Shown],
+    files: Mapping[str, str],
+    *,
+    figures: str = "",
+) -> ReportSection:
+    """A section of what each trained task has; several of them are named everywhere.
 
-
-class ReportSection(NamedTuple):
-    """The answer to one question about the study, over all trained tasks.
-
-    Attributes:
-        name: for links and file names; lower case with hyphens.
+    Args:
+        name: of the section.
         title: its heading.
-        remarks: sentences before the figures and tables.
-        figures: each with its own caption; those that cannot be drawn say why.
-        tables: every number of the section.
-        files: their numbers without rounding, as CSV by file name.
+        about: the sentences that come first, the same for every trained task.
+        found: at least one.
+        show: what is shown of one.
+        files: by name; empty ones are left out.
+        figures: what the figures' names begin with, where that is not the section's name.
     """
-
-    name: str
-    title: str
-    remarks: Sequence[str]
-    figures: Sequence[Figure] = ()
-    tables: Sequence[TitledTable] = ()
-    files: Mapping[str, str] = MappingProxyType({})
+    remarks: list[str] = [about] if isinstance(about, str) else [*about]
+    drawn: list[Figure] = []
+    tables: list[TitledTable] = []
+    for part in found:
+        task = part.train_task if len(found) > 1 else ""
+        after = f", trained on {task}" if task else ""
+        shown = show(part)
+        remarks += [f"Trained on {task}: {said}" if task else said for said in shown.remarks]
+        for figure in shown.figures:
+            parts = (figures or name, file_name(task), figure.name)
+            its_name = "-".join(part for part in parts if part)
+            drawn.append(figure._replace(name=its_name, title=f"{figure.title}{after}"))
+        tables += [TitledTable(f"{its or 'Every number'}{after}", own) for its, own in shown.tables]
+    kept = {file: text for file, text in files.items() if text.strip()}
+    return ReportSection(name, title, remarks, drawn, tables, kept)
 
 
 def file_name(text: str) -> str:
     """The text as part of a file name: other characters become hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+
+
+def flat(record: Iterable[tuple[str, Any]], **before: Any) -> dict[str, Any]:
+    """A record, or names and values, as one row of a CSV, behind the cells of ``before``.
+
+    An estimate with bounds under ``gain`` becomes ``gain``, ``gain_lower`` and so on, an option its
+    label and its rank, a list of words one text. Records in a list have rows of their own.
+    """
+    row = dict(before)
+    for name, value in record:
+        _put(row, name, value)
+    return row
+
+
+def _put(row: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(value, tuple | list):
+        if not any(isinstance(part, Record) for part in value):
+            row[name] = " ".join(map(str, value))
+    elif isinstance(value, Record):
+        for key, part in value:
+            _put(row, name if key in ("estimate", "label", "mean") else f"{name}_{key}", part)
+    else:
+        row[name] = value

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import json
 import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import NamedTuple
 
 import altair as alt
 import vl_convert
@@ -15,10 +19,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rankwise.records import quantities
-from rankwise.report.charts.theme import Colour, theme
+from rankwise.records.axes import Kind
+from rankwise.report.charts.theme import Colour, page_colours, theme
 from rankwise.report.parts import Chart, Figure, ReportSection
 
 PNG_SCALE = 2.5
+
+_LETTERS = 72
+"""Of a line above a chart, at most: charts are at least as wide."""
 
 
 class DrawnFigure(NamedTuple):
@@ -44,8 +52,65 @@ class DrawnSection(NamedTuple):
     figures: tuple[DrawnFigure, ...]
 
 
-def render_template(template: str, /, **values: Any) -> str:
-    """A page as text; everything is escaped that is not marked as ours."""
+class Part(NamedTuple):
+    """An answer with its reasons, such as of one trained task.
+
+    Attributes:
+        title: empty where there is one part.
+        kind: of the answer, for its colour.
+        answer: in a few words.
+        statement: the answer in a sentence.
+        points: more sentences.
+        sections: what it rests on.
+    """
+
+    title: str
+    kind: str
+    answer: str
+    statement: str
+    points: Sequence[str]
+    sections: Sequence[ReportSection]
+
+
+class Page(NamedTuple):
+    """What stands on a page: its head, parts, and the sections about all of it."""
+
+    kicker: str
+    title: str
+    subject: str
+    parts: Sequence[Part]
+    sections: Sequence[ReportSection]
+
+
+def rendered(page: Page, kinds: Iterable[Kind]) -> tuple[str, dict[str, str | bytes]]:
+    """The page as text, and its figures and numbers as files; figures are counted through.
+
+    Args:
+        page: whose figures' names are unique.
+        kinds: of the models that charts show, for their colours on dark pages.
+    """
+    files: dict[str, str | bytes] = {}
+    number = 0
+
+    def drawn(sections: Sequence[ReportSection]) -> list[DrawnSection]:
+        nonlocal number
+        shown: list[DrawnSection] = []
+        for section in sections:
+            figures: list[DrawnFigure] = []
+            for figure in section.figures:
+                if figure.drawing is None:
+                    figures.append(DrawnFigure(figure, 0, "", b""))
+                    continue
+                number += 1
+                svg = _svg(figure, figure.drawing.chart)
+                # from the SVG: compiling the chart a second time takes longer than drawing it
+                png = vl_convert.svg_to_png(svg, scale=PNG_SCALE)
+                figures.append(DrawnFigure(figure, number, svg, png))
+                files.update({f"{figure.name}.svg": svg, f"{figure.name}.png": png})
+            files.update(section.files)
+            shown.append(DrawnSection(section, tuple(figures)))
+        return shown
+
     environment = Environment(
         loader=PackageLoader("rankwise.report"),
         autoescape=True,
@@ -54,47 +119,34 @@ def render_template(template: str, /, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["odds"] = quantities.odds
-    return environment.get_template(template).render(**values)
-
-
-def draw_figures(figures: Sequence[Figure], number: int) -> tuple[DrawnFigure, ...]:
-    """Figures with their exports, counted on from ``number``."""
-    drawn: list[DrawnFigure] = []
-    for figure in figures:
-        if figure.chart is None:
-            drawn.append(DrawnFigure(figure, 0, "", b""))
-            continue
-        number += 1
-        svg = _svg(figure, figure.chart)
-        # from the SVG: checking and compiling the chart a second time takes longer than drawing it
-        png = vl_convert.svg_to_png(svg, scale=PNG_SCALE)
-        drawn.append(DrawnFigure(figure, number, svg, png))
-    return tuple(drawn)
-
-
-def drawn_sections(sections: Sequence[ReportSection], number: int) -> tuple[DrawnSection, ...]:
-    """Sections with their figures, counted on from ``number``."""
-    drawn: list[DrawnSection] = []
-    for section in sections:
-        figures = draw_figures(section.figures, number)
-        number = max([number, *(figure.number for figure in figures)])
-        drawn.append(DrawnSection(section, figures))
-    return tuple(drawn)
+    environment.filters["tojson_text"] = json.dumps
+    script = (
+        resources.files("rankwise.report")
+        .joinpath("templates/report.js")
+        .read_text(encoding="utf-8")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = environment.get_template("page.html").render(
+        page=page,
+        parts=[(part, drawn(part.sections)) for part in page.parts],
+        sections=drawn(page.sections),
+        script=Markup(script),  # noqa: S704 (our own file)
+        script_digest=Markup(f"sha256-{digest}"),  # noqa: S704
+        dark=_dark_rules(page_colours(kinds)),
+    )
+    return text, files
 
 
 def _svg(figure: Figure, chart: Chart) -> str:
     """The chart under the figure's title, in the look of the page."""
-    title, detail = (
-        textwrap.wrap(text, letters)
-        for text, letters in zip((figure.title, figure.detail), figure.letters, strict=True)
-    )
+    title, detail = (textwrap.wrap(text, _LETTERS) for text in (figure.title, figure.detail))
     titled = chart.properties(title=alt.TitleParams(title, subtitle=detail))
     file = io.StringIO()
     titled.configure(**theme()).save(file, format="svg")
     return file.getvalue()
 
 
-def dark_rules(colours: Sequence[Colour]) -> Markup:
+def _dark_rules(colours: Sequence[Colour]) -> Markup:
     """Style rules that put the dark partner in the place of every colour of a chart."""
     rules = [
         f'.chart [{name}="{colour.light}"] {{ {name}: {colour.dark}; }}'

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Sequence
 
 from rankwise.findings.models import ModelSummary
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Relation, RunRecord
+from rankwise.records.study import PlannedRun, Relation
 from rankwise.report import cells
-from rankwise.report.parts import EMPTY, Cell, Heading
+from rankwise.report.parts import Cell, Column, Table, table
 
 Summaries = Sequence[ModelSummary]
 """The models of one trained task, the base first."""
@@ -25,143 +24,154 @@ RELATION_NAMES: dict[Relation, str] = {
 }
 
 
-@dataclass(frozen=True)
-class VerdictRow:
-    """One model. The fields from ``model`` to ``peak_memory`` are the columns, in order.
+def verdict_table(
+    results: TrainTaskResults,
+    recommendation: Recommendation,
+    summaries: Summaries,
+    left_out: Collection[str] = (),
+) -> Table:
+    """The base, then every run by method, rank and seed.
 
     The base comes first: where the others have differences it has the score or the loss that
-    they start from, and says so. ``problem`` says why a run has no scores.
+    they start from, and says so.
+
+    Args:
+        results: of the trained task.
+        recommendation: made from them.
+        summaries: of its models.
+        left_out: titles of columns.
     """
-
-    name: str
-    is_recommended: bool
-    problem: str | None
-    model: Cell
-    seed: Cell = EMPTY
-    alpha: Cell = EMPTY
-    learning_rate: Cell = EMPTY
-    parameters: Cell = EMPTY
-    in_domain: Cell = EMPTY
-    gain: Cell = EMPTY
-    out_of_domain: Cell = EMPTY
-    retention: Cell = EMPTY
-    worst_retention: Cell = EMPTY
-    forgetting: Cell = EMPTY
-    train_time: Cell = EMPTY
-    peak_memory: Cell = EMPTY
-
-
-COLUMNS = tuple(field.name for field in fields(VerdictRow))[3:]
-"""The names of the columns: the fields of ``VerdictRow`` that are cells."""
-
-
-def verdict_table(summaries: Summaries) -> list[VerdictRow]:
-    """The base, then every run by method, rank and seed, every number already text."""
-    return [
-        _base_row(summary) if summary.run is None else _run_row(summary, summary.run)
-        for summary in summaries
-    ]
-
-
-def verdict_headings(
-    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
-) -> dict[str, Heading]:
-    """The heading of each of ``COLUMNS``, with unit, metric and number of items."""
     base = summaries[0]
-    return {
-        "model": Heading("Model"),
-        "seed": Heading("Seed"),
-        "alpha": Heading("Alpha"),
-        "learning_rate": Heading("Learning rate"),
-        "parameters": Heading("Trainable parameters", "share of full"),
-        "in_domain": Heading(
-            "In-domain score", _detail(results, "in_domain", base.in_domain, with_metric=True)
-        ),
-        "gain": Heading("Gain", cells.unit_name(recommendation.unit)),
-        "out_of_domain": Heading(
-            "Out-of-domain score", _detail(results, "out_of_domain", base.out_of_domain)
-        ),
-        "retention": Heading("Retention change", _detail(results, "retention", base.retention)),
-        "worst_retention": Heading("Worst retention task", "points"),
-        "forgetting": Heading("Forgetting", _detail(results, "held_out_text", base.held_out_loss)),
-        "train_time": Heading("Training time"),
-        "peak_memory": Heading("Peak memory", "in training"),
-    }
 
+    def detail(relation: Relation, mean: TaskMean | None, *, with_metric: bool = False) -> str:
+        return _detail(results, relation, mean, with_metric=with_metric)
 
-def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> tuple[str, ...]:
-    """What the table does not show by itself: how intervals are made, and what is missing."""
-    confidence = quantities.percent(recommendation.confidence)
-    notes = [
-        f"Intervals are {confidence}, each for one number by itself. Differences from the base "
-        "(gain, retention change, forgetting) are paired over the same items."
+    columns: list[Column[ModelSummary]] = [
+        Column("Model", _model),
+        Column("Seed", lambda row: _setting(row, "seed")),
+        Column("Alpha", lambda row: _setting(row, "alpha")),
+        Column("Learning rate", lambda row: _setting(row, "learning_rate")),
+        Column("Trainable parameters", _parameters, "share of full"),
+        Column(
+            "In-domain score",
+            lambda row: cells.mean(row.in_domain, signed=False),
+            detail("in_domain", base.in_domain, with_metric=True),
+        ),
+        Column("Gain", lambda row: cells.mean(row.gain), cells.unit_name(recommendation.unit)),
+        Column(
+            "Out-of-domain score",
+            lambda row: cells.mean(row.out_of_domain, signed=False),
+            detail("out_of_domain", base.out_of_domain),
+        ),
+        Column(
+            "Retention change",
+            lambda row: _from(row, row.retention, row.retention_change, "score"),
+            detail("retention", base.retention),
+        ),
+        Column("Worst retention task", _worst, "points"),
+        Column(
+            "Forgetting",
+            lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
+            detail("held_out_text", base.held_out_loss),
+        ),
+        Column(
+            "Training time",
+            lambda row: None if row.run is None else quantities.seconds(row.run.train_seconds),
+        ),
+        Column(
+            "Peak memory",
+            lambda row: None if row.run is None else quantities.memory(row.run.peak_memory_bytes),
+            "in training",
+        ),
     ]
+    seeds = results.study.config.seeds
+    caption = f"all with seed {seeds[0]}" if len(seeds) == 1 else f"seeds {_listed(seeds)}"
+    shown = [column for column in columns if column.title not in left_out]
+    return table(f"The base and every run, {caption}.", shown, summaries)
+
+
+def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Iterator[str]:
+    """What the table does not show by itself: how intervals are made, and what is missing."""
+    for row in summaries:
+        problem = problem_of(row)
+        if problem is not None:
+            yield f"{row.label}: {problem}"
+    yield (
+        f"Intervals are {quantities.percent(recommendation.confidence)}, each for one number by "
+        "itself. Differences from the base (gain, retention change, forgetting) are paired over "
+        "the same items."
+    )
     base = summaries[0]
     if base.out_of_domain is None:
-        notes.append("Out-of-domain scores were not measured: the study names no such task.")
+        yield "Out-of-domain scores were not measured: the study names no such task."
     if base.retention is None:
-        notes.append(
-            "Retention was not measured: the study names no retention task scored in points."
-        )
+        yield "Retention was not measured: the study names no retention task scored in points."
     elif base.retention.num_tasks > 1:
-        notes.append("Retention change is the mean over the tasks, each counting the same.")
+        yield "Retention change is the mean over the tasks, each counting the same."
     if base.held_out_loss is None:
-        notes.append("Forgetting on prose was not measured: the study names no held-out text.")
-    return tuple(notes)
+        yield "Forgetting on prose was not measured: the study names no held-out text."
 
 
-def _base_row(base: ModelSummary) -> VerdictRow:
-    return VerdictRow(
-        name=base.name,
-        is_recommended=False,
-        problem=None,
-        model=Cell("base", "", "untouched"),
-        in_domain=cells.mean(base.in_domain, signed=False),
-        out_of_domain=cells.mean(base.out_of_domain, signed=False),
-        retention=cells.mean(base.retention, signed=False, prefix="score"),
-        forgetting=cells.mean(base.held_out_loss, signed=False, prefix="loss"),
-    )
+def problem_of(summary: ModelSummary) -> str | None:
+    """Why a run has no scores."""
+    run = summary.run
+    if run is None or run.status != "diverged":
+        return None
+    return f"diverged and was not scored: {run.message or 'no reason was recorded'}"
 
 
-def _run_row(summary: ModelSummary, run: RunRecord) -> VerdictRow:
-    plan = run.planned
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _model(summary: ModelSummary) -> Cell:
+    if summary.run is None:
+        return Cell("base", "", "untouched")
+    plan = summary.run.planned
     name = "full fine-tuning" if plan.rank is None else f"LoRA rank {plan.rank}"
     if plan.imported_as is not None:
         name = f"{name}, imported {plan.imported_as}"
-    problem = None
-    if run.status == "diverged":
-        problem = f"diverged and was not scored: {run.message or 'no reason was recorded'}"
-    rate, parameters = plan.learning_rate, quantities.parameters(plan.num_trainable_parameters)
-    return VerdictRow(
-        name=summary.name,
-        is_recommended=summary.is_recommended,
-        problem=problem,
-        model=Cell(name, "", "recommended" if summary.is_recommended else ""),
-        seed=EMPTY if plan.seed is None else Cell(str(plan.seed)),
-        alpha=EMPTY if plan.alpha is None else Cell(quantities.number(plan.alpha)),
-        learning_rate=EMPTY if rate is None else Cell(quantities.learning_rate(rate)),
-        parameters=Cell(parameters, "", quantities.share(plan.trainable_share)),
-        in_domain=cells.mean(summary.in_domain, signed=False),
-        gain=cells.mean(summary.gain),
-        out_of_domain=cells.mean(summary.out_of_domain, signed=False),
-        retention=cells.mean(summary.retention_change),
-        worst_retention=_worst(summary),
-        forgetting=cells.mean(summary.forgetting),
-        train_time=Cell(quantities.seconds(run.train_seconds)),
-        peak_memory=Cell(quantities.memory(run.peak_memory_bytes)),
-    )
+    note = "recommended" if summary.is_recommended else ""
+    return Cell(name, "", note, is_marked=summary.is_recommended)
 
 
-def _worst(summary: ModelSummary) -> Cell:
+def _plan(summary: ModelSummary) -> PlannedRun | None:
+    return None if summary.run is None else summary.run.planned
+
+
+def _setting(summary: ModelSummary, name: str) -> str | None:
+    value = getattr(_plan(summary), name, None)
+    if value is None:
+        return None
+    return quantities.learning_rate(value) if name == "learning_rate" else quantities.number(value)
+
+
+def _parameters(summary: ModelSummary) -> Cell | None:
+    plan = _plan(summary)
+    if plan is None:
+        return None
+    parameters = quantities.parameters(plan.num_trainable_parameters)
+    return Cell(parameters, "", quantities.share(plan.trainable_share))
+
+
+def _from(
+    summary: ModelSummary, score: TaskMean | None, change: TaskMean | None, word: str
+) -> Cell:
+    """The base's own score or loss, or the change from it."""
+    is_base = summary.run is None
+    return cells.mean(score, signed=False, prefix=word) if is_base else cells.mean(change)
+
+
+def _worst(summary: ModelSummary) -> Cell | None:
     worst = summary.worst_retention
     if worst is None:
-        return EMPTY
+        return None
     note = f"{worst.task}, {quantities.sample_size(worst)}"
     return cells.interval(worst.interval, worst.unit, note=note)
 
 
 def _detail(
-    results: TrainTaskResults, relation: Relation, base: TaskMean | None, with_metric: bool = False
+    results: TrainTaskResults, relation: Relation, base: TaskMean | None, *, with_metric: bool
 ) -> str:
     """acc, points, n = 400 in 2 tasks."""
     if base is None:

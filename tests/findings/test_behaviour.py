@@ -15,7 +15,7 @@ from rankwise.findings.behaviour import (
 from rankwise.findings.options import option_gains
 from rankwise.records.behaviour import PROMPTS, Behaviour, BehaviourPrompt
 from rankwise.records.results import ModelResults
-from rankwise.report.sections.behaviour import behaviour_section
+from rankwise.report.sections.gauges import behaviour_section
 from tests.planted.results import planted_study
 
 JSON = BehaviourPrompt("", "json")

@@ -8,7 +8,7 @@ from rankwise.findings.checkpoints import TrainTaskCheckpoints
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import study_findings
 from rankwise.records.results import StudyResults
-from rankwise.report.sections.checkpoints import checkpoint_section
+from rankwise.report.sections.by_rank import checkpoint_section
 from tests.planted.checkpoints import Shares, with_checkpoints
 
 
@@ -71,7 +71,7 @@ def test_the_section_has_every_point() -> None:
         "checkpoints-gain",
         "checkpoints-retention",
     ]
-    assert "rank 8 after 25" in section.figures[0].description
+    assert "rank 8, 25" in section.figures[0].description
     (titled,) = section.tables
     chosen = [row[-1].value for group in titled.table.groups for row in group.rows]
     assert chosen == ["yes", "", "yes", ""]

@@ -143,5 +143,5 @@ def test_the_section_has_every_number(part: TrainTaskGauges) -> None:
     (table,) = section.tables
     assert len(table.table.groups[0].rows) == 6
     (figure,) = section.figures
-    assert figure.chart is not None
+    assert figure.drawing is not None
     assert len(section.files["gauges.csv"].splitlines()) == 7

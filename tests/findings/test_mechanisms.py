@@ -416,8 +416,8 @@ def test_the_page_says_all_of_it(planted: StudyResults, tmp_path: Path) -> None:
     assert [row["option"] for row in rows][:2] == ["base", "rank 4"]
     first = part.agreement[1].kl
     assert first is not None
-    assert float(rows[1]["kl_nats"]) == first.estimate
-    assert rows[-1]["kl_nats"] == ""
+    assert float(rows[1]["kl"]) == first.estimate
+    assert rows[-1]["kl"] == ""
     text = (tmp_path / "report" / "mechanism-gaps.csv").read_text()
     assert len(text.splitlines()) == 1 + len(part.gaps)
     assert part.matched is not None

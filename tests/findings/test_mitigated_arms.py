@@ -129,7 +129,7 @@ def test_an_arm_on_the_line_is_seldom_told_apart() -> None:
 def test_the_section_has_a_plane_a_table_and_a_file() -> None:
     section = mitigation_section([found_in(planted_mitigated(PLAIN, ARMS))])
     (figure,) = section.figures
-    assert figure.chart is not None
+    assert figure.drawing is not None
     assert "kl: gain +28.0 points (" in figure.description
     (titled,) = section.tables
     (group,) = titled.table.groups

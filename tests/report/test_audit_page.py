@@ -65,7 +65,8 @@ def test_every_colour_has_a_partner_on_a_dark_page(with_intruder: AuditRecord) -
     charts = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-fA-F]{6})"', charts))
     assert len(used) > 5
-    assert used <= {colour.light for colour in page_colours(())}
+    kinds = ["full", *(kept.rank for kept in with_intruder.kept)]
+    assert used <= {colour.light for colour in page_colours(kinds)}
 
 
 def test_intruders_stand_beside_both_nulls(with_intruder: AuditRecord) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 
 import pytest
 
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.charts.labels import Box, place_labels
-from rankwise.report.charts.theme import rank_colour
+from rankwise.report.charts.marks import LETTER, LINE, Name, names_beside
+from rankwise.report.charts.theme import INK, rank_colour
 from rankwise.report.rendering import inline_svg
 
 
@@ -52,23 +53,20 @@ def test_every_rank_has_a_colour_of_its_own() -> None:
     assert rank_colour(4096) == rank_colour(1024)
 
 
-def overlap(one: Box, other: Box) -> bool:
-    """Whether both cover some place."""
-    across = min(one.right, other.right) > max(one.left, other.left)
-    return across and min(one.bottom, other.bottom) > max(one.top, other.top)
-
-
-def test_labels_cover_neither_each_other_nor_marks() -> None:
-    anchors = {"a": [(50.0, 50.0)], "b": [(62.0, 52.0)], "c": [(55.0, 64.0)], "d": [(195.0, 5.0)]}
-    labels = place_labels(anchors, dict.fromkeys(anchors, "rank 16"), (), (200.0, 100.0), 13.0)
-    width = 13.0 * 0.56 * 7
-    boxes = [Box(each.x, each.y - 7.8, each.x + width, each.y + 7.8) for each in labels]
-    for place, box in enumerate(boxes):
-        assert not any(overlap(box, other) for other in boxes[place + 1 :])
-        for points in anchors.values():
-            assert not any(overlap(box, Box(x - 4, y - 4, x + 4, y + 4)) for x, y in points)
-        assert box.left >= 0
-        assert box.right <= 200
+def test_names_do_not_cover_each_other_and_stay_in_the_plot() -> None:
+    places = {"a": (50.0, 50.0), "b": (62.0, 52.0), "c": (55.0, 64.0), "d": (195.0, 45.0)}
+    names = [Name(f"rank 16{letter}", x, y, INK) for letter, (x, y) in places.items()]
+    drawn: dict[str, tuple[float, float]] = {}
+    for chart in names_beside(names, 200.0):
+        spec = chart.to_dict()
+        if spec["mark"]["type"] == "text":
+            (row,) = spec["data"]["values"]
+            drawn[row["text"]] = tuple(spec["encoding"][axis]["value"] for axis in ("x", "y"))
+    assert set(drawn) == {name.text for name in names}
+    width = LETTER * len("rank 16a")
+    for (one, (x, y)), (other, (x2, y2)) in itertools.combinations(drawn.items(), 2):
+        assert abs(x - x2) >= width or abs(y - y2) >= LINE, (one, other)
+    assert all(0 <= x <= 200 - width for x, _ in drawn.values())
 
 
 def test_inline_svg_keeps_ids_apart_and_refuses_what_is_outside() -> None:

@@ -1,277 +1,306 @@
-"""Heat maps: coloured cells with numbers in them, in groups of rows and columns, above a key."""
+"""Heat maps: a coloured cell for each row and column, in panels side by side."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import altair as alt
+import numpy as np
 
-from rankwise.report.charts.theme import INK, MUTED, Colour
-from rankwise.report.parts import Chart
+from rankwise.report.charts.marks import rows_chart, small_title
+from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN
+from rankwise.report.parts import Chart, Drawing
 
-LABEL_FONT, SMALL_FONT, KEY_FONT = 12, 10, 11
-_LINE, _GROUP_LINE = 14.0, 20.0
-_KEY_HEIGHT, _KEY_BESIDE, _SINGLE_WIDTH = 62.0, 20.0, 140.0
-_LETTER = 6.1
+T = TypeVar("T")
+
+MOST_PANELS = 4
+"""Of one chart of layers."""
+
+_MOST_TEXT_COLUMNS = 16
+"""With more columns in all panels, cells of layers are narrow and hold no numbers."""
+
+_SHARES = (0.3, 0.6, 0.85, 0.97)
+_FONT, _SMALL_FONT, _LINE = 12, 10, 13
+_GAP, _WIDEST = 1.5, 1440
+_KEY_LENGTH = 300
+
+
+class HeatScale(NamedTuple):
+    """How numbers are coloured and written.
+
+    Attributes:
+        ends: where the colour changes, ascending; below the first is the palest, above the last the
+            darkest. Signed scales have as many steps below zero.
+        words: a number in a cell and at the key.
+        is_signed: negative numbers have their own colour.
+        title: of the key, with the unit.
+    """
+
+    ends: tuple[float, ...]
+    words: Callable[[float], str]
+    is_signed: bool = False
+    title: str = ""
+
+    @classmethod
+    def of(
+        cls, values: Sequence[float], words: Callable[[float], str], *, is_signed: bool = False
+    ) -> HeatScale:
+        """Five steps that hold about as many of these values each, at round numbers."""
+        sizes = np.array([abs(value) if is_signed else value for value in values])
+        quantiles = np.quantile(sizes[sizes > 0], _SHARES) if (sizes > 0).any() else np.zeros(4)
+        ends: list[float] = []
+        for end in quantiles.tolist():
+            rounded = float(f"{end:.1e}")
+            ends.append(rounded if not ends or rounded > ends[-1] else ends[-1] * 1.1 or 1e-9)
+        return cls(tuple(ends), words, is_signed)
+
+    @property
+    def steps(self) -> tuple[list[float], list[str]]:
+        """Where the colour changes, and the colours, of which there is one more."""
+        below = [*(-end for end in reversed(self.ends)), 0.0] if self.is_signed else []
+        colours = [*(reversed(LOSS_STEPS) if self.is_signed else ()), *GAIN_STEPS]
+        return [*below, *self.ends], [colour.light for colour in colours]
+
+    def ink(self, value: float) -> str:
+        """Of the text on a cell: the last two colours are dark."""
+        size = abs(value) if self.is_signed else value
+        return (PAGE if sum(size >= end for end in self.ends) >= len(self.ends) - 1 else INK).light
 
 
 class HeatCell(NamedTuple):
-    """A coloured cell: a text, a smaller one below it, and a frame; each may be empty."""
+    """A number with what is written there; one that is not ``is_shown`` is muted.
 
-    colour: str
-    text: str
-    ink: str
-    interval: str = ""
+    ``small`` is a line below the text, ``frame`` the colour of a frame; both may be empty. Without
+    a value the cell is blank.
+    """
+
+    value: float | None
+    text: str = ""
+    small: str = ""
+    is_shown: bool = True
     frame: str = ""
-    is_bold: bool = False
 
 
-class HeatColumn(NamedTuple):
-    """A column with its group and the lines of its label; a mean is set apart."""
+class HeatPanel(NamedTuple):
+    """One map: cells by row and column; what is not there was not measured."""
 
-    group: str
-    lines: tuple[str, ...]
-    is_mean: bool = False
-
-
-class HeatRow(NamedTuple):
-    """A row with its group, the lines of its label, and a cell or None for each column."""
-
-    group: str
-    lines: tuple[str, ...]
-    cells: tuple[HeatCell | None, ...]
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    cells: Mapping[tuple[str, str], HeatCell]
+    scale: HeatScale
 
 
-class Key(NamedTuple):
-    """Colours with the texts at which they change, and single colours with what they mean.
+class HeatSize(NamedTuple):
+    """The width and the height of a cell in pixels, and the width that row labels may have."""
 
-    ``swatch`` is the width and the height of one in pixels.
-    """
-
-    name: str
-    colours: Sequence[Colour]
-    ends: Sequence[str]
-    swatch: tuple[float, float]
-    singles: Sequence[tuple[Colour, str]] = ()
-
-    @property
-    def width(self) -> float:
-        """Of its colours in pixels."""
-        return self.swatch[0] * len(self.colours)
+    width: float
+    height: float
+    label: float = 240.0
 
 
-class HeatLook(NamedTuple):
-    """Sizes of a map in pixels.
-
-    Attributes:
-        cell: width and height of a cell, with the gap behind it.
-        gap: between cells; between groups of columns and of rows it is wider.
-        label_size: of the font of rows' and columns' labels.
-        label_colour: theirs.
-        label_gap: between columns' labels and cells.
-        text_size: of the font in the cells.
-        key_gap: between cells and keys.
-        left: where cells begin; 0 for as far right as the rows' labels need.
-        title_room: a group of columns is as wide as its title, up to this.
-        title_letter: the width of a letter of that title, on average.
-        cut_letter: the same where a title is cut to fit.
-        corner: a word over the rows' labels.
-    """
-
-    cell: tuple[float, float]
-    gap: float
-    group_gap: float
-    label_size: int
-    label_colour: Colour
-    label_gap: float
-    text_size: int
-    key_gap: float = 18.0
-    left: float = 0.0
-    title_room: float = 0.0
-    title_letter: float = 6.4
-    cut_letter: float = 6.7
-    corner: str = ""
-
-
-class _Drawing:
-    """Boxes and words in pixels from the left upper corner; y grows downwards."""
-
-    def __init__(self) -> None:
-        self.fills: list[dict[str, Any]] = []
-        self.frames: list[dict[str, Any]] = []
-        self.texts: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-
-    def box(
-        self, x: float, y: float, width: float, height: float, colour: str, *, framed: bool = False
-    ) -> None:
-        boxes = self.frames if framed else self.fills
-        boxes.append({"x": x, "x2": x + width, "y": y, "y2": y + height, "colour": colour})
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        colour: str = MUTED.light,
-        size: int = KEY_FONT,
-        align: str = "left",
-        *,
-        is_bold: bool = False,
-    ) -> None:
-        """With its middle height at y, and the end that ``align`` names at x."""
-        look = (size, align, "bold" if is_bold else "normal")
-        self.texts.setdefault(look, []).append({"x": x, "y": y, "text": text, "colour": colour})
-
-    def chart(self, width: float, height: float) -> Chart:
-        def chart_of(values: list[dict[str, Any]]) -> alt.Chart:
-            across = alt.Scale(domain=[0, width], nice=False)
-            down = alt.Scale(domain=[0, height], nice=False, reverse=True)
-            return alt.Chart(alt.Data(values=values)).encode(
-                alt.X("x:Q", scale=across, axis=None), alt.Y("y:Q", scale=down, axis=None)
-            )
-
-        ends: dict[str, Any] = {"x2": alt.X2("x2:Q"), "y2": alt.Y2("y2:Q")}
-        fill, stroke = alt.Fill("colour:N", scale=None), alt.Stroke("colour:N", scale=None)
-        layers = [chart_of(self.fills).mark_rect().encode(fill, **ends)]
-        if self.frames:
-            framed = chart_of(self.frames).mark_rect(strokeWidth=2, filled=False)
-            layers.append(framed.encode(stroke, **ends))
-        for (size, align, weight), values in self.texts.items():
-            look: dict[str, Any] = {"fontSize": size, "align": align, "fontWeight": weight}
-            words = chart_of(values).mark_text(baseline="middle", **look)
-            layers.append(words.encode(alt.Text("text:N"), alt.Color("colour:N", scale=None)))
-        return alt.layer(*layers).properties(width=width, height=height)
-
-
-def heat_map(
-    rows: Sequence[HeatRow],
-    columns: Sequence[HeatColumn],
-    keys: Sequence[Key],
-    look: HeatLook,
-    words: Sequence[tuple[str, Colour]] = (),
-) -> Chart:
-    """Rows and columns by group, with keys to the colours below.
+def heat_map(panels: Sequence[HeatPanel], size: HeatSize) -> Drawing:
+    """Panels side by side with the same rows; those of one scale have one key.
 
     Args:
-        rows: at least one; neighbours of one group stand together.
-        columns: the same.
-        keys: at least one; several are named.
-        look: its sizes.
-        words: below the keys.
+        panels: at least one; each name of a row or column is there once, its lines in line feeds.
+        size: of cells.
     """
-    drawing = _Drawing()
-    left = look.left or _LETTER * max(len(line) for row in rows for line in row.lines) + 14.0
-    head = _GROUP_LINE * any(column.group for column in columns) + 6.0
-    head += _LINE * max(len(column.lines) for column in columns)
-    across, right = _column_heads(drawing, columns, look, left, head)
-    bottom = _rows(drawing, rows, across, look, left, head)
-    if look.corner:
-        drawing.text(left - 8.0, head - 10.0, look.corner, align="right")
-    top = bottom + look.key_gap + (_LINE + 2.0 if len(keys) > 1 else 0.0)
-    in_a_row = max(1, int((right - left) // (keys[0].width + _KEY_BESIDE)))
-    for place, key in enumerate(keys):
-        x = look.left + place % in_a_row * (key.width + _KEY_BESIDE)
-        y = top + place // in_a_row * _KEY_HEIGHT
-        if len(keys) > 1:
-            drawing.text(x, y - _LINE / 2 - 2.0, key.name)
-        right, bottom = max(right, _key(drawing, key, x, y)), y + 48.0
-    x = 0.0
-    for text, colour in words:
-        drawing.text(x, bottom - 6.0, text, colour.light)
-        x += _LETTER * len(text) + 18.0
-    return drawing.chart(right, bottom + (8.0 if words else 0.0))
+    widest = max(len(panel.columns) for panel in panels)
+    in_a_row = max(1, int(_WIDEST / (size.width * widest)))
+    charts = [
+        _panel(panel, size, is_first=place % in_a_row == 0) for place, panel in enumerate(panels)
+    ]
+    maps = alt.concat(*charts, spacing=18, columns=in_a_row).resolve_scale(fill="independent")
+    keys = {id(panel.scale): panel for panel in panels}
+    named = [_key(panel, has_title=len(keys) > 1) for panel in keys.values()]
+    width = sum(size.width * len(panel.columns) for panel in panels)
+    return Drawing(alt.vconcat(maps, alt.concat(*named, columns=2)), "", is_wide=width > 440)
 
 
-def _column_heads(
-    drawing: _Drawing, columns: Sequence[HeatColumn], look: HeatLook, left: float, head: float
-) -> tuple[list[float], float]:
-    """Draws labels and groups; where each column begins, and where the last group ends."""
-    across: list[float] = []
-    right = left
-    for group, own in itertools.groupby(columns, key=lambda column: column.group):
-        start = right + (look.group_gap if across else 0.0)
-        right = start
-        for column in own:
-            middle = right + (look.cell[0] - look.gap) / 2
-            colour = MUTED if column.is_mean else look.label_colour
-            for place, line in enumerate(reversed(column.lines), start=1):
-                y = head - look.label_gap - (place - 0.5) * _LINE
-                drawing.text(middle, y, line, colour.light, look.label_size, "center")
-            across.append(right)
-            right += look.cell[0]
-        if group:
-            width = right - start - look.gap
-            room = max(right - start, min(look.title_letter * len(group), look.title_room))
-            drawing.box(start, _GROUP_LINE - 3.0, width, 1.0, MUTED.light)
-            title = cut(group, int((room if look.title_room else width) / look.cut_letter))
-            drawing.text(start, _LINE / 2, title, INK.light, LABEL_FONT, is_bold=True)
-            right = start + room
-    return across, right
+def _key(panel: HeatPanel, *, has_title: bool) -> Chart:
+    """The colours of a scale, with the numbers between them."""
+    ends, colours = panel.scale.steps
+    size = _KEY_LENGTH / len(colours)
+    boxes = [
+        {"x": size * place, "x2": size * (place + 1), "colour": colour}
+        for place, colour in enumerate(colours)
+    ]
+    texts = [
+        {"x": size * place, "text": panel.scale.words(end)}
+        for place, end in enumerate(ends, start=1)
+    ]
+    x: dict[str, Any] = {"scale": alt.Scale(domain=[0, _KEY_LENGTH], nice=False), "axis": None}
+    title = ", ".join(
+        part for part in (panel.title if has_title else "", panel.scale.title) if part
+    )
+    return alt.layer(
+        rows_chart(boxes)
+        .mark_rect(height=11, baseline="top")
+        .encode(
+            alt.X("x:Q", **x),
+            x2="x2:Q",
+            y=alt.value(0),
+            fill=alt.Fill("colour:N", scale=None),
+        ),
+        rows_chart(texts)
+        .mark_text(baseline="top", fontSize=_SMALL_FONT + 1, color=MUTED.light)
+        .encode(alt.X("x:Q", **x), y=alt.value(14), text="text:N"),
+    ).properties(
+        width=_KEY_LENGTH,
+        height=26,
+        title=alt.TitleParams(
+            title, fontSize=_SMALL_FONT + 1, fontWeight="normal", color=MUTED.light, offset=4
+        ),
+    )
 
 
-def _rows(
-    drawing: _Drawing,
-    rows: Sequence[HeatRow],
-    across: Sequence[float],
-    look: HeatLook,
-    left: float,
-    top: float,
-) -> float:
-    """Draws labels, groups and cells; where the last row ends."""
-    is_grouped = any(row.group for row in rows)
-    for number, (group, own) in enumerate(itertools.groupby(rows, key=lambda row: row.group)):
-        top += look.group_gap if number else 0.0
-        if is_grouped:
-            drawing.text(0.0, top + _GROUP_LINE / 2, group, INK.light, LABEL_FONT, is_bold=True)
-            top += _GROUP_LINE
-        for row in own:
-            middle = top + (look.cell[1] - look.gap) / 2
-            for place, line in enumerate(row.lines):
-                y = middle + (place - (len(row.lines) - 1) / 2) * _LINE
-                drawing.text(left - 8.0, y, line, look.label_colour.light, look.label_size, "right")
-            for x, cell in zip(across, row.cells, strict=True):
-                if cell is not None:
-                    _cell(drawing, cell, x, top, look)
-            top += look.cell[1]
-    return top
+def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
+    labels: dict[str, Any] = {
+        "domain": False,
+        "ticks": False,
+        "labelExpr": "split(datum.label, '\\n')",
+        "labelFontSize": _FONT - 1,
+        "labelOverlap": False,
+    }
+    more = max(column.count("\n") for column in panel.columns)
+    x = alt.X(
+        "column:N",
+        sort=list(panel.columns),
+        title=None,
+        scale=alt.Scale(domain=list(panel.columns), paddingInner=0, paddingOuter=0),
+        axis=alt.Axis(
+            **labels,
+            labelPadding=5 + _LINE * more,
+            orient="top",
+            labelAngle=0,
+            labelLimit=size.width * 1.2,
+            labelLineHeight=_LINE,
+        ),
+    )
+    y = alt.Y(
+        "row:N",
+        sort=list(panel.rows),
+        title=None,
+        scale=alt.Scale(domain=list(panel.rows), paddingInner=0, paddingOuter=0),
+        axis=alt.Axis(**labels, labelPadding=5, labelLimit=size.label) if is_first else None,
+    )
+    rows = [_row(panel, place, cell) for place, cell in panel.cells.items()]
+    drawn = [row for row in rows if row["value"] is not None]
+    ends, colours = panel.scale.steps
+    scale = alt.Scale(type="threshold", domain=ends, range=colours)
+    fill = alt.Fill("value:Q", scale=scale, legend=None)
+    box: dict[str, Any] = {
+        "width": size.width - _GAP,
+        "height": size.height - _GAP,
+    }
+    data = {True: [row for row in drawn if row["is_shown"]], False: []}
+    data[False] = [row for row in drawn if not row["is_shown"]]
+    layers: list[Any] = [
+        rows_chart(data[True]).mark_rect(**box).encode(x, y, fill),
+        rows_chart(data[False]).mark_rect(**box, color=UNSHOWN.light).encode(x, y),
+        rows_chart(row for row in rows if row["frame"])
+        .mark_rect(width=size.width - 4, height=size.height - 4, filled=False, strokeWidth=2)
+        .encode(x, y, stroke=alt.Stroke("frame:N", scale=None)),
+    ]
+    ink = alt.Color("ink:N", scale=None)
+    has_small = any(row["small"] for row in rows)
+    for field, font, dy in (
+        ("text", _FONT if has_small else _SMALL_FONT, -6),
+        ("small", _SMALL_FONT, 8),
+    ):
+        own = [row for row in rows if row[field]]
+        if own:
+            shift = dy if has_small else 0
+            words = rows_chart(own).mark_text(fontSize=font, dy=shift, baseline="middle")
+            layers.append(words.encode(x, y, ink, text=f"{field}:N"))
+    return alt.layer(*layers).properties(
+        width=size.width * len(panel.columns),
+        height=size.height * len(panel.rows),
+        title=small_title(panel.title) if panel.title else alt.TitleParams(""),
+    )
 
 
-def _cell(drawing: _Drawing, cell: HeatCell, x: float, y: float, look: HeatLook) -> None:
-    width, height = look.cell[0] - look.gap, look.cell[1] - look.gap
-    if cell.colour:
-        drawing.box(x, y, width, height, cell.colour)
-    if cell.frame:
-        drawing.box(x + 1.0, y + 1.0, width - 2.0, height - 2.0, cell.frame, framed=True)
-    middle = x + width / 2
-    at = y + 12.0 if cell.interval else y + height / 2
-    if cell.text:
-        drawing.text(
-            middle, at, cell.text, cell.ink, look.text_size, "center", is_bold=cell.is_bold
+def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, Any]:
+    is_muted = cell.value is None or not cell.is_shown
+    return {
+        "row": place[0],
+        "column": place[1],
+        # at an end, a loss has the colour that a gain of its size has
+        "value": None if cell.value is None else cell.value * (1 + 1e-9),
+        "text": cell.text,
+        "small": cell.small,
+        "is_shown": cell.is_shown,
+        "frame": cell.frame,
+        "ink": MUTED.light if is_muted else panel.scale.ink(cell.value or 0.0),
+    }
+
+
+class LayerMap(NamedTuple):
+    """A number for every layer and part of a layer; what is not there was not measured."""
+
+    title: str
+    values: Mapping[tuple[int, str], float]
+    scale: HeatScale
+
+
+def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Drawing:
+    """Maps next to each other, one row for each layer.
+
+    Args:
+        maps: at least one, with at least one value each.
+        names_largest: say in words which head has the largest number.
+    """
+    layers = [str(layer) for layer in sorted({layer for own in maps for layer, _ in own.values})]
+    parts = [list(dict.fromkeys(part for _, part in own.values)) for own in maps]
+    has_text = sum(map(len, parts)) <= _MOST_TEXT_COLUMNS
+    panels = [
+        HeatPanel(
+            own.title,
+            [short(part) for part in own_parts],
+            layers,
+            {
+                (str(layer), short(part)): HeatCell(
+                    value, own.scale.words(value) if has_text else "", is_shown=value != 0
+                )
+                for (layer, part), value in own.values.items()
+            },
+            own.scale,
         )
-    if cell.interval:
-        drawing.text(middle, y + 25.5, cell.interval, cell.ink, SMALL_FONT, "center")
+        for own, own_parts in zip(maps, parts, strict=True)
+    ]
+    words: list[str] = []
+    for own in maps:
+        values = sorted(own.values.values())
+        low, high = own.scale.words(values[0]), own.scale.words(values[-1])
+        layer, head = max(own.values, key=lambda place: abs(own.values[place]))
+        where = f", largest in layer {layer} head {head}" if names_largest else ""
+        words.append(f"{own.title}{':' if names_largest else ''} {low} to {high}{where}")
+    drawing = heat_map(panels, HeatSize(40.0 if has_text else 20.0, 17.0))
+    return drawing._replace(words=f"{'; '.join(words)}.", is_wide=True)
 
 
-def _key(drawing: _Drawing, key: Key, x: float, y: float) -> float:
-    """The colours with the texts between them; returns where it ends."""
-    width, height = key.swatch
-    for place, colour in enumerate(key.colours):
-        drawing.box(x + place * width, y, width, height, colour.light)
-    for place, end in enumerate(key.ends, start=1):
-        drawing.text(x + place * width, y + 21.0, end, align="center")
-    right = x + key.width + 10.0
-    for colour, meaning in key.singles:
-        drawing.box(right + 4.0, y, 20.0, height, colour.light)
-        drawing.text(right + 30.0, y + 6.0, meaning)
-        right += _SINGLE_WIDTH
-    return right
+def short(column: str) -> str:
+    """Q of q_proj; the last letters of other long names."""
+    return column.removesuffix("_proj")[-9:]
 
 
-def cut(text: str, letters: int) -> str:
-    """The middle of a long text left out."""
-    if len(text) <= letters:
-        return text
-    kept = max(letters - 1, 2)
-    return f"{text[: kept - kept // 3]}…{text[len(text) - kept // 3 :]}"
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """So many at most, evenly from the first to the last; of one, the last."""
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def percent(value: float) -> str:
+    """A share in two digits of a percent, as short as a cell is."""
+    share = 100.0 * value
+    return (f"{share:.0f}" if abs(share) >= 9.95 else f"{share:.2g}").replace("-", "−")
+
+
+def plain(value: float) -> str:
+    """Two digits."""
+    return f"{value:.2g}".replace("-", "−")

@@ -1,222 +1,153 @@
-"""Differences with their intervals, one below the other: by task, pair, or subject and option."""
+"""Estimates with their intervals, one below the other: by task, pair or subject, and by series."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
 
-from rankwise.findings.options import OptionName, TaskMean
+from rankwise.records import quantities
 from rankwise.records.axes import Kind
-from rankwise.records.study import Interval
-from rankwise.report.charts.theme import (
-    FONT_SIZE,
-    GRID,
-    INK,
-    MUTED,
-    SERIES_SHAPES,
-    key_columns,
-    kind_colour,
-    kind_shape,
-)
-from rankwise.report.parts import Chart
+from rankwise.records.study import Interval, Unit
+from rankwise.report.charts.marks import COLOUR, SHAPE, Look, bounds, rows_chart
+from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED, key_columns
+from rankwise.report.parts import Chart, Drawing
 
-SUBJECT_WIDTH = 360
-_STEP, _GAP, _BLOCK_GAP = 8.5, 9.0, 16.0
-_LABEL_LETTERS = 30
-_SMALL_FONT = 11
+_STEP, _GAP = 12.0, 9.0
+_LINE_OF_LABEL = 15.0
+_LABEL_LIMIT = 260
 
 
-class IntervalMark(NamedTuple):
-    """The difference in a row; rows of one ``panel`` stand together under its name."""
+class Bar(NamedTuple):
+    """An estimate in the row ``group`` (its lines end in line feeds), of the model ``series``."""
 
-    label: str
-    difference: Interval
-    colour: str
-    shape: str = "circle"
-    panel: str = ""
-
-    @classmethod
-    def of(cls, kind: Kind, label: str, difference: Interval, panel: str = "") -> IntervalMark:
-        """In the colour and the shape of a model."""
-        return cls(label, difference, kind_colour(kind).light, kind_shape(kind), panel)
+    group: str
+    series: str
+    kind: Kind
+    value: Interval
 
 
-def interval_chart(
-    marks: Sequence[IntervalMark],
-    x_title: str,
-    *,
-    width: float,
-    step: float,
-    label_limit: float,
-    label_size: int = FONT_SIZE,
-) -> Chart:
-    """Rows and panels in their order, all with one axis; a label may have several lines.
+class BarPanel(NamedTuple):
+    """Rows under a title, which may be empty, with an axis of their own."""
+
+    title: str
+    x_title: str
+    unit: Unit
+    bars: Sequence[Bar]
+
+
+def interval_chart(panels: Sequence[BarPanel], width: float = 360) -> Drawing:
+    """Panels under each other; every row has one bar for each series that was measured there.
 
     Args:
-        marks: at least one.
-        x_title: with the unit.
-        width: of the axis in pixels, as all that follows.
-        step: from row to row.
-        label_limit: the longest label.
-        label_size: of its font.
+        panels: at least one, each with at least one bar.
+        width: of the axis in pixels.
     """
-    labels = list(dict.fromkeys(mark.label for mark in marks))
-    panels = list(dict.fromkeys(mark.panel for mark in marks))
+    looks = Look.of_each({bar.series: bar.kind for panel in panels for bar in panel.bars})
+    charts = [
+        _panel(panel, looks, width, has_key=place == 0 and len(looks) > 1)
+        for place, panel in enumerate(panels)
+    ]
+    return Drawing(alt.vconcat(*charts), " ".join(map(_in_words, panels)))
+
+
+def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bool) -> Chart:
+    groups = list(dict.fromkeys(bar.group for bar in panel.bars))
+    names = list(dict.fromkeys(bar.series for bar in panel.bars))
+    label_lines = max(group.count("\n") + 1 for group in groups)
+    room = max(len(names) * _STEP, label_lines * _LINE_OF_LABEL) + _GAP
     y = alt.Y(
-        "label:N",
-        sort=labels,
+        "group:N",
+        sort=groups,
         title=None,
-        scale=alt.Scale(domain=labels),
+        scale=alt.Scale(domain=groups, paddingInner=_GAP / room, paddingOuter=_GAP / room / 2),
         axis=alt.Axis(
             domain=False,
             ticks=False,
-            labelLimit=label_limit,
-            labelFontSize=label_size,
+            grid=True,
+            gridColor=GRID.light,
+            bandPosition=0,
+            labelLimit=_LABEL_LIMIT,
             labelPadding=8,
             labelExpr="split(datum.label, '\\n')",
+            labelLineHeight=_LINE_OF_LABEL,
         ),
     )
+    offset = alt.YOffset("series:N", sort=names, scale=alt.Scale(domain=names))
     rows = [
         {
-            "panel": mark.panel,
-            "label": mark.label,
-            "colour": mark.colour,
-            "shape": mark.shape,
-            **_bounds(mark.difference),
+            "group": bar.group,
+            "series": bar.series,
+            "colour": look.colour.light,
+            "shape": look.shape,
+            **bounds(bar.value, "x"),
         }
-        for mark in marks
+        for bar in panel.bars
+        for look in [looks[bar.series] if bar.series else Look.of(bar.kind)]
     ]
-    colour, shape = alt.Color("colour:N", scale=None), alt.Shape("shape:N", scale=None)
-    chart = alt.layer(
-        *_whiskers(x_title, y, colour, shape, thickness=2, size=70), data=alt.Data(values=rows)
-    ).properties(width=width, height=step * len(labels))
-    if panels == [""]:
-        return chart
-    header = alt.Header(
-        labelOrient="top", labelAnchor="start", labelPadding=4, labelFontWeight="normal", title=None
-    )
-    return chart.facet(row=alt.Row("panel:N", sort=panels, header=header))
-
-
-def _bounds(difference: Interval) -> dict[str, float]:
-    return {
-        "x": difference.estimate,
-        "low": difference.lower,
-        "high": difference.upper,
-        "zero": 0.0,
-    }
-
-
-def _whiskers(
-    x_title: str, y: alt.Y, colour: alt.Color, shape: alt.Shape, *, thickness: float, size: float
-) -> list[alt.Chart]:
-    """A line at zero, every interval, and its estimate."""
+    ends = [0.0, *(end for bar in panel.bars for end in (bar.value.lower, bar.value.upper))]
+    margin = 0.03 * (max(ends) - min(ends) or 1.0)
     x: dict[str, Any] = {
-        "title": x_title,
+        "title": panel.x_title,
         "axis": alt.Axis(tickCount=6, labelFlush=False),
-        "scale": alt.Scale(zero=True, padding=8),
+        "scale": alt.Scale(domain=[min(ends) - margin, max(ends) + margin], nice=False),
     }
-    return [
-        alt.Chart().mark_rule(color=MUTED.light).encode(alt.X("zero:Q", **x)),
-        alt.Chart()
-        .mark_rule(strokeWidth=thickness)
-        .encode(alt.X("low:Q", **x), alt.X2("high:Q"), y, colour),
-        alt.Chart()
-        .mark_point(filled=True, size=size, opacity=1)
-        .encode(alt.X("x:Q", **x), y, colour, shape),
-    ]
-
-
-class SubjectRow(NamedTuple):
-    """A subject, or a group of them (set off from the subjects), with the change of each option."""
-
-    name: str
-    detail: str
-    is_group: bool
-    changes: Mapping[str, TaskMean]
-
-
-def subject_chart(rows: Sequence[SubjectRow], options: Sequence[OptionName], x_title: str) -> Chart:
-    """All options of a subject together. Groups first; right of zero is better than the base.
-
-    Args:
-        rows: at least one; all of an option's changes are in one unit.
-        options: that are drawn, in their order from top to bottom.
-        x_title: with the unit.
-    """
-    room = max(len(options) * _STEP, 2.0 * (_SMALL_FONT + 3))
-    tops: list[float] = []
-    at = _GAP / 2
-    for number, row in enumerate(rows):
-        at += _BLOCK_GAP * (number > 0 and rows[number - 1].is_group and not row.is_group)
-        tops.append(at)
-        at += room + _GAP
-    height = at - _GAP / 2
-    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, height], nice=False, reverse=True))
-    labels = [option.label for option in options]
-    colours, shapes = zip(*option_marks(options).values(), strict=True)
-    legend = alt.Legend(
-        title=None, orient="top", columns=key_columns(labels, SUBJECT_WIDTH), symbolOpacity=1
-    )
-    colour = alt.Color(
-        "option:N", scale=alt.Scale(domain=labels, range=list(colours)), legend=legend
-    )
-    shape = alt.Shape("option:N", scale=alt.Scale(domain=labels, range=list(shapes)), legend=legend)
-    marks = [
-        {"option": option.label, "y": top + room * (number + 0.5) / len(options), **_bounds(change)}
-        for row, top in zip(rows, tops, strict=True)
-        for number, option in enumerate(options)
-        if (change := row.changes.get(option.label)) is not None
-    ]
-    between = alt.Data(values=[{"y": top - _GAP / 2} for top in tops[1:]])
-    whiskers = _whiskers(x_title, y, colour, shape, thickness=1.6, size=46)
+    where, which = {"y": y, "yOffset": offset}, {"color": COLOUR, "shape": SHAPE}
+    if has_key:
+        which = _keyed(looks, width)
+    data = rows_chart(rows)
     return alt.layer(
-        alt.Chart(between).mark_rule(color=GRID.light).encode(y),
-        alt.layer(*whiskers, data=alt.Data(values=marks)),
-        *_subject_labels(rows, [top + room / 2 for top in tops], y),
-    ).properties(width=SUBJECT_WIDTH, height=height)
+        rows_chart([{"x": 0.0}]).mark_rule(color=MUTED.light).encode(alt.X("x:Q", **x)),
+        data.mark_rule(strokeWidth=1.8).encode(
+            alt.X("x_low:Q", **x), alt.X2("x_high:Q"), color=which["color"], **where
+        ),
+        data.mark_point(filled=True, size=55, opacity=1).encode(
+            alt.X("x:Q", **x), **which, **where
+        ),
+    ).properties(
+        width=width,
+        height=room * len(groups),
+        title=alt.TitleParams(panel.title, fontSize=FONT_SIZE + 1, color=INK.light, offset=6),
+    )
 
 
-def _subject_labels(
-    rows: Sequence[SubjectRow], middles: Sequence[float], y: alt.Y
-) -> list[alt.Chart]:
-    """The name, and the base's score with n under it, at the left of each row."""
-    names: list[dict[str, Any]] = []
-    groups: list[dict[str, Any]] = []
-    details: list[dict[str, Any]] = []
-    for row, middle in zip(rows, middles, strict=True):
-        (groups if row.is_group else names).append({"y": middle - 7.0, "text": cut_name(row.name)})
-        details.append({"y": middle + 8.0, "text": row.detail})
-    looks: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
-        (groups, {"fontSize": FONT_SIZE, "color": INK.light, "fontWeight": "bold"}),
-        (names, {"fontSize": FONT_SIZE, "color": INK.light}),
-        (details, {"fontSize": _SMALL_FONT, "color": MUTED.light}),
+def _keyed(looks: dict[str, Look], width: float) -> dict[str, Any]:
+    """Colour and shape by series, with a key above."""
+    names = list(looks)
+    legend = alt.Legend(
+        title=None,
+        orient="top",
+        columns=key_columns(names, width),
+        symbolOpacity=1,
+        labelLimit=width,
+    )
+    colours = [look.colour.light for look in looks.values()]
+    shapes = [look.shape for look in looks.values()]
+    return {
+        "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
+        "shape": alt.Shape("series:N", scale=alt.Scale(domain=names, range=shapes), legend=legend),
+    }
+
+
+def _in_words(panel: BarPanel) -> str:
+    groups = dict.fromkeys(bar.group for bar in panel.bars)
+    said = [
+        f"{group.replace(chr(10), ', ')}: {'; '.join(_bars_in_words(panel, group))}"
+        for group in groups
     ]
-    return [
-        alt.Chart(alt.Data(values=texts))
-        .mark_text(align="right", baseline="middle", **look)
-        .encode(y, x=alt.value(-8), text=alt.Text("text:N"))
-        for texts, look in looks
-    ]
+    return f"{f'{panel.title}: ' if panel.title else ''}{'. '.join(said)}."
 
 
-def cut_name(name: str, letters: int = _LABEL_LETTERS, ending: int = 11) -> str:
+def _bars_in_words(panel: BarPanel, group: str) -> Iterable[str]:
+    for bar in panel.bars:
+        if bar.group == group:
+            words = quantities.with_interval(bar.value, panel.unit)
+            yield f"{bar.series} {words}" if bar.series else words
+
+
+def cut_name(name: str, letters: int = 30, ending: int = 11) -> str:
     """A name of so many letters at most: the middle of a longer one is left out."""
     if len(name) <= letters:
         return name
     return f"{name[: letters - ending - 1]}…{name[-ending:]}"
-
-
-def option_marks(options: Sequence[OptionName]) -> dict[str, tuple[str, str]]:
-    """The colour and the shape of each option by label; those of one rank differ in shape."""
-    marks: dict[str, tuple[str, str]] = {}
-    seen: dict[Kind, int] = {}
-    for option in options:
-        place = seen.get(option.kind, 0)
-        seen[option.kind] = place + 1
-        shapes = [kind_shape(option.kind)]
-        shapes += [shape for shape in SERIES_SHAPES if shape not in ("circle", "square")]
-        marks[option.label] = (kind_colour(option.kind).light, shapes[place % len(shapes)])
-    return marks

@@ -15,11 +15,13 @@ from rankwise.findings.heads import (
     mode_name,
     screen_correlation,
 )
+from rankwise.findings.options import first_of_options
 from rankwise.records import quantities
 from rankwise.records.heads import (
     ChangeMeasure,
+    HeadChanges,
     HeadEffect,
-    HeadEstimate,
+    HeadMap,
     HeadRepair,
     RepairedTask,
     ShareOf,
@@ -27,16 +29,28 @@ from rankwise.records.heads import (
 )
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report import cells
+from rankwise.report.charts.heatmap import (
+    MOST_PANELS,
+    HeatScale,
+    LayerMap,
+    layer_maps,
+    percent,
+    plain,
+    thinned,
+)
 from rankwise.report.parts import (
     Cell,
     Column,
+    Figure,
     ReportSection,
+    Shown,
     Table,
-    TrainedTask,
+    file_name,
+    flat,
     grouped_table,
+    section,
     table,
 )
-from rankwise.report.sections.head_maps import head_maps
 
 _STRONGEST = 8
 
@@ -48,45 +62,29 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
         found: at least one.
         results: of the study, for what single heads say.
     """
-    tasks = TrainedTask.each(found)
-    models = {
-        part.train_task: {model.name: model for model in results.of(part.train_task).runs}
-        for part in found
-    }
-    remarks = [
+    about = [
         "Heads are compared with the base's on the same in-domain prompts. What a head matters is "
         "found by taking it off or its delta out, one head at a time (rankwise heads). "
         "Exploratory: the recommendation does not rest on it."
     ]
-    for part, task in tasks:
-        remarks += [f"{task.before}{sentence}" for sentence in part.statements]
-        remarks += [f"{task.before}{run}: {reason}" for run, reason in part.left_out.items()]
     if any(model.head_effects or model.head_repair for model in results.runs):
-        remarks.append(
+        about.append(
             "What heads do and what a repair restores is of one run and conditional on its seed: "
             "with another seed other heads may do it."
         )
     if found[0].num_seeds == 1:
-        remarks.append("With one seed, all of this is conditional on that seed.")
-    files: dict[str, str] = {}
-    if any(model.head_changes and model.head_changes.changes for model in results.runs):
-        files["heads.csv"] = cells.csv_text(_change_rows(results))
-    if any(model.head_effects for model in results.runs):
-        files["head-effects.csv"] = cells.csv_text(_effect_rows(results))
-    return ReportSection(
-        name="heads",
-        title="Attention heads",
-        remarks=remarks,
-        figures=[
-            figure
-            for part, task in tasks
-            for figure in task.figures("heads", head_maps(part, models[task.name]))
-        ],
-        tables=[
-            shown for part, task in tasks for shown in task.tables(_tables(part, models[task.name]))
-        ],
-        files=files,
-    )
+        about.append("With one seed, all of this is conditional on that seed.")
+
+    def show(part: TrainTaskHeads) -> Shown:
+        models = {model.name: model for model in results.of(part.train_task).runs}
+        lacking = [f"{run}: {reason}" for run, reason in part.left_out.items()]
+        return Shown([*part.statements, *lacking], head_maps(part, models), _tables(part, models))
+
+    files = {
+        "heads.csv": cells.csv_text(_change_rows(results)),
+        "head-effects.csv": cells.csv_text(_effect_rows(results)),
+    }
+    return section("heads", "Attention heads", about, found, show, files)
 
 
 def _tables(
@@ -161,7 +159,7 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
             lambda parts: cells.correlation(parts[False].correlation, parts[False].reason),
         ),
         Column("Less the base's", beyond),
-        Column("Heads", lambda parts: cells.count(parts[False].num_heads)),
+        Column("Heads", lambda parts: parts[False].num_heads),
     ]
     caption = (
         "Do the heads that changed most matter most? Spearman's ρ over heads of the absolute "
@@ -259,7 +257,7 @@ def _repair_table(repair: HeadRepair) -> Table:
             "Repaired − adapter", lambda task: cells.formatted(task.effect_nats, "+.3f"), "nats"
         ),
         Column("Random heads", random, "nats"),
-        Column("Items", lambda task: cells.count(task.num_items)),
+        Column("Items", lambda task: task.num_items),
     ]
     heads = ", ".join(f"{layer}.{head}" for layer, head in repair.heads)
     caption = (
@@ -298,23 +296,140 @@ def _change_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
 
 def _effect_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
     """One row for each run, mode, task, head and measure."""
-    empty = dict.fromkeys(HeadEstimate.model_fields)
     for model in results.runs:
         for effects in model.head_effects:
-            heads = [(effects.unit, head) for head in effects.scores]
-            heads += [("answer_nats", head) for head in effects.answers]
-            for unit, head in heads:
-                row: dict[str, Any] = {
-                    "run": model.name,
-                    "mode": effects.mode,
-                    "keys_and_values": effects.keys_and_values,
-                    "task": effects.task,
-                    "unit": unit,
-                    "layer": head.layer,
-                    "head": head.head,
-                }
-                for name in ("effect", "control", "beyond_control"):
-                    estimate: HeadEstimate | None = getattr(head, name)
-                    values = empty if estimate is None else estimate.model_dump()
-                    row |= {f"{name}_{key}": value for key, value in values.items()}
-                yield row
+            before = {
+                "run": model.name,
+                "mode": effects.mode,
+                "keys_and_values": effects.keys_and_values,
+                "task": effects.task,
+            }
+            for head in effects.scores:
+                yield flat(head, **before, unit=effects.unit)
+            for head in effects.answers:
+                yield flat(head, **before, unit="answer_nats")
+
+
+# The title of a measure's map, what it is in words, how its numbers are written, and whether
+# they have a sign.
+_MEASURES: dict[ChangeMeasure, tuple[str, str, Callable[[float], str], bool]] = {
+    "entropy": ("Entropy, nats", "signed change of the entropy of the attention", plain, True),
+    "divergence": (
+        "Divergence, nats",
+        "Jensen-Shannon divergence of the attention from the base's (at most 0.69)",
+        plain,
+        False,
+    ),
+    "first_token_mass": (
+        "First token, %",
+        "signed change of the mass on the first token",
+        percent,
+        True,
+    ),
+    "output": ("Output, %", "relative change of the output", percent, False),
+}
+
+
+def head_maps(found: TrainTaskHeads, models: Mapping[str, ModelResults]) -> Iterator[Figure]:
+    """All maps of one trained task, each where it was measured."""
+    changed = {
+        run.run: changes
+        for run in first_of_options(found.runs)
+        if (changes := models[run.run].head_changes) is not None and changes.changes
+    }
+    if changed:
+        yield _by_run(found, changed)
+        adapters = [run.run for run in found.runs if run.option.rank is not None]
+        shown = [name for name in changed if name in adapters] or list(changed)
+        yield _by_measure(found.labels[shown[-1]], changed[shown[-1]])
+    for model in models.values():
+        by_kind: dict[tuple[str, bool], list[TaskHeadEffects]] = {}
+        for effects in model.head_effects:
+            by_kind.setdefault((effects.mode, effects.keys_and_values), []).append(effects)
+        for own in by_kind.values():
+            yield _with_effects(model, found.labels[model.name], own)
+
+
+def _by_run(found: TrainTaskHeads, changed: Mapping[str, HeadChanges]) -> Figure:
+    """How far the heads' outputs moved, run by run."""
+    maps = {
+        found.labels[name]: _places(output.values)
+        for name, changes in changed.items()
+        if (output := changes.change("output")) is not None
+    }
+    kept = thinned(list(maps), MOST_PANELS)
+    scale = HeatScale.of([value for label in kept for value in maps[label].values()], percent)
+    caption = (
+        "‖change‖ / ‖output‖ of every head before the output projection, base against adapted on "
+        "the same prompts."
+    )
+    if len(found.runs) > len(maps):
+        caption += " Of each setting it is the first seed."
+    if len(kept) < len(maps):
+        caption += f" {len(kept)} of {len(maps)} settings are drawn; heads.csv has them all."
+    return Figure(
+        "map-output",
+        "Change of the heads' outputs",
+        caption,
+        layer_maps([LayerMap(label, maps[label], scale) for label in kept], names_largest=True),
+        "% of their size; rows are layers, columns heads",
+    )
+
+
+def _by_measure(label: str, changes: HeadChanges) -> Figure:
+    """Everything that was measured on one run's heads."""
+    maps: list[LayerMap] = []
+    for change in changes.changes:
+        title, _, write, is_signed = _MEASURES[change.measure]
+        maps.append(_map(title, _places(change.values), write, is_signed=is_signed))
+    words = quantities.listed([_MEASURES[change.measure][1] for change in changes.changes])
+    return Figure(
+        "map-attention",
+        f"Attention of the heads, {label}",
+        f"{quantities.capital(words)}; means over queries behind the first.",
+        layer_maps(maps, names_largest=True),
+        "adapted less base; rows are layers, columns heads",
+    )
+
+
+def _with_effects(model: ModelResults, label: str, effects: Sequence[TaskHeadEffects]) -> Figure:
+    """What changed in a run's heads, and what one intervention on each does on each task."""
+    mode, shared = effects[0].mode, effects[0].keys_and_values
+    done = mode_name(mode, keys_and_values=shared)
+    output = None if model.head_changes is None else model.head_changes.change("output")
+    maps: list[LayerMap] = []
+    if output is not None:
+        maps.append(_map("Change of the output, %", _places(output.values), percent))
+    for each in effects:
+        places = {(head.layer, str(head.head)): head.effect.estimate for head in each.answers}
+        maps.append(_map(f"{each.task}, nats", places, plain, is_signed=True))
+    left = "First, how far training has moved a head's output; then what" if output else "What"
+    needed = "the head's delta" if mode == "revert" else "the head"
+    return Figure(
+        file_name(f"map-effects-{model.name}-{mode}{'-keys-and-values' * shared}"),
+        f"{'Change and effect' if output else 'Effect'} of heads {done}, {label}",
+        f"{left} happens to the mean log-probability of the right answer when the head alone "
+        f"is {done}: negative where {needed} is needed, positive where it stands in the way. "
+        f"{intervention(mode, keys_and_values=shared)}",
+        layer_maps(maps, names_largest=True),
+        f"each head {done}, one at a time; rows are layers, columns heads",
+    )
+
+
+def _places(values: HeadMap) -> dict[tuple[int, str], float]:
+    return {
+        (layer, str(head)): value
+        for layer, row in enumerate(values)
+        for head, value in enumerate(row)
+    }
+
+
+def _map(
+    title: str,
+    values: Mapping[tuple[int, str], float],
+    words: Callable[[float], str],
+    *,
+    is_signed: bool = False,
+) -> LayerMap:
+    """With a scale of its own."""
+    return LayerMap(title, values, HeatScale.of(list(values.values()), words, is_signed=is_signed))

@@ -1,70 +1,85 @@
-"""Repairs against forgetting on the page: what each gains, keeps and costs."""
+"""What to do about forgetting: arms that train once more, repairs after training, variants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from rankwise.findings.mitigations import Arm, MitigatedOption, TrainTaskMitigations
-from rankwise.findings.shares import NO_SHARE
+from rankwise.findings.mitigations import Arm, ArmKind, TrainTaskMitigations
+from rankwise.findings.variants import TrainTaskVariants, VariantRow
 from rankwise.records import quantities
+from rankwise.records.repairs import AdapterRepair, JudgedTask, RepairChoice, RepairPoint
 from rankwise.report import cells
-from rankwise.report.charts.arms import arm_chart
+from rankwise.report.charts.marks import Look
+from rankwise.report.charts.plane import PlaneMark
+from rankwise.report.charts.theme import INK, SERIES
 from rankwise.report.parts import (
+    Cell,
     Column,
     Figure,
     ReportSection,
+    Shown,
     Table,
     TitledTable,
-    TrainedTask,
+    flat,
     grouped_table,
+    section,
+    table,
 )
+from rankwise.report.sections.overview import plane_of
 
 MOST_FIGURES = 6
 """More options than this are too many to draw."""
 
+_LOOKS: dict[ArmKind, Look] = {
+    "as trained": Look(INK, "circle"),
+    "rate": Look(INK, "circle"),
+    "kl": Look(SERIES[0], "triangle-up"),
+    "replay": Look(SERIES[1], "square"),
+    "other": Look(SERIES[3], "cross"),
+}
+
 
 def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
-    """A plane for each option, and a table for each trained task.
-
-    Args:
-        found: at least one.
-    """
-    tasks = TrainedTask.each(found)
-    remarks = [
+    """A plane for each option, and a table for each trained task."""
+    about = (
         "Each arm trains the run once more with one thing changed. A lower learning rate forgets "
         "less and gains less, and costs nothing: it is what every other arm has to beat. An arm "
         "is set against the line through the run as trained, its lower rates and the base, at the "
         "arm's own retention. The recommendation does not rest on this. Intervals are "
         f"{quantities.percent(found[0].confidence)}, one at a time; what is said to gain more or "
-        "less is corrected for the number of arms (Holm).",
-        *(
-            f"{task.before}{statement}"
-            for part, task in tasks
-            for option in part.options
-            for statement in option.statements
-        ),
-    ]
-    for part, task in tasks:
-        remarks += cells.left_out(part.left_out, task.after)
-    return ReportSection(
-        name="mitigations",
-        title="What to do about forgetting",
-        remarks=remarks,
-        figures=[figure for part, task in tasks for figure in task.figures("arms", _figures(part))],
-        tables=[TitledTable(task.heading, _table(part)) for part, task in tasks if part.options],
-        files={"mitigations.csv": cells.csv_text(_rows(found))},
+        "less is corrected for the number of arms (Holm)."
     )
+    rows = (
+        flat(arm, train_task=part.train_task, option=option.source.label, seeds=option.num_seeds)
+        for part in found
+        for option in part.options
+        for arm in option.arms
+    )
+
+    def show(part: TrainTaskMitigations) -> Shown:
+        said = [statement for option in part.options for statement in option.statements]
+        tables = [("", _arm_table(part))] if part.options else []
+        return Shown([*said, *cells.left_out(part.left_out)], _figures(part), tables)
+
+    title, files = "What to do about forgetting", {"mitigations.csv": cells.csv_text(rows)}
+    return section("mitigations", title, about, found, show, files, figures="arms")
 
 
 def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
     for place, option in enumerate(found.options[:MOST_FIGURES], start=1):
         first = option.arms[0]
-        words = [
-            f"{arm.label}: gain {cells.in_words(arm.gain)}, retention "
-            f"{cells.in_words(arm.retention)}"
+        marks = [
+            PlaneMark(
+                arm.label,
+                _LOOKS[arm.kind],
+                arm.retention,
+                arm.gain,
+                f"{arm.label}: gain {cells.in_words(arm.gain)}, retention "
+                f"{cells.in_words(arm.retention)}",
+            )
             for arm in option.arms
         ]
+        path = [number for number, arm in enumerate(option.arms) if arm.is_of_line]
         yield Figure(
             str(place),
             f"Gain against retention, {option.source.label}",
@@ -72,59 +87,152 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
             "it gains more than a lower rate does at the same retention. Bars are of each change "
             "from the base; arms share their items, so the differences in the table vary less. "
             "The dashed line is ε, the largest loss that is accepted.",
-            f"{'; '.join(words)}.",
-            arm_chart(option.arms, first.gain.unit, found.epsilon_points),
+            plane_of(marks, first.gain.unit, found.epsilon_points, path),
             f"{quantities.sample_size(first.gain, 'items')} in-domain, "
             f"{quantities.sample_size(first.retention, 'items')} of retention; bars are "
-            f"{quantities.percent(found.confidence)} intervals",
+            f"{cells.intervals(found.confidence)}",
         )
 
 
-def _table(found: TrainTaskMitigations) -> Table:
+def _arm_table(found: TrainTaskMitigations) -> Table:
+    def above(row: Arm) -> Cell:
+        return cells.mean(row.above_rates, note="" if row.is_told_apart else "not told apart")
+
     columns: list[Column[Arm]] = [
         Column("Arm", lambda row: row.label),
-        Column("Gain", lambda row: cells.mean(row.gain, has_size=True), found.unit),
+        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
         Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
-        Column("Retention", lambda row: cells.mean(row.retention, has_size=True), "change, points"),
+        Column("Retention", lambda row: cells.sized(row.retention), "change, points"),
         Column("Regained", lambda row: cells.share(row.regained), "of the retention loss"),
-        Column(
-            "Above lower rates",
-            lambda row: cells.mean(
-                row.above_rates, note="" if row.is_told_apart else "not told apart"
-            ),
-            f"gain at its retention, {found.unit}",
-        ),
-        Column("Tokens", lambda row: cells.count(row.num_tokens), "of each seed"),
+        Column("Above lower rates", above, f"gain at its retention, {found.unit}"),
+        Column("Tokens", lambda row: row.num_tokens, "of each seed"),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
     ]
-    caption = (
-        f"Trained on {found.train_task}: changes from the base, seeds averaged, paired over the "
-        f"same items, {quantities.percent(found.confidence)} intervals."
+    groups = [
+        (option.source.label, quantities.counted(option.num_seeds, "seed"), option.arms)
+        for option in found.options
+    ]
+    return grouped_table(cells.changes_caption(found.train_task, found.confidence), columns, groups)
+
+
+def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
+    """The answer of each ``rankwise repair``, its curve, and the judged tasks."""
+    rows = (
+        flat(point, run=each.model, label=point.repair.label)
+        for each in found
+        for point in each.choice.curve
     )
-    groups = [(option.source.label, _seeds(option), option.arms) for option in found.options]
-    return grouped_table(caption, columns, groups)
+    return ReportSection(
+        "repairs",
+        "Repairs after training",
+        [
+            "Each repair changes a trained adapter and trains nothing. Half of the items choose "
+            "the repair that gains most and keeps the loss of retention within the limit; the "
+            "others judge it. The recommendation does not rest on this.",
+            *(f"{each.model}: {each.choice.statement}" for each in found),
+            *(f"{each.model}: {warning}" for each in found for warning in each.warnings),
+        ],
+        tables=[each for repair in found for each in _repair_tables(repair)],
+        files={"repairs.csv": cells.csv_text(rows)},
+    )
 
 
-def _seeds(option: MitigatedOption) -> str:
-    return quantities.counted(option.num_seeds, "seed")
+def _repair_tables(found: AdapterRepair) -> Iterator[TitledTable]:
+    yield TitledTable(f"What repairs would do to {found.model}", _curve(found.choice))
+    if found.choice.judged is not None and found.choice.judged.tasks:
+        title = f"{found.model}, {found.choice.judged.repair.label}"
+        yield TitledTable(title, _judged(found, found.choice.judged.tasks))
 
 
-def _rows(found: Sequence[TrainTaskMitigations]) -> Iterator[dict[str, Any]]:
-    for part in found:
-        for option in part.options:
-            for arm in option.arms:
-                kept, regained = arm.kept_gain or NO_SHARE, arm.regained or NO_SHARE
-                yield {
-                    "train_task": part.train_task,
-                    "option": option.source.label,
-                    "arm": arm.label,
-                    "num_seeds": option.num_seeds,
-                    "num_tokens": arm.num_tokens,
-                    "train_seconds": arm.train_seconds,
-                    **cells.csv_row(arm.gain, "gain", cells.SIZE_AND_UNIT),
-                    **cells.csv_row(kept, "kept_gain_share"),
-                    **cells.csv_row(arm.retention, "retention", cells.SIZE_AND_UNIT),
-                    **cells.csv_row(regained, "regained_share"),
-                    **cells.csv_row(arm.above_rates, "above_rates"),
-                    "is_told_apart": arm.is_told_apart,
-                }
+def _curve(choice: RepairChoice) -> Table:
+    chosen = None if choice.judged is None else choice.judged.repair
+
+    def name(row: RepairPoint) -> Cell:
+        is_chosen = row.repair == chosen
+        return Cell(row.repair.label, "", "chosen" if is_chosen else "", is_chosen)
+
+    def loss(row: RepairPoint) -> Cell:
+        return cells.interval(row.retention_loss, "points")
+
+    columns: list[Column[RepairPoint]] = [
+        Column("Repair", name),
+        Column("Gain", lambda row: cells.interval(row.gain, choice.unit), choice.unit),
+        Column("Retention loss", loss, "points"),
+        Column("Keeps enough", lambda row: row.keeps_enough),
+    ]
+    limit = quantities.amount(choice.max_loss_points, "points")
+    caption = (
+        f"Against the base, on the {quantities.count(choice.num_choosing_items)} items that "
+        f"choose, {cells.intervals(choice.confidence)}. A repair keeps enough if it "
+        f"loses no more than {limit} less a standard error."
+    )
+    return table(caption, columns, choice.curve)
+
+
+def _judged(found: AdapterRepair, tasks: Sequence[JudgedTask]) -> Table:
+    columns: list[Column[JudgedTask]] = [
+        Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
+        Column("Metric", lambda row: row.metric, is_text=True),
+        Column("Items", lambda row: row.num_items),
+        Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
+        Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
+        Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
+    ]
+    place = "not written" if found.folder is None else f"written to {found.folder}"
+    return table(f"On the items by which it was not chosen; {place}.", columns, tasks)
+
+
+def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
+    """A table for each trained task, each variant beside LoRA."""
+    alike = "the same rank" if found[0].match == "rank" else "about as many trained weights"
+    about = [
+        f"Each variant is trained by PEFT's own mathematics, beside LoRA of {alike}: on the same "
+        "rows in the same order, with the same schedule and clipping. The difference is that from "
+        "LoRA at the learning rate at which LoRA gains most. The recommendation is about LoRA's "
+        f"ranks and knows no variant. Intervals are {quantities.percent(found[0].confidence)}, one "
+        "at a time: exploratory."
+    ]
+    if all(row.num_seeds == 1 for part in found for row in part.rows):
+        about.append("With one seed, all of this is conditional on that seed.")
+    rows = (flat(row, train_task=part.train_task) for part in found for row in part.rows)
+
+    def show(part: TrainTaskVariants) -> Shown:
+        said = [*part.statements, *cells.left_out(part.left_out)]
+        return Shown(said, tables=[("", _variant_table(part))] if part.rows else [])
+
+    files = {"variants.csv": cells.csv_text(rows)}
+    return section("variants", "Variants of LoRA", about, found, show, files)
+
+
+def _variant_table(found: TrainTaskVariants) -> Table:
+    def rate(row: VariantRow) -> str:
+        best = " (best)" if row.is_best_rate and row.num_rates > 1 else ""
+        return f"{quantities.learning_rate(row.learning_rate)}{best}"
+
+    lead = f"difference, {found.unit}"
+    columns: list[Column[VariantRow]] = [
+        Column("Variant", lambda row: row.label),
+        Column("Trained weights", lambda row: quantities.parameters(row.num_parameters)),
+        Column("Learning rate", rate),
+        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
+        Column("Against LoRA", lambda row: cells.mean(row.lead), lead, is_optional=True),
+        Column(
+            "Retention",
+            lambda row: cells.sized(row.retention),
+            "change, points",
+            is_optional=True,
+        ),
+        Column(
+            "Against LoRA",
+            lambda row: cells.mean(row.retention_lead),
+            "difference, points",
+            is_optional=True,
+        ),
+        Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
+    ]
+    ranks = dict.fromkeys(row.beside_rank for row in found.rows)
+    groups = [
+        (f"Beside rank {rank}", "", [row for row in found.rows if row.beside_rank == rank])
+        for rank in ranks
+    ]
+    return grouped_table(cells.changes_caption(found.train_task, found.confidence), columns, groups)

@@ -1,36 +1,29 @@
-"""A study's figures: which charts it has, what they are called, and what they show in words."""
+"""A trained task's figures: gain and retention, score by rank, every task, and prose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
-
-import altair as alt
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rankwise.findings.models import ModelSummary
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
-from rankwise.records.study import Interval, Relation, Unit
+from rankwise.records.study import Relation, Unit
 from rankwise.report import cells
-from rankwise.report.charts.intervals import IntervalMark, cut_name, interval_chart
-from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, RankStyle, rank_chart
-from rankwise.report.charts.theme import FONT_SIZE, INK
-from rankwise.report.charts.trade_off import Point, trade_off_chart
-from rankwise.report.parts import Chart, Figure
+from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart
+from rankwise.report.charts.marks import Look
+from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
+from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
+from rankwise.report.parts import Drawing, Figure
 from rankwise.report.summaries import RELATION_NAMES, Summaries
 
-MOST_PANELS, MOST_MARKS = 8, 36
-"""More tasks than this of one relation, or more marks of its runs on all of them, are too many
+MOST_TASKS, MOST_BARS = 8, 36
+"""More tasks than this of one relation, or more bars of its runs on all of them, are too many
 to read; the tasks with most loss are drawn, two at least."""
 
 MOST_RUNS = 12
 """Of more runs than this, those with the first settings of each rank are drawn."""
-
-_ROOMY, _TIGHT, _MANY_RUNS = 21, 16, 6
-_LONGEST_NAME = 40
-_SCORE_HEIGHT = 330
-_LETTERS = (70, 70)
 
 
 class _Study(NamedTuple):
@@ -39,34 +32,8 @@ class _Study(NamedTuple):
     summaries: Summaries
 
     @property
-    def intervals(self) -> str:
-        return f"{quantities.percent(self.recommendation.confidence)} intervals"
-
-    @property
-    def unit(self) -> Unit:
-        return self.recommendation.unit
-
-
-class _Panel(NamedTuple):
-    """The differences of every run on one task."""
-
-    task: str
-    size: str
-    unit: Unit
-    changes: tuple[tuple[ModelSummary, Interval], ...]
-
-    @property
-    def title(self) -> str:
-        return f"{self.task}, {self.size}"
-
-
-class _Group(NamedTuple):
-    """Panels that share an axis. ``title`` may be empty; ``left_out`` counts tasks not drawn."""
-
-    title: str
-    axis_title: str
-    panels: tuple[_Panel, ...]
-    left_out: int
+    def bars(self) -> str:
+        return f"bars are {cells.intervals(self.recommendation.confidence)}"
 
 
 def study_figures(
@@ -78,12 +45,30 @@ def study_figures(
     return tuple(builder(study) for builder in builders)
 
 
+def plane_of(
+    marks: Sequence[PlaneMark], unit: Unit, epsilon_points: float | None, path: Sequence[int] = ()
+) -> Drawing:
+    """Gain in-domain (up) against the change on retention tasks (right); the base is (0, 0)."""
+    limit = None
+    if epsilon_points is not None:
+        limit = -epsilon_points, f"loss = ε ({quantities.score(epsilon_points, 'points')})"
+    plane = Plane(
+        "Change on retention tasks (points; left is forgotten)",
+        f"In-domain gain ({cells.unit_name(unit)})",
+        marks,
+        has_origin=True,
+        limit=limit,
+        path=path,
+    )
+    return plane_chart([plane])
+
+
 def _trade_off(study: _Study) -> Figure:
     name, title = "gain-and-retention", "Gain in-domain against change on retention tasks"
     drawn = [
-        Point(summary, summary.retention_change, summary.gain)
+        (summary, gain, change)
         for summary in study.summaries
-        if summary.retention_change is not None and summary.gain is not None
+        if (gain := summary.gain) is not None and (change := summary.retention_change) is not None
     ]
     if not drawn:
         reason = "the study has no retention task scored in points, or no run was scored on one"
@@ -98,33 +83,33 @@ def _trade_off(study: _Study) -> Figure:
         caption += " Left of the dashed line the loss is more than ε."
     if any(summary.is_recommended for summary, *_ in drawn):
         caption += " A ring marks the recommended model."
-    parts = [
-        f"{summary.label}: gain {quantities.with_interval(gain, gain.unit)}, "
-        f"retention change {quantities.with_interval(change, change.unit)}"
-        for summary, change, gain in drawn
+    marks = [
+        PlaneMark(
+            f"rank {summary.kind}" if isinstance(summary.kind, int) else summary.kind,
+            Look.of(summary.kind),
+            change,
+            gain,
+            f"{summary.label}: gain {cells.in_words(gain)}, "
+            f"retention change {cells.in_words(change)}",
+            summary.is_recommended,
+        )
+        for summary, gain, change in drawn
     ]
-    _, change, gain = drawn[0]
+    _, gain, change = drawn[0]
     kept = f"{quantities.count(change.num_examples)} retention items"
     kept += quantities.in_clusters(change.num_clusters)
-    sizes = f"{quantities.sample_size(gain, 'in-domain')} and {kept}"
-    return Figure(
-        name,
-        title,
-        caption,
-        f"{'; '.join(parts)}.",
-        trade_off_chart(drawn, study.unit, epsilon),
-        f"{sizes}; bars are {study.intervals}",
-        letters=_LETTERS,
-    )
+    detail = f"{quantities.sample_size(gain, 'in-domain')} and {kept}; {study.bars}"
+    return Figure(name, title, caption, plane_of(marks, study.recommendation.unit, epsilon), detail)
 
 
 def _by_rank(study: _Study) -> Figure:
     name, title = "score-by-rank", "In-domain score by rank"
+    unit = study.recommendation.unit
     drawn = [
-        (summary, summary.in_domain) for summary in study.summaries if summary.in_domain is not None
+        (summary, score) for summary in study.summaries if (score := summary.in_domain) is not None
     ]
     marks = [
-        RankMark(summary.kind, score, summary.is_recommended)
+        RankMark(summary.kind, score, is_ringed=summary.is_recommended, name=summary.label)
         for summary, score in drawn
         if isinstance(summary.kind, int)
     ]
@@ -132,47 +117,32 @@ def _by_rank(study: _Study) -> Figure:
         return Figure(name, title, "Not drawn: no LoRA run was scored in-domain.")
     items = study.results.base.items
     in_domain = study.results.tasks["in_domain"]
-    tasks = [task for task in in_domain if task in items and items[task].unit == study.unit]
-    what = _score_name(study.results, tasks, study.unit)
+    tasks = [task for task in in_domain if task in items and items[task].unit == unit]
     lines = [
         RankLine(str(summary.kind), summary.kind, score)
         for summary, score in drawn
         if not isinstance(summary.kind, int)
     ]
-    axis = alt.Axis(tickCount=6, format="d" if study.unit == "points" else ".2f")
-    style = RankStyle(_SCORE_HEIGHT, mark_size=80, axis=axis, is_bold=True)
     caption = (
         f"Scored on {quantities.listed(tasks)}. Lines across are the untouched base and, dashed, "
         "full fine-tuning. Each interval is for one score. Models answer the "
         "same items, so they are compared by paired differences, which vary less: overlapping "
         "intervals here do not mean that two models are equal."
     )
-    parts = [
-        f"{summary.label} {quantities.with_interval(score, score.unit, signed=False)}"
-        for summary, score in drawn
-    ]
-    return Figure(
-        name,
-        title,
-        caption,
-        f"{what}: {'; '.join(parts)}.",
-        rank_chart([RankPanel(what, marks, lines)], style),
-        f"{quantities.sample_size(drawn[0][1], 'items')}; bars and bands are {study.intervals}",
-        letters=_LETTERS,
+    panel = RankPanel(
+        _score_name(study.results, tasks, unit), marks, lines, write=in_unit(unit, signed=False)
     )
+    detail = f"{quantities.sample_size(drawn[0][1], 'items')}; bars and bands {study.bars[5:]}"
+    return Figure(name, title, caption, rank_chart([panel]), detail)
 
 
 def _by_task(study: _Study) -> Figure:
     name, title = "difference-by-task", "Difference from the base on every task"
     relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention")
     units: tuple[Unit, ...] = ("points", "nats")
-    groups = [
-        group
-        for relation in relations
-        for unit in units
-        for group in _groups(study, relation, unit)
-    ]
-    if not groups:
+    found = [_panel(study, relation, unit) for relation in relations for unit in units]
+    panels = [panel for panel, _ in found if panel.bars]
+    if not panels:
         return Figure(name, title, "Not drawn: no run was scored.")
     caption = (
         "Right of zero is better than the base. Each interval is for one difference, "
@@ -181,120 +151,75 @@ def _by_task(study: _Study) -> Figure:
     more = sum(summary.run is not None for summary in study.summaries) - len(_drawn_runs(study))
     if more > 0:
         caption += f" {quantities.counted(more, 'more run')} are in the table."
-    for group in groups:
-        if group.left_out:
+    for panel, num_left_out in found:
+        if num_left_out:
+            num_drawn = len({bar.group for bar in panel.bars})
             caption += (
-                f" {group.title}: the {len(group.panels)} tasks with the largest loss in any run "
-                f"are drawn, {group.left_out} more are in the table."
+                f" {panel.title}: the {num_drawn} tasks with the largest loss in any run "
+                f"are drawn, {num_left_out} more are in the table."
             )
-    detail = f"adapted {quantities.MINUS} base; bars are {study.intervals}"
-    return Figure(name, title, caption, _in_words(groups), _chart(groups), detail, letters=_LETTERS)
+    detail = f"adapted {quantities.MINUS} base; {study.bars}"
+    return Figure(name, title, caption, interval_chart(panels), detail)
 
 
 def _forgetting(study: _Study) -> Figure:
     name, title = "forgetting-on-prose", "Forgetting on held-out prose"
-    groups = list(_groups(study, "held_out_text", "nats"))
-    if not groups:
+    panel, _ = _panel(study, "held_out_text", "nats")
+    if not panel.bars:
         reason = "the study has no held-out text, or no run was scored on it"
         return Figure(name, title, f"Not drawn: {reason}.")
     caption = (
         "Right of zero, the adapted model predicts general prose worse than the base. "
         "An item is a passage; differences are paired over passages."
     )
-    detail = f"rise of the mean loss per token; bars are {study.intervals}"
-    return Figure(name, title, caption, _in_words(groups), _chart(groups), detail, letters=_LETTERS)
+    detail = f"rise of the mean loss per token; {study.bars}"
+    return Figure(name, title, caption, interval_chart([panel]), detail)
 
 
-def _groups(study: _Study, relation: Relation, unit: Unit) -> Iterator[_Group]:
-    """The panels of one relation, if any; of many tasks those with the largest loss in any run."""
+def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int]:
+    """The tasks of one relation, of many those with the largest loss in any run; how many more."""
     drawn = _drawn_runs(study)
     rows = [
         row
         for row in study.recommendation.comparisons
         if (row.relation, row.unit) == (relation, unit) and row.run in drawn
     ]
-    if not rows:
-        return
+    num_runs = len({row.run for row in rows})
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    worst = {task: min(row.difference for row in rows if row.task == task) for task in tasks}
+    most = min(MOST_TASKS, max(MOST_BARS // max(num_runs, 1), 2))
+    kept = sorted(tasks, key=lambda task: worst[task])[:most]
     is_prose = relation == "held_out_text"
-    by_task: dict[str, dict[str, Interval]] = {}
-    for row in rows:
-        change = row.interval.negated() if is_prose else row.interval
-        by_task.setdefault(row.task, {})[row.run] = change
-    worst = {task: min(row.difference for row in rows if row.task == task) for task in by_task}
-    num_panels = min(MOST_PANELS, max(MOST_MARKS // len({row.run for row in rows}), 2))
-    kept = sorted(by_task, key=lambda task: worst[task])[:num_panels]
-    sizes = {row.task: quantities.sample_size(row) for row in reversed(rows)}
-    panels = tuple(
-        _Panel(
-            task,
-            sizes[task],
-            unit,
-            tuple(
-                (summary, changes[summary.name])
-                for summary in study.summaries
-                if summary.name in changes
-            ),
+    bars = [
+        Bar(
+            f"{cut_name(row.task)}\n{quantities.sample_size(row)}",
+            summary.label,
+            summary.kind,
+            row.interval.negated() if is_prose else row.interval,
         )
-        for task, changes in by_task.items()
+        for task in tasks
         if task in kept
-    )
-    yield _Group(
-        "" if is_prose else quantities.capital(RELATION_NAMES[relation]),
-        f"{'Forgetting' if is_prose else 'Difference'} ({cells.unit_name(unit)})",
-        panels,
-        len(by_task) - len(panels),
-    )
+        for summary in study.summaries
+        for row in rows
+        if (row.run, row.task) == (summary.name, task)
+    ]
+    title = "" if is_prose else quantities.capital(RELATION_NAMES[relation])
+    x_title = f"{'Forgetting' if is_prose else 'Difference'} ({cells.unit_name(unit)})"
+    return BarPanel(title, x_title, unit, bars), len(tasks) - len(kept)
 
 
 def _drawn_runs(study: _Study) -> set[str]:
     """The names of all runs, or of the first settings of each rank, in every seed."""
-    plans = [summary.run.planned for summary in study.summaries if summary.run is not None]
-    if len(plans) <= MOST_RUNS:
-        return {plan.name for plan in plans}
-    labels = {summary.name: summary.option for summary in study.summaries}
+    shown = [summary for summary in study.summaries if summary.run is not None]
     first: dict[int | None, str] = {}
-    for plan in plans:
-        first.setdefault(plan.rank, labels[plan.name])
-    return {plan.name for plan in plans if labels[plan.name] == first[plan.rank]}
+    for summary in shown:
+        first.setdefault(_rank(summary), summary.option)
+    few = len(shown) <= MOST_RUNS
+    return {each.name for each in shown if few or each.option == first[_rank(each)]}
 
 
-def _chart(groups: Sequence[_Group]) -> Chart:
-    """Groups below each other, each with its own axis and a panel for each task."""
-    charts: list[Any] = []
-    for group in groups:
-        short = [
-            f"{cut_name(panel.task, _LONGEST_NAME, 15)}, {panel.size}" for panel in group.panels
-        ]
-        is_clear = len(set(short)) == len(short)
-        titles = short if is_clear else [panel.title for panel in group.panels]
-        marks = [
-            IntervalMark.of(summary.kind, summary.label, change, title)
-            for panel, title in zip(group.panels, titles, strict=True)
-            for summary, change in panel.changes
-        ]
-        num_runs = len({mark.label for mark in marks})
-        step = _ROOMY if num_runs <= _MANY_RUNS else _TIGHT
-        chart = interval_chart(marks, group.axis_title, width=350, step=step, label_limit=150)
-        if group.title:
-            heading = alt.TitleParams(
-                group.title, fontSize=FONT_SIZE + 1, color=INK.light, offset=6
-            )
-            chart = chart.properties(title=heading)
-        charts.append(chart)
-    return alt.vconcat(*charts)
-
-
-def _in_words(groups: Sequence[_Group]) -> str:
-    texts: list[str] = []
-    for group in groups:
-        for panel in group.panels:
-            parts = [
-                f"{summary.label} {quantities.with_interval(change, panel.unit)}"
-                for summary, change in panel.changes
-            ]
-            heading = f"{group.title}, {panel.title}" if group.title else panel.title
-            texts.append(f"{heading}: {'; '.join(parts)}.")
-    return " ".join(texts)
+def _rank(summary: ModelSummary) -> int | None:
+    return None if summary.run is None else summary.run.planned.rank
 
 
 def _score_name(results: TrainTaskResults, tasks: Sequence[str], unit: Unit) -> str:

@@ -1,13 +1,22 @@
-"""What went wrong, with the numbers behind it and what to do next."""
+"""What went wrong and what to do next, and what the study shows about the paper's claims."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rankwise.findings.claims import Claim
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, grouped_table
+from rankwise.report.parts import (
+    Cell,
+    Column,
+    ReportSection,
+    Table,
+    TitledTable,
+    flat,
+    grouped_table,
+)
 
 _WHOLE_STUDY = "all models"
 
@@ -27,11 +36,7 @@ def signature_section(
         title="Failure signatures",
         remarks=_remarks(found, not_looked_for),
         tables=(TitledTable("What was found", _table(found, confidence)),) if found else (),
-        files={
-            "signatures.csv": cells.csv_text(
-                [part.model_dump(mode="json") for part in found], list(Signature.model_fields)
-            )
-        },
+        files={"signatures.csv": cells.csv_text(map(flat, found))} if found else {},
     )
 
 
@@ -84,3 +89,24 @@ def _judged(signature: Signature) -> Cell | None:
     size = "" if signature.num_items is None else quantities.size(signature.num_items)
     size += quantities.in_clusters(signature.num_clusters)
     return Cell(quantities.amount(estimate, signature.unit), interval, size)
+
+
+def claims_section(claims: Sequence[Claim]) -> ReportSection:
+    """Every claim with its verdict and all of its numbers."""
+    evidence = grouped_table(
+        "One shown case contradicts a claim about all ranks or tasks, and supports a claim that "
+        "something can happen. The intervals of one claim hold together.",
+        [Column[str]("Evidence", lambda sentence: sentence)],
+        [(claim.statement, claim.verdict, claim.evidence) for claim in claims],
+    )
+    counts = {
+        verdict: sum(claim.verdict == verdict for claim in claims)
+        for verdict in ("supported", "contradicted", "undecided", "not tested")
+    }
+    said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
+    return ReportSection(
+        name="claims",
+        title="The paper's claims",
+        remarks=(f"Of {len(claims)} claims of arXiv:2512.15634: {said}.",),
+        tables=(TitledTable("Claim by claim", evidence),),
+    )

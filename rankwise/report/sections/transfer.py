@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from rankwise.findings.options import OptionName, TaskMean
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.transfer import DomainMean, Transfer, TransferCell, TransferRow
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.charts.heatmap import (
-    LABEL_FONT,
-    HeatCell,
-    HeatColumn,
-    HeatLook,
-    HeatRow,
-    Key,
-    cut,
-    heat_map,
-)
-from rankwise.report.charts.theme import (
-    ALARM,
-    FONT_SIZE,
-    GAIN_STEPS,
-    INK,
-    LOSS_STEPS,
-    MUTED,
-    PAGE,
-    UNSHOWN,
-)
+from rankwise.report.charts.heatmap import HeatCell, HeatPanel, HeatScale, HeatSize, heat_map
+from rankwise.report.charts.marks import lines
+from rankwise.report.charts.theme import ALARM, INK
 from rankwise.report.parts import (
     EMPTY,
     Cell,
-    Chart,
     Figure,
     ReportSection,
     Table,
     TitledTable,
-    TrainedTask,
     file_name,
+    flat,
     grouped_table,
+    option_columns,
 )
 from rankwise.report.summaries import RELATION_NAMES
 
@@ -52,22 +33,17 @@ MOST_COLUMNS = 16
 MOST_ALARMS = 5
 """This many are named in words, those with the largest drop for their base first."""
 
-STEP_ENDS = (2.0, 5.0, 10.0, 20.0)
-"""Points at which the colour changes; the same in every study."""
-
-_WIDE_FROM = 560.0
-_NO_DOMAIN = "no domain named"
-_ROW_LETTERS, _LONGEST_ROW = 20, 34
-_COLUMN_LETTERS, _COLUMN_LINES = 12, 3
-_LOOK = HeatLook(
-    cell=(76.0, 36.0),
-    gap=2.0,
-    group_gap=12.0,
-    label_size=LABEL_FONT,
-    label_colour=INK,
-    label_gap=6.0,
-    text_size=FONT_SIZE,
+SCALE = HeatScale(
+    (2.0, 5.0, 10.0, 20.0),
+    lambda value: quantities.change(value, "points").removesuffix(".0"),
+    is_signed=True,
+    title="points; grey: the interval holds 0",
 )
+"""The same in every study."""
+
+_SIZE = HeatSize(80.0, 37.0)
+_ROW_LETTERS, _COLUMN_LETTERS = 30, 13
+_NO_DOMAIN = "no domain named"
 
 Measured = TransferCell | DomainMean
 
@@ -80,14 +56,47 @@ class _Column(NamedTuple):
     tasks: tuple[str, ...] | None
 
     @property
-    def is_mean(self) -> bool:
-        return self.tasks is None
+    def label(self) -> str:
+        """Such as mathematics mean."""
+        return f"{self.domain} mean" if self.tasks is None else self.name
+
+
+class _Matrix(NamedTuple):
+    """What was measured, by trained task, option and column."""
+
+    found: Transfer
+    columns: Sequence[_Column]
+    cells: dict[tuple[str, str, _Column], Measured]
+
+    @classmethod
+    def of(cls, found: Transfer) -> _Matrix:
+        """Test tasks by domain, and after those of a domain its mean."""
+        columns: list[_Column] = []
+        averaged = {mean.domain for mean in found.domain_means}
+        for domain, own in itertools.groupby(found.columns, key=lambda column: column.domain):
+            columns += [_Column(column.name, domain, column.tasks) for column in own]
+            if domain in averaged:
+                columns.append(_Column("mean", domain, None))
+        cells: dict[tuple[str, str, _Column], Measured] = {}
+        for column in columns:
+            measured: Sequence[Measured] = (
+                [mean for mean in found.domain_means if mean.domain == column.domain]
+                if column.tasks is None
+                else [cell for cell in found.cells if cell.tasks == column.tasks]
+            )
+            cells |= {(cell.train_task, cell.label, column): cell for cell in measured}
+        return cls(found, columns, cells)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether any column has a domain."""
+        return any(column.domain for column in self.columns)
 
 
 def transfer_section(found: Transfer) -> ReportSection:
     """A matrix for each option, or one of all options where one task was trained on."""
-    columns = _columns(found)
-    tasks = [(row, TrainedTask(row.name, len(found.rows) > 1)) for row in found.rows]
+    matrix = _Matrix.of(found)
+    several = len(found.rows) > 1
     remarks = [
         "What a model trained on one task gains (+) or loses (−) on the others, in points of "
         "the task's own metric (accuracy where there are options), averaged over seeds and paired "
@@ -96,18 +105,24 @@ def transfer_section(found: Transfer) -> ReportSection:
         "some miss.",
         _alarm_remark(found),
     ]
-    if any(column.domain for column in found.columns):
+    if matrix.is_named:
         remarks.append(
             "A domain's mean counts each of its tasks the same and leaves out the trained task."
         )
     for name, labels in found.left_out.items():
-        remarks += cells.left_out(labels, TrainedTask(name, len(found.rows) > 1).after)
+        before = f"Trained on {name}: " if several else ""
+        remarks += [f"{before}{said}" for said in cells.left_out(labels)]
     return ReportSection(
         name="transfer",
         title="On other tasks and domains",
         remarks=remarks,
-        figures=list(_figures(found, columns)),
-        tables=[TitledTable(task.heading, _table(found, row, columns)) for row, task in tasks],
+        figures=list(_figures(matrix)),
+        tables=[
+            TitledTable(
+                f"Trained on {row.name}" if several else "Every number", _table(matrix, row)
+            )
+            for row in found.rows
+        ],
         files={"transfer.csv": cells.csv_text(_rows(found))},
     )
 
@@ -135,198 +150,115 @@ def _alarm_remark(found: Transfer) -> str:
     )
 
 
-def _columns(found: Transfer) -> list[_Column]:
-    """Test tasks by domain, and after those of a domain its mean."""
-    columns: list[_Column] = []
-    averaged = {mean.domain for mean in found.domain_means}
-    for domain, own in itertools.groupby(found.columns, key=lambda column: column.domain):
-        columns += [_Column(column.name, domain, column.tasks) for column in own]
-        if domain in averaged:
-            columns.append(_Column("mean", domain, None))
-    return columns
-
-
-def _at(found: Transfer, row: TransferRow, label: str, column: _Column) -> Measured | None:
-    """What was measured there, if anything."""
-    measured: Sequence[Measured] = found.cells
-    if column.is_mean:
-        measured = [mean for mean in found.domain_means if mean.domain == column.domain]
-    for cell in measured:
-        is_there = column.is_mean or cell.tasks == column.tasks
-        if is_there and (cell.train_task, cell.label) == (row.name, label):
-            return cell
-    return None
-
-
-def _figures(found: Transfer, columns: Sequence[_Column]) -> Iterator[Figure]:
-    shown = columns[:MOST_COLUMNS]
-
-    def measured(row: TransferRow, option: OptionName) -> list[Measured | None]:
-        return [_at(found, row, option.label, column) for column in shown]
-
+def _figures(matrix: _Matrix) -> Iterator[Figure]:
+    found = matrix.found
     if len(found.rows) == 1:
-        (row,) = found.rows
         options = cells.drawn_options(found.options, most=24)
-        rows = [("", option.label, measured(row, option)) for option in options]
-        yield _figure(found, "transfer", "Change on every task", rows, columns)
+        drawn = {option.label: (found.rows[0].name, option.label) for option in options}
+        yield _figure(matrix, "transfer", "Change on every task", drawn)
         return
-    is_named = any(row.domain for row in found.rows)
     for option in cells.drawn_options(found.options):
-        rows = [
-            ((row.domain or _NO_DOMAIN) if is_named else "", row.name, measured(row, option))
+        drawn = {
+            f"{row.name} ({row.domain})" if row.domain else row.name: (row.name, option.label)
             for row in found.rows
-        ]
-        name = f"transfer-{file_name(option.label)}"
+        }
         title = f"Trained on (rows), tested on (columns): {option.label}"
-        yield _figure(found, name, title, rows, columns)
+        yield _figure(matrix, f"transfer-{file_name(option.label)}", title, drawn)
 
 
-def _figure(
-    found: Transfer,
-    name: str,
-    title: str,
-    rows: Sequence[tuple[str, str, Sequence[Measured | None]]],
-    columns: Sequence[_Column],
-) -> Figure:
-    """A matrix; ``rows`` are their group, their label, and what was measured."""
-    sizes = sorted({cell.change.num_examples for cell in found.cells})
-    size = quantities.size(sizes[0])
-    size += f" to {quantities.count(sizes[-1])}" if len(sizes) > 1 else ""
+def _figure(matrix: _Matrix, name: str, title: str, rows: dict[str, tuple[str, str]]) -> Figure:
+    """A matrix; ``rows`` are the trained task and the option of each, by its label."""
+    found, shown = matrix.found, matrix.columns[:MOST_COLUMNS]
+    measured = {
+        (label, column): matrix.cells.get((*row, column))
+        for label, row in rows.items()
+        for column in shown
+    }
     caption = "Muted cells have an interval that contains zero. A frame marks the trained task."
-    if any(_is_alarm(cell) for *_, measured in rows for cell in measured):
+    if any(map(_is_alarm, measured.values())):
         caption += " ▼ in a red frame is negative transfer."
-    shown = columns[:MOST_COLUMNS]
-    if len(columns) > len(shown):
-        caption += f" {len(columns) - len(shown)} more columns are in the table."
-    left_out = len(found.options) - len(rows)
-    if len(found.rows) == 1 and left_out > 0:
-        caption += f" {left_out} more options are in the table."
+    if len(matrix.columns) > len(shown):
+        caption += f" {len(matrix.columns) - len(shown)} more columns are in the table."
+    more = len(found.options) - len(rows) if len(found.rows) == 1 else 0
+    if more > 0:
+        caption += f" {more} more options are in the table."
     words = [
         f"{label}: "
         + "; ".join(
-            f"{f'{column.domain} mean' if column.is_mean else column.name} "
-            f"{cells.in_words(cell.change)}"
-            for column, cell in zip(shown, measured, strict=True)
-            if cell is not None
+            f"{column.label} {cells.in_words(cell.change)}"
+            for column in shown
+            if (cell := measured[label, column]) is not None
         )
-        for _, label, measured in rows
+        for label in rows
     ]
-    chart: Any = _chart(rows, shown)
-    return Figure(
-        name,
-        title,
-        caption,
-        f"{'. '.join(words)}.",
-        chart,
-        f"adapted {quantities.MINUS} base in points with {quantities.percent(found.confidence)} "
-        f"intervals; {size} in a column",
-        is_wide=chart.width > _WIDE_FROM,
-        letters=(100, 100),
+    panels = [
+        HeatPanel(
+            (domain or _NO_DOMAIN) if matrix.is_named else "",
+            [wrapped(column.name, _COLUMN_LETTERS) for column in own],
+            [wrapped(row, _ROW_LETTERS) for row in rows],
+            {
+                (wrapped(row, _ROW_LETTERS), wrapped(column.name, _COLUMN_LETTERS)): cell
+                for row in rows
+                for column in own
+                if (cell := heat_cell(measured[row, column], column.tasks is None)) is not None
+            },
+            SCALE,
+        )
+        for domain, group in itertools.groupby(shown, key=lambda column: column.domain)
+        for own in [list(group)]
+    ]
+    sizes = sorted({cell.change.num_examples for cell in found.cells})
+    size = quantities.size(sizes[0])
+    size += f" to {quantities.count(sizes[-1])}" if len(sizes) > 1 else ""
+    detail = (
+        f"adapted {quantities.MINUS} base in points with {cells.intervals(found.confidence)}; "
+        f"{size} in a column"
     )
-
-
-def _chart(
-    rows: Sequence[tuple[str, str, Sequence[Measured | None]]], columns: Sequence[_Column]
-) -> Chart:
-    is_named = any(column.domain or column.is_mean for column in columns)
-    heads = [
-        HeatColumn(
-            (column.domain or _NO_DOMAIN) if is_named else "",
-            wrapped(column.name, _COLUMN_LETTERS, _COLUMN_LINES),
-            column.is_mean,
-        )
-        for column in columns
-    ]
-    body = [
-        HeatRow(
-            group,
-            _row_lines(label),
-            tuple(_heat_cell(*pair) for pair in zip(measured, columns, strict=True)),
-        )
-        for group, label, measured in rows
-    ]
-    shown = [cell for *_, measured in rows for cell in measured]
-    words = [("points", MUTED)]
-    words += [("framed: trained on", INK)] if any(map(_is_own, shown)) else []
-    words += [("▼ negative transfer", ALARM)] if any(map(_is_alarm, shown)) else []
-    ends = [*(-end for end in reversed(STEP_ENDS)), 0.0, *STEP_ENDS]
-    key = Key(
-        "",
-        [*reversed(LOSS_STEPS), *GAIN_STEPS],
-        [quantities.change(end, "points").removesuffix(".0") for end in ends],
-        (34.0, 12.0),
-        [(UNSHOWN, "interval holds 0")],
-    )
-    return heat_map(body, heads, [key], _LOOK, words)
-
-
-def _is_own(cell: Measured | None) -> bool:
-    return isinstance(cell, TransferCell) and cell.relation == "in_domain"
+    drawing = heat_map(panels, _SIZE)._replace(words=f"{'. '.join(words)}.")
+    return Figure(name, title, caption, drawing, detail)
 
 
 def _is_alarm(cell: Measured | None) -> bool:
     return isinstance(cell, TransferCell) and cell.is_alarm
 
 
-def _heat_cell(cell: Measured | None, column: _Column) -> HeatCell | None:
-    """A cell whose interval holds zero has no colour and muted text."""
+def heat_cell(cell: Measured | None, is_mean: bool = False) -> HeatCell | None:
+    """A cell whose interval holds zero is muted; a mean that was not measured has none."""
     if cell is None:
-        return None if column.is_mean else HeatCell("", quantities.NOT_MEASURED, MUTED.light)
+        return None if is_mean else HeatCell(None, quantities.NOT_MEASURED)
     change = cell.change
-    colour, ink = step_colour(change)
+    is_own = isinstance(cell, TransferCell) and cell.relation == "in_domain"
     return HeatCell(
-        colour,
+        change.estimate,
         f"{'▼ ' if _is_alarm(cell) else ''}{quantities.change(change.estimate, change.unit)}",
-        ink,
         quantities.change_interval(change.lower, change.upper, change.unit),
-        ALARM.light if _is_alarm(cell) else INK.light if _is_own(cell) else "",
-        is_bold=bool(change.sign()),
+        is_shown=change.sign() != 0,
+        frame=ALARM.light if _is_alarm(cell) else INK.light if is_own else "",
     )
 
 
-def step_colour(mean: TaskMean) -> tuple[str, str]:
-    """The colour of a difference's cell and of the text on it."""
-    if mean.sign() == 0:
-        return UNSHOWN.light, MUTED.light
-    steps = GAIN_STEPS if mean.estimate > 0 else LOSS_STEPS
-    step = sum(abs(mean.estimate) >= end for end in STEP_ENDS)
-    return steps[step].light, (INK if step < len(steps) - 2 else PAGE).light
+def wrapped(text: str, letters: int) -> str:
+    """A name on several lines, broken after spaces or underscores where it has any."""
+    return lines(text, letters, " ") if " " in text else lines(text, letters, "_")
 
 
-def _row_lines(text: str) -> tuple[str, ...]:
-    """Two lines at most, which may be longer where the text is."""
-    letters = min(max(_ROW_LETTERS, len(text) // 2 + 6), _LONGEST_ROW)
-    return (text,) if len(text) <= _ROW_LETTERS else wrapped(text, letters, 2)
-
-
-def wrapped(text: str, letters: int, most: int) -> tuple[str, ...]:
-    """A text broken into lines after spaces, hyphens and underscores; both counts are limits."""
-    lines = [""]
-    for piece in re.findall(r"[^ _-]*[ _-]|[^ _-]+", text):
-        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > letters:
-            lines.append("")
-        lines[-1] += piece
-    lines = [cut(line.strip(), letters) for line in lines]
-    return tuple(lines if len(lines) <= most else [*lines[: most - 1], f"…{lines[-1]}"])
-
-
-def _table(found: Transfer, row: TransferRow, columns: Sequence[_Column]) -> Table:
+def _table(matrix: _Matrix, row: TransferRow) -> Table:
     """One row for each column of the matrix, one column for each option."""
-    is_named = any(column.domain for column in found.columns)
     groups: dict[str, list[list[Cell]]] = {}
-    for column in columns:
-        measured = [_at(found, row, option.label, column) for option in found.options]
-        first = next((cell for cell in measured if cell is not None), None)
-        if first is None:
-            continue
-        group = (column.domain or _NO_DOMAIN) if is_named else ""
-        groups.setdefault(group, []).append([*_row_head(first, column), *map(_change, measured)])
+    options = matrix.found.options
+    for column in matrix.columns:
+        own = [matrix.cells.get((row.name, option.label, column)) for option in options]
+        first = next((cell for cell in own if cell is not None), None)
+        if first is not None:
+            group = (column.domain or _NO_DOMAIN) if matrix.is_named else ""
+            head = _row_head(first, column)
+            groups.setdefault(group, []).append([*head, *map(_change, own)])
     caption = (
         f"Trained on {row.name}{f' ({row.domain})' if row.domain else ''}: change from the base in "
-        f"points, seeds averaged, {quantities.percent(found.confidence)} intervals."
+        f"points, seeds averaged, {cells.intervals(matrix.found.confidence)}."
     )
     rows = [(group, "", own) for group, own in groups.items()]
-    return grouped_table(caption, cells.option_columns("Tested on", found.options), rows)
+    return grouped_table(caption, option_columns("Tested on", options), rows)
 
 
 def _row_head(measured: Measured, column: _Column) -> tuple[Cell, Cell]:
@@ -348,17 +280,8 @@ def _rows(found: Transfer) -> Iterator[dict[str, Any]]:
     """One row for each option, trained task and column, means of domains included."""
     columns = {column.tasks: column for column in found.columns}
     for cell in (*found.cells, *found.domain_means):
-        is_mean = isinstance(cell, DomainMean)
-        yield {
-            "train_task": cell.train_task,
-            "option": cell.label,
-            "test": "mean" if is_mean else columns[cell.tasks].name,
-            "domain": cell.domain if is_mean else columns[cell.tasks].domain,
-            "relation": None if is_mean else cell.relation,
-            "tasks": " ".join(cell.tasks),
-            "num_examples": cell.change.num_examples,
-            "num_seeds": cell.change.num_seeds,
-            **cells.csv_row(None if is_mean else cell.base_score, "base_score"),
-            **cells.csv_row(cell.change, "change"),
-            "negative_transfer": None if is_mean else cell.is_alarm,
-        }
+        test = "mean" if isinstance(cell, DomainMean) else columns[cell.tasks].name
+        domain = cell.domain if isinstance(cell, DomainMean) else columns[cell.tasks].domain
+        row = flat(cell, train_task=cell.train_task, option=cell.label, test=test, domain=domain)
+        del row["label"]
+        yield row

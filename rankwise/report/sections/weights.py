@@ -26,17 +26,18 @@ from rankwise.records.spectra import (
     intruders_of,
 )
 from rankwise.report import cells
-from rankwise.report.charts.layer_map import MOST_PANELS, thinned
-from rankwise.report.charts.ranks import RankCurve, curve_chart
-from rankwise.report.charts.scatter import Scatter, scatters
-from rankwise.report.charts.weight_maps import (
+from rankwise.report.charts.heatmap import MOST_PANELS, thinned
+from rankwise.report.charts.marks import Look
+from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
+from rankwise.report.charts.ranks import RankCurve, RankLine, RankMark, RankPanel, rank_chart
+from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, section, table
+from rankwise.report.sections.weight_maps import (
     has_layers,
     intruder_map,
     intruders,
     norm_map,
     turned_map,
 )
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Table, TrainedTask, table
 
 
 def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
@@ -46,35 +47,27 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         found: at least one.
         results: of the study, for what single matrices say.
     """
-    tasks = TrainedTask.each(found)
     settings = results.study.config.analysis
-    remarks = [
+    about = [
         "Norms and ranks of an update are exact, from its factors. Singular vectors after training "
         f"are compared with the base's own. {_nulls(settings.null_draws)} Exploratory: the "
         "recommendation does not rest on it."
     ]
-    for part, task in tasks:
-        remarks += [f"{task.before}{sentence}" for sentence in part.statements]
-        remarks += [
-            f"{task.before}{run} was not analysed: {reason}"
-            for run, reason in part.left_out.items()
-        ]
     if found[0].num_seeds == 1:
-        remarks.append("With one seed, all of this is conditional on that seed.")
+        about.append("With one seed, all of this is conditional on that seed.")
     models = {model.name: model for model in results.runs}
     intruder_k = min(INTRUDER_K, settings.top_k)
-    return ReportSection(
-        name="weights",
-        title="Weights",
-        remarks=remarks,
-        figures=[
-            figure
-            for part, task in tasks
-            for figure in task.figures("weights", _figures(part, models, intruder_k))
-        ],
-        tables=[shown for part, task in tasks for shown in task.tables(_tables(part, intruder_k))],
-        files={"weights.csv": cells.csv_text(_spectrum_rows(results))},
-    )
+
+    def show(part: TrainTaskWeights) -> Shown:
+        lacking = [f"{run} was not analysed: {why}" for run, why in part.left_out.items()]
+        return Shown(
+            [*part.statements, *lacking],
+            _figures(part, models, intruder_k),
+            _tables(part, intruder_k),
+        )
+
+    files = {"weights.csv": cells.csv_text(_spectrum_rows(results))}
+    return section("weights", "Weights", about, found, show, files)
 
 
 def _nulls(num_draws: int) -> str:
@@ -155,7 +148,7 @@ def _association_table(found: TrainTaskWeights) -> Table:
     columns: list[Column[Association]] = [
         Column("Measure", lambda pair: pair.measure),
         Column("Forgetting", lambda pair: pair.forgetting, is_text=True),
-        Column("Options", lambda pair: cells.count(pair.num_options)),
+        Column("Options", lambda pair: pair.num_options),
         Column("Spearman's ρ", lambda pair: cells.correlation(pair.correlation, pair.reason)),
     ]
     caption = (
@@ -235,15 +228,14 @@ def _norm_figure(found: TrainTaskWeights, runs: Sequence[RunWeights]) -> Figure:
         caption += "Laws were fitted for each setting separately; they are in the table."
     else:
         caption += "To fit a law, three different ranks and norms above zero are needed."
-    words = [f"{run.option.label} {run.frobenius_norm:.3g}" for run in found.runs]
-    chart = curve_chart(
-        [(run.option.rank or 1, run.frobenius_norm) for run in runs],
-        curves,
+    panel = RankPanel(
         "Frobenius norm of the update",
-        across=full.get(0),
+        [RankMark(run.option.rank or 1, run.frobenius_norm, name=run.option.label) for run in runs],
+        [RankLine("full", "full", norm) for norm in full.values()],
+        curves,
     )
     title, detail = "Norm of the update by rank", "one point for each run"
-    return Figure("norm", title, caption, f"{'; '.join(words)}.", chart, detail)
+    return Figure("norm", title, caption, rank_chart([panel]), detail)
 
 
 def _laws(trend: NormTrend) -> list[RankCurve]:
@@ -262,23 +254,27 @@ def _laws(trend: NormTrend) -> list[RankCurve]:
 
 
 def _overlap_figure(runs: Sequence[RunWeights]) -> Figure:
-    points = [
-        (run.option.rank or 1, run.full_overlap) for run in runs if run.full_overlap is not None
-    ]
     expected = {
         (float(run.option.rank or 1), run.full_overlap_expected)
         for run in runs
         if run.full_overlap_expected is not None
     }
-    curves = [RankCurve("random directions", sorted(expected))]
-    words = [f"rank {rank} {value:.3f}" for rank, value in points]
+    panel = RankPanel(
+        "Shared share of directions",
+        [
+            RankMark(run.option.rank or 1, run.full_overlap)
+            for run in runs
+            if run.full_overlap is not None
+        ],
+        curves=[RankCurve("random directions", sorted(expected))],
+        write=lambda value: f"{value:.3f}",
+    )
     return Figure(
         "overlap",
         "Directions shared with full fine-tuning by rank",
         "How much of the space of an update's directions lies in that of as many leading "
         "directions of full fine-tuning's update. The line is what random directions would share.",
-        f"{'; '.join(words)}.",
-        curve_chart(points, curves, "Shared share of directions"),
+        rank_chart([panel]),
         "mean over matrices, left and right",
     )
 
@@ -286,12 +282,19 @@ def _overlap_figure(runs: Sequence[RunWeights]) -> Figure:
 def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
     names = dict.fromkeys(name for run in found.runs for name in run.forgetting)
     units = {association.forgetting: association.unit for association in found.associations}
-    panels = [
-        Scatter(
+    planes = [
+        Plane(
             x_title,
             f"{quantities.capital(name)} ({units[name]})",
             [
-                (run.option.kind, value(run), run.forgetting[name])
+                PlaneMark(
+                    str(run.option.kind),
+                    Look.of(run.option.kind),
+                    value(run),
+                    run.forgetting[name],
+                    f"{run.option.label}: {run.intruders.observed:g} intruders, {name} "
+                    f"{run.forgetting[name]:.3g}",
+                )
                 for run in found.runs
                 if name in run.forgetting
             ],
@@ -299,21 +302,14 @@ def _forgetting_figure(found: TrainTaskWeights, intruder_k: int) -> Figure:
         for name in names
         for x_title, value in _against(found)
     ]
-    words = [
-        f"{run.option.label}: {run.intruders.observed:g} intruders, "
-        + ", ".join(f"{name} {value:.3g}" for name, value in run.forgetting.items())
-        for run in found.runs
-    ]
     return Figure(
         "forgetting",
         "Weights and forgetting",
         f"Intruder dimensions are among the {intruder_k} leading directions of every matrix "
         f"(ε = {INTRUDER_EPSILON}), all matrices together; where all runs have the same number, "
         "the share by which directions have turned is drawn instead.",
-        f"{'; '.join(words)}.",
-        scatters(panels),
+        plane_chart(planes),
         "one point for each run, at its rank",
-        is_wide=True,
     )
 
 

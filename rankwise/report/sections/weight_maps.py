@@ -13,7 +13,7 @@ from rankwise.records.spectra import (
     intruders_of,
     similarity,
 )
-from rankwise.report.charts.layer_map import MapPanel, MapScale, map_figure, percent
+from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, percent
 from rankwise.report.parts import Figure
 
 
@@ -102,14 +102,10 @@ def _figure(
         }
         for title, own in panels.items()
     }
-    scale = MapScale.of([value for own in values.values() for value in own.values()], words)
-    maps: list[MapPanel] = []
-    for label, own in panels.items():
-        columns = dict.fromkeys(kinds[matrix.kind] for matrix, _ in own if matrix.layer is not None)
-        if values[label]:
-            maps.append(MapPanel(label, tuple(columns), values[label], scale))
+    scale = HeatScale.of([value for own in values.values() for value in own.values()], words)
+    maps = [LayerMap(label, own, scale) for label, own in values.items() if own]
     if maps:
-        yield map_figure(name, title, detail, caption, maps)
+        yield Figure(name, title, caption, layer_maps(maps), detail)
 
 
 def _are_drawn(matrices: Iterable[MatrixSpectrum]) -> bool:

@@ -1,0 +1,197 @@
+"""What a reader wants to know in ten seconds: what to use, what it costs, what else would do.
+
+It adds nothing to the recommendation but comparisons with the setting that is recommended, or
+with the best bet where none is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rankwise.findings.options import Option, OptionGains, TaskMean
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.recommendation import Recommendation
+
+
+class Advice(NamedTuple):
+    """What people are told elsewhere: who says it, the rank, and whether alpha is twice it."""
+
+    source: str
+    rank: int | None = None
+    has_double_alpha: bool = False
+
+
+# As their documentation had it in November 2026.
+ADVICE = (
+    Advice("PEFT's default: rank 8", 8),
+    Advice("Unsloth's guide: rank 16 or 32", 16),
+    Advice("TRL's LoRA Without Regret: rank 256", 256),
+    Advice("Many recipes: alpha = 2r", has_double_alpha=True),
+)
+
+
+class Alternative(Record):
+    """Another option beside the choice: the other less the choice, paired, positive is better."""
+
+    label: str
+    rank: int | None
+    gain: TaskMean
+    retention: TaskMean | None
+    weights_ratio: float
+    """Trained weights, in shares of the choice's."""
+    time_ratio: float | None
+    """Training time of all seeds, in shares of the choice's; None where nothing was timed."""
+    is_tied: bool
+    """Whether neither of the two is shown to gain more."""
+
+
+class Told(Record):
+    """A piece of advice, and what this study says of it."""
+
+    advice: str
+    here: str
+
+
+class VerdictCard(Record):
+    """The choice of one trained task; ``choice`` is None where not fine-tuning is the best bet.
+
+    ``is_settled``: it is recommended; otherwise it is the best bet, and ``probability`` says how
+    likely it is right.
+    """
+
+    train_task: str
+    is_settled: bool
+    choice: str | None
+    probability: float | None
+    settings: dict[str, str]
+    gain: TaskMean | None
+    retention: TaskMean | None
+    num_parameters: int | None
+    trainable_share: float | None
+    train_seconds: float | None
+    alternatives: tuple[Alternative, ...]
+    told: tuple[Told, ...]
+
+
+def verdict_card(source: OptionGains, recommendation: Recommendation) -> VerdictCard | None:
+    """The card of a trained task; None where no option could be judged."""
+    bet = recommendation.best_bet
+    if bet is None:
+        return None
+    settled = next((each.label for each in recommendation.verdicts if each.qualifies), None)
+    label = settled or bet.choice
+    chosen = next((option for option in source.options if option.label == label), None)
+    tasks = source.deciding_tasks(recommendation.unit)
+    card = VerdictCard(
+        train_task=recommendation.train_task,
+        is_settled=settled is not None,
+        choice=None if chosen is None else chosen.label,
+        probability=None if settled or label is None else bet.of(label).right,
+        settings={},
+        gain=None,
+        retention=None,
+        num_parameters=None,
+        trainable_share=None,
+        train_seconds=None,
+        alternatives=(),
+        told=(),
+    )
+    if chosen is None:
+        return card
+    others = [option for option in source.options if option.label != chosen.label]
+    alternatives = tuple(
+        _beside(source, recommendation, chosen, option)
+        for option in others
+        if option.plan.imported_as is None
+    )
+    plan = chosen.plan
+    return card.model_copy(
+        update={
+            "settings": _settings(chosen),
+            "gain": source.change(chosen.runs, tasks.in_domain),
+            "retention": source.change(chosen.runs, tasks.retention) if tasks.retention else None,
+            "num_parameters": plan.num_trainable_parameters,
+            "trainable_share": plan.trainable_share,
+            "train_seconds": _seconds(chosen),
+            "alternatives": alternatives,
+            "told": tuple(_told(source, chosen, alternatives)),
+        }
+    )
+
+
+def _settings(option: Option) -> dict[str, str]:
+    plan = option.plan
+    settings = {"Rank": None if plan.rank is None else str(plan.rank)}
+    settings["Alpha"] = None if plan.alpha is None else quantities.number(plan.alpha)
+    rate, epochs = plan.learning_rate, plan.epochs
+    settings["Learning rate"] = None if rate is None else quantities.learning_rate(rate)
+    settings["Target modules"] = quantities.modules(plan.target_modules) or None
+    settings["Epochs"] = None if epochs is None else str(epochs)
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _seconds(option: Option) -> float:
+    return sum(record.train_seconds for record in option.records)
+
+
+def _beside(
+    source: OptionGains, recommendation: Recommendation, chosen: Option, other: Option
+) -> Alternative:
+    tasks = source.deciding_tasks(recommendation.unit)
+    gain = source.difference(other, chosen, tasks.in_domain)
+    kept = source.difference(other, chosen, tasks.retention) if tasks.retention else None
+    seconds = _seconds(chosen)
+    return Alternative(
+        label=other.label,
+        rank=other.rank,
+        gain=gain,
+        retention=kept,
+        weights_ratio=other.plan.num_trainable_parameters / chosen.plan.num_trainable_parameters,
+        time_ratio=_seconds(other) / seconds if seconds > 0 else None,
+        is_tied=gain.sign() == 0,
+    )
+
+
+def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]) -> list[Told]:
+    """Every piece of advice, beside what was measured at its rank."""
+    beside = {alternative.label: alternative for alternative in alternatives}
+    said: list[Told] = []
+    for advice in ADVICE:
+        options = [option for option in source.options if _follows(option, advice)]
+        if any(option.label == chosen.label for option in options):
+            here = "that is the choice here" if advice.rank else "the choice has it"
+        elif advice.rank is None and not any(option.rank for option in source.options):
+            continue
+        elif not options or options[0].label not in beside:
+            here = "not tried in this study"
+        else:
+            alternative = beside[options[0].label]
+            here = f"{alternative.label} {_against(alternative)}"
+        said.append(Told(advice=advice.source, here=here))
+    return said
+
+
+def _follows(option: Option, advice: Advice) -> bool:
+    if option.rank is None or option.plan.imported_as is not None:
+        return False
+    if advice.has_double_alpha:
+        return option.plan.alpha == 2 * option.rank
+    return option.rank == advice.rank
+
+
+def _against(alternative: Alternative) -> str:
+    """Gains 3.1 points less (...) and keeps 0.2 points more (...) than the choice."""
+
+    def part(verb: str, mean: TaskMean) -> str:
+        amount = quantities.amount(abs(mean.estimate), mean.unit)
+        low, high = sorted((mean.lower, mean.upper))
+        bounds = quantities.change_interval(low, high, mean.unit)
+        more = "more" if mean.estimate > 0 else "less"
+        return f"{verb} {amount} {more} ({bounds})"
+
+    parts = [part("gains", alternative.gain)]
+    if alternative.retention is not None:
+        parts.append(part("keeps", alternative.retention))
+    return f"{' and '.join(parts)} than the choice"

@@ -1,0 +1,395 @@
+"""By rank, and by what else differs: one setting at a time, checkpoints, truncated adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from rankwise.findings.axes import (
+    Axis,
+    AxisDifference,
+    AxisEffect,
+    AxisName,
+    AxisPoint,
+    AxisState,
+    TrainTaskAxes,
+)
+from rankwise.findings.checkpoints import CheckpointPoint, TrainTaskCheckpoints
+from rankwise.findings.options import TaskMean
+from rankwise.findings.truncation import SERIES, CurvePoint, Series, TrainTaskTruncation
+from rankwise.records import quantities
+from rankwise.records.axes import FULL_LABEL
+from rankwise.records.study import Unit
+from rankwise.report import cells
+from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
+from rankwise.report.parts import (
+    Cell,
+    Column,
+    Figure,
+    ReportSection,
+    Shown,
+    Table,
+    file_name,
+    flat,
+    grouped_table,
+    section,
+)
+
+MOST_PANELS = 9
+"""More panels than this are too many to draw."""
+
+ChangeKind = Literal["gain", "retention"]
+
+_TITLES: dict[ChangeKind, tuple[str, str]] = {
+    "gain": ("In-domain gain", "Gain"),
+    "retention": ("Change on retention tasks", "Change"),
+}
+
+
+class ChangeAtRank(NamedTuple):
+    """What a model changes; ``panel`` is the setting it stands under, ``series`` what else."""
+
+    panel: str
+    rank: int | None
+    series: str
+    gain: TaskMean | None
+    retention: TaskMean | None
+
+
+def change_figures(
+    changes: Sequence[ChangeAtRank],
+    title: str,
+    series: Sequence[str],
+    series_title: str,
+    confidence: float,
+    *,
+    name: str = "",
+    more: str = "",
+) -> Iterator[Figure]:
+    """A figure of the gains and one of retention, each where there is any at a rank.
+
+    Args:
+        changes: in any order.
+        title: what stands behind the name of the change.
+        series: in their order; more than can be told apart are left out.
+        series_title: of the key.
+        confidence: of the intervals.
+        name: before that of the change.
+        more: a sentence for the caption.
+    """
+    for kind, (what, y_title) in _TITLES.items():
+        drawn = [
+            (RankMark(change.rank, mean, change.series), mean, change.panel)
+            for change in changes
+            if (mean := change.gain if kind == "gain" else change.retention) is not None
+            and change.rank is not None
+            and change.series in series[:MOST_SERIES]
+        ]
+        if not drawn:
+            continue
+        first = drawn[0][1]
+        names = list(dict.fromkeys(panel for *_, panel in drawn))
+        panels = [
+            RankPanel(
+                f"{y_title} ({cells.unit_name(first.unit)})",
+                [mark for mark, _, its_panel in drawn if its_panel == panel],
+                title=panel,
+                has_zero=True,
+                write=in_unit(first.unit),
+            )
+            for panel in names[:MOST_PANELS]
+        ]
+        caption = (
+            "Above zero is better than the base. Values at one rank are side by side. Each "
+            "interval is for one change from the base; models share their items, so the paired "
+            "differences in the table vary less."
+        )
+        if len(series) > MOST_SERIES:
+            caption += f" {len(series) - MOST_SERIES} more values are in the table."
+        if len(names) > MOST_PANELS:
+            caption += f" {len(names) - MOST_PANELS} more settings are in the CSV file."
+        there = {mark.series for mark, *_ in drawn}
+        items = quantities.sample_size(first, "items")
+        items += f" in {first.num_tasks} tasks" if first.num_tasks > 1 else ""
+        yield Figure(
+            f"{name}-{kind}" if name else kind,
+            f"{what}{title}",
+            f"{caption} {more}".strip(),
+            rank_chart(panels, [each for each in series if each in there], series_title),
+            f"{items}; bars are {cells.intervals(confidence)}",
+        )
+
+
+_WORDS: dict[AxisName, str] = {
+    "rank": "rank ",
+    "alpha": "alpha ",
+    "learning rate": "rate ",
+    "target modules": "on ",
+    "epochs": "epochs ",
+}
+"""As in the labels of the options."""
+
+
+def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
+    """Two charts for each axis other than rank, and a table for each trained task."""
+    about = (
+        "Each value of an axis against the first, averaged over the combinations of the other "
+        "axes that were trained with both, so that nothing else differs. Seeds are averaged, items "
+        f"paired. Intervals are {quantities.percent(found[0].confidence)}, one at a time; p values "
+        "are corrected by Holm's method over the values of an axis. Exploratory: the "
+        "recommendation does not rest on this."
+    )
+
+    def show(part: TrainTaskAxes) -> Shown:
+        said = [*_sentences(part), *cells.left_out(part.left_out)]
+        return Shown(said, _axis_figures(part), [("", _axis_table(part))])
+
+    files = {"axes.csv": cells.csv_text(_axis_rows(found))}
+    return section("axes", "One setting at a time", about, found, show, files, figures="axis")
+
+
+def _sentences(found: TrainTaskAxes) -> Iterator[str]:
+    """One for each axis: whether it matters in-domain and on retention."""
+    for axis in found.axes:
+        said = f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"
+        if found.epsilon_points is not None:
+            kept = _verdict(axis.retention, found.epsilon_points, "points", "ε")
+            said += f"; on retention {kept}"
+        yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {said}."
+
+
+def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) -> str:
+    amount = f"{letter}\u00a0=\u00a0{quantities.amount(margin, unit)}"
+    if state is None:
+        return "not compared"
+    return {
+        "different": "it matters",
+        "slightly different": f"it matters, by less than {amount}",
+        "alike": f"its values are alike within {amount}",
+        "undecided": "cannot tell",
+    }[state]
+
+
+def _axis_name(axis: Axis) -> str:
+    return f"{FULL_LABEL}, {axis.name}" if axis.method == "full" else axis.name
+
+
+def _axis_figures(found: TrainTaskAxes) -> Iterator[Figure]:
+    """A panel is a combination of the other axes."""
+    drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
+    for axis in drawn:
+        others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
+        changes = [
+            ChangeAtRank(
+                ", ".join(f"{_WORDS[name]}{point.settings[name]}" for name in others),
+                point.option.rank,
+                point.settings[axis.name],
+                point.gain,
+                point.retention,
+            )
+            for point in found.points
+        ]
+        title, name = f" by rank and {axis.name}", file_name(axis.name)
+        yield from change_figures(
+            changes, title, axis.values, axis.name, found.confidence, name=name
+        )
+
+
+def _axis_table(found: TrainTaskAxes) -> Table:
+    def combinations(effect: AxisEffect) -> Cell:
+        same = effect.num_same_runs
+        note = f"{quantities.count(same)} of them one run" if same else ""
+        return Cell(quantities.count(effect.num_combinations), "", note)
+
+    columns: list[Column[AxisEffect]] = [
+        Column("Value", lambda effect: effect.value),
+        Column("Matched combinations", combinations, "of the other axes"),
+        Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
+        Column("Holm p", lambda row: _holm_p(row.in_domain)),
+    ]
+    if found.epsilon_points is not None:
+        retention: list[Column[AxisEffect]] = [
+            Column("Retention", lambda row: _difference(row.retention), "difference, points"),
+            Column("Holm p", lambda row: _holm_p(row.retention)),
+        ]
+        columns += retention
+    caption = (
+        f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
+        "all other settings equal. Positive is better."
+    )
+    groups = [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes]
+    return grouped_table(caption, columns, groups)
+
+
+def _difference(difference: AxisDifference | None) -> Cell:
+    return Cell("not compared") if difference is None else cells.sized(difference.mean)
+
+
+def _holm_p(difference: AxisDifference | None) -> str | None:
+    """Below this it is not known more exactly."""
+    if difference is None:
+        return None
+    value = difference.holm_p_value
+    return "< 10⁻⁹" if value < 1e-9 else quantities.p_value(value)
+
+
+def _axis_rows(found: Sequence[TrainTaskAxes]) -> Iterator[dict[str, Any]]:
+    """Every effect, then every combination with its changes from the base."""
+
+    def settings(point: AxisPoint) -> str:
+        return ", ".join(f"{_WORDS[name]}{value}" for name, value in point.settings.items())
+
+    for part in found:
+        for axis in part.axes:
+            before = {"train_task": part.train_task, "method": axis.method, "axis": axis.name}
+            for effect in axis.effects:
+                yield flat(effect, **before, against=axis.values[0])
+        for point in part.points:
+            row = flat(point, train_task=part.train_task, value=settings(point), against="base")
+            yield {name: value for name, value in row.items() if name != "settings"}
+
+
+def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
+    """Two charts and a table for each trained task."""
+    about = (
+        "Runs are scored on their way too. Which step is best is chosen on validation items, and "
+        "compared with the end on test items, paired. Intervals are "
+        f"{quantities.percent(found[0].confidence)}, one at a time: exploratory. The "
+        "recommendation is about the ends."
+    )
+
+    def show(part: TrainTaskCheckpoints) -> Shown:
+        changes = [
+            ChangeAtRank("", point.option.rank, _share(point), point.gain, point.retention)
+            for point in part.points
+        ]
+        shares = sorted({change.series for change in changes}, key=lambda text: float(text[:-2]))
+        figures = change_figures(
+            changes,
+            " by rank and share of the steps",
+            shares,
+            "steps",
+            part.confidence,
+            more="The last share is the end of the training.",
+        )
+        said = [choice.statement for choice in part.choices]
+        return Shown(said, figures, [("", _checkpoint_table(part))])
+
+    rows = (flat(point, train_task=part.train_task) for part in found for point in part.points)
+    files = {"checkpoints.csv": cells.csv_text(rows)}
+    return section("checkpoints", "On the way: checkpoints", about, found, show, files)
+
+
+def _share(point: CheckpointPoint) -> str:
+    """As a value beside rank: the share of the steps, the same for every option."""
+    return quantities.percent(round(point.step / point.num_steps, 3))
+
+
+def _checkpoint_table(found: TrainTaskCheckpoints) -> Table:
+    chosen = {(choice.option.label, choice.step) for choice in found.choices}
+
+    def is_chosen(row: CheckpointPoint) -> str:
+        return "yes" if (row.option.label, row.step) in chosen else ""
+
+    columns: list[Column[CheckpointPoint]] = [
+        Column("Step", lambda row: f"{quantities.count(row.step)} of {row.num_steps}"),
+        Column("Gain", lambda row: cells.mean(row.gain), "test items"),
+        Column("Retention", lambda row: cells.mean(row.retention), "test items"),
+        Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
+        Column("Chosen", is_chosen, is_text=True),
+    ]
+    groups: dict[str, list[CheckpointPoint]] = {}
+    for point in found.points:
+        groups.setdefault(point.option.label, []).append(point)
+    caption = (
+        f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
+        "gain less twice the retention loss beyond ε, on validation items."
+    )
+    return grouped_table(caption, columns, [(label, "", rows) for label, rows in groups.items()])
+
+
+_GROUPS: dict[Series, str] = {
+    "trained": "Trained at the rank",
+    "truncated": "Truncated to the rank",
+    "refined": "Truncated, then refined",
+}
+
+
+def truncation_section(found: Sequence[TrainTaskTruncation]) -> ReportSection:
+    """One run at every rank: a chart of the gain, one of retention, and a table."""
+    about = (
+        "The adapter of the largest rank, truncated to smaller ranks by its singular values, under "
+        "the same scaling. This is an estimate after one run: training at a rank finds another "
+        "adapter than truncation does, so the trained one is shown where there is one. The "
+        "recommendation does not rest on this. Intervals are "
+        f"{quantities.percent(found[0].confidence)}, one at a time: exploratory."
+    )
+    rows = (
+        flat(point, train_task=part.train_task, source=curve.source.label, seeds=curve.num_seeds)
+        for part in found
+        for curve in part.curves
+        for point in curve.points
+    )
+
+    def show(part: TrainTaskTruncation) -> Shown:
+        said = [statement for curve in part.curves for statement in curve.statements]
+        several = len(part.curves) > 1
+        changes = [
+            ChangeAtRank(
+                curve.source.label if several else "",
+                point.rank,
+                point.series,
+                point.gain,
+                point.retention,
+            )
+            for curve in part.curves
+            for point in curve.points
+        ]
+        title = ": trained at a rank, or truncated to it"
+        figures = change_figures(changes, title, SERIES, "adapter", part.confidence)
+        tables = [("", _truncation_table(part))] if part.curves else []
+        return Shown([*said, *cells.left_out(part.left_out)], figures, tables)
+
+    files = {"truncation.csv": cells.csv_text(rows)}
+    return section("truncation", "One run, every rank", about, found, show, files)
+
+
+def _truncation_table(found: TrainTaskTruncation) -> Table:
+    whole, points = "of the largest rank's", "difference, points"
+    columns: list[Column[CurvePoint]] = [
+        Column("Rank", lambda row: str(row.rank)),
+        Column("Steps", lambda row: row.num_steps, "of each seed"),
+        Column("Energy kept", lambda row: cells.percentage(row.energy), "of the update"),
+        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
+        Column("Share of the gain", lambda row: cells.share(row.share_of_gain), whole),
+        Column(
+            "Against trained",
+            lambda row: cells.mean(row.gain_less_trained),
+            f"difference, {found.unit}",
+            is_optional=True,
+        ),
+        Column(
+            "Retention",
+            lambda row: cells.sized(row.retention),
+            "change, points",
+            is_optional=True,
+        ),
+        Column(
+            "Against trained",
+            lambda row: cells.mean(row.retention_less_trained),
+            points,
+            is_optional=True,
+        ),
+        Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
+    ]
+    caption = (
+        f"{cells.changes_caption(found.train_task, found.confidence)} Energy is the squared "
+        "Frobenius norm."
+    )
+    several = len(found.curves) > 1
+    groups = [
+        (_GROUPS[series], curve.source.label if several else "", curve.series(series))
+        for curve in found.curves
+        for series in SERIES
+    ]
+    return grouped_table(caption, columns, groups)

@@ -1,0 +1,118 @@
+"""The answer at a glance: what to use, what it costs, what else would do, and other margins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rankwise.findings.card import Alternative, Told, VerdictCard
+from rankwise.records import quantities
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.study import Interval
+from rankwise.report import cells
+from rankwise.report.facts import Facts
+from rankwise.report.parts import Column, ReportSection, Sliders, Table, TitledTable, table
+
+
+def card_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection:
+    """The settings of the choice, tables of alternatives and advice, and sliders."""
+    remarks: list[str] = []
+    if not card.is_settled:
+        said = "do not fine-tune" if card.choice is None else card.choice
+        odds = "" if card.probability is None else f", right with {_odds(card.probability)}"
+        remarks.append(f"Not settled. The best bet: {said}{odds}.")
+    return ReportSection(
+        "glance", "At a glance", remarks, tables=list(_tables(card, recommendation))
+    )
+
+
+def _odds(probability: float) -> str:
+    return f"a probability of {quantities.odds(probability)}"
+
+
+def _tables(card: VerdictCard, recommendation: Recommendation) -> Iterator[TitledTable]:
+    if card.choice is not None:
+        yield TitledTable("", _facts(card))
+    if card.alternatives:
+        yield TitledTable("Instead of it", _alternatives(card, recommendation))
+    if card.told:
+        columns: list[Column[Told]] = [
+            Column("You may have been told", lambda row: row.advice),
+            Column("Here", lambda row: row.here, is_text=True),
+        ]
+        caption = f"{cells.intervals(recommendation.confidence)}, paired over the same items."
+        yield TitledTable("What others say", table(quantities.capital(caption), columns, card.told))
+    if recommendation.verdicts:
+        yield TitledTable(
+            "If other margins matter to you", _conditions(recommendation), sliders(recommendation)
+        )
+
+
+def _facts(card: VerdictCard) -> Facts:
+    facts = dict(card.settings)
+    if card.gain is not None:
+        facts["Gains in-domain"] = cells.in_words(card.gain)
+    if card.retention is not None:
+        facts["Retention tasks change by"] = cells.in_words(card.retention)
+    if card.num_parameters is not None and card.trainable_share is not None:
+        parameters = quantities.parameters(card.num_parameters)
+        facts["Trained weights"] = f"{parameters}, {quantities.share(card.trainable_share)} of full"
+    if card.train_seconds is not None:
+        facts["Training"] = f"{quantities.seconds(card.train_seconds)}{_of_full(card)}"
+    tied = [each.label for each in card.alternatives if each.is_tied]
+    if tied:
+        facts["Not told apart from it in-domain"] = quantities.listed(tied)
+    return facts
+
+
+def _of_full(card: VerdictCard) -> str:
+    full = [each.time_ratio for each in card.alternatives if each.rank is None and each.time_ratio]
+    return f"; full fine-tuning took {full[0]:.2g} times that" if full else ""
+
+
+def _alternatives(card: VerdictCard, recommendation: Recommendation) -> Table:
+    def times(value: float | None) -> str | None:
+        return None if value is None else f"{value:.2g} ×"
+
+    columns: list[Column[Alternative]] = [
+        Column("Option", lambda row: row.label),
+        Column("Gain", lambda row: cells.mean(row.gain), recommendation.unit),
+        Column(
+            "Retention",
+            lambda row: cells.mean(row.retention),
+            "points",
+            is_optional=True,
+        ),
+        Column("Trained weights", lambda row: times(row.weights_ratio), "of the choice's"),
+        Column("Training time", lambda row: times(row.time_ratio), "of the choice's"),
+    ]
+    caption = (
+        f"Every other option less {card.choice}, paired over the same items, "
+        f"{cells.intervals(recommendation.confidence)}, each for one number by itself. Positive is "
+        "better than the choice."
+    )
+    return table(caption, columns, card.alternatives)
+
+
+def _conditions(recommendation: Recommendation) -> str:
+    kept = "" if recommendation.epsilon_points is None else " and loses less than ε on retention"
+    return (
+        f"An option qualifies where it is shown that it gains something{kept}, and that no rival "
+        "gains δ more. The first that qualifies is recommended, smallest first."
+    )
+
+
+def sliders(recommendation: Recommendation) -> Sliders:
+    """What the rule needs to judge again: bounds of every option, at the level that decides."""
+
+    def ends(bounds: Iterable[Interval]) -> list[list[float]]:
+        return [[bound.lower, bound.upper] for bound in bounds]
+
+    verdicts = recommendation.verdicts
+    losses = [each.retention_loss for each in verdicts if each.retention_loss is not None]
+    rule = {
+        "labels": [each.label for each in verdicts],
+        "gain": ends(each.gain for each in verdicts),
+        "loss": ends(losses) if losses else None,
+        "lead": [ends(each.leads) for each in verdicts],
+    }
+    return Sliders(rule, recommendation.unit, recommendation.delta, recommendation.epsilon_points)

@@ -1,0 +1,491 @@
+"""The tables of a trained task, and its numbers as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rankwise.findings.models import task_score
+from rankwise.findings.statements import growth
+from rankwise.records import quantities
+from rankwise.records.judgement import BestBet, EpsilonOdds, OptionOdds, Prospect
+from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdict, Recommendation
+from rankwise.records.results import ModelResults, TrainTaskResults
+from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation, Unit
+from rankwise.report import cells
+from rankwise.report.parts import Cell, Column, Table, flat, grouped_table, table
+from rankwise.report.summaries import RELATION_NAMES, Summaries
+
+_STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
+
+
+def decision_table(recommendation: Recommendation) -> Table | None:
+    """What each rank was judged on; None where no rank was."""
+    if not recommendation.verdicts:
+        return None
+    unit, epsilon = recommendation.unit, recommendation.epsilon_points
+    is_alone = len(recommendation.verdicts) == 1
+    limit = f"loss below ε = {quantities.score(epsilon or 0.0, 'points')}"
+
+    def rank(verdict: RankVerdict) -> Cell:
+        return Cell(verdict.label, "", f"alpha {quantities.number(verdict.alpha)}")
+
+    def loss(verdict: RankVerdict) -> Cell:
+        return cells.interval(verdict.retention_loss, "points")
+
+    def keeps(verdict: RankVerdict) -> str | None:
+        return None if verdict.keeps_enough is None else _STATES[verdict.keeps_enough]
+
+    def behind(verdict: RankVerdict) -> Cell:
+        return Cell("no other rank") if is_alone else cells.interval(verdict.shortfall, unit)
+
+    columns: list[Column[RankVerdict]] = [
+        Column("Rank", rank),
+        Column("Gain", lambda verdict: cells.interval(verdict.gain, unit), unit),
+        Column(
+            "Better than base?",
+            lambda verdict: _STATES[verdict.better_than_base],
+            "gain above 0",
+            is_text=True,
+        ),
+        Column("Retention loss", loss, "points", is_optional=True),
+        Column("Keeps enough?", keeps, limit, is_text=True, is_optional=True),
+        Column("Behind the best other rank", behind, unit),
+        Column(
+            "Near the best?",
+            lambda verdict: _STATES[verdict.near_the_best],
+            f"behind by less than δ = {quantities.score(recommendation.delta, unit)}",
+            is_text=True,
+        ),
+        Column("Qualifies?", lambda verdict: "yes" if verdict.qualifies else "no", is_text=True),
+    ]
+    return table(_decision_caption(recommendation), columns, recommendation.verdicts)
+
+
+def odds_table(recommendation: Recommendation) -> Table | None:
+    """The best bet: how probable it is that each option is right; None where none is judged."""
+    bet = recommendation.best_bet
+    if bet is None:
+        return None
+    unit, epsilon = recommendation.unit, recommendation.epsilon_points
+    near = quantities.amount(bet.tolerance, unit)
+    limit = quantities.amount(epsilon or 0.0, "points")
+    columns: list[Column[OptionOdds]] = [
+        Column("Option", lambda option: _bet_on(option, bet)),
+        Column("Better than base", lambda option: quantities.odds(option.better_than_base)),
+        Column(
+            "Keeps enough",
+            lambda option: None if epsilon is None else quantities.odds(option.keeps_enough),
+            f"loses at most {limit}",
+            is_optional=True,
+        ),
+        Column(
+            "Near the best",
+            lambda option: quantities.odds(option.near_the_best),
+            f"within {near}",
+        ),
+        Column("All of it", lambda option: quantities.odds(option.right)),
+        Column(
+            "Expected regret", lambda option: quantities.score(option.expected_regret, unit), unit
+        ),
+    ]
+    caption = (
+        "Probabilities that each option is so with any seed, from the scores and a prior that "
+        "knows how much ranks differ elsewhere (docs/METHODS.md). Near the best is meant among the "
+        "options that keep enough. Expected regret is how much less an option is worth than the "
+        f"best choice on average, where a point of loss beyond ε costs {bet.price:g} points of "
+        f"gain; not fine-tuning has {quantities.amount(bet.regret_of_base, unit)}."
+    )
+    return table(caption, columns, bet.options)
+
+
+def _bet_on(option: OptionOdds, bet: BestBet) -> Cell:
+    return Cell(option.label, "", "best bet" if option.label == bet.choice else "")
+
+
+def epsilon_table(recommendation: Recommendation) -> Table | None:
+    """The odds for other acceptable losses; None without retention tasks."""
+    bet = recommendation.best_bet
+    if bet is None or not bet.by_epsilon:
+        return None
+
+    def name(row: EpsilonOdds) -> Cell:
+        own = row.epsilon_points == recommendation.epsilon_points
+        return Cell(quantities.number(row.epsilon_points), "", "this study" if own else "")
+
+    def odds_of(place: int, label: str) -> Column[EpsilonOdds]:
+        return Column(label, lambda row: quantities.odds(row.right[place]))
+
+    columns: list[Column[EpsilonOdds]] = [Column("ε", name, "points")]
+    columns += [odds_of(place, option.label) for place, option in enumerate(bet.options)]
+    columns.append(
+        Column("Least regret", lambda row: row.choice or "do not fine-tune", is_text=True)
+    )
+    caption = (
+        "The probability that each option is right, and the one with the least expected regret, "
+        "for every retention loss that may be acceptable to you."
+    )
+    return table(caption, columns, bet.by_epsilon)
+
+
+def prospect_table(recommendation: Recommendation) -> Table | None:
+    """What more items or seeds would do; None where the study is decided."""
+    if not recommendation.prospects:
+        return None
+
+    def name(prospect: Prospect) -> Cell:
+        return Cell(growth(prospect))
+
+    columns: list[Column[Prospect]] = [
+        Column("Added", name),
+        Column("Would settle it", lambda prospect: quantities.odds(prospect.probability)),
+        Column(
+            "Is worth, about",
+            lambda prospect: quantities.score(prospect.value, recommendation.unit),
+            recommendation.unit,
+        ),
+    ]
+    caption = (
+        "The probability that the rule would recommend a rank, or reject every one, and by how "
+        "much the expected regret of the best bet would fall."
+    )
+    return table(caption, columns, recommendation.prospects)
+
+
+def _decision_caption(recommendation: Recommendation) -> str:
+    seeds = (
+        "Conditional on the one seed"
+        if recommendation.num_seeds == 1
+        else f"Averaged over {recommendation.num_seeds} seeds"
+    )
+    return (
+        f"{seeds}. By these bounds a wrong rank is recommended in at most "
+        f"{quantities.percent(recommendation.looks[-1].alpha)} of studies, so they are wider than "
+        "the intervals of single differences. The smallest rank that qualifies is recommended."
+    )
+
+
+class _Measured(NamedTuple):
+    """A task in its relation, the base's evaluation, and the most items that were cut."""
+
+    relation: Relation
+    evaluation: TaskEvaluation
+    metric: Cell
+    num_cut: int
+
+
+def measured_table(results: TrainTaskResults) -> Table:
+    """Every task: how many items, by which metric, asked in which way."""
+    rows = [
+        _measured(results, relation, task)
+        for relation, tasks in results.tasks.items()
+        for task in tasks
+        if task in results.base.evaluations
+    ]
+
+    def chance(row: _Measured) -> str | None:
+        share = row.evaluation.chance
+        return None if share is None else quantities.score(100 * share, "points")
+
+    columns: list[Column[_Measured]] = [
+        Column("Task", lambda row: row.evaluation.task),
+        Column("Relation", lambda row: RELATION_NAMES[row.relation], is_text=True),
+        Column("Items", lambda row: cells.items(row.evaluation.num_examples, row.evaluation.limit)),
+        Column("Metric", lambda row: row.metric, is_text=True),
+        Column("Chance", chance),
+        Column("Kind", lambda row: row.evaluation.output_type.replace("_", " "), is_text=True),
+        Column("Version", lambda row: row.evaluation.task_version, is_text=True),
+        Column("Few-shot", lambda row: str(row.evaluation.num_fewshot), "examples"),
+        Column(
+            "Chat template",
+            lambda row: "yes" if row.evaluation.chat_template else "no",
+            is_text=True,
+        ),
+        Column("Cut", lambda row: row.num_cut, "items"),
+    ]
+    caption = (
+        "What every model was scored on. Chance is what guessing would score on average, in "
+        "points. Cut are items that were too long for the model and lost their beginning."
+    )
+    return table(caption, columns, rows)
+
+
+def _measured(results: TrainTaskResults, relation: Relation, task: str) -> _Measured:
+    evaluation = results.base.evaluations[task]
+    name = cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
+    num_cut = max(
+        model.evaluations[task].num_truncated
+        for model in (results.base, *results.runs)
+        if task in model.evaluations
+    )
+    metric = Cell(name, "", cells.unit_name(results.base.items[task].unit))
+    return _Measured(relation, evaluation, metric, num_cut)
+
+
+_Metric = tuple[TaskEvaluation, MetricScore]
+
+
+def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table | None:
+    """Every metric of the tasks that have more than one; None if there is none."""
+    rows: list[_Metric] = [
+        (evaluation, score)
+        for evaluation in results.base.evaluations.values()
+        if evaluation.task not in results.study.validation_tasks(results.train_task)
+        for score in evaluation.metrics
+        if len(evaluation.metrics) > 1
+    ]
+    if not rows:
+        return None
+    models = {model.name: model for model in (results.base, *results.runs)}
+
+    def name(row: _Metric) -> Cell:
+        evaluation, score = row
+        decides = " (decides)" if score == evaluation.decision else ""
+        better = "higher is better" if score.higher_is_better else "lower is better"
+        metric = cells.metric_name(score.metric, score.filter)
+        return Cell(evaluation.task, "", f"{metric}{decides}, {better}")
+
+    columns: list[Column[_Metric]] = [
+        Column("Metric", name),
+        Column("n", lambda row: row[1].num_examples),
+    ]
+    for summary in summaries:
+        model = models[summary.name]
+        if model.evaluations:
+            columns.append(Column(summary.label, lambda row, of=model: _metric_cell(of, row)))
+    caption = (
+        "Every metric of the tasks that have several, as the harness gives it, ± standard error."
+    )
+    return table(caption, columns, rows)
+
+
+def _metric_cell(model: ModelResults, row: _Metric) -> Cell | None:
+    """The same metric of another model."""
+    evaluation = model.evaluations.get(row[0].task)
+    for score in () if evaluation is None else evaluation.metrics:
+        if (score.metric, score.filter) == (row[1].metric, row[1].filter):
+            error = "" if score.stderr is None else f"± {score.stderr:.3f}"
+            return Cell(f"{score.value:.3f}", "", error)
+    return None
+
+
+def relation_table(
+    results: TrainTaskResults,
+    recommendation: Recommendation,
+    summaries: Summaries,
+    relation: Relation,
+) -> Table | None:
+    """Every run on every task of one relation; None where there is no comparison."""
+    labels = {summary.name: summary.label for summary in summaries}
+    order = list(labels)
+    rows = [row for row in recommendation.comparisons if row.relation == relation]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: order.index(row.run))
+    is_prose = relation == "held_out_text"
+    has_counts = any(row.num_learned is not None for row in rows)
+    has_holm = any(row.holm_p_value is not None for row in rows)
+
+    def change(row: Comparison) -> Cell:
+        return cells.interval(row.interval.negated() if is_prose else row.interval, row.unit)
+
+    def chosen(row: Comparison) -> str | None:
+        return _options(results, row.run, row.task) or None
+
+    def holm_p(row: Comparison) -> str | None:
+        exploratory = "exploratory" if has_holm else None
+        value = row.holm_p_value
+        return exploratory if value is None else quantities.p_value(value)
+
+    columns: list[Column[Comparison]] = [
+        Column("Run", lambda row: labels[row.run]),
+        Column(
+            "Loss" if is_prose else "Score",
+            lambda row: _from_to(row.base_score, row.adapted_score, row.unit),
+            "base → adapted",
+        ),
+        Column("Forgetting", change, "rise of the loss")
+        if is_prose
+        else Column("Difference", change),
+        Column("Learned", lambda row: row.num_learned, "items", is_optional=True),
+        Column("Forgotten", lambda row: row.num_forgotten, "items", is_optional=True),
+        Column("Kept", _kept, "right / wrong", is_optional=True),
+        Column("McNemar p", _mcnemar_p, "exact", is_optional=True),
+        Column("Holm p", holm_p, "confirmatory", is_optional=True),
+        Column("Retention ratio", _ratio, "above chance", is_optional=True),
+        Column("Options chosen", chosen, "% of items", is_optional=True),
+    ]
+    confirmatory = (
+        "Each rank against the base in-domain is the confirmatory family, whose p values are "
+        "corrected by Holm's method; everything else is exploratory."
+    )
+    uncorrected = "Exploratory: p values are not corrected." if has_counts else "Exploratory."
+    caption = (
+        "Every run against the base, paired over the same items, "
+        f"{cells.intervals(recommendation.confidence)}. "
+        f"{confirmatory if has_holm else uncorrected}"
+    )
+    if any(row.retention_ratio is not None for row in rows):
+        caption += (
+            " The retention ratio, (adapted − chance) / (base − chance), is shown and decides "
+            "nothing."
+        )
+    groups = [
+        (task, _task_detail(results, recommendation, task), own)
+        for task in results.tasks[relation]
+        if (own := [row for row in rows if row.task == task])
+    ]
+    return grouped_table(caption, columns, groups)
+
+
+def format_table(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> Table | None:
+    """Tasks in the format of the training, compared with their standard format; None without."""
+    effects = recommendation.format_effects
+    if not effects:
+        return None
+    labels = {summary.name: summary.label for summary in summaries}
+
+    def standard(effect: FormatEffect) -> str:
+        unit = results.base.items[effect.task].unit
+        return quantities.change(effect.standard_difference, unit)
+
+    columns: list[Column[FormatEffect]] = [
+        Column("Run", lambda effect: labels[effect.run]),
+        Column("Standard format", standard, "difference"),
+        Column(
+            "Trained format",
+            lambda effect: _from_to(effect.base_score, effect.adapted_score, effect.unit),
+            "base → adapted",
+        ),
+        Column(
+            "Trained format",
+            lambda effect: cells.interval(effect.interval, effect.unit),
+            "difference",
+        ),
+        Column(
+            "By format",
+            lambda effect: cells.interval(effect.by_format, effect.unit),
+            "standard − trained",
+        ),
+        Column(
+            "Options chosen",
+            lambda effect: _options(results, effect.run, effect.scored_as) or None,
+            "trained format, % of items",
+        ),
+    ]
+    ordered = sorted(effects, key=lambda effect: list(labels).index(effect.run))
+    groups = [
+        (
+            task,
+            f"also as {name}, {_task_detail(results, recommendation, name)}",
+            [effect for effect in ordered if effect.task == task],
+        )
+        for task, name in results.trained_formats.items()
+    ]
+    caption = (
+        "Tasks whose standard format is not that of the training, scored in both. The standard "
+        "format decides. Paired over the same items, "
+        f"{quantities.percent(recommendation.confidence)} intervals, exploratory."
+    )
+    return grouped_table(caption, columns, groups)
+
+
+def _from_to(base: float, adapted: float, unit: Unit) -> str:
+    return f"{quantities.score(base, unit)} → {quantities.score(adapted, unit)}"
+
+
+def _kept(row: Comparison) -> str | None:
+    if row.num_kept_right is None:
+        return None
+    return f"{quantities.count(row.num_kept_right)} / {quantities.count(row.num_kept_wrong or 0)}"
+
+
+def _mcnemar_p(row: Comparison) -> str:
+    return quantities.p_value(row.mcnemar_p_value)
+
+
+def _ratio(row: Comparison) -> Cell | None:
+    ratio = row.retention_ratio
+    if ratio is None:
+        return None
+    if ratio.estimate is None or ratio.lower is None or ratio.upper is None:
+        return Cell(quantities.NOT_MEASURED, "", ratio.reason or "")
+    return Cell(
+        quantities.ratio(ratio.estimate),
+        f"{quantities.ratio(ratio.lower)} to {quantities.ratio(ratio.upper)}",
+    )
+
+
+def _task_detail(results: TrainTaskResults, recommendation: Recommendation, task: str) -> str:
+    """Such as: n = 300, acc, chance 25.0, base 50.0 (44.4 to 55.6)."""
+    evaluation, items = results.base.evaluations[task], results.base.items[task]
+    score = task_score(evaluation, items, recommendation.confidence)
+    metric = cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
+    parts = [quantities.sample_size(score), f"{metric} in {cells.unit_name(items.unit)}"]
+    if evaluation.chance is not None:
+        parts.append(f"chance {quantities.score(100 * evaluation.chance, 'points')}")
+    parts.append(f"base {cells.mean(score, signed=False)}")
+    options = _options(results, results.base.name, task)
+    if options:
+        parts.append(f"base's options {options} %")
+    return ", ".join(parts)
+
+
+def _options(results: TrainTaskResults, model: str, task: str) -> str:
+    """The share of each option chosen: 25/24/26/25."""
+    for scored in (results.base, *results.runs):
+        if scored.name == model and task in scored.evaluations:
+            shares = scored.evaluations[task].predicted_shares
+            return "/".join(f"{100 * value:.0f}" for value in shares or ())
+    return ""
+
+
+_PLAN = ("method", "rank", "alpha", "scaling", "learning_rate", "seed", "target_modules",
+         "num_trainable_parameters", "trainable_share")  # fmt: skip
+_RUN = ("num_steps", "num_tokens", "train_seconds", "peak_memory_bytes")
+_SUMMARY = ("in_domain", "gain", "out_of_domain", "out_of_domain_change", "retention",
+            "retention_change", "held_out_loss", "forgetting")  # fmt: skip
+_EVALUATION = ("task", "task_version", "num_fewshot", "chat_template", "chance")
+
+
+def csv_tables(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> dict[str, str]:
+    """The text of every table by file name.
+
+    ``runs.csv`` has one row for each model, ``differences.csv`` one for each run and task,
+    ``formats.csv`` the same for tasks that were also scored in the format of the training,
+    ``ranks.csv`` what each rank was judged on, ``scores.csv`` every metric of every model and
+    task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
+    """
+    tables = {
+        "runs.csv": _runs(summaries),
+        "differences.csv": map(flat, recommendation.comparisons),
+        "formats.csv": map(flat, recommendation.format_effects),
+        "ranks.csv": map(flat, recommendation.verdicts),
+        "scores.csv": _scores(results),
+    }
+    return {name: text for name, rows in tables.items() if (text := cells.csv_text(rows)).strip()}
+
+
+def _runs(summaries: Summaries) -> Iterator[dict[str, Any]]:
+    for summary in summaries:
+        run, worst = summary.run, summary.worst_retention
+        row: dict[str, Any] = {"run": summary.name, "status": "base" if run is None else run.status}
+        row |= {name: None if run is None else getattr(run.planned, name) for name in _PLAN}
+        row["recommended"] = summary.is_recommended
+        row |= {name: getattr(summary, name) for name in _SUMMARY}
+        row["worst_retention_task"] = None if worst is None else worst.task
+        row["worst_retention_change"] = None if worst is None else worst.difference
+        row |= {name: None if run is None else getattr(run, name) for name in _RUN}
+        yield flat(row.items())
+
+
+def _scores(results: TrainTaskResults) -> Iterator[dict[str, Any]]:
+    for model in (results.base, *results.runs):
+        for evaluation in model.evaluations.values():
+            asked = {name: getattr(evaluation, name) for name in _EVALUATION}
+            for score in evaluation.metrics:
+                yield flat(score, model=model.name, **asked, decides=score == evaluation.decision)

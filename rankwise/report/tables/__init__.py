@@ -1,1 +1,0 @@
-"""Tables, for the page and as CSV."""

@@ -1,0 +1,162 @@
+"""The verdict card: what it says of the choice, and sliders that judge as Python does."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rankwise.findings.card import VerdictCard, verdict_card
+from rankwise.findings.decision import choose
+from rankwise.findings.options import option_gains
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.stats.estimates import Spread
+from rankwise.findings.stats.simultaneous import Bounds, StudyBounds
+from rankwise.findings.study import study_findings
+from rankwise.records.config.study import RecommendationConfig
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.results import StudyResults
+from rankwise.report.page import write_report
+from rankwise.report.sections.card import card_section, sliders
+from tests.planted.results import planted_study
+from tests.support.browser import dumped, needs_browser, text_of
+
+SCRIPT = resources.files("rankwise.report").joinpath("templates/report.js")
+
+
+def card_of(results: StudyResults) -> tuple[VerdictCard, Recommendation]:
+    (source,), (part,) = option_gains(results), recommend(results).by_train_task
+    card = verdict_card(source, part)
+    assert card is not None
+    return card, part
+
+
+def test_the_card_names_the_choice_and_what_else_would_do() -> None:
+    card, part = card_of(planted_study())
+    assert (card.is_settled, card.choice, part.rank) == (True, "rank 16", 16)
+    assert card.settings["Rank"] == "16"
+    assert card.probability is None
+    assert card.gain is not None
+    assert card.gain.estimate == pytest.approx(30.0)
+    by_label = {each.label: each for each in card.alternatives}
+    assert list(by_label) == ["rank 4", "rank 64", "full fine-tuning"]
+    # planted: 70 % of 300 against 80 %, and 81 %
+    assert by_label["rank 4"].gain.estimate == pytest.approx(-10.0)
+    assert not by_label["rank 4"].is_tied
+    assert by_label["rank 64"].gain.estimate == pytest.approx(1.0)
+    assert by_label["rank 64"].is_tied
+    assert by_label["rank 64"].weights_ratio == pytest.approx(4.0)
+    kept = by_label["full fine-tuning"].retention
+    assert kept is not None
+    assert kept.estimate == pytest.approx(-10.0)
+
+
+def test_the_card_holds_what_people_are_told_against_the_study() -> None:
+    card, _ = card_of(planted_study({4: 0.70, 8: 0.75, 16: 0.80, 64: 0.81}))
+    told = {each.advice: each.here for each in card.told}
+    assert told["Unsloth's guide: rank 16 or 32"] == "that is the choice here"
+    assert told["TRL's LoRA Without Regret: rank 256"] == "not tried in this study"
+    assert told["PEFT's default: rank 8"].startswith("rank 8 gains 5.0 points less (−")
+    assert told["Many recipes: alpha = 2r"] == "the choice has it"
+
+
+def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:
+    narrow = RecommendationConfig(delta_points=0.5, epsilon_points=3.0)
+    card, part = card_of(planted_study({4: 0.70, 16: 0.72, 64: 0.73}, recommendation=narrow))
+    assert part.outcome == "cannot_tell"
+    assert part.best_bet is not None
+    assert not card.is_settled
+    assert card.choice == part.best_bet.choice
+    assert card.probability == part.best_bet.of(part.best_bet.choice or "").right
+    (remark,) = card_section(card, part).remarks
+    assert remark.startswith(f"Not settled. The best bet: {card.choice}, right with a probability")
+
+
+NO_SPREAD = Spread(*[np.zeros(1)] * 4)
+
+
+def random_bounds(rng: np.random.Generator, count: int, *, has_loss: bool) -> StudyBounds:
+    """Bounds of any order, some of them at the margins themselves."""
+
+    def of(shape: tuple[int, ...]) -> Bounds:
+        middle = np.round(rng.normal(0.0, 4.0, shape), 1)
+        reach = np.round(rng.exponential(2.0, shape), 1)
+        return Bounds(middle, middle - reach, middle + reach, NO_SPREAD)
+
+    lead = of((count, count))
+    upper = np.triu(lead.estimate, 1), np.triu(lead.lower, 1), np.triu(lead.upper, 1)
+    estimate = upper[0] - upper[0].T
+    bounds = Bounds(estimate, upper[1] - upper[2].T, upper[2] - upper[1].T, lead.spread)
+    return StudyBounds(of((count,)), of((count,)) if has_loss else None, bounds)
+
+
+def as_rule(bounds: StudyBounds) -> dict[str, Any]:
+    def ends(part: Bounds) -> Any:
+        return np.stack([part.lower, part.upper], axis=-1).tolist()
+
+    return {
+        "labels": [str(place) for place in range(len(bounds.gain.estimate))],
+        "gain": ends(bounds.gain),
+        "loss": None if bounds.loss is None else ends(bounds.loss),
+        "lead": ends(bounds.lead),
+    }
+
+
+@needs_browser
+def test_the_page_judges_as_python_does(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    settings: list[dict[str, Any]] = []
+    wanted: list[dict[str, Any]] = []
+    for number in range(300):
+        has_loss = number % 3 > 0
+        bounds = random_bounds(rng, int(rng.integers(1, 6)), has_loss=has_loss)
+        delta, epsilon = (round(float(value), 1) for value in rng.uniform(0.1, 6.0, 2))
+        choice = choose(bounds, delta, epsilon if has_loss else None)
+        settings.append({"rule": as_rule(bounds), "delta": delta, "epsilon": epsilon})
+        states = {"yes": 1, "undecided": 0, "no": -1}
+        kept = choice.keeps_enough or ("yes",) * len(choice.better_than_base)
+        wanted.append(
+            {
+                "outcome": choice.outcome,
+                "option": choice.option,
+                "better": [states[each] for each in choice.better_than_base],
+                "keeps": [states[each] for each in kept],
+                "near": [states[each] for each in choice.near_the_best],
+            }
+        )
+    assert len({each["outcome"] for each in wanted}) == 4
+    page = tmp_path / "judge.html"
+    page.write_text(
+        f"<pre id=found></pre><script>{SCRIPT.read_text(encoding='utf-8')}\n"
+        f"const settings = {json.dumps(settings)};\n"
+        "document.getElementById('found').textContent = JSON.stringify("
+        "settings.map((each) => judge(each.rule, each.delta, each.epsilon)));</script>",
+        encoding="utf-8",
+    )
+    dom, said = dumped(page)
+    assert said == ""
+    assert json.loads(text_of(dom, "found")) == wanted
+
+
+@needs_browser
+def test_the_page_begins_with_the_study_s_own_verdict(tmp_path: Path) -> None:
+    results = planted_study()
+    recommendation = recommend(results)
+    page = write_report(tmp_path, results, recommendation, study_findings(results, recommendation))
+    dom, said = dumped(page)
+    assert said == ""  # the policy lets the script run, and it says nothing
+    assert text_of(dom, "margin-answer") == "Recommended: rank 16."
+    assert '<div class="sliders" data-unit' in dom  # no longer hidden
+
+
+def test_without_retention_there_is_one_slider_and_no_loss() -> None:
+    results = planted_study(retention_tasks=())
+    _, part = card_of(results)
+    own = sliders(part)
+    assert own.epsilon is None
+    assert own.rule["loss"] is None
+    assert np.shape(own.rule["lead"]) == (3, 3, 2)
