@@ -18,6 +18,7 @@ from benchmarks.gpu.setting import (
     allocated_bytes,
     frozen_adapter,
     largest,
+    no_long_passes,
     questions,
     random_tokens,
     short_of_memory,
@@ -226,7 +227,7 @@ def out_of_memory(setup: Setup, found: Found) -> None:
     before = allocated_bytes(setup)
     plain = scores()
     needed = allocated_bytes(setup, peak=True) - before
-    with short_of_memory(setup, model, free_bytes=needed // 4, most_tokens=most // 4):
+    with short_of_memory(setup, needed // 4, no_long_passes(model, most // 4)):
         limited = scores()
     found.check("oom.score", float((limited - plain).abs().max()), 1e-3, ROUNDING)
 
