@@ -63,9 +63,9 @@ SECTIONS: dict[str, Section] = {
         (training.company, training.variants, training.resume, training.full),
     ),
     "score": Section(
-        180,
+        240,
         (scoring.log_likelihoods,),
-        (scoring.company, scoring.guard, scoring.texts, scoring.heads),
+        (scoring.flex, scoring.company, scoring.guard, scoring.texts, scoring.heads),
     ),
     "oom": Section(
         150,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -31,6 +32,7 @@ from benchmarks.gpu.setting import (
 from benchmarks.gpu.training import train
 from rankwise.engine.models.devices import device_name
 from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.tasks.questions import Continuation, GenerationSettings, Prompt
@@ -176,7 +178,13 @@ def log_likelihoods(setup: Setup, found: Found) -> None:
     items = questions(vocabulary(model), **sizes)
     adapters = {f"r{rank}": frozen_adapter(model, rank, rank, 0.03) for rank in ranks_of(setup)}
     scorer = scorer_of(model, adapters)
-    ours = median_seconds(setup.device, lambda: scorer.log_likelihoods(list(adapters), items))
+    score: Callable[[], Any] = lambda: scorer.log_likelihoods(list(adapters), items)  # noqa: E731
+    started = now(setup.device)
+    score()
+    found.timings["score_warm_up_s"] = finite(now(setup.device) - started)
+    ours = median_seconds(setup.device, score)
+    with mock.patch.object(tree_attention, "_takes_flex", return_value=False):
+        found.timings["score_ratio_products"] = finite(median_seconds(setup.device, score) / ours)
     name = "hflm" if importlib.util.find_spec("lm_eval") else "padded"
     peer = _hflm if name == "hflm" else _padded
     peers = [

@@ -27,6 +27,7 @@ from benchmarks.gpu.setting import (
 from benchmarks.gpu.training import new_trainee, train
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece, carrying
 from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.errors import UnchangedOutputsError
 from rankwise.heads.interventions import Head, without_heads
 from rankwise.heads.layouts import head_layouts
@@ -99,6 +100,18 @@ def log_likelihoods(setup: Setup, found: Found) -> None:
             1.2,
             "mean distance from float32 over transformers' own: two roundings alike, of many items",
         )
+
+
+def flex(setup: Setup, found: Found) -> None:
+    """The tree by flex attention against products, in float32, for which it is forced."""
+    items = items_of(setup)
+    for family in ("Llama", "Gemma2"):
+        scorer = scorer_of(small_model(setup, family))
+        products = nats(scorer.log_likelihoods([None], items)[0])
+        with mock.patch.object(tree_attention, "_takes_flex", return_value=True):
+            ours = nats(scorer.log_likelihoods([None], items)[0])
+        off = float((ours - products).abs().max())
+        found.check(f"score.flex.{family}", off, 1e-3, ROUNDING)
 
 
 def company(setup: Setup, found: Found) -> None:

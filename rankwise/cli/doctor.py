@@ -57,13 +57,13 @@ def _device() -> Iterator[tuple[str, str]]:
 
 
 def _flex_attention(device: torch.device) -> str:
-    needed = "for training in float32, or with softcap or sinks"
+    needed = "for training in float32, or with softcap or sinks, and for scoring"
     if importlib.util.find_spec("triton") is None:
         return f"missing, {needed} slower products are used: pip install triton"
     try:
         check_flex(device)
     except ModelError as error:
-        return f"fails, which is needed {needed}: {error}"
+        return f"fails, {needed} slower products are used: {error}"
     return f"compiles, {needed}"
 
 

@@ -503,7 +503,7 @@ def test_doctor_names_versions_devices_and_the_cache(
     ("has_triton", "error", "expected"),
     [
         (True, None, "compiles, for training in float32"),
-        (True, ModelError("no C compiler"), "fails, which is needed for training in float32"),
+        (True, ModelError("no C compiler"), "fails, for training in float32"),
         (False, None, "missing, for training in float32"),
     ],
 )
