@@ -74,7 +74,12 @@ SECTIONS: dict[str, Section] = {
     ),
     "spectra": Section(180, (), (spectra.decompositions, spectra.records, spectra.seconds)),
     "memory": Section(240, (), (training.memory, training.full_memory), 60),
-    "train_ratio": Section(300, (), (ratios.roofline, ratios.training, ratios.wide_training), 60),
+    "train_ratio": Section(
+        300,
+        (),
+        (ratios.roofline, ratios.training, ratios.wide_training, ratios.liger_training),
+        60,
+    ),
     "score_ratio": Section(240, (), (ratios.log_likelihoods, ratios.texts), 60),
     "vllm": Section(300, (), (ratios.vllm,), 60),
 }

@@ -34,6 +34,7 @@ from rankwise.engine.models.devices import device_name
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.vllm import VllmScorer
+from rankwise.engine.training import liger
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.tasks.questions import Continuation, GenerationSettings, Prompt
 from rankwise.tasks.training_rows import Example
@@ -110,6 +111,21 @@ def training(setup: Setup, found: Found) -> None:
         _note_rate(setup, found, name, model, len(chosen) * _num_tokens(rows) / mine)
         ratio = statistics.median(theirs / seconds for seconds, theirs in pairs)
         found.timings[f"train_{name}_ratio_peft"] = finite(ratio)
+
+
+def liger_training(setup: Setup, found: Found) -> None:
+    """Five adapters without Liger's kernels over the same with them, where they are installed."""
+    from benchmarks.training_peer import STEP_SIZE, random_examples
+
+    model, ranks = big_model(setup), ranks_of(setup)
+    rows = random_examples((1 if setup.is_tiny else 4) * STEP_SIZE, vocabulary(model))
+    if not setup.is_tiny and importlib.util.find_spec("liger_kernel") is None:
+        found.skip("train_ratio_liger", "liger-kernel is not installed")
+        return
+    ours = median_seconds(setup.device, lambda: train_seconds(setup, model, rows, ranks))
+    with mock.patch.object(liger, "_fits", return_value=False):
+        plain = median_seconds(setup.device, lambda: train_seconds(setup, model, rows, ranks))
+    found.timings["train_ratio_liger"] = finite(plain / ours)
 
 
 def wide_training(setup: Setup, found: Found) -> None:

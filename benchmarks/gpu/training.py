@@ -30,7 +30,7 @@ from benchmarks.gpu.setting import (
 )
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.models.trained_adapters import Adapter, adapted
-from rankwise.engine.training import optimizers
+from rankwise.engine.training import liger, optimizers
 from rankwise.engine.training.loop import train_pass
 from rankwise.engine.training.memory import AdapterSize, PassMemory, TrainingSetting
 from rankwise.engine.training.optimizers import has_8bit_adamw
@@ -139,10 +139,16 @@ def company(setup: Setup, found: Found) -> None:
 
 
 def variants(setup: Setup, found: Found) -> None:
-    """Activations computed again, and compiled layers, change nothing but rounding."""
+    """Activations computed again, compiled layers and Liger change nothing but rounding."""
     model = small_model(setup)
     rank = RANKS[setup.is_tiny][-1]
-    plain = train(model, [new_trainee(model, rank)]).losses
+    with mock.patch.object(liger, "_fits", return_value=False):
+        plain = train(model, [new_trainee(model, rank)]).losses
+    by_liger = train(model, [new_trainee(model, rank)])
+    if by_liger.results[f"r{rank}"].kernels is None:
+        found.skip("train.liger", "liger-kernel is not installed, or this is a CPU")
+    else:
+        found.check("train.liger", apart(by_liger.losses, plain), 1e-4, ROUNDING)
     again = train(model, [new_trainee(model, rank)], gradient_checkpointing=True).losses
     found.check("train.checkpointing", apart(again, plain), 1e-4, ROUNDING)
     if setup.is_tiny:

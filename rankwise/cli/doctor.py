@@ -21,6 +21,7 @@ from rankwise.records.provenance import PACKAGES, package_version
 OPTIONAL_PARTS = {
     "bitsandbytes": ("train.base_precision 8bit and 4bit", "pip install 'rankwise[quantization]'"),
     "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
+    "liger_kernel": ("faster training of adapters on CUDA", "pip install 'rankwise[liger]'"),
     "vllm": ("texts by evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
     "pip": ("fetching the embedded model", "python -m ensurepip"),
 }
