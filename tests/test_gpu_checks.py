@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as benchmark
-from benchmarks.gpu import kernels, scoring, spectra
+from benchmarks.gpu import kernels, ratios, scoring, spectra, training
 from benchmarks.gpu.__main__ import SECTIONS, Section, failed, in_a_process, run_section
 from benchmarks.gpu.setting import CPU, Found, Setup
 from rankwise.engine.models.frozen_adapters import FrozenBank
@@ -149,6 +150,45 @@ def test_an_error_of_memory_that_is_not_survived_is_found(monkeypatch: pytest.Mo
     found = run_section("oom", TOY)
     assert failed(found.checks) == ["oom.training.out_of_memory"]
     assert found.checks["oom.score"]["ok"]
+
+
+def test_an_optimizer_that_goes_on_without_memory_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "no_memory_for", lambda _: contextlib.nullcontext())
+    found = Found()
+    training.out_of_optimizer_memory(TOY, found)
+    assert failed(found.checks) == [
+        "oom.optimizer.moments.refused",
+        "oom.optimizer.step.refused",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("allocated", "reserved", "bad"),
+    [(8.0, 8.8, []), (11.2, 11.2, ["full"]), (10.0, 12.0, ["full.reserved"])],
+)
+def test_memory_of_more_than_the_plan_is_found(
+    allocated: float, reserved: float, bad: list[str]
+) -> None:
+    found = Found()
+    held = {"allocated": int(allocated * 1e9), "reserved": int(reserved * 1e9)}
+    card = Setup(torch.device("cuda", 0))
+    training.compare(card, found, "full", int(10e9), held, may_take_less=True)
+    assert failed(found.checks) == bad
+    exact = Found()
+    training.compare(card, exact, "lora", int(10e9), held)
+    assert ("lora" in failed(exact.checks)) == (abs(allocated - 10) > 1)
+
+
+@pytest.mark.parametrize(
+    ("card", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("AMD EPYC", None)],
+)
+def test_the_share_of_a_cards_peak(card: str, peak: float | None) -> None:
+    # 4 FLOP for each of 8 billion weights and 10,000 tokens in a second
+    share = ratios.mfu(10_000.0, 8_000_000_000, card)
+    assert share == (None if peak is None else pytest.approx(3.2e14 / peak, rel=1e-3))
 
 
 def test_a_guard_that_lets_everything_pass_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,14 +63,23 @@ SECTIONS: dict[str, Section] = {
         (training.company, training.variants, training.resume, training.full),
     ),
     "score": Section(
-        180,
+        240,
         (scoring.log_likelihoods,),
-        (scoring.company, scoring.guard, scoring.texts, scoring.heads),
+        (scoring.flex, scoring.company, scoring.guard, scoring.texts, scoring.heads),
     ),
-    "oom": Section(120, (training.out_of_memory,), (scoring.out_of_memory, scoring.host_reads)),
+    "oom": Section(
+        150,
+        (training.out_of_memory,),
+        (training.out_of_optimizer_memory, scoring.out_of_memory, scoring.host_reads),
+    ),
     "spectra": Section(180, (), (spectra.decompositions, spectra.records, spectra.seconds)),
-    "memory": Section(120, (), (training.memory,), 60),
-    "train_ratio": Section(240, (), (ratios.roofline, ratios.training), 60),
+    "memory": Section(240, (), (training.memory, training.full_memory), 60),
+    "train_ratio": Section(
+        300,
+        (),
+        (ratios.roofline, ratios.training, ratios.wide_training, ratios.liger_training),
+        60,
+    ),
     "score_ratio": Section(240, (), (ratios.log_likelihoods, ratios.texts), 60),
     "vllm": Section(300, (), (ratios.vllm,), 60),
 }

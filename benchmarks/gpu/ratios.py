@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.gpu.scoring import scorer_of
 from benchmarks.gpu.setting import (
+    ALL_LINEAR,
+    TARGETS,
     Found,
     Setup,
     big_model,
@@ -23,15 +26,36 @@ from benchmarks.gpu.setting import (
     now,
     questions,
     random_tokens,
+    shapes_of,
+    vocabulary,
 )
 from benchmarks.gpu.training import train
+from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.vllm import VllmScorer
+from rankwise.engine.training import liger
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.tasks.questions import Continuation, GenerationSettings, Prompt
+from rankwise.tasks.training_rows import Example
 from tests.support.tiny_tasks import tiny_tokenizer
 
 PEER_BATCHES = (8, 32, 64)
 NEW_TOKENS = 48
+# Tokens of a micro-batch: what the planner likes best, and about what it leaves to 25 adapters on a
+# card of 80 GB.
+MICRO_BATCH, WIDE_MICRO_BATCH = 8192, 6144
+# Dense bfloat16 by NVIDIA's data sheets, for the cards that the 8B model fits on; the first that
+# is in the card's name counts.
+PEAK_TFLOPS = {
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200 NVL": 835.0,
+    "H200": 989.0,
+    "A100": 312.0,
+    "B200": 2250.0,
+}
 
 
 def ranks_of(setup: Setup) -> tuple[int, ...]:
@@ -39,9 +63,14 @@ def ranks_of(setup: Setup) -> tuple[int, ...]:
     return (2, 4) if setup.is_tiny else (8, 16, 32, 64, 128)
 
 
-def vocabulary(model: Any) -> int:
-    """Its size."""
-    return len(model.get_input_embeddings().weight)
+def mfu(tokens_per_second: float, num_parameters: int, card: str) -> float | None:
+    """The share of a card's peak that LoRA training uses; None: its peak is not known.
+
+    A token takes 4 FLOP for each weight of the base, as in ``rankwise.study.needs.assumed_rate``.
+    """
+    peaks = (peak for name, peak in PEAK_TFLOPS.items() if name in card)
+    peak = next(peaks, None)
+    return peak and finite(4 * num_parameters * tokens_per_second / (peak * 1e12))
 
 
 def copy_rate(setup: Setup) -> float:
@@ -63,45 +92,97 @@ def roofline(setup: Setup, found: Found) -> None:
 
 def training(setup: Setup, found: Found) -> None:
     """Five adapters and one, against peft with transformers' Trainer; in turn, on one base."""
-    from benchmarks.training_peer import (
-        STEP_SIZE,
-        TRAIN,
-        new_adapter,
-        planned,
-        random_examples,
-        train_peer,
-    )
+    from benchmarks.training_peer import STEP_SIZE, random_examples, train_peer
 
-    model, steps = big_model(setup), 2 if setup.is_tiny else 8
-    dtype, ranks = next(model.parameters()).dtype, ranks_of(setup)
+    model, steps, ranks = big_model(setup), 2 if setup.is_tiny else 8, ranks_of(setup)
     rows = random_examples(steps * STEP_SIZE, vocabulary(model))
-    num_tokens = sum(len(row.tokens) for row in rows)
-
-    def ours(ranks: Sequence[int]) -> float:
-        trainees = [
-            AdapterTrainee(
-                planned(rank, len(rows)), rows, TRAIN, new_adapter(model, rank, setup.device, dtype)
-            )
-            for rank in ranks
-        ]
-        started = now(setup.device)
-        train(model, trainees, max_tokens=8192)
-        return now(setup.device) - started
 
     def peer(ranks: Sequence[int], batch_size: int) -> float:
         return sum(train_peer(model, rank, rows, 0, batch_size)[0] for rank in ranks)
 
-    ours(ranks[:1])  # kernels are compiled for their first shapes
+    train_seconds(setup, model, rows, ranks[:1])  # kernels are compiled for their first shapes
     train_peer(model, ranks[0], rows[:STEP_SIZE], 0, 2)
     for name, chosen in (("five_adapters", ranks), ("one_adapter", ranks[:1])):
         pairs: list[tuple[float, float]] = []
         for _ in range(1 if setup.is_tiny else 3):
-            seconds = ours(chosen)
+            seconds = train_seconds(setup, model, rows, chosen)
             pairs.append((seconds, min(peer(chosen, size) for size in (2, 1))))
         mine = statistics.median(seconds for seconds, _ in pairs)
-        found.timings[f"train_{name}_tokens_per_s"] = finite(len(chosen) * num_tokens / mine)
+        _note_rate(setup, found, name, model, len(chosen) * _num_tokens(rows) / mine)
         ratio = statistics.median(theirs / seconds for seconds, theirs in pairs)
         found.timings[f"train_{name}_ratio_peft"] = finite(ratio)
+
+
+def liger_training(setup: Setup, found: Found) -> None:
+    """Five adapters without Liger's kernels over the same with them, where they are installed."""
+    from benchmarks.training_peer import STEP_SIZE, random_examples
+
+    model, ranks = big_model(setup), ranks_of(setup)
+    rows = random_examples((1 if setup.is_tiny else 4) * STEP_SIZE, vocabulary(model))
+    if not setup.is_tiny and importlib.util.find_spec("liger_kernel") is None:
+        found.skip("train_ratio_liger", "liger-kernel is not installed")
+        return
+    ours = median_seconds(setup.device, lambda: train_seconds(setup, model, rows, ranks))
+    with mock.patch.object(liger, "_fits", return_value=False):
+        plain = median_seconds(setup.device, lambda: train_seconds(setup, model, rows, ranks))
+    found.timings["train_ratio_liger"] = finite(plain / ours)
+
+
+def wide_training(setup: Setup, found: Found) -> None:
+    """Twenty-five adapters in a pass, and five on all linear layers."""
+    from benchmarks.training_peer import STEP_SIZE, random_examples
+
+    model, ranks = big_model(setup), ranks_of(setup)
+    rows = random_examples((1 if setup.is_tiny else 4) * STEP_SIZE, vocabulary(model))
+    many = 2 * ranks if setup.is_tiny else 5 * ranks
+    for name, chosen, targets in (
+        ("25_adapters", many, TARGETS),
+        ("all_linear", ranks, ALL_LINEAR),
+    ):
+        seconds = 0.0
+        for part in (rows[:STEP_SIZE], rows):  # the first step does not count
+            seconds = train_seconds(setup, model, part, chosen, targets, WIDE_MICRO_BATCH)
+        _note_rate(setup, found, name, model, len(chosen) * _num_tokens(rows) / seconds)
+
+
+def train_seconds(
+    setup: Setup,
+    model: Any,
+    rows: Sequence[Example],
+    ranks: Sequence[int],
+    targets: Sequence[str] = TARGETS,
+    max_tokens: int = MICRO_BATCH,
+) -> float:
+    """Seconds of an epoch of these ranks in one pass."""
+    from benchmarks.training_peer import SCALING, SEED, TRAIN, planned
+
+    trainees = [
+        AdapterTrainee(
+            planned(rank, len(rows)),
+            rows,
+            TRAIN,
+            Adapter(
+                shapes_of(model, targets), rank=rank, scaling=SCALING, dropout=0.0, seed=SEED,
+                device=setup.device, dtype=next(model.parameters()).dtype,
+            ),
+        )
+        for rank in ranks
+    ]  # fmt: skip
+    started = now(setup.device)
+    train(model, trainees, max_tokens=max_tokens)
+    return now(setup.device) - started
+
+
+def _num_tokens(rows: Sequence[Example]) -> int:
+    return sum(len(row.tokens) for row in rows)
+
+
+def _note_rate(setup: Setup, found: Found, name: str, model: Any, tokens_per_second: float) -> None:
+    """Tokens in a second, and the share of the card that they use."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    found.timings[f"train_{name}_tokens_per_s"] = finite(tokens_per_second)
+    share = mfu(tokens_per_second, size, device_name(setup.device))
+    found.timings[f"train_{name}_mfu"] = share
 
 
 def log_likelihoods(setup: Setup, found: Found) -> None:
@@ -113,7 +194,13 @@ def log_likelihoods(setup: Setup, found: Found) -> None:
     items = questions(vocabulary(model), **sizes)
     adapters = {f"r{rank}": frozen_adapter(model, rank, rank, 0.03) for rank in ranks_of(setup)}
     scorer = scorer_of(model, adapters)
-    ours = median_seconds(setup.device, lambda: scorer.log_likelihoods(list(adapters), items))
+    score: Callable[[], Any] = lambda: scorer.log_likelihoods(list(adapters), items)  # noqa: E731
+    started = now(setup.device)
+    score()
+    found.timings["score_warm_up_s"] = finite(now(setup.device) - started)
+    ours = median_seconds(setup.device, score)
+    with mock.patch.object(tree_attention, "_takes_flex", return_value=False):
+        found.timings["score_ratio_products"] = finite(median_seconds(setup.device, score) / ours)
     name = "hflm" if importlib.util.find_spec("lm_eval") else "padded"
     peer = _hflm if name == "hflm" else _padded
     peers = [

@@ -18,6 +18,7 @@ from benchmarks.gpu.setting import (
     allocated_bytes,
     frozen_adapter,
     largest,
+    no_long_passes,
     questions,
     random_tokens,
     short_of_memory,
@@ -26,6 +27,7 @@ from benchmarks.gpu.setting import (
 from benchmarks.gpu.training import new_trainee, train
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece, carrying
 from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.errors import UnchangedOutputsError
 from rankwise.heads.interventions import Head, without_heads
 from rankwise.heads.layouts import head_layouts
@@ -98,6 +100,18 @@ def log_likelihoods(setup: Setup, found: Found) -> None:
             1.2,
             "mean distance from float32 over transformers' own: two roundings alike, of many items",
         )
+
+
+def flex(setup: Setup, found: Found) -> None:
+    """The tree by flex attention against products, in float32, for which it is forced."""
+    items = items_of(setup)
+    for family in ("Llama", "Gemma2"):
+        scorer = scorer_of(small_model(setup, family))
+        products = nats(scorer.log_likelihoods([None], items)[0])
+        with mock.patch.object(tree_attention, "_takes_flex", return_value=True):
+            ours = nats(scorer.log_likelihoods([None], items)[0])
+        off = float((ours - products).abs().max())
+        found.check(f"score.flex.{family}", off, 1e-3, ROUNDING)
 
 
 def company(setup: Setup, found: Found) -> None:
@@ -226,7 +240,7 @@ def out_of_memory(setup: Setup, found: Found) -> None:
     before = allocated_bytes(setup)
     plain = scores()
     needed = allocated_bytes(setup, peak=True) - before
-    with short_of_memory(setup, model, free_bytes=needed // 4, most_tokens=most // 4):
+    with short_of_memory(setup, needed // 4, no_long_passes(model, most // 4)):
         limited = scores()
     found.check("oom.score", float((limited - plain).abs().max()), 1e-3, ROUNDING)
 

@@ -21,6 +21,7 @@ from rankwise.tasks.questions import Continuation
 from tests.support.tiny_models import tiny
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_LINEAR = (*TARGETS, "gate_proj", "up_proj", "down_proj")
 CPU = torch.device("cpu")
 # Large enough for every kernel (heads of 64), small enough for float32 on a CPU beside it.
 SMALL: dict[str, Any] = {
@@ -104,7 +105,7 @@ def small_model(
     setup: Setup, family: str = "Llama", device: torch.device | None = None, **changes: Any
 ) -> Any:
     """A random model in float32, the same on every device; on the setup's unless one is given."""
-    model = tiny(family, **(TINY if setup.is_tiny else SMALL), **changes)
+    model = tiny(family, **((TINY if setup.is_tiny else SMALL) | changes))
     model.set_attn_implementation("eager" if family == "Gemma2" else "sdpa")
     return model.requires_grad_(False).to(setup.device if device is None else device)
 
@@ -119,9 +120,19 @@ def big_model(setup: Setup) -> Any:
     return load_model(options, setup.device, "sdpa")
 
 
-def shapes_of(model: Any) -> dict[str, LinearShape]:
+def card_bytes(setup: Setup) -> int:
+    """The memory of the card."""
+    return torch.cuda.get_device_properties(setup.device).total_memory
+
+
+def vocabulary(model: Any) -> int:
+    """Its size."""
+    return len(model.get_input_embeddings().weight)
+
+
+def shapes_of(model: Any, targets: Sequence[str] = TARGETS) -> dict[str, LinearShape]:
     """The layers that are adapted."""
-    return target_shapes(adaptable_shapes(model), TARGETS)
+    return target_shapes(adaptable_shapes(model), targets)
 
 
 def frozen_adapter(model: Any, rank: int, seed: int, size: float = 0.3) -> FrozenAdapter:
@@ -157,23 +168,28 @@ def questions(
 
 @contextlib.contextmanager
 def short_of_memory(
-    setup: Setup, model: Any, *, free_bytes: int, most_tokens: int
+    setup: Setup, free_bytes: int, on_cpu: contextlib.AbstractContextManager[Any]
 ) -> Generator[None]:
     """Within the block, torch's allocator takes only so much more than it holds now.
 
-    A CPU has no such limit to set. There a forward pass of more than ``most_tokens`` raises what
-    the allocator would.
+    A CPU has no such limit to set. There ``on_cpu`` makes something raise what the allocator would.
     """
-    if setup.is_cuda:
-        torch.cuda.empty_cache()
-        total = torch.cuda.get_device_properties(setup.device).total_memory
-        allowed = torch.cuda.memory_reserved(setup.device) + free_bytes
-        torch.cuda.set_per_process_memory_fraction(allowed / total, setup.device)
-        try:
+    if not setup.is_cuda:
+        with on_cpu:
             yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, setup.device)
         return
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved(setup.device) + free_bytes
+    torch.cuda.set_per_process_memory_fraction(allowed / card_bytes(setup), setup.device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, setup.device)
+
+
+@contextlib.contextmanager
+def no_long_passes(model: Any, most_tokens: int) -> Generator[None]:
+    """Within the block, a forward pass of more tokens raises an error of memory."""
 
     def refuse(_: Any, __: Any, given: dict[str, Any]) -> None:
         if given["input_ids"].numel() > most_tokens:

@@ -21,6 +21,7 @@ from rankwise.records.provenance import PACKAGES, package_version
 OPTIONAL_PARTS = {
     "bitsandbytes": ("train.base_precision 8bit and 4bit", "pip install 'rankwise[quantization]'"),
     "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
+    "liger_kernel": ("faster training of adapters on CUDA", "pip install 'rankwise[liger]'"),
     "vllm": ("texts by evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
     "pip": ("fetching the embedded model", "python -m ensurepip"),
 }
@@ -57,13 +58,13 @@ def _device() -> Iterator[tuple[str, str]]:
 
 
 def _flex_attention(device: torch.device) -> str:
-    needed = "for training in float32, or with softcap or sinks"
+    needed = "for training in float32, or with softcap or sinks, and for scoring"
     if importlib.util.find_spec("triton") is None:
         return f"missing, {needed} slower products are used: pip install triton"
     try:
         check_flex(device)
     except ModelError as error:
-        return f"fails, which is needed {needed}: {error}"
+        return f"fails, {needed} slower products are used: {error}"
     return f"compiles, {needed}"
 
 

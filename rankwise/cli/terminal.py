@@ -112,8 +112,9 @@ def needs_lines(needs: Needs, folder: Path, *, is_assumed: bool) -> Iterator[str
     if needs.seconds is None or needs.tokens_per_second is None:
         return
     yield (
-        f"time: about {quantities.seconds(needs.seconds)} of training and scoring, if LoRA "
-        f"training reads {count(round(needs.tokens_per_second))} tokens per second"
+        f"time: about {quantities.seconds(needs.seconds)} of training and scoring, without "
+        "the analysis of weights, if LoRA training reads "
+        f"{count(round(needs.tokens_per_second))} tokens per second"
         + (_ASSUMED_RATE if is_assumed else "")
     )
 

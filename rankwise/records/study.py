@@ -389,6 +389,8 @@ class RunRecord(VersionedRecord):
     """Peak memory of the pass until this run was done."""
     peak_reserved_bytes: int | None = None
     """What PyTorch held of the card at most until then; None on a CPU and in an older record."""
+    kernels: str | None = None
+    """The package whose kernels trained beside torch's, with its version; None: there is none."""
     provenance: Provenance
     truncation_error: float | None = None
     """||delta - truncated|| / ||delta|| over all layers (Frobenius), before any refinement; None

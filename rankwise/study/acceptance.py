@@ -10,6 +10,7 @@ from rankwise.errors import StorageError, StudyChangedError
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import StudyRecord
+from rankwise.study.needs import disk_left
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Model, Score, Stage
 
@@ -70,7 +71,7 @@ def require_disk(folder: StudyFolder, graph: Sequence[Stage]) -> None:
     Raises:
         StorageError: what is left of the study takes more than is free.
     """
-    needed = sum(stage.disk_bytes for stage in graph if not stage.is_finished(folder))
+    needed = disk_left(graph, folder)
     free = free_bytes(folder.root)
     if needed > free:
         raise StorageError(

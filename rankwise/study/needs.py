@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise.records.folder import StudyFolder
-from rankwise.study.stages import TRAINING_WORK, Stage
+from rankwise.study.stages import (
+    TRAINING_WORK,
+    Stage,
+    Train,
+    furthest,
+    state_bytes,
+    stored_bytes,
+)
 
 CARD_FLOPS = 989e12
 """Multiplications and additions of an H100 SXM in a second, dense bfloat16, by its data sheet."""
@@ -20,7 +27,7 @@ class Needs(NamedTuple):
     """What stages need.
 
     Attributes:
-        disk_bytes: that they write, with the states from which training can be resumed.
+        disk_bytes: see ``disk_left``.
         seconds: of those that read tokens, without the analysis of weights; None: no rate is known.
         tokens_per_second: of LoRA training, by which the seconds are estimated.
     """
@@ -34,13 +41,50 @@ def needs_of(
     stages: Sequence[Stage], folder: StudyFolder, tokens_per_second: float | None
 ) -> Needs:
     """What is left of some stages needs where LoRA training reads so many tokens in a second."""
-    shares = [(stage, len(stage.left(folder)) / max(1, len(stage.models))) for stage in stages]
-    disk_bytes = round(sum(share * stage.disk_bytes for stage, share in shares))
+    disk_bytes = disk_left(stages, folder)
     if tokens_per_second is None:
         return Needs(disk_bytes, None, None)
-    work = sum(share * stage.work for stage, share in shares if stage.num_tokens is not None)
+    work = sum(
+        stage.work * _share_left(stage, folder) for stage in stages if stage.num_tokens is not None
+    )
     seconds = work / (tokens_per_second * TRAINING_WORK["lora"])
     return Needs(disk_bytes, seconds, tokens_per_second)
+
+
+def disk_left(stages: Sequence[Stage], folder: StudyFolder) -> int:
+    """Bytes that what is left of some stages takes of the disk, about, when it takes most.
+
+    Weights and answers stay. A state from which training can be resumed is there until its training
+    ends, so of all passes the one with the largest states counts, and of its largest state a second
+    copy: a new one is whole before the old one goes. A search ends passes before their trainings:
+    these states stay.
+    """
+    stay, states, waiting = 0, [0], dict[str, int]()
+    for stage in stages:
+        if not isinstance(stage, Train):
+            stay += round(stage.disk_bytes * _share_left(stage, folder))
+            continue
+        left = [model for model in stage.left(folder) if model is not None]
+        stay += sum(map(stored_bytes, left))
+        passed = {model.training.name for model in left if model.checkpoint_of is not None}
+        sizes, of_pass = [0], 0
+        for model in furthest(left):
+            if not (stage.saves_states or model.training.name in passed):
+                continue
+            sizes.append(state_bytes(model) * model.num_trainable_parameters)
+            if folder.training_state_file(model.whole).exists():
+                continue
+            if model.checkpoint_of is None:
+                of_pass += sizes[-1]
+            else:
+                waiting[model.training.name] = sizes[-1]
+        states.append(of_pass + max(sizes))
+    return stay + max(states) + sum(waiting.values())
+
+
+def _share_left(stage: Stage, folder: StudyFolder) -> float:
+    """Of a stage's models, those that it is not finished with."""
+    return len(stage.left(folder)) / max(1, len(stage.models))
 
 
 def assumed_rate(num_parameters: int) -> float:

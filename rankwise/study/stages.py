@@ -63,6 +63,13 @@ def state_bytes(run: PlannedRun) -> int:
     return weight_bytes(run) + _MOMENTS_BYTES["adamw" if run.full is None else run.full.optimizer]
 
 
+def stored_bytes(run: PlannedRun) -> int:
+    """Of a run's weights in the study folder; an imported checkpoint stays where it is."""
+    if run.imported_from is not None and run.method == "full":
+        return 0
+    return run.num_trainable_parameters * weight_bytes(run)
+
+
 def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
     """Of runs and checkpoints, the last one of each training: the others are passed on its way."""
     by_steps = sorted(models, key=lambda model: model.num_steps)
@@ -95,7 +102,7 @@ class Stage(ABC):
     memory_bytes: int
     """What it holds at once: of training the planned peak, else the weights of its models."""
     disk_bytes: int
-    """What it writes, about; of training with the states from which it can be resumed."""
+    """What it leaves on the disk, about."""
 
     kind: ClassVar[str]
     record: ClassVar[type[Record]]
@@ -184,6 +191,8 @@ class Train(Stage):
 
     planned_pass: PlannedPass | None
     """How the pass is cut to fit into memory; None for imported models."""
+    saves_states: bool
+    """Whether states from which it can be resumed are saved as time goes by."""
 
     kind = "training"
     record = RunRecord
@@ -402,8 +411,10 @@ class _Graph:
             needs=self._trainings(sources),
             work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
-            disk_bytes=sum(self._weights_and_state(run) for run in runs),
+            disk_bytes=sum(map(stored_bytes, runs)),
             planned_pass=planned_pass,
+            saves_states=planned_pass is not None
+            and self._study.config.train.save_every is not None,
         )
         self.stages.append(train)
         self._training_of |= {run.name: train.id for run in runs}
@@ -531,13 +542,6 @@ class _Graph:
         )
         self.stages.append(stage)
         return stage
-
-    def _weights_and_state(self, run: PlannedRun) -> int:
-        """Bytes of a run's weights, and of what its training is resumed from."""
-        if run.imported_from is not None and run.method == "full":
-            return 0  # they stay where they are
-        has_state = self._study.config.train.save_every is not None and run.imported_from is None
-        return run.num_trainable_parameters * (weight_bytes(run) + has_state * state_bytes(run))
 
     def _sources(self, runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
         """The runs whose adapters some models are truncated from; empty where none is."""

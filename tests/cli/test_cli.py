@@ -486,7 +486,12 @@ def test_doctor_names_versions_devices_and_the_cache(
     assert findings["precision auto"].split()[0] in ("bfloat16", "float32")
     assert findings["embedded smollm2-135m-instruct"].startswith("not yet in ")
     assert findings["cache folder"].startswith("writable: ")
-    extras = {"bitsandbytes": "quantization", "torchao": "torchao", "vllm": "vllm"}
+    extras = {
+        "bitsandbytes": "quantization",
+        "torchao": "torchao",
+        "liger_kernel": "liger",
+        "vllm": "vllm",
+    }
     for name, extra in extras.items():
         finding = findings[f"optional {name}"]
         is_there = importlib.util.find_spec(name) is not None
@@ -503,7 +508,7 @@ def test_doctor_names_versions_devices_and_the_cache(
     ("has_triton", "error", "expected"),
     [
         (True, None, "compiles, for training in float32"),
-        (True, ModelError("no C compiler"), "fails, which is needed for training in float32"),
+        (True, ModelError("no C compiler"), "fails, for training in float32"),
         (False, None, "missing, for training in float32"),
     ],
 )

@@ -21,6 +21,7 @@ from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.scoring import resident
 from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.tree import layout as tree_layout
 from rankwise.engine.training import loop, micro_batches
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, Trainee
@@ -59,7 +60,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Generator[HostWaits]:
     Flex attention is missing: dynamo follows no backward pass without a card.
     """
     monkeypatch.setattr(packed_kernels, "_has_flash", lambda _: True)
-    monkeypatch.setattr(packed_kernels, "_HAS_TRITON", False)
+    for module in (packed_kernels, tree_attention):
+        monkeypatch.setattr(module, "flex_compiles", lambda _: False)
     for module in (loop, resident, head_scorer):
         monkeypatch.setattr(module, "check_packable", lambda _: None)
     monkeypatch.setattr(CompletionHead, "_check", lambda *_: None)
@@ -184,6 +186,33 @@ def test_steps_of_a_tree(family: str, waits: HostWaits, monkeypatch: pytest.Monk
     waits.forget()
     found = scorer.log_likelihoods([None, "a", "b"], ITEMS)
     assert [len(each) for each in found] == [len(ITEMS)] * 3
+    only(waits, ANSWERS)
+    assert not waits.copies
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2", "GptOss"])
+def test_steps_of_a_tree_by_flex_attention(
+    family: str, waits: HostWaits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[Any] = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Any:
+        """Shapes only, and which query sees which key."""
+        assert query.device == key.device == value.device == CUDA
+        masks.append(given["block_mask"])
+        at = [torch.arange(x.shape[2], device=CUDA) for x in (query, key)]
+        seen = masks[-1].mask_mod(None, None, at[0][:, None], at[1])
+        assert seen.shape == masks[-1].seq_lengths == (query.shape[2], key.shape[2])
+        out = query.new_empty((*query.shape[:3], value.shape[3]))
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+        return (out, SimpleNamespace(lse=lse)) if "return_aux" in given else out
+
+    monkeypatch.setattr(tree_attention, "flex_compiles", lambda _: True)
+    monkeypatch.setattr(packed_kernels, "_compiled_flex", lambda: attend)
+    scorer = scorer_of(model_of(family))
+    waits.forget()
+    assert len(scorer.log_likelihoods([None, "a", "b"], ITEMS)) == 3
+    assert masks
     only(waits, ANSWERS)
     assert not waits.copies
 

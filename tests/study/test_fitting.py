@@ -23,7 +23,7 @@ from rankwise.study.planning.fitting import FULL_TRAININGS, full_training
 from rankwise.study.planning.passes import USABLE_SHARE, least_bytes
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.stages import stages
+from rankwise.study.stages import Train, stages
 from tests.support.observers import Silent
 from tests.support.small_studies import SEARCHED, write_study
 from tests.support.studies import run
@@ -254,16 +254,16 @@ def test_a_run_trains_and_records_what_was_taken(study_file: Path, tmp_path: Pat
 
 
 def test_disk_is_planned_for_what_is_taken(study_file: Path) -> None:
-    """Weights, and a state of weights and two moments."""
-    for full, num_bytes in ((FLOAT32, 4 + 12), (BFLOAT16, 2 + 10), (EIGHT_BIT, 2 + 4)):
+    for full, num_bytes in ((FLOAT32, 4), (BFLOAT16, 2), (EIGHT_BIT, 2)):
         named = f"methods.full={{weights: {full.weights}, optimizer: {full.optimizer}}}"
         graph = stages(planned(study_file, named))
         (stage,) = (
             each
             for each in graph
-            if each.model.startswith("colours-full") and each.kind == "training"
+            if each.model.startswith("colours-full") and isinstance(each, Train)
         )
         assert stage.disk_bytes == 60_912 * num_bytes
+        assert stage.saves_states
 
 
 # Machine

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
@@ -18,6 +18,7 @@ from rankwise.engine.models.attention import AttentionTerms
 from rankwise.engine.models.devices import moved
 from rankwise.engine.models.files import unusable
 from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.errors import ModelError
 
 # About this many queries are multiplied at once with the keys that any of them sees. Larger blocks
 # multiply more keys in vain, smaller ones make products too small to be fast.
@@ -25,17 +26,17 @@ _BLOCK_TOKENS = 96
 # Attention weights are kept for the backward pass up to this many per token (heads * length);
 # where there are more they are computed again, as memory would grow with the length's square.
 _KEPT_PER_TOKEN = 4096
-# torch.compile needs triton for flex attention's CUDA kernels.
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Triton multiplies tiles of at least this many columns: flex attention refuses narrower heads.
 _FLEX_WIDTH = 16
 # Flash attention has kernels for heads up to this width, in steps of 8.
 _FLASH_WIDTH = 256
-# Queries and keys of a block of flex attention's mask: torch's own default, which its tiles divide.
-_MASK_BLOCK = 128
-# Variants of flex attention in one process: a whole study makes 5 of one model in one precision,
-# and torch's limit is 8. Beyond a limit torch would silently compute scores of tokens * tokens.
-_FLEX_VARIANTS = 32
+MASK_BLOCK = 128
+"""Queries and keys of a block of flex attention's mask: torch's default, which its tiles divide."""
+
+# Variants of flex attention in one process, by dynamo's count on a CPU: training makes 5 of one
+# model in one precision, and reading trees 7 (Llama) to 18 (GPT-OSS); torch's limit is 8. Beyond a
+# limit torch would silently compute scores of tokens * tokens.
+_FLEX_VARIANTS = 64
 
 
 def kernel_for(query: Tensor, value: Tensor, terms: AttentionTerms) -> Callable[..., Tensor]:
@@ -46,8 +47,9 @@ def kernel_for(query: Tensor, value: Tensor, terms: AttentionTerms) -> Callable[
         (query.shape[-1], value.shape[-1]),
         is_plain=terms.softcap is None and terms.sinks is None,
         has_flash=query.is_cuda and _has_flash(query.device),
-        has_triton=_HAS_TRITON,
     )
+    if chosen == "flex" and not flex_compiles(query.device):
+        chosen = "grouped"
     kernels = {"grouped": grouped_attention, "flex": flex_attention, "varlen": varlen_attention}
     return kernels[chosen]
 
@@ -59,12 +61,11 @@ def chosen_kernel(
     *,
     is_plain: bool,
     has_flash: bool,
-    has_triton: bool,
 ) -> Literal["grouped", "flex", "varlen"]:
     """The kernel for packed rows on a device.
 
-    On CUDA flash attention needs no compiler, and flex attention has what it lacks. Products of
-    groups run everywhere.
+    On CUDA flash attention needs no compiler, and flex attention, where it compiles, has what it
+    lacks. Products of groups run everywhere.
 
     Args:
         device_type: of the tensors.
@@ -72,7 +73,6 @@ def chosen_kernel(
         widths: of a head's key and value.
         is_plain: there is neither a softcap nor a sink.
         has_flash: flash attention is there, and the card can run it.
-        has_triton: flex attention can be compiled.
     """
     width, value_width = widths
     if device_type != "cuda" or min(widths) < _FLEX_WIDTH:
@@ -80,7 +80,21 @@ def chosen_kernel(
     fits = width == value_width and width % 8 == 0 and width <= _FLASH_WIDTH
     if has_flash and is_plain and fits and dtype in (torch.bfloat16, torch.float16):
         return "varlen"
-    return "flex" if has_triton else "grouped"
+    return "flex"
+
+
+@cache
+def flex_compiles(device: torch.device) -> bool:
+    """Whether flex attention can be compiled for a device; tried once.
+
+    Triton needs a compiler for C and Python's headers, which small containers lack.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    with suppress(ModelError):
+        check_flex(device)
+        return True
+    return False
 
 
 @cache
@@ -287,24 +301,42 @@ def _bounds(layout: PackedLayout, device: torch.device) -> Int[Tensor, " bounds"
 def flex_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
 ) -> Float[Tensor, "1 tokens heads value_width"]:
+    """Flex attention of torch; shapes as ``attend_packed``."""
+    mask = _block_mask(layout, terms.window, query.device)
+    return attend_by_flex(query, key, value, mask, terms)
+
+
+def attend_by_flex(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys width"],
+    value: Float[Tensor, "batch kv_heads keys value_width"],
+    mask: flex.BlockMask,
+    terms: AttentionTerms,
+) -> Float[Tensor, "batch queries heads value_width"]:
     """Flex attention of torch, compiled on CUDA; elsewhere a reference without gradients.
 
-    Shapes are as in ``attend_packed``.
+    The mask has the window in it.
     """
     softcap = terms.softcap
     request: Any = getattr(flex, "AuxRequest", None)  # from torch 2.9
     attend = _compiled_flex() if query.is_cuda else flex.flex_attention
     arguments: dict[str, Any] = {"scale": terms.scale, "enable_gqa": key.shape[1] < query.shape[1]}
-    arguments["block_mask"] = _block_mask(layout, terms.window, query.device)
+    arguments["block_mask"] = mask
     # flex's other kernel, for rows of less than 128 tokens, groups heads by powers of two only
     arguments["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
     if softcap is not None:
         arguments["score_mod"] = lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
-    if terms.sinks is None:  # from (1, heads, tokens, value_width)
-        return attend(query, key, value, **arguments).transpose(1, 2)
-    arguments |= {"return_aux": request(lse=True)} if request else {"return_lse": True}
-    out, extra = attend(query, key, value, **arguments)
-    lse = extra.lse if request else extra  # (1, heads, tokens): log of the keys' sum of exp
+    if terms.sinks is not None:
+        arguments |= {"return_aux": request(lse=True)} if request else {"return_lse": True}
+    # a softcap is a constant of its variant: flex attention takes no number that changes
+    with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
+        specialize_float=True
+    ):
+        found = attend(query, key, value, **arguments)
+    if terms.sinks is None:  # from (batch, heads, queries, value_width)
+        return found.transpose(1, 2)
+    out, extra = found
+    lse = extra.lse if request else extra  # (batch, heads, queries): log of the keys' sum of exp
     # e^lse / (e^lse + e^sink): what the keys keep of the weight once the sink takes part
     share = torch.sigmoid(lse - terms.sinks.to(lse.dtype)[:, None])
     return (out * share[..., None].to(out.dtype)).transpose(1, 2)
@@ -316,9 +348,13 @@ def check_flex(device: torch.device) -> None:
     Raises:
         ModelError: whatever the compiler raises. Triton, which comes with torch, needs one for C.
     """
-    x = torch.ones((1, 1, 8, _FLEX_WIDTH), device=device, requires_grad=True)
     terms = AttentionTerms(scale=1.0, window=None, softcap=None, sinks=None)
-    with unusable("flex attention does not compile", "Install a C compiler, such as gcc."):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        unusable("flex attention does not compile", "Install a C compiler, such as gcc."),
+    ):
+        x = torch.ones((1, 1, 8, _FLEX_WIDTH), device=device, requires_grad=True)
         flex_attention(x, x, x, PackedLayout((3, 5)), terms).sum().backward()
 
 
@@ -344,7 +380,7 @@ def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) 
     token. So the keys that a block of queries sees are one range, and so are those that all of its
     queries see.
     """
-    tokens, size = layout.num_tokens, _MASK_BLOCK
+    tokens, size = layout.num_tokens, MASK_BLOCK
     # (tokens,): the first token that each token sees, in its own sequence and window
     lengths = torch.tensor(layout.lengths)
     first = torch.tensor(layout.starts).repeat_interleave(lengths, output_size=tokens)
@@ -361,6 +397,29 @@ def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) 
     is_full = (at >= whole) & is_before
     is_masked = (at >= seen) & (is_before | (at == at[:, None])) & ~is_full
 
+    return block_mask(
+        is_masked,
+        is_full,
+        lambda b, h, q, k: (k <= q) & (k >= first[q]),
+        (tokens, tokens),
+    )
+
+
+def block_mask(
+    is_masked: Bool[Tensor, "query_blocks key_blocks"],
+    is_full: Bool[Tensor, "query_blocks key_blocks"],
+    sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    lengths: tuple[int, int],
+) -> flex.BlockMask:
+    """A mask of all heads.
+
+    Args:
+        is_masked: where some query of a block sees some key of another, and ``sees`` says which.
+        is_full: where every query sees every key.
+        sees: of batch, head, query and key: whether the query sees the key.
+        lengths: of queries and of keys.
+    """
+
     def ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
         """How many blocks of keys each block of queries has; and all of them, the chosen first."""
         order = chosen.int().argsort(dim=-1, descending=True, stable=True)
@@ -368,7 +427,7 @@ def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) 
 
     return flex.BlockMask.from_kv_blocks(
         *(*ordered(is_masked), *ordered(is_full)),
-        BLOCK_SIZE=size,
-        mask_mod=lambda b, h, q, k: (k <= q) & (k >= first[q]),
-        seq_lengths=(tokens, tokens),
+        BLOCK_SIZE=MASK_BLOCK,
+        mask_mod=sees,
+        seq_lengths=lengths,
     )

@@ -34,6 +34,7 @@ from rankwise.engine.models.packed_attention import (
 )
 from rankwise.engine.models.smaller_steps import in_smaller_steps
 from rankwise.engine.models.trained_adapters import AdapterBank
+from rankwise.engine.training.liger import liger_kernels
 from rankwise.engine.training.micro_batches import (
     HeldRows,
     MicroBatch,
@@ -58,7 +59,7 @@ class TrainingResult(NamedTuple):
 
     ``train_seconds`` is its share, by tokens, of the time of its pass; ``peak_memory_bytes`` is
     that of the whole pass so far, and ``peak_reserved_bytes`` what PyTorch held of the card for it
-    (None on a CPU).
+    (None on a CPU). ``kernels`` is the package whose kernels it used; None: torch's own.
     """
 
     num_steps: int
@@ -69,6 +70,7 @@ class TrainingResult(NamedTuple):
     train_seconds: float
     peak_memory_bytes: int
     peak_reserved_bytes: int | None
+    kernels: str | None
 
 
 @runtime_checkable
@@ -129,11 +131,13 @@ def train_pass(
     """
     check_packable(model)
     with (
+        # compiled layers have kernels of their own
+        liger_kernels(model, enabled=bank is not None and not compile_layers) as kernels,
         packed_attention(model),
         _checkpointing(model, gradient_checkpointing),
         _compiled(model, compile_layers),
     ):
-        _Pass(model, trainees, bank, max_tokens, precision, observer).run()
+        _Pass(model, trainees, bank, max_tokens, precision, observer, kernels).run()
 
 
 class _Budget:
@@ -175,8 +179,9 @@ class _Pass:
         max_tokens: int,
         precision: ResolvedPrecision,
         observer: PassObserver,
+        kernels: str | None,
     ) -> None:
-        self._model, self._trainees, self._bank = model, trainees, bank
+        self._model, self._trainees, self._bank, self._kernels = model, trainees, bank, kernels
         self._budget, self._observer = _Budget(max_tokens), observer
         self._head = CompletionHead(model)
         self._device: torch.device = next(model.parameters()).device
@@ -230,6 +235,7 @@ class _Pass:
             train_seconds=trainee.seconds,
             peak_memory_bytes=self._memory.so_far(),
             peak_reserved_bytes=self._memory.reserved_so_far(),
+            kernels=self._kernels,
         )
 
     def _gathered(self, active: Mapping[int, Trainee]) -> dict[int, StepGradients]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -147,6 +148,33 @@ def test_what_the_doctor_computes_goes_backward(monkeypatch: pytest.MonkeyPatch)
     module.check_flex(CPU)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_takes_one_softcap_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch makes a number that changes one of the graph's inputs, which flex attention refuses."""
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # refuses gradients on a CPU
+    for softcap, lengths in ((0.5, (3, 5)), (2.0, (4, 7)), (30.0, (9, 2))):
+        expected = with_gradients(lengths, softcap=softcap)
+        with monkeypatch.context() as patch:
+            use(patch, module.flex_attention)
+            assert farthest(with_gradients(lengths, softcap=softcap), expected) < 2e-6
+
+
+def test_flex_attention_is_used_where_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: torch.device) -> None:
+        raise ModelError("no C compiler")
+
+    compiles: Any = module.flex_compiles.__wrapped__
+    for is_installed, check, expected in (
+        (True, lambda _: None, True),
+        (True, fails, False),
+        (False, lambda _: None, False),
+    ):
+        monkeypatch.setattr(module, "check_flex", check)
+        found = object() if is_installed else None
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
+        assert compiles(CPU) is expected
+
+
 # varlen attention
 
 
@@ -268,24 +296,22 @@ FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "widths", "is_plain", "has_flash", "has_triton", "expected"),
+    ("device", "dtype", "widths", "is_plain", "has_flash", "expected"),
     [
-        ("cpu", FLOAT32, (128, 128), True, False, True, "grouped"),
-        ("cpu", BFLOAT16, (128, 128), False, False, True, "grouped"),
-        ("cuda", BFLOAT16, (128, 128), True, True, True, "varlen"),
-        ("cuda", FLOAT16, (64, 64), True, True, True, "varlen"),
-        ("cuda", BFLOAT16, (128, 128), True, True, False, "varlen"),  # no compiler is needed
-        ("cuda", BFLOAT16, (256, 256), True, True, True, "varlen"),
-        ("cuda", BFLOAT16, (264, 264), True, True, True, "flex"),
-        ("cuda", BFLOAT16, (100, 100), True, True, True, "flex"),  # no multiple of 8
-        ("cuda", BFLOAT16, (192, 128), True, True, True, "flex"),
-        ("cuda", BFLOAT16, (128, 128), False, True, True, "flex"),  # softcap or sinks
-        ("cuda", FLOAT32, (128, 128), True, True, True, "flex"),
-        ("cuda", FLOAT16, (128, 128), True, False, True, "flex"),  # a card from before Ampere
-        ("cuda", FLOAT32, (128, 128), True, True, False, "grouped"),
-        ("cuda", BFLOAT16, (8, 8), True, True, True, "grouped"),
-        ("cuda", FLOAT32, (12, 16), True, True, True, "grouped"),
-        ("cuda", FLOAT32, (16, 12), True, True, True, "grouped"),
+        ("cpu", FLOAT32, (128, 128), True, False, "grouped"),
+        ("cpu", BFLOAT16, (128, 128), False, False, "grouped"),
+        ("cuda", BFLOAT16, (128, 128), True, True, "varlen"),
+        ("cuda", FLOAT16, (64, 64), True, True, "varlen"),
+        ("cuda", BFLOAT16, (256, 256), True, True, "varlen"),
+        ("cuda", BFLOAT16, (264, 264), True, True, "flex"),
+        ("cuda", BFLOAT16, (100, 100), True, True, "flex"),  # no multiple of 8
+        ("cuda", BFLOAT16, (192, 128), True, True, "flex"),
+        ("cuda", BFLOAT16, (128, 128), False, True, "flex"),  # softcap or sinks
+        ("cuda", FLOAT32, (128, 128), True, True, "flex"),
+        ("cuda", FLOAT16, (128, 128), True, False, "flex"),  # a card from before Ampere
+        ("cuda", BFLOAT16, (8, 8), True, True, "grouped"),
+        ("cuda", FLOAT32, (12, 16), True, True, "grouped"),
+        ("cuda", FLOAT32, (16, 12), True, True, "grouped"),
     ],
 )
 def test_a_device_gets_its_kernel(
@@ -294,11 +320,10 @@ def test_a_device_gets_its_kernel(
     widths: tuple[int, int],
     is_plain: bool,
     has_flash: bool,
-    has_triton: bool,
     expected: str,
 ) -> None:
-    has = {"has_flash": has_flash, "has_triton": has_triton}
-    assert module.chosen_kernel(device, dtype, widths, is_plain=is_plain, **has) == expected
+    terms = {"is_plain": is_plain, "has_flash": has_flash}
+    assert module.chosen_kernel(device, dtype, widths, **terms) == expected
 
 
 @pytest.mark.parametrize(
@@ -308,7 +333,7 @@ def test_a_device_gets_its_kernel(
 def test_the_kernel_is_chosen_by_the_tensors_and_the_terms(
     settings: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_HAS_TRITON", True)
+    monkeypatch.setattr(module, "flex_compiles", lambda _: True)
     monkeypatch.setattr(module, "_has_flash", lambda _: True)
     terms = AttentionTerms(
         **{"scale": 1.0, "window": None, "softcap": None, "sinks": None} | settings
@@ -316,6 +341,9 @@ def test_the_kernel_is_chosen_by_the_tensors_and_the_terms(
     with fake_cuda():
         x = torch.empty((1, 2, 3, 16), dtype=torch.bfloat16, device="cuda")
         assert module.kernel_for(x, x, terms) is getattr(module, f"{expected}_attention")
+        monkeypatch.setattr(module, "flex_compiles", lambda _: False)
+        slower = "grouped" if expected == "flex" else expected
+        assert module.kernel_for(x, x, terms) is getattr(module, f"{slower}_attention")
     assert module.kernel_for(torch.empty(1, 2, 3, 16), torch.empty(1, 2, 3, 16), terms) is (
         module.grouped_attention
     )

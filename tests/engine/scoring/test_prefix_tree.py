@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rankwise.engine.models import packed_kernels
 from rankwise.engine.scoring.tree import layout as tree_layout
 from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import Branch, PrefixTree
@@ -134,6 +135,46 @@ def test_a_query_sees_its_ancestors_and_itself_once_each(
         for query, found in enumerate(seen_by_layout(layout)):
             assert sorted(found) == tree.path(start + query).tolist()
     assert (num_shared > 0) == (step >= sizes.get("_SHARED_QUERIES", 10_000))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("block", [1, 4, 128])
+@pytest.mark.parametrize("step", [1, 7, 30, 1000])
+def test_a_mask_shows_the_same(
+    step: int, block: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tree_layout, packed_kernels):
+        monkeypatch.setattr(module, "MASK_BLOCK", block)
+    tree, num_full = PrefixTree(random_sequences(0)), 0
+    for start in range(0, len(tree), step):
+        layout = TreeLayout(tree, start, min(start + step, len(tree)), CPU)
+        pool = [*tree.ancestors(start).tolist(), *range(start, layout.stop)]
+        sees = np.zeros((layout.num_queries, len(pool)), dtype=bool)
+        for query in range(layout.num_queries):
+            path = tree.path(start + query)
+            near = path if window is None else path[-window:]
+            sees[query] = np.isin(pool, near)
+        mask: Any = layout.mask(window)
+        queries, keys = torch.arange(len(sees))[:, None], torch.arange(len(pool))
+        assert np.array_equal(mask.mask_mod(None, None, queries, keys).numpy(), sees)
+        listed = np.zeros_like(sees)
+        for is_full in (False, True):
+            counts, indices = (
+                (mask.full_kv_num_blocks, mask.full_kv_indices)
+                if is_full
+                else (mask.kv_num_blocks, mask.kv_indices)
+            )
+            for row, count in enumerate(counts[0, 0].tolist()):
+                for column in indices[0, 0, row, :count].tolist():
+                    part = np.s_[
+                        row * block : (row + 1) * block, column * block : (column + 1) * block
+                    ]
+                    assert not listed[part].any()
+                    assert sees[part].all() if is_full else window or sees[part].any()
+                    listed[part] = True
+                    num_full += is_full
+        assert not (sees & ~listed).any()
+    assert (num_full > 0) == (window is None and step >= block and block < 128)
 
 
 def test_a_long_beginning_becomes_shared_keys_and_its_children_small_blocks() -> None:

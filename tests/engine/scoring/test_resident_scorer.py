@@ -21,6 +21,7 @@ from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Continuation, LogLikelihood
+from tests.support.fake_cuda import fake_cuda
 from tests.support.plain_answers import ITEMS, assert_equal, plainly
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import OWN, tiny
@@ -83,6 +84,50 @@ def test_base_and_adapters_score_what_the_plain_models_score(family: str, tmp_pa
     for one, other in ((0, 1), (1, 2), (0, 2)):
         changes = [abs(a.nats - b.nats) for a, b in zip(found[one], found[other], strict=True)]
         assert max(changes) > 1e-2
+
+
+@pytest.mark.parametrize("max_batch_tokens", [60, 4000])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma2", "GptOss"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_scores_the_same(
+    family: str, max_batch_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With shared keys, windows, softcap and sinks; of three models at once."""
+    scorer = scorer_of(tiny(family), max_batch_tokens=max_batch_tokens)
+    for name, rank in (("a", 2), ("b", 9)):
+        saved(tmp_path / name, family, target_modules=["q_proj", "o_proj"], r=rank)
+        scorer.put_on(name, tmp_path / name)
+    expected = scorer.log_likelihoods([None, "a", "b"], ITEMS)
+    monkeypatch.setattr(tree_attention, "_takes_flex", lambda *_: True)
+    monkeypatch.setattr(tree_attention, "_attend", None)  # no other attention is used
+    found = scorer.log_likelihoods([None, "a", "b"], ITEMS)
+    for own, other in zip(found, expected, strict=True):
+        assert_equal(own, other)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "compiles", "expected"),
+    [
+        ("cuda", torch.bfloat16, 64, True, True),
+        ("cuda", torch.float16, 256, True, True),
+        ("cuda", torch.bfloat16, 64, False, False),
+        ("cuda", torch.float32, 64, True, False),
+        ("cuda", torch.bfloat16, 8, True, False),
+        ("cpu", torch.bfloat16, 64, True, False),
+    ],
+)
+def test_flex_attention_is_taken_where_it_can_be(
+    device: str,
+    dtype: torch.dtype,
+    width: int,
+    compiles: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tree_attention, "flex_compiles", lambda _: compiles)
+    with fake_cuda():
+        x = torch.empty((1, 2, 3, width), dtype=dtype, device=device)
+        assert tree_attention._takes_flex(x, x) == expected
 
 
 def two_adapters(folder: Path, scorer: ResidentScorer) -> None:

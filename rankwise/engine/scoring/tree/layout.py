@@ -3,13 +3,14 @@
 Every token sees its ancestors and itself. Ancestors that many tokens have in common are *shared
 keys*: all their queries are multiplied with them in one large product, without a mask. The other
 keys are gathered for *blocks* of neighbouring queries and masked; blocks of similar size are
-multiplied in one batch.
+multiplied in one batch. Where flex attention reads the tree, it takes one mask instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from rankwise.engine.models.devices import moved_together
+from rankwise.engine.models.packed_kernels import MASK_BLOCK, block_mask
 from rankwise.engine.scoring.tree.prefixes import Places, PrefixTree
 
 # Queries of a block. Larger blocks are fewer products, in which more is masked. Not tuned yet.
@@ -106,8 +109,6 @@ class TreeLayout:
         stop: see ``start``.
         device: of the tensors.
         num_cached: ancestors of ``start``, whose keys and values are cached.
-        groups: of blocks; every query is in one.
-        shared: what queries see besides their block's keys; no query is in two of them.
     """
 
     tree: PrefixTree
@@ -115,31 +116,80 @@ class TreeLayout:
     stop: int
     device: torch.device
     num_cached: int = field(init=False)
-    groups: list[BlockGroup] = field(init=False)
-    shared: list[SharedKeys] = field(init=False)
     _gathered: dict[int, GatheredRows] = field(default_factory=dict[int, GatheredRows], init=False)
+    _masks: dict[int | None, BlockMask] = field(
+        default_factory=dict[int | None, BlockMask], init=False
+    )
 
     def __post_init__(self) -> None:
         self.num_cached = int(self.tree.depths[self.start])
+        span = slice(self.start, self.stop)
+        numbers = [self.tree.tokens[span], self.tree.depths[span]]
+        self._tokens, self._positions = moved_together(numbers, self.device)
+
+    @property
+    def groups(self) -> list[BlockGroup]:
+        """Of blocks; every query is in one."""
+        return self._products[0]
+
+    @property
+    def shared(self) -> list[SharedKeys]:
+        """What queries see besides their block's keys; no query is in two of them."""
+        return self._products[1]
+
+    @cached_property
+    def _products(self) -> tuple[list[BlockGroup], list[SharedKeys], Int[Tensor, "3 queries"]]:
+        """Groups, shared keys, and the queries' places among the groups (see ``_places``)."""
         blocks = list(self._blocks())
-        self.shared = self._shared_of(blocks)
         by_size: dict[int, list[_QueryBlock]] = {}
         for block in blocks:
             num_keys = len(block.ancestors) - block.shared + block.stop - block.start
             by_size.setdefault(-(-num_keys // _KEY_STEP), []).append(block)
-        self._move([self._group(members) for members in by_size.values()])
-
-    def _move(self, groups: list[_Group]) -> None:
-        """Everything that the layers need, on the device."""
-        span = slice(self.start, self.stop)
-        numbers = [self.tree.tokens[span], self.tree.depths[span], self._places(groups)]
+        groups = [self._group(members) for members in by_size.values()]
+        numbers = [self._places(groups)]
         for group in groups:
             numbers += [group.queries - self.start, self._in_pool(group.keys)]
         seen = [group.seen for group in groups]
         moved = moved_together([*numbers, *seen], self.device)
-        self._tokens, self._positions, self._outputs, *pairs = moved[: len(numbers)]
+        outputs, *pairs = moved[: len(numbers)]
         triples = zip(pairs[::2], pairs[1::2], moved[len(numbers) :], strict=True)
-        self.groups = [BlockGroup(*triple) for triple in triples]
+        return [BlockGroup(*triple) for triple in triples], self._shared_of(blocks), outputs
+
+    def mask(self, window: int | None) -> BlockMask:
+        """Which queries see which keys of the pool, for flex attention; made once for all layers.
+
+        In the order of the walk a place's descendants are the places from it to its end. So each
+        key is seen by one range of queries, of which a window leaves those that are near enough.
+        """
+        if window not in self._masks:
+            self._masks[window] = self._mask(window)
+        return self._masks[window]
+
+    def _mask(self, window: int | None) -> BlockMask:
+        places = np.concatenate([self.tree.ancestors(self.start), np.arange(self.start, self.stop)])
+        # (keys,): the first query that sees a key, and the first behind it that does not
+        since = np.maximum(places - self.start, 0)
+        until = np.minimum(self.tree.ends[places], self.stop) - self.start
+        first = np.arange(0, self.num_queries, MASK_BLOCK)[:, None]  # (query blocks, 1)
+        last = np.minimum(first + MASK_BLOCK, self.num_queries)
+        # both (query blocks, keys); no block is full that is not filled
+        some, every = (since < last) & (until > first), (since <= first) & (until >= last)
+        is_full = _by_blocks(every).all(-1) & (last - first == MASK_BLOCK) & (window is None)
+        is_masked = _by_blocks(some).any(-1) & ~is_full
+        numbers = [x.astype(np.int32) for x in (since, until, self.tree.depths[places])]
+        arrays = [*numbers, is_masked, is_full]
+        begin, end, depth, masked, full = moved_together(arrays, self.device)
+        lengths, at = (self.num_queries, len(places)), self._positions
+        if window is None:
+            return block_mask(
+                masked, full, lambda b, h, q, k: (begin[k] <= q) & (q < end[k]), lengths
+            )
+        return block_mask(
+            masked,
+            full,
+            lambda b, h, q, k: (begin[k] <= q) & (q < end[k]) & (at[q] - depth[k] < window),
+            lengths,
+        )
 
     def _places(self, groups: list[_Group]) -> Int[np.ndarray, "3 queries"]:
         """Of each query: rows of the blocks before its own, its row in it, and the block's rows.
@@ -184,7 +234,7 @@ class TreeLayout:
                 [(places[:, None] * kv_heads + heads).flatten() for places in of_groups]
                 for of_groups in zip(*((g.queries, g.keys) for g in self.groups), strict=True)
             )
-            before, row, rows = self._outputs[:, :, None]  # each (queries, 1)
+            before, row, rows = self._products[2][:, :, None]  # each (queries, 1)
             # of a block's kv_heads * rows, each head has ``rows``
             back = before * kv_heads + row + heads[:, 0] * rows  # (queries, kv_heads)
             gathered = GatheredRows(queries, keys, back.flatten())
@@ -274,3 +324,11 @@ class TreeLayout:
         # a place's descendants are the places from it to its end
         seen = (k <= q) & (q < self.tree.ends[k]) & is_key[:, None, :]
         return _Group(blocks, query_places, key_places, seen)
+
+
+def _by_blocks(
+    seen: Bool[np.ndarray, "query_blocks keys"],
+) -> Bool[np.ndarray, "query_blocks key_blocks block"]:
+    """Keys in blocks of a mask; what fills up the last one is not seen."""
+    filled = np.pad(seen, ((0, 0), (0, -seen.shape[1] % MASK_BLOCK)))
+    return filled.reshape(len(seen), -1, MASK_BLOCK)

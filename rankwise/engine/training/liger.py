@@ -1,0 +1,79 @@
+"""Liger's kernels in the training of adapters: norms, rotary positions and SwiGLU, each in one.
+
+Hsu et al., "Liger Kernel", arXiv:2410.10989. Liger changes a loaded model and functions of
+transformers and takes nothing back; here all of that is taken back. What scores never uses them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import nn
+
+from rankwise.engine.models.attention import decoder_of
+from rankwise.records.provenance import package_version
+
+# Types of models for which Liger changes norms, MLP and rotary positions, and nothing else; of
+# others it changes more, such as the products of experts, past the adapters.
+_MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
+_ACTIVATIONS = {"silu", "swish"}  # what Liger computes, whatever the model's own is
+_MISSING = object()
+
+
+@contextmanager
+def liger_kernels(model: nn.Module, *, enabled: bool) -> Generator[str | None]:
+    """Within the block a model has Liger's kernels, if they are installed and fit it.
+
+    They are Triton's, for CUDA, and round where transformers rounds, but for rotary positions in
+    half precision. Afterwards model and transformers are as before.
+
+    Args:
+        model: a causal language model of transformers, or what wraps one.
+        enabled: False changes nothing.
+
+    Yields:
+        Package and version of the kernels; None where they are not used.
+    """
+    decoder = decoder_of(model)
+    apply = _liger() if enabled and _fits(decoder) else None
+    if apply is None:
+        yield None
+        return
+    places = [vars(sys.modules[type(decoder).__module__]), *map(vars, decoder.modules())]
+    before = [place.copy() for place in places]
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        try:
+            apply(model=decoder, cross_entropy=False, fused_linear_cross_entropy=False)
+        finally:
+            for place, earlier in zip(places, before, strict=True):
+                olds = ((name, earlier.get(name, _MISSING)) for name in place)
+                changed += [(place, name, old) for name, old in olds if place[name] is not old]
+        yield f"liger-kernel {package_version('liger-kernel')}"
+    finally:
+        for place, name, old in changed:
+            if old is _MISSING:
+                del place[name]
+            else:
+                place[name] = old
+
+
+def _fits(decoder: Any) -> bool:
+    """Whether Liger changes only what it should in this model, and the model is on a card."""
+    config = decoder.config
+    return (
+        decoder.device.type == "cuda"
+        and config.model_type in _MODEL_TYPES
+        and config.hidden_act in _ACTIVATIONS
+    )
+
+
+def _liger() -> Any:
+    """Liger's function that changes a loaded model; None where it is not installed."""
+    with suppress(ImportError):
+        return importlib.import_module("liger_kernel.transformers")._apply_liger_kernel_to_instance
+    return None

@@ -1,0 +1,104 @@
+"""The disk that a study needs: what stays, and the states of one pass at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.errors import StorageError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import FullTraining, PlannedRun
+from rankwise.study import acceptance
+from rankwise.study.acceptance import require_disk
+from rankwise.study.needs import disk_left, needs_of
+from rankwise.study.stages import Score, Stage, Train, stored_bytes
+from tests.planted.results import planted_run_record
+from tests.support.passes import planned
+
+
+def run(name: str, size: int, **options: Any) -> PlannedRun:
+    """An adapter of so many weights: 4 bytes each, and 12 in a state."""
+    return planned(10, name=name, num_trainable_parameters=size, **options)
+
+
+def checkpoint(of: PlannedRun, num_steps: int) -> PlannedRun:
+    where = {"name": f"{of.name}-at{num_steps}", "num_steps": num_steps}
+    return of.model_copy(update={**where, "checkpoint_of": of.training})
+
+
+def one_pass(*runs: PlannedRun, saves_states: bool = True) -> Train:
+    names = tuple(each.name for each in runs)
+    disk = sum(map(stored_bytes, runs))
+    return Train("pass", runs, names, (), 0.0, 0, disk, None, saves_states)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path)
+
+
+def test_of_all_passes_the_states_of_the_largest_count(folder: StudyFolder) -> None:
+    few, many = one_pass(run("a", 100)), one_pass(run("b", 200), run("c", 300))
+    # weights of 600; states of 500, and a second one of 300
+    assert disk_left([few, many], folder) == 600 * 4 + (500 + 300) * 12
+    assert disk_left([many, few], folder) == disk_left([few, many], folder)
+    assert disk_left([few], folder) == 100 * 4 + 200 * 12
+    assert disk_left([], folder) == 0
+    without = one_pass(run("b", 200), run("c", 300), saves_states=False)
+    assert disk_left([without], folder) == 500 * 4
+
+
+def test_what_is_finished_needs_nothing_more(folder: StudyFolder) -> None:
+    done, left = run("a", 1000), run("b", 200)
+    folder.write(folder.run_file("a"), planted_run_record(done, diverged=False))
+    assert disk_left([one_pass(done, left)], folder) == 200 * 4 + 2 * 200 * 12
+    assert disk_left([one_pass(done)], folder) == 0
+
+
+def test_a_state_that_is_there_has_its_room(folder: StudyFolder) -> None:
+    there, new = run("a", 100), run("b", 200)
+    state = folder.training_state_file(there)
+    state.parent.mkdir(parents=True)
+    state.touch()
+    assert disk_left([one_pass(there, new)], folder) == 300 * 4 + (200 + 200) * 12
+    assert disk_left([one_pass(there)], folder) == 100 * 4 + 100 * 12  # the new one is beside it
+
+
+def test_checkpoints_share_the_state_of_their_training(folder: StudyFolder) -> None:
+    whole = run("a", 100)
+    on_the_way = one_pass(checkpoint(whole, 3), checkpoint(whole, 6), whole)
+    assert disk_left([on_the_way], folder) == 3 * 100 * 4 + 2 * 100 * 12
+    # they save one whatever the study says of time
+    without = one_pass(checkpoint(whole, 3), whole, saves_states=False)
+    assert disk_left([without], folder) == 2 * 100 * 4 + 2 * 100 * 12
+
+
+def test_states_of_trainings_that_wait_stay(folder: StudyFolder) -> None:
+    rungs = [one_pass(checkpoint(run(name, 100), 3)) for name in "abc"]
+    # three weights, three states, and for a moment a second one
+    assert disk_left(rungs, folder) == 3 * 100 * 4 + (3 + 1) * 100 * 12
+
+
+def test_full_fine_tuning_has_what_it_keeps(folder: StudyFolder) -> None:
+    full = FullTraining(weights="bfloat16", optimizer="adamw_8bit")
+    whole = run("full", 100, method="full", full=full)
+    assert disk_left([one_pass(whole)], folder) == 100 * 2 + 2 * 100 * (2 + 2)
+    elsewhere = whole.model_copy(update={"imported_from": folder.root})
+    assert disk_left([one_pass(elsewhere, saves_states=False)], folder) == 0
+
+
+def test_a_plan_and_a_run_ask_for_the_same(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = one_pass(run("a", 100))
+    scored = Score("a", trained.models, ("s",), (), 0.0, 0, 77, "task", "base")
+    graph: list[Stage] = [trained, scored]
+    needed = needs_of(graph, folder, None).disk_bytes
+    assert needed == 100 * 4 + 200 * 12 + 77
+    monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed)
+    require_disk(folder, graph)
+    monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed - 1)
+    with pytest.raises(StorageError, match="what is left of the study takes about"):
+        require_disk(folder, graph)
