@@ -12,7 +12,7 @@ from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
 from rankwise.records.study import Provenance, Relation, StageRecord, State, Unit
 
-RepairFamily = Literal["scale", "lines", "truncate", "intruders", "average"]
+RepairFamily = Literal["scale", "lines", "truncate", "heads", "intruders", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
 
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
@@ -29,7 +29,8 @@ class Repair(Record):
     family: RepairFamily
     value: float | None = None
     """Factor of delta (scale), of the first layer's delta (lines) or of the intruders' singular
-    values (intruders); the rank that is kept (truncate); None for an average."""
+    values (intruders); the rank that is kept (truncate); the number of heads (heads); None for an
+    average."""
     combination: Combination | None = None
     """Of an average; None for the others."""
 
@@ -44,10 +45,12 @@ class Repair(Record):
         if self.combination is not None:
             return f"average, {self.combination}"
         value = quantities.number(self.value or 0.0)
+        heads = quantities.counted(int(self.value or 0), "head")
         return {
             "scale": f"scaled by {value}",
             "lines": f"LiNeS from {value}",
             "truncate": f"truncated to rank {value}",
+            "heads": f"with {heads} reverted",
             "intruders": f"intruders times {value}",
         }[self.family]
 
@@ -141,6 +144,8 @@ class AdapterRepair(StageRecord):
     averaged_with: tuple[str, ...]
     """Other runs or adapters that took part in averages."""
     choice: RepairChoice
+    reverted: tuple[tuple[int, int], ...] = ()
+    """(layer, head) of each head that the repair reverts, the most changed first."""
     folder: str | None
     """The repaired adapter, in PEFT's format, with a model card; None where none does."""
     warnings: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from rankwise.tasks.requests import PreparedTask
 from rankwise.weights.audit import Audited
 from rankwise.weights.audit_scores import ScoreSettings
 from rankwise.weights.repair_scores import AskedTask, RepairScorer, write_repaired
-from rankwise.weights.repairs import RepairSources, Updates, derived_updates
+from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
 
 
 class Candidates(NamedTuple):
@@ -28,12 +28,16 @@ class Candidates(NamedTuple):
     Attributes:
         adapter: the adapter, with its base.
         others: what it is averaged with.
+        sources: what they are made of.
         derived: repair -> updates, the adapter as it is first.
+        warnings: what could not be checked or tried.
     """
 
     adapter: Audited
     others: tuple[Audited, ...]
+    sources: RepairSources
     derived: dict[Repair, Updates]
+    warnings: tuple[str, ...]
 
 
 class RepairQuestions(NamedTuple):
@@ -63,7 +67,14 @@ def candidates(
     """
     updates = [other.updates for other in others]
     sources = RepairSources.of(adapter.base.folder, adapter.updates, updates)
-    return Candidates(adapter, tuple(others), derived_updates(sources, families))
+    warnings = tuple(warning for each in (adapter, *others) for warning in each.warnings)
+    return Candidates(
+        adapter,
+        tuple(others),
+        sources,
+        derived_updates(sources, families),
+        (*warnings, *sources.warnings_of(families)),
+    )
 
 
 def repair_adapter(
@@ -121,8 +132,9 @@ def repair_adapter(
         base_model=adapter.base.name,
         averaged_with=tuple(str(other.target) for other in found.others),
         choice=choice,
+        reverted=tuple(reverted_heads(found.sources, choice.repair)),
         folder=None if choice.repair is None else str(output),
-        warnings=tuple(w for each in (adapter, *found.others) for w in each.warnings),
+        warnings=found.warnings,
         provenance=provenance_on(device),
     )
     if choice.repair is not None:

@@ -29,7 +29,7 @@ from rankwise.weights.repair_scores import (
     refuse_unjudgeable,
     write_repaired,
 )
-from rankwise.weights.repairs import RepairSources, Updates, derived_updates
+from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
 
 
 def repair_tasks(study: StudyRecord, run: PlannedRun) -> RepairTasks:
@@ -103,6 +103,7 @@ class AdapterRepairer:
             scores, tasks, max_loss_points=max_loss_points, confidence=confidence
         )
         self._folder.clear_adapter_repair(self._run.name)
+        sources = self._sources
         target = self._folder.repaired_adapter_folder(self._run.name)
         record = AdapterRepair(
             fingerprint=wanted,
@@ -112,7 +113,9 @@ class AdapterRepairer:
             base_model=self._plan.base.name,
             averaged_with=tuple(partner.name for partner in self._partners),
             choice=choice,
+            reverted=tuple(reverted_heads(sources, choice.repair)),
             folder=None if choice.repair is None else str(target.relative_to(self._folder.root)),
+            warnings=sources.warnings_of(self._families),
             provenance=provenance_on(self._plan.device),
         )
         if choice.repair is not None:
@@ -121,12 +124,15 @@ class AdapterRepairer:
         return self._folder.write_adapter_repair(record)
 
     @functools.cached_property
-    def _derived(self) -> Mapping[Repair, Updates]:
+    def _sources(self) -> RepairSources:
         adapter, *others = (
             read_updates(self._folder.weights(run)) for run in (self._run, *self._partners)
         )
-        sources = RepairSources.of(self._plan.base.folder, adapter, others)
-        return derived_updates(sources, self._families)
+        return RepairSources.of(self._plan.base.folder, adapter, others)
+
+    @functools.cached_property
+    def _derived(self) -> Mapping[Repair, Updates]:
+        return derived_updates(self._sources, self._families)
 
     @functools.cached_property
     def _scorer(self) -> RepairScorer:
