@@ -106,10 +106,11 @@ def repair(
     """Change a trained adapter so that it forgets less, without training.
 
     Tries kinds of repair: scale (delta times 0.1 to 1), lines (less change in
-    the first layers, LiNeS), truncate (half the rank, a quarter ...),
-    intruders (less of the intruder dimensions), average (with the other seeds
-    of the setting, or with the further adapters). The base and all of them are
-    scored in one pass.
+    the first layers, LiNeS), truncate (half the rank, a quarter ...), refine
+    (truncated and trained on, what the study has of these), heads (the 1, 4,
+    16 ... that changed most go back to the base), intruders (less of the
+    intruder dimensions), average (with the other seeds of the setting, or with
+    the further adapters). The base and all of them are scored in one pass.
 
     Half of the items choose the repair that gains most and keeps the loss of
     retention within the limit; the other half says what it gains and loses. It

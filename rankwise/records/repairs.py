@@ -12,7 +12,7 @@ from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
 from rankwise.records.study import Provenance, Relation, StageRecord, State, Unit
 
-RepairFamily = Literal["scale", "lines", "truncate", "heads", "intruders", "average"]
+RepairFamily = Literal["scale", "lines", "truncate", "refine", "heads", "intruders", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
 
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
@@ -24,13 +24,13 @@ MIN_REPAIR_ITEMS = 4
 
 
 class Repair(Record):
-    """A change of a trained adapter that needs no training: a family, and its parameter."""
+    """A change of a trained adapter that needs no training now: a family, and its parameter."""
 
     family: RepairFamily
     value: float | None = None
     """Factor of delta (scale), of the first layer's delta (lines) or of the intruders' singular
-    values (intruders); the rank that is kept (truncate); the number of heads (heads); None for an
-    average."""
+    values (intruders); the rank that is kept (truncate, refine); the number of heads (heads); None
+    for an average."""
     combination: Combination | None = None
     """Of an average; None for the others."""
 
@@ -50,6 +50,7 @@ class Repair(Record):
             "scale": f"scaled by {value}",
             "lines": f"LiNeS from {value}",
             "truncate": f"truncated to rank {value}",
+            "refine": f"truncated to rank {value}, refined",
             "heads": f"with {heads} reverted",
             "intruders": f"intruders times {value}",
         }[self.family]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,7 @@ class RepairSources:
         num_layers: of the base model.
         layouts: of its heads, layer by layer; empty where they are laid out in no known way.
         base_svd: layer -> thin decomposition of its base matrix.
+        refined: rank -> the adapter truncated to it and trained on; what a study has of these.
         unknown_heads: why there are no layouts.
 
     Raises:
@@ -61,6 +63,7 @@ class RepairSources:
     num_layers: int
     layouts: tuple[HeadLayout, ...]
     base_svd: Callable[[str], Svd]
+    refined: Mapping[int, Updates] = field(default_factory=dict[int, Updates])
     unknown_heads: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +78,13 @@ class RepairSources:
                 )
 
     @classmethod
-    def of(cls, base: Path, adapter: Updates, others: Sequence[Updates] = ()) -> RepairSources:
+    def of(
+        cls,
+        base: Path,
+        adapter: Updates,
+        others: Sequence[Updates] = (),
+        refined: Mapping[int, Updates] = MappingProxyType({}),
+    ) -> RepairSources:
         """Of adapters of a base model's folder, whose weights are read when they are asked for.
 
         Raises:
@@ -90,7 +99,7 @@ class RepairSources:
         except ModelError as error:
             reason = str(error)
         svds = decompositions(base, list(adapter), choose_device())
-        return cls(adapter, tuple(others), depth, layouts, svds, reason)
+        return cls(adapter, tuple(others), depth, layouts, svds, refined, reason)
 
     def warnings_of(self, families: Sequence[RepairFamily]) -> tuple[str, ...]:
         """What cannot be tried of some families, and why."""
@@ -318,6 +327,10 @@ FAMILIES: Mapping[RepairFamily, Family] = {
     "truncate": Family(
         _half_ranks,
         lambda sources, repair: truncated(sources.adapter, int(_value(repair))),
+    ),
+    "refine": Family(
+        lambda sources: [Repair(family="refine", value=float(rank)) for rank in sources.refined],
+        lambda sources, repair: sources.refined[int(_value(repair))],
     ),
     "heads": Family(_head_counts, _without_heads),
     "intruders": Family(_grid("intruders", 0.0, 0.5), _with_scaled_intruders),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.resident import ResidentScorer
@@ -71,6 +72,7 @@ class AdapterRepairer:
         self._partners = _other_seeds(context.study, context.folder, run)
         if "average" not in families:
             self._partners = ()
+        self._refined = _refined(context.study, context.folder, run) if "refine" in families else ()
 
     def repair(self, tasks: RepairTasks, max_loss_points: float) -> AdapterRepair:
         """The repair that gains most within a limit of retention loss; see ``choose_repair``.
@@ -128,7 +130,12 @@ class AdapterRepairer:
         adapter, *others = (
             read_updates(self._folder.weights(run)) for run in (self._run, *self._partners)
         )
-        return RepairSources.of(self._plan.base.folder, adapter, others)
+        refined = {
+            model.rank: read_updates(self._folder.weights(model))
+            for model in self._refined
+            if model.rank is not None
+        }
+        return RepairSources.of(self._plan.base.folder, adapter, others, refined)
 
     @functools.cached_property
     def _derived(self) -> Mapping[Repair, Updates]:
@@ -145,7 +152,9 @@ class AdapterRepairer:
         """Of each task, from the folder where they are there."""
         study = self._plan.record
         fields = cluster_fields(study.config.evaluation.clusters, study)
-        repairs = [self._families, [partner.fingerprint for partner in self._partners]]
+        repairs: list[Any] = [self._families, [each.fingerprint for each in self._partners]]
+        if self._refined:  # scores of other kinds are as old as they are
+            repairs.append([each.fingerprint for each in self._refined])
         work = float(sum(self._plan.tasks[name].num_tokens for name in names))
         self._observer.study_started(work, 0.0)
         self._observer.model_started(self._run.name, work)
@@ -191,11 +200,30 @@ def _other_seeds(
         return ()
     labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
     alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
-    finished = {each.name: folder.finished_run(each) for each in alike if each != run}
+    return _trained(folder, [each for each in alike if each != run])
+
+
+def _refined(study: StudyRecord, folder: StudyFolder, run: PlannedRun) -> tuple[PlannedRun, ...]:
+    """The run's adapter truncated to lower ranks and trained on, where the study has done it."""
+    return _trained(
+        folder,
+        [
+            model
+            for model in study.truncated
+            if model.num_steps
+            and model.truncated_from is not None
+            and model.truncated_from.name == run.name
+        ],
+    )
+
+
+def _trained(folder: StudyFolder, models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """Those of some models that have weights."""
+    finished = {model.name: folder.finished_run(model) for model in models}
     return tuple(
-        each
-        for each in alike
-        if (record := finished.get(each.name)) is not None
+        model
+        for model in models
+        if (record := finished[model.name]) is not None
         and record.status == "trained"
         and not record.is_given_up
     )
