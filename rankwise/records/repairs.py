@@ -73,6 +73,9 @@ class RepairPoint(Record):
     """Below the base, in points of the mean over the retention tasks; positive is worse."""
     keeps_enough: bool
     """The loss is within the limit by one standard error."""
+    kl: Bound | None = None
+    """KL(base || repaired) on right answers in-domain, in nats per token; None where there are
+    none, and in the record of an older version."""
 
 
 class JudgedTask(Record):
@@ -130,6 +133,10 @@ class RepairChoice(Record):
     repair: Repair | None
     """The one to use; None: none does."""
     statement: str
+    kl_correlation: Bound | None = None
+    """Spearman's of KL with the retention loss over the curve; None where it has none."""
+    kl_statement: str | None = None
+    """How well KL orders what is forgotten, or why that is not known; None without a KL."""
 
 
 class AdapterRepair(StageRecord):

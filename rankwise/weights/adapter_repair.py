@@ -18,7 +18,13 @@ from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
 from rankwise.weights.audit import Audited
 from rankwise.weights.audit_scores import ScoreSettings
-from rankwise.weights.repair_scores import AskedTask, RepairScorer, write_repaired
+from rankwise.weights.repair_scores import (
+    AskedTask,
+    RepairScorer,
+    choosing_answers,
+    in_domain_answers,
+    write_repaired,
+)
 from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
 
 
@@ -117,14 +123,20 @@ def repair_adapter(
         )
         for task in questions.all
     ]
+    tasks = RepairTasks(
+        tuple(task.name for task in questions.in_domain),
+        tuple(task.name for task in questions.retention),
+    )
+    answers = in_domain_answers(questions.in_domain, tokenizer, adapter.base.folder)
+    answers = choosing_answers(answers, scores, tasks)
     choice = choose_repair(
         scores,
-        RepairTasks(
-            tuple(task.name for task in questions.in_domain),
-            tuple(task.name for task in questions.retention),
-        ),
+        tasks,
         max_loss_points=max_loss_points,
         confidence=settings.confidence,
+        divergences=scorer.divergences(answers, model=str(adapter.target), fingerprint=wanted)
+        if answers
+        else None,
     )
     record = AdapterRepair(
         fingerprint=wanted,

@@ -12,21 +12,29 @@ from typing import Any
 
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.axes import run_labels
 from rankwise.records.clusters import cluster_fields
-from rankwise.records.fingerprints import repair_fingerprint, repair_scores_fingerprint
+from rankwise.records.fingerprints import (
+    repair_divergences_fingerprint,
+    repair_fingerprint,
+    repair_scores_fingerprint,
+)
 from rankwise.records.folder import StudyFolder
-from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, set_aside
+from rankwise.tasks.questions import RightAnswer
 from rankwise.weights.lowrank import read_updates
 from rankwise.weights.repair_scores import (
     AskedTask,
     RepairScorer,
+    choosing_answers,
+    in_domain_answers,
     refuse_unjudgeable,
     write_repaired,
 )
@@ -90,11 +98,18 @@ class AdapterRepairer:
         )
         refuse_unjudgeable(own, kept)
         self._set_damaged_aside()
+        answers = in_domain_answers(own, self._plan.tokenizer, self._plan.base.folder)
+        work = float(sum(task.num_tokens for task in (*own, *kept)))
+        gauge_work = float(_num_tokens(answers))
+        self._observer.study_started(work + gauge_work, 0.0)
+        self._observer.model_started(self._run.name, work + gauge_work)
         scores = self._scores((*tasks.in_domain, *tasks.retention))
+        divergences = self._divergences(choosing_answers(answers, scores, tasks), gauge_work)
         study = self._plan.record
         confidence = study.config.recommendation.confidence
+        shown = [*scores, *([] if divergences is None else [divergences])]
         wanted = repair_fingerprint(
-            [each.fingerprint for each in scores], max_loss_points, confidence
+            [each.fingerprint for each in shown], max_loss_points, confidence
         )
         path = self._folder.adapter_repair_file(self._run.name)
         earlier = self._folder.finished(path, AdapterRepair, wanted)
@@ -102,7 +117,11 @@ class AdapterRepairer:
         if earlier is not None and earlier.task_fingerprints:  # an older version's has none
             return earlier
         choice = choose_repair(
-            scores, tasks, max_loss_points=max_loss_points, confidence=confidence
+            scores,
+            tasks,
+            max_loss_points=max_loss_points,
+            confidence=confidence,
+            divergences=divergences,
         )
         self._folder.clear_adapter_repair(self._run.name)
         sources = self._sources
@@ -148,20 +167,22 @@ class AdapterRepairer:
         resident = ResidentScorer(base, self._plan.tokenizer, max_batch_tokens=most)
         return RepairScorer(resident, base, self._folder.weights(self._run), derived)
 
+    @property
+    def _tried(self) -> list[Any]:
+        """What tells the repairs from others: their kinds, and the fingerprints of other models."""
+        tried: list[Any] = [self._families, [each.fingerprint for each in self._partners]]
+        if self._refined:  # scores of other kinds are as old as they are
+            tried.append([each.fingerprint for each in self._refined])
+        return tried
+
     def _scores(self, names: Sequence[str]) -> list[RepairScores]:
         """Of each task, from the folder where they are there."""
         study = self._plan.record
         fields = cluster_fields(study.config.evaluation.clusters, study)
-        repairs: list[Any] = [self._families, [each.fingerprint for each in self._partners]]
-        if self._refined:  # scores of other kinds are as old as they are
-            repairs.append([each.fingerprint for each in self._refined])
-        work = float(sum(self._plan.tasks[name].num_tokens for name in names))
-        self._observer.study_started(work, 0.0)
-        self._observer.model_started(self._run.name, work)
         found: list[RepairScores] = []
         for name in names:
             prepared, field = self._plan.tasks[name], fields.get(name)
-            wanted = repair_scores_fingerprint(study, self._run, name, repairs, field)
+            wanted = repair_scores_fingerprint(study, self._run, name, self._tried, field)
             path = self._folder.repair_scores_file(self._run.name, name)
             self._observer.stage_started(self._run.name, name, float(prepared.num_tokens), None)
             scores = self._folder.finished(path, RepairScores, wanted)
@@ -182,6 +203,31 @@ class AdapterRepairer:
             found.append(scores)
         return found
 
+    def _divergences(self, answers: Sequence[RightAnswer], work: float) -> RepairDivergences | None:
+        """From the base, on these right answers; from the folder where it is there."""
+        if not answers:
+            return None
+        study, name = self._plan.record, self._run.name
+        wanted = repair_divergences_fingerprint(study, self._run, self._tried, answers)
+        path = self._folder.repair_divergences_file(name)
+        self._observer.stage_started(name, "divergence from the base", work, None)
+        found = self._folder.finished(path, RepairDivergences, wanted)
+        if found is None:
+            scorer = self._scorer
+            per_token = work / (_num_tokens(answers) * (1 + len(scorer.repairs)))
+            found = scorer.divergences(
+                answers,
+                model=name,
+                fingerprint=wanted,
+                max_batch_tokens=self._plan.step_tokens,
+                advance=lambda num: self._observer.advanced(num * per_token),
+            )
+            self._folder.write(path, found)
+        else:
+            self._observer.skipped(work)
+        self._observer.stage_finished()
+        return found
+
     def _set_damaged_aside(self) -> None:
         """Move what is damaged of an earlier repair into quarantine: it is made again."""
         name = self._run.name
@@ -190,6 +236,11 @@ class AdapterRepairer:
             if damage.path.is_relative_to(place):
                 aside = set_aside(self._folder, damage.spoils, str(damage))
                 self._observer.noted(f"{damage}: set aside in {aside}")
+
+
+def _num_tokens(answers: Sequence[RightAnswer]) -> int:
+    """Of one model: what answers begin with in common is read once."""
+    return len(PrefixTree([answer.tokens_read for answer in answers])) if answers else 0
 
 
 def _other_seeds(
