@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 
 from rankwise.engine.models.base import load_tokenizer
+from rankwise.findings.options import option_gains
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.signatures.found import failure_signatures
 from rankwise.heads.changes import head_activity
 from rankwise.heads.layouts import head_layouts
 from rankwise.records.repairs import AdapterRepair, Repair
 from rankwise.weights.lowrank import read_updates
+from tests.planted.results import planted_study
 from tests.support.audited_models import PREFIX, adapter, checkpoint, load, rewritten
 from tests.support.command_line import rankwise, words
 
@@ -172,3 +177,17 @@ def test_what_was_given_wrong_exits_with_2(
         assert done.exit_code == 2, (message, done.output)
         assert message in words(done.stderr), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_a_finding_suggests_can_be_called() -> None:
+    """Negative transfer ends with it; its options are complete, and the base is yet to be named."""
+    lost = planted_study({4: 0.6}, {}, {4: 0.3}, {}, noise=0.0)
+    (source,) = option_gains(lost)
+    (part,) = recommend(lost).by_train_task
+    advice = {each.name: each.advice for each in failure_signatures(source, part)}
+    (command,) = re.findall(r"`rankwise (.+?)`", advice["negative_transfer"])
+    assert "--tasks kinship --retention syllogism" in command
+    done = rankwise(*command.split())
+    assert done.exit_code == 2
+    assert "BASE" in done.stderr
+    assert "--output" not in done.stderr
