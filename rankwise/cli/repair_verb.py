@@ -106,15 +106,18 @@ def repair(
     """Change a trained adapter so that it forgets less, without training.
 
     Tries kinds of repair: scale (delta times 0.1 to 1), lines (less change in
-    the first layers, LiNeS), truncate (half the rank, a quarter ...),
-    intruders (less of the intruder dimensions), average (with the other seeds
-    of the setting, or with the further adapters). The base and all of them are
-    scored in one pass.
+    the first layers, LiNeS), truncate (half the rank, a quarter ...), refine
+    (truncated and trained on, what the study has of these), heads (the 1, 4,
+    16 ... that changed most go back to the base), intruders (less of the
+    intruder dimensions), average (with the other seeds of the setting, or with
+    the further adapters). The base and all of them are scored in one pass.
 
     Half of the items choose the repair that gains most and keeps the loss of
     retention within the limit; the other half says what it gains and loses. It
     is written with a model card, in a study to runs/ID/repair/adapter. If none
-    keeps enough, the answer says so and nothing is written.
+    keeps enough, the answer says so and nothing is written. KL to the base on
+    the in-domain tasks' prompts is shown beside, with how well it orders the
+    losses; it chooses nothing.
 
     In a study, the tasks are the study's, and scores that are recorded are not
     computed again, also under another limit.
@@ -154,6 +157,8 @@ def repair(
     warn(record.warnings)
     stdout.print(repair_table(record.choice))
     say(record.choice.statement, style="bold")
+    if record.choice.kl_statement is not None:
+        say(record.choice.kl_statement)
     if record.folder is not None:
         say(f"repaired adapter: {record.folder}", folded=False)
     return OK

@@ -19,7 +19,7 @@ from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
-from rankwise.records.recommendation import Recommendation, StudyRecommendation
+from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
 from rankwise.records.repairs import RepairChoice
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import PlannedPass, StudyRecord, Unit
@@ -240,7 +240,10 @@ def repair_table(choice: RepairChoice) -> Table:
             "less a standard error"
         )
     )
-    for name in ("repair", f"gain\n{choice.unit}", "retention loss\npoints", "keeps enough"):
+    kl = ["KL to the base\nnats per token"] if choice.kl_statement else []
+    for name in (
+        "repair", f"gain\n{choice.unit}", "retention loss\npoints", *kl, "keeps enough",
+    ):  # fmt: skip
         table.add_column(Text(name), justify="left" if name == "repair" else "right")
     chosen = None if choice.judged is None else choice.judged.repair
     for point in choice.curve:
@@ -249,10 +252,16 @@ def repair_table(choice: RepairChoice) -> Table:
             point.repair.label,
             _change_with_bounds(gain.estimate, gain.lower, gain.upper, choice.unit),
             _change_with_bounds(loss.estimate, loss.lower, loss.upper, "points"),
+            *([_kl(point.kl)] if point.kl else []),
             "yes" if point.keeps_enough else "no",
             style="bold" if point.repair == chosen else None,
         )
     return table
+
+
+def _kl(kl: Bound) -> str:
+    bounds = quantities.score_interval(kl.lower, kl.upper, "nats")
+    return f"{quantities.score(kl.estimate, 'nats')} ({bounds})"
 
 
 def _change_with_bounds(estimate: float, lower: float, upper: float, unit: Unit) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from rankwise.findings.stats.items import (
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import Divergence, ModelResults
+from rankwise.records.results import Divergence, ModelResults, TaskItems
 from rankwise.records.study import Unit
 
 
@@ -124,7 +124,7 @@ def _values(compared: _Compared, tasks: Sequence[str], source: OptionGains) -> _
     chosen = [_choices(compared, task) for task in tasks]
     found = [each for model in compared.models for each in model.divergences][:1]
     read = [place for each in found for place in zip(each.tasks, each.doc_ids, strict=True)]
-    answers = answer_clusters(read, source)
+    answers = answer_clusters(read, source.results.base.items)
     next_token = _divergences(compared, lambda each: each.top1_agreement)
     kl = _divergences(compared, lambda each: each.kl_nats)
     return {
@@ -183,18 +183,20 @@ def _divergences(
     return [np.asarray(rows, dtype=np.float64)] if is_complete else []
 
 
-def answer_clusters(answers: Sequence[tuple[str, int]], source: OptionGains) -> Clusters | None:
+def answer_clusters(
+    answers: Sequence[tuple[str, int]], base: Mapping[str, TaskItems]
+) -> Clusters | None:
     """The cluster of each right answer on which distributions are compared; None without any.
 
     An answer to an item without a cluster is in one of its own, below zero.
 
     Args:
         answers: task and number of the item of each.
-        source: of the trained task.
+        base: the base's items by task, which hold their clusters.
     """
     known = {
         (task, doc_id): cluster
-        for task, items in source.results.base.items.items()
+        for task, items in base.items()
         for doc_id, cluster in zip(items.doc_ids, items.clusters or (), strict=False)
     }
     if not answers or not known:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise.findings.gauges import kl_on_prompts
 from rankwise.findings.odds import point_in, worth
 from rankwise.findings.options import Option, OptionGains, OptionName, Runs, TaskMean
 from rankwise.findings.pairs import pair_items, run_record
@@ -26,7 +27,8 @@ class CheckpointPoint(Record):
 
     ``gain`` and ``retention`` are adapted - base on test items, positive better.
     ``validation_worth`` is the gain on validation items less twice the retention loss beyond ε, in
-    the unit of the gain: what the checkpoint is chosen by.
+    the unit of the gain: what the checkpoint is chosen by. ``kl_prompts`` is the gauge
+    KL(base || model) on the trained task's prompts, in nats per token.
     """
 
     option: OptionName
@@ -36,6 +38,7 @@ class CheckpointPoint(Record):
     gain: TaskMean | None
     retention: TaskMean | None
     validation_worth: float
+    kl_prompts: TaskMean | None = None
 
 
 class CheckpointChoice(Record):
@@ -95,6 +98,7 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
                 gain=_change(source, point.models, "in_domain"),
                 retention=_change(source, point.models, "retention"),
                 validation_worth=worth,
+                kl_prompts=kl_on_prompts(source, point.models),
             )
             for point, worth in zip(of_option, worths, strict=True)
         ]

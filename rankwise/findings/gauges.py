@@ -15,7 +15,7 @@ import numpy as np
 from rankwise.findings.agreement import answer_clusters
 from rankwise.findings.audits import norms
 from rankwise.findings.model_groups import ModelGroup, ModelKind, model_groups
-from rankwise.findings.options import OptionGains, TaskMean
+from rankwise.findings.options import OptionGains, Runs, TaskMean
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items
 from rankwise.findings.trends import correlated
@@ -109,7 +109,6 @@ def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
     runs = group.runs
     read = [run.from_base for run in runs if run.from_base is not None]
     texts = {*source.results.tasks.get("held_out_text", ())}
-    prompts = [place for place, task in enumerate(read[0].tasks) if task not in texts]
     prose = [place for place, task in enumerate(read[0].tasks) if task in texts]
     retention = source.tasks("retention") or source.tasks("retention", "nats")
     change = source.change(runs, retention) if retention else None
@@ -125,14 +124,25 @@ def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
         rank=group.rank,
         num_seeds=len(runs),
         retention_loss=None if change is None else change.negated(),
-        kl_prompts=_mean(
-            source, _measured(source, read, prompts, lambda each: each.kl_nats), at_least=0.0
-        ),
+        kl_prompts=kl_on_prompts(source, runs),
         kl_prose=_mean(source, kl, at_least=0.0),
         prose_rise=_mean(source, rise),
         stderr_ratio=ratio,
         update_norm=statistics.fmean(norms(each)[0] for each in spectra) if spectra else None,
     )
+
+
+def kl_on_prompts(source: OptionGains, runs: Runs) -> TaskMean | None:
+    """KL(base || model) on the trained task's right answers, in nats per token, seeds averaged.
+
+    None where a seed was not compared with the base, or on fewer than two answers.
+    """
+    read = [run.from_base for run in runs if run.from_base is not None]
+    if len(read) < len(runs):
+        return None
+    texts = {*source.results.tasks.get("held_out_text", ())}
+    prompts = [place for place, task in enumerate(read[0].tasks) if task not in texts]
+    return _mean(source, _measured(source, read, prompts, lambda each: each.kl_nats), at_least=0.0)
 
 
 class _Measured(NamedTuple):
@@ -160,7 +170,8 @@ def _measured(
     array = np.stack(weighted)  # (seeds, items)
     answers = [(read[0].tasks[place], read[0].doc_ids[place]) for place in places]
     # no pseudo-items: these are no disagreements that may not have been seen
-    items = Items(array, 0.0, clusters=answer_clusters(answers, source))
+    clusters = answer_clusters(answers, source.results.base.items)
+    items = Items(array, 0.0, clusters=clusters)
     return _Measured(items, mean_over_tasks([items]))
 
 
@@ -207,15 +218,17 @@ def _statements(orders: Sequence[GaugeOrder], ratio: float | None) -> Iterator[s
     for order in orders:
         if order.correlation is not None:
             models = quantities.counted(order.num_models, "model")
-            rho = quantities.correlation(order.correlation)
-            verb = {1: "orders", 0: "is not shown to order", -1: "orders in reverse"}
-            yield (
-                f"Over {models}, {order.gauge} {verb[order.correlation.sign()]} forgetting: "
-                f"Spearman's ρ {rho}."
-            )
+            yield order_statement(models, order.gauge, order.correlation)
     if ratio is not None:
         times = f"{quantities.formatted(ratio, '.1f')} times"
         yield (
             f"On the same tokens of held-out text the standard error of the rise of the loss is "
             f"{times} that of the KL, a median over the models."
         )
+
+
+def order_statement(models: str, gauge: Gauge, correlation: Bound) -> str:
+    """Whether a gauge orders what ``models``, such as "6 models", have forgotten."""
+    verb = {1: "orders", 0: "is not shown to order", -1: "orders in reverse"}
+    rho = quantities.correlation(correlation)
+    return f"Over {models}, {gauge} {verb[correlation.sign()]} forgetting: Spearman's ρ {rho}."

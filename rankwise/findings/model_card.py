@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from rankwise.records import quantities
-from rankwise.records.repairs import AdapterRepair, JudgedRepair
+from rankwise.records.repairs import AdapterRepair, JudgedRepair, Repair
 
 
 def model_card(record: AdapterRepair) -> str:
@@ -31,7 +31,7 @@ def model_card(record: AdapterRepair) -> str:
         "",
         choice.statement,
         "",
-        f"Made from the adapter `{record.model}` without training, by rankwise "
+        f"Made from the adapter `{record.model}` {_how(choice.repair)}, by rankwise "
         f"{record.provenance.rankwise_version}. {quantities.count(len(choice.curve))} candidates "
         f"were compared on {quantities.counted(choice.num_choosing_items, 'item')}; the figures "
         f"are of {quantities.count(choice.num_judging_items)} others, with intervals of "
@@ -62,6 +62,10 @@ def model_card(record: AdapterRepair) -> str:
         names = ", ".join(f"`{name}`" for name in record.averaged_with)
         lines += ["", f"Averages were tried with {names}."]
     return "\n".join(lines) + "\n"
+
+
+def _how(repair: Repair) -> str:
+    return "by a training that its study did" if repair.family == "refine" else "without training"
 
 
 def _tasks(judged: JudgedRepair) -> Iterator[tuple[str, ...]]:

@@ -7,18 +7,21 @@ that chose it looks better than it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.errors import RecordError
+from rankwise.findings.agreement import answer_clusters
+from rankwise.findings.gauges import MIN_MODELS, order_statement
 from rankwise.findings.pairs import Pair, bound_of, pair_items
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, sharing
+from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.recommendation import Bound
-from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
     MIN_REPAIR_ITEMS,
@@ -28,7 +31,7 @@ from rankwise.records.repairs import (
     RepairChoice,
     RepairPoint,
 )
-from rankwise.records.results import ModelResults, TaskItems
+from rankwise.records.results import ModelResults, TaskItems, weighted_by_tokens
 from rankwise.records.study import Relation, State, Unit
 
 _BASE = "base"
@@ -64,6 +67,7 @@ def choose_repair(
     *,
     max_loss_points: float,
     confidence: float,
+    divergences: RepairDivergences | None = None,
 ) -> RepairChoice:
     """Choose the repair that gains most within a limit of retention loss, and judge it.
 
@@ -77,13 +81,15 @@ def choose_repair(
         tasks: by their relation to what was trained.
         max_loss_points: the limit, in points of the mean over the retention tasks.
         confidence: of every interval, two-sided, 0..1.
+        divergences: of the same repairs, on ``choosing_items``; they choose nothing.
 
     Raises:
         RecordError: there is no in-domain task, none of retention in points, or a task has fewer
             than four items (in clusters: than two clusters in a half).
     """
     halves = _Halves(scores, tasks, confidence)
-    curve = tuple(halves.point(repair, max_loss_points) for repair in halves.repairs)
+    kl = {} if divergences is None else halves.kl(divergences)
+    curve = tuple(halves.point(repair, max_loss_points, kl) for repair in halves.repairs)
     candidates = [point for point in curve if point.keeps_enough and point.gain.estimate > 0.0]
     judged: JudgedRepair | None = None
     if candidates:
@@ -108,7 +114,40 @@ def choose_repair(
         repair=judged.repair if judged is not None and does else None,
         statement="",
     )
-    return found.model_copy(update={"statement": _statement(found)})
+    return found.model_copy(update={"statement": _statement(found), **_kl_order(curve, confidence)})
+
+
+def choosing_items(scores: Sequence[RepairScores], tasks: RepairTasks) -> dict[str, frozenset[int]]:
+    """In-domain task -> numbers of the items by which a repair is chosen.
+
+    Args:
+        scores: as in ``choose_repair``.
+        tasks: likewise.
+
+    Raises:
+        RecordError: likewise.
+    """
+    by_task = {of_task.task: of_task for of_task in scores}
+    judged = _judged_tasks(by_task, tasks)
+    pairs = {task: next(_pairs(by_task[task]))[1] for _, task in judged.relations}
+    chooses = _choosing_items(pairs)
+    doc_ids = {task: np.sort(by_task[task].base.doc_ids) for task in judged.in_domain}
+    return {task: frozenset(numbers[chooses[task]].tolist()) for task, numbers in doc_ids.items()}
+
+
+def _kl_order(curve: Sequence[RepairPoint], confidence: float) -> dict[str, Any]:
+    """How well KL orders the retention loss over the curve."""
+    pairs = [(kl.estimate, each.retention_loss.estimate) for each in curve if (kl := each.kl)]
+    if not pairs:
+        return {}
+    repairs, gauge = quantities.counted(len(pairs), "repair"), "KL on the task's prompts"
+    found, reason = None, f"{repairs}, {MIN_MODELS} are needed"
+    if len(pairs) >= MIN_MODELS:
+        x, y = zip(*pairs, strict=True)
+        found, reason = correlated(x, y, confidence, "repair")
+    if found is None:
+        return {"kl_statement": f"No correlation of {gauge} with forgetting: {reason}."}
+    return {"kl_correlation": found, "kl_statement": order_statement(repairs, gauge, found)}
 
 
 class _Halves:
@@ -134,7 +173,26 @@ class _Halves:
         """Items of one half, all tasks together."""
         return sum(int((its == choosing).sum()) for its in self._chooses.values())
 
-    def point(self, repair: Repair, max_loss_points: float) -> RepairPoint:
+    def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
+        """KL to the base of every repair, a mean over tokens; of two items or more."""
+        tokens = divergences.item_tokens
+        if len(tokens) < 2:
+            return {}
+        answers = list(zip(divergences.tasks, divergences.doc_ids, strict=True))
+        base = {task: of_task.base for task, of_task in self._scores.items()}
+        clusters = answer_clusters(answers, base)
+        found: dict[Repair, Bound] = {}
+        for each in divergences.repaired:
+            values = np.asarray(weighted_by_tokens(each.kl_nats, tokens))
+            # no pseudo-items: these are no disagreements that may not have been seen
+            mean = mean_over_tasks([Items(values, 0.0, clusters=clusters)])
+            bound = self._bound(mean)
+            found[each.repair] = bound.model_copy(update={"lower": max(bound.lower, 0.0)})
+        return found
+
+    def point(
+        self, repair: Repair, max_loss_points: float, kl: Mapping[Repair, Bound]
+    ) -> RepairPoint:
         """A repair on the choosing items."""
         loss = self._loss(repair, choosing=True)
         return RepairPoint(
@@ -142,6 +200,7 @@ class _Halves:
             gain=self._bound(self._gain(repair, choosing=True)),
             retention_loss=self._bound(loss),
             keeps_enough=loss.value + loss.stderr <= max_loss_points,
+            kl=kl.get(repair),
         )
 
     def judged(self, repair: Repair, max_loss_points: float) -> JudgedRepair:

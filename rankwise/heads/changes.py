@@ -22,6 +22,7 @@ from rankwise.engine.models.attention import (
     decoder_of,
 )
 from rankwise.errors import ModelError
+from rankwise.heads.interventions import Head, adapted_heads, delta_rows
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.records.heads import CHANGE_MEASURES, ChangeMap, HeadMap, ShareMap, ShareOf
 
@@ -202,6 +203,25 @@ def share_maps(layouts: Sequence[HeadLayout], norm_of: NormSquared) -> tuple[Sha
             for layer, layout in enumerate(layouts)
         ]
     return tuple(ShareMap(of=kind, values=_normalised(rows)) for kind, rows in kinds.items())
+
+
+def heads_by_delta(
+    factors: Mapping[str, ScaledFactors], layouts: Sequence[HeadLayout]
+) -> list[Head]:
+    """The heads of which an adapter has a delta, the largest first.
+
+    Its size is ‖delta‖² on what ``interventions.without_heads`` takes away: rows of k and v count
+    where no other head reads them. Of equal heads the first comes first.
+    """
+    norm_of = norms_of_factors(factors)
+
+    def size(head: Head) -> float:
+        layout = layouts[head.layer]
+        rows = delta_rows(layout, head.head, keys_and_values=False)
+        norms = [norm_of(part, True) for part in rows]
+        return sum(norm or 0.0 for norm in (*norms, norm_of(layout.columns(head.head), False)))
+
+    return sorted(adapted_heads(factors, layouts), key=size, reverse=True)
 
 
 def _norm(layout: HeadLayout, head: int, kind: str, norm_of: NormSquared) -> float | None:

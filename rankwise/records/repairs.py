@@ -12,7 +12,7 @@ from rankwise.records.files import FileDigest
 from rankwise.records.recommendation import Bound
 from rankwise.records.study import Provenance, Relation, StageRecord, State, Unit
 
-RepairFamily = Literal["scale", "lines", "truncate", "intruders", "average"]
+RepairFamily = Literal["scale", "lines", "truncate", "refine", "heads", "intruders", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
 
 Combination = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
@@ -24,12 +24,13 @@ MIN_REPAIR_ITEMS = 4
 
 
 class Repair(Record):
-    """A change of a trained adapter that needs no training: a family, and its parameter."""
+    """A change of a trained adapter that needs no training now: a family, and its parameter."""
 
     family: RepairFamily
     value: float | None = None
     """Factor of delta (scale), of the first layer's delta (lines) or of the intruders' singular
-    values (intruders); the rank that is kept (truncate); None for an average."""
+    values (intruders); the rank that is kept (truncate, refine); the number of heads (heads); None
+    for an average."""
     combination: Combination | None = None
     """Of an average; None for the others."""
 
@@ -44,10 +45,13 @@ class Repair(Record):
         if self.combination is not None:
             return f"average, {self.combination}"
         value = quantities.number(self.value or 0.0)
+        heads = quantities.counted(int(self.value or 0), "head")
         return {
             "scale": f"scaled by {value}",
             "lines": f"LiNeS from {value}",
             "truncate": f"truncated to rank {value}",
+            "refine": f"truncated to rank {value}, refined",
+            "heads": f"with {heads} reverted",
             "intruders": f"intruders times {value}",
         }[self.family]
 
@@ -69,6 +73,9 @@ class RepairPoint(Record):
     """Below the base, in points of the mean over the retention tasks; positive is worse."""
     keeps_enough: bool
     """The loss is within the limit by one standard error."""
+    kl: Bound | None = None
+    """KL(base || repaired) on right answers in-domain, in nats per token; None where there are
+    none, and in the record of an older version."""
 
 
 class JudgedTask(Record):
@@ -126,6 +133,10 @@ class RepairChoice(Record):
     repair: Repair | None
     """The one to use; None: none does."""
     statement: str
+    kl_correlation: Bound | None = None
+    """Spearman's of KL with the retention loss over the curve; None where it has none."""
+    kl_statement: str | None = None
+    """How well KL orders what is forgotten, or why that is not known; None without a KL."""
 
 
 class AdapterRepair(StageRecord):
@@ -141,6 +152,8 @@ class AdapterRepair(StageRecord):
     averaged_with: tuple[str, ...]
     """Other runs or adapters that took part in averages."""
     choice: RepairChoice
+    reverted: tuple[tuple[int, int], ...] = ()
+    """(layer, head) of each head that the repair reverts, the most changed first."""
     folder: str | None
     """The repaired adapter, in PEFT's format, with a model card; None where none does."""
     warnings: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from rankwise.records.judgement import StudyLooks
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.reading import read_judged
 from rankwise.records.recommendation import StudyRecommendation
-from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
@@ -197,6 +197,7 @@ class _Inspector:
                 (path, RepairScores, "scoring repairs of")
                 for path in sorted(folder.repair_scores_file(model, "_").parent.glob("*.json"))
             ),
+            (folder.repair_divergences_file(model), RepairDivergences, "comparing repairs of"),
         ):
             yield from self._record(path, kind, f"{what} {model}")
         yield from self._repairs(model)

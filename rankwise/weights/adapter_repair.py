@@ -18,8 +18,14 @@ from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
 from rankwise.weights.audit import Audited
 from rankwise.weights.audit_scores import ScoreSettings
-from rankwise.weights.repair_scores import AskedTask, RepairScorer, write_repaired
-from rankwise.weights.repairs import RepairSources, Updates, derived_updates
+from rankwise.weights.repair_scores import (
+    AskedTask,
+    RepairScorer,
+    choosing_answers,
+    in_domain_answers,
+    write_repaired,
+)
+from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
 
 
 class Candidates(NamedTuple):
@@ -28,12 +34,16 @@ class Candidates(NamedTuple):
     Attributes:
         adapter: the adapter, with its base.
         others: what it is averaged with.
+        sources: what they are made of.
         derived: repair -> updates, the adapter as it is first.
+        warnings: what could not be checked or tried.
     """
 
     adapter: Audited
     others: tuple[Audited, ...]
+    sources: RepairSources
     derived: dict[Repair, Updates]
+    warnings: tuple[str, ...]
 
 
 class RepairQuestions(NamedTuple):
@@ -63,7 +73,14 @@ def candidates(
     """
     updates = [other.updates for other in others]
     sources = RepairSources.of(adapter.base.folder, adapter.updates, updates)
-    return Candidates(adapter, tuple(others), derived_updates(sources, families))
+    warnings = tuple(warning for each in (adapter, *others) for warning in each.warnings)
+    return Candidates(
+        adapter,
+        tuple(others),
+        sources,
+        derived_updates(sources, families),
+        (*warnings, *sources.warnings_of(families)),
+    )
 
 
 def repair_adapter(
@@ -106,14 +123,20 @@ def repair_adapter(
         )
         for task in questions.all
     ]
+    tasks = RepairTasks(
+        tuple(task.name for task in questions.in_domain),
+        tuple(task.name for task in questions.retention),
+    )
+    answers = in_domain_answers(questions.in_domain, tokenizer, adapter.base.folder)
+    answers = choosing_answers(answers, scores, tasks)
     choice = choose_repair(
         scores,
-        RepairTasks(
-            tuple(task.name for task in questions.in_domain),
-            tuple(task.name for task in questions.retention),
-        ),
+        tasks,
         max_loss_points=max_loss_points,
         confidence=settings.confidence,
+        divergences=scorer.divergences(answers, model=str(adapter.target), fingerprint=wanted)
+        if answers
+        else None,
     )
     record = AdapterRepair(
         fingerprint=wanted,
@@ -121,8 +144,9 @@ def repair_adapter(
         base_model=adapter.base.name,
         averaged_with=tuple(str(other.target) for other in found.others),
         choice=choice,
+        reverted=tuple(reverted_heads(found.sources, choice.repair)),
         folder=None if choice.repair is None else str(output),
-        warnings=tuple(w for each in (adapter, *found.others) for w in each.warnings),
+        warnings=found.warnings,
         provenance=provenance_on(device),
     )
     if choice.repair is not None:

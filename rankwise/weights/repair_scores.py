@@ -9,19 +9,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from rankwise.engine.models.devices import provenance_on
+from rankwise.engine.models import base as models
+from rankwise.engine.models.devices import STEP_TOKENS, provenance_on
+from rankwise.engine.models.frozen_adapters import load_frozen_adapter
+from rankwise.engine.scoring.divergence import divergences, log_probabilities
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
+from rankwise.findings.repairs import RepairTasks, choosing_items
 from rankwise.records import p_right, quantities
 from rankwise.records.clusters import cluster_numbers
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import BASE
-from rankwise.records.repair_scores import RepairedItems, RepairScores
+from rankwise.records.repair_scores import (
+    RepairDivergences,
+    RepairedDivergence,
+    RepairedItems,
+    RepairScores,
+)
 from rankwise.records.repairs import (
     AS_IT_IS,
     MIN_REPAIR_ITEMS,
@@ -31,8 +40,9 @@ from rankwise.records.repairs import (
 from rankwise.records.results import TaskItems, judged_items
 from rankwise.records.whole_folder import whole_folder
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
-from rankwise.tasks.questions import Advance
+from rankwise.tasks.questions import Advance, RightAnswer
 from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.right_answers import right_answers
 from rankwise.tasks.update_guard import probes, refuse_unapplied
 from rankwise.weights.lowrank import save_updates
 from rankwise.weights.repairs import Updates, as_frozen
@@ -72,14 +82,19 @@ class RepairScorer:
             folder: of the adapter.
             derived: from ``repairs.derived_updates``.
         """
-        self._scorer, self._device = scorer, next(base_model.parameters()).device
+        self._scorer, self._base_model = scorer, base_model
+        weight = next(base_model.parameters())
+        self._device = weight.device
         self.repairs = tuple(derived)
         self._is_applied = False
-        for repair, updates in derived.items():
-            if repair == AS_IT_IS:
-                scorer.put_on(repair.label, folder)
-            else:
-                scorer.hold(repair.label, as_frozen(updates, base_model))
+        self._adapters = {
+            repair: load_frozen_adapter(base_model, folder, weight.dtype)
+            if repair == AS_IT_IS
+            else as_frozen(updates, base_model)
+            for repair, updates in derived.items()
+        }
+        for repair, adapter in self._adapters.items():
+            scorer.hold(repair.label, adapter)
 
     def scores(
         self, task: AskedTask, *, model: str, fingerprint: str, advance: Advance = lambda _: None
@@ -100,11 +115,11 @@ class RepairScorer:
             refuse_unapplied(self._scorer, [AS_IT_IS.label], probes(task.prepared.requests))
             self._is_applied = True
         started = time.perf_counter()
-        models = [ScoredModel(BASE, fingerprint)]
-        models += [ScoredModel(each.label, fingerprint, each.label) for each in self.repairs]
+        scored = [ScoredModel(BASE, fingerprint)]
+        scored += [ScoredModel(each.label, fingerprint, each.label) for each in self.repairs]
         wanted = None if p_right.is_wanted(task.metric) else task.metric
         base, *repaired = evaluate(
-            self._scorer, models, task.prepared, metric=wanted, advance=advance
+            self._scorer, scored, task.prepared, metric=wanted, advance=advance
         )
         return RepairScores(
             fingerprint=fingerprint,
@@ -118,6 +133,73 @@ class RepairScorer:
             score_seconds=time.perf_counter() - started,
             provenance=provenance_on(self._device),
         )
+
+    def divergences(
+        self,
+        answers: Sequence[RightAnswer],
+        *,
+        model: str,
+        fingerprint: str,
+        max_batch_tokens: int | None = None,
+        advance: Advance = lambda _: None,
+    ) -> RepairDivergences:
+        """How far from the base every repair is, item by item.
+
+        The base reads once. The repairs read one after the other in its steps, so that rounding is
+        the same for all.
+
+        Args:
+            answers: right answers; at least one.
+            model: name of the adapter in the record.
+            fingerprint: of the record.
+            max_batch_tokens: of one forward pass; None: ``STEP_TOKENS``.
+            advance: receives the number of tokens read, each distinct one once per model.
+        """
+        started = time.perf_counter()
+        settings: dict[str, Any] = {
+            "max_batch_tokens": max_batch_tokens or STEP_TOKENS[self._device.type],
+            "advance": advance,
+        }
+        expected = log_probabilities(self._base_model, answers, **settings)
+        repaired: list[RepairedDivergence] = []
+        for repair, adapter in self._adapters.items():
+            items = divergences(self._base_model, answers, expected, adapter=adapter, **settings)
+            kl_nats = tuple(item.kl_nats for item in items)
+            repaired.append(RepairedDivergence(repair=repair, kl_nats=kl_nats))
+        return RepairDivergences(
+            fingerprint=fingerprint,
+            model=model,
+            tasks=tuple(answer.task for answer in answers),
+            doc_ids=tuple(answer.doc_id for answer in answers),
+            item_tokens=tuple(len(answer.continuation) for answer in answers),
+            repaired=tuple(repaired),
+            score_seconds=time.perf_counter() - started,
+        )
+
+
+def in_domain_answers(
+    tasks: Sequence[PreparedTask], tokenizer: Any, base: Path
+) -> tuple[RightAnswer, ...]:
+    """Right answers, on half of which repairs are compared with the base.
+
+    Args:
+        tasks: in-domain.
+        tokenizer: the base's.
+        base: its folder, of which the config is read.
+
+    Raises:
+        ModelError: the config cannot be read.
+    """
+    skeleton: Any = models.model_skeleton(base)
+    return right_answers(tasks, tokenizer, skeleton.config.get_text_config().vocab_size)
+
+
+def choosing_answers(
+    answers: Sequence[RightAnswer], scores: Sequence[RepairScores], tasks: RepairTasks
+) -> tuple[RightAnswer, ...]:
+    """Of some answers, those to items by which a repair is chosen."""
+    chosen = choosing_items(scores, tasks)
+    return tuple(each for each in answers if each.doc_id in chosen.get(each.task, ()))
 
 
 def refuse_unjudgeable(

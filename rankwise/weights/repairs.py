@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ from rankwise.engine.models.devices import choose_device, float64_device
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.seeds import seed_of
 from rankwise.errors import ModelError
+from rankwise.heads.changes import heads_by_delta
+from rankwise.heads.interventions import Head, without_heads
+from rankwise.heads.layouts import HeadLayout, head_layouts
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, Combination, Repair, RepairFamily
 from rankwise.weights.decomposition import thin_svd
 from rankwise.weights.interventions import scaled_intruders
@@ -45,7 +49,10 @@ class RepairSources:
         adapter: the adapter to repair.
         others: adapters to average it with; they adapt the same layers.
         num_layers: of the base model.
+        layouts: of its heads, layer by layer; empty where they are laid out in no known way.
         base_svd: layer -> thin decomposition of its base matrix.
+        refined: rank -> the adapter truncated to it and trained on; what a study has of these.
+        unknown_heads: why there are no layouts.
 
     Raises:
         ModelError: the adapter's update is zero, or another adapts other layers.
@@ -54,7 +61,10 @@ class RepairSources:
     adapter: Updates
     others: tuple[Updates, ...]
     num_layers: int
+    layouts: tuple[HeadLayout, ...]
     base_svd: Callable[[str], Svd]
+    refined: Mapping[int, Updates] = field(default_factory=dict[int, Updates])
+    unknown_heads: str | None = None
 
     def __post_init__(self) -> None:
         if not any(update.frobenius_norm for update in self.adapter.values()):
@@ -68,7 +78,13 @@ class RepairSources:
                 )
 
     @classmethod
-    def of(cls, base: Path, adapter: Updates, others: Sequence[Updates] = ()) -> RepairSources:
+    def of(
+        cls,
+        base: Path,
+        adapter: Updates,
+        others: Sequence[Updates] = (),
+        refined: Mapping[int, Updates] = MappingProxyType({}),
+    ) -> RepairSources:
         """Of adapters of a base model's folder, whose weights are read when they are asked for.
 
         Raises:
@@ -77,9 +93,24 @@ class RepairSources:
         skeleton: Any = models.model_skeleton(base)
         numbers = [layer_number(name) for name in models.adaptable_shapes(skeleton)]
         depth = 1 + max((number for number in numbers if number is not None), default=0)
-        return cls(
-            adapter, tuple(others), depth, decompositions(base, list(adapter), choose_device())
-        )
+        layouts, reason = (), None
+        try:
+            layouts = head_layouts(skeleton)
+        except ModelError as error:
+            reason = str(error)
+        svds = decompositions(base, list(adapter), choose_device())
+        return cls(adapter, tuple(others), depth, layouts, svds, refined, reason)
+
+    def warnings_of(self, families: Sequence[RepairFamily]) -> tuple[str, ...]:
+        """What cannot be tried of some families, and why."""
+        if self.unknown_heads is None or "heads" not in families:
+            return ()
+        return (f"no heads are reverted: {self.unknown_heads}",)
+
+    @functools.cached_property
+    def heads(self) -> list[Head]:
+        """Those of which the adapter has a delta, the most changed first."""
+        return heads_by_delta(_factors(self.adapter), self.layouts)
 
 
 class Family(NamedTuple):
@@ -182,6 +213,23 @@ def truncated(updates: Updates, rank: int) -> Updates:
     }
 
 
+def reverted_heads(sources: RepairSources, repair: Repair | None) -> list[Head]:
+    """The heads whose delta a repair takes away, the most changed first; none of other families."""
+    if repair is None or repair.family != "heads":
+        return []
+    return sources.heads[: int(_value(repair))]
+
+
+def _without_heads(sources: RepairSources, repair: Repair) -> Updates:
+    heads = reverted_heads(sources, repair)
+    changed = without_heads(_factors(sources.adapter), sources.layouts, heads)
+    return {name: LowRankUpdate(*factors) for name, factors in changed.items()}
+
+
+def _factors(updates: Updates) -> dict[str, ScaledFactors]:
+    return {name: ScaledFactors(u.lora_A, u.lora_B, u.scaling) for name, u in updates.items()}
+
+
 def averaged(adapters: Sequence[Updates], combination: Combination) -> Updates:
     """The average of adapters of the same layers, in PEFT's ways.
 
@@ -250,6 +298,16 @@ def _half_ranks(sources: RepairSources) -> list[Repair]:
     return [Repair(family="truncate", value=float(half)) for half in halves]
 
 
+def _head_counts(sources: RepairSources) -> list[Repair]:
+    """One head, four times as many, and so on up to half of those that have a delta."""
+    most, count = len(sources.heads) // 2, 1
+    counts: list[int] = []
+    while count <= most:
+        counts.append(count)
+        count *= 4
+    return [Repair(family="heads", value=float(count)) for count in counts]
+
+
 def _combinations(sources: RepairSources) -> list[Repair]:
     """All of PEFT's, where there is anything to average with."""
     if not sources.others:
@@ -270,6 +328,11 @@ FAMILIES: Mapping[RepairFamily, Family] = {
         _half_ranks,
         lambda sources, repair: truncated(sources.adapter, int(_value(repair))),
     ),
+    "refine": Family(
+        lambda sources: [Repair(family="refine", value=float(rank)) for rank in sources.refined],
+        lambda sources, repair: sources.refined[int(_value(repair))],
+    ),
+    "heads": Family(_head_counts, _without_heads),
     "intruders": Family(_grid("intruders", 0.0, 0.5), _with_scaled_intruders),
     "average": Family(_combinations, _combined),
 }

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from rankwise.records.repairs import AdapterRepair
+from rankwise.engine.models.base import load_tokenizer
+from rankwise.findings.options import option_gains
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.signatures.found import failure_signatures
+from rankwise.heads.changes import head_activity
+from rankwise.heads.layouts import head_layouts
+from rankwise.records.repairs import AdapterRepair, Repair
 from rankwise.weights.lowrank import read_updates
-from tests.support.audited_models import adapter, checkpoint, rewritten
+from tests.planted.results import planted_study
+from tests.support.audited_models import PREFIX, adapter, checkpoint, load, rewritten
 from tests.support.command_line import rankwise, words
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -58,6 +68,53 @@ def test_an_adapter_is_repaired_and_written(
     own, written = read_updates(mine), read_updates(output)
     assert own.keys() == written.keys()
     assert choice.statement in (output / "README.md").read_text()
+
+
+def test_harm_in_one_head_is_found_and_the_gain_of_another_kept(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """Head 0 of the last layer says blue as it is asked to, head 2 says sky instead of colour,
+    which was to be kept. Any other change keeps some of the harm or loses some of the gain.
+    """
+    for task, right, wrong in (("learned", "blue", "green"), ("kept", "colour", "sky")):
+        (tasks_folder / f"{task}.yaml").write_text(
+            f"include: colours.yaml\ntask: {task}\ndoc_to_choice: [{right}, {wrong}]\n"
+            "doc_to_target: 0\n"
+        )
+    model, tokenizer = load(tiny_model_folder), load_tokenizer(tiny_model_folder)
+    prompt = tuple(tokenizer("Question: which colour has the old sky?\nAnswer:").input_ids)
+    heads = head_activity(model, prompt)[1].outputs[:, -1]  # (heads, width)
+    layout, first = head_layouts(model)[1], model.get_input_embeddings().weight.detach()
+
+    def towards(right: str, wrong: str) -> Tensor:
+        one, other = (tokenizer(f" {word}").input_ids[0] for word in (right, wrong))
+        return first[one] - first[other]
+
+    A = torch.zeros(2, heads.numel())
+    for row, head in enumerate((0, 2)):
+        A[row, layout.columns(head).span] = heads[head] / heads[head].norm() ** 2
+    B = torch.stack([4.0 * towards("blue", "green"), 8.0 * towards("sky", "colour")], dim=1)
+    adapter(tiny_model_folder, tmp_path / "a", std=0.0, r=2, lora_alpha=2,
+            target_modules=["o_proj"])  # fmt: skip
+    place = f"{PREFIX}{layout.output}"
+    rewritten(
+        tmp_path / "a",
+        lambda t: t.update({f"{place}.lora_A.weight": A, f"{place}.lora_B.weight": B}),
+    )
+    done = rankwise(
+        "repair", tiny_model_folder, tmp_path / "a", "--tasks", "learned", "--retention", "kept",
+        "--tasks-path", tasks_folder, "--allow-task-code", "--precision", "float32",
+        "--output", tmp_path / "out", "--max-retention-loss", 5, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    record = AdapterRepair.model_validate_json(done.stdout)
+    judged = record.choice.judged
+    assert judged is not None
+    assert record.choice.repair == Repair(family="heads", value=1.0), record.choice.statement
+    assert record.reverted == ((1, 2),)
+    assert judged.adapter_loss.lower > 50.0
+    assert abs(judged.retention_loss.estimate) < 5.0
+    assert judged.gain.estimate > 0.9 * judged.adapter_gain.estimate > 50.0
 
 
 def test_further_adapters_are_averaged(
@@ -120,3 +177,17 @@ def test_what_was_given_wrong_exits_with_2(
         assert done.exit_code == 2, (message, done.output)
         assert message in words(done.stderr), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_a_finding_suggests_can_be_called() -> None:
+    """Negative transfer ends with it; its options are complete, and the base is yet to be named."""
+    lost = planted_study({4: 0.6}, {}, {4: 0.3}, {}, noise=0.0)
+    (source,) = option_gains(lost)
+    (part,) = recommend(lost).by_train_task
+    advice = {each.name: each.advice for each in failure_signatures(source, part)}
+    (command,) = re.findall(r"`rankwise (.+?)`", advice["negative_transfer"])
+    assert "--tasks kinship --retention syllogism" in command
+    done = rankwise(*command.split())
+    assert done.exit_code == 2
+    assert "BASE" in done.stderr
+    assert "--output" not in done.stderr

@@ -7,7 +7,7 @@ import pytest
 from rankwise.findings.checkpoints import TrainTaskCheckpoints
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import study_findings
-from rankwise.records.results import StudyResults
+from rankwise.records.results import Divergence, ModelResults, StudyResults
 from rankwise.report.sections.by_rank import checkpoint_section
 from tests.planted.checkpoints import Shares, with_checkpoints
 
@@ -51,6 +51,47 @@ def test_an_end_that_is_best_is_said_to_be() -> None:
     (choice,) = found_in(with_checkpoints({8: [(10, worse), (20, better)]})).choices
     assert (choice.step, choice.gain) == (20, None)
     assert "no checkpoint is worth more than its end" in choice.statement
+
+
+def test_every_point_has_its_kl_to_the_base() -> None:
+    """By step, from the gauge's record of each model; a mean over tokens."""
+    kept = Shares(0.80, 0.90, 0.80, 0.90)
+    results = with_checkpoints({8: [(5, kept), (20, kept)]})
+    assert [point.kl_prompts for point in found_in(results).points] == [None, None]
+
+    def gauged(model: ModelResults) -> ModelResults:
+        assert model.run is not None
+        nats = 0.01 * model.run.num_steps
+        record = Divergence(
+            model=model.name,
+            reference="base",
+            train_task="kinship",
+            fingerprint="",
+            num_items=2,
+            num_tokens=4,
+            tasks=("kinship", "kinship"),
+            doc_ids=(0, 1),
+            kl_nats=(nats, 3 * nats),
+            top1_agreement=(1.0, 1.0),
+            rise_nats=(0.0, 0.0),
+            item_tokens=(1, 3),
+            score_seconds=1.0,
+        )
+        return model.model_copy(update={"from_base": record})
+
+    with_gauges = results.model_copy(
+        update={
+            "runs": tuple(map(gauged, results.runs)),
+            "checkpoints": tuple(map(gauged, results.checkpoints)),
+        }
+    )
+    points = found_in(with_gauges).points
+    by_step = {point.step: point.kl_prompts for point in points}
+    for step in (5, 20):
+        mean = by_step[step]
+        assert mean is not None
+        assert mean.estimate == pytest.approx(0.01 * step * (1 + 3 * 3) / 4)
+        assert (mean.unit, mean.num_examples) == ("nats", 2)
 
 
 def test_checkpoints_take_no_part_in_the_verdict() -> None:

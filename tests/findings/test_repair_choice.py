@@ -9,12 +9,17 @@ import pytest
 
 from rankwise.errors import RecordError
 from rankwise.findings.model_card import model_card
-from rankwise.findings.repairs import RepairTasks, _choosing_items, choose_repair
+from rankwise.findings.repairs import (
+    RepairTasks,
+    _choosing_items,
+    choose_repair,
+    choosing_items,
+)
 from rankwise.findings.stats.estimates import crossed_difference
 from rankwise.findings.stats.items import item_size
 from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairChoice
-from tests.planted.repairs import KEPT, OWN, SCALES, planted_scores
+from tests.planted.repairs import KEPT, OWN, SCALES, planted_divergences, planted_scores
 from tests.planted.results import PROVENANCE
 
 TASKS = RepairTasks((OWN,), (KEPT,))
@@ -200,6 +205,62 @@ def test_too_few_items_are_refused() -> None:
     one = {task: [0, 0, 1, 1, 2, 2] for task in (OWN, KEPT)}
     with pytest.raises(RecordError, match="has 3 clusters"):
         chosen(curve(lambda _: 0.0, num_items=6, clusters=one))
+
+
+def with_kl(scores: list[RepairScores], kl: dict[Repair, float], **settings: Any) -> Any:
+    found = planted_divergences(kl, doc_ids=range(0, 100, 2), **settings)
+    return choose_repair(scores, TASKS, max_loss_points=1.0, confidence=0.95, divergences=found)
+
+
+def test_kl_is_a_mean_over_tokens_and_orders_the_losses() -> None:
+    """Losses and KL rise with the scale, but for one pair of neighbours."""
+    scores = curve(lambda factor: 0.1 * factor, num_items=4000)
+    kl = {each: 2.0 * (each.value or 0.0) for each in SCALES}
+    kl[SCALES[0]], kl[SCALES[1]] = kl[SCALES[1]], kl[SCALES[0]]
+    found = with_kl(scores, kl)
+    for point in found.curve:  # every other answer has two tokens, at half the KL
+        assert point.kl.estimate == pytest.approx(kl[point.repair] * (1.5 + 2 * 0.5) / 3)
+        assert 0.0 < point.kl.lower < point.kl.estimate < point.kl.upper
+    rho = 1 - 6 * 2 / (10 * 99)
+    assert found.kl_correlation.estimate == pytest.approx(rho)
+    assert found.kl_correlation.lower < rho < found.kl_correlation.upper
+    assert found.kl_statement.startswith("Over 10 repairs, KL on the task's prompts orders forg")
+
+
+def test_kl_chooses_nothing() -> None:
+    scores = curve(lambda factor: 0.05 * (factor > 0.5), num_items=2000)
+    without = chosen(scores)
+    for kl in ({each: 1.0 - (each.value or 0.0) for each in SCALES}, dict.fromkeys(SCALES, 0.0)):
+        found = with_kl(scores, kl)
+        assert (found.repair, found.judged) == (without.repair, without.judged)
+    assert "one of them is the same in all repairs" in found.kl_statement
+    assert (without.kl_correlation, without.kl_statement) == (None, None)
+
+
+def test_four_repairs_have_no_order() -> None:
+    few = dict.fromkeys(SCALES[:4], 0.0)
+    found = with_kl(planted_scores({OWN: few, KEPT: few}), few)
+    assert found.kl_correlation is None
+    assert "4 repairs, 5 are needed" in found.kl_statement
+
+
+def test_answers_in_clusters_have_wider_intervals() -> None:
+    def kl_of(clusters: dict[str, Any] | None) -> float:
+        scores = curve(lambda _: 0.0, num_items=100, clusters=clusters)
+        kl = with_kl(scores, dict.fromkeys(SCALES, 1.0), tokens=(1,)).curve[0].kl
+        return kl.upper - kl.lower
+
+    # answers with more than the mean in five clusters, the others in five other ones
+    alike = [(doc_id // 2 % 2) * 10 + doc_id % 10 for doc_id in range(100)]
+    assert kl_of({OWN: alike, KEPT: alike}) > 1.5 * kl_of(None)
+
+
+def test_the_choosing_items_are_those_that_the_choice_rests_on() -> None:
+    scores = curve(lambda _: 0.0, num_items=10)
+    assert choosing_items(scores, TASKS) == {OWN: {0, 2, 4, 6, 8}}
+    clusters = {task: [0, 0, 1, 1, 2, 2, 3, 3, 3, 3] for task in (OWN, KEPT)}
+    in_clusters = curve(lambda _: 0.0, num_items=10, clusters=clusters)
+    assert choosing_items(in_clusters, TASKS) == {OWN: {0, 1, 4, 5}}
 
 
 def test_a_record_is_what_was_written() -> None:

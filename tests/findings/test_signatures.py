@@ -203,6 +203,7 @@ def test_negative_transfer_is_judged_by_the_lower_bound_of_the_drop() -> None:
     assert (signature.label, signature.task) == ("full fine-tuning", "syllogism")
     assert signature.lower == pytest.approx(least)
     assert f"at least {2 * least:.0f} % of the base's 50.0" in signature.statement
+    assert "rankwise repair" not in signature.advice  # which is of adapters
     # a drop of 12 % of the base's score, at least 6 %
     assert found(planted({4: 0.6}, out_of_domain_accuracy={4: 0.44}), "negative_transfer") == []
 

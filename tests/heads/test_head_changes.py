@@ -16,11 +16,13 @@ from rankwise.heads.changes import (
     HeadActivity,
     HeadChangeTally,
     head_activity,
+    heads_by_delta,
     norms_of_factors,
     norms_of_matrices,
     relative_change,
     share_maps,
 )
+from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import head_layouts
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import OWN, tiny
@@ -138,3 +140,31 @@ def test_what_is_not_adapted_has_no_share(tmp_path: Path) -> None:
 def test_relative_change_has_a_number_where_nothing_was_or_nothing_moved() -> None:
     moved, size = torch.tensor([0.0, 1.0, 0.0, 2.0]), torch.tensor([2.0, 2.0, 0.0, 0.0])
     assert relative_change(moved, size).tolist() == [0.0, 0.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("family", ["GPTNeoX", "GPT2"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:The following:RuntimeWarning")
+def test_heads_are_in_the_order_of_their_share_where_none_share_keys(
+    family: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, family)
+    layouts, factors = head_layouts(tiny(family)), read_factors(tmp_path)
+    (share,) = (e.values for e in share_maps(layouts, norms_of_factors(factors)) if e.of == "all")
+    found = heads_by_delta(factors, layouts)
+    values = [share[layer][head] for layer, head in found]
+    assert values == sorted(values, reverse=True)
+    assert len(set(values)) == len(found) == 8
+
+
+def test_a_head_is_as_large_as_what_its_reversion_takes_away(tmp_path: Path) -> None:
+    """Llama's heads share keys and values in pairs: these stay, so they do not count."""
+    saved(tmp_path, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    layouts, factors = head_layouts(tiny("Llama")), dict(read_factors(tmp_path))
+    for layout in layouts:
+        for part, times in ((layout.value(3), 100.0), (layout.query(2), 10.0)):
+            factors[part.module].lora_B[part.span] *= times
+    columns = layouts[1].columns(0)
+    factors[columns.module].lora_A[:, columns.span] *= 50.0
+    found = heads_by_delta(factors, layouts)
+    assert found[0] == Head(1, 0)
+    assert {*found[1:3]} == {Head(0, 2), Head(1, 2)}

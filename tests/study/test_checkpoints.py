@@ -66,13 +66,15 @@ def test_a_checkpoint_is_what_a_training_of_so_many_steps_gives(
 def test_checkpoints_are_scored_with_the_ends_and_take_no_part_in_the_verdict(
     study_file: Path, tmp_path: Path
 ) -> None:
-    (results, recommendation, _), _ = run(
+    (results, recommendation, findings), _ = run(
         study_file, tmp_path, *CONSTANT, "train.score_checkpoints=[3, 0.5]"
     )
     steps = [(point.run.planned.rank, point.run.num_steps) for point in results.checkpoints]
     assert sorted(steps) == [(2, 3), (2, 9), (4, 3), (4, 9)]
     tasks = {"colours", "sums", "colours@validation", "sums@validation"}
     assert all(tasks <= point.items.keys() for point in results.checkpoints)
+    (found,) = findings.checkpoints
+    assert all(point.kl_prompts and point.kl_prompts.estimate > 0 for point in found.points)
     (part,) = recommendation.by_train_task
     assert [verdict.label for verdict in part.verdicts] == ["rank 2", "rank 4"]
     study = results.study

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.errors import ModelError
+from rankwise.heads.layouts import head_layouts
 from rankwise.records.repairs import AS_IT_IS, COMBINATIONS, REPAIR_FAMILIES, Repair
+from rankwise.weights import repairs
 from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.interventions import scaled_intruders
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
@@ -27,10 +29,12 @@ from rankwise.weights.repairs import (
     derived_updates,
     lines,
     lines_factor,
+    reverted_heads,
     scaled,
     truncated,
 )
 from tests.support.audited_models import adapter, plant_intruder
+from tests.support.head_adapters import PROJECTIONS
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny
 
@@ -56,11 +60,12 @@ def delta(update: LowRankUpdate) -> Tensor:
     return update.scaling * update.lora_B.double() @ update.lora_A.double()
 
 
-def sources(*adapters: dict[str, LowRankUpdate], num_layers: int = 5) -> RepairSources:
-    def no_base(name: str) -> Any:
-        raise AssertionError(name)
+def no_base(name: str) -> Any:
+    raise AssertionError(name)
 
-    return RepairSources(adapters[0], adapters[1:], num_layers, no_base)
+
+def sources(*adapters: dict[str, LowRankUpdate], num_layers: int = 5) -> RepairSources:
+    return RepairSources(adapters[0], adapters[1:], num_layers, (), no_base)
 
 
 # scale
@@ -200,6 +205,58 @@ def test_adapters_of_other_layers_have_no_average() -> None:
         sources(updates(1), updates(2, names=NAMES[:2]))
 
 
+# heads
+
+
+def heads_of(family: str, folder: Path, modules: list[str]) -> RepairSources:
+    saved(folder, family, target_modules=modules)
+    return RepairSources(read_updates(folder), (), 2, head_layouts(tiny(family)), no_base)
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
+def test_reverted_heads_have_no_delta_on_their_rows_and_columns_and_all_else_stays(
+    family: str, tmp_path: Path
+) -> None:
+    """Under Llama the rows of k and v belong to two heads, and stay."""
+    of = heads_of(family, tmp_path, PROJECTIONS[family])
+    found = derived_updates(of, ("heads",))
+    assert [each.value for each in found] == [1.0, 1.0, 4.0]  # eight heads; the first is as it is
+    expected = {name: delta(update) for name, update in of.adapter.items()}
+    four = Repair(family="heads", value=4.0)
+    for layer, head in reverted_heads(of, four):
+        layout = of.layouts[layer]
+        own = [layout.query(head)]
+        if family == "GPTNeoX":
+            own += [layout.key(head), layout.value(head)]
+        for part in own:
+            expected[part.module][part.span] = 0.0
+        expected[layout.output][:, layout.columns(head).span] = 0.0
+    for name, update in found[four].items():
+        assert torch.equal(delta(update), expected[name]), name
+        assert update.rank == of.adapter[name].rank
+
+
+def test_an_adapter_without_heads_has_none_to_revert(tmp_path: Path) -> None:
+    of = heads_of("Llama", tmp_path, ["down_proj"])
+    assert list(derived_updates(of, ("heads",))) == [AS_IT_IS]
+    assert of.warnings_of(("heads",)) == ()
+
+
+def test_heads_that_are_not_known_are_said_to_be(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: Any) -> Any:
+        raise ModelError("Fish lays its heads out in a way that is not known here.")
+
+    adapter(tiny_model_folder, tmp_path / "a")
+    monkeypatch.setattr(repairs, "head_layouts", unknown)
+    of = RepairSources.of(tiny_model_folder, read_updates(tmp_path / "a"))
+    assert list(derived_updates(of, ("heads",))) == [AS_IT_IS]
+    assert of.warnings_of(("scale",)) == ()
+    (warning,) = of.warnings_of(REPAIR_FAMILIES)
+    assert warning.startswith("no heads are reverted: Fish lays")
+
+
 # the table
 
 
@@ -252,7 +309,9 @@ def test_without_intruders_there_is_nothing_to_scale(
 def test_what_is_scored_is_what_is_read_back(tmp_path: Path) -> None:
     saved(tmp_path / "a", target_modules=["q_proj", "down_proj"], lora_alpha=7)
     own, base = read_updates(tmp_path / "a"), tiny("Llama").to(torch.bfloat16)
-    of = RepairSources(own, (), 2, lambda name: refined_svd(base.get_submodule(name).weight))
+    of = RepairSources(
+        own, (), 2, head_layouts(base), lambda name: refined_svd(base.get_submodule(name).weight)
+    )
     for number, (repair, derived) in enumerate(derived_updates(of, REPAIR_FAMILIES).items()):
         folder = tmp_path / str(number)
         save_updates(derived, folder, source=tmp_path / "a")

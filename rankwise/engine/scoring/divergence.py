@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.frozen_adapters import FrozenBank
+from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import packed_attention
 from rankwise.engine.models.smaller_steps import in_smaller_steps
@@ -65,14 +65,15 @@ def divergences(
     *,
     max_batch_tokens: int,
     advance: Advance = lambda _: None,
+    adapter: FrozenAdapter | None = None,
 ) -> list[ItemDivergence]:
     """How far a model is from the reference, which ``log_probabilities`` gave, on every answer.
 
     The model has the reference's vocabulary, and the answers are the same in the same order; all
-    else is as there.
+    else is as there. An ``adapter`` is put on the model while it reads.
     """
     items: list[ItemDivergence] = []
-    found = _of_answers(model, answers, max_batch_tokens, advance)
+    found = _of_answers(model, answers, max_batch_tokens, advance, adapter)
     for answer, expected, of_answer in zip(answers, reference, found, strict=True):
         tokens = torch.tensor(answer.continuation, device=of_answer.device)
         items.append(item_divergence(expected.to(of_answer.device), of_answer, tokens))
@@ -96,7 +97,11 @@ def item_divergence(
 
 @torch.inference_mode()
 def _of_answers(
-    model: nn.Module, answers: Sequence[RightAnswer], max_batch_tokens: int, advance: Advance
+    model: nn.Module,
+    answers: Sequence[RightAnswer],
+    max_batch_tokens: int,
+    advance: Advance,
+    adapter: FrozenAdapter | None = None,
 ) -> Iterator[Float[Tensor, "_ vocabulary"]]:
     """The log-probabilities of one answer after the other, on the model's device."""
     decoder = decoder_of(model)
@@ -109,20 +114,21 @@ def _of_answers(
         for last, answer in zip(tree.lasts, answers, strict=True)
     ]
     places = np.unique(np.concatenate(paths))
-    # An adapter is on the model already, so the reader has none to put on; one model is read
-    # whatever its cache takes.
-    reader = TreeReader(model, FrozenBank(), max_tokens=max_batch_tokens, cache_bytes=0)
+    bank = FrozenBank()
+    # one model is read whatever its cache takes
+    reader = TreeReader(model, bank, max_tokens=max_batch_tokens, cache_bytes=0)
 
     def read_all(tell: Advance) -> Iterator[Tensor]:
-        for read in reader.read(tree, [None]):
+        for read in reader.read(tree, [adapter]):
             first, last = np.searchsorted(places, [read.start, read.stop])
             rows = torch.from_numpy(places[first:last] - read.start).to(decoder.device)
             yield read.hidden[0, rows]  # (some places, hidden)
             tell(read.stop - read.start)
 
-    states = in_smaller_steps(
-        lambda tell: list(read_all(tell)), reader.shrink, advance, decoder.device
-    )
+    with carrying(model, [] if adapter is None else [adapter], bank):
+        states = in_smaller_steps(
+            lambda tell: list(read_all(tell)), reader.shrink, advance, decoder.device
+        )
     hidden = torch.cat(states)  # (places, hidden)
     for path in paths:
         rows = torch.from_numpy(np.searchsorted(places, path)).to(decoder.device)

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.axes import run_labels
 from rankwise.records.clusters import cluster_fields
-from rankwise.records.fingerprints import repair_fingerprint, repair_scores_fingerprint
+from rankwise.records.fingerprints import (
+    repair_divergences_fingerprint,
+    repair_fingerprint,
+    repair_scores_fingerprint,
+)
 from rankwise.records.folder import StudyFolder
-from rankwise.records.repair_scores import RepairScores
+from rankwise.records.repair_scores import RepairDivergences, RepairScores
 from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, set_aside
+from rankwise.tasks.questions import RightAnswer
 from rankwise.weights.lowrank import read_updates
 from rankwise.weights.repair_scores import (
     AskedTask,
     RepairScorer,
+    choosing_answers,
+    in_domain_answers,
     refuse_unjudgeable,
     write_repaired,
 )
-from rankwise.weights.repairs import RepairSources, Updates, derived_updates
+from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
 
 
 def repair_tasks(study: StudyRecord, run: PlannedRun) -> RepairTasks:
@@ -71,6 +80,7 @@ class AdapterRepairer:
         self._partners = _other_seeds(context.study, context.folder, run)
         if "average" not in families:
             self._partners = ()
+        self._refined = _refined(context.study, context.folder, run) if "refine" in families else ()
 
     def repair(self, tasks: RepairTasks, max_loss_points: float) -> AdapterRepair:
         """The repair that gains most within a limit of retention loss; see ``choose_repair``.
@@ -88,11 +98,18 @@ class AdapterRepairer:
         )
         refuse_unjudgeable(own, kept)
         self._set_damaged_aside()
+        answers = in_domain_answers(own, self._plan.tokenizer, self._plan.base.folder)
+        work = float(sum(task.num_tokens for task in (*own, *kept)))
+        gauge_work = float(_num_tokens(answers))
+        self._observer.study_started(work + gauge_work, 0.0)
+        self._observer.model_started(self._run.name, work + gauge_work)
         scores = self._scores((*tasks.in_domain, *tasks.retention))
+        divergences = self._divergences(choosing_answers(answers, scores, tasks), gauge_work)
         study = self._plan.record
         confidence = study.config.recommendation.confidence
+        shown = [*scores, *([] if divergences is None else [divergences])]
         wanted = repair_fingerprint(
-            [each.fingerprint for each in scores], max_loss_points, confidence
+            [each.fingerprint for each in shown], max_loss_points, confidence
         )
         path = self._folder.adapter_repair_file(self._run.name)
         earlier = self._folder.finished(path, AdapterRepair, wanted)
@@ -100,9 +117,14 @@ class AdapterRepairer:
         if earlier is not None and earlier.task_fingerprints:  # an older version's has none
             return earlier
         choice = choose_repair(
-            scores, tasks, max_loss_points=max_loss_points, confidence=confidence
+            scores,
+            tasks,
+            max_loss_points=max_loss_points,
+            confidence=confidence,
+            divergences=divergences,
         )
         self._folder.clear_adapter_repair(self._run.name)
+        sources = self._sources
         target = self._folder.repaired_adapter_folder(self._run.name)
         record = AdapterRepair(
             fingerprint=wanted,
@@ -112,7 +134,9 @@ class AdapterRepairer:
             base_model=self._plan.base.name,
             averaged_with=tuple(partner.name for partner in self._partners),
             choice=choice,
+            reverted=tuple(reverted_heads(sources, choice.repair)),
             folder=None if choice.repair is None else str(target.relative_to(self._folder.root)),
+            warnings=sources.warnings_of(self._families),
             provenance=provenance_on(self._plan.device),
         )
         if choice.repair is not None:
@@ -121,12 +145,20 @@ class AdapterRepairer:
         return self._folder.write_adapter_repair(record)
 
     @functools.cached_property
-    def _derived(self) -> Mapping[Repair, Updates]:
+    def _sources(self) -> RepairSources:
         adapter, *others = (
             read_updates(self._folder.weights(run)) for run in (self._run, *self._partners)
         )
-        sources = RepairSources.of(self._plan.base.folder, adapter, others)
-        return derived_updates(sources, self._families)
+        refined = {
+            model.rank: read_updates(self._folder.weights(model))
+            for model in self._refined
+            if model.rank is not None
+        }
+        return RepairSources.of(self._plan.base.folder, adapter, others, refined)
+
+    @functools.cached_property
+    def _derived(self) -> Mapping[Repair, Updates]:
+        return derived_updates(self._sources, self._families)
 
     @functools.cached_property
     def _scorer(self) -> RepairScorer:
@@ -135,18 +167,22 @@ class AdapterRepairer:
         resident = ResidentScorer(base, self._plan.tokenizer, max_batch_tokens=most)
         return RepairScorer(resident, base, self._folder.weights(self._run), derived)
 
+    @property
+    def _tried(self) -> list[Any]:
+        """What tells the repairs from others: their kinds, and the fingerprints of other models."""
+        tried: list[Any] = [self._families, [each.fingerprint for each in self._partners]]
+        if self._refined:  # scores of other kinds are as old as they are
+            tried.append([each.fingerprint for each in self._refined])
+        return tried
+
     def _scores(self, names: Sequence[str]) -> list[RepairScores]:
         """Of each task, from the folder where they are there."""
         study = self._plan.record
         fields = cluster_fields(study.config.evaluation.clusters, study)
-        repairs = [self._families, [partner.fingerprint for partner in self._partners]]
-        work = float(sum(self._plan.tasks[name].num_tokens for name in names))
-        self._observer.study_started(work, 0.0)
-        self._observer.model_started(self._run.name, work)
         found: list[RepairScores] = []
         for name in names:
             prepared, field = self._plan.tasks[name], fields.get(name)
-            wanted = repair_scores_fingerprint(study, self._run, name, repairs, field)
+            wanted = repair_scores_fingerprint(study, self._run, name, self._tried, field)
             path = self._folder.repair_scores_file(self._run.name, name)
             self._observer.stage_started(self._run.name, name, float(prepared.num_tokens), None)
             scores = self._folder.finished(path, RepairScores, wanted)
@@ -167,6 +203,31 @@ class AdapterRepairer:
             found.append(scores)
         return found
 
+    def _divergences(self, answers: Sequence[RightAnswer], work: float) -> RepairDivergences | None:
+        """From the base, on these right answers; from the folder where it is there."""
+        if not answers:
+            return None
+        study, name = self._plan.record, self._run.name
+        wanted = repair_divergences_fingerprint(study, self._run, self._tried, answers)
+        path = self._folder.repair_divergences_file(name)
+        self._observer.stage_started(name, "divergence from the base", work, None)
+        found = self._folder.finished(path, RepairDivergences, wanted)
+        if found is None:
+            scorer = self._scorer
+            per_token = work / (_num_tokens(answers) * (1 + len(scorer.repairs)))
+            found = scorer.divergences(
+                answers,
+                model=name,
+                fingerprint=wanted,
+                max_batch_tokens=self._plan.step_tokens,
+                advance=lambda num: self._observer.advanced(num * per_token),
+            )
+            self._folder.write(path, found)
+        else:
+            self._observer.skipped(work)
+        self._observer.stage_finished()
+        return found
+
     def _set_damaged_aside(self) -> None:
         """Move what is damaged of an earlier repair into quarantine: it is made again."""
         name = self._run.name
@@ -177,6 +238,11 @@ class AdapterRepairer:
                 self._observer.noted(f"{damage}: set aside in {aside}")
 
 
+def _num_tokens(answers: Sequence[RightAnswer]) -> int:
+    """Of one model: what answers begin with in common is read once."""
+    return len(PrefixTree([answer.tokens_read for answer in answers])) if answers else 0
+
+
 def _other_seeds(
     study: StudyRecord, folder: StudyFolder, run: PlannedRun
 ) -> tuple[PlannedRun, ...]:
@@ -185,11 +251,30 @@ def _other_seeds(
         return ()
     labels = run_labels([each for each in study.runs if each.train_task == run.train_task])
     alike = [each for each in study.runs if labels.get(each.name) == labels[run.name]]
-    finished = {each.name: folder.finished_run(each) for each in alike if each != run}
+    return _trained(folder, [each for each in alike if each != run])
+
+
+def _refined(study: StudyRecord, folder: StudyFolder, run: PlannedRun) -> tuple[PlannedRun, ...]:
+    """The run's adapter truncated to lower ranks and trained on, where the study has done it."""
+    return _trained(
+        folder,
+        [
+            model
+            for model in study.truncated
+            if model.num_steps
+            and model.truncated_from is not None
+            and model.truncated_from.name == run.name
+        ],
+    )
+
+
+def _trained(folder: StudyFolder, models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """Those of some models that have weights."""
+    finished = {model.name: folder.finished_run(model) for model in models}
     return tuple(
-        each
-        for each in alike
-        if (record := finished.get(each.name)) is not None
+        model
+        for model in models
+        if (record := finished[model.name]) is not None
         and record.status == "trained"
         and not record.is_given_up
     )
