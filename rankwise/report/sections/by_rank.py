@@ -296,6 +296,12 @@ def _checkpoint_table(found: TrainTaskCheckpoints) -> Table:
         Column("Gain", lambda row: cells.mean(row.gain), "test items"),
         Column("Retention", lambda row: cells.mean(row.retention), "test items"),
         Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
+        Column(
+            "KL, prompts",
+            lambda row: cells.formatted(row.kl_prompts, ".3g"),
+            "nats per token",
+            is_optional=True,
+        ),
         Column("Chosen", is_chosen, is_text=True),
     ]
     groups: dict[str, list[CheckpointPoint]] = {}

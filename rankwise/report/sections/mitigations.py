@@ -126,10 +126,15 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
         "repairs",
         "Repairs after training",
         [
-            "Each repair changes a trained adapter and trains nothing. Half of the items choose "
-            "the repair that gains most and keeps the loss of retention within the limit; the "
-            "others judge it. The recommendation does not rest on this.",
+            "Each repair changes a trained adapter; what is trained on afterwards says so. Half of "
+            "the items choose the repair that gains most and keeps the loss of retention within "
+            "the limit; the others judge it. The recommendation does not rest on this.",
             *(f"{each.model}: {each.choice.statement}" for each in found),
+            *(
+                f"{each.model}: {each.choice.kl_statement}"
+                for each in found
+                if each.choice.kl_statement
+            ),
             *(f"{each.model}: {warning}" for each in found for warning in each.warnings),
         ],
         tables=[each for repair in found for each in _repair_tables(repair)],
@@ -158,6 +163,12 @@ def _curve(choice: RepairChoice) -> Table:
         Column("Repair", name),
         Column("Gain", lambda row: cells.interval(row.gain, choice.unit), choice.unit),
         Column("Retention loss", loss, "points"),
+        Column(
+            "KL, prompts",
+            lambda row: cells.formatted(row.kl, ".3g"),
+            "nats per token",
+            is_optional=True,
+        ),
         Column("Keeps enough", lambda row: row.keeps_enough),
     ]
     limit = quantities.amount(choice.max_loss_points, "points")
