@@ -219,6 +219,10 @@ def report(
             "--output", metavar="FOLDER", help="Where to write (default: DIR).", parser=given_path
         ),
     ] = None,
+    without_texts: Annotated[
+        bool,
+        typer.Option("--without-texts", help="Leave out prompts and answers, for sharing."),
+    ] = False,
 ) -> int:
     """Write report.html and the folder report/ again.
 
@@ -233,7 +237,7 @@ def report(
     note_damage(folder)
     _keep(folder, outcome)
     try:
-        return _report(folder, outcome, output)
+        return _report(folder, outcome, output, with_texts=not without_texts)
     except StorageError as error:
         if output is not None:
             raise
@@ -492,14 +496,22 @@ def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False)
         note(f"not kept, and not counted as a look: {error}")
 
 
-def _report(folder: StudyFolder, outcome: StudyOutcome, output: Path | None = None) -> int:
+def _report(
+    folder: StudyFolder,
+    outcome: StudyOutcome,
+    output: Path | None = None,
+    *,
+    with_texts: bool = True,
+) -> int:
     """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
     from rankwise.cli.terminal import verdict
+    from rankwise.findings.item_table import item_table
     from rankwise.report.page import write_report
 
     results, recommendation, findings = outcome
     shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
-    path = write_report(output or folder.root, results, recommendation, findings)
+    items = item_table(results, folder.read_samples, with_texts=with_texts)
+    path = write_report(output or folder.root, results, recommendation, findings, items)
     stdout.print(*shown, sep="\n")
     say(f"report: {path}", folded=False)
     _note_left_out(outcome)

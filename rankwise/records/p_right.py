@@ -48,10 +48,21 @@ def p_right(nats: Sequence[float], right: Collection[int]) -> float:
 def p_right_of_items(lines: Sequence[Line]) -> list[float] | None:
     """p(right) of each item of one filter, or None where the lines do not tell it.
 
+    A task whose ``acc`` is something else than what the right options say has no p(right), nor has
+    one without options to choose from.
+    """
+    right = right_options(lines)
+    if right is None:
+        return None
+    return [p_right(option_nats(line), places) for line, places in zip(lines, right, strict=True)]
+
+
+def right_options(lines: Sequence[Line]) -> list[Collection[int]] | None:
+    """The places of each item's right options, or None where the lines do not tell them.
+
     A target is read as the place of the right option, else as its text. lm-eval does not log
     which of two contexts is right (winogrande); there, the accuracy tells. A reading counts only
-    if it gives every item the accuracy that lm-eval has logged, so a task whose ``acc`` is
-    something else has no p(right), nor has one without options to choose from.
+    if it gives every item the accuracy that lm-eval has logged.
     """
     nats = [option_nats(line) for line in lines]
     if max(map(len, nats), default=0) < 2 or min(map(len, nats)) < 1:
@@ -60,7 +71,7 @@ def p_right_of_items(lines: Sequence[Line]) -> list[float] | None:
         right = [read(line) for line in lines]
         known = [places for places in right if places is not None]
         if len(known) == len(lines) and all(map(_agrees, lines, nats, known)):
-            return [p_right(of_item, places) for of_item, places in zip(nats, known, strict=True)]
+            return known
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rankwise.errors import StorageError
+from rankwise.findings.item_table import ItemTable
 from rankwise.findings.models import summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
@@ -23,6 +24,7 @@ from rankwise.report.facts import (
     study_warnings,
     training_facts,
 )
+from rankwise.report.items import encoded_items
 from rankwise.report.parts import Dial, ReportSection, Table, TitledTable, file_name
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import (
@@ -58,7 +60,7 @@ from rankwise.report.tables import (
     relation_table,
 )
 
-FILES = "report"
+FILES, ITEMS_FILE = "report", "items.html"
 
 OUTCOMES: dict[Outcome, str] = {
     "recommended": "Recommended",
@@ -80,11 +82,19 @@ def write_report(
     results: StudyResults,
     recommendation: StudyRecommendation,
     findings: StudyFindings,
+    items: ItemTable | None = None,
 ) -> Path:
     """Write ``report.html`` and the folder ``report/`` into a study's folder.
 
     The page is written last and holds everything it shows; files of an earlier report that this
-    one does not have are removed.
+    one does not have are removed. Very many items are a page of their own beside it.
+
+    Args:
+        folder: of the study, or another.
+        results: of the study.
+        recommendation: made from them.
+        findings: made from them.
+        items: to look at one by one; None leaves them out.
 
     Returns:
         The path of the page.
@@ -104,6 +114,16 @@ def write_report(
         ],
         [*study_sections(results, recommendation, findings), *_origin(results)],
     )
+    encoded = None if items is None else encoded_items(items)
+    if encoded is not None and encoded.is_large:
+        link = Page("rankwise report", f"{config.name}, item by item", "", (), (), encoded)
+        write_atomically(folder / ITEMS_FILE, rendered(link, ())[0])
+        said = f"{encoded.num_items:,} items are too many for this page; see {ITEMS_FILE}."
+        sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
+        made = made._replace(sections=sections)
+    else:
+        (folder / ITEMS_FILE).unlink(missing_ok=True)
+        made = made._replace(items=encoded)
     ranks = [run.rank for run in results.study.models if run.rank is not None]
     page, files = rendered(made, ["full", "base", *ranks])
     _replace_files(folder / FILES, files)

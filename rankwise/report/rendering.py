@@ -20,10 +20,15 @@ from markupsafe import Markup
 
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
+from rankwise.report.charts.marks import ITEMS_LINK
 from rankwise.report.charts.theme import Colour, page_colours, theme
+from rankwise.report.items import EncodedItems
 from rankwise.report.parts import Chart, Figure, ReportSection
 
 PNG_SCALE = 2.5
+
+_LOADED_FROM = "https://vega.github.io/vega-datasets/"
+"""What our exporter puts before a link within the page, as if it were a data set of Vega's."""
 
 _LETTERS = 72
 """Of a line above a chart, at most: charts are at least as wide."""
@@ -80,6 +85,7 @@ class Page(NamedTuple):
     subject: str
     parts: Sequence[Part]
     sections: Sequence[ReportSection]
+    items: EncodedItems | None = None
 
 
 def rendered(page: Page, kinds: Iterable[Kind]) -> tuple[str, dict[str, str | bytes]]:
@@ -134,7 +140,7 @@ def rendered(page: Page, kinds: Iterable[Kind]) -> tuple[str, dict[str, str | by
         script_digest=Markup(f"sha256-{digest}"),  # noqa: S704
         dark=_dark_rules(page_colours(kinds)),
     )
-    return text, files
+    return text.lstrip(), files
 
 
 def _svg(figure: Figure, chart: Chart) -> str:
@@ -143,7 +149,7 @@ def _svg(figure: Figure, chart: Chart) -> str:
     titled = chart.properties(title=alt.TitleParams(title, subtitle=detail))
     file = io.StringIO()
     titled.configure(**theme()).save(file, format="svg")
-    return file.getvalue()
+    return file.getvalue().replace(f"{_LOADED_FROM}#", "#")
 
 
 def _dark_rules(colours: Sequence[Colour]) -> Markup:
@@ -208,6 +214,7 @@ def _clean(element: ElementTree.Element, name: str) -> None:
         elif key in ("href", f"{{{XLINK}}}href"):
             if not value.startswith("#"):
                 raise ValueError(f"a chart must not refer to {value!r}")
-            element.attrib[key] = f"#{name}-{value[1:]}"
+            if not value.startswith(ITEMS_LINK):
+                element.attrib[key] = f"#{name}-{value[1:]}"
         elif "url(" in value:
             element.attrib[key] = _REFERENCE.sub(rf"url(#{name}-\1)", value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import altair as alt
 import numpy as np
 
-from rankwise.report.charts.marks import rows_chart, small_title
+from rankwise.report.charts.marks import items_link, rows_chart, small_title
 from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN
 from rankwise.report.parts import Chart, Drawing
 
@@ -71,8 +71,8 @@ class HeatScale(NamedTuple):
 class HeatCell(NamedTuple):
     """A number with what is written there; one that is not ``is_shown`` is muted.
 
-    ``small`` is a line below the text, ``frame`` the colour of a frame; both may be empty. Without
-    a value the cell is blank.
+    ``small`` is a line below the text, ``frame`` the colour of a frame, ``task`` the one whose
+    items a click shows; each may be empty. Without a value the cell is blank.
     """
 
     value: float | None
@@ -80,6 +80,7 @@ class HeatCell(NamedTuple):
     small: str = ""
     is_shown: bool = True
     frame: str = ""
+    task: str = ""
 
 
 class HeatPanel(NamedTuple):
@@ -195,11 +196,11 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
         "width": size.width - _GAP,
         "height": size.height - _GAP,
     }
-    data = {True: [row for row in drawn if row["is_shown"]], False: []}
-    data[False] = [row for row in drawn if not row["is_shown"]]
+    shown = rows_chart(row for row in drawn if row["is_shown"])
+    muted = rows_chart(row for row in drawn if not row["is_shown"])
     layers: list[Any] = [
-        rows_chart(data[True]).mark_rect(**box).encode(x, y, fill),
-        rows_chart(data[False]).mark_rect(**box, color=UNSHOWN.light).encode(x, y),
+        shown.mark_rect(**box).encode(x, y, fill, href="href:N"),
+        muted.mark_rect(**box, color=UNSHOWN.light).encode(x, y, href="href:N"),
         rows_chart(row for row in rows if row["frame"])
         .mark_rect(width=size.width - 4, height=size.height - 4, filled=False, strokeWidth=2)
         .encode(x, y, stroke=alt.Stroke("frame:N", scale=None)),
@@ -214,7 +215,7 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
         if own:
             shift = dy if has_small else 0
             words = rows_chart(own).mark_text(fontSize=font, dy=shift, baseline="middle")
-            layers.append(words.encode(x, y, ink, text=f"{field}:N"))
+            layers.append(words.encode(x, y, ink, text=f"{field}:N", href="href:N"))
     return alt.layer(*layers).properties(
         width=size.width * len(panel.columns),
         height=size.height * len(panel.rows),
@@ -233,6 +234,7 @@ def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, 
         "small": cell.small,
         "is_shown": cell.is_shown,
         "frame": cell.frame,
+        "href": items_link(cell.task),
         "ink": MUTED.light if is_muted else panel.scale.ink(cell.value or 0.0),
     }
 

@@ -10,7 +10,7 @@ import altair as alt
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
-from rankwise.report.charts.marks import COLOUR, SHAPE, Look, bounds, rows_chart
+from rankwise.report.charts.marks import COLOUR, SHAPE, Look, bounds, items_link, rows_chart
 from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED, key_columns
 from rankwise.report.parts import Chart, Drawing
 
@@ -20,12 +20,16 @@ _LABEL_LIMIT = 260
 
 
 class Bar(NamedTuple):
-    """An estimate in the row ``group`` (its lines end in line feeds), of the model ``series``."""
+    """An estimate in the row ``group`` (its lines end in line feeds), of the model ``series``.
+
+    ``task`` is the one whose items a click shows, where it is one.
+    """
 
     group: str
     series: str
     kind: Kind
     value: Interval
+    task: str = ""
 
 
 class BarPanel(NamedTuple):
@@ -81,6 +85,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
             "series": bar.series,
             "colour": look.colour.light,
             "shape": look.shape,
+            "href": items_link(bar.task),
             **bounds(bar.value, "x"),
         }
         for bar in panel.bars
@@ -103,7 +108,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
             alt.X("x_low:Q", **x), alt.X2("x_high:Q"), color=which["color"], **where
         ),
         data.mark_point(filled=True, size=55, opacity=1).encode(
-            alt.X("x:Q", **x), **which, **where
+            alt.X("x:Q", **x), href="href:N", **which, **where
         ),
     ).properties(
         width=width,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import altair as alt
 
@@ -24,6 +25,9 @@ LETTER = 0.56 * FONT_SIZE
 
 LINE = 16.0
 """The height of a line of text in pixels."""
+
+ITEMS_LINK = "#items"
+"""What links to items begin with; the page's script reads what follows."""
 
 _MARGIN_SHARE = 0.08
 _BESIDE, _ABOVE = 5.0, 9.0
@@ -65,6 +69,11 @@ def bounds(value: Interval | float, axis: str) -> dict[str, float]:
     else:
         low = at = high = value
     return {axis: at, f"{axis}_low": low, f"{axis}_high": high}
+
+
+def items_link(task: str) -> str:
+    """To the items of a task on the page, or to all of them."""
+    return f"{ITEMS_LINK}-task-{quote(task, safe='')}" if task else ITEMS_LINK
 
 
 def rows_chart(rows: Iterable[Mapping[str, Any]]) -> Any:

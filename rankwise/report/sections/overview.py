@@ -196,6 +196,7 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
             summary.label,
             summary.kind,
             row.interval.negated() if is_prose else row.interval,
+            "" if is_prose else row.task,
         )
         for task in tasks
         if task in kept

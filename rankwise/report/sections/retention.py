@@ -66,7 +66,7 @@ def _figure(found: TrainTaskRetention) -> Figure:
             "Change (points; left is forgotten)",
             "points",
             [
-                Bar(_name(line), change.label, option.kind, change.change)
+                Bar(_name(line), change.label, option.kind, change.change, _only(line))
                 for line in lines
                 for option in options
                 for change in line.changes
@@ -90,6 +90,10 @@ def _figure(found: TrainTaskRetention) -> Figure:
     detail = f"{size} in {len(found.subjects)} tasks; bars are {cells.intervals(found.confidence)}"
     title = "Change on retention tasks, worst first"
     return Figure("", title, caption, interval_chart(panels), detail)
+
+
+def _only(line: RetentionLine) -> str:
+    return line.tasks[0] if len(line.tasks) == 1 else ""
 
 
 def _name(line: RetentionLine) -> str:

@@ -84,3 +84,288 @@ function showSliders(box) {
 }
 
 document.querySelectorAll(".sliders").forEach(showSliders);
+
+/* Item by item. Texts are set as text, never as HTML. */
+const ROW_HEIGHT = 34;
+const MOST_MATRIX_HEIGHT = 420;
+const SHOWN_ABOVE_AND_BELOW = 8;
+
+async function unpacked(base64) {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+/* From which rank on every larger one was right, where the base was wrong; null where none was. */
+function learntFrom(data, item) {
+  if (data.answers[0].outcome[item] !== "0") return null;
+  let from = null;
+  for (let model = data.models.length - 1; model > 0; model -= 1) {
+    if (data.models[model].kind !== "rank") continue;
+    if (data.answers[model].outcome[item] !== "1") break;
+    from = data.models[model].rank;
+  }
+  return from;
+}
+
+function filtersOf(data) {
+  const runs = data.models.map((_, model) => model).filter((model) => model > 0);
+  const lora = runs.filter((model) => data.models[model].kind === "rank");
+  const full = runs.filter((model) => data.models[model].kind === "full");
+  const at = (model, item) => data.answers[model].outcome[item];
+  const wrong = (model, item) => at(model, item) === "0" || at(model, item) === "c";
+  const asked = (item) => runs.filter((model) => at(model, item) !== ".");
+  const forgotten = (item) => at(0, item) === "1" && asked(item).some((model) => wrong(model, item));
+  const filters = {
+    "all items": () => true,
+    "forgotten by any": forgotten,
+    "forgotten by all": (item) =>
+      forgotten(item) && asked(item).every((model) => wrong(model, item)),
+    "learnt by any": (item) =>
+      wrong(0, item) && asked(item).some((model) => at(model, item) === "1"),
+    "learnt by all": (item) =>
+      wrong(0, item) && asked(item).length > 0 &&
+      asked(item).every((model) => at(model, item) === "1"),
+  };
+  if (full.length && lora.length) {
+    filters["forgotten only by full"] = (item) =>
+      at(0, item) === "1" &&
+      full.some((model) => wrong(model, item)) &&
+      lora.every((model) => at(model, item) === "1");
+  }
+  const ranks = [...new Set(lora.map((model) => data.models[model].rank))];
+  for (const rank of ranks) {
+    filters[`learnt from rank ${rank} on`] = (item) => learntFrom(data, item) === rank;
+  }
+  if (data.answers.some((answers) => answers.outcome.includes("c"))) {
+    filters["comes back as trained"] = (item) =>
+      at(0, item) === "1" && runs.some((model) => at(model, item) === "c");
+  }
+  return filters;
+}
+
+function outcomeInWords(letter) {
+  return { 1: "right", 0: "wrong", c: "wrong, right as trained", ".": "not asked" }[letter];
+}
+
+async function showItems(section) {
+  const data = await unpacked(section.querySelector("pre").textContent);
+  const filters = filtersOf(data);
+  const form = section.querySelector("form");
+  const list = section.querySelector(".list");
+  const rows = section.querySelector(".rows");
+  const detail = section.querySelector(".detail");
+  const canvas = section.querySelector("canvas");
+  const status = section.querySelector(".found");
+  const count = data.task.length;
+  const searched = data.texts.map((text) => text.toLowerCase());
+  let found = [];
+  let active = 0;
+
+  const option = (value, text) => {
+    const made = element("option", "", text);
+    made.value = value;
+    return made;
+  };
+  form.task.append(
+    option("", "all tasks"),
+    ...data.tasks.map((task, place) => option(String(place), `${task.name} (${task.relation})`)),
+  );
+  form.which.append(...Object.keys(filters).map((name) => option(name, name)));
+  const head = section.querySelector(".head");
+  head.append(element("span", "name", "Item"));
+  for (const model of data.models) head.append(element("span", "cell", model.label));
+  section.style.setProperty("--models", data.models.length);
+  canvas.before(...data.models.map((model) => element("span", "", model.label)));
+
+  /* first those that most models have right, so that flips stand together */
+  const key = Array.from({ length: count }, (_, item) =>
+    data.answers.map((answers) => (answers.outcome[item] === "1" ? "1" : "0")).join(""),
+  );
+  const sorts = {
+    order: (one, other) => one - other,
+    flip: (one, other) => (key[one] < key[other] ? 1 : key[one] > key[other] ? -1 : one - other),
+    margin: (one, other) =>
+      (data.answers[0].margin[one] ?? Infinity) - (data.answers[0].margin[other] ?? Infinity),
+  };
+
+  function matches(item, words) {
+    const texts = [data.prompt[item], data.right[item], ...data.options[item]];
+    return words.every((word) => texts.some((text) => searched[text].includes(word)));
+  }
+
+  function update() {
+    const words = form.text.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const passes = filters[form.which.value];
+    found = [];
+    for (let item = 0; item < count; item += 1) {
+      const inTask = form.task.value === "" || data.task[item] === Number(form.task.value);
+      if (inTask && passes(item) && matches(item, words)) found.push(item);
+    }
+    found.sort(sorts[form.sort.value]);
+    active = 0;
+    status.textContent =
+      `${found.length.toLocaleString("en")} of ${count.toLocaleString("en")} items`;
+    rows.style.height = `${found.length * ROW_HEIGHT}px`;
+    list.scrollTop = 0;
+    drawRows();
+    drawMatrix();
+  }
+
+  function drawRows() {
+    const first = Math.max(Math.floor(list.scrollTop / ROW_HEIGHT) - SHOWN_ABOVE_AND_BELOW, 0);
+    const shown = Math.ceil(list.clientHeight / ROW_HEIGHT) + 2 * SHOWN_ABOVE_AND_BELOW;
+    rows.replaceChildren(
+      ...found.slice(first, first + shown).map((item, offset) => row(item, first + offset)),
+    );
+  }
+
+  function row(item, place) {
+    const made = element("div", place === active ? "row active" : "row");
+    made.style.top = `${place * ROW_HEIGHT}px`;
+    made.setAttribute("role", "option");
+    made.id = `item-${place}`;
+    made.setAttribute("aria-selected", String(place === active));
+    made.setAttribute("aria-posinset", place + 1);
+    made.setAttribute("aria-setsize", found.length);
+    const prompt = data.texts[data.prompt[item]].trim().split("\n").slice(-3).join(" ");
+    const name = element("span", "name", prompt || `${data.tasks[data.task[item]].name} ${data.doc[item]}`);
+    made.append(name);
+    data.answers.forEach((answers, model) => {
+      const letter = answers.outcome[item];
+      const cell = element("span", `cell ${letter === "." ? "none" : letter === "1" ? "right" : "wrong"}`);
+      const margin = answers.margin[item];
+      cell.textContent = letter === "." ? "" : `${letter === "1" ? "✓" : letter === "c" ? "↩" : "✗"}`;
+      if (margin !== null) cell.textContent += ` ${(margin / 100).toFixed(1).replace("-", "−")}`;
+      cell.title = `${data.models[model].label}: ${outcomeInWords(letter)}`;
+      made.append(cell);
+    });
+    made.addEventListener("click", () => open(place));
+    return made;
+  }
+
+  function open(place) {
+    if (!found.length) return;
+    active = Math.max(0, Math.min(place, found.length - 1));
+    const item = found[active];
+    const top = active * ROW_HEIGHT;
+    if (top < list.scrollTop) list.scrollTop = top;
+    const room = list.clientHeight - 2 * ROW_HEIGHT;
+    if (top > list.scrollTop + room) list.scrollTop = top - room;
+    drawRows();
+    list.setAttribute("aria-activedescendant", `item-${active}`);
+    const task = data.tasks[data.task[item]];
+    const table = element("table");
+    const body = element("tbody");
+    data.answers.forEach((answers, model) => {
+      const line = element("tr");
+      const label = element("th", "", data.models[model].label);
+      label.scope = "row";
+      const said =
+        answers.option[item] !== null
+          ? data.texts[data.options[item][answers.option[item]]] ?? `option ${answers.option[item] + 1}`
+          : answers.text[item] !== null ? data.texts[answers.text[item]] : "—";
+      const margin = answers.margin[item];
+      line.append(
+        label,
+        element("td", "text", outcomeInWords(answers.outcome[item])),
+        element("td", "text said", said),
+        element("td", "", margin === null ? "—" : (margin / 100).toFixed(2).replace("-", "−")),
+      );
+      body.append(line);
+    });
+    const top_row = element("tr");
+    for (const title of ["Model", "Outcome", "Answer", "Margin (nats)"]) {
+      const heading = element("th", title === "Margin (nats)" ? "" : "text", title);
+      heading.scope = "col";
+      top_row.append(heading);
+    }
+    const thead = element("thead");
+    thead.append(top_row);
+    const caption = element("caption", "", "What every model answered.");
+    table.append(caption, thead, body);
+    const right = data.texts[data.right[item]];
+    detail.replaceChildren(
+      element("h3", "", `${task.name}, item ${data.doc[item]} (${task.relation})`),
+      element("blockquote", "", data.texts[data.prompt[item]]),
+      ...(right ? [element("p", "", `Right: ${right}`)] : []),
+      table,
+    );
+  }
+
+  function drawMatrix() {
+    const scale = window.devicePixelRatio || 1;
+    const width = canvas.parentElement.clientWidth;
+    const height = Math.min(MOST_MATRIX_HEIGHT, Math.max(found.length, 1) * 4);
+    canvas.width = width * scale;
+    canvas.height = height * scale;
+    canvas.style.height = `${height}px`;
+    const paint = canvas.getContext("2d");
+    const style = getComputedStyle(section);
+    const colours = {
+      1: style.getPropertyValue("--good"),
+      0: style.getPropertyValue("--faint"),
+      c: style.getPropertyValue("--caution"),
+    };
+    paint.clearRect(0, 0, canvas.width, canvas.height);
+    const across = canvas.width / data.models.length;
+    const down = canvas.height / Math.max(found.length, 1);
+    data.answers.forEach((answers, model) => {
+      found.forEach((item, place) => {
+        const letter = answers.outcome[item];
+        if (letter === ".") return;
+        paint.fillStyle = colours[letter];
+        paint.fillRect(model * across, place * down, across - 2 * scale, Math.max(down, 0.5));
+      });
+    });
+  }
+
+  canvas.addEventListener("click", (event) => {
+    const box = canvas.getBoundingClientRect();
+    open(Math.floor(((event.clientY - box.top) / box.height) * found.length));
+  });
+  list.addEventListener("scroll", drawRows);
+  list.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
+    if (step) open(active + step);
+    else if (event.key === "Enter") open(active);
+    else if (event.key === "Home") open(0);
+    else if (event.key === "End") open(found.length - 1);
+    else return;
+    event.preventDefault();
+  });
+  form.addEventListener("input", update);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  window.addEventListener("resize", () => { drawRows(); drawMatrix(); });
+
+  /* #items-task-NAME: a link from a chart or a table shows the items of that task */
+  function follow() {
+    const name = decodeURIComponent(location.hash).replace(/^#items-task-/, "");
+    const place = data.tasks.findIndex((task) => task.name === name);
+    if (place < 0) return;
+    form.task.value = String(place);
+    update();
+    section.scrollIntoView();
+  }
+  window.addEventListener("hashchange", follow);
+
+  form.hidden = false;
+  list.hidden = false;
+  section.querySelector(".matrix").hidden = false;
+  update();
+  follow();
+  section.dataset.ready = "yes";
+}
+
+document.querySelectorAll("section.items:has(pre)").forEach((section) => {
+  showItems(section).catch((error) => {
+    section.querySelector(".found").textContent = `The items cannot be shown: ${error.message}`;
+  });
+});

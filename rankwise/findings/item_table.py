@@ -1,0 +1,205 @@
+"""Item by item: what was asked, what is right, and what every model answered.
+
+For a reader who wants to see what was learnt and forgotten. No finding rests on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.findings.models import BASE_LABEL, seeded_labels
+from rankwise.records.axes import Kind
+from rankwise.records.p_right import Line, highest, option_nats, requests_of, right_options
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.study import Relation
+
+MOST_LETTERS = 4_000
+"""Of a prompt, from its end, where the question stands; and of an answer."""
+
+ReadSamples = Callable[[str, str], Sequence[Line]]
+"""The lines of a model on a task, as lm-eval logs them.
+
+Raises:
+    RecordError: there are none, or they are not those that were scored.
+"""
+
+
+class ShownModel(NamedTuple):
+    """A column: the base first, then runs in the order of their ranks, full fine-tuning last."""
+
+    label: str
+    kind: Kind
+
+
+class ShownTask(NamedTuple):
+    """A task that is scored right or wrong, with the relation it has to the trained task."""
+
+    name: str
+    relation: Relation
+    train_task: str
+
+
+class ShownItem(NamedTuple):
+    """An item.
+
+    Attributes:
+        task: its place in the tasks.
+        doc_id: of lm-eval.
+        prompt: what was asked; empty without texts.
+        right: the right answer; empty where it is not known.
+        options: to choose from; empty for generations.
+    """
+
+    task: int
+    doc_id: int
+    prompt: str
+    right: str
+    options: tuple[str, ...]
+
+
+class Answers(NamedTuple):
+    """A model's answers, in the order of the items.
+
+    Attributes:
+        is_right: None where it was not asked.
+        margins: the right option's log-likelihood less the best other's, in nats; None where the
+            item has no options, or its right one is not known.
+        answers: the place of the option that was chosen, else the text.
+        comes_back: right where the item was asked as in the training, and wrong here.
+    """
+
+    is_right: list[bool | None]
+    margins: list[float | None]
+    answers: list[int | str | None]
+    comes_back: list[bool]
+
+
+class ItemTable(NamedTuple):
+    """All items of the tasks whose items are right or wrong, with the answers of every model."""
+
+    models: list[ShownModel]
+    tasks: list[ShownTask]
+    items: list[ShownItem]
+    answers: list[Answers]
+
+
+def item_table(
+    results: StudyResults, read: ReadSamples, *, with_texts: bool = True
+) -> ItemTable | None:
+    """The items of every trained task; None where no task's items are right or wrong.
+
+    Args:
+        results: of the study.
+        read: its samples.
+        with_texts: without, prompts and answers are left out.
+
+    Raises:
+        RecordError: samples cannot be read.
+    """
+    runs = [run for run in results.runs if run.run is not None and run.run.status == "trained"]
+    runs.sort(key=_order)
+    labels = seeded_labels([run.run.planned for run in runs if run.run is not None])
+    several = len(results.by_train_task) > 1
+    models = [ShownModel(BASE_LABEL, "base")]
+    for run in runs:
+        assert run.run is not None
+        plan = run.run.planned
+        after = f", trained on {plan.train_task}" if several else ""
+        models.append(ShownModel(f"{labels[run.name]}{after}", plan.rank or "full"))
+    table = ItemTable(models, [], [], [Answers([], [], [], []) for _ in models])
+    seen: set[str] = set()
+    for part in results.by_train_task:
+        for relation, tasks in part.tasks.items():
+            for task in tasks:
+                base = results.base.items.get(task)
+                if task in seen or base is None or base.unit != "points":
+                    continue
+                seen.add(task)
+                place = len(table.tasks)
+                table.tasks.append(ShownTask(task, relation, part.train_task))
+                formats = part.trained_formats.get(task)
+                _add(table, place, [results.base, *runs], task, formats, read, with_texts)
+    return table if table.items else None
+
+
+def _order(run: ModelResults) -> tuple[bool, int, str]:
+    assert run.run is not None
+    rank = run.run.planned.rank
+    return rank is None, rank or 0, run.name
+
+
+def _add(
+    table: ItemTable,
+    place: int,
+    models: Sequence[ModelResults],
+    task: str,
+    trained_format: str | None,
+    read: ReadSamples,
+    with_texts: bool,
+) -> None:
+    """The items of one task, and every model's answers to them."""
+    base = models[0].items[task].by_accuracy
+    lines = _lines(read, models[0], task)
+    right = right_options([lines[doc_id] for doc_id in base.doc_ids])
+    for number, doc_id in enumerate(base.doc_ids):
+        places = () if right is None else right[number]
+        item = _item(place, doc_id, lines[doc_id], places)
+        table.items.append(item if with_texts else ShownItem(place, doc_id, "", "", ()))
+    for model, answers in zip(models, table.answers, strict=True):
+        if task not in model.items:
+            for part in (answers.is_right, answers.margins, answers.answers):
+                part += [None] * len(base.doc_ids)
+            answers.comes_back.extend([False] * len(base.doc_ids))
+            continue
+        own = lines if model is models[0] else _lines(read, model, task)
+        scores = model.items[task].by_accuracy
+        values = dict(zip(scores.doc_ids, scores.values, strict=True))
+        back = _right_in(model, trained_format)
+        for number, doc_id in enumerate(base.doc_ids):
+            is_right = values[doc_id] > 0.5  # of several draws, most
+            nats = option_nats(own[doc_id])
+            answers.is_right.append(is_right)
+            answers.margins.append(None if right is None else _margin(nats, right[number]))
+            said = highest(nats) if nats else _text(own[doc_id].get("filtered_resps"))
+            answers.answers.append(said if nats or with_texts else None)
+            answers.comes_back.append(not is_right and back.get(doc_id, False))
+
+
+def _lines(read: ReadSamples, model: ModelResults, task: str) -> Mapping[int, Line]:
+    wanted = model.evaluations[task].decision_filter
+    return {
+        int(line["doc_id"]): line for line in read(model.name, task) if line["filter"] == wanted
+    }
+
+
+def _right_in(model: ModelResults, task: str | None) -> dict[int, bool]:
+    """Item -> whether it is right under another name of its task."""
+    if task is None or task not in model.items:
+        return {}
+    items = model.items[task].by_accuracy
+    return {doc: value > 0.5 for doc, value in zip(items.doc_ids, items.values, strict=True)}
+
+
+def _item(place: int, doc_id: int, line: Line, right: Iterable[int]) -> ShownItem:
+    requests = requests_of(line)
+    prompt = str(requests[0][0])[-MOST_LETTERS:] if requests else ""
+    nats = option_nats(line)
+    options = tuple(str(request[-1]).strip()[:MOST_LETTERS] for request in requests[: len(nats)])
+    known = [options[place] for place in right if place < len(options)]
+    answer = " / ".join(known) if nats else _text(line.get("target"))
+    return ShownItem(place, doc_id, prompt, answer, options)
+
+
+def _margin(nats: Sequence[float], right: Iterable[int]) -> float | None:
+    places = {place for place in right if place < len(nats)}
+    others = [value for place, value in enumerate(nats) if place not in places]
+    if not places or not others:
+        return None
+    return max(nats[place] for place in places) - max(others)
+
+
+def _text(value: Any) -> str:
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return str(value)[:MOST_LETTERS]

@@ -1,0 +1,88 @@
+"""The items of a study as the page's script reads them: small, and text whatever is in them."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rankwise.findings.item_table import Answers, ItemTable
+from rankwise.report.charts.theme import kind_colour
+from rankwise.report.summaries import RELATION_NAMES
+
+MOST_BYTES = 8 * 1024**2
+"""Larger items are a page of their own, so that the report still opens at once."""
+
+_LEVEL = 6  # of gzip: 9 takes three times as long for 2 % less
+_HUNDREDTHS = 100
+
+
+class EncodedItems(NamedTuple):
+    """Items as base64 of gzipped JSON, which holds no character that means anything in HTML."""
+
+    data: str
+    num_items: int
+    num_models: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether they are a page of their own."""
+        return len(self.data) > MOST_BYTES
+
+
+def encoded_items(table: ItemTable) -> EncodedItems:
+    """What ``templates/report.js`` unpacks; texts that are the same are there once."""
+    texts: dict[str, int] = {}
+
+    def number_of(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    content: dict[str, Any] = {
+        "models": [
+            {
+                "label": model.label,
+                "rank": model.kind if isinstance(model.kind, int) else None,
+                "kind": model.kind if isinstance(model.kind, str) else "rank",
+                "colour": kind_colour(model.kind)._asdict(),
+            }
+            for model in table.models
+        ],
+        "tasks": [
+            {"name": task.name, "relation": RELATION_NAMES[task.relation]} for task in table.tasks
+        ],
+        "task": [item.task for item in table.items],
+        "doc": [item.doc_id for item in table.items],
+        "prompt": [number_of(item.prompt) for item in table.items],
+        "right": [number_of(item.right) for item in table.items],
+        "options": [[number_of(option) for option in item.options] for item in table.items],
+        "answers": [_encoded(answers, number_of) for answers in table.answers],
+    }
+    content["texts"] = list(texts)
+    packed = gzip.compress(json.dumps(content, separators=(",", ":")).encode(), _LEVEL, mtime=0)
+    return EncodedItems(base64.b64encode(packed).decode(), len(table.items), len(table.models))
+
+
+def _encoded(answers: Answers, number_of: Any) -> dict[str, Any]:
+    """A letter for each item; margins in hundredths of a nat; options by place, texts by number."""
+    return {
+        "outcome": "".join(
+            "." if right is None else "1" if right else "c" if back else "0"
+            for right, back in zip(answers.is_right, answers.comes_back, strict=True)
+        ),
+        "margin": _hundredths(answers.margins),
+        "option": [answer if isinstance(answer, int) else None for answer in answers.answers],
+        "text": [
+            number_of(answer) if isinstance(answer, str) else None for answer in answers.answers
+        ],
+    }
+
+
+def _hundredths(margins: Sequence[float | None]) -> list[int | None]:
+    return [None if margin is None else _bounded(margin) for margin in margins]
+
+
+def _bounded(margin: float) -> int:
+    """JSON has no infinity; no margin of a real model is as large as 10,000 nats."""
+    return round(_HUNDREDTHS * max(-1e4, min(1e4, margin)))
