@@ -7,7 +7,7 @@ Exploratory: the recommendation does not rest on it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,12 +17,12 @@ from rankwise.findings.audits import norms
 from rankwise.findings.model_groups import ModelGroup, ModelKind, model_groups
 from rankwise.findings.options import OptionGains, Runs, TaskMean
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
-from rankwise.findings.stats.items import Floats, Items
+from rankwise.findings.stats.items import Items
 from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Bound
-from rankwise.records.results import Divergence, weighted_by_tokens
+from rankwise.records.results import Divergence, TaskItems, weighted_by_tokens
 
 MIN_MODELS = 5
 """Of fewer, an order says nothing: four come in a given order by chance once in 24 times."""
@@ -158,21 +158,31 @@ def _measured(
     places: Sequence[int],
     values: Callable[[Divergence], Sequence[float]],
 ) -> _Measured | None:
-    """Of the items at these places; None of fewer than two, which have no standard error."""
-    if len(places) < 2:
-        return None
-    weighted: list[Floats] = []
-    for each in read:
-        own, tokens = values(each), each.item_tokens
-        weighted.append(
-            np.asarray(weighted_by_tokens([own[p] for p in places], [tokens[p] for p in places]))
-        )
-    array = np.stack(weighted)  # (seeds, items)
+    """Of the items at these places; None as in ``over_answers``."""
+    own = [[(values(each)[place], each.item_tokens[place]) for place in places] for each in read]
     answers = [(read[0].tasks[place], read[0].doc_ids[place]) for place in places]
+    items = over_answers(own, answers, source.results.base.items)
+    return None if items is None else _Measured(items, mean_over_tasks([items]))
+
+
+def over_answers(
+    values: Sequence[Sequence[tuple[float, int]]],
+    answers: Sequence[tuple[str, int]],
+    base: Mapping[str, TaskItems],
+) -> Items | None:
+    """Means over tokens, (seeds, answers); None of fewer than two answers, or clusters of them.
+
+    Args:
+        values: seed -> answer -> its mean over its tokens, and their number.
+        answers: task and number of the item of each.
+        base: as in ``answer_clusters``.
+    """
+    clusters = answer_clusters(answers, base)
+    if len(answers if clusters is None else np.unique(clusters)) < 2:
+        return None  # no standard error
+    weighted = [weighted_by_tokens(*zip(*own, strict=True)) for own in values]
     # no pseudo-items: these are no disagreements that may not have been seen
-    clusters = answer_clusters(answers, source.results.base.items)
-    items = Items(array, 0.0, clusters=clusters)
-    return _Measured(items, mean_over_tasks([items]))
+    return Items(np.array(weighted), 0.0, clusters=clusters)
 
 
 def _mean(

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.errors import RecordError
-from rankwise.findings.agreement import answer_clusters
-from rankwise.findings.gauges import MIN_MODELS, order_statement
+from rankwise.findings.gauges import MIN_MODELS, order_statement, over_answers
 from rankwise.findings.pairs import Pair, bound_of, pair_items
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, sharing
@@ -31,7 +30,7 @@ from rankwise.records.repairs import (
     RepairChoice,
     RepairPoint,
 )
-from rankwise.records.results import ModelResults, TaskItems, weighted_by_tokens
+from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Relation, State, Unit
 
 _BASE = "base"
@@ -174,20 +173,16 @@ class _Halves:
         return sum(int((its == choosing).sum()) for its in self._chooses.values())
 
     def kl(self, divergences: RepairDivergences) -> dict[Repair, Bound]:
-        """KL to the base of every repair, a mean over tokens; of two items or more."""
-        tokens = divergences.item_tokens
-        if len(tokens) < 2:
-            return {}
+        """KL to the base of every repair; empty where that has no standard error."""
         answers = list(zip(divergences.tasks, divergences.doc_ids, strict=True))
         base = {task: of_task.base for task, of_task in self._scores.items()}
-        clusters = answer_clusters(answers, base)
         found: dict[Repair, Bound] = {}
         for each in divergences.repaired:
-            values = np.asarray(weighted_by_tokens(each.kl_nats, tokens))
-            # no pseudo-items: these are no disagreements that may not have been seen
-            mean = mean_over_tasks([Items(values, 0.0, clusters=clusters)])
-            bound = self._bound(mean)
-            found[each.repair] = bound.model_copy(update={"lower": max(bound.lower, 0.0)})
+            own = list(zip(each.kl_nats, divergences.item_tokens, strict=True))
+            items = over_answers([own], answers, base)
+            if items is not None:
+                bound = self._bound(mean_over_tasks([items]))
+                found[each.repair] = bound.model_copy(update={"lower": max(bound.lower, 0.0)})
         return found
 
     def point(

@@ -255,6 +255,15 @@ def test_answers_in_clusters_have_wider_intervals() -> None:
     assert kl_of({OWN: alike, KEPT: alike}) > 1.5 * kl_of(None)
 
 
+def test_answers_of_one_cluster_have_no_kl() -> None:
+    """The other items are in many: the choice has its halves."""
+    alike = [0 if doc_id < 100 else doc_id for doc_id in range(200)]
+    scores = curve(lambda _: 0.0, num_items=200, clusters={OWN: alike, KEPT: alike})
+    found = with_kl(scores, dict.fromkeys(SCALES, 1.0))
+    assert [point.kl for point in found.curve] == [None] * 10
+    assert found.kl_statement is None
+
+
 def test_the_choosing_items_are_those_that_the_choice_rests_on() -> None:
     scores = curve(lambda _: 0.0, num_items=10)
     assert choosing_items(scores, TASKS) == {OWN: {0, 2, 4, 6, 8}}
