@@ -70,7 +70,7 @@ def mfu(tokens_per_second: float, num_parameters: int, card: str) -> float | Non
     """
     peaks = (peak for name, peak in PEAK_TFLOPS.items() if name in card)
     peak = next(peaks, None)
-    return peak and finite(4 * num_parameters * tokens_per_second / (peak * 1e12))
+    return peak and round(4 * num_parameters * tokens_per_second / (peak * 1e12), 4)
 
 
 def copy_rate(setup: Setup) -> float:
