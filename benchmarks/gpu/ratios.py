@@ -25,6 +25,7 @@ from benchmarks.gpu.setting import (
     median_seconds,
     now,
     questions,
+    random_8b,
     random_tokens,
     shapes_of,
     vocabulary,
@@ -70,7 +71,7 @@ def mfu(tokens_per_second: float, num_parameters: int, card: str) -> float | Non
     """
     peaks = (peak for name, peak in PEAK_TFLOPS.items() if name in card)
     peak = next(peaks, None)
-    return peak and finite(4 * num_parameters * tokens_per_second / (peak * 1e12))
+    return peak and round(4 * num_parameters * tokens_per_second / (peak * 1e12), 4)
 
 
 def copy_rate(setup: Setup) -> float:
@@ -122,9 +123,10 @@ def liger_training(setup: Setup, found: Found) -> None:
     if not setup.is_tiny and importlib.util.find_spec("liger_kernel") is None:
         found.skip("train_ratio_liger", "liger-kernel is not installed")
         return
-    ours = median_seconds(setup.device, lambda: train_seconds(setup, model, rows, ranks))
+    work: Callable[[], Any] = lambda: train_seconds(setup, model, rows, ranks)  # noqa: E731
+    ours = median_seconds(setup.device, work, 1)
     with mock.patch.object(liger, "_fits", return_value=False):
-        plain = median_seconds(setup.device, lambda: train_seconds(setup, model, rows, ranks))
+        plain = median_seconds(setup.device, work, 1)
     found.timings["train_ratio_liger"] = finite(plain / ours)
 
 
@@ -133,7 +135,7 @@ def wide_training(setup: Setup, found: Found) -> None:
     from benchmarks.training_peer import STEP_SIZE, random_examples
 
     model, ranks = big_model(setup), ranks_of(setup)
-    rows = random_examples((1 if setup.is_tiny else 4) * STEP_SIZE, vocabulary(model))
+    rows = random_examples((1 if setup.is_tiny else 2) * STEP_SIZE, vocabulary(model))
     many = 2 * ranks if setup.is_tiny else 5 * ranks
     for name, chosen, targets in (
         ("25_adapters", many, TARGETS),
@@ -286,6 +288,7 @@ def vllm(setup: Setup, found: Found) -> None:
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
         del model
+        random_8b.cache_clear()
         longest = len(prompts[0].tokens) + prompts[0].settings.max_new_tokens
         scorer = VllmScorer(Path(folder), Path(folder), "bfloat16", max_length=longest)
         try:

@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -111,13 +112,20 @@ def small_model(
 
 
 def big_model(setup: Setup) -> Any:
-    """Random weights of Llama-3.1-8B's shape, made on the card; a small model in a tiny setup."""
-    if setup.is_tiny:
-        return small_model(setup)
+    """Random weights of Llama-3.1-8B's shape, made on the card; a small model in a tiny setup.
+
+    The parts of a section share it, as making it takes as long as some of them.
+    """
+    return small_model(setup) if setup.is_tiny else random_8b(setup.device)
+
+
+@cache
+def random_8b(device: torch.device) -> Any:
+    """See ``big_model``; ``random_8b.cache_clear`` frees it."""
     from benchmarks.training_peer import load_model  # which imports transformers' Trainer
 
     options = argparse.Namespace(random_8b=True, dtype="bfloat16")
-    return load_model(options, setup.device, "sdpa")
+    return load_model(options, device, "sdpa")
 
 
 def card_bytes(setup: Setup) -> int:

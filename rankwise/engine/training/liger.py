@@ -43,9 +43,10 @@ def liger_kernels(model: nn.Module, *, enabled: bool) -> Generator[str | None]:
     if apply is None:
         yield None
         return
-    places = [vars(sys.modules[type(decoder).__module__]), *map(vars, decoder.modules())]
+    places: list[Any] = [vars(sys.modules[type(decoder).__module__])]
+    places += map(vars, decoder.modules())
     before = [place.copy() for place in places]
-    changed: list[tuple[dict[str, Any], str, Any]] = []
+    changed: list[tuple[Any, str, Any]] = []
     try:
         try:
             apply(model=decoder, cross_entropy=False, fused_linear_cross_entropy=False)
