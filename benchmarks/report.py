@@ -1,0 +1,160 @@
+"""How large a report is, how long it takes to write, and when a browser first paints it.
+
+    python -m benchmarks.report [--items 20000] [--many-runs 200]
+
+Two planted studies: 12 runs on ``--items`` items with prompts of the length of GSM8K's, and
+``--many-runs`` runs on 200 items. Writing is timed from finished findings, items and all, to the
+files. The paint is Chromium's first contentful one, from a local file, the median of three; without
+Chromium it is null. The last line is one JSON object. Bars: 15 MB, 20 s, 2 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankwise.findings.item_table import item_table
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.study import study_findings
+from rankwise.records.p_right import Line
+from rankwise.records.results import StudyResults
+from rankwise.report.page import ITEMS_FILE, write_report
+from tests.planted.results import planted_study
+from tests.support.browser import CHROMIUM
+
+_PAINTS = 3
+
+# A question of GSM8K has about 45 words. Words of a text fall off as Zipf says, so that it
+# compresses as a text does: to about 40 %.
+_NUM_WORDS, _VOCABULARY = 45, 20_000
+
+
+def planted(num_runs: int, num_items: int) -> StudyResults:
+    """So many ranks and full fine-tuning; half of the items in-domain, the others for retention."""
+    ranks = [2 + number for number in range(num_runs - 1)]
+    gains = {rank: 0.6 + 0.2 * rank / (rank + 16) for rank in ranks}
+    kept = {rank: 0.9 - 0.1 * rank / (rank + 64) for rank in ranks}
+    return planted_study(
+        {**gains, "full": 0.8},
+        {**kept, "full": 0.78},
+        num_in_domain=num_items // 2,
+        num_retention=num_items // 4,
+        out_of_domain_tasks=(),
+    )
+
+
+def samples(results: StudyResults, model: str, task: str) -> Sequence[Line]:
+    """As lm-eval logs them, of two options."""
+    scored = next(each for each in (results.base, *results.runs) if each.name == model)
+    items = scored.items[task]
+    rng = np.random.default_rng(zlib.crc32(task.encode()))
+    letters = rng.integers(97, 123, (_VOCABULARY, 7), dtype=np.uint8)
+    words = [bytes(row[: 3 + place % 5]).decode() for place, row in enumerate(letters)]
+    drawn = rng.zipf(1.2, (len(items.doc_ids), _NUM_WORDS)) % _VOCABULARY
+    lines: list[dict[str, Any]] = []
+    for doc_id, value, places in zip(items.doc_ids, items.values, drawn, strict=True):
+        nats = [-2.0 + (value == 0.0), -2.0 + (value == 1.0) + 0.001 * (doc_id % 997)]
+        prompt = f"Question: {' '.join(words[place] for place in places)}?\nAnswer:"
+        lines.append(
+            {
+                "doc_id": doc_id,
+                "target": 1,
+                "arguments": [[prompt, f" {doc_id}"], [prompt, f" {doc_id + 1}"]],
+                "resps": [[[each, False]] for each in nats],
+                "filter": "none",
+                "acc": float(nats[1] > nats[0]),
+            }
+        )
+    return lines
+
+
+def first_paint_seconds(page: Path) -> float | None:
+    """Chromium's, from a local file."""
+    if CHROMIUM is None:
+        return None
+    seconds: list[float] = []
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    told = (
+        "<script>new PerformanceObserver((list) => { for (const entry of list.getEntries())"
+        " if (entry.name === 'first-contentful-paint') console.log('painted', entry.startTime);"
+        "}).observe({ type: 'paint', buffered: true });</script>"
+    )
+    copy = page.parent / "painted.html"
+    copy.write_text(text.replace("<head>", f"<head>{told}", 1), encoding="utf-8")
+    for _ in range(_PAINTS):
+        done = subprocess.run(
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+                f"--user-data-dir={page.parent / 'profile'}",
+                f"--screenshot={page.parent / 'painted.png'}",
+                copy.resolve().as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        found = re.search(r"painted ([0-9.]+)", done.stderr)
+        if found is None:
+            return None
+        seconds.append(float(found[1]) / 1000)
+    return statistics.median(seconds)
+
+
+def measured(folder: Path, num_runs: int, num_items: int) -> dict[str, Any]:
+    """Of one study."""
+    results = planted(num_runs, num_items)
+    recommendation = recommend(results)
+    findings = study_findings(results, recommendation)
+    started = time.perf_counter()
+    table = item_table(results, lambda model, task: samples(results, model, task))
+    page = write_report(folder, results, recommendation, findings, table)
+    seconds = time.perf_counter() - started
+    beside = folder / ITEMS_FILE
+    return {
+        "runs": num_runs,
+        "items": 0 if table is None else len(table.items),
+        "page_megabytes": round(page.stat().st_size / 1e6, 2),
+        "items_page_megabytes": round(beside.stat().st_size / 1e6, 2) if beside.exists() else None,
+        "write_seconds": round(seconds, 1),
+        "first_paint_seconds": first_paint_seconds(page),
+    }
+
+
+def main() -> None:
+    """Measure both studies."""
+    parser = argparse.ArgumentParser(description="Size and speed of a report.")
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--many-runs", type=int, default=200)
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as root:
+        for name, num_runs, num_items in (
+            ("many_items", 12, options.items),
+            ("many_runs", options.many_runs, 200),
+        ):
+            folder = Path(root) / name
+            folder.mkdir()
+            found[name] = measured(folder, num_runs, num_items)
+            print(name, found[name], file=sys.stderr)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
