@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import altair as alt
@@ -205,22 +205,24 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
         .mark_rect(width=size.width - 4, height=size.height - 4, filled=False, strokeWidth=2)
         .encode(x, y, stroke=alt.Stroke("frame:N", scale=None)),
     ]
-    ink = alt.Color("ink:N", scale=None)
-    has_small = any(row["small"] for row in rows)
-    for field, font, dy in (
-        ("text", _FONT if has_small else _SMALL_FONT, -6),
-        ("small", _SMALL_FONT, 8),
-    ):
-        own = [row for row in rows if row[field]]
-        if own:
-            shift = dy if has_small else 0
-            words = rows_chart(own).mark_text(fontSize=font, dy=shift, baseline="middle")
-            layers.append(words.encode(x, y, ink, text=f"{field}:N", href="href:N"))
-    return alt.layer(*layers).properties(
+    return alt.layer(*layers, *_texts(rows, x, y)).properties(
         width=size.width * len(panel.columns),
         height=size.height * len(panel.rows),
         title=small_title(panel.title) if panel.title else alt.TitleParams(""),
     )
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> Iterator[Any]:
+    """What is written in the cells, with the small line below it."""
+    has_small = any(row["small"] for row in rows)
+    looks = {"text": (_FONT if has_small else _SMALL_FONT, -6), "small": (_SMALL_FONT, 8)}
+    for field, (font, dy) in looks.items():
+        own = [row for row in rows if row[field]]
+        if own:
+            shift = dy if has_small else 0
+            words = rows_chart(own).mark_text(fontSize=font, dy=shift, baseline="middle")
+            ink = alt.Color("ink:N", scale=None)
+            yield words.encode(x, y, ink, text=f"{field}:N", href="href:N")
 
 
 def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, Any]:
