@@ -511,7 +511,8 @@ def _report(
     results, recommendation, findings = outcome
     shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
     items = item_table(results, folder.read_samples, with_texts=with_texts)
-    path = write_report(output or folder.root, results, recommendation, findings, items)
+    losses = {run.name: folder.read_losses(run.name) for run in results.runs}
+    path = write_report(output or folder.root, results, recommendation, findings, items, losses)
     stdout.print(*shown, sep="\n")
     say(f"report: {path}", folded=False)
     _note_left_out(outcome)

@@ -408,6 +408,21 @@ class StudyFolder:
         with writing(state):
             state.unlink(missing_ok=True)
 
+    def read_losses(self, run: str) -> list[tuple[int, float]]:
+        """Step and loss in nats per token, as far as they were written; a cut line ends them."""
+        losses: list[tuple[int, float]] = []
+        try:
+            lines = self.metrics_file(run).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return losses
+        for line in lines:
+            try:
+                metrics = json.loads(line)
+                losses.append((int(metrics["step"]), float(metrics["loss_nats"])))
+            except (ValueError, KeyError, TypeError):
+                break
+        return losses
+
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
         path = self.metrics_file(run)
         with writing(path), path.open("a", encoding="utf-8") as file:

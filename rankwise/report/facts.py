@@ -77,6 +77,7 @@ def provenance_facts(results: StudyResults) -> Facts:
     """What made the numbers."""
     made = results.study.provenance
     devices = {run.provenance.device for run in _runs(results)} | {made.device}
+    kernels = {run.kernels for run in _runs(results) if run.kernels is not None}
     return {
         "Study": results.study.config.name,
         "Study fingerprint": results.study.fingerprint,
@@ -85,6 +86,7 @@ def provenance_facts(results: StudyResults) -> Facts:
         "Python": made.python_version,
         "Platform": made.platform,
         "Device": ", ".join(sorted(d for d in devices if d)) or NOT_RECORDED,
+        **({"Kernels beside torch's": ", ".join(sorted(kernels))} if kernels else {}),
         "Planned": made.created_at,
     }
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from rankwise.errors import StorageError
 from rankwise.findings.item_table import ItemTable
-from rankwise.findings.models import summarise
+from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
+from rankwise.records.axes import Kind
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS
+from rankwise.report.charts.heatmap import thinned
+from rankwise.report.charts.losses import MOST_RUNS as MOST_LOSSES
+from rankwise.report.charts.losses import Course, loss_chart
 from rankwise.report.facts import (
     base_model_name,
     judgement_facts,
@@ -25,7 +30,7 @@ from rankwise.report.facts import (
     training_facts,
 )
 from rankwise.report.items import encoded_items
-from rankwise.report.parts import Dial, ReportSection, Table, TitledTable, file_name
+from rankwise.report.parts import Dial, Figure, ReportSection, Table, TitledTable, file_name
 from rankwise.report.rendering import Page, Part, rendered
 from rankwise.report.sections.by_rank import (
     axis_section,
@@ -83,6 +88,7 @@ def write_report(
     recommendation: StudyRecommendation,
     findings: StudyFindings,
     items: ItemTable | None = None,
+    losses: Mapping[str, Course] = MappingProxyType({}),
 ) -> Path:
     """Write ``report.html`` and the folder ``report/`` into a study's folder.
 
@@ -95,6 +101,7 @@ def write_report(
         recommendation: made from them.
         findings: made from them.
         items: to look at one by one; None leaves them out.
+        losses: of each run in training, by name.
 
     Returns:
         The path of the page.
@@ -112,7 +119,7 @@ def write_report(
             _part(results.of(part.train_task), part, findings, is_named=several)
             for part in recommendation.by_train_task
         ],
-        [*study_sections(results, recommendation, findings), *_origin(results)],
+        [*study_sections(results, recommendation, findings), *_origin(results, losses)],
     )
     encoded = None if items is None else encoded_items(items)
     if encoded is not None and encoded.is_large:
@@ -229,11 +236,30 @@ def _measured(results: TrainTaskResults, summaries: Summaries) -> Iterator[Title
         yield TitledTable("Other metrics", metrics)
 
 
-def _origin(results: StudyResults) -> Iterator[ReportSection]:
+def _loss_figure(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[Figure]:
+    """The courses of some runs, evenly from the smallest rank to full fine-tuning."""
+    runs = [plan for plan in results.study.runs if losses.get(plan.name)]
+    runs.sort(key=lambda plan: (plan.rank is None, plan.rank or 0))
+    labels = seeded_labels(runs)
+    drawn = thinned(runs, MOST_LOSSES)
+    if not drawn:
+        return
+    courses: dict[str, tuple[Kind, Course]] = {
+        labels[plan.name]: (plan.rank or "full", losses[plan.name]) for plan in drawn
+    }
+    caption = "Means of neighbouring steps, for losses of single batches jump."
+    if len(drawn) < len(runs):
+        caption += f" {len(drawn)} of {len(runs)} runs are drawn."
+    yield Figure("loss", "Training loss", caption, loss_chart(courses), "on the trained rows")
+
+
+def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[ReportSection]:
     warnings = study_warnings(results)
     if warnings:
         yield ReportSection("warnings", "Warnings", points=warnings)
-    yield ReportSection("training", "Training", tables=[TitledTable("", training_facts(results))])
+    facts = TitledTable("", training_facts(results))
+    figures = list(_loss_figure(results, losses))
+    yield ReportSection("training", "Training", figures=figures, tables=[facts])
     facts = TitledTable("", provenance_facts(results))
     yield ReportSection("provenance", "Provenance", [_REPRODUCE], tables=[facts])
 

@@ -30,7 +30,8 @@ ITEMS_LINK = "#items"
 """What links to items begin with; the page's script reads what follows."""
 
 _MARGIN_SHARE = 0.08
-_BESIDE, _ABOVE = 5.0, 9.0
+_BESIDE, _ABOVE = 6.0, 9.0
+_MARK, _NEAR_MARK = 5.0, 12.0
 
 
 class Look(NamedTuple):
@@ -116,16 +117,17 @@ def names_beside(names: Sequence[Name], width: float) -> list[Any]:
     A name that has no room there is moved down, and a line leads to it.
     """
     charts: list[Any] = []
-    taken: list[tuple[float, float, float]] = []
+    # from, to, middle height, and how near a text may come; first every mark itself
+    taken = [(name.x - _MARK, name.x + _MARK, name.y, _NEAR_MARK) for name in names]
     for name in sorted(names, key=lambda each: each.y):
         length = LETTER * len(name.text)
         fits = name.x + _BESIDE + length <= width or name.x - _BESIDE < length
         left = name.x + _BESIDE if fits else name.x - _BESIDE - length
         y = name.y - _ABOVE
-        for start, end, other in sorted(taken, key=lambda each: each[2]):
-            if start < left + length and left < end and abs(other - y) < LINE:
-                y = other + LINE
-        taken.append((left, left + length, y))
+        for start, end, other, reach in sorted(taken, key=lambda each: each[2]):
+            if start < left + length and left < end and abs(other - y) < reach:
+                y = other + reach
+        taken.append((left, left + length, y, LINE))
         if y > name.y:
             ends = {"x": name.x, "y": name.y, "x2": left if fits else left + length, "y2": y}
             leader = rows_chart([{}]).mark_rule(color=name.colour.light, strokeDash=[2, 2])

@@ -79,7 +79,7 @@ def _figures(found: TrainTaskGauges) -> Iterator[Figure]:
             continue
         marks = [
             PlaneMark(
-                str(model.rank or "full"),
+                model.label.removeprefix(f"rank {model.rank}, "),
                 Look.of(model.rank or "full"),
                 kl,
                 loss.estimate,
