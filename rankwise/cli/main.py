@@ -3,6 +3,7 @@
 # The help lists the verbs in the order of these imports.
 # isort: off
 from rankwise.cli import study_verbs
+from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
 from rankwise.cli import tool_verbs
@@ -14,7 +15,15 @@ from rankwise.cli.application import (
 )
 # isort: on
 
-__all__ = ["adapter_verbs", "app", "entry_point", "repair_verb", "study_verbs", "tool_verbs"]
+__all__ = [
+    "adapter_verbs",
+    "app",
+    "entry_point",
+    "repair_verb",
+    "study_verbs",
+    "tool_verbs",
+    "watch_verb",
+]
 
 
 def entry_point() -> None:

@@ -17,7 +17,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import RELATIONS
+from rankwise.records.study import RELATIONS, StudyRecord
 from rankwise.report.charts.heatmap import thinned
 from rankwise.report.charts.losses import MOST_RUNS as MOST_LOSSES
 from rankwise.report.charts.losses import Course, loss_chart
@@ -109,18 +109,8 @@ def write_report(
     Raises:
         StorageError: the folder cannot be written.
     """
-    config, several = results.study.config, len(recommendation.by_train_task) > 1
-    made = Page(
-        "rankwise report",
-        config.name,
-        f"How much LoRA rank is enough for {source_name(config)} on {base_model_name(config)}, and "
-        "what does each choice make the model forget?",
-        [
-            _part(results.of(part.train_task), part, findings, is_named=several)
-            for part in recommendation.by_train_task
-        ],
-        [*study_sections(results, recommendation, findings), *_origin(results, losses)],
-    )
+    config = results.study.config
+    made = study_page(results, recommendation, findings, losses)
     encoded = None if items is None else encoded_items(items)
     if encoded is not None and encoded.is_large:
         link = Page("rankwise report", f"{config.name}, item by item", "", (), (), encoded)
@@ -131,12 +121,45 @@ def write_report(
     else:
         (folder / ITEMS_FILE).unlink(missing_ok=True)
         made = made._replace(items=encoded)
-    ranks = [run.rank for run in results.study.models if run.rank is not None]
-    page, files = rendered(made, ["full", "base", *ranks])
+    page, files = rendered(made, kinds_of(results.study))
     _replace_files(folder / FILES, files)
     path = StudyFolder(folder).report_file
     write_atomically(path, page)
     return path
+
+
+def study_page(
+    results: StudyResults,
+    recommendation: StudyRecommendation,
+    findings: StudyFindings,
+    losses: Mapping[str, Course],
+) -> Page:
+    """What stands on the page of a study, before it is drawn."""
+    several = len(recommendation.by_train_task) > 1
+    return Page(
+        "rankwise report",
+        results.study.config.name,
+        question(results.study),
+        [
+            _part(results.of(part.train_task), part, findings, is_named=several)
+            for part in recommendation.by_train_task
+        ],
+        [*study_sections(results, recommendation, findings), *_origin(results, losses)],
+    )
+
+
+def question(study: StudyRecord) -> str:
+    """What a study asks."""
+    trained_on, base = source_name(study.config), base_model_name(study.config)
+    return (
+        f"How much LoRA rank is enough for {trained_on} on {base}, and what does each choice make "
+        "the model forget?"
+    )
+
+
+def kinds_of(study: StudyRecord) -> list[Kind]:
+    """Whose colours the charts of a study have."""
+    return ["full", "base", *(run.rank for run in study.models if run.rank is not None)]
 
 
 def _part(
@@ -236,9 +259,9 @@ def _measured(results: TrainTaskResults, summaries: Summaries) -> Iterator[Title
         yield TitledTable("Other metrics", metrics)
 
 
-def _loss_figure(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[Figure]:
+def loss_figure(study: StudyRecord, losses: Mapping[str, Course]) -> Iterator[Figure]:
     """The courses of some runs, evenly from the smallest rank to full fine-tuning."""
-    runs = [plan for plan in results.study.runs if losses.get(plan.name)]
+    runs = [plan for plan in study.runs if losses.get(plan.name)]
     runs.sort(key=lambda plan: (plan.rank is None, plan.rank or 0))
     labels = seeded_labels(runs)
     drawn = thinned(runs, MOST_LOSSES)
@@ -258,7 +281,7 @@ def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[Rep
     if warnings:
         yield ReportSection("warnings", "Warnings", points=warnings)
     facts = TitledTable("", training_facts(results))
-    figures = list(_loss_figure(results, losses))
+    figures = list(loss_figure(results.study, losses))
     yield ReportSection("training", "Training", figures=figures, tables=[facts])
     facts = TitledTable("", provenance_facts(results))
     yield ReportSection("provenance", "Provenance", [_REPRODUCE], tables=[facts])

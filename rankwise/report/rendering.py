@@ -86,14 +86,18 @@ class Page(NamedTuple):
     parts: Sequence[Part]
     sections: Sequence[ReportSection]
     items: EncodedItems | None = None
+    refresh_seconds: int | None = None
 
 
-def rendered(page: Page, kinds: Iterable[Kind]) -> tuple[str, dict[str, str | bytes]]:
+def rendered(
+    page: Page, kinds: Iterable[Kind], *, with_images: bool = True
+) -> tuple[str, dict[str, str | bytes]]:
     """The page as text, and its figures and numbers as files; figures are counted through.
 
     Args:
         page: whose figures' names are unique.
         kinds: of the models that charts show, for their colours on dark pages.
+        with_images: without, the figures are on the page alone.
     """
     files: dict[str, str | bytes] = {}
     number = 0
@@ -110,7 +114,7 @@ def rendered(page: Page, kinds: Iterable[Kind]) -> tuple[str, dict[str, str | by
                 number += 1
                 svg = _svg(figure, figure.drawing.chart)
                 # from the SVG: compiling the chart a second time takes longer than drawing it
-                png = vl_convert.svg_to_png(svg, scale=PNG_SCALE)
+                png = vl_convert.svg_to_png(svg, scale=PNG_SCALE) if with_images else b""
                 figures.append(DrawnFigure(figure, number, svg, png))
                 files.update({f"{figure.name}.svg": svg, f"{figure.name}.png": png})
             files.update(section.files)

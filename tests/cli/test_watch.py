@@ -1,0 +1,115 @@
+"""``rankwise watch``: the page on the loopback, read-only, for this machine alone."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rankwise.cli.watch_verb import ADDRESS, Watched, server
+from rankwise.errors import RecordError, StorageError
+from rankwise.records.folder import StudyFolder
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """A finished study with planted scores."""
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study())
+    return folder
+
+
+@pytest.fixture
+def port(folder: StudyFolder) -> Iterator[int]:
+    """Where the study is shown."""
+    with server(Watched(folder, 1), 0) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield serving.server_port
+        serving.shutdown()
+        thread.join()
+
+
+def answer(port: int, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(ADDRESS, port, timeout=60)
+    connection.request(method, path, headers=headers)
+    found = connection.getresponse()
+    return found.status, found.read().decode()
+
+
+def test_the_page_has_the_verdict_and_what_is_done(port: int) -> None:
+    status, page = answer(port)
+    assert status == 200
+    assert "Recommended, rank 16" in page
+    assert "8 things left to do." in page  # planted runs have no weights to analyse
+    assert '<meta http-equiv="refresh" content="1">' in page
+
+
+def test_another_host_and_another_path_are_refused(port: int) -> None:
+    assert answer(port, Host="rebound.example:80")[0] == 403
+    assert answer(port, Host=f"localhost:{port}")[0] == 200
+    assert answer(port, "/study.json")[0] == 404
+    assert answer(port, "/../../etc/passwd")[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_it_is_read_only(port: int, method: str) -> None:
+    assert answer(port, method=method)[0] == 501
+
+
+def test_watching_writes_nothing(folder: StudyFolder, port: int) -> None:
+    def files() -> dict[Path, bytes]:
+        # what was found undamaged is remembered, as by every verb that reads
+        written = (path for path in folder.root.rglob("*") if path.name != ".checked.json")
+        return {path: path.read_bytes() for path in written if path.is_file()}
+
+    before = files()
+    answer(port)
+    assert files() == before
+
+
+def test_before_the_base_is_scored_there_is_progress_and_no_verdict(folder: StudyFolder) -> None:
+    shutil.rmtree(folder.root / "base")
+    run = planted_study().study.runs[0]
+    folder.append_metrics(run.name, {"step": 1, "loss_nats": 3.0})
+    page = Watched(folder, 1).page()
+    assert "There is no verdict yet" in page
+    assert "Training loss" in page
+    assert "Recommended, rank" not in page
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError):
+        Watched(StudyFolder(tmp_path), 1).page()
+
+
+def test_a_port_that_is_taken_is_refused(folder: StudyFolder, port: int) -> None:
+    with pytest.raises(StorageError, match="Choose another: --port 0"):
+        server(Watched(folder, 1), port)
+
+
+def test_ctrl_c_ends_it_cleanly(folder: StudyFolder) -> None:
+    command = [sys.executable, "-m", "rankwise", "watch", str(folder.root), "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline().startswith(f"http://{ADDRESS}:")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0
+        assert running.stderr.read() == ""
