@@ -271,7 +271,7 @@ def test_more_ranks_leave_the_variants_beside_theirs(finished: Finished) -> None
 def test_the_same_beginning_at_several_rates_is_made_once(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EVA reads for each seed; a note says where its directions are taken as they are."""
+    """EVA reads for each seed, and the findings say where its directions are taken as they are."""
     asked: list[int] = []
     row = variant_table.VARIANTS["eva"]
     assert row.begin is not None
@@ -282,7 +282,7 @@ def test_the_same_beginning_at_several_rates_is_made_once(
         return begin(base, adapter, examples)
 
     monkeypatch.setitem(variant_table.VARIANTS, "eva", replace(row, begin=counted))  # pyright: ignore[reportArgumentType]
-    outcome, recorder = run(
+    outcome, _ = run(
         finished.file,
         tmp_path / "study",
         "methods.variants={names: [eva, rslora], learning_rate: [1e-3, 1e-2]}",
@@ -296,12 +296,12 @@ def test_the_same_beginning_at_several_rates_is_made_once(
     assert len(outcome.results.variants) == 8
     eva = [model.run for model in outcome.results.variants if model.run.planned.variant == "eva"]  # pyright: ignore[reportOptionalMemberAccess]
     assert [each.update_is_zero for each in eva if each is not None] == [False] * 4
-    notes = [
-        note
-        for note in recorder.notes
-        if "EVA took its directions before they stayed in 8 of 8" in note
-    ]
-    assert len(notes) == 2
+    # the few rows are read as one part, after which nothing is known to stay
+    assert [each.unsettled_share for each in eva if each is not None] == [1.0] * 4
+    (found,) = outcome.findings.variants
+    shares = {(row.variant, row.unsettled_share) for row in found.rows}
+    assert shares == {("EVA", 1.0), ("rsLoRA", None)}
+    assert any("still turned in 100 % of the layers" in text for text in found.statements)
 
 
 def test_a_run_of_lora_has_the_fingerprint_that_it_has_without_variants(

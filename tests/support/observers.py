@@ -32,7 +32,6 @@ class Recorder(Silent):
         self.models: list[tuple[str, float]] = []
         self.work = (0.0, 0.0)
         self.done = 0.0
-        self.notes: list[str] = []
 
     def study_started(self, total_work: float, finished_work: float) -> None:
         self.work = (total_work, finished_work)
@@ -45,6 +44,3 @@ class Recorder(Silent):
 
     def advanced(self, work: float) -> None:
         self.done += work
-
-    def noted(self, text: str) -> None:
-        self.notes.append(text)

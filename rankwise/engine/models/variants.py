@@ -62,11 +62,12 @@ class Beginning(NamedTuple):
 
     Attributes:
         factors: of each layer; of a lower rank, the rest is zero.
-        note: what the user should know of it; None: nothing.
+        unsettled_share: of the layers, those in which EVA's directions still turned when they were
+            taken; None for other beginnings.
     """
 
     factors: Mapping[str, LoraFactors]
-    note: str | None = None
+    unsettled_share: float | None = None
 
 
 Begin = Callable[[nn.Module, Adapter, Sequence[Example]], Beginning]
@@ -228,13 +229,7 @@ def _in_inputs(base_model: nn.Module, adapter: Adapter, examples: Sequence[Examp
         name: LoraFactors(rows, torch.zeros_like(adapter.factors[name].lora_B))
         for name, rows in found.rows.items()
     }
-    if not found.unsettled:
-        return Beginning(factors)
-    return Beginning(
-        factors,
-        f"EVA took its directions before they stayed in {len(found.unsettled)} of {len(factors)} "
-        f"layers; the training rows were read in {found.num_reads} parts",
-    )
+    return Beginning(factors, len(found.unsettled) / len(factors))
 
 
 def _two_rates(adapter: Adapter, rate: float, weight_decay: float) -> torch.optim.Optimizer:

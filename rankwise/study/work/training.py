@@ -41,18 +41,19 @@ from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import TRAINING_WORK, Train, state_bytes, training_work, weight_bytes
 from rankwise.study.work.mitigations import RowsBeside, project
-from rankwise.study.work.truncation import diverged_source, truncated_adapters
+from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
 _PROBE_TOKENS = 256
 
 
 class Saved(NamedTuple):
-    """What was saved; ``truncation_error`` is that of ``RunRecord``."""
+    """What was saved; the last two are those of ``RunRecord``."""
 
     weights_bytes: int
     update_is_zero: bool
     truncation_error: float | None = None
+    unsettled_share: float | None = None
 
 
 Save = Callable[[Trainee, PlannedRun], Saved]
@@ -131,13 +132,44 @@ def _train_adapters(
 ) -> None:
     if not runs:
         return
+    config, base = context.study.config, context.models.base()
+    by_training = _by_training(runs)
+    truncated = truncated_adapters(context, list(by_training))
+    trainees, unsettled = _adapter_trainees(context, by_training, truncated)
+    project(context, trainees)
+
+    def save(trainee: Trainee, run: PlannedRun) -> Saved:
+        assert isinstance(trainee, AdapterTrainee)
+        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
+        assert run.alpha is not None
+        size = adapters.save_adapter(
+            adapter,
+            context.folder.weights_folder(run),
+            alpha=run.alpha,
+            use_rslora=not math.isclose(adapter.scaling, run.alpha / adapter.rank),
+            target_modules=run.target_modules,
+            base_model_name=config.base_model.name,
+        )
+        error = None if cut is None else cut.relative_error
+        return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
+
+    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
+    with adapted(base, list(layers)) as bank:
+        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
+
+
+def _adapter_trainees(
+    context: StudyContext,
+    by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
+    truncated: Mapping[str, Truncated],
+) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
+    """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
     plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
     init = "A" if config.methods.lora is None else config.methods.lora.init
-    trainees: list[AdapterTrainee] = []
-    by_training = _by_training(runs)
-    truncated = truncated_adapters(context, list(by_training))
     beside, beginnings = RowsBeside(context), _Beginnings(context)
+    trainees: list[AdapterTrainee] = []
+    unsettled: dict[str, float | None] = {}
     for run, models_of in by_training.items():
         assert run.rank is not None
         assert run.scaling is not None
@@ -158,6 +190,7 @@ def _train_adapters(
         if variant is not None and variant.begin is not None:
             begun = beginnings.of(run, adapter, variant.begin)
             adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
+            unsettled[run.name] = begun.unsettled_share
         trainees.append(
             AdapterTrainee(
                 run,
@@ -169,26 +202,7 @@ def _train_adapters(
                 None if variant is None else variant.optimizer,
             )
         )
-
-    project(context, trainees)
-
-    def save(trainee: Trainee, run: PlannedRun) -> Saved:
-        assert isinstance(trainee, AdapterTrainee)
-        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
-        assert run.alpha is not None
-        size = adapters.save_adapter(
-            adapter,
-            context.folder.weights_folder(run),
-            alpha=run.alpha,
-            use_rslora=not math.isclose(adapter.scaling, run.alpha / adapter.rank),
-            target_modules=run.target_modules,
-            base_model_name=config.base_model.name,
-        )
-        return Saved(size, adapter.is_zero_update, None if cut is None else cut.relative_error)
-
-    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
-    with adapted(base, list(layers)) as bank:
-        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
+    return trainees, unsettled
 
 
 class _Beginnings:
@@ -213,10 +227,7 @@ class _Beginnings:
             examples = self._context.plan.examples[run.train_task]
             steps = effective_batches(examples, run, self._context.study.config.train)
             first_epoch = list(itertools.chain(*steps))[: len(examples)]
-            begun = begin(self._context.models.base(), adapter, first_epoch)
-            if begun.note is not None:
-                self._context.observer.noted(f"{run.name}: {begun.note}")
-            self._last = settings, begun
+            self._last = settings, begin(self._context.models.base(), adapter, first_epoch)
         return self._last[1]
 
 
