@@ -250,12 +250,12 @@ def _b_alone(adapter: Adapter, rate: float, weight_decay: float) -> torch.optim.
 
     It reads from names which of them belong together, and its moments lie under these.
     """
-    params, names = list[nn.Parameter](), list[str]()
+    params, names = list[Tensor](), list[str]()
     for layer, (of_A, of_B) in zip(adapter.factors, adapter.matrices(), strict=True):
         params += [of_A.requires_grad_(False), of_B]
         names += [f"{layer}.lora_A", f"{layer}.lora_B"]
     scalings = [adapter.scaling] * len(params)
-    group = {"params": params, "names": names, "scaling_factors": scalings}
+    group: Any = {"params": params, "names": names, "scaling_factors": scalings}
     optimizer = LoraFAOptimizer([group], lr=rate, weight_decay=weight_decay)
     device = adapter.weights.device
 

@@ -120,7 +120,9 @@ class Trainee:
             (None, None, None) if arm is None else (arm.kl, arm.loss, arm.weight_decay)
         )
         self._new_optimizer: NewOptimizer = (
-            partial(
+            optimizer
+            if callable(optimizer)
+            else partial(
                 make_optimizer,
                 self._weights,
                 name=optimizer,
@@ -128,8 +130,6 @@ class Trainee:
                 weight_decay=config.weight_decay if decay is None else decay,
                 seed=run.seed,
             )
-            if isinstance(optimizer, str)
-            else optimizer
         )
         self._optimizer = self._new_optimizer()
         self._norm = torch.zeros(())
