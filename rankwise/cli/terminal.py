@@ -73,15 +73,18 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
 def pass_lines(study: StudyRecord) -> list[str]:
     """What is trained together, and the memory that it takes.
 
-    Variants are trained one by one; those that are cut in the same way share a line.
+    Variants that PEFT trains come one by one; those that are cut in the same way share a line.
     """
+    from rankwise.study.planning.passes import shares_a_pass
+
     variants = {run.name for run in study.variants}
+    alone = {run.name for run in study.variants if not shares_a_pass(run)}
     full = {run.name: run.full for run in study.models if run.full is not None}
 
     def line_of(numbered: tuple[int, PlannedPass]) -> tuple[int, int, bool]:
         number, planned = numbered
-        is_variant = planned.runs[0] in variants
-        return 0 if is_variant else number, planned.max_tokens, planned.gradient_checkpointing
+        is_alone = planned.runs[0] in alone
+        return 0 if is_alone else number, planned.max_tokens, planned.gradient_checkpointing
 
     lines: list[str] = []
     for _, group in groupby(enumerate(study.passes, start=1), line_of):
@@ -89,10 +92,12 @@ def pass_lines(study: StudyRecord) -> list[str]:
         (first, planned), last = next(iter(passes.items())), max(passes)
         runs, kept = planned.runs, full.get(planned.runs[0])
         peak = max(each.estimated_memory_bytes for each in passes.values())
-        what = f"{len(runs)} adapters together" if len(runs) > 1 else ", ".join(runs)
+        num_variants = len(variants.intersection(runs))
+        among = f" (variants: {num_variants})" if num_variants else ""
+        what = f"{len(runs)} adapters together{among}" if len(runs) > 1 else ", ".join(runs)
         parts = [
             what if len(passes) == 1 else f"{len(passes)} variants",
-            *(["each alone, through PEFT"] if planned.runs[0] in variants else []),
+            *(["each alone, through PEFT"] if planned.runs[0] in alone else []),
             *([] if kept is None else [f"{kept.weights} weights, {kept.optimizer}"]),
             f"micro-batches of up to {planned.max_tokens} tokens",
             *(["gradient checkpointing"] if planned.gradient_checkpointing else []),

@@ -6,6 +6,7 @@ The recommendation is about LoRA's ranks and knows no variant.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import mean
 from typing import Literal, NamedTuple
 
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean, trained_of
@@ -26,7 +27,8 @@ class VariantRow(Record):
     ``gain`` and ``retention`` are changes from the base. The ``lead`` and ``retention_lead`` are
     this less LoRA at ``beside``, on the same items and from the same seeds: positive where the
     variant is better, None where no LoRA run is there to compare with. ``is_best_rate`` says that
-    no other of ``num_rates`` learning rates of the variant gains more.
+    no other of ``num_rates`` learning rates of the variant gains more. ``unsettled_share`` is the
+    mean over seeds of that of ``RunRecord``: None but for EVA.
     """
 
     label: str
@@ -43,6 +45,7 @@ class VariantRow(Record):
     retention: TaskMean | None
     lead: TaskMean | None
     retention_lead: TaskMean | None
+    unsettled_share: float | None = None
 
 
 class TrainTaskVariants(Record):
@@ -133,6 +136,8 @@ def _row(
 
     assert plan.variant is not None
     assert plan.learning_rate is not None
+    shares = [run_record(run).unsettled_share for run in one.runs]
+    unsettled = [share for share in shares if share is not None]
     return VariantRow(
         label=one.label,
         variant=VARIANT_LABELS[plan.variant],
@@ -148,6 +153,7 @@ def _row(
         retention=source.change(one.runs, tasks.retention) if tasks.retention else None,
         lead=lead(tasks.in_domain),
         retention_lead=lead(tasks.retention),
+        unsettled_share=mean(unsettled) if unsettled else None,
     )
 
 
@@ -186,4 +192,9 @@ def _statements(rows: Sequence[VariantRow]) -> Iterator[str]:
         if row.retention_lead is not None:
             text += f", {quantities.with_interval(row.retention_lead, 'points')} on retention"
         text += f"; {quantities.parameters(row.num_parameters)} trained weights"
+        if row.unsettled_share:
+            text += (
+                f"; its directions still turned in {quantities.share(row.unsettled_share)} of the "
+                "layers when they were taken"
+            )
         yield f"{text}; {OF_RATES}." if row.num_rates > 1 else f"{text}."

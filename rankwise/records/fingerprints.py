@@ -11,6 +11,7 @@ from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import SearchConfig, StudyConfig
+from rankwise.records.config.variants import VariantName
 from rankwise.records.study import PlannedRun, StudyRecord
 
 # Each is raised when a change to the code changes what equal settings give, so that records made
@@ -28,7 +29,7 @@ HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 2
 HEAD_REPAIR_REVISION = 2
 REPAIR_REVISION = 1
-VARIANT_REVISION = 1
+VARIANT_REVISIONS: dict[VariantName, int] = {"eva": 2}  # 1 for the others
 
 # Settings of the train section that reach a run through its examples or its own fields instead.
 _NOT_IN_TRAINING = {
@@ -105,10 +106,12 @@ def training_fingerprint(
     unused = _NOT_IN_TRAINING | ({"dropout"} if is_full else set())
     lora = None if is_full or run.variant is not None else config.methods.lora
     init = _USUAL_INIT if lora is None else lora.init
-    variant = [VARIANT_REVISION, run.variant]
+    of_variant: dict[str, Any] = {}
+    if run.variant is not None:
+        of_variant["variant"] = [VARIANT_REVISIONS.get(run.variant, 1), run.variant]
     return fingerprint(
         {
-            **({} if run.variant is None else {"variant": variant}),
+            **of_variant,
             **({} if init == _USUAL_INIT else {"init": init}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,

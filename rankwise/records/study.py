@@ -293,7 +293,7 @@ class StudyRecord(StudyTasks):
     """LoRA runs trained again with a repair against forgetting; scored like the runs, and shown
     beside them."""
     variants: tuple[PlannedRun, ...] = ()
-    """Variants of LoRA, each trained alone; scored like the runs, and shown beside them."""
+    """Variants of LoRA; scored like the runs, and shown beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
@@ -395,6 +395,9 @@ class RunRecord(VersionedRecord):
     truncation_error: float | None = None
     """||delta - truncated|| / ||delta|| over all layers (Frobenius), before any refinement; None
     for what is not truncated."""
+    unsettled_share: float | None = None
+    """Share of the layers in which EVA's directions still turned when they were taken; None for
+    what does not begin at these."""
     files: dict[str, FileDigest] = Field(default_factory=dict)
     """What its weights are: name in the run's folder -> digest; a whole path where they are
     elsewhere. Empty in the record of an older version.

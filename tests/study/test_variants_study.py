@@ -1,8 +1,9 @@
-"""A study of LoRA and its variants: planned alone, trained, scored, resumed, and on the page."""
+"""A study of LoRA and its variants: planned, trained, scored, resumed, and on the page."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,14 @@ from rankwise.cli.terminal import pass_lines
 from rankwise.engine.models import base as models
 from rankwise.engine.models import variants as variant_table
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
+from rankwise.engine.training.memory import AdapterSize
 from rankwise.errors import ConfigError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.extension import Extension, extended
+from rankwise.study.planning.passes import size_of
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from tests.support.file_events import FileEvent, file_events
@@ -80,7 +83,8 @@ def planned(file: Path, *overrides: str) -> StudyRecord:
     return plan_study(load_config(file, overrides)).record
 
 
-def test_each_variant_is_trained_alone_beside_lora_s_middle_rank(finished: Finished) -> None:
+def test_variants_share_lora_s_pass_or_are_trained_alone(finished: Finished) -> None:
+    """Beside LoRA's middle rank. PiSSA is LoRA that begins elsewhere."""
     assert [run.variant for run in finished.study.variants] == ["dora", "ia3", "pissa"]
     assert [(run.rank, run.beside_ranks) for run in finished.study.variants] == [
         (4, (4,)),
@@ -89,14 +93,22 @@ def test_each_variant_is_trained_alone_beside_lora_s_middle_rank(finished: Finis
     ]
     together = [planned.runs for planned in finished.study.passes]
     assert together == [
-        tuple(run.name for run in finished.study.runs),
-        *((run.name,) for run in finished.study.variants),
+        (*(run.name for run in finished.study.runs), finished.variant("pissa").name),
+        (finished.variant("dora").name,),
+        (finished.variant("ia3").name,),
     ]
     first, second = pass_lines(finished.study)
-    assert "alone" not in first
+    assert first.startswith("pass 1: 4 adapters together (variants: 1), micro-batches of")
     assert second.startswith(
-        "passes 2 to 4: 3 variants, each alone, through PEFT, micro-batches of"
+        "passes 2 to 3: 2 variants, each alone, through PEFT, micro-batches of"
     )
+
+
+def test_a_residual_beginning_counts_twice_the_rank(finished: Finished) -> None:
+    pissa = finished.variant("pissa")
+    num = pissa.num_trainable_parameters
+    assert size_of(pissa) == AdapterSize(8, num, num_frozen=num)
+    assert size_of(finished.study.runs[1]) == AdapterSize(4, num)
 
 
 def test_everything_is_trained_and_scored_and_the_verdict_knows_lora_only(
@@ -254,6 +266,42 @@ def test_more_ranks_leave_the_variants_beside_theirs(finished: Finished) -> None
     assert longer.methods.lora is not None
     assert longer.methods.lora.ranks == (2, 4, 8, 16, 32)
     assert longer.methods.variant_ranks == (4,)
+
+
+def test_the_same_beginning_at_several_rates_is_made_once(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EVA reads for each seed, and the findings say where its directions are taken as they are."""
+    asked: list[int] = []
+    row = variant_table.VARIANTS["eva"]
+    assert row.begin is not None
+    begin = row.begin
+
+    def counted(base: Any, adapter: Any, examples: Any) -> variant_table.Beginning:
+        asked.append(adapter.seed)
+        return begin(base, adapter, examples)
+
+    monkeypatch.setitem(variant_table.VARIANTS, "eva", replace(row, begin=counted))  # pyright: ignore[reportArgumentType]
+    outcome, _ = run(
+        finished.file,
+        tmp_path / "study",
+        "methods.variants={names: [eva, rslora], learning_rate: [1e-3, 1e-2]}",
+        "methods.lora.ranks=[4]",
+        "seeds=[0, 1]",
+        "evaluation.retention=[]",
+    )
+    assert asked == [0, 1]
+    study = outcome.results.study
+    assert len(study.passes) == 1
+    assert len(outcome.results.variants) == 8
+    eva = [model.run for model in outcome.results.variants if model.run.planned.variant == "eva"]  # pyright: ignore[reportOptionalMemberAccess]
+    assert [each.update_is_zero for each in eva if each is not None] == [False] * 4
+    # the few rows are read as one part, after which nothing is known to stay
+    assert [each.unsettled_share for each in eva if each is not None] == [1.0] * 4
+    (found,) = outcome.findings.variants
+    shares = {(row.variant, row.unsettled_share) for row in found.rows}
+    assert shares == {("EVA", 1.0), ("rsLoRA", None)}
+    assert any("still turned in 100 % of the layers" in text for text in found.statements)
 
 
 def test_a_run_of_lora_has_the_fingerprint_that_it_has_without_variants(

@@ -10,6 +10,7 @@ import torch
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.trained_adapters import Adapter, adapted
+from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.trainees import (
@@ -19,6 +20,7 @@ from rankwise.engine.training.trainees import (
     FullTrainee,
     StepMetrics,
     Trainee,
+    effective_batches,
 )
 from rankwise.errors import DivergedError
 from rankwise.records.config.methods import LoraInit
@@ -72,6 +74,12 @@ def planned(num_steps: int, method: str = "lora", **options: Any) -> PlannedRun:
         "estimated_memory_bytes": 0,
     }
     return PlannedRun(**(settings | options))
+
+
+def in_order(examples: Sequence[Example], run: PlannedRun, train: TrainConfig) -> list[Example]:
+    """The examples as the first epoch reads them."""
+    batches = effective_batches(examples, run, train)
+    return [example for batch in batches for example in batch][: len(examples)]
 
 
 class Heard:
@@ -133,6 +141,7 @@ class Setting:
         assert run.rank is not None
         assert run.scaling is not None
         assert run.seed is not None
+        variant = None if run.variant is None else VARIANTS[run.variant]
         adapter = Adapter(
             models.target_shapes(shapes, targets),
             rank=run.rank,
@@ -143,7 +152,11 @@ class Setting:
             dtype=dtype,
             init=init,
         )
-        return AdapterTrainee(run, examples, train, adapter, beside=beside)
+        if variant is not None and variant.begin is not None:
+            begun = variant.begin(self.base, adapter, in_order(examples, run, train))
+            adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
+        own = None if variant is None else variant.optimizer
+        return AdapterTrainee(run, examples, train, adapter, beside=beside, own_optimizer=own)
 
     def full(
         self,

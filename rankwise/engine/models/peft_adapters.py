@@ -47,6 +47,9 @@ def save_adapter(
 ) -> int:
     """Write adapter_config.json and adapter_model.safetensors; returns the bytes of the weights.
 
+    What is saved is what the adapter adds to the base. Where that is of a higher rank than what is
+    trained, alpha is that of the same scaling.
+
     Args:
         adapter: its float32 weights.
         folder: is created.
@@ -58,12 +61,14 @@ def save_adapter(
     Raises:
         StorageError: the folder cannot be written.
     """
+    update = adapter.update
+    rank = max(len(lora_A) for lora_A, _ in update.values())
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         base_model_name_or_path=base_model_name,
         inference_mode=True,
-        r=adapter.rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (a float is allowed and saved)
+        r=rank,
+        lora_alpha=alpha * (rank / adapter.rank) ** (0.5 if use_rslora else 1.0),  # pyright: ignore[reportArgumentType] (a float is allowed and saved)
         target_modules=list(target_modules),
         lora_dropout=adapter.dropout,
         use_rslora=use_rslora,
@@ -77,4 +82,4 @@ def save_adapter(
         # PEFT holds them as a set, whose order is another one in every process
         content["target_modules"] = sorted(target_modules)
     write_atomically(path, json.dumps(content, indent=2, sort_keys=True))
-    return write_factors(folder, adapter.factors)
+    return write_factors(folder, update)

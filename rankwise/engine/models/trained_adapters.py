@@ -70,8 +70,8 @@ class Adapter:
         weights: (rank * sum(in + out),) every lora_A and lora_B, float32, with ``grad`` set.
         factors: views of ``weights`` by the layer's name.
         gradients: views of ``weights.grad``, likewise.
-        copies: the weights in the dtype that they are multiplied in, likewise.
-        rank: of every layer's update.
+        copies: what is multiplied, in the dtype in which it is: the factors of ``update``.
+        rank: of the trained factors.
         scaling: the factor before B @ A: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
         dropout: probability with which an input of lora_A is zeroed in training.
         seed: of the initial weights and the dropout masks; other adapters do not change them.
@@ -106,6 +106,7 @@ class Adapter:
         self.gradients = _views(self.weights.grad, shapes, rank)
         self.copies = _views(self._copy, shapes, rank)
         self._kept_off: Mapping[str, Directions] = {}
+        self._in_base: Mapping[str, LoraFactors] = {}
         for name, factors in self.factors.items():
             if init == "A":
                 factors.lora_A.copy_(drawn_rows(name, rank, shapes[name].in_features, seed))
@@ -114,12 +115,16 @@ class Adapter:
                 factors.lora_B.copy_(_normal_columns(shapes[name].out_features, rank, generator))
         self.refresh()
 
-    def start_from(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def start_from(
+        self, factors: Mapping[str, tuple[Tensor, Tensor]], *, is_in_base: bool = False
+    ) -> None:
         """Take over the factors of another update under the same scaling.
 
         Args:
             factors: lora_A and lora_B of every adapted layer; where they are of a lower rank, the
                 rest of the rank is zero.
+            is_in_base: the base's weights hold this update already, so that the adapter adds what
+                it comes to beyond it (``update``).
         """
         for name, (into_A, into_B) in self.factors.items():
             lora_A, lora_B = factors[name]
@@ -128,7 +133,49 @@ class Adapter:
             into_B.zero_()
             into_A[:rank].copy_(lora_A)
             into_B[:, :rank].copy_(lora_B)
+        if is_in_base:
+            self._in_base = {
+                name: LoraFactors(lora_A.clone(), lora_B.clone())
+                for name, (lora_A, lora_B) in self.factors.items()
+            }
+            shapes = {
+                name: LinearShape(lora_A.shape[1], len(lora_B))
+                for name, (lora_A, lora_B) in self.factors.items()
+            }
+            self._copy = self._copy.new_zeros(2 * len(self._copy))
+            self.copies = _views(self._copy, shapes, 2 * self.rank)
         self.refresh()
+
+    @property
+    def update(self) -> Mapping[str, LoraFactors]:
+        """The factors of what the adapter adds to each layer of the base.
+
+        They are ``factors`` or, where it began at what the base holds already (A0 and B0), those of
+        B @ A - B0 @ A0 = (B - B0) @ A + B0 @ (A - A0), of twice the rank. In this form nothing
+        cancels, whatever dtype they are rounded to.
+        """
+        if not self._in_base:
+            return self.factors
+        return {
+            name: LoraFactors(
+                torch.cat([lora_A, lora_A - self._in_base[name].lora_A]),
+                torch.cat([lora_B - self._in_base[name].lora_B, self._in_base[name].lora_B], dim=1),
+            )
+            for name, (lora_A, lora_B) in self.factors.items()
+        }
+
+    def matrices(self) -> list[LoraFactors]:
+        """The factors of each layer as parameters of their own, for optimizers that tell A from B.
+
+        They share the memory and the gradients of ``weights``.
+        """
+        made: list[LoraFactors] = []
+        for factors, gradients in zip(self.factors.values(), self.gradients.values(), strict=True):
+            pair = LoraFactors(*map(nn.Parameter, factors))
+            for matrix, gradient in zip(pair, gradients, strict=True):
+                matrix.grad = gradient
+            made.append(pair)
+        return made
 
     def keep_off(self, directions: Mapping[str, Directions]) -> None:
         """Keep the update off these directions of each layer, from now on.
@@ -150,7 +197,12 @@ class Adapter:
 
     def refresh(self) -> None:
         """Copy the weights into ``copies``, in the dtype that they are multiplied in."""
-        self._copy.copy_(self.weights.detach())
+        if not self._in_base:  # all at once
+            self._copy.copy_(self.weights.detach())
+            return
+        for name, factors in self.update.items():
+            for copied, values in zip(self.copies[name], factors, strict=True):
+                copied.copy_(values)
 
     def project(self) -> None:
         """Take the weights off the directions that the update is kept off."""
@@ -168,7 +220,13 @@ class Adapter:
 
     @property
     def is_zero_update(self) -> bool:
-        """Whether scaling * B @ A is exactly zero everywhere."""
+        """Whether what is added is exactly zero everywhere."""
+        if self._in_base:
+            return all(
+                torch.equal(*pair)
+                for name, factors in self.factors.items()
+                for pair in zip(factors, self._in_base[name], strict=True)
+            )
         return all(not bool(a.any()) or not bool(b.any()) for a, b in self.factors.values())
 
 
@@ -252,7 +310,7 @@ class _AdaptedLayer(nn.Module):
         pieces = [piece for piece in self.bank.pieces if self.name in piece.adapter.copies]
         if not pieces:
             return self.base_layer(x)
-        weight, bias = _plain_weight(self.base_layer)
+        weight, bias = plain_weight(self.base_layer)
         # A layer that is not a plain product (a quantised one) runs here, so that autograd goes
         # back through it. Its output may be a view, and adapters add in place: hence the clone.
         y = self.base_layer(x).clone() if weight is None else None
@@ -262,7 +320,7 @@ class _AdaptedLayer(nn.Module):
         return adapted_y
 
 
-def _plain_weight(
+def plain_weight(
     layer: nn.Module,
 ) -> tuple[Float[Tensor, "out_features in_features"] | None, Tensor | None]:
     """Weight and bias of a layer that is a matrix product and nothing else; None for others."""
@@ -333,12 +391,15 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_part = grad[part].to(A.dtype)  # (piece rows, out_features)
             grad_h = (grad_part @ B).mul_(adapter.scaling)  # (piece rows, rank)
             x_part = _dropped(rows[part].to(A.dtype), mask, piece)  # (piece rows, in_features)
+            # of twice the rank (``Adapter.update``), A is in both halves, and B's in the first one
+            rank = adapter.rank
+            grad_A = grad_h if len(A) == rank else grad_h[:, :rank] + grad_h[:, rank:]
             if A.dtype == into_A.dtype:
-                into_A.addmm_(grad_h.T, x_part)
-                into_B.addmm_(grad_part.T, h, alpha=adapter.scaling)
+                into_A.addmm_(grad_A.T, x_part)
+                into_B.addmm_(grad_part.T, h[:, :rank], alpha=adapter.scaling)
             else:
-                into_A.add_(grad_h.T @ x_part)
-                into_B.add_(grad_part.T @ h, alpha=adapter.scaling)
+                into_A.add_(grad_A.T @ x_part)
+                into_B.add_(grad_part.T @ h[:, :rank], alpha=adapter.scaling)
             if grad_rows is None:
                 continue
             # dropout is linear: its backward multiplies by the same mask and factor

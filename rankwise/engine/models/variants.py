@@ -1,27 +1,30 @@
 """Variants of LoRA and other ways to train few weights, as one table; the mathematics is PEFT's.
 
-A row says what PEFT needs and what else training and scoring must know. Every row passes one
+A row says what training and scoring must know. Those that are LoRA with another scaling, optimizer
+or beginning are trained in a pass with LoRA; PEFT trains the others alone. Every row passes one
 contract test. What a row is called in tables is in ``records.config.variants``.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import peft
 import torch
-from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from peft.optimizers.lorafa import LoraFAOptimizer
 from peft.tuners.adalora import AdaLoraModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.beginnings import input_directions, leading_vectors, orthogonal_basis
+from rankwise.engine.models.trained_adapters import Adapter, LoraFactors
 from rankwise.errors import ModelError
 from rankwise.records.config.variants import VariantName
+from rankwise.tasks.training_rows import Example
 
 RATE_RATIO = 16.0
 """LoRA+: the rate of B over that of A, which its authors recommend (arXiv:2402.12354)."""
@@ -54,38 +57,57 @@ class VariantSetting(NamedTuple):
     num_steps: int
 
 
+class Beginning(NamedTuple):
+    """What an adapter begins at.
+
+    Attributes:
+        factors: of each layer; of a lower rank, the rest is zero.
+        unsettled_share: of the layers, those in which EVA's directions still turned when they were
+            taken; None for other beginnings.
+    """
+
+    factors: Mapping[str, LoraFactors]
+    unsettled_share: float | None = None
+
+
+Begin = Callable[[nn.Module, Adapter, Sequence[Example]], Beginning]
+"""From the frozen base, an adapter as LoRA begins, and examples in the order of the training."""
+
 MakeOptimizer = Callable[[Any, float, float], torch.optim.Optimizer]
-"""From PEFT's model, a learning rate and a weight decay."""
+"""From an adapter, or PEFT's model, a learning rate and a weight decay."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """One row of the table."""
 
-    config: Callable[[VariantSetting], peft.PeftConfig]
-    """PEFT's config."""
     weights_of: Callable[[LinearShape, int], int]
     """How many weights of a layer are trained at a rank."""
+    config: Callable[[VariantSetting], peft.PeftConfig] | None = None
+    """PEFT's config, where PEFT trains it alone on the base."""
     has_rank: bool = True
     """Whether it has a size to choose; otherwise every rank gives the same."""
     has_scaling: bool = True
     """Whether its update is scaled as LoRA's is, by what follows from alpha."""
-    is_plain: bool = True
-    """Whether what is saved is plain LoRA, which the engine scores beside other adapters."""
     draws_like_lora: bool = False
-    """Whether A is drawn as LoRA's is; then it begins at the A that LoRA of its seed begins at."""
+    """Whether PEFT draws an A; then it begins at the A that LoRA of its seed begins at."""
     takes_rank: Callable[[LinearShape, int], bool] = lambda *_: True
     """Whether a layer can have this rank as it is."""
     takes_conv1d: bool = True
     """Whether PEFT can put it on GPT-2's linear layers, which hold their weights transposed."""
-    changes_base: bool = False
-    """Whether it takes its beginning out of the base's weights; what is saved is the difference."""
-    reads_examples: bool = False
-    """Whether it begins at what the base computes on training rows."""
+    begin: Begin | None = None
+    """What A and B begin at; None: as those of LoRA."""
+    is_in_base: bool = False
+    """Whether the base's weights hold what it begins at; what is added is the difference."""
     optimizer: MakeOptimizer | None = None
-    """Of more than one rate, or with something to do after a step; None: AdamW."""
+    """Of more than one rate, or with something to do in a step; None: AdamW."""
     penalise: Callable[[Any], None] | None = None
     """Adds the gradient of a penalty on the weights of PEFT's model; None: there is none."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is trained in a pass with LoRA, saved as plain LoRA, and scored as such."""
+        return self.config is None
 
     def num_weights(self, shapes: Iterable[LinearShape], rank: int) -> int:
         """How many weights are trained in layers of these shapes."""
@@ -133,28 +155,13 @@ def _settings(setting: VariantSetting) -> dict[str, Any]:
     return {"task_type": peft.TaskType.CAUSAL_LM, "target_modules": modules}
 
 
-def _lora(**options: Any) -> Callable[[VariantSetting], peft.PeftConfig]:
-    """LoRA's config with more options; alpha follows from the scaling."""
-    root = options.get("use_rslora", False)
-
-    def config(setting: VariantSetting) -> peft.PeftConfig:
-        divisor = math.sqrt(setting.rank) if root else setting.rank
-        return peft.LoraConfig(
-            r=setting.rank,
-            lora_alpha=setting.scaling * divisor,  # pyright: ignore[reportArgumentType] (a float is allowed)
-            bias="none",
-            **_settings(setting),
-            **options,
-        )
-
-    return config
-
-
-def _eva(setting: VariantSetting) -> peft.PeftConfig:
-    # rho 1 gives each layer the same rank: PEFT's default of 2 would move ranks between layers. All
-    # tokens count: an answer may have a single one.
-    eva = peft.EvaConfig(rho=1.0, use_label_mask=False)
-    return _lora(init_lora_weights="eva", eva_config=eva)(setting)
+def _dora(setting: VariantSetting) -> peft.PeftConfig:
+    return peft.LoraConfig(
+        r=setting.rank,
+        lora_alpha=setting.scaling * setting.rank,  # pyright: ignore[reportArgumentType] (a float is allowed)
+        use_dora=True,
+        **_settings(setting),
+    )
 
 
 def _vera(setting: VariantSetting) -> peft.PeftConfig:
@@ -200,34 +207,57 @@ def _weights_of_lora(shape: LinearShape, rank: int) -> int:
     return rank * sum(shape)
 
 
-def _two_rates(model: Any, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """PEFT's optimizer of LoRA+, for a trainee that sets one rate before every step."""
-    optimizer = create_loraplus_optimizer(
-        model=model,
-        optimizer_cls=torch.optim.AdamW,
-        lr=rate,
-        loraplus_lr_ratio=RATE_RATIO,
-        loraplus_weight_decay=weight_decay,
-        fused=True,
-    )
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    ratios = [group["lr"] / rate for group in optimizer.param_groups]
+def _in_weights(of_layer: Callable[[nn.Module, int, float], LoraFactors]) -> Begin:
+    """Begins at a part of the weights of each layer, under the adapter's rank and scaling."""
+
+    def begin(base_model: nn.Module, adapter: Adapter, _: Sequence[Example]) -> Beginning:
+        rank, scaling = adapter.rank, adapter.scaling
+        return Beginning(
+            {
+                name: of_layer(base_model.get_submodule(name), rank, scaling)
+                for name in adapter.factors
+            }
+        )
+
+    return begin
+
+
+def _in_inputs(base_model: nn.Module, adapter: Adapter, examples: Sequence[Example]) -> Beginning:
+    """EVA: A is where the inputs of each layer vary most, B is zero."""
+    found = input_directions(base_model, adapter.factors, adapter.rank, examples)
+    factors = {
+        name: LoraFactors(rows, torch.zeros_like(adapter.factors[name].lora_B))
+        for name, rows in found.rows.items()
+    }
+    return Beginning(factors, len(found.unsettled) / len(factors))
+
+
+def _two_rates(adapter: Adapter, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """LoRA+ as PEFT has it, for a trainee that sets one rate before every step."""
+    of_A, of_B = zip(*adapter.matrices(), strict=True)
+    groups = [{"params": of_A}, {"params": of_B}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=weight_decay, fused=True)
 
     def before(*_: Any) -> None:
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            group["lr"] *= ratio
+        optimizer.param_groups[1]["lr"] *= RATE_RATIO
 
     optimizer.register_step_pre_hook(before)
     return optimizer
 
 
-def _b_alone(model: Any, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """PEFT's optimizer of LoRA-FA, which freezes A; its moments lie under names."""
-    config = model.active_peft_config
-    optimizer = create_lorafa_optimizer(
-        model=model, r=config.r, lora_alpha=config.lora_alpha, lr=rate, weight_decay=weight_decay
-    )
-    device = next(model.parameters()).device
+def _b_alone(adapter: Adapter, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """PEFT's optimizer of LoRA-FA over the frozen A and the B of each layer.
+
+    It reads from names which of them belong together, and its moments lie under these.
+    """
+    params, names = list[Tensor](), list[str]()
+    for layer, (of_A, of_B) in zip(adapter.factors, adapter.matrices(), strict=True):
+        params += [of_A.requires_grad_(False), of_B]
+        names += [f"{layer}.lora_A", f"{layer}.lora_B"]
+    scalings = [adapter.scaling] * len(params)
+    group: Any = {"params": params, "names": names, "scaling_factors": scalings}
+    optimizer = LoraFAOptimizer([group], lr=rate, weight_decay=weight_decay)
+    device = adapter.weights.device
 
     def after(loaded: torch.optim.Optimizer) -> None:
         # torch moves the moments of parameters to their device, and leaves those under names
@@ -316,55 +346,37 @@ def _orthogonal(model: Any) -> None:
 
 VARIANTS: Mapping[VariantName, Variant] = {
     # scaling by the root of the rank, arXiv:2312.03732
-    "rslora": Variant(_lora(use_rslora=True), _weights_of_lora, draws_like_lora=True),
+    "rslora": Variant(_weights_of_lora),
     # a larger rate for B than for A, arXiv:2402.12354
-    "lora_plus": Variant(_lora(), _weights_of_lora, draws_like_lora=True, optimizer=_two_rates),
+    "lora_plus": Variant(_weights_of_lora, optimizer=_two_rates),
     # the length of each output's weights apart from their direction, arXiv:2402.09353
     "dora": Variant(
-        _lora(use_dora=True),
         lambda shape, rank: _weights_of_lora(shape, rank) + shape.out_features,
-        is_plain=False,
+        _dora,
         draws_like_lora=True,
     ),
     # begins at the base's leading singular vectors, arXiv:2404.02948
-    "pissa": Variant(_lora(init_lora_weights="pissa"), _weights_of_lora, changes_base=True),
+    "pissa": Variant(_weights_of_lora, begin=_in_weights(leading_vectors), is_in_base=True),
     # begins at an orthogonal basis of the base's first outputs, arXiv:2406.01775
-    "olora": Variant(
-        _lora(init_lora_weights="olora"), _weights_of_lora, takes_conv1d=False, changes_base=True
-    ),
+    "olora": Variant(_weights_of_lora, begin=_in_weights(orthogonal_basis), is_in_base=True),
     # begins at the directions in which a layer's inputs vary most, arXiv:2410.07170
-    "eva": Variant(_eva, _weights_of_lora, reads_examples=True),
+    "eva": Variant(_weights_of_lora, begin=_in_inputs),
     # A stays as drawn, arXiv:2308.03303
-    "lora_fa": Variant(
-        _lora(),
-        lambda shape, rank: rank * shape.out_features,
-        draws_like_lora=True,
-        optimizer=_b_alone,
-    ),
+    "lora_fa": Variant(lambda shape, rank: rank * shape.out_features, optimizer=_b_alone),
     # vectors between two random matrices that all layers share, arXiv:2310.11454
-    "vera": Variant(
-        _vera, lambda shape, rank: rank + shape.out_features, has_scaling=False, is_plain=False
-    ),
+    "vera": Variant(lambda shape, rank: rank + shape.out_features, _vera, has_scaling=False),
     # singular values, of which those of little importance are taken away, arXiv:2303.10512
     "adalora": Variant(
-        _adalora,
         lambda shape, rank: _ADALORA_EXCESS * rank * (sum(shape) + 1),
-        is_plain=False,
+        _adalora,
         optimizer=_AllocatingAdamW,
         penalise=_orthogonal,
     ),
     # rescales what a layer puts out, arXiv:2205.05638
-    "ia3": Variant(
-        _ia3, lambda shape, _: shape.out_features, has_rank=False, has_scaling=False, is_plain=False
-    ),
+    "ia3": Variant(lambda shape, _: shape.out_features, _ia3, has_rank=False, has_scaling=False),
     # rotates a layer's input in blocks, arXiv:2306.07280
     "oft": Variant(
-        _oft,
-        _weights_of_oft,
-        has_scaling=False,
-        is_plain=False,
-        takes_rank=_is_oft_block,
-        takes_conv1d=False,
+        _weights_of_oft, _oft, has_scaling=False, takes_rank=_is_oft_block, takes_conv1d=False
     ),
 }
 """By the names of the study file."""

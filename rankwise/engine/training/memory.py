@@ -57,11 +57,13 @@ class AdapterSize(NamedTuple):
 
     Attributes:
         rank: of every layer's update.
-        num_parameters: of all its matrices.
+        num_parameters: that are trained, of all its matrices.
+        num_frozen: that are held and multiplied besides, where it began at what the base holds.
     """
 
     rank: int
     num_parameters: int
+    num_frozen: int = 0
 
 
 class TrainingSetting(NamedTuple):
@@ -161,9 +163,11 @@ class PassMemory:
         if gradient_checkpointing:
             inner //= self._num_layers  # one layer's at a time
         num_weights = sum(adapter.num_parameters for adapter in adapters)
-        state = 4 * _FLOAT32_BYTES + width  # weights, gradients, two moments, and the copy
+        num_frozen = sum(adapter.num_frozen for adapter in adapters)
+        # weights, gradients, two moments, and the copy; of what is frozen, weights and the copy
+        state = num_weights * (4 * _FLOAT32_BYTES + width) + num_frozen * (_FLOAT32_BYTES + width)
         step = self._step_bytes("lora", tokens, gradient_checkpointing, inner)
-        return self._process + self._base_bytes() + num_weights * state + step
+        return self._process + self._base_bytes() + state + step
 
     def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
         """Peak of a full fine-tuning; see ``lora_bytes``."""

@@ -16,6 +16,7 @@ from transformers import get_scheduler
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.trained_adapters import Adapter
+from rankwise.engine.models.variants import MakeOptimizer
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
@@ -27,6 +28,7 @@ from rankwise.tasks.training_rows import Example
 # our names -> transformers' names; its "constant" has no warm-up
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
+NewOptimizer = Callable[[], torch.optim.Optimizer]
 WriteState = Callable[[Path, dict[str, Any]], None]
 
 EXPLODED = 2.0
@@ -101,7 +103,7 @@ class Trainee:
         examples: Sequence[Example],
         config: TrainConfig,
         weights: Sequence[nn.Parameter],
-        optimizer: OptimizerName,
+        optimizer: OptimizerName | NewOptimizer,
         marks: Sequence[int] = (),
         beside: Beside = NOTHING_BESIDE,
     ) -> None:
@@ -117,13 +119,17 @@ class Trainee:
         self._kl, self._loss, decay = (
             (None, None, None) if arm is None else (arm.kl, arm.loss, arm.weight_decay)
         )
-        self._new_optimizer: Callable[[], torch.optim.Optimizer] = partial(
-            make_optimizer,
-            self._weights,
-            name=optimizer,
-            learning_rate=run.learning_rate,
-            weight_decay=config.weight_decay if decay is None else decay,
-            seed=run.seed,
+        self._new_optimizer: NewOptimizer = (
+            optimizer
+            if callable(optimizer)
+            else partial(
+                make_optimizer,
+                self._weights,
+                name=optimizer,
+                learning_rate=run.learning_rate,
+                weight_decay=config.weight_decay if decay is None else decay,
+                seed=run.seed,
+            )
         )
         self._optimizer = self._new_optimizer()
         self._norm = torch.zeros(())
@@ -333,7 +339,11 @@ class Trainee:
 
 
 class AdapterTrainee(Trainee):
-    """A LoRA adapter: float32 weights and optimizer state, whatever the base's precision."""
+    """A LoRA adapter: float32 weights and optimizer state, whatever the base's precision.
+
+    ``own_optimizer`` is that of a variant. It trains those of the weights in it that require a
+    gradient; the others stay as they are, and do not count for the gradient's norm.
+    """
 
     def __init__(
         self,
@@ -343,8 +353,15 @@ class AdapterTrainee(Trainee):
         adapter: Adapter,
         marks: Sequence[int] = (),
         beside: Beside = NOTHING_BESIDE,
+        own_optimizer: MakeOptimizer | None = None,
     ) -> None:
-        super().__init__(run, examples, config, [adapter.weights], "adamw", marks, beside)
+        weights, optimizer = [adapter.weights], "adamw"
+        if own_optimizer is not None:
+            assert run.learning_rate is not None
+            optimizer = partial(own_optimizer, adapter, run.learning_rate, config.weight_decay)
+            in_groups = (group["params"] for group in optimizer().param_groups)
+            weights = [w for group in in_groups for w in group if w.requires_grad]
+        super().__init__(run, examples, config, weights, optimizer, marks, beside)
         self.adapter = adapter
 
     def clear_gradients(self) -> None:

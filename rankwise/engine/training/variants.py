@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
 
 from rankwise.engine.models.variant_models import VariantModel
 from rankwise.engine.training.trainees import Trainee
@@ -29,11 +28,9 @@ class VariantTrainee(Trainee):
         marks: Sequence[int] = (),
     ) -> None:
         assert run.learning_rate is not None
-        make_own = partial(model.optimizer, run.learning_rate, config.weight_decay)
-        own = make_own()  # may freeze some weights
-        super().__init__(run, examples, config, model.weights, "adamw", marks)
-        if own is not None:
-            self._optimizer, self._new_optimizer = own, cast(Any, make_own)
+        make, rate = model.variant.optimizer, run.learning_rate
+        own = None if make is None else partial(make, model.model, rate, config.weight_decay)
+        super().__init__(run, examples, config, model.weights, own or "adamw", marks)
         self.model = model
 
     def _before_step(self) -> None:

@@ -43,7 +43,7 @@ VARIANT_LABELS: dict[VariantName, str] = {
 
 
 class VariantsConfig(Section):
-    """Variants that are trained beside LoRA, each alone on the base, with LoRA's settings."""
+    """Variants that are trained beside LoRA, with its settings: in its pass, or alone."""
 
     names: Several[VariantName]
     ranks: AnyNumber[Rank] = ()

@@ -33,14 +33,16 @@ class Chosen(NamedTuple):
     together: tuple[tuple[PlannedRun, ...], ...]
 
 
-def all_of(config: StudyConfig, runs: Sequence[PlannedRun]) -> Chosen:
-    """Every run of a study file, with the checkpoints that it asks for."""
+def all_of(
+    config: StudyConfig, runs: Sequence[PlannedRun], variants: Sequence[PlannedRun] = ()
+) -> Chosen:
+    """Every run of a study file, with the checkpoints that it asks for, and variants with them."""
     checkpoints = tuple(
         checkpoint(run, step)
         for run in runs
         for step in checkpoint_steps(run, config.train.score_checkpoints)
     )
-    return Chosen(tuple(runs), (), checkpoints, ((*runs, *checkpoints),))
+    return Chosen(tuple(runs), (), checkpoints, ((*runs, *checkpoints, *variants),))
 
 
 class Candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedPass, PlannedRun
@@ -60,7 +61,7 @@ def plan_passes(
     *,
     available_bytes: int,
 ) -> tuple[PlannedPass, ...]:
-    """Adapters in as few passes as fit, in the study's order; full models and variants alone.
+    """Adapters in as few passes as fit, in the study's order; others alone (``shares_a_pass``).
 
     On CUDA each pass keeps room for micro-batches of 8192 tokens, or of its whole step, as far as a
     single adapter leaves it; and where there are several passes, they are as even as can be.
@@ -84,8 +85,8 @@ def plan_passes(
             of_training.setdefault(run.training.name, []).append(run)
     cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]
-    groups = cutter.groups([run for run in trained if _shares_a_pass(run)])
-    groups += [[run] for run in trained if not _shares_a_pass(run)]
+    groups = cutter.groups([run for run in trained if shares_a_pass(run)])
+    groups += [[run] for run in trained if not shares_a_pass(run)]
     passes: list[PlannedPass] = []
     for group in groups:
         models = [model.name for run in group for model in of_training[run.training.name]]
@@ -93,9 +94,12 @@ def plan_passes(
     return tuple(passes)
 
 
-def _shares_a_pass(run: PlannedRun) -> bool:
-    """Whether it is trained together with others: PEFT puts one variant on a base at a time."""
-    return run.method == "lora" and run.variant is None
+def shares_a_pass(run: PlannedRun) -> bool:
+    """Whether it is trained together with others.
+
+    A full model has no frozen base, and what is not plain LoRA PEFT puts on the base alone.
+    """
+    return run.method == "lora" and (run.variant is None or VARIANTS[run.variant].is_plain)
 
 
 def usable(available_bytes: int) -> int:
@@ -113,7 +117,10 @@ def least_bytes(memory: MemoryOfPasses, train: TrainConfig, adapter: AdapterSize
 
 def size_of(run: PlannedRun) -> AdapterSize:
     """Of the adapter that a run trains."""
-    return AdapterSize(run.rank or 0, run.num_trainable_parameters)
+    rank, num_trained = run.rank or 0, run.num_trainable_parameters
+    if run.variant is not None and VARIANTS[run.variant].is_in_base:
+        return AdapterSize(2 * rank, num_trained, num_frozen=num_trained)
+    return AdapterSize(rank, num_trained)
 
 
 class _PassCutter:

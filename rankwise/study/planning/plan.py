@@ -269,7 +269,7 @@ class Planner:
         if config.is_searched:
             chosen = decided(self.candidates, decisions or self._first_decisions())
         else:
-            chosen = all_of(config, self._runs)
+            chosen = all_of(config, self._runs, self._variants)
         truncated = plan_truncated(config, chosen.runs, self._memory)
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
@@ -280,7 +280,7 @@ class Planner:
         available = model.machine.available_bytes()
         passes = [
             planned
-            for models in (*chosen.together, truncated, mitigated, self._variants)
+            for models in (*chosen.together, truncated, mitigated)
             for planned in plan_passes(
                 models, self._memory, config.train, available_bytes=available
             )

@@ -17,7 +17,7 @@ from rankwise.engine.models.devices import DTYPES, provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.models.variant_models import variant_on
-from rankwise.engine.models.variants import VARIANTS, VariantSetting
+from rankwise.engine.models.variants import VARIANTS, Begin, Beginning, VariantSetting
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.states import StateWriter
@@ -30,27 +30,30 @@ from rankwise.engine.training.trainees import (
 )
 from rankwise.engine.training.variants import VariantTrainee
 from rankwise.errors import DivergedError, RecordError
+from rankwise.records.axes import SETTING
 from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import set_aside
 from rankwise.study.planning.imports import import_adapter, weights_bytes
+from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import TRAINING_WORK, Train, state_bytes, training_work, weight_bytes
 from rankwise.study.work.mitigations import RowsBeside, project
-from rankwise.study.work.truncation import diverged_source, truncated_adapters
+from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
 _PROBE_TOKENS = 256
 
 
 class Saved(NamedTuple):
-    """What was saved; ``truncation_error`` is that of ``RunRecord``."""
+    """What was saved; the last two are those of ``RunRecord``."""
 
     weights_bytes: int
     update_is_zero: bool
     truncation_error: float | None = None
+    unsettled_share: float | None = None
 
 
 Save = Callable[[Trainee, PlannedRun], Saved]
@@ -71,13 +74,13 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
     if stage.planned_pass is None:
         for run in runs:
             _import(context, run)
-    elif runs[0].variant is not None:
-        _train_variant(context, runs, stage.planned_pass)
-    elif runs[0].method == "lora":
+    elif runs[0].method == "full":
+        _train_full(context, runs, stage.planned_pass)
+    elif shares_a_pass(runs[0]):
         trainable = [run for run in runs if not _is_given_up(context, run)]
         _train_adapters(context, trainable, stage.planned_pass)
     else:
-        _train_full(context, runs, stage.planned_pass)
+        _train_variant(context, runs, stage.planned_pass)
 
 
 def _import(context: StudyContext, run: PlannedRun) -> None:
@@ -129,13 +132,44 @@ def _train_adapters(
 ) -> None:
     if not runs:
         return
+    config, base = context.study.config, context.models.base()
+    by_training = _by_training(runs)
+    truncated = truncated_adapters(context, list(by_training))
+    trainees, unsettled = _adapter_trainees(context, by_training, truncated)
+    project(context, trainees)
+
+    def save(trainee: Trainee, run: PlannedRun) -> Saved:
+        assert isinstance(trainee, AdapterTrainee)
+        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
+        assert run.alpha is not None
+        size = adapters.save_adapter(
+            adapter,
+            context.folder.weights_folder(run),
+            alpha=run.alpha,
+            use_rslora=not math.isclose(adapter.scaling, run.alpha / adapter.rank),
+            target_modules=run.target_modules,
+            base_model_name=config.base_model.name,
+        )
+        error = None if cut is None else cut.relative_error
+        return Saved(size, adapter.is_zero_update, error, unsettled.get(trainee.run.name))
+
+    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
+    with adapted(base, list(layers)) as bank:
+        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
+
+
+def _adapter_trainees(
+    context: StudyContext,
+    by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
+    truncated: Mapping[str, Truncated],
+) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
+    """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
     plan, config, base = context.plan, context.study.config, context.models.base()
     shapes = models.adaptable_shapes(base)
     init = "A" if config.methods.lora is None else config.methods.lora.init
+    beside, beginnings = RowsBeside(context), _Beginnings(context)
     trainees: list[AdapterTrainee] = []
-    by_training = _by_training(runs)
-    truncated = truncated_adapters(context, list(by_training))
-    beside = RowsBeside(context)
+    unsettled: dict[str, float | None] = {}
     for run, models_of in by_training.items():
         assert run.rank is not None
         assert run.scaling is not None
@@ -152,28 +186,49 @@ def _train_adapters(
         )
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
-        examples, marks = plan.examples[run.train_task], [model.num_steps for model in models_of]
-        trainees.append(AdapterTrainee(run, examples, config.train, adapter, marks, beside.of(run)))
-
-    project(context, trainees)
-
-    def save(trainee: Trainee, run: PlannedRun) -> Saved:
-        assert isinstance(trainee, AdapterTrainee)
-        adapter, cut = trainee.adapter, truncated.get(trainee.run.name)
-        assert run.alpha is not None
-        size = adapters.save_adapter(
-            adapter,
-            context.folder.weights_folder(run),
-            alpha=run.alpha,
-            use_rslora=not math.isclose(adapter.scaling, run.alpha / adapter.rank),
-            target_modules=run.target_modules,
-            base_model_name=config.base_model.name,
+        variant = None if run.variant is None else VARIANTS[run.variant]
+        if variant is not None and variant.begin is not None:
+            begun = beginnings.of(run, adapter, variant.begin)
+            adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
+            unsettled[run.name] = begun.unsettled_share
+        trainees.append(
+            AdapterTrainee(
+                run,
+                plan.examples[run.train_task],
+                config.train,
+                adapter,
+                [model.num_steps for model in models_of],
+                beside.of(run),
+                None if variant is None else variant.optimizer,
+            )
         )
-        return Saved(size, adapter.is_zero_update, None if cut is None else cut.relative_error)
+    return trainees, unsettled
 
-    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
-    with adapted(base, list(layers)) as bank:
-        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
+
+class _Beginnings:
+    """What the adapters of variants begin at, once for those that differ by their rate alone.
+
+    They follow each other in a pass, so the last one is kept.
+    """
+
+    def __init__(self, context: StudyContext) -> None:
+        self._context = context
+        self._last: tuple[dict[str, Any], Beginning] | None = None
+
+    def of(self, run: PlannedRun, adapter: Adapter, begin: Begin) -> Beginning:
+        """Of one run, whose adapter begins as LoRA's until then.
+
+        Raises:
+            ModelError: it cannot begin on this base, or from its rows.
+        """
+        fields = {"variant", "train_task", "seed", *SETTING} - {"learning_rate"}
+        settings = run.model_dump(include=fields)
+        if self._last is None or self._last[0] != settings:
+            examples = self._context.plan.examples[run.train_task]
+            steps = effective_batches(examples, run, self._context.study.config.train)
+            first_epoch = list(itertools.chain(*steps))[: len(examples)]
+            self._last = settings, begin(self._context.models.base(), adapter, first_epoch)
+        return self._last[1]
 
 
 def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
@@ -201,7 +256,7 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
 
 
 def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
-    """Train a variant on the base itself, which is as it was when that is done."""
+    """Train a variant through PEFT on the base itself, which is as it was when that is done."""
     plan, config, base = context.plan, context.study.config, context.models.base()
     by_training = _by_training(runs)
     ((run, models_of),) = by_training.items()
@@ -210,12 +265,9 @@ def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: P
     setting = VariantSetting(
         run.rank or 1, run.scaling or 1.0, run.target_modules, run.seed, run.num_steps
     )
-    examples = plan.examples[run.train_task]
-    batches = effective_batches(examples, run, config.train)
-    first_epoch = list(itertools.chain(*batches))[: len(examples)]
-    with variant_on(base, VARIANTS[run.variant], setting, first_epoch) as model:
+    with variant_on(base, VARIANTS[run.variant], setting) as model:
         marks = [each.num_steps for each in models_of]
-        trainee = VariantTrainee(run, examples, config.train, model, marks)
+        trainee = VariantTrainee(run, plan.examples[run.train_task], config.train, model, marks)
 
         def save(_: Trainee, run: PlannedRun) -> Saved:
             size = model.save(context.folder.weights_folder(run), config.base_model.name)

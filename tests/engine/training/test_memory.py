@@ -269,6 +269,8 @@ def test_what_needs_less_is_estimated_to_need_less(device: str) -> None:
     assert memory.lora_bytes(ONE, 256, False) < plain
     assert memory.lora_bytes([AdapterSize(256, 0)], 512, False) > plain
     assert memory.lora_bytes([AdapterSize(8, 10**6)], 512, False) == plain + 20 * 10**6
+    held = [AdapterSize(8, 0, num_frozen=10**6)]  # a float32 and the copy
+    assert memory.lora_bytes(held, 512, False) == plain + 8 * 10**6
     assert (
         pass_memory(llama_config(LARGE), dropout=0.1, **options).lora_bytes(ONE, 512, False) > plain
     )

@@ -1,0 +1,213 @@
+"""What the variants of LoRA begin at: directions of a layer's weights, or of what enters it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import peft
+import torch
+from jaxtyping import Float
+from peft.utils.incremental_pca import IncrementalPCA
+from torch import Tensor, nn
+
+from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.engine.models.trained_adapters import LoraFactors, plain_weight
+from rankwise.errors import ModelError
+from rankwise.tasks.training_rows import Example
+
+# Read at once for EVA: a step of its decomposition needs more tokens than directions.
+_EVA_TOKENS = 2048
+_EVA_TOKENS_PER_RANK = 4
+# PEFT looks for its directions in a subspace of so many times the rank.
+_EVA_SUBSPACE = 2
+# The cosine of a direction with itself before the last read from which on it stays: the authors'
+# and PEFT's only value.
+_EVA_STAYS = peft.EvaConfig().tau
+# Many of 32 directions have nearly the same variance and turn about each other for dozens of reads,
+# which changes little in what they hold together: after 8 reads of SciQ they held 98 to 100 % of
+# the variance that the best ones hold (SmolLM2-135M, 15 layers), after one 85 to 100 %.
+_EVA_MOST_READS = 8
+
+
+def leading_vectors(layer: nn.Module, rank: int, scaling: float) -> LoraFactors:
+    """A layer's leading singular vectors, at which PiSSA begins (arXiv:2404.02948).
+
+    Scaling * B @ A is the best approximation of the weights of this rank; A and B have half of the
+    singular values each, by their roots. Where there are fewer vectors, all.
+
+    Raises:
+        ModelError: the layer is no plain matrix product.
+    """
+    U, S, Vh = torch.linalg.svd(_weight(layer), full_matrices=False)
+    roots = (S[:rank] / scaling).sqrt()
+    return LoraFactors(roots[:, None] * Vh[:rank], U[:, :rank] * roots)
+
+
+def orthogonal_basis(layer: nn.Module, rank: int, _: float) -> LoraFactors:
+    """The first part of a QR decomposition of the weights: OLoRA's beginning (arXiv:2406.01775).
+
+    Raises:
+        ModelError: the layer is no plain matrix product.
+    """
+    Q, R = torch.linalg.qr(_weight(layer))
+    return LoraFactors(R[:rank], Q[:, :rank])
+
+
+def _weight(layer: nn.Module) -> Float[Tensor, "out_features in_features"]:
+    weight, _ = plain_weight(layer)
+    if weight is None:
+        raise ModelError(
+            f"a layer is a {type(layer).__name__} and no plain matrix product, so PiSSA and OLoRA "
+            "have no weights to begin at. Leave them out of methods.variants."
+        )
+    return weight.float()
+
+
+class InputDirections(NamedTuple):
+    """The directions in which the inputs of layers vary most.
+
+    Attributes:
+        rows: of each layer, (rank, in_features), orthonormal, that of most variance first.
+        unsettled: layers in which some still changed with the last read.
+        num_reads: how many there were.
+    """
+
+    rows: dict[str, Float[Tensor, "rank in_features"]]
+    unsettled: tuple[str, ...]
+    num_reads: int
+
+
+@torch.no_grad()
+def input_directions(
+    base_model: Any, layer_names: Iterable[str], rank: int, examples: Sequence[Example]
+) -> InputDirections:
+    """The directions at which EVA begins (arXiv:2410.07170), by PEFT's incremental decomposition.
+
+    The base reads rows of about 2,048 tokens, or four times the rank, each example once at most,
+    until every direction stays within a cosine of 0.99 from one read to the next, in each layer
+    for itself. Unlike PEFT, a direction may change its sign, which is arbitrary, and reading ends
+    with the rows, or after 8 reads: then the directions are taken as they are.
+
+    Args:
+        base_model: frozen.
+        layer_names: of its layers.
+        rank: how many directions of each.
+        examples: in the order in which they are trained on.
+
+    Raises:
+        ModelError: a layer has fewer inputs, or the rows fewer tokens, than are decomposed.
+    """
+    layers = {name: base_model.get_submodule(name) for name in layer_names}
+    inputs = _Inputs(rank)
+    rows = _packed(examples, max(_EVA_TOKENS, _EVA_TOKENS_PER_RANK * rank))[:_EVA_MOST_READS]
+    hooks = [layer.register_forward_pre_hook(inputs.hook(name)) for name, layer in layers.items()]
+    num_reads = 0
+    try:
+        with packed_attention(base_model):
+            while num_reads < len(rows) and not inputs.are_settled:
+                _read(base_model, rows[num_reads])
+                num_reads += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = inputs.of_layers
+    unsettled = tuple(name for name in layers if not found[name].are_settled)
+    return InputDirections({name: found[name].rows for name in layers}, unsettled, num_reads)
+
+
+class _Inputs:
+    """The directions of what enters each layer; layers with the same input share them."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._last: tuple[Tensor, _Directions] | None = None
+        self.of_layers: dict[str, _Directions] = {}
+
+    @property
+    def are_settled(self) -> bool:
+        """Whether they are in every layer."""
+        of_layers = self.of_layers.values()
+        return bool(of_layers) and all(each.are_settled for each in of_layers)
+
+    def hook(self, name: str) -> Any:
+        """What a layer calls before it computes."""
+
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            (x,) = inputs
+            if self._last is not None and x is self._last[0]:
+                self.of_layers[name] = self._last[1]
+                return
+            directions = self.of_layers.setdefault(name, _Directions(self._rank))
+            directions.add(x.reshape(-1, x.shape[-1]))
+            self._last = x, directions
+
+        return add
+
+
+class _Directions:
+    """Those of the rows so far."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        # PEFT's settings for EVA
+        self._pca: Any = IncrementalPCA(n_components=rank, lowrank=True, lowrank_seed=42)
+        self.are_settled = False
+
+    @property
+    def rows(self) -> Float[Tensor, "rank in_features"]:
+        """Orthonormal, that of most variance first."""
+        return self._pca.components_.float()  # of later reads it has them in float64
+
+    def add(self, rows: Float[Tensor, "rows in_features"]) -> None:
+        if self.are_settled:
+            return
+        needed = _EVA_SUBSPACE * self._rank
+        if needed > min(rows.shape):
+            raise ModelError(
+                f"EVA at rank {self._rank} needs {needed} inputs and tokens: a layer has "
+                f"{rows.shape[1]} inputs, and the rows that are read at once {len(rows)} tokens. "
+                "Choose a lower rank."
+            )
+        before = self.rows if hasattr(self._pca, "components_") else None
+        self._pca.partial_fit(rows.float())
+        if before is not None:
+            # either sign is the same direction, and which one comes out is chance
+            cosines = torch.cosine_similarity(self.rows, before).abs()
+            self.are_settled = bool((cosines >= _EVA_STAYS).all())
+
+
+class _Row(NamedTuple):
+    """Examples that are read at once: their tokens (1, tokens), and how many each of them has."""
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+
+
+def _read(base_model: Any, row: _Row) -> None:
+    layout, device = PackedLayout(row.lengths), next(base_model.parameters()).device
+    base_model.base_model(
+        input_ids=row.input_ids.to(device),
+        position_ids=layout.position_ids(device),
+        packed_layout=layout,
+        use_cache=False,
+    )
+
+
+def _packed(examples: Sequence[Example], num_tokens: int) -> list[_Row]:
+    """All examples in rows of nearly equal size, which is as near to so many tokens as can be."""
+    total = sum(example.num_inputs for example in examples)
+    rows: list[list[Example]] = [[] for _ in range(max(1, round(total / num_tokens)))]
+    before = 0
+    for example in examples:
+        rows[before * len(rows) // total].append(example)
+        before += example.num_inputs
+    return [
+        _Row(
+            torch.tensor([[token for example in row for token in example.tokens[:-1]]]),
+            tuple(example.num_inputs for example in row),
+        )
+        for row in rows
+        if row
+    ]
