@@ -183,7 +183,7 @@ def _beside(source: OptionGains, tasks: DecidingTasks, one: _Trained, rank: int)
 
 
 def _statements(rows: Sequence[VariantRow]) -> Iterator[str]:
-    """One sentence for each variant at its best rate."""
+    """One sentence for each variant at its best rate, and one of rates that end at an edge."""
     for row in rows:
         if row.lead is None or not row.is_best_rate:
             continue
@@ -198,3 +198,18 @@ def _statements(rows: Sequence[VariantRow]) -> Iterator[str]:
                 "layers when they were taken"
             )
         yield f"{text}; {OF_RATES}." if row.num_rates > 1 else f"{text}."
+    rates: dict[str, set[float]] = {}
+    for row in rows:
+        rates.setdefault(row.variant, set()).add(row.learning_rate)
+    at_edge = [
+        row.variant
+        for row in rows
+        if row.is_best_rate
+        and row.num_rates > 1
+        and row.learning_rate in (min(rates[row.variant]), max(rates[row.variant]))
+    ]
+    if at_edge:
+        yield (
+            f"The best learning rate of {quantities.listed(list(dict.fromkeys(at_edge)))} is the "
+            "smallest or the largest that was tried: a better one may lie beyond."
+        )

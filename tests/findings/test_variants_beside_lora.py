@@ -111,10 +111,20 @@ def test_a_variant_is_set_against_lora_at_the_rate_at_which_lora_gains_most() ->
     assert [row.is_best_rate for row in rows.values()] == [True, False, True]
     assert [row.num_rates for row in rows.values()] == [2, 2, 1]
     assert all(row.num_seeds == 2 for row in rows.values())
-    assert len(found.statements) == 2
+    assert len(found.statements) == 3
+    assert found.statements[2].startswith("The best learning rate of DoRA is the smallest")
     assert "chosen on the items" in found.statements[0]
     assert "chosen on the items" not in found.statements[1]
     assert found.left_out == ()
+
+
+def test_a_best_rate_between_others_is_at_no_edge() -> None:
+    gains: dict[tuple[VariantName, str], float] = {
+        ("dora", "1e-4"): 0.2, ("dora", "2e-4"): 0.35, ("dora", "4e-4"): 0.28,
+    }  # fmt: skip
+    assert not any(
+        "edge" in said or "lie beyond" in said for said in found_in(planted(gains)).statements
+    )
 
 
 def test_a_variant_with_a_diverged_seed_is_left_out_and_named() -> None:
