@@ -73,7 +73,7 @@ def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:
     assert card.choice == part.best_bet.choice
     assert card.probability == part.best_bet.of(part.best_bet.choice or "").right
     (remark,) = card_section(card, part).remarks
-    assert remark.startswith(f"Not settled. The best bet: {card.choice}, right with a probability")
+    assert remark.startswith(f"The best bet: {card.choice}, right with a probability")
 
 
 NO_SPREAD = Spread(*[np.zeros(1)] * 4)

@@ -19,7 +19,7 @@ def card_section(card: VerdictCard, recommendation: Recommendation) -> ReportSec
     if not card.is_settled:
         said = "do not fine-tune" if card.choice is None else card.choice
         odds = "" if card.probability is None else f", right with {_odds(card.probability)}"
-        remarks.append(f"Not settled. The best bet: {said}{odds}.")
+        remarks.append(f"The best bet: {said}{odds}.")
     return ReportSection(
         "glance", "At a glance", remarks, tables=list(_tables(card, recommendation))
     )
