@@ -135,6 +135,12 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
                 for each in found
                 if each.choice.kl_statement
             ),
+            *(
+                f"{each.model}: reverted heads, layer.head: "
+                f"{', '.join(f'{layer}.{head}' for layer, head in each.reverted)}."
+                for each in found
+                if each.reverted
+            ),
             *(f"{each.model}: {warning}" for each in found for warning in each.warnings),
         ],
         tables=[each for repair in found for each in _repair_tables(repair)],
