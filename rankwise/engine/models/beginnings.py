@@ -97,7 +97,8 @@ def input_directions(
         examples: in the order in which they are trained on.
 
     Raises:
-        ModelError: a layer has fewer inputs, or the rows fewer tokens, than are decomposed.
+        ModelError: a layer has fewer inputs, or the rows fewer tokens, than are decomposed; or it
+            has read none.
     """
     layers = {name: base_model.get_submodule(name) for name in layer_names}
     inputs = _Inputs(rank)
@@ -113,6 +114,11 @@ def input_directions(
         for hook in hooks:
             hook.remove()
     found = inputs.of_layers
+    if unread := layers.keys() - found.keys():
+        raise ModelError(
+            f"the base has read training rows without {min(unread)}, so EVA cannot begin there. "
+            "Leave it out of methods.variants, or choose other target_modules."
+        )
     unsettled = tuple(name for name in layers if not found[name].are_settled)
     return InputDirections({name: found[name].rows for name in layers}, unsettled, num_reads)
 

@@ -156,13 +156,13 @@ class Adapter:
         """
         if not self._in_base:
             return self.factors
-        return {
-            name: LoraFactors(
-                torch.cat([lora_A, lora_A - self._in_base[name].lora_A]),
-                torch.cat([lora_B - self._in_base[name].lora_B, self._in_base[name].lora_B], dim=1),
-            )
-            for name, (lora_A, lora_B) in self.factors.items()
-        }
+        return {name: self._beyond_base(name) for name in self.factors}
+
+    def _beyond_base(self, name: str) -> LoraFactors:
+        (lora_A, lora_B), (base_A, base_B) = self.factors[name], self._in_base[name]
+        return LoraFactors(
+            torch.cat([lora_A, lora_A - base_A]), torch.cat([lora_B - base_B, base_B], dim=1)
+        )
 
     def matrices(self) -> list[LoraFactors]:
         """The factors of each layer as parameters of their own, for optimizers that tell A from B.
@@ -200,9 +200,9 @@ class Adapter:
         if not self._in_base:  # all at once
             self._copy.copy_(self.weights.detach())
             return
-        for name, factors in self.update.items():
-            for copied, values in zip(self.copies[name], factors, strict=True):
-                copied.copy_(values)
+        for name, copied in self.copies.items():
+            for into, values in zip(copied, self._beyond_base(name), strict=True):
+                into.copy_(values)
 
     def project(self) -> None:
         """Take the weights off the directions that the update is kept off."""

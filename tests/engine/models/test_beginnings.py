@@ -138,3 +138,10 @@ def test_a_rank_above_the_layer_s_has_all_there_is() -> None:
         assert (lora_A.shape, lora_B.shape) == ((5, 6), (5, 5))
         scaling = 0.5 if begin is leading_vectors else 1.0
         assert torch.allclose(scaling * lora_B @ lora_A, layer.weight, atol=1e-5)
+
+
+def test_a_layer_that_reads_nothing_is_named(setting: Setting, layers: list[str]) -> None:
+    """As an expert that no token is sent to."""
+    unread = "lm_head"  # the base is read without its head
+    with pytest.raises(ModelError, match="without lm_head, so EVA cannot begin there"):
+        input_directions(setting.base, [*layers, unread], RANK, texts(20, seed=5))
