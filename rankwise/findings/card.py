@@ -41,8 +41,8 @@ class Alternative(Record):
     retention: TaskMean | None
     weights_ratio: float
     """Trained weights, in shares of the choice's."""
-    time_ratio: float | None
-    """Training time of all seeds, in shares of the choice's; None where nothing was timed."""
+    train_seconds: float
+    """Of all seeds."""
     is_tied: bool
     """Whether neither of the two is shown to gain more."""
 
@@ -142,14 +142,13 @@ def _beside(
     tasks = source.deciding_tasks(recommendation.unit)
     gain = source.difference(other, chosen, tasks.in_domain)
     kept = source.difference(other, chosen, tasks.retention) if tasks.retention else None
-    seconds = _seconds(chosen)
     return Alternative(
         label=other.label,
         rank=other.rank,
         gain=gain,
         retention=kept,
         weights_ratio=other.plan.num_trainable_parameters / chosen.plan.num_trainable_parameters,
-        time_ratio=_seconds(other) / seconds if seconds > 0 else None,
+        train_seconds=_seconds(other),
         is_tied=gain.sign() == 0,
     )
 

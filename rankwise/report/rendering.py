@@ -23,7 +23,7 @@ from rankwise.records.axes import Kind
 from rankwise.report.charts.marks import ITEMS_LINK
 from rankwise.report.charts.theme import Colour, page_colours, theme
 from rankwise.report.items import EncodedItems
-from rankwise.report.parts import Chart, Figure, ReportSection
+from rankwise.report.parts import Chart, Figure, ReportSection, Sliders
 
 PNG_SCALE = 2.5
 
@@ -140,11 +140,18 @@ def rendered(
         page=page,
         parts=[(part, drawn(part.sections)) for part in page.parts],
         sections=drawn(page.sections),
-        script=Markup(script),  # noqa: S704 (our own file)
+        script=Markup(script) if _has_script(page) else None,  # noqa: S704 (our own file)
         script_digest=Markup(f"sha256-{digest}"),  # noqa: S704
         dark=_dark_rules(page_colours(kinds)),
     )
     return text.lstrip(), files
+
+
+def _has_script(page: Page) -> bool:
+    """Whether anything on it moves."""
+    sections = [section for part in page.parts for section in part.sections]
+    tables = [table for section in (*sections, *page.sections) for table in section.tables]
+    return page.items is not None or any(isinstance(table.dial, Sliders) for table in tables)
 
 
 def _svg(figure: Figure, chart: Chart) -> str:

@@ -259,8 +259,8 @@ def test_the_disk_fails_while_damage_is_set_aside(
 def test_the_disk_fails_while_the_report_is_written(
     finished_study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rankwise.report.page.draw_figures", lambda *_: ())
-    monkeypatch.setattr("rankwise.report.page.drawn_sections", lambda *_: ())
+    monkeypatch.setattr("rankwise.report.page.study_figures", lambda *_: ())
+    monkeypatch.setattr("rankwise.report.page.study_sections", lambda *_: ())
     root = tmp_path / "study"
     shutil.copytree(finished_study, root)
     outcome = conclude(StudyFolder(root))

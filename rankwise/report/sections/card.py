@@ -65,14 +65,16 @@ def _facts(card: VerdictCard) -> Facts:
 
 
 def _of_full(card: VerdictCard) -> str:
-    full = [each.time_ratio for each in card.alternatives if each.rank is None and each.time_ratio]
-    return f"; full fine-tuning took {full[0]:.2g} times that" if full else ""
+    full = [_times(each.train_seconds, card) for each in card.alternatives if each.rank is None]
+    return f"; full fine-tuning took {full[0]} that" if full and full[0] else ""
+
+
+def _times(seconds: float, card: VerdictCard) -> str | None:
+    """In shares of the choice's time; None where nothing was timed."""
+    return f"{seconds / card.train_seconds:.2g} ×" if card.train_seconds else None
 
 
 def _alternatives(card: VerdictCard, recommendation: Recommendation) -> Table:
-    def times(value: float | None) -> str | None:
-        return None if value is None else f"{value:.2g} ×"
-
     columns: list[Column[Alternative]] = [
         Column("Option", lambda row: row.label),
         Column("Gain", lambda row: cells.mean(row.gain), recommendation.unit),
@@ -82,8 +84,8 @@ def _alternatives(card: VerdictCard, recommendation: Recommendation) -> Table:
             "points",
             is_optional=True,
         ),
-        Column("Trained weights", lambda row: times(row.weights_ratio), "of the choice's"),
-        Column("Training time", lambda row: times(row.time_ratio), "of the choice's"),
+        Column("Trained weights", lambda row: f"{row.weights_ratio:.2g} ×", "of the choice's"),
+        Column("Training time", lambda row: _times(row.train_seconds, card), "of the choice's"),
     ]
     caption = (
         f"Every other option less {card.choice}, paired over the same items, "
