@@ -1,7 +1,7 @@
 """What a reader wants to know in ten seconds: what to use, what it costs, what else would do.
 
 It adds nothing to the recommendation but comparisons with the setting that is recommended, or
-with the best bet where none is.
+with the best bet where none is. What clocks say is left to the page: findings stay the same.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ class Alternative(Record):
     retention: TaskMean | None
     weights_ratio: float
     """Trained weights, in shares of the choice's."""
-    train_seconds: float
-    """Of all seeds."""
     is_tied: bool
     """Whether neither of the two is shown to gain more."""
 
@@ -70,7 +68,6 @@ class VerdictCard(Record):
     retention: TaskMean | None
     num_parameters: int | None
     trainable_share: float | None
-    train_seconds: float | None
     alternatives: tuple[Alternative, ...]
     told: tuple[Told, ...]
 
@@ -94,7 +91,6 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         retention=None,
         num_parameters=None,
         trainable_share=None,
-        train_seconds=None,
         alternatives=(),
         told=(),
     )
@@ -114,7 +110,6 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
             "retention": source.change(chosen.runs, tasks.retention) if tasks.retention else None,
             "num_parameters": plan.num_trainable_parameters,
             "trainable_share": plan.trainable_share,
-            "train_seconds": _seconds(chosen),
             "alternatives": alternatives,
             "told": tuple(_told(source, chosen, alternatives)),
         }
@@ -132,10 +127,6 @@ def _settings(option: Option) -> dict[str, str]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _seconds(option: Option) -> float:
-    return sum(record.train_seconds for record in option.records)
-
-
 def _beside(
     source: OptionGains, recommendation: Recommendation, chosen: Option, other: Option
 ) -> Alternative:
@@ -148,7 +139,6 @@ def _beside(
         gain=gain,
         retention=kept,
         weights_ratio=other.plan.num_trainable_parameters / chosen.plan.num_trainable_parameters,
-        train_seconds=_seconds(other),
         is_tied=gain.sign() == 0,
     )
 

@@ -184,7 +184,7 @@ def _part(
     ]
     sections = [
         *(
-            card_section(card, recommendation)
+            card_section(card, recommendation, _seconds(summaries))
             for card in findings.cards
             if card.train_task == results.train_task
         ),
@@ -214,6 +214,15 @@ def _part(
         (),
         sections,
     )
+
+
+def _seconds(summaries: Summaries) -> dict[str, float]:
+    """Of every option's training, all seeds together."""
+    seconds: dict[str, float] = {}
+    for summary in summaries:
+        if summary.run is not None:
+            seconds[summary.option] = seconds.get(summary.option, 0.0) + summary.run.train_seconds
+    return seconds
 
 
 def _same(results: TrainTaskResults) -> tuple[str, ...]:

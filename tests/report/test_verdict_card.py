@@ -72,7 +72,7 @@ def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:
     assert not card.is_settled
     assert card.choice == part.best_bet.choice
     assert card.probability == part.best_bet.of(part.best_bet.choice or "").right
-    (remark,) = card_section(card, part).remarks
+    (remark,) = card_section(card, part, {}).remarks
     assert remark.startswith(f"The best bet: {card.choice}, right with a probability")
 
 

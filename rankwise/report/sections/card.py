@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rankwise.findings.card import Alternative, Told, VerdictCard
 from rankwise.records import quantities
@@ -13,15 +13,20 @@ from rankwise.report.facts import Facts
 from rankwise.report.parts import Column, ReportSection, Sliders, Table, TitledTable, table
 
 
-def card_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection:
-    """The settings of the choice, tables of alternatives and advice, and sliders."""
+def card_section(
+    card: VerdictCard, recommendation: Recommendation, seconds: Mapping[str, float]
+) -> ReportSection:
+    """The settings of the choice, tables of alternatives and advice, and sliders.
+
+    ``seconds`` are those of every option's training, all seeds together.
+    """
     remarks: list[str] = []
     if not card.is_settled:
         said = "do not fine-tune" if card.choice is None else card.choice
         odds = "" if card.probability is None else f", right with {_odds(card.probability)}"
         remarks.append(f"The best bet: {said}{odds}.")
     return ReportSection(
-        "glance", "At a glance", remarks, tables=list(_tables(card, recommendation))
+        "glance", "At a glance", remarks, tables=list(_tables(card, recommendation, seconds))
     )
 
 
@@ -29,11 +34,13 @@ def _odds(probability: float) -> str:
     return f"a probability of {quantities.odds(probability)}"
 
 
-def _tables(card: VerdictCard, recommendation: Recommendation) -> Iterator[TitledTable]:
+def _tables(
+    card: VerdictCard, recommendation: Recommendation, seconds: Mapping[str, float]
+) -> Iterator[TitledTable]:
     if card.choice is not None:
-        yield TitledTable("", _facts(card))
+        yield TitledTable("", _facts(card, seconds))
     if card.alternatives:
-        yield TitledTable("Instead of it", _alternatives(card, recommendation))
+        yield TitledTable("Instead of it", _alternatives(card, recommendation, seconds))
     if card.told:
         columns: list[Column[Told]] = [
             Column("You may have been told", lambda row: row.advice),
@@ -47,7 +54,7 @@ def _tables(card: VerdictCard, recommendation: Recommendation) -> Iterator[Title
         )
 
 
-def _facts(card: VerdictCard) -> Facts:
+def _facts(card: VerdictCard, seconds: Mapping[str, float]) -> Facts:
     facts = dict(card.settings)
     if card.gain is not None:
         facts["Gains in-domain"] = cells.in_words(card.gain)
@@ -56,25 +63,28 @@ def _facts(card: VerdictCard) -> Facts:
     if card.num_parameters is not None and card.trainable_share is not None:
         parameters = quantities.parameters(card.num_parameters)
         facts["Trained weights"] = f"{parameters}, {quantities.share(card.trainable_share)} of full"
-    if card.train_seconds is not None:
-        facts["Training"] = f"{quantities.seconds(card.train_seconds)}{_of_full(card)}"
+    if card.choice is not None and card.choice in seconds:
+        facts["Training"] = f"{quantities.seconds(seconds[card.choice])}{_of_full(card, seconds)}"
     tied = [each.label for each in card.alternatives if each.is_tied]
     if tied:
         facts["Not told apart from it in-domain"] = quantities.listed(tied)
     return facts
 
 
-def _of_full(card: VerdictCard) -> str:
-    full = [_times(each.train_seconds, card) for each in card.alternatives if each.rank is None]
+def _of_full(card: VerdictCard, seconds: Mapping[str, float]) -> str:
+    full = [_times(each.label, card, seconds) for each in card.alternatives if each.rank is None]
     return f"; full fine-tuning took {full[0]} that" if full and full[0] else ""
 
 
-def _times(seconds: float, card: VerdictCard) -> str | None:
+def _times(label: str, card: VerdictCard, seconds: Mapping[str, float]) -> str | None:
     """In shares of the choice's time; None where nothing was timed."""
-    return f"{seconds / card.train_seconds:.2g} ×" if card.train_seconds else None
+    own = seconds.get(card.choice or "", 0.0)
+    return f"{seconds[label] / own:.2g} ×" if own and label in seconds else None
 
 
-def _alternatives(card: VerdictCard, recommendation: Recommendation) -> Table:
+def _alternatives(
+    card: VerdictCard, recommendation: Recommendation, seconds: Mapping[str, float]
+) -> Table:
     columns: list[Column[Alternative]] = [
         Column("Option", lambda row: row.label),
         Column("Gain", lambda row: cells.mean(row.gain), recommendation.unit),
@@ -85,7 +95,7 @@ def _alternatives(card: VerdictCard, recommendation: Recommendation) -> Table:
             is_optional=True,
         ),
         Column("Trained weights", lambda row: f"{row.weights_ratio:.2g} ×", "of the choice's"),
-        Column("Training time", lambda row: _times(row.train_seconds, card), "of the choice's"),
+        Column("Training time", lambda row: _times(row.label, card, seconds), "of the choice's"),
     ]
     caption = (
         f"Every other option less {card.choice}, paired over the same items, "
