@@ -12,7 +12,7 @@ from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.axes import Kind
-from rankwise.records.files import write_atomically
+from rankwise.records.files import write_atomically, writing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
@@ -119,7 +119,8 @@ def write_report(
         sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
         made = made._replace(sections=sections)
     else:
-        (folder / ITEMS_FILE).unlink(missing_ok=True)
+        with writing(folder / ITEMS_FILE):
+            (folder / ITEMS_FILE).unlink(missing_ok=True)
         made = made._replace(items=encoded)
     page, files = rendered(made, kinds_of(results.study))
     _replace_files(folder / FILES, files)
