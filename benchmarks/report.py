@@ -32,7 +32,7 @@ from rankwise.records.p_right import Line
 from rankwise.records.results import StudyResults
 from rankwise.report.page import ITEMS_FILE, write_report
 from tests.planted.results import planted_study
-from tests.support.browser import CHROMIUM
+from tests.support.browser import CHROMIUM, command
 
 _PAINTS = 3
 
@@ -96,16 +96,11 @@ def first_paint_seconds(page: Path) -> float | None:
     copy.write_text(text.replace("<head>", f"<head>{told}", 1), encoding="utf-8")
     for _ in range(_PAINTS):
         done = subprocess.run(
-            [
-                CHROMIUM,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--enable-logging=stderr",
-                f"--user-data-dir={page.parent / 'profile'}",
+            command(
+                page.parent / "profile",
                 f"--screenshot={page.parent / 'painted.png'}",
                 copy.resolve().as_uri(),
-            ],
+            ),
             check=True,
             capture_output=True,
             text=True,

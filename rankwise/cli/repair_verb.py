@@ -115,9 +115,9 @@ def repair(
     Half of the items choose the repair that gains most and keeps the loss of
     retention within the limit; the other half says what it gains and loses. It
     is written with a model card, in a study to runs/ID/repair/adapter. If none
-    keeps enough, the answer says so and nothing is written. KL to the base on
-    the in-domain tasks' prompts is shown beside, with how well it orders the
-    losses; it chooses nothing.
+    keeps enough, the answer says so and nothing is written. A column has KL to
+    the base on the in-domain prompts, and a line says how well KL orders the
+    losses. KL chooses nothing.
 
     In a study, the tasks are the study's, and scores that are recorded are not
     computed again, also under another limit.

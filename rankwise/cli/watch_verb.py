@@ -95,9 +95,8 @@ def _done(lines: list[ModelStatus]) -> str:
 def _left(study: StudyRecord, folder: StudyFolder) -> str | None:
     """How long the trainings that are left take, at the speed of those that are finished."""
     done = [record for run in study.runs if (record := folder.finished_run(run)) is not None]
-    seconds, tokens = (
-        sum(part) for part in zip(*((r.train_seconds, r.num_tokens) for r in done), strict=True)
-    ) if done else (0.0, 0)  # fmt: skip
+    seconds = sum(record.train_seconds for record in done)
+    tokens = sum(record.num_tokens for record in done)
     names = {record.planned.name for record in done}
     more = sum(run.num_tokens for run in study.runs if run.name not in names)
     if not more or seconds <= 0 or not tokens:

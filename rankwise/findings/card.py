@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rankwise.findings.options import Option, OptionGains, TaskMean
+from pydantic import Field
+
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
@@ -63,13 +65,13 @@ class VerdictCard(Record):
     is_settled: bool
     choice: str | None
     probability: float | None
-    settings: dict[str, str]
-    gain: TaskMean | None
-    retention: TaskMean | None
-    num_parameters: int | None
-    trainable_share: float | None
-    alternatives: tuple[Alternative, ...]
-    told: tuple[Told, ...]
+    settings: dict[str, str] = Field(default_factory=dict)
+    gain: TaskMean | None = None
+    retention: TaskMean | None = None
+    num_parameters: int | None = None
+    trainable_share: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    told: tuple[Told, ...] = ()
 
 
 def verdict_card(source: OptionGains, recommendation: Recommendation) -> VerdictCard | None:
@@ -79,40 +81,29 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
         return None
     settled = next((each.label for each in recommendation.verdicts if each.qualifies), None)
     label = settled or bet.choice
-    chosen = next((option for option in source.options if option.label == label), None)
+    if label is None:
+        return VerdictCard(
+            train_task=recommendation.train_task, is_settled=False, choice=None, probability=None
+        )
+    chosen = next(option for option in source.options if option.label == label)
     tasks = source.deciding_tasks(recommendation.unit)
-    card = VerdictCard(
+    alternatives = tuple(
+        _beside(source, tasks, chosen, option)
+        for option in source.options
+        if option.label != label and option.plan.imported_as is None
+    )
+    return VerdictCard(
         train_task=recommendation.train_task,
         is_settled=settled is not None,
-        choice=None if chosen is None else chosen.label,
-        probability=None if settled or label is None else bet.of(label).right,
-        settings={},
-        gain=None,
-        retention=None,
-        num_parameters=None,
-        trainable_share=None,
-        alternatives=(),
-        told=(),
-    )
-    if chosen is None:
-        return card
-    others = [option for option in source.options if option.label != chosen.label]
-    alternatives = tuple(
-        _beside(source, recommendation, chosen, option)
-        for option in others
-        if option.plan.imported_as is None
-    )
-    plan = chosen.plan
-    return card.model_copy(
-        update={
-            "settings": _settings(chosen),
-            "gain": source.change(chosen.runs, tasks.in_domain),
-            "retention": source.change(chosen.runs, tasks.retention) if tasks.retention else None,
-            "num_parameters": plan.num_trainable_parameters,
-            "trainable_share": plan.trainable_share,
-            "alternatives": alternatives,
-            "told": tuple(_told(source, chosen, alternatives)),
-        }
+        choice=label,
+        probability=None if settled else bet.of(label).right,
+        settings=_settings(chosen),
+        gain=source.change(chosen.runs, tasks.in_domain),
+        retention=source.change(chosen.runs, tasks.retention) if tasks.retention else None,
+        num_parameters=chosen.plan.num_trainable_parameters,
+        trainable_share=chosen.plan.trainable_share,
+        alternatives=alternatives,
+        told=tuple(_told(source, chosen, alternatives)),
     )
 
 
@@ -128,9 +119,8 @@ def _settings(option: Option) -> dict[str, str]:
 
 
 def _beside(
-    source: OptionGains, recommendation: Recommendation, chosen: Option, other: Option
+    source: OptionGains, tasks: DecidingTasks, chosen: Option, other: Option
 ) -> Alternative:
-    tasks = source.deciding_tasks(recommendation.unit)
     gain = source.difference(other, chosen, tasks.in_domain)
     kept = source.difference(other, chosen, tasks.retention) if tasks.retention else None
     return Alternative(
@@ -151,8 +141,6 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
         options = [option for option in source.options if _follows(option, advice)]
         if any(option.label == chosen.label for option in options):
             here = "that is the choice here" if advice.rank else "the choice has it"
-        elif advice.rank is None and not any(option.rank for option in source.options):
-            continue
         elif not options or options[0].label not in beside:
             here = "not tried in this study"
         else:
@@ -175,8 +163,7 @@ def _against(alternative: Alternative) -> str:
 
     def part(verb: str, mean: TaskMean) -> str:
         amount = quantities.amount(abs(mean.estimate), mean.unit)
-        low, high = sorted((mean.lower, mean.upper))
-        bounds = quantities.change_interval(low, high, mean.unit)
+        bounds = quantities.change_interval(mean.lower, mean.upper, mean.unit)
         more = "more" if mean.estimate > 0 else "less"
         return f"{verb} {amount} {more} ({bounds})"
 

@@ -37,7 +37,6 @@ class ShownTask(NamedTuple):
 
     name: str
     relation: Relation
-    train_task: str
 
 
 class ShownItem(NamedTuple):
@@ -117,7 +116,7 @@ def item_table(
                     continue
                 seen.add(task)
                 place = len(table.tasks)
-                table.tasks.append(ShownTask(task, relation, part.train_task))
+                table.tasks.append(ShownTask(task, relation))
                 formats = part.trained_formats.get(task)
                 _add(table, place, [results.base, *runs], task, formats, read, with_texts)
     return table if table.items else None

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankwise.findings.item_table import Answers, ItemTable
-from rankwise.report.charts.theme import kind_colour
 from rankwise.report.summaries import RELATION_NAMES
 
 MOST_BYTES = 8 * 1024**2
@@ -45,7 +44,6 @@ def encoded_items(table: ItemTable) -> EncodedItems:
                 "label": model.label,
                 "rank": model.kind if isinstance(model.kind, int) else None,
                 "kind": model.kind if isinstance(model.kind, str) else "rank",
-                "colour": kind_colour(model.kind)._asdict(),
             }
             for model in table.models
         ],

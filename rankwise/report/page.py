@@ -12,7 +12,7 @@ from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.study import StudyFindings
 from rankwise.records.axes import Kind
-from rankwise.records.files import write_atomically, writing
+from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
@@ -119,8 +119,7 @@ def write_report(
         sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
         made = made._replace(sections=sections)
     else:
-        with writing(folder / ITEMS_FILE):
-            (folder / ITEMS_FILE).unlink(missing_ok=True)
+        _remove(folder / ITEMS_FILE)
         made = made._replace(items=encoded)
     page, files = rendered(made, kinds_of(results.study))
     _replace_files(folder / FILES, files)
@@ -303,10 +302,14 @@ def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
         write_atomically(folder / name, content)
     for path in folder.iterdir():
         if path.name not in files and path.suffix in (".svg", ".png", ".csv"):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
 
 
 def study_sections(

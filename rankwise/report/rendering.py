@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
@@ -129,22 +128,22 @@ def rendered(
         lstrip_blocks=True,
     )
     environment.filters["odds"] = quantities.odds
-    environment.filters["tojson_text"] = json.dumps
-    script = (
-        resources.files("rankwise.report")
-        .joinpath("templates/report.js")
-        .read_text(encoding="utf-8")
-    )
+    script = _script() if _has_script(page) else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html").render(
         page=page,
         parts=[(part, drawn(part.sections)) for part in page.parts],
         sections=drawn(page.sections),
-        script=Markup(script) if _has_script(page) else None,  # noqa: S704 (our own file)
+        script=Markup(script),  # noqa: S704 (our own file)
         script_digest=Markup(f"sha256-{digest}"),  # noqa: S704
         dark=_dark_rules(page_colours(kinds)),
     )
     return text.lstrip(), files
+
+
+def _script() -> str:
+    file = resources.files("rankwise.report").joinpath("templates/report.js")
+    return file.read_text(encoding="utf-8")
 
 
 def _has_script(page: Page) -> bool:

@@ -41,7 +41,7 @@ def table(outcomes: list[str], prompts: list[str] | None = None) -> ItemTable:
         )
         for model in range(len(MODELS))
     ]
-    return ItemTable(MODELS, [ShownTask("capitals", "retention", "kinship")], items, answers)
+    return ItemTable(MODELS, [ShownTask("capitals", "retention")], items, answers)
 
 
 def page_with(folder: Path, shown: ItemTable) -> Path:

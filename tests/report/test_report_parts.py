@@ -11,6 +11,7 @@ import pytest
 
 from rankwise.records import quantities
 from rankwise.report import cells
+from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, plain
 from rankwise.report.charts.marks import LETTER, LINE, Name, names_beside
 from rankwise.report.charts.theme import INK, rank_colour
 from rankwise.report.rendering import inline_svg
@@ -67,6 +68,17 @@ def test_names_do_not_cover_each_other_and_stay_in_the_plot() -> None:
     for (one, (x, y)), (other, (x2, y2)) in itertools.combinations(drawn.items(), 2):
         assert abs(x - x2) >= width or abs(y - y2) >= LINE, (one, other)
     assert all(0 <= x <= 200 - width for x, _ in drawn.values())
+
+
+def test_columns_of_a_map_whose_names_end_alike_stay_apart() -> None:
+    values = {(0, "left.of_a_long_name"): 1.0, (0, "right.of_a_long_name"): 2.0}
+    drawing = layer_maps([LayerMap("a map", values, HeatScale.of([1.0, 2.0], plain))])
+    file = io.StringIO()
+    drawing.chart.save(file, format="svg")
+    drawn = file.getvalue()
+    assert all(text in drawn for text in (">1</text>", ">2</text>"))
+    assert "left.of_a" in drawn
+    assert "right.of_a" in drawn
 
 
 def test_inline_svg_keeps_ids_apart_and_refuses_what_is_outside() -> None:

@@ -17,27 +17,28 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromiu
 _SECONDS = 120
 
 
+def command(profile: Path, *options: str) -> list[str]:
+    """How the browser is called without a window, with a profile of its own."""
+    assert CHROMIUM is not None
+    own = f"--user-data-dir={profile}"
+    return [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", own,
+            *options]  # fmt: skip
+
+
 def dumped(page: Path, width: int = 1280) -> tuple[str, str]:
     """A page after its scripts have run, as HTML, and what its console said.
 
     Raises:
         subprocess.CalledProcessError: the browser ended with an error.
     """
-    assert CHROMIUM is not None
-    profile = page.parent / "profile"
     done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            f"--user-data-dir={profile}",
+        command(
+            page.parent / "profile",
             f"--window-size={width},1000",
             "--virtual-time-budget=5000",
             "--dump-dom",
             page.resolve().as_uri(),
-        ],
+        ),
         check=True,
         capture_output=True,
         text=True,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import altair as alt
 import numpy as np
 
-from rankwise.report.charts.marks import items_link, rows_chart, small_title
+from rankwise.report.charts.marks import items_link, links, rows_chart, small_title
 from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAGE, UNSHOWN
 from rankwise.report.parts import Chart, Drawing
 
@@ -23,7 +23,7 @@ _MOST_TEXT_COLUMNS = 16
 _SHARES = (0.3, 0.6, 0.85, 0.97)
 _FONT, _SMALL_FONT, _LINE = 12, 10, 13
 _GAP, _WIDEST = 1.5, 1440
-_KEY_LENGTH = 300
+_KEY_LENGTH, _LABEL_LIMIT = 300, 240
 
 
 class HeatScale(NamedTuple):
@@ -94,11 +94,10 @@ class HeatPanel(NamedTuple):
 
 
 class HeatSize(NamedTuple):
-    """The width and the height of a cell in pixels, and the width that row labels may have."""
+    """The width and the height of a cell in pixels."""
 
     width: float
     height: float
-    label: float = 240.0
 
 
 def heat_map(panels: Sequence[HeatPanel], size: HeatSize) -> Drawing:
@@ -185,34 +184,32 @@ def _panel(panel: HeatPanel, size: HeatSize, *, is_first: bool) -> Chart:
         sort=list(panel.rows),
         title=None,
         scale=alt.Scale(domain=list(panel.rows), paddingInner=0, paddingOuter=0),
-        axis=alt.Axis(**labels, labelPadding=5, labelLimit=size.label) if is_first else None,
+        axis=alt.Axis(**labels, labelPadding=5, labelLimit=_LABEL_LIMIT) if is_first else None,
     )
     rows = [_row(panel, place, cell) for place, cell in panel.cells.items()]
     drawn = [row for row in rows if row["value"] is not None]
     ends, colours = panel.scale.steps
     scale = alt.Scale(type="threshold", domain=ends, range=colours)
     fill = alt.Fill("value:Q", scale=scale, legend=None)
-    box: dict[str, Any] = {
-        "width": size.width - _GAP,
-        "height": size.height - _GAP,
-    }
+    box: dict[str, Any] = {"width": size.width - _GAP, "height": size.height - _GAP}
+    link = links(cell.task for cell in panel.cells.values())
     shown = rows_chart(row for row in drawn if row["is_shown"])
     muted = rows_chart(row for row in drawn if not row["is_shown"])
     layers: list[Any] = [
-        shown.mark_rect(**box).encode(x, y, fill, href="href:N"),
-        muted.mark_rect(**box, color=UNSHOWN.light).encode(x, y, href="href:N"),
+        shown.mark_rect(**box).encode(x, y, fill, **link),
+        muted.mark_rect(**box, color=UNSHOWN.light).encode(x, y, **link),
         rows_chart(row for row in rows if row["frame"])
         .mark_rect(width=size.width - 4, height=size.height - 4, filled=False, strokeWidth=2)
         .encode(x, y, stroke=alt.Stroke("frame:N", scale=None)),
     ]
-    return alt.layer(*layers, *_texts(rows, x, y)).properties(
+    return alt.layer(*layers, *_texts(rows, {"x": x, "y": y, **link})).properties(
         width=size.width * len(panel.columns),
         height=size.height * len(panel.rows),
         title=small_title(panel.title) if panel.title else alt.TitleParams(""),
     )
 
 
-def _texts(rows: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> Iterator[Any]:
+def _texts(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> Iterator[Any]:
     """What is written in the cells, with the small line below it."""
     has_small = any(row["small"] for row in rows)
     looks = {"text": (_FONT if has_small else _SMALL_FONT, -6), "small": (_SMALL_FONT, 8)}
@@ -222,7 +219,7 @@ def _texts(rows: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> Iterator[An
             shift = dy if has_small else 0
             words = rows_chart(own).mark_text(fontSize=font, dy=shift, baseline="middle")
             ink = alt.Color("ink:N", scale=None)
-            yield words.encode(x, y, ink, text=f"{field}:N", href="href:N")
+            yield words.encode(color=ink, text=f"{field}:N", **where)
 
 
 def _row(panel: HeatPanel, place: tuple[str, str], cell: HeatCell) -> dict[str, Any]:
@@ -258,14 +255,15 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
     """
     layers = [str(layer) for layer in sorted({layer for own in maps for layer, _ in own.values})]
     parts = [list(dict.fromkeys(part for _, part in own.values)) for own in maps]
+    names = _short({part for own_parts in parts for part in own_parts})
     has_text = sum(map(len, parts)) <= _MOST_TEXT_COLUMNS
     panels = [
         HeatPanel(
             own.title,
-            [short(part) for part in own_parts],
+            [names[part] for part in own_parts],
             layers,
             {
-                (str(layer), short(part)): HeatCell(
+                (str(layer), names[part]): HeatCell(
                     value, own.scale.words(value) if has_text else "", is_shown=value != 0
                 )
                 for (layer, part), value in own.values.items()
@@ -285,9 +283,10 @@ def layer_maps(maps: Sequence[LayerMap], *, names_largest: bool = False) -> Draw
     return drawing._replace(words=f"{'; '.join(words)}.", is_wide=True)
 
 
-def short(column: str) -> str:
-    """Q of q_proj; the last letters of other long names."""
-    return column.removesuffix("_proj")[-9:]
+def _short(parts: Collection[str]) -> dict[str, str]:
+    """What stands over a column: q for q_proj, the end of a long name; all where ends are alike."""
+    names = {part: part.removesuffix("_proj")[-9:] for part in parts}
+    return names if len(set(names.values())) == len(names) else {part: part for part in parts}
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:

@@ -10,8 +10,17 @@ import altair as alt
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.study import Interval, Unit
-from rankwise.report.charts.marks import COLOUR, SHAPE, Look, bounds, items_link, rows_chart
-from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED, key_columns
+from rankwise.report.charts.marks import (
+    COLOUR,
+    SHAPE,
+    Look,
+    bounds,
+    items_link,
+    keyed,
+    links,
+    rows_chart,
+)
+from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED
 from rankwise.report.parts import Chart, Drawing
 
 _STEP, _GAP = 12.0, 9.0
@@ -100,7 +109,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
     }
     where, which = {"y": y, "yOffset": offset}, {"color": COLOUR, "shape": SHAPE}
     if has_key:
-        which = _keyed(looks, width)
+        which = keyed("series", looks, width)
     data = rows_chart(rows)
     return alt.layer(
         rows_chart([{"x": 0.0}]).mark_rule(color=MUTED.light).encode(alt.X("x:Q", **x)),
@@ -108,31 +117,13 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
             alt.X("x_low:Q", **x), alt.X2("x_high:Q"), color=which["color"], **where
         ),
         data.mark_point(filled=True, size=55, opacity=1).encode(
-            alt.X("x:Q", **x), href="href:N", **which, **where
+            alt.X("x:Q", **x), **links(bar.task for bar in panel.bars), **which, **where
         ),
     ).properties(
         width=width,
         height=room * len(groups),
         title=alt.TitleParams(panel.title, fontSize=FONT_SIZE + 1, color=INK.light, offset=6),
     )
-
-
-def _keyed(looks: dict[str, Look], width: float) -> dict[str, Any]:
-    """Colour and shape by series, with a key above."""
-    names = list(looks)
-    legend = alt.Legend(
-        title=None,
-        orient="top",
-        columns=key_columns(names, width),
-        symbolOpacity=1,
-        labelLimit=width,
-    )
-    colours = [look.colour.light for look in looks.values()]
-    shapes = [look.shape for look in looks.values()]
-    return {
-        "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
-        "shape": alt.Shape("series:N", scale=alt.Scale(domain=names, range=shapes), legend=legend),
-    }
 
 
 def _in_words(panel: BarPanel) -> str:

@@ -8,8 +8,7 @@ import altair as alt
 import numpy as np
 
 from rankwise.records.axes import Kind
-from rankwise.report.charts.marks import Look, rows_chart
-from rankwise.report.charts.theme import key_columns
+from rankwise.report.charts.marks import Look, keyed, rows_chart
 from rankwise.report.parts import Drawing
 
 MOST_RUNS = 12
@@ -30,28 +29,24 @@ def loss_chart(courses: Mapping[str, tuple[Kind, Course]]) -> Drawing:
         courses: by label, at least one; each has at least one step.
     """
     looks = Look.of_each({label: kind for label, (kind, _) in courses.items()})
+    means = {label: averaged(course) for label, (_, course) in courses.items()}
     rows = [
         {"run": label, "step": step, "loss": loss}
-        for label, (_, course) in courses.items()
-        for step, loss in averaged(course)
+        for label, points in means.items()
+        for step, loss in points
     ]
     width, height = _SIZE
-    names = list(courses)
-    key = alt.Legend(
-        title=None, orient="top", columns=key_columns(names, width), labelLimit=width, symbolSize=60
-    )
-    colours = [look.colour.light for look in looks.values()]
-    scale = alt.Scale(domain=names, range=colours)
-    chart = rows_chart(rows).mark_line(strokeWidth=1.6, opacity=0.85)
-    drawn = chart.encode(
-        alt.X("step:Q", title="Optimizer step", axis=alt.Axis(tickCount=6, grid=False)),
-        alt.Y("loss:Q", title="Training loss (nats per token)", scale=alt.Scale(zero=False)),
-        alt.Color("run:N", scale=scale, legend=key),
+    drawn = (
+        rows_chart(rows)
+        .mark_line(strokeWidth=1.6, opacity=0.85)
+        .encode(
+            alt.X("step:Q", title="Optimizer step", axis=alt.Axis(tickCount=6, grid=False)),
+            alt.Y("loss:Q", title="Training loss (nats per token)", scale=alt.Scale(zero=False)),
+            keyed("run", looks, width)["color"],
+        )
     )
     words = [
-        f"{label} from {ends[0][1]:.3g} to {ends[-1][1]:.3g}"
-        for label, (_, course) in courses.items()
-        for ends in [averaged(course)]
+        f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in means.items()
     ]
     chart = alt.layer(drawn).properties(width=width, height=height)
     return Drawing(chart, f"{'; '.join(words)}.")

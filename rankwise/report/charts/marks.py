@@ -16,6 +16,7 @@ from rankwise.report.charts.theme import (
     PAGE,
     SERIES_SHAPES,
     Colour,
+    key_columns,
     kind_colour,
     kind_shape,
 )
@@ -32,6 +33,7 @@ ITEMS_LINK = "#items"
 _MARGIN_SHARE = 0.08
 _BESIDE, _ABOVE = 6.0, 9.0
 _MARK, _NEAR_MARK = 5.0, 12.0
+_LEAST_LABEL = 240
 
 
 class Look(NamedTuple):
@@ -70,6 +72,33 @@ def bounds(value: Interval | float, axis: str) -> dict[str, float]:
     else:
         low = at = high = value
     return {axis: at, f"{axis}_low": low, f"{axis}_high": high}
+
+
+def keyed(
+    field: str, looks: Mapping[str, Look], width: float, title: str | None = None
+) -> dict[str, Any]:
+    """Colour and shape by the series that a field names, with one key above."""
+    names = list(looks)
+    legend = alt.Legend(
+        title=title,
+        orient="top",
+        columns=key_columns(names, width),
+        symbolOpacity=1,
+        labelLimit=max(width, _LEAST_LABEL),
+    )
+
+    def by_name(values: list[str]) -> dict[str, Any]:
+        return {"scale": alt.Scale(domain=names, range=values), "legend": legend}
+
+    return {
+        "color": alt.Color(f"{field}:N", **by_name([each.colour.light for each in looks.values()])),
+        "shape": alt.Shape(f"{field}:N", **by_name([each.shape for each in looks.values()])),
+    }
+
+
+def links(tasks: Iterable[str]) -> dict[str, Any]:
+    """The encoding of rows' ``items_link``, where any of them is of a task."""
+    return {"href": "href:N"} if any(tasks) else {}
 
 
 def items_link(task: str) -> str:

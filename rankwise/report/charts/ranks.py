@@ -16,9 +16,11 @@ from rankwise.records.study import Interval, Unit
 from rankwise.report.charts.marks import (
     COLOUR,
     LINE,
+    Look,
     Name,
     axis,
     bounds,
+    keyed,
     lines,
     on_halo,
     padded,
@@ -30,7 +32,6 @@ from rankwise.report.charts.theme import (
     MUTED,
     SERIES,
     SERIES_SHAPES,
-    key_columns,
     kind_colour,
 )
 from rankwise.report.parts import Chart, Drawing
@@ -160,18 +161,8 @@ class _Series(NamedTuple):
         """The colour and the shape of a mark, and what is told by colour alone."""
         if not self.names:
             return {"color": COLOUR}
-        legend = alt.Legend(
-            title=self.title, orient="top", columns=key_columns(self.names, width), symbolOpacity=1
-        )
-
-        def by_name(looks: Sequence[str]) -> dict[str, Any]:
-            scale = alt.Scale(domain=list(self.names), range=list(looks[: len(self.names)]))
-            return {"scale": scale, "legend": legend}
-
-        return {
-            "color": alt.Color("series:N", **by_name([colour.light for colour in SERIES])),
-            "shape": alt.Shape("series:N", **by_name(SERIES_SHAPES)),
-        }
+        looks = map(Look, SERIES, SERIES_SHAPES)
+        return keyed("series", dict(zip(self.names, looks, strict=False)), width, self.title)
 
     def offset(self, mark: RankMark, marks: Sequence[RankMark]) -> float:
         """Where a mark stands beside its rank, in powers of two."""

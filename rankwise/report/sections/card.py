@@ -73,7 +73,7 @@ def _facts(card: VerdictCard, seconds: Mapping[str, float]) -> Facts:
 
 def _of_full(card: VerdictCard, seconds: Mapping[str, float]) -> str:
     full = [_times(each.label, card, seconds) for each in card.alternatives if each.rank is None]
-    return f"; full fine-tuning took {full[0]} that" if full and full[0] else ""
+    return f"; full fine-tuning: {full[0]} as long" if full and full[0] else ""
 
 
 def _times(label: str, card: VerdictCard, seconds: Mapping[str, float]) -> str | None:

@@ -190,6 +190,7 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
     most = min(MOST_TASKS, max(MOST_BARS // max(num_runs, 1), 2))
     kept = sorted(tasks, key=lambda task: worst[task])[:most]
     is_prose = relation == "held_out_text"
+    measured = {(row.run, row.task): row for row in rows}
     bars = [
         Bar(
             f"{cut_name(row.task)}\n{quantities.sample_size(row)}",
@@ -201,8 +202,7 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
         for task in tasks
         if task in kept
         for summary in study.summaries
-        for row in rows
-        if (row.run, row.task) == (summary.name, task)
+        if (row := measured.get((summary.name, task))) is not None
     ]
     title = "" if is_prose else quantities.capital(RELATION_NAMES[relation])
     x_title = f"{'Forgetting' if is_prose else 'Difference'} ({cells.unit_name(unit)})"
