@@ -113,25 +113,21 @@ def measure_ours(options: argparse.Namespace, device: torch.device) -> Measured:
             )
             return now(device) - started
 
-    def new_trainees() -> list[AdapterTrainee]:
+    def new_trainees(rows: Sequence[Example]) -> list[AdapterTrainee]:
         return [
             AdapterTrainee(
-                planned(rank, len(examples)),
-                examples,
+                planned(rank, len(rows)),
+                rows,
                 TRAIN,
                 new_adapter(model, rank, device, dtype),
             )
             for rank in options.ranks
         ]
 
-    warm_up = new_trainees()
-    for trainee in warm_up:
-        trainee.batches = trainee.batches[: NUM_WARM_UP_STEPS[device.type]]
-    train(warm_up)
-    del warm_up, trainee
+    train(new_trainees(examples[: NUM_WARM_UP_STEPS[device.type] * STEP_SIZE]))
     gc.collect()
     rate = product_rate(device, dtype)
-    trainees, memory = new_trainees(), PeakMemory(device)
+    trainees, memory = new_trainees(examples), PeakMemory(device)
     with memory.measured():
         seconds = train(trainees)
     rate = max(rate, product_rate(device, dtype))

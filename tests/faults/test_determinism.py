@@ -40,7 +40,11 @@ VARYING = {
 NOT_RECORDS = {".checked.json"}
 """Inodes and times of files."""
 
-LOCAL_TIMES = re.compile(r"\b\d+(\.\d+)?\s(s|min|h|MiB|GiB)\b|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?")
+LOCAL_TIMES = re.compile(
+    r"\b\d+(\.\d+)?\s(s|min|h|MiB|GiB)\b"
+    r"|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?"
+    r"|\b\d+(\.\d+)? ×"  # times of training as shares of the choice's
+)
 """How the page says them."""
 
 
