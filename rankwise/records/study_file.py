@@ -87,6 +87,24 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
     return _with_absolute_paths(config, folder)
 
 
+def study_file_text(config: StudyConfig) -> str:
+    """A study file that gives the same config, without what is by default.
+
+    Folders of paths are left out: a file or a model is named as if it lay beside the study file.
+    """
+    content = _without_folders(config.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return f"./{Path(value).name}" if is_path else value
+
+
 class _Loader(SafeLoader):
     """YAML in which 2e-4 is a number, and a key given twice is an error."""
 

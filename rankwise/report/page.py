@@ -24,7 +24,6 @@ from rankwise.report.charts.losses import Course, loss_chart
 from rankwise.report.facts import (
     base_model_name,
     judgement_facts,
-    provenance_facts,
     source_name,
     study_warnings,
     training_facts,
@@ -41,6 +40,7 @@ from rankwise.report.sections.card import card_section
 from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
+from rankwise.report.sections.methods import methods_section
 from rankwise.report.sections.mitigations import (
     mitigation_section,
     repair_section,
@@ -49,7 +49,11 @@ from rankwise.report.sections.mitigations import (
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.sections.retention import retention_section
 from rankwise.report.sections.search import search_section
-from rankwise.report.sections.signatures import claims_section, signature_section
+from rankwise.report.sections.signatures import (
+    claims_section,
+    signature_section,
+    watch_points,
+)
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
 from rankwise.report.summaries import RELATION_NAMES, Summaries, verdict_notes, verdict_table
@@ -73,13 +77,6 @@ OUTCOMES: dict[Outcome, str] = {
     "none_keeps_enough": "No rank keeps enough",
     "cannot_tell": "Not settled",
 }
-
-_REPRODUCE = (
-    "To reproduce: with the study's file, run rankwise run study.yaml; the fingerprint below is "
-    "that of its settings, its data and its base model. The resolved settings are in study.json "
-    "next to this page. The figures (SVG, PNG) and every number of the tables without rounding "
-    f"(CSV) are in {FILES}/."
-)
 
 
 def write_report(
@@ -211,7 +208,7 @@ def _part(
         recommendation.outcome,
         f"{OUTCOMES[recommendation.outcome]}{rank}",
         recommendation.statement,
-        (),
+        watch_points([s for s in findings.signatures if s.train_task == results.train_task]),
         sections,
     )
 
@@ -292,8 +289,7 @@ def _origin(results: StudyResults, losses: Mapping[str, Course]) -> Iterator[Rep
     facts = TitledTable("", training_facts(results))
     figures = list(loss_figure(results.study, losses))
     yield ReportSection("training", "Training", figures=figures, tables=[facts])
-    facts = TitledTable("", provenance_facts(results))
-    yield ReportSection("provenance", "Provenance", [_REPRODUCE], tables=[facts])
+    yield methods_section(results, FILES)
 
 
 def _replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:

@@ -216,6 +216,13 @@ class TitledTable(NamedTuple):
     dial: Dial | Sliders | None = None
 
 
+class Listing(NamedTuple):
+    """Text to copy: a file or commands, with its heading."""
+
+    title: str
+    text: str
+
+
 class ReportSection(NamedTuple):
     """The answer to one question.
 
@@ -227,6 +234,7 @@ class ReportSection(NamedTuple):
         tables: every number of the section.
         files: their numbers without rounding, as CSV by file name.
         points: a list of sentences above the remarks.
+        listings: text to copy, at the end.
     """
 
     name: str
@@ -236,6 +244,7 @@ class ReportSection(NamedTuple):
     tables: Sequence[TitledTable] = ()
     files: Mapping[str, str] = MappingProxyType({})
     points: Sequence[str] = ()
+    listings: Sequence[Listing] = ()
 
 
 class OfTask(Protocol):

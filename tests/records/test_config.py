@@ -14,7 +14,12 @@ from rankwise.errors import ConfigError
 from rankwise.records.config.methods import AlphaConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.fields import bytes_of
-from rankwise.records.study_file import load_config, preset_names, preset_text
+from rankwise.records.study_file import (
+    load_config,
+    preset_names,
+    preset_text,
+    study_file_text,
+)
 
 SMALLEST = "base_model: some-model\ntrain: {task: a_task}\n"
 
@@ -395,6 +400,21 @@ def test_what_is_dumped_loads_as_the_same_config(tmp_path: Path, text: str) -> N
     (tmp_path / "elsewhere").mkdir()
     assert load_config(written(tmp_path / "elsewhere", dumped)) == config
     assert StudyConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_study_file_without_defaults_gives_the_same_config(tmp_path: Path, name: str) -> None:
+    config = load_config(written(tmp_path, preset_text(name)))
+    assert load_config(written(tmp_path, study_file_text(config))) == config
+
+
+def test_a_study_file_names_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "my model").mkdir()
+    text = "base_model: my model\ntrain: {data: rows.jsonl}\ntasks_path: tasks\n"
+    config = load_config(written(tmp_path, text))
+    again = study_file_text(config)
+    assert str(tmp_path) not in again
+    assert load_config(written(tmp_path, again)) == config
 
 
 def test_memory_is_read_in_its_unit() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -29,6 +31,9 @@ _MANY = 7
 """With more marks than this, bars are paler."""
 
 
+_CORNERS = 48
+
+
 class PlaneMark(NamedTuple):
     """A model at (x, y). Marks of one ``name`` are named once; ``words`` say both numbers."""
 
@@ -49,7 +54,9 @@ class Plane(NamedTuple):
         marks: at least one.
         has_origin: the base is at (0, 0), and lines go through it.
         limit: an x that is marked by a dashed line, and what it is called.
-        path: the places of marks that a line joins, which ends in the origin.
+        path: the places of marks that a line joins; None stands for the origin.
+        confidence: of the bounds, for regions around marks in which both numbers lie together;
+            None: without regions.
     """
 
     x_title: str
@@ -57,7 +64,19 @@ class Plane(NamedTuple):
     marks: Sequence[PlaneMark]
     has_origin: bool = False
     limit: tuple[float, str] | None = None
-    path: Sequence[int] = ()
+    path: Sequence[int | None] = ()
+    confidence: float | None = None
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The places of points that no other beats in one number and equals in the other, by x."""
+
+    def is_beaten(place: int) -> bool:
+        x, y = points[place]
+        return any((a, b) != (x, y) and a >= x and b >= y for a, b in points)
+
+    kept = [place for place in range(len(points)) if not is_beaten(place)]
+    return sorted(kept, key=lambda place: points[place])
 
 
 def plane_chart(planes: Sequence[Plane]) -> Drawing:
@@ -86,10 +105,11 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         }
         for mark in plane.marks
     ]
+    edges = list(_regions(rows, plane.confidence)) if plane.confidence else []
     origin = [0.0] if plane.has_origin else []
     limits = [] if plane.limit is None else [plane.limit[0]]
-    across = padded([*origin, *limits, *(row[end] for row in rows for end in ("x_low", "x_high"))])
-    up = padded([*origin, *(row[end] for row in rows for end in ("y_low", "y_high"))])
+    across = padded([*origin, *limits, *_extent("x", rows, edges)])
+    up = padded([*origin, *_extent("y", rows, edges)])
     x, y = axis(plane.x_title, across), axis(plane.y_title, up)
     at = {"x": alt.X("x:Q", **x), "y": alt.Y("y:Q", **y)}
 
@@ -110,9 +130,14 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         line = rows_chart([{"x": plane.limit[0]}])
         dashed = line.mark_rule(color=MUTED.light, strokeDash=[5, 4], strokeWidth=1.2)
         layers.append(dashed.encode(at["x"]))
+    if edges:
+        shaded = rows_chart(edges).mark_line(filled=True, fillOpacity=0.07, strokeWidth=0)
+        fill = alt.Fill("colour:N", scale=None)
+        layers.append(shaded.encode(fill, alt.Detail("place:N"), order="order:Q", **at))
     if plane.path:
         stops = [
-            {**row, "order": n} for n, row in enumerate([rows[i] for i in plane.path] + [zero])
+            {**(zero if place is None else rows[place]), "order": n}
+            for n, place in enumerate(plane.path)
         ]
         path = rows_chart(stops).mark_line(color=MUTED.light, strokeWidth=1.5)
         layers.append(path.encode(order="order:Q", **at))
@@ -131,6 +156,31 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         left, top = pixel({"x": plane.limit[0], "y": up[1]})
         names.append(Name(plane.limit[1], left, top + LINE, base.colour))
     return alt.layer(*layers, *names_beside(names, width)).properties(width=width, height=height)
+
+
+def _extent(
+    key: str, rows: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any]]
+) -> Iterator[float]:
+    for row in rows:
+        yield from (row[f"{key}_low"], row[f"{key}_high"])
+    yield from (edge[key] for edge in edges)
+
+
+def _regions(rows: Sequence[Mapping[str, Any]], confidence: float) -> Iterator[dict[str, Any]]:
+    """The edges of ellipses in which x and y lie together, as two independent normal numbers do.
+
+    Half axes are those of the bounds times sqrt(chi-squared's quantile with two degrees of freedom)
+    over the normal's. Bounds need not be symmetric, so each side has half axes of its own.
+    """
+    scale = math.sqrt(-2 * math.log(1 - confidence)) / NormalDist().inv_cdf((1 + confidence) / 2)
+    for place, row in enumerate(rows):
+        for n in range(_CORNERS):
+            angle = 2 * math.pi * n / _CORNERS
+            edge: dict[str, Any] = {"colour": row["colour"], "place": place, "order": n}
+            for key, part in (("x", math.cos(angle)), ("y", math.sin(angle))):
+                bound = row[f"{key}_high"] if part > 0 else row[f"{key}_low"]
+                edge[key] = row[key] + scale * abs(part) * (bound - row[key])
+            yield edge
 
 
 def _names(plane: Plane, places: Sequence[tuple[float, float]]) -> Iterator[Name]:

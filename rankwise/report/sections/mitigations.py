@@ -79,7 +79,7 @@ def _figures(found: TrainTaskMitigations) -> Iterator[Figure]:
             )
             for arm in option.arms
         ]
-        path = [number for number, arm in enumerate(option.arms) if arm.is_of_line]
+        path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_line), None]
         yield Figure(
             str(place),
             f"Gain against retention, {option.source.label}",

@@ -13,7 +13,7 @@ from rankwise.records.study import Relation, Unit
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart
 from rankwise.report.charts.marks import Look
-from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
+from rankwise.report.charts.plane import Plane, PlaneMark, front, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
 from rankwise.report.parts import Drawing, Figure
 from rankwise.report.summaries import RELATION_NAMES, Summaries
@@ -46,7 +46,11 @@ def study_figures(
 
 
 def plane_of(
-    marks: Sequence[PlaneMark], unit: Unit, epsilon_points: float | None, path: Sequence[int] = ()
+    marks: Sequence[PlaneMark],
+    unit: Unit,
+    epsilon_points: float | None,
+    path: Sequence[int | None],
+    confidence: float | None = None,
 ) -> Drawing:
     """Gain in-domain (up) against the change on retention tasks (right); the base is (0, 0)."""
     limit = None
@@ -59,6 +63,7 @@ def plane_of(
         has_origin=True,
         limit=limit,
         path=path,
+        confidence=confidence,
     )
     return plane_chart([plane])
 
@@ -77,7 +82,8 @@ def _trade_off(study: _Study) -> Figure:
     caption = (
         "One mark for each run; the base is at the origin. Up is better in-domain, right is less "
         "forgetting. Each bar is the interval of one difference from the base, paired over the "
-        "same items."
+        "same items; a mark's shaded region is for both numbers together. The line is the front: "
+        "what lies on it is beaten by no other model in both."
     )
     if epsilon is not None:
         caption += " Left of the dashed line the loss is more than ε."
@@ -99,7 +105,12 @@ def _trade_off(study: _Study) -> Figure:
     kept = f"{quantities.count(change.num_examples)} retention items"
     kept += quantities.in_clusters(change.num_clusters)
     detail = f"{quantities.sample_size(gain, 'in-domain')} and {kept}; {study.bars}"
-    return Figure(name, title, caption, plane_of(marks, study.recommendation.unit, epsilon), detail)
+    points = [(change.estimate, gain.estimate) for _, gain, change in drawn] + [(0.0, 0.0)]
+    path = [place if place < len(drawn) else None for place in front(points)]
+    drawing = plane_of(
+        marks, study.recommendation.unit, epsilon, path, study.recommendation.confidence
+    )
+    return Figure(name, title, caption, drawing, detail)
 
 
 def _by_rank(study: _Study) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rankwise.findings.claims import Claim
 from rankwise.findings.signatures.found import SIGNATURES, TITLES, Signature, SignatureName
@@ -38,6 +38,17 @@ def signature_section(
         tables=(TitledTable("What was found", _table(found, confidence)),) if found else (),
         files={"signatures.csv": cells.csv_text(map(flat, found))} if found else {},
     )
+
+
+def watch_points(found: Iterable[Signature]) -> list[str]:
+    """One sentence for each kind of failure: what, of which options, and what to do next."""
+    labels: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        labels.setdefault((each.title, each.advice), []).append(each.label or _WHOLE_STUDY)
+    return [
+        f"{title} ({quantities.listed(list(dict.fromkeys(where)))}). {advice}"
+        for (title, advice), where in labels.items()
+    ]
 
 
 def _remarks(found: Sequence[Signature], not_looked_for: Mapping[SignatureName, str]) -> list[str]:
