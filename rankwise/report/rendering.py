@@ -214,7 +214,11 @@ def inline_svg(svg: str, name: str, title: str, description: str) -> str:
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
-    """Own ids; no labels of single marks, which would be read out one by one."""
+    """Own ids; no labels of single marks, which would be read out one by one, nor keys to them.
+
+    Links of marks are for a pointer: there is one for each mark, and the list of the items can be
+    asked for every task by keys.
+    """
     for key in list(element.attrib):
         value = element.attrib[key]
         if key.startswith("aria-") or key in ("role", "class"):
@@ -228,3 +232,5 @@ def _clean(element: ElementTree.Element, name: str) -> None:
                 element.attrib[key] = f"#{name}-{value[1:]}"
         elif "url(" in value:
             element.attrib[key] = _REFERENCE.sub(rf"url(#{name}-\1)", value)
+    if element.tag == f"{{{SVG}}}a":
+        element.attrib |= {"tabindex": "-1", "aria-hidden": "true"}
