@@ -7,7 +7,7 @@ NEWEST := .venv-newest
 PYTEST := -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-full test-gpu test-newest fuzz audit-dependencies lint lock docs clean
+.PHONY: demo test test-full test-gpu test-newest fuzz audit-dependencies lint lock docs screenshots clean
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
@@ -28,6 +28,11 @@ $(NEWEST)/.test-tools: pyproject.toml | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
 	@touch $@
 
+# The tests' browser, where it can be installed; else they are skipped.
+%/.browser: tests/support/chromium.sh | %/bin/python
+	@sh $<
+	@touch $@
+
 demo: $(BIN)/rankwise
 	$(BIN)/rankwise run
 
@@ -37,7 +42,7 @@ lint: $(VENV)/.test-tools
 	$(BIN)/basedpyright --warnings
 	$(BIN)/lint-imports
 
-test: lint
+test: lint $(VENV)/.browser
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
 
 # On a machine with a card; `python -m benchmarks.gpu` measures it too.
@@ -56,7 +61,7 @@ audit-dependencies: $(VENV)/.test-tools
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python -m pip_audit --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
-test-newest: $(NEWEST)/.test-tools
+test-newest: $(NEWEST)/.test-tools $(NEWEST)/.browser
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST)
 
 # Renews constraints.txt from the newest versions; run it after `make test-newest` has passed.
@@ -67,6 +72,11 @@ lock: $(NEWEST)/.test-tools
 
 docs: $(VENV)/.test-tools
 	$(BIN)/typer rankwise.cli.main utils docs --name rankwise --title "The rankwise command" --output docs/cli.md
+
+# The pictures of the README, from a study's report.
+STUDY ?= studies/quickstart
+screenshots: $(VENV)/.test-tools $(VENV)/.browser
+	$(BIN)/python -m docs.screenshots $(STUDY)
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,9 +30,10 @@ from rankwise.records.p_right import Line
 from rankwise.records.results import StudyResults
 from rankwise.report.page import ITEMS_FILE, write_report
 from tests.planted.results import planted_study
-from tests.support.browser import CHROMIUM, command
+from tests.support.browser import CHROMIUM, opened, running_browser
 
 _PAINTS = 3
+_PAINTED = "performance.getEntriesByName('first-contentful-paint')"
 
 # A question of GSM8K has about 45 words. Words of a text fall off as Zipf says, so that it
 # compresses as a text does: to about 40 %.
@@ -85,30 +84,11 @@ def first_paint_seconds(page: Path) -> float | None:
     if CHROMIUM is None:
         return None
     seconds: list[float] = []
-    text = page.read_text(encoding="utf-8")
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    told = (
-        "<script>new PerformanceObserver((list) => { for (const entry of list.getEntries())"
-        " if (entry.name === 'first-contentful-paint') console.log('painted', entry.startTime);"
-        "}).observe({ type: 'paint', buffered: true });</script>"
-    )
-    copy = page.parent / "painted.html"
-    copy.write_text(text.replace("<head>", f"<head>{told}", 1), encoding="utf-8")
-    for _ in range(_PAINTS):
-        done = subprocess.run(
-            command(
-                page.parent / "profile",
-                f"--screenshot={page.parent / 'painted.png'}",
-                copy.resolve().as_uri(),
-            ),
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        found = re.search(r"painted ([0-9.]+)", done.stderr)
-        if found is None:
-            return None
-        seconds.append(float(found[1]) / 1000)
+    with running_browser() as browser:
+        for _ in range(_PAINTS):
+            with opened(browser, page) as (shown, _amiss):
+                shown.wait_for_function(f"{_PAINTED}.length > 0")
+                seconds.append(shown.evaluate(f"{_PAINTED}[0].startTime") / 1000)
     return statistics.median(seconds)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
@@ -28,6 +28,8 @@ PNG_SCALE = 2.5
 
 _LOADED_FROM = "https://vega.github.io/vega-datasets/"
 """What our exporter puts before a link within the page, as if it were a data set of Vega's."""
+
+_COMMAND = re.compile("`([^`]+)`")
 
 _LETTERS = 72
 """Of a line above a chart, at most: charts are at least as wide."""
@@ -128,6 +130,7 @@ def rendered(
         lstrip_blocks=True,
     )
     environment.filters["odds"] = quantities.odds
+    environment.filters["with_commands"] = _with_commands
     script = _script() if _has_script(page) else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html").render(
@@ -139,6 +142,11 @@ def rendered(
         dark=_dark_rules(page_colours(kinds)),
     )
     return text.lstrip(), files
+
+
+def _with_commands(text: str) -> Markup:
+    """A sentence, escaped, with what stands between backticks as code."""
+    return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
 def _script() -> str:
@@ -214,7 +222,11 @@ def inline_svg(svg: str, name: str, title: str, description: str) -> str:
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
-    """Own ids; no labels of single marks, which would be read out one by one."""
+    """Own ids; no labels of single marks, which would be read out one by one, nor keys to them.
+
+    Links of marks are for a pointer: there is one for each mark, and the list of the items can be
+    asked for every task by keys.
+    """
     for key in list(element.attrib):
         value = element.attrib[key]
         if key.startswith("aria-") or key in ("role", "class"):
@@ -228,3 +240,5 @@ def _clean(element: ElementTree.Element, name: str) -> None:
                 element.attrib[key] = f"#{name}-{value[1:]}"
         elif "url(" in value:
             element.attrib[key] = _REFERENCE.sub(rf"url(#{name}-\1)", value)
+    if element.tag == f"{{{SVG}}}a":
+        element.attrib |= {"tabindex": "-1", "aria-hidden": "true"}

@@ -1,159 +1,191 @@
-"""The items on the page, in a real browser: filters, search, hostile texts, and many items."""
+"""The items on the page, in a real browser: filters, search, keys, hostile texts, many items."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from playwright.sync_api import Locator, Page
 
-from rankwise.findings.item_table import (
-    Answers,
-    ItemTable,
-    ShownItem,
-    ShownModel,
-    ShownTask,
-)
-from rankwise.findings.recommendation import recommend
-from rankwise.findings.study import study_findings
+from rankwise.findings.item_table import ShownModel, ShownTask
 from rankwise.report import items as encoding
-from rankwise.report.page import write_report
-from tests.planted.results import planted_study
-from tests.support.browser import dumped, needs_browser
+from tests.planted.items import MODELS, OUTCOMES, planted_items, written
+from tests.support.browser import Visit
 
-MODELS = [ShownModel("base", "base"), ShownModel("rank 4", 4), ShownModel("rank 64", 64),
-          ShownModel("full fine-tuning", "full")]  # fmt: skip
-RUN = "document.title='run'"
-HOSTILE = f'</pre><script>{RUN}</script><img src=x onerror="{RUN}">\u202e'
+RUN = "window.pwned = true"
+HOSTILE = f'</pre></script><script>{RUN}</script><img src=x onerror="{RUN}"><b>\u202e'
+MANY = 20_000
 
 
-def table(outcomes: list[str], prompts: list[str] | None = None) -> ItemTable:
-    """Items by the outcome of each model, such as 1011; c is right as trained."""
-    asked = prompts or [f"question {number}" for number in range(len(outcomes))]
-    items = [ShownItem(0, n, text, "yes", ("no", "yes")) for n, text in enumerate(asked)]
-    answers = [
-        Answers(
-            [each[model] == "1" for each in outcomes],
-            [1.0 if each[model] == "1" else -1.0 for each in outcomes],
-            [1 if each[model] == "1" else 0 for each in outcomes],
-            [each[model] == "c" for each in outcomes],
-        )
-        for model in range(len(MODELS))
+@pytest.fixture(scope="module")
+def small_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("small"), planted_items())
+
+
+@pytest.fixture(scope="module")
+def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outcomes = [OUTCOMES[number % len(OUTCOMES)] for number in range(MANY)]
+    return written(tmp_path_factory.mktemp("large"), planted_items(outcomes))
+
+
+def ready(page: Page) -> Page:
+    page.wait_for_selector("section.items[data-ready]")
+    return page
+
+
+def field(page: Page, label: str) -> Locator:
+    return page.locator(".filters").get_by_label(label)
+
+
+def num_found(page: Page) -> str:
+    return page.locator(".found").inner_text()
+
+
+def is_inside(row: Locator, box: Locator, below: Locator) -> bool:
+    """Whether all of a row can be seen in a box, below the box's head."""
+    own, outer, head = row.bounding_box(), box.bounding_box(), below.bounding_box()
+    assert own is not None
+    assert outer is not None
+    assert head is not None
+    bottom = outer["y"] + outer["height"]
+    return head["y"] + head["height"] <= own["y"] + 1 and own["y"] + own["height"] <= bottom + 1
+
+
+def test_filters_filter(small_page: Path, visit: Visit) -> None:
+    page = ready(visit(small_page))
+    assert num_found(page) == "8 of 8 items"
+    found: dict[str, str] = {}
+    for which in field(page, "Which").locator("option").all_inner_texts():
+        field(page, "Which").select_option(which)
+        found[which] = num_found(page)
+    assert found == {
+        "all items": "8 of 8 items",
+        "forgotten by any": "3 of 8 items",
+        "forgotten by all": "1 of 8 items",
+        "forgotten only by full": "1 of 8 items",
+        "learnt by any": "3 of 8 items",
+        "learnt by all": "1 of 8 items",
+        "learnt from rank 64 on": "1 of 8 items",
+        "learnt from rank 4 on": "1 of 8 items",
+        "comes back as trained": "1 of 8 items",
+    }
+    field(page, "Task").select_option("kinship (in-domain)")
+    assert num_found(page) == "1 of 8 items"  # planted: the last comes back
+
+
+def test_items_are_in_the_chosen_order(small_page: Path, visit: Visit) -> None:
+    page = ready(visit(small_page))
+    names = page.locator(".list .row .name")
+    field(page, "Sort").select_option("as asked")
+    assert names.all_inner_texts() == [f"question {number}" for number in range(8)]
+    field(page, "Sort").select_option("by when they flip")
+    # right by most of the first models first; what comes back counts as wrong
+    assert [int(name.split()[1]) for name in names.all_inner_texts()] == [2, 1, 7, 0, 4, 5, 3, 6]
+
+
+def test_search_looks_into_prompts_and_options_and_opens_an_item(
+    small_page: Path, visit: Visit
+) -> None:
+    page = ready(visit(small_page))
+    field(page, "Search").fill("QUESTION 3")
+    assert num_found(page) == "1 of 8 items"
+    page.locator(".list .row").click()
+    detail = page.locator(".detail")
+    assert detail.locator("h3").inner_text() == "capitals, item 3 (retention)"
+    assert "Right: yes" in detail.inner_text()
+    rows = [row.split("\t") for row in detail.locator("tbody tr").all_inner_texts()]
+    assert [row[:3] for row in rows] == [
+        ["base", "wrong", "no"],
+        ["rank 4", "wrong", "no"],
+        ["rank 64", "right", "yes"],
+        ["full fine-tuning", "right", "yes"],
     ]
-    return ItemTable(MODELS, [ShownTask("capitals", "retention")], items, answers)
+    field(page, "Search").fill("question none")
+    assert num_found(page) == "0 of 8 items"
 
 
-def page_with(folder: Path, shown: ItemTable) -> Path:
-    results = planted_study()
-    recommendation = recommend(results)
-    findings = study_findings(results, recommendation)
-    return write_report(folder, results, recommendation, findings, shown)
-
-
-def driven(page: Path, script: str) -> str:
-    """The page after a script of the test's own has run behind the page's; no policy, so it may."""
-    text = page.read_text(encoding="utf-8")
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    after = (
-        "<script>const wait = setInterval(() => {"
-        "if (!document.querySelector('section.items[data-ready]')) return; clearInterval(wait);"
-        f"{script}}}, 20);</script>"
-    )
-    copy = page.parent / "driven.html"
-    copy.write_text(text.replace("</main>", f"</main>{after}", 1), encoding="utf-8")
-    dom, said = dumped(copy)
-    assert said == ""
-    return dom
-
-
-def choose(**values: Any) -> str:
-    """Sets fields of the form and says so."""
-    sets = "".join(f"form.{name}.value = {value!r};" for name, value in values.items())
-    return (
-        f"const form = document.querySelector('.filters'); {sets}"
-        "form.dispatchEvent(new Event('input'));"
-    )
-
-
-def num_found(dom: str) -> str:
-    found = re.search(r'class="found"[^>]*>([^<]*)<', dom)
-    assert found is not None
-    return found[1]
-
-
-# base, rank 4, rank 64, full
-OUTCOMES = ["1000", "1110", "1111", "0011", "0111", "0101", "0000", "1c11"]
-
-
-@needs_browser
-@pytest.mark.parametrize(
-    ("which", "number"),
-    [
-        ("all items", 8),
-        ("forgotten by any", 3),
-        ("forgotten by all", 1),
-        ("forgotten only by full", 1),
-        ("learnt by any", 3),
-        ("learnt by all", 1),
-        ("learnt from rank 64 on", 1),
-        ("learnt from rank 4 on", 1),
-        ("comes back as trained", 1),
-    ],
-)
-def test_filters_filter(tmp_path: Path, which: str, number: int) -> None:
-    page = page_with(tmp_path, table(OUTCOMES))
-    assert num_found(driven(page, choose(which=which))) == f"{number} of 8 items"
-
-
-@needs_browser
-def test_search_looks_into_prompts_and_options_and_opens_an_item(tmp_path: Path) -> None:
-    page = page_with(tmp_path, table(OUTCOMES))
-    assert num_found(driven(page, choose(text="QUESTION 3"))) == "1 of 8 items"
-    script = f"{choose(text='question 3')} document.querySelector('.list .row').click();"
-    dom = driven(page, script)
-    detail = dom[dom.index('class="detail"') :].split("</table>")[0]
-    assert "capitals, item 3 (retention)" in detail
-    assert "Right: yes" in detail
-    assert detail.count("<tr>") == 1 + len(MODELS)
-
-
-@needs_browser
-def test_hostile_texts_are_shown_and_never_run(tmp_path: Path) -> None:
+def test_hostile_texts_are_shown_and_never_run(tmp_path: Path, visit: Visit) -> None:
     prompts = [HOSTILE, "x" * 1_000_000, *["plain"] * 6]
-    page = page_with(tmp_path, table(OUTCOMES, prompts))
-    script = f"{choose(sort='order')} document.querySelector('.list .row').click();"
-    dom = driven(page, script)
-    assert "<title>run</title>" not in dom
-    assert "&lt;script&gt;document.title='run'" in dom
-    assert "<img" not in dom
+    models = [*MODELS[:-1], ShownModel(HOSTILE, "full")]
+    tasks = [ShownTask(HOSTILE, "retention"), ShownTask("kinship", "in_domain")]
+    items = planted_items(OUTCOMES, prompts, models=models, tasks=tasks)
+    page = ready(visit(written(tmp_path, items)))
+    field(page, "Sort").select_option("as asked")
+    page.locator(".list .row").first.click()
+    assert page.locator(".detail blockquote").text_content() == HOSTILE
+    assert page.locator(".detail tbody th").last.text_content() == HOSTILE
+    assert page.locator(".list .head .cell").last.text_content() == HOSTILE
+    assert page.locator(".detail h3").text_content() == f"{HOSTILE}, item 0 (retention)"
+    assert page.locator("section.items :is(img, b, script)").count() == 0
+    assert page.evaluate("window.pwned") is None
 
 
-@needs_browser
-def test_of_twenty_thousand_items_a_screenful_is_in_the_page(tmp_path: Path) -> None:
-    outcomes = [OUTCOMES[number % 8] for number in range(20_000)]
-    page = page_with(tmp_path, table(outcomes))
-    assert page.stat().st_size < 15_000_000
-    dom = driven(page, "document.querySelector('.list').scrollTop = 300000;")
-    assert num_found(dom) == "20,000 of 20,000 items"
-    assert 0 < dom.count('role="option"') < 60
+def test_of_twenty_thousand_items_a_screenful_is_in_the_page(
+    large_page: Path, visit: Visit
+) -> None:
+    assert large_page.stat().st_size < 15_000_000
+    page = ready(visit(large_page))
+    assert num_found(page) == "20,000 of 20,000 items"
+    box, rows = page.locator(".list"), page.locator(".list .row")
+    field(page, "Sort").select_option("as asked")
+    seen: list[str] = []
+    for share in (0.0, 0.25, 0.5, 1.0):
+        box.evaluate("(list, share) => { list.scrollTop = share * list.scrollHeight; }", share)
+        page.evaluate("new Promise(requestAnimationFrame)")  # scrolling is told with a frame
+        assert 0 < rows.count() < 60
+        seen += rows.locator(".name").all_inner_texts()
+    assert {"question 0", "question 5000", "question 10000", f"question {MANY - 1}"} <= {*seen}
+    assert is_inside(rows.last, box, page.locator(".list .head"))
 
 
-@needs_browser
-def test_the_policy_of_the_page_lets_its_own_script_show_the_items(tmp_path: Path) -> None:
-    dom, said = dumped(page_with(tmp_path, table(OUTCOMES)))
-    assert said == ""
-    assert num_found(dom) == "8 of 8 items"
+def test_keys_go_through_twenty_thousand_items(large_page: Path, visit: Visit) -> None:
+    page = ready(visit(large_page))
+    field(page, "Sort").select_option("as asked")
+    field(page, "Sort").focus()
+    page.keyboard.press("Tab")
+    box, head = page.locator(".list"), page.locator(".list .head")
+    assert box.evaluate("(list) => list === document.activeElement")
+
+    def opened_by(*keys: str) -> int:
+        for key in keys:
+            page.keyboard.press(key)
+        active = page.locator(f"#{box.get_attribute('aria-activedescendant')}")
+        assert active.get_attribute("aria-selected") == "true"
+        assert is_inside(active, box, head)
+        title = page.locator(".detail h3").inner_text()
+        return int(title.split("item ")[1].split(" ")[0])
+
+    assert opened_by("Enter") == 0
+    assert opened_by("ArrowDown", "ArrowDown") == 2
+    assert opened_by("ArrowUp") == 1
+    assert opened_by("PageDown", "PageDown") == 21
+    assert opened_by("PageUp") == 11
+    assert opened_by("End") == MANY - 1
+    assert opened_by("ArrowDown") == MANY - 1
+    assert opened_by("PageUp") == MANY - 11
+    assert opened_by("Home") == 0
+    assert opened_by("ArrowUp") == 0
+
+
+def test_a_link_in_a_chart_shows_the_items_of_its_task(small_page: Path, visit: Visit) -> None:
+    page = ready(visit(small_page))
+    page.locator('svg a[*|href="#items-task-capitals"]').first.click()
+    assert num_found(page) == "7 of 8 items"
+    chosen = field(page, "Task").locator("option:checked")
+    assert chosen.inner_text() == "capitals (retention)"
+    box = page.locator("section.items").bounding_box()
+    assert box is not None
+    assert abs(box["y"]) < 100  # it is what is looked at
 
 
 def test_too_many_items_are_a_page_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "MOST_BYTES", 10)
-    page = page_with(tmp_path, table(OUTCOMES))
+    page = written(tmp_path, planted_items())
     beside = tmp_path / "items.html"
     assert "8 items are too many for this page; see items.html." in page.read_text("utf-8")
     assert '<section class="items"' in beside.read_text("utf-8")
     monkeypatch.undo()
-    page_with(tmp_path, table(OUTCOMES))
+    written(tmp_path, planted_items())
     assert not beside.exists()

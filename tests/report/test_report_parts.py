@@ -14,7 +14,7 @@ from rankwise.report import cells
 from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, plain
 from rankwise.report.charts.marks import LETTER, LINE, Name, names_beside
 from rankwise.report.charts.theme import INK, rank_colour
-from rankwise.report.rendering import inline_svg
+from rankwise.report.rendering import Page, Part, inline_svg, rendered
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,12 @@ def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
         *("a=b", "", "−3"),
     ]
     assert text.splitlines()[-4:] == ["-0.5", "0.25", "-3", '""']
+
+
+def test_a_command_in_a_sentence_is_code_and_still_text() -> None:
+    said = "Run `rankwise run <b>` or `tell` it, but not ` or <i>."
+    page, _ = rendered(Page("", "", "", [Part("", "audit", "", said, (), ())], ()), ())
+    assert (
+        "Run <code>rankwise run &lt;b&gt;</code> or <code>tell</code> it, but not ` or &lt;i&gt;."
+        in page
+    )

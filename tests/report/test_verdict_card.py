@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from importlib import resources
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,13 @@ from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.stats.estimates import Spread
 from rankwise.findings.stats.simultaneous import Bounds, StudyBounds
-from rankwise.findings.study import study_findings
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
-from rankwise.report.page import write_report
 from rankwise.report.sections.card import card_section, sliders
+from tests.planted.items import written
 from tests.planted.results import planted_study
-from tests.support.browser import dumped, needs_browser, text_of
-
-SCRIPT = resources.files("rankwise.report").joinpath("templates/report.js")
+from tests.support.browser import Visit
 
 
 def card_of(results: StudyResults) -> tuple[VerdictCard, Recommendation]:
@@ -106,8 +102,12 @@ def as_rule(bounds: StudyBounds) -> dict[str, Any]:
     }
 
 
-@needs_browser
-def test_the_page_judges_as_python_does(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("study"))
+
+
+def test_the_page_judges_as_python_does(study_page: Path, visit: Visit) -> None:
     rng = np.random.default_rng(7)
     settings: list[dict[str, Any]] = []
     wanted: list[dict[str, Any]] = []
@@ -129,28 +129,45 @@ def test_the_page_judges_as_python_does(tmp_path: Path) -> None:
             }
         )
     assert len({each["outcome"] for each in wanted}) == 4
-    page = tmp_path / "judge.html"
-    page.write_text(
-        f"<pre id=found></pre><script>{SCRIPT.read_text(encoding='utf-8')}\n"
-        f"const settings = {json.dumps(settings)};\n"
-        "document.getElementById('found').textContent = JSON.stringify("
-        "settings.map((each) => judge(each.rule, each.delta, each.epsilon)));</script>",
-        encoding="utf-8",
+    judged = visit(study_page).evaluate(
+        "(settings) => settings.map((each) => judge(each.rule, each.delta, each.epsilon))", settings
     )
-    dom, said = dumped(page)
-    assert said == ""
-    assert json.loads(text_of(dom, "found")) == wanted
+    assert judged == wanted
 
 
-@needs_browser
-def test_the_page_begins_with_the_study_s_own_verdict(tmp_path: Path) -> None:
-    results = planted_study()
-    recommendation = recommend(results)
-    page = write_report(tmp_path, results, recommendation, study_findings(results, recommendation))
-    dom, said = dumped(page)
-    assert said == ""  # the policy lets the script run, and it says nothing
-    assert text_of(dom, "margin-answer") == "Recommended: rank 16."
-    assert '<div class="sliders" data-unit' in dom  # no longer hidden
+def test_the_page_begins_with_the_study_s_own_verdict(study_page: Path, visit: Visit) -> None:
+    page = visit(study_page)
+    assert page.locator(".answer").inner_text() == "Recommended: rank 16."
+    assert page.locator(".sliders").is_visible()
+
+
+def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Visit) -> None:
+    page = visit(study_page)
+    answers = {
+        "cannot_tell": "Not settled under these margins.",
+        "none_keeps_enough": "No rank keeps enough under these margins.",
+    }
+    outcomes: set[str] = set()
+    for delta, epsilon in itertools.product((0.5, 4.0, 9.0, 14.0), (0.1, 2.0, 6.0)):
+        page.get_by_label("δ").fill(str(delta))
+        page.get_by_label("ε").fill(str(epsilon))
+        margins = RecommendationConfig(delta_points=delta, epsilon_points=epsilon)
+        _, part = card_of(planted_study(recommendation=margins))
+        said = answers.get(part.outcome, f"Recommended: rank {part.rank}.")
+        outcomes.add(said)
+        assert page.locator(".answer").inner_text() == said, (delta, epsilon)
+        words = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
+        wanted = [
+            [
+                words[each.better_than_base],
+                words[each.keeps_enough or ""],
+                words[each.near_the_best],
+            ]
+            for each in part.verdicts
+        ]
+        rows = page.locator(".sliders tbody tr").all()
+        assert [row.locator("td").all_inner_texts() for row in rows] == wanted, (delta, epsilon)
+    assert len(outcomes) > 2
 
 
 def test_without_retention_there_is_one_slider_and_no_loss() -> None:

@@ -1,55 +1,73 @@
-"""A real browser without a window, for what only a browser can show."""
+"""Debian's Chromium without a window, driven by Playwright, for what only a browser can show."""
 
 from __future__ import annotations
 
-import html
-import re
 import shutil
-import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
-import pytest
+from playwright.sync_api import Browser, Page, Request, sync_playwright
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+WIDE, PHONE = (1280, 1000), (390, 844)
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-
-_SECONDS = 120
+_LONGEST_WAIT = 120_000.0  # milliseconds, on a busy machine
 
 
-def command(profile: Path, *options: str) -> list[str]:
-    """How the browser is called without a window, with a profile of its own."""
+def _found() -> str | None:
+    """Not a snap's: it cannot read the temporary files of others."""
+    path = shutil.which("chromium")
+    return None if path is None or path.startswith("/snap/") else path
+
+
+CHROMIUM = _found()
+
+
+class Visit(Protocol):
+    """Opens a file in the browser."""
+
+    def __call__(
+        self, file: Path, size: tuple[int, int] = WIDE, *, is_dark: bool = False
+    ) -> Page: ...
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """The browser, until the end of the block; asyncio.run cannot be called in it."""
     assert CHROMIUM is not None
-    own = f"--user-data-dir={profile}"
-    return [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", own,
-            *options]  # fmt: skip
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
 
 
-def dumped(page: Path, width: int = 1280) -> tuple[str, str]:
-    """A page after its scripts have run, as HTML, and what its console said.
+@contextmanager
+def opened(
+    browser: Browser, file: Path, size: tuple[int, int] = WIDE, *, is_dark: bool = False
+) -> Iterator[tuple[Page, list[str]]]:
+    """A page and what is amiss with it, which grows: all that it logs, throws or asks for.
 
-    Raises:
-        subprocess.CalledProcessError: the browser ended with an error.
+    A policy that forbids something says so in the console. Only documents that are files may be
+    asked for.
     """
-    done = subprocess.run(
-        command(
-            page.parent / "profile",
-            f"--window-size={width},1000",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            page.resolve().as_uri(),
-        ),
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme="dark" if is_dark else "light",
+        offline=True,
     )
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout, "\n".join(said)
+    context.set_default_timeout(_LONGEST_WAIT)
+    amiss: list[str] = []
 
+    def asked(request: Request) -> None:
+        if not (request.is_navigation_request() and request.url.startswith("file:")):
+            amiss.append(f"request: {request.url}")
 
-def text_of(dom: str, identifier: str) -> str:
-    """The text of an element without elements in it."""
-    found = re.search(rf'id="{identifier}"[^>]*>(.*?)</', dom, re.DOTALL)
-    assert found is not None
-    return html.unescape(found[1])
+    context.on("request", asked)
+    context.on("console", lambda message: amiss.append(f"{message.type}: {message.text}"))
+    context.on("weberror", lambda error: amiss.append(f"error: {error.error}"))
+    page = context.new_page()
+    page.goto(file.resolve().as_uri())
+    yield page, amiss
+    page.evaluate("0")  # events before this one have arrived
+    context.close()

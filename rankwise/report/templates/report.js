@@ -317,12 +317,15 @@ async function showItems(section) {
     paint.clearRect(0, 0, canvas.width, canvas.height);
     const across = canvas.width / data.models.length;
     const down = canvas.height / Math.max(found.length, 1);
+    /* whole pixels, where an item has any: else neighbours mix into bands */
+    const edge = (place) => (down < 1 ? place * down : Math.round(place * down));
     data.answers.forEach((answers, model) => {
       found.forEach((item, place) => {
         const letter = answers.outcome[item];
         if (letter === ".") return;
         paint.fillStyle = colours[letter];
-        paint.fillRect(model * across, place * down, across - 2 * scale, Math.max(down, 0.5));
+        const height = Math.max(edge(place + 1) - edge(place), 0.5);
+        paint.fillRect(model * across, edge(place), across - 2 * scale, height);
       });
     });
   }
@@ -344,6 +347,7 @@ async function showItems(section) {
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
   window.addEventListener("resize", () => { drawRows(); drawMatrix(); });
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMatrix);
 
   /* #items-task-NAME: a link from a chart or a table shows the items of that task */
   function follow() {
