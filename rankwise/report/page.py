@@ -114,7 +114,7 @@ def write_report(
         write_atomically(folder / ITEMS_FILE, rendered(link, ())[0])
         said = f"{encoded.num_items:,} items are too many for this page; see {ITEMS_FILE}."
         sections = [*made.sections, ReportSection("items-beside", "Item by item", [said])]
-        made = made._replace(sections=sections)
+        made = made._replace(sections=sections, items_beside=ITEMS_FILE)
     else:
         _remove(folder / ITEMS_FILE)
         made = made._replace(items=encoded)

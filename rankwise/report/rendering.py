@@ -42,12 +42,13 @@ class DrawnFigure(NamedTuple):
     number: int
     svg: str
     png: bytes
+    items_at: str | None
 
     @property
     def inline(self) -> Markup:
         """For the page: our own exporter's SVG, parsed and cleaned, so it needs no escaping."""
-        name = self.figure.name
-        text = inline_svg(self.svg, name, self.figure.title, self.figure.description)
+        figure = self.figure
+        text = inline_svg(self.svg, figure.name, figure.title, figure.description, self.items_at)
         return Markup(text)  # noqa: S704
 
 
@@ -79,7 +80,10 @@ class Part(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What stands on a page: its head, parts, and the sections about all of it."""
+    """What stands on a page: its head, parts, and the sections about all of it.
+
+    ``items_beside`` is the page beside this one that has the items, if one does.
+    """
 
     kicker: str
     title: str
@@ -87,6 +91,7 @@ class Page(NamedTuple):
     parts: Sequence[Part]
     sections: Sequence[ReportSection]
     items: EncodedItems | None = None
+    items_beside: str | None = None
     refresh_seconds: int | None = None
 
 
@@ -101,6 +106,7 @@ def rendered(
         with_images: without, the figures are on the page alone.
     """
     files: dict[str, str | bytes] = {}
+    items_at = page.items_beside if page.items is None else ""
     number = 0
 
     def drawn(sections: Sequence[ReportSection]) -> list[DrawnSection]:
@@ -110,13 +116,13 @@ def rendered(
             figures: list[DrawnFigure] = []
             for figure in section.figures:
                 if figure.drawing is None:
-                    figures.append(DrawnFigure(figure, 0, "", b""))
+                    figures.append(DrawnFigure(figure, 0, "", b"", None))
                     continue
                 number += 1
                 svg = _svg(figure, figure.drawing.chart)
                 # from the SVG: compiling the chart a second time takes longer than drawing it
                 png = vl_convert.svg_to_png(svg, scale=PNG_SCALE) if with_images else b""
-                figures.append(DrawnFigure(figure, number, svg, png))
+                figures.append(DrawnFigure(figure, number, svg, png, items_at))
                 files.update({f"{figure.name}.svg": svg, f"{figure.name}.png": png})
             files.update(section.files)
             shown.append(DrawnSection(section, tuple(figures)))
@@ -186,7 +192,9 @@ XLINK = "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")]+)['\"]?\s*\)")
 
 
-def inline_svg(svg: str, name: str, title: str, description: str) -> str:
+def inline_svg(
+    svg: str, name: str, title: str, description: str, items_at: str | None = None
+) -> str:
     """The SVG as one image for assistive technology, of flexible width.
 
     Its ids and the references to them start with ``name``, so that several stand on one page.
@@ -196,6 +204,8 @@ def inline_svg(svg: str, name: str, title: str, description: str) -> str:
         name: unique on the page.
         title: short, what the image is.
         description: what it shows, in words.
+        items_at: the page with the items that marks link to; empty: this one; None: there is none,
+            and marks are no links.
 
     Raises:
         ValueError: it holds a script or refers to something outside itself.
@@ -206,7 +216,7 @@ def inline_svg(svg: str, name: str, title: str, description: str) -> str:
     for element in root.iter():
         if element.tag in (f"{{{SVG}}}script", f"{{{SVG}}}foreignObject", f"{{{SVG}}}image"):
             raise ValueError(f"a chart must not hold {element.tag}")
-        _clean(element, name)
+        _clean(element, name, items_at)
     width = root.attrib.pop("width")
     root.attrib.pop("height", None)
     root.attrib |= {
@@ -221,7 +231,7 @@ def inline_svg(svg: str, name: str, title: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _clean(element: ElementTree.Element, name: str) -> None:
+def _clean(element: ElementTree.Element, name: str, items_at: str | None) -> None:
     """Own ids; no labels of single marks, which would be read out one by one, nor keys to them.
 
     Links of marks are for a pointer: there is one for each mark, and the list of the items can be
@@ -238,6 +248,10 @@ def _clean(element: ElementTree.Element, name: str) -> None:
                 raise ValueError(f"a chart must not refer to {value!r}")
             if not value.startswith(ITEMS_LINK):
                 element.attrib[key] = f"#{name}-{value[1:]}"
+            elif items_at is None:
+                del element.attrib[key]
+            else:
+                element.attrib[key] = f"{items_at}{value}"
         elif "url(" in value:
             element.attrib[key] = _REFERENCE.sub(rf"url(#{name}-\1)", value)
     if element.tag == f"{{{SVG}}}a":

@@ -68,7 +68,11 @@ def test_filters_filter(small_page: Path, visit: Visit) -> None:
         "learnt from rank 64 on": "1 of 8 items",
         "learnt from rank 4 on": "1 of 8 items",
         "comes back as trained": "1 of 8 items",
+        "changed by rank 4": "4 of 8 items",
+        "changed by rank 64": "3 of 8 items",
+        "changed by full fine-tuning": "5 of 8 items",
     }
+    field(page, "Which").select_option("comes back as trained")
     field(page, "Task").select_option("kinship (in-domain)")
     assert num_found(page) == "1 of 8 items"  # planted: the last comes back
 
@@ -169,13 +173,33 @@ def test_keys_go_through_twenty_thousand_items(large_page: Path, visit: Visit) -
 
 def test_a_link_in_a_chart_shows_the_items_of_its_task(small_page: Path, visit: Visit) -> None:
     page = ready(visit(small_page))
-    page.locator('svg a[*|href="#items-task-capitals"]').first.click()
-    assert num_found(page) == "7 of 8 items"
+    page.locator('svg a[*|href^="#items?task=capitals"]').first.click()
+    assert num_found(page) == "3 of 8 items"
+    assert field(page, "Which").locator("option:checked").inner_text() == "changed by rank 4"
     chosen = field(page, "Task").locator("option:checked")
     assert chosen.inner_text() == "capitals (retention)"
     box = page.locator("section.items").bounding_box()
     assert box is not None
     assert abs(box["y"]) < 100  # it is what is looked at
+
+
+def test_a_mark_shows_what_its_model_changed(small_page: Path, visit: Visit) -> None:
+    page = ready(visit(small_page))
+    marks = page.locator('section.figures svg a[*|href="#items?model=rank%2064"]')
+    assert marks.count() == 2  # gain against retention, and score by rank
+    marks.first.click()
+    assert num_found(page) == "3 of 8 items"
+    assert field(page, "Task").locator("option:checked").inner_text() == "all tasks"
+
+
+def test_marks_link_to_items_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 'href="#items?' not in written(tmp_path).read_text("utf-8")
+    monkeypatch.setattr(encoding, "MOST_BYTES", 10)
+    text = written(tmp_path, planted_items()).read_text("utf-8")
+    assert 'href="#items?' not in text
+    assert 'href="items.html#items?' in text
 
 
 def test_too_many_items_are_a_page_of_their_own(

@@ -31,7 +31,8 @@ _LABEL_LIMIT = 260
 class Bar(NamedTuple):
     """An estimate in the row ``group`` (its lines end in line feeds), of the model ``series``.
 
-    ``task`` is the one whose items a click shows, where it is one.
+    ``task`` is the one whose items a click shows, where it is one, of which those that the model
+    changed.
     """
 
     group: str
@@ -94,7 +95,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], width: float, *, has_key: bo
             "series": bar.series,
             "colour": look.colour.light,
             "shape": look.shape,
-            "href": items_link(bar.task),
+            "href": items_link(bar.task, bar.series if bar.task else ""),
             **bounds(bar.value, "x"),
         }
         for bar in panel.bars

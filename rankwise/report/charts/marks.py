@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import altair as alt
 
@@ -28,7 +28,7 @@ LINE = 16.0
 """The height of a line of text in pixels."""
 
 ITEMS_LINK = "#items"
-"""What links to items begin with; the page's script reads what follows."""
+"""What links to items begin with; the page's script reads what follows as a query."""
 
 _MARGIN_SHARE = 0.08
 _BESIDE, _ABOVE = 6.0, 9.0
@@ -96,14 +96,15 @@ def keyed(
     }
 
 
-def links(tasks: Iterable[str]) -> dict[str, Any]:
-    """The encoding of rows' ``items_link``, where any of them is of a task."""
-    return {"href": "href:N"} if any(tasks) else {}
+def links(named: Iterable[str]) -> dict[str, Any]:
+    """The encoding of rows' ``items_link``, where any of them names a task or a model."""
+    return {"href": "href:N"} if any(named) else {}
 
 
-def items_link(task: str) -> str:
-    """To the items of a task on the page, or to all of them."""
-    return f"{ITEMS_LINK}-task-{quote(task, safe='')}" if task else ITEMS_LINK
+def items_link(task: str = "", model: str = "") -> str:
+    """To the items of a task, and to those that a model changed; to all of them without."""
+    asked = {name: value for name, value in (("task", task), ("model", model)) if value}
+    return f"{ITEMS_LINK}?{urlencode(asked, quote_via=quote)}" if asked else ITEMS_LINK
 
 
 def rows_chart(rows: Iterable[Mapping[str, Any]]) -> Any:

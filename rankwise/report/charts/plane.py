@@ -18,6 +18,8 @@ from rankwise.report.charts.marks import (
     Name,
     axis,
     bounds,
+    items_link,
+    links,
     names_beside,
     padded,
     ring,
@@ -35,7 +37,10 @@ _CORNERS = 48
 
 
 class PlaneMark(NamedTuple):
-    """A model at (x, y). Marks of one ``name`` are named once; ``words`` say both numbers."""
+    """A model at (x, y). Marks of one ``name`` are named once; ``words`` say both numbers.
+
+    ``model`` is the label of the one whose items a click shows.
+    """
 
     name: str
     look: Look
@@ -43,6 +48,7 @@ class PlaneMark(NamedTuple):
     y: Interval | float
     words: str
     is_ringed: bool = False
+    model: str = ""
 
 
 class Plane(NamedTuple):
@@ -100,6 +106,7 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
             "colour": mark.look.colour.light,
             "shape": mark.look.shape,
             "is_ringed": mark.is_ringed,
+            "href": items_link(model=mark.model),
             **bounds(mark.x, "x"),
             **bounds(mark.y, "y"),
         }
@@ -122,6 +129,7 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
     layers: list[Any] = []
     base = Look.of("base")
     zero: dict[str, Any] = {"x": 0.0, "y": 0.0, "colour": base.colour.light, "shape": base.shape}
+    zero["href"] = items_link()
     points = [*rows, zero] if plane.has_origin else rows
     if plane.has_origin:
         line = rows_chart([zero]).mark_rule(color=MUTED.light, strokeWidth=1)
@@ -147,7 +155,9 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         bars.encode(alt.X("x_low:Q", **x), alt.X2("x_high:Q"), at["y"], COLOUR),
         bars.encode(alt.Y("y_low:Q", **y), alt.Y2("y_high:Q"), at["x"], COLOUR),
         ring(row for row in rows if row["is_ringed"]).encode(**at),
-        rows_chart(points).mark_point(filled=True, size=80, opacity=1).encode(COLOUR, SHAPE, **at),
+        rows_chart(points)
+        .mark_point(filled=True, size=80, opacity=1)
+        .encode(COLOUR, SHAPE, **at, **links(mark.model for mark in plane.marks)),
     ]
     names = list(_names(plane, [pixel(row) for row in rows]))
     if plane.has_origin:

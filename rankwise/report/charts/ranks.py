@@ -20,8 +20,10 @@ from rankwise.report.charts.marks import (
     Name,
     axis,
     bounds,
+    items_link,
     keyed,
     lines,
+    links,
     on_halo,
     padded,
     ring,
@@ -55,7 +57,10 @@ _CURVE_POINTS = 40
 
 
 class RankMark(NamedTuple):
-    """A value at a rank; ``is_ringed`` marks what is recommended, ``name`` is in words only."""
+    """A value at a rank; ``is_ringed`` marks what is recommended.
+
+    ``name`` is in words, and that of the model whose items a click shows.
+    """
 
     rank: int
     value: Interval | float
@@ -206,6 +211,7 @@ def _panel(
             "series": mark.series,
             "colour": kind_colour(mark.rank).light,
             "is_ringed": mark.is_ringed,
+            "href": items_link(model=mark.name),
             **bounds(mark.value, "y"),
         }
         for mark in panel.marks
@@ -230,7 +236,9 @@ def _panel(
             x, alt.Y("y_low:Q", **y), alt.Y2("y_high:Q"), look["color"]
         ),
         ring(row for row in rows if row["is_ringed"]).encode(**at),
-        data.mark_point(filled=True, size=75, opacity=1).encode(**look, **at),
+        data.mark_point(filled=True, size=75, opacity=1).encode(
+            **look, **at, **links(mark.name for mark in panel.marks)
+        ),
         *_line_names(panel.lines, domain, size),
     ]
     chart = alt.layer(*layers).properties(width=width, height=height)

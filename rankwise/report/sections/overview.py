@@ -98,6 +98,7 @@ def _trade_off(study: _Study) -> Figure:
             f"{summary.label}: gain {cells.in_words(gain)}, "
             f"retention change {cells.in_words(change)}",
             summary.is_recommended,
+            summary.label,
         )
         for summary, gain, change in drawn
     ]

@@ -148,6 +148,10 @@ function filtersOf(data) {
     filters["comes back as trained"] = (item) =>
       at(0, item) === "1" && runs.some((model) => at(model, item) === "c");
   }
+  for (const model of runs) {
+    filters[`changed by ${data.models[model].label}`] = (item) =>
+      at(model, item) !== "." && (at(model, item) === "1") !== (at(0, item) === "1");
+  }
   return filters;
 }
 
@@ -349,12 +353,14 @@ async function showItems(section) {
   window.addEventListener("resize", () => { drawRows(); drawMatrix(); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMatrix);
 
-  /* #items-task-NAME: a link from a chart or a table shows the items of that task */
+  /* #items?task=NAME&model=LABEL: a mark of a chart shows its items, those that its model changed */
   function follow() {
-    const name = decodeURIComponent(location.hash).replace(/^#items-task-/, "");
-    const place = data.tasks.findIndex((task) => task.name === name);
-    if (place < 0) return;
-    form.task.value = String(place);
+    if (!location.hash.startsWith("#items?")) return;
+    const asked = new URLSearchParams(location.hash.slice("#items?".length));
+    const place = data.tasks.findIndex((task) => task.name === asked.get("task"));
+    form.task.value = place < 0 ? "" : String(place);
+    const which = `changed by ${asked.get("model")}`;
+    form.which.value = which in filters ? which : "all items";
     update();
     section.scrollIntoView();
   }
