@@ -37,8 +37,14 @@ def compare(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="The page.", parser=given_path)
-    ] = Path("comparison.html"),
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="The page to write (default: comparison.html).",
+            parser=given_path,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a file that is no such page.")
     ] = False,
@@ -50,10 +56,10 @@ def compare(
     them differ in one axis alone. Choices are compared item by item only where
     both studies were made on one software stack, with the same base model, on
     the same items: a stack alone moves scores by 1 to 3 points. Of a study that
-    is not finished, what is there is compared. Nothing is written into the
-    studies' folders.
+    is not finished, what is there is compared. The studies stay as they are.
     """
-    _refuse(directories, output, replace=force)
+    page = output or Path("comparison.html")
+    _refuse(directories, page, replace=force)
     from rankwise.cli.terminal import comparison_lines
     from rankwise.findings.comparison import compare_studies
     from rankwise.report.comparison_page import write_comparison
@@ -61,18 +67,18 @@ def compare(
     with usage_errors((RecordError, TaskError)):
         studies = _read(directories)
         comparison = compare_studies(studies)
-    write_comparison(output, comparison, studies)
+    write_comparison(page, comparison, studies)
     for study in studies:
         for name, reason in study.results.left_out.items():
             note(f"left out of {study.name}: {name} {reason}")
     if as_json:
         return emit(comparison)
     stdout.print(*comparison_lines(comparison, studies), sep="\n")
-    say(f"page: {output}", folded=False)
+    say(f"page: {page}", folded=False)
     return OK
 
 
-def _refuse(directories: Sequence[Path], output: Path, *, replace: bool) -> None:
+def _refuse(directories: Sequence[Path], page: Path, *, replace: bool) -> None:
     """Refuse what cannot be compared, and a page in the place of something else.
 
     Raises:
@@ -91,11 +97,11 @@ def _refuse(directories: Sequence[Path], output: Path, *, replace: bool) -> None
                 f"{first} and {directory} are one folder"
             )  # fmt: skip
             problems.append(f"{same}; name each study once")
-    if output.is_dir():
-        problems.append(f"--output {output} is a folder; name a file")
-    elif output.exists() and not replace and not is_comparison(output):
+    if page.is_dir():
+        problems.append(f"--output {page} is a folder; name a file")
+    elif page.exists() and not replace and not is_comparison(page):
         problems.append(
-            f"--output {output} exists and is no page of rankwise compare; choose another file or "
+            f"--output {page} exists and is no page of rankwise compare; choose another file or "
             "give --force"
         )
     if problems:

@@ -164,7 +164,7 @@ def _against(alternative: Alternative) -> str:
 
 
 def more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
-    """In words how much more or less one setting gains and keeps than another; None is left out."""
+    """How much more or less one setting gains and keeps than another; None is left out."""
 
     def part(verb: str, mean: TaskMean) -> str:
         amount = quantities.amount(abs(mean.estimate), mean.unit)

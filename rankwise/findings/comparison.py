@@ -90,7 +90,10 @@ class ComparedStudy(Record):
 
 
 class ComparedChoice(Record):
-    """The setting that a study recommends, or its best bet; seconds are those of all its seeds."""
+    """The setting that a study recommends, or its best bet.
+
+    ``train_seconds`` are those of all its seeds; None where it was trained elsewhere.
+    """
 
     label: str
     rank: int | None
@@ -101,7 +104,7 @@ class ComparedChoice(Record):
     seeds: tuple[int, ...]
     num_parameters: int
     trainable_share: float
-    train_seconds: float
+    train_seconds: float | None
 
 
 class ComparedAnswer(Record):
@@ -307,7 +310,9 @@ def _choice(option: Option) -> ComparedChoice:
         seeds=tuple(seed for seed in map(_seed, option.runs) if seed is not None),
         num_parameters=plan.num_trainable_parameters,
         trainable_share=plan.trainable_share,
-        train_seconds=sum(record.train_seconds for record in option.records),
+        train_seconds=None
+        if plan.imported_as is not None
+        else sum(record.train_seconds for record in option.records),
     )
 
 
@@ -354,7 +359,7 @@ def _reason(first: _Part, second: _Part) -> str | None:
 def _shared(
     first: _Part, second: _Part, tasks: Sequence[str], others: Sequence[str]
 ) -> tuple[str, ...]:
-    """The tasks of both whose items are the same, and are grouped in the same way.
+    """The tasks of both whose items are the same, and are judged and grouped in the same way.
 
     The fingerprint of the base's scoring is that of its weights, the items, and how they are asked.
     """
@@ -364,6 +369,7 @@ def _shared(
         for task in tasks
         if task in others
         and one.evaluations[task].fingerprint == other.evaluations[task].fingerprint
+        and one.items[task].metric == other.items[task].metric
         and one.items[task].clusters == other.items[task].clusters
     )
 
@@ -438,7 +444,7 @@ def _statement(
             if len(stacks) > 1
             else "These studies do not all say on which software stack they were made"
         )
-        rest = "; those on one stack are compared below" if compared else ""
+        rest = "; those on one stack are compared item by item" if compared else ""
         return "stacks", f"{what}. {STACK_SHIFT}. So no number is made from two stacks{rest}."
     if not compared:
         return (

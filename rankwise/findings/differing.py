@@ -38,13 +38,22 @@ _AXES = {
 _MOVE_ITEMS = {"the base model", "the trained task", "the number of scored items", STACK}
 """Axes that change the fingerprints of scored items (which cover the precision) by themselves."""
 
-# What no result depends on; of the base model the weights count, whatever it is called.
+# What the scores that are compared do not depend on, but for rounding. Of the base model the
+# weights count, whatever it is called; the precision is a part of the software stack.
 _UNUSED: Any = {
     "name": True,
     "base_model": True,
     "tasks_path": True,
     "allow_task_code": True,
-    "train": {"save_every"},
+    "analysis": True,
+    "train": {
+        "precision",
+        "max_micro_batch_tokens",
+        "gradient_checkpointing",
+        "compile",
+        "save_every",
+    },
+    "evaluation": {"domains", "trained_format", "num_train_items", "max_batch_tokens"},
 }
 _DIGITS = 8
 
@@ -73,7 +82,7 @@ class AlikeStudies(Record):
 
 
 def settings_of(study: StudyRecord, stack: str) -> Settings:
-    """Every setting of a study that a result may depend on.
+    """Every setting of a study that its scores may depend on.
 
     Beside those of the study file: fingerprints of the base's weights and of the items of each task
     that decides, and the software stack. Of a folder or a file only the name counts, not where it
@@ -89,7 +98,7 @@ def settings_of(study: StudyRecord, stack: str) -> Settings:
     }
     return {
         **dict(_flat(config)),
-        _WEIGHTS: study.base_model_fingerprint[:_DIGITS],
+        _WEIGHTS: study.base_model_fingerprint.rpartition(":")[2][:_DIGITS],
         **{f"{_ITEMS}{task}": study.task_fingerprints[task][:_DIGITS] for task in sorted(tasks)},
         STACK: stack,
     }
@@ -100,12 +109,11 @@ def differing(settings: Sequence[Settings]) -> tuple[DifferingSetting, ...]:
 
     A task that only one of them scores is in its lists of tasks; its items are left out here.
     """
-    found = dict.fromkeys(name for own in settings for name in own)
     rows = [
         DifferingSetting(
             name=name, axis=_axis(name), values=tuple(own.get(name) for own in settings)
         )
-        for name in found
+        for name in _merged(settings)
     ]
 
     def differ(row: DifferingSetting) -> bool:
@@ -141,6 +149,18 @@ def _equal_without(settings: Sequence[Settings], axis: str | None) -> Iterator[l
         on_axis = {part(settings[place], is_ignored=True) for place in places}
         if len(places) > 1 and (axis is None or len(on_axis) > 1):
             yield places
+
+
+def _merged(settings: Sequence[Settings]) -> list[str]:
+    """All their names; one that is new stands behind the one before it."""
+    names: list[str] = []
+    for own in settings:
+        place = 0
+        for name in own:
+            if name not in names:
+                names.insert(place, name)
+            place = names.index(name) + 1
+    return names
 
 
 def _axis(name: str) -> str:

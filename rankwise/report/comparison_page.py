@@ -105,10 +105,9 @@ def _sections(
 ) -> Iterator[ReportSection]:
     shown = side_by_side(comparison, studies)
     yield ReportSection("side-by-side", "Side by side", tables=[TitledTable("", shown)])
-    if comparison.compared or comparison.not_compared:
-        yield _pair_section(comparison)
-    yield _figure_section(comparison)
     yield _setting_section(comparison)
+    yield _pair_section(comparison)
+    yield _figure_section(comparison)
     yield _stack_section(comparison)
     warnings = [
         f"{study.name}: {warning}" for study in studies for warning in study_warnings(study.results)
@@ -151,7 +150,7 @@ def side_by_side(comparison: StudyComparison, studies: Sequence[StudySource]) ->
         _Row("Software stack", lambda answer: comparison.of(answer).stack_words),
     ]
     columns: list[Column[_Row]] = [
-        Column("", lambda row: Cell(row.name, "", row.detail)),
+        Column("Study", lambda row: Cell(row.name, "", row.detail)),
         *(
             Column(answer.name, lambda row, answer=answer: row.of(answer))
             for answer in comparison.answers
@@ -190,8 +189,9 @@ def _setting_rows() -> list[_Row]:
 
 
 def _trained_on(answer: ComparedAnswer, study: StudyRecord) -> Cell:
-    rows = {run.num_examples for run in study.runs if run.train_task == answer.train_task}
-    return _value(answer.train_task, f"{quantities.count(max(rows))} rows" if rows else "")
+    runs = [run for run in study.runs if run.train_task == answer.train_task]
+    rows = max((run.num_examples for run in runs if run.imported_as is None), default=0)
+    return _value(answer.train_task, f"{quantities.count(rows)} rows" if rows else "")
 
 
 def _methods(answer: ComparedAnswer, study: StudyRecord) -> Cell:
@@ -213,7 +213,7 @@ def _choice(answer: ComparedAnswer) -> Cell:
         return Cell(quantities.NOT_MEASURED, "", "nothing could be judged")
     odds = answer.probability
     how = "recommended" if answer.outcome == "recommended" else "best bet"
-    how += "" if odds is None else f", right with {quantities.odds(odds)}"
+    how += "" if odds is None else f", {quantities.odds(odds)} likely to be right"
     if answer.choice is None:
         return Cell("do not fine-tune", "", how)
     return Cell(answer.choice.label, "", how)
@@ -236,7 +236,8 @@ def _weights(answer: ComparedAnswer) -> Cell | None:
 
 
 def _time(answer: ComparedAnswer) -> str | None:
-    return None if answer.choice is None else quantities.seconds(answer.choice.train_seconds)
+    seconds = None if answer.choice is None else answer.choice.train_seconds
+    return None if seconds is None else quantities.seconds(seconds)
 
 
 def _intervals(confidences: Sequence[float]) -> str:
@@ -254,7 +255,7 @@ def _pair_section(comparison: StudyComparison) -> ReportSection:
     if not pairs:
         return ReportSection("pairs", "Item by item", remarks)
     columns: list[Column[ComparedPair]] = [
-        Column("Less the first", lambda pair: Cell(pair.second, "", f"less {pair.first}")),
+        Column("Studies", lambda pair: Cell(pair.second, "", f"less {pair.first}")),
         Column("Gain in-domain", lambda pair: _on(pair.gain, pair.gain_tasks), is_optional=True),
         Column(
             "Retention change",
@@ -388,7 +389,7 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
     rows = comparison.differing
     title = "What differs"
     if not rows:
-        return ReportSection("differs", title, ["No setting that a result depends on."])
+        return ReportSection("differs", title, ["No setting that the scores depend on."])
     columns: list[Column[DifferingSetting]] = [
         Column("Setting", lambda row: row.name),
         *(
@@ -397,8 +398,8 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
         ),
     ]
     caption = (
-        "Settings that are not the same in all studies, as in their study files; items and weights "
-        "by the beginning of their fingerprint. All others are the same."
+        "The settings that scores depend on and that are not the same in all studies, as in their "
+        "study files; items and weights by the beginning of their fingerprint."
     )
     return ReportSection("differs", title, tables=[TitledTable("", table(caption, columns, rows))])
 

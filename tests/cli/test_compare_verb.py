@@ -33,7 +33,7 @@ def content(*folders: Path) -> dict[Path, bytes]:
         path: path.read_bytes()
         for folder in folders
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".checked.json"
     }
 
 

@@ -91,7 +91,9 @@ def test_those_on_one_stack_are_paired_beside_others() -> None:
     comparison = of(*studies)
     assert comparison.kind == "stacks"
     assert [(pair.first, pair.second) for pair in comparison.compared] == [("a", "c")]
-    assert comparison.statement.endswith("two stacks; those on one stack are compared below.")
+    assert comparison.statement.endswith(
+        "two stacks; those on one stack are compared item by item."
+    )
     assert comparison.not_compared == (
         "a and b; b and c: they were made on different software stacks.",
     )
@@ -213,14 +215,13 @@ def test_studies_that_differ_in_one_axis_alone() -> None:
     studies = [compared("a"), compared("b", settings=RATE), compared("c", settings=EPOCHS)]
     comparison = of(*studies)
     assert [(each.studies, each.axis) for each in comparison.alike] == [
-        (("a", "b"), "the learning rate"),
         (("a", "c"), "the epochs"),
+        (("a", "b"), "the learning rate"),
     ]
-    rows = {row.name: row.values for row in comparison.differing}
-    assert rows == {
-        "train.learning_rate.lora": ("0.0002", "0.001", "0.0002"),
-        "train.epochs": ("3", "3", "1"),
-    }
+    assert [(row.name, row.values) for row in comparison.differing] == [
+        ("train.epochs", ("3", "3", "1")),
+        ("train.learning_rate.lora", ("0.0002", "0.001", "0.0002")),
+    ]
 
 
 def test_three_values_of_one_axis_are_one_sentence() -> None:

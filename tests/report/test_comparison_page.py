@@ -64,7 +64,7 @@ def test_two_stacks_stand_in_charts_of_their_own_and_no_number_is_made_from_both
     assert "first" in first
     assert "second" not in first
     assert "second" in second
-    assert "5.0" not in text  # what the second gains more
+    assert "+5.0" not in text  # what the second gains more
     for row in ("torch 2.13.0 2.9.0", "Device cpu cpu"):
         assert row in " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
