@@ -207,12 +207,7 @@ def comparison_lines(
 ) -> Iterator[RenderableType]:
     """Studies side by side, and last what may be compared of them."""
     yield _as_shown(side_by_side(comparison, studies))
-    yield from (Text(f"- {each.statement}") for each in comparison.alike)
-    for pair in comparison.compared:
-        yield Text(f"- {pair.statement}")
-        if pair.base_note is not None:
-            yield Text(f"- {pair.base_note}")
-    yield from (Text(f"- Not compared: {said}") for said in comparison.not_compared)
+    yield from (Text(f"- {said}") for said in (*comparison.points, *comparison.remarks))
     yield Text(comparison.statement, style="bold")
 
 

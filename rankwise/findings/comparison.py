@@ -28,7 +28,7 @@ from rankwise.records.base import Record
 from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults
-from rankwise.records.stacks import Stack, stack_of
+from rankwise.records.stacks import Stack, differences, stack_of
 from rankwise.records.study import Unit
 
 STACK_SHIFT = (
@@ -40,6 +40,9 @@ STACK_SHIFT = (
 
 ROUNDING: Mapping[Unit, float] = {"points": 0.01, "nats": 1e-4}
 """Below this the base's score of an item is the same: batches of other models round otherwise."""
+
+MOST_STATEMENTS = 6
+"""More pairs than this have no sentences of their own."""
 
 ComparisonKind = Literal["stacks", "paired", "apart"]
 """Several software stacks; one, with pairs that are compared; or one without any."""
@@ -189,13 +192,23 @@ class StudyComparison(Record):
         return tuple(pair for pair in self.pairs if pair.reason is None)
 
     @property
-    def not_compared(self) -> tuple[str, ...]:
-        """A sentence for each reason, with the pairs that it keeps apart."""
+    def points(self) -> tuple[str, ...]:
+        """What differs in one axis alone, and a sentence for each of a few pairs."""
+        pairs = [pair.statement for pair in self.compared]
+        is_said = pairs == [self.statement] or len(pairs) > MOST_STATEMENTS
+        return (*(each.statement for each in self.alike), *([] if is_said else pairs))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Bases that scored otherwise; and for each reason, the pairs that it keeps apart."""
         by_reason: dict[str, list[str]] = {}
         for pair in self.pairs:
             if pair.reason is not None:
                 by_reason.setdefault(pair.reason, []).append(f"{pair.first} and {pair.second}")
-        return tuple(f"{'; '.join(names)}: {reason}." for reason, names in by_reason.items())
+        return (
+            *(note for pair in self.compared if (note := pair.base_note) is not None),
+            *(f"Not compared: {'; '.join(who)}: {why}." for why, who in by_reason.items()),
+        )
 
 
 class _Part(NamedTuple):
@@ -439,11 +452,10 @@ def _statement(
 ) -> tuple[ComparisonKind, str]:
     compared = [pair for pair in pairs if pair.reason is None]
     if any(study.stack is None for study in studies) or len(stacks) > 1:
-        what = (
-            f"These studies were made on {len(stacks)} software stacks"
-            if len(stacks) > 1
-            else "These studies do not all say on which software stack they were made"
-        )
+        what = "These studies do not all say on which software stack they were made"
+        if len(stacks) > 1:
+            what = f"These studies were made on {len(stacks)} software stacks"
+            what += f" ({differences(*stacks)})" if len(stacks) == 2 else ""
         rest = "; those on one stack are compared item by item" if compared else ""
         return "stacks", f"{what}. {STACK_SHIFT}. So no number is made from two stacks{rest}."
     if not compared:
@@ -453,4 +465,5 @@ def _statement(
         )
     if len(pairs) == 1:
         return "paired", compared[0].statement
-    return "paired", f"{len(compared)} of {len(pairs)} pairs are compared item by item."
+    number = f"{len(compared)} of {len(pairs)}" if len(compared) < len(pairs) else "All"
+    return "paired", f"{number} pairs of these studies are compared item by item."

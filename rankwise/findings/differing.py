@@ -13,10 +13,7 @@ from rankwise.records.study import StudyRecord
 Settings = Mapping[str, str]
 """Name, with dots as in a study file, -> value; what is not set is not in it."""
 
-STACK = "the software stack"
-"""The setting, and the axis, that no study file has."""
-
-_WEIGHTS, _ITEMS = "weights of the base model", "items of "
+_WEIGHTS, _ITEMS, _STACK = "weights of the base model", "items of ", "software stack"
 _SCORED = "the scored items"
 
 _AXES = {
@@ -32,10 +29,11 @@ _AXES = {
     "methods.lora.target_modules": "the target modules",
     "seeds": "the seeds",
     "evaluation.limit": "the number of scored items",
+    _STACK: "the software stack",
 }
 """Settings that are one axis, with all below them; every other setting is an axis of its own."""
 
-_MOVE_ITEMS = {"the base model", "the trained task", "the number of scored items", STACK}
+_MOVE_ITEMS = {_AXES[name] for name in (_WEIGHTS, "train.task", "evaluation.limit", _STACK)}
 """Axes that change the fingerprints of scored items (which cover the precision) by themselves."""
 
 # What the scores that are compared do not depend on, but for rounding. Of the base model the
@@ -100,7 +98,7 @@ def settings_of(study: StudyRecord, stack: str) -> Settings:
         **dict(_flat(config)),
         _WEIGHTS: study.base_model_fingerprint.rpartition(":")[2][:_DIGITS],
         **{f"{_ITEMS}{task}": study.task_fingerprints[task][:_DIGITS] for task in sorted(tasks)},
-        STACK: stack,
+        _STACK: stack,
     }
 
 

@@ -90,7 +90,7 @@ def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource])
                 comparison.kind,
                 _ANSWERS[comparison.kind],
                 comparison.statement,
-                [each.statement for each in comparison.alike],
+                comparison.points,
                 (),
             )
         ],
@@ -250,8 +250,7 @@ def _intervals(confidences: Sequence[float]) -> str:
 
 def _pair_section(comparison: StudyComparison) -> ReportSection:
     pairs = comparison.compared
-    remarks = [note for pair in pairs if (note := pair.base_note) is not None]
-    remarks += [f"Not compared: {said}" for said in comparison.not_compared]
+    remarks = comparison.remarks
     if not pairs:
         return ReportSection("pairs", "Item by item", remarks)
     columns: list[Column[ComparedPair]] = [

@@ -74,7 +74,7 @@ def test_no_number_is_made_from_two_stacks() -> None:
     assert comparison.kind == "stacks"
     assert numbers(comparison) == []
     assert reasons(comparison) == ["they were made on different software stacks"]
-    assert "made on 2 software stacks" in comparison.statement
+    assert "made on 2 software stacks (torch 2.13.0 -> 2.9.0). A" in comparison.statement
     assert "by 1 to 3 points" in comparison.statement
     assert [stack.parts["torch"] for stack in comparison.stacks] == ["2.13.0", "2.9.0"]
     assert [study.stack for study in comparison.studies] == ["stack 1", "stack 2"]
@@ -94,9 +94,9 @@ def test_those_on_one_stack_are_paired_beside_others() -> None:
     assert comparison.statement.endswith(
         "two stacks; those on one stack are compared item by item."
     )
-    assert comparison.not_compared == (
-        "a and b; b and c: they were made on different software stacks.",
-    )
+    apart = "Not compared: a and b; b and c: they were made on different software stacks."
+    assert comparison.remarks == (apart,)
+    assert comparison.points[-1].startswith("The choice of c gains 5.0 points more (")
     assert comparison.panels == (("a", "c"),)
 
 
@@ -168,10 +168,10 @@ def test_a_base_that_scores_otherwise_on_one_stack_is_named() -> None:
     values[:3] = [1.0 - value for value in values[:3]]
     items["kinship"] = items["kinship"].model_copy(update={"values": tuple(values)})
     base = second.base.model_copy(update={"items": items})
-    (pair,) = of(compared("first"), judged(second.model_copy(update={"base": base}))).pairs
+    comparison = of(compared("first"), judged(second.model_copy(update={"base": base})))
+    (pair,) = comparison.pairs
     assert (pair.num_base_items, pair.num_base_moved) == (700, 3)
-    assert pair.base_note is not None
-    assert pair.base_note.startswith("The base itself scored 3 of 700 items otherwise in second")
+    assert comparison.remarks[0].startswith("The base itself scored 3 of 700 items otherwise in ")
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,9 @@ def test_lists_are_written_as_in_a_study_file() -> None:
 
 
 def test_every_pair_is_there_once() -> None:
-    studies = [compared(name) for name in "abcd"]
-    pairs = [(pair.first, pair.second) for pair in of(*studies).pairs]
+    comparison = of(*(compared(name) for name in "abcd"))
+    pairs = [(pair.first, pair.second) for pair in comparison.pairs]
     assert pairs == list(itertools.combinations("abcd", 2))
+    assert comparison.statement == "All pairs of these studies are compared item by item."
+    assert len(comparison.points) == 1 + 6
+    assert len(of(*(compared(name) for name in "abcde")).points) == 1  # ten pairs
