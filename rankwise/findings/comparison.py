@@ -164,8 +164,7 @@ class ComparedPair(Record):
         items = quantities.counted(self.num_base_items, "item")
         return (
             f"The base itself scored {quantities.count(self.num_base_moved)} of {items} otherwise "
-            f"in {self.second} than in {self.first}: their stacks are one by name, and something "
-            "else moved the scores."
+            f"in {self.second} than in {self.first}, though their stacks are one by name."
         )
 
 
@@ -363,7 +362,7 @@ def _reason(first: _Part, second: _Part) -> str | None:
     if one.stack != other.stack:
         return "they were made on different software stacks"
     if one.base_model_fingerprint != other.base_model_fingerprint:
-        return "they begin at different base models"
+        return "the fingerprints of their base models differ"
     if first.option is None or second.option is None:
         return "one of them chooses no setting"
     return None

@@ -36,8 +36,8 @@ _AXES = {
 _MOVE_ITEMS = {_AXES[name] for name in (_WEIGHTS, "train.task", "evaluation.limit", _STACK)}
 """Axes that change the fingerprints of scored items (which cover the precision) by themselves."""
 
-# What the scores that are compared do not depend on, but for rounding. Of the base model the
-# weights count, whatever it is called; the precision is a part of the software stack.
+# What neither the scores that are compared nor a choice depend on, but for rounding. Of the base
+# model the weights count, whatever it is called; the precision is a part of the software stack.
 _UNUSED: Any = {
     "name": True,
     "base_model": True,
@@ -75,12 +75,12 @@ class AlikeStudies(Record):
         """In words."""
         names = quantities.listed(self.studies)
         if self.axis is None:
-            return f"{names} have the same settings on one software stack: they are repeats."
+            return f"{names} have the same settings and the same software: they are repeats."
         return f"{names} have the same settings but for {self.axis}."
 
 
 def settings_of(study: StudyRecord, stack: str) -> Settings:
-    """Every setting of a study that its scores may depend on.
+    """Every setting of a study that its scores or its choice may depend on.
 
     Beside those of the study file: fingerprints of the base's weights and of the items of each task
     that decides, and the software stack. Of a folder or a file only the name counts, not where it
@@ -132,20 +132,24 @@ def alike(names: Sequence[str], settings: Sequence[Settings]) -> tuple[AlikeStud
 
 
 def _equal_without(settings: Sequence[Settings], axis: str | None) -> Iterator[list[int]]:
-    """Places of studies that are equal without an axis, and not equal on it."""
-    ignored = {axis}
-    if axis is not None and (axis in _MOVE_ITEMS or axis.startswith("evaluation.")):
-        ignored.add(_SCORED)
+    """Places of studies that are equal without an axis, and not equal on it.
 
-    def part(own: Settings, *, is_ignored: bool) -> frozenset[tuple[str, str]]:
-        return frozenset(each for each in own.items() if (_axis(each[0]) in ignored) is is_ignored)
+    Where the axis moves items by itself, these may differ too, if they are the same wherever the
+    axis is.
+    """
+    moves_items = axis is not None and (axis in _MOVE_ITEMS or axis.startswith("evaluation."))
+    apart = (axis, _SCORED) if moves_items else (axis,)
+
+    def part(own: Settings, axes: Sequence[str | None]) -> frozenset[tuple[str, str]]:
+        return frozenset((name, value) for name, value in own.items() if _axis(name) in axes)
 
     groups: dict[frozenset[tuple[str, str]], list[int]] = {}
     for place, own in enumerate(settings):
-        groups.setdefault(part(own, is_ignored=False), []).append(place)
+        groups.setdefault(frozenset(own.items()) - part(own, apart), []).append(place)
     for places in groups.values():
-        on_axis = {part(settings[place], is_ignored=True) for place in places}
-        if len(places) > 1 and (axis is None or len(on_axis) > 1):
+        on_axis = {part(settings[place], (axis,)) for place in places}
+        with_items = {part(settings[place], apart) for place in places}
+        if len(places) > 1 and (axis is None or 1 < len(on_axis) == len(with_items)):
             yield places
 
 

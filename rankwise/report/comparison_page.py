@@ -388,7 +388,8 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
     rows = comparison.differing
     title = "What differs"
     if not rows:
-        return ReportSection("differs", title, ["No setting that the scores depend on."])
+        said = "No setting that scores or choices depend on."
+        return ReportSection("differs", title, [said])
     columns: list[Column[DifferingSetting]] = [
         Column("Setting", lambda row: row.name),
         *(
@@ -397,8 +398,8 @@ def _setting_section(comparison: StudyComparison) -> ReportSection:
         ),
     ]
     caption = (
-        "The settings that scores depend on and that are not the same in all studies, as in their "
-        "study files; items and weights by the beginning of their fingerprint."
+        "The settings that scores or choices depend on and that are not the same in all studies, "
+        "as in their study files; items and weights by the beginning of their fingerprint."
     )
     return ReportSection("differs", title, tables=[TitledTable("", table(caption, columns, rows))])
 

@@ -44,7 +44,7 @@ def test_two_studies(folders: tuple[Path, Path], tmp_path: Path) -> None:
     shown = words(done.stdout)
     assert "The choice of second gains 5.0 points more (" in shown
     assert "and keeps 2.0 points less (" in shown
-    assert "first and second have the same settings on one software stack" in shown
+    assert "first and second have the same settings and the same software" in shown
     assert shown.endswith("page: comparison.html")
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "The choice of second gains 5.0 points more" in page

@@ -134,7 +134,7 @@ def test_other_base_models_stand_side_by_side() -> None:
     comparison = of(compared("first"), compared("second", weights=OTHER))
     assert comparison.kind == "apart"
     assert numbers(comparison) == []
-    assert reasons(comparison) == ["they begin at different base models"]
+    assert reasons(comparison) == ["the fingerprints of their base models differ"]
     assert [each.axis for each in comparison.alike] == ["the base model"]
 
 
@@ -248,6 +248,14 @@ def test_the_number_of_items_moves_their_fingerprints_by_itself() -> None:
     items = dict.fromkeys(("kinship", "capitals", "elements"), OTHER)
     few = compared("b", items=items, settings={"evaluation": {"limit": 100}})
     assert [each.axis for each in of(compared("a"), few).alike] == ["the number of scored items"]
+
+
+def test_items_that_moved_without_the_axis_are_no_part_of_it() -> None:
+    items = dict.fromkeys(("kinship", "capitals", "elements"), OTHER)
+    studies = [compared("a"), compared("b", items=items), compared("c", weights=OTHER)]
+    assert [(each.studies, each.axis) for each in of(*studies).alike] == [
+        (("a", "b"), "the scored items")
+    ]
 
 
 def test_where_files_lie_is_no_setting() -> None:

@@ -118,7 +118,7 @@ def other(**planted: Any) -> StudySource:
         (other(in_domain_accuracy={16: 0.3}), "do not fine-tune"),
         (other(in_domain_accuracy={"full": 0.8}), "nothing could be judged"),
         (other(in_domain_accuracy={16: 0.8}, diverged=[(16, 0)]), "diverged and takes no part"),
-        (other(weights="c" * 64), "they begin at different base models"),
+        (other(weights="c" * 64), "the fingerprints of their base models differ"),
         (
             other(in_domain_unit="nats", in_domain_accuracy={16: 2.0}, base={"kinship": 2.4}),
             "nats, n = 300",
