@@ -329,27 +329,28 @@ def _choice(option: Option) -> ComparedChoice:
 
 
 def _pair(first: _Part, second: _Part) -> ComparedPair:
-    names = {"first": first.answer.name, "second": second.answer.name}
-    confidence = max(first.answer.confidence, second.answer.confidence)
     in_domain = _shared(first, second, first.tasks.in_domain, second.tasks.in_domain)
     retention = _shared(first, second, first.tasks.retention, second.tasks.retention)
     reason = _reason(first, second)
     if reason is None and not (in_domain or retention):
         reason = "no task was scored on the same items in both"
+    confidence = max(first.answer.confidence, second.answer.confidence)
+    pair = ComparedPair(
+        first=first.answer.name, second=second.answer.name, reason=reason, confidence=confidence
+    )
     if reason is not None or first.option is None or second.option is None:
-        return ComparedPair(**names, reason=reason, confidence=confidence)
+        return pair
     runs = _same_seeds(first.option.runs, second.option.runs)
     moved = _base_moved(first, second, (*in_domain, *retention))
-    return ComparedPair(
-        **names,
-        gain=_difference(first, second, runs, in_domain, confidence),
-        gain_tasks=in_domain,
-        retention=_difference(first, second, runs, retention, confidence),
-        retention_tasks=retention,
-        num_base_items=len(moved),
-        num_base_moved=sum(moved),
-        confidence=confidence,
-    )
+    numbers = {
+        "gain": _difference(first, second, runs, in_domain, confidence),
+        "gain_tasks": in_domain,
+        "retention": _difference(first, second, runs, retention, confidence),
+        "retention_tasks": retention,
+        "num_base_items": len(moved),
+        "num_base_moved": sum(moved),
+    }
+    return pair.model_copy(update=numbers)
 
 
 def _reason(first: _Part, second: _Part) -> str | None:
