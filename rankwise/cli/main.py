@@ -3,6 +3,7 @@
 # The help lists the verbs in the order of these imports.
 # isort: off
 from rankwise.cli import study_verbs
+from rankwise.cli import compare_verb
 from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
@@ -18,6 +19,7 @@ from rankwise.cli.application import (
 __all__ = [
     "adapter_verbs",
     "app",
+    "compare_verb",
     "entry_point",
     "repair_verb",
     "study_verbs",

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.findings.comparison import StudyComparison, StudySource
 from rankwise.findings.heads import intervention, is_selected, screen_correlation
 from rankwise.findings.models import summarise
 from rankwise.findings.samples import SampleVerdicts, sample_amount
@@ -23,6 +24,8 @@ from rankwise.records.recommendation import Bound, Recommendation, StudyRecommen
 from rankwise.records.repairs import RepairChoice
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import PlannedPass, StudyRecord, Unit
+from rankwise.report.comparison_page import side_by_side
+from rankwise.report.parts import Table as ReportTable
 from rankwise.report.summaries import problem_of, verdict_table
 from rankwise.study.needs import Needs
 from rankwise.study.status import ModelStatus
@@ -178,13 +181,7 @@ def _verdict(
     summaries = summarise(results, recommendation)
     hidden = _NOT_ON_A_TERMINAL | (_NOT_ON_A_NARROW_ONE if width < _WIDE_COLUMNS else set())
     shown = verdict_table(results, recommendation, summaries, hidden)
-    table = Table()
-    for heading in shown.headings:
-        table.add_column(Text(f"{heading.title}\n{heading.detail}".strip()), overflow="fold")
-    for row in shown.groups[0].rows:
-        texts = [Text("\n".join(part for part in cell[:3] if part)) for cell in row]
-        table.add_row(*texts, style="bold" if row[0].is_marked else None)
-    yield table
+    yield _as_shown(shown)
     for summary in summaries:
         problem = problem_of(summary)
         if problem is not None:
@@ -192,6 +189,26 @@ def _verdict(
     for reason in recommendation.reasons:
         yield Text(f"- {reason}")
     yield from (Text(f"- {found.title}: {found.statement}") for found in signatures)
+
+
+def _as_shown(shown: ReportTable) -> Table:
+    """A table of the report without groups, for the terminal."""
+    table = Table()
+    for heading in shown.headings:
+        table.add_column(Text(f"{heading.title}\n{heading.detail}".strip()), overflow="fold")
+    for row in shown.groups[0].rows:
+        texts = [Text("\n".join(part for part in cell[:3] if part)) for cell in row]
+        table.add_row(*texts, style="bold" if row[0].is_marked else None)
+    return table
+
+
+def comparison_lines(
+    comparison: StudyComparison, studies: Sequence[StudySource]
+) -> Iterator[RenderableType]:
+    """Studies side by side, and last what may be compared of them."""
+    yield _as_shown(side_by_side(comparison, studies))
+    yield from (Text(f"- {said}") for said in (*comparison.points, *comparison.remarks))
+    yield Text(comparison.statement, style="bold")
 
 
 def samples_verdict(verdicts: SampleVerdicts) -> Iterator[RenderableType]:

@@ -160,6 +160,11 @@ def _follows(option: Option, advice: Advice) -> bool:
 
 def _against(alternative: Alternative) -> str:
     """Gains 3.1 points less (...) and keeps 0.2 points more (...) than the choice."""
+    return f"{more_or_less(alternative.gain, alternative.retention)} than the choice"
+
+
+def more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
+    """How much more or less one setting gains and keeps than another; None is left out."""
 
     def part(verb: str, mean: TaskMean) -> str:
         amount = quantities.amount(abs(mean.estimate), mean.unit)
@@ -167,7 +172,5 @@ def _against(alternative: Alternative) -> str:
         more = "more" if mean.estimate > 0 else "less"
         return f"{verb} {amount} {more} ({bounds})"
 
-    parts = [part("gains", alternative.gain)]
-    if alternative.retention is not None:
-        parts.append(part("keeps", alternative.retention))
-    return f"{' and '.join(parts)} than the choice"
+    means = {"gains": gain, "keeps": retention}
+    return " and ".join(part(verb, mean) for verb, mean in means.items() if mean is not None)

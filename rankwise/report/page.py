@@ -14,7 +14,6 @@ from rankwise.findings.study import StudyFindings
 from rankwise.records.axes import Kind
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import RELATIONS, StudyRecord
@@ -56,7 +55,13 @@ from rankwise.report.sections.signatures import (
 )
 from rankwise.report.sections.transfer import transfer_section
 from rankwise.report.sections.weights import weight_section
-from rankwise.report.summaries import RELATION_NAMES, Summaries, verdict_notes, verdict_table
+from rankwise.report.summaries import (
+    OUTCOMES,
+    RELATION_NAMES,
+    Summaries,
+    verdict_notes,
+    verdict_table,
+)
 from rankwise.report.tables import (
     csv_tables,
     decision_table,
@@ -70,13 +75,6 @@ from rankwise.report.tables import (
 )
 
 FILES, ITEMS_FILE = "report", "items.html"
-
-OUTCOMES: dict[Outcome, str] = {
-    "recommended": "Recommended",
-    "no_evidence": "No evidence for fine-tuning",
-    "none_keeps_enough": "No rank keeps enough",
-    "cannot_tell": "Not settled",
-}
 
 
 def write_report(

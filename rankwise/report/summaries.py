@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from rankwise.findings.models import ModelSummary
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
+from rankwise.records.judgement import Outcome
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import PlannedRun, Relation
@@ -21,6 +22,13 @@ RELATION_NAMES: dict[Relation, str] = {
     "out_of_domain": "out-of-domain",
     "retention": "retention",
     "held_out_text": "held-out prose",
+}
+
+OUTCOMES: dict[Outcome, str] = {
+    "recommended": "Recommended",
+    "no_evidence": "No evidence for fine-tuning",
+    "none_keeps_enough": "No rank keeps enough",
+    "cannot_tell": "Not settled",
 }
 
 

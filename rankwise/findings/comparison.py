@@ -1,0 +1,469 @@
+"""Studies side by side: what each of them chooses, and how far the choices may be compared.
+
+Scores are compared, paired item by item, only where both were made on one software stack, with the
+same base model and on the same items. No number is made from two stacks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rankwise.findings.card import more_or_less, verdict_card
+from rankwise.findings.differing import (
+    AlikeStudies,
+    DifferingSetting,
+    alike,
+    differing,
+    settings_of,
+)
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean
+from rankwise.findings.pairs import pair_items, run_record
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.records import quantities
+from rankwise.records.base import Record
+from rankwise.records.judgement import Outcome
+from rankwise.records.recommendation import StudyRecommendation
+from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.stacks import Stack, differences, stack_of
+from rankwise.records.study import Unit
+
+STACK_SHIFT = (
+    "A software stack alone has been seen to move scores by 1 to 3 points: one configuration and "
+    "seed on torch 2.7, 2.9 and 2.13 differed by 1.3 points (LoRA of rank 32) and 2.8 points (full "
+    "fine-tuning) on GSM8K"
+)
+"""What is known of it; the source is in docs/METHODS.md."""
+
+ROUNDING: Mapping[Unit, float] = {"points": 0.01, "nats": 1e-4}
+"""Below this the base's score of an item is the same: batches of other models round otherwise."""
+
+MOST_STATEMENTS = 6
+"""More pairs than this have no sentences of their own."""
+
+ComparisonKind = Literal["stacks", "paired", "apart"]
+"""Several software stacks; one, with pairs that are compared; or one without any."""
+
+
+class StudySource(NamedTuple):
+    """A study as it was read back, under a name that no other study of a comparison has."""
+
+    name: str
+    results: StudyResults
+    recommendation: StudyRecommendation
+
+
+class NamedStack(Record):
+    """Versions, device and precision that scores were made with, under a name: "stack 1"."""
+
+    name: str
+    parts: Stack
+
+
+class ComparedStudy(Record):
+    """A study as a whole.
+
+    ``stacks`` are those of all its trainings and scorings; ``is_stack_known`` is False where a
+    scoring does not say what made it. ``made_at`` is when the newest of them was written, an ISO
+    8601 date and time. ``left_out`` are runs and tasks that take no part, with the reason.
+    """
+
+    name: str
+    fingerprint: str
+    base_model: str
+    base_model_fingerprint: str
+    stacks: tuple[str, ...]
+    is_stack_known: bool
+    made_at: str
+    left_out: Mapping[str, str]
+
+    @property
+    def stack(self) -> str | None:
+        """The stack that everything was made on; None where there are several, or one unknown."""
+        return self.stacks[0] if self.is_stack_known and len(self.stacks) == 1 else None
+
+    @property
+    def stack_words(self) -> str:
+        """Its stack or stacks, in words."""
+        words = quantities.listed(self.stacks)
+        return words if self.is_stack_known else f"{words}, and one that is not recorded"
+
+
+class ComparedChoice(Record):
+    """The setting that a study recommends, or its best bet.
+
+    ``train_seconds`` are those of all its seeds; None where it was trained elsewhere.
+    """
+
+    label: str
+    rank: int | None
+    alpha: float | None
+    learning_rate: float | None
+    target_modules: tuple[str, ...]
+    epochs: int | None
+    seeds: tuple[int, ...]
+    num_parameters: int
+    trainable_share: float
+    train_seconds: float | None
+
+
+class ComparedAnswer(Record):
+    """What a study found for one trained task.
+
+    ``choice`` is None where not to fine-tune is the best bet, or nothing could be judged
+    (``has_bet``). ``probability`` is that of the best bet; None where the choice is recommended.
+    ``gain`` and ``retention`` are the choice's changes from its own base, at the study's
+    ``confidence``; positive is better.
+    """
+
+    name: str
+    study: str
+    train_task: str
+    outcome: Outcome
+    has_bet: bool
+    choice: ComparedChoice | None
+    probability: float | None
+    gain: TaskMean | None
+    retention: TaskMean | None
+    confidence: float
+
+
+class ComparedPair(Record):
+    """The choices of two answers: the second's change from the base less the first's, paired.
+
+    ``reason`` says why they are not compared; then there are no numbers. The means are over the
+    tasks of which both scored the same items, at the larger confidence of both. Of
+    ``num_base_items`` items of these tasks the base's score is another in ``num_base_moved``.
+    """
+
+    first: str
+    second: str
+    reason: str | None = None
+    gain: TaskMean | None = None
+    gain_tasks: tuple[str, ...] = ()
+    retention: TaskMean | None = None
+    retention_tasks: tuple[str, ...] = ()
+    num_base_items: int = 0
+    num_base_moved: int = 0
+    confidence: float
+
+    @property
+    def statement(self) -> str:
+        """In words, for a pair that is compared."""
+        less = more_or_less(self.gain, self.retention)
+        return f"The choice of {self.second} {less} than that of {self.first}."
+
+    @property
+    def base_note(self) -> str | None:
+        """What the base says of the two studies being on one stack; None where it moved nothing."""
+        if not self.num_base_moved:
+            return None
+        items = quantities.counted(self.num_base_items, "item")
+        return (
+            f"The base itself scored {quantities.count(self.num_base_moved)} of {items} otherwise "
+            f"in {self.second} than in {self.first}, though their stacks are one by name."
+        )
+
+
+class StudyComparison(Record):
+    """Several studies side by side. ``panels`` are answers that may stand on one plane."""
+
+    kind: ComparisonKind
+    statement: str
+    stacks: tuple[NamedStack, ...]
+    studies: tuple[ComparedStudy, ...]
+    answers: tuple[ComparedAnswer, ...]
+    differing: tuple[DifferingSetting, ...]
+    alike: tuple[AlikeStudies, ...]
+    pairs: tuple[ComparedPair, ...]
+    panels: tuple[tuple[str, ...], ...]
+
+    def of(self, answer: ComparedAnswer) -> ComparedStudy:
+        """The study of an answer."""
+        return next(study for study in self.studies if study.name == answer.study)
+
+    @property
+    def compared(self) -> tuple[ComparedPair, ...]:
+        """The pairs with numbers."""
+        return tuple(pair for pair in self.pairs if pair.reason is None)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """What differs in one axis alone, and a sentence for each of a few pairs."""
+        pairs = [pair.statement for pair in self.compared]
+        is_said = pairs == [self.statement] or len(pairs) > MOST_STATEMENTS
+        return (*(each.statement for each in self.alike), *([] if is_said else pairs))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Bases that scored otherwise; and for each reason, the pairs that it keeps apart."""
+        by_reason: dict[str, list[str]] = {}
+        for pair in self.pairs:
+            if pair.reason is not None:
+                by_reason.setdefault(pair.reason, []).append(f"{pair.first} and {pair.second}")
+        return (
+            *(note for pair in self.compared if (note := pair.base_note) is not None),
+            *(f"Not compared: {'; '.join(who)}: {why}." for why, who in by_reason.items()),
+        )
+
+
+class _Part(NamedTuple):
+    """An answer with what it was made from."""
+
+    answer: ComparedAnswer
+    study: ComparedStudy
+    source: OptionGains
+    tasks: DecidingTasks
+    option: Option | None
+
+
+def compare_studies(studies: Sequence[StudySource]) -> StudyComparison:
+    """Put studies side by side, and pair the choices of those that may be paired.
+
+    Args:
+        studies: at least two, each under a name of its own.
+
+    Raises:
+        RecordError: scorings of equal fingerprints have other items.
+    """
+    stacks: list[Stack] = []
+    described = [_described(study, stacks) for study in studies]
+    parts = [
+        part
+        for study, of in zip(studies, described, strict=True)
+        for part in _parts(study, of, has_several=len(study.recommendation.by_train_task) > 1)
+    ]
+    settings = [
+        settings_of(study.results.study, of.stack_words)
+        for study, of in zip(studies, described, strict=True)
+    ]
+    pairs = tuple(itertools.starmap(_pair, itertools.combinations(parts, 2)))
+    kind, statement = _statement(described, stacks, pairs)
+    return StudyComparison(
+        kind=kind,
+        statement=statement,
+        stacks=tuple(
+            NamedStack(name=_stack_name(place), parts=parts) for place, parts in enumerate(stacks)
+        ),
+        studies=tuple(described),
+        answers=tuple(part.answer for part in parts),
+        differing=differing(settings),
+        alike=alike([study.name for study in studies], settings),
+        pairs=pairs,
+        panels=tuple(_panels(parts)),
+    )
+
+
+def _described(study: StudySource, stacks: list[Stack]) -> ComparedStudy:
+    """A study with the names of its stacks; new ones are put behind the others."""
+    results, record = study.results, study.results.study
+    models = (results.base, *results.runs)
+    scored = [each.provenance for model in models for each in model.evaluations.values()]
+    made = [
+        *(model.run.provenance for model in models if model.run is not None),
+        *(each for each in scored if each is not None),
+    ]
+    own: list[Stack] = []
+    for provenance in made:
+        stack = {**stack_of(provenance), "precision": record.precision}
+        if stack not in own:
+            own.append(stack)
+    stacks += [stack for stack in own if stack not in stacks]
+    return ComparedStudy(
+        name=study.name,
+        fingerprint=record.fingerprint,
+        base_model=record.config.base_model.name,
+        base_model_fingerprint=record.base_model_fingerprint,
+        stacks=tuple(_stack_name(place) for place in sorted(map(stacks.index, own))),
+        is_stack_known=None not in scored,
+        made_at=max(provenance.created_at for provenance in made),
+        left_out=results.left_out,
+    )
+
+
+def _stack_name(place: int) -> str:
+    return f"stack {place + 1}"
+
+
+def _parts(study: StudySource, of: ComparedStudy, *, has_several: bool) -> Iterator[_Part]:
+    for recommendation in study.recommendation.by_train_task:
+        task = recommendation.train_task
+        source = OptionGains(study.results.of(task))
+        card = verdict_card(source, recommendation)
+        label = None if card is None else card.choice
+        option = next((each for each in source.options if each.label == label), None)
+        answer = ComparedAnswer(
+            name=f"{study.name}, {task}" if has_several else study.name,
+            study=study.name,
+            train_task=task,
+            outcome=recommendation.outcome,
+            has_bet=card is not None,
+            choice=None if option is None else _choice(option),
+            probability=None if card is None else card.probability,
+            gain=None if card is None else card.gain,
+            retention=None if card is None else card.retention,
+            confidence=source.confidence,
+        )
+        yield _Part(answer, of, source, source.deciding_tasks(recommendation.unit), option)
+
+
+def _choice(option: Option) -> ComparedChoice:
+    plan = option.plan
+    return ComparedChoice(
+        label=option.label,
+        rank=option.rank,
+        alpha=plan.alpha,
+        learning_rate=plan.learning_rate,
+        target_modules=plan.target_modules,
+        epochs=plan.epochs,
+        seeds=tuple(seed for seed in map(_seed, option.runs) if seed is not None),
+        num_parameters=plan.num_trainable_parameters,
+        trainable_share=plan.trainable_share,
+        train_seconds=None
+        if plan.imported_as is not None
+        else sum(record.train_seconds for record in option.records),
+    )
+
+
+def _pair(first: _Part, second: _Part) -> ComparedPair:
+    in_domain = _shared(first, second, first.tasks.in_domain, second.tasks.in_domain)
+    retention = _shared(first, second, first.tasks.retention, second.tasks.retention)
+    reason = _reason(first, second)
+    if reason is None and not (in_domain or retention):
+        reason = "no task was scored on the same items in both"
+    confidence = max(first.answer.confidence, second.answer.confidence)
+    pair = ComparedPair(
+        first=first.answer.name, second=second.answer.name, reason=reason, confidence=confidence
+    )
+    if reason is not None or first.option is None or second.option is None:
+        return pair
+    runs = _same_seeds(first.option.runs, second.option.runs)
+    moved = _base_moved(first, second, (*in_domain, *retention))
+    numbers = {
+        "gain": _difference(first, second, runs, in_domain, confidence),
+        "gain_tasks": in_domain,
+        "retention": _difference(first, second, runs, retention, confidence),
+        "retention_tasks": retention,
+        "num_base_items": len(moved),
+        "num_base_moved": sum(moved),
+    }
+    return pair.model_copy(update=numbers)
+
+
+def _reason(first: _Part, second: _Part) -> str | None:
+    """Why the choices cannot be compared; None where only the items can keep them apart."""
+    one, other = first.study, second.study
+    if not (one.is_stack_known and other.is_stack_known):
+        return "scores of an early version do not say on which software stack they were made"
+    if one.stack is None or other.stack is None:
+        return "a study that was made on several software stacks is compared with no other"
+    if one.stack != other.stack:
+        return "they were made on different software stacks"
+    if one.base_model_fingerprint != other.base_model_fingerprint:
+        return "the fingerprints of their base models differ"
+    if first.option is None or second.option is None:
+        return "one of them chooses no setting"
+    return None
+
+
+def _shared(
+    first: _Part, second: _Part, tasks: Sequence[str], others: Sequence[str]
+) -> tuple[str, ...]:
+    """The tasks of both whose items are the same, and are judged and grouped in the same way.
+
+    The fingerprint of the base's scoring is that of its weights, the items, and how they are asked.
+    """
+    one, other = first.source.results.base, second.source.results.base
+    return tuple(
+        task
+        for task in tasks
+        if task in others
+        and one.evaluations[task].fingerprint == other.evaluations[task].fingerprint
+        and one.items[task].metric == other.items[task].metric
+        and one.items[task].clusters == other.items[task].clusters
+    )
+
+
+def _same_seeds(runs: Runs, others: Runs) -> tuple[Runs, Runs]:
+    """The runs of the seeds that both have; without any, as many of each as both have."""
+    common = {_seed(run) for run in runs} & {_seed(run) for run in others}
+    if common:
+        runs = tuple(run for run in runs if _seed(run) in common)
+        others = tuple(run for run in others if _seed(run) in common)
+    size = min(len(runs), len(others))
+    return runs[:size], others[:size]
+
+
+def _seed(run: ModelResults) -> int | None:
+    return run_record(run).planned.seed
+
+
+def _difference(
+    first: _Part,
+    second: _Part,
+    runs: tuple[Runs, Runs],
+    tasks: Sequence[str],
+    confidence: float,
+) -> TaskMean | None:
+    """The second's gain less the first's over these tasks, each counting the same."""
+    if not tasks:
+        return None
+    own, other = first.source, second.source
+    leads = [other.gains(runs[1], task) - own.gains(runs[0], task) for task in tasks]
+    parts = [
+        items._replace(item_size=max(items.item_size, other.item_size(task)))
+        for items, task in zip(own.items(leads, tasks), tasks, strict=True)
+    ]
+    estimate = mean_over_tasks(parts)
+    unit = own.results.base.items[tasks[0]].unit
+    return TaskMean.over(parts, unit, estimate.value, *estimate.interval(confidence))
+
+
+def _base_moved(first: _Part, second: _Part, tasks: Sequence[str]) -> list[bool]:
+    """Of each item, whether the base scored otherwise in the second study."""
+    one, other = first.source.results.base, second.source.results.base
+    return [
+        bool(moved)
+        for task in tasks
+        for moved in np.abs(pair_items(one, other, task).gain) > ROUNDING[one.items[task].unit]
+    ]
+
+
+def _panels(parts: Sequence[_Part]) -> Iterator[tuple[str, ...]]:
+    """Answers with both coordinates, of one stack and base, with the same items throughout."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for part in parts:
+        answer, base = part.answer, part.source.results.base
+        if part.study.stack is None or answer.gain is None or answer.retention is None:
+            continue
+        scored = tuple(
+            frozenset((task, base.evaluations[task].fingerprint) for task in tasks)
+            for tasks in part.tasks
+        )
+        groups.setdefault((part.study.stack, *scored), []).append(answer.name)
+    return (tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _statement(
+    studies: Sequence[ComparedStudy], stacks: Sequence[Stack], pairs: Sequence[ComparedPair]
+) -> tuple[ComparisonKind, str]:
+    compared = [pair for pair in pairs if pair.reason is None]
+    if any(study.stack is None for study in studies) or len(stacks) > 1:
+        what = "These studies do not all say on which software stack they were made"
+        if len(stacks) > 1:
+            what = f"These studies were made on {len(stacks)} software stacks"
+            what += f" ({differences(*stacks)})" if len(stacks) == 2 else ""
+        rest = "; those on one stack are compared item by item" if compared else ""
+        return "stacks", f"{what}. {STACK_SHIFT}. So no number is made from two stacks{rest}."
+    if not compared:
+        return (
+            "apart",
+            "No two of these studies can be compared item by item.",
+        )
+    if len(pairs) == 1:
+        return "paired", compared[0].statement
+    number = f"{len(compared)} of {len(pairs)}" if len(compared) < len(pairs) else "All"
+    return "paired", f"{number} pairs of these studies are compared item by item."

@@ -1,0 +1,461 @@
+"""Several studies side by side as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.findings.comparison import (
+    STACK_SHIFT,
+    ComparedAnswer,
+    ComparedPair,
+    ComparedStudy,
+    ComparisonKind,
+    NamedStack,
+    StudyComparison,
+    StudySource,
+)
+from rankwise.findings.differing import DifferingSetting
+from rankwise.findings.options import TaskMean
+from rankwise.records import quantities
+from rankwise.records.axes import Kind
+from rankwise.records.files import write_atomically
+from rankwise.records.study import StudyRecord, Unit
+from rankwise.report import cells
+from rankwise.report.charts.intervals import Bar, BarPanel, cut_name, interval_chart
+from rankwise.report.charts.marks import Look
+from rankwise.report.charts.plane import PlaneMark
+from rankwise.report.facts import base_model_name, study_warnings
+from rankwise.report.parts import (
+    EMPTY,
+    Cell,
+    Column,
+    Figure,
+    ReportSection,
+    Table,
+    TitledTable,
+    grouped_table,
+    table,
+)
+from rankwise.report.rendering import Page, Part, rendered
+from rankwise.report.sections.overview import plane_of
+from rankwise.report.summaries import OUTCOMES
+
+KICKER = "rankwise compare"
+
+_ANSWERS: dict[ComparisonKind, str] = {
+    "stacks": "Not to be pooled",
+    "paired": "Compared item by item",
+    "apart": "Side by side only",
+}
+_LONGEST_VALUE = 24
+"""Letters of a setting's value; a longer one is written small, over several lines."""
+
+
+def write_comparison(
+    path: Path, comparison: StudyComparison, studies: Sequence[StudySource]
+) -> None:
+    """Write the page; it holds everything that it shows.
+
+    Raises:
+        StorageError: it cannot be written there.
+    """
+    write_atomically(path, comparison_page(comparison, studies))
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file is such a page."""
+    try:
+        return f'<p class="kicker">{KICKER}</p>' in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def comparison_page(comparison: StudyComparison, studies: Sequence[StudySource]) -> str:
+    """The page as text.
+
+    Args:
+        comparison: made from the studies.
+        studies: in the same order.
+    """
+    names = [study.name for study in studies]
+    page = Page(
+        KICKER,
+        quantities.listed(names),
+        f"What {len(names)} studies found, side by side.",
+        [
+            Part(
+                "",
+                comparison.kind,
+                _ANSWERS[comparison.kind],
+                comparison.statement,
+                comparison.points,
+                (),
+            )
+        ],
+        list(_sections(comparison, studies)),
+    )
+    text, _ = rendered(page, {"full", *map(_kind, comparison.answers)}, with_images=False)
+    return text
+
+
+def _sections(
+    comparison: StudyComparison, studies: Sequence[StudySource]
+) -> Iterator[ReportSection]:
+    shown = side_by_side(comparison, studies)
+    yield ReportSection("side-by-side", "Side by side", tables=[TitledTable("", shown)])
+    yield _setting_section(comparison)
+    yield _pair_section(comparison)
+    yield _figure_section(comparison)
+    yield _stack_section(comparison)
+    warnings = [
+        f"{study.name}: {warning}" for study in studies for warning in study_warnings(study.results)
+    ]
+    if warnings:
+        yield ReportSection("warnings", "Warnings", points=warnings)
+    facts = TitledTable("", _provenance(comparison))
+    yield ReportSection("provenance", "Provenance", [_REPRODUCE], tables=[facts])
+
+
+_REPRODUCE = (
+    "This page is made from the records in the studies' folders, which it does not change. Each "
+    "study's own report has what stands behind its choice."
+)
+
+
+class _Row(NamedTuple):
+    """A property of all answers."""
+
+    name: str
+    of: Callable[[ComparedAnswer], Cell | str | int | None]
+    detail: str = ""
+
+
+def side_by_side(comparison: StudyComparison, studies: Sequence[StudySource]) -> Table:
+    """A column for each answer, a row for each thing to know of it."""
+    records = {study.name: study.results.study for study in studies}
+    rows = [
+        _Row("Base model", lambda answer: base_model_name(records[answer.study].config)),
+        _Row("Trained on", lambda answer: _trained_on(answer, records[answer.study])),
+        _Row("Methods", lambda answer: _methods(answer, records[answer.study])),
+        _Row("Verdict", lambda answer: OUTCOMES[answer.outcome]),
+        _Row("Choice", _choice),
+        *_setting_rows(),
+        _Row("Gain in-domain", lambda answer: _change(answer.gain), "from its own base"),
+        _Row("Retention change", lambda answer: _change(answer.retention), "from its own base"),
+        _Row("Trained weights", _weights),
+        _Row("Training time", _time, "of the choice, all seeds"),
+        _Row("Made", lambda answer: comparison.of(answer).made_at[:10]),
+        _Row("Software stack", lambda answer: comparison.of(answer).stack_words),
+    ]
+    columns: list[Column[_Row]] = [
+        Column("Study", lambda row: Cell(row.name, "", row.detail)),
+        *(
+            Column(answer.name, lambda row, answer=answer: row.of(answer))
+            for answer in comparison.answers
+        ),
+    ]
+    confidences = sorted({answer.confidence for answer in comparison.answers})
+    caption = (
+        f"Changes from each study's own base, with {_intervals(confidences)}, each for one number "
+        "by itself. Where a study is not settled, its best bet is shown."
+    )
+    return table(caption, columns, rows)
+
+
+def _setting_rows() -> list[_Row]:
+    """Of the choice; nothing for an answer without one."""
+
+    def rate(value: float | None) -> str | None:
+        return None if value is None else quantities.learning_rate(value)
+
+    def number(value: float | None) -> str | None:
+        return None if value is None else quantities.number(value)
+
+    return [
+        _Row("Alpha", lambda a: None if a.choice is None else number(a.choice.alpha)),
+        _Row("Learning rate", lambda a: None if a.choice is None else rate(a.choice.learning_rate)),
+        _Row(
+            "Target modules",
+            lambda a: None if a.choice is None else quantities.modules(a.choice.target_modules),
+        ),
+        _Row("Epochs", lambda a: None if a.choice is None else a.choice.epochs),
+        _Row(
+            "Seeds",
+            lambda a: None if a.choice is None else ", ".join(map(str, a.choice.seeds)) or None,
+        ),
+    ]
+
+
+def _trained_on(answer: ComparedAnswer, study: StudyRecord) -> Cell:
+    runs = [run for run in study.runs if run.train_task == answer.train_task]
+    rows = max((run.num_examples for run in runs if run.imported_as is None), default=0)
+    return _value(answer.train_task, f"{quantities.count(rows)} rows" if rows else "")
+
+
+def _methods(answer: ComparedAnswer, study: StudyRecord) -> Cell:
+    """LoRA at ranks 8, 16; full fine-tuning; 2 imported."""
+    runs = [run for run in study.runs if run.train_task == answer.train_task]
+    trained = [run for run in runs if run.imported_as is None]
+    ranks = sorted({run.rank for run in trained if run.rank is not None})
+    parts = [f"LoRA, {'ranks' if len(ranks) > 1 else 'rank'} {', '.join(map(str, ranks))}"]
+    parts = parts if ranks else []
+    parts += ["full fine-tuning"] * any(run.method == "full" for run in trained)
+    parts += [f"{len(runs) - len(trained)} imported"] * (len(runs) > len(trained))
+    variants = {run.variant for run in study.variants if run.train_task == answer.train_task}
+    parts += [quantities.counted(len(variants), "variant")] * bool(variants)
+    return Cell("", "", "; ".join(parts))
+
+
+def _choice(answer: ComparedAnswer) -> Cell:
+    if not answer.has_bet:
+        return Cell(quantities.NOT_MEASURED, "", "nothing could be judged")
+    odds = answer.probability
+    how = "recommended" if answer.outcome == "recommended" else "best bet"
+    how += "" if odds is None else f", {quantities.odds(odds)} likely to be right"
+    if answer.choice is None:
+        return Cell("do not fine-tune", "", how)
+    return Cell(answer.choice.label, "", how)
+
+
+def _change(value: TaskMean | None) -> Cell:
+    return EMPTY if value is None else cells.sized(value)._replace(note=_counted(value))
+
+
+def _counted(value: TaskMean) -> str:
+    """Unit and n under a change: a table of several studies may have several units."""
+    return f"{value.unit}, {quantities.sample_size(value)}"
+
+
+def _weights(answer: ComparedAnswer) -> Cell | None:
+    if answer.choice is None:
+        return None
+    share = f"{quantities.share(answer.choice.trainable_share)} of full"
+    return Cell(quantities.parameters(answer.choice.num_parameters), "", share)
+
+
+def _time(answer: ComparedAnswer) -> str | None:
+    seconds = None if answer.choice is None else answer.choice.train_seconds
+    return None if seconds is None else quantities.seconds(seconds)
+
+
+def _intervals(confidences: Sequence[float]) -> str:
+    """The intervals of studies of one confidence, or of several."""
+    if len(confidences) == 1:
+        return cells.intervals(confidences[0])
+    least, most = map(quantities.percent, (confidences[0], confidences[-1]))
+    return f"intervals at each study's own confidence ({least} to {most})"
+
+
+def _pair_section(comparison: StudyComparison) -> ReportSection:
+    pairs = comparison.compared
+    remarks = comparison.remarks
+    if not pairs:
+        return ReportSection("pairs", "Item by item", remarks)
+    columns: list[Column[ComparedPair]] = [
+        Column("Studies", lambda pair: Cell(pair.second, "", f"less {pair.first}")),
+        Column("Gain in-domain", lambda pair: _on(pair.gain, pair.gain_tasks), is_optional=True),
+        Column(
+            "Retention change",
+            lambda pair: _on(pair.retention, pair.retention_tasks),
+            is_optional=True,
+        ),
+        Column("Items the base scored otherwise", _moved, "should be 0"),
+    ]
+    confidences = sorted({pair.confidence for pair in pairs})
+    caption = (
+        "The choice of the second study less that of the first, each less its own base, paired "
+        f"over the same items, with {_intervals(confidences)}. Positive: the second is better. "
+        "Each interval is for one number by itself, and each choice was made on these items: no "
+        "verdict rests on it."
+    )
+    return ReportSection(
+        "pairs", "Item by item", remarks, tables=[TitledTable("", table(caption, columns, pairs))]
+    )
+
+
+def _on(value: TaskMean | None, tasks: Sequence[str]) -> Cell | None:
+    """A difference with its unit, its n and its tasks."""
+    if value is None:
+        return None
+    return _change(value)._replace(note=f"{_counted(value)}; {', '.join(tasks)}")
+
+
+def _moved(pair: ComparedPair) -> str:
+    return f"{quantities.count(pair.num_base_moved)} of {quantities.count(pair.num_base_items)}"
+
+
+def _figure_section(comparison: StudyComparison) -> ReportSection:
+    figures = [*_planes(comparison), *_rows(comparison)]
+    remarks: tuple[str, ...] = ()
+    if comparison.kind == "stacks" and figures:
+        remarks = (
+            "Studies of different software stacks stand in different charts, each with axes of "
+            "its own: do not compare across them.",
+        )
+    elif not figures:
+        remarks = ("No study chooses a setting, so there is nothing to draw.",)
+    return ReportSection("gain-and-retention", "Gain and retention", remarks, figures)
+
+
+def _planes(comparison: StudyComparison) -> Iterator[Figure]:
+    """A plane for each group of studies that may stand on one."""
+    for place, names in enumerate(comparison.panels, 1):
+        answers = [answer for answer in comparison.answers if answer.name in names]
+        looks = Look.of_each({answer.name: _kind(answer) for answer in answers})
+        short = _short(names)
+        marks = [
+            PlaneMark(
+                short[answer.name],
+                looks[answer.name],
+                answer.retention,
+                answer.gain,
+                f"{answer.name}: gain {cells.in_words(answer.gain)}, retention change "
+                f"{cells.in_words(answer.retention)}",
+            )
+            for answer in answers
+            if answer.gain is not None and answer.retention is not None
+        ]
+        gain = next(answer.gain for answer in answers if answer.gain is not None)
+        stack = comparison.of(answers[0]).stack_words
+        caption = (
+            "One mark for the choice of each study; the base is at the origin. Up is better "
+            "in-domain, right is less forgetting. All of these were scored on one software stack, "
+            "from one base model, on the same items."
+        )
+        confidences = sorted({answer.confidence for answer in answers})
+        yield Figure(
+            f"plane-{place}",
+            f"Gain against change on retention tasks, {stack}",
+            caption,
+            plane_of(marks, gain.unit, None),
+            f"bars are {_intervals(confidences)}",
+        )
+
+
+def _rows(comparison: StudyComparison) -> Iterator[Figure]:
+    """A figure for each stack: every choice by itself."""
+    for place, stack in enumerate(dict.fromkeys(s.stack_words for s in comparison.studies), 1):
+        answers = [a for a in comparison.answers if comparison.of(a).stack_words == stack]
+        panels = [panel for panel in _panels(answers) if panel.bars]
+        if panels:
+            yield Figure(
+                f"rows-{place}",
+                f"Every choice by itself, {stack}",
+                "Right of zero is better than the study's own base. Choices of different base "
+                "models, tasks or items stand beside each other here; that one is further right "
+                "does not show that it is better.",
+                interval_chart(panels),
+                f"bars are {_intervals(sorted({answer.confidence for answer in answers}))}",
+            )
+
+
+def _panels(answers: Sequence[ComparedAnswer]) -> Iterator[BarPanel]:
+    short = _short([answer.name for answer in answers])
+
+    def bars(means: Sequence[TaskMean | None], unit: Unit) -> list[Bar]:
+        return [
+            Bar(f"{short[answer.name]}\n{_label(answer)}", "", _kind(answer), mean)
+            for answer, mean in zip(answers, means, strict=True)
+            if mean is not None and mean.unit == unit
+        ]
+
+    for title, means in (
+        ("Gain in-domain", [answer.gain for answer in answers]),
+        ("Retention change", [answer.retention for answer in answers]),
+    ):
+        for unit in ("points", "nats"):
+            yield BarPanel(title, cells.unit_name(unit), unit, bars(means, unit))
+
+
+def _label(answer: ComparedAnswer) -> str:
+    return "" if answer.choice is None else cut_name(answer.choice.label)
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Names that have room at a chart; as they are, where the short ones would be alike."""
+    short = {name: cut_name(name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def _kind(answer: ComparedAnswer) -> Kind:
+    rank = None if answer.choice is None else answer.choice.rank
+    return "base" if rank is None else rank
+
+
+def _setting_section(comparison: StudyComparison) -> ReportSection:
+    rows = comparison.differing
+    title = "What differs"
+    if not rows:
+        said = "No setting that scores or choices depend on."
+        return ReportSection("differs", title, [said])
+    columns: list[Column[DifferingSetting]] = [
+        Column("Setting", lambda row: row.name),
+        *(
+            Column(study.name, lambda row, place=place: _value(row.values[place]), is_text=True)
+            for place, study in enumerate(comparison.studies)
+        ),
+    ]
+    caption = (
+        "The settings that scores or choices depend on and that are not the same in all studies, "
+        "as in their study files; items and weights by the beginning of their fingerprint."
+    )
+    return ReportSection("differs", title, tables=[TitledTable("", table(caption, columns, rows))])
+
+
+def _value(text: str | None, note: str = "") -> Cell:
+    """A text; a long one in small print, where it may be broken into lines."""
+    if text is None:
+        return EMPTY
+    if len(text) <= _LONGEST_VALUE:
+        return Cell(text, "", note)
+    return Cell("", "", f"{text}; {note}" if note else text)
+
+
+def _stack_section(comparison: StudyComparison) -> ReportSection:
+    stacks = comparison.stacks
+    remarks = [f"{STACK_SHIFT}."] if comparison.kind == "stacks" else []
+    title = "Software stacks"
+    if len(stacks) == 1:
+        facts = {_part_name(name): value for name, value in stacks[0].parts.items()}
+        return ReportSection("stacks", "Software stack", remarks, tables=[TitledTable("", facts)])
+    names = dict.fromkeys(name for stack in stacks for name in stack.parts)
+    columns: list[Column[str]] = [
+        Column("Part", _part_name),
+        *(
+            Column(stack.name, lambda name, stack=stack: _part(stack, name), is_text=True)
+            for stack in stacks
+        ),
+    ]
+    same = [name for name in names if len({stack.parts.get(name) for stack in stacks}) == 1]
+    groups = (
+        ("Different", "", [name for name in names if name not in same]),
+        ("The same", "", same),
+    )
+    made = [f"{study.name} on {study.stack_words}" for study in comparison.studies]
+    shown = grouped_table(f"Made: {quantities.listed(made)}.", columns, groups)
+    return ReportSection("stacks", title, remarks, tables=[TitledTable("", shown)])
+
+
+def _part_name(name: str) -> str:
+    """Device rather than device; packages as they are written."""
+    return name.capitalize() if name in ("device", "precision", "products") else name
+
+
+def _part(stack: NamedStack, name: str) -> Cell:
+    return _value(stack.parts.get(name))
+
+
+def _provenance(comparison: StudyComparison) -> Table:
+    columns: list[Column[ComparedStudy]] = [
+        Column("Study", lambda study: study.name),
+        Column("Study fingerprint", lambda study: study.fingerprint[:16], is_text=True),
+        Column(
+            "Base model fingerprint",
+            lambda study: study.base_model_fingerprint[:16],
+            is_text=True,
+        ),
+        Column("Newest score", lambda study: study.made_at),
+    ]
+    return table("The studies that are compared.", columns, comparison.studies)
