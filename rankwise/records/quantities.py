@@ -65,6 +65,11 @@ def ratio(value: float) -> str:
     return _decimal(value, 2, signed=False)
 
 
+def times(value: float) -> str:
+    """0.031 ×, 1.9 ×, 292 ×."""
+    return f"{count(round(value)) if value >= 99.5 else format(value, '.2g')} ×"
+
+
 def p_value(value: float | None) -> str:
     """Two significant digits: 0.043, 1.0, 1.7 × 10⁻¹⁸."""
     if value is None:

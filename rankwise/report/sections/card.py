@@ -79,7 +79,7 @@ def _of_full(card: VerdictCard, seconds: Mapping[str, float]) -> str:
 def _times(label: str, card: VerdictCard, seconds: Mapping[str, float]) -> str | None:
     """In shares of the choice's time; None where nothing was timed."""
     own = seconds.get(card.choice or "", 0.0)
-    return f"{seconds[label] / own:.2g} ×" if own and label in seconds else None
+    return quantities.times(seconds[label] / own) if own and label in seconds else None
 
 
 def _alternatives(
@@ -94,7 +94,9 @@ def _alternatives(
             "points",
             is_optional=True,
         ),
-        Column("Trained weights", lambda row: f"{row.weights_ratio:.2g} ×", "of the choice's"),
+        Column(
+            "Trained weights", lambda row: quantities.times(row.weights_ratio), "of the choice's"
+        ),
         Column("Training time", lambda row: _times(row.label, card, seconds), "of the choice's"),
     ]
     caption = (
