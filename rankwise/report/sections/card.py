@@ -67,7 +67,7 @@ def _facts(card: VerdictCard, seconds: Mapping[str, float]) -> Facts:
         facts["Training"] = f"{quantities.seconds(seconds[card.choice])}{_of_full(card, seconds)}"
     tied = [each.label for each in card.alternatives if each.is_tied]
     if tied:
-        facts["Not told apart from it in-domain"] = quantities.listed(tied)
+        facts["By itself not told apart from it in-domain"] = quantities.listed(tied)
     return facts
 
 
