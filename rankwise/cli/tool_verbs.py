@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +23,10 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.errors import RankwiseError
+from rankwise.errors import ConfigError, RankwiseError
+
+if TYPE_CHECKING:
+    from rankwise.records.folder import StudyFolder
 
 TOOLS = "Tasks and other tools"
 
@@ -32,6 +35,11 @@ class ExportFormat(StrEnum):
     """The tool whose file format is written."""
 
     LM_EVAL = "lm-eval"
+    PEFT = "peft"
+    TRL = "trl"
+    AXOLOTL = "axolotl"
+    LLAMA_FACTORY = "llamafactory"
+    UNSLOTH = "unsloth"
 
 
 @verb(TOOLS)
@@ -42,26 +50,57 @@ def export(
     ] = ExportFormat.LM_EVAL,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: DIR/export/lm-eval)."),
+        typer.Option("--output", help="The folder to write (default: DIR/export/FORMAT)."),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="ID",
+            help="For a trainer: a run's name, or the beginning of it (default: the recommended).",
+        ),
     ] = None,
 ) -> int:
-    """Write a finished study in another tool's format.
+    """Write a study in another tool's format.
 
-    lm-eval: for the base and every trained run, the files that
-    lm_eval --log_samples would have written: results_<date>.json with the
+    lm-eval: for the base and every trained run of a finished study, the files
+    that lm_eval --log_samples would have written: results_<date>.json with the
     scores and samples_<task>_<date>.jsonl with the items. The date is that of
     the run, so a second export replaces the same files.
+
+    peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
+    rate, modules, epochs, batch and schedule as the config of that trainer.
+    Where the study recommends nothing, --run names the run to take.
     """
     from rankwise.records.folder import StudyFolder
+
+    folder = StudyFolder(directory)
+    if kind is not ExportFormat.LM_EVAL:
+        return _export_setup(folder, kind, output, run)
+    if run is not None:
+        problem = "--run is for a trainer's format; lm-eval's has every run, so leave it out"
+        raise ConfigError("export", [problem])
     from rankwise.records.lm_eval_export import export_lm_eval
 
-    assert kind is ExportFormat.LM_EVAL
-    folder = StudyFolder(directory)
     exported = export_lm_eval(folder, output)
     note_damage(folder)
     for model in exported:
         files = f"{model.results_file} and {len(model.samples_files)} samples files"
         say(f"{model.name}: {files}", folded=False)
+    return OK
+
+
+def _export_setup(
+    folder: StudyFolder, kind: ExportFormat, output: Path | None, run: str | None
+) -> int:
+    from rankwise.integrations.exports import export_setup
+    from rankwise.integrations.tools import tool_named
+
+    for exported in export_setup(folder, tool_named(kind.value), output, run):
+        say(f"{exported.run}: {exported.file}", folded=False)
+        for remark in exported.remarks:
+            note(f"to check: {remark}")
+    note_damage(folder)
     return OK
 
 
