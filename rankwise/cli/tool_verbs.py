@@ -35,6 +35,7 @@ class ExportFormat(StrEnum):
     """The tool whose file format is written."""
 
     LM_EVAL = "lm-eval"
+    EVERY_EVAL_EVER = "every-eval-ever"
     PEFT = "peft"
     TRL = "trl"
     AXOLOTL = "axolotl"
@@ -68,6 +69,9 @@ def export(
     scores and samples_<task>_<date>.jsonl with the items. The date is that of
     the run, so a second export replaces the same files.
 
+    every-eval-ever: the scores of the same models, one record each, in the
+    schema of that collection.
+
     peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
     rate, modules, epochs, batch and schedule as the config of that trainer.
     Where the study recommends nothing, --run names the run to take.
@@ -75,11 +79,13 @@ def export(
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
-    if kind is not ExportFormat.LM_EVAL:
+    if kind not in (ExportFormat.LM_EVAL, ExportFormat.EVERY_EVAL_EVER):
         return _export_setup(folder, kind, output, run)
     if run is not None:
-        problem = "--run is for a trainer's format; lm-eval's has every run, so leave it out"
+        problem = f"--run is for a trainer's format; {kind.value} has every run, so leave it out"
         raise ConfigError("export", [problem])
+    if kind is ExportFormat.EVERY_EVAL_EVER:
+        return _export_evaluations(folder, output)
     from rankwise.records.lm_eval_export import export_lm_eval
 
     exported = export_lm_eval(folder, output)
@@ -87,6 +93,16 @@ def export(
     for model in exported:
         files = f"{model.results_file} and {len(model.samples_files)} samples files"
         say(f"{model.name}: {files}", folded=False)
+    return OK
+
+
+def _export_evaluations(folder: StudyFolder, output: Path | None) -> int:
+    from rankwise.integrations.every_eval_ever import export_evaluations
+
+    exported = export_evaluations(folder, output)
+    note_damage(folder)
+    for model in exported:
+        say(f"{model.name}: {model.file}", folded=False)
     return OK
 
 

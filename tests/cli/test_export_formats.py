@@ -22,7 +22,11 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_every_tool_is_a_format() -> None:
-    assert {kind.value for kind in ExportFormat} == {"lm-eval", *(tool.name for tool in TOOLS)}
+    assert {kind.value for kind in ExportFormat} == {
+        "lm-eval",
+        "every-eval-ever",
+        *(tool.name for tool in TOOLS),
+    }
 
 
 def test_the_file_is_named_on_stdout_and_remarks_on_stderr(study: Path, tmp_path: Path) -> None:
@@ -53,7 +57,7 @@ def test_a_study_that_recommends_nothing(tmp_path: Path) -> None:
 def test_runs_are_for_trainers(study: Path) -> None:
     done = rankwise("export", study, "--run", "kinship-lora-r016")
     assert done.exit_code == 2
-    assert "--run is for a trainer's format; lm-eval's has every run, so leave it out" in words(
+    assert "--run is for a trainer's format; lm-eval has every run, so leave it out" in words(
         done.stderr
     )
     done = rankwise("export", study, "--format", "peft", "--run", "nothing")
