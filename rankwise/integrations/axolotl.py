@@ -104,10 +104,11 @@ def _read_data(draft: Draft) -> None:
     turns = str(kind).startswith(_CONVERSATIONS)
     draft.fields["chat_template"] = turns
     mapped = first.pop("message_property_mappings", None)
-    columns = {"role": first.pop("message_field_role", None)} | (mapped or {})
+    columns = mapped if isinstance(mapped, Mapping) else {}
+    role = columns.get("role", first.pop("message_field_role", None))
     field = first.pop("field_messages", None)
     if turns:
-        is_messages = field in (None, "messages") and columns.get("role") in (None, "role")
+        is_messages = field in (None, "messages") and role in (None, "role")
         describe_rows(draft, "messages" if is_messages else "sharegpt")
         if template is not None:
             draft.to_check.append(
@@ -124,7 +125,7 @@ def _read_data(draft: Draft) -> None:
     elif kind is not None:
         draft.not_carried.append(f"datasets[0].type: {shown(kind)}")
     read_split(draft, "datasets[0].split", first.pop("split", None))
-    for key in ("ds_type", "message_field_content", "roles", "chat_template"):
+    for key in ("ds_type", "message_field_role", "message_field_content", "roles", "chat_template"):
         first.pop(key, None)
     draft.not_carried += [f"datasets[0].{shown(k)}: {shown(v)}" for k, v in first.items() if v]
     draft.not_carried += [

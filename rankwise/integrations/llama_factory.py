@@ -5,6 +5,7 @@ Names of data sets are looked up in its ``dataset_info.json``.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def _read_data(draft: Draft) -> None:
     if not names:
         return
     draft.not_carried += [f"dataset: {shown(name)}; a study trains on one" for name in names[1:]]
-    place = next((p for p in draft.places(folder) if (p / DATASET_INFO).is_file()), None)
+    place = next(
+        (each for each in draft.places(folder) if os.path.isfile(each / DATASET_INFO)), None
+    )
     described: Any = None
     if place is not None:
         described = read_content(place / DATASET_INFO).get(names[0])

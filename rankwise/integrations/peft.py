@@ -14,6 +14,7 @@ from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.wordings import (
     ALL_LINEAR,
     read_beginning,
+    read_bias,
     read_devices,
     read_targets,
 )
@@ -52,8 +53,7 @@ def _read_own(draft: Draft) -> None:
     if (kind := entries.text("peft_type")) not in (None, "LORA"):
         entries.problems.append(f"peft_type: {shown(kind)} is not LoRA; give a LoRA adapter")
     draft.fields["is_full"] = kind is None
-    if entries.text("bias") not in (None, "none"):
-        draft.not_carried.append("bias: biases are trained too")
+    read_bias(draft)
     for key in _WITHOUT_EFFECT:
         entries.take(key)
     read_targets(draft, "target_modules")
@@ -66,6 +66,7 @@ def _read_own(draft: Draft) -> None:
         )
     else:
         read_devices(draft, "num_devices")
+        draft.to_check.append("train: weight_decay, max_grad_norm and max_length are in no card")
 
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:

@@ -24,6 +24,13 @@ _LINES = (
     *("training_steps", "num_epochs"),
 )
 
+# A card has no line of these.
+_NOT_IN_A_CARD = {
+    "num_devices": 1,
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler_warmup_steps": 0,
+}
+
 
 def read_trainer_folder(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The entries that a Trainer's files have, by PEFT's keys and those of the card; what to check.
@@ -81,7 +88,7 @@ def _state(path: Path) -> tuple[dict[str, Any], list[str]]:
     content["learning_rate"] = max(rates)
     remark = (
         f"train.learning_rate: {max(rates):g} is the largest rate that was logged; "
-        "the peak may be above it"
+        "the peak may be above it, and how many batches a step had is not known"
     )
     return content, [remark]
 
@@ -98,6 +105,8 @@ def _card(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{CARD_FILE}: {error}"]
     lines = _LINE.findall(text.partition(_HEADING)[2])
     content: dict[str, Any] = {key: value.strip() for key, value in lines if key in _LINES}
+    if content:
+        content = _NOT_IN_A_CARD | content
     if isinstance(front, dict):
         base, data = front.get("base_model"), front.get("datasets")
         content["base_model_name_or_path"] = base

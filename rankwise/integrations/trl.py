@@ -100,10 +100,14 @@ def read_sft_settings(draft: Draft, devices: str | None = None) -> None:
     read_optimizer(draft, "optim")
     read_packing(draft, "packing")
     read_devices(draft, devices)
-    whole = entries.take("completion_only_loss") is False
-    draft.fields["loss_on"] = "all" if whole else "completion"
-    for key in ("assistant_only_loss", "gradient_checkpointing_kwargs", "packing_strategy"):
-        entries.take(key)
+    of_completions = entries.take("completion_only_loss")
+    draft.fields["loss_on"] = "all" if of_completions is False else "completion"
+    if of_completions is None and not entries.switch("assistant_only_loss"):
+        draft.to_check.append(
+            "train.loss_on: SFTTrainer learns the answers of rows with a completion, but all of "
+            "a conversation or a text; write all for these"
+        )
+    entries.take("packing_strategy")
     if (loss := entries.text("loss_type")) not in (None, "nll", "chunked_nll"):
         draft.not_carried.append(f"loss_type: {shown(loss)}")
     if entries.text("dataset_text_field") is not None:

@@ -23,6 +23,7 @@ from rankwise.integrations.wordings import (
     bits_entries,
     json_rows,
     read_beginning,
+    read_bias,
     read_split,
     read_targets,
 )
@@ -102,7 +103,8 @@ def _read_own(draft: Draft) -> None:
     read_targets(draft, "target_modules")
     read_beginning(draft, "init_lora_weights")
     _read_bits(draft)
-    for key in ("random_state", "bias", "dtype", "format_type", "load_in_16bit"):
+    read_bias(draft)
+    for key in ("random_state", "dtype", "format_type", "load_in_16bit"):
         entries.take(key)
     for part in ("vision_layers", "language_layers", "attention_modules", "mlp_modules"):
         entries.take(f"finetune_{part}")

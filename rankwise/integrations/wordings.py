@@ -52,6 +52,12 @@ def read_precision(draft: Draft) -> None:
         draft.not_carried.append("fp16: a study computes in bfloat16 or float32")
 
 
+def read_bias(draft: Draft) -> None:
+    """PEFT can train biases beside the factors."""
+    if (value := draft.entries.take("bias")) not in (None, "none"):
+        draft.not_carried.append(f"bias: {shown(value)}")
+
+
 def read_beginning(draft: Draft, key: str) -> None:
     """What A and B begin at: variants of LoRA differ in it."""
     value = draft.entries.take(key)

@@ -68,6 +68,17 @@ def test_a_trainers_folder_is_read_from_its_card(tmp_path: Path) -> None:
     assert setup.data == "rows.jsonl"
 
 
+def test_what_a_card_leaves_out_is_one_device_and_one_batch(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(tool_configs.ADAPTER_CONFIG)
+    left_out = ("num_devices", "gradient_accumulation_steps", "lr_scheduler_warmup_ratio")
+    lines = [
+        line for line in tool_configs.CARD.splitlines() if not any(k in line for k in left_out)
+    ]
+    (tmp_path / "README.md").write_text("\n".join(lines))
+    setup = read_source(tmp_path).setup
+    assert (setup.batch_size, setup.gradient_accumulation_steps, setup.warmup_ratio) == (4, 1, 0.0)
+
+
 def test_a_trainers_folder_without_a_card_has_a_state(tmp_path: Path) -> None:
     for number in (20, 100):  # by number, and not by letters
         (tmp_path / f"checkpoint-{number}").mkdir()
@@ -161,6 +172,7 @@ def test_what_is_not_carried_over_is_said(tmp_path: Path, more: str, sentence: s
         ("micro_batch_size: 2", "not given, so Axolotl's defaults: dropout 0.0; epochs 1"),
         ("micro_batch_size: 2", "the number of devices is not given"),
         ("num_epochs: 1.5", "num_epochs: 1.5 is no whole number; train.epochs is 2"),
+        ("datasets: [{path: a, type: chat_template, message_property_mappings: x}]", "last turn"),
         ("datasets: [{path: a, type: alpaca}]", "alpaca's (instruction, input and output)"),
         (
             "datasets: [{path: a, type: chat_template, field_messages: conversations}]",
@@ -246,3 +258,22 @@ def test_older_names_of_trl_are_read(tmp_path: Path) -> None:
     text = "model_name_or_path: m\nuse_peft: true\nmax_seq_length: 99\ntorch_dtype: float16\n"
     reading = read(tmp_path, text)
     assert (reading.tool, reading.setup.max_length, reading.setup.rank) == ("TRL", 99, 16)
+
+
+def test_trl_learns_whole_conversations_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nuse_peft: true\n"
+    sentence = "train.loss_on: SFTTrainer learns the answers of rows with a completion"
+    assert sentence in " ".join(read(tmp_path, text).to_check)
+    told = read(tmp_path, text + "assistant_only_loss: true\n")
+    assert sentence not in " ".join(told.to_check)
+    assert read(tmp_path, text + "completion_only_loss: false\n").setup.loss_on == "all"
+
+
+def test_biases_are_not_carried_over(tmp_path: Path) -> None:
+    text = tool_configs.ADAPTER_CONFIG.replace('"bias": "none"', '"bias": "all"')
+    assert read(tmp_path, text, "adapter_config.json").not_carried == ("bias: all",)
+
+
+def test_a_folder_name_that_is_too_long_leads_nowhere(tmp_path: Path) -> None:
+    text = f"model_name_or_path: m\nlora_rank: 4\ndataset: d\ndataset_dir: {'x' * 5000}\n"
+    assert read(tmp_path, text).setup.data == "d"

@@ -41,7 +41,11 @@ lora_alpha: 32
 lora_dropout: 0.05
 lora_target_modules: [q_proj, v_proj]
 datasets:
-  - {path: rows.jsonl, ds_type: json, type: alpaca}
+  - path: rows.jsonl
+    ds_type: json
+    type: chat_template
+    field_messages: conversations
+    message_property_mappings: {role: from, content: value}
 sequence_len: 512
 num_epochs: 2
 micro_batch_size: 4
@@ -67,6 +71,7 @@ lora_alpha: 32
 lora_dropout: 0.05
 lora_target: q_proj,v_proj
 dataset: rows.jsonl
+dataset_dir: nowhere
 template: empty
 cutoff_len: 512
 num_train_epochs: 2.0
