@@ -36,6 +36,7 @@ class ExportFormat(StrEnum):
 
     LM_EVAL = "lm-eval"
     EVERY_EVAL_EVER = "every-eval-ever"
+    MODEL_CARD = "model-card"
     PEFT = "peft"
     TRL = "trl"
     AXOLOTL = "axolotl"
@@ -58,7 +59,7 @@ def export(
         typer.Option(
             "--run",
             metavar="ID",
-            help="For a trainer: a run's name, or the beginning of it (default: the recommended).",
+            help="For one run: its name, or the beginning of it (default: the recommended).",
         ),
     ] = None,
 ) -> int:
@@ -74,15 +75,16 @@ def export(
 
     peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
     rate, modules, epochs, batch and schedule as the config of that trainer.
+    model-card: the card of the recommended run, with its scores, as README.md.
     Where the study recommends nothing, --run names the run to take.
     """
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
     if kind not in (ExportFormat.LM_EVAL, ExportFormat.EVERY_EVAL_EVER):
-        return _export_setup(folder, kind, output, run)
+        return _export_run(folder, kind, output, run)
     if run is not None:
-        problem = f"--run is for a trainer's format; {kind.value} has every run, so leave it out"
+        problem = f"--run is for formats of one run; {kind.value} has every run, so leave it out"
         raise ConfigError("export", [problem])
     if kind is ExportFormat.EVERY_EVAL_EVER:
         return _export_evaluations(folder, output)
@@ -106,13 +108,17 @@ def _export_evaluations(folder: StudyFolder, output: Path | None) -> int:
     return OK
 
 
-def _export_setup(
+def _export_run(
     folder: StudyFolder, kind: ExportFormat, output: Path | None, run: str | None
 ) -> int:
-    from rankwise.integrations.exports import export_setup
+    from rankwise.integrations.exports import export_card, export_setup
     from rankwise.integrations.tools import tool_named
 
-    for exported in export_setup(folder, tool_named(kind.value), output, run):
+    if kind is ExportFormat.MODEL_CARD:
+        written = export_card(folder, output, run)
+    else:
+        written = export_setup(folder, tool_named(kind.value), output, run)
+    for exported in written:
         say(f"{exported.run}: {exported.file}", folded=False)
         for remark in exported.remarks:
             note(f"to check: {remark}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rankwise.errors import ConfigError
+from rankwise.integrations.chosen import ChosenRun, chosen_runs
 from rankwise.integrations.drafts import Tool, written_entries
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
+from rankwise.integrations.model_cards import FILE_NAME, run_card
 from rankwise.integrations.peft import PEFT
 from rankwise.integrations.setups import Rows, TrainingSetup
 from rankwise.integrations.study_text import yaml_lines
@@ -17,18 +20,16 @@ from rankwise.records import quantities
 from rankwise.records.file_names import task_file_name
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.records.recommendation import Recommendation
-from rankwise.records.run_names import find_run
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.conclusion import conclude
 
 
-class ExportedSetup(NamedTuple):
-    """The config of one trained task.
+class Exported(NamedTuple):
+    """The file of one trained task.
 
     Attributes:
-        run: whose settings are in it.
-        file: that the other trainer reads.
+        run: that it is about.
+        file: that was written.
         remarks: what it does not say, one sentence each.
     """
 
@@ -39,11 +40,11 @@ class ExportedSetup(NamedTuple):
 
 def export_setup(
     folder: StudyFolder, tool: Tool, output: Path | None = None, run: str | None = None
-) -> list[ExportedSetup]:
+) -> list[Exported]:
     """Write the settings of the recommended runs, one of each trained task, for another trainer.
 
     Args:
-        folder: of a study; without ``run`` it must be finished.
+        folder: of a finished study.
         tool: whose config is written.
         output: the folder to write into; None takes ``export/<tool>`` in the study's folder. With
             several trained tasks, each has a folder in it.
@@ -55,45 +56,46 @@ def export_setup(
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: a file cannot be written.
     """
-    study = folder.read_study()
-    chosen = _recommended(folder, study) if run is None else [find_run(study, run, "export")]
-    target = folder.root / "export" / tool.name if output is None else output
-    exported: list[ExportedSetup] = []
-    for planned in chosen:
-        place = target / task_file_name(planned.train_task) if len(chosen) > 1 else target
-        exported.append(_export(study, planned, tool, place, is_chosen=run is None))
+    outcome = conclude(folder)
+    chosen, without = chosen_runs(outcome, run)
+    places = _places(chosen, folder.root / "export" / tool.name if output is None else output)
+    return [
+        _export(outcome.results.study, each, tool, place, without)
+        for each, place in zip(chosen, places, strict=True)
+    ]
+
+
+def export_card(
+    folder: StudyFolder, output: Path | None = None, run: str | None = None
+) -> list[Exported]:
+    """Write the model card of the recommended runs, or of the one that is named.
+
+    Arguments and errors are those of ``export_setup``; the folder is ``export/model-card``.
+    """
+    outcome = conclude(folder)
+    chosen, without = chosen_runs(outcome, run)
+    models = {model.name: model for model in outcome.results.runs}
+    exported: list[Exported] = []
+    target = folder.root / "export" / "model-card" if output is None else output
+    for each, place in zip(chosen, _places(chosen, target), strict=True):
+        refuse_imported(each.planned)
+        card = run_card(outcome.results.study, models[each.planned.name], each)
+        write_atomically(place / FILE_NAME, card)
+        exported.append(Exported(each.planned.name, place / FILE_NAME, tuple(without)))
     return exported
 
 
-def _recommended(folder: StudyFolder, study: StudyRecord) -> list[PlannedRun]:
-    """The recommended run of every trained task that has one."""
-    parts = conclude(folder).recommendation.by_train_task
-    names = [verdict.runs[0] for part in parts for verdict in _settled(part)]
-    if not names:
-        raise ConfigError("export", [_nothing(part) for part in parts])
-    by_name = {planned.name: planned for planned in study.runs}
-    return [by_name[name] for name in names]
-
-
-def _settled(part: Recommendation) -> list[Any]:
-    return [verdict for verdict in part.verdicts if verdict.qualifies][:1]
-
-
-def _nothing(part: Recommendation) -> str:
-    """That nothing is recommended, and what can be exported all the same."""
-    bet = None if part.best_bet is None else part.best_bet.choice
-    runs = next((verdict.runs for verdict in part.verdicts if verdict.label == bet), ())
-    instead = "name a run with --run"
-    if bet is None:
-        instead = f"the best bet is not to fine-tune; {instead}"
-    elif runs:
-        instead = f"the best bet is {bet}: --run {runs[0]}"
-    return f"no rank is recommended for {part.train_task} ({part.outcome}); {instead}"
+def _places(chosen: Sequence[ChosenRun], target: Path) -> list[Path]:
+    """The folder of each run: with several, one for each trained task."""
+    if len(chosen) == 1:
+        return [target]
+    return [target / task_file_name(each.planned.train_task) for each in chosen]
 
 
 def _export(
-    study: StudyRecord, planned: PlannedRun, tool: Tool, folder: Path, *, is_chosen: bool
-) -> ExportedSetup:
+    study: StudyRecord, chosen: ChosenRun, tool: Tool, folder: Path, without: Sequence[str]
+) -> Exported:
+    planned = chosen.planned
     setup = setup_of(study, planned)
     if tool is PEFT and setup.is_full:
         problem = f"--run: {planned.name} trains all weights, which {tool.title} has no config for"
@@ -103,13 +105,14 @@ def _export(
     if tool is PEFT:
         write_atomically(file, json.dumps(entries, indent=2, sort_keys=True) + "\n")
     else:
-        how = "recommended" if is_chosen else "chosen by hand"
+        how = "recommended" if chosen.is_recommended else "chosen by hand"
         head = [f"# {planned.name} of the study {study.config.name}, {how}, by rankwise export"]
         head += [f"# {line}" for line in _usage(tool, file)]
         write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
     if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
         write_atomically(folder / DATASET_INFO, json.dumps(info, indent=2) + "\n")
-    return ExportedSetup(planned.name, file, tuple(_remarks(study, planned, setup, tool)))
+    remarks = (*_remarks(study, planned, setup, tool), *without)
+    return Exported(planned.name, file, remarks)
 
 
 def _usage(tool: Tool, file: Path) -> list[str]:
@@ -122,15 +125,24 @@ def _usage(tool: Tool, file: Path) -> list[str]:
     }[tool.name]
 
 
+def refuse_imported(planned: PlannedRun) -> None:
+    """Refuse a model whose settings are not known.
+
+    Raises:
+        ConfigError: it was trained elsewhere.
+    """
+    if planned.imported_as is not None:
+        problem = f"--run: {planned.name} was trained elsewhere; its settings are not known"
+        raise ConfigError("export", [problem])
+
+
 def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
     """The settings of a run of a study.
 
     Raises:
         ConfigError: it was trained elsewhere, and its settings are not known.
     """
-    if planned.imported_as is not None:
-        problem = f"--run: {planned.name} was trained elsewhere; its settings are not known"
-        raise ConfigError("export", [problem])
+    refuse_imported(planned)
     train, base = study.config.train, study.config.base_model
     rows = None if train.data is None else _rows_of(train.data)
     return TrainingSetup(

@@ -25,6 +25,7 @@ def test_every_tool_is_a_format() -> None:
     assert {kind.value for kind in ExportFormat} == {
         "lm-eval",
         "every-eval-ever",
+        "model-card",
         *(tool.name for tool in TOOLS),
     }
 
@@ -57,7 +58,7 @@ def test_a_study_that_recommends_nothing(tmp_path: Path) -> None:
 def test_runs_are_for_trainers(study: Path) -> None:
     done = rankwise("export", study, "--run", "kinship-lora-r016")
     assert done.exit_code == 2
-    assert "--run is for a trainer's format; lm-eval has every run, so leave it out" in words(
+    assert "--run is for formats of one run; lm-eval has every run, so leave it out" in words(
         done.stderr
     )
     done = rankwise("export", study, "--format", "peft", "--run", "nothing")
