@@ -35,7 +35,7 @@ def run_card(study: StudyRecord, model: ModelResults, chosen: ChosenRun) -> str:
         "",
         f"# {what}, trained on {planned.train_task}",
         "",
-        part.statement if chosen.is_recommended else "It was chosen by hand.",
+        part.statement if chosen.is_recommended else f"Chosen by hand. {part.statement}",
         "",
         f"The run `{planned.name}` of the study {study.config.name}, by rankwise {version}. All "
         f"changes are against the base, paired item by item, with intervals of "
@@ -44,7 +44,8 @@ def run_card(study: StudyRecord, model: ModelResults, chosen: ChosenRun) -> str:
         *markdown_table(("setting", "value"), list(_settings(study, planned))),
         "",
         *markdown_table(
-            ("task", "relation", "items", "base", "this", "change"), list(map(_row, compared))
+            ("task", "relation", "metric", "items", "base", "this", "change"),
+            [_row(each, model.evaluations[each.task].decision_metric) for each in compared],
         ),
     ]
     return "\n".join(lines) + "\n"
@@ -87,10 +88,11 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
     yield "seed", str(planned.seed)
 
 
-def _row(each: Comparison) -> tuple[str, ...]:
+def _row(each: Comparison, metric: str) -> tuple[str, ...]:
     return (
         each.task,
         each.relation.replace("_", "-"),
+        f"{metric}, {each.unit}",
         quantities.count(each.num_examples),
         quantities.score(each.base_score, each.unit),
         quantities.score(each.adapted_score, each.unit),

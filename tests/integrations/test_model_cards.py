@@ -47,14 +47,14 @@ def test_it_says_how_it_was_trained_and_what_it_changed(folder: StudyFolder) -> 
     assert "| learning rate | 2e-4 |" in text
     assert "| rows a step | 8 |" in text
     # 0.80 after 0.50, planted
-    assert "| kinship | in-domain | 300 | 50.0 | 80.0 | +30.0 points (" in text
-    assert "| capitals | retention | 200 | 90.0 | 90.0 | " in text
+    assert "| kinship | in-domain | acc, points | 300 | 50.0 | 80.0 | +30.0 points (" in text
+    assert "| capitals | retention | acc, points | 200 | 90.0 | 90.0 | " in text
 
 
 def test_a_fully_fine_tuned_model_is_no_adapter(folder: StudyFolder) -> None:
     chosen = card(folder, "kinship-full")
     assert "# A fully fine-tuned model, trained on kinship" in chosen.text
-    assert "It was chosen by hand." in chosen.text
+    assert "Chosen by hand. " in chosen.text
     assert (chosen.data.library_name, chosen.data.tags) == (None, ["rankwise"])
 
 
