@@ -50,11 +50,11 @@ def chosen_runs(outcome: StudyOutcome, run: str | None) -> tuple[list[ChosenRun]
 
 def _nothing(part: Recommendation) -> str:
     """That nothing is recommended, and what can be exported all the same."""
-    bet = None if part.best_bet is None else part.best_bet.choice
-    runs = next((verdict.runs for verdict in part.verdicts if verdict.label == bet), ())
+    bet = part.best_bet
     instead = "name a run with --run"
-    if bet is None:
+    if bet is not None and bet.choice is None:
         instead = f"the best bet is not to fine-tune; {instead}"
-    elif runs:
-        instead = f"the best bet is {bet}: --run {runs[0]}"
+    elif bet is not None:
+        runs = next(verdict.runs for verdict in part.verdicts if verdict.label == bet.choice)
+        instead = f"the best bet is {bet.choice}: --run {runs[0]}"
     return f"no rank is recommended for {part.train_task} ({part.outcome}); {instead}"

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rankwise.errors import ConfigError
+from rankwise.integrations.chosen import chosen_runs
 from rankwise.integrations.exports import export_setup, setup_of
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.sources import read_source
@@ -21,6 +22,7 @@ from rankwise.records.config.training import TrainConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun
+from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 
@@ -261,3 +263,17 @@ def test_the_setup_of_a_run_is_all_that_is_known(folder: StudyFolder) -> None:
     setup = setup_of(folder.read_study(), run_of(folder, BEST))
     assert isinstance(setup, TrainingSetup)
     assert (setup.batch_size, setup.gradient_accumulation_steps, setup.seed) == (2, 4, 0)
+
+
+def test_a_trained_task_without_a_recommendation_is_named_beside_the_others(
+    folder: StudyFolder,
+) -> None:
+    outcome = conclude(folder)
+    (part,) = outcome.recommendation.by_train_task
+    other = part.model_copy(
+        update={"train_task": "other", "verdicts": (), "outcome": "cannot_tell", "best_bet": None}
+    )
+    both = outcome.recommendation.model_copy(update={"by_train_task": (part, other)})
+    chosen, without = chosen_runs(outcome._replace(recommendation=both), None)
+    assert [each.planned.rank for each in chosen] == [16]
+    assert without == ["no rank is recommended for other (cannot_tell); name a run with --run"]
