@@ -132,7 +132,7 @@ def refuse_imported(planned: PlannedRun) -> None:
         ConfigError: it was trained elsewhere.
     """
     if planned.imported_as is not None:
-        problem = f"--run: {planned.name} was trained elsewhere; its settings are not known"
+        problem = f"{planned.name} was trained elsewhere, so its settings are not known; name another"
         raise ConfigError("export", [problem])
 
 
