@@ -132,7 +132,7 @@ def refuse_imported(planned: PlannedRun) -> None:
         ConfigError: it was trained elsewhere.
     """
     if planned.imported_as is not None:
-        problem = f"{planned.name} was trained elsewhere, so its settings are not known; name another"
+        problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
         raise ConfigError("export", [problem])
 
 
