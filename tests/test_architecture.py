@@ -31,6 +31,9 @@ LIGHT_MODULES = (
     "rankwise.records.lm_eval_export",
     "rankwise.records.lm_eval_samples",
     "rankwise.findings.samples",
+    "rankwise.integrations.sources",
+    "rankwise.integrations.study_text",
+    "rankwise.integrations.exports",
     "rankwise.cli.terminal",
     "rankwise.report.page",
 )

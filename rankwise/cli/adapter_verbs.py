@@ -358,11 +358,12 @@ def heads(
     quiet_libraries()
     from rankwise.cli.progress import TerminalObserver
     from rankwise.cli.terminal import head_lines
+    from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
     from rankwise.study.work.head_repair import HeadRepairer, can_repair
-    from rankwise.study.work.head_subjects import check_tasks, check_trained, find_run
+    from rankwise.study.work.head_subjects import check_tasks, check_trained
 
     chosen = find_run(study, run)
     check_trained(folder, chosen)

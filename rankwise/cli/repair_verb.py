@@ -179,10 +179,11 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     study = folder.read_study()
     quiet_libraries()
     from rankwise.cli.progress import TerminalObserver
+    from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.work.adapter_repair import AdapterRepairer, repair_tasks
-    from rankwise.study.work.head_subjects import check_trained, find_run
+    from rankwise.study.work.head_subjects import check_trained
 
     chosen = find_run(study, name, "repair")
     tasks = repair_tasks(study, chosen)

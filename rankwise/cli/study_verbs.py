@@ -340,15 +340,34 @@ def init(
         "study.yaml"
     ),
     preset: Annotated[
-        str, typer.Option("--preset", help="The preset to copy, such as quickstart or alpha.")
-    ] = "quickstart",
+        str | None,
+        typer.Option("--preset", help="The preset to copy, such as alpha (default: quickstart)."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE_OR_FOLDER",
+            help="The config of a training, or its output folder.",
+            parser=given_path,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> int:
-    """Write a commented study file to start from."""
+    """Write a commented study file to start from.
+
+    --from reads how you train today: the YAML of Axolotl, LLaMA-Factory or TRL,
+    Unsloth's arguments, a PEFT adapter_config.json, or the output folder of a
+    Trainer. Your settings become one arm of the study, with ranks around yours.
+    What a study cannot say, and what to check, is listed in the file and on
+    stderr.
+    """
     from rankwise.records.files import write_atomically
     from rankwise.records.study_file import preset_text
 
-    text = preset_text(preset)
+    if source is not None and preset is not None:
+        raise ConfigError("init", ["--preset and --from are both given; give one of them"])
+    text = preset_text(preset or "quickstart") if source is None else _text_from(source, path)
     if path.exists() and not force:
         raise ConfigError(str(path), ["the file exists; choose another path or give --force"])
     write_atomically(path, text)
@@ -400,6 +419,19 @@ def claims(directory: Folder, as_json: Json = False) -> int:
         for sentence in claim.evidence:
             say(f"  - {sentence}")
     return OK
+
+
+def _text_from(source: Path, path: Path) -> str:
+    """The study file made from a tool's config; says what differs."""
+    from rankwise.integrations.sources import read_source
+    from rankwise.integrations.study_text import study_text
+
+    made = study_text(read_source(source), path.parent)
+    for sentence in made.not_carried:
+        note(f"not carried over: {sentence}")
+    for sentence in made.to_check:
+        note(f"to check: {sentence}")
+    return made.text
 
 
 def _named(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +23,10 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.errors import RankwiseError
+from rankwise.errors import ConfigError, RankwiseError
+
+if TYPE_CHECKING:
+    from rankwise.records.folder import StudyFolder
 
 TOOLS = "Tasks and other tools"
 
@@ -32,6 +35,13 @@ class ExportFormat(StrEnum):
     """The tool whose file format is written."""
 
     LM_EVAL = "lm-eval"
+    EVERY_EVAL_EVER = "every-eval-ever"
+    MODEL_CARD = "model-card"
+    PEFT = "peft"
+    TRL = "trl"
+    AXOLOTL = "axolotl"
+    LLAMA_FACTORY = "llamafactory"
+    UNSLOTH = "unsloth"
 
 
 @verb(TOOLS)
@@ -42,26 +52,77 @@ def export(
     ] = ExportFormat.LM_EVAL,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The folder to write (default: DIR/export/lm-eval)."),
+        typer.Option("--output", help="The folder to write (default: DIR/export/FORMAT)."),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="ID",
+            help="For one run: its name, or the beginning of it (default: the recommended).",
+        ),
     ] = None,
 ) -> int:
-    """Write a finished study in another tool's format.
+    """Write a study in another tool's format.
 
-    lm-eval: for the base and every trained run, the files that
-    lm_eval --log_samples would have written: results_<date>.json with the
+    lm-eval: for the base and every trained run of a finished study, the files
+    that lm_eval --log_samples would have written: results_<date>.json with the
     scores and samples_<task>_<date>.jsonl with the items. The date is that of
     the run, so a second export replaces the same files.
+
+    every-eval-ever: the scores of the same models, one record each, in the
+    schema of that collection.
+
+    peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
+    rate, modules, epochs, batch and schedule as the config of that trainer.
+    model-card: the card of the recommended run, with its scores, as README.md.
+    Where the study recommends nothing, --run names the run to take.
     """
     from rankwise.records.folder import StudyFolder
+
+    folder = StudyFolder(directory)
+    if kind not in (ExportFormat.LM_EVAL, ExportFormat.EVERY_EVAL_EVER):
+        return _export_run(folder, kind, output, run)
+    if run is not None:
+        problem = f"--run is for formats of one run; {kind.value} has every run, so leave it out"
+        raise ConfigError("export", [problem])
+    if kind is ExportFormat.EVERY_EVAL_EVER:
+        return _export_evaluations(folder, output)
     from rankwise.records.lm_eval_export import export_lm_eval
 
-    assert kind is ExportFormat.LM_EVAL
-    folder = StudyFolder(directory)
     exported = export_lm_eval(folder, output)
     note_damage(folder)
     for model in exported:
         files = f"{model.results_file} and {len(model.samples_files)} samples files"
         say(f"{model.name}: {files}", folded=False)
+    return OK
+
+
+def _export_evaluations(folder: StudyFolder, output: Path | None) -> int:
+    from rankwise.integrations.every_eval_ever import export_evaluations
+
+    exported = export_evaluations(folder, output)
+    note_damage(folder)
+    for model in exported:
+        say(f"{model.name}: {model.file}", folded=False)
+    return OK
+
+
+def _export_run(
+    folder: StudyFolder, kind: ExportFormat, output: Path | None, run: str | None
+) -> int:
+    from rankwise.integrations.exports import export_card, export_setup
+    from rankwise.integrations.tools import tool_named
+
+    if kind is ExportFormat.MODEL_CARD:
+        written = export_card(folder, output, run)
+    else:
+        written = export_setup(folder, tool_named(kind.value), output, run)
+    for exported in written:
+        say(f"{exported.run}: {exported.file}", folded=False)
+        for remark in exported.remarks:
+            note(f"to check: {remark}")
+    note_damage(folder)
     return OK
 
 

@@ -37,7 +37,7 @@ def model_card(record: AdapterRepair) -> str:
         f"are of {quantities.count(choice.num_judging_items)} others, with intervals of "
         f"{confidence}. All are against the base.",
         "",
-        *_table(
+        *markdown_table(
             ("", "as it is", "repaired"),
             (
                 (
@@ -53,7 +53,7 @@ def model_card(record: AdapterRepair) -> str:
             ),
         ),
         "",
-        *_table(
+        *markdown_table(
             ("task", "relation", "metric", "items", "base", "as it is", "repaired"),
             list(_tasks(judged)),
         ),
@@ -80,7 +80,7 @@ def _tasks(judged: JudgedRepair) -> Iterator[tuple[str, ...]]:
         )
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; names of tasks may hold what would end a cell."""
     lines = [heading, ["---"] * len(heading), *rows]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]

@@ -17,7 +17,7 @@ from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RATE_TAGS
-from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text
+from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
 
 _MOST_SHOWN = 80
 # What pydantic says of Python's types, said of a study file.
@@ -105,32 +105,9 @@ def _without_folders(value: Any) -> Any:
     return f"./{Path(value).name}" if is_path else value
 
 
-class _Loader(SafeLoader):
-    """YAML in which 2e-4 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key_node, _ in node.value:
-            key = repr(cast(Any, self.construct_object(key_node, deep=True)))
-            if key in keys:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key} is given twice", key_node.start_mark
-                )
-            keys.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-_Loader.add_constructor("tag:yaml.org,2002:merge", yaml.SafeLoader.construct_yaml_str)
-
-
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        data = parse_yaml(text, _Loader)
+        data = parse_yaml(text, PlainLoader)
     except YamlError as error:
         raise ConfigError(source, [str(error)]) from error
     if not isinstance(data, dict):
@@ -144,7 +121,7 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         return f"{override!r} is not an override; write key=value, for example train.epochs=1"
     try:
-        value = parse_yaml(text, _Loader)
+        value = parse_yaml(text, PlainLoader)
     except YamlError as error:
         return f"{key}: {_shown(text)} is not a YAML value: {error}"
     *parents, last = key.split(".")

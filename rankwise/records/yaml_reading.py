@@ -31,6 +31,29 @@ _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fxo_:]*", re.IGNORECASE)
 SafeLoader: type[yaml.SafeLoader] = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
+class PlainLoader(SafeLoader):
+    """YAML in which 2e-4 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key_node, _ in node.value:
+            key = repr(cast(Any, self.construct_object(key_node, deep=True)))
+            if key in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key} is given twice", key_node.start_mark
+                )
+            keys.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+PlainLoader.add_constructor("tag:yaml.org,2002:merge", SafeLoader.construct_yaml_str)
+
+
 class YamlError(ValueError):
     """Text that is not usable YAML: one sentence with the line, where it is known."""
 

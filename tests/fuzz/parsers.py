@@ -18,7 +18,7 @@ from unittest.mock import patch
 import yaml
 from hypothesis import strategies as st
 
-from rankwise.errors import RankwiseError
+from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from tests.fuzz import records_parsers, weights_parsers
 from tests.fuzz.strategies import (
@@ -29,6 +29,7 @@ from tests.fuzz.strategies import (
     values,
     with_nasty_values,
 )
+from tests.planted import tool_configs
 
 MOST_SECONDS = 20
 """For one input. Nothing takes longer than one on an idle machine; a bomb takes hours."""
@@ -113,6 +114,31 @@ def read_overrides(folder: Path, overrides: list[str]) -> object:
     path = folder / "study.yaml"
     path.write_text("base_model: m\ntrain: {task: t}\n")
     return load_config(path, overrides)
+
+
+def read_tool_config(folder: Path, text: str) -> object:
+    """Another tool's config; the study that is made of one is read back."""
+    from rankwise.integrations.sources import read_source
+    from rankwise.integrations.study_text import study_text
+
+    source, study = folder / "config.yaml", folder / "study.yaml"
+    source.write_bytes(text.encode("utf-8", "surrogatepass"))
+    study.write_text(study_text(read_source(source), folder).text, encoding="utf-8")
+    try:
+        return load_config(study)
+    except ConfigError as error:
+        raise AssertionError(f"{text!r} makes a study that does not load: {error}") from error
+
+
+def read_trainer_folder(folder: Path, texts: tuple[str, str, str]) -> object:
+    """A Trainer's files."""
+    from rankwise.integrations.sources import read_source
+
+    for name, text in zip(
+        ("adapter_config.json", "README.md", "trainer_state.json"), texts, strict=True
+    ):
+        (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    return read_source(folder)
 
 
 @cache
@@ -242,6 +268,24 @@ PARSERS: dict[str, Parser] = {
         read_task,
         st.one_of(with_nasty_values(yaml.safe_load(TASK)).map(dumped_yaml), damaged([TASK])),
         100,
+    ),
+}
+_TOOL_CONFIGS = (
+    *(tool_configs.AXOLOTL, tool_configs.LLAMA_FACTORY, tool_configs.TRL, tool_configs.UNSLOTH),
+    *(tool_configs.UNSLOTH_COMMAND, tool_configs.ADAPTER_CONFIG),
+)
+_TRAINERS_FILES = (tool_configs.ADAPTER_CONFIG, tool_configs.CARD, tool_configs.STATE)
+PARSERS |= {
+    "tool config": Parser(
+        read_tool_config,
+        st.one_of(
+            *(with_nasty_values(yaml.safe_load(text)).map(dumped_yaml) for text in _TOOL_CONFIGS),
+            damaged(_TOOL_CONFIGS),
+        ),
+        300,
+    ),
+    "trainer folder": Parser(
+        read_trainer_folder, st.tuples(*(damaged([text]) for text in _TRAINERS_FILES)), 150
     ),
 }
 PARSERS |= {name: Parser(*parser) for name, parser in records_parsers.PARSERS.items()}

@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.errors import ConfigError, ModelError, RecordError, TaskError, did_you_mean
+from rankwise.errors import ModelError, RecordError, TaskError
 from rankwise.heads.answers import refuse_unasked
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, Relation, StudyRecord
 from rankwise.tasks.requests import PreparedTask
-
-
-def find_run(study: StudyRecord, name: str, verb: str = "heads") -> PlannedRun:
-    """A run by its name, or by as much of its beginning as no other has.
-
-    ``verb`` is what was asked for, and begins an error.
-
-    Raises:
-        ConfigError: there is none, or several.
-    """
-    by_name = {run.name: run for run in study.runs}
-    matches = [run for run in study.runs if run.name.startswith(name)] if name else []
-    if name in by_name or len(matches) == 1:
-        return by_name.get(name) or matches[0]
-    hint = did_you_mean(name, by_name, cutoff=0.4) or f"there are {', '.join(by_name) or 'none'}"
-    if matches:
-        hint = f"several begin so: {', '.join(run.name for run in matches)}"
-    raise ConfigError(verb, [f"--run: no run named {name!r} in {study.config.name}; {hint}"])
 
 
 def check_trained(folder: StudyFolder, run: PlannedRun) -> None:

@@ -1,0 +1,1 @@
+"""Configurations of the tools that people train with, in and out."""

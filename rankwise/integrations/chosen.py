@@ -1,0 +1,60 @@
+"""Which runs of a study are exported: the recommended ones, or one that is named."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rankwise.errors import ConfigError
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.run_names import find_run
+from rankwise.records.study import PlannedRun
+from rankwise.study.conclusion import StudyOutcome
+
+
+class ChosenRun(NamedTuple):
+    """A run, and the recommendation of the task that it was trained on."""
+
+    planned: PlannedRun
+    recommendation: Recommendation
+    is_recommended: bool
+
+
+def chosen_runs(outcome: StudyOutcome, run: str | None) -> tuple[list[ChosenRun], list[str]]:
+    """The recommended run of every trained task, and a sentence for each task that has none.
+
+    Args:
+        outcome: of the study.
+        run: the name of a run, or its beginning, to take instead.
+
+    Raises:
+        ConfigError: there is no such run, or nothing is recommended; then the best bet is named.
+    """
+    study, parts = outcome.results.study, outcome.recommendation.by_train_task
+    if run is not None:
+        planned = find_run(study, run, "export")
+        part = next(each for each in parts if each.train_task == planned.train_task)
+        return [ChosenRun(planned, part, is_recommended=False)], []
+    by_name = {planned.name: planned for planned in study.runs}
+    chosen: list[ChosenRun] = []
+    without: list[str] = []
+    for part in parts:
+        settled = next((each.runs[0] for each in part.verdicts if each.qualifies), None)
+        if settled is None:
+            without.append(_nothing(part))
+        else:
+            chosen.append(ChosenRun(by_name[settled], part, is_recommended=True))
+    if not chosen:
+        raise ConfigError("export", without)
+    return chosen, without
+
+
+def _nothing(part: Recommendation) -> str:
+    """That nothing is recommended, and what can be exported all the same."""
+    bet = part.best_bet
+    instead = "name a run with --run"
+    if bet is not None and bet.choice is None:
+        instead = f"the best bet is not to fine-tune; {instead}"
+    elif bet is not None:
+        runs = next(verdict.runs for verdict in part.verdicts if verdict.label == bet.choice)
+        instead = f"the best bet is {bet.choice}: --run {runs[0]}"
+    return f"no rank is recommended for {part.train_task} ({part.outcome}); {instead}"

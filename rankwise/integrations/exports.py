@@ -1,0 +1,216 @@
+"""The setting that a study recommends, or one of its runs, as the config of another trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.errors import ConfigError
+from rankwise.integrations.chosen import ChosenRun, chosen_runs
+from rankwise.integrations.drafts import Tool, written_entries
+from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
+from rankwise.integrations.model_cards import FILE_NAME, run_card
+from rankwise.integrations.peft import PEFT
+from rankwise.integrations.setups import Rows, TrainingSetup
+from rankwise.integrations.study_text import yaml_lines
+from rankwise.records import quantities
+from rankwise.records.file_names import task_file_name
+from rankwise.records.files import write_atomically
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.study.conclusion import conclude
+
+
+class Exported(NamedTuple):
+    """The file of one trained task.
+
+    Attributes:
+        run: that it is about.
+        file: that was written.
+        remarks: what it does not say, one sentence each.
+    """
+
+    run: str
+    file: Path
+    remarks: tuple[str, ...]
+
+
+def export_setup(
+    folder: StudyFolder, tool: Tool, output: Path | None = None, run: str | None = None
+) -> list[Exported]:
+    """Write the settings of the recommended runs, one of each trained task, for another trainer.
+
+    Args:
+        folder: of a finished study.
+        tool: whose config is written.
+        output: the folder to write into; None takes ``export/<tool>`` in the study's folder. With
+            several trained tasks, each has a folder in it.
+        run: the name of a run, or its beginning, whose settings are written instead.
+
+    Raises:
+        ConfigError: nothing is recommended (the best bet is named), there is no such run, or the
+            tool cannot say what it is.
+        RecordError: the study is not finished, or a record cannot be read.
+        StorageError: a file cannot be written.
+    """
+    outcome = conclude(folder)
+    chosen, without = chosen_runs(outcome, run)
+    places = _places(chosen, folder.root / "export" / tool.name if output is None else output)
+    return [
+        _export(outcome.results.study, each, tool, place, without)
+        for each, place in zip(chosen, places, strict=True)
+    ]
+
+
+def export_card(
+    folder: StudyFolder, output: Path | None = None, run: str | None = None
+) -> list[Exported]:
+    """Write the model card of the recommended runs, or of the one that is named.
+
+    Arguments and errors are those of ``export_setup``; the folder is ``export/model-card``.
+    """
+    outcome = conclude(folder)
+    chosen, without = chosen_runs(outcome, run)
+    models = {model.name: model for model in outcome.results.runs}
+    exported: list[Exported] = []
+    target = folder.root / "export" / "model-card" if output is None else output
+    for each, place in zip(chosen, _places(chosen, target), strict=True):
+        refuse_imported(each.planned)
+        card = run_card(outcome.results.study, models[each.planned.name], each)
+        write_atomically(place / FILE_NAME, card)
+        exported.append(Exported(each.planned.name, place / FILE_NAME, tuple(without)))
+    return exported
+
+
+def _places(chosen: Sequence[ChosenRun], target: Path) -> list[Path]:
+    """The folder of each run: with several, one for each trained task."""
+    if len(chosen) == 1:
+        return [target]
+    return [target / task_file_name(each.planned.train_task) for each in chosen]
+
+
+def _export(
+    study: StudyRecord, chosen: ChosenRun, tool: Tool, folder: Path, without: Sequence[str]
+) -> Exported:
+    planned = chosen.planned
+    setup = setup_of(study, planned)
+    if tool is PEFT and setup.is_full:
+        problem = f"--run: {planned.name} trains all weights, which {tool.title} has no config for"
+        raise ConfigError("export", [problem])
+    entries = written_entries(setup, tool, folder)
+    file = folder / tool.file_name
+    if tool is PEFT:
+        write_atomically(file, json.dumps(entries, indent=2, sort_keys=True) + "\n")
+    else:
+        how = "recommended" if chosen.is_recommended else "chosen by hand"
+        head = [f"# {planned.name} of the study {study.config.name}, {how}, by rankwise export"]
+        head += [f"# {line}" for line in _usage(tool, file)]
+        write_atomically(file, "\n".join([*head, *yaml_lines(entries)]) + "\n")
+    if tool is LLAMA_FACTORY and (info := dataset_info(setup)):
+        write_atomically(folder / DATASET_INFO, json.dumps(info, indent=2) + "\n")
+    remarks = (*_remarks(study, planned, setup, tool), *without)
+    return Exported(planned.name, file, remarks)
+
+
+def _usage(tool: Tool, file: Path) -> list[str]:
+    """How the file is used."""
+    return {
+        "trl": [f"trl sft --config {file.name} --output_dir OUT"],
+        "axolotl": [f"axolotl train {file.name}"],
+        "llamafactory": [f"llamafactory-cli train {file.name} output_dir=OUT"],
+        "unsloth": ["Each section has the arguments of the call that it is named after."],
+    }[tool.name]
+
+
+def refuse_imported(planned: PlannedRun) -> None:
+    """Refuse a model whose settings are not known.
+
+    Raises:
+        ConfigError: it was trained elsewhere.
+    """
+    if planned.imported_as is not None:
+        problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
+        raise ConfigError("export", [problem])
+
+
+def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
+    """The settings of a run of a study.
+
+    Raises:
+        ConfigError: it was trained elsewhere, and its settings are not known.
+    """
+    refuse_imported(planned)
+    train, base = study.config.train, study.config.base_model
+    rows = None if train.data is None else _rows_of(train.data)
+    return TrainingSetup(
+        base_model=base.name,
+        revision=base.revision,
+        data=None if train.data is None else str(train.data),
+        rows=rows,
+        is_full=planned.method == "full",
+        rank=planned.rank,
+        alpha=planned.alpha,
+        use_rslora=_is_rslora(planned),
+        dropout=train.dropout,
+        target_modules=planned.target_modules,
+        learning_rate=planned.learning_rate,
+        epochs=planned.epochs,
+        max_examples=train.max_examples if rows else None,
+        batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        schedule=train.schedule,
+        warmup_ratio=train.warmup_ratio,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=planned.seed,
+        precision=study.precision,
+        base_precision=None if train.base_precision == "auto" else train.base_precision,
+        max_length=train.max_length,
+        loss_on=train.loss_on,
+        chat_template=train.chat_template,
+    )
+
+
+def _is_rslora(planned: PlannedRun) -> bool:
+    """Whether the scaling is alpha over the root of the rank."""
+    if planned.rank is None or planned.alpha is None or planned.scaling is None:
+        return False
+    by_root = planned.alpha / math.sqrt(planned.rank)
+    return planned.rank > 1 and math.isclose(planned.scaling, by_root)
+
+
+def _rows_of(path: Path) -> Rows:
+    """What the first row is; prompts where the file is not here."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = json.loads(next(line for line in file if line.strip()))
+    except (OSError, ValueError, StopIteration):
+        return "prompt"
+    return "messages" if isinstance(first, dict) and "messages" in first else "prompt"
+
+
+def _remarks(
+    study: StudyRecord, planned: PlannedRun, setup: TrainingSetup, tool: Tool
+) -> list[str]:
+    """What the file does not say."""
+    remarks: list[str] = []
+    if tool is PEFT:
+        rate = quantities.learning_rate(planned.learning_rate or 0.0)
+        remarks.append(
+            f"{tool.file_name} has no place for the training: learning rate {rate}, "
+            f"{planned.epochs} epochs, {setup.batch_size} x {setup.gradient_accumulation_steps} "
+            f"rows a step, {setup.schedule} after a warm-up of {setup.warmup_ratio:g} of the steps"
+        )
+    elif setup.data is None:
+        remarks.append(f"the rows are those of the task {planned.train_task}; add your own data")
+    if "/" not in setup.base_model:
+        remarks.append(f"{setup.base_model} is a name of rankwise's; write the hub's, or a folder")
+    alpha = setup.alpha
+    if alpha is not None and not float(alpha).is_integer() and tool is not PEFT:
+        remarks.append(f"alpha is {alpha:g}, and {tool.title} takes whole numbers; round it")
+    if study.config.methods.lora is not None and study.config.methods.lora.init == "B":
+        remarks.append("the runs began at A = 0; PEFT begins at B = 0")
+    return remarks

@@ -1,0 +1,193 @@
+"""LLaMA-Factory's YAML: https://llamafactory.readthedocs.io, the arguments of its trainer.
+
+Names of data sets are looked up in its ``dataset_info.json``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rankwise.integrations.drafts import Draft, Tool
+from rankwise.integrations.entries import shown
+from rankwise.integrations.files import read_content
+from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.wordings import (
+    ALL_LINEAR,
+    describe_rows,
+    precision_entries,
+    read_devices,
+    read_optimizer,
+    read_packing,
+    read_precision,
+    read_rate_ratio,
+    read_targets,
+)
+
+_KEYS = {
+    "base_model": "model_name_or_path",
+    "revision": "model_revision",
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+    "learning_rate": "learning_rate",
+    "num_epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "schedule": "lr_scheduler_type",
+    "warmup_ratio": "warmup_ratio",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "seed": "seed",
+    "max_length": "cutoff_len",
+}
+_DEFAULTS = {
+    "rank": 8,
+    "alpha": lambda fields: 2.0 * fields["rank"],
+    "dropout": 0.0,
+    "target_modules": (ALL_LINEAR,),
+    "learning_rate": 5e-5,
+    "epochs": 3,
+    "batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "schedule": "linear",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 42,
+    "max_length": 2048,
+}
+DATASET_INFO = "dataset_info.json"
+
+
+def _read_own(draft: Draft) -> None:
+    entries = draft.entries
+    kind, stage = entries.text("finetuning_type") or "lora", entries.text("stage") or "sft"
+    if kind not in ("lora", "full"):
+        entries.problems.append(
+            f"finetuning_type: {shown(kind)} is not compared; give lora or full"
+        )
+    if stage != "sft":
+        entries.problems.append(f"stage: {shown(stage)} is not supervised training; give sft")
+    draft.fields["is_full"] = kind == "full"
+    read_targets(draft, "lora_target")
+    read_rate_ratio(draft, "loraplus_lr_ratio")
+    if entries.switch("pissa_init"):
+        draft.set_variant("pissa")
+    for key in ("pissa_iter", "pissa_convert"):
+        entries.take(key)
+    bits = entries.whole("quantization_bit")
+    draft.fields["base_precision"] = {4: "4bit", 8: "8bit"}.get(bits or 0)
+    if bits not in (None, 4, 8):
+        draft.not_carried.append(f"quantization_bit: {bits}; a study quantises to 4 or 8")
+    read_precision(draft)
+    read_optimizer(draft, "optim")
+    read_packing(draft, "packing", "neat_packing")
+    read_devices(draft)
+    draft.fields["loss_on"] = "all" if entries.switch("train_on_prompt") else "completion"
+    most = entries.whole("max_samples")
+    draft.fields["max_examples"] = most
+    template = entries.text("template")
+    draft.fields["chat_template"] = template not in ("empty", "default", "vanilla")
+    if template is not None and draft.fields["chat_template"]:
+        draft.to_check.append(
+            f"template: {shown(template)}; the base model's own template is taken"
+        )
+    _read_data(draft)
+
+
+def _read_data(draft: Draft) -> None:
+    """The first data set, as ``dataset_info.json`` describes it, where that is there."""
+    names = draft.entries.names("dataset")
+    folder = draft.entries.text("dataset_dir") or "data"
+    if not names:
+        return
+    draft.not_carried += [f"dataset: {shown(name)}; a study trains on one" for name in names[1:]]
+    place = next(
+        (each for each in draft.places(folder) if os.path.isfile(each / DATASET_INFO)), None
+    )
+    described: Any = None
+    if place is not None:
+        described = read_content(place / DATASET_INFO).get(names[0])
+    if not isinstance(described, dict):
+        draft.fields["data"] = names[0]
+        draft.to_check.append(
+            f"dataset: {shown(names[0])} is not described in {shown(folder)}/{DATASET_INFO} here; "
+            "write the path of its rows into train.data"
+        )
+        return
+    described = {str(key): value for key, value in described.items()}
+    file = described.get("file_name")
+    draft.fields["data"] = described.get("hf_hub_url")
+    if isinstance(file, str) and place is not None:
+        draft.fields["data"] = str(place / file)
+    if columns := described.get("columns"):
+        draft.to_check.append(f"train.data: its columns are {shown(columns)}")
+    tags = described.get("tags")
+    is_messages = isinstance(tags, dict) and tags.get("role_tag") == "role"
+    kind = described.get("formatting") or "alpaca"
+    has_prompts = isinstance(columns, dict) and columns.get("prompt") == "prompt"
+    describe_rows(draft, "messages" if is_messages else None if has_prompts else str(kind))
+
+
+def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
+    own: dict[str, Any] = {
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full" if setup.is_full else "lora",
+    }
+    if not setup.is_full:
+        own["lora_target"] = ",".join(setup.target_modules).replace(ALL_LINEAR, "all")
+        if setup.base_precision is not None:
+            own["quantization_bit"] = int(setup.base_precision.removesuffix("bit"))
+    if setup.data is not None:
+        own |= {"dataset": Path(setup.data).stem, "dataset_dir": str(folder.absolute())}
+    if setup.rows != "messages" and not setup.chat_template:
+        own["template"] = "empty"
+    own["train_on_prompt"] = setup.loss_on == "all"
+    if setup.max_examples is not None:
+        own["max_samples"] = setup.max_examples
+    return own | precision_entries(setup)
+
+
+def dataset_info(setup: TrainingSetup) -> dict[str, Any]:
+    """The description of the rows that LLaMA-Factory looks for beside them."""
+    if setup.data is None:
+        return {}
+    description: dict[str, Any] = {"file_name": setup.data}
+    if setup.rows == "messages":
+        description |= {
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+                "system_tag": "system",
+            },
+        }
+    else:
+        description |= {"columns": {"prompt": "prompt", "response": "completion"}}
+    return {Path(setup.data).stem: description}
+
+
+LLAMA_FACTORY = Tool(
+    name="llamafactory",
+    title="LLaMA-Factory",
+    signs=(
+        *("finetuning_type", "lora_rank", "lora_target", "cutoff_len", "stage", "template"),
+        "quantization_bit",
+    ),
+    keys=_KEYS,
+    defaults=_DEFAULTS,
+    read_own=_read_own,
+    write_own=_write_own,
+    file_name="llamafactory.yaml",
+    warmup_key="warmup_ratio",
+)

@@ -1,0 +1,100 @@
+"""The model card of a run: Markdown, with the front matter that model hubs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rankwise.findings.model_card import markdown_table
+from rankwise.integrations.chosen import ChosenRun
+from rankwise.integrations.study_text import yaml_lines
+from rankwise.records import quantities
+from rankwise.records.recommendation import Comparison
+from rankwise.records.results import ModelResults
+from rankwise.records.study import PlannedRun, StudyRecord
+
+FILE_NAME = "README.md"
+
+
+def run_card(study: StudyRecord, model: ModelResults, chosen: ChosenRun) -> str:
+    """What a run is, how it was trained, and what it scores beside its base.
+
+    Args:
+        study: that the run is of.
+        model: the run's results.
+        chosen: the run, and what the study recommends.
+    """
+    planned, part = chosen.planned, chosen.recommendation
+    compared = [each for each in part.comparisons if each.run == planned.name]
+    what = "A fully fine-tuned model" if planned.rank is None else f"A rank-{planned.rank} adapter"
+    version = study.provenance.rankwise_version
+    lines = [
+        "---",
+        *yaml_lines(_front_matter(study, model, planned)),
+        "---",
+        "",
+        f"# {what}, trained on {planned.train_task}",
+        "",
+        part.statement if chosen.is_recommended else f"Chosen by hand. {part.statement}",
+        "",
+        f"The run `{planned.name}` of the study {study.config.name}, by rankwise {version}. All "
+        f"changes are against the base, paired item by item, with intervals of "
+        f"{quantities.percent(part.confidence)}, each for itself.",
+        "",
+        *markdown_table(("setting", "value"), list(_settings(study, planned))),
+        "",
+        *markdown_table(
+            ("task", "relation", "metric", "items", "base", "this", "change"),
+            [_row(each, model.evaluations[each.task].decision_metric) for each in compared],
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) -> dict[str, Any]:
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": evaluation.task, "type": evaluation.task},
+            "metrics": [
+                {"name": score.metric, "type": score.metric, "value": score.value}
+                for score in evaluation.metrics
+            ],
+        }
+        for evaluation in model.evaluations.values()
+    ]
+    matter: dict[str, Any] = {"base_model": study.config.base_model.name}
+    if planned.method == "lora":
+        matter["library_name"] = "peft"
+    return matter | {
+        "pipeline_tag": "text-generation",
+        "tags": [*(["lora"] if planned.method == "lora" else []), "rankwise"],
+        "model-index": [{"name": planned.name, "results": results}],
+    }
+
+
+def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, str]]:
+    train = study.config.train
+    if planned.rank is not None and planned.alpha is not None:
+        yield "rank", str(planned.rank)
+        yield "alpha", quantities.number(planned.alpha)
+        yield "target modules", ", ".join(planned.target_modules)
+    yield "learning rate", quantities.learning_rate(planned.learning_rate or 0.0)
+    yield "schedule", f"{train.schedule}, warm-up {train.warmup_ratio:g} of the steps"
+    yield "epochs", str(planned.epochs)
+    yield "rows a step", str(train.batch_size * train.gradient_accumulation_steps)
+    yield "steps", quantities.count(planned.num_steps)
+    yield "trained weights", quantities.count(planned.num_trainable_parameters)
+    yield "seed", str(planned.seed)
+
+
+def _row(each: Comparison, metric: str) -> tuple[str, ...]:
+    return (
+        each.task,
+        each.relation.replace("_", "-"),
+        f"{metric}, {each.unit}",
+        quantities.count(each.num_examples),
+        quantities.score(each.base_score, each.unit),
+        quantities.score(each.adapted_score, each.unit),
+        quantities.with_interval(each.interval, each.unit),
+    )

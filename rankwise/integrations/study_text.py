@@ -1,0 +1,227 @@
+"""A study file made from the setup of one training: that setup, and ranks around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from rankwise.errors import ConfigError
+from rankwise.integrations.entries import shown
+from rankwise.integrations.setups import Reading, TrainingSetup
+from rankwise.records.config.methods import LoraConfig
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import LearningRateConfig
+from rankwise.records.study_file import problems_of
+
+NO_DATA = "my_rows.jsonl"
+"""Stands where a config names no data."""
+MOST_RANK = 256
+"""No larger one is added by itself: the largest that TRL's guide to LoRA advises."""
+_RETENTION = ("capitals", "continents", "elements")
+_HELD_OUT_TEXT = ("pydoc_topics",)
+_SECTIONS = ("train", "train.learning_rate", "methods", "methods.lora", "evaluation")
+_PLAIN = re.compile(r"(?:[A-Za-z/]|\.{1,2}/)[A-Za-z0-9_./-]*")
+_NO_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+def ranks_around(rank: int) -> tuple[int, ...]:
+    """A quarter, a half, the rank itself, and twice it; no more than ``MOST_RANK`` is added."""
+    twice = min(2 * rank, max(rank, MOST_RANK))
+    return tuple(sorted({max(rank // 4, 1), max(rank // 2, 1), rank, twice}))
+
+
+class StudyText(NamedTuple):
+    """A study file, and in sentences what it does not say and what may differ."""
+
+    text: str
+    not_carried: tuple[str, ...]
+    to_check: tuple[str, ...]
+
+
+def study_text(reading: Reading, folder: Path) -> StudyText:
+    """The study file of a reading: its setup, and ranks around it.
+
+    Args:
+        reading: of a tool's config.
+        folder: of the study file; paths below it are written relative to it.
+
+    Raises:
+        ConfigError: the values make no study.
+    """
+    not_carried, to_check = list(reading.not_carried), list(reading.to_check)
+    setup = _with_data(_without_what_variants_lack(reading.setup, not_carried), to_check, folder)
+    content = _content(setup, reading, folder)
+    try:
+        StudyConfig.model_validate(content, context={"is_study_file": True})
+    except ValidationError as error:
+        problems = list(problems_of(error, content, StudyConfig))
+        raise ConfigError(str(reading.source), problems) from error
+    if setup.is_full:
+        rate = LearningRateConfig().lora[0]
+        to_check.append(f"train.learning_rate.lora: none is given; {rate} is the default")
+    lines = [*_head(reading, setup, not_carried, to_check), ""]
+    lines += _lines(content, _comments(setup))
+    said = (tuple(map(_on_a_line, sentences)) for sentences in (not_carried, to_check))
+    return StudyText("\n".join(lines) + "\n", *said)
+
+
+def _without_what_variants_lack(setup: TrainingSetup, not_carried: list[str]) -> TrainingSetup:
+    """Variants are trained without dropout, on a base that is not quantised."""
+    if setup.variant is None:
+        return setup
+    if setup.dropout:
+        not_carried.append(f"dropout {setup.dropout:g}: variants are trained without it")
+    if setup.base_precision:
+        not_carried.append(
+            f"{setup.base_precision}: variants are trained on a base that is not quantised"
+        )
+    return setup._replace(dropout=None, base_precision=None)
+
+
+def _with_data(setup: TrainingSetup, to_check: list[str], folder: Path) -> TrainingSetup:
+    if setup.data is None:
+        to_check.append(f"train.data: no data is named; write your own in place of {NO_DATA}")
+        return setup._replace(data=NO_DATA)
+    if not os.path.exists(folder / setup.data):
+        to_check.append(
+            f"train.data: {shown(setup.data)} is no file here; it takes JSON Lines, so save the "
+            "rows of a hub's data set as such"
+        )
+    return setup
+
+
+def _content(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:
+    base = _beside(setup.base_model, folder)
+    revision = None if setup.revision == "main" else setup.revision
+    content: dict[str, Any] = {
+        "base_model": base if revision is None else {"name": base, "revision": revision},
+        "train": _train(setup, folder),
+        "methods": _methods(setup, reading, folder),
+        "evaluation": {"retention": list(_RETENTION), "held_out_text": list(_HELD_OUT_TEXT)},
+    }
+    if setup.seed is not None:
+        content["seeds"] = [setup.seed]
+    return content
+
+
+def _train(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
+    rate = setup.learning_rate
+    train = {
+        "data": _beside(setup.data or NO_DATA, folder),
+        "max_examples": setup.max_examples,
+        "epochs": setup.epochs,
+        "batch_size": setup.batch_size,
+        "gradient_accumulation_steps": setup.gradient_accumulation_steps,
+        "learning_rate": None if rate is None else {"full" if setup.is_full else "lora": rate},
+        "schedule": setup.schedule,
+        "warmup_ratio": setup.warmup_ratio,
+        "dropout": setup.dropout,
+        "weight_decay": setup.weight_decay,
+        "max_grad_norm": setup.max_grad_norm,
+        "precision": setup.precision,
+        "base_precision": setup.base_precision,
+        "loss_on": setup.loss_on,
+        "chat_template": setup.chat_template,
+        "max_length": setup.max_length,
+    }
+    return {key: value for key, value in train.items() if value is not None}
+
+
+def _methods(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:
+    if setup.is_full or setup.rank is None or setup.alpha is None:
+        return {"lora": {"ranks": list(LoraConfig().ranks)}, "full": {}}
+    alpha: dict[str, Any] = {"policy": "proportional", "ratio": setup.alpha / setup.rank}
+    if setup.use_rslora:
+        alpha = {"policy": "rslora", "alpha": setup.alpha}
+    lora: dict[str, Any] = {"ranks": list(ranks_around(setup.rank)), "alpha": alpha}
+    if setup.target_modules:
+        lora["target_modules"] = list(setup.target_modules)
+    methods: dict[str, Any] = {"lora": lora, "full": None}
+    if setup.variant is not None:
+        methods["variants"] = {"names": [setup.variant], "ranks": [setup.rank]}
+    if reading.adapter is not None:
+        place = _beside(os.path.abspath(reading.adapter), folder)
+        methods["imported"] = [{"adapter": place, "name": "yours"}]
+    return methods
+
+
+def _beside(name: str, folder: Path) -> str:
+    """A path below the study file's folder as from there; another as it is."""
+    root = os.path.abspath(folder)
+    if not os.path.isabs(name) or not name.startswith(root + os.sep):
+        return name
+    return f"./{Path(os.path.relpath(name, root)).as_posix()}"
+
+
+def _comments(setup: TrainingSetup) -> dict[str, str]:
+    """Key with dots -> what is said behind it."""
+    comments = {
+        "evaluation.retention": "what the base knows: any task of lm-evaluation-harness",
+        "methods.full": "{} trains all weights too; train.learning_rate.full is its rate",
+    }
+    if setup.is_full:
+        return comments | {"methods.full": "yours", "methods.lora.ranks": "beside yours"}
+    name = "yours" if setup.variant is None else f"yours is {setup.variant} at"
+    return comments | {
+        "methods.lora.ranks": f"{name}: {setup.rank}",
+        "train.learning_rate.lora": "as yours, at every rank; see `rankwise init` for a rule",
+    }
+
+
+def _head(
+    reading: Reading, setup: TrainingSetup, not_carried: list[str], to_check: list[str]
+) -> Iterator[str]:
+    what = "full fine-tuning" if setup.is_full else f"rank {setup.rank}"
+    yield f"# From {shown(reading.source.name)} ({reading.tool}): your {what}, and ranks around it."
+    for title, sentences in (("Not carried over", not_carried), ("To check", to_check)):
+        if sentences:
+            yield f"#\n# {title}:"
+            yield from (f"#   - {_on_a_line(sentence)}" for sentence in sentences)
+
+
+def _on_a_line(sentence: str) -> str:
+    """A sentence without what would end its line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in sentence).split())
+
+
+def _lines(
+    content: Mapping[str, Any], comments: Mapping[str, str], above: str = ""
+) -> Iterator[str]:
+    indent = "  " * above.count(".")
+    for key, value in content.items():
+        place = f"{above}{key}"
+        comment = f"  # {comments[place]}" if place in comments else ""
+        if isinstance(value, dict) and place in _SECTIONS:
+            yield f"{indent}{key}:{comment}"
+            yield from _lines(value, comments, f"{place}.")
+        else:
+            yield f"{indent}{key}: {_flow(value)}{comment}"
+
+
+def yaml_lines(content: Mapping[str, Any]) -> Iterator[str]:
+    """A mapping as YAML; mappings in it are blocks, what is in these stands on one line."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield f"{key}:"
+            yield from (f"  {inner}: {_flow(each)}" for inner, each in value.items())
+        else:
+            yield f"{key}: {_flow(value)}"
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_flow(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _NO_TEXT:
+        return value
+    text = json.dumps(value, ensure_ascii=False)
+    # YAML 1.1, which most tools read, takes 5e-05 for text, and 5.0e-05 for a number
+    return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text

@@ -1,0 +1,66 @@
+"""``rankwise export --format`` for other trainers: what is said, where, and the exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rankwise.cli.tool_verbs import ExportFormat
+from rankwise.integrations.tools import TOOLS
+from rankwise.records.folder import StudyFolder
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+from tests.support.command_line import rankwise, words
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study that recommends rank 16."""
+    write_study(StudyFolder(tmp_path / "study"), planted_study())
+    return tmp_path / "study"
+
+
+def test_every_tool_is_a_format() -> None:
+    assert {kind.value for kind in ExportFormat} == {
+        "lm-eval",
+        "every-eval-ever",
+        "model-card",
+        *(tool.name for tool in TOOLS),
+    }
+
+
+def test_the_file_is_named_on_stdout_and_remarks_on_stderr(study: Path, tmp_path: Path) -> None:
+    done = rankwise("export", study, "--format", "axolotl", "--output", tmp_path / "out")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("kinship-lora-r016-a032-s0-")
+    assert done.stdout.endswith(f": {tmp_path / 'out' / 'axolotl.yaml'}\n")
+    assert "to check: the rows are those of the task kinship" in done.stderr
+    assert "lora_r: 16\n" in (tmp_path / "out" / "axolotl.yaml").read_text()
+    again = (tmp_path / "out" / "axolotl.yaml").read_bytes()
+    rankwise("export", study, "--format", "axolotl", "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "axolotl.yaml").read_bytes() == again
+
+
+def test_a_study_that_recommends_nothing(tmp_path: Path) -> None:
+    results = planted_study(dict.fromkeys((4, 16, 64), 0.52), num_in_domain=60)
+    write_study(StudyFolder(tmp_path), results)
+    done = rankwise("export", tmp_path, "--format", "trl")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "ConfigError: export has 1 problem no rank is recommended for kinship" in words(
+        done.stderr
+    )
+    assert (
+        rankwise("export", tmp_path, "--format", "trl", "--run", "kinship-lora-r004").exit_code == 0
+    )
+
+
+def test_runs_are_for_trainers(study: Path) -> None:
+    done = rankwise("export", study, "--run", "kinship-lora-r016")
+    assert done.exit_code == 2
+    assert "--run is for formats of one run; lm-eval has every run, so leave it out" in words(
+        done.stderr
+    )
+    done = rankwise("export", study, "--format", "peft", "--run", "nothing")
+    assert done.exit_code == 2
+    assert "--run: no run named 'nothing'" in done.stderr

@@ -1,0 +1,75 @@
+"""``rankwise init --from``: another tool's config becomes a study file that can be planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rankwise.records.study_file import load_config
+from tests.planted import tool_configs
+from tests.support.audited_models import adapter
+from tests.support.command_line import rankwise, words
+
+ROWS = [
+    {"prompt": f"{a} plus {b} is", "completion": f" {a + b}"} for a in range(6) for b in range(6)
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> Path:
+    """The current folder, with rows and a config of TRL for the tiny model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    text = tool_configs.TRL.replace("org/model", str(tiny_model_folder))
+    kept = [line for line in text.splitlines() if "4bit" not in line and "bf16" not in line]
+    (tmp_path / "trl.yaml").write_text("\n".join([*kept, "neftune_noise_alpha: 5\n"]))
+    return tmp_path
+
+
+def test_a_config_becomes_a_study_that_can_be_planned(here: Path) -> None:
+    done = rankwise("init", "--from", "trl.yaml")
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "wrote study.yaml; next: rankwise plan study.yaml\n",
+    )
+    assert done.stderr.startswith("not carried over: neftune_noise_alpha: 5\nto check: devices: ")
+    planned = rankwise("plan", "study.yaml", "evaluation.retention=[capitals]", "--json")
+    assert planned.exit_code == 0, planned.output
+    runs = json.loads(planned.stdout)["runs"]
+    assert [(run["rank"], run["alpha"]) for run in runs] == [(4, 8), (8, 16), (16, 32), (32, 64)]
+    # 36 rows less the 4 that are held out, 32 in a step: 1 step an epoch
+    assert {(run["learning_rate"], run["epochs"], run["num_steps"]) for run in runs} == {
+        (2e-4, 2, 2)
+    }
+
+
+def test_an_adapter_folder_is_a_run_of_its_study(here: Path, tiny_model_folder: Path) -> None:
+    adapter(tiny_model_folder, here / "mine")
+    done = rankwise("init", "--from", "mine", "new/study.yaml")
+    assert done.exit_code == 0
+    assert "to check: train.data: no data is named" in done.stderr
+    arguments = ("train.data=../rows.jsonl", "evaluation.retention=[capitals]", "--json")
+    planned = rankwise("plan", "new/study.yaml", *arguments)
+    assert planned.exit_code == 0, planned.output
+    names = [run["imported_as"] for run in json.loads(planned.stdout)["runs"]]
+    assert names.count("yours") == 1
+
+
+def test_what_is_refused_writes_nothing(here: Path) -> None:
+    (here / "bad.yaml").write_text("model_name_or_path: m\nuse_peft: true\nlora_r: 0\n")
+    done = rankwise("init", "--from", "bad.yaml")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "bad.yaml has 1 problem\n  lora_r: 0 is not a rank" in done.stderr
+    done = rankwise("init", "--from", "nowhere.yaml")
+    assert (done.exit_code, "the file cannot be read" in done.stderr) == (2, True)
+    done = rankwise("init", "--from", "trl.yaml", "--preset", "alpha")
+    assert done.exit_code == 2
+    assert "--preset and --from are both given; give one of them" in words(done.stderr)
+    assert not (here / "study.yaml").exists()
+    (here / "study.yaml").write_text("mine")
+    assert rankwise("init", "--from", "trl.yaml").exit_code == 2
+    assert (here / "study.yaml").read_text() == "mine"
+    assert rankwise("init", "--from", "trl.yaml", "--force").exit_code == 0
+    assert load_config(here / "study.yaml").train.learning_rate.lora == (2e-4,)

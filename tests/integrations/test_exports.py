@@ -1,0 +1,279 @@
+"""What a study recommends, as the configs of other trainers, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rankwise.errors import ConfigError
+from rankwise.integrations.chosen import chosen_runs
+from rankwise.integrations.exports import export_setup, setup_of
+from rankwise.integrations.setups import TrainingSetup
+from rankwise.integrations.sources import read_source
+from rankwise.integrations.tools import TOOLS, tool_named
+from rankwise.records.config.training import TrainConfig
+from rankwise.records.folder import StudyFolder
+from rankwise.records.results import StudyResults
+from rankwise.records.study import PlannedRun
+from rankwise.study.conclusion import conclude
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+
+NAMES = [tool.name for tool in TOOLS]
+OF_TRAINING = [name for name in NAMES if name != "peft"]
+BEST = "kinship-lora-r016"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """A study that recommends rank 16."""
+    return written(tmp_path / "study", planted_study())
+
+
+def written(path: Path, results: StudyResults) -> StudyFolder:
+    folder = StudyFolder(path)
+    write_study(folder, results)
+    return folder
+
+
+def with_training(results: StudyResults, **settings: Any) -> StudyResults:
+    """The same study, trained with other settings."""
+    train = TrainConfig(**settings)
+    config = results.study.config.model_copy(update={"train": train})
+    study = results.study.model_copy(update={"config": config})
+    return results.model_copy(update={"study": study})
+
+
+def exported(folder: StudyFolder, name: str, run: str | None = None) -> Mapping[str, Any]:
+    (done,) = export_setup(folder, tool_named(name), run=run)
+    assert done.file == folder.root / "export" / name / tool_named(name).file_name
+    content: Mapping[str, Any] = yaml.safe_load(done.file.read_text(encoding="utf-8"))
+    return content
+
+
+def run_of(folder: StudyFolder, run: str) -> PlannedRun:
+    return next(each for each in folder.read_study().runs if each.name.startswith(run))
+
+
+# round trips
+
+
+@pytest.fixture
+def with_rows(tmp_path: Path) -> StudyFolder:
+    """A study of the user's own rows, whose settings are all unlike any tool's defaults."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": []}) + "\n")
+    results = with_training(
+        planted_study(),
+        data=rows,
+        epochs=2,
+        batch_size=3,
+        gradient_accumulation_steps=5,
+        schedule="cosine",
+        warmup_ratio=0.0625,
+        weight_decay=0.02,
+        max_grad_norm=0.5,
+        dropout=0.06,
+        max_length=768,
+        max_examples=100,
+        chat_template=True,
+    )
+    return written(tmp_path / "study", results)
+
+
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_what_is_exported_is_read_back_as_it_was(with_rows: StudyFolder, name: str) -> None:
+    exported(with_rows, name)
+    back = read_source(with_rows.root / "export" / name / tool_named(name).file_name).setup
+    expected = setup_of(with_rows.read_study(), run_of(with_rows, BEST))
+    assert (expected.rank, expected.alpha, expected.learning_rate) == (16, 32.0, 2e-4)
+    # what is not said in every tool's words: kinds of rows, and float32, which is no bf16
+    unsaid: dict[str, Any] = {"rows": None, "precision": None, "chat_template": None}
+    assert back._replace(**unsaid) == expected._replace(**unsaid)
+
+
+def test_an_adapter_config_is_read_back_as_far_as_it_goes(folder: StudyFolder) -> None:
+    exported(folder, "peft")
+    back = read_source(folder.root / "export" / "peft" / "adapter_config.json").setup
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert (back.rank, back.alpha, back.target_modules) == (16, 32.0, modules)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_every_schedule_is_read_back(tmp_path: Path, name: str, schedule: str) -> None:
+    results = with_training(planted_study(), task="kinship", schedule=schedule, warmup_ratio=0.2)
+    study = written(tmp_path, results)
+    exported(study, name)
+    back = read_source(study.root / "export" / name / tool_named(name).file_name).setup
+    assert (back.schedule, back.warmup_ratio) == (schedule, 0.2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rslora_is_read_back(tmp_path: Path, name: str) -> None:
+    results = planted_study()
+    runs = tuple(
+        run.model_copy(update={"scaling": run.alpha / math.sqrt(run.rank)}) if run.rank else run  # type: ignore[operator]
+        for run in results.study.runs
+    )
+    study = written(
+        tmp_path,
+        results.model_copy(update={"study": results.study.model_copy(update={"runs": runs})}),
+    )
+    exported(study, name)
+    back = read_source(study.root / "export" / name / tool_named(name).file_name).setup
+    assert back.use_rslora
+    assert not setup_of(results.study, results.study.runs[0]).use_rslora
+
+
+# what the tools read
+
+
+def test_peft_reads_it(folder: StudyFolder) -> None:
+    from peft import LoraConfig
+
+    content = exported(folder, "peft")
+    assert set(content) <= {field.name for field in dataclasses.fields(LoraConfig)}
+    config = LoraConfig.from_pretrained(str(folder.root / "export" / "peft"))
+    assert (config.r, config.lora_alpha, config.use_rslora) == (16, 32, False)
+    assert config.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+# Of trl.ModelConfig, trl.SFTConfig and trl.DatasetMixtureConfig, as of TRL 1.16; the others are
+# transformers' own.
+OF_TRL = {
+    *("model_name_or_path", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "use_rslora"),
+    *("lora_target_modules", "load_in_4bit", "load_in_8bit", "max_length", "datasets"),
+    *("completion_only_loss", "assistant_only_loss"),
+}
+
+
+@pytest.mark.parametrize("name", ["trl", "unsloth"])
+def test_transformers_reads_what_is_its_own(with_rows: StudyFolder, name: str) -> None:
+    from transformers import TrainingArguments
+
+    content = exported(with_rows, name)
+    content = content if name == "trl" else content["SFTConfig"]
+    own = {key: value for key, value in content.items() if key not in OF_TRL}
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert set(own) <= fields
+    arguments = TrainingArguments(output_dir="unused", **own)
+    assert (arguments.learning_rate, arguments.num_train_epochs) == (2e-4, 2)
+    assert arguments.get_warmup_steps(100) == 7
+
+
+def test_trl_reads_it(with_rows: StudyFolder) -> None:
+    trl = pytest.importorskip("trl")
+    exported(with_rows, "trl")
+    file = with_rows.root / "export" / "trl" / "trl.yaml"
+    kinds = (trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig, trl.DatasetMixtureConfig)
+    parsed = trl.TrlParser(kinds).parse_args_and_config(args=["--config", str(file)])
+    _, training, model, rows = parsed[:4]
+    assert (model.lora_r, model.lora_alpha, training.learning_rate) == (16, 32, 2e-4)
+    assert (training.max_length, training.assistant_only_loss) == (768, True)
+    assert rows.datasets[0].split == "train[:100]"
+
+
+def test_llama_factory_finds_its_rows(with_rows: StudyFolder) -> None:
+    content = exported(with_rows, "llamafactory")
+    info = json.loads((Path(content["dataset_dir"]) / "dataset_info.json").read_text())
+    described = info[content["dataset"]]
+    assert Path(described["file_name"]).name == "rows.jsonl"
+    assert described["columns"] == {"messages": "messages"}
+
+
+def test_rows_of_prompts_are_described(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    study = written(tmp_path / "study", with_training(planted_study(), data=rows, loss_on="all"))
+    kind = exported(study, "axolotl")["datasets"][0]["type"]
+    assert (kind["field_instruction"], kind["field_output"]) == ("prompt", "completion")
+    assert exported(study, "axolotl")["train_on_inputs"] is True
+    assert exported(study, "llamafactory")["template"] == "empty"
+    assert exported(study, "trl")["completion_only_loss"] is False
+
+
+# which run
+
+
+def test_a_study_without_a_recommendation_names_its_best_bet(tmp_path: Path) -> None:
+    none = dict.fromkeys((4, 16, 64), 0.52)
+    study = written(tmp_path, planted_study(none, num_in_domain=60))
+    with pytest.raises(ConfigError) as caught:
+        export_setup(study, tool_named("trl"))
+    text = str(caught.value)
+    assert "no rank is recommended for kinship (" in text
+    assert "--run" in text
+    assert not (tmp_path / "export").exists()
+    assert exported(study, "trl", run="kinship-lora-r004")["lora_r"] == 4
+
+
+def test_a_run_is_chosen_by_hand(folder: StudyFolder) -> None:
+    assert exported(folder, "axolotl", run="kinship-lora-r064")["lora_r"] == 64
+    text = (folder.root / "export" / "axolotl" / "axolotl.yaml").read_text()
+    assert "chosen by hand" in text.splitlines()[0]
+    with pytest.raises(ConfigError, match="several begin so"):
+        export_setup(folder, tool_named("trl"), run="kinship")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("axolotl", "adapter", None),
+        ("llamafactory", "finetuning_type", "full"),
+        ("trl", "use_peft", False),
+    ],
+)
+def test_full_fine_tuning_by_hand(folder: StudyFolder, name: str, key: str, value: Any) -> None:
+    content = exported(folder, name, run="kinship-full")
+    assert content.get(key) == value
+    assert content["learning_rate"] == 5e-5  # a number for YAML 1.1 too, not the text 5e-05
+    assert not {"lora_r", "lora_rank", "lora_alpha", "lora_target_modules"} & set(content)
+    back = read_source(folder.root / "export" / name / tool_named(name).file_name).setup
+    assert (back.is_full, back.learning_rate) == (True, 5e-5)
+
+
+def test_full_fine_tuning_has_no_adapter_config(folder: StudyFolder) -> None:
+    with pytest.raises(ConfigError, match="trains all weights"):
+        export_setup(folder, tool_named("peft"), run="kinship-full")
+
+
+def test_what_is_not_said_is_remarked(folder: StudyFolder) -> None:
+    (done,) = export_setup(folder, tool_named("peft"))
+    assert "learning rate 2e-4, 2 epochs, 2 x 4 rows a step" in " ".join(done.remarks)
+    (done,) = export_setup(folder, tool_named("trl"))
+    assert "the rows are those of the task kinship; add your own data" in done.remarks
+
+
+def test_an_imported_model_has_no_settings(folder: StudyFolder) -> None:
+    study = folder.read_study()
+    imported = study.runs[0].model_copy(update={"imported_as": "mine"})
+    with pytest.raises(ConfigError, match="was trained elsewhere"):
+        setup_of(study, imported)
+
+
+def test_the_setup_of_a_run_is_all_that_is_known(folder: StudyFolder) -> None:
+    setup = setup_of(folder.read_study(), run_of(folder, BEST))
+    assert isinstance(setup, TrainingSetup)
+    assert (setup.batch_size, setup.gradient_accumulation_steps, setup.seed) == (2, 4, 0)
+
+
+def test_a_trained_task_without_a_recommendation_is_named_beside_the_others(
+    folder: StudyFolder,
+) -> None:
+    outcome = conclude(folder)
+    (part,) = outcome.recommendation.by_train_task
+    other = part.model_copy(
+        update={"train_task": "other", "verdicts": (), "outcome": "cannot_tell", "best_bet": None}
+    )
+    both = outcome.recommendation.model_copy(update={"by_train_task": (part, other)})
+    chosen, without = chosen_runs(outcome._replace(recommendation=both), None)
+    assert [each.planned.rank for each in chosen] == [16]
+    assert without == ["no rank is recommended for other (cannot_tell); name a run with --run"]

@@ -1,0 +1,66 @@
+"""The card of a recommended run, as model hubs read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from rankwise.errors import ConfigError
+from rankwise.integrations.exports import export_card
+from rankwise.records.folder import StudyFolder
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """A study that recommends rank 16."""
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study())
+    return folder
+
+
+def card(folder: StudyFolder, run: str | None = None) -> ModelCard:
+    (done,) = export_card(folder, run=run)
+    assert done.file == folder.root / "export" / "model-card" / "README.md"
+    return ModelCard(done.file.read_text(encoding="utf-8"))
+
+
+def test_the_hub_reads_its_scores(folder: StudyFolder) -> None:
+    data = card(folder).data
+    assert (data.base_model, data.library_name) == ("smollm2-135m-instruct", "peft")
+    assert data.tags == ["lora", "rankwise"]
+    assert data.eval_results is not None
+    scores = {each.dataset_name: each.metric_value for each in data.eval_results}
+    # planted for rank 16
+    assert scores["kinship"] == 0.8
+    assert scores["capitals"] == 0.9
+    assert scores["pydoc_topics"] == pytest.approx(2.54)
+
+
+def test_it_says_how_it_was_trained_and_what_it_changed(folder: StudyFolder) -> None:
+    text = card(folder).text
+    assert "# A rank-16 adapter, trained on kinship" in text
+    assert "| rank | 16 |" in text
+    assert "| learning rate | 2e-4 |" in text
+    assert "| rows a step | 8 |" in text
+    # 0.80 after 0.50, planted
+    assert "| kinship | in-domain | acc, points | 300 | 50.0 | 80.0 | +30.0 points (" in text
+    assert "| capitals | retention | acc, points | 200 | 90.0 | 90.0 | " in text
+
+
+def test_a_fully_fine_tuned_model_is_no_adapter(folder: StudyFolder) -> None:
+    chosen = card(folder, "kinship-full")
+    assert "# A fully fine-tuned model, trained on kinship" in chosen.text
+    assert "Chosen by hand. " in chosen.text
+    assert (chosen.data.library_name, chosen.data.tags) == (None, ["rankwise"])
+
+
+def test_a_study_that_recommends_nothing_has_no_card(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    write_study(folder, planted_study(dict.fromkeys((4, 16, 64), 0.52), num_in_domain=60))
+    with pytest.raises(ConfigError, match="no rank is recommended for kinship"):
+        export_card(folder)
+    assert not (tmp_path / "export").exists()

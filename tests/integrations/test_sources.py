@@ -1,0 +1,279 @@
+"""Configs of other tools: what is read, what is said to differ, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from rankwise.errors import ConfigError
+from rankwise.integrations.setups import Reading
+from rankwise.integrations.sources import read_source
+from tests.planted import tool_configs
+from tests.planted.tool_configs import SAME
+
+
+def read(folder: Path, text: str, name: str = "config.yaml") -> Reading:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return read_source(path)
+
+
+def problems(folder: Path, text: str, name: str = "config.yaml") -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text, name)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("tool", ["AXOLOTL", "LLAMA_FACTORY", "TRL", "UNSLOTH"])
+def test_the_same_training_in_every_tools_words(tmp_path: Path, tool: str) -> None:
+    reading = read(tmp_path, getattr(tool_configs, tool))
+    said = reading.setup._replace(chat_template=None)
+    assert said == SAME
+    assert reading.not_carried == ()
+    assert "hush" not in str(reading)
+    assert reading.tool == {"LLAMA_FACTORY": "LLaMA-Factory", "TRL": "TRL"}.get(tool, tool.title())
+
+
+def test_the_command_of_unsloth(tmp_path: Path) -> None:
+    reading = read(tmp_path, tool_configs.UNSLOTH_COMMAND)
+    # it has no schedule, and learns the prompts unless it is told otherwise
+    expected = SAME._replace(
+        schedule="linear", warmup_ratio=0.0, max_grad_norm=1.0, precision=None, loss_on="all"
+    )
+    assert reading.setup == expected
+    assert "hush" not in str(reading)
+
+
+def test_an_adapter_config_says_nothing_of_the_training(tmp_path: Path) -> None:
+    reading = read(tmp_path, tool_configs.ADAPTER_CONFIG, "adapter_config.json")
+    assert reading.tool == "PEFT"
+    setup = reading.setup
+    assert (setup.base_model, setup.rank, setup.alpha, setup.dropout) == ("org/model", 16, 32, 0.05)
+    assert setup.target_modules == ("q_proj", "v_proj")
+    assert (setup.learning_rate, setup.epochs, setup.batch_size, setup.data) == (None,) * 4
+    assert "has no learning rate, epochs and batch size" in reading.to_check[0]
+    assert reading.not_carried == ()
+
+
+def test_a_trainers_folder_is_read_from_its_card(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(tool_configs.ADAPTER_CONFIG)
+    (tmp_path / "README.md").write_text(tool_configs.CARD)
+    (tmp_path / "trainer_state.json").write_text(tool_configs.STATE)
+    setup = read_source(tmp_path).setup
+    assert setup.learning_rate == 2e-4  # the peak, not the largest that was logged
+    assert (setup.batch_size, setup.gradient_accumulation_steps) == (4, 4 * 2)  # two devices
+    assert (setup.schedule, setup.warmup_ratio, setup.epochs, setup.seed) == ("cosine", 0.03, 2, 7)
+    assert setup.data == "rows.jsonl"
+
+
+def test_what_a_card_leaves_out_is_one_device_and_one_batch(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(tool_configs.ADAPTER_CONFIG)
+    left_out = ("num_devices", "gradient_accumulation_steps", "lr_scheduler_warmup_ratio")
+    lines = [
+        line for line in tool_configs.CARD.splitlines() if not any(k in line for k in left_out)
+    ]
+    (tmp_path / "README.md").write_text("\n".join(lines))
+    setup = read_source(tmp_path).setup
+    assert (setup.batch_size, setup.gradient_accumulation_steps, setup.warmup_ratio) == (4, 1, 0.0)
+
+
+def test_a_trainers_folder_without_a_card_has_a_state(tmp_path: Path) -> None:
+    for number in (20, 100):  # by number, and not by letters
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        state = tool_configs.STATE.replace("0.00019", f"0.00{number}")
+        (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
+    (tmp_path / "adapter_config.json").write_text(tool_configs.ADAPTER_CONFIG)
+    reading = read_source(tmp_path)
+    assert (reading.setup.learning_rate, reading.setup.epochs) == (0.001, 2)
+    assert "0.001 is the largest rate that was logged" in " ".join(reading.to_check)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.write_text, (Path("sprung"), "x")
+
+
+def test_a_pickle_beside_it_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(tool_configs.ADAPTER_CONFIG)
+    (tmp_path / "training_args.bin").write_bytes(pickle.dumps(Trap()))
+    assert read_source(tmp_path).setup.rank == 16
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_full_fine_tuning(tmp_path: Path) -> None:
+    setup = read(tmp_path, "base_model: m\nmicro_batch_size: 1\nlearning_rate: 2e-5\n").setup
+    assert (setup.is_full, setup.rank, setup.learning_rate) == (True, None, 2e-5)
+    setup = read(tmp_path, "model_name_or_path: m\nfinetuning_type: full\n").setup
+    assert (setup.is_full, setup.rank, setup.learning_rate) == (True, None, 5e-5)
+    setup = read(tmp_path, "model_name_or_path: m\nuse_peft: false\n").setup
+    assert (setup.is_full, setup.rank, setup.learning_rate) == (True, None, 2e-5)
+
+
+LORA = "base_model: m\nadapter: lora\nlora_r: 8\nlora_alpha: 16\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "value"),
+    [
+        ("lora_target_linear: true", "target_modules", ("all-linear",)),
+        ("peft_use_dora: true", "variant", "dora"),
+        ("loraplus_lr_ratio: 16", "variant", "lora_plus"),
+        ("peft_init_lora_weights: pissa_niter_4", "variant", "pissa"),
+        ("peft_use_rslora: true", "use_rslora", True),
+        ("lr_scheduler: constant_with_warmup\nwarmup_ratio: 0.1", "warmup_ratio", 0.1),
+        ("lr_scheduler: constant\nwarmup_ratio: 0.1", "warmup_ratio", 0.0),
+        ("world_size: 4\ngradient_accumulation_steps: 3", "gradient_accumulation_steps", 12),
+        ("max_steps: 50\nmicro_batch_size: 4", "max_examples", 200),
+        ("max_steps: 50\nwarmup_steps: 5", "warmup_ratio", 0.1),
+        ("num_epochs: 0.3", "epochs", 1),
+        ("num_epochs: 2.6", "epochs", 3),
+        ("train_on_inputs: true", "loss_on", "all"),
+        ("load_in_8bit: true", "base_precision", "8bit"),
+        ("learning_rate: '1e-3'", "learning_rate", 1e-3),
+        ("datasets: [{path: d, split: 'train[:160]'}]", "max_examples", 160),
+        ("lora_alpha: 4", "alpha", 4.0),
+    ],
+)
+def test_one_key(tmp_path: Path, more: str, field: str, value: object) -> None:
+    text = LORA.replace("lora_alpha: 16\n", "") if "lora_alpha" in more else LORA
+    assert getattr(read(tmp_path, text + more).setup, field) == value
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("optimizer: lion_pytorch", "optimizer: lion_pytorch; AdamW is taken"),
+        ("lr_scheduler: rex", "lr_scheduler: rex; linear is taken"),
+        ("fp16: true", "fp16: a study computes in bfloat16 or float32"),
+        ("neftune_noise_alpha: 5", "neftune_noise_alpha: 5"),
+        ("lora_modules_to_save: [lm_head]", "lora_modules_to_save: ['lm_head']"),
+        ("loraplus_lr_ratio: 8", "loraplus_lr_ratio: 8; LoRA+ is trained with 16"),
+        ("peft_init_lora_weights: loftq", "peft_init_lora_weights: loftq"),
+        ("lora_target_modules: '.*q_proj'", "lora_target_modules: .*q_proj, a pattern"),
+        ("max_grad_norm: 0", "max_grad_norm: 0, no limit; 1 is taken"),
+        ("datasets: [{path: a}, {path: b}]", "datasets[1]: b; a study trains on one"),
+        ("datasets: [{path: a, shards: 4}]", "datasets[0].shards: 4"),
+        ("datasets: [{path: a, split: 'train[:9%]'}]", "datasets[0].split: train[:9%]"),
+        ("peft_use_dora: true\nloraplus_lr_ratio: 16", "lora_plus together with dora"),
+    ],
+)
+def test_what_is_not_carried_over_is_said(tmp_path: Path, more: str, sentence: str) -> None:
+    assert sentence in " | ".join(read(tmp_path, LORA + more).not_carried)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("sample_packing: true", "packing: a step saw as many rows as its sequences hold"),
+        ("warmup_steps: 10", "set train.warmup_ratio to 10 over the steps"),
+        ("micro_batch_size: 2", "not given, so Axolotl's defaults: dropout 0.0; epochs 1"),
+        ("micro_batch_size: 2", "the number of devices is not given"),
+        ("num_epochs: 1.5", "num_epochs: 1.5 is no whole number; train.epochs is 2"),
+        ("datasets: [{path: a, type: chat_template, message_property_mappings: x}]", "last turn"),
+        ("datasets: [{path: a, type: alpaca}]", "alpaca's (instruction, input and output)"),
+        (
+            "datasets: [{path: a, type: chat_template, field_messages: conversations}]",
+            "sharegpt's (conversations, turns with from and value)",
+        ),
+        ("datasets: [{path: a, type: chat_template}]", "only the last turn of the assistant"),
+    ],
+)
+def test_what_is_to_be_checked_is_said(tmp_path: Path, more: str, sentence: str) -> None:
+    assert sentence in " | ".join(read(tmp_path, LORA + more).to_check)
+
+
+def test_passwords_are_not_repeated(tmp_path: Path) -> None:
+    text = "hf_token: hush\nwandb_api_key: hush\nhub_token: hush\nmy_secret: hush\n"
+    reading = read(tmp_path, LORA + text + "push_key: told\n")
+    assert "hush" not in str(reading)
+    assert "push_key: told" in reading.not_carried
+
+
+def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.jsonl").write_text("{}\n")
+    (tmp_path / "data" / "dataset_info.json").write_text(
+        '{"mine": {"file_name": "mine.jsonl", "formatting": "sharegpt"}}'
+    )
+    reading = read(tmp_path, "model_name_or_path: m\nlora_rank: 4\ndataset: mine, other\n")
+    assert reading.setup.data == str(tmp_path / "data" / "mine.jsonl")
+    assert "sharegpt's" in " ".join(reading.to_check)
+    assert "dataset: other; a study trains on one" in reading.not_carried
+    assert (reading.setup.alpha, reading.setup.target_modules) == (8.0, ("all-linear",))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the file is no mapping of keys to values"),
+        ("- 1\n", "the file is no mapping of keys to values"),
+        ("a: [1", "not valid YAML: line 2"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n" + "c: *b\n" * 60_000, "more than 100,000 values"),
+        ("colour: red\n", "the keys (colour) are no known tool's; one of these is needed"),
+        ("adapter: lora\nlora_r: 8\nlora_alpha: 8\n", "base_model: is missing; add it"),
+        ("base_model: m\nadapter: lora\nlora_alpha: 8\n", "lora_r: is missing; add it"),
+        ("base_model: m\nadapter: lora\nlora_r: 8\n", "lora_alpha: is missing; add it"),
+        (LORA.replace("8", "0"), "lora_r: 0 is not a rank; use a whole number of at least 1"),
+        (LORA.replace("8", "-4"), "lora_r: -4 is not a rank"),
+        (LORA.replace("8", "2.5"), "lora_r: 2.5 is not a whole number"),
+        (LORA.replace("8", "true"), "lora_r: True is not a number"),
+        (LORA + "learning_rate: fast", "learning_rate: fast is not a number"),
+        (LORA + "learning_rate: 0", "learning_rate: 0 is not above 0"),
+        (LORA + "learning_rate: .nan", "learning_rate: nan is not a number"),
+        (LORA + "micro_batch_size: 0", "micro_batch_size: 0 is no batch size"),
+        (LORA + "load_in_4bit: maybe", "load_in_4bit: maybe is neither true nor false"),
+        (LORA + "lora_target_modules: [1]", "lora_target_modules: [1] is not a list of names"),
+        (LORA + "datasets: x", "datasets: x is no list of data sets"),
+        (LORA + "datasets: [{path: 5}]", "the data 5 is no path and no name"),
+        (LORA + "rl: dpo", "rl: dpo is not supervised training"),
+        (LORA.replace("lora", "llama-adapter", 1), "adapter: llama-adapter is not compared"),
+        ("model_name_or_path: m\nstage: dpo\n", "stage: dpo is not supervised training"),
+        ("model_name_or_path: m\nfinetuning_type: oft\n", "finetuning_type: oft is not compared"),
+        ('{"peft_type": "IA3", "base_model_name_or_path": "m"}', "peft_type: IA3 is not LoRA"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    assert sentence in problems(tmp_path, text)
+
+
+def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
+    text = problems(tmp_path, "adapter: lora\nlora_r: 0\nlearning_rate: x\n")
+    assert text.startswith(f"{tmp_path / 'config.yaml'} has 4 problems")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the file cannot be read"):
+        read_source(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"the folder has no adapter_config\.json"):
+        read_source(tmp_path)
+    assert "not valid JSON" in problems(tmp_path, "{", "adapter_config.json")
+    assert "not valid JSON" in problems(tmp_path, "[" * 100_000, "deep.json")
+
+
+def test_older_names_of_trl_are_read(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nuse_peft: true\nmax_seq_length: 99\ntorch_dtype: float16\n"
+    reading = read(tmp_path, text)
+    assert (reading.tool, reading.setup.max_length, reading.setup.rank) == ("TRL", 99, 16)
+
+
+def test_trl_learns_whole_conversations_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nuse_peft: true\n"
+    sentence = "train.loss_on: SFTTrainer learns the answers of rows with a completion"
+    assert sentence in " ".join(read(tmp_path, text).to_check)
+    told = read(tmp_path, text + "assistant_only_loss: true\n")
+    assert sentence not in " ".join(told.to_check)
+    assert read(tmp_path, text + "completion_only_loss: false\n").setup.loss_on == "all"
+
+
+def test_biases_are_not_carried_over(tmp_path: Path) -> None:
+    text = tool_configs.ADAPTER_CONFIG.replace('"bias": "none"', '"bias": "all"')
+    assert read(tmp_path, text, "adapter_config.json").not_carried == ("bias: all",)
+
+
+def test_a_folder_name_that_is_too_long_leads_nowhere(tmp_path: Path) -> None:
+    text = f"model_name_or_path: m\nlora_rank: 4\ndataset: d\ndataset_dir: {'x' * 5000}\n"
+    assert read(tmp_path, text).setup.data == "d"
