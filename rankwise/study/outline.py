@@ -1,0 +1,63 @@
+"""What whoever follows a study knows of its stages, and what those took that are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.records.behaviour import Behaviour
+from rankwise.records.folder import StudyFolder
+from rankwise.records.heads import HeadChanges
+from rankwise.records.results import Divergence
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import TaskEvaluation
+from rankwise.study.observer import StageOutline
+from rankwise.study.stages import Model, Stage, Train, furthest
+
+
+def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOutline, ...]:
+    """The stages of a study in their order, as they are in its folder.
+
+    Raises:
+        RecordError: a record exists and cannot be read.
+    """
+    finished = {stage.id for stage in graph if stage.is_finished(folder)}
+    kinds_left = {stage.kind for stage in graph if stage.id not in finished}
+    return tuple(
+        StageOutline(
+            id=stage.id,
+            kind=stage.kind,
+            name=stage.name,
+            model=stage.model,
+            work=stage.work,
+            num_tokens=stage.num_tokens,
+            models=_method(stage.models[-1]),
+            is_finished=stage.id in finished,
+            seconds=_seconds(stage, folder)
+            if stage.id in finished and stage.kind in kinds_left
+            else None,
+        )
+        for stage in graph
+    )
+
+
+def _method(model: Model) -> str:
+    return "base" if model is None else model.variant or model.method
+
+
+def _seconds(stage: Stage, folder: StudyFolder) -> float | None:
+    """What a finished stage took by its records; None where they do not say."""
+    if isinstance(stage, Train):
+        records = [folder.finished_run(run) for run in furthest(stage.runs)]
+        trained = [each for each in records if each is not None and each.status == "trained"]
+        is_whole = len(trained) == len(records)
+        return sum(each.train_seconds for each in trained) or None if is_whole else None
+    seconds = 0.0
+    for model in stage.models:
+        match folder.read_if_there(stage.path_of(folder, model), stage.record):
+            case TaskEvaluation() | Divergence() | Behaviour() as record:
+                seconds += record.score_seconds
+            case HeadChanges() | SpectraRecord() as record:
+                seconds += record.analysis_seconds
+            case _:  # nothing is due of a run that diverged
+                return None
+    return seconds or None
