@@ -120,7 +120,8 @@ class Pace:
         self._left = {stage.id: stage for stage in stages if not stage.is_finished}
         for stage in stages:
             if stage.is_finished and stage.seconds and stage.id not in self._seen:
-                self._learn(stage, stage.seconds / stage.work if stage.work else 0.0, stage.seconds)
+                rate = stage.seconds / stage.work if stage.work else 0.0
+                self._learn(stage, rate, stage.seconds, is_now=False)
 
     def started(self, stage: StageOutline, now: float) -> None:
         """A stage begins."""
@@ -191,9 +192,7 @@ class Pace:
             left[stage.id] = max(seconds - (now - running.last), seconds / 2)
         return left
 
-    def _learn(
-        self, stage: StageOutline, rate: float, seconds: float, is_now: bool = False
-    ) -> None:
+    def _learn(self, stage: StageOutline, rate: float, seconds: float, *, is_now: bool) -> None:
         if rate > 0 and seconds > 0:
             variance = _STAGE_SD**2 + (_TIMING_SECONDS / seconds) ** 2
             self._seen[stage.id] = _Seen(_labels(stage, is_now), math.log(rate), variance)
