@@ -78,8 +78,8 @@ class Follower:
         self._pace = Pace()
         self.stages: dict[str, StageOutline] = {}
         self.stage: StageOutline | None = None
-        self._finished: set[str] = set()
         self._done = 0.0
+        self._left_of: dict[str, float] = {}
         self._stage_started = self._estimated_at = clock()
         self._left: Mapping[str, float] | None = None
 
@@ -93,7 +93,7 @@ class Follower:
 
     def study_started(self, stages: Sequence[StageOutline]) -> None:
         self.stages = {stage.id: stage for stage in stages}
-        self._finished = {stage.id for stage in stages if stage.is_finished}
+        self._left_of = {stage.id: stage.work_left for stage in stages}
         self._pace.planned(stages)
         self._left = None
 
@@ -152,9 +152,11 @@ class Follower:
     @property
     def work(self) -> tuple[float, float]:
         """What is done of the study's work, and all of it."""
-        done = sum(self.stages[stage].work for stage in self._finished)
-        of_stage = 0.0 if self.stage is None else min(self._done, self.stage.work)
-        return done + of_stage, sum(stage.work for stage in self.stages.values())
+        total = sum(stage.work for stage in self.stages.values())
+        left = dict(self._left_of)
+        if self.stage is not None:
+            left[self.stage.id] = max(self.stage.work - self._done, 0.0)
+        return total - sum(left.values()), total
 
     def _tell(self) -> None:
         """Write where the study is; the next stage says it where the folder cannot be written."""
@@ -177,7 +179,7 @@ class Follower:
 
     def _ended(self, stage: str) -> None:
         self._pace.dropped(stage)
-        self._finished.add(stage)
+        self._left_of[stage] = 0.0
         self._left = None
         if self.stage is not None and self.stage.id == stage:
             self.stage = None

@@ -20,6 +20,7 @@ class StageOutline(NamedTuple):
         num_tokens: that are trained or scored for the work; None: it reads none.
         models: their kind: "base", "lora", "full" or a variant. Stages of one kind and name take
             about as long for the same work, those of one kind of models too all the more.
+        work_left: what earlier calls have not done of it.
         is_finished: whether an earlier call has done it.
         seconds: that it took then, by its records; None where it is not finished, or not known.
     """
@@ -31,6 +32,7 @@ class StageOutline(NamedTuple):
     work: float
     num_tokens: int | None
     models: str
+    work_left: float
     is_finished: bool = False
     seconds: float | None = None
 

@@ -11,7 +11,7 @@ from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.observer import StageOutline
-from rankwise.study.stages import Model, Stage, Train, furthest
+from rankwise.study.stages import Model, Stage, Train, furthest, training_work
 
 
 def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOutline, ...]:
@@ -20,8 +20,8 @@ def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOut
     Raises:
         RecordError: a record exists and cannot be read.
     """
-    finished = {stage.id for stage in graph if stage.is_finished(folder)}
-    kinds_left = {stage.kind for stage in graph if stage.id not in finished}
+    left = {stage.id: stage.left(folder) for stage in graph}
+    kinds_left = {stage.kind for stage in graph if left[stage.id]}
     return tuple(
         StageOutline(
             id=stage.id,
@@ -31,13 +31,21 @@ def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOut
             work=stage.work,
             num_tokens=stage.num_tokens,
             models=_method(stage.models[-1]),
-            is_finished=stage.id in finished,
+            work_left=_work(stage, left[stage.id]),
+            is_finished=not left[stage.id],
             seconds=_seconds(stage, folder)
-            if stage.id in finished and stage.kind in kinds_left
+            if not left[stage.id] and stage.kind in kinds_left
             else None,
         )
         for stage in graph
     )
+
+
+def _work(stage: Stage, models: Sequence[Model]) -> float:
+    """Of a stage's work, that of some of its models."""
+    if isinstance(stage, Train):
+        return training_work([model for model in models if model is not None])
+    return stage.work * len(models) / len(stage.models)
 
 
 def _method(model: Model) -> str:

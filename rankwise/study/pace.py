@@ -182,7 +182,7 @@ class Pace:
         for stage in self._left.values():
             mean, variance = terms.expected(_labels(stage, is_now=True))
             if running is None or stage.id != running.stage.id:
-                left[stage.id] = stage.work * math.exp(mean)
+                left[stage.id] = stage.work_left * math.exp(mean)
                 continue
             if own is not None:
                 of_own = running.num_pieces / _PIECE_SD**2

@@ -31,14 +31,15 @@ class Planted(NamedTuple):
         return self.start + self.stage.work * self.rate + self.stall
 
     def as_finished(self) -> StageOutline:
-        return self.stage._replace(is_finished=True, seconds=self.seconds)
+        return self.stage._replace(work_left=0.0, is_finished=True, seconds=self.seconds)
 
 
 NUMBERS = count()
 
 
 def outline(kind: str, name: str, work: float, models: str = "lora") -> StageOutline:
-    return StageOutline(f"{kind}-{next(NUMBERS)}", kind, name, "pass", work, round(work), models)
+    identity = f"{kind}-{next(NUMBERS)}"
+    return StageOutline(identity, kind, name, "pass", work, round(work), models, work_left=work)
 
 
 def training(work: float, rate: float = 1e-3, **truth: float) -> Planted:
@@ -202,3 +203,12 @@ def test_work_of_an_earlier_call_says_nothing_about_the_speed() -> None:
     for second in range(1, 11):
         pace.advanced(1000.0, float(second))
     assert pace.seconds_left(10.0) == pytest.approx(40.0, rel=1e-3)
+
+
+def test_of_a_stage_that_is_half_done_only_the_rest_is_waited_for() -> None:
+    planted = [training(100_000), training(200_000)]
+    half = planted[1].stage._replace(work_left=50_000.0)
+    lines = stream(planted)
+    lines[0] = ["planned", 0.0, [list(planted[0].stage), list(half)]]
+    at_half = replayed(lines)[19]
+    assert at_half.predicted == pytest.approx(50.0 + 50.0, rel=0.02)

@@ -207,7 +207,16 @@ class AdapterRepairer:
         return found
 
     def _outline(self, name: str, kind: str, work: float) -> StageOutline:
-        return StageOutline(name, kind, name, self._run.name, float(work), None, "lora")
+        return StageOutline(
+            id=name,
+            kind=kind,
+            name=name,
+            model=self._run.name,
+            work=float(work),
+            num_tokens=None,
+            models=self._run.method,
+            work_left=float(work),
+        )
 
     def _divergences(self, answers: Sequence[RightAnswer], work: float) -> RepairDivergences | None:
         """From the base, on these right answers; from the folder where it is there."""

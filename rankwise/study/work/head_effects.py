@@ -84,6 +84,7 @@ class HeadStudy:
                     work=2.0 * task.num_items,
                     num_tokens=None,
                     models=self._run.method,
+                    work_left=2.0 * task.num_items,
                 )
                 for task in tasks
             ]
