@@ -11,7 +11,7 @@ from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.observer import StageOutline
-from rankwise.study.stages import Model, Stage, Train, furthest, training_work
+from rankwise.study.stages import Model, Score, Stage, Train, furthest, training_work
 
 
 def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOutline, ...]:
@@ -22,6 +22,8 @@ def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOut
     """
     left = {stage.id: stage.left(folder) for stage in graph}
     kinds_left = {stage.kind for stage in graph if left[stage.id]}
+    # records of weights and heads are long: they are read where others are to be estimated
+    kinds_read = kinds_left | {Train.kind, Score.kind} if kinds_left else set[str]()
     return tuple(
         StageOutline(
             id=stage.id,
@@ -33,9 +35,9 @@ def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOut
             models=_method(stage.models[-1]),
             work_left=_work(stage, left[stage.id]),
             is_finished=not left[stage.id],
-            seconds=_seconds(stage, folder)
-            if not left[stage.id] and stage.kind in kinds_left
-            else None,
+            seconds=None
+            if left[stage.id] or stage.kind not in kinds_read
+            else _seconds(stage, folder),
         )
         for stage in graph
     )
