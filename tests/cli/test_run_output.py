@@ -36,11 +36,17 @@ class Ran:
 
     def __init__(self, root: Path, model: Path) -> None:
         self.file, self.folder = write_study(root, model, SETTINGS), root / "study"
-        self.done = rankwise("run", self.file, "--study-dir", self.folder, "--json")
+        self.done = as_a_process("run", self.file, "--study-dir", self.folder, "--json")
         self.events = parsed(self.done.stdout)
 
     def of(self, *names: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] in names]
+
+
+def as_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user calls it, with whatever libraries print."""
+    command = [sys.executable, "-m", "rankwise", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
@@ -52,6 +58,10 @@ def ran(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ra
     return Ran(tmp_path_factory.mktemp("events"), tiny_model_folder)
 
 
+def not_warnings(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("warning: ")]
+
+
 def graph(folder: Path) -> Sequence[Stage]:
     return stages(StudyFolder(folder).read_study())
 
@@ -60,7 +70,7 @@ def graph(folder: Path) -> Sequence[Stage]:
 
 
 def test_the_plan_comes_first_and_the_end_last(ran: Ran) -> None:
-    assert ran.done.exit_code == 0, ran.done.stderr
+    assert ran.done.returncode == 0, ran.done.stderr
     planned, *_, ended = ran.events
     assert planned["event"] == "planned"
     assert [stage["id"] for stage in planned["stages"]] == [each.id for each in graph(ran.folder)]
@@ -110,7 +120,7 @@ def test_every_step_of_every_run_has_its_loss(ran: Ran) -> None:
 
 
 def test_nothing_but_warnings_is_on_stderr(ran: Ran) -> None:
-    assert all(line.startswith("warning: ") for line in ran.done.stderr.splitlines())
+    assert not_warnings(ran.done.stderr) == []
     assert not (ran.folder / ".progress.json").exists()
 
 
@@ -133,7 +143,7 @@ def test_a_stage_that_fails_is_an_event_and_the_outcome(
     events = parsed(done.stdout)
     failed = [event for event in events if event["event"] == "stage_failed"]
     base = [each for each in graph(folder) if each.model == "base"]
-    assert [event["stage"] for event in failed][:2] == [each.id for each in base]
+    assert [event["stage"] for event in failed] == [each.id for each in base]
     assert {(event["error"], event["message"]) for event in failed} == {
         ("ModelError", "the weights are gone")
     }
@@ -209,16 +219,14 @@ def test_a_reader_that_goes_away_ends_it_with_a_sentence(ran: Ran) -> None:
 
 
 def test_quiet_shows_the_verdict_alone(ran: Ran, tmp_path: Path) -> None:
-    done = rankwise("run", ran.file, "--study-dir", tmp_path / "study", "--quiet")
-    assert done.exit_code == 0
-    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
+    done = as_a_process("run", ran.file, "--study-dir", tmp_path / "study", "--quiet")
+    assert done.returncode == 0
+    assert not_warnings(done.stderr) == []
     (said,) = read_record(
         StudyFolder(tmp_path / "study").recommendation_file, StudyRecommendation
     ).by_train_task
     assert words(said.statement).split(".")[0] in words(done.stdout)
-    assert done.stdout.splitlines()[-1] == f"report: {tmp_path / 'study' / 'report.html'}"
-    again = rankwise("run", tmp_path / "study", "--quiet")
-    assert (again.exit_code, again.stderr) == (0, done.stderr)
+    assert f"report: {tmp_path / 'study' / 'report.html'}" in done.stdout.splitlines()
 
 
 def test_quiet_tells_of_what_fails(

@@ -108,9 +108,7 @@ def test_the_stages_that_are_left_have_their_time_as_a_running_process_tells_it(
     )
     folder.write(folder.progress_file, told)
     page = Watched(folder, 1).page()
-    assert (
-        "heads: heads is 25 % done, 1,234 tokens per second, peak memory 3.0 GiB; told 0." in page
-    )
+    assert "heads: heads is 25 % done, 1,234 tokens per second, peak memory 3.0 GiB; told " in page
     assert "About 30.0 min are left of what is planned." in page
     for shown in ("heads: heads", "10.0 min", "weights: spectra", "20.0 min"):
         assert shown in page.split("The stages that are left.")[1]
