@@ -41,7 +41,7 @@ class StreamRecorder:
 
     def _add(self, *line: Any) -> None:
         now = round(time.perf_counter() - self._started, 3)
-        last = self.lines[-1] if self.lines else [None, 0.0]
+        last: Line = self.lines[-1] if self.lines else [None]
         if line[0] == last[0] == "advanced" and now - last[2] < _MERGED_SECONDS:
             last[1], last[3] = now, round(last[3] + line[1], 1)
         elif line[0] == "advanced":
@@ -95,7 +95,7 @@ class Said(NamedTuple):
 
 def replayed(lines: Sequence[Line], end: float | None = None) -> list[Said]:
     """What a pace says after every line; ``end``: when it was over, else at the last line."""
-    pace, said = Pace(), list[Said]()
+    pace, said, stages = Pace(), list[Said](), dict[str, StageOutline]()
     end = lines[-1][1] if end is None else end
     for kind, at, *content in lines:
         match kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageOutline, TrainingStep
@@ -44,7 +45,7 @@ class Recorder(Silent):
     @property
     def models(self) -> list[str]:
         """The models and passes in the order in which they were worked on."""
-        return list(dict.fromkeys(model for model, _ in self.stages))
+        return [model for model, _ in groupby(model for model, _ in self.stages)]
 
     @property
     def work(self) -> tuple[float, float]:
