@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from benchmarks.time_left import Line, Said, replayed
+from benchmarks.time_left import Line, Said, compared, read_stream, replayed, within
 from rankwise.study.observer import StageOutline
 from rankwise.study.pace import Pace
 
@@ -212,3 +213,28 @@ def test_of_a_stage_that_is_half_done_only_the_rest_is_waited_for() -> None:
     lines[0] = ["planned", 0.0, [list(planted[0].stage), list(half)]]
     at_half = replayed(lines)[19]
     assert at_half.predicted == pytest.approx(50.0 + 50.0, rel=0.02)
+
+
+def test_a_recorded_study_is_right_within_a_half_until_its_first_texts() -> None:
+    """19 min on a busy machine: two adapters, two of DoRA, texts for behaviour, analysis."""
+    lines = read_stream(Path(__file__).parent / "recorded" / "small_study.jsonl")
+    end = lines[-1][1]
+    said = compared(replayed(lines), end)
+    texts = next(line[1] for line in lines if line[0] == "started" and "behaviour" in line[2])
+    before = [s for s in said if s.at < texts]
+    assert len(before) > 50
+    assert within(before, 1.5) == 1.0
+    # texts that are written together end together: what was done says little of what is left
+    assert 0.7 < within(said, 1.5) < 0.8
+
+
+def test_texts_that_end_together_are_no_stalls() -> None:
+    stage = outline("behaviour", "behaviour", 1000.0)
+    pace = Pace()
+    pace.planned([stage])
+    pace.started(stage, 0.0)
+    for burst in range(1, 6):  # 100 s: 10 units at once, and as slowly 10 others one by one
+        pace.advanced(10.0, 20.0 * burst - 10.0)
+        for text in range(10):
+            pace.advanced(1.0, 20.0 * burst - 10.0 + text + 1.0)
+    assert pace.seconds_left(100.0) == pytest.approx(900.0, rel=0.02)
