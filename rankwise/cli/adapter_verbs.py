@@ -356,7 +356,7 @@ def heads(
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.cli.progress import TerminalObserver
+    from rankwise.cli.progress import TerminalObserver, peak_memory
     from rankwise.cli.terminal import head_lines
     from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
@@ -371,12 +371,12 @@ def heads(
     prepared = list(plan.tasks.values())
     check_tasks(prepared)
     repair = None
-    with folder.lock(), TerminalObserver(stderr) as observer:
+    with folder.lock(), TerminalObserver(stderr, peak_memory()) as observer:
         asked = HeadQuestion(mode.value, keys_and_values, top)
         context = StudyContext.of(plan, folder, observer)
         effects = HeadStudy(context, chosen).effects(prepared, asked)
         if mode is Mode.REVERT and can_repair(chosen, effects):
-            observer.noted("choosing heads to revert together")
+            observer.decided("choosing heads to revert together")
             repair = HeadRepairer(context, chosen).repair(prepared, effects)
     if as_json:
         return emit({"effects": effects, "repair": repair})

@@ -78,6 +78,16 @@ AllowTaskCode = Annotated[
         help="Let the task files of these folders run Python code (!function, class).",
     ),
 ]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Show no progress; warnings and errors still go to stderr.")
+]
+AsEvents = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print events to stdout instead of text, one JSON object a line; the last is the end.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of text.")]
 
 
@@ -122,10 +132,7 @@ def verb(
                 code = function(*args, **kwargs)
             except RankwiseError as error:
                 print_error(error)
-                is_usage = isinstance(
-                    error, ConfigError | PlanError | TaskError | StudyChangedError
-                )
-                code = USAGE if is_usage else RUN_FAILED
+                code = exit_code_of(error)
             except KeyboardInterrupt:
                 note("stopped; finished work is kept, run the same command to continue")
                 code = INTERRUPTED
@@ -134,6 +141,11 @@ def verb(
         return wrapped
 
     return register
+
+
+def exit_code_of(error: RankwiseError) -> int:
+    """Whether the command was to be written otherwise, or something failed."""
+    return USAGE if isinstance(error, _USAGE_ERRORS) else RUN_FAILED
 
 
 @contextlib.contextmanager

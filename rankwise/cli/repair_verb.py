@@ -178,7 +178,7 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.cli.progress import TerminalObserver
+    from rankwise.cli.progress import TerminalObserver, peak_memory
     from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
@@ -189,7 +189,7 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     tasks = repair_tasks(study, chosen)
     check_trained(folder, chosen)
     plan = reopen_study(study, (*tasks.in_domain, *tasks.retention), None, note)
-    with folder.lock(), TerminalObserver(stderr) as observer:
+    with folder.lock(), TerminalObserver(stderr, peak_memory()) as observer:
         context = StudyContext.of(plan, folder, observer)
         repairer = AdapterRepairer(context, chosen, asked.families)
         record = repairer.repair(tasks, asked.max_loss_points)

@@ -14,19 +14,20 @@ from rankwise.cli.application import (
     OK,
     RUN_FAILED,
     AllowTaskCode,
+    AsEvents,
     Folder,
     Json,
+    Quiet,
     emit,
     given_path,
     note,
     note_damage,
-    quiet_libraries,
     say,
-    stderr,
     stdout,
     verb,
     warn,
 )
+from rankwise.cli.running import note_left_out, planned_study, report_on, run_and_report
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import StudyOutcome
-    from rankwise.study.planning.plan import StudyPlan
 
 STUDIES = "Studies"
 
@@ -136,6 +136,8 @@ def run(
     replace: Replace = False,
     accept_new_stack: AcceptNewStack = False,
     allow_task_code: AllowTaskCode = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> int:
     """Run a study: train, score, recommend and report.
 
@@ -143,8 +145,13 @@ def run(
     added to its file. Nothing that is finished is done again; what is damaged
     is moved to DIR/quarantine and done again.
     """
-    config, folder = _named(study, study_dir, allow_task_code)
-    return _run(config, folder, replace, accept_new_stack)
+    return run_and_report(
+        lambda: _named(study, study_dir, allow_task_code),
+        quiet=quiet,
+        as_json=as_json,
+        replace=replace,
+        accept_new_stack=accept_new_stack,
+    )
 
 
 @verb(STUDIES)
@@ -164,7 +171,7 @@ def plan(
     """
     config, folder = _named(study, study_dir, allow_task_code)
     machine = _machine(device, memory)
-    planned = _planned(config, folder, machine)
+    planned = planned_study(config, folder, machine)
     from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
     from rankwise.records.files import in_words
     from rankwise.study.damage import find_damage, models_of
@@ -237,7 +244,7 @@ def report(
     note_damage(folder)
     _keep(folder, outcome)
     try:
-        return _report(folder, outcome, output, with_texts=not without_texts)
+        return report_on(folder, outcome, output, with_texts=not without_texts)
     except StorageError as error:
         if output is not None:
             raise
@@ -319,7 +326,7 @@ def recommend(
     note_damage(folder)
     _keep(folder, outcome, settings=bool(cluster))
     recommendation = outcome.recommendation
-    _note_left_out(outcome)
+    note_left_out(outcome)
     if as_json:
         return emit(recommendation)
     for part in recommendation.by_train_task:
@@ -386,6 +393,8 @@ def extend(
         str, typer.Option("--ranks", metavar="R,R", help="Ranks to add, such as 8,128.")
     ] = "",
     accept_new_stack: AcceptNewStack = False,
+    quiet: Quiet = False,
+    as_json: AsEvents = False,
 ) -> int:
     """Add seeds, items or ranks to a study and run them.
 
@@ -395,9 +404,12 @@ def extend(
     from rankwise.records.folder import StudyFolder
     from rankwise.study.extension import Extension, extended
 
-    folder = StudyFolder(directory)
-    config = extended(folder.read_study().config, Extension(seeds, items, _ranks(ranks)))
-    return _run(config, folder, accept_new_stack=accept_new_stack)
+    def find() -> tuple[StudyConfig, StudyFolder]:
+        folder = StudyFolder(directory)
+        added = Extension(seeds, items, _ranks(ranks))
+        return extended(folder.read_study().config, added), folder
+
+    return run_and_report(find, quiet=quiet, as_json=as_json, accept_new_stack=accept_new_stack)
 
 
 @verb(STUDIES)
@@ -473,49 +485,6 @@ def _machine(device: str | None, memory: int | None) -> Machine | None:
     return Machine(here, memory)
 
 
-def _planned(config: StudyConfig, folder: StudyFolder, machine: Machine | None = None) -> StudyPlan:
-    """Plan a study as it goes on in its folder, and print its warnings."""
-    quiet_libraries()
-    from rankwise.study.planning.plan import plan_study
-
-    plan = plan_study(config, note, folder=folder, machine=machine)
-    warn(plan.record.warnings)
-    return plan
-
-
-def _run(
-    config: StudyConfig,
-    folder: StudyFolder,
-    replace: bool = False,
-    accept_new_stack: bool = False,
-) -> int:
-    """Do what is left of a study, and report."""
-    from rankwise.cli.progress import TerminalObserver
-    from rankwise.study.growing import run_to_verdict
-    from rankwise.study.stopping import Stopped
-
-    quiet_libraries()
-    try:
-        with TerminalObserver(stderr) as observer:
-            outcome = run_to_verdict(
-                config,
-                lambda grown: _planned(grown, folder),
-                folder,
-                observer,
-                replace=replace,
-                accept_new_stack=accept_new_stack,
-            )
-    except Stopped as stopped:
-        note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {folder.root}")
-        return 128 + stopped.number
-    return _report(folder, outcome)
-
-
-def _note_left_out(outcome: StudyOutcome) -> None:
-    for name, reason in outcome.results.left_out.items():
-        note(f"left out: {name} {reason}")
-
-
 def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:
     """Write what was concluded; a folder that cannot be written is read all the same."""
     from rankwise.study.conclusion import keep
@@ -526,36 +495,6 @@ def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False)
         if settings:
             raise
         note(f"not kept, and not counted as a look: {error}")
-
-
-def _report(
-    folder: StudyFolder,
-    outcome: StudyOutcome,
-    output: Path | None = None,
-    *,
-    with_texts: bool = True,
-) -> int:
-    """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
-    from rankwise.cli.terminal import verdict
-    from rankwise.findings.item_table import item_table
-    from rankwise.report.page import write_report
-
-    results, recommendation, findings = outcome
-    shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
-    items = item_table(results, folder.read_samples, with_texts=with_texts)
-    losses = {run.name: folder.read_losses(run.name) for run in results.runs}
-    path = write_report(output or folder.root, results, recommendation, findings, items, losses)
-    stdout.print(*shown, sep="\n")
-    say(f"report: {path}", folded=False)
-    _note_left_out(outcome)
-    diverged = [run.name for run in results.runs if run.run and run.run.status != "trained"]
-    for name in diverged:
-        note(f"{name} diverged; the others are compared without it")
-    for failure in outcome.failures:
-        note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
-    if outcome.failures:
-        note("What failed is left out. Run the same command to try it again.")
-    return RUN_FAILED if diverged or outcome.failures else OK
 
 
 def _clusters(settings: Iterable[str]) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -17,8 +19,10 @@ from rankwise.records import quantities
 
 if TYPE_CHECKING:
     from rankwise.records.folder import StudyFolder
+    from rankwise.records.progress import StudyProgress
     from rankwise.records.study import StudyRecord
     from rankwise.report.parts import Table
+    from rankwise.study.observer import StageOutline
     from rankwise.study.status import ModelStatus
 
 ADDRESS = "127.0.0.1"
@@ -67,16 +71,15 @@ class Watched:
             remarks.append("What follows is of what is finished; it can change until all is.")
         except RankwiseError as error:
             remarks.append(f"There is no verdict yet: {error}")
-        left = _left(study, self._folder)
-        if left is not None:
-            remarks.append(left)
+        now = _now(study, self._folder)
+        remarks += now.remarks
         figures = [] if page.sections else list(loss_figure(study, losses))
         progress = ReportSection(
             "progress",
             "Progress",
             remarks,
             figures,
-            tables=[TitledTable("", _table(lines))],
+            tables=[TitledTable("", table) for table in (*now.tables, _table(lines))],
             points=[f"{line.model}: {failed}" for line in lines for failed in line.failed],
         )
         parts = [part._replace(sections=[progress, *part.sections]) for part in page.parts[:1]]
@@ -92,19 +95,60 @@ def _done(lines: list[ModelStatus]) -> str:
     return "All is done." if left == 0 else f"{quantities.counted(left, 'thing')} left to do."
 
 
-def _left(study: StudyRecord, folder: StudyFolder) -> str | None:
-    """How long the trainings that are left take, at the speed of those that are finished."""
-    done = [record for run in study.runs if (record := folder.finished_run(run)) is not None]
-    seconds = sum(record.train_seconds for record in done)
-    tokens = sum(record.num_tokens for record in done)
-    names = {record.planned.name for record in done}
-    more = sum(run.num_tokens for run in study.runs if run.name not in names)
-    if not more or seconds <= 0 or not tokens:
-        return None
-    return (
-        f"Trainings that are left take about {quantities.seconds(more * seconds / tokens)}, at the "
-        f"{quantities.count(round(tokens / seconds))} tokens per second of those that are finished."
-    )
+class _Now(NamedTuple):
+    """What is being done, and the stages that are left; both empty where nothing is."""
+
+    remarks: list[str]
+    tables: list[Table]
+
+
+def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
+    """As the process that runs the study tells; without one, by what finished stages took."""
+    from rankwise.study.outline import study_outline
+    from rankwise.study.pace import Pace
+    from rankwise.study.stages import stages
+
+    outline = {stage.id: stage for stage in study_outline(stages(study), folder)}
+    left = [stage for stage in outline.values() if not stage.is_finished]
+    progress = folder.read_progress()
+    if progress is None or progress.stage not in outline:
+        pace = Pace()
+        pace.planned(list(outline.values()))
+        seconds = pace.stages_left(0.0)
+        remarks = ["No process runs the study."] if left else []
+    else:
+        seconds = progress.seconds_left
+        remarks = [_told(progress, outline[progress.stage])]
+    if seconds:
+        of_all = quantities.seconds(sum(seconds.values()))
+        remarks.append(f"About {of_all} are left of what is planned.")
+    return _Now(remarks, [_left_table(left, seconds)] if left else [])
+
+
+def _told(progress: StudyProgress, stage: StageOutline) -> str:
+    """What a running study last told of its stage."""
+    speed = progress.tokens_per_second
+    parts = [
+        f"{stage.model}: {stage.name} is {quantities.share(progress.share_done)} done",
+        *([f"{quantities.count(round(speed))} tokens per second"] if speed is not None else []),
+        f"peak memory {quantities.memory(progress.peak_memory_bytes)}",
+    ]
+    age = datetime.now(UTC) - datetime.fromisoformat(progress.told_at)
+    return f"{', '.join(parts)}; told {quantities.seconds(age.total_seconds())} ago."
+
+
+def _left_table(left: list[StageOutline], seconds: Mapping[str, float]) -> Table:
+    from rankwise.report.parts import Column, table
+
+    def time_left(stage: StageOutline) -> str | None:
+        known = seconds.get(stage.id)
+        return None if known is None else quantities.seconds(known)
+
+    columns: list[Column[StageOutline]] = [
+        Column("Stage", lambda stage: f"{stage.model}: {stage.name}"),
+        Column("Time left, about", time_left),
+    ]
+    return table("The stages that are left.", columns, left)
 
 
 def _table(lines: list[ModelStatus]) -> Table:

@@ -31,6 +31,7 @@ from rankwise.records.heads import (
 )
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.locking import locked
+from rankwise.records.progress import StudyProgress
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
 from rankwise.records.stacks import AcceptedStacks
@@ -74,6 +75,7 @@ class StudyFolder:
         self.search_file = root / "search.json"
         self.own_texts_file = root / "own_texts.json"
         self.report_file = root / "report.html"
+        self.progress_file = root / ".progress.json"
         self.failures_folder = root / "failures"
         self.checked = CheckedFiles(root)
         # What was read, with the state in which the file was: a study asks again and again.
@@ -257,6 +259,17 @@ class StudyFolder:
 
     def write(self, path: Path, record: Record) -> None:
         write_record(path, record)
+
+    def read_progress(self) -> StudyProgress | None:
+        """Where the study is that is being run; None where nothing says so."""
+        with contextlib.suppress(RecordError):
+            return self.read_if_there(self.progress_file, StudyProgress)
+        return None
+
+    def end_progress(self) -> None:
+        """Say that the study is not being run any more."""
+        with writing(self.progress_file):
+            self.progress_file.unlink(missing_ok=True)
 
     def read_study(self) -> StudyRecord:
         return read_record(self.study_file, StudyRecord)

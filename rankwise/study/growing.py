@@ -63,7 +63,7 @@ def run_to_verdict(
         if not config.search.grows or outcome.failures:
             return outcome
         decision = _decide(config, outcome)
-        observer.noted(decision.statement)
+        observer.decided(decision.statement)
         _write(folder, outcome, decision)
         if decision.is_last:
             return outcome

@@ -23,6 +23,7 @@ from rankwise.study.conclusion import StudyOutcome, conclude, keep
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, models_of, set_aside
 from rankwise.study.observer import Observer
+from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searching import Search
 from rankwise.study.stages import Score, Stage, stages
@@ -156,17 +157,14 @@ def _go_through(graph: Sequence[Stage], context: StudyContext) -> list[StageFail
     models = {stage.id: stage.left(folder) for stage in graph}
     left = [stage for stage in graph if models[stage.id]]
     folder.keep_failures({stage.id for stage in left})
-    total = sum(stage.work for stage in graph)
-    observer.study_started(total, total - sum(stage.work for stage in left))
+    observer.study_started(study_outline(graph, folder))
     worker = Worker(context)
     failures: list[StageFailure] = []
-    for name, of_model in itertools.groupby(left, key=lambda stage: stage.model):
-        stages_of_model = sorted(of_model, key=lambda stage: _is_by_vllm(stage, context.plan))
-        observer.model_started(name, sum(stage.work for stage in stages_of_model))
-        for stage in stages_of_model:
+    for _, of_model in itertools.groupby(left, key=lambda stage: stage.model):
+        for stage in sorted(of_model, key=lambda stage: _is_by_vllm(stage, context.plan)):
             ready = stage.ready(folder, models[stage.id])
             if not ready:  # what it needs has diverged, and nothing is due, or has failed
-                observer.skipped(stage.work if stage.is_finished(folder) else 0.0)
+                observer.stage_left_out(stage.id)
                 continue
             try:
                 with _enough_memory():
@@ -176,7 +174,7 @@ def _go_through(graph: Sequence[Stage], context: StudyContext) -> list[StageFail
             except RankwiseError as error:
                 failures.append(_failure(stage, folder, error))
                 folder.write_failure(failures[-1])
-                observer.noted(f"failed: {error}")
+                observer.stage_failed(failures[-1])
             else:
                 folder.remove_failure(stage.id)
                 continue

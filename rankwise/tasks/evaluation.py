@@ -58,6 +58,7 @@ def evaluate(
     *,
     metric: str | None,
     advance: Advance = lambda _: None,
+    skipped: Advance | None = None,
 ) -> list[Scoring]:
     """Answer every request of a task with every model, and let the task judge the answers.
 
@@ -70,6 +71,7 @@ def evaluate(
         prepared: the task with its tokenised requests.
         metric: the metric that decides; None: the task's first with one number per item.
         advance: receives the number of tokens read or written, ``prepared.num_tokens`` per model.
+        skipped: receives those of them whose answers were known; None: ``advance`` does.
 
     Returns:
         One scoring per model, in their order.
@@ -84,7 +86,7 @@ def evaluate(
     for known, group in groups.items():
         new = [r for r in prepared.requests if prepared.instances[r.instance].doc_id not in known]
         num_tokens = prepared.num_tokens - sum(request.num_tokens for request in new)
-        advance(num_tokens * len(group))
+        (skipped or advance)(num_tokens * len(group))
         answers |= ask(scorer, group, prepared, new, advance)
     return [_judged(model, prepared, answers[model.name], metric) for model in models]
 

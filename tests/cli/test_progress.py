@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from rankwise.cli.progress import LINE_SECONDS, TerminalObserver
+from rankwise.cli.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import StageFailure
+from rankwise.study.observer import StageOutline
+
+TRAINING = StageOutline("t", "training", "training", "rank-8", 4000.0, 1000, "lora", 4000.0)
+"""1,000 tokens, each 4 units of work."""
+DONE = TRAINING._replace(work_left=0.0, is_finished=True)
+SCORING = StageOutline("s", "scoring", "sums", "rank-8", 4000.0, 4000, "lora", 4000.0)
+WEIGHTS = StageOutline("w", "spectra", "spectra", "weights", 2000.0, None, "lora", 2000.0)
+MEMORY = 3 * 1024**3
 
 
 class Log:
     """An observer that writes into a log, and the clock that it reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_open: bool = False) -> None:
         self.now = 1000.0
         self._text = io.StringIO()
         console = Console(file=self._text, force_terminal=False, width=40)
-        self.observer = TerminalObserver(console, clock=lambda: self.now)
+        self.observer = TerminalObserver(
+            console, lambda: MEMORY, is_open=is_open, clock=lambda: self.now
+        )
 
     @property
     def lines(self) -> list[str]:
@@ -30,21 +44,22 @@ class Log:
 
 @pytest.fixture
 def log() -> Log:
-    """A study of 8,000 units of work; its first stage trains 1,000 tokens, each 4 units."""
+    """A training begins; a scoring is left, which takes as long for its work."""
     log = Log()
-    log.observer.study_started(8000.0, 0.0)
-    log.observer.model_started("rank-8", 4000.0)
-    log.observer.stage_started("rank-8", "training", 4000.0, num_tokens=1000)
+    log.observer.study_started([TRAINING, SCORING])
+    log.observer.stage_started("t")
     return log
 
 
-def test_a_long_stage_tells_how_far_it_is_how_fast_and_what_is_left(log: Log) -> None:
+def test_a_long_stage_tells_how_far_it_is_how_fast_in_what_memory_and_what_is_left(
+    log: Log,
+) -> None:
     for _ in range(10):
         log.advance(9.0, 200.0)
     assert log.lines == [
         # 200 tokens in 36 s, and a tenth of the study; 400 in 72 s
-        "rank-8: training 20% done, 6 tokens/s; about 5 min 24 s left",
-        "rank-8: training 40% done, 6 tokens/s; about 4 min 48 s left",
+        "rank-8: training 20% done, 6 tokens/s, 3.0 GiB; about 5 min 24 s left",
+        "rank-8: training 40% done, 6 tokens/s, 3.0 GiB; about 4 min 48 s left",
     ]
 
 
@@ -67,24 +82,102 @@ def test_a_short_stage_has_one_line(log: Log) -> None:
 def test_what_an_earlier_call_did_says_nothing_about_the_speed(log: Log) -> None:
     log.observer.skipped(3000.0)
     log.advance(50.0, 500.0)
-    # 125 tokens in 50 s; 500 of the 5,000 units of this call are done
-    assert log.lines == ["rank-8: training 88% done, 2 tokens/s; about 7 min 30 s left"]
+    # 125 tokens in 50 s; 500 units of the training are left, and 4,000 of the scoring
+    assert log.lines == [
+        "rank-8: training 88% done, 2 tokens/s, 3.0 GiB; about 7 min 30 s left",
+    ]
 
 
-def test_a_stage_that_reads_no_tokens_has_no_tokens_per_second(log: Log) -> None:
-    log.observer.stage_started("weights", "spectra", 2000.0, num_tokens=None)
+def test_a_stage_that_reads_no_tokens_has_no_tokens_per_second() -> None:
+    log = Log()
+    log.observer.study_started([WEIGHTS])
+    log.observer.stage_started("w")
     log.advance(40.0, 500.0)
-    assert log.lines == ["rank-8: spectra 25% done; about 10 min 00 s left"]
+    assert log.lines == ["weights: spectra 25% done, 3.0 GiB; about 2 min 00 s left"]
 
 
-def test_a_terminal_has_bars_instead() -> None:
+def test_where_more_may_be_planned_the_time_left_is_of_what_is_planned() -> None:
+    log = Log(is_open=True)
+    log.observer.study_started([TRAINING])
+    log.observer.stage_started("t")
+    log.advance(40.0, 2000.0)
+    assert log.lines[0].endswith("about 40 s left of what is planned so far")
+
+
+def test_a_failure_is_told_and_not_waited_for(log: Log) -> None:
+    log.advance(10.0, 2000.0)
+    log.observer.stage_failed(
+        StageFailure(
+            stage="t",
+            kind="training",
+            name="training",
+            model="rank-8",
+            runs=("rank-8",),
+            error="ModelError",
+            message="no weights",
+            failed_at="2026-01-01T00:00:00+00:00",
+        )
+    )
+    log.observer.stage_left_out("s")
+    assert log.lines == ["rank-8: training: failed: no weights"]
+    assert not log.observer.seconds_left()
+
+
+def test_a_resumed_study_says_what_is_done() -> None:
+    log = Log()
+    log.observer.study_started([DONE, SCORING])
+    log.observer.study_started([DONE])
+    assert log.lines == [
+        "resuming: 50% is done",
+        "everything is done; nothing is trained or scored again",
+    ]
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_a_terminal_has_two_bars_of_80_columns(
+    no_color: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
     now, text = [0.0], io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
-    with TerminalObserver(console, clock=lambda: now[0]) as observer:
-        observer.study_started(100.0, 0.0)
-        observer.model_started("rank-8", 100.0)
-        observer.stage_started("rank-8", "training", 100.0, num_tokens=10)
-        now[0] = 10 * LINE_SECONDS
-        observer.advanced(50.0)
-    assert "tokens/s" not in text.getvalue()
-    assert "training" in text.getvalue()
+    name = "pass 1: 16 adapters of a long name"
+    with TerminalObserver(console, lambda: MEMORY, clock=lambda: now[0]) as observer:
+        observer.study_started([TRAINING._replace(model=name), SCORING])
+        observer.stage_started("t")
+        now[0] = 100.0
+        observer.advanced(2000.0)
+    shown = text.getvalue()
+    assert bool(re.search(r"\x1b\[[\d;]*3\d", shown)) is not no_color
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
+    *_, study, stage = (line for line in shown.replace("\r", "\n").split("\n") if "left" in line)
+    assert "study" in study
+    assert "3.0 GiB" in study
+    assert "5 min 00 s left" in study
+    assert stage.startswith("training: pass 1: 16 adap")
+    assert "5 tokens/s" in stage
+    assert "1 min 40 s left" in stage
+    assert (len(study), len(stage)) == (80, 80)
+
+
+def test_the_folder_is_told_now_and_then_and_at_the_end_no_more(tmp_path: Path) -> None:
+    folder, now = StudyFolder(tmp_path), [0.0]
+    with Follower(lambda: MEMORY, folder, clock=lambda: now[0]) as observer:
+        observer.study_started([TRAINING, SCORING])
+        observer.stage_started("t")
+        begun = folder.read_progress()
+        assert begun is not None
+        assert (begun.stage, begun.share_done, begun.seconds_left) == ("t", 0.0, {})
+        now[0] = TELL_SECONDS - 1
+        observer.advanced(400.0)
+        assert folder.read_progress() == begun
+        now[0] = 10.0
+        observer.advanced(600.0)
+        told = folder.read_progress()
+        assert told is not None
+        assert told.share_done == 0.25
+        assert told.tokens_per_second == pytest.approx(25.0)
+        assert told.peak_memory_bytes == MEMORY
+        assert told.seconds_left == pytest.approx({"t": 30.0, "s": 40.0}, rel=0.01)
+    assert folder.read_progress() is None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ import pytest
 from rankwise.cli.watch_verb import ADDRESS, Watched, server
 from rankwise.errors import RecordError, StorageError
 from rankwise.records.folder import StudyFolder
+from rankwise.records.progress import StudyProgress
+from rankwise.study.stages import stages
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 
@@ -86,6 +90,37 @@ def test_before_the_base_is_scored_there_is_progress_and_no_verdict(folder: Stud
     assert "There is no verdict yet" in page
     assert "Training loss" in page
     assert "Recommended, rank" not in page
+
+
+def test_the_stages_that_are_left_have_their_time_as_a_running_process_tells_it(
+    folder: StudyFolder,
+) -> None:
+    left = [each for each in stages(folder.read_study()) if not each.is_finished(folder)]
+    assert len(left) == 2  # heads and weights
+    seconds = {each.id: 600.0 * place for place, each in enumerate(left, start=1)}
+    told = StudyProgress(
+        told_at=datetime.now(UTC).isoformat(),
+        stage=left[0].id,
+        share_done=0.25,
+        tokens_per_second=1234.4,
+        peak_memory_bytes=3 * 1024**3,
+        seconds_left=seconds,
+    )
+    folder.write(folder.progress_file, told)
+    page = Watched(folder, 1).page()
+    assert "heads: heads is 25 % done, 1,234 tokens per second, peak memory 3.0 GiB; told " in page
+    assert "About 30.0 min are left of what is planned." in page
+    for shown in ("heads: heads", "10.0 min", "weights: spectra", "20.0 min"):
+        assert shown in page.split("The stages that are left.")[1]
+
+
+def test_without_a_process_the_time_is_that_of_the_records(folder: StudyFolder) -> None:
+    page = Watched(folder, 1).page()
+    assert "No process runs the study." in page
+    assert re.search(r"About [\d.]+ (s|min|h) are left of what is planned\.", page)
+    assert "tokens per second" not in page
+    folder.progress_file.write_text("{")  # a damaged one counts for none
+    assert "No process runs the study." in Watched(folder, 1).page()
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:

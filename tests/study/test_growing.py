@@ -89,7 +89,7 @@ def test_a_stopped_growth_goes_on_with_it(
     study_file: Path, tmp_path: Path, promising: None
 ) -> None:
     class Stopping(Recorder):
-        def noted(self, text: str) -> None:
+        def decided(self, text: str) -> None:
             if text.startswith("Next"):
                 self.is_next = True
 

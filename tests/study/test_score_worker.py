@@ -72,7 +72,7 @@ def test_the_adapters_of_a_pass_are_scored_in_one_call_per_task(
         ("heads", "heads"),
         ("weights", "spectra"),
     ]
-    assert [model for model, _ in recorder.models] == ["base", name, "gauges", "heads", "weights"]
+    assert recorder.models == ["base", name, "gauges", "heads", "weights"]
     assert recorder.done == pytest.approx(recorder.work[0])
     for model in outcome.results.runs:
         seconds = [record.score_seconds for record in model.evaluations.values()]

@@ -28,6 +28,7 @@ from rankwise.records.repairs import AdapterRepair, Repair, RepairFamily
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, set_aside
+from rankwise.study.observer import StageOutline
 from rankwise.tasks.questions import RightAnswer
 from rankwise.weights.lowrank import read_updates
 from rankwise.weights.repair_scores import (
@@ -39,6 +40,8 @@ from rankwise.weights.repair_scores import (
     write_repaired,
 )
 from rankwise.weights.repairs import RepairSources, Updates, derived_updates, reverted_heads
+
+_FROM_BASE = "divergence from the base"
 
 
 def repair_tasks(study: StudyRecord, run: PlannedRun) -> RepairTasks:
@@ -99,10 +102,10 @@ class AdapterRepairer:
         refuse_unjudgeable(own, kept)
         self._set_damaged_aside()
         answers = in_domain_answers(own, self._plan.tokenizer, self._plan.base.folder)
-        work = float(sum(task.num_tokens for task in (*own, *kept)))
         gauge_work = float(_num_tokens(answers))
-        self._observer.study_started(work + gauge_work, 0.0)
-        self._observer.model_started(self._run.name, work + gauge_work)
+        of_tasks = [self._outline(task.name, "scoring", task.num_tokens) for task in (*own, *kept)]
+        of_answers = self._outline(_FROM_BASE, "divergence", gauge_work)
+        self._observer.study_started([*of_tasks, *([of_answers] if gauge_work else [])])
         scores = self._scores((*tasks.in_domain, *tasks.retention))
         divergences = self._divergences(choosing_answers(answers, scores, tasks), gauge_work)
         study = self._plan.record
@@ -184,7 +187,7 @@ class AdapterRepairer:
             prepared, field = self._plan.tasks[name], fields.get(name)
             wanted = repair_scores_fingerprint(study, self._run, name, self._tried, field)
             path = self._folder.repair_scores_file(self._run.name, name)
-            self._observer.stage_started(self._run.name, name, float(prepared.num_tokens), None)
+            self._observer.stage_started(name)
             scores = self._folder.finished(path, RepairScores, wanted)
             if scores is None:
                 scorer = self._scorer
@@ -203,6 +206,18 @@ class AdapterRepairer:
             found.append(scores)
         return found
 
+    def _outline(self, name: str, kind: str, work: float) -> StageOutline:
+        return StageOutline(
+            id=name,
+            kind=kind,
+            name=name,
+            model=self._run.name,
+            work=float(work),
+            num_tokens=None,
+            models=self._run.method,
+            work_left=float(work),
+        )
+
     def _divergences(self, answers: Sequence[RightAnswer], work: float) -> RepairDivergences | None:
         """From the base, on these right answers; from the folder where it is there."""
         if not answers:
@@ -210,7 +225,7 @@ class AdapterRepairer:
         study, name = self._plan.record, self._run.name
         wanted = repair_divergences_fingerprint(study, self._run, self._tried, answers)
         path = self._folder.repair_divergences_file(name)
-        self._observer.stage_started(name, "divergence from the base", work, None)
+        self._observer.stage_started(_FROM_BASE)
         found = self._folder.finished(path, RepairDivergences, wanted)
         if found is None:
             scorer = self._scorer

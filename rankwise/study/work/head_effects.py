@@ -21,6 +21,7 @@ from rankwise.records.fingerprints import head_effects_fingerprint
 from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
+from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import metric_of
 from rankwise.study.work.head_subjects import relation_of
 from rankwise.tasks.questions import LogLikelihood
@@ -73,9 +74,21 @@ class HeadStudy:
                 "adapter's delta out. Choose --mode ablate, or a run with an adapter."
             )
         records: list[TaskHeadEffects] = []
-        work = sum(2.0 * task.num_items for task in tasks)
-        self._observer.study_started(work, 0.0)
-        self._observer.model_started(self._run.name, work)
+        self._observer.study_started(
+            [
+                StageOutline(
+                    id=task.name,
+                    kind="heads",
+                    name=task.name,
+                    model=self._run.name,
+                    work=2.0 * task.num_items,
+                    num_tokens=None,
+                    models=self._run.method,
+                    work_left=2.0 * task.num_items,
+                )
+                for task in tasks
+            ]
+        )
         for task in tasks:
             wanted = self._fingerprint(task, question)
             of_all = self._fingerprint(task, question._replace(top=None))
@@ -87,7 +100,7 @@ class HeadStudy:
                 keys_and_values=question.keys_and_values,
             )
             record = self._folder.finished(path, TaskHeadEffects, wanted, of_all)
-            self._observer.stage_started(self._run.name, task.name, 2.0 * task.num_items, None)
+            self._observer.stage_started(task.name)
             if record is None:
                 record = self._effects_on(task, question, wanted)
                 self._folder.write(path, record)

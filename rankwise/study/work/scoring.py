@@ -103,6 +103,7 @@ class ScoreWorker:
             task,
             metric=metric_of(self._plan.record.config, task.name),
             advance=lambda num_tokens: self._observer.advanced(num_tokens * work_per_token),
+            skipped=lambda num_tokens: self._observer.skipped(num_tokens * work_per_token),
         )
         unchanged: list[Scoring] = []
         for model, scoring in zip(models, scorings, strict=True):

@@ -36,6 +36,7 @@ from rankwise.records.files import require_room, writing
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import set_aside
+from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
@@ -372,6 +373,15 @@ class _Writer:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
         self._observer.advanced(_work(trainee, metrics.num_tokens - before))
+        self._observer.stepped(
+            TrainingStep(
+                run=trainee.run.name,
+                step=metrics.step,
+                num_steps=len(trainee.batches),
+                num_tokens=metrics.num_tokens,
+                loss_nats=metrics.loss_nats,
+            )
+        )
         stops, saves = self._signals.is_pending, self._save_every
         if saves is not None and (stops or time.monotonic() - self._last_save >= saves):
             # all have taken the step; weights of those at their end are saved after this, if at all
@@ -409,6 +419,9 @@ class _Writer:
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
         self._finished.add(trainee.run.name)
+        planned = max(model.num_tokens for model in self._models[trainee.run.name])
+        num_read = trainee.metrics[-1].num_tokens if trainee.metrics else 0
+        self._observer.skipped(_work(trainee, planned - num_read))
         self.states.finish()
         for model in self._models[trainee.run.name]:
             if model.num_steps > trainee.step:

@@ -40,7 +40,7 @@ class Worker:
             RankwiseError: it cannot be done.
         """
         context = self._context
-        context.observer.stage_started(stage.model, stage.name, stage.work, stage.num_tokens)
+        context.observer.stage_started(stage.id)
         match stage:
             case Train():
                 # one model at a time: full fine-tuning trains a copy of the base

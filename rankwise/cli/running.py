@@ -1,0 +1,149 @@
+"""Runs a study for a verb, and says what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwise.cli.application import (
+    OK,
+    RUN_FAILED,
+    note,
+    quiet_libraries,
+    say,
+    stderr,
+    stdout,
+    warn,
+)
+from rankwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rankwise.engine.models.devices import Machine
+    from rankwise.records.config.study import StudyConfig
+    from rankwise.records.folder import StudyFolder
+    from rankwise.study.conclusion import StudyOutcome
+    from rankwise.study.planning.plan import StudyPlan
+
+
+def planned_study(
+    config: StudyConfig,
+    folder: StudyFolder,
+    machine: Machine | None = None,
+    report: Callable[[str], None] = note,
+) -> StudyPlan:
+    """Plan a study as it goes on in its folder, and print its warnings."""
+    quiet_libraries()
+    from rankwise.study.planning.plan import plan_study
+
+    plan = plan_study(config, report, folder=folder, machine=machine)
+    warn(plan.record.warnings)
+    return plan
+
+
+def run_and_report(
+    find: Callable[[], tuple[StudyConfig, StudyFolder]],
+    *,
+    quiet: bool,
+    as_json: bool,
+    replace: bool = False,
+    accept_new_stack: bool = False,
+) -> int:
+    """Do what is left of a study, and report."""
+    quiet_libraries()
+    from rankwise.cli.events import EventObserver, Events, print_line
+    from rankwise.cli.progress import Follower, QuietObserver, TerminalObserver, peak_memory
+    from rankwise.study.growing import run_to_verdict
+    from rankwise.study.stopping import Stopped
+
+    if quiet and as_json:
+        problem = "--quiet does not go with --json, which shows no other progress; give one"
+        raise ConfigError("run", [problem])
+    events = Events(print_line) if as_json else None
+    root = None
+    try:
+        with events or contextlib.nullcontext():
+            config, folder = find()
+            root, memory = folder.root, peak_memory()
+            observer: Follower
+            if events is not None:
+                observer = EventObserver(events, memory, folder)
+            elif quiet:
+                observer = QuietObserver(stderr, memory, folder)
+            else:
+                is_open = config.is_searched or config.search.grows
+                observer = TerminalObserver(stderr, memory, folder, is_open=is_open)
+            report = (lambda _: None) if quiet or as_json else note
+            with observer:
+                outcome = run_to_verdict(
+                    config,
+                    lambda grown: planned_study(grown, folder, report=report),
+                    folder,
+                    observer,
+                    replace=replace,
+                    accept_new_stack=accept_new_stack,
+                )
+            if events is None:
+                return report_on(folder, outcome)
+            path = _written(folder, outcome)
+            code = _told(outcome)
+            events.concluded(outcome, path, code)
+            return code
+    except Stopped as stopped:
+        note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {root}")
+        return 128 + stopped.number
+
+
+def report_on(
+    folder: StudyFolder,
+    outcome: StudyOutcome,
+    output: Path | None = None,
+    *,
+    with_texts: bool = True,
+) -> int:
+    """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
+    from rankwise.cli.terminal import verdict
+
+    results, recommendation, findings = outcome
+    shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
+    path = _written(folder, outcome, output, with_texts=with_texts)
+    stdout.print(*shown, sep="\n")
+    say(f"report: {path}", folded=False)
+    return _told(outcome)
+
+
+def _written(
+    folder: StudyFolder,
+    outcome: StudyOutcome,
+    output: Path | None = None,
+    *,
+    with_texts: bool = True,
+) -> Path:
+    """Write the report; returns where it is."""
+    from rankwise.findings.item_table import item_table
+    from rankwise.report.page import write_report
+
+    results, recommendation, findings = outcome
+    items = item_table(results, folder.read_samples, with_texts=with_texts)
+    losses = {run.name: folder.read_losses(run.name) for run in results.runs}
+    return write_report(output or folder.root, results, recommendation, findings, items, losses)
+
+
+def _told(outcome: StudyOutcome) -> int:
+    """Say on stderr what is not in the verdict; 1 if a run diverged or a stage failed."""
+    note_left_out(outcome)
+    diverged = [run.name for run in outcome.results.runs if run.run and run.run.status != "trained"]
+    for name in diverged:
+        note(f"{name} diverged; the others are compared without it")
+    for failure in outcome.failures:
+        note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
+    if outcome.failures:
+        note("What failed is left out. Run the same command to try it again.")
+    return RUN_FAILED if diverged or outcome.failures else OK
+
+
+def note_left_out(outcome: StudyOutcome) -> None:
+    """Say what takes no part in a verdict, and why."""
+    for name, reason in outcome.results.left_out.items():
+        note(f"left out: {name} {reason}")
