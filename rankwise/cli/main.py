@@ -6,6 +6,7 @@ from rankwise.cli import study_verbs
 from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
+from rankwise.cli import deployment_verbs
 from rankwise.cli import tool_verbs
 from rankwise.cli.application import (
     app,
@@ -18,6 +19,7 @@ from rankwise.cli.application import (
 __all__ = [
     "adapter_verbs",
     "app",
+    "deployment_verbs",
     "entry_point",
     "repair_verb",
     "study_verbs",
