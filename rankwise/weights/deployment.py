@@ -13,6 +13,7 @@ from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.devices import (
     DTYPES,
+    ResolvedPrecision,
     choose_device,
     give_back_memory,
     provenance_on,
@@ -76,8 +77,8 @@ def check_deployment(
     """
     if all(update.frobenius_norm == 0 for update in found.updates.values()):
         raise ModelError(f"the update of {found.target} is zero: there is nothing to deploy.")
+    _refuse_rounded(forms, resolve_precision(question.settings.precision, choose_device()))
     scored = _Scored(found, question, advance)
-    scored.refuse_rounded(forms)
     base, adapter = scored.base_and_adapter()
     warnings: list[str] = []
     judged: list[JudgedForm] = []
@@ -122,21 +123,12 @@ class _Scored:
     def __init__(self, found: Audited, question: Question, advance: Advance) -> None:
         self._found, self._question, self._advance = found, question, advance
         self._device = choose_device()
-        self._precision = resolve_precision(question.settings.precision, self._device)
+        self._precision: ResolvedPrecision = resolve_precision(
+            question.settings.precision, self._device
+        )
         folder = found.base.folder
         self.base_model: nn.Module = models.load_frozen(folder, self._precision, self._device)
         self._tokenizer = models.load_tokenizer(folder)
-
-    def refuse_rounded(self, forms: Sequence[Form]) -> None:
-        """Refuse forms whose numbers would be rounded once more to be computed with."""
-        dtype = DTYPES[self._precision]
-        rounded = [form.name for form in forms if dtype not in (torch.float32, form.dtype)]
-        if rounded:
-            problem = (
-                f"--precision {self._precision} would round the weights of {', '.join(rounded)} "
-                "once more; score these in float32"
-            )
-            raise ConfigError("deploy-check", [problem])
 
     def base_and_adapter(self) -> tuple[ModelResults, ModelResults]:
         """Both, in one pass."""
@@ -191,6 +183,18 @@ class _Scored:
             for task in self._question.tasks
         ]
         return [model_results(of_model) for of_model in zip(*by_task, strict=True)]
+
+
+def _refuse_rounded(forms: Sequence[Form], precision: ResolvedPrecision) -> None:
+    """Refuse forms whose numbers would be rounded once more to be computed with."""
+    dtype = DTYPES[precision]
+    rounded = [form.name for form in forms if dtype not in (torch.float32, form.dtype)]
+    if rounded:
+        problem = (
+            f"--precision {precision} would round the weights of {', '.join(rounded)} once more; "
+            "score these in float32"
+        )
+        raise ConfigError("deploy-check", [problem])
 
 
 def _num_bytes(found: Audited, *, with_adapter: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
@@ -35,9 +36,15 @@ class Rounding(NamedTuple):
     num_entries: int
     num_unchanged: int
 
-    def __add__(self, other: object) -> Rounding:
-        assert isinstance(other, Rounding)
-        return Rounding(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: Rounding) -> Rounding:
+        """Of both together."""
+        return Rounding(
+            self.squares + other.squares,
+            self.error_squares + other.error_squares,
+            self.kept + other.kept,
+            self.num_entries + other.num_entries,
+            self.num_unchanged + other.num_unchanged,
+        )
 
     def record(self, module: str) -> DeltaInForm:
         """Its shares; ``squares`` is above zero."""
@@ -148,9 +155,11 @@ def _merge(base_model: nn.Module, form: Form, updates: Mapping[str, LowRankUpdat
         stored = store(layout.parameters[name].data)
         num_bytes += stored.num_bytes
         layout.put(name, _finite(stored, form, name))
-    total = sum(roundings.values(), Rounding(0.0, 0.0, 0.0, 0, 0))
-    modules = tuple(each.record(layer) for layer, each in roundings.items())
-    weights = FormWeights(num_bytes, total.record("all") if modules else None, modules)
+    weights = FormWeights(num_bytes)
+    if roundings:
+        together = functools.reduce(Rounding.plus, roundings.values()).record("all")
+        modules = tuple(each.record(layer) for layer, each in roundings.items())
+        weights = FormWeights(num_bytes, together, modules)
     return Merged(weights, len(layout.names), num_instead)
 
 

@@ -18,36 +18,41 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 class Planted(NamedTuple):
+    """An adapter with its base; the tasks are shared."""
+
     base: Path
-    weak: Path
-    strong: Path
+    adapter: Path
     tasks: Path
 
-    def check(self, folder: Path, forms: str, *more: object) -> Any:
+    def check(self, forms: str, *more: object) -> Any:
         return rankwise(
-            "deploy-check", self.base, folder, "--tasks", "blues", "--tasks-path", self.tasks,
+            "deploy-check", self.base, self.adapter, "--tasks", "blues", "--tasks-path", self.tasks,
             "--allow-task-code", "--as", forms, *more,
         )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    folder = tmp_path_factory.mktemp("deployed")
-    base = undecided_base(folder / "base")
+def planted(folder: Path, size: float) -> Planted:
+    base = undecided_base(folder / "base", size)
     write_tiny_tasks(folder / "tasks")
-    return Planted(
-        base,
-        deciding_adapter(base, folder / "weak", LOST),
-        deciding_adapter(base, folder / "strong", KEPT),
-        blue_tasks(folder / "tasks"),
-    )
+    own = deciding_adapter(base, folder / "adapter", size)
+    return Planted(base, own, blue_tasks(folder / "tasks"))
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return planted(tmp_path_factory.mktemp("weak"), LOST)
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return planted(tmp_path_factory.mktemp("strong"), KEPT)
 
 
 def test_bfloat16_loses_a_weak_adapter_and_finer_numbers_keep_it(
-    planted: Planted, tmp_path: Path
+    weak: Planted, tmp_path: Path
 ) -> None:
     forms = "merged-bf16,merged-fp16,merged-fp32"
-    done = planted.check(planted.weak, forms, "--json", "--output", tmp_path / "out")
+    done = weak.check(forms, "--json", "--output", tmp_path / "out")
     assert done.exit_code == 1, done.output
     record = DeploymentCheck.model_validate_json(done.stdout)
     assert record == read_record(tmp_path / "out" / "deployment.json", DeploymentCheck)
@@ -55,7 +60,7 @@ def test_bfloat16_loses_a_weak_adapter_and_finer_numbers_keep_it(
     assert [form.verdict for form in record.forms] == ["loses", "keeps", "keeps"]
     assert record.base_scores["blues"] == pytest.approx(50.0, abs=1.0)  # a tie on every item
     score = bf16.scores[0]
-    assert score.reference_score > 95.0
+    assert score.reference_score > 90.0
     assert score.form_score == pytest.approx(50.0, abs=1.0)
     assert bf16.delta is not None
     assert (bf16.delta.unchanged_share, bf16.delta.kept_share) == (1.0, 0.0)
@@ -67,17 +72,17 @@ def test_bfloat16_loses_a_weak_adapter_and_finer_numbers_keep_it(
     assert record.precision == "float32"
 
 
-def test_a_strong_adapter_is_kept(planted: Planted) -> None:
-    done = planted.check(planted.strong, "merged-bf16,merged-fp16,gguf:q8_0,gguf:q4_0")
+def test_a_strong_adapter_is_kept(strong: Planted) -> None:
+    done = strong.check("merged-bf16,merged-fp16,gguf:q8_0")
     assert done.exit_code == 0, done.output
     text = words(done.stdout)
-    assert text.count("keeps enough: ") == 4
+    assert text.count("keeps enough: ") == 3
     assert "as trained" in text
     assert "100 %" in text
 
 
 def test_an_answer_that_cannot_be_told_has_its_own_code(
-    planted: Planted, tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
     """With the observed loss for a limit, the limit is inside the interval."""
     adapter(tiny_model_folder, tmp_path / "a", std=0.5)
@@ -103,28 +108,28 @@ def test_an_answer_that_cannot_be_told_has_its_own_code(
     assert record.base == str(tiny_model_folder)  # as the adapter's config names it
 
 
-def test_an_adapter_that_forgets_exits_with_1(planted: Planted, tmp_path: Path) -> None:
+def test_an_adapter_that_forgets_exits_with_1(strong: Planted) -> None:
     """Green is right, and the adapter says blue."""
-    (planted.tasks / "greens.yaml").write_text(
+    (strong.tasks / "greens.yaml").write_text(
         "include: blues.yaml\ntask: greens\ndoc_to_choice: [green, blue]\n"
     )
     done = rankwise(
-        "check", planted.strong, "--tasks", "greens", "--tasks-path", planted.tasks,
-        "--allow-task-code", "--max-retention-loss", 1, "--base", planted.base,
+        "check", strong.adapter, "--tasks", "greens", "--tasks-path", strong.tasks,
+        "--allow-task-code", "--max-retention-loss", 1, "--base", strong.base,
     )  # fmt: skip
     assert done.exit_code == 1, done.output
     assert "adapter loses too much: " in words(done.stdout)
 
 
 def test_bad_input_is_told_and_exits_with_2(
-    planted: Planted, tiny_model_folder: Path, tmp_path: Path
+    weak: Planted, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "other")
     adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
     checkpoint(tiny_model_folder, tmp_path / "whole", lambda _: None)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    common = ("--tasks-path", planted.tasks, "--allow-task-code")
+    common = ("--tasks-path", weak.tasks, "--allow-task-code")
 
     def problem(*arguments: object) -> str:
         done = rankwise(*arguments)
@@ -134,18 +139,18 @@ def test_bad_input_is_told_and_exits_with_2(
     def of(base: Path, folder: Path, *more: object, tasks: str = "blues") -> str:
         return problem("deploy-check", base, folder, "--tasks", tasks, *common, *more)
 
-    assert "is not a folder" in of(planted.base, tmp_path / "none")
-    assert "as its base, not" in of(planted.base, tmp_path / "other")
-    assert "does not fit" in of(planted.base, tmp_path / "other", "--any-base")
+    assert "is not a folder" in of(weak.base, tmp_path / "none")
+    assert "as its base, not" in of(weak.base, tmp_path / "other")
+    assert "does not fit" in of(weak.base, tmp_path / "other", "--any-base")
     assert "is a checkpoint" in of(tiny_model_folder, tmp_path / "whole")
     assert "is zero" in of(tiny_model_folder, tmp_path / "zero")
-    assert "did you mean 'blues'?" in of(planted.base, planted.weak, tasks="bleus")
-    assert "names no task" in of(planted.base, planted.weak, tasks=",")
-    assert "did you mean 'gguf:q4_0'?" in of(planted.base, planted.weak, "--as", "gguf:q4_O")
-    assert "is no margin" in of(planted.base, planted.weak, "--margin", "nan")
-    assert "is not empty" in of(planted.base, planted.weak, "--output", tmp_path / "full")
+    assert "did you mean 'blues'?" in of(weak.base, weak.adapter, tasks="bleus")
+    assert "names no task" in of(weak.base, weak.adapter, tasks=",")
+    assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--as", "merged-bf61")
+    assert "is no margin" in of(weak.base, weak.adapter, "--margin", "nan")
+    assert "is not empty" in of(weak.base, weak.adapter, "--output", tmp_path / "full")
     rounded = of(
-        planted.base, planted.weak, "--precision", "bfloat16", "--as", "merged-bf16,merged-fp16"
+        weak.base, weak.adapter, "--precision", "bfloat16", "--as", "merged-bf16,merged-fp16"
     )
     assert "would round the weights of merged-fp16 once more" in rounded
     missing = problem("check", tmp_path / "none", "--tasks", "blues", "--max-retention-loss", 1)

@@ -25,8 +25,8 @@ LOST, KEPT = 2.0**-10, 2.0**-2
 """Sizes of every entry of an adapter's row: below half a step, and of many steps."""
 
 
-def undecided_base(folder: Path) -> Path:
-    """Write the base."""
+def undecided_base(folder: Path, size: float) -> Path:
+    """Write the base, which adapters of this size decide by some nats."""
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -55,8 +55,9 @@ def undecided_base(folder: Path) -> Path:
         head = model.lm_head.weight
         head[:, :2] = 0.0
         head[green] = head[blue]
-        head[blue, :2] = torch.tensor([1e4, -1e4])
-        head[green, :2] = torch.tensor([-1e4, 1e4])
+        contrast = 0.3 / size
+        head[blue, :2] = torch.tensor([contrast, -contrast])
+        head[green, :2] = torch.tensor([-contrast, contrast])
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

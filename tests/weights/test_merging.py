@@ -61,7 +61,7 @@ def test_a_matrix_by_hand() -> None:
 def test_shares_of_several_modules_are_of_all_entries() -> None:
     one = rounding(W, DELTA, W + DELTA, W)  # nothing is lost
     other = rounding(W, DELTA, W, W)  # all is
-    both = (one + other).record("all")
+    both = one.plus(other).record("all")
     assert both.relative_error == pytest.approx(0.5**0.5, rel=1e-4)
     assert both.kept_share == pytest.approx(0.5, rel=1e-4)
     assert (other.record("b").relative_error, other.record("b").unchanged_share) == (1.0, 1.0)
@@ -97,7 +97,7 @@ def test_transposed_layers_are_merged_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["merged-bf16", "merged-fp16", "gguf:q8_0", "gguf:q4_0"])
 def test_the_base_is_restored_bit_by_bit(name: str, tmp_path: Path) -> None:
-    base = undecided_base(tmp_path / "base")
+    base = undecided_base(tmp_path / "base", KEPT)
     deciding_adapter(base, tmp_path / "a", KEPT)
     model = frozen(base)
     before = copies(model)
@@ -122,7 +122,7 @@ def test_it_is_restored_after_an_error_too(tiny_model_folder: Path, tmp_path: Pa
 
 
 def test_a_small_delta_vanishes_in_bfloat16_and_a_large_one_does_not(tmp_path: Path) -> None:
-    base = undecided_base(tmp_path / "base")
+    base = undecided_base(tmp_path / "base", LOST)
     model = frozen(base)
     for size, error, unchanged, kept in ((LOST, 1.0, 1.0, 0.0), (KEPT, 0.0, 0.0, 1.0)):
         folder = deciding_adapter(base, tmp_path / str(size), size)
@@ -137,17 +137,16 @@ def test_a_small_delta_vanishes_in_bfloat16_and_a_large_one_does_not(tmp_path: P
         assert [each.module for each in merged.weights.modules] == [LAST]
 
 
-def test_rounding_on_a_finer_grid_is_noise_that_keeps_delta(tmp_path: Path) -> None:
-    """Entries of 1/1024 on steps of 1/127: seven of eight do not move, the others move by a step.
+def test_noise_that_is_larger_than_delta_keeps_it(tmp_path: Path) -> None:
+    """Entries of 1/1024 on steps of about 1/127: most do not move by a step, and some do.
 
-    The error is larger than delta, and still delta is there: what moves moves in its direction.
+    What moves does so in delta's direction, so that delta is there, and much noise besides.
     """
-    base = undecided_base(tmp_path / "base")
+    base = undecided_base(tmp_path / "base", LOST)
     folder = deciding_adapter(base, tmp_path / "a", LOST)
     with merged_as(frozen(base), form("gguf:q8_0"), read_updates(folder)) as merged:
         pass
     delta = merged.weights.delta
     assert delta is not None
     assert delta.relative_error > 2.0
-    assert 0.5 < delta.unchanged_share < 1.0
-    assert 0.3 < delta.kept_share < 2.0
+    assert 0.5 < delta.kept_share < 1.5
