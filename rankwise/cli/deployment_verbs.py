@@ -66,7 +66,9 @@ def deploy_check(
             metavar="FORM,FORM",
             help="merged-bf16, merged-fp16, merged-fp32, 8bit, 4bit (bitsandbytes), gguf:q8_0, "
             "gguf:q5_1, gguf:q5_0, gguf:q4_1, gguf:q4_0; where llama-quantize is on the PATH, "
-            "also gguf:q6_k, gguf:q5_k_m, gguf:q4_k_m and others.",
+            "also gguf:q6_k, gguf:q5_k_m, gguf:q4_k_m and others (default: merged-bf16, "
+            "merged-fp16, gguf:q8_0, gguf:q4_0).",
+            show_default=False,
         ),
     ] = "merged-bf16,merged-fp16,gguf:q8_0,gguf:q4_0",
     margin: Annotated[
