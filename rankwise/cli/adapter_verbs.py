@@ -28,7 +28,7 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.errors import ConfigError, ModelError
+from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from rankwise.records.heads import HeadRepair
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 ADAPTERS = "Adapters and checkpoints"
 
-_BASE = "The base: smollm2-135m-instruct, a folder or a hub repository."
+BASE = "The base: smollm2-135m-instruct, a folder or a hub repository."
 Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT LoRA folder.")]
 Output = Annotated[
     Path, typer.Option("--output", help="The folder to write; it must be new or empty.")
@@ -44,6 +44,19 @@ Output = Annotated[
 AnyBase = Annotated[
     bool,
     typer.Option("--any-base", help="Accept an adapter trained on a base of another name."),
+]
+ScoredLimit = Annotated[
+    int | None,
+    typer.Option("--limit", min=2, help="Score N items of each task, drawn at random."),
+]
+NumFewshot = Annotated[
+    int | None,
+    typer.Option(
+        "--num-fewshot", min=0, help="Examples in each prompt (default: the task's own number)."
+    ),
+]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template", help="Ask in the model's chat format.")
 ]
 
 
@@ -65,7 +78,7 @@ class Mode(StrEnum):
 
 @verb(ADAPTERS)
 def audit(
-    base: Annotated[str, typer.Argument(metavar="BASE", help=_BASE)],
+    base: Annotated[str, typer.Argument(metavar="BASE", help=BASE)],
     target: Annotated[
         Path,
         typer.Argument(
@@ -80,16 +93,8 @@ def audit(
     ] = None,
     tasks_path: TasksPath = None,
     allow_task_code: AllowTaskCode = False,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=2, help="Score N items of each task, drawn at random."),
-    ] = None,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--num-fewshot", min=0, help="Examples in each prompt (default: the task's own number)."
-        ),
-    ] = None,
+    limit: ScoredLimit = None,
+    num_fewshot: NumFewshot = None,
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, help="Number of leading singular vectors to compare.")
     ] = 500,
@@ -100,9 +105,7 @@ def audit(
     precision: Annotated[
         ScorePrecision, typer.Option("--precision", help="The precision of scoring.")
     ] = ScorePrecision.AUTO,
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Ask in the model's chat format.")
-    ] = False,
+    chat_template: ChatTemplate = False,
     any_base: AnyBase = False,
     output: Annotated[
         Path | None,
@@ -195,7 +198,7 @@ def truncate(
 @verb(ADAPTERS, "scale-intruders")
 def scale_intruders(
     adapter: Adapter,
-    base: Annotated[str, typer.Option("--base", help=_BASE)],
+    base: Annotated[str, typer.Option("--base", help=BASE)],
     output: Output,
     factor: Annotated[
         float,
@@ -237,7 +240,7 @@ def scale_intruders(
     """
     quiet_libraries()
     from rankwise.engine.models.weights import weight_matrices
-    from rankwise.weights.audit import find_audited
+    from rankwise.weights.audit import find_adapter
     from rankwise.weights.interventions import AdapterChange, scaled_intruders, write_intervention
     from rankwise.weights.svd_cache import SpectralCache
 
@@ -250,12 +253,7 @@ def scale_intruders(
         raise ConfigError("scale-intruders", problems)
     with usage_errors():
         refuse_replacing(output)
-        audited = find_audited(base, adapter, any_base=any_base, report=note)
-        if audited.kind != "adapter":
-            raise ModelError(
-                f"{adapter} is a checkpoint, and only an adapter's update can be scaled. "
-                "Give a PEFT LoRA folder."
-            )
+        audited = find_adapter(base, adapter, "scaled", any_base=any_base, report=note)
         weights = weight_matrices(audited.base.folder, list(audited.updates))
     warn(audited.warnings)
     cache = SpectralCache()

@@ -16,10 +16,14 @@ from rankwise.engine.models.embedded import EMBEDDED_MODELS, cache_folder
 from rankwise.engine.models.packed_kernels import check_flex
 from rankwise.errors import ModelError
 from rankwise.records.provenance import PACKAGES, package_version
+from rankwise.weights.llama_cpp import TOOL
 
 # Optional package -> (what needs it, how to install it).
 OPTIONAL_PARTS = {
-    "bitsandbytes": ("train.base_precision 8bit and 4bit", "pip install 'rankwise[quantization]'"),
+    "bitsandbytes": (
+        "8bit and 4bit (train.base_precision, deploy-check)",
+        "pip install 'rankwise[quantization]'",
+    ),
     "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
     "liger_kernel": ("faster training of adapters on CUDA", "pip install 'rankwise[liger]'"),
     "vllm": ("texts by evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
@@ -97,3 +101,6 @@ def _optional_parts() -> Iterator[tuple[str, str]]:
             yield f"optional {name}", f"found: {package_version(name) or 'version unknown'}"
         else:
             yield f"optional {name}", f"missing, needed for {purpose}: {install}"
+    tool = shutil.which(TOOL)
+    missing = "missing, needed for formats such as gguf:q4_k_m in deploy-check: install llama.cpp"
+    yield f"optional {TOOL}", missing if tool is None else f"found: {tool}"

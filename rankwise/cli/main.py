@@ -7,6 +7,7 @@ from rankwise.cli import compare_verb
 from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
+from rankwise.cli import deployment_verbs
 from rankwise.cli import tool_verbs
 from rankwise.cli.application import (
     app,
@@ -20,6 +21,7 @@ __all__ = [
     "adapter_verbs",
     "app",
     "compare_verb",
+    "deployment_verbs",
     "entry_point",
     "repair_verb",
     "study_verbs",

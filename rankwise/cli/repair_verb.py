@@ -26,7 +26,7 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.errors import ConfigError, ModelError, did_you_mean
+from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.repairs import REPAIR_FAMILIES, AdapterRepair, RepairFamily
 
 if TYPE_CHECKING:
@@ -199,19 +199,15 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
 
 def _found(targets: list[str], output: Path, any_base: bool) -> list[Audited]:
     """The adapters of a base, checked against it."""
-    from rankwise.weights.audit import find_audited
+    from rankwise.weights.audit import find_adapter
 
     base, *folders = targets
     with usage_errors():
         refuse_replacing(output)
-        found = [find_audited(base, given_path(f), any_base=any_base, report=note) for f in folders]
-        for adapter in found:
-            if adapter.kind != "adapter":
-                raise ModelError(
-                    f"{adapter.target} is a checkpoint, and only an adapter's update can be "
-                    "repaired. Give a PEFT LoRA folder."
-                )
-    return found
+        return [
+            find_adapter(base, given_path(folder), "repaired", any_base=any_base, report=note)
+            for folder in folders
+        ]
 
 
 def _of_adapters(

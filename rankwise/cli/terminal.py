@@ -17,6 +17,7 @@ from rankwise.findings.samples import SampleVerdicts, sample_amount
 from rankwise.findings.signatures.found import Signature
 from rankwise.findings.statements import with_folder
 from rankwise.records import quantities
+from rankwise.records.deployment import DeltaInForm, DeploymentCheck, FormScore
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.heads import TaskHeadEffects
 from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
@@ -289,6 +290,68 @@ def _kl(kl: Bound) -> str:
 def _change_with_bounds(estimate: float, lower: float, upper: float, unit: Unit) -> str:
     bounds = quantities.change_interval(lower, upper, unit)
     return f"{quantities.change(estimate, unit)} ({bounds})"
+
+
+def deployment_table(record: DeploymentCheck) -> Table:
+    """A row for each form and task, below the base's and the reference's."""
+    confidence = percent(record.confidence)
+    table = Table(
+        caption=Text(
+            f"against the {'adapter as trained' if record.reference == 'adapter' else 'base'}, "
+            f"paired over the same items, with intervals of {confidence}; positive is better; "
+            f"scored in {record.precision}"
+        )
+    )
+    merged = record.reference == "adapter"
+    weights = ("rounding\n/ delta", "entries\nunchanged", "delta\nkept") if merged else ()
+    for name in (
+        "form",
+        "on disk",
+        "task",
+        "score",
+        "difference",
+        "gained\nlost",
+        *weights,
+        "verdict",
+    ):
+        side = "left" if name in ("form", "task", "verdict") else "right"
+        table.add_column(Text(name), justify=side, overflow="fold")
+    first = record.forms[0]
+    blank = [""] * (3 + len(weights))
+    for score in first.scores if merged else ():
+        base = quantities.score(record.base_scores[score.task], score.unit)
+        table.add_row("base", "", score.task, base, *blank)
+    for place, score in enumerate(first.scores):
+        size = in_words(record.reference_bytes) if place == 0 else ""
+        name = ("as trained" if merged else "base") if place == 0 else ""
+        own = quantities.score(score.reference_score, score.unit)
+        table.add_row(name, size, score.task, own, *blank)
+    for form in record.forms:
+        for place, score in enumerate(form.scores):
+            is_first = place == 0
+            table.add_row(
+                form.form if is_first else "",
+                in_words(form.num_bytes) if is_first else "",
+                *_form_score(score),
+                *(_delta_cells(form.delta if is_first else None) if merged else ()),
+                form.verdict.replace("_", " ") if is_first else "",
+            )
+    return table
+
+
+def _form_score(score: FormScore) -> Iterator[str]:
+    yield score.task
+    yield quantities.score(score.form_score, score.unit)
+    yield _change_with_bounds(score.difference, score.lower, score.upper, score.unit)
+    flipped = (score.gained, score.lost)
+    yield "\n".join(NOT_MEASURED if its is None else count(len(its)) for its in flipped)
+
+
+def _delta_cells(delta: DeltaInForm | None) -> tuple[str, str, str]:
+    if delta is None:
+        return "", "", ""
+    kept = quantities.share(max(delta.kept_share, 0.0))
+    return quantities.ratio(delta.relative_error), quantities.share(delta.unchanged_share), kept
 
 
 def head_lines(effects: TaskHeadEffects) -> Iterator[str]:

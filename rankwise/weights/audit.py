@@ -126,6 +126,35 @@ def find_audited(
     )
 
 
+def find_adapter(
+    base: str,
+    target: Path,
+    use: str,
+    *,
+    any_base: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Audited:
+    """Read an adapter as ``find_audited`` does, and refuse a checkpoint.
+
+    Args:
+        base: likewise.
+        target: a PEFT LoRA folder.
+        use: what is done with an adapter's update, such as "repaired".
+        any_base: likewise.
+        report: likewise.
+
+    Raises:
+        ModelError: likewise, or the target is a checkpoint.
+    """
+    found = find_audited(base, target, any_base=any_base, report=report)
+    if found.kind != "adapter":
+        raise ModelError(
+            f"{target} is a checkpoint, and only an adapter's update can be {use}. Give a PEFT "
+            "LoRA folder."
+        )
+    return found
+
+
 def _adapter(
     base: BaseModel, target: Path, shapes: Mapping[str, LinearShape], warnings: Sequence[str]
 ) -> Audited:

@@ -138,7 +138,7 @@ def audit_scores(
         ),
         confidence=settings.confidence,
         precision=precision,
-        warnings=tuple(_cut(task) for task in tasks if task.num_truncated),
+        warnings=tuple(cut_warning(task) for task in tasks if task.num_truncated),
         answers_as_base=answers_as_base,
     )
 
@@ -168,7 +168,8 @@ def _scorer(model: nn.Module, audited: Audited) -> ResidentScorer:
     return ResidentScorer(model, tokenizer)
 
 
-def _cut(task: PreparedTask) -> str:
+def cut_warning(task: PreparedTask) -> str:
+    """That some of a task's items are not read whole."""
     return (
         f"{task.name}: {quantities.counted(task.num_truncated, 'item')} of "
         f"{quantities.count(task.num_items)} are longer than the model reads and lose their left "
@@ -179,7 +180,7 @@ def _cut(task: PreparedTask) -> str:
 def _score(
     task: PreparedTask, base: Scoring, adapted: Scoring, settings: ScoreSettings
 ) -> AuditScore:
-    first, second = (_results(scoring, task.name) for scoring in (base, adapted))
+    first, second = model_results([base]), model_results([adapted])
     pair = pair_items(first, second, task.name)
     test = paired_test(pair, settings.confidence)
     items = first.items[task.name]
@@ -211,13 +212,17 @@ def _score(
     )
 
 
-def _results(scoring: Scoring, task: str) -> ModelResults:
-    record = scoring.record
-    lines = [line for line in scoring.samples if line["filter"] == record.decision_filter]
-    judged = judged_items(record, lines)
+def model_results(scorings: Sequence[Scoring]) -> ModelResults:
+    """One model's scorings, at least one, by the metric that decides each."""
+    judged = {
+        each.record.task: judged_items(
+            each.record, [s for s in each.samples if s["filter"] == each.record.decision_filter]
+        )
+        for each in scorings
+    }
     return ModelResults(
-        name=record.model,
+        name=scorings[0].record.model,
         run=None,
-        evaluations={task: judged.record},
-        items={task: judged.items},
+        evaluations={task: each.record for task, each in judged.items()},
+        items={task: each.items for task, each in judged.items()},
     )

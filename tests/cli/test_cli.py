@@ -32,8 +32,8 @@ from tests.support.records import content_of
 # In the order in which the help lists them.
 VERBS = (
     "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "compare",
-    "watch", "audit", "truncate", "scale-intruders", "heads", "repair", "export", "compare-samples",
-    "tasks", "lm-eval", "doctor",
+    "watch", "audit", "truncate", "scale-intruders", "heads", "repair", "deploy-check", "check",
+    "export", "compare-samples", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
@@ -355,7 +355,9 @@ def test_run_ends_with_the_verdict_and_the_report(finished: Finished) -> None:
     # the terminal's command names this study's folder, whose long name may be folded
     said = with_folder(part.statement, finished.folder)
     assert "".join(said.split()) in "".join(done.stdout.split())
-    assert part.statement in report.read_text(encoding="utf-8")
+    # the page shows commands as code
+    page = report.read_text(encoding="utf-8").replace("<code>", "`").replace("</code>", "`")
+    assert part.statement in page
 
 
 def test_progress_goes_to_stderr_and_results_to_stdout(finished: Finished) -> None:

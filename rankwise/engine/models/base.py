@@ -334,13 +334,7 @@ def quantization_config(
             f"base_precision {base_precision} is not available on {device}. "
             f"Use {' or '.join(_QUANTISING)}, or base_precision auto."
         )
-    try:
-        importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise ModelError(
-            f"base_precision {base_precision} needs bitsandbytes, which cannot be imported "
-            f"({error}). Install it: pip install 'rankwise[quantization]'."
-        ) from error
+    require_bitsandbytes(f"base_precision {base_precision}")
     if base_precision == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -349,6 +343,21 @@ def quantization_config(
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def require_bitsandbytes(what: str) -> None:
+    """Refuse what needs bitsandbytes where that cannot be imported.
+
+    Raises:
+        ModelError: begins with ``what``.
+    """
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ModelError(
+            f"{what} needs bitsandbytes, which cannot be imported ({error}). Install it: "
+            "pip install 'rankwise[quantization]'."
+        ) from error
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -126,29 +126,12 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
             height * (up[1] - row["y"]) / (up[1] - up[0]),
         )
 
-    layers: list[Any] = []
+    layers: list[Any] = [_shaded(edges).encode(**at)] if edges else []
     base = Look.of("base")
     zero: dict[str, Any] = {"x": 0.0, "y": 0.0, "colour": base.colour.light, "shape": base.shape}
     zero["href"] = items_link()
     points = [*rows, zero] if plane.has_origin else rows
-    if plane.has_origin:
-        line = rows_chart([zero]).mark_rule(color=MUTED.light, strokeWidth=1)
-        layers += [line.encode(at["x"]), line.encode(at["y"])]
-    if plane.limit is not None:
-        line = rows_chart([{"x": plane.limit[0]}])
-        dashed = line.mark_rule(color=MUTED.light, strokeDash=[5, 4], strokeWidth=1.2)
-        layers.append(dashed.encode(at["x"]))
-    if edges:
-        shaded = rows_chart(edges).mark_line(filled=True, fillOpacity=0.07, strokeWidth=0)
-        fill = alt.Fill("colour:N", scale=None)
-        layers.append(shaded.encode(fill, alt.Detail("place:N"), order="order:Q", **at))
-    if plane.path:
-        stops = [
-            {**(zero if place is None else rows[place]), "order": n}
-            for n, place in enumerate(plane.path)
-        ]
-        path = rows_chart(stops).mark_line(color=MUTED.light, strokeWidth=1.5)
-        layers.append(path.encode(order="order:Q", **at))
+    layers += _lines(plane, rows, zero, at)
     few = len(rows) <= _MANY
     bars = rows_chart(rows).mark_rule(strokeWidth=1.6 if few else 1.2, opacity=1 if few else 0.5)
     layers += [
@@ -166,6 +149,26 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
         left, top = pixel({"x": plane.limit[0], "y": up[1]})
         names.append(Name(plane.limit[1], left, top + LINE, base.colour))
     return alt.layer(*layers, *names_beside(names, width)).properties(width=width, height=height)
+
+
+def _lines(
+    plane: Plane, rows: Sequence[dict[str, Any]], zero: dict[str, Any], at: dict[str, Any]
+) -> Iterator[Any]:
+    """Through the origin, at the limit, and along the path."""
+    if plane.has_origin:
+        line = rows_chart([zero]).mark_rule(color=MUTED.light, strokeWidth=1)
+        yield from (line.encode(at["x"]), line.encode(at["y"]))
+    if plane.limit is not None:
+        line = rows_chart([{"x": plane.limit[0]}])
+        dashed = line.mark_rule(color=MUTED.light, strokeDash=[5, 4], strokeWidth=1.2)
+        yield dashed.encode(at["x"])
+    if plane.path:
+        stops = [
+            {**(zero if place is None else rows[place]), "order": n}
+            for n, place in enumerate(plane.path)
+        ]
+        path = rows_chart(stops).mark_line(color=MUTED.light, strokeWidth=1.5)
+        yield path.encode(order="order:Q", **at)
 
 
 def _extent(
@@ -191,6 +194,12 @@ def _regions(rows: Sequence[Mapping[str, Any]], confidence: float) -> Iterator[d
                 bound = row[f"{key}_high"] if part > 0 else row[f"{key}_low"]
                 edge[key] = row[key] + scale * abs(part) * (bound - row[key])
             yield edge
+
+
+def _shaded(edges: Sequence[Mapping[str, Any]]) -> Any:
+    """Regions in the colours of their marks, still without axes."""
+    shaded = rows_chart(edges).mark_line(filled=True, fillOpacity=0.07, strokeWidth=0)
+    return shaded.encode(alt.Fill("colour:N", scale=None), alt.Detail("place:N"), order="order:Q")
 
 
 def _names(plane: Plane, places: Sequence[tuple[float, float]]) -> Iterator[Name]:

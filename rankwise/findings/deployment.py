@@ -1,0 +1,158 @@
+"""Whether a form of a model keeps what the reference can do: non-inferiority, item by item.
+
+It is the rule by which a study judges retention (``decision.judge``): a loss that is shown to be
+below the margin is kept, one that is shown to be above it is not, and in between nothing is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.pairs import Pair, accuracy_difference, bound_of, pair_items, paired_test
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.records import quantities
+from rankwise.records.deployment import (
+    DeltaInForm,
+    FormScore,
+    FormVerdict,
+    JudgedForm,
+    MeanDifference,
+    worst,
+)
+from rankwise.records.recommendation import Bound
+from rankwise.records.results import ModelResults
+from rankwise.records.study import Unit
+
+_NAMES: Mapping[FormVerdict, str] = {
+    "keeps": "keeps enough",
+    "loses": "loses too much",
+    "cannot_tell": "cannot be told from one that loses too much",
+}
+
+
+class LossRule(NamedTuple):
+    """How much may be lost, in the unit of a task, and how sure the answer must be.
+
+    ``confidence`` is two-sided, 0..1.
+    """
+
+    points: float
+    nats: float
+    confidence: float
+
+    def margin(self, unit: Unit) -> float:
+        """Of tasks in this unit."""
+        return self.points if unit == "points" else self.nats
+
+
+class FormWeights(NamedTuple):
+    """What a form makes of the weights; ``delta`` is None where nothing was merged."""
+
+    num_bytes: int
+    delta: DeltaInForm | None = None
+    modules: tuple[DeltaInForm, ...] = ()
+
+
+def judged_form(
+    reference: ModelResults, form: ModelResults, weights: FormWeights, rule: LossRule
+) -> JudgedForm:
+    """Compare a form with the reference on every task that the reference was scored on.
+
+    Raises:
+        RecordError: they were scored on other items, or a task has fewer than two.
+    """
+    tasks = list(reference.items)
+    by_unit: dict[Unit, list[str]] = {}
+    for task in tasks:
+        by_unit.setdefault(reference.items[task].unit, []).append(task)
+    means = tuple(
+        _mean(unit, own, [pair_items(reference, form, task) for task in own], rule)
+        for unit, own in by_unit.items()
+    )
+    judged = JudgedForm(
+        form=form.name,
+        num_bytes=weights.num_bytes,
+        verdict=worst([mean.verdict for mean in means]),
+        means=means,
+        scores=tuple(_score(reference, form, task, rule.confidence) for task in tasks),
+        delta=weights.delta,
+        modules=weights.modules,
+        statement="",
+    )
+    return judged.model_copy(update={"statement": _statement(judged)})
+
+
+def verdict_of(difference: Bound, margin: float) -> FormVerdict:
+    """Whether a difference is shown to be above minus the margin, or below; positive is better."""
+    if difference.lower > -margin:
+        return "keeps"
+    return "loses" if difference.upper < -margin else "cannot_tell"
+
+
+def _mean(
+    unit: Unit, tasks: Sequence[str], pairs: Sequence[Pair], rule: LossRule
+) -> MeanDifference:
+    difference = bound_of(mean_over_tasks([pair.items for pair in pairs]), rule.confidence)
+    margin = rule.margin(unit)
+    return MeanDifference(
+        unit=unit,
+        tasks=tuple(tasks),
+        difference=difference,
+        margin=margin,
+        verdict=verdict_of(difference, margin),
+    )
+
+
+def _score(reference: ModelResults, form: ModelResults, task: str, confidence: float) -> FormScore:
+    items, record = reference.items[task], reference.evaluations[task]
+    test = paired_test(pair_items(reference, form, task), confidence)
+    own_pair = pair_items(reference, form, task, by_accuracy=True)
+    own = paired_test(own_pair, confidence)
+    doc_ids, is_whole = np.sort(items.doc_ids), own.counts is not None
+    return FormScore(
+        task=task,
+        task_version=record.task_version,
+        metric=items.metric,
+        unit=items.unit,
+        higher_is_better=items.higher_is_better,
+        num_examples=test.num_examples,
+        num_fewshot=record.num_fewshot,
+        chat_template=record.chat_template,
+        limit=record.limit,
+        reference_score=test.base_score,
+        form_score=test.adapted_score,
+        difference=test.estimate.value,
+        stderr=test.estimate.stderr,
+        lower=test.lower,
+        upper=test.upper,
+        gained=tuple(doc_ids[own_pair.gain > 0].tolist()) if is_whole else None,
+        lost=tuple(doc_ids[own_pair.gain < 0].tolist()) if is_whole else None,
+        accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
+    )
+
+
+def _statement(judged: JudgedForm) -> str:
+    means = quantities.listed(
+        [
+            f"{quantities.with_interval(mean.difference, mean.unit)} over "
+            f"{quantities.counted(len(mean.tasks), 'task')}, where "
+            f"{quantities.amount(mean.margin, mean.unit)} may be lost"
+            for mean in judged.means
+        ]
+    )
+    text = f"{judged.form} {_NAMES[judged.verdict]}: {means}."
+    if judged.verdict == "cannot_tell":
+        text += " More items would tell."
+    return text if judged.delta is None else f"{text} {_reason(judged.delta)}"
+
+
+def _reason(delta: DeltaInForm) -> str:
+    """Of rounding and delta."""
+    return (
+        f"Its rounding is {quantities.ratio(delta.relative_error)} times as large as delta; "
+        f"{quantities.share(delta.unchanged_share)} of delta's entries change nothing, and "
+        f"{quantities.share(max(delta.kept_share, 0.0))} of delta is there."
+    )

@@ -1,0 +1,147 @@
+"""What an adapter scores in the forms in which it is deployed, and what is left of its delta."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.recommendation import AccuracyDifference, Bound, PairedDifference
+from rankwise.records.study import Provenance, Unit
+
+FLOAT_FORMS = ("merged-bf16", "merged-fp16", "merged-fp32")
+BITSANDBYTES_FORMS = ("8bit", "4bit")
+GGUF_FORMS = ("gguf:q8_0", "gguf:q5_1", "gguf:q5_0", "gguf:q4_1", "gguf:q4_0")
+"""Those that the gguf package writes, with llama.cpp's numbers."""
+
+LLAMA_CPP_FORMS = (
+    *("gguf:q6_k", "gguf:q5_k_m", "gguf:q5_k_s", "gguf:q4_k_m", "gguf:q4_k_s"),
+    *("gguf:q3_k_m", "gguf:q2_k"),
+)
+"""Those that only llama.cpp's own quantiser makes."""
+
+FORMS = (*FLOAT_FORMS, *BITSANDBYTES_FORMS, *GGUF_FORMS, *LLAMA_CPP_FORMS)
+"""Names of the forms in which an adapter can be deployed; in each, it is merged first."""
+
+FormVerdict = Literal["keeps", "loses", "cannot_tell"]
+"""Worst first where forms are taken together: loses, cannot_tell, keeps."""
+
+CheckReference = Literal["adapter", "base"]
+
+
+class DeltaInForm(Record):
+    """What is left of delta where the merged weights are rounded to a form.
+
+    With W the base's weights and Q the form's rounding, at the numbers that are read back.
+    """
+
+    module: str
+    """A layer's name; ``all`` for all of them together."""
+    delta_norm: float
+    """‖delta‖_F, above 0."""
+    relative_error: float
+    """‖Q(W + delta) - W - delta‖_F / ‖delta‖_F: the rounding against the change; may be above 1."""
+    unchanged_share: float
+    """Of the entries of delta that are not zero: the share at which Q(W + delta) is Q(W)."""
+    kept_share: float
+    """‹Q(W + delta) - Q(W), delta› / ‖delta‖_F²: how much of delta the form has along delta.
+
+    1 where rounding adds noise alone, 0 where it takes delta away.
+    """
+
+
+class FormScore(PairedDifference):
+    """A form and the reference on one task, paired over the same items.
+
+    Scores are points (shares times 100) or nats per token.
+    """
+
+    task: str
+    task_version: str
+    metric: str
+    unit: Unit
+    higher_is_better: bool
+    num_examples: int
+    num_fewshot: int
+    chat_template: bool
+    limit: int | None
+    """This many items were scored at most; None: all."""
+    reference_score: float
+    form_score: float
+    difference: float
+    """Positive where the form is better."""
+    stderr: float
+    """Standard error of the difference."""
+    lower: float
+    """Two-sided bounds of the difference."""
+    upper: float
+    gained: tuple[int, ...] | None
+    """doc_id of the items that only the form gets right; None unless every item is right or wrong.
+    """
+    lost: tuple[int, ...] | None
+    """doc_id of the items that only the reference gets right; None likewise."""
+    accuracy: AccuracyDifference | None
+    """There where p(right) is compared; then gained and lost items are of accuracy."""
+
+
+class MeanDifference(Record):
+    """The mean difference over the tasks of one unit, each counting the same, and its verdict."""
+
+    unit: Unit
+    tasks: tuple[str, ...]
+    difference: Bound
+    """Positive where the form is better."""
+    margin: float
+    """How much may be lost."""
+    verdict: FormVerdict
+
+
+class JudgedForm(Record):
+    """A form against the reference."""
+
+    form: str
+    """One of ``FORMS``, or ``adapter`` where that is compared with its base."""
+    num_bytes: int
+    """Of its weights on the disk, without names and headers."""
+    verdict: FormVerdict
+    """``loses`` where a unit's mean does, ``keeps`` where each does."""
+    means: tuple[MeanDifference, ...]
+    scores: tuple[FormScore, ...]
+    delta: DeltaInForm | None
+    """All modules together; None where nothing was merged."""
+    modules: tuple[DeltaInForm, ...]
+    """Every module whose delta is not zero, in the model's order."""
+    statement: str
+
+
+class DeploymentCheck(VersionedRecord):
+    """``deployment.json``: an adapter in some forms against the adapter as trained.
+
+    ``rankwise check`` compares the adapter as trained with its base, in the same fields.
+    """
+
+    base: str
+    base_fingerprint: str
+    adapter: str
+    reference: CheckReference
+    """``adapter``: as trained, beside the base's weights. ``base``: without it."""
+    reference_bytes: int
+    """Files of weights of the base, and of the adapter where it is the reference."""
+    base_scores: dict[str, float]
+    """Task -> score of the base, in the unit of the task."""
+    confidence: float
+    """Of every interval, two-sided, 0..1; each holds for itself."""
+    precision: Literal["float32", "bfloat16"]
+    """In which all of them were scored."""
+    forms: tuple[JudgedForm, ...]
+    warnings: tuple[str, ...]
+    verdict: FormVerdict
+    """The worst of the forms'."""
+    provenance: Provenance
+
+
+def worst(verdicts: Collection[FormVerdict]) -> FormVerdict:
+    """``loses`` if any does, ``keeps`` if each does, else ``cannot_tell``."""
+    if "loses" in verdicts:
+        return "loses"
+    return "keeps" if set(verdicts) == {"keeps"} else "cannot_tell"

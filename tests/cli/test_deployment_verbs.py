@@ -1,0 +1,157 @@
+"""deploy-check and check: planted adapters that a form loses or keeps, exit codes, bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rankwise.records.deployment import DeploymentCheck
+from rankwise.records.files import read_record
+from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
+from tests.support.audited_models import adapter, checkpoint
+from tests.support.command_line import rankwise, words
+from tests.support.tiny_tasks import write_tiny_tasks
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+class Planted(NamedTuple):
+    """An adapter with its base; the tasks are shared."""
+
+    base: Path
+    adapter: Path
+    tasks: Path
+
+    def check(self, forms: str, *more: object) -> Any:
+        return rankwise(
+            "deploy-check", self.base, self.adapter, "--tasks", "blues", "--tasks-path", self.tasks,
+            "--allow-task-code", "--as", forms, *more,
+        )  # fmt: skip
+
+
+def planted(folder: Path, size: float) -> Planted:
+    base = undecided_base(folder / "base", size)
+    write_tiny_tasks(folder / "tasks")
+    own = deciding_adapter(base, folder / "adapter", size)
+    return Planted(base, own, blue_tasks(folder / "tasks"))
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return planted(tmp_path_factory.mktemp("weak"), LOST)
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return planted(tmp_path_factory.mktemp("strong"), KEPT)
+
+
+def test_bfloat16_loses_a_weak_adapter_and_finer_numbers_keep_it(
+    weak: Planted, tmp_path: Path
+) -> None:
+    forms = "merged-bf16,merged-fp16,merged-fp32"
+    done = weak.check(forms, "--json", "--output", tmp_path / "out")
+    assert done.exit_code == 1, done.output
+    record = DeploymentCheck.model_validate_json(done.stdout)
+    assert record == read_record(tmp_path / "out" / "deployment.json", DeploymentCheck)
+    bf16, fp16, fp32 = record.forms
+    assert [form.verdict for form in record.forms] == ["loses", "keeps", "keeps"]
+    assert record.base_scores["blues"] == pytest.approx(50.0, abs=1.0)  # a tie on every item
+    score = bf16.scores[0]
+    assert score.reference_score > 90.0
+    assert score.form_score == pytest.approx(50.0, abs=1.0)
+    assert bf16.delta is not None
+    assert (bf16.delta.unchanged_share, bf16.delta.kept_share) == (1.0, 0.0)
+    assert bf16.delta.relative_error == pytest.approx(1.0)
+    assert fp16.delta is not None
+    assert fp16.delta.kept_share == pytest.approx(1.0, abs=0.05)
+    assert fp32.scores[0].difference == pytest.approx(0.0, abs=0.01)
+    assert fp32.scores[0].lost == ()
+    assert record.precision == "float32"
+
+
+def test_a_strong_adapter_is_kept(strong: Planted) -> None:
+    done = strong.check("merged-bf16,merged-fp16,gguf:q8_0")
+    assert done.exit_code == 0, done.output
+    text = words(done.stdout)
+    assert text.count("keeps enough: ") == 3
+    assert "as trained" in text
+    assert "100 %" in text
+
+
+def test_an_answer_that_cannot_be_told_has_its_own_code(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """With the observed loss for a limit, the limit is inside the interval."""
+    adapter(tiny_model_folder, tmp_path / "a", std=0.5)
+
+    def check(tasks: str, limit: float) -> Any:
+        return rankwise(
+            "check", tmp_path / "a", "--tasks", tasks, "--tasks-path", tasks_folder,
+            "--allow-task-code", "--max-retention-loss", limit, "--json",
+        )  # fmt: skip
+
+    seen = {name: check(name, 1000) for name in ("colours", "hues")}
+    assert {done.exit_code for done in seen.values()} == {0}
+    records = {n: DeploymentCheck.model_validate_json(d.stdout) for n, d in seen.items()}
+    losses = {n: -record.forms[0].means[0].difference.estimate for n, record in records.items()}
+    name = max(losses, key=losses.__getitem__)
+    assert losses[name] > 0.0, losses
+    done = check(name, losses[name])
+    assert done.exit_code == 3
+    record = DeploymentCheck.model_validate_json(done.stdout)
+    assert record.verdict == "cannot_tell"
+    assert (record.reference, record.forms[0].form) == ("base", "adapter")
+    assert record.forms[0].delta is None
+    assert record.base == str(tiny_model_folder)  # as the adapter's config names it
+
+
+def test_an_adapter_that_forgets_exits_with_1(strong: Planted) -> None:
+    """Green is right, and the adapter says blue."""
+    (strong.tasks / "greens.yaml").write_text(
+        "include: blues.yaml\ntask: greens\ndoc_to_choice: [green, blue]\n"
+    )
+    done = rankwise(
+        "check", strong.adapter, "--tasks", "greens", "--tasks-path", strong.tasks,
+        "--allow-task-code", "--max-retention-loss", 1, "--base", strong.base,
+    )  # fmt: skip
+    assert done.exit_code == 1, done.output
+    assert "adapter loses too much: " in words(done.stdout)
+
+
+def test_bad_input_is_told_and_exits_with_2(
+    weak: Planted, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    adapter(tiny_model_folder, tmp_path / "other")
+    adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
+    checkpoint(tiny_model_folder, tmp_path / "whole", lambda _: None)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    common = ("--tasks-path", weak.tasks, "--allow-task-code")
+
+    def problem(*arguments: object) -> str:
+        done = rankwise(*arguments)
+        assert done.exit_code == 2, done.output
+        return words(done.stderr)
+
+    def of(base: Path, folder: Path, *more: object, tasks: str = "blues") -> str:
+        return problem("deploy-check", base, folder, "--tasks", tasks, *common, *more)
+
+    assert "is not a folder" in of(weak.base, tmp_path / "none")
+    assert "as its base, not" in of(weak.base, tmp_path / "other")
+    assert "does not fit" in of(weak.base, tmp_path / "other", "--any-base")
+    assert "is a checkpoint" in of(tiny_model_folder, tmp_path / "whole")
+    assert "is zero" in of(tiny_model_folder, tmp_path / "zero")
+    assert "did you mean 'blues'?" in of(weak.base, weak.adapter, tasks="bleus")
+    assert "names no task" in of(weak.base, weak.adapter, tasks=",")
+    assert "did you mean 'merged-bf16'?" in of(weak.base, weak.adapter, "--as", "merged-bf61")
+    assert "is no margin" in of(weak.base, weak.adapter, "--margin", "nan")
+    assert "is not empty" in of(weak.base, weak.adapter, "--output", tmp_path / "full")
+    rounded = of(
+        weak.base, weak.adapter, "--precision", "bfloat16", "--as", "merged-bf16,merged-fp16"
+    )
+    assert "would round the weights of merged-fp16 once more" in rounded
+    missing = problem("check", tmp_path / "none", "--tasks", "blues", "--max-retention-loss", 1)
+    assert "adapter_config.json" in missing

@@ -1,0 +1,144 @@
+"""Verdicts on forms, with planted items: kept, lost, and neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankwise.findings.deployment import FormWeights, LossRule, judged_form, verdict_of
+from rankwise.records.deployment import DeltaInForm, worst
+from rankwise.records.recommendation import Bound
+from rankwise.records.results import ModelResults, TaskItems
+from rankwise.records.study import MetricScore, TaskEvaluation, Unit
+
+RULE = LossRule(points=1.0, nats=0.02, confidence=0.95)
+
+
+def results(name: str, **tasks: list[float]) -> ModelResults:
+    """Of a model; tasks that begin with ``prose`` are in nats."""
+
+    def unit(task: str) -> Unit:
+        return "nats" if task.startswith("prose") else "points"
+
+    items = {
+        task: TaskItems(
+            task=task,
+            metric="acc",
+            unit=unit(task),
+            higher_is_better=unit(task) == "points",
+            doc_ids=tuple(range(len(values))),
+            values=tuple(values),
+        )
+        for task, values in tasks.items()
+    }
+    score = MetricScore(
+        metric="acc", filter="none", value=0.0, stderr=None, num_examples=2, higher_is_better=True
+    )
+    evaluations = {
+        task: TaskEvaluation(
+            model=name,
+            task=task,
+            task_version="1",
+            fingerprint=name,
+            output_type="multiple_choice",
+            domain=None,
+            metrics=(score,),
+            decision_metric="acc",
+            decision_filter="none",
+            num_examples=len(values),
+            num_fewshot=0,
+            chat_template=False,
+            limit=None,
+            chance=None,
+            predicted_shares=None,
+            num_unfinished=None,
+            num_truncated=0,
+            num_tokens=1,
+            score_seconds=0.0,
+        )
+        for task, values in tasks.items()
+    }
+    return ModelResults(name=name, run=None, evaluations=evaluations, items=items)
+
+
+def verdict(reference: list[float], form: list[float]) -> str:
+    judged = judged_form(
+        results("adapter", t=reference), results("form", t=form), FormWeights(1), RULE
+    )
+    return judged.verdict
+
+
+RIGHT = [1.0] * 1000
+
+
+def test_what_is_kept_lost_and_neither() -> None:
+    assert verdict(RIGHT, RIGHT) == "keeps"
+    assert verdict(RIGHT, [0.0] * 100 + RIGHT[100:]) == "loses"
+    assert verdict(RIGHT, [0.0] * 10 + RIGHT[10:]) == "cannot_tell"  # one point, the margin itself
+    assert verdict(RIGHT[:20], RIGHT[:20]) == "cannot_tell"  # too few to exclude one in a hundred
+    assert verdict([0.0] * 1000, RIGHT) == "keeps"
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "expected"),
+    [
+        (-0.99, 0.5, "keeps"), (-1.0, 0.5, "cannot_tell"), (-3.0, -1.0, "cannot_tell"),
+        (-3.0, -1.01, "loses"), (0.1, 0.2, "keeps"),
+    ],
+)  # fmt: skip
+def test_the_margin_itself_is_neither(lower: float, upper: float, expected: str) -> None:
+    assert verdict_of(Bound(estimate=lower, lower=lower, upper=upper), 1.0) == expected
+
+
+def test_tasks_of_one_unit_are_judged_by_their_mean_and_units_apart() -> None:
+    """3 points on one of three tasks is 1 of the mean; prose is lost by more than its margin."""
+    good = {"a": RIGHT, "b": RIGHT, "c": RIGHT, "prose": [2.0] * 99 + [2.1]}
+    bad = good | {"a": [0.0] * 150 + RIGHT[150:], "prose": [2.1] * 99 + [2.3]}
+    judged = judged_form(results("x", **good), results("y", **bad), FormWeights(1), RULE)
+    points, nats = judged.means
+    assert points.tasks == ("a", "b", "c")
+    assert points.difference.estimate == pytest.approx(-5.0)
+    assert (points.margin, nats.margin) == (1.0, 0.02)
+    assert nats.difference.estimate == pytest.approx(-0.101)
+    assert (points.verdict, nats.verdict, judged.verdict) == ("loses", "loses", "loses")
+    alone = judged_form(
+        results("x", **good), results("y", **(good | {"prose": bad["prose"]})), FormWeights(1), RULE
+    )
+    assert [mean.verdict for mean in alone.means] == ["keeps", "loses"]
+    assert alone.verdict == "loses"
+
+
+def test_flipped_items_are_named() -> None:
+    judged = judged_form(
+        results("x", t=[1, 1, 0, 0, 1]), results("y", t=[1, 0, 1, 0, 0]), FormWeights(1), RULE
+    )
+    (score,) = judged.scores
+    assert (score.gained, score.lost) == ((2,), (1, 4))
+    assert (score.reference_score, score.form_score) == (60.0, 40.0)
+    assert score.difference == pytest.approx(-20.0)
+
+
+def test_items_that_are_no_answers_have_no_flips() -> None:
+    judged = judged_form(
+        results("x", prose=[1.0, 2.0]), results("y", prose=[1.5, 2.0]), FormWeights(1), RULE
+    )
+    assert (judged.scores[0].gained, judged.scores[0].lost) == (None, None)
+    assert judged.scores[0].difference == pytest.approx(-0.25)
+
+
+def test_the_statement_has_the_reason_in_the_weights() -> None:
+    delta = DeltaInForm(
+        module="all", delta_norm=1.0, relative_error=0.98, unchanged_share=0.97, kept_share=0.03
+    )
+    judged = judged_form(
+        results("x", t=RIGHT), results("merged-bf16", t=[0.0] * 1000), FormWeights(1, delta), RULE
+    )
+    assert judged.statement.startswith("merged-bf16 loses too much: −100.0 points")
+    assert (
+        "0.98 times as large as delta; 97 % of delta's entries change nothing" in judged.statement
+    )
+
+
+def test_the_worst_decides() -> None:
+    assert worst(["keeps", "keeps"]) == "keeps"
+    assert worst(["keeps", "cannot_tell"]) == "cannot_tell"
+    assert worst(["cannot_tell", "loses", "keeps"]) == "loses"

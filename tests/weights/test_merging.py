@@ -1,0 +1,152 @@
+"""Merging in memory: PEFT's numbers, shares by hand, and a base that is as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from rankwise.engine.models.base import load_frozen
+from rankwise.errors import ModelError
+from rankwise.weights.forms import find_forms
+from rankwise.weights.lowrank import LowRankUpdate, read_updates
+from rankwise.weights.merging import merged_as, rounding
+from tests.planted.rounded import KEPT, LAST, LOST, deciding_adapter, undecided_base
+from tests.support.audited_models import adapter, load
+from tests.support.saved_adapters import saved
+from tests.support.tiny_models import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+W = torch.tensor([[1.0, 2.0], [0.5, 4.0]])
+DELTA = torch.tensor([[0.001, 0.0], [0.25, 0.005]])
+
+
+def form(name: str) -> Any:
+    return find_forms([name])[0]
+
+
+def frozen(folder: Path) -> Any:
+    return load_frozen(folder, "float32", torch.device("cpu"))
+
+
+def copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_a_matrix_by_hand() -> None:
+    """At 1 bfloat16 has steps of 2^-7, at 4 of 2^-5: 0.001 and 0.005 are lost, 0.25 is not."""
+    model = nn.ModuleDict({"layer": nn.Linear(2, 2, bias=False)})
+    model["layer"].weight.data = W.clone()
+    update = LowRankUpdate(torch.eye(2), DELTA)
+    with merged_as(model, form("merged-bf16"), {"layer": update}) as merged:
+        assert torch.equal(model["layer"].weight, torch.tensor([[1.0, 2.0], [0.75, 4.0]]))
+    assert torch.equal(model["layer"].weight, W)
+    (module,), total = merged.weights.modules, merged.weights.delta
+    assert total is not None
+    size = 0.001**2 + 0.25**2 + 0.005**2
+    assert module.module == "layer"
+    assert module.delta_norm == pytest.approx(size**0.5)
+    assert module.relative_error == pytest.approx(((0.001**2 + 0.005**2) / size) ** 0.5)
+    assert module.unchanged_share == pytest.approx(2 / 3)
+    assert module.kept_share == pytest.approx(0.25**2 / size)
+    assert total == module.model_copy(update={"module": "all"})
+    assert merged.weights.num_bytes == 8
+
+
+def test_shares_of_several_modules_are_of_all_entries() -> None:
+    one = rounding(W, DELTA, W + DELTA, W)  # nothing is lost
+    other = rounding(W, DELTA, W, W)  # all is
+    both = one.plus(other).record("all")
+    assert both.relative_error == pytest.approx(0.5**0.5, rel=1e-4)
+    assert both.kept_share == pytest.approx(0.5, rel=1e-4)
+    assert (other.record("b").relative_error, other.record("b").unchanged_share) == (1.0, 1.0)
+    assert one.record("a").unchanged_share == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_weights_are_peft_s(
+    dtype: torch.dtype, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Bit by bit; a base that is stored in bfloat16 is rounded once, after the sum."""
+    adapter(tiny_model_folder, tmp_path / "a", std=0.02)
+    stored = load(tiny_model_folder).to(dtype)
+    expected = peft.PeftModel.from_pretrained(stored, tmp_path / "a").merge_and_unload()
+    model = load(tiny_model_folder).to(dtype).float()
+    name = {torch.float32: "merged-fp32", torch.bfloat16: "merged-bf16"}[dtype]
+    with merged_as(model, form(name), read_updates(tmp_path / "a")):
+        for (key, ours), (other, theirs) in zip(
+            model.named_parameters(), expected.named_parameters(), strict=True
+        ):
+            assert key == other
+            assert torch.equal(ours, theirs.float()), key
+
+
+def test_transposed_layers_are_merged_too(tmp_path: Path) -> None:
+    adapted = saved(tmp_path / "a", "GPT2")
+    expected = adapted.merge_and_unload()
+    model = tiny("GPT2")
+    with merged_as(model, form("merged-fp32"), read_updates(tmp_path / "a")):
+        for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["merged-bf16", "merged-fp16", "gguf:q8_0", "gguf:q4_0"])
+def test_the_base_is_restored_bit_by_bit(name: str, tmp_path: Path) -> None:
+    base = undecided_base(tmp_path / "base", KEPT)
+    deciding_adapter(base, tmp_path / "a", KEPT)
+    model = frozen(base)
+    before = copies(model)
+    with merged_as(model, form(name), read_updates(tmp_path / "a")) as merged:
+        assert not torch.equal(model.get_submodule(LAST).weight, before[f"{LAST}.weight"])
+    assert merged.num_instead == 0
+    assert all(torch.equal(after, before[key]) for key, after in model.named_parameters())
+
+
+def test_it_is_restored_after_an_error_too(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """1e5 is no float16."""
+    model = frozen(tiny_model_folder)
+    before = copies(model)
+    update = LowRankUpdate(torch.full((1, 48), 1e5), torch.ones(48, 1))
+    layer = "model.layers.1.self_attn.q_proj"
+    with (
+        pytest.raises(ModelError, match=f"merged-fp16: {layer}.weight .* too large"),
+        merged_as(model, form("merged-fp16"), {layer: update}),
+    ):
+        pass
+    assert all(torch.equal(after, before[key]) for key, after in model.named_parameters())
+
+
+def test_a_small_delta_vanishes_in_bfloat16_and_a_large_one_does_not(tmp_path: Path) -> None:
+    base = undecided_base(tmp_path / "base", LOST)
+    model = frozen(base)
+    for size, error, unchanged, kept in ((LOST, 1.0, 1.0, 0.0), (KEPT, 0.0, 0.0, 1.0)):
+        folder = deciding_adapter(base, tmp_path / str(size), size)
+        with merged_as(model, form("merged-bf16"), read_updates(folder)) as merged:
+            pass
+        delta = merged.weights.delta
+        assert delta is not None
+        assert delta.relative_error == pytest.approx(error, abs=0.01)
+        assert (delta.unchanged_share, delta.kept_share) == (
+            unchanged, pytest.approx(kept, abs=0.01),
+        )  # fmt: skip
+        assert [each.module for each in merged.weights.modules] == [LAST]
+
+
+def test_noise_that_is_larger_than_delta_keeps_it(tmp_path: Path) -> None:
+    """Entries of 1/1024 on steps of about 1/127: most do not move by a step, and some do.
+
+    What moves does so in delta's direction, so that delta is there, and much noise besides.
+    """
+    base = undecided_base(tmp_path / "base", LOST)
+    folder = deciding_adapter(base, tmp_path / "a", LOST)
+    with merged_as(frozen(base), form("gguf:q8_0"), read_updates(folder)) as merged:
+        pass
+    delta = merged.weights.delta
+    assert delta is not None
+    assert delta.relative_error > 2.0
+    assert 0.5 < delta.kept_share < 1.5
