@@ -3,6 +3,7 @@
 # The help lists the verbs in the order of these imports.
 # isort: off
 from rankwise.cli import study_verbs
+from rankwise.cli import try_verb
 from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
@@ -22,6 +23,7 @@ __all__ = [
     "repair_verb",
     "study_verbs",
     "tool_verbs",
+    "try_verb",
     "watch_verb",
 ]
 

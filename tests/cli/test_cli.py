@@ -31,9 +31,9 @@ from tests.support.records import content_of
 
 # In the order in which the help lists them.
 VERBS = (
-    "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "watch",
-    "audit", "truncate", "scale-intruders", "heads", "repair", "export", "compare-samples", "tasks",
-    "lm-eval", "doctor",
+    "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "try",
+    "watch", "audit", "truncate", "scale-intruders", "heads", "repair", "export", "compare-samples",
+    "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
