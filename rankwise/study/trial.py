@@ -26,7 +26,8 @@ distinct ones, and of each so many rows on average."""
 NUMBERS_HELD_OUT = 200
 """Below so many held-out rows, written numbers tell too little, and the loss decides."""
 
-MOST_HELD_OUT = 500
+HELD_OUT_SHARE, MOST_HELD_OUT = 0.3, 500
+"""Of the rows, and at most: of few rows, a verdict needs more than training does."""
 
 RETENTION = ("capitals", "continents", "elements")
 """Bundled tasks of what a base knows."""
@@ -143,8 +144,7 @@ def recognised(
             f"{own.raw.source} has {count} distinct rows, too few to train on some and score the "
             "others. Give it 10 at least; 200 begin to tell."
         )
-    fraction = 0.3 if count < 100 else min(0.2, MOST_HELD_OUT / count)
-    fraction = float(f"{fraction:.2g}")
+    fraction = float(f"{min(HELD_OUT_SHARE, MOST_HELD_OUT / count):.2g}")
     return Trial(
         data=data if own.raw.revision is None else Path(own.raw.source),
         base_model=model,

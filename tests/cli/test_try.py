@@ -191,7 +191,7 @@ def test_how_held_out_rows_are_scored(
 
 
 @pytest.mark.parametrize(
-    ("number", "held_out"), [(10, 3), (50, 15), (100, 20), (200, 40), (5000, 500)]
+    ("number", "held_out"), [(10, 3), (50, 15), (200, 60), (1000, 300), (5000, 500)]
 )
 def test_how_many_rows_are_held_out(
     tmp_path: Path, tiny_model_folder: Path, number: int, held_out: int
