@@ -59,6 +59,7 @@ class Size(NamedTuple):
 
 SIZES = (
     Size((16,), 32, 1, 20, ("capitals",), prose=False),
+    Size((8, 32), 40, 1, 24, ("capitals",), prose=False),
     Size((8, 32), 64, 1, 30, ("capitals",), prose=False),
     Size((8, 32), 100, 1, 40, ("capitals", "elements"), prose=False),
     Size((8, 32), 160, 1, 60, prose=False),

@@ -66,7 +66,7 @@ def test_the_mapping_the_rows_and_the_plan_are_shown_first(tried: Tried) -> None
     assert "<|im_start|>assistant>> red<|im_end|><<" in said
     assert "trained: rank 8 and 32, on 28 rows, once" in said
     assert "scored: 12 held-out rows, as a choice among the 3 answers that occur" in said
-    assert "and what the base knows: capitals (30)" in said
+    assert "and what the base knows: capitals (24)" in said
     assert "left out: retention on continents and elements; the loss on plain prose" in said
 
 
