@@ -43,8 +43,8 @@ def try_data(
         typer.Argument(
             metavar="DATA",
             help=(
-                "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set of the Hub, "
-                "org/name[:config][@revision][/split]."
+                "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set of the Hub: "
+                "org/name, or org/name:config@revision/split."
             ),
         ),
     ],

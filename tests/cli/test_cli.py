@@ -111,7 +111,10 @@ def test_every_verb_is_listed_and_explains_itself() -> None:
         shown = rankwise(verb, "--help")
         assert shown.exit_code == 0
         assert f"rankwise {verb}" in shown.stdout
-    names = [command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
+    names = [
+        command.name or command.callback.__name__  # type: ignore[union-attr]
+        for command in app.registered_commands
+    ]
     assert tuple(name.replace("_", "-") for name in names) == VERBS
 
 
