@@ -4,6 +4,7 @@
 # isort: off
 from rankwise.cli import study_verbs
 from rankwise.cli import compare_verb
+from rankwise.cli import try_verb
 from rankwise.cli import watch_verb
 from rankwise.cli import adapter_verbs
 from rankwise.cli import repair_verb
@@ -26,6 +27,7 @@ __all__ = [
     "repair_verb",
     "study_verbs",
     "tool_verbs",
+    "try_verb",
     "watch_verb",
 ]
 

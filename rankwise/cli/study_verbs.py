@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
+from rankwise.cli.budgets import budget_lines, given_seconds, measured_rate
 from rankwise.cli.running import note_left_out, planned_study, report_on, run_and_report
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.fields import bytes_of
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import StudyOutcome
+    from rankwise.study.planning.plan import StudyPlan
 
 STUDIES = "Studies"
 
@@ -115,6 +118,15 @@ Memory = Annotated[
         parser=_memory,
     ),
 ]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="Say what of the study fits into so long, and which differences it can tell then.",
+        parser=given_seconds,
+    ),
+]
 TokensPerSecond = Annotated[
     float | None,
     typer.Option(
@@ -162,12 +174,15 @@ def plan(
     device: Device = None,
     memory: Memory = None,
     tokens_per_second: TokensPerSecond = None,
+    budget: Budget = None,
     as_json: Json = False,
 ) -> int:
     """List a study's runs with steps, tokens, parameters and memory.
 
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card wherever it is: precision, passes, memory, disk and hours.
+    --budget 1h says what fits into that time. Unless the speed is given, it
+    is measured, for which the model is loaded.
     """
     config, folder = _named(study, study_dir, allow_task_code)
     machine = _machine(device, memory)
@@ -214,7 +229,30 @@ def plan(
         say(f"planned for {machine.name} with {available}, in {record.precision}")
     for line in needs_lines(needs, folder.root, is_assumed=is_assumed):
         say(line)
+    if budget is not None:
+        for line in _budget_lines(config, planned, budget, rate, machine):
+            say(line)
     return OK
+
+
+def _budget_lines(
+    config: StudyConfig,
+    planned: StudyPlan,
+    budget: float,
+    rate: float | None,
+    machine: Machine | None,
+) -> Iterable[str]:
+    """What fits into a time; ``rate`` is of LoRA training, None: it is measured here."""
+    from rankwise.study.planning.plan import plan_study
+    from rankwise.study.stages import TRAINING_WORK
+
+    if rate is None:
+        precision = planned.record.precision
+        scored = measured_rate(planned.base, planned.tokenizer, precision, planned.device)
+    else:
+        scored = rate * TRAINING_WORK["lora"]
+    again = partial(plan_study, report=note, machine=machine)
+    return budget_lines(config, planned, budget, scored, again)
 
 
 @verb(STUDIES)

@@ -68,6 +68,7 @@ class StudyFolder:
         self.root = root
         self._missing = frozenset(missing)
         self.study_file = root / "study.json"
+        self.settings_file = root / "study.yaml"
         self.recommendation_file = root / "recommendation.json"
         self.findings_file = root / "findings.json"
         self.looks_file = root / "looks.json"

@@ -14,6 +14,7 @@ from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.files import FileDigest
+from rankwise.records.own_data import OwnData
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
@@ -297,6 +298,9 @@ class StudyRecord(StudyTasks):
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
     warnings: tuple[str, ...]
+    own_data: OwnData | None = None
+    """What was read of users' own rows, and how; None without them, and in the record of an older
+    version."""
     provenance: Provenance
 
     @model_validator(mode="before")

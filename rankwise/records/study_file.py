@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.mitigations import MitigationConfig
+from rankwise.records.config.own_rows import hub_data
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RATE_TAGS
 from rankwise.records.yaml_reading import PlainLoader, YamlError, parse_yaml, read_yaml_text
@@ -143,7 +144,7 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     update: dict[str, Any] = {}
     update["tasks_path"] = tuple(folder / path.expanduser() for path in config.tasks_path)
     if config.train.data is not None:
-        data = {"data": folder / config.train.data.expanduser()}
+        data = {"data": _rows_place(folder, config.train.data)}
         update["train"] = config.train.model_copy(update=data)
     update["methods"] = config.methods.model_copy(
         update={"imported": tuple(_resolved(folder, each) for each in config.methods.imported)}
@@ -156,12 +157,18 @@ def _with_absolute_paths(config: StudyConfig, folder: Path) -> StudyConfig:
     return config.model_copy(update=update)
 
 
+def _rows_place(folder: Path, data: Path) -> Path:
+    """The absolute path of a file, or the name of a data set of the Hub as it is."""
+    path = folder / data.expanduser()
+    return path if hub_data(data) is None or os.path.exists(path) else data
+
+
 def _with_absolute_rows(arm: MitigationConfig, folder: Path) -> MitigationConfig:
     update: dict[str, Any] = {}
     for key, part in (("kl", arm.kl), ("replay", arm.replay)):
         rows = None if part is None else part.rows
         if part is not None and rows is not None and rows.data is not None:
-            resolved = rows.model_copy(update={"data": folder / rows.data.expanduser()})
+            resolved = rows.model_copy(update={"data": _rows_place(folder, rows.data)})
             update[key] = part.model_copy(update={"rows": resolved})
     return arm.model_copy(update=update)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rankwise.records import quantities
 from rankwise.records.config.methods import AlphaConfig
+from rankwise.records.config.own_rows import data_place
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.judgement import Look
 from rankwise.records.recommendation import Recommendation
@@ -139,9 +140,9 @@ def base_model_name(config: StudyConfig) -> str:
 
 
 def source_name(config: StudyConfig) -> str:
-    """The task that was trained on, or the name of the file."""
+    """The task that was trained on, or the name of the file or data set."""
     train = config.train
-    return ", ".join(train.task) or ("" if train.data is None else train.data.name)
+    return ", ".join(train.task) or ("" if train.data is None else data_place(train.data))
 
 
 def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:

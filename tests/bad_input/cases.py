@@ -75,21 +75,21 @@ STUDY_FILES = [
         "a section that is text",
         BASE + "train: kinship\n",
         (
-            "train: 'kinship' given; a section is needed here, with keys: task, split, data, held_out_fraction, exact_match, max_examples, drop_overlapping,",
+            "train: 'kinship' given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a section that is a list",
         BASE + "train: [kinship]\n",
         (
-            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, held_out_fraction, exact_match, max_examples, drop_overlapping,",
+            "train: ['kinship'] given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping,",
         ),
     ),
     Case(
         "a null section",
         BASE + "train: null\n",
         (
-            "train: None given; a section is needed here, with keys: task, split, data, held_out_fraction, exact_match, max_examples, drop_overlapping, epochs,",
+            "train: None given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(
@@ -156,6 +156,46 @@ STUDY_FILES = [
         "exact match of a task",
         BASE + "train: {task: t, exact_match: true}\n",
         ("train: exact_match is for 'data'; a task brings its own metrics",),
+    ),
+    Case(
+        "a choice in a task",
+        BASE + "train: {task: t, judged_by: choice}\n",
+        ("train: judged_by is for 'data'; a task brings its own metrics",),
+    ),
+    Case(
+        "judged by nothing known",
+        BASE + "train: {data: d, judged_by: luck}\n",
+        ("train.judged_by: 'luck' given; input should be 'loss', 'choice' or 'number'",),
+    ),
+    Case(
+        "columns of a task",
+        BASE + "train: {task: t, columns: {completion: a}}\n",
+        ("train: columns are for 'data'; a task knows its own",),
+    ),
+    Case(
+        "no answer among the columns",
+        BASE + "train: {data: d, columns: {prompt: q}}\n",
+        ("train.columns: neither of 'completion' and 'messages' given; give exactly one",),
+    ),
+    Case(
+        "answers twice",
+        BASE + "train: {data: d, columns: {messages: m, completion: a}}\n",
+        ("train.columns: both of 'completion' and 'messages' given; give exactly one",),
+    ),
+    Case(
+        "a prompt beside messages",
+        BASE + "train: {data: d, columns: {messages: m, prompt: q}}\n",
+        ("train.columns: 'messages' hold the prompt; leave 'prompt' and 'input' out",),
+    ),
+    Case(
+        "an input below nothing",
+        BASE + "train: {data: d, columns: {input: i, completion: a}}\n",
+        ("train.columns: 'input' goes below a prompt; give 'prompt'",),
+    ),
+    Case(
+        "a misspelt role",
+        BASE + "train: {data: d, columns: {promt: q, completion: a}}\n",
+        ("train.columns.promt: unknown key; did you mean 'prompt'?",),
     ),
     Case(
         "empty data",
@@ -878,7 +918,7 @@ OVERRIDES = [
         "train=3",
         "train=3",
         (
-            "train: 3 given; a section is needed here, with keys: task, split, data, held_out_fraction, exact_match, max_examples, drop_overlapping, epochs,",
+            "train: 3 given; a section is needed here, with keys: task, split, data, columns, held_out_fraction, judged_by, exact_match, max_examples, drop_overlapping, epochs,",
         ),
     ),
     Case(
@@ -946,44 +986,69 @@ ROWS = [
         "no JSON",
         "prompt,completion\na,b",
         (
-            "line 1: Expecting value: line 1 column 1 (char 0)",
-            "line 2: Expecting value: line 1 column 1 (char 0)",
+            "line 1: Expecting value: line 1 column 1 (char 0); write a JSON object there, or drop the row",
+            "line 2: Expecting value: line 1 column 1 (char 0); write a JSON object there, or drop the row",
         ),
     ),
     Case(
         "half a row",
         '{"prompt": "a"',
-        ("line 1: Expecting ',' delimiter: line 1 column 15 (char 14)",),
+        (
+            "line 1: Expecting ',' delimiter: line 1 column 15 (char 14); write a JSON object there, or drop the row",
+        ),
     ),
-    Case("a list", '[{"prompt": "a", "completion": "b"}]', ("line 1: not a JSON object",)),
+    Case(
+        "a list of one row",
+        '[{"prompt": "a", "completion": "b"}]',
+        ("rows.jsonl has 1 distinct rows; at least 2 are needed.",),
+    ),
+    Case("a list in a list", "[[1], 2]", ("row 1: not a JSON object; write one", "row 2: not a")),
+    Case("lists, one a line", "[1]\n[2]", ("line 1: not a JSON object", "line 2: not a JSON ob")),
+    Case(
+        "half a list",
+        '[{"prompt": "a"},',
+        (
+            "rows.jsonl is a JSON list that breaks off at line 1, column 18: Expecting value. Correct it there, or write one object a line.",
+        ),
+    ),
+    Case(
+        "an object over lines",
+        '{\n"data": [\n{"prompt": "a", "completion": "b"}]}',
+        (
+            "rows.jsonl is one JSON object over 3 lines. Write a list of rows, [...], or one object a line.",
+        ),
+    ),
+    Case("a deep list", "[" * 100000, ("rows.jsonl: nested too deep; flatten it.",)),
     Case("a number", "3", ("line 1: not a JSON object",)),
     Case("a text", '"a"', ("line 1: not a JSON object",)),
     Case("null", "null", ("line 1: not a JSON object",)),
-    Case("no fields", "{}", ("line 1: has no fields; needs prompt and completion, or messages",)),
+    Case("no fields", "{}", ("line 1: has no columns; needs prompt and completion, messages, ",)),
     Case(
         "other fields",
-        '{"question": "a", "answer": "b"}',
-        ("line 1: has answer, question; needs prompt and completion, or messages",),
+        '{"query": "a", "reply": "b"}',
+        (
+            "line 1: has query, reply; needs prompt and completion, messages, instruction and output (and input), conversations, question and answer, or text. If others hold them, say train.columns: {prompt: ..., completion: ...}",
+        ),
     ),
     Case(
         "no completion",
         '{"prompt": "a"}',
-        ("line 1: has prompt; needs prompt and completion, or messages",),
+        ("line 1: has prompt; needs prompt and completion, messages, ",),
     ),
     Case(
         "an empty completion",
         '{"prompt": "a", "completion": " "}',
-        ("line 1: the completion is empty",),
+        ('line 1: column "completion" is empty; give an answer or drop the row',),
     ),
     Case(
         "a null completion",
         '{"prompt": "a", "completion": null}',
-        ("line 1: prompt and completion must be text, or lists of messages",),
+        ('line 1: column "completion" is empty; give an answer or drop the row',),
     ),
     Case(
-        "a number as prompt",
-        '{"prompt": 1, "completion": "b"}',
-        ("line 1: prompt and completion must be text, or lists of messages",),
+        "a fraction as prompt",
+        '{"prompt": 1.5, "completion": "b"}',
+        ('line 1: column "prompt" is a number with a fraction; write it as text, or drop the row',),
     ),
     Case(
         "half a surrogate pair",
@@ -1003,49 +1068,65 @@ ROWS = [
     Case(
         "no messages",
         '{"messages": []}',
-        ("line 1: messages must be a list of objects with role and content",),
+        (
+            'line 1: column "messages" must be a list of objects with role and content, or with from and value; write it so, or drop the row',
+        ),
     ),
     Case(
         "messages as text",
         '{"messages": "q"}',
-        ("line 1: messages must be a list of objects with role and content",),
+        (
+            'line 1: column "messages" must be a list of objects with role and content, or with from and value; write it so, or drop the row',
+        ),
     ),
     Case(
         "a message without a role",
         json.dumps({"messages": [{"content": "q"}, ANSWER]}),
-        ("line 1: messages must be a list of objects with role and content",),
+        (
+            "line 1: messages[0] must be an object with the texts role and content, or from and value; write it so, or drop the row",
+        ),
     ),
     Case(
         "a message without content",
         json.dumps({"messages": [USER, {"role": "assistant"}]}),
-        ("line 1: messages must be a list of objects with role and content",),
+        (
+            "line 1: messages[1] must be an object with the texts role and content, or from and value; write it so, or drop the row",
+        ),
     ),
     Case(
         "content of parts",
         json.dumps(
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER]}
         ),
-        ("line 1: messages must be a list of objects with role and content",),
+        (
+            "line 1: messages[0] must be an object with the texts role and content, or from and value; write it so, or drop the row",
+        ),
     ),
     Case(
         "null content",
         json.dumps({"messages": [USER, {"role": "assistant", "content": None}]}),
-        ("line 1: messages must be a list of objects with role and content",),
+        (
+            "line 1: messages[1] must be an object with the texts role and content, or from and value; write it so, or drop the row",
+        ),
     ),
     Case(
         "only a question",
         json.dumps({"messages": [USER]}),
-        ("line 1: the last turn must be the assistant's, and not empty",),
+        (
+            'line 1: the last turn of column "messages" must be the assistant\'s, and not empty; add its answer, or drop the row',
+        ),
     ),
     Case(
         "only an answer",
         json.dumps({"messages": [ANSWER]}),
-        ("line 1: there is no turn before the assistant's answer",),
+        ("line 1: there is no turn before the assistant's answer; add one, or drop the row",),
     ),
     Case(
         "an empty answer",
         json.dumps({"messages": [USER, {"role": "assistant", "content": ""}]}),
-        ("line 1: the last turn must be the assistant's, and not empty",),
+        (
+            'line 1: the last turn of column "messages" must be the assistant\'s, and not empty; add its answer, or drop the row',
+        ),
     ),
     Case(
         "a tool call",
@@ -1087,39 +1168,43 @@ ROWS = [
     Case(
         "a prompt of messages and a text",
         json.dumps({"prompt": [USER], "completion": "b"}),
-        ("line 1: completion must be a list of objects with role and content",),
+        (
+            'line 1: column "completion" must be a list of objects with role and content, or with from and value; write it so, or drop the row',
+        ),
     ),
     Case(
         "a completion of messages and a text",
         json.dumps({"prompt": "a", "completion": [ANSWER]}),
-        ("line 1: prompt must be a list of objects with role and content",),
+        (
+            'line 1: column "prompt" must be a list of objects with role and content, or with from and value; write it so, or drop the row',
+        ),
     ),
     Case(
         "Latin-1",
         '{"prompt": "é", "completion": "b"}'.encode("latin-1"),
         (
-            "rows.jsonl cannot be read: 'utf-8' codec can't decode byte 0xe9 in position 12: invalid continuation byte. Save it as JSON Lines in UTF-8.",
+            "rows.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec can't decode byte 0xe9 in position 12: invalid continuation byte). Save it in UTF-8.",
         ),
     ),
     Case(
         "UTF-16",
         '{"prompt": "a", "completion": "b"}'.encode("utf-16"),
         (
-            "rows.jsonl cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte. Save it as JSON Lines in UTF-8.",
+            "rows.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte). Save it in UTF-8.",
         ),
     ),
     Case(
         "Parquet",
         b"PAR1\x15\x04\x15\xff\xfe\x00PAR1",
         (
-            "rows.jsonl cannot be read: 'utf-8' codec can't decode byte 0xff in position 7: invalid start byte. Save it as JSON Lines in UTF-8.",
+            "rows.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec can't decode byte 0xff in position 7: invalid start byte). Save it in UTF-8.",
         ),
     ),
     Case(
         "gzip",
         b"\x1f\x8b\x08\x00\x00",
         (
-            "rows.jsonl cannot be read: 'utf-8' codec can't decode byte 0x8b in position 1: invalid start byte. Save it as JSON Lines in UTF-8.",
+            "rows.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec can't decode byte 0x8b in position 1: invalid start byte). Save it in UTF-8.",
         ),
     ),
 ]

@@ -32,8 +32,8 @@ from tests.support.records import content_of
 # In the order in which the help lists them.
 VERBS = (
     "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "compare",
-    "watch", "audit", "truncate", "scale-intruders", "heads", "repair", "deploy-check", "check",
-    "export", "compare-samples", "tasks", "lm-eval", "doctor",
+    "try", "watch", "audit", "truncate", "scale-intruders", "heads", "repair", "deploy-check",
+    "check", "export", "compare-samples", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 
@@ -111,7 +111,10 @@ def test_every_verb_is_listed_and_explains_itself() -> None:
         shown = rankwise(verb, "--help")
         assert shown.exit_code == 0
         assert f"rankwise {verb}" in shown.stdout
-    names = [command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
+    names = [
+        command.name or command.callback.__name__  # type: ignore[union-attr]
+        for command in app.registered_commands
+    ]
     assert tuple(name.replace("_", "-") for name in names) == VERBS
 
 

@@ -63,7 +63,12 @@ _ROWS = [
     {"prompt": "a", "completion": "b"},
     {"messages": _TURNS},
     {"prompt": _TURNS[:1], "completion": _TURNS[1:]},
+    {"instruction": "a", "input": "b", "output": "c", "system": "d"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    {"question": "a", "answer": "b", "choices": []},
+    {"text": "a"},
 ]
+_TABLE = 'question,answer\n"a, ""b""",c\nd,"e\nf"\n'
 
 
 class Parser(NamedTuple):
@@ -148,10 +153,10 @@ def _tokenizer() -> Any:
     return tiny_tokenizer()
 
 
-def read_rows(folder: Path, text: str) -> object:
+def read_rows(folder: Path, text: str, name: str = "rows.jsonl") -> object:
     from rankwise.tasks.user_data import load_user_data
 
-    path = folder / "rows.jsonl"
+    path = folder / name
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     return load_user_data(
         path,
@@ -263,6 +268,11 @@ PARSERS: dict[str, Parser] = {
             st.text(),
         ),
         300,
+    ),
+    "table": Parser(
+        lambda folder, text: read_rows(folder, text, "rows.csv"),
+        st.one_of(damaged([_TABLE]), st.text()),
+        150,
     ),
     "task file": Parser(
         read_task,

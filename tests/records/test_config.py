@@ -426,3 +426,18 @@ def test_memory_is_read_in_its_unit() -> None:
     for wrong in ("", "GB", "-1GB", "0", "1e9", "80GB free", "80G", "1,5GB"):
         with pytest.raises(ValueError, match="is no amount of memory; write 80GB, 24GiB or bytes"):
             bytes_of(wrong)
+
+
+def test_rows_are_a_file_of_the_study_or_a_data_set_of_the_hub(tmp_path: Path) -> None:
+    def data_of(data: str) -> str:
+        text = f"base_model: m\ntrain: {{data: '{data}'}}\n"
+        return str(load_config(written(tmp_path, text)).train.data)
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rows").write_text("")
+    assert data_of("mine/rows") == str(tmp_path / "mine" / "rows")
+    assert data_of("rows.csv") == str(tmp_path / "rows.csv")
+    assert data_of("mine/rows.csv") == str(tmp_path / "mine" / "rows.csv")
+    assert data_of("org/rows:main@abc/test") == "org/rows:main@abc/test"
+    hub = load_config(written(tmp_path, "base_model: m\ntrain: {data: org/rows@abc/test}\n"))
+    assert hub.train.sources == ("rows",)

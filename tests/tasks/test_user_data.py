@@ -163,11 +163,11 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path, tokenizer: Any) -> None:
         '{"prompt": "ok", "completion": "fine"}',
         '{"prompt": "half',
         "[1, 2]",
-        '{"question": "q", "answer": "a"}',
+        '{"query": "q", "reply": "a"}',
         "{}",
         '{"prompt": "p", "completion": ""}',
         '{"prompt": "p", "completion": " \\n"}',
-        '{"prompt": "p", "completion": 4}',
+        '{"prompt": "p", "completion": 4.5}',
         '{"messages": [{"role": "user", "content": "only"}]}',
         "",
         '{"messages": []}',
@@ -180,24 +180,32 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path, tokenizer: Any) -> None:
         f"line {number}" for number in (2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
     ]
     said = {line.split(": ", 1)[0]: line.split(": ", 1)[1] for line in lines[1:]}
-    assert said["line 3"] == "not a JSON object"
-    assert said["line 4"] == "has answer, question; needs prompt and completion, or messages"
-    assert said["line 5"] == "has no fields; needs prompt and completion, or messages"
-    assert said["line 6"] == said["line 7"] == "the completion is empty"
-    assert said["line 8"] == "prompt and completion must be text, or lists of messages"
-    assert said["line 9"] == "the last turn must be the assistant's, and not empty"
-    assert said["line 11"] == "messages must be a list of objects with role and content"
-    assert said["line 12"] == "completion must be a list of objects with role and content"
+    assert said["line 3"] == "not a JSON object; write one with a prompt and a completion"
+    assert said["line 4"].startswith("has query, reply; needs prompt and completion, messages, ")
+    assert said["line 4"].endswith("say train.columns: {prompt: ..., completion: ...}")
+    assert said["line 5"].startswith("has no columns; needs prompt and completion, messages, ")
+    empty = 'column "completion" is empty; give an answer or drop the row'
+    assert said["line 6"] == said["line 7"] == empty
+    assert said["line 8"] == (
+        'column "completion" is a number with a fraction; write it as text, or drop the row'
+    )
+    assert said["line 9"] == (
+        'the last turn of column "messages" must be the assistant\'s, and not empty; add its '
+        "answer, or drop the row"
+    )
+    as_turns = "must be a list of objects with role and content, or with from and value"
+    assert said["line 11"].startswith(f'column "messages" {as_turns}')
+    assert said["line 12"].startswith(f'column "completion" {as_turns}')
 
 
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([user("q"), assistant(" ")], "the last turn must be the assistant's, and not empty"),
-        ([assistant("a")], "there is no turn before the assistant's answer"),
-        ([user("q"), {"role": "assistant"}], "must be a list of objects with role and content"),
-        ("text", "must be a list of objects with role and content"),
-        (None, "must be a list of objects with role and content"),
+        ([user("q"), assistant(" ")], "must be the assistant's, and not empty; add its answer"),
+        ([assistant("a")], "there is no turn before the assistant's answer; add one"),
+        ([user("q"), {"role": "assistant"}], "messages[1] must be an object with the texts role"),
+        ("text", 'column "messages" must be a list of objects with role and content'),
+        (None, 'column "messages" must be a list of objects with role and content'),
     ],
 )
 def test_conversations_without_an_answer(
@@ -205,8 +213,9 @@ def test_conversations_without_an_answer(
 ) -> None:
     path = written(tmp_path, [{"messages": messages}, *pairs(3)])
     message = problems_of(path, tokenizer)
-    assert message.startswith("rows.jsonl has 1 bad rows\n  line 1: ")
-    assert message.endswith(reason)
+    assert message.startswith("rows.jsonl has 1 bad row\n  line 1: ")
+    assert reason in message
+    assert message.endswith(", or drop the row")
 
 
 def test_of_many_bad_rows_the_first_ten_are_shown(tmp_path: Path, tokenizer: Any) -> None:
@@ -242,7 +251,8 @@ def test_a_missing_file_and_one_that_is_not_utf_8(tmp_path: Path, tokenizer: Any
     assert "nowhere.jsonl cannot be read" in problems_of(tmp_path / "nowhere.jsonl", tokenizer)
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"prompt": "é", "completion": "b"}\n'.encode("latin-1"))
-    assert "latin.jsonl cannot be read: 'utf-8' codec" in problems_of(path, tokenizer)
+    message = problems_of(path, tokenizer)
+    assert "latin.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec" in message
 
 
 @pytest.mark.parametrize("ensure_ascii", [True, False])
@@ -328,3 +338,69 @@ def test_an_empty_prompt_is_allowed(tmp_path: Path, tokenizer: Any) -> None:
     (request,) = prepared(data, tokenizer).requests
     assert request.context == (tokenizer.bos_token_id,)
     assert tokenizer.decode(request.continuation) == scored_pairs(data)[0][1]
+
+
+def test_a_choice_is_among_all_answers_that_occur(tmp_path: Path, tokenizer: Any) -> None:
+    answers = (" A", " B", " A or B")
+    rows = [{"prompt": f"Say {n}:", "completion": answers[n % 3]} for n in range(30)]
+    path = written(tmp_path, rows)
+    data = load(path, tokenizer, held_out_fraction=0.2, judged_by="choice")
+    (task,) = data.tasks
+    assert (task.name, task.output_type, data.trained_items.name) == (
+        "data_rows",
+        "multiple_choice",
+        "data_rows@train",
+    )
+    ready = prepared(data, tokenizer)
+    assert (ready.num_items, ready.chance) == (6, pytest.approx(1 / 3))
+    for instance in ready.instances:
+        assert instance.args[0] == instance.doc["prompt"]
+        assert instance.args[1] == f"{sorted(answers)[instance.idx]}{END}"
+        right = rows[int(instance.doc["prompt"][4:-1])]["completion"]
+        assert sorted(answers)[instance.doc["completion"]] == right
+    assert data.read.answers == (" A", " A or B", " B")
+
+
+@pytest.mark.parametrize(
+    ("answers", "number"), [(["one"], 1), ([f"answer {n}" for n in range(101)], 101)]
+)
+def test_a_choice_among_too_few_or_too_many(
+    tmp_path: Path, tokenizer: Any, answers: list[str], number: int
+) -> None:
+    rows = [{"prompt": f"q {n}", "completion": answers[n % number]} for n in range(202)]
+    message = problems_of(written(tmp_path, rows), tokenizer, judged_by="choice")
+    assert message == (
+        f"rows.jsonl has {number} distinct answers, and a choice is among 2 to 100. Set "
+        "train.judged_by=loss."
+    )
+
+
+def test_numbers_are_compared_behind_the_marks(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": f"q {n}", "completion": f"It is {n}.\n#### 1,{n}00"} for n in range(10, 20)]
+    path = written(tmp_path, rows)
+    data = load(path, tokenizer, held_out_fraction=0.2, judged_by="number")
+    number, loss = data.tasks
+    assert [number.name, loss.name, data.name] == ["data_rows_number", "data_rows", "data_rows"]
+    first, *_ = instances = prepared(data, tokenizer).instances
+    right = first.doc["prompt"][2:]
+    written_texts = {
+        f"thus\n#### 1,{right}00": 1,
+        f"#### 1{right}00.": 1,
+        f"#### $1,{right}00": 1,
+        f"#### 2,{right}00": 0,
+        f"#### 1,{right}00 and more": 0,
+        f"#### 1{right}00\nso\n#### 2": 0,
+    }
+    for text, score in written_texts.items():
+        for instance in instances:
+            instance.resps = [text]
+            instance.filtered_resps = {}
+        number.task._instances = instances
+        number.task.apply_filters()
+        got = number.task.process_results(first.doc, [first.filtered_resps["stripped"]])
+        assert got["exact_match"] == score, text
+    path = written(tmp_path, [*rows, {"prompt": "q", "completion": "none"}])
+    assert problems_of(path, tokenizer, judged_by="number") == (
+        "1 answers of rows.jsonl do not end in '#### ' and a number. Add it, or set "
+        "train.judged_by=loss."
+    )

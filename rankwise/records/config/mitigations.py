@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rankwise.records.config.own_rows import data_name
 from rankwise.records.fields import (
     Count,
     NotNegative,
@@ -31,7 +32,7 @@ class RowsConfig(Section):
     split: Text | None = None
     """Of the task; None: its training split."""
     data: UserPath | None = None
-    """A JSON Lines file, as ``train.data`` takes it."""
+    """A file or a data set, as ``train.data`` takes it."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -45,7 +46,7 @@ class RowsConfig(Section):
     @property
     def name(self) -> str:
         """The task, or the file's name without its ending."""
-        return self.task or (self.data.stem if self.data is not None else "")
+        return self.task or (data_name(self.data) if self.data is not None else "")
 
 
 class KLConfig(Section):

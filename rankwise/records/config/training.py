@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from rankwise.records.config.own_rows import ColumnsConfig, JudgedBy, data_name
 from rankwise.records.fields import (
     LARGEST,
     Count,
@@ -119,9 +120,15 @@ class TrainConfig(Section):
     A task that would be scored on this split is not scored.
     """
     data: UserPath | None = None
-    """A JSON Lines file of ``prompt``/``completion`` or ``messages`` to train on instead."""
+    """Rows to train on instead: a file (JSON Lines, JSON, CSV, Parquet), or a data set of the Hub,
+    ``org/name[:config][@revision][/split]``."""
+    columns: ColumnsConfig | None = None
+    """Which column of ``data`` is what; None: as the names of the columns say."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of ``data`` that is scored and not trained on."""
+    judged_by: JudgedBy = "loss"
+    """How the held-out rows of ``data`` are scored: by the loss of the answers; as a choice among
+    the distinct answers; or by the number behind ``####`` that a model writes."""
     exact_match: Switch = False
     """Score greedy answers to ``data`` too, by whether they equal the right ones."""
     max_examples: Count | None = None
@@ -183,6 +190,10 @@ class TrainConfig(Section):
             raise ValueError("stop needs score_checkpoints: the steps at which a training may end")
         if self.exact_match and self.data is None:
             raise ValueError("exact_match is for 'data'; a task brings its own metrics")
+        if self.judged_by != "loss" and self.data is None:
+            raise ValueError("judged_by is for 'data'; a task brings its own metrics")
+        if self.columns is not None and self.data is None:
+            raise ValueError("columns are for 'data'; a task knows its own")
         return self
 
     def split_of(self, task: str) -> str | None:
@@ -191,5 +202,5 @@ class TrainConfig(Section):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the trained tasks, or of the data file: one set of runs for each."""
-        return self.task or ((self.data.stem,) if self.data is not None else ())
+        """Names of the trained tasks, or of the data: one set of runs for each."""
+        return self.task or ((data_name(self.data),) if self.data is not None else ())

@@ -343,6 +343,7 @@ class Planner:
             ).model_copy(update={"behaviour": sum(map(_most_tokens, self._behaviour))}),
             runs=(),
             warnings=(),
+            own_data=self._parts.tasks.own_data,
             provenance=model.machine.provenance,
         )
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.own_data import OwnData
 from rankwise.records.reading import MIN_ITEMS
 from rankwise.records.study import RELATIONS, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
@@ -30,11 +31,13 @@ class TaskPlan(NamedTuple):
         rows: trained task -> the rows to train on.
         scored: which tasks are scored, and why; goes into the study's record.
         prepared: every task that is scored, with its requests.
+        own_data: what was read of users' own rows; None without them.
     """
 
     rows: dict[str, list[TrainingRow]]
     scored: StudyTasks
     prepared: list[PreparedTask]
+    own_data: OwnData | None = None
 
 
 def plan_tasks(config: StudyConfig, tokenizer: Any, max_length: int, issues: Issues) -> TaskPlan:
@@ -72,6 +75,7 @@ class _TaskFinder:
         self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
         self.problems, self.warnings = issues.problems, issues.warnings
         self._done: dict[str, PreparedTask | None] = {}
+        self._own_data: OwnData | None = None
 
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
@@ -109,7 +113,8 @@ class _TaskFinder:
             groups=_groups(leaves),
             domains=self._domains(leaves),
         )
-        return TaskPlan(rows, scored, [task for task in self._done.values() if task is not None])
+        prepared = [task for task in self._done.values() if task is not None]
+        return TaskPlan(rows, scored, prepared, self._own_data)
 
     def _warn_of_formats(self, formats: Mapping[str, Mapping[str, str]]) -> None:
         names = {name for by_task in formats.values() for name in by_task.values()}
@@ -242,6 +247,7 @@ class _TaskFinder:
     def _user_source(self, leaves: Leaves) -> _Source:
         train = self.config.train
         assert train.data is not None
+        (source,) = train.sources
         try:
             data = load_user_data(
                 train.data,
@@ -250,15 +256,17 @@ class _TaskFinder:
                 held_out_fraction=train.held_out_fraction,
                 max_examples=train.max_examples,
                 exact_match=train.exact_match,
+                columns=train.columns,
+                judged_by=train.judged_by,
             )
         except DataError as error:
             self.problems.append(f"train.data: {error}")
-            return _Source(train.data.stem, {}, TrainedFormat(None, False), leaves, {})
+            return _Source(source, {}, TrainedFormat(None, False), leaves, {})
         held_out = {task.name: task for task in data.tasks}
         leaves["in_domain"] = held_out | leaves["in_domain"]
-        name = data.tasks[0].name
-        rows, seen = {name: data.training}, {name: data.trained_items}
-        return _Source(train.data.stem, rows, data.format, leaves, seen)
+        self._own_data = data.read
+        rows, seen = {data.name: data.training}, {data.name: data.trained_items}
+        return _Source(source, rows, data.format, leaves, seen)
 
     def _has_chat(self) -> bool:
         return self.config.train.chat_template and bool(self.tokenizer.chat_template)

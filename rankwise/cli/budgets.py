@@ -1,0 +1,86 @@
+"""What a time is enough for, on the command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rankwise.cli.application import note
+from rankwise.errors import ConfigError
+from rankwise.records import quantities
+from rankwise.records.fields import seconds_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from rankwise.engine.models.base import BaseModel
+    from rankwise.engine.models.devices import ResolvedPrecision
+    from rankwise.records.config.study import StudyConfig
+    from rankwise.study.planning.plan import StudyPlan
+
+
+def given_seconds(text: str) -> float:
+    """Seconds of a time of the command line, such as 10m."""
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def measured_rate(
+    base: BaseModel, tokenizer: Any, precision: ResolvedPrecision, device: torch.device
+) -> float:
+    """Tokens that this machine scores in a second, after a note that it is measured."""
+    from rankwise.study.speed import scoring_rate
+
+    note("measuring how fast this machine reads the model ...")
+    return scoring_rate(base, tokenizer, precision, device)
+
+
+def told_lines(plan: StudyPlan) -> Iterator[str]:
+    """Which differences a study of this size can tell."""
+    from rankwise.study.budgets import told
+
+    able = told(plan)
+    if able.in_domain_points is not None:
+        yield f"it can tell: differences of {able.in_domain_points:g} points or more"
+    else:
+        margin = plan.record.config.recommendation.delta_nats
+        yield (
+            f"it can tell: how far losses differ, row by row; less than {margin:g} nats per token "
+            "counts as equal"
+        )
+    if able.retention_points is not None:
+        yield f"and forgetting of {able.retention_points:g} points or more"
+
+
+def budget_lines(
+    config: StudyConfig,
+    planned: StudyPlan,
+    budget: float,
+    scored_per_second: float,
+    plan: Callable[[StudyConfig], StudyPlan],
+) -> Iterator[str]:
+    """What of a study fits into a time, and what it can tell then.
+
+    Raises:
+        ConfigError: a search decides what is trained, and has a budget of its own.
+    """
+    from rankwise.study.budgets import affordable
+
+    if config.is_searched or config.search.grows:
+        problem = "--budget: a search decides as it goes what is trained; set search.budget instead"
+        raise ConfigError("plan", [problem])
+    found = affordable(config, planned, budget, scored_per_second, plan)
+    changes = shlex.join(found.overrides)
+    within, takes = quantities.seconds(budget), quantities.seconds(found.seconds)
+    if not found.fits:
+        yield f"in {within}: not even the smallest fits, which takes about {takes} ({changes})"
+    elif changes:
+        yield f"in {within}: fits with {changes}, about {takes}"
+    else:
+        yield f"in {within}: fits as it is, about {takes}"
+    yield from told_lines(found.plan)

@@ -1,0 +1,245 @@
+"""The verb that takes people's own rows and nothing else, and ends in a verdict."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rankwise.cli.application import note, quiet_libraries, say, usage_errors, verb, warn
+from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
+from rankwise.cli.running import run_and_report
+from rankwise.cli.study_verbs import STUDIES, StudyDir
+from rankwise.errors import ConfigError
+from rankwise.records import quantities
+from rankwise.records.config.own_rows import ColumnsConfig, data_name
+
+if TYPE_CHECKING:
+    from rankwise.records.config.study import StudyConfig
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.own_data import ColumnsRead
+    from rankwise.study.planning.plan import StudyPlan
+    from rankwise.study.trial import Fitted, Trial
+
+NUM_EXAMPLES = 3
+
+MOST_SHOWN = 500
+"""Characters of an example's prompt, and of its answer."""
+
+_JUDGED_BY = {
+    "choice": "as a choice among the {number} answers that occur, by the right one's probability",
+    "number": "by the number behind '####' that a model writes",
+    "loss": "by the loss of their answers, in nats per token",
+}
+
+
+@verb(STUDIES, "try")
+def try_data(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help=(
+                "Your rows: a JSON Lines, JSON, CSV or Parquet file, or a data set of the Hub: "
+                "org/name, or org/name:config@revision/split."
+            ),
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="An embedded model, folder or hub name.")
+    ] = "smollm2-135m-instruct",
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget", metavar="TIME", help="About so long: 10m, 2h.", parser=given_seconds
+        ),
+    ] = "10m",  # pyright: ignore[reportArgumentType]  # typer parses it
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="ROLE=COLUMN",
+            help="prompt, input, system, completion or messages; can be repeated.",
+        ),
+    ] = None,
+    study_dir: StudyDir = None,
+) -> int:
+    """Study your own rows, in a time that you give: from a file to a verdict.
+
+    Shows what was recognised, how rows are rendered and what is learned of
+    them, and a plan that fits into the time on this machine. Then it runs it.
+    DIR/study.yaml says all of it: rankwise run goes on with it, or repeats it.
+    """
+    from rankwise.records.files import write_atomically
+    from rankwise.records.folder import StudyFolder
+    from rankwise.records.study_file import load_config
+
+    quiet_libraries()
+    place = Path(data).expanduser()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", data_name(place)).strip("-._") or "study"
+    folder = StudyFolder(study_dir or Path("studies") / name)
+    options = [f"--column {shlex.quote(each)}" for each in column or ()]
+    options += [f"--model {shlex.quote(model)}", f"--budget {budget:g}s"]
+    command = " ".join(["rankwise try", shlex.quote(data), *options])
+    if not _is_begun(folder, command):
+        text = _planned_text(place, model, budget, _columns(column or ()), folder, name, command)
+        write_atomically(folder.settings_file, text)
+    config = load_config(folder.settings_file)
+    say(f"study file: {folder.settings_file}", folded=False)
+    return run_and_report(lambda: (config, folder), quiet=False, as_json=False)
+
+
+def _is_begun(folder: StudyFolder, command: str) -> bool:
+    """Whether this command has been here before, and is to go on."""
+    file = folder.settings_file
+    if not file.exists():
+        if folder.study_file.exists():
+            problem = "there is another study in the folder; give another --study-dir"
+            raise ConfigError(str(folder.root), [problem])
+        return False
+    first_line, _, _ = file.read_text(encoding="utf-8").partition("\n")
+    if first_line != f"# {command}":
+        problem = (
+            f"it was written by another command ({first_line.removeprefix('# ')}); go on with it "
+            f"by rankwise run {file}, or give another --study-dir"
+        )
+        raise ConfigError(str(file), [problem])
+    note(f"going on with {file}")
+    return True
+
+
+def _columns(settings: Sequence[str]) -> ColumnsConfig | None:
+    from pydantic import ValidationError
+
+    from rankwise.records.study_file import problems_of
+
+    if not settings:
+        return None
+    parts = [setting.partition("=") for setting in settings]
+    content: dict[str, Any] = {role: column for role, _, column in parts}
+    try:
+        return ColumnsConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("--column", list(problems_of(error, content, ColumnsConfig))) from error
+
+
+def _planned_text(
+    data: Path,
+    model: str,
+    budget: float,
+    columns: ColumnsConfig | None,
+    folder: StudyFolder,
+    name: str,
+    command: str,
+) -> str:
+    """Recognise, measure and plan, say all of it, and give the study file's text."""
+    from rankwise.study import trial as trials
+    from rankwise.study.planning.model import study_model
+    from rankwise.study.planning.plan import plan_study
+
+    def plan(config: StudyConfig) -> StudyPlan:
+        return plan_study(config, note)
+
+    with usage_errors():
+        trial = trials.recognised(data, model, columns, note)
+    for line in recognised_lines(trial):
+        say(line)
+    first = plan_config(trial, name)
+    found = study_model(first, note)
+    rate = measured_rate(found.base, found.tokenizer, found.precision, found.machine.device)
+    fitted = trials.fitted(trial, name, budget, rate, plan)
+    for line in example_lines(fitted.plan):
+        say(line)
+    for line in plan_lines(trial, fitted, budget, rate):
+        say(line)
+    warn(fitted.plan.record.warnings)
+    settings = trials.settings_of(trial, fitted.size, name, folder.root)
+    return trials.study_text(settings, command)
+
+
+def plan_config(trial: Trial, name: str) -> StudyConfig:
+    """The smallest study of these rows: it says which model is asked for."""
+    from rankwise.records.config.study import StudyConfig
+    from rankwise.study.trial import SIZES, settings_of
+
+    return StudyConfig.model_validate(settings_of(trial, SIZES[0], name))
+
+
+def recognised_lines(trial: Trial) -> Iterator[str]:
+    """What was read, and what was taken for what."""
+    own = trial.own
+    same = len(own.raw.rows) - len(own.rows)
+    repeated = f", {quantities.count(same)} of them repeated" if same else ""
+    num_rows = quantities.counted(len(own.raw.rows), "row")
+    yield f"{own.raw.source}: {own.raw.format}, {num_rows}{repeated}"
+    for read in own.columns:
+        yield f"  {_read_as(read)}"
+    if not trial.has_chat_template:
+        yield f"chat template: none; {trial.base_model} has none, so rows are plain text"
+    elif any(row.is_conversation for row in own.rows):
+        yield f"chat template: the one of {trial.base_model}"
+    else:
+        yield "chat template: none; rows are whole texts"
+
+
+def _read_as(read: ColumnsRead) -> str:
+    mapping = ", ".join(f"{role} = {column}" for role, column in read.columns.items())
+    unread = f"; not read: {', '.join(read.unread)}" if read.unread else ""
+    return f"{quantities.counted(read.num_rows, 'row')} as {read.convention}: {mapping}{unread}"
+
+
+def example_lines(plan: StudyPlan) -> Iterator[str]:
+    """Rows as the model reads them; what it learns stands between >> and <<."""
+    (examples,) = plan.examples.values()
+    shown = examples[:NUM_EXAMPLES]
+    yield f"{quantities.counted(len(shown), 'row')} as read; >>this<< is learned:"
+    for example in shown:
+        begin = len(example.tokens) - example.num_loss_tokens
+        prompt, learned = (
+            _cut(plan.tokenizer.decode(tokens))
+            for tokens in (example.tokens[:begin], example.tokens[begin:])
+        )
+        num_learned = quantities.counted(example.num_loss_tokens, "token")
+        yield f"--- {num_learned} of {len(example.tokens)} learned"
+        yield f"{prompt}>>{learned}<<"
+    yield "---"
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MOST_SHOWN:
+        return text
+    half = MOST_SHOWN // 2
+    return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
+
+
+def plan_lines(trial: Trial, fitted: Fitted, budget: float, rate: float) -> Iterator[str]:
+    """What is trained and scored, how long it takes, and what it will be able to tell."""
+    from rankwise.study.trial import left_out
+
+    size, plan = fitted.size, fitted.plan
+    (examples,) = plan.examples.values()
+    ranks = quantities.listed([str(rank) for rank in size.ranks])
+    full = " and full fine-tuning" if size.has_full else ""
+    rows = quantities.counted(len(examples), "row")
+    times = "once" if size.epochs == 1 else f"{size.epochs} times"
+    yield f"trained: rank {ranks}{full}, on {rows}, {times}"
+    (relations,) = plan.record.tasks.values()
+    own = plan.record.own_data
+    held_out = plan.tasks[relations["in_domain"][0]].num_items
+    how = _JUDGED_BY[trial.judged_by].format(number=0 if own is None else len(own.answers))
+    yield f"scored: {quantities.counted(held_out, 'held-out row')}, {how}"
+    others = [*relations["retention"], *relations["held_out_text"]]
+    items = ", ".join(f"{name} ({plan.tasks[name].num_items})" for name in others)
+    yield f"and what the base knows: {items}"
+    yield from told_lines(plan)
+    yield (
+        f"time: about {quantities.seconds(fitted.seconds)} of {quantities.seconds(budget)}; this "
+        f"machine scores {quantities.count(round(rate))} tokens per second"
+    )
+    if not fitted.fits:
+        yield "That is longer than the time that was given; smaller studies tell nothing."
+    yield f"left out: {'; '.join(left_out(trial, size))}"

@@ -1,0 +1,96 @@
+"""Users' own rows in a study file: a file, or a data set of the Hub, and its columns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from pydantic import model_validator
+
+from rankwise.records.fields import Section, Text
+
+FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""Of files with rows; a file of another name is read as JSON Lines."""
+
+JudgedBy = Literal["loss", "choice", "number"]
+"""How held-out rows are scored: by the loss of their answers, as a choice among all answers that
+occur, or by the number behind ``####`` in what a model writes."""
+
+_HUB = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w.-]+))?(?:/(?P<split>[\w.-]+))?"
+)
+
+
+class HubData(NamedTuple):
+    """A data set of the Hugging Face Hub: ``org/name[:config][@revision][/split]``."""
+
+    repository: str
+    config: str | None = None
+    revision: str | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        parts = (("", self.repository), (":", self.config), ("@", self.revision), ("/", self.split))
+        return "".join(f"{mark}{part}" for mark, part in parts if part is not None)
+
+    @property
+    def name(self) -> str:
+        """Without the organisation."""
+        return self.repository.partition("/")[2]
+
+
+def hub_data(data: Path) -> HubData | None:
+    """The data set of the Hub that a path names; None if it names a file.
+
+    Whether there is a file of that name is not asked: a relative path of a study file is made
+    absolute where there is, and then it names a file.
+    """
+    found = _HUB.fullmatch(str(data))
+    if found is None or data.name.lower().endswith(FILE_ENDINGS):
+        return None
+    return HubData(**found.groupdict())
+
+
+def data_name(data: Path) -> str:
+    """What rows are called after: the file's name without its ending, or that of the data set."""
+    hub = hub_data(data)
+    return data.stem if hub is None else hub.name
+
+
+def data_place(data: Path) -> str:
+    """Where rows are, for readers: the file's name, or the data set."""
+    hub = hub_data(data)
+    return data.name if hub is None else str(hub)
+
+
+class ColumnsConfig(Section):
+    """Which column is what; without it, columns are recognised by their names."""
+
+    prompt: Text | None = None
+    """The question, as it is."""
+    input: Text | None = None
+    """More of the question, below the prompt."""
+    system: Text | None = None
+    """The system's turn."""
+    completion: Text | None = None
+    """The answer; without a prompt, a text."""
+    messages: Text | None = None
+    """A whole conversation."""
+
+    @model_validator(mode="after")
+    def _an_answer(self) -> Self:
+        if (self.completion is None) == (self.messages is None):
+            got = "neither" if self.completion is None else "both"
+            raise ValueError(f"{got} of 'completion' and 'messages' given; give exactly one")
+        if self.messages is not None and (self.prompt or self.input):
+            raise ValueError("'messages' hold the prompt; leave 'prompt' and 'input' out")
+        if self.input is not None and self.prompt is None:
+            raise ValueError("'input' goes below a prompt; give 'prompt'")
+        return self
+
+    @property
+    def by_role(self) -> dict[str, str]:
+        """Role -> column."""
+        return self.model_dump(exclude_none=True)

@@ -1,0 +1,53 @@
+"""What was read of users' own rows, and how: part of the record of a study."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rankwise.records.base import Record
+from rankwise.records.config.own_rows import JudgedBy
+
+Convention = Literal[
+    "prompt and completion",
+    "messages",
+    "instruction and output",
+    "conversations",
+    "question and answer",
+    "text",
+    "train.columns",
+]
+"""How the columns of a row are named; ``train.columns``: as the study file says."""
+
+
+class ColumnsRead(Record):
+    """Rows of one convention: which column was taken for what."""
+
+    convention: Convention
+    columns: dict[str, str]
+    """Role (prompt, input, system, completion, messages) -> column."""
+    unread: tuple[str, ...]
+    """Columns of these rows that nothing was taken from."""
+    num_rows: int
+
+
+class OwnData(Record):
+    """Users' own rows as they were read."""
+
+    source: str
+    """Name of the file, or of the data set of the Hub."""
+    format: str
+    """JSON Lines, JSON, CSV, Parquet or Hub."""
+    revision: str | None
+    """Commit of the data set; None of a file."""
+    sha256: str | None
+    """Of the file; None of a data set."""
+    columns: tuple[ColumnsRead, ...]
+    num_rows: int
+    num_distinct: int
+    """Rows that differ as text; of equal ones, one is kept."""
+    num_held_out: int
+    """Of these, the rows that are scored and not trained on."""
+    judged_by: JudgedBy
+    """How the held-out rows are scored."""
+    answers: tuple[str, ...] = ()
+    """The answers to choose among; empty where rows are not judged by choice."""

@@ -1,0 +1,201 @@
+"""What a time is enough for: how long a plan takes here, and which differences it can tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.findings.stats.estimates import (
+    P_RIGHT_VARIANCE_SHARE,
+    default_margin,
+    effective_items,
+)
+from rankwise.records import p_right
+from rankwise.records.config.study import StudyConfig
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import Unit
+from rankwise.study.needs import needs_of
+from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.stages import TRAINING_WORK, stages
+
+SURE_SHARE = 0.75
+"""Of a budget, what is planned with: a machine is not always as quick as it was measured."""
+
+FIXED_SECONDS = 45.0
+"""Of planning, loading, judging and the page, about; no plan's tokens say it."""
+
+NOWHERE = StudyFolder(Path(os.devnull) / "nothing")
+"""The folder of a study that nothing is done of."""
+
+FEWEST_ITEMS, FEWEST_ROWS = 50, 100
+"""Of a task and to train on: a study is not made smaller than that."""
+
+
+class Told(NamedTuple):
+    """The smallest differences that a study of this size can tell, before anything is seen.
+
+    Attributes:
+        unit: of the task that decides.
+        in_domain_points: None where it decides by nats, whose spread no size tells.
+        retention_points: None without retention tasks.
+    """
+
+    unit: Unit
+    in_domain_points: float | None
+    retention_points: float | None
+
+
+def planned_seconds(plan: StudyPlan, folder: StudyFolder, scored_per_second: float) -> float:
+    """What is left of a study takes, where so many tokens are scored in a second.
+
+    Raises:
+        RecordError: a record of the folder cannot be read.
+    """
+    needs = needs_of(stages(plan.record), folder, scored_per_second / TRAINING_WORK["lora"])
+    return FIXED_SECONDS + (needs.seconds or 0.0)
+
+
+def told(plan: StudyPlan) -> Told:
+    """The margins that the recommendation would derive from this many items and ranks."""
+    record = plan.record
+    relations = next(iter(record.tasks.values()))
+    num_options = max(1, len({run.rank for run in record.runs if run.method == "lora"}))
+    in_domain, retention = relations["in_domain"], relations["retention"]
+    confidence = record.config.recommendation.confidence
+
+    def smallest(names: Sequence[str]) -> float:
+        sizes = [plan.tasks[name].num_items for name in names]
+        by_p_right = sum(
+            1 / size for name, size in zip(names, sizes, strict=True) if _is_p_right(plan, name)
+        )
+        share = by_p_right / sum(1 / size for size in sizes)
+        variance = 1.0 - share * (1.0 - P_RIGHT_VARIANCE_SHARE)
+        return default_margin(effective_items(sizes), num_options, confidence, variance)
+
+    deciding = [name for name in in_domain if _unit(plan, name) == _unit(plan, in_domain[0])]
+    kept = [name for name in retention if _unit(plan, name) == "points"]
+    unit = _unit(plan, in_domain[0])
+    return Told(
+        unit=unit,
+        in_domain_points=smallest(deciding) if unit == "points" else None,
+        retention_points=smallest(kept) if kept else None,
+    )
+
+
+def _unit(plan: StudyPlan, task: str) -> Unit:
+    by_loss = ("loglikelihood", "loglikelihood_rolling")
+    return "nats" if plan.tasks[task].loaded.output_type in by_loss else "points"
+
+
+def _is_p_right(plan: StudyPlan, task: str) -> bool:
+    is_choice = plan.tasks[task].loaded.output_type == "multiple_choice"
+    return is_choice and p_right.is_wanted(plan.record.config.evaluation.metric_of(task))
+
+
+class Smaller(NamedTuple):
+    """A study as a study file has it, or with fewer seeds, items, ranks or rows.
+
+    Attributes:
+        config: of the study.
+        overrides: what is changed, as ``rankwise run`` takes it; empty: nothing.
+    """
+
+    config: StudyConfig
+    overrides: tuple[str, ...]
+
+
+class Affordable(NamedTuple):
+    """The largest of these that fits, as it was planned; or the smallest, which does not.
+
+    Attributes:
+        overrides: what is changed.
+        plan: of the study.
+        seconds: that it takes, about.
+        fits: whether that is within the budget.
+    """
+
+    overrides: tuple[str, ...]
+    plan: StudyPlan
+    seconds: float
+    fits: bool
+
+
+def affordable(
+    config: StudyConfig,
+    planned: StudyPlan,
+    budget_seconds: float,
+    scored_per_second: float,
+    plan: Callable[[StudyConfig], StudyPlan],
+) -> Affordable:
+    """What of a study fits into a time: as it is, or fewer seeds, items, ranks and rows, in turn.
+
+    Args:
+        config: of the study as it is.
+        planned: its plan.
+        budget_seconds: the time.
+        scored_per_second: tokens.
+        plan: makes the plan of another config.
+    """
+
+    def priced(overrides: tuple[str, ...], made: StudyPlan) -> Affordable:
+        seconds = planned_seconds(made, NOWHERE, scored_per_second)
+        return Affordable(overrides, made, seconds, seconds <= SURE_SHARE * budget_seconds)
+
+    best = priced((), planned)
+    if best.fits:
+        return best
+    steps = list(smaller_studies(config, planned))
+    low, high = 0, len(steps) - 1
+    while low <= high:  # the smaller, the quicker
+        middle = (low + high) // 2
+        found = priced(steps[middle].overrides, plan(steps[middle].config))
+        if found.fits:
+            best, high = found, middle - 1
+        else:
+            best, low = best if best.fits else found, middle + 1
+    return best
+
+
+def smaller_studies(config: StudyConfig, planned: StudyPlan) -> Iterator[Smaller]:
+    """Ever smaller studies: one seed, half the items, three ranks and two, half the rows.
+
+    Items and rows are halved as long as ``FEWEST_ITEMS`` and ``FEWEST_ROWS`` are left.
+    """
+    changes: dict[str, Any] = {}
+
+    def step(key: str, value: Any) -> Smaller:
+        changes[key] = value
+        texts = (
+            f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in changes.items()
+        )
+        return Smaller(_changed(config, changes), tuple(texts))
+
+    if len(config.seeds) > 1:
+        yield step("seeds", [config.seeds[0]])
+    num_items = max(planned.tasks[name].num_items for name in planned.record.scored_tasks())
+    while num_items // 2 >= FEWEST_ITEMS:
+        num_items //= 2
+        yield step("evaluation.limit", num_items)
+    ranks = list(config.methods.lora.ranks) if config.methods.lora is not None else []
+    for number in (3, 2):
+        if len(ranks) > number:
+            chosen = [ranks[0], *ranks[len(ranks) // 2 :][: number - 2], ranks[-1]]
+            yield step("methods.lora.ranks", chosen)
+    num_rows = max(map(len, planned.examples.values()))
+    while num_rows // 2 >= FEWEST_ROWS:
+        num_rows //= 2
+        yield step("train.max_examples", num_rows)
+
+
+def _changed(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
+    content = config.model_dump(by_alias=True)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    return StudyConfig.model_validate(content)

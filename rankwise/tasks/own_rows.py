@@ -1,0 +1,274 @@
+"""Users' own rows as prompts and completions, from whatever conventions their columns follow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError, TaskError
+from rankwise.records.config.own_rows import ColumnsConfig
+from rankwise.records.own_data import ColumnsRead
+from rankwise.tasks.columns import NOTHING, Reading, recognise
+from rankwise.tasks.row_files import RawRow, RawRows, read_raw_rows
+from rankwise.tasks.task_files import task_code
+from rankwise.tasks.training_rows import TrainingRow, end_of_turn, render_chat
+
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""Who speaks in ShareGPT's ``from`` -> the role."""
+
+_NOT_TEXT = {
+    bool: "true or false",
+    float: "a number with a fraction",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class OwnRow(NamedTuple):
+    """A row as it is trained on.
+
+    Attributes:
+        prompt: the text before the answer, with the chat template where there is one.
+        completion: the answer, without its end.
+        end: from which the model learns to stop.
+        is_conversation: rendered with the chat template.
+    """
+
+    prompt: str
+    completion: str
+    end: str
+    is_conversation: bool
+
+    @property
+    def as_trained(self) -> TrainingRow:
+        """Prompt, completion with its end, and the end."""
+        return TrainingRow(self.prompt, self.completion + self.end, self.end)
+
+
+class OwnRows(NamedTuple):
+    """All rows of a file or a data set.
+
+    Attributes:
+        raw: what was read.
+        rows: those that differ as text, in their order.
+        columns: which column was taken for what.
+    """
+
+    raw: RawRows
+    rows: list[OwnRow]
+    columns: tuple[ColumnsRead, ...]
+
+
+def read_own_rows(
+    data: Path, tokenizer: Any, *, chat_template: bool, columns: ColumnsConfig | None = None
+) -> OwnRows:
+    """Read and render every row. Of rows that are equal as text, the first is kept.
+
+    Args:
+        data: a file, or the name of a data set of the Hub; see ``read_raw_rows``.
+        tokenizer: renders conversations.
+        chat_template: render prompts that are no conversations as a user's turn too.
+        columns: which column is what; None: as their names say.
+
+    Raises:
+        DataError: it cannot be read, or rows are bad (the message names the first ten).
+    """
+    raw = read_raw_rows(data)
+    rows: list[OwnRow] = []
+    readings: list[tuple[Reading, frozenset[str]]] = []
+    problems: list[str] = []
+    for row in raw.rows:
+        try:
+            reading = _reading_of(row, columns)
+            parsed = _rendered(row.content, reading, tokenizer, chat_template)
+            (parsed.prompt + parsed.completion).encode()  # JSON can hold half a surrogate pair
+        except UnicodeEncodeError:
+            problems.append(f"{row.place}: half a surrogate pair; correct the character")
+        except (DataError, TaskError) as error:
+            problems.append(f"{row.place}: {error}")
+        else:
+            rows.append(parsed)
+            readings.append((reading, frozenset(row.content)))
+    if problems:
+        raise DataError(_in_words(raw, problems))
+    return OwnRows(raw, list(dict.fromkeys(rows)), _columns_read(readings))
+
+
+def _in_words(raw: RawRows, problems: list[str]) -> str:
+    count = f"{len(problems)} bad row{'s' if len(problems) > 1 else ''}"
+    shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
+    return "\n  ".join([f"{raw.source} has {count}", *shown])
+
+
+def _columns_read(readings: list[tuple[Reading, frozenset[str]]]) -> tuple[ColumnsRead, ...]:
+    counts = Counter(reading for reading, _ in readings)
+    unread: dict[Reading, set[str]] = {reading: set() for reading in counts}
+    for reading, names in set(readings):
+        unread[reading] |= names - {name for _, name in reading.columns}
+    return tuple(
+        ColumnsRead(
+            convention=reading.convention,
+            columns=dict(reading.columns),
+            unread=tuple(sorted(unread[reading])),
+            num_rows=number,
+        )
+        for reading, number in counts.items()
+    )
+
+
+def _reading_of(row: RawRow, columns: ColumnsConfig | None) -> Reading:
+    if row.problem is not None:
+        raise DataError(row.problem)
+    if not isinstance(row.content, dict):
+        raise DataError("not a JSON object; write one with a prompt and a completion")
+    if row.content.get("tools"):
+        raise DataError("has tools, which would be lost; write them into a system message")
+    return recognise(row.content, columns)
+
+
+def _rendered(
+    row: Mapping[str, Any], reading: Reading, tokenizer: Any, chat_template: bool
+) -> OwnRow:
+    system = _system(row, reading)
+    column = reading.column("messages")
+    if column is not None:
+        messages = _messages(row[column], column)
+        return _conversation([*system, *messages[:-1]], messages[-1], column, tokenizer)
+    column = reading.column("completion")
+    assert column is not None
+    prompt = reading.column("prompt")
+    if prompt is None:
+        answer = _answer(row[column], column, "write a text or drop the row")
+        return OwnRow("", answer, end_of_turn(tokenizer, chat_template=False), False)
+    if isinstance(row[prompt], list) or isinstance(row[column], list):
+        answer = _messages(row[column], column)
+        before = [*system, *_messages(row[prompt], prompt), *answer[:-1]]
+        return _conversation(before, answer[-1], column, tokenizer)
+    question = _question(row, reading, prompt)
+    answer = _answer(row[column], column, "give an answer or drop the row")
+    if chat_template:
+        turn = {"role": "assistant", "content": answer}
+        asked = [*system, {"role": "user", "content": "\n\n".join(question)}]
+        return _conversation(asked, turn, column, tokenizer)
+    before, answer = _as_plain_text(reading, [turn["content"] for turn in system], question, answer)
+    return OwnRow(before, answer, end_of_turn(tokenizer, chat_template=False), False)
+
+
+def _system(row: Mapping[str, Any], reading: Reading) -> list[dict[str, str]]:
+    column = reading.column("system")
+    text = "" if column is None else _text(row[column], column)
+    return [{"role": "system", "content": text}] if text.strip() else []
+
+
+def _question(row: Mapping[str, Any], reading: Reading, prompt: str) -> list[str]:
+    """The prompt, and what goes below it; a prompt by that name alone may be empty."""
+    asked = _text(row[prompt], prompt)
+    if not asked.strip() and reading.convention != "prompt and completion":
+        raise DataError(f'column "{prompt}" is empty; write a question or drop the row')
+    column = reading.column("input")
+    below = "" if column is None else _text(row[column], column)
+    return [asked, below] if below.strip() else [asked]
+
+
+def _as_plain_text(
+    reading: Reading, system: list[str], question: list[str], answer: str
+) -> tuple[str, str]:
+    """Prompt and answer without a chat template, in the form that its convention is known for."""
+    if reading.convention == "instruction and output":
+        titles = ("### Instruction:", "### Input:")
+        parts = [f"{title}\n{part}" for title, part in zip(titles, question, strict=False)]
+        return "\n\n".join([*system, *parts, "### Response:\n"]), answer
+    if reading.convention == "question and answer":
+        return f"Question: {question[0]}\nAnswer:", f" {answer.lstrip()}"
+    return "\n\n".join([*system, *question]), answer
+
+
+def _answer(value: Any, column: str, remedy: str) -> str:
+    text = _text(value, column)
+    if not text.strip():
+        raise DataError(f'column "{column}" is empty; {remedy}')
+    return text
+
+
+def _text(value: Any, column: str) -> str:
+    """A cell as text: whole numbers are written out, and nothing is the empty text."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    kind = _NOT_TEXT.get(type(value), f"a {type(value).__name__}")
+    raise DataError(f'column "{column}" is {kind}; write it as text, or drop the row')
+
+
+def _messages(value: Any, column: str) -> list[dict[str, str]]:
+    """Turns with role and content, from these or from ShareGPT's ``from`` and ``value``."""
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            f'column "{column}" must be a list of objects with role and content, or with from and '
+            "value; write it so, or drop the row"
+        )
+    return [_turn(turn, f"{column}[{index}]") for index, turn in enumerate(value)]
+
+
+def _turn(turn: Any, place: str) -> dict[str, str]:
+    for role, content in (("role", "content"), ("from", "value")):
+        if not isinstance(turn, dict) or not isinstance(turn.get(role), str):
+            continue
+        if not isinstance(turn.get(content), str):
+            break
+        if lost := [key for key in turn if key not in (role, content) and turn[key] not in NOTHING]:
+            raise DataError(
+                f"{place} has {', '.join(map(str, lost))}, which would be lost; write it into "
+                f"{content}, or leave the row out"
+            )
+        speaker = turn[role]
+        if role == "from" and speaker not in _SPEAKERS:
+            known = ", ".join(_SPEAKERS)
+            raise DataError(
+                f"{place} is from {speaker!r}; known are {known}. Write one of them, or drop the "
+                "row"
+            )
+        named = _SPEAKERS[speaker] if role == "from" else speaker
+        return {"role": named, "content": turn[content]}
+    raise DataError(
+        f"{place} must be an object with the texts role and content, or from and value; write it "
+        "so, or drop the row"
+    )
+
+
+def _conversation(
+    before: list[dict[str, str]], answer: dict[str, str], column: str, tokenizer: Any
+) -> OwnRow:
+    if answer["role"] != "assistant" or not answer["content"].strip():
+        raise DataError(
+            f'the last turn of column "{column}" must be the assistant\'s, and not empty; add its '
+            "answer, or drop the row"
+        )
+    if not before:
+        raise DataError("there is no turn before the assistant's answer; add one, or drop the row")
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the base model's tokenizer has no chat template to render messages with; take an "
+            "instruct model, or write the rows as prompt and completion"
+        )
+    with task_code("the chat template refuses the messages", "Change the row or the template."):
+        prompt = render_chat(tokenizer, before)
+        end = end_of_turn(tokenizer, chat_template=True)
+    shown = "".join(prompt.split())
+    for index, turn in enumerate(before):
+        # templates may leave out a system's turn, which lm-eval allows, and an assistant's thoughts
+        is_kept = turn["role"] in ("system", "assistant")
+        if not is_kept and "".join(turn["content"].split()) not in shown:
+            raise DataError(
+                f"the chat template leaves out turn {index}, whose role is {turn['role']!r}; "
+                "change the role to user, or leave the row out"
+            )
+    return OwnRow(prompt, answer["content"], end, True)

@@ -1,0 +1,249 @@
+"""Reads rows as they are: JSON Lines, JSON, CSV and Parquet files, and data sets of the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError
+from rankwise.records.config.own_rows import HubData, hub_data
+
+_DELIMITERS = (",", ";", "\t", "|")
+_NETWORK = "Check the name, `hf auth login` for gated data sets, and the network (HF_HUB_OFFLINE)."
+
+
+class RawRow(NamedTuple):
+    """One row before anything is made of it.
+
+    Attributes:
+        place: as users count: line 17 of JSON Lines, row 17 of everything else, from 1.
+        content: what stands there, a mapping of columns if all is well.
+        problem: why it cannot be read, with a remedy; None if it can.
+    """
+
+    place: str
+    content: Any
+    problem: str | None = None
+
+
+class RawRows(NamedTuple):
+    """All rows of a file or a data set.
+
+    Attributes:
+        source: name of the file, or of the data set.
+        format: JSON Lines, JSON, CSV, Parquet or Hub.
+        rows: in their order.
+        revision: commit of the data set; None of a file.
+        sha256: of the file; None of a data set.
+    """
+
+    source: str
+    format: str
+    rows: list[RawRow]
+    revision: str | None = None
+    sha256: str | None = None
+
+
+def read_raw_rows(data: Path) -> RawRows:
+    """Every row of a file or a data set, as it is.
+
+    Args:
+        data: a path, or ``org/name[:config][@revision][/split]``, the name of a data set of the
+            Hub. The file's ending says what it is; without a known one it is JSON Lines.
+
+    Raises:
+        DataError: it is not there, or it is not of its format as a whole.
+    """
+    hub = hub_data(data)
+    if hub is not None:
+        return _hub_rows(hub)
+    try:
+        content = data.read_bytes()
+    except (OSError, ValueError) as error:  # also of a path with a NUL
+        raise DataError(f"{data} cannot be read: {error}. Check the path.") from error
+    ending = data.suffix.lower()
+    if ending == ".parquet":
+        kind, rows = "Parquet", _parquet_rows(data, content)
+    elif ending in (".csv", ".tsv"):
+        kind, rows = "CSV", _csv_rows(data, _text(data, content))
+    else:
+        kind, rows = _json_rows(data, _text(data, content))
+    return RawRows(data.name, kind, rows, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path} cannot be read: line {line} is not UTF-8 ({error}). Save it in UTF-8."
+        ) from error
+
+
+def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
+    """JSON Lines, or one list of rows, whatever the file is called."""
+    if text.lstrip().startswith("["):
+        rows = _listed_rows(path, text)
+        if rows is not None:
+            return "JSON", rows
+    # not splitlines(): JSON texts may contain U+0085, U+2028 and the like
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = [_json_row(f"line {number}", line) for number, line in lines]
+    if len(rows) > 1 and rows[0].problem is not None and isinstance(_parsed(text), dict):
+        raise DataError(
+            f"{path.name} is one JSON object over {len(rows)} lines. Write a list of rows, [...], "
+            "or one object a line."
+        )
+    return "JSON Lines", rows
+
+
+def _listed_rows(path: Path, text: str) -> list[RawRow] | None:
+    """The rows of a JSON list; None where lines follow on it."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            return None
+        raise DataError(
+            f"{path.name} is a JSON list that breaks off at line {error.lineno}, column "
+            f"{error.colno}: {error.msg}. Correct it there, or write one object a line."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name}: {_problem_of(error)}.") from error
+    return [RawRow(f"row {number}", row) for number, row in enumerate(content, 1)]
+
+
+def _json_row(place: str, line: str) -> RawRow:
+    try:
+        return RawRow(place, json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return RawRow(place, None, _problem_of(error))
+
+
+def _parsed(text: str) -> Any:
+    """The text as JSON; None where it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
+
+
+def _problem_of(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error}; write a JSON object there, or drop the row"
+    if isinstance(error, RecursionError):
+        return "nested too deep; flatten it"
+    return "a number has thousands of digits; shorten it"  # Python reads none of more than 4300
+
+
+def _csv_rows(path: Path, text: str) -> list[RawRow]:
+    """The cells of each row by the header's names; blank lines count for nothing."""
+    with _cells_of_any_size():
+        delimiter = max(_DELIMITERS, key=lambda mark: len(_header(text, mark)))
+        header = [name.strip() for name in _header(text, delimiter)]
+        for name in header:
+            if header.count(name) > 1:
+                raise DataError(
+                    f"{path.name} row 0, the header, names column {name!r} twice. Rename one."
+                )
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        return list(_csv_cells(path, reader, header, delimiter))
+
+
+def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -> Iterator[RawRow]:
+    number = -1  # the header is row 0
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            number += 1
+            if number == 0:
+                continue
+            problem = None
+            if len(cells) != len(header):
+                problem = (
+                    f"has {len(cells)} cells and the header {len(header)}; put quotes around cells "
+                    f"that contain {delimiter!r}, and give every cell"
+                )
+            content = dict(zip(header, cells, strict=False))
+            yield RawRow(f"row {number}", content, problem)
+    except csv.Error as error:
+        raise DataError(
+            f"{path.name} row {number + 1}, up to line {reader.line_num}: {error}. Close its "
+            "quotes, and double those within a cell."
+        ) from error
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+@contextlib.contextmanager
+def _cells_of_any_size() -> Generator[None]:
+    """Python's csv refuses cells of more than 131,072 characters by default."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet_rows(path: Path, content: bytes) -> list[RawRow]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+        return _numbered(table.to_pylist())
+    except (ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read: {reason}. Save it as Parquet again.") from error
+
+
+def _hub_rows(hub: HubData) -> RawRows:
+    """A split of a data set, at one commit."""
+    from datasets import ClassLabel, load_dataset_builder
+    from datasets.exceptions import DatasetsError
+
+    try:
+        builder: Any = load_dataset_builder(hub.repository, hub.config, revision=hub.revision)
+        builder.download_and_prepare()
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{hub} is neither a file that is there nor a data set that can be had: {reason} "
+            f"{_NETWORK}"
+        ) from error
+    split = _split_of(hub, list(builder.info.splits or {}))
+    rows = builder.as_dataset(split=split)
+    labels = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
+    named = (
+        row | {name: kind.int2str(row[name]) for name, kind in labels.items() if row[name] >= 0}
+        for row in rows
+    )
+    pinned = hub._replace(config=builder.config.name, revision=builder.hash, split=split)
+    return RawRows(str(pinned), "Hub", _numbered(named), revision=builder.hash)
+
+
+def _split_of(hub: HubData, splits: Sequence[str]) -> str:
+    wanted = hub.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
+    if wanted not in splits:
+        known = ", ".join(splits) or "none"
+        raise DataError(
+            f"{hub} has no split {wanted!r}; it has {known}. Name one: "
+            f"{hub._replace(split='SPLIT')}."
+        )
+    return wanted
+
+
+def _numbered(rows: Any) -> list[RawRow]:
+    return [RawRow(f"row {number}", row) for number, row in enumerate(rows, 1)]

@@ -1,0 +1,268 @@
+"""``rankwise try``: from a file to a verdict, and a study file that says the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from rankwise.records.config.own_rows import ColumnsConfig
+from rankwise.records.fingerprints import study_fingerprint
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study import trial as trials
+from rankwise.study.budgets import smaller_studies, told
+from rankwise.study.planning.plan import plan_study
+from rankwise.study.trial import SIZES, Size, recognised
+from tests.support.command_line import rankwise, words
+
+COLOURS = ("red", "green", "blue")
+
+
+def rows(number: int) -> list[dict[str, Any]]:
+    """Alpaca's columns; the answer is one of three words."""
+    return [
+        {"instruction": f"Which colour has number {n}?", "input": "", "output": COLOURS[n % 3]}
+        for n in range(number)
+    ]
+
+
+def written(path: Path, content: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in content))
+    return path
+
+
+class Tried(NamedTuple):
+    folder: StudyFolder
+    output: str
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Tried:
+    """The verb in an empty folder, with the smallest size alone."""
+    root = tmp_path_factory.mktemp("tried")
+    data = written(root / "my rows.jsonl", [*rows(40), rows(1)[0]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(trials, "SIZES", SIZES[:2])
+        result = rankwise("try", data.name, "--model", tiny_model_folder, "--budget", "10m")
+    assert result.exit_code == 0, result.output
+    return Tried(StudyFolder(root / "studies" / "my-rows"), result.output, data)
+
+
+def test_the_mapping_the_rows_and_the_plan_are_shown_first(tried: Tried) -> None:
+    said = words(tried.output)
+    assert "my rows.jsonl: JSON Lines, 41 rows, 1 of them repeated" in said
+    assert (
+        "41 rows as instruction and output: prompt = instruction, completion = output, "
+        "input = input" in said
+    )
+    assert "chat template: the one of " in said
+    assert said.count(" learned <|im_start|>user Which colour has number ") == 3
+    # the end of line before an answer is learned with it
+    assert "<|im_start|>assistant>> red<|im_end|><<" in said
+    assert "trained: rank 8 and 32, on 28 rows, once" in said
+    assert "scored: 12 held-out rows, as a choice among the 3 answers that occur" in said
+    assert "and what the base knows: capitals (24)" in said
+    assert "left out: retention on continents and elements; the loss on plain prose" in said
+
+
+def test_it_ends_in_a_verdict_and_a_page(tried: Tried) -> None:
+    assert tried.folder.report_file.exists()
+    assert f"report: {tried.folder.report_file.relative_to(tried.data.parent)}" in tried.output
+    part = json.loads(tried.folder.recommendation_file.read_text())["by_train_task"][0]
+    assert part["statement"].split(" ")[0] in tried.output
+
+
+def test_the_study_file_that_is_left_says_the_same(tried: Tried) -> None:
+    record = tried.folder.read_study()
+    config = load_config(tried.folder.settings_file)
+    assert study_fingerprint(config) == record.fingerprint
+    again = plan_study(config).record
+    assert [run.fingerprint for run in again.runs] == [run.fingerprint for run in record.runs]
+    assert again.task_fingerprints == record.task_fingerprints
+
+
+def test_running_the_study_file_finds_everything_done(
+    tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tried.data.parent)
+    before = tried.folder.study_file.read_bytes()
+    trained = {path: path.stat().st_mtime_ns for path in tried.folder.root.glob("runs/*/run.json")}
+    result = rankwise("run", tried.folder.settings_file)
+    assert result.exit_code == 0
+    assert len(trained) == 2
+    assert all(path.stat().st_mtime_ns == when for path, when in trained.items())
+    assert json.loads(before)["fingerprint"] == tried.folder.read_study().fingerprint
+
+
+def test_the_same_command_goes_on_and_another_is_refused(
+    tried: Tried, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tried.data.parent)
+    same = ("try", tried.data.name, "--model", tiny_model_folder, "--budget", "10m")
+    result = rankwise(*same)
+    assert result.exit_code == 0
+    assert "going on with studies/my-rows/study.yaml" in words(result.output)
+    assert "measuring" not in result.output
+    other = rankwise(*same[:-1], "20m")
+    assert other.exit_code == 2
+    assert "was written by another command" in words(other.output)
+
+
+def test_what_was_read_is_in_the_record(tried: Tried) -> None:
+    own = tried.folder.read_study().own_data
+    assert own is not None
+    assert (own.source, own.format, own.revision) == ("my rows.jsonl", "JSON Lines", None)
+    assert (own.num_rows, own.num_distinct, own.num_held_out) == (41, 40, 12)
+    assert (own.judged_by, own.answers) == ("choice", ("blue", "green", "red"))
+    (columns,) = own.columns
+    assert columns.columns == {"prompt": "instruction", "completion": "output", "input": "input"}
+    assert own.sha256 is not None
+    assert len(own.sha256) == 64
+
+
+def test_rows_that_cannot_be_read_leave_nothing_behind(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("instruction,output\na,b\nc,\n")
+    result = rankwise("try", "rows.csv", "--model", tiny_model_folder)
+    assert result.exit_code == 2
+    said = words(result.output)
+    assert 'row 2: column "output" is empty; give an answer or drop the row' in said
+    written(tmp_path / "few.jsonl", rows(9))
+    result = rankwise("try", "few.jsonl", "--model", tiny_model_folder)
+    assert result.exit_code == 2
+    assert "few.jsonl has 9 distinct rows, too few" in words(result.output)
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("rows.jsonl", "--budget", "soon"), "'soon' is no time; write 90min, 2h or 1d"),
+        (("rows.jsonl", "--column", "promt=q"), "promt: unknown key; did you mean 'prompt'?"),
+        (("rows.jsonl", "--column", "prompt=q"), "neither of 'completion' and 'messages' given"),
+        (("nothing.jsonl",), "nothing.jsonl cannot be read: "),
+    ],
+)
+def test_a_bad_command(
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = rankwise("try", *arguments, "--model", tiny_model_folder)
+    assert result.exit_code == 2
+    assert sentence in words(result.output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def quiet(_: str) -> None:
+    """Nobody is told."""
+
+
+@pytest.mark.parametrize(
+    ("answers", "judged_by"),
+    [
+        ([COLOURS[n % 3] for n in range(60)], "choice"),
+        (["yes", *["no"] * 59], "choice"),
+        ([f"word {n}" for n in range(60)], "loss"),
+        (["always the same"] * 60, "loss"),
+        (["x" * 60, "y" * 60] * 30, "loss"),
+        ([f"so it is\n#### {n}" for n in range(60)], "loss"),
+        ([f"so it is\n#### {n},000" for n in range(1200)], "number"),
+        ([*[f"#### {n}" for n in range(1199)], "no number"], "loss"),
+    ],
+)
+def test_how_held_out_rows_are_scored(
+    tmp_path: Path, tiny_model_folder: Path, answers: list[str], judged_by: str
+) -> None:
+    content = [{"question": f"q {n}", "answer": each} for n, each in enumerate(answers)]
+    path = written(tmp_path / "rows.jsonl", content)
+    trial = recognised(path, str(tiny_model_folder), None, quiet)
+    assert trial.judged_by == judged_by
+
+
+@pytest.mark.parametrize(
+    ("number", "held_out"), [(10, 3), (50, 15), (200, 60), (1000, 300), (5000, 500)]
+)
+def test_how_many_rows_are_held_out(
+    tmp_path: Path, tiny_model_folder: Path, number: int, held_out: int
+) -> None:
+    path = written(tmp_path / "rows.jsonl", rows(number))
+    trial = recognised(path, str(tiny_model_folder), ColumnsConfig(
+        prompt="instruction", completion="output"
+    ), quiet)  # fmt: skip
+    assert trial.num_held_out == held_out
+
+
+def test_the_largest_size_that_fits_is_taken(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "rows.jsonl", rows(40))
+    trial = recognised(path, str(tiny_model_folder), None, quiet)
+    asked: list[tuple[int, ...]] = []
+
+    def seconds(plan: Any, *_: Any) -> float:
+        """100 for the first size, 200 for the second, and so on."""
+        ranks = tuple(run.rank for run in plan.record.runs)
+        asked.append(ranks)
+        return 100.0 * len(ranks)
+
+    sizes = [Size(tuple(range(1, count + 1)), 8, 1, 8, ("capitals",)) for count in range(1, 6)]
+    monkeypatch.setattr(trials, "SIZES", sizes)
+    monkeypatch.setattr(trials, "planned_seconds", seconds)
+    for budget, count, fits in ((100, 1, False), (134, 1, True), (410, 3, True), (9999, 5, True)):
+        found = trials.fitted(trial, "x", budget, 1.0, plan_study)
+        assert (len(found.size.ranks), found.fits) == (count, fits)
+        assert found.seconds == 100.0 * count
+    assert (1,) in asked
+
+
+def test_the_margins_that_are_stated_are_those_that_are_derived(tried: Tried) -> None:
+    part = json.loads(tried.folder.recommendation_file.read_text())["by_train_task"][0]
+    able = told(plan_study(load_config(tried.folder.settings_file)))
+    assert able.in_domain_points == part["delta"]
+    assert able.retention_points == part["epsilon_points"]
+
+
+def test_plan_says_what_fits_into_a_time(study_file: Path) -> None:
+    options = ("evaluation.limit=200", "seeds=[0,1]", "methods.lora.ranks=[1,2,3,4]")
+    ample = rankwise("plan", study_file, *options, "--budget", "9h", "--tokens-per-second", 1000)
+    assert ample.exit_code == 0
+    assert "in 9.0 h: fits as it is, about " in words(ample.output)
+    small = rankwise("plan", study_file, *options, "--budget", "1s", "--tokens-per-second", 1000)
+    said = words(small.output)
+    assert "in 1.0 s: not even the smallest fits, which takes about " in said
+    assert "seeds=[0]" in said
+    assert "methods.lora.ranks=[1,4]" in said
+    assert "it can tell: differences of " in said
+
+
+def test_ever_smaller_studies_are_studies(study_file: Path) -> None:
+    config = load_config(study_file, ("seeds=[3,4]", "methods.lora.ranks=[1,2,3,4]"))
+    steps = list(smaller_studies(config, plan_study(config)))
+    assert [step.overrides[-1] for step in steps] == [
+        "seeds=[3]",
+        "methods.lora.ranks=[1,3,4]",
+        "methods.lora.ranks=[1,4]",
+    ]
+    for step in steps:
+        assert load_config(study_file, step.overrides).seeds == (3,)
+        again = load_config(
+            study_file, ("seeds=[3,4]", "methods.lora.ranks=[1,2,3,4]", *step.overrides)
+        )
+        assert again == step.config
+
+
+def test_a_search_has_a_budget_of_its_own(study_file: Path) -> None:
+    result = rankwise("plan", study_file, "search.policy=race", "--budget", "1h")
+    assert result.exit_code == 2
+    assert "set search.budget instead" in words(result.output)
