@@ -1,6 +1,8 @@
 """A callback of transformers' Trainer that watches what a model forgets while it trains.
 
-Trainers that are built on it take the callback too: TRL's, Axolotl's and LLaMA-Factory's.
+Trainers that are built on it take the callback too: TRL's, Axolotl's and LLaMA-Factory's. It scores
+the live model with the resident engine, adapters of PEFT in its layers, so no weights are copied. A
+model that brings an attention of its own, as Unsloth's do, is refused before the first step.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import peft
 from torch import nn
 from transformers import (
     Trainer,
@@ -124,12 +127,10 @@ class RetentionCallback(TrainerCallback):
         self.looks, self.stop_reason = (), None
         self._tokenizer = _tokenizer(kwargs.get("processing_class"))
         _refuse_processes(args)
-        with undisturbed(model):
-            base = untrained(model)
-            _refuse_resumed(state, model)
+        _refuse_resumed(state, model)
+        with undisturbed(model), untrained(model):
             self._tasks = self._prepared(model)
-            with base:
-                self._base = self._scored(model, "base")
+            self._base = self._scored(model, "base")
 
     def on_step_end(
         self,
@@ -252,7 +253,7 @@ def _refuse_processes(args: TrainingArguments) -> None:
 
 def _refuse_resumed(state: TrainerState, model: nn.Module) -> None:
     """A checkpoint of all weights is not the base that it came from."""
-    if state.global_step and not hasattr(model, "disable_adapter"):
+    if state.global_step and not isinstance(model, peft.PeftModel):
         problem = (
             f"all weights are resumed at step {state.global_step}, so the base is not there any "
             "more; leave the callback out"

@@ -229,12 +229,25 @@ def test_trackers_are_told_where_the_trainer_is_given(
     assert kept == told | {"step": 2}
 
 
-def test_looks_share_the_error() -> None:
-    """0.8 of 5 % for the first; the others 1 / (k (k - 1)) of the rest, as a study's looks."""
-    from rankwise.findings.looks import alpha_of_look
-
-    shares = [alpha_of_look(number, 0.05) for number in (1, 2, 3)]
-    assert shares == pytest.approx([0.04, 0.005, 0.01 / 6])
+def test_the_model_that_is_left_is_scored_where_an_earlier_one_is_loaded(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """The loss on blue grows while green is learned, so the first checkpoint is the best one."""
+    watching = callback(tasks_folder, every=2)
+    every: dict[str, Any] = {
+        f"{what}_{key}": value
+        for what in ("save", "eval")
+        for key, value in (("strategy", "steps"), ("steps", 2))
+    }
+    settings = arguments(tmp_path / "out", 6, 1e-2, load_best_model_at_end=True, **every)
+    green, blue = (rows(tasks_folder, answer) for answer in ("green", "blue"))
+    trainer = small_trainer(tiny_model_folder, green, settings, [watching], evaluated=blue)
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    changes = [look.retention[0].shown for look in watching.looks]
+    assert [look.step for look in watching.looks] == [2, 4, 6, 6]
+    assert changes[3].estimate == close(changes[0].estimate)
+    assert changes[2].estimate != close(changes[0].estimate)
 
 
 @pytest.mark.parametrize(
@@ -292,16 +305,24 @@ def test_a_trainer_without_a_tokenizer_is_refused(
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "how"),
+    [("world_size", 4, "4 processes"), ("deepspeed", "zero3.json", "DeepSpeed")],
+)
 def test_several_processes_are_refused(
     tiny_model_folder: Path,
     tasks_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
+    how: str,
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
     watching = callback(tasks_folder)
-    monkeypatch.setattr(type(trainer.args), "world_size", 4)
-    with pytest.raises(ConfigError, match="it trains with 4 processes; train in one process"):
+    monkeypatch.setattr(type(trainer.args), name, value)
+    trainer.args.__dict__.pop(name, None)
+    with pytest.raises(ConfigError, match=f"it trains with {how}; train in one process"):
         watching.on_train_begin(
             trainer.args,
             trainer.state,
@@ -309,6 +330,17 @@ def test_several_processes_are_refused(
             model=trainer.model,
             processing_class=trainer.processing_class,
         )
+
+
+def test_a_model_with_an_attention_of_its_own_is_refused(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """As Unsloth's models have; nothing of it is scored wrongly."""
+    trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
+    attention: Any = trainer.model.model.layers[0].self_attn
+    attention.forward = lambda hidden_states, **_: (hidden_states, None)
+    with pytest.raises(ModelError, match="RetentionCallback cannot score this model while it"):
+        trainer.train()
 
 
 def test_a_resumed_training_of_all_weights_is_refused(

@@ -62,6 +62,7 @@ def small_trainer(
     settings: dict[str, Any],
     callbacks: Sequence[TrainerCallback] = (),
     adapter: peft.LoraConfig | None = None,
+    evaluated: Sequence[Row] = (),
 ) -> Trainer:
     """A trainer of all weights, or of an adapter; equal arguments train equally."""
     set_seed(0)
@@ -71,10 +72,15 @@ def small_trainer(
     return Trainer(
         model=model,
         args=TrainingArguments(**settings),
-        train_dataset=Dataset.from_list([_example(tokenizer, row) for row in data]),
+        train_dataset=_examples(tokenizer, data),
+        eval_dataset=_examples(tokenizer, evaluated) if evaluated else None,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+
+
+def _examples(tokenizer: Any, data: Sequence[Row]) -> Dataset:
+    return Dataset.from_list([_example(tokenizer, row) for row in data])
 
 
 def _example(tokenizer: Any, row: Row) -> dict[str, list[int]]:
