@@ -208,12 +208,19 @@ class RetentionCallback(TrainerCallback):
             now = self._scored(model, f"step {step}")
         look = training_look(step, self._every, self._base, now, self._settings.confidence)
         self.looks = (*self.looks, look)
-        if self._trainer is not None:
-            # not by a subclass's own log: TRL's adds the means of its metrics, and begins new ones
-            Trainer.log(self._trainer, look.logged)
-        else:
+        if self._trainer is None:
             state.log_history.append({**look.logged, "epoch": state.epoch, "step": step})
+        else:
+            _log(self._trainer, look)
         return look
+
+
+def _log(trainer: Trainer, look: TrainingLook) -> None:
+    """Log beside what the trainer logs itself at this step."""
+    is_due = trainer.control.should_log
+    # not by a subclass's own log: TRL's adds the means of its metrics, and begins new ones
+    Trainer.log(trainer, look.logged)
+    trainer.control.should_log = is_due  # logging has taken it back, and the loss is still to come
 
 
 def _refuse_settings(

@@ -227,6 +227,7 @@ def test_trackers_are_told_where_the_trainer_is_given(
     (told,) = [logs for logs in tracker.told if "retention_change" in logs]
     (kept,) = [logs for logs in trainer.state.log_history if "retention_change" in logs]
     assert kept == told | {"step": 2}
+    assert [logs["step"] for logs in trainer.state.log_history if "loss" in logs] == [1, 2]
 
 
 def test_the_model_that_is_left_is_scored_where_an_earlier_one_is_loaded(
@@ -416,4 +417,6 @@ def test_in_trl(tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path) -> 
     told = [logs for logs in tracker.told if "retention_change" in logs]
     assert len(told) == len(watching.looks)
     assert not any("entropy" in logs for logs in told)  # it belongs to the losses
-    assert all("entropy" in logs for logs in tracker.told if "loss" in logs)
+    losses = [logs for logs in tracker.told if "loss" in logs]
+    assert len(losses) == trainer.state.global_step
+    assert all("entropy" in logs for logs in losses)
