@@ -16,12 +16,14 @@ from rankwise.records.study_file import load_config
 
 if TYPE_CHECKING:
     from rankwise.findings.recommendation import recommend
+    from rankwise.integrations.retention_callback import RetentionCallback
     from rankwise.report.page import write_report
     from rankwise.study.planning.plan import StudyPlan, plan_study
     from rankwise.study.run import run_study
 
 __all__ = [
     "RankwiseError",
+    "RetentionCallback",
     "StudyConfig",
     "StudyFolder",
     "StudyPlan",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "RetentionCallback": "rankwise.integrations.retention_callback",
     "StudyPlan": "rankwise.study.planning.plan",
     "plan_study": "rankwise.study.planning.plan",
     "recommend": "rankwise.findings.recommendation",

@@ -1,0 +1,131 @@
+"""What a model gained and lost so far, while it trains: it is looked at again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rankwise.findings.deployment import LossRule, verdict_of
+from rankwise.findings.looks import alpha_of_look
+from rankwise.findings.pairs import bound_of, pair_items
+from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.records import quantities
+from rankwise.records.recommendation import Bound
+from rankwise.records.results import ModelResults
+from rankwise.records.study import Unit
+
+
+class MeanChange(NamedTuple):
+    """The mean difference from the base over the tasks of one unit, each counting the same.
+
+    Attributes:
+        unit: of the bounds.
+        tasks: names.
+        shown: the bounds of this look by itself, at the rule's confidence; positive is better.
+        deciding: the wider bounds by which this look may stop a training.
+    """
+
+    unit: Unit
+    tasks: tuple[str, ...]
+    shown: Bound
+    deciding: Bound
+
+
+class TrainingLook(NamedTuple):
+    """A model after some steps against its base, paired over the same items.
+
+    Attributes:
+        number: 1 is the first look of a training.
+        step: optimizer steps so far.
+        alpha: the share of wrong stops that this look may add, 0..1.
+        retention: by unit.
+        gain: by unit; empty without tasks of the gain.
+    """
+
+    number: int
+    step: int
+    alpha: float
+    retention: tuple[MeanChange, ...]
+    gain: tuple[MeanChange, ...] = ()
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """Numbers for a log by name, such as ``retention_change_lower``, in points.
+
+        Where tasks are scored by their loss, ``retention_change_nats`` and its bounds are theirs.
+        """
+        entries: dict[str, float] = {}
+        for name, changes in (("retention_change", self.retention), ("gain", self.gain)):
+            for unit, _, shown, _ in changes:
+                key = name if unit == "points" else f"{name}_{unit}"
+                bounds = {"": shown.estimate, "_lower": shown.lower, "_upper": shown.upper}
+                entries |= {f"{key}{end}": value for end, value in bounds.items()}
+        return entries
+
+    def reason_to_stop(self, rule: LossRule) -> str | None:
+        """Why the training should stop: a loss that is shown to be above the margin."""
+        for change in self.retention:
+            margin = rule.margin(change.unit)
+            if verdict_of(change.deciding, margin) == "loses":
+                return (
+                    f"the training stops at step {self.step}: the retention loss is shown to be "
+                    f"above {quantities.amount(margin, change.unit)}. The mean change over "
+                    f"{quantities.listed(change.tasks)} is "
+                    f"{quantities.with_interval(change.deciding, change.unit)}, with the bounds of "
+                    f"look {self.number}."
+                )
+        return None
+
+
+def training_look(
+    step: int,
+    every: int,
+    base: Mapping[str, ModelResults],
+    now: Mapping[str, ModelResults],
+    confidence: float,
+) -> TrainingLook:
+    """Compare a model with its base after some steps.
+
+    The looks share 1 - confidence as those at a growing study do. The number of a look follows
+    from its step, so that a training that was resumed does not begin to count again.
+
+    Args:
+        step: at least 1.
+        every: steps from one look to the next.
+        base: relation (``retention``, ``gain``) -> what the base scored.
+        now: likewise, the model.
+        confidence: two-sided, of all looks together, 0..1.
+
+    Raises:
+        RecordError: a task has fewer than two items, or a score is not finite.
+    """
+    number = -(-step // every)
+    alpha = alpha_of_look(number, 1.0 - confidence)
+    changes = {
+        relation: _changes(base[relation], now[relation], confidence, 1.0 - alpha)
+        for relation in base
+    }
+    return TrainingLook(number, step, alpha, **changes)
+
+
+def _changes(
+    base: ModelResults, now: ModelResults, confidence: float, deciding: float
+) -> tuple[MeanChange, ...]:
+    by_unit: dict[Unit, list[str]] = {}
+    for task, items in base.items.items():
+        by_unit.setdefault(items.unit, []).append(task)
+    return tuple(
+        _change(unit, tasks, base, now, (confidence, deciding)) for unit, tasks in by_unit.items()
+    )
+
+
+def _change(
+    unit: Unit,
+    tasks: Sequence[str],
+    base: ModelResults,
+    now: ModelResults,
+    confidences: tuple[float, float],
+) -> MeanChange:
+    mean = mean_over_tasks([pair_items(base, now, task).items for task in tasks])
+    shown, deciding = (bound_of(mean, confidence) for confidence in confidences)
+    return MeanChange(unit, tuple(tasks), shown, deciding)

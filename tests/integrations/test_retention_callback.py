@@ -1,0 +1,422 @@
+"""The callback in real trainings: its numbers are those of a check, and it disturbs nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from rankwise import RetentionCallback
+from rankwise.engine.models.undisturbed import undisturbed, untrained
+from rankwise.errors import ConfigError, ModelError, TaskError
+from rankwise.findings.deployment import LossRule
+from rankwise.findings.training_looks import TrainingLook
+from rankwise.records.deployment import DeploymentCheck
+from rankwise.weights.audit import find_adapter, find_audited
+from rankwise.weights.audit_scores import ScoreSettings, audit_scores, prepared_tasks
+from rankwise.weights.deployment import Question, check_retention
+from tests.planted.rounded import blue_tasks
+from tests.support.audited_models import adapter, load
+from tests.support.small_trainings import arguments, lora, rows, small_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def tasks_folder(tasks_folder: Path) -> Path:
+    """With blues, whose right answer is always blue, and never green."""
+    return blue_tasks(tasks_folder)
+
+
+def callback(
+    tasks_folder: Path, tasks: Sequence[str] = ("blues", "hues"), **options: Any
+) -> RetentionCallback:
+    settings = {"every": 4, "items": 20, "tasks_path": [tasks_folder], "allow_task_code": True}
+    return RetentionCallback(tasks, **{**settings, **options})
+
+
+def settings_of(tasks_folder: Path, *tasks: str) -> ScoreSettings:
+    return ScoreSettings(tasks, (tasks_folder,), True, limit=20, precision="float32")
+
+
+def checked(base: Path, saved: Path, tasks_folder: Path, *tasks: str) -> DeploymentCheck:
+    """What `rankwise check` finds."""
+    found = find_adapter(str(base), saved, "checked", any_base=True, report=lambda _: None)
+    settings = settings_of(tasks_folder, *tasks)
+    rule = LossRule(1.0, 0.02, settings.confidence)
+    return check_retention(found, Question(prepared_tasks(found, settings), settings, rule))
+
+
+def close(value: float) -> Any:
+    return pytest.approx(value, rel=1e-4, abs=1e-4)
+
+
+def test_the_last_numbers_of_an_adapter_are_those_of_a_check(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    watching = callback(tasks_folder, gain=["sums"])
+    data, settings = rows(tasks_folder, "green"), arguments(tmp_path / "out", 6, 2e-2)
+    trainer = small_trainer(tiny_model_folder, data, settings, [watching], lora())
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert [(look.step, look.number) for look in watching.looks] == [(4, 1), (6, 2)]
+    look = watching.looks[-1]
+    for tasks, (mean,) in ((("blues", "hues"), look.retention), (("sums",), look.gain)):
+        own = checked(tiny_model_folder, tmp_path / "saved", tasks_folder, *tasks)
+        difference = own.forms[0].means[0].difference
+        assert mean.tasks == tasks
+        assert mean.shown.estimate == close(difference.estimate)
+        assert mean.shown.lower == close(difference.lower)
+        assert mean.shown.upper == close(difference.upper)
+    assert look.retention[0].shown.estimate < -2.0
+    logged = [entry for entry in trainer.state.log_history if "retention_change" in entry]
+    assert [entry["step"] for entry in logged] == [4, 6]
+    assert look.logged.items() <= logged[-1].items()
+    assert set(look.logged) == {
+        f"{name}{end}" for name in ("retention_change", "gain") for end in ("", "_lower", "_upper")
+    }
+
+
+def test_the_last_numbers_of_full_fine_tuning_are_those_of_an_audit(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    watching = callback(tasks_folder)
+    data, settings = rows(tasks_folder, "blue"), arguments(tmp_path / "out", 4, 3e-3)
+    trainer = small_trainer(tiny_model_folder, data, settings, [watching])
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    found = find_audited(str(tiny_model_folder), tmp_path / "saved", report=lambda _: None)
+    own = settings_of(tasks_folder, "blues", "hues")
+    scores = audit_scores(found, prepared_tasks(found, own), own).scores
+    (look,) = watching.looks
+    mean = sum(score.difference for score in scores) / 2
+    assert look.retention[0].shown.estimate == close(mean)
+    assert mean > 5.0
+
+
+def test_a_training_that_forgets_is_stopped_and_one_that_does_not_move_is_not(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    reasons: list[str | None] = []
+    for rate in (2e-2, 0.0):
+        watching = callback(tasks_folder, ["blues"], max_retention_loss=1.0)
+        settings = arguments(tmp_path / "out", 24, rate)
+        trainer = small_trainer(
+            tiny_model_folder, rows(tasks_folder, "green"), settings, [watching]
+        )
+        trainer.train()
+        steps = trainer.state.global_step
+        reasons.append(watching.stop_reason)
+        if rate:
+            assert steps < 24
+            assert watching.looks[-1].step == steps
+            assert watching.looks[-1].retention[0].deciding.upper < -1.0
+            assert all(look.retention[0].deciding.upper >= -1.0 for look in watching.looks[:-1])
+        else:
+            assert steps == 24
+            assert [look.number for look in watching.looks] == [1, 2, 3, 4, 5, 6]
+            assert {look.retention[0].shown.estimate for look in watching.looks} == {0.0}
+    stopped, kept = reasons
+    assert kept is None
+    assert stopped is not None
+    assert "the retention loss is shown to be above 1.0 points" in stopped
+    assert "over blues" in stopped
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options"),
+    [
+        (lora(), {}),
+        (lora(), {"bf16": True, "gradient_checkpointing": True, "neftune_noise_alpha": 5}),
+        (None, {"bf16": True}),
+    ],
+    ids=["adapter", "adapter-bf16-checkpointed", "full-bf16"],
+)
+def test_losses_are_bit_for_bit_those_without_the_callback(
+    tiny_model_folder: Path,
+    tasks_folder: Path,
+    tmp_path: Path,
+    adapter: peft.LoraConfig | None,
+    options: dict[str, Any],
+) -> None:
+    losses: list[list[float]] = []
+    for with_callback in (True, False):
+        watching = [callback(tasks_folder, every=2, gain=["sums"])] if with_callback else []
+        trainer = small_trainer(
+            tiny_model_folder,
+            rows(tasks_folder, "green"),
+            arguments(tmp_path / "out", 6, 1e-2, **options),
+            watching,
+            adapter,
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        losses[-1] += [float(weight.double().sum()) for weight in trainer.model.parameters()]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0][:6])) > 1
+
+
+def test_a_model_is_given_back_as_it_was(tiny_model_folder: Path) -> None:
+    model = peft.get_peft_model(load(tiny_model_folder), lora())
+    model.train()
+    model.base_model.model.model.layers[0].eval()
+    half: Any = [weight for name, weight in model.named_parameters() if "lora_A" in name]
+    half[0].requires_grad_(False)
+    flags = [module.training for module in model.modules()]
+    trained = [weight.requires_grad for weight in model.parameters()]
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    drawn = (torch.rand(1).item(), random.random(), np.random.rand())
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    with undisturbed(model), untrained(model):
+        assert not any(module.training for module in model.modules())
+        torch.rand(5)
+        random.random()
+        np.random.rand(5)
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == drawn
+    assert [module.training for module in model.modules()] == flags
+    assert [weight.requires_grad for weight in model.parameters()] == trained
+
+
+def test_an_adapter_that_is_trained_on_is_compared_with_the_model_without_it(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    adapter(tiny_model_folder, tmp_path / "a", std=0.5)
+    watching = callback(tasks_folder)
+    settings = arguments(tmp_path / "out", 1, 0.0)
+    trainer = small_trainer(tiny_model_folder, rows(tasks_folder, "green"), settings, [watching])
+    trainer.model = trainer.model_wrapped = trainer.callback_handler.model = (
+        peft.PeftModel.from_pretrained(load(tiny_model_folder), tmp_path / "a", is_trainable=True)
+    )
+    trainer.train()
+    own = checked(tiny_model_folder, tmp_path / "a", tasks_folder, "blues", "hues")
+    (look,) = watching.looks
+    assert look.retention[0].shown.estimate == close(own.forms[0].means[0].difference.estimate)
+    assert look.retention[0].shown.estimate != 0.0
+
+
+class Tracker(TrainerCallback):
+    """What a tracker would be told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.told.append(dict(logs))
+
+
+def test_trackers_are_told_where_the_trainer_is_given(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    tracker = Tracker()
+    settings = arguments(tmp_path / "out", 2, 1e-3)
+    data = rows(tasks_folder, "green")
+    trainer = small_trainer(tiny_model_folder, data, settings, [tracker], lora())
+    trainer.add_callback(callback(tasks_folder, trainer=trainer, every=2))
+    trainer.train()
+    (told,) = [logs for logs in tracker.told if "retention_change" in logs]
+    (kept,) = [logs for logs in trainer.state.log_history if "retention_change" in logs]
+    assert kept == told | {"step": 2}
+    assert [logs["step"] for logs in trainer.state.log_history if "loss" in logs] == [1, 2]
+
+
+def test_the_model_that_is_left_is_scored_where_an_earlier_one_is_loaded(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """The loss on blue grows while green is learned, so the first checkpoint is the best one."""
+    watching = callback(tasks_folder, every=2)
+    every: dict[str, Any] = {
+        f"{what}_{key}": value
+        for what in ("save", "eval")
+        for key, value in (("strategy", "steps"), ("steps", 2))
+    }
+    settings = arguments(tmp_path / "out", 6, 1e-2, load_best_model_at_end=True, **every)
+    green, blue = (rows(tasks_folder, answer) for answer in ("green", "blue"))
+    trainer = small_trainer(tiny_model_folder, green, settings, [watching], evaluated=blue)
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    changes = [look.retention[0].shown for look in watching.looks]
+    assert [look.step for look in watching.looks] == [2, 4, 6, 6]
+    assert changes[3].estimate == close(changes[0].estimate)
+    assert changes[2].estimate != close(changes[0].estimate)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"items": 0}, "items: 0 are too few for an interval; give at least 2"),
+        ({"every": 0}, "every: 0 is no number of steps; give at least 1"),
+        ({"max_retention_loss": 0.0}, "max_retention_loss: 0 is no margin"),
+        ({"max_retention_loss": float("nan")}, "max_retention_loss: nan is no margin"),
+        ({"gain": "sums"}, r"gain: 'sums' is a text; give a list of names: \['sums'\]"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    tasks_folder: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        callback(tasks_folder, **options)
+
+
+def test_no_tasks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="tasks: there are none; name at least one"):
+        RetentionCallback([])
+
+
+def refusal(base: Path, tasks_folder: Path, folder: Path, **options: Any) -> Any:
+    """A trainer that is about to train with the callback."""
+    settings = arguments(folder / "out", 1, 1e-3)
+    watching = callback(tasks_folder, **options)
+    return small_trainer(base, rows(tasks_folder, "green"), settings, [watching])
+
+
+def test_a_misspelt_task_is_refused_before_the_first_step(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    trainer = refusal(tiny_model_folder, tasks_folder, tmp_path, gain=["coluors"])
+    with pytest.raises(TaskError, match="no task named 'coluors'; did you mean 'colours'"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_task_of_both_relations_is_refused(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    trainer = refusal(tiny_model_folder, tasks_folder, tmp_path, gain=["hues"])
+    with pytest.raises(TaskError, match="hues would be of retention and of the gain"):
+        trainer.train()
+
+
+def test_a_trainer_without_a_tokenizer_is_refused(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
+    trainer.callback_handler.processing_class = None
+    with pytest.raises(ConfigError, match="the trainer has no tokenizer; give it one"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "how"),
+    [("world_size", 4, "4 processes"), ("deepspeed", "zero3.json", "DeepSpeed")],
+)
+def test_several_processes_are_refused(
+    tiny_model_folder: Path,
+    tasks_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
+    how: str,
+) -> None:
+    trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
+    watching = callback(tasks_folder)
+    monkeypatch.setattr(type(trainer.args), name, value)
+    trainer.args.__dict__.pop(name, None)
+    with pytest.raises(ConfigError, match=f"it trains with {how}; train in one process"):
+        watching.on_train_begin(
+            trainer.args,
+            trainer.state,
+            trainer.control,
+            model=trainer.model,
+            processing_class=trainer.processing_class,
+        )
+
+
+def test_a_model_with_an_attention_of_its_own_is_refused(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """As Unsloth's models have; nothing of it is scored wrongly."""
+    trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
+    attention: Any = trainer.model.model.layers[0].self_attn
+    attention.forward = lambda hidden_states, **_: (hidden_states, None)
+    with pytest.raises(ModelError, match="RetentionCallback cannot score this model while it"):
+        trainer.train()
+
+
+def test_a_resumed_training_of_all_weights_is_refused(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    data = rows(tasks_folder, "green")
+    more = {"save_strategy": "steps", "save_steps": 2}
+    small_trainer(tiny_model_folder, data, arguments(tmp_path / "out", 2, 1e-3, **more)).train()
+    again = arguments(tmp_path / "out", 4, 1e-3)
+    trainer = small_trainer(tiny_model_folder, data, again, [callback(tasks_folder)])
+    with pytest.raises(ConfigError, match="all weights are resumed at step 2"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_resumed_adapter_is_compared_with_its_base_and_looks_go_on_counting(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    data = rows(tasks_folder, "green")
+    seen: list[tuple[TrainingLook, ...]] = []
+    for steps, resumes in ((8, False), (4, False), (8, True)):
+        folder = tmp_path / ("whole" if not seen else "resumed")
+        settings = arguments(folder, steps, 1e-2, save_strategy="steps", save_steps=4)
+        watching = callback(tasks_folder)
+        trainer = small_trainer(tiny_model_folder, data, settings, [watching], lora())
+        trainer.train(resume_from_checkpoint=resumes)
+        seen.append(watching.looks)
+    whole, _, resumed = seen
+    assert [look.number for look in resumed] == [2]
+    assert resumed[0].alpha == whole[1].alpha
+    assert resumed[0].retention[0].shown.estimate == close(whole[1].retention[0].shown.estimate)
+
+
+@pytest.mark.parametrize("beginning", ["pissa", "olora"])
+def test_a_beginning_that_changes_the_base_is_refused(
+    tiny_model_folder: Path, beginning: str
+) -> None:
+    model = peft.get_peft_model(load(tiny_model_folder), lora(init_lora_weights=beginning))
+    with pytest.raises(ModelError, match=f"init_lora_weights '{beginning}' changes the weights"):
+        untrained(model)
+
+
+def test_prompt_tuning_is_refused(tiny_model_folder: Path) -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = peft.get_peft_model(load(tiny_model_folder), config)
+    with pytest.raises(ModelError, match="an adapter of kind PROMPT_TUNING is not in the model"):
+        untrained(model)
+
+
+def test_in_trl(tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path) -> None:
+    """SFTTrainer makes the adapter itself and has rows of prompt and completion."""
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    from datasets import Dataset
+
+    data = [row._asdict() for row in rows(tasks_folder, "green")]
+    trainer = trl.SFTTrainer(
+        model=str(tiny_model_folder),
+        args=trl.SFTConfig(**arguments(tmp_path / "out", 16, 2e-2)),
+        train_dataset=Dataset.from_list(data),
+        peft_config=lora(),
+    )
+    tracker = Tracker()
+    watching = callback(tasks_folder, ["blues"], max_retention_loss=1.0, trainer=trainer)
+    trainer.add_callback(watching)
+    trainer.add_callback(tracker)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    own = checked(tiny_model_folder, tmp_path / "saved", tasks_folder, "blues")
+    mean = own.forms[0].means[0].difference
+    assert watching.looks[-1].retention[0].shown.estimate == close(mean.estimate)
+    assert mean.upper < 0.0
+    assert watching.stop_reason is not None
+    assert trainer.state.global_step < 16
+    told = [logs for logs in tracker.told if "retention_change" in logs]
+    assert len(told) == len(watching.looks)
+    assert not any("entropy" in logs for logs in told)  # it belongs to the losses
+    losses = [logs for logs in tracker.told if "loss" in logs]
+    assert len(losses) == trainer.state.global_step
+    assert all("entropy" in logs for logs in losses)
