@@ -5,7 +5,7 @@ For a reader who wants to see what was learnt and forgotten. No finding rests on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.findings.models import BASE_LABEL, seeded_labels
@@ -81,6 +81,64 @@ class ItemTable(NamedTuple):
     tasks: list[ShownTask]
     items: list[ShownItem]
     answers: list[Answers]
+
+
+class ItemRow(NamedTuple):
+    """A model's answer to an item, beside the base's.
+
+    Attributes:
+        task: that was scored.
+        relation: of the task to the trained task.
+        doc_id: of lm-eval.
+        model: its label.
+        base_is_right: whether the untouched base was.
+        is_right: whether the model was.
+        margin_nats: as in ``Answers``.
+        answer: the option that was chosen, or the text.
+        right: the right answer; empty where it is not known.
+        prompt: what was asked.
+    """
+
+    task: str
+    relation: Relation
+    doc_id: int
+    model: str
+    base_is_right: bool
+    is_right: bool
+    margin_nats: float | None
+    answer: str
+    right: str
+    prompt: str
+
+
+def item_rows(table: ItemTable) -> Iterator[ItemRow]:
+    """Every answer of every model, item by item; models that were not asked have no row."""
+    base = table.answers[0]
+    for model, answers in zip(table.models, table.answers, strict=True):
+        for place, item in enumerate(table.items):
+            is_right, said = answers.is_right[place], answers.answers[place]
+            if is_right is None:
+                continue
+            task = table.tasks[item.task]
+            yield ItemRow(
+                task=task.name,
+                relation=task.relation,
+                doc_id=item.doc_id,
+                model=model.label,
+                base_is_right=bool(base.is_right[place]),
+                is_right=is_right,
+                margin_nats=answers.margins[place],
+                answer=_in_words(said, item.options),
+                right=item.right,
+                prompt=item.prompt,
+            )
+
+
+def _in_words(said: int | str | None, options: Sequence[str]) -> str:
+    """An answer as text; an option whose text is not known is its place."""
+    if isinstance(said, int):
+        return options[said] if said < len(options) else str(said)
+    return said or ""
 
 
 def item_table(
