@@ -176,7 +176,7 @@ def test_a_study_without_scores_says_so_where_it_is_shown(
 ) -> None:
     study = tiny(tmp_path, tiny_model_folder)
     assert "no verdict yet" in study._repr_html_()
-    with pytest.raises(RecordError, match="study.json"):
+    with pytest.raises(RecordError, match=r"study\.json"):
         study.verdict  # noqa: B018
 
 
@@ -200,7 +200,7 @@ def test_wrong_arguments_are_named_by_their_keys(make: Callable[[], Any], proble
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="study.json"):
+    with pytest.raises(RecordError, match=r"study\.json"):
         rw.open(tmp_path)
 
 
