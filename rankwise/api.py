@@ -64,6 +64,7 @@ class Study:
 
         Returns:
             A row for each run: settings, steps, tokens, parameters, estimated memory in bytes.
+            What the plan warns of are warnings of Python.
 
         Raises:
             PlanError: the study cannot be run with its tasks on its base model.
@@ -73,7 +74,9 @@ class Study:
         """
         from pandas import DataFrame
 
-        record = self._planned(self.config, _warn).record
+        record = self._planned(self.config, lambda _: None).record
+        for warning in record.warnings:
+            _warn(warning)
         rows = [
             [getattr(run, name) for name in _PLANNED] for run in (*record.runs, *record.variants)
         ]

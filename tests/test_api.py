@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rankwise as rw
@@ -65,6 +66,13 @@ def test_arguments_become_the_settings_of_a_study_file(study: rw.Study) -> None:
     assert config.methods.full is None
     assert config.evaluation.retention == ("hues",)
     assert study.folder.name == "of colours"
+
+
+@pytest.mark.parametrize("ranks", [[4, 8], (4, 8), range(4, 9, 4), 2 ** np.arange(2, 4)])
+def test_ranks_come_in_any_sequence(ranks: Any) -> None:
+    lora = rw.new(base="b", task="t", ranks=ranks).config.methods.lora
+    assert lora is not None
+    assert lora.ranks == (4, 8)
 
 
 def test_a_study_is_what_the_command_line_makes_of_it(study: rw.Study) -> None:

@@ -124,6 +124,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(part) for key, part in cast(Mapping[str, Any], value).items()}
     if isinstance(value, list | tuple | range):
         return [_plain(part) for part in cast(Iterable[Any], value)]
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy
+        return value.tolist()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
