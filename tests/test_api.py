@@ -92,6 +92,13 @@ def test_the_plan_is_a_row_for_each_run(study: rw.Study) -> None:
     assert list(plan["num_trainable_parameters"]) == [2 * 336 * 2, 2 * 336 * 4]
 
 
+def test_what_the_plan_warns_of_is_a_warning(tmp_path: Path, tiny_model_folder: Path) -> None:
+    train = {"epochs": 1, "max_examples": 8, "warmup_ratio": 0.9}  # one step of 2 times 4 rows
+    study = tiny(tmp_path, tiny_model_folder, train=train, methods={"full": None})
+    with pytest.warns(UserWarning, match="train: 1 optimizer steps on colours are all warm-up"):
+        study.plan()
+
+
 def test_nothing_is_printed_without_progress(
     tmp_path: Path, tiny_model_folder: Path, capfd: Capture
 ) -> None:
