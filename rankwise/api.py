@@ -72,15 +72,13 @@ class Study:
         Example:
             >>> study.plan()[["name", "num_steps"]]
         """
-        from pandas import DataFrame
-
         record = self._planned(self.config, lambda _: None).record
         for warning in record.warnings:
             _warn(warning)
-        rows = [
-            [getattr(run, name) for name in _PLANNED] for run in (*record.runs, *record.variants)
-        ]
-        return DataFrame(rows, columns=list(_PLANNED))
+        return _frame(
+            {name: getattr(run, name) for name in _PLANNED}
+            for run in (*record.runs, *record.variants)
+        )
 
     def run(
         self, *, progress: bool = True, replace: bool = False, accept_new_stack: bool = False
@@ -174,18 +172,14 @@ class Study:
         Example:
             >>> study.runs_df()[["run", "gain", "retention_change"]]
         """
-        from pandas import DataFrame
-
         from rankwise.findings.models import summarise
         from rankwise.report.tables import run_rows
 
         results, recommendation, _ = self._concluded()
-        return DataFrame.from_records(
-            [
-                {"train_task": part.train_task, **row}
-                for part in recommendation.by_train_task
-                for row in run_rows(summarise(results.of(part.train_task), part))
-            ]
+        return _frame(
+            {"train_task": part.train_task, **row}
+            for part in recommendation.by_train_task
+            for row in run_rows(summarise(results.of(part.train_task), part))
         )
 
     def scores_df(self) -> DataFrame:
@@ -202,17 +196,12 @@ class Study:
             >>> scores = study.scores_df()
             >>> scores[scores.decides].pivot_table("value", "model", "task")
         """
-        from pandas import DataFrame
-
         from rankwise.report.tables import score_rows
 
-        results = self._concluded().results
-        return DataFrame.from_records(
-            [
-                {"train_task": part.train_task, **row}
-                for part in results.by_train_task
-                for row in score_rows(part)
-            ]
+        return _frame(
+            {"train_task": part.train_task, **row}
+            for part in self._concluded().results.by_train_task
+            for row in score_rows(part)
         )
 
     def items_df(self) -> DataFrame:
@@ -447,6 +436,19 @@ def written_report(
     items = item_table(results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in results.runs}
     return write_report(output or folder.root, results, recommendation, findings, items, losses)
+
+
+def _frame(rows: Iterable[dict[str, Any]]) -> DataFrame:
+    """Rows with their keys as columns; whole numbers stay whole where some are missing."""
+    from pandas import DataFrame
+
+    listed = list(rows)
+    frame = DataFrame.from_records(listed)
+    for name in frame.columns:
+        kinds = {type(row.get(name)) for row in listed}
+        if kinds == {int, type(None)}:
+            frame[name] = frame[name].astype("Int64")
+    return frame
 
 
 def _warn(text: str) -> None:

@@ -132,6 +132,7 @@ assert loaded == [], loaded
 def test_runs_have_the_planted_numbers(tmp_path: Path) -> None:
     runs = planted(tmp_path / "planted").runs_df().set_index("rank", drop=False)
     assert list(runs["status"]) == ["base", "trained"]
+    assert str(runs["rank"].dtype) == "Int64"  # the base has none, and 16 is not 16.0
     row = runs.loc[16]
     assert row["train_task"] == "kinship"
     assert row["in_domain"] == pytest.approx(80.0)
@@ -143,7 +144,7 @@ def test_runs_have_the_planted_numbers(tmp_path: Path) -> None:
 def test_items_say_what_was_learned_and_forgotten(tmp_path: Path) -> None:
     items = planted(tmp_path / "planted").items_df()
     assert list(items.columns) == [
-        *("task", "relation", "doc_id", "model", "base_is_right", "is_right"),
+        *("task", "relation", "doc_id", "model", "label", "base_is_right", "is_right"),
         *("margin_nats", "answer", "right", "prompt"),
     ]
     adapted = items[items.model != "base"]
@@ -161,7 +162,8 @@ def test_items_of_a_real_scoring_have_their_texts(study: rw.Study) -> None:
     assert colours.prompt.str.startswith("Question: which colour has the ").all()
     first = colours.iloc[0]
     assert first.is_right == (first.answer == first.right)
-    assert set(items.model) == {"base", "rank 2", "rank 4"}
+    assert set(items.label) == {"base", "rank 2", "rank 4"}
+    assert set(items.model) == set(study.runs_df().run) == set(study.scores_df().model)
 
 
 def test_scores_are_every_metric(study: rw.Study) -> None:

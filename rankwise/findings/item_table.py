@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rankwise.findings.models import BASE_LABEL, seeded_labels
 from rankwise.records.axes import Kind
+from rankwise.records.folder import BASE
 from rankwise.records.p_right import Line, highest, option_nats, requests_of, right_options
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import Relation
@@ -30,6 +31,8 @@ class ShownModel(NamedTuple):
 
     label: str
     kind: Kind
+    name: str = BASE
+    """Of the run."""
 
 
 class ShownTask(NamedTuple):
@@ -90,7 +93,8 @@ class ItemRow(NamedTuple):
         task: that was scored.
         relation: of the task to the trained task.
         doc_id: of lm-eval.
-        model: its label.
+        model: the run's name, or "base".
+        label: what tells it from the others, such as "rank 16".
         base_is_right: whether the untouched base was.
         is_right: whether the model was.
         margin_nats: as in ``Answers``.
@@ -103,6 +107,7 @@ class ItemRow(NamedTuple):
     relation: Relation
     doc_id: int
     model: str
+    label: str
     base_is_right: bool
     is_right: bool
     margin_nats: float | None
@@ -124,7 +129,8 @@ def item_rows(table: ItemTable) -> Iterator[ItemRow]:
                 task=task.name,
                 relation=task.relation,
                 doc_id=item.doc_id,
-                model=model.label,
+                model=model.name,
+                label=model.label,
                 base_is_right=bool(base.is_right[place]),
                 is_right=is_right,
                 margin_nats=answers.margins[place],
@@ -163,7 +169,7 @@ def item_table(
         assert run.run is not None
         plan = run.run.planned
         after = f", trained on {plan.train_task}" if several else ""
-        models.append(ShownModel(f"{labels[run.name]}{after}", plan.rank or "full"))
+        models.append(ShownModel(f"{labels[run.name]}{after}", plan.rank or "full", run.name))
     table = ItemTable(models, [], [], [Answers([], [], [], []) for _ in models])
     seen: set[str] = set()
     for part in results.by_train_task:

@@ -19,6 +19,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(transformers|peft|datasets)"
     )
+    # of tqdm in a notebook without widgets, which our progress does not need
+    warnings.filterwarnings("ignore", message="IProgress not found")
     for name in ("transformers.utils.logging", "datasets.utils"):
         if name in sys.modules:  # it asked for the variables when it was imported
             sys.modules[name].disable_progress_bar()
