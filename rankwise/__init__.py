@@ -1,7 +1,8 @@
 """How much LoRA rank is enough for a task, and what does the model forget?
 
-Names that need torch are resolved on first use (PEP 562), so that reading and reporting a
-finished study stay quick.
+``import rankwise as rw``: ``rw.new`` and ``rw.open`` make a ``Study``, which plans, runs and shows
+itself. Names are resolved on first use (PEP 562), so that reading and reporting a finished study
+need no torch and stay quick.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 
 if TYPE_CHECKING:
+    from rankwise.api import Study, audit, compare, new
+    from rankwise.api import open as open  # noqa: A004
     from rankwise.findings.recommendation import recommend
     from rankwise.integrations.retention_callback import RetentionCallback
     from rankwise.report.page import write_report
@@ -24,19 +27,30 @@ if TYPE_CHECKING:
 __all__ = [
     "RankwiseError",
     "RetentionCallback",
+    "Study",
     "StudyConfig",
     "StudyFolder",
     "StudyPlan",
+    "audit",
+    "compare",
     "load_config",
+    "new",
     "plan_study",
     "recommend",
     "run_study",
     "write_report",
 ]
 
+# Not ``open``: after a star import it would stand in the place of Python's own.
+
 _LAZY = {
     "RetentionCallback": "rankwise.integrations.retention_callback",
+    "Study": "rankwise.api",
     "StudyPlan": "rankwise.study.planning.plan",
+    "audit": "rankwise.api",
+    "compare": "rankwise.api",
+    "new": "rankwise.api",
+    "open": "rankwise.api",
     "plan_study": "rankwise.study.planning.plan",
     "recommend": "rankwise.findings.recommendation",
     "run_study": "rankwise.study.run",

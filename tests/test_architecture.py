@@ -18,6 +18,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "transformers", "peft", "lm_eval")
 LIGHT_MODULES = (
     "rankwise",
+    "rankwise.api",
     "rankwise.cli.main",
     "rankwise.records.config.study",
     "rankwise.records.study",

@@ -21,13 +21,13 @@ from rankwise.cli.application import (
     emit,
     listed_names,
     note,
-    quiet_libraries,
     say,
     stderr,
     usage_errors,
     verb,
     warn,
 )
+from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -354,11 +354,11 @@ def heads(
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.cli.progress import TerminalObserver, peak_memory
     from rankwise.cli.terminal import head_lines
     from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
+    from rankwise.study.progress import TerminalObserver, peak_memory
     from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
     from rankwise.study.work.head_repair import HeadRepairer, can_repair
     from rankwise.study.work.head_subjects import check_tasks, check_trained

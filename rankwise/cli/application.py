@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Generator, Iterable
 from functools import wraps
 from pathlib import Path
@@ -233,14 +232,3 @@ def extend_cuda_memory() -> None:
         major, minor = importlib.metadata.version("torch").split(".")[:2]
         name = names[(int(major), int(minor)) >= (2, 9)]
         os.environ[name] = "expandable_segments:True"
-
-
-def quiet_libraries() -> None:
-    """Turn off the libraries' progress bars and remarks; call it before they are imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"(transformers|peft|datasets)"
-    )

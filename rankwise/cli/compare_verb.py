@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,9 +22,6 @@ from rankwise.cli.application import (
 )
 from rankwise.cli.study_verbs import STUDIES
 from rankwise.errors import ConfigError, RecordError, TaskError
-
-if TYPE_CHECKING:
-    from rankwise.findings.comparison import StudySource
 
 
 @verb(STUDIES)
@@ -62,10 +58,14 @@ def compare(
     _refuse(directories, page, replace=force)
     from rankwise.cli.terminal import comparison_lines
     from rankwise.findings.comparison import compare_studies
+    from rankwise.records.folder import StudyFolder
     from rankwise.report.comparison_page import write_comparison
+    from rankwise.study.comparing import study_sources
 
     with usage_errors((RecordError, TaskError)):
-        studies = _read(directories)
+        studies = study_sources(directories)
+        for directory in directories:
+            note_damage(StudyFolder(directory))
         comparison = compare_studies(studies)
     write_comparison(page, comparison, studies)
     for study in studies:
@@ -85,18 +85,9 @@ def _refuse(directories: Sequence[Path], page: Path, *, replace: bool) -> None:
         ConfigError: fewer than two folders, one of them twice, or the page's file is another's.
     """
     from rankwise.report.comparison_page import is_comparison
+    from rankwise.study.comparing import folder_problems
 
-    problems: list[str] = []
-    if len(directories) < 2:
-        problems.append(f"only {directories[0]} is given; name two studies' folders or more")
-    places = [os.path.realpath(directory) for directory in directories]
-    for place, directory in enumerate(directories):
-        if places[place] in places[:place]:
-            first = directories[places.index(places[place])]
-            same = f"{directory} is given twice" if first == directory else (
-                f"{first} and {directory} are one folder"
-            )  # fmt: skip
-            problems.append(f"{same}; name each study once")
+    problems = folder_problems(directories)
     if page.is_dir():
         problems.append(f"--output {page} is a folder; name a file")
     elif page.exists() and not replace and not is_comparison(page):
@@ -106,38 +97,3 @@ def _refuse(directories: Sequence[Path], page: Path, *, replace: bool) -> None:
         )
     if problems:
         raise ConfigError("compare", problems)
-
-
-def _read(directories: Sequence[Path]) -> list[StudySource]:
-    """Every study as it is in its folder, judged as it was last."""
-    from rankwise.findings.comparison import StudySource
-    from rankwise.findings.recommendation import recommend
-    from rankwise.records.folder import StudyFolder
-    from rankwise.records.reading import read_results
-
-    folders = [StudyFolder(directory) for directory in directories]
-    found = [read_results(folder) for folder in folders]
-    for folder in folders:
-        note_damage(folder)
-    names = study_names([results.study.config.name for results in found], directories)
-    return [
-        StudySource(name, results, recommend(results, folder.read_looks()))
-        for name, results, folder in zip(names, found, folders, strict=True)
-    ]
-
-
-def study_names(names: Sequence[str], directories: Sequence[Path]) -> list[str]:
-    """A name of its own for each study: its own where no other has it, else with its folder.
-
-    The folder is as short as tells it from the others.
-    """
-    whole = [Path(os.path.abspath(directory)).parts for directory in directories]
-    size = next(
-        length
-        for length in range(1, max(map(len, whole)) + 1)
-        if len({parts[-length:] for parts in whole}) == len(whole)
-    )
-    return [
-        name if names.count(name) == 1 else f"{name} ({'/'.join(parts[-size:])})"
-        for name, parts in zip(names, whole, strict=True)
-    ]

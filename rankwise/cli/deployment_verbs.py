@@ -29,13 +29,13 @@ from rankwise.cli.application import (
     given_path,
     listed_names,
     note,
-    quiet_libraries,
     say,
     stdout,
     usage_errors,
     verb,
     warn,
 )
+from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.deployment import DeploymentCheck, FormVerdict

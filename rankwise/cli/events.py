@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic_core import to_jsonable_python
 
 from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of
-from rankwise.cli.progress import Follower
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageOutline, TrainingStep
+from rankwise.study.progress import Follower
 
 if TYPE_CHECKING:
     from rankwise.study.conclusion import StudyOutcome

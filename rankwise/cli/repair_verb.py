@@ -18,7 +18,6 @@ from rankwise.cli.application import (
     given_path,
     listed_names,
     note,
-    quiet_libraries,
     say,
     stderr,
     stdout,
@@ -26,6 +25,7 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
+from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.records.repairs import REPAIR_FAMILIES, AdapterRepair, RepairFamily
 
@@ -178,10 +178,10 @@ def _of_run(directory: Path, name: str, asked: _Asked) -> AdapterRepair:
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
-    from rankwise.cli.progress import TerminalObserver, peak_memory
     from rankwise.records.run_names import find_run
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
+    from rankwise.study.progress import TerminalObserver, peak_memory
     from rankwise.study.work.adapter_repair import AdapterRepairer, repair_tasks
     from rankwise.study.work.head_subjects import check_trained
 

@@ -11,12 +11,12 @@ from rankwise.cli.application import (
     OK,
     RUN_FAILED,
     note,
-    quiet_libraries,
     say,
     stderr,
     stdout,
     warn,
 )
+from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ def run_and_report(
 ) -> int:
     """Do what is left of a study, and report."""
     quiet_libraries()
+    from rankwise.api import written_report
     from rankwise.cli.events import EventObserver, Events, print_line
-    from rankwise.cli.progress import Follower, QuietObserver, TerminalObserver, peak_memory
     from rankwise.study.growing import run_to_verdict
+    from rankwise.study.progress import Follower, QuietObserver, TerminalObserver, peak_memory
     from rankwise.study.stopping import Stopped
 
     if quiet and as_json:
@@ -86,7 +87,7 @@ def run_and_report(
                 )
             if events is None:
                 return report_on(folder, outcome)
-            path = _written(folder, outcome)
+            path = written_report(folder, outcome)
             code = _told(outcome)
             events.concluded(outcome, path, code)
             return code
@@ -103,31 +104,15 @@ def report_on(
     with_texts: bool = True,
 ) -> int:
     """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
+    from rankwise.api import written_report
     from rankwise.cli.terminal import verdict
 
     results, recommendation, findings = outcome
     shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
-    path = _written(folder, outcome, output, with_texts=with_texts)
+    path = written_report(folder, outcome, output, with_texts=with_texts)
     stdout.print(*shown, sep="\n")
     say(f"report: {path}", folded=False)
     return _told(outcome)
-
-
-def _written(
-    folder: StudyFolder,
-    outcome: StudyOutcome,
-    output: Path | None = None,
-    *,
-    with_texts: bool = True,
-) -> Path:
-    """Write the report; returns where it is."""
-    from rankwise.findings.item_table import item_table
-    from rankwise.report.page import write_report
-
-    results, recommendation, findings = outcome
-    items = item_table(results, folder.read_samples, with_texts=with_texts)
-    losses = {run.name: folder.read_losses(run.name) for run in results.runs}
-    return write_report(output or folder.root, results, recommendation, findings, items, losses)
 
 
 def _told(outcome: StudyOutcome) -> int:

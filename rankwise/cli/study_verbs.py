@@ -444,8 +444,8 @@ def extend(
 
     def find() -> tuple[StudyConfig, StudyFolder]:
         folder = StudyFolder(directory)
-        added = Extension(seeds, items, _ranks(ranks))
-        return extended(folder.read_study().config, added), folder
+        config = folder.read_study().config
+        return extended(config, Extension(seeds, items, _ranks(ranks))), folder
 
     return run_and_report(find, quiet=quiet, as_json=as_json, accept_new_stack=accept_new_stack)
 

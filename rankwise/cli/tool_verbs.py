@@ -16,13 +16,13 @@ from rankwise.cli.application import (
     emit,
     note,
     note_damage,
-    quiet_libraries,
     say,
     stdout,
     usage_errors,
     verb,
     warn,
 )
+from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError
 
 if TYPE_CHECKING:

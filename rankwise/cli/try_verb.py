@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.application import note, quiet_libraries, say, usage_errors, verb, warn
+from rankwise.cli.application import note, say, usage_errors, verb, warn
 from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
 from rankwise.cli.running import run_and_report
 from rankwise.cli.study_verbs import STUDIES, StudyDir
+from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, data_name

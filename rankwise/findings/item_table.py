@@ -5,11 +5,12 @@ For a reader who wants to see what was learnt and forgotten. No finding rests on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.findings.models import BASE_LABEL, seeded_labels
 from rankwise.records.axes import Kind
+from rankwise.records.folder import BASE
 from rankwise.records.p_right import Line, highest, option_nats, requests_of, right_options
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import Relation
@@ -30,6 +31,8 @@ class ShownModel(NamedTuple):
 
     label: str
     kind: Kind
+    name: str = BASE
+    """Of the run."""
 
 
 class ShownTask(NamedTuple):
@@ -83,6 +86,67 @@ class ItemTable(NamedTuple):
     answers: list[Answers]
 
 
+class ItemRow(NamedTuple):
+    """A model's answer to an item, beside the base's.
+
+    Attributes:
+        task: that was scored.
+        relation: of the task to the trained task.
+        doc_id: of lm-eval.
+        model: the run's name, or "base".
+        label: what tells it from the others, such as "rank 16".
+        base_is_right: whether the untouched base was.
+        is_right: whether the model was.
+        margin_nats: as in ``Answers``.
+        answer: the option that was chosen, or the text.
+        right: the right answer; empty where it is not known.
+        prompt: what was asked.
+    """
+
+    task: str
+    relation: Relation
+    doc_id: int
+    model: str
+    label: str
+    base_is_right: bool
+    is_right: bool
+    margin_nats: float | None
+    answer: str
+    right: str
+    prompt: str
+
+
+def item_rows(table: ItemTable) -> Iterator[ItemRow]:
+    """Every answer of every model, item by item; models that were not asked have no row."""
+    base = table.answers[0]
+    for model, answers in zip(table.models, table.answers, strict=True):
+        for place, item in enumerate(table.items):
+            is_right, said = answers.is_right[place], answers.answers[place]
+            if is_right is None:
+                continue
+            task = table.tasks[item.task]
+            yield ItemRow(
+                task=task.name,
+                relation=task.relation,
+                doc_id=item.doc_id,
+                model=model.name,
+                label=model.label,
+                base_is_right=bool(base.is_right[place]),
+                is_right=is_right,
+                margin_nats=answers.margins[place],
+                answer=_in_words(said, item.options),
+                right=item.right,
+                prompt=item.prompt,
+            )
+
+
+def _in_words(said: int | str | None, options: Sequence[str]) -> str:
+    """An answer as text; an option whose text is not known is its place."""
+    if isinstance(said, int):
+        return options[said] if said < len(options) else str(said)
+    return said or ""
+
+
 def item_table(
     results: StudyResults, read: ReadSamples, *, with_texts: bool = True
 ) -> ItemTable | None:
@@ -105,7 +169,7 @@ def item_table(
         assert run.run is not None
         plan = run.run.planned
         after = f", trained on {plan.train_task}" if several else ""
-        models.append(ShownModel(f"{labels[run.name]}{after}", plan.rank or "full"))
+        models.append(ShownModel(f"{labels[run.name]}{after}", plan.rank or "full", run.name))
     table = ItemTable(models, [], [], [Answers([], [], [], []) for _ in models])
     seen: set[str] = set()
     for part in results.by_train_task:

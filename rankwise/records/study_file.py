@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -75,17 +75,59 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> StudyConfig
             raise ConfigError(source, [str(error)]) from error
     data = _parse_yaml(text, source)
     if path is not None:
-        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study")
+        data.setdefault("name", study_name(path.stem))
     problems = [problem for override in overrides if (problem := _apply_override(data, override))]
-    problems += _given_twice(data)
+    return _checked(data, source, folder, problems)
+
+
+def config_of(settings: Mapping[str, Any], source: str, folder: Path) -> StudyConfig:
+    """Check settings of a study that are not in a file, as ``load_config`` checks a file.
+
+    Args:
+        settings: key, dotted as in an override, -> value; a section is a mapping.
+        source: what errors name as their origin.
+        folder: relative paths are resolved against it.
+
+    Raises:
+        ConfigError: with every problem that the settings alone can show.
+    """
+    data: dict[str, Any] = {}
+    problems: list[str] = []
+    for key in sorted(settings, key=lambda key: key.count(".")):  # a section before what is in it
+        problem = _set(data, key, _plain(settings[key]), replace=False)
+        if problem is not None:
+            problems.append(problem)
+    return _checked(data, source, folder, problems)
+
+
+def study_name(text: str) -> str:
+    """The name of a study whose file or folder is called so."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "study"
+
+
+def _checked(
+    data: dict[str, Any], source: str, folder: Path, problems: Sequence[str]
+) -> StudyConfig:
+    found = [*problems, *_given_twice(data)]
     try:
         config = StudyConfig.model_validate(data, context={"is_study_file": True})
     except ValidationError as error:
-        problems.extend(problems_of(error, data, StudyConfig))
+        found.extend(problems_of(error, data, StudyConfig))
         config = None
-    if problems or config is None:
-        raise ConfigError(source, problems)
+    if found or config is None:
+        raise ConfigError(source, found)
     return _with_absolute_paths(config, folder)
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python as a study file would have it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(part) for part in cast(Iterable[Any], value)]
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy
+        return value.tolist()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def study_file_text(config: StudyConfig) -> str:
@@ -125,6 +167,11 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
         value = parse_yaml(text, PlainLoader)
     except YamlError as error:
         return f"{key}: {_shown(text)} is not a YAML value: {error}"
+    return _set(data, key, value)
+
+
+def _set(data: dict[str, Any], key: str, value: Any, *, replace: bool = True) -> str | None:
+    """Set one dotted key in place; returns why it cannot be set, if so."""
     *parents, last = key.split(".")
     section = data
     for parent in parents:
@@ -136,6 +183,8 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
         if not isinstance(below, dict):
             return f"{key}: {parent!r} is not a section; set {parent} itself"
         section = cast(dict[str, Any], below)
+    if not replace and last in section:
+        return f"{key}: it is given twice; give it once"
     section[last] = value
     return None
 

@@ -35,7 +35,7 @@ from rankwise.report.sections.by_rank import (
     checkpoint_section,
     truncation_section,
 )
-from rankwise.report.sections.card import card_section
+from rankwise.report.sections.card import CARD_SECTION, card_section
 from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
@@ -141,6 +141,18 @@ def study_page(
         ],
         [*study_sections(results, recommendation, findings), *_origin(results, losses)],
     )
+
+
+def card_page(
+    results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
+) -> str:
+    """The verdicts with their cards alone, as a page that holds everything it shows."""
+    page = study_page(results, recommendation, findings, {})
+    parts = [
+        part._replace(sections=[each for each in part.sections if each.name == CARD_SECTION])
+        for part in page.parts
+    ]
+    return rendered(page._replace(parts=parts, sections=[]), (), with_images=False)[0]
 
 
 def question(study: StudyRecord) -> str:

@@ -461,16 +461,17 @@ def csv_tables(
     task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
     """
     tables = {
-        "runs.csv": _runs(summaries),
+        "runs.csv": run_rows(summaries),
         "differences.csv": map(flat, recommendation.comparisons),
         "formats.csv": map(flat, recommendation.format_effects),
         "ranks.csv": map(flat, recommendation.verdicts),
-        "scores.csv": _scores(results),
+        "scores.csv": score_rows(results),
     }
     return {name: text for name, rows in tables.items() if (text := cells.csv_text(rows)).strip()}
 
 
-def _runs(summaries: Summaries) -> Iterator[dict[str, Any]]:
+def run_rows(summaries: Summaries) -> Iterator[dict[str, Any]]:
+    """One row for each model, flat: its settings, its means with their bounds, its cost."""
     for summary in summaries:
         run, worst = summary.run, summary.worst_retention
         row: dict[str, Any] = {"run": summary.name, "status": "base" if run is None else run.status}
@@ -483,7 +484,8 @@ def _runs(summaries: Summaries) -> Iterator[dict[str, Any]]:
         yield flat(row.items())
 
 
-def _scores(results: TrainTaskResults) -> Iterator[dict[str, Any]]:
+def score_rows(results: TrainTaskResults) -> Iterator[dict[str, Any]]:
+    """One row for each metric of each model and task, flat, as lm-evaluation-harness has it."""
     for model in (results.base, *results.runs):
         for evaluation in model.evaluations.values():
             asked = {name: getattr(evaluation, name) for name in _EVALUATION}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rankwise.cli.compare_verb import study_names
 from rankwise.records.folder import StudyFolder
+from rankwise.study.comparing import study_names
 from tests.planted.compared import compared_results
 from tests.planted.folders import write_study
 from tests.support.command_line import rankwise, words

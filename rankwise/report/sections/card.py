@@ -12,6 +12,8 @@ from rankwise.report import cells
 from rankwise.report.facts import Facts
 from rankwise.report.parts import Column, ReportSection, Sliders, Table, TitledTable, table
 
+CARD_SECTION = "glance"
+
 
 def card_section(
     card: VerdictCard, recommendation: Recommendation, seconds: Mapping[str, float]
@@ -26,7 +28,7 @@ def card_section(
         odds = "" if card.probability is None else f", right with {_odds(card.probability)}"
         remarks.append(f"The best bet: {said}{odds}.")
     return ReportSection(
-        "glance", "At a glance", remarks, tables=list(_tables(card, recommendation, seconds))
+        CARD_SECTION, "At a glance", remarks, tables=list(_tables(card, recommendation, seconds))
     )
 
 

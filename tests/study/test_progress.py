@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rankwise.cli.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageOutline
+from rankwise.study.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
 
 TRAINING = StageOutline("t", "training", "training", "rank-8", 4000.0, 1000, "lora", 4000.0)
 """1,000 tokens, each 4 units of work."""

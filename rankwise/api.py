@@ -1,0 +1,455 @@
+"""Studies from Python: what the verbs of the command line do, for scripts and notebooks.
+
+Reading a finished study needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwise.engine.models.libraries import quiet_libraries
+from rankwise.errors import ConfigError, RankwiseError, StorageError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import config_of, study_name
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from rankwise.findings.comparison import StudyComparison
+    from rankwise.records.audits import AuditRecord
+    from rankwise.records.config.study import StudyConfig
+    from rankwise.records.recommendation import StudyRecommendation
+    from rankwise.study.conclusion import StudyOutcome
+    from rankwise.study.planning.plan import StudyPlan
+
+AnyPath = str | os.PathLike[str]
+
+_PLANNED = (
+    *("name", "train_task", "method", "rank", "alpha", "learning_rate", "epochs", "seed"),
+    *("num_steps", "num_tokens", "num_trainable_parameters", "trainable_share"),
+    "estimated_memory_bytes",
+)
+_FRAME_HEIGHT = 640
+
+
+class Study:
+    """A study and its folder. In a notebook it shows its verdict card.
+
+    Args:
+        config: from ``load_config``; ``rankwise.new`` makes one of keyword arguments.
+        folder: the study's folder; None: ``studies/NAME``, as for ``rankwise run``.
+
+    Example:
+        >>> study = rw.Study(rw.load_config(Path("study.yaml"), ["train.epochs=1"]))
+        >>> study.run().verdict
+    """
+
+    def __init__(self, config: StudyConfig, folder: AnyPath | None = None) -> None:
+        self.config = config
+        self._folder = StudyFolder(Path(folder or Path("studies") / config.name))
+        self._outcome: StudyOutcome | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return self._folder.root
+
+    def plan(self) -> DataFrame:
+        """The runs that the study trains; loads no weights and trains nothing.
+
+        Returns:
+            A row for each run: settings, steps, tokens, parameters, estimated memory in bytes.
+            What the plan warns of are warnings of Python.
+
+        Raises:
+            PlanError: the study cannot be run with its tasks on its base model.
+
+        Example:
+            >>> study.plan()[["name", "num_steps"]]
+        """
+        record = self._planned(self.config, lambda _: None).record
+        for warning in record.warnings:
+            _warn(warning)
+        return _frame(
+            {name: getattr(run, name) for name in _PLANNED}
+            for run in (*record.runs, *record.variants)
+        )
+
+    def run(
+        self, *, progress: bool = True, replace: bool = False, accept_new_stack: bool = False
+    ) -> Study:
+        """Do what is left of the study: train, score, recommend. Call it again to resume.
+
+        Args:
+            progress: show it; without, nothing is printed. Stages that fail are warnings.
+            replace: set finished scores aside that have other settings.
+            accept_new_stack: go on under other versions or on another device.
+
+        Returns:
+            The study itself, so that a notebook shows the card.
+
+        Raises:
+            RankwiseError: as ``rankwise run`` does; finished work is kept.
+            KeyboardInterrupt: it was stopped; finished work is kept.
+
+        Example:
+            >>> study.run(progress=False).verdict
+        """
+        quiet_libraries()
+        from rich.console import Console
+
+        from rankwise.study.growing import run_to_verdict
+        from rankwise.study.progress import Follower, TerminalObserver, peak_memory
+
+        config, folder, memory = self.config, self._folder, peak_memory()
+        observer: Follower = Follower(memory, folder)
+        if progress:
+            is_open = config.is_searched or config.search.grows
+            observer = TerminalObserver(Console(stderr=True), memory, folder, is_open=is_open)
+        self._outcome = None
+        with observer:
+            self._outcome = run_to_verdict(
+                config,
+                lambda grown: self._planned(grown, observer.noted),
+                folder,
+                observer,
+                replace=replace,
+                accept_new_stack=accept_new_stack,
+            )
+        for failure in self._outcome.failures:
+            _warn(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
+        return self
+
+    @property
+    def recommendation(self) -> StudyRecommendation:
+        """What ``recommendation.json`` holds: for each trained task outcome, rank and evidence.
+
+        Each judgement of other data counts as a look, as with ``rankwise recommend``.
+
+        Raises:
+            RecordError: nothing is scored yet, or a record cannot be read.
+
+        Example:
+            >>> study.recommendation.by_train_task[0].outcome
+            'recommended'
+        """
+        return self._concluded().recommendation
+
+    @property
+    def verdict(self) -> str:
+        """The answer in words; of several trained tasks, a line for each.
+
+        Raises:
+            RecordError: as ``recommendation``.
+
+        Example:
+            >>> rw.open("studies/quickstart").verdict
+        """
+        from rankwise.findings.statements import with_folder
+
+        parts = self.recommendation.by_train_task
+        return "\n".join(
+            (f"trained on {part.train_task}: " if len(parts) > 1 else "")
+            + with_folder(part.statement, self.folder)
+            for part in parts
+        )
+
+    def runs_df(self) -> DataFrame:
+        """A row for the base and each run: settings, means with their bounds, cost.
+
+        Returns:
+            The columns of the report's ``runs.csv``, behind ``train_task``. Scores are in points,
+            losses in nats per token; ``gain_lower`` and ``gain_upper`` bound ``gain``, and so on.
+
+        Raises:
+            RecordError: as ``recommendation``.
+
+        Example:
+            >>> study.runs_df()[["run", "gain", "retention_change"]]
+        """
+        from rankwise.findings.models import summarise
+        from rankwise.report.tables import run_rows
+
+        results, recommendation, _ = self._concluded()
+        return _frame(
+            {"train_task": part.train_task, **row}
+            for part in recommendation.by_train_task
+            for row in run_rows(summarise(results.of(part.train_task), part))
+        )
+
+    def scores_df(self) -> DataFrame:
+        """A row for each metric of each model and task, as lm-evaluation-harness defines it.
+
+        Returns:
+            The columns of the report's ``scores.csv``, behind ``train_task``; ``value`` is in
+            lm-eval's own unit, and ``decides`` marks the metric of the verdict.
+
+        Raises:
+            RecordError: as ``recommendation``.
+
+        Example:
+            >>> scores = study.scores_df()
+            >>> scores[scores.decides].pivot_table("value", "model", "task")
+        """
+        from rankwise.report.tables import score_rows
+
+        return _frame(
+            {"train_task": part.train_task, **row}
+            for part in self._concluded().results.by_train_task
+            for row in score_rows(part)
+        )
+
+    def items_df(self) -> DataFrame:
+        """A row for each item and model, of the tasks whose items are right or wrong.
+
+        Returns:
+            Columns as in ``findings.item_table.ItemRow``; no rows where there is no such task.
+
+        Raises:
+            RecordError: as ``recommendation``, or samples cannot be read.
+
+        Example:
+            >>> items = study.items_df()
+            >>> forgotten = items[items.base_is_right & ~items.is_right]
+        """
+        from pandas import DataFrame
+
+        from rankwise.findings.item_table import ItemRow, item_rows, item_table
+
+        table = item_table(self._concluded().results, self._folder.read_samples)
+        rows = [] if table is None else list(item_rows(table))
+        return DataFrame(rows, columns=list(ItemRow._fields))
+
+    def report(self, output: AnyPath | None = None, *, with_texts: bool = True) -> Path:
+        """Write ``report.html`` and the folder ``report/``.
+
+        Args:
+            output: the folder to write into; None: the study's.
+            with_texts: without, prompts and answers are left out, for sharing.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            RecordError: as ``recommendation``.
+            StorageError: it cannot be written there.
+
+        Example:
+            >>> study.report(with_texts=False)
+        """
+        to = None if output is None else Path(output)
+        return written_report(self._folder, self._concluded(), to, with_texts=with_texts)
+
+    def __repr__(self) -> str:
+        return f"<Study {self.config.name!r} in {str(self.folder)!r}>"
+
+    def _repr_html_(self) -> str:
+        """The verdict card in a frame of its own, so that its styles stay inside."""
+        from rankwise.report.page import card_page
+
+        try:
+            page = card_page(*self._concluded())
+        except RankwiseError as error:
+            return f"<p>{escape(repr(self))}: no verdict yet. {escape(str(error))}</p>"
+        style = f"width: 100%; height: {_FRAME_HEIGHT}px; border: 0"
+        return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{escape(page)}"></iframe>'
+
+    def _planned(self, config: StudyConfig, note: Callable[[str], None]) -> StudyPlan:
+        quiet_libraries()
+        from rankwise.study.planning.plan import plan_study
+
+        plan = plan_study(config, note, folder=self._folder)
+        for warning in plan.record.warnings:
+            note(f"warning: {warning}")
+        return plan
+
+    def _concluded(self) -> StudyOutcome:
+        """The study as it is in its folder; judged once, until it is run again."""
+        from rankwise.study.conclusion import conclude, keep
+
+        if self._outcome is None:
+            outcome = conclude(self._folder)
+            try:
+                keep(self._folder, outcome)
+            except StorageError as error:
+                _warn(f"not kept, and not counted as a look: {error}")
+            self._outcome = outcome
+        return self._outcome
+
+
+def new(
+    *,
+    base: str | None = None,
+    task: str | Sequence[str] | None = None,
+    data: AnyPath | None = None,
+    ranks: Iterable[int] | None = None,
+    retention: Sequence[str] | None = None,
+    folder: AnyPath | None = None,
+    **settings: Any,
+) -> Study:
+    """A study of keyword arguments; nothing is read or trained before it is planned or run.
+
+    Args:
+        base: the base model: an embedded one, a hub name, or a folder (``base_model``).
+        task: the task or tasks to train on (``train.task``); or
+        data: a file with rows of your own (``train.data``).
+        ranks: of LoRA (``methods.lora.ranks``).
+        retention: tasks that should not be forgotten (``evaluation.retention``).
+        folder: the study's folder; None: ``studies/NAME``. It also names a study without ``name``.
+        settings: everything else as in a study file: a section as a dictionary, such as
+            ``train={"epochs": 1}`` and ``evaluation={"limit": 200}``, or ``seeds=[0, 1]``.
+
+    Raises:
+        ConfigError: with every problem found, each with the key that has it.
+
+    Example:
+        >>> study = rw.new(base="smollm2-135m-instruct", task="kinship", ranks=[4, 16],
+        ...                retention=["capitals"], train={"epochs": 1})
+    """
+    named = {
+        "base_model": base,
+        "train.task": task,
+        "train.data": data,
+        "methods.lora.ranks": None if ranks is None else list(ranks),
+        "evaluation.retention": retention,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    twice = [f"{key}: it is given twice; give it once" for key in given.keys() & settings.keys()]
+    if twice:
+        raise ConfigError("rankwise.new", twice)
+    if folder is not None:
+        settings.setdefault("name", study_name(Path(folder).name))
+    return Study(config_of(given | settings, "rankwise.new", Path.cwd()), folder)
+
+
+def open(folder: AnyPath) -> Study:
+    """The study in a folder, as it was run; needs no torch until it is run again.
+
+    Args:
+        folder: of a study.
+
+    Raises:
+        RecordError: there is no study, or its ``study.json`` cannot be read.
+
+    Example:
+        >>> rw.open("studies/quickstart").verdict
+    """
+    return Study(StudyFolder(Path(folder)).read_study().config, folder)
+
+
+def compare(folders: Sequence[AnyPath], page: AnyPath | None = None) -> StudyComparison:
+    """Put finished studies side by side, as ``rankwise compare`` does; they stay as they are.
+
+    Args:
+        folders: of two studies or more.
+        page: the HTML file to write, which is replaced; None: none.
+
+    Returns:
+        Answers, differing settings, and pairs where the choices may be compared item by item.
+
+    Raises:
+        ConfigError: there are fewer than two folders, or one of them is given twice.
+        RecordError: a folder holds no study, or nothing is scored in it.
+        StorageError: the page cannot be written.
+
+    Example:
+        >>> rw.compare(["studies/a", "studies/b"], "comparison.html").pairs
+    """
+    from rankwise.findings.comparison import compare_studies
+    from rankwise.report.comparison_page import write_comparison
+    from rankwise.study.comparing import folder_problems, study_sources
+
+    paths = [Path(folder) for folder in folders]
+    problems = folder_problems(paths)
+    if problems:
+        raise ConfigError("rankwise.compare", problems)
+    studies = study_sources(paths)
+    comparison = compare_studies(studies)
+    if page is not None:
+        write_comparison(Path(page), comparison, studies)
+    return comparison
+
+
+def audit(
+    base: str,
+    target: AnyPath,
+    *,
+    top_k: int = 500,
+    null_draws: int = 2,
+    any_base: bool = False,
+    output: AnyPath | None = None,
+) -> AuditRecord:
+    """Analyse the weights of an adapter or a checkpoint, as ``rankwise audit`` without tasks.
+
+    Args:
+        base: an embedded model, a hub name, or a folder.
+        target: a PEFT LoRA folder, or a whole model's folder.
+        top_k: number of leading singular vectors to compare.
+        null_draws: number of random updates of each kind to compare with.
+        any_base: accept an adapter that was trained on a base of another name.
+        output: the folder for ``audit.json`` and ``audit.html``; None: none.
+
+    Returns:
+        What was found: in words in ``statements``, in numbers in the rest.
+
+    Raises:
+        ModelError: base or target cannot be read, or do not belong together.
+        StorageError: the folder cannot be written.
+
+    Example:
+        >>> rw.audit("smollm2-135m-instruct", "my-adapter").statements
+    """
+    quiet_libraries()
+    from rankwise.report.audit_page import write_audit
+    from rankwise.weights.audit import AuditSettings, find_audited
+    from rankwise.weights.audit import audit as look
+
+    audited = find_audited(base, Path(target), any_base=any_base)
+    record = look(audited, AuditSettings(top_k, null_draws))
+    if output is not None:
+        write_audit(Path(output), record)
+    return record
+
+
+def written_report(
+    folder: StudyFolder,
+    outcome: StudyOutcome,
+    output: Path | None = None,
+    *,
+    with_texts: bool = True,
+) -> Path:
+    """Write the report of a study into its folder, or into another; returns the page's path.
+
+    Raises:
+        RecordError: samples or losses cannot be read.
+        StorageError: it cannot be written there.
+    """
+    from rankwise.findings.item_table import item_table
+    from rankwise.report.page import write_report
+
+    results, recommendation, findings = outcome
+    items = item_table(results, folder.read_samples, with_texts=with_texts)
+    losses = {run.name: folder.read_losses(run.name) for run in results.runs}
+    return write_report(output or folder.root, results, recommendation, findings, items, losses)
+
+
+def _frame(rows: Iterable[dict[str, Any]]) -> DataFrame:
+    """Rows with their keys as columns; whole numbers stay whole where some are missing."""
+    from pandas import DataFrame
+
+    listed = list(rows)
+    frame = DataFrame.from_records(listed)
+    for name in frame.columns:
+        kinds = {type(row.get(name)) for row in listed}
+        if kinds == {int, type(None)}:
+            frame[name] = frame[name].astype("Int64")
+    return frame
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)

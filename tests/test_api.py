@@ -1,0 +1,244 @@
+"""Studies from Python: the same as from the command line, and as data frames."""
+
+from __future__ import annotations
+
+import html
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rankwise as rw
+from rankwise.errors import ConfigError, RecordError
+from rankwise.records.folder import StudyFolder
+from tests.planted.compared import compared_results
+from tests.planted.folders import write_study
+from tests.support.command_line import rankwise, words
+from tests.support.tiny_tasks import write_tiny_tasks
+
+Capture = pytest.CaptureFixture[str]
+
+
+def tiny(root: Path, model: Path, **settings: Any) -> rw.Study:
+    """A study of ranks 2 and 4 on the tiny tasks, of keyword arguments."""
+    if not (root / "tasks").exists():
+        write_tiny_tasks(root / "tasks")
+    return rw.new(
+        base=str(model),
+        task="colours",
+        ranks=range(2, 5, 2),
+        retention=["hues"],
+        folder=root / "of colours",
+        tasks_path=root / "tasks",
+        allow_task_code=True,
+        **{
+            "train": {"epochs": 1, "precision": "float32", "learning_rate": {"lora": 1e-2}},
+            "methods": {"full": None},
+            "analysis": {"spectra": False, "heads": False},
+            **settings,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> rw.Study:
+    root = tmp_path_factory.mktemp("api")
+    return tiny(root, tiny_model_folder).run(progress=False)
+
+
+def planted(root: Path, **changed: Any) -> rw.Study:
+    """Rank 16 alone: 0.50 to 0.80 of 300 items in-domain, 0.90 to 0.80 of 200 of each other."""
+    write_study(StudyFolder(root), compared_results(root.name, 0.80, 0.80, **changed))
+    return rw.open(root)
+
+
+def test_arguments_become_the_settings_of_a_study_file(study: rw.Study) -> None:
+    config = study.config
+    assert config.name == "of-colours"
+    assert config.train.task == ("colours",)
+    assert config.methods.lora is not None
+    assert config.methods.lora.ranks == (2, 4)
+    assert config.methods.full is None
+    assert config.evaluation.retention == ("hues",)
+    assert study.folder.name == "of colours"
+
+
+@pytest.mark.parametrize("ranks", [[4, 8], (4, 8), range(4, 9, 4), 2 ** np.arange(2, 4)])
+def test_ranks_come_in_any_sequence(ranks: Any) -> None:
+    lora = rw.new(base="b", task="t", ranks=ranks).config.methods.lora
+    assert lora is not None
+    assert lora.ranks == (4, 8)
+
+
+def test_a_study_is_what_the_command_line_makes_of_it(study: rw.Study) -> None:
+    written = json.loads((study.folder / "recommendation.json").read_text())
+    assert study.recommendation.model_dump(mode="json") == {
+        key: value for key, value in written.items() if key != "checksum"
+    }
+    done = rankwise("recommend", study.folder)
+    assert words(done.stdout).startswith(words(study.verdict))
+    assert rw.open(study.folder).verdict == study.verdict
+
+
+def test_the_plan_is_a_row_for_each_run(study: rw.Study) -> None:
+    plan = study.plan()
+    assert list(plan["rank"]) == [2, 4]
+    # 2 layers; q and o of 48 x 48, k and v of 24 x 48: (96 + 96 + 72 + 72) for each rank
+    assert list(plan["num_trainable_parameters"]) == [2 * 336 * 2, 2 * 336 * 4]
+
+
+def test_what_the_plan_warns_of_is_a_warning(tmp_path: Path, tiny_model_folder: Path) -> None:
+    train = {"epochs": 1, "max_examples": 8, "warmup_ratio": 0.9}  # one step of 2 times 4 rows
+    study = tiny(tmp_path, tiny_model_folder, train=train, methods={"full": None})
+    with pytest.warns(UserWarning, match="train: 1 optimizer steps on colours are all warm-up"):
+        study.plan()
+
+
+def test_nothing_is_printed_without_progress(
+    tmp_path: Path, tiny_model_folder: Path, capfd: Capture
+) -> None:
+    study = tiny(tmp_path, tiny_model_folder, seeds=[3])
+    study.run(progress=False)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    study.run()
+    assert "everything is done" in capfd.readouterr().err
+
+
+def test_a_finished_study_is_read_without_torch(tmp_path: Path) -> None:
+    root = planted(tmp_path / "planted").folder
+    code = f"""
+import sys
+import rankwise as rw
+study = rw.open({str(root)!r})
+assert "rank 16" in study.verdict
+assert len(study.runs_df()) == 2
+assert len(study.scores_df()) == 10
+assert len(study.items_df()) == 2 * (300 + 300 + 200 + 200)
+assert study.report().exists()
+assert "<iframe" in study._repr_html_()
+loaded = [name for name in ("torch", "transformers", "peft", "lm_eval") if name in sys.modules]
+assert loaded == [], loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_runs_have_the_planted_numbers(tmp_path: Path) -> None:
+    runs = planted(tmp_path / "planted").runs_df().set_index("rank", drop=False)
+    assert list(runs["status"]) == ["base", "trained"]
+    assert str(runs["rank"].dtype) == "Int64"  # the base has none, and 16 is not 16.0
+    row = runs.loc[16]
+    assert row["train_task"] == "kinship"
+    assert row["in_domain"] == pytest.approx(80.0)
+    assert row["gain"] == pytest.approx(30.0)
+    assert row["gain_lower"] < 30.0 < row["gain_upper"]
+    assert row["retention_change"] == pytest.approx(-10.0)
+
+
+def test_items_say_what_was_learned_and_forgotten(tmp_path: Path) -> None:
+    items = planted(tmp_path / "planted").items_df()
+    assert list(items.columns) == [
+        *("task", "relation", "doc_id", "model", "label", "base_is_right", "is_right"),
+        *("margin_nats", "answer", "right", "prompt"),
+    ]
+    adapted = items[items.model != "base"]
+    learned = adapted[~adapted.base_is_right & adapted.is_right]
+    forgotten = adapted[adapted.base_is_right & ~adapted.is_right]
+    assert len(learned[learned.task == "kinship"]) == 90  # outcomes are nested: 150 to 240 of 300
+    assert forgotten.groupby("task").size()["capitals"] == 20  # 180 to 160 of 200
+    assert not (items[items.model == "base"].eval("base_is_right != is_right")).any()
+
+
+def test_items_of_a_real_scoring_have_their_texts(study: rw.Study) -> None:
+    items = study.items_df()
+    colours = items[(items.task == "colours") & (items.model == "base")]
+    assert len(colours) == 26
+    assert colours.prompt.str.startswith("Question: which colour has the ").all()
+    first = colours.iloc[0]
+    assert first.is_right == (first.answer == first.right)
+    assert set(items.label) == {"base", "rank 2", "rank 4"}
+    assert set(items.model) == set(study.runs_df().run) == set(study.scores_df().model)
+
+
+def test_scores_are_every_metric(study: rw.Study) -> None:
+    scores = study.scores_df()
+    colours = scores[(scores.model == "base") & (scores.task == "colours")]
+    assert {"acc", "acc_norm", "p_right"} <= set(colours.metric)
+    items = study.items_df()
+    right = items[(items.model == "base") & (items.task == "colours")].is_right.mean()
+    assert colours.set_index("metric").loc["acc", "value"] == pytest.approx(right)
+    assert list(colours[colours.decides].metric) == ["p_right"]
+
+
+def test_the_card_is_escaped_and_holds_itself(tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    study = planted(tmp_path / "planted", settings={"train": {"task": (hostile,)}})
+    shown = study._repr_html_()
+    assert shown.count("<") == 2  # the frame alone
+    page = html.unescape(shown.partition('srcdoc="')[2].removesuffix('"></iframe>'))
+    assert "<img" not in page
+    assert html.escape(hostile, quote=False) in page
+    assert "At a glance" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_study_without_scores_says_so_where_it_is_shown(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    study = tiny(tmp_path, tiny_model_folder)
+    assert "no verdict yet" in study._repr_html_()
+    with pytest.raises(RecordError, match=r"study\.json"):
+        study.verdict  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: rw.new(base="b", task="t", rank=[4]), "rank: unknown key"),
+        (lambda: rw.new(base="b", task="t", ranks=[4, "x"]), "methods.lora.ranks[1]: "),
+        (lambda: rw.new(task="t"), "base_model: "),
+        (lambda: rw.new(base="b", task="t", train={"task": "u"}), "train.task: it is given twice"),
+        (lambda: rw.new(base="b", task="t", train="u"), "train.task: 'train' is not a section"),
+        (lambda: rw.new(base="b", task="t", base_model="c"), "base_model: it is given twice"),
+        (lambda: rw.compare(["only"]), "only only is given; name two studies"),
+        (lambda: rw.compare([]), "no folder is given; name two studies"),
+    ],
+)
+def test_wrong_arguments_are_named_by_their_keys(make: Callable[[], Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make()
+    assert any(said.startswith(problem) for said in raised.value.problems), raised.value.problems
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"study\.json"):
+        rw.open(tmp_path)
+
+
+def test_studies_are_compared_as_by_the_verb(tmp_path: Path) -> None:
+    folders = [planted(tmp_path / "first").folder, tmp_path / "second"]
+    write_study(StudyFolder(folders[1]), compared_results("second", 0.85, 0.80))
+    page = tmp_path / "page.html"
+    compared = rw.compare(folders, page)
+    assert compared.pairs[0].gain is not None
+    assert compared.pairs[0].gain.estimate == pytest.approx(5.0)
+    assert "first" in page.read_text()
+    done = rankwise("compare", *folders, "--json", "--output", tmp_path / "other.html")
+    assert json.loads(done.stdout) == compared.model_dump(mode="json")
+
+
+def test_an_adapter_is_audited_as_by_the_verb(study: rw.Study, tiny_model_folder: Path) -> None:
+    adapter = next(study.folder.glob("runs/*r002*/adapter"))
+    output = study.folder.parent / "audit"
+    record = rw.audit(str(tiny_model_folder), adapter, null_draws=0, output=output)
+    assert record.ranks == (2,)
+    assert (output / "audit.html").exists()
+    by_verb = study.folder.parent / "by verb"
+    rankwise("audit", tiny_model_folder, adapter, "--null-draws", 0, "--output", by_verb)
+    assert json.loads((by_verb / "audit.json").read_text())["statements"] == list(record.statements)
