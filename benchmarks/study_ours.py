@@ -8,14 +8,15 @@ until it is told to go on, so that the other side can have the machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.study_setting import Stopwatch, keep_json, read_json
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StudyRecord
+from rankwise.records.study import StageFailure, StudyRecord
 from rankwise.records.study_file import load_config
+from rankwise.study.observer import StageOutline, TrainingStep
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import AnalyseWeights, CompareWithBase, Score, Stage, Train, stages
@@ -60,21 +61,20 @@ class Pace:
     def __init__(
         self, plan: StudyPlan, clock: Clock, answers: TextIO, orders: TextIO | None
     ) -> None:
-        self._parts = {(s.model, s.name): part_of(s) for s in stages(plan.record)}
+        self._stages = {stage.id: stage for stage in stages(plan.record)}
         self._clock, self._answers, self._orders = clock, answers, orders
         self._part: str | None = None
         self._piece = ""
 
-    def study_started(self, total_work: float, finished_work: float) -> None: ...
+    def study_started(self, stages: Sequence[StageOutline]) -> None: ...
 
-    def model_started(self, model: str, work: float) -> None: ...
-
-    def stage_started(self, model: str, stage: str, work: float, num_tokens: int | None) -> None:
+    def stage_started(self, stage: str) -> None:
         self._clock.charge(BETWEEN, BETWEEN)
-        part = self._parts.get((model, stage), stage)
+        started = self._stages[stage]
+        part = part_of(started)
         if self._part not in (None, part):
             self.hand_over()
-        self._part, self._piece = part, f"{model}, {stage}"
+        self._part, self._piece = part, f"{started.model}, {started.name}"
 
     def stage_finished(self) -> None:
         assert self._part is not None
@@ -91,7 +91,15 @@ class Pace:
 
     def skipped(self, work: float) -> None: ...
 
+    def stepped(self, step: TrainingStep) -> None: ...
+
+    def stage_failed(self, failure: StageFailure) -> None: ...
+
+    def stage_left_out(self, stage: str) -> None: ...
+
     def noted(self, text: str) -> None: ...
+
+    def decided(self, text: str) -> None: ...
 
 
 def part_of(stage: Stage) -> str:

@@ -139,7 +139,7 @@ def test_print_has_every_section_in_dark_on_white(study_page: Path, visit: Visit
     assert {"The comparison", "Why", "Task by task", "Provenance"} <= {*titles}
     printed = page.pdf(outline=True, tagged=True)
     outline = re.findall(rb"/Title \(((?:[^()\\]|\\.)*)\)", printed)
-    said = b"\n".join(outline)
+    said = re.sub(rb"\\(.)", rb"\1", b"\n".join(outline))  # without PDF's escapes
     missing = [title for title in titles if title.encode("latin-1", "replace") not in said]
     assert missing == []
     page.emulate_media(media="print")

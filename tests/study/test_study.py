@@ -35,6 +35,7 @@ from rankwise.study import run as study
 from rankwise.study.work import scoring, training, weights
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
+from tests.support.observers import Silent
 
 moment, count = sys.argv[1], int(sys.argv[2])
 study_file, folder = Path(sys.argv[3]), Path(sys.argv[4])
@@ -63,15 +64,6 @@ elif moment == "writing":
     os.fsync = killing(os.fsync)
 elif moment == "renaming":
     Path.replace = killing(Path.replace)
-
-class Silent:
-    def study_started(self, total_work, finished_work): pass
-    def model_started(self, model, work): pass
-    def stage_started(self, model, stage, work, num_tokens): pass
-    def advanced(self, work): pass
-    def skipped(self, work): pass
-    def stage_finished(self): pass
-    def noted(self, text): pass
 
 study.run_study(plan_study(load_config(study_file)), store.StudyFolder(folder), Silent())
 """
@@ -242,7 +234,12 @@ def test_killed_with_9_and_run_again_ends_with_the_same_records(
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     command = [sys.executable, str(driver), moment, str(count), str(study_file)]
-    killed = subprocess.run([*command, str(tmp_path / "cut")], capture_output=True, check=False)
+    killed = subprocess.run(
+        [*command, str(tmp_path / "cut")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=False,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     partial = comparable(tmp_path / "cut")
     assert partial.keys() != undisturbed.keys()
