@@ -61,17 +61,19 @@ class Pace:
     def __init__(
         self, plan: StudyPlan, clock: Clock, answers: TextIO, orders: TextIO | None
     ) -> None:
-        self._stages = {stage.id: stage for stage in stages(plan.record)}
+        self._parts = {(s.model, s.name): part_of(s) for s in stages(plan.record)}
+        self._outline: dict[str, StageOutline] = {}
         self._clock, self._answers, self._orders = clock, answers, orders
         self._part: str | None = None
         self._piece = ""
 
-    def study_started(self, stages: Sequence[StageOutline]) -> None: ...
+    def study_started(self, stages: Sequence[StageOutline]) -> None:
+        self._outline = {stage.id: stage for stage in stages}
 
     def stage_started(self, stage: str) -> None:
         self._clock.charge(BETWEEN, BETWEEN)
-        started = self._stages[stage]
-        part = part_of(started)
+        started = self._outline[stage]
+        part = self._parts.get((started.model, started.name), started.name)
         if self._part not in (None, part):
             self.hand_over()
         self._part, self._piece = part, f"{started.model}, {started.name}"
