@@ -67,7 +67,7 @@ def budget_lines(
     """What of a study fits into a time, and what it can tell then.
 
     Raises:
-        ConfigError: a search decides what is trained, and has a budget of its own.
+        ConfigError: the study has a search, whose budget is set by ``search.budget``.
     """
     from rankwise.study.budgets import affordable
 

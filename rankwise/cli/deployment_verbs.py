@@ -102,8 +102,8 @@ def deploy_check(
 ) -> int:
     """Check whether an adapter survives merging and quantising.
 
-    Scores the adapter as trained, beside its base's weights, then merged and
-    rounded to each form, on the same items. A form keeps enough if its loss is
+    Scores the adapter as trained, without merging it. Then merges it, rounds it
+    to each form, and scores that on the same items. A form keeps enough if its loss is
     shown to be below the margin, and loses too much if it is shown to be above.
     The table also says how large the rounding is against the adapter's change
     of the weights, and how much of that change is left. Everything is done in

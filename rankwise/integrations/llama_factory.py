@@ -15,6 +15,8 @@ from rankwise.integrations.files import read_content
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.wordings import (
     ALL_LINEAR,
+    TRAINER_DEFAULTS,
+    TRAINER_KEYS,
     describe_rows,
     precision_entries,
     read_devices,
@@ -33,17 +35,7 @@ _KEYS = {
     "dropout": "lora_dropout",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
-    "learning_rate": "learning_rate",
-    "num_epochs": "num_train_epochs",
-    "max_steps": "max_steps",
-    "batch_size": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "schedule": "lr_scheduler_type",
-    "warmup_ratio": "warmup_ratio",
-    "warmup_steps": "warmup_steps",
-    "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm",
-    "seed": "seed",
+    **TRAINER_KEYS,
     "max_length": "cutoff_len",
 }
 _DEFAULTS = {
@@ -51,15 +43,7 @@ _DEFAULTS = {
     "alpha": lambda fields: 2.0 * fields["rank"],
     "dropout": 0.0,
     "target_modules": (ALL_LINEAR,),
-    "learning_rate": 5e-5,
-    "epochs": 3,
-    "batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "schedule": "linear",
-    "warmup_ratio": 0.0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "seed": 42,
+    **TRAINER_DEFAULTS,
     "max_length": 2048,
 }
 DATASET_INFO = "dataset_info.json"

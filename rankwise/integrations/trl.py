@@ -15,6 +15,8 @@ from rankwise.integrations.entries import shown
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.wordings import (
     ALL_LINEAR,
+    TRAINER_DEFAULTS,
+    TRAINER_KEYS,
     bits_entries,
     describe_rows,
     json_rows,
@@ -28,31 +30,7 @@ from rankwise.integrations.wordings import (
     read_targets,
 )
 
-TRAINER_KEYS = {
-    "learning_rate": "learning_rate",
-    "num_epochs": "num_train_epochs",
-    "max_steps": "max_steps",
-    "batch_size": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "schedule": "lr_scheduler_type",
-    "warmup_ratio": "warmup_ratio",
-    "warmup_steps": "warmup_steps",
-    "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm",
-    "seed": "seed",
-}
-"""``warmup_ratio`` is of transformers before 5, where ``warmup_steps`` takes a share too."""
-TRAINER_DEFAULTS = {
-    "learning_rate": 2e-5,
-    "epochs": 3,
-    "batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "schedule": "linear",
-    "warmup_ratio": 0.0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "seed": 42,
-}
+SFT_DEFAULTS = {**TRAINER_DEFAULTS, "learning_rate": 2e-5}
 """Of ``SFTConfig``."""
 _KEYS = {
     "base_model": "model_name_or_path",
@@ -71,7 +49,7 @@ _DEFAULTS = {
     "dropout": 0.05,
     "target_modules": ("q_proj", "v_proj"),
     "max_length": 1024,
-    **TRAINER_DEFAULTS,
+    **SFT_DEFAULTS,
 }
 
 

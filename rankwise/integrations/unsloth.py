@@ -12,14 +12,10 @@ from typing import Any
 from rankwise.integrations.drafts import Draft, Tool
 from rankwise.integrations.entries import shown
 from rankwise.integrations.setups import TrainingSetup
-from rankwise.integrations.trl import (
-    TRAINER_DEFAULTS,
-    TRAINER_KEYS,
-    read_sft_settings,
-    sft_entries,
-)
+from rankwise.integrations.trl import SFT_DEFAULTS, read_sft_settings, sft_entries
 from rankwise.integrations.wordings import (
     ALL_LINEAR,
+    TRAINER_KEYS,
     bits_entries,
     json_rows,
     read_beginning,
@@ -72,7 +68,7 @@ _DEFAULTS = {
     "dropout": 0.0,
     "target_modules": _TARGETS,
     "max_length": 2048,
-    **TRAINER_DEFAULTS,
+    **SFT_DEFAULTS,
     "seed": 3407,
 }
 

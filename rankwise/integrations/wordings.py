@@ -17,6 +17,33 @@ _PLAIN_BEGINNINGS = ("true", "gaussian")
 RATE_RATIO = 16.0
 """LoRA+ as a study trains it: the rate of B over that of A."""
 
+TRAINER_KEYS = {
+    "learning_rate": "learning_rate",
+    "num_epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "schedule": "lr_scheduler_type",
+    "warmup_ratio": "warmup_ratio",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "seed": "seed",
+}
+"""``warmup_ratio`` is of transformers before 5, where ``warmup_steps`` takes a share too."""
+TRAINER_DEFAULTS = {
+    "learning_rate": 5e-5,
+    "epochs": 3,
+    "batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "schedule": "linear",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 42,
+}
+"""Of transformers' ``TrainingArguments``."""
+
 _COLUMNS = {
     "alpaca": "instruction, input and output",
     "sharegpt": "conversations, turns with from and value",

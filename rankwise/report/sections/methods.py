@@ -11,8 +11,6 @@ from rankwise.records.study_file import study_file_text
 from rankwise.report.facts import provenance_facts
 from rankwise.report.parts import Column, Listing, ReportSection, Table, TitledTable, table
 
-PAPER = "arXiv:2512.15634"
-
 
 class Formula(NamedTuple):
     """What a number of the page is, in words and as a formula."""
@@ -142,7 +140,7 @@ def _citations(results: StudyResults) -> Iterator[str]:
         "Domain Robustness",
         author="Rathore, Darshita and Kumar, Vineet and Bansal, Chetna and Moitra, Anindya",
         year="2025",
-        eprint=PAPER.removeprefix("arXiv:"),
+        eprint="2512.15634",
         archiveprefix="arXiv",
     )
     if config.methods.lora is not None:
