@@ -23,7 +23,8 @@ MOST_TASKS, MOST_BARS = 8, 36
 to read; the tasks with most loss are drawn, two at least."""
 
 MOST_RUNS = 12
-"""Of more runs than this, those with the first settings of each rank are drawn."""
+"""Of more runs than this, those with the first settings of each rank are drawn; on the plane, where
+all are, regions would hide each other."""
 
 
 class _Study(NamedTuple):
@@ -82,9 +83,12 @@ def _trade_off(study: _Study) -> Figure:
     caption = (
         "One mark for each run; the base is at the origin. Up is better in-domain, right is less "
         "forgetting. Each bar is the interval of one difference from the base, paired over the "
-        "same items; a mark's shaded region is for both numbers together. The line is the front: "
-        "what lies on it is beaten by no other model in both."
+        "same items. The line is the front: what lies on it is beaten by no other model in both."
     )
+    confidence = None
+    if len(drawn) <= MOST_RUNS:
+        confidence = study.recommendation.confidence
+        caption += " A mark's shaded region is for both numbers together."
     if epsilon is not None:
         caption += " Left of the dashed line the loss is more than ε."
     if any(summary.is_recommended for summary, *_ in drawn):
@@ -108,9 +112,7 @@ def _trade_off(study: _Study) -> Figure:
     detail = f"{quantities.sample_size(gain, 'in-domain')} and {kept}; {study.bars}"
     points = [(change.estimate, gain.estimate) for _, gain, change in drawn] + [(0.0, 0.0)]
     path = [place if place < len(drawn) else None for place in front(points)]
-    drawing = plane_of(
-        marks, study.recommendation.unit, epsilon, path, study.recommendation.confidence
-    )
+    drawing = plane_of(marks, study.recommendation.unit, epsilon, path, confidence)
     return Figure(name, title, caption, drawing, detail)
 
 
