@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 WIDE, PHONE = (1280, 1000), (390, 844)
 
 _LONGEST_WAIT = 120_000.0  # milliseconds, on a busy machine
+
+expect.set_options(timeout=_LONGEST_WAIT)
 
 
 def _found() -> str | None:
