@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 class RankwiseError(Exception):
-    """Base of every error that rankwise raises on purpose."""
+    """Base of every error that rankwise raises on purpose.
+
+    Attributes:
+        is_usage: whether it lies in what was asked for, and was found before anything was done.
+    """
+
+    is_usage = False
 
 
 class ConfigError(RankwiseError, ValueError):
@@ -17,6 +23,8 @@ class ConfigError(RankwiseError, ValueError):
         source: the file (or "overrides") that was read.
         problems: one sentence each, starting with the dotted key.
     """
+
+    is_usage = True
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source
@@ -37,6 +45,8 @@ class PlanError(RankwiseError, ValueError):
         problems: reasons why it cannot be planned.
         warnings: further remarks that would not have stopped it.
     """
+
+    is_usage = True
 
     def __init__(
         self, source: str, base_model: str, problems: Sequence[str], warnings: Sequence[str] = ()
@@ -70,6 +80,8 @@ class NewerRecordError(RecordError):
 class StudyChangedError(RankwiseError, ValueError):
     """A finished study that would be scored again, under other settings or on another stack."""
 
+    is_usage = True
+
 
 class StudyLockedError(RankwiseError, BlockingIOError):
     """Another process is working on the same study folder."""
@@ -89,6 +101,8 @@ class BeyondLoraError(ModelError):
 
 class TaskError(RankwiseError, LookupError):
     """A task that does not exist, or that cannot be used as wanted."""
+
+    is_usage = True
 
 
 class DataError(RankwiseError, ValueError):

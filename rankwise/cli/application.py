@@ -9,13 +9,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from rankwise.errors import (
     ConfigError,
@@ -24,8 +25,6 @@ from rankwise.errors import (
     PlanError,
     RankwiseError,
     RecordError,
-    StudyChangedError,
-    TaskError,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 OK, RUN_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-_USAGE_ERRORS = (ConfigError, PlanError, TaskError, StudyChangedError)
+_STOPPED = "stopped; finished work is kept, run the same command to continue"
+_UsageError: Any = typer.BadParameter.__bases__[0]  # of the click that typer uses
 
 app = typer.Typer(
     name="rankwise",
@@ -87,7 +87,9 @@ AsEvents = Annotated[
         help="Print events to stdout instead of text, one JSON object a line; the last is the end.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of text.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document to stdout instead of text.")
+]
 
 
 def listed_names(text: str) -> tuple[str, ...]:
@@ -112,29 +114,64 @@ def main(
     """Options that come before the verb."""
 
 
+class _Answering(TyperCommand):
+    """A verb that answers once: with ``--json``, wrong options are its answer, as other errors."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Tell a program of wrong options before they are told to people."""
+        asks_for_json = "--json" in args
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            if asks_for_json:
+                self.tell("UsageError", error.format_message())
+            raise
+
+    def tell(self, name: str, message: str) -> None:
+        """Print what the options are wrong in."""
+        emit_error(name, message, USAGE)
+
+
+class _Telling(_Answering):
+    """A verb that prints events: the last of them tells of wrong options."""
+
+    def tell(self, name: str, message: str) -> None:
+        """Print the only event."""
+        from rankwise.cli.events import Events, print_line
+
+        Events(print_line).ended("error", USAGE, message=f"{name}: {message}")
+
+
 def verb(
-    panel: str, name: str | None = None, **settings: Any
+    panel: str, name: str | None = None, *, tells_events: bool = False, **settings: Any
 ) -> Callable[[Callable[P, int]], Callable[P, None]]:
     """Make a function a verb of the command; its exit code is what the function returns.
 
     The help lists it under the panel. Errors that we raise on purpose become a message and an exit
-    code.
+    code, and with ``--json`` also an answer, or the last event of a verb that tells events.
     """
+    kind = _Telling if tells_events else _Answering
 
     def register(function: Callable[P, int]) -> Callable[P, None]:
         summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0]
 
-        @app.command(name, rich_help_panel=panel, short_help=summary, **settings)
+        @app.command(name, cls=kind, rich_help_panel=panel, short_help=summary, **settings)
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+            answers = bool(kwargs.get("as_json")) and not tells_events
             try:
                 code = function(*args, **kwargs)
             except RankwiseError as error:
-                print_error(error)
                 code = exit_code_of(error)
+                if answers:
+                    problems = error.problems if isinstance(error, ConfigError | PlanError) else ()
+                    emit_error(type(error).__name__, str(error), code, problems)
+                print_error(error)
             except KeyboardInterrupt:
-                note("stopped; finished work is kept, run the same command to continue")
                 code = INTERRUPTED
+                if answers:
+                    emit_error("KeyboardInterrupt", _STOPPED, code)
+                note(_STOPPED)
             raise typer.Exit(code)
 
         return wrapped
@@ -144,7 +181,7 @@ def verb(
 
 def exit_code_of(error: RankwiseError) -> int:
     """Whether the command was to be written otherwise, or something failed."""
-    return USAGE if isinstance(error, _USAGE_ERRORS) else RUN_FAILED
+    return USAGE if error.is_usage else RUN_FAILED
 
 
 @contextlib.contextmanager
@@ -155,8 +192,8 @@ def usage_errors(
     try:
         yield
     except kinds as error:
-        print_error(error)
-        raise typer.Exit(USAGE) from error
+        error.is_usage = True
+        raise
 
 
 def say(text: str, style: str | None = None, *, folded: bool = True) -> None:
@@ -164,17 +201,24 @@ def say(text: str, style: str | None = None, *, folded: bool = True) -> None:
     stdout.print(text, style=style, markup=False, highlight=False, soft_wrap=not folded)
 
 
-def emit(content: Any) -> int:
-    """Print records, or lists and dictionaries of them, as JSON to stdout; returns ``OK``."""
-    from pydantic_core import to_json
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Records, or lists and dictionaries of them, as JSON in ASCII; NaN and infinities are null."""
+    from pydantic_core import to_jsonable_python
 
-    text = to_json(content, indent=2, inf_nan_mode="null").decode()
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(json.loads(text), indent=2)  # JSON's own escapes
-    print(text)
+    plain = json.dumps(to_jsonable_python(content))  # a record may have them at any depth
+    return json.dumps(json.loads(plain, parse_constant=lambda _: None), indent=indent)
+
+
+def emit(content: Any) -> int:
+    """Print the one answer of a verb as JSON to stdout, at once; returns ``OK``."""
+    print(json_text(content, indent=2), flush=True)
     return OK
+
+
+def emit_error(name: str, message: str, code: int, problems: Sequence[str] = ()) -> None:
+    """Print an error as the answer; ``problems``, if it has several, one by one."""
+    content = {"error": name, "message": message, "problems": problems, "exit_code": code}
+    emit(content)
 
 
 def note(text: str, style: str | None = None) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rankwise.cli.application import note
-from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.fields import seconds_of
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from rankwise.engine.models.base import BaseModel
     from rankwise.engine.models.devices import ResolvedPrecision
-    from rankwise.records.config.study import StudyConfig
+    from rankwise.study.budgets import Affordable
     from rankwise.study.planning.plan import StudyPlan
 
 
@@ -57,24 +56,8 @@ def told_lines(plan: StudyPlan) -> Iterator[str]:
         yield f"and forgetting of {able.retention_points:g} points or more"
 
 
-def budget_lines(
-    config: StudyConfig,
-    planned: StudyPlan,
-    budget: float,
-    scored_per_second: float,
-    plan: Callable[[StudyConfig], StudyPlan],
-) -> Iterator[str]:
-    """What of a study fits into a time, and what it can tell then.
-
-    Raises:
-        ConfigError: the study has a search, whose budget is set by ``search.budget``.
-    """
-    from rankwise.study.budgets import affordable
-
-    if config.is_searched or config.search.grows:
-        problem = "--budget: a search decides as it goes what is trained; set search.budget instead"
-        raise ConfigError("plan", [problem])
-    found = affordable(config, planned, budget, scored_per_second, plan)
+def budget_lines(found: Affordable, budget: float) -> Iterator[str]:
+    """What of a study fits into a time, and what it can tell then."""
     changes = shlex.join(found.overrides)
     within, takes = quantities.seconds(budget), quantities.seconds(found.seconds)
     if not found.fits:
@@ -84,3 +67,11 @@ def budget_lines(
     else:
         yield f"in {within}: fits as it is, about {takes}"
     yield from told_lines(found.plan)
+
+
+def budget_content(found: Affordable) -> dict[str, Any]:
+    """The same for a program."""
+    from rankwise.study.budgets import told
+
+    able = told(found.plan)._asdict()
+    return {"overrides": found.overrides, "seconds": found.seconds, "fits": found.fits, **able}

@@ -1,9 +1,8 @@
-"""``rankwise run --json``: what happens to a study, one JSON object a line."""
+"""``--json`` of the verbs that run a study: what happens to a study, one JSON object a line."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -13,9 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic_core import to_jsonable_python
-
-from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of
+from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of, json_text
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StageFailure
@@ -64,13 +61,13 @@ class Events:
             case _:
                 pass
         with contextlib.suppress(StorageError):
-            self._ended(outcome, code, message=f"{type(error).__name__}: {error}")
+            self.ended(outcome, code, message=f"{type(error).__name__}: {error}")
 
     def concluded(self, outcome: StudyOutcome, report: Path, code: int) -> None:
         """The last event of a study that has a verdict."""
         parts = outcome.recommendation.by_train_task
         fields = {"train_task", "outcome", "rank", "statement"}
-        self._ended(
+        self.ended(
             "incomplete" if code else "done",
             code,
             recommendations=[part.model_dump(include=fields) for part in parts],
@@ -84,10 +81,9 @@ class Events:
             StorageError: nobody reads them any more.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = to_jsonable_python({"event": event, "time": now, **content}, inf_nan_mode="null")
-        self._write(json.dumps(line))
+        self._write(json_text({"event": event, "time": now, **content}))
 
-    def _ended(
+    def ended(
         self,
         outcome: str,
         code: int,
@@ -96,6 +92,7 @@ class Events:
         recommendations: Sequence[Mapping[str, Any]] = (),
         report: Path | None = None,
     ) -> None:
+        """Write the last event."""
         self.write(
             "ended",
             outcome=outcome,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rankwise.cli.application import (
     OK,
     RUN_FAILED,
+    emit,
     note,
     say,
     stderr,
@@ -20,6 +21,7 @@ from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rankwise.cli.events import Events
     from rankwise.engine.models.devices import Machine
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
@@ -43,14 +45,17 @@ def planned_study(
 
 
 def run_and_report(
-    find: Callable[[], tuple[StudyConfig, StudyFolder]],
+    find: Callable[[Events | None], tuple[StudyConfig, StudyFolder]],
     *,
     quiet: bool,
     as_json: bool,
     replace: bool = False,
     accept_new_stack: bool = False,
 ) -> int:
-    """Do what is left of a study, and report."""
+    """Do what is left of a study, and report.
+
+    ``find`` gives the study; it may tell of it by events, if there are any.
+    """
     quiet_libraries()
     from rankwise.api import written_report
     from rankwise.cli.events import EventObserver, Events, print_line
@@ -58,14 +63,14 @@ def run_and_report(
     from rankwise.study.progress import Follower, QuietObserver, TerminalObserver, peak_memory
     from rankwise.study.stopping import Stopped
 
-    if quiet and as_json:
-        problem = "--quiet does not go with --json, which shows no other progress; give one"
-        raise ConfigError("run", [problem])
     events = Events(print_line) if as_json else None
     root = None
     try:
         with events or contextlib.nullcontext():
-            config, folder = find()
+            if quiet and as_json:
+                problem = "--quiet does not go with --json, which shows no other progress; give one"
+                raise ConfigError("run", [problem])
+            config, folder = find(events)
             root, memory = folder.root, peak_memory()
             observer: Follower
             if events is not None:
@@ -102,6 +107,7 @@ def report_on(
     output: Path | None = None,
     *,
     with_texts: bool = True,
+    as_json: bool = False,
 ) -> int:
     """Write the report and print the verdict; 1 if a run diverged or a stage failed."""
     from rankwise.api import written_report
@@ -110,9 +116,22 @@ def report_on(
     results, recommendation, findings = outcome
     shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
     path = written_report(folder, outcome, output, with_texts=with_texts)
-    stdout.print(*shown, sep="\n")
-    say(f"report: {path}", folded=False)
+    if as_json:
+        emit({**verdict_content(outcome), "report": path})
+    else:
+        stdout.print(*shown, sep="\n")
+        say(f"report: {path}", folded=False)
     return _told(outcome)
+
+
+def verdict_content(outcome: StudyOutcome) -> dict[str, Any]:
+    """What a program is told of a verdict: the record, what people are shown beside it, and why."""
+    return {
+        **outcome.recommendation.model_dump(mode="json"),
+        "signatures": outcome.findings.signatures,
+        "left_out": outcome.results.left_out,
+        "failures": outcome.failures,
+    }
 
 
 def _told(outcome: StudyOutcome) -> int:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,16 +28,25 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.cli.budgets import budget_lines, given_seconds, measured_rate
-from rankwise.cli.running import note_left_out, planned_study, report_on, run_and_report
+from rankwise.cli.budgets import budget_content, budget_lines, given_seconds, measured_rate
+from rankwise.cli.running import (
+    note_left_out,
+    planned_study,
+    report_on,
+    run_and_report,
+    verdict_content,
+)
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
 
 if TYPE_CHECKING:
+    from rankwise.cli.events import Events
     from rankwise.engine.models.devices import Machine
+    from rankwise.integrations.study_text import StudyText
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
+    from rankwise.study.budgets import Affordable
     from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.planning.plan import StudyPlan
 
@@ -141,7 +150,7 @@ TokensPerSecond = Annotated[
 ]
 
 
-@verb(STUDIES)
+@verb(STUDIES, tells_events=True)
 def run(
     study: StudyFile = None,
     study_dir: StudyDir = None,
@@ -158,7 +167,7 @@ def run(
     is moved to DIR/quarantine and done again.
     """
     return run_and_report(
-        lambda: _named(study, study_dir, allow_task_code),
+        lambda _: _named(study, study_dir, allow_task_code),
         quiet=quiet,
         as_json=as_json,
         replace=replace,
@@ -188,7 +197,7 @@ def plan(
     machine = _machine(device, memory)
     planned = planned_study(config, folder, machine)
     from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
-    from rankwise.records.files import in_words
+    from rankwise.records.files import free_bytes, in_words
     from rankwise.study.damage import find_damage, models_of
     from rankwise.study.needs import assumed_rate, needs_of
     from rankwise.study.stages import finished_work, stages
@@ -203,6 +212,7 @@ def plan(
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
     needs = needs_of(graph, intact, rate)
+    found = None if budget is None else _affordable(config, planned, budget, rate, machine)
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
@@ -214,9 +224,13 @@ def plan(
             "stages": [stage.described(intact) for stage in graph],
             "warnings": record.warnings,
             "device": planned.device.type,
+            "machine": None if machine is None else _described(machine),
             "precision": record.precision,
+            "is_searched": record.config.is_searched,
             **needs._asdict(),
+            "free_disk_bytes": free_bytes(folder.root),
             "is_rate_assumed": is_assumed,
+            "budget": None if found is None else budget_content(found),
         }
         return emit(content)
     stdout.print(plan_table(record, done))
@@ -229,20 +243,32 @@ def plan(
         say(f"planned for {machine.name} with {available}, in {record.precision}")
     for line in needs_lines(needs, folder.root, is_assumed=is_assumed):
         say(line)
-    if budget is not None:
-        for line in _budget_lines(config, planned, budget, rate, machine):
+    if budget is not None and found is not None:
+        for line in budget_lines(found, budget):
             say(line)
     return OK
 
 
-def _budget_lines(
+def _described(machine: Machine) -> dict[str, Any]:
+    return {"name": machine.name, "available_bytes": machine.available_bytes()}
+
+
+def _affordable(
     config: StudyConfig,
     planned: StudyPlan,
     budget: float,
     rate: float | None,
     machine: Machine | None,
-) -> Iterable[str]:
-    """What fits into a time; ``rate`` is of LoRA training, None: it is measured here."""
+) -> Affordable:
+    """What fits into a time; ``rate`` is of LoRA training, None: it is measured here.
+
+    Raises:
+        ConfigError: the study has a search, whose budget is set by ``search.budget``.
+    """
+    if config.is_searched or config.search.grows:
+        problem = "--budget: a search decides as it goes what is trained; set search.budget instead"
+        raise ConfigError("plan", [problem])
+    from rankwise.study.budgets import affordable
     from rankwise.study.planning.plan import plan_study
     from rankwise.study.stages import TRAINING_WORK
 
@@ -252,7 +278,7 @@ def _budget_lines(
     else:
         scored = rate * TRAINING_WORK["lora"]
     again = partial(plan_study, report=note, machine=machine)
-    return budget_lines(config, planned, budget, scored, again)
+    return affordable(config, planned, budget, scored, again)
 
 
 @verb(STUDIES)
@@ -268,6 +294,7 @@ def report(
         bool,
         typer.Option("--without-texts", help="Leave out prompts and answers, for sharing."),
     ] = False,
+    as_json: Json = False,
 ) -> int:
     """Write report.html and the folder report/ again.
 
@@ -282,7 +309,7 @@ def report(
     note_damage(folder)
     _keep(folder, outcome)
     try:
-        return report_on(folder, outcome, output, with_texts=not without_texts)
+        return report_on(folder, outcome, output, with_texts=not without_texts, as_json=as_json)
     except StorageError as error:
         if output is not None:
             raise
@@ -309,7 +336,7 @@ def status(directory: Folder, as_json: Json = False) -> int:
 
 
 @verb(STUDIES)
-def verify(directory: Folder) -> int:
+def verify(directory: Folder, as_json: Json = False) -> int:
     """Read every file of a study and compare it with its digest.
 
     Records, weights, items and adapters. Says what is damaged and what made
@@ -323,13 +350,17 @@ def verify(directory: Folder) -> int:
     if not folder.study_file.exists():
         raise RecordError(f"{folder.study_file} is not there; give the folder of a study.")
     damages = find_damage(folder, thorough=True)
-    for damage in damages:
-        say(f"damaged: {damage}", folded=False)
+    unknown = 0 if damages else unverifiable(folder)
+    if as_json:
+        emit({"damages": [damage._asdict() for damage in damages], "num_unverifiable": unknown})
+    elif damages:
+        for damage in damages:
+            say(f"damaged: {damage}", folded=False)
+    else:
+        say("every file is as it was written")
     if damages:
         note(f"rankwise run {directory} sets aside what is damaged and makes it again")
         return RUN_FAILED
-    unknown = unverifiable(folder)
-    say("every file is as it was written")
     if unknown:
         note(f"{unknown} trainings and scorings of an early version have no digests to compare")
     return OK
@@ -366,7 +397,7 @@ def recommend(
     recommendation = outcome.recommendation
     note_left_out(outcome)
     if as_json:
-        return emit(recommendation)
+        return emit(verdict_content(outcome))
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             say(f"trained on {part.train_task}:")
@@ -398,6 +429,7 @@ def init(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Json = False,
 ) -> int:
     """Write a commented study file to start from.
 
@@ -412,15 +444,20 @@ def init(
 
     if source is not None and preset is not None:
         raise ConfigError("init", ["--preset and --from are both given; give one of them"])
-    text = preset_text(preset or "quickstart") if source is None else _text_from(source, path)
+    made = None if source is None else _made_from(source, path)
+    text = preset_text(preset or "quickstart") if made is None else made.text
     if path.exists() and not force:
         raise ConfigError(str(path), ["the file exists; choose another path or give --force"])
     write_atomically(path, text)
+    if as_json:
+        remarks = {} if made is None else made._asdict()
+        remarks.pop("text", None)
+        return emit({"study_file": path, **remarks})
     say(f"wrote {path}; next: rankwise plan {path}")
     return OK
 
 
-@verb(STUDIES)
+@verb(STUDIES, tells_events=True)
 def extend(
     directory: Folder,
     seeds: Annotated[int, typer.Option("--seeds", min=0, help="Number of seeds to add.")] = 0,
@@ -442,7 +479,7 @@ def extend(
     from rankwise.records.folder import StudyFolder
     from rankwise.study.extension import Extension, extended
 
-    def find() -> tuple[StudyConfig, StudyFolder]:
+    def find(_: Events | None) -> tuple[StudyConfig, StudyFolder]:
         folder = StudyFolder(directory)
         config = folder.read_study().config
         return extended(config, Extension(seeds, items, _ranks(ranks))), folder
@@ -471,7 +508,7 @@ def claims(directory: Folder, as_json: Json = False) -> int:
     return OK
 
 
-def _text_from(source: Path, path: Path) -> str:
+def _made_from(source: Path, path: Path) -> StudyText:
     """The study file made from a tool's config; says what differs."""
     from rankwise.integrations.sources import read_source
     from rankwise.integrations.study_text import study_text
@@ -481,7 +518,7 @@ def _text_from(source: Path, path: Path) -> str:
         note(f"not carried over: {sentence}")
     for sentence in made.to_check:
         note(f"to check: {sentence}")
-    return made.text
+    return made
 
 
 def _named(

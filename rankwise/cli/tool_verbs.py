@@ -62,6 +62,7 @@ def export(
             help="For one run: its name, or the beginning of it (default: the recommended).",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> int:
     """Write a study in another tool's format.
 
@@ -82,34 +83,43 @@ def export(
 
     folder = StudyFolder(directory)
     if kind not in (ExportFormat.LM_EVAL, ExportFormat.EVERY_EVAL_EVER):
-        return _export_run(folder, kind, output, run)
+        return _export_run(folder, kind, output, run, as_json=as_json)
     if run is not None:
         problem = f"--run is for formats of one run; {kind.value} has every run, so leave it out"
         raise ConfigError("export", [problem])
     if kind is ExportFormat.EVERY_EVAL_EVER:
-        return _export_evaluations(folder, output)
+        return _export_evaluations(folder, output, as_json=as_json)
     from rankwise.records.lm_eval_export import export_lm_eval
 
     exported = export_lm_eval(folder, output)
     note_damage(folder)
+    if as_json:
+        return emit([model._asdict() for model in exported])
     for model in exported:
         files = f"{model.results_file} and {len(model.samples_files)} samples files"
         say(f"{model.name}: {files}", folded=False)
     return OK
 
 
-def _export_evaluations(folder: StudyFolder, output: Path | None) -> int:
+def _export_evaluations(folder: StudyFolder, output: Path | None, *, as_json: bool) -> int:
     from rankwise.integrations.every_eval_ever import export_evaluations
 
     exported = export_evaluations(folder, output)
     note_damage(folder)
+    if as_json:
+        return emit([model._asdict() for model in exported])
     for model in exported:
         say(f"{model.name}: {model.file}", folded=False)
     return OK
 
 
 def _export_run(
-    folder: StudyFolder, kind: ExportFormat, output: Path | None, run: str | None
+    folder: StudyFolder,
+    kind: ExportFormat,
+    output: Path | None,
+    run: str | None,
+    *,
+    as_json: bool,
 ) -> int:
     from rankwise.integrations.exports import export_card, export_setup
     from rankwise.integrations.tools import tool_named
@@ -118,11 +128,13 @@ def _export_run(
         written = export_card(folder, output, run)
     else:
         written = export_setup(folder, tool_named(kind.value), output, run)
+    note_damage(folder)
+    if as_json:
+        return emit([exported._asdict() for exported in written])
     for exported in written:
         say(f"{exported.run}: {exported.file}", folded=False)
         for remark in exported.remarks:
             note(f"to check: {remark}")
-    note_damage(folder)
     return OK
 
 

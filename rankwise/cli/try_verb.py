@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from rankwise.cli.application import note, say, usage_errors, verb, warn
+from rankwise.cli.application import AsEvents, note, say, usage_errors, verb, warn
 from rankwise.cli.budgets import given_seconds, measured_rate, told_lines
 from rankwise.cli.running import run_and_report
 from rankwise.cli.study_verbs import STUDIES, StudyDir
@@ -20,6 +20,7 @@ from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, data_name
 
 if TYPE_CHECKING:
+    from rankwise.cli.events import Events
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.records.own_data import ColumnsRead
@@ -38,7 +39,7 @@ _JUDGED_BY = {
 }
 
 
-@verb(STUDIES, "try")
+@verb(STUDIES, "try", tells_events=True)
 def try_data(
     data: Annotated[
         str,
@@ -68,6 +69,7 @@ def try_data(
         ),
     ] = None,
     study_dir: StudyDir = None,
+    as_json: AsEvents = False,
 ) -> int:
     """Study your own rows, in a time that you give: from a file to a verdict.
 
@@ -78,6 +80,7 @@ def try_data(
     from rankwise.records.files import write_atomically
     from rankwise.records.folder import StudyFolder
     from rankwise.records.study_file import load_config
+    from rankwise.study import trial as trials
 
     quiet_libraries()
     place = Path(data).expanduser()
@@ -86,12 +89,20 @@ def try_data(
     options = [f"--column {shlex.quote(each)}" for each in column or ()]
     options += [f"--model {shlex.quote(model)}", f"--budget {budget:g}s"]
     command = " ".join(["rankwise try", shlex.quote(data), *options])
-    if not _is_begun(folder, command):
-        text = _planned_text(place, model, budget, _columns(column or ()), folder, name, command)
-        write_atomically(folder.settings_file, text)
-    config = load_config(folder.settings_file)
-    say(f"study file: {folder.settings_file}", folded=False)
-    return run_and_report(lambda: (config, folder), quiet=False, as_json=False)
+
+    def find(events: Events | None) -> tuple[StudyConfig, StudyFolder]:
+        if not _is_begun(folder, command):
+            with usage_errors():
+                trial = trials.recognised(place, model, _columns(column or ()), note)
+            fitted = _told_and_fitted(trial, name, budget, events)
+            settings = trials.settings_of(trial, fitted.size, name, folder.root)
+            write_atomically(folder.settings_file, trials.study_text(settings, command))
+        config = load_config(folder.settings_file)
+        if events is None:
+            say(f"study file: {folder.settings_file}", folded=False)
+        return config, folder
+
+    return run_and_report(find, quiet=False, as_json=as_json)
 
 
 def _is_begun(folder: StudyFolder, command: str) -> bool:
@@ -128,16 +139,8 @@ def _columns(settings: Sequence[str]) -> ColumnsConfig | None:
         raise ConfigError("--column", list(problems_of(error, content, ColumnsConfig))) from error
 
 
-def _planned_text(
-    data: Path,
-    model: str,
-    budget: float,
-    columns: ColumnsConfig | None,
-    folder: StudyFolder,
-    name: str,
-    command: str,
-) -> str:
-    """Recognise, measure and plan, say all of it, and give the study file's text."""
+def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | None) -> Fitted:
+    """Measure and plan, and tell all of it: in words, or by an event."""
     from rankwise.study import trial as trials
     from rankwise.study.planning.model import study_model
     from rankwise.study.planning.plan import plan_study
@@ -145,21 +148,41 @@ def _planned_text(
     def plan(config: StudyConfig) -> StudyPlan:
         return plan_study(config, note)
 
-    with usage_errors():
-        trial = trials.recognised(data, model, columns, note)
-    for line in recognised_lines(trial):
+    for line in recognised_lines(trial) if events is None else ():
         say(line)
     first = plan_config(trial, name)
     found = study_model(first, note)
     rate = measured_rate(found.base, found.tokenizer, found.precision, found.machine.device)
     fitted = trials.fitted(trial, name, budget, rate, plan)
-    for line in example_lines(fitted.plan):
-        say(line)
-    for line in plan_lines(trial, fitted, budget, rate):
-        say(line)
+    if events is None:
+        for line in (*example_lines(fitted.plan), *plan_lines(trial, fitted, budget, rate)):
+            say(line)
+    else:
+        events.write("fitted", **fitted_content(trial, fitted, budget, rate))
     warn(fitted.plan.record.warnings)
-    settings = trials.settings_of(trial, fitted.size, name, folder.root)
-    return trials.study_text(settings, command)
+    return fitted
+
+
+def fitted_content(trial: Trial, fitted: Fitted, budget: float, rate: float) -> Mapping[str, Any]:
+    """For a program: how the rows were read, and the study that fits into the time."""
+    from rankwise.study.budgets import told
+    from rankwise.study.trial import left_out
+
+    plan = fitted.plan
+    return {
+        "own_data": plan.record.own_data,
+        "base_model": trial.base_model,
+        "has_chat_template": trial.has_chat_template,
+        "examples": [shown._asdict() for shown in _examples(plan)],
+        "size": fitted.size._asdict(),
+        "num_items": {name: task.num_items for name, task in plan.tasks.items()},
+        **told(plan)._asdict(),
+        "seconds": fitted.seconds,
+        "budget_seconds": budget,
+        "fits": fitted.fits,
+        "scored_tokens_per_second": rate,
+        "left_out": list(left_out(trial, fitted.size)),
+    }
 
 
 def plan_config(trial: Trial, name: str) -> StudyConfig:
@@ -193,20 +216,35 @@ def _read_as(read: ColumnsRead) -> str:
     return f"{quantities.counted(read.num_rows, 'row')} as {read.convention}: {mapping}{unread}"
 
 
-def example_lines(plan: StudyPlan) -> Iterator[str]:
-    """Rows as the model reads them; what it learns stands between >> and <<."""
+class _Example(NamedTuple):
+    """A row as the model reads it, long texts cut."""
+
+    prompt: str
+    learned: str
+    num_tokens: int
+    num_loss_tokens: int
+
+
+def _examples(plan: StudyPlan) -> Iterator[_Example]:
+    """The first rows that are trained on."""
     (examples,) = plan.examples.values()
-    shown = examples[:NUM_EXAMPLES]
-    yield f"{quantities.counted(len(shown), 'row')} as read; >>this<< is learned:"
-    for example in shown:
+    for example in examples[:NUM_EXAMPLES]:
         begin = len(example.tokens) - example.num_loss_tokens
         prompt, learned = (
             _cut(plan.tokenizer.decode(tokens))
             for tokens in (example.tokens[:begin], example.tokens[begin:])
         )
+        yield _Example(prompt, learned, len(example.tokens), example.num_loss_tokens)
+
+
+def example_lines(plan: StudyPlan) -> Iterator[str]:
+    """Rows as the model reads them; what it learns stands between >> and <<."""
+    shown = list(_examples(plan))
+    yield f"{quantities.counted(len(shown), 'row')} as read; >>this<< is learned:"
+    for example in shown:
         num_learned = quantities.counted(example.num_loss_tokens, "token")
-        yield f"--- {num_learned} of {len(example.tokens)} learned"
-        yield f"{prompt}>>{learned}<<"
+        yield f"--- {num_learned} of {example.num_tokens} learned"
+        yield f"{example.prompt}>>{example.learned}<<"
     yield "---"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from rankwise.cli.application import OK, Folder, say, verb
+from rankwise.cli.application import OK, Folder, Json, emit, say, verb
 from rankwise.cli.study_verbs import STUDIES
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records import quantities
@@ -226,6 +226,7 @@ def watch(
     every: Annotated[
         int, typer.Option("--every", metavar="SECONDS", help="Read the folder so often.", min=1)
     ] = 15,
+    as_json: Json = False,
 ) -> int:
     """Show a study in the browser while it runs: progress, losses, scores as they come.
 
@@ -238,7 +239,11 @@ def watch(
     watched.page()
     with server(watched, port) as serving:
         try:
-            say(f"http://{ADDRESS}:{serving.server_address[1]}/ (Ctrl-C ends it)", folded=False)
+            address = f"http://{ADDRESS}:{serving.server_address[1]}/"
+            if as_json:
+                emit({"address": address})
+            else:
+                say(f"{address} (Ctrl-C ends it)", folded=False)
             serving.serve_forever()
         except KeyboardInterrupt:
             return OK
