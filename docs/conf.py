@@ -56,5 +56,3 @@ def setup(app: Sphinx) -> None:
     """Register the renderer of formulas; called by Sphinx."""
     app.add_html_math_renderer("mathml", (formula, None), (display_formula, None))
     app.config.html_math_renderer = "mathml"
-
-
