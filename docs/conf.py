@@ -20,16 +20,13 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
-# Headings in the place of "rankwise.api.Study" in the contents of the page.
-toc_object_entries_show_parents = "hide"
+toc_object_entries_show_parents = "hide"  # run() instead of Study.run() in a page's contents
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
 highlight_language = "text"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # as GitHub names them
-myst_links_external_new_tab = False
 
 # Every reference must lead somewhere. Types of other packages, in signatures, lead nowhere offline.
 nitpicky = True

@@ -63,7 +63,7 @@ def pages() -> list[str]:
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     written = {"docs/cli.md", "CHANGELOG.md"}
     names = sorted(path.relative_to(ROOT).as_posix() for path in found)
-    return [name for name in names if name not in written and not name.startswith("docs/_build")]
+    return [name for name in names if name not in written]
 
 
 def blocks(page: str, text: str | None = None) -> list[Block]:
