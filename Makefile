@@ -70,8 +70,10 @@ lock: $(NEWEST)/.test-tools
 		sed 's/+[a-z0-9.]*$$//' | grep -viE '^(torch|triton|pytorch-triton|nvidia-|cuda-)'; } > constraints.new
 	mv constraints.new constraints.txt
 
+# The list of verbs, and the site: build/site/index.html.
 docs: $(VENV)/.test-tools
 	$(BIN)/typer rankwise.cli.main utils docs --name rankwise --title "The rankwise command" --output docs/cli.md
+	$(BIN)/python -m sphinx -b html -W -q -d build/doctrees docs build/site
 
 # The pictures of the README, from a study's report.
 STUDY ?= studies/quickstart

@@ -1,0 +1,92 @@
+"""Everything that the documentation tells people to type is read: verbs, options, keys, names."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.documented import (
+    ROOT,
+    Block,
+    blocks,
+    command_problems,
+    inline_commands,
+    inline_problems,
+    pages,
+    problems_of,
+)
+
+
+def block(language: str, text: str) -> Block:
+    return Block("planted.md", 1, language, text, None)
+
+
+@pytest.mark.parametrize("page", pages())
+def test_a_page_says_nothing_that_does_not_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = {each.place: problems_of(each) for each in blocks(page)}
+    sentences = {command: inline_problems(command) for command in inline_commands(text)}
+    assert {place: problems for place, problems in found.items() if problems} == {}
+    assert {command: problems for command, problems in sentences.items() if problems} == {}
+
+
+def test_the_readme_is_read() -> None:
+    read = blocks("README.md")
+    assert any("rankwise run" in command for each in read for command in each.commands)
+    assert inline_commands((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_blocks_are_found_with_their_marks_and_lines() -> None:
+    text = "a\n\n<!-- not run: slow -->\n```console\n$ rankwise run \\\n    a.yaml\nout\n```\n\n"
+    text += "```yaml\na: 1\n```\n```text\n$ no\n```\n"
+    first, second = blocks("x.md", text)
+    assert first == Block("x.md", 3, "console", "$ rankwise run \\\n    a.yaml\nout\n", "slow")
+    assert first.commands == ["rankwise run      a.yaml"]
+    assert second == Block("x.md", 10, "yaml", "a: 1\n", None)
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("rankwise runn study.yaml", "No such command 'runn'."),
+        ("rankwise plan --bugdet 1h", "No such option: --bugdet"),
+        ("rankwise heads DIR --top many --run a --tasks b", "Invalid value for '--top'"),
+        ("rankwise check my-adapter --tasks a", "Missing"),
+        ("rankwise run study.yaml train.epoch=1", "train.epoch: unknown key"),
+        ("rankwise run variants.yaml methods.variants.names=[doora]", "methods.variants.names"),
+        ("rankwise plan train.epochs=none", "train.epochs"),
+        ("make tests", "no target 'tests' in the Makefile"),
+        ("pip install rankwise[quantisation]", "no extra 'quantisation'"),
+        ("python -m benchmarks.gpus", "no module 'benchmarks.gpus'"),
+        ("rankwize run", "nothing knows how to check"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_found(command: str, problem: str) -> None:
+    found = command_problems(command)
+    assert any(each.startswith(problem) for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "problem"),
+    [
+        ("yaml", "train: {epoch: 2}", "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("yaml", "methods: {lora: {ranks: [0]}}", "methods.lora.ranks[0]"),
+        ("python", "import rankwise as rw\nrw.opn('a')", "rankwise has no opn"),
+        ("python", "from rankwise import Retention", "rankwise has no Retention"),
+        ("python", "RetentionCallback(['a'], evry=2)", "RetentionCallback: got an unexpected"),
+        ("python", "rw.new(task='kinship', base='a', train={'epoch': 1})", "train.epoch"),
+    ],
+)
+def test_what_is_wrong_with_a_block_is_found(language: str, text: str, problem: str) -> None:
+    found = problems_of(block(language, text))
+    assert any(each.startswith(problem) for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("rankwise reprot DIR", "no verb 'reprot'"),
+        ("rankwise repair DIR --run ID --max-loss 1", "repair has no option --max-loss"),
+    ],
+)
+def test_what_is_wrong_in_a_sentence_is_found(command: str, problem: str) -> None:
+    assert inline_problems(command) == [problem]
