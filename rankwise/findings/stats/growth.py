@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from rankwise.findings.stats.items import Floats
 
@@ -80,8 +80,10 @@ def _fit(
     x: Floats, y: Floats, norms: Floats, inverse: Callable[[Floats], Floats], confidence: float
 ) -> tuple[LineFit, float]:
     """A line through (x, y), judged by its squared error on the norms, which is returned too."""
-    line: Any = stats.linregress(x, y)
-    t = float(stats.t.ppf((1 + confidence) / 2, len(x) - 2))
+    from scipy.stats import linregress
+
+    line: Any = linregress(x, y)
+    t = float(special.stdtrit(len(x) - 2, (1 + confidence) / 2))
     error = float(((norms - inverse(line.intercept + line.slope * x)) ** 2).sum())
     spread = float(((norms - norms.mean()) ** 2).sum())
     width = t * float(line.stderr)
