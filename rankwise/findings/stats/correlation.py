@@ -40,7 +40,7 @@ def rank_correlation(
     Raises:
         ValueError: different numbers of values.
     """
-    from scipy.stats import spearmanr
+    from scipy.stats import spearmanr  # slow to load
 
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} values make no pairs.")

@@ -228,7 +228,7 @@ def zero_p_value(estimate: Estimate) -> float:
     1 - confidence exactly where ``interval(confidence)`` leaves zero out. Never below
     ``SMALLEST_P_VALUE``.
     """
-    from scipy.optimize import root_scalar  # it and scipy.stats are slow to load: only where asked
+    from scipy.optimize import root_scalar  # slow to load
 
     if estimate.stderr == 0.0:
         return 1.0 if estimate.value == 0.0 else SMALLEST_P_VALUE
