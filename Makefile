@@ -7,7 +7,7 @@ NEWEST := .venv-newest
 PYTEST := -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-full test-gpu test-newest fuzz audit-dependencies lint lock docs screenshots clean
+.PHONY: demo test test-full test-gpu test-newest fuzz audit-dependencies lint lock docs screenshots dist release clean
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rankwise needs Python 3.11+")'
@@ -79,6 +79,18 @@ docs: $(VENV)/.test-tools
 STUDY ?= studies/quickstart
 screenshots: $(VENV)/.test-tools $(VENV)/.browser
 	$(BIN)/python -m docs.screenshots $(STUDY)
+
+# The source distribution and the wheel, in dist/.
+dist: $(BIN)/python
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+# Writes the version where it stands, heads the changelog, commits and tags. VERSION=1.2.3; CONTRIBUTING.md has the steps.
+release: $(BIN)/python
+	$(BIN)/python -m pip install --quiet bump-my-version
+	$(BIN)/bump-my-version bump --new-version $(VERSION)
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -25,7 +25,6 @@ from rankwise.records.recommendation import Bound, Recommendation, StudyRecommen
 from rankwise.records.repairs import RepairChoice
 from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import PlannedPass, StudyRecord, Unit
-from rankwise.report.comparison_page import side_by_side
 from rankwise.report.parts import Table as ReportTable
 from rankwise.report.summaries import problem_of, verdict_table
 from rankwise.study.needs import Needs
@@ -207,6 +206,8 @@ def comparison_lines(
     comparison: StudyComparison, studies: Sequence[StudySource]
 ) -> Iterator[RenderableType]:
     """Studies side by side, and last what may be compared of them."""
+    from rankwise.report.comparison_page import side_by_side
+
     yield _as_shown(side_by_side(comparison, studies))
     yield from (Text(f"- {said}") for said in (*comparison.points, *comparison.remarks))
     yield Text(comparison.statement, style="bold")

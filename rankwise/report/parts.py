@@ -7,9 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
-
-import altair as alt
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -17,8 +15,11 @@ from rankwise.records.judgement import BestBet
 from rankwise.records.quantities import NOT_MEASURED
 from rankwise.records.study import Unit
 
+if TYPE_CHECKING:
+    import altair as alt  # slow to load, and tables are read in the terminal too
+
 Row = TypeVar("Row")
-Chart = alt.LayerChart | alt.FacetChart | alt.VConcatChart | alt.ConcatChart
+Chart: TypeAlias = "alt.LayerChart | alt.FacetChart | alt.VConcatChart | alt.ConcatChart"
 
 
 class Cell(NamedTuple):

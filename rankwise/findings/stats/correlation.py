@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scipy import stats
+from scipy import special
 
 MIN_PAIRS = 4
 """With fewer there is no interval: its variance is divided by n - 3."""
@@ -40,16 +40,18 @@ def rank_correlation(
     Raises:
         ValueError: different numbers of values.
     """
+    from scipy.stats import spearmanr  # slow to load
+
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} values make no pairs.")
     n = len(x)
     if n < MIN_PAIRS or min(len(set(x)), len(set(y))) < 2:
         return None
-    found: Any = stats.spearmanr(x, y)
+    found: Any = spearmanr(x, y)
     rho = float(found.statistic)
     nearest = 1.0 - 12.0 / (n * (n * n - 1))
     inside = max(-nearest, min(rho, nearest))
-    width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt((1 + inside**2 / 2) / (n - 3))
+    width = float(special.ndtri((1 + confidence) / 2)) * math.sqrt((1 + inside**2 / 2) / (n - 3))
     centre = math.atanh(inside)
     lower, upper = math.tanh(centre - width), math.tanh(centre + width)
     return RankCorrelation(rho, min(lower, rho), max(upper, rho), n)

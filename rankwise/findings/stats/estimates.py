@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
-from statsmodels.stats.proportion import proportion_confint
+from scipy import special
 
 from rankwise.findings.stats.items import Floats, Items, by_cluster
 
@@ -215,8 +214,9 @@ def seed_spread(tasks: Sequence[Items], confidence: float) -> SeedSpread:
         residual = float(((array - fitted) ** 2).sum()) / freedom
         by_chance += share**2 * residual / array.shape[1]
     freedom = num_seeds - 1, (num_seeds - 1) * sum(array.shape[1] - 1 for array in arrays)
-    above, below = (float(stats.f.ppf(p, *freedom)) for p in ((1 + confidence) / 2,
-                                                               (1 - confidence) / 2))  # fmt: skip
+    above, below = (
+        float(special.fdtri(*freedom, p)) for p in ((1 + confidence) / 2, (1 - confidence) / 2)
+    )
     variances = (between, between / above, between / below)
     return SeedSpread(*(math.sqrt(max(value - by_chance, 0.0)) for value in variances))
 
@@ -228,6 +228,8 @@ def zero_p_value(estimate: Estimate) -> float:
     1 - confidence exactly where ``interval(confidence)`` leaves zero out. Never below
     ``SMALLEST_P_VALUE``.
     """
+    from scipy.optimize import root_scalar  # slow to load
+
     if estimate.stderr == 0.0:
         return 1.0 if estimate.value == 0.0 else SMALLEST_P_VALUE
 
@@ -241,7 +243,7 @@ def zero_p_value(estimate: Estimate) -> float:
         return SMALLEST_P_VALUE
     if distance(-1e-9) <= 0.0:
         return 1.0
-    return math.exp(float(optimize.root_scalar(distance, bracket=(least, -1e-9)).root))
+    return math.exp(float(root_scalar(distance, bracket=(least, -1e-9)).root))
 
 
 def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:
@@ -260,7 +262,8 @@ def mcnemar_exact(num_learned: int, num_forgotten: int) -> float:
     if min(num_learned, num_forgotten) < 0:
         raise ValueError(f"negative count: {num_learned} learned, {num_forgotten} forgotten")
     total = num_learned + num_forgotten
-    return 1.0 if total == 0 else float(stats.binomtest(num_learned, total, 0.5).pvalue)
+    # a fair coin is symmetric: both tails are equal, and meet where the counts are equal
+    return min(1.0, 2.0 * float(special.bdtr(min(num_learned, num_forgotten), total, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -316,8 +319,12 @@ def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
 
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
     """Wilson's (1927) two-sided interval of one proportion, as shares in 0..1."""
-    lower, upper = proportion_confint(successes, total, 1.0 - confidence, method="wilson")
-    return float(lower), float(upper)
+    share = successes / total
+    squared = float(special.ndtri((1.0 + confidence) / 2.0)) ** 2 / total
+    centre = share + squared / 2.0
+    reach = math.sqrt(squared * (share * (1.0 - share) + squared / 4.0))
+    scale = 1.0 + squared
+    return max((centre - reach) / scale, 0.0), min((centre + reach) / scale, 1.0)
 
 
 def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple[float, float]:

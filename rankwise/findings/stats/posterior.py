@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from rankwise.findings.stats.blocks import Block
 from rankwise.findings.stats.items import Floats
@@ -101,8 +100,9 @@ def posterior(of: Block, correlations: Floats, prior: Prior, unit: float) -> Pos
     # (R, K, K): the estimates' errors for every standard deviation of the runs
     by_runs = (_RUN_SD**2 / of.num_seeds)[:, None, None] * one
     noise = of.item_covariance / unit**2 + by_runs
-    # the grid is even in the logarithm, so a density counts by its value times x
-    density = _AMPLITUDE * stats.halfcauchy.pdf(_AMPLITUDE, scale=prior.amplitude_scale)
+    # a half-Cauchy up to a factor; the grid is even in the logarithm, so it counts times x
+    half_cauchy = 1.0 / (1.0 + (_AMPLITUDE / prior.amplitude_scale) ** 2)
+    density = _AMPLITUDE * half_cauchy
     of_amplitude = (1.0 - _FLAT_SHARE) * density / density.sum()
     of_amplitude[0] = _FLAT_SHARE
     by_length = np.full(len(correlations), 1.0 / len(correlations))
@@ -145,7 +145,7 @@ def smooth_correlations(ranks: Sequence[int], num_differing: Floats) -> Floats:
 
 def _log_weights_of_run_sd(of: Block, unit: float) -> Floats:
     """Log prior times the likelihood of what the seeds of each option show, on the grid."""
-    log_weights = stats.norm.logpdf(np.log(_RUN_SD), np.log(_RUN_SD_MEDIAN), _RUN_SD_LOG_SD)
+    log_weights = -(np.log(_RUN_SD / _RUN_SD_MEDIAN) ** 2) / (2.0 * _RUN_SD_LOG_SD**2)
     if of.num_seeds > 1:
         squares = ((of.by_seed - of.mean) ** 2).sum(axis=0) / unit**2
         # the means of runs of equal skill differ too, by their interaction with the items
