@@ -47,7 +47,8 @@ def test_the_source_distribution_has_what_its_list_says(built: tuple[Path, Path]
     assert {name.partition("/")[0] for name in names} == {
         "rankwise", "tests", "benchmarks", "examples", "docs",
         "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO",
-        "README.md", "SECURITY.md", "constraints.txt", "pyproject.toml", ".gitignore",
+        "README.md", "SECURITY.md", "SKILL.md", "constraints.txt", "llms.txt", "pyproject.toml",
+        ".gitignore",
     }  # fmt: skip
     assert not [name for name in names if "__pycache__" in name or name.endswith("study.json")]
 

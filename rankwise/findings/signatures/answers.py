@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator
 from string import ascii_uppercase
@@ -47,7 +46,7 @@ def _runs_on(source: OptionGains, option: Option, task: str) -> Iterator[Signatu
     before = _wilson((base.num_unfinished or 0) / num_texts, num_items, source.confidence)
     unfinished = [_record(run, task).num_unfinished or 0 for run in option.runs]
     after = _wilson(statistics.fmean(unfinished) / num_texts, num_items, source.confidence)
-    more = _difference(after, before)
+    more = _difference(after, before, num_items, source.confidence)
     if more.sign() > 0 and after.sign(at=UNFINISHED_SHARE) > 0:
         yield signature(
             "does_not_stop",
@@ -114,12 +113,21 @@ def _is_collapsed(chosen: Interval) -> bool:
     return chosen.estimate >= COLLAPSED_SHARE and chosen.sign(at=COLLAPSED_LOWER) > 0
 
 
-def _difference(after: Interval, before: Interval) -> Interval:
-    """The difference of two proportions with Wilson's intervals (Newcombe 1998, method 10)."""
+def _difference(after: Interval, before: Interval, num_items: int, confidence: float) -> Interval:
+    """The difference of two proportions of as many items (Newcombe 1998, method 10)."""
+    from statsmodels.stats.proportion import confint_proportions_2indep  # slow to load
+
+    lower, upper = confint_proportions_2indep(
+        after.estimate * num_items,
+        num_items,
+        before.estimate * num_items,
+        num_items,
+        method="newcomb",
+        compare="diff",
+        alpha=1.0 - confidence,
+    )
     estimate = after.estimate - before.estimate
-    below = math.hypot(after.estimate - after.lower, before.upper - before.estimate)
-    above = math.hypot(after.upper - after.estimate, before.estimate - before.lower)
-    return Interval(estimate=estimate, lower=estimate - below, upper=estimate + above)
+    return Interval(estimate=estimate, lower=float(lower), upper=float(upper))
 
 
 def _wilson(share: float, num_items: int, confidence: float) -> Interval:

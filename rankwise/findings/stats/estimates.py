@@ -319,12 +319,10 @@ def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
 
 def wilson_interval(successes: float, total: int, confidence: float) -> tuple[float, float]:
     """Wilson's (1927) two-sided interval of one proportion, as shares in 0..1."""
-    share = successes / total
-    squared = float(special.ndtri((1.0 + confidence) / 2.0)) ** 2 / total
-    centre = share + squared / 2.0
-    reach = math.sqrt(squared * (share * (1.0 - share) + squared / 4.0))
-    scale = 1.0 + squared
-    return max((centre - reach) / scale, 0.0), min((centre + reach) / scale, 1.0)
+    from statsmodels.stats.proportion import proportion_confint  # slow to load
+
+    lower, upper = proportion_confint(successes, total, 1.0 - confidence, method="wilson")
+    return float(lower), float(upper)
 
 
 def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple[float, float]:

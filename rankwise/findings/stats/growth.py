@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -80,14 +80,13 @@ def _fit(
     x: Floats, y: Floats, norms: Floats, inverse: Callable[[Floats], Floats], confidence: float
 ) -> tuple[LineFit, float]:
     """A line through (x, y), judged by its squared error on the norms, which is returned too."""
-    centred = x - x.mean()
-    squares = float((centred**2).sum())
-    slope = float((centred * y).sum()) / squares
-    intercept = float(y.mean() - slope * x.mean())
-    freedom = len(x) - 2
-    stderr = math.sqrt(float(((y - intercept - slope * x) ** 2).sum()) / freedom / squares)
-    error = float(((norms - inverse(intercept + slope * x)) ** 2).sum())
+    from scipy.stats import linregress  # slow to load
+
+    line: Any = linregress(x, y)
+    t = float(special.stdtrit(len(x) - 2, (1 + confidence) / 2))
+    error = float(((norms - inverse(line.intercept + line.slope * x)) ** 2).sum())
     spread = float(((norms - norms.mean()) ** 2).sum())
-    width = float(special.stdtrit(freedom, (1 + confidence) / 2)) * stderr
+    width = t * float(line.stderr)
+    slope = float(line.slope)
     r_squared = 1.0 - error / spread if spread else 0.0
-    return LineFit(slope, slope - width, slope + width, intercept, r_squared), error
+    return LineFit(slope, slope - width, slope + width, float(line.intercept), r_squared), error
