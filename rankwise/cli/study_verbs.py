@@ -30,6 +30,7 @@ from rankwise.cli.application import (
 )
 from rankwise.cli.budgets import budget_lines, given_seconds, measured_rate
 from rankwise.cli.running import note_left_out, planned_study, report_on, run_and_report
+from rankwise.cli.timetables import Devices, Price, timetable_lines, timetable_table
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
@@ -173,7 +174,9 @@ def plan(
     allow_task_code: AllowTaskCode = False,
     device: Device = None,
     memory: Memory = None,
+    devices: Devices = 1,
     tokens_per_second: TokensPerSecond = None,
+    price_per_hour: Price = None,
     budget: Budget = None,
     as_json: Json = False,
 ) -> int:
@@ -181,17 +184,20 @@ def plan(
 
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card wherever it is: precision, passes, memory, disk and hours.
+    --devices 8 cuts passes for eight of them, and says which does what when.
     --budget 1h says what fits into that time. Unless the speed is given, it
     is measured, for which the model is loaded.
     """
     config, folder = _named(study, study_dir, allow_task_code)
-    machine = _machine(device, memory)
+    machine = _machine(device, memory, devices)
     planned = planned_study(config, folder, machine)
     from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
     from rankwise.records.files import in_words
     from rankwise.study.damage import find_damage, models_of
     from rankwise.study.needs import assumed_rate, needs_of
+    from rankwise.study.planning.work import PASS_WORK
     from rankwise.study.stages import finished_work, stages
+    from rankwise.study.timetable import timetable
 
     record, graph = planned.record, stages(planned.record)
     damages = find_damage(folder, models_of(record, folder))
@@ -202,7 +208,14 @@ def plan(
     is_assumed = rate is None and machine is not None and planned.device.type == "cuda"
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
-    needs = needs_of(graph, intact, rate)
+    if price_per_hour is not None and rate is None:
+        problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
+        raise ConfigError("plan", [problem])
+    if budget is not None and devices > 1:
+        problem = "--budget: it is the time of one device; leave --devices out"
+        raise ConfigError("plan", [problem])
+    needs = needs_of(graph, intact, rate, devices)
+    times = timetable(graph, intact, devices, PASS_WORK[planned.device.type], rate)
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
@@ -217,6 +230,7 @@ def plan(
             "precision": record.precision,
             **needs._asdict(),
             "is_rate_assumed": is_assumed,
+            "schedule": times.described(price_per_hour),
         }
         return emit(content)
     stdout.print(plan_table(record, done))
@@ -228,6 +242,10 @@ def plan(
         available = in_words(machine.available_bytes())
         say(f"planned for {machine.name} with {available}, in {record.precision}")
     for line in needs_lines(needs, folder.root, is_assumed=is_assumed):
+        say(line)
+    if devices > 1:
+        stdout.print(timetable_table(times))
+    for line in timetable_lines(times, price_per_hour):
         say(line)
     if budget is not None:
         for line in _budget_lines(config, planned, budget, rate, machine):
@@ -244,7 +262,7 @@ def _budget_lines(
 ) -> Iterable[str]:
     """What fits into a time; ``rate`` is of LoRA training, None: it is measured here."""
     from rankwise.study.planning.plan import plan_study
-    from rankwise.study.stages import TRAINING_WORK
+    from rankwise.study.planning.work import TRAINING_WORK
 
     if rate is None:
         precision = planned.record.precision
@@ -506,21 +524,21 @@ def _named(
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 
 
-def _machine(device: str | None, memory: int | None) -> Machine | None:
+def _machine(device: str | None, memory: int | None, num_devices: int) -> Machine | None:
     """What is to be planned for; None: the machine that is here."""
-    if device is None and memory is None:
+    if device is None and memory is None and num_devices == 1:
         return None
     import torch
 
     from rankwise.engine.models.devices import Machine, choose_device
 
     if device is not None and (device == "cpu" or memory is not None):
-        return Machine(torch.device(device), memory)
+        return Machine(torch.device(device), memory, num_devices)
     here = choose_device()
     if device == "cuda" and here.type != "cuda":
         problem = "--device cuda: there is no card here; say what it has, such as --memory 80GB"
         raise ConfigError("plan", [problem])
-    return Machine(here, memory)
+    return Machine(here, memory, num_devices)
 
 
 def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:

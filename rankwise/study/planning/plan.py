@@ -58,10 +58,11 @@ from rankwise.study.planning.mitigations import (
     plan_mitigated,
 )
 from rankwise.study.planning.model import StudyModel, study_model
-from rankwise.study.planning.passes import plan_passes
+from rankwise.study.planning.passes import Sharing, plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
+from rankwise.study.planning.work import PASS_WORK, scoring_work, training_work
 from rankwise.study.searches.policy import Decision
 from rankwise.study.searches.settings import searched
 from rankwise.tasks.behaviour import behaviour_prompts
@@ -280,9 +281,13 @@ class Planner:
         available = model.machine.available_bytes()
         passes = [
             planned
-            for models in (*chosen.together, truncated, mitigated)
+            for place, models in enumerate((*chosen.together, truncated, mitigated))
             for planned in plan_passes(
-                models, self._memory, config.train, available_bytes=available
+                models,
+                self._memory,
+                config.train,
+                available_bytes=available,
+                sharing=self._sharing(has_base=place == 0),
             )
         ]
         models = {
@@ -308,6 +313,20 @@ class Planner:
             planner=self,
             gauged=self._gauged,
             behaviour=self._behaviour,
+        )
+
+    def _sharing(self, *, has_base: bool) -> Sharing | None:
+        """How the machine's devices share models, and where ``has_base`` the base's scoring."""
+        machine, record = self._model.machine, self._unchosen
+        if machine.num_devices == 1:
+            return None
+        return Sharing(
+            machine.num_devices,
+            PASS_WORK[machine.device.type],
+            work_of=lambda models: (
+                training_work(models) + sum(scoring_work(record, model) for model in models)
+            ),
+            beside=scoring_work(record, None) if has_base else 0.0,
         )
 
     def _record(self) -> StudyRecord:
