@@ -189,8 +189,8 @@ def plan(
     is measured, for which the model is loaded.
     """
     config, folder = _named(study, study_dir, allow_task_code)
-    machine = _machine(device, memory, devices)
-    planned = planned_study(config, folder, machine)
+    machine = _machine(device, memory)
+    planned = planned_study(config, folder, machine, num_workers=devices)
     from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
     from rankwise.records.files import in_words
     from rankwise.study.damage import find_damage, models_of
@@ -524,21 +524,21 @@ def _named(
     return config, StudyFolder(study_dir or Path("studies") / config.name)
 
 
-def _machine(device: str | None, memory: int | None, num_devices: int) -> Machine | None:
+def _machine(device: str | None, memory: int | None) -> Machine | None:
     """What is to be planned for; None: the machine that is here."""
-    if device is None and memory is None and num_devices == 1:
+    if device is None and memory is None:
         return None
     import torch
 
     from rankwise.engine.models.devices import Machine, choose_device
 
     if device is not None and (device == "cpu" or memory is not None):
-        return Machine(torch.device(device), memory, num_devices)
+        return Machine(torch.device(device), memory)
     here = choose_device()
     if device == "cuda" and here.type != "cuda":
         problem = "--device cuda: there is no card here; say what it has, such as --memory 80GB"
         raise ConfigError("plan", [problem])
-    return Machine(here, memory, num_devices)
+    return Machine(here, memory)
 
 
 def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Which device of several does what of a study, and when, if work takes as long as planned.
 
 What one device does without a break is the scoring of the base; a pass, trained and then scored;
-a training that shares nothing, likewise; and every other stage. The analysis of weights is left
-out, as its work is of another kind: see ``needs``.
+a training that shares nothing, likewise; all comparisons with one full fine-tuning; and every other
+stage. The analysis of weights is left out, as its work is of another kind: see ``needs``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from rankwise.study.needs import share_left
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.schedule import Job, Schedule, Task, lower_bound, scheduled
 from rankwise.study.planning.work import TRAINING_WORK, training_work
-from rankwise.study.stages import CompareDistributions, Model, Score, Stage, Train, Truncate
+from rankwise.study.stages import (
+    CompareDistributions,
+    CompareHeads,
+    CompareWithBase,
+    Model,
+    Score,
+    Stage,
+    Train,
+    Truncate,
+)
 
 
 class Timetable(NamedTuple):
@@ -178,15 +187,21 @@ def _done_together(graph: Sequence[Stage]) -> list[list[Stage]]:
     jobs: dict[str, list[Stage]] = {}
     for stage in graph:
         if stage.num_tokens is not None:
-            is_of_models = isinstance(stage, Train | Score)
-            jobs.setdefault(stage.model if is_of_models else stage.id, []).append(stage)
+            jobs.setdefault(_title(stage), []).append(stage)
     return list(jobs.values())
 
 
 def _title(stage: Stage) -> str:
-    if isinstance(stage, Train | Score):
-        return stage.model
-    return stage.name if stage.name == stage.model else f"{stage.name}: {stage.model}"
+    """The same for stages that are done together."""
+    match stage:
+        case Train() | Score():
+            return stage.model
+        case CompareDistributions():
+            return f"{stage.name} from {stage.reference.name}"
+        case CompareWithBase() | CompareHeads():
+            return f"{stage.name} on {stage.train_task}"
+        case _:
+            return stage.name
 
 
 def _is_shared(train: Train) -> bool:

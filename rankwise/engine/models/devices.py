@@ -127,12 +127,10 @@ class Machine(NamedTuple):
     Attributes:
         device: that computes.
         memory_bytes: that it has, if that is given; None: what is free when it is asked.
-        num_devices: equal ones that share the study.
     """
 
     device: torch.device
     memory_bytes: int | None = None
-    num_devices: int = 1
 
     @property
     def is_elsewhere(self) -> bool:

@@ -51,7 +51,7 @@ class Sharing(NamedTuple):
     """How several devices share what is planned.
 
     Attributes:
-        num_devices: equal ones, at least two.
+        num_devices: equal ones, at least one.
         pass_work: work of a pass besides its models.
         work_of: the work of training and scoring the models of one training.
         beside: work that the same devices do besides.

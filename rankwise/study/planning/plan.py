@@ -154,6 +154,7 @@ def plan_study(
     *,
     folder: StudyFolder | None = None,
     machine: Machine | None = None,
+    num_workers: int = 1,
 ) -> StudyPlan:
     """Plan a study; a base model or data set that is not here yet is fetched.
 
@@ -165,6 +166,7 @@ def plan_study(
         folder: where the study goes on, if it does: full fine-tuning keeps what it took there, and
             what is trained there needs no memory.
         machine: to plan for; None: the one that is here, which alone can run the plan.
+        num_workers: that share the study, each on such a machine.
 
     Raises:
         PlanError: with every problem found, or because the base model cannot be had.
@@ -173,7 +175,7 @@ def plan_study(
     issues = Issues()
     model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
-    planner = None if parts is None else Planner(config, model, parts, issues, folder)
+    planner = None if parts is None else Planner(config, model, parts, issues, folder, num_workers)
     if issues.problems or planner is None:
         raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
     return planner.plan()
@@ -226,7 +228,9 @@ class Planner:
         parts: _Parts,
         issues: Issues,
         folder: StudyFolder | None,
+        num_workers: int,
     ) -> None:
+        self._num_workers = num_workers
         memory = _memory(config, model, parts)
         before = earlier_full(folder, model.base.fingerprint)
         full = full_training(config, memory, model.machine, before)
@@ -316,13 +320,13 @@ class Planner:
         )
 
     def _sharing(self, *, has_base: bool) -> Sharing | None:
-        """How the machine's devices share models, and where ``has_base`` the base's scoring."""
-        machine, record = self._model.machine, self._unchosen
-        if machine.num_devices == 1:
+        """How workers share models, and with ``has_base`` the base's scoring; None: one alone."""
+        record = self._unchosen
+        if self._num_workers == 1:
             return None
         return Sharing(
-            machine.num_devices,
-            PASS_WORK[machine.device.type],
+            self._num_workers,
+            PASS_WORK[self._model.machine.device.type],
             work_of=lambda models: (
                 training_work(models) + sum(scoring_work(record, model) for model in models)
             ),
