@@ -106,19 +106,20 @@ def study_of(setting: Setting, num_devices: int) -> Study:
     for number, tokens in enumerate(setting.trained_tokens):
         names: list[str] = []
         for seed in range(setting.seeds):
-            full = f"full {number} {seed}"
+            loras = [f"r{rank} {number} {seed}" for rank in setting.ranks]
+            trained = tokens * TRAINING_WORK["lora"]
+            adapters += [
+                Job(name, trained + setting.scored_tokens, (BASE,), trained) for name in loras
+            ]
+            ranks += setting.ranks
+            names += loras
             if setting.has_full:
+                full = f"full {number} {seed}"
                 trained = PASS_WORK["cuda"] + tokens * TRAINING_WORK["full"]
                 alone.append(Job(full, trained + setting.scored_tokens, (BASE,), trained))
+                compared = 2 * setting.compared_tokens * (len(loras) + 1)
+                alone.append(Job(f"divergence from {full}", compared, (full, *loras)))
                 names.append(full)
-            for rank in setting.ranks:
-                name, trained = f"r{rank} {number} {seed}", tokens * TRAINING_WORK["lora"]
-                adapters.append(Job(name, trained + setting.scored_tokens, (BASE,), trained))
-                ranks.append(rank)
-                names.append(name)
-                if setting.has_full:
-                    both = 2 * setting.compared_tokens
-                    alone.append(Job(f"divergence of {name}", both, (name, full)))
         heads = setting.compared_tokens / 10 * (len(names) + 1)
         alone.append(Job(f"heads {number}", heads, tuple(names)))
     return Study(Task(adapters, alone, num_devices, PASS_WORK["cuda"]), tuple(ranks), setting)

@@ -30,7 +30,7 @@ from rankwise.cli.application import (
 )
 from rankwise.cli.budgets import budget_lines, given_seconds, measured_rate
 from rankwise.cli.running import note_left_out, planned_study, report_on, run_and_report
-from rankwise.cli.timetables import Devices, Price, timetable_lines, timetable_table
+from rankwise.cli.timetables import Devices, Price, check_devices, print_times
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
@@ -208,14 +208,10 @@ def plan(
     is_assumed = rate is None and machine is not None and planned.device.type == "cuda"
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
-    if price_per_hour is not None and rate is None:
-        problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
-        raise ConfigError("plan", [problem])
-    if budget is not None and devices > 1:
-        problem = "--budget: it is the time of one device; leave --devices out"
-        raise ConfigError("plan", [problem])
+    check_devices(devices, budget, rate, price_per_hour)
     needs = needs_of(graph, intact, rate, devices)
-    times = timetable(graph, intact, devices, PASS_WORK[planned.device.type], rate)
+    start = PASS_WORK[planned.device.type]
+    times = timetable(graph, intact, devices, start, rate, price_per_hour)
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
@@ -230,7 +226,7 @@ def plan(
             "precision": record.precision,
             **needs._asdict(),
             "is_rate_assumed": is_assumed,
-            "schedule": times.described(price_per_hour),
+            "schedule": times.described(),
         }
         return emit(content)
     stdout.print(plan_table(record, done))
@@ -243,10 +239,7 @@ def plan(
         say(f"planned for {machine.name} with {available}, in {record.precision}")
     for line in needs_lines(needs, folder.root, is_assumed=is_assumed):
         say(line)
-    if devices > 1:
-        stdout.print(timetable_table(times))
-    for line in timetable_lines(times, price_per_hour):
-        say(line)
+    print_times(times)
     if budget is not None:
         for line in _budget_lines(config, planned, budget, rate, machine):
             say(line)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from rankwise.cli.application import say, stdout
+from rankwise.errors import ConfigError
 from rankwise.records import quantities
 
 if TYPE_CHECKING:
@@ -49,7 +51,31 @@ Price = Annotated[
 ]
 
 
-def timetable_table(times: Timetable) -> Table:
+def check_devices(
+    num_devices: int, budget: float | None, rate: float | None, price_per_hour: float | None
+) -> None:
+    """Whether what is asked of a plan for devices can be said.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if price_per_hour is not None and rate is None:
+        problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
+        raise ConfigError("plan", [problem])
+    if budget is not None and num_devices > 1:
+        problem = "--budget: it is the time of one device; leave --devices out"
+        raise ConfigError("plan", [problem])
+
+
+def print_times(times: Timetable) -> None:
+    """A table for several devices, and what they take."""
+    if times.schedule.num_devices > 1:
+        stdout.print(_table(times))
+    for line in _lines(times):
+        say(line)
+
+
+def _table(times: Timetable) -> Table:
     """What each device does in which order, and when its last job ends."""
     schedule = times.schedule
     table = Table()
@@ -66,7 +92,7 @@ def timetable_table(times: Timetable) -> Table:
     return table
 
 
-def timetable_lines(times: Timetable, price_per_hour: float | None) -> Iterator[str]:
+def _lines(times: Timetable) -> Iterator[str]:
     """How near the least time a study on several devices comes, and what it takes of them."""
     number, makespan = times.schedule.num_devices, times.schedule.makespan
     if number > 1 and makespan:
@@ -77,11 +103,11 @@ def timetable_lines(times: Timetable, price_per_hour: float | None) -> Iterator[
             f"schedule takes less than {quantities.share(times.least / makespan)} of it"
         )
     hours = times.device_hours
-    if hours is None or (number == 1 and price_per_hour is None):
+    if hours is None or (number == 1 and times.cost is None):
         return
     line = f"device-hours: {hours:.2f}, each device until its last job ends"
-    if price_per_hour is not None:
-        line += f"; cost: {hours * price_per_hour:,.2f} at {price_per_hour:g} an hour"
+    if times.cost is not None:
+        line += f"; cost: {times.cost:,.2f} at {times.price_per_hour:g} an hour"
     yield line
 
 

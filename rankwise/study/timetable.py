@@ -36,12 +36,14 @@ class Timetable(NamedTuple):
         titles: the job's name -> what it is, in words.
         least: scored tokens before which no schedule ends, whatever shares a pass.
         scored_per_second: tokens, by which work is time; None: not known.
+        price_per_hour: of a device; None: not known.
     """
 
     schedule: Schedule
     titles: Mapping[str, str]
     least: float
     scored_per_second: float | None
+    price_per_hour: float | None = None
 
     @property
     def busy_share(self) -> float:
@@ -59,9 +61,16 @@ class Timetable(NamedTuple):
         held = self.seconds(self.schedule.held)
         return None if held is None else held / 3600
 
-    def described(self, price_per_hour: float | None) -> dict[str, Any]:
-        """As JSON; times are null where no speed is known, and so is the cost without a price."""
-        hours, makespan = self.device_hours, self.schedule.makespan
+    @property
+    def cost(self) -> float | None:
+        """Of the device-hours; None where no speed or no price is known."""
+        if self.device_hours is None or self.price_per_hour is None:
+            return None
+        return self.device_hours * self.price_per_hour
+
+    def described(self) -> dict[str, Any]:
+        """As JSON; times are null where no speed is known."""
+        makespan = self.schedule.makespan
         return {
             "num_devices": self.schedule.num_devices,
             "work": makespan,
@@ -69,8 +78,9 @@ class Timetable(NamedTuple):
             "seconds": self.seconds(makespan),
             "least_seconds": self.seconds(self.least),
             "busy_share": self.busy_share,
-            "device_hours": hours,
-            "cost": None if hours is None or price_per_hour is None else hours * price_per_hour,
+            "device_hours": self.device_hours,
+            "price_per_hour": self.price_per_hour,
+            "cost": self.cost,
             "jobs": [
                 {
                     "name": self.titles[slot.job.name],
@@ -93,6 +103,7 @@ def timetable(
     num_devices: int,
     pass_work: float,
     tokens_per_second: float | None,
+    price_per_hour: float | None = None,
 ) -> Timetable:
     """When what is left of a study is done, by which device.
 
@@ -102,6 +113,7 @@ def timetable(
         num_devices: at least one.
         pass_work: see ``PASS_WORK``.
         tokens_per_second: of LoRA training; None: not known.
+        price_per_hour: of a device; None: not known.
 
     Raises:
         RecordError: a record exists and cannot be read.
@@ -113,6 +125,7 @@ def timetable(
         left.titles,
         lower_bound(task),
         None if tokens_per_second is None else tokens_per_second * TRAINING_WORK["lora"],
+        price_per_hour,
     )
 
 
