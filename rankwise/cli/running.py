@@ -34,12 +34,13 @@ def planned_study(
     folder: StudyFolder,
     machine: Machine | None = None,
     report: Callable[[str], None] = note,
+    num_workers: int = 1,
 ) -> StudyPlan:
-    """Plan a study as it goes on in its folder, and print its warnings."""
+    """Plan a study as it goes on in its folder, for some workers, and print its warnings."""
     quiet_libraries()
     from rankwise.study.planning.plan import plan_study
 
-    plan = plan_study(config, report, folder=folder, machine=machine)
+    plan = plan_study(config, report, folder=folder, machine=machine, num_workers=num_workers)
     warn(plan.record.warnings)
     return plan
 

@@ -36,6 +36,7 @@ from rankwise.cli.running import (
     run_and_report,
     verdict_content,
 )
+from rankwise.cli.timetables import Devices, Price, check_devices, print_times
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
@@ -182,7 +183,9 @@ def plan(
     allow_task_code: AllowTaskCode = False,
     device: Device = None,
     memory: Memory = None,
+    devices: Devices = 1,
     tokens_per_second: TokensPerSecond = None,
+    price_per_hour: Price = None,
     budget: Budget = None,
     as_json: Json = False,
 ) -> int:
@@ -190,17 +193,20 @@ def plan(
 
     Loads no weights and trains nothing. --device cuda --memory 80GB plans for
     such a card wherever it is: precision, passes, memory, disk and hours.
+    --devices 8 cuts passes for eight of them, and says which does what when.
     --budget 1h says what fits into that time. Unless the speed is given, it
     is measured, for which the model is loaded.
     """
     config, folder = _named(study, study_dir, allow_task_code)
     machine = _machine(device, memory)
-    planned = planned_study(config, folder, machine)
+    planned = planned_study(config, folder, machine, num_workers=devices)
     from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
     from rankwise.records.files import free_bytes, in_words
     from rankwise.study.damage import find_damage, models_of
     from rankwise.study.needs import assumed_rate, needs_of
+    from rankwise.study.planning.work import PASS_WORK
     from rankwise.study.stages import finished_work, stages
+    from rankwise.study.timetable import timetable
 
     record, graph = planned.record, stages(planned.record)
     damages = find_damage(folder, models_of(record, folder))
@@ -211,7 +217,10 @@ def plan(
     is_assumed = rate is None and machine is not None and planned.device.type == "cuda"
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
-    needs = needs_of(graph, intact, rate)
+    check_devices(devices, budget, rate, price_per_hour)
+    needs = needs_of(graph, intact, rate, devices)
+    start = PASS_WORK[planned.device.type]
+    times = timetable(graph, intact, devices, start, rate, price_per_hour)
     found = None if budget is None else _affordable(config, planned, budget, rate, machine)
     if as_json:
         runs = [
@@ -231,6 +240,7 @@ def plan(
             "free_disk_bytes": free_bytes(folder.root),
             "is_rate_assumed": is_assumed,
             "budget": None if found is None else budget_content(found),
+            "schedule": times.described(),
         }
         return emit(content)
     stdout.print(plan_table(record, done))
@@ -243,6 +253,7 @@ def plan(
         say(f"planned for {machine.name} with {available}, in {record.precision}")
     for line in needs_lines(needs, folder.root, is_assumed=is_assumed):
         say(line)
+    print_times(times)
     if budget is not None and found is not None:
         for line in budget_lines(found, budget):
             say(line)
@@ -270,7 +281,7 @@ def _affordable(
         raise ConfigError("plan", [problem])
     from rankwise.study.budgets import affordable
     from rankwise.study.planning.plan import plan_study
-    from rankwise.study.stages import TRAINING_WORK
+    from rankwise.study.planning.work import TRAINING_WORK
 
     if rate is None:
         precision = planned.record.precision

@@ -19,7 +19,8 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Unit
 from rankwise.study.needs import needs_of
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import TRAINING_WORK, stages
+from rankwise.study.planning.work import TRAINING_WORK
+from rankwise.study.stages import stages
 
 SURE_SHARE = 0.75
 """Of a budget, what is planned with: a machine is not always as quick as it was measured."""

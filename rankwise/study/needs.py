@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise.records.folder import StudyFolder
-from rankwise.study.stages import (
-    TRAINING_WORK,
-    Stage,
-    Train,
-    furthest,
-    state_bytes,
-    stored_bytes,
-)
+from rankwise.study.planning.work import TRAINING_WORK, furthest
+from rankwise.study.stages import Stage, Train, state_bytes, stored_bytes
 
 CARD_FLOPS = 989e12
 """Multiplications and additions of an H100 SXM in a second, dense bfloat16, by its data sheet."""
@@ -38,31 +33,37 @@ class Needs(NamedTuple):
 
 
 def needs_of(
-    stages: Sequence[Stage], folder: StudyFolder, tokens_per_second: float | None
+    stages: Sequence[Stage],
+    folder: StudyFolder,
+    tokens_per_second: float | None,
+    num_devices: int = 1,
 ) -> Needs:
-    """What is left of some stages needs where LoRA training reads so many tokens in a second."""
-    disk_bytes = disk_left(stages, folder)
+    """What is left of some stages needs where LoRA training reads so many tokens in a second.
+
+    The seconds are those of one device, the disk is that of several which train at once.
+    """
+    disk_bytes = disk_left(stages, folder, num_devices)
     if tokens_per_second is None:
         return Needs(disk_bytes, None, None)
     work = sum(
-        stage.work * _share_left(stage, folder) for stage in stages if stage.num_tokens is not None
+        stage.work * share_left(stage, folder) for stage in stages if stage.num_tokens is not None
     )
     seconds = work / (tokens_per_second * TRAINING_WORK["lora"])
     return Needs(disk_bytes, seconds, tokens_per_second)
 
 
-def disk_left(stages: Sequence[Stage], folder: StudyFolder) -> int:
+def disk_left(stages: Sequence[Stage], folder: StudyFolder, num_devices: int = 1) -> int:
     """Bytes that what is left of some stages takes of the disk, about, when it takes most.
 
     Weights and answers stay. A state from which training can be resumed is there until its training
     ends, so of all passes the one with the largest states counts, and of its largest state a second
-    copy: a new one is whole before the old one goes. A search ends passes before their trainings:
-    these states stay.
+    copy: a new one is whole before the old one goes. Several devices have as many of these at once.
+    A search ends passes before their trainings: these states stay.
     """
-    stay, states, waiting = 0, [0], dict[str, int]()
+    stay, states, waiting = 0, list[int](), dict[str, int]()
     for stage in stages:
         if not isinstance(stage, Train):
-            stay += round(stage.disk_bytes * _share_left(stage, folder))
+            stay += round(stage.disk_bytes * share_left(stage, folder))
             continue
         left = [model for model in stage.left(folder) if model is not None]
         stay += sum(map(stored_bytes, left))
@@ -79,10 +80,10 @@ def disk_left(stages: Sequence[Stage], folder: StudyFolder) -> int:
             else:
                 waiting[model.training.name] = sizes[-1]
         states.append(of_pass + max(sizes))
-    return stay + max(states) + sum(waiting.values())
+    return stay + sum(heapq.nlargest(num_devices, states)) + sum(waiting.values())
 
 
-def _share_left(stage: Stage, folder: StudyFolder) -> float:
+def share_left(stage: Stage, folder: StudyFolder) -> float:
     """Of a stage's models, those that it is not finished with."""
     return len(stage.left(folder)) / max(1, len(stage.models))
 

@@ -11,7 +11,8 @@ from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.observer import StageOutline
-from rankwise.study.stages import Model, Score, Stage, Train, furthest, training_work
+from rankwise.study.planning.work import furthest, training_work
+from rankwise.study.stages import Model, Score, Stage, Train
 
 
 def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOutline, ...]:

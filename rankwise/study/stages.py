@@ -37,14 +37,11 @@ from rankwise.records.study import (
     StudyRecord,
     TaskEvaluation,
 )
+from rankwise.study.planning.work import furthest, training_work
 
 ANALYSIS_WORK = 1500.0
 """Work of decomposing all adapted matrices of a run once, in scored tokens: measured on small
 models. Only the time left is estimated from it."""
-
-TRAINING_WORK = {"lora": 2.5, "full": 4.0}
-"""Work of a trained token, in scored tokens: a backward pass, and for full fine-tuning the
-gradients of all weights. Only the time left is estimated from it."""
 
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
 _MOMENTS_BYTES = {"adamw": 8, "adamw_8bit": 2}  # of both, per weight
@@ -68,17 +65,6 @@ def stored_bytes(run: PlannedRun) -> int:
     if run.imported_from is not None and run.method == "full":
         return 0
     return run.num_trainable_parameters * weight_bytes(run)
-
-
-def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """Of runs and checkpoints, the last one of each training: the others are passed on its way."""
-    by_steps = sorted(models, key=lambda model: model.num_steps)
-    return tuple({model.training.name: model for model in by_steps}.values())
-
-
-def training_work(models: Sequence[PlannedRun]) -> float:
-    """Work of training some runs and checkpoints; those of one training are trained once."""
-    return sum(model.num_tokens * TRAINING_WORK[model.method] for model in furthest(models))
 
 
 Model = PlannedRun | None

@@ -85,3 +85,49 @@ def test_plan_keeps_what_the_folder_s_study_took(study_file: Path) -> None:
     (run,) = (each for each in took if each.full)  # but a finished run says what it took
     folder.write(folder.run_file(run.name), planted_run_record(run, diverged=False))
     assert full("--study-dir", folder.root) == [kept]
+
+
+def test_a_plan_for_several_devices(study_file: Path) -> None:
+    study = (study_file, "--study-dir", study_file.parent / "shared", "seeds=[0,1]")
+    speed = ("--tokens-per-second", "100", "--price-per-hour", "2.5")
+    plan = json.loads(rankwise("plan", *study, "--devices", "3", *speed, "--json").stdout)
+    schedule = plan["schedule"]
+    ends = {job["id"]: job["end_seconds"] for job in schedule["jobs"]}
+    assert schedule["seconds"] == max(ends.values()) >= schedule["least_seconds"]
+    assert schedule["seconds"] == pytest.approx(schedule["work"] / 250)
+    assert {need for job in schedule["jobs"] for need in job["needs"]} < ends.keys()
+    assert {job["device"] for job in schedule["jobs"]} == {0, 1, 2}
+    by_device = [
+        max(job["end_seconds"] for job in schedule["jobs"] if job["device"] == device)
+        for device in range(3)
+    ]
+    assert schedule["device_hours"] == pytest.approx(sum(by_device) / 3600)
+    assert schedule["cost"] == pytest.approx(2.5 * sum(by_device) / 3600)
+    # two full fine-tunings, and four adapters in as many passes as make three devices end together
+    assert [len(each["runs"]) for each in plan["passes"]] == [2, 1, 1, 1, 1]
+    one = json.loads(rankwise("plan", *study, "--json").stdout)
+    assert [len(each["runs"]) for each in one["passes"]] == [4, 1, 1]
+    assert {run["fingerprint"] for run in one["runs"]} == {
+        run["fingerprint"] for run in plan["runs"]
+    }
+    assert one["schedule"]["busy_share"] == pytest.approx(1.0)
+    assert one["disk_bytes"] < plan["disk_bytes"]  # states of three passes, and not of one
+    said = words(rankwise("plan", *study, "--devices", "3", *speed).stdout)
+    assert re.search(
+        r"3 devices: done after [\d.]+ s, at work \d+ % of the time; no schedule", said
+    )
+    assert re.search(r"device-hours: 0\.0\d, .*; cost: 0\.\d\d at 2\.5 an hour", said)
+    unknown = words(rankwise("plan", *study, "--devices", "3").stdout)
+    assert re.search(r"3 devices: at work \d+ % of the time; no schedule takes less", unknown)
+    assert "device-hours" not in unknown
+
+
+def test_what_several_devices_cannot_be_planned_for(study_file: Path) -> None:
+    done = rankwise("plan", study_file, "--price-per-hour", "2")
+    assert done.exit_code == 2
+    assert "no speed is known; give --tokens-per-second too" in words(done.stderr)
+    done = rankwise("plan", study_file, "--devices", "2", "--budget", "1h")
+    assert done.exit_code == 2
+    assert "--budget: it is the time of one device; leave --devices out" in words(done.stderr)
+    for wrong in (("--devices", "0"), ("--price-per-hour", "-1"), ("--price-per-hour", "nan")):
+        assert rankwise("plan", study_file, *wrong).exit_code == 2

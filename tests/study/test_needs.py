@@ -46,6 +46,9 @@ def test_of_all_passes_the_states_of_the_largest_count(folder: StudyFolder) -> N
     assert disk_left([many, few], folder) == disk_left([few, many], folder)
     assert disk_left([few], folder) == 100 * 4 + 200 * 12
     assert disk_left([], folder) == 0
+    both = 600 * 4 + (500 + 300) * 12 + (100 + 100) * 12
+    assert disk_left([few, many], folder, num_devices=2) == both
+    assert disk_left([few, many], folder, num_devices=3) == both
     without = one_pass(run("b", 200), run("c", 300), saves_states=False)
     assert disk_left([without], folder) == 500 * 4
 

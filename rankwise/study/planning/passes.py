@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedPass, PlannedRun
+from rankwise.study.planning.schedule import Job, Task, packed
 
 _BALANCED = 0.001
 """Of a pass's memory, how well the fullest of several is known to be as empty as it can be."""
@@ -46,6 +47,22 @@ class MemoryOfPasses(Protocol):
         ...
 
 
+class Sharing(NamedTuple):
+    """How several devices share what is planned.
+
+    Attributes:
+        num_devices: equal ones, at least one.
+        pass_work: work of a pass besides its models.
+        work_of: the work of training and scoring the models of one training.
+        beside: work that the same devices do besides.
+    """
+
+    num_devices: int
+    pass_work: float
+    work_of: Callable[[Sequence[PlannedRun]], float]
+    beside: float = 0.0
+
+
 class _Cut(NamedTuple):
     """How a pass is cut: tokens of a micro-batch, whether layers are recomputed; its peak."""
 
@@ -60,8 +77,12 @@ def plan_passes(
     train: TrainConfig,
     *,
     available_bytes: int,
+    sharing: Sharing | None = None,
 ) -> tuple[PlannedPass, ...]:
     """Adapters in as few passes as fit, in the study's order; others alone (``shares_a_pass``).
+
+    Several devices get passes that end together, where as few as fit would leave some idle; the
+    longest pass comes first.
 
     On CUDA each pass keeps room for micro-batches of 8192 tokens, or of its whole step, as far as a
     single adapter leaves it; and where there are several passes, they are as even as can be.
@@ -78,6 +99,7 @@ def plan_passes(
         memory: of its passes.
         train: may fix the tokens of a micro-batch and gradient checkpointing.
         available_bytes: in which estimates must fit, on a CPU with the process.
+        sharing: of several devices; None: there is one.
     """
     of_training: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -85,8 +107,14 @@ def plan_passes(
             of_training.setdefault(run.training.name, []).append(run)
     cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]
-    groups = cutter.groups([run for run in trained if shares_a_pass(run)])
-    groups += [[run] for run in trained if not shares_a_pass(run)]
+    adapters = [run for run in trained if shares_a_pass(run)]
+    alone = [run for run in trained if not shares_a_pass(run)]
+    if sharing is None:
+        groups = cutter.groups(adapters)
+    else:
+        work = {name: sharing.work_of(models) for name, models in of_training.items()}
+        groups = cutter.shared_out(adapters, alone, work, sharing)
+    groups += [[run] for run in alone]
     passes: list[PlannedPass] = []
     for group in groups:
         models = [model.name for run in group for model in of_training[run.training.name]]
@@ -156,13 +184,43 @@ class _PassCutter:
         """Runs of one pass each, which are filled up to a limit one after the other."""
         group: list[PlannedRun] = []
         for run in adapters:
-            least = self._checkpointing[0] or (bool(group) and self._needs_checkpointing(group))
-            if group and self._peak_of([*group, run])(self._kept, least) > limit:
+            if group and not self._has_room(group, run, limit):
                 yield group
                 group = []
             group.append(run)
         if group:
             yield group
+
+    def shared_out(
+        self,
+        adapters: Sequence[PlannedRun],
+        alone: Sequence[PlannedRun],
+        work: Mapping[str, float],
+        sharing: Sharing,
+    ) -> list[list[PlannedRun]]:
+        """Runs of one pass each, for several devices; ``work`` is by the name of a training."""
+        task = Task(
+            [Job(run.training.name, work[run.training.name]) for run in adapters],
+            [
+                Job("beside", sharing.beside),
+                *(
+                    Job(f"{name} alone", sharing.pass_work + work[name])
+                    for name in (run.training.name for run in alone)
+                ),
+            ],
+            sharing.num_devices,
+            sharing.pass_work,
+        )
+
+        def has_room(group: Sequence[int], place: int) -> bool:
+            return self._has_room([adapters[each] for each in group], adapters[place], self._limit)
+
+        return [[adapters[place] for place in places] for places in packed(task, has_room)]
+
+    def _has_room(self, group: Sequence[PlannedRun], run: PlannedRun, limit: int) -> bool:
+        """Whether a pass that has been begun takes one more."""
+        least = self._checkpointing[0] or self._needs_checkpointing(group)
+        return self._peak_of([*group, run])(self._kept, least) <= limit
 
     def planned(self, runs: Sequence[PlannedRun]) -> PlannedPass:
         cut = self._cut(self._peak_of(runs))

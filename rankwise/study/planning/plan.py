@@ -58,10 +58,11 @@ from rankwise.study.planning.mitigations import (
     plan_mitigated,
 )
 from rankwise.study.planning.model import StudyModel, study_model
-from rankwise.study.planning.passes import plan_passes
+from rankwise.study.planning.passes import Sharing, plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
+from rankwise.study.planning.work import PASS_WORK, scoring_work, training_work
 from rankwise.study.searches.policy import Decision
 from rankwise.study.searches.settings import searched
 from rankwise.tasks.behaviour import behaviour_prompts
@@ -153,6 +154,7 @@ def plan_study(
     *,
     folder: StudyFolder | None = None,
     machine: Machine | None = None,
+    num_workers: int = 1,
 ) -> StudyPlan:
     """Plan a study; a base model or data set that is not here yet is fetched.
 
@@ -164,6 +166,7 @@ def plan_study(
         folder: where the study goes on, if it does: full fine-tuning keeps what it took there, and
             what is trained there needs no memory.
         machine: to plan for; None: the one that is here, which alone can run the plan.
+        num_workers: that share the study, each on such a machine.
 
     Raises:
         PlanError: with every problem found, or because the base model cannot be had.
@@ -172,7 +175,7 @@ def plan_study(
     issues = Issues()
     model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
-    planner = None if parts is None else Planner(config, model, parts, issues, folder)
+    planner = None if parts is None else Planner(config, model, parts, issues, folder, num_workers)
     if issues.problems or planner is None:
         raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
     return planner.plan()
@@ -225,7 +228,9 @@ class Planner:
         parts: _Parts,
         issues: Issues,
         folder: StudyFolder | None,
+        num_workers: int,
     ) -> None:
+        self._num_workers = num_workers
         memory = _memory(config, model, parts)
         before = earlier_full(folder, model.base.fingerprint)
         full = full_training(config, memory, model.machine, before)
@@ -280,9 +285,13 @@ class Planner:
         available = model.machine.available_bytes()
         passes = [
             planned
-            for models in (*chosen.together, truncated, mitigated)
+            for place, models in enumerate((*chosen.together, truncated, mitigated))
             for planned in plan_passes(
-                models, self._memory, config.train, available_bytes=available
+                models,
+                self._memory,
+                config.train,
+                available_bytes=available,
+                sharing=self._sharing(has_base=place == 0),
             )
         ]
         models = {
@@ -308,6 +317,20 @@ class Planner:
             planner=self,
             gauged=self._gauged,
             behaviour=self._behaviour,
+        )
+
+    def _sharing(self, *, has_base: bool) -> Sharing | None:
+        """How workers share models, and with ``has_base`` the base's scoring; None: one alone."""
+        record = self._unchosen
+        if self._num_workers == 1:
+            return None
+        return Sharing(
+            self._num_workers,
+            PASS_WORK[self._model.machine.device.type],
+            work_of=lambda models: (
+                training_work(models) + sum(scoring_work(record, model) for model in models)
+            ),
+            beside=scoring_work(record, None) if has_base else 0.0,
         )
 
     def _record(self) -> StudyRecord:

@@ -40,7 +40,8 @@ from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import TRAINING_WORK, Train, state_bytes, training_work, weight_bytes
+from rankwise.study.planning.work import TRAINING_WORK, training_work
+from rankwise.study.stages import Train, state_bytes, weight_bytes
 from rankwise.study.work.mitigations import RowsBeside, project
 from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 

@@ -33,7 +33,7 @@ from rankwise.engine.training.memory import (
 )
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import FullTraining, PlannedRun
-from rankwise.study.planning.passes import USABLE_SHARE, least_bytes, plan_passes
+from rankwise.study.planning.passes import USABLE_SHARE, Sharing, least_bytes, plan_passes
 from rankwise.tasks.training_rows import Example
 
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 8000}
@@ -389,6 +389,40 @@ def test_all_adapters_share_a_pass_where_they_fit() -> None:
     assert passes([500] * 4, 10**5) == [(4, 2048, False)]
     assert passes([500] * 4, 10**5, device="cuda") == [(4, 16384, False)]
     assert passes([], 10**5) == []
+
+
+def shared_out(
+    parameters: Sequence[int], works: Sequence[float], num_devices: int, fits: int, pass_work: float
+) -> list[str]:
+    """The places of each pass's adapters in the study where several devices share them."""
+    runs = [
+        planned("lora", 8, str(place), num_trainable_parameters=size)
+        for place, size in enumerate(parameters)
+    ]
+    full = planned("full", None, "full")
+    found = plan_passes(
+        [full, *runs],
+        Planted("cpu"),
+        TrainConfig(task=("sums",)),
+        available_bytes=math.ceil(fits / USABLE_SHARE),
+        sharing=Sharing(
+            num_devices,
+            pass_work,
+            lambda models: 10.0 if models[0].method == "full" else works[int(models[0].name)],
+        ),
+    )
+    assert found[-1].runs == ("full",)
+    assert all(each.max_tokens == 2048 for each in found if fits > 10**4)
+    return [" ".join(each.runs) for each in found[:-1]]
+
+
+def test_several_devices_share_adapters() -> None:
+    # one is busy with the full fine-tuning: 10 and a pass's own
+    assert shared_out([500] * 4, [4, 3, 2, 1], 2, 10**5, 1.0) == ["0 1 2 3"]
+    assert shared_out([500] * 4, [8, 6, 4, 2], 3, 10**5, 1.0) == ["0 3", "1 2"]
+    # memory has room for two adapters at a time
+    assert shared_out([500] * 4, [4, 3, 2, 1], 2, 2150, 0.0) == ["0 1", "2 3"]
+    assert sorted(shared_out([5000] * 2, [1, 1], 4, 7048, 0.0)) == ["0", "1"]
 
 
 def test_full_models_are_trained_alone() -> None:

@@ -1,0 +1,33 @@
+"""How much work models are, in scored tokens: for the time left, and to share work out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.records.study import PlannedRun, StudyRecord
+
+TRAINING_WORK = {"lora": 2.5, "full": 4.0}
+"""Work of a trained token, in scored tokens: a backward pass, and for full fine-tuning the
+gradients of all weights. Only times are estimated from it, and work is shared out by it."""
+
+PASS_WORK = {"cpu": 2_000.0, "cuda": 400_000.0}
+"""Work of a pass besides its models, in scored tokens, by kind of device: the base is loaded and
+looked at, and first kernels are made. Assumed: two seconds on two cores with a model of 135M
+weights; on a card, as long as bfloat16 weights take at 1 GB per second, in which a third of an
+H100's peak scores so many tokens, whatever the model's size."""
+
+
+def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """Of runs and checkpoints, the last one of each training: the others are passed on its way."""
+    by_steps = sorted(models, key=lambda model: model.num_steps)
+    return tuple({model.training.name: model for model in by_steps}.values())
+
+
+def training_work(models: Sequence[PlannedRun]) -> float:
+    """Work of training some runs and checkpoints; those of one training are trained once."""
+    return sum(model.num_tokens * TRAINING_WORK[model.method] for model in furthest(models))
+
+
+def scoring_work(study: StudyRecord, model: PlannedRun | None) -> float:
+    """Work of scoring a model on everything that a study scores it on; None: the base."""
+    return float(sum(study.num_tokens.scored.get(task, 0) for task in study.tasks_of(model)))
