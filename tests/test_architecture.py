@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import rankwise
 ROOT = Path(rankwise.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "transformers", "peft", "lm_eval")
+SLOW_TO_LOAD = ("altair", "pandas", "scipy.optimize", "scipy.stats")
 LIGHT_MODULES = (
     "rankwise",
     "rankwise.api",
@@ -40,9 +41,9 @@ LIGHT_MODULES = (
 )
 
 
-def loaded_by(code: str) -> list[str]:
-    """Which of the heavy packages a fresh process has after this code."""
-    code += f"\nimport json, sys\nprint(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+def loaded_by(code: str, packages: Sequence[str] = HEAVY) -> list[str]:
+    """Which of the packages a fresh process has after this code."""
+    code += f"\nimport json, sys\nprint(json.dumps([m for m in {packages} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: list[str] = json.loads(done.stdout.splitlines()[-1])
@@ -55,6 +56,10 @@ def test_reading_recommending_and_reporting_reach_no_torch() -> None:
 
 def test_the_check_above_would_see_torch() -> None:
     assert "torch" in loaded_by("import rankwise.engine.models.base")
+
+
+def test_tables_for_the_terminal_load_no_charts_and_no_distributions() -> None:
+    assert loaded_by("import rankwise.cli.terminal", SLOW_TO_LOAD) == []
 
 
 def test_a_finished_study_is_read_and_reported_without_torch(tmp_path: Path) -> None:
