@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise.records.folder import StudyFolder
-from rankwise.study.stages import (
-    TRAINING_WORK,
-    Stage,
-    Train,
-    furthest,
-    state_bytes,
-    stored_bytes,
-)
+from rankwise.study.costs import TRAINING_WORK, furthest, state_bytes, stored_bytes
+from rankwise.study.stages import Stage, Train
 
 CARD_FLOPS = 989e12
 """Multiplications and additions of an H100 SXM in a second, dense bfloat16, by its data sheet."""
@@ -38,16 +32,22 @@ class Needs(NamedTuple):
 
 
 def needs_of(
-    stages: Sequence[Stage], folder: StudyFolder, tokens_per_second: float | None
+    stages: Sequence[Stage],
+    folder: StudyFolder,
+    tokens_per_second: float | None,
+    later_work: float = 0.0,
 ) -> Needs:
-    """What is left of some stages needs where LoRA training reads so many tokens in a second."""
+    """What is left of some stages needs where LoRA training reads so many tokens in a second.
+
+    ``later_work``, in scored tokens, is what is planned once there is a verdict.
+    """
     disk_bytes = disk_left(stages, folder)
     if tokens_per_second is None:
         return Needs(disk_bytes, None, None)
     work = sum(
         stage.work * _share_left(stage, folder) for stage in stages if stage.num_tokens is not None
     )
-    seconds = work / (tokens_per_second * TRAINING_WORK["lora"])
+    seconds = (work + later_work) / (tokens_per_second * TRAINING_WORK["lora"])
     return Needs(disk_bytes, seconds, tokens_per_second)
 
 

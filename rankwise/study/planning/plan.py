@@ -31,6 +31,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
 from rankwise.study.planning.checks import (
     check_clusters,
+    check_deploy,
     check_items,
     check_judgements,
     check_metrics,
@@ -191,6 +192,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
     check_search(config, issues)
+    check_deploy(config, issues)
     layers = target_layers(config, model, issues)
     check_variants(config, model, layers, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)
