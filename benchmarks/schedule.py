@@ -33,8 +33,8 @@ from benchmarks.schedule_studies import (
     random_setting,
     study_of,
 )
+from rankwise.study.costs import PASS_WORK, TRAINING_WORK
 from rankwise.study.planning.schedule import Job, Task, packed
-from rankwise.study.planning.work import PASS_WORK, TRAINING_WORK
 
 SEED = 24
 REPEATS = 5

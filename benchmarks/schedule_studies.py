@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rankwise.study.costs import PASS_WORK, TRAINING_WORK
 from rankwise.study.needs import assumed_rate
 from rankwise.study.planning.schedule import Job, Schedule, Task, lower_bound, packed, scheduled
-from rankwise.study.planning.work import PASS_WORK, TRAINING_WORK
 
 CARD_BYTES = 80e9 * 0.85
 """Of a card, what passes are planned for."""

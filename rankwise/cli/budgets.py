@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rankwise.cli.application import note
+from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.fields import seconds_of
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from rankwise.engine.models.base import BaseModel
-    from rankwise.engine.models.devices import ResolvedPrecision
+    from rankwise.engine.models.devices import Machine, ResolvedPrecision
+    from rankwise.records.config.study import StudyConfig
     from rankwise.study.budgets import Affordable
     from rankwise.study.planning.plan import StudyPlan
 
@@ -75,3 +78,36 @@ def budget_content(found: Affordable) -> dict[str, Any]:
 
     able = told(found.plan)._asdict()
     return {"overrides": found.overrides, "seconds": found.seconds, "fits": found.fits, **able}
+
+
+def described(machine: Machine) -> dict[str, Any]:
+    """A machine that is planned for, as a program reads it."""
+    return {"name": machine.name, "available_bytes": machine.available_bytes()}
+
+
+def affordable_here(
+    config: StudyConfig,
+    planned: StudyPlan,
+    budget: float,
+    rate: float | None,
+    machine: Machine | None,
+) -> Affordable:
+    """What fits into a time; ``rate`` is of LoRA training, None: it is measured here.
+
+    Raises:
+        ConfigError: the study has a search, whose budget is set by ``search.budget``.
+    """
+    if config.is_searched or config.search.grows:
+        problem = "--budget: a search decides as it goes what is trained; set search.budget instead"
+        raise ConfigError("plan", [problem])
+    from rankwise.study.budgets import affordable
+    from rankwise.study.costs import TRAINING_WORK
+    from rankwise.study.planning.plan import plan_study
+
+    if rate is None:
+        precision = planned.record.precision
+        scored = measured_rate(planned.base, planned.tokenizer, precision, planned.device)
+    else:
+        scored = rate * TRAINING_WORK["lora"]
+    again = partial(plan_study, report=note, machine=machine)
+    return affordable(config, planned, budget, scored, again)

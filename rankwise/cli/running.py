@@ -121,8 +121,16 @@ def report_on(
         emit({**verdict_content(outcome), "report": path})
     else:
         stdout.print(*shown, sep="\n")
+        say_deployed(outcome)
         say(f"report: {path}", folded=False)
     return _told(outcome)
+
+
+def say_deployed(outcome: StudyOutcome) -> None:
+    """Say what the runs that the verdict names keep in their deployed forms."""
+    for found in outcome.findings.deployed:
+        for form in found.forms:
+            say(f"- {found.run} ({found.named}), {form.statement}")
 
 
 def verdict_content(outcome: StudyOutcome) -> dict[str, Any]:
@@ -130,6 +138,7 @@ def verdict_content(outcome: StudyOutcome) -> dict[str, Any]:
     return {
         **outcome.recommendation.model_dump(mode="json"),
         "signatures": outcome.findings.signatures,
+        "deployed": outcome.findings.deployed,
         "left_out": outcome.results.left_out,
         "failures": outcome.failures,
     }

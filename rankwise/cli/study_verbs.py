@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,16 +27,24 @@ from rankwise.cli.application import (
     verb,
     warn,
 )
-from rankwise.cli.budgets import budget_content, budget_lines, given_seconds, measured_rate
+from rankwise.cli.budgets import (
+    affordable_here,
+    budget_content,
+    budget_lines,
+    described,
+    given_seconds,
+)
 from rankwise.cli.running import (
     note_left_out,
     planned_study,
     report_on,
     run_and_report,
+    say_deployed,
     verdict_content,
 )
 from rankwise.cli.timetables import Devices, Price, check_devices, print_times
 from rankwise.errors import ConfigError, RecordError, StorageError
+from rankwise.records import quantities
 from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
 
@@ -47,9 +54,7 @@ if TYPE_CHECKING:
     from rankwise.integrations.study_text import StudyText
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.budgets import Affordable
     from rankwise.study.conclusion import StudyOutcome
-    from rankwise.study.planning.plan import StudyPlan
 
 STUDIES = "Studies"
 
@@ -202,9 +207,10 @@ def plan(
     planned = planned_study(config, folder, machine, num_workers=devices)
     from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
     from rankwise.records.files import free_bytes, in_words
+    from rankwise.study.costs import PASS_WORK
     from rankwise.study.damage import find_damage, models_of
+    from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
     from rankwise.study.needs import assumed_rate, needs_of
-    from rankwise.study.planning.work import PASS_WORK
     from rankwise.study.stages import finished_work, stages
     from rankwise.study.timetable import timetable
 
@@ -212,16 +218,19 @@ def plan(
     damages = find_damage(folder, models_of(record, folder))
     intact = folder.without({path for damage in damages for path in damage.spoils})
     done = finished_work(graph, intact)
+    if record.config.deploy:
+        record = with_deployed(record, intact)
+        graph = stages(record)
     warn(f"damaged: {damage}; it is made again" for damage in damages)
     rate = tokens_per_second
     is_assumed = rate is None and machine is not None and planned.device.type == "cuda"
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
     check_devices(devices, budget, rate, price_per_hour)
-    needs = needs_of(graph, intact, rate, devices)
+    needs = needs_of(graph, intact, rate, devices, work_after_verdict(record))
     start = PASS_WORK[planned.device.type]
     times = timetable(graph, intact, devices, start, rate, price_per_hour)
-    found = None if budget is None else _affordable(config, planned, budget, rate, machine)
+    found = None if budget is None else affordable_here(config, planned, budget, rate, machine)
     if as_json:
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
@@ -233,9 +242,11 @@ def plan(
             "stages": [stage.described(intact) for stage in graph],
             "warnings": record.warnings,
             "device": planned.device.type,
-            "machine": None if machine is None else _described(machine),
+            "machine": None if machine is None else described(machine),
             "precision": record.precision,
             "is_searched": record.config.is_searched,
+            "forms": record.forms,
+            "work_after_verdict": later_work,
             **needs._asdict(),
             "free_disk_bytes": free_bytes(folder.root),
             "is_rate_assumed": is_assumed,
@@ -248,6 +259,10 @@ def plan(
         say(line)
     if record.config.is_searched:
         say("search: these trainings begin it; what they show decides which go on")
+    if record.forms:
+        said = ", ".join(record.deployed) or "the run that the verdict names"
+        tokens = quantities.count(round(later_work or work_of_forms(graph)))
+        say(f"deploy: {said}, as {', '.join(record.forms)}: {tokens} tokens to score")
     if machine is not None:
         available = in_words(machine.available_bytes())
         say(f"planned for {machine.name} with {available}, in {record.precision}")
@@ -258,38 +273,6 @@ def plan(
         for line in budget_lines(found, budget):
             say(line)
     return OK
-
-
-def _described(machine: Machine) -> dict[str, Any]:
-    return {"name": machine.name, "available_bytes": machine.available_bytes()}
-
-
-def _affordable(
-    config: StudyConfig,
-    planned: StudyPlan,
-    budget: float,
-    rate: float | None,
-    machine: Machine | None,
-) -> Affordable:
-    """What fits into a time; ``rate`` is of LoRA training, None: it is measured here.
-
-    Raises:
-        ConfigError: the study has a search, whose budget is set by ``search.budget``.
-    """
-    if config.is_searched or config.search.grows:
-        problem = "--budget: a search decides as it goes what is trained; set search.budget instead"
-        raise ConfigError("plan", [problem])
-    from rankwise.study.budgets import affordable
-    from rankwise.study.planning.plan import plan_study
-    from rankwise.study.planning.work import TRAINING_WORK
-
-    if rate is None:
-        precision = planned.record.precision
-        scored = measured_rate(planned.base, planned.tokenizer, precision, planned.device)
-    else:
-        scored = rate * TRAINING_WORK["lora"]
-    again = partial(plan_study, report=note, machine=machine)
-    return affordable(config, planned, budget, scored, again)
 
 
 @verb(STUDIES)
@@ -418,6 +401,7 @@ def recommend(
         for signature in outcome.findings.signatures:
             if signature.train_task == part.train_task:
                 say(f"- {signature.title}: {signature.statement}")
+    say_deployed(outcome)
     return OK
 
 

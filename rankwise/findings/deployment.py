@@ -24,7 +24,7 @@ from rankwise.records.deployment import (
 )
 from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Unit
+from rankwise.records.study import Relation, Unit
 
 _NAMES: Mapping[FormVerdict, str] = {
     "keeps": "keeps enough",
@@ -56,6 +56,22 @@ class FormWeights(NamedTuple):
     modules: tuple[DeltaInForm, ...] = ()
 
 
+class TaskGroup(NamedTuple):
+    """Tasks of one unit that are judged by their mean difference.
+
+    Attributes:
+        unit: of all of them.
+        tasks: at least one.
+        margin: how much may be lost, in their unit.
+        relation: to what was trained, where a study says it.
+    """
+
+    unit: Unit
+    tasks: Sequence[str]
+    margin: float
+    relation: Relation | None = None
+
+
 def judged_form(
     reference: ModelResults, form: ModelResults, weights: FormWeights, rule: LossRule
 ) -> JudgedForm:
@@ -64,20 +80,36 @@ def judged_form(
     Raises:
         RecordError: they were scored on other items, or a task has fewer than two.
     """
-    tasks = list(reference.items)
     by_unit: dict[Unit, list[str]] = {}
-    for task in tasks:
-        by_unit.setdefault(reference.items[task].unit, []).append(task)
+    for task, items in reference.items.items():
+        by_unit.setdefault(items.unit, []).append(task)
+    groups = [TaskGroup(unit, tasks, rule.margin(unit)) for unit, tasks in by_unit.items()]
+    return judged_in_groups(reference, form, weights, groups, rule.confidence)
+
+
+def judged_in_groups(
+    reference: ModelResults,
+    form: ModelResults,
+    weights: FormWeights,
+    groups: Sequence[TaskGroup],
+    confidence: float,
+) -> JudgedForm:
+    """Compare a form with the reference on groups of tasks; see ``judged_form``.
+
+    ``confidence`` is two-sided, of each interval for itself.
+    """
     means = tuple(
-        _mean(unit, own, [pair_items(reference, form, task) for task in own], rule)
-        for unit, own in by_unit.items()
+        _mean(group, [pair_items(reference, form, task) for task in group.tasks], confidence)
+        for group in groups
     )
     judged = JudgedForm(
         form=form.name,
         num_bytes=weights.num_bytes,
         verdict=worst([mean.verdict for mean in means]),
         means=means,
-        scores=tuple(_score(reference, form, task, rule.confidence) for task in tasks),
+        scores=tuple(
+            _score(reference, form, task, confidence) for group in groups for task in group.tasks
+        ),
         delta=weights.delta,
         modules=weights.modules,
         statement="",
@@ -92,17 +124,15 @@ def verdict_of(difference: Bound, margin: float) -> FormVerdict:
     return "loses" if difference.upper < -margin else "cannot_tell"
 
 
-def _mean(
-    unit: Unit, tasks: Sequence[str], pairs: Sequence[Pair], rule: LossRule
-) -> MeanDifference:
-    difference = bound_of(mean_over_tasks([pair.items for pair in pairs]), rule.confidence)
-    margin = rule.margin(unit)
+def _mean(group: TaskGroup, pairs: Sequence[Pair], confidence: float) -> MeanDifference:
+    difference = bound_of(mean_over_tasks([pair.items for pair in pairs]), confidence)
     return MeanDifference(
-        unit=unit,
-        tasks=tuple(tasks),
+        unit=group.unit,
+        tasks=tuple(group.tasks),
         difference=difference,
-        margin=margin,
-        verdict=verdict_of(difference, margin),
+        margin=group.margin,
+        verdict=verdict_of(difference, group.margin),
+        relation=group.relation,
     )
 
 
@@ -138,7 +168,7 @@ def _statement(judged: JudgedForm) -> str:
     means = quantities.listed(
         [
             f"{quantities.with_interval(mean.difference, mean.unit)} over "
-            f"{quantities.counted(len(mean.tasks), 'task')}, where "
+            f"{quantities.counted(len(mean.tasks), _tasks(mean.relation))}, where "
             f"{quantities.amount(mean.margin, mean.unit)} may be lost"
             for mean in judged.means
         ]
@@ -147,6 +177,10 @@ def _statement(judged: JudgedForm) -> str:
     if judged.verdict == "cannot_tell":
         text += " More items would tell."
     return text if judged.delta is None else f"{text} {_reason(judged.delta)}"
+
+
+def _tasks(relation: Relation | None) -> str:
+    return "task" if relation is None else f"{relation.replace('_', '-')} task"
 
 
 def _reason(delta: DeltaInForm) -> str:

@@ -10,6 +10,7 @@ from rankwise.findings.behaviour import TrainTaskBehaviour, behaviour
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.claims import Claim, paper_claims
+from rankwise.findings.deployed import DeployedRun, deployed_runs
 from rankwise.findings.gauges import TrainTaskGauges, gauges
 from rankwise.findings.heads import TrainTaskHeads, head_findings
 from rankwise.findings.lost_items import TrainTaskLostItems, lost_items
@@ -34,9 +35,10 @@ T = TypeVar("T")
 class StudyFindings(Record):
     """``findings.json``.
 
-    All but ``signatures``, ``repairs``, ``transfer`` and ``claims`` have an entry for each trained
-    task that has such a thing. ``repairs`` has one for each repaired run; ``transfer`` is None
-    where nothing is tested out of the trained domain.
+    All but ``signatures``, ``repairs``, ``deployed``, ``transfer`` and ``claims`` have an entry for
+    each trained task that has such a thing. ``repairs`` has one for each repaired run, ``deployed``
+    for each that was checked in forms; ``transfer`` is None where nothing is tested out of the
+    trained domain.
     """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -48,6 +50,7 @@ class StudyFindings(Record):
     truncation: tuple[TrainTaskTruncation, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()
     repairs: tuple[AdapterRepair, ...] = ()
+    deployed: tuple[DeployedRun, ...] = ()
     variants: tuple[TrainTaskVariants, ...] = ()
     transfer: Transfer | None = None
     retention: tuple[TrainTaskRetention, ...] = ()
@@ -78,6 +81,7 @@ def study_findings(results: StudyResults, recommendation: StudyRecommendation) -
         truncation=_there(truncated_curves(*part) for part in parts),
         mitigations=_there(mitigations(*part) for part in parts),
         repairs=_there(model.adapter_repair for model in results.runs),
+        deployed=deployed_runs(results, recommendation),
         variants=_there(variants_beside_lora(*part) for part in parts),
         transfer=transfer(sources),
         retention=_there(retention_groups(source) for source in sources),

@@ -38,7 +38,7 @@ def chosen_runs(outcome: StudyOutcome, run: str | None) -> tuple[list[ChosenRun]
     chosen: list[ChosenRun] = []
     without: list[str] = []
     for part in parts:
-        settled = next((each.runs[0] for each in part.verdicts if each.qualifies), None)
+        settled = part.recommended_run
         if settled is None:
             without.append(_nothing(part))
         else:
@@ -55,6 +55,5 @@ def _nothing(part: Recommendation) -> str:
     if bet is not None and bet.choice is None:
         instead = f"the best bet is not to fine-tune; {instead}"
     elif bet is not None:
-        runs = next(verdict.runs for verdict in part.verdicts if verdict.label == bet.choice)
-        instead = f"the best bet is {bet.choice}: --run {runs[0]}"
+        instead = f"the best bet is {bet.choice}: --run {part.best_bet_run}"
     return f"no rank is recommended for {part.train_task} ({part.outcome}); {instead}"

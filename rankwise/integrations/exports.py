@@ -79,7 +79,9 @@ def export_card(
     target = folder.root / "export" / "model-card" if output is None else output
     for each, place in zip(chosen, _places(chosen, target), strict=True):
         refuse_imported(each.planned)
-        card = run_card(outcome.results.study, models[each.planned.name], each)
+        forms = {found.run: found for found in outcome.findings.deployed}
+        name = each.planned.name
+        card = run_card(outcome.results.study, models[name], each, forms.get(name))
         write_atomically(place / FILE_NAME, card)
         exported.append(Exported(each.planned.name, place / FILE_NAME, tuple(without)))
     return exported

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rankwise.findings.deployed import DeployedRun
 from rankwise.findings.model_card import markdown_table
 from rankwise.integrations.chosen import ChosenRun
 from rankwise.integrations.study_text import yaml_lines
@@ -16,13 +17,19 @@ from rankwise.records.study import PlannedRun, StudyRecord
 FILE_NAME = "README.md"
 
 
-def run_card(study: StudyRecord, model: ModelResults, chosen: ChosenRun) -> str:
+def run_card(
+    study: StudyRecord,
+    model: ModelResults,
+    chosen: ChosenRun,
+    deployed: DeployedRun | None = None,
+) -> str:
     """What a run is, how it was trained, and what it scores beside its base.
 
     Args:
         study: that the run is of.
         model: the run's results.
         chosen: the run, and what the study recommends.
+        deployed: what it keeps in the forms in which it was checked.
     """
     planned, part = chosen.planned, chosen.recommendation
     compared = [each for each in part.comparisons if each.run == planned.name]
@@ -47,6 +54,7 @@ def run_card(study: StudyRecord, model: ModelResults, chosen: ChosenRun) -> str:
             ("task", "relation", "metric", "items", "base", "this", "change"),
             [_row(each, model.evaluations[each.task].decision_metric) for each in compared],
         ),
+        *(() if deployed is None else ("", *_forms(deployed))),
     ]
     return "\n".join(lines) + "\n"
 
@@ -86,6 +94,12 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
     yield "steps", quantities.count(planned.num_steps)
     yield "trained weights", quantities.count(planned.num_trainable_parameters)
     yield "seed", str(planned.seed)
+
+
+def _forms(deployed: DeployedRun) -> Iterator[str]:
+    yield "Merged into the base and rounded, against the adapter as trained, on the same items:"
+    yield ""
+    yield from (f"- {form.statement}" for form in deployed.forms)
 
 
 def _row(each: Comparison, metric: str) -> tuple[str, ...]:

@@ -7,21 +7,7 @@ from typing import Literal
 
 from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.recommendation import AccuracyDifference, Bound, PairedDifference
-from rankwise.records.study import Provenance, Unit
-
-FLOAT_FORMS = ("merged-bf16", "merged-fp16", "merged-fp32")
-BITSANDBYTES_FORMS = ("8bit", "4bit")
-GGUF_FORMS = ("gguf:q8_0", "gguf:q5_1", "gguf:q5_0", "gguf:q4_1", "gguf:q4_0")
-"""Those that the gguf package writes, with llama.cpp's numbers."""
-
-LLAMA_CPP_FORMS = (
-    *("gguf:q6_k", "gguf:q5_k_m", "gguf:q5_k_s", "gguf:q4_k_m", "gguf:q4_k_s"),
-    *("gguf:q3_k_m", "gguf:q2_k"),
-)
-"""Those that only llama.cpp's own quantiser makes."""
-
-FORMS = (*FLOAT_FORMS, *BITSANDBYTES_FORMS, *GGUF_FORMS, *LLAMA_CPP_FORMS)
-"""Names of the forms in which an adapter can be deployed; in each, it is merged first."""
+from rankwise.records.study import Provenance, Relation, StageRecord, Unit
 
 FormVerdict = Literal["keeps", "loses", "cannot_tell"]
 """Worst first where forms are taken together: loses, cannot_tell, keeps."""
@@ -85,7 +71,7 @@ class FormScore(PairedDifference):
 
 
 class MeanDifference(Record):
-    """The mean difference over the tasks of one unit, each counting the same, and its verdict."""
+    """The mean difference over tasks of one unit, each counting the same, and its verdict."""
 
     unit: Unit
     tasks: tuple[str, ...]
@@ -94,13 +80,15 @@ class MeanDifference(Record):
     margin: float
     """How much may be lost."""
     verdict: FormVerdict
+    relation: Relation | None = None
+    """Of the tasks to what was trained; None where no study says it."""
 
 
 class JudgedForm(Record):
     """A form against the reference."""
 
     form: str
-    """One of ``FORMS``, or ``adapter`` where that is compared with its base."""
+    """One of ``forms.FORMS``, or ``adapter`` where that is compared with its base."""
     num_bytes: int
     """Of its weights on the disk, without names and headers."""
     verdict: FormVerdict
@@ -137,6 +125,26 @@ class DeploymentCheck(VersionedRecord):
     warnings: tuple[str, ...]
     verdict: FormVerdict
     """The worst of the forms'."""
+    provenance: Provenance
+
+
+class FormRecord(StageRecord):
+    """``forms/<form>/form.json``: a run in a form; written after the scores beside it.
+
+    In the form ``AS_TRAINED`` nothing is merged.
+    """
+
+    model: str
+    """The run's name."""
+    form: str
+    num_bytes: int
+    """Of the form's weights on the disk, without names and headers; 0 as trained."""
+    delta: DeltaInForm | None
+    """All modules together; None as trained."""
+    modules: tuple[DeltaInForm, ...]
+    """Every module whose delta is not zero, in the model's order."""
+    warnings: tuple[str, ...]
+    score_seconds: float
     provenance: Provenance
 
 

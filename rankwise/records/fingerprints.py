@@ -24,6 +24,7 @@ IMPORT_REVISION = 1
 SCORING_REVISION = 3
 DIVERGENCE_REVISION = 2
 BEHAVIOUR_REVISION = 1
+DEPLOYMENT_REVISION = 1
 SPECTRA_REVISION = 2
 HEAD_CHANGES_REVISION = 1
 HEAD_EFFECTS_REVISION = 2
@@ -58,6 +59,7 @@ _USUAL_INIT = "A"  # in no fingerprint: older ones do not know the setting
 _LATER: dict[tuple[str, ...], Any] = {
     ("analysis", "behaviour"): False,
     ("analysis", "gauges"): True,
+    ("deploy",): [],
     ("methods", "lora", "init"): _USUAL_INIT,
     ("methods", "truncated"): None,
     ("methods", "variants"): None,
@@ -231,6 +233,18 @@ def gauges_fingerprint(study: StudyRecord, run: PlannedRun) -> str:
 def behaviour_fingerprint(study: StudyRecord, model: str) -> str:
     """Of everything that a model's answers to the prompts of behaviour depend on."""
     return fingerprint([model, study.behaviour_fingerprint])
+
+
+def model_in_form_fingerprint(study: StudyRecord, run: PlannedRun, form: str) -> str:
+    """Of a run in a form: what its scores depend on, besides the tasks."""
+    return fingerprint([DEPLOYMENT_REVISION, study.base_model_fingerprint, run.fingerprint, form])
+
+
+def form_fingerprint(study: StudyRecord, run: PlannedRun, form: str) -> str:
+    """Of everything that is measured on a run in a form."""
+    model = model_in_form_fingerprint(study, run, form)
+    tasks = study.compared_tasks(run.train_task)
+    return fingerprint([scoring_fingerprint(study, model, task) for task in tasks])
 
 
 def prompts_fingerprint(precision: str, prompts: Sequence[Any]) -> str:

@@ -23,6 +23,7 @@ from rankwise.records.files import (
     write_record,
     writing,
 )
+from rankwise.records.forms import model_in_form
 from rankwise.records.heads import (
     HEAD_MODES,
     HeadMode,
@@ -52,7 +53,7 @@ _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _GAUGES, _BEHAVIOUR = "divergence.json", "gauges.json", "behaviour.json"
 _SPECTRA = "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
-_REPAIR = "repair"
+_REPAIR, _FORMS = "repair", "forms"
 _TRAINING_STATE = "training.pt"
 
 
@@ -186,6 +187,15 @@ class StudyFolder:
     def behaviour_file(self, model: str) -> Path:
         """What a model wrote after short prompts."""
         return self.model_folder(model) / _BEHAVIOUR
+
+    def form_file(self, run: str, form: str) -> Path:
+        """What a form makes of a run; its scores are those of ``model_in_form``."""
+        return self.model_folder(model_in_form(run, form)) / "form.json"
+
+    def models_in_forms(self, model: str) -> list[str]:
+        """The names under which a run was scored in forms."""
+        places = sorted((self.model_folder(model) / _FORMS).glob("*"))
+        return [model_in_form(model, place.name) for place in places]
 
     def spectra_file(self, run: str) -> Path:
         """What a run did to the base's weight matrices."""
@@ -401,7 +411,7 @@ class StudyFolder:
         """Clear what an interrupted training of this run left behind."""
         folder = self.model_folder(planned.name)
         with writing(folder):
-            for leftover in (*_WEIGHTS, "eval", _HEADS, _REPAIR):
+            for leftover in (*_WEIGHTS, "eval", _HEADS, _REPAIR, _FORMS):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
             for name in (_DIVERGENCE, _GAUGES, _BEHAVIOUR, _SPECTRA, _HEAD_CHANGES):
                 (folder / name).unlink(missing_ok=True)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rankwise.errors import RankwiseError, RecordError
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.clusters import candidate_fields, cluster_fields, cluster_numbers
+from rankwise.records.deployment import FormRecord
 from rankwise.records.files import read_record
 from rankwise.records.fingerprints import (
     behaviour_fingerprint,
     divergence_fingerprint,
+    form_fingerprint,
     gauges_fingerprint,
     head_changes_fingerprint,
     scoring_fingerprint,
     spectra_fingerprint,
 )
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HeadChanges, of_most_items
 from rankwise.records.results import (
     Divergence,
+    FormResults,
     JudgedItems,
     ModelResults,
     StudyResults,
@@ -204,7 +208,36 @@ def _model_results(
         head_effects=of_most_items(effects),
         head_repair=repair,
         adapter_repair=run and folder.adapter_repair(study, run.planned),
+        forms=() if run is None else tuple(_forms(folder, study, run.planned)),
     )
+
+
+def _forms(folder: StudyFolder, study: StudyRecord, run: PlannedRun) -> Iterator[FormResults]:
+    """A run in the forms in which it was checked, under the study's present settings."""
+    fields = cluster_fields(study.config.evaluation.clusters, study)
+    for form in study.forms:
+        path = folder.form_file(run.name, form)
+        record = folder.finished(path, FormRecord, form_fingerprint(study, run, form))
+        name, metric_of = model_in_form(run.name, form), study.config.evaluation.metric_of
+        files = {
+            task: folder.evaluation_file(name, task)
+            for task in study.compared_tasks(run.train_task)
+        }
+        if record is None or not all(map(folder.has, files.values())):
+            continue
+        judged = {
+            task: read_judged(
+                folder, folder.read(file, TaskEvaluation), metric_of(task), fields.get(task)
+            )
+            for task, file in files.items()
+        }
+        scores = ModelResults(
+            name=form,
+            run=None,
+            evaluations={task: each.record for task, each in judged.items()},
+            items={task: each.items for task, each in judged.items()},
+        )
+        yield FormResults(record=record, scores=scores)
 
 
 def read_judged(

@@ -226,6 +226,17 @@ class Recommendation(Record):
     comparisons: tuple[Comparison, ...]
     format_effects: tuple[FormatEffect, ...]
 
+    @property
+    def recommended_run(self) -> str | None:
+        """The first seed's run of the recommended option; None where nothing is recommended."""
+        return next((each.runs[0] for each in self.verdicts if each.qualifies), None)
+
+    @property
+    def best_bet_run(self) -> str | None:
+        """The first seed's run of the best bet; None without one, or where that is the base."""
+        choice = None if self.best_bet is None else self.best_bet.choice
+        return next((each.runs[0] for each in self.verdicts if each.label == choice), None)
+
 
 class StudyRecommendation(VersionedRecord):
     """``recommendation.json``: one recommendation for each task that was trained on."""

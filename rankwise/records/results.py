@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 from rankwise.errors import RecordError
 from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
+from rankwise.records.deployment import FormRecord
 from rankwise.records.heads import HeadChanges, HeadRepair, TaskHeadEffects
 from rankwise.records.p_right import (
     P_RIGHT,
@@ -107,7 +108,8 @@ class ModelResults(Record):
     ``behaviour`` what it wrote after short prompts.
     ``spectra`` are of runs whose weights were analysed,
     ``head_changes``, ``head_effects`` and ``head_repair`` of those whose heads were, and
-    ``adapter_repair`` of those that ``rankwise repair`` was asked for.
+    ``adapter_repair`` of those that ``rankwise repair`` was asked for, and ``forms`` of those that
+    were checked in the forms in which they are deployed.
     """
 
     name: str
@@ -122,6 +124,7 @@ class ModelResults(Record):
     head_effects: tuple[TaskHeadEffects, ...] = ()
     head_repair: HeadRepair | None = None
     adapter_repair: AdapterRepair | None = None
+    forms: tuple[FormResults, ...] = ()
 
     def limited_to(self, tasks: Collection[str]) -> Self:
         """The same with the scores of these tasks only."""
@@ -138,6 +141,13 @@ class ModelResults(Record):
             for task, record in self.evaluations.items()
         }
         return self.model_copy(update={"evaluations": evaluations, "items": items})
+
+
+class FormResults(Record):
+    """A run in a form in which it is deployed, and what it scored in it."""
+
+    record: FormRecord
+    scores: ModelResults
 
 
 class StudyResults(Record):

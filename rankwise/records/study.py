@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 
 from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.study import EngineConfig, StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.files import FileDigest
+from rankwise.records.forms import AS_TRAINED
 from rankwise.records.own_data import OwnData
 
 Relation = Literal["in_domain", "out_of_domain", "retention", "held_out_text"]
@@ -297,6 +298,9 @@ class StudyRecord(StudyTasks):
     """Variants of LoRA; scored like the runs, and shown beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
+    deployed: tuple[str, ...] = ()
+    """The runs that ``deploy`` of the study file is about: recommended, or the best bets, when the
+    study was last concluded; empty until it is."""
     warnings: tuple[str, ...]
     own_data: OwnData | None = None
     """What was read of users' own rows, and how; None without them, and in the record of an older
@@ -323,6 +327,20 @@ class StudyRecord(StudyTasks):
             *self.mitigated,
             *self.variants,
         )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms in which a deployed run is scored, in float32.
+
+        As it was trained too, where the study's own scores are not by the same means.
+        """
+        config = self.config
+        is_alike = self.precision == "float32" and config.evaluation.engine == EngineConfig()
+        return (*(() if is_alike or not config.deploy else (AS_TRAINED,)), *config.deploy)
+
+    def compared_tasks(self, train_task: str) -> tuple[str, ...]:
+        """The tasks with a relation to a trained task: what its models are compared on."""
+        return tuple(task for names in self.tasks[train_task].values() for task in names)
 
     def tasks_of(self, model: PlannedRun | None) -> tuple[str, ...]:
         """The names under which a model is scored; None: the base."""

@@ -36,6 +36,7 @@ from rankwise.report.sections.by_rank import (
     truncation_section,
 )
 from rankwise.report.sections.card import CARD_SECTION, card_section
+from rankwise.report.sections.deployment import deployment_section
 from rankwise.report.sections.gauges import behaviour_section, gauge_section, lost_item_section
 from rankwise.report.sections.heads import head_section
 from rankwise.report.sections.mechanisms import mechanism_section
@@ -337,6 +338,7 @@ def study_sections(
         (found.truncation, lambda: truncation_section(found.truncation)),
         (found.mitigations, lambda: mitigation_section(found.mitigations)),
         (found.repairs, lambda: repair_section(found.repairs)),
+        (found.deployed, lambda: deployment_section(found.deployed)),
         (found.variants, lambda: variant_section(found.variants)),
         (found.mechanisms, lambda: mechanism_section(found.mechanisms)),
         (found.weights, lambda: weight_section(found.weights, results)),

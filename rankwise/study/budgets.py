@@ -17,9 +17,10 @@ from rankwise.records import p_right
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import Unit
+from rankwise.study.costs import TRAINING_WORK
+from rankwise.study.deploying import work_after_verdict
 from rankwise.study.needs import needs_of
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.planning.work import TRAINING_WORK
 from rankwise.study.stages import stages
 
 SURE_SHARE = 0.75
@@ -55,7 +56,8 @@ def planned_seconds(plan: StudyPlan, folder: StudyFolder, scored_per_second: flo
     Raises:
         RecordError: a record of the folder cannot be read.
     """
-    needs = needs_of(stages(plan.record), folder, scored_per_second / TRAINING_WORK["lora"])
+    rate = scored_per_second / TRAINING_WORK["lora"]
+    needs = needs_of(stages(plan.record), folder, rate, work_after_verdict(plan.record))
     return FIXED_SECONDS + (needs.seconds or 0.0)
 
 

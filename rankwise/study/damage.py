@@ -10,6 +10,7 @@ from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
+from rankwise.records.deployment import FormRecord
 from rankwise.records.file_names import samples_beside
 from rankwise.records.files import FileDigest, read_record, storage_error, write_atomically, writing
 from rankwise.records.folder import BASE, StudyFolder
@@ -200,6 +201,9 @@ class _Inspector:
             (folder.repair_divergences_file(model), RepairDivergences, "comparing repairs of"),
         ):
             yield from self._record(path, kind, f"{what} {model}")
+        yield from self._record(place / "form.json", FormRecord, f"checking the form {model}")
+        for own in folder.models_in_forms(model):
+            yield from self.of_model(own)
         yield from self._repairs(model)
 
     def _repairs(self, model: str) -> Iterator[Damage]:

@@ -59,12 +59,21 @@ def run_to_verdict(
             observer,
             replace=replace,
             accept_new_stack=accept_new_stack,
+            is_last=not config.search.grows,
         )
         if not config.search.grows or outcome.failures:
             return outcome
         decision = _decide(config, outcome)
         observer.decided(decision.statement)
         _write(folder, outcome, decision)
+        if decision.is_last and config.deploy:
+            return run_study(
+                plan(config),
+                folder,
+                observer,
+                replace=replace,
+                accept_new_stack=accept_new_stack,
+            )
         if decision.is_last:
             return outcome
         config = _grown(config, decision)

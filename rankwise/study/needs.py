@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rankwise.records.folder import StudyFolder
-from rankwise.study.planning.work import TRAINING_WORK, furthest
-from rankwise.study.stages import Stage, Train, state_bytes, stored_bytes
+from rankwise.study.costs import TRAINING_WORK, furthest, state_bytes, stored_bytes
+from rankwise.study.stages import Stage, Train
 
 CARD_FLOPS = 989e12
 """Multiplications and additions of an H100 SXM in a second, dense bfloat16, by its data sheet."""
@@ -37,10 +37,12 @@ def needs_of(
     folder: StudyFolder,
     tokens_per_second: float | None,
     num_devices: int = 1,
+    later_work: float = 0.0,
 ) -> Needs:
     """What is left of some stages needs where LoRA training reads so many tokens in a second.
 
     The seconds are those of one device, the disk is that of several which train at once.
+    ``later_work``, in scored tokens, is what is planned once there is a verdict.
     """
     disk_bytes = disk_left(stages, folder, num_devices)
     if tokens_per_second is None:
@@ -48,7 +50,7 @@ def needs_of(
     work = sum(
         stage.work * share_left(stage, folder) for stage in stages if stage.num_tokens is not None
     )
-    seconds = work / (tokens_per_second * TRAINING_WORK["lora"])
+    seconds = (work + later_work) / (tokens_per_second * TRAINING_WORK["lora"])
     return Needs(disk_bytes, seconds, tokens_per_second)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.records.behaviour import Behaviour
+from rankwise.records.deployment import FormRecord
 from rankwise.records.folder import StudyFolder
 from rankwise.records.heads import HeadChanges
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import TaskEvaluation
+from rankwise.study.costs import furthest, training_work
 from rankwise.study.observer import StageOutline
-from rankwise.study.planning.work import furthest, training_work
 from rankwise.study.stages import Model, Score, Stage, Train
 
 
@@ -65,7 +66,7 @@ def _seconds(stage: Stage, folder: StudyFolder) -> float | None:
     seconds = 0.0
     for model in stage.models:
         match folder.read_if_there(stage.path_of(folder, model), stage.record):
-            case TaskEvaluation() | Divergence() | Behaviour() as record:
+            case TaskEvaluation() | Divergence() | Behaviour() | FormRecord() as record:
                 seconds += record.score_seconds
             case HeadChanges() | SpectraRecord() as record:
                 seconds += record.analysis_seconds

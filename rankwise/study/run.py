@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, models_of, set_aside
+from rankwise.study.deploying import with_deployed
 from rankwise.study.observer import Observer
 from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
@@ -38,6 +40,7 @@ def run_study(
     *,
     replace: bool = False,
     accept_new_stack: bool = False,
+    is_last: bool = True,
 ) -> StudyOutcome:
     """Do what is not done yet, then conclude. Safe to stop at any moment and to call again.
 
@@ -52,6 +55,7 @@ def run_study(
         replace: finished scores under other settings are set aside; otherwise they are an error.
         accept_new_stack: put scores beside those of another stack of versions and device, also if
             the base's scores have moved; otherwise that is an error.
+        is_last: whether the runs that the verdict names are checked in their deployed forms.
 
     Returns:
         Results, recommendation and findings, also written into the folder. A run of which a stage
@@ -72,6 +76,7 @@ def run_study(
         try:
             if search is not None:
                 context = context.replanned(search.plan())
+            context = _to_deploy(context) if is_last else context
             failures = _do(context, replace, accept_new_stack)
             while search is not None and not failures:
                 plan = search.plan()
@@ -80,10 +85,19 @@ def run_study(
                     break
                 context = context.replanned(plan)
                 failures = _do(context, replace, accept_new_stack)
+            deployed = _to_deploy(context) if is_last and not failures else context
+            if deployed.study.deployed != context.study.deployed:
+                failures = _do(deployed, replace, accept_new_stack)
         finally:
             context.models.release()
             folder.checked.save()
         return _concluded(folder, failures)
+
+
+def _to_deploy(context: StudyContext) -> StudyContext:
+    """With the runs that the verdict names, once there is one."""
+    record = with_deployed(context.study, context.folder)
+    return context.replanned(dataclasses.replace(context.plan, record=record))
 
 
 def _names(study: StudyRecord) -> list[tuple[str, bool]]:

@@ -28,9 +28,9 @@ from rankwise.records.search import (
     ValidationMean,
 )
 from rankwise.records.study import PlannedRun, Relation, StudyRecord, Unit
+from rankwise.study.costs import furthest
 from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.planning.work import furthest
 from rankwise.study.searches import policy as searches
 from rankwise.study.searches.policy import Decision, Progress, Setting
 from rankwise.study.searches.settings import terms_of

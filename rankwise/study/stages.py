@@ -16,16 +16,19 @@ from typing import Any, ClassVar
 
 from rankwise.records.base import Record
 from rankwise.records.behaviour import Behaviour
+from rankwise.records.deployment import FormRecord
 from rankwise.records.fingerprints import (
     behaviour_fingerprint,
     divergence_fingerprint,
     fingerprint,
+    form_fingerprint,
     gauges_fingerprint,
     head_changes_fingerprint,
     scoring_fingerprint,
     spectra_fingerprint,
 )
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.forms import model_in_form
 from rankwise.records.heads import HeadChanges
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
@@ -37,35 +40,8 @@ from rankwise.records.study import (
     StudyRecord,
     TaskEvaluation,
 )
-from rankwise.study.planning.work import furthest, training_work
-
-ANALYSIS_WORK = 1500.0
-"""Work of decomposing all adapted matrices of a run once, in scored tokens: measured on small
-models. Only the time left is estimated from it."""
-
-_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
-_MOMENTS_BYTES = {"adamw": 8, "adamw_8bit": 2}  # of both, per weight
-
-TOKEN_BYTES = 8
-"""Of a samples file per scored token: its text, and the answers beside it."""
-
-
-def weight_bytes(run: PlannedRun) -> int:
-    """Of a stored weight of a run; an adapter's are float32."""
-    return _WEIGHT_BYTES["float32" if run.full is None else run.full.weights]
-
-
-def state_bytes(run: PlannedRun) -> int:
-    """Of a saved state of training, per trained weight: it and its two moments."""
-    return weight_bytes(run) + _MOMENTS_BYTES["adamw" if run.full is None else run.full.optimizer]
-
-
-def stored_bytes(run: PlannedRun) -> int:
-    """Of a run's weights in the study folder; an imported checkpoint stays where it is."""
-    if run.imported_from is not None and run.method == "full":
-        return 0
-    return run.num_trainable_parameters * weight_bytes(run)
-
+from rankwise.study import costs
+from rankwise.study.costs import ANALYSIS_WORK, TOKEN_BYTES, furthest, training_work
 
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
@@ -329,6 +305,29 @@ class AnalyseWeights(Stage):
         return folder.spectra_file(_name(model))
 
 
+@dataclass(frozen=True)
+class CheckForm(Stage):
+    """Score a run that the verdict names in a form in which it is deployed."""
+
+    form: str
+    tasks: tuple[str, ...]
+
+    kind = "form"
+    record = FormRecord
+
+    @property
+    def name(self) -> str:
+        return self.form
+
+    def path_of(self, folder: StudyFolder, model: Model) -> Path:
+        return folder.form_file(_name(model), self.form)
+
+    def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
+        scored = model_in_form(_name(model), self.form)
+        files = [folder.evaluation_file(scored, task) for task in self.tasks]
+        return super()._is_done(folder, model, wanted) and all(map(folder.has, files))
+
+
 def finished_work(graph: Sequence[Stage], folder: StudyFolder) -> set[tuple[str, str | None]]:
     """The (model, task) pairs that are scored, and (run, None) for each run that is trained.
 
@@ -351,7 +350,7 @@ def stages(study: StudyRecord) -> tuple[Stage, ...]:
     likewise the adapters that are truncated from them, and the arms against forgetting; all answer
     short prompts where that is asked for; models are compared with the base, and runs with full
     fine-tuning, one full fine-tuning after the other; then come the heads and the weights of the
-    runs of each trained task.
+    runs of each trained task, and the forms of the runs that the verdict names.
     """
     graph = _Graph(study)
     graph.score_the_base()
@@ -362,6 +361,7 @@ def stages(study: StudyRecord) -> tuple[Stage, ...]:
     graph.compare_distributions()
     graph.compare_heads()
     graph.analyse_weights()
+    graph.check_forms()
     return tuple(graph.stages)
 
 
@@ -397,7 +397,7 @@ class _Graph:
             needs=self._trainings(sources),
             work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
-            disk_bytes=sum(map(stored_bytes, runs)),
+            disk_bytes=sum(map(costs.stored_bytes, runs)),
             planned_pass=planned_pass,
             saves_states=planned_pass is not None
             and self._study.config.train.save_every is not None,
@@ -508,6 +508,28 @@ class _Graph:
                         memory_bytes=2 * study.weights_bytes,
                         disk_bytes=0,
                         train_task=train_task,
+                    )
+                )
+
+    def check_forms(self) -> None:
+        study = self._study
+        for run in (run for run in study.runs if run.name in study.deployed):
+            scorings = [each for each in self.stages if isinstance(each, Score)]
+            own = tuple(each.id for each in scorings if run in each.models)
+            tasks = study.compared_tasks(run.train_task)
+            num_tokens = sum(study.num_tokens.scored.get(task, 0) for task in tasks)
+            for form in study.forms:
+                self.stages.append(
+                    CheckForm(
+                        run.name,
+                        (run,),
+                        (form_fingerprint(study, run, form),),
+                        needs=(*self._trainings([run]), *own),
+                        work=float(num_tokens),
+                        memory_bytes=2 * 4 * study.num_parameters,  # its own weights wait meanwhile
+                        disk_bytes=TOKEN_BYTES * num_tokens,
+                        form=form,
+                        tasks=tasks,
                     )
                 )
 

@@ -9,6 +9,7 @@ from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.stages import (
     AnalyseWeights,
+    CheckForm,
     CompareDistributions,
     CompareHeads,
     CompareWithBase,
@@ -34,6 +35,7 @@ class ModelStatus(NamedTuple):
         behaviour_left: whether it is still to answer the prompts of behaviour.
         spectra_left: whether its weights are still to be analysed.
         heads_left: whether its attention heads are still to be compared with the base's.
+        forms_left: the forms that it is still to be checked in, where the verdict names it.
         failed: the stages of it that failed when they were last tried, and why.
         damaged: its files that are not as they were written; running the study makes them again.
     """
@@ -49,6 +51,7 @@ class ModelStatus(NamedTuple):
     behaviour_left: bool
     spectra_left: bool
     heads_left: bool
+    forms_left: tuple[str, ...]
     failed: tuple[str, ...]
     damaged: tuple[str, ...]
 
@@ -62,7 +65,11 @@ class ModelStatus(NamedTuple):
             "heads": self.heads_left,
             "spectra": self.spectra_left,
         }
-        return (*self.tasks_left, *(name for name, is_left in others.items() if is_left))
+        return (
+            *self.tasks_left,
+            *(name for name, is_left in others.items() if is_left),
+            *self.forms_left,
+        )
 
 
 def study_status(folder: StudyFolder) -> list[ModelStatus]:
@@ -121,6 +128,7 @@ def _line(
         behaviour_left=any(isinstance(stage, ObserveBehaviour) for stage in todo),
         spectra_left=any(isinstance(stage, AnalyseWeights) for stage in todo),
         heads_left=any(isinstance(stage, CompareHeads) for stage in todo),
+        forms_left=tuple(stage.form for stage in todo if isinstance(stage, CheckForm)),
         failed=tuple(
             f"{failure.what}: {failure.message}"
             for failure in failures

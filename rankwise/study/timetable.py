@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
+from rankwise.study.costs import TRAINING_WORK, training_work
 from rankwise.study.needs import share_left
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.schedule import Job, Schedule, Task, lower_bound, scheduled
-from rankwise.study.planning.work import TRAINING_WORK, training_work
 from rankwise.study.stages import (
     CompareDistributions,
     CompareHeads,

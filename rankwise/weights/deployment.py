@@ -35,7 +35,7 @@ from rankwise.tasks.update_guard import probes, refuse_unapplied
 from rankwise.weights.audit import Audited
 from rankwise.weights.audit_scores import ScoreSettings, cut_warning, model_results
 from rankwise.weights.forms import Form
-from rankwise.weights.merging import merged_as
+from rankwise.weights.merging import Merged, merged_as
 
 ADAPTER = "adapter"
 
@@ -84,12 +84,7 @@ def check_deployment(
     judged: list[JudgedForm] = []
     for form in forms:
         with merged_as(scored.base_model, form, found.updates) as merged:
-            if merged.num_instead:
-                warnings.append(
-                    f"{form.name}: {quantities.count(merged.num_instead)} of "
-                    f"{quantities.count(merged.num_matrices)} matrices have rows that are no whole "
-                    "number of blocks; they are stored in float16."
-                )
+            warnings += instead_warnings(form.name, merged)
             own = scored.alone(form.name)
         judged.append(judged_form(adapter, own, merged.weights, question.rule))
     return scored.record("adapter", base, judged, warnings)
@@ -115,6 +110,17 @@ def check_retention(
     weights = FormWeights(_num_bytes(found, with_adapter=True))
     judged = judged_form(base, adapter, weights, question.rule)
     return scored.record("base", base, [judged], [])
+
+
+def instead_warnings(form: str, merged: Merged) -> list[str]:
+    """That some matrices are stored in a simpler format than the form's."""
+    if not merged.num_instead:
+        return []
+    return [
+        f"{form}: {quantities.count(merged.num_instead)} of "
+        f"{quantities.count(merged.num_matrices)} matrices have rows that are no whole number of "
+        "blocks; they are stored in float16."
+    ]
 
 
 class _Scored:

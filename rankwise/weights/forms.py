@@ -16,8 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankwise.engine.models.base import require_bitsandbytes
-from rankwise.errors import ConfigError, ModelError, did_you_mean
-from rankwise.records.deployment import BITSANDBYTES_FORMS, FORMS, GGUF_FORMS, LLAMA_CPP_FORMS
+from rankwise.errors import ConfigError, ModelError
+from rankwise.records.forms import (
+    BITSANDBYTES_FORMS,
+    FORMS,
+    GGUF_FORMS,
+    LLAMA_CPP_FORMS,
+    known_form,
+)
 from rankwise.weights.llama_cpp import TOOL, has_llama_cpp, quantised
 
 
@@ -47,7 +53,7 @@ class Form(NamedTuple):
     """How each kind of weights is stored.
 
     Attributes:
-        name: in ``records.deployment.FORMS``.
+        name: in ``records.forms.FORMS``.
         matrices: linear layers below the head.
         tables: embeddings and the head.
         vectors: norms and biases.
@@ -169,12 +175,12 @@ def find_forms(names: Sequence[str]) -> list[Form]:
         ConfigError: a name is unknown, or none is given.
         ModelError: a form needs a package or a program that is not here.
     """
-    problems = [
-        f"--as: no form is named {name!r}; "
-        + (did_you_mean(name, FORMS) or f"there is {', '.join(FORMS)}")
-        for name in names
-        if name not in FORMS
-    ]
+    problems: list[str] = []
+    for name in names:
+        try:
+            known_form(name)
+        except ValueError as error:
+            problems.append(f"--as: {error}")
     problems += [f"--as names no form; there is {', '.join(FORMS)}"] * (not names)
     if problems:
         raise ConfigError("deploy-check", problems)

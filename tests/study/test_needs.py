@@ -12,8 +12,9 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun
 from rankwise.study import acceptance
 from rankwise.study.acceptance import require_disk
+from rankwise.study.costs import stored_bytes
 from rankwise.study.needs import disk_left, needs_of
-from rankwise.study.stages import Score, Stage, Train, stored_bytes
+from rankwise.study.stages import Score, Stage, Train
 from tests.planted.results import planted_run_record
 from tests.support.passes import planned
 

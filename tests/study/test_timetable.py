@@ -12,8 +12,8 @@ from rankwise.engine.models.devices import Machine
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedPass, PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
+from rankwise.study.costs import PASS_WORK, training_work
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.planning.work import PASS_WORK, training_work
 from rankwise.study.stages import AnalyseWeights, CompareHeads, Score, Stage, Train, stages
 from rankwise.study.timetable import Timetable, timetable
 from tests.planted.results import planted_run_record

@@ -39,6 +39,7 @@ from rankwise.records.fields import (
     run_name,
     seconds_of,
 )
+from rankwise.records.forms import known_form
 
 Engine = Literal["resident", "vllm"]
 
@@ -244,6 +245,13 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
+    deploy: Annotated[
+        tuple[Annotated[Text, AfterValidator(known_form)], ...],
+        BeforeValidator(as_list),
+        Field(max_length=MOST_ENTRIES),
+        AfterValidator(distinct),
+    ] = ()
+    """Forms in which the recommended run is checked, such as ``merged-bf16``."""
 
     @property
     def is_searched(self) -> bool:

@@ -27,6 +27,7 @@ from rankwise.study.planning.runs import TargetLayers
 from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.training_rows import chat_template_fault
+from rankwise.weights.forms import find_forms
 
 
 def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
@@ -51,6 +52,27 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         issues.warnings.append(
             f"train.base_precision: the base and its adapters are trained and scored in "
             f"{train.base_precision}, full fine-tuning is not: part of its difference is theirs"
+        )
+
+
+def check_deploy(config: StudyConfig, issues: Issues) -> None:
+    """Whether the recommended run can be checked in the forms that the config names."""
+    for form in config.deploy:
+        try:
+            find_forms([form])
+        except ModelError as error:
+            issues.problems.append(f"deploy: {error}")
+    if not config.deploy:
+        return
+    if config.methods.lora is None and not config.methods.imported:
+        issues.problems.append(
+            "deploy: full fine-tuning is never recommended, so there is no run to check; leave "
+            "deploy out"
+        )
+    if config.train.base_precision != "auto":
+        issues.problems.append(
+            f"deploy: the study scores its adapters on a base in {config.train.base_precision}, "
+            "and forms are of the whole base; leave deploy out, and ask rankwise deploy-check"
         )
 
 

@@ -29,8 +29,10 @@ from rankwise.records.fingerprints import (
 )
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
+from rankwise.study.costs import PASS_WORK, scoring_work, training_work
 from rankwise.study.planning.checks import (
     check_clusters,
+    check_deploy,
     check_items,
     check_judgements,
     check_metrics,
@@ -62,7 +64,6 @@ from rankwise.study.planning.passes import Sharing, plan_passes
 from rankwise.study.planning.runs import RunMaker, TargetLayers, Trainable, plan_runs, plan_variants
 from rankwise.study.planning.tasks import TaskPlan, plan_tasks
 from rankwise.study.planning.truncated import plan_truncated
-from rankwise.study.planning.work import PASS_WORK, scoring_work, training_work
 from rankwise.study.searches.policy import Decision
 from rankwise.study.searches.settings import searched
 from rankwise.tasks.behaviour import behaviour_prompts
@@ -194,6 +195,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     """The parts of a plan; None where there are problems."""
     check_model(config, model, issues)
     check_search(config, issues)
+    check_deploy(config, issues)
     layers = target_layers(config, model, issues)
     check_variants(config, model, layers, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)

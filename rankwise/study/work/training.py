@@ -35,13 +35,13 @@ from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room, writing
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.context import StudyContext
+from rankwise.study.costs import TRAINING_WORK, state_bytes, training_work, weight_bytes
 from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.planning.work import TRAINING_WORK, training_work
-from rankwise.study.stages import Train, state_bytes, weight_bytes
+from rankwise.study.stages import Train
 from rankwise.study.work.mitigations import RowsBeside, project
 from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 

@@ -8,6 +8,7 @@ from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.stages import (
     AnalyseWeights,
+    CheckForm,
     CompareDistributions,
     CompareHeads,
     CompareWithBase,
@@ -19,6 +20,7 @@ from rankwise.study.stages import (
 )
 from rankwise.study.work.behaviour import observe_behaviour
 from rankwise.study.work.distributions import DistributionWorker, compare_with_base
+from rankwise.study.work.forms import check_form
 from rankwise.study.work.head_changes import compare_heads
 from rankwise.study.work.scoring import ScoreWorker
 from rankwise.study.work.training import train
@@ -56,6 +58,9 @@ class Worker:
                 observe_behaviour(context, stage, models)
             case CompareHeads():
                 compare_heads(context, stage, _runs(models))
+            case CheckForm():
+                for run in _runs(models):
+                    check_form(context, stage, run)
             case AnalyseWeights():
                 context.models.release(base=True)  # matrices are read one by one
                 analyse_weights(context, stage, _runs(models))

@@ -1,0 +1,35 @@
+"""The names of the forms in which an adapter is deployed."""
+
+from __future__ import annotations
+
+from rankwise.errors import did_you_mean
+
+FLOAT_FORMS = ("merged-bf16", "merged-fp16", "merged-fp32")
+BITSANDBYTES_FORMS = ("8bit", "4bit")
+GGUF_FORMS = ("gguf:q8_0", "gguf:q5_1", "gguf:q5_0", "gguf:q4_1", "gguf:q4_0")
+"""Those that the gguf package writes, with llama.cpp's numbers."""
+
+LLAMA_CPP_FORMS = (
+    *("gguf:q6_k", "gguf:q5_k_m", "gguf:q5_k_s", "gguf:q4_k_m", "gguf:q4_k_s"),
+    *("gguf:q3_k_m", "gguf:q2_k"),
+)
+"""Those that only llama.cpp's own quantiser makes."""
+
+FORMS = (*FLOAT_FORMS, *BITSANDBYTES_FORMS, *GGUF_FORMS, *LLAMA_CPP_FORMS)
+"""Names of the forms in which an adapter can be deployed; in each, it is merged first."""
+
+AS_TRAINED = "as-trained"
+"""Of a run of a study: the adapter beside the base, scored in float32 to be compared with."""
+
+
+def known_form(name: str) -> str:
+    """Refuse a name that is no form's."""
+    if name not in FORMS:
+        instead = did_you_mean(name, FORMS) or f"there is {', '.join(FORMS)}"
+        raise ValueError(f"no form is named {name!r}; {instead}")
+    return name
+
+
+def model_in_form(run: str, form: str) -> str:
+    """The name under which a run is scored in a form: that of its folder below ``runs``."""
+    return f"{run}/forms/{form.replace(':', '-')}"

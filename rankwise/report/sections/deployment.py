@@ -1,0 +1,78 @@
+"""Whether the runs that the verdict names survive being merged and quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankwise.findings.deployed import DeployedRun
+from rankwise.records import quantities
+from rankwise.records.deployment import FormVerdict, JudgedForm
+from rankwise.records.files import in_words
+from rankwise.report import cells
+from rankwise.report.parts import Cell, Column, ReportSection, Table, TitledTable, flat, table
+from rankwise.report.summaries import RELATION_NAMES
+
+VERDICTS: dict[FormVerdict, str] = {
+    "keeps": "keeps enough",
+    "loses": "loses too much",
+    "cannot_tell": "cannot tell",
+}
+
+
+def deployment_section(found: Sequence[DeployedRun]) -> ReportSection:
+    """What is said of each form, and a table for each run."""
+    rows = (
+        flat(score, run=each.run, form=form.form, verdict=form.verdict)
+        for each in found
+        for form in each.forms
+        for score in form.scores
+    )
+    return ReportSection(
+        "deployment",
+        "In the forms in which it is deployed",
+        [
+            "The adapter is merged into the base and rounded to each form, and answers the same "
+            "items as the adapter as it was trained. A form keeps enough where the loss of each "
+            "group of tasks is shown to be below its margin, and loses too much where one is shown "
+            "to be above. Everything is scored in float32, so nothing but the rounding of the "
+            "weights differs. The recommendation does not rest on this.",
+            *(
+                f"{each.run} ({each.named}), {form.statement}"
+                for each in found
+                for form in each.forms
+            ),
+            *(f"{each.run}: {warning}" for each in found for warning in each.warnings),
+        ],
+        tables=[TitledTable(f"{each.run}, {each.named}", _table(each)) for each in found],
+        files={"deployment.csv": cells.csv_text(rows)},
+    )
+
+
+def _table(found: DeployedRun) -> Table:
+    def change(place: int) -> Column[JudgedForm]:
+        first = found.forms[0].means[place]
+        title = RELATION_NAMES[first.relation or "in_domain"].capitalize()
+        margin = f"{first.unit}, {quantities.score(first.margin, first.unit)} may be lost"
+        return Column(
+            title, lambda row: cells.interval(row.means[place].difference, first.unit), margin
+        )
+
+    def rounding(row: JudgedForm) -> str | None:
+        return None if row.delta is None else quantities.ratio(row.delta.relative_error)
+
+    def kept(row: JudgedForm) -> str | None:
+        return None if row.delta is None else quantities.share(max(row.delta.kept_share, 0.0))
+
+    columns: list[Column[JudgedForm]] = [
+        Column("Form", lambda row: row.form),
+        *(change(place) for place in range(len(found.forms[0].means))),
+        Column("On the disk", lambda row: in_words(row.num_bytes)),
+        Column("Rounding", rounding, "times delta"),
+        Column("Delta kept", kept),
+        Column("Verdict", lambda row: Cell(VERDICTS[row.verdict]), is_text=True),
+    ]
+    caption = (
+        "Changes against the adapter as trained, paired item by item; positive is better; "
+        f"{cells.intervals(found.confidence)}"
+    )
+    return table(caption, columns, found.forms)
