@@ -81,8 +81,8 @@ def plan_passes(
 ) -> tuple[PlannedPass, ...]:
     """Adapters in as few passes as fit, in the study's order; others alone (``shares_a_pass``).
 
-    Several devices get passes that end together, where as few as fit would leave some idle; the
-    longest pass comes first.
+    Several devices get passes that end together, where as few as fit would leave some idle. Then
+    the longest comes first, also of those that are trained alone.
 
     On CUDA each pass keeps room for micro-batches of 8192 tokens, or of its whole step, as far as a
     single adapter leaves it; and where there are several passes, they are as even as can be.
@@ -110,11 +110,12 @@ def plan_passes(
     adapters = [run for run in trained if shares_a_pass(run)]
     alone = [run for run in trained if not shares_a_pass(run)]
     if sharing is None:
-        groups = cutter.groups(adapters)
+        groups = [*cutter.groups(adapters), *([run] for run in alone)]
     else:
         work = {name: sharing.work_of(models) for name, models in of_training.items()}
         groups = cutter.shared_out(adapters, alone, work, sharing)
-    groups += [[run] for run in alone]
+        groups += [[run] for run in alone]
+        groups.sort(key=lambda group: -sum(work[run.training.name] for run in group))
     passes: list[PlannedPass] = []
     for group in groups:
         models = [model.name for run in group for model in of_training[run.training.name]]
