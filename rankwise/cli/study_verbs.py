@@ -227,7 +227,8 @@ def plan(
     if is_assumed:
         rate = assumed_rate(record.num_parameters)
     check_devices(devices, budget, rate, price_per_hour)
-    needs = needs_of(graph, intact, rate, devices, work_after_verdict(record))
+    later_work = work_after_verdict(record)
+    needs = needs_of(graph, intact, rate, devices, later_work)
     start = PASS_WORK[planned.device.type]
     times = timetable(graph, intact, devices, start, rate, price_per_hour)
     found = None if budget is None else affordable_here(config, planned, budget, rate, machine)
