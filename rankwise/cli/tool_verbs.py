@@ -100,6 +100,61 @@ def export(
 
 
 @verb(TOOLS)
+def push(
+    directory: Folder,
+    repo: Annotated[
+        str, typer.Option("--repo", metavar="ORG/NAME", help="The repository on the Hub.")
+    ],
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="ID",
+            help="The run's name, or the beginning of it (default: the recommended).",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="Let everybody read the repository (default: private)."),
+    ] = False,
+    with_items: Annotated[
+        bool,
+        typer.Option("--with-items", help="Also send the texts of the items and the answers."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")
+    ] = False,
+) -> int:
+    """Upload the recommended adapter to the Hugging Face Hub.
+
+    With its model card, and the study's records and report in the folder study.
+    Never sent are the base's weights, states of a training and caches; items'
+    texts and answers are only with --with-items. Names of folders of this
+    machine are left out. Log in before with hf auth login, or set HF_TOKEN.
+    """
+    quiet_libraries()
+    from rankwise.integrations.hub import push_study
+    from rankwise.records.files import in_words
+    from rankwise.records.folder import StudyFolder
+
+    pushed = push_study(
+        StudyFolder(directory), repo, run, public=public, with_items=with_items, dry_run=dry_run
+    )
+    for remark in pushed.remarks:
+        note(f"to check: {remark}")
+    if pushed.url is None:
+        for file in pushed.files:
+            say(f"{file.num_bytes:>13,}  {file.path}", folded=False)
+    size = in_words(sum(file.num_bytes for file in pushed.files))
+    who = "private" if pushed.is_private else "public"
+    done = f"would go to {repo}" if pushed.url is None else f"are at {pushed.url}"
+    say(f"{pushed.run}: {len(pushed.files)} files, {size}, {done} ({who})", folded=False)
+    if public and pushed.is_private and pushed.url is not None:
+        note(f"{repo} was there and private, and stays so; its settings on the Hub change that")
+    return OK
+
+
+@verb(TOOLS)
 def compare_samples(
     base: Annotated[
         Path, typer.Argument(metavar="BASE.jsonl", help="The samples file to compare with.")

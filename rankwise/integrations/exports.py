@@ -127,15 +127,15 @@ def _usage(tool: Tool, file: Path) -> list[str]:
     }[tool.name]
 
 
-def refuse_imported(planned: PlannedRun) -> None:
-    """Refuse a model whose settings are not known.
+def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
+    """Refuse a model whose settings are not known; ``verb`` begins the error.
 
     Raises:
         ConfigError: it was trained elsewhere.
     """
     if planned.imported_as is not None:
         problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
-        raise ConfigError("export", [problem])
+        raise ConfigError(verb, [problem])
 
 
 def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
