@@ -103,6 +103,7 @@ class Study:
         quiet_libraries()
         from rich.console import Console
 
+        from rankwise.integrations.tracking import TrackedObserver
         from rankwise.study.growing import run_to_verdict
         from rankwise.study.progress import Follower, TerminalObserver, peak_memory
 
@@ -112,15 +113,16 @@ class Study:
             is_open = config.is_searched or config.search.grows
             observer = TerminalObserver(Console(stderr=True), memory, folder, is_open=is_open)
         self._outcome = None
-        with observer:
+        with observer, TrackedObserver(observer, folder, config) as tracked:
             self._outcome = run_to_verdict(
                 config,
                 lambda grown: self._planned(grown, observer.noted),
                 folder,
-                observer,
+                tracked,
                 replace=replace,
                 accept_new_stack=accept_new_stack,
             )
+            tracked.concluded(self._outcome)
         for failure in self._outcome.failures:
             _warn(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
         return self

@@ -41,6 +41,8 @@ from rankwise.records.fields import (
 )
 
 Engine = Literal["resident", "vllm"]
+Tracker = Literal["trackio", "wandb", "mlflow", "tensorboard"]
+"""An experiment tracker, by the name of its package."""
 
 
 ENDING_SUFFIX = "@end"
@@ -244,6 +246,11 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
+    tracking: Annotated[
+        tuple[Tracker, ...], BeforeValidator(as_list), AfterValidator(distinct)
+    ] = ()
+    """Experiment trackers that are told of losses, scores and the verdict; no result depends on
+    them."""
 
     @property
     def is_searched(self) -> bool:
