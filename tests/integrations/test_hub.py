@@ -174,6 +174,12 @@ def test_a_base_in_a_folder_is_to_be_named_by_hand(once: Once) -> None:
     assert "base_model" not in (once.without / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_notebook_gets_the_address(finished: StudyFolder, stand_in: Hub) -> None:
+    with pytest.warns(UserWarning, match="the base model is a folder of this machine"):
+        url = rw.open(finished.root).push("org/mine", run=LORA)
+    assert url == f"{stand_in.endpoint}/org/mine"
+
+
 def test_public_is_said_and_never_by_accident(finished: StudyFolder, stand_in: Hub) -> None:
     assert "(public)" in push(finished, "--run", LORA, "--public", repo="org/open").stdout
     assert not stand_in.repositories["org/open"].private
