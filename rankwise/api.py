@@ -103,6 +103,7 @@ class Study:
         quiet_libraries()
         from rich.console import Console
 
+        from rankwise.integrations.tracking import TrackedObserver
         from rankwise.study.growing import run_to_verdict
         from rankwise.study.progress import Follower, TerminalObserver, peak_memory
 
@@ -112,15 +113,16 @@ class Study:
             is_open = config.is_searched or config.search.grows
             observer = TerminalObserver(Console(stderr=True), memory, folder, is_open=is_open)
         self._outcome = None
-        with observer:
+        with observer, TrackedObserver(observer, folder, config) as tracked:
             self._outcome = run_to_verdict(
                 config,
                 lambda grown: self._planned(grown, observer.noted),
                 folder,
-                observer,
+                tracked,
                 replace=replace,
                 accept_new_stack=accept_new_stack,
             )
+            tracked.concluded(self._outcome)
         for failure in self._outcome.failures:
             _warn(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
         return self
@@ -244,6 +246,61 @@ class Study:
         """
         to = None if output is None else Path(output)
         return written_report(self._folder, self._concluded(), to, with_texts=with_texts)
+
+    def export(
+        self, kind: str, output: AnyPath | None = None, *, run: str | None = None
+    ) -> list[Path]:
+        """Write the study in another format, as ``rankwise export --format`` does.
+
+        Args:
+            kind: the format: csv, parquet, markdown, latex, lm-eval, model-card, trl and so on.
+            output: the folder to write into; None: ``export/<kind>`` in the study's.
+            run: the name of a run, or its beginning, for formats of one run; None: the recommended.
+
+        Returns:
+            The files that were written; of ``lm-eval``, each model's results.
+
+        Raises:
+            ConfigError: there is no such format or run, or nothing is recommended.
+            RecordError: as ``recommendation``.
+            StorageError: it cannot be written there.
+
+        Example:
+            >>> study.export("latex")
+        """
+        from rankwise.integrations.formats import export_study
+
+        to = None if output is None else Path(output)
+        return [each.file for each in export_study(self._folder, kind, to, run)]
+
+    def push(
+        self, repo: str, *, run: str | None = None, public: bool = False, with_items: bool = False
+    ) -> str:
+        """Upload an adapter, its card, the records and the report, as ``rankwise push`` does.
+
+        Args:
+            repo: ``org/name`` on the Hugging Face Hub; it is made if it is not there.
+            run: the name of a run, or its beginning; None: the recommended.
+            public: everybody may read it.
+            with_items: with the texts of the items, and what each model answered.
+
+        Returns:
+            The repository's URL.
+
+        Raises:
+            ConfigError: there is no such name or run, or the run has no adapter.
+            HubError: the Hub cannot be reached, or refuses it.
+            RecordError: the study is not finished, or not as it was written.
+
+        Example:
+            >>> study.push("my-name/kinship-r16")
+        """
+        from rankwise.integrations.hub import push_study
+
+        pushed = push_study(self._folder, repo, run, public=public, with_items=with_items)
+        for remark in pushed.remarks:
+            _warn(remark)
+        return str(pushed.url)
 
     def __repr__(self) -> str:
         return f"<Study {self.config.name!r} in {str(self.folder)!r}>"

@@ -95,6 +95,10 @@ class ModelError(RankwiseError, OSError):
     """A base model, an adapter or a checkpoint that cannot be fetched, read or used."""
 
 
+class HubError(RankwiseError, OSError):
+    """The Hugging Face Hub cannot be reached, or does not let something be written."""
+
+
 class BeyondLoraError(ModelError):
     """An adapter that is not just two factors added to linear layers, such as DoRA."""
 

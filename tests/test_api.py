@@ -68,6 +68,15 @@ def test_arguments_become_the_settings_of_a_study_file(study: rw.Study) -> None:
     assert study.folder.name == "of colours"
 
 
+def test_a_study_is_exported_as_by_the_command(tmp_path: Path) -> None:
+    study = planted(tmp_path / "study")
+    (table,) = study.export("latex", tmp_path / "out")
+    assert table == tmp_path / "out" / "results.tex"
+    assert "LoRA rank 16" in table.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="no format named 'cvs'; did you mean 'csv'"):
+        study.export("cvs")
+
+
 @pytest.mark.parametrize("ranks", [[4, 8], (4, 8), range(4, 9, 4), 2 ** np.arange(2, 4)])
 def test_ranks_come_in_any_sequence(ranks: Any) -> None:
     lora = rw.new(base="b", task="t", ranks=ranks).config.methods.lora

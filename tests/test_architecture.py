@@ -144,7 +144,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
     assert set(found) == {"cli"}
 
 
-TAKES_ANY_ERROR = ("engine/models/files.py", "records/files.py")
+TAKES_ANY_ERROR = ("engine/models/files.py", "records/files.py", "integrations/tracking.py")
 
 
 def test_no_path_of_one_machine_and_no_bare_except() -> None:
@@ -153,7 +153,8 @@ def test_no_path_of_one_machine_and_no_bare_except() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, path
-                # where any error of a library becomes ours: tokenizers raises plain ones
+                # where any error of a library becomes ours: tokenizers raises plain ones, and a
+                # tracker's must not fail a study
                 if path.relative_to(ROOT).as_posix() not in TAKES_ANY_ERROR:
                     assert ast.unparse(node.type) not in ("Exception", "BaseException"), path
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -27,6 +27,10 @@ OPTIONAL_PARTS = {
     "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
     "liger_kernel": ("faster training of adapters on CUDA", "pip install 'rankwise[liger]'"),
     "vllm": ("texts by evaluation.engine vllm", "pip install 'rankwise[vllm]'"),
+    "trackio": ("tracking by trackio", "pip install trackio"),
+    "wandb": ("tracking by wandb", "pip install wandb"),
+    "mlflow": ("tracking by mlflow", "pip install mlflow"),
+    "tensorboard": ("tracking by tensorboard", "pip install tensorboard"),
     "pip": ("fetching the embedded model", "python -m ensurepip"),
 }
 

@@ -60,6 +60,7 @@ def run_and_report(
     quiet_libraries()
     from rankwise.api import written_report
     from rankwise.cli.events import EventObserver, Events, print_line
+    from rankwise.integrations.tracking import TrackedObserver
     from rankwise.study.growing import run_to_verdict
     from rankwise.study.progress import Follower, QuietObserver, TerminalObserver, peak_memory
     from rankwise.study.stopping import Stopped
@@ -82,15 +83,16 @@ def run_and_report(
                 is_open = config.is_searched or config.search.grows
                 observer = TerminalObserver(stderr, memory, folder, is_open=is_open)
             report = (lambda _: None) if quiet or as_json else note
-            with observer:
+            with observer, TrackedObserver(observer, folder, config) as tracked:
                 outcome = run_to_verdict(
                     config,
                     lambda grown: planned_study(grown, folder, report=report),
                     folder,
-                    observer,
+                    tracked,
                     replace=replace,
                     accept_new_stack=accept_new_stack,
                 )
+                tracked.concluded(outcome)
             if events is None:
                 return report_on(folder, outcome)
             path = written_report(folder, outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,18 +23,19 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.engine.models.libraries import quiet_libraries
-from rankwise.errors import ConfigError, RankwiseError
-
-if TYPE_CHECKING:
-    from rankwise.records.folder import StudyFolder
+from rankwise.errors import RankwiseError
 
 TOOLS = "Tasks and other tools"
 
 
 class ExportFormat(StrEnum):
-    """The tool whose file format is written."""
+    """The file format that is written."""
 
     LM_EVAL = "lm-eval"
+    CSV = "csv"
+    PARQUET = "parquet"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
     EVERY_EVAL_EVER = "every-eval-ever"
     MODEL_CARD = "model-card"
     PEFT = "peft"
@@ -48,7 +49,7 @@ class ExportFormat(StrEnum):
 def export(
     directory: Folder,
     kind: Annotated[
-        ExportFormat, typer.Option("--format", help="The tool whose format to write.")
+        ExportFormat, typer.Option("--format", help="The format to write.")
     ] = ExportFormat.LM_EVAL,
     output: Annotated[
         Path | None,
@@ -64,77 +65,99 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Write a study in another tool's format.
+    """Write a study in another format.
 
     lm-eval: for the base and every trained run of a finished study, the files
     that lm_eval --log_samples would have written: results_<date>.json with the
     scores and samples_<task>_<date>.jsonl with the items. The date is that of
     the run, so a second export replaces the same files.
 
-    every-eval-ever: the scores of the same models, one record each, in the
-    schema of that collection.
+    csv, parquet: the tables of the report, whole and without rounding: runs,
+    scores, differences from the base, and what each rank was judged on.
+
+    markdown, latex: the table of all models with their intervals, to paste into
+    a README or a paper (LaTeX needs the packages booktabs and graphicx).
+
+    every-eval-ever: the scores of the same models as lm-eval, one record each,
+    in the schema of that collection.
 
     peft, trl, axolotl, llamafactory, unsloth: the recommended rank, alpha,
     rate, modules, epochs, batch and schedule as the config of that trainer.
     model-card: the card of the recommended run, with its scores, as README.md.
     Where the study recommends nothing, --run names the run to take.
     """
+    from rankwise.integrations.formats import export_study
     from rankwise.records.folder import StudyFolder
 
     folder = StudyFolder(directory)
-    if kind not in (ExportFormat.LM_EVAL, ExportFormat.EVERY_EVAL_EVER):
-        return _export_run(folder, kind, output, run, as_json=as_json)
-    if run is not None:
-        problem = f"--run is for formats of one run; {kind.value} has every run, so leave it out"
-        raise ConfigError("export", [problem])
-    if kind is ExportFormat.EVERY_EVAL_EVER:
-        return _export_evaluations(folder, output, as_json=as_json)
-    from rankwise.records.lm_eval_export import export_lm_eval
-
-    exported = export_lm_eval(folder, output)
-    note_damage(folder)
-    if as_json:
-        return emit([model._asdict() for model in exported])
-    for model in exported:
-        files = f"{model.results_file} and {len(model.samples_files)} samples files"
-        say(f"{model.name}: {files}", folded=False)
-    return OK
-
-
-def _export_evaluations(folder: StudyFolder, output: Path | None, *, as_json: bool) -> int:
-    from rankwise.integrations.every_eval_ever import export_evaluations
-
-    exported = export_evaluations(folder, output)
-    note_damage(folder)
-    if as_json:
-        return emit([model._asdict() for model in exported])
-    for model in exported:
-        say(f"{model.name}: {model.file}", folded=False)
-    return OK
-
-
-def _export_run(
-    folder: StudyFolder,
-    kind: ExportFormat,
-    output: Path | None,
-    run: str | None,
-    *,
-    as_json: bool,
-) -> int:
-    from rankwise.integrations.exports import export_card, export_setup
-    from rankwise.integrations.tools import tool_named
-
-    if kind is ExportFormat.MODEL_CARD:
-        written = export_card(folder, output, run)
-    else:
-        written = export_setup(folder, tool_named(kind.value), output, run)
+    written = export_study(folder, kind.value, output, run)
     note_damage(folder)
     if as_json:
         return emit([exported._asdict() for exported in written])
     for exported in written:
-        say(f"{exported.run}: {exported.file}", folded=False)
+        samples = exported.num_samples_files
+        beside = f" and {samples} samples files" if samples else ""
+        say(f"{exported.name}: {exported.file}{beside}", folded=False)
         for remark in exported.remarks:
             note(f"to check: {remark}")
+    return OK
+
+
+@verb(TOOLS)
+def push(
+    directory: Folder,
+    repo: Annotated[
+        str, typer.Option("--repo", metavar="ORG/NAME", help="The repository on the Hub.")
+    ],
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="ID",
+            help="The run's name, or the beginning of it (default: the recommended).",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="Let everybody read the repository (default: private)."),
+    ] = False,
+    with_items: Annotated[
+        bool,
+        typer.Option("--with-items", help="Also send the texts of the items and the answers."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Upload the recommended adapter to the Hugging Face Hub.
+
+    With its model card, and the study's records and report in the folder study.
+    Never sent are the base's weights, states of a training and caches; items'
+    texts and answers are only with --with-items. Names of folders of this
+    machine are left out. Log in before with hf auth login, or set HF_TOKEN.
+    """
+    quiet_libraries()
+    from rankwise.integrations.hub import push_study
+    from rankwise.records.files import in_words
+    from rankwise.records.folder import StudyFolder
+
+    pushed = push_study(
+        StudyFolder(directory), repo, run, public=public, with_items=with_items, dry_run=dry_run
+    )
+    if as_json:
+        return emit(pushed._asdict() | {"files": [file._asdict() for file in pushed.files]})
+    for remark in pushed.remarks:
+        note(f"to check: {remark}")
+    if pushed.url is None:
+        for file in pushed.files:
+            say(f"{file.num_bytes:>13,}  {file.path}", folded=False)
+    size = in_words(sum(file.num_bytes for file in pushed.files))
+    who = "private" if pushed.is_private else "public"
+    done = f"would go to {repo}" if pushed.url is None else f"are at {pushed.url}"
+    say(f"{pushed.run}: {len(pushed.files)} files, {size}, {done} ({who})", folded=False)
+    if public and pushed.is_private and pushed.url is not None:
+        note(f"{repo} was there and private, and stays so; its settings on the Hub change that")
     return OK
 
 

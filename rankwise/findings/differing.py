@@ -44,6 +44,7 @@ _UNUSED: Any = {
     "tasks_path": True,
     "allow_task_code": True,
     "analysis": True,
+    "tracking": True,
     "train": {
         "precision",
         "max_micro_batch_tokens",

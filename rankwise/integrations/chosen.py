@@ -1,4 +1,4 @@
-"""Which runs of a study are exported: the recommended ones, or one that is named."""
+"""Which runs of a study are given away: the recommended ones, or one that is named."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ class ChosenRun(NamedTuple):
     is_recommended: bool
 
 
-def chosen_runs(outcome: StudyOutcome, run: str | None) -> tuple[list[ChosenRun], list[str]]:
+def chosen_runs(
+    outcome: StudyOutcome, run: str | None, verb: str = "export"
+) -> tuple[list[ChosenRun], list[str]]:
     """The recommended run of every trained task, and a sentence for each task that has none.
 
     Args:
         outcome: of the study.
         run: the name of a run, or its beginning, to take instead.
+        verb: what was asked for, which begins an error.
 
     Raises:
         ConfigError: there is no such run, or nothing is recommended; then the best bet is named.
     """
     study, parts = outcome.results.study, outcome.recommendation.by_train_task
     if run is not None:
-        planned = find_run(study, run, "export")
+        planned = find_run(study, run, verb)
         part = next(each for each in parts if each.train_task == planned.train_task)
         return [ChosenRun(planned, part, is_recommended=False)], []
     by_name = {planned.name: planned for planned in study.runs}
@@ -44,7 +47,7 @@ def chosen_runs(outcome: StudyOutcome, run: str | None) -> tuple[list[ChosenRun]
         else:
             chosen.append(ChosenRun(by_name[settled], part, is_recommended=True))
     if not chosen:
-        raise ConfigError("export", without)
+        raise ConfigError(verb, without)
     return chosen, without
 
 

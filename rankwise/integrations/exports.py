@@ -25,30 +25,32 @@ from rankwise.study.conclusion import conclude
 
 
 class Exported(NamedTuple):
-    """The file of one trained task.
+    """A file of an export.
 
     Attributes:
-        run: that it is about.
+        name: of the model, run or table that is in it.
         file: that was written.
         remarks: what it does not say, one sentence each.
+        num_samples_files: that were written beside it, with a model's items.
     """
 
-    run: str
+    name: str
     file: Path
-    remarks: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    num_samples_files: int = 0
 
 
 def export_setup(
-    folder: StudyFolder, tool: Tool, output: Path | None = None, run: str | None = None
+    folder: StudyFolder, output: Path | None = None, run: str | None = None, *, tool: Tool
 ) -> list[Exported]:
     """Write the settings of the recommended runs, one of each trained task, for another trainer.
 
     Args:
         folder: of a finished study.
-        tool: whose config is written.
         output: the folder to write into; None takes ``export/<tool>`` in the study's folder. With
             several trained tasks, each has a folder in it.
         run: the name of a run, or its beginning, whose settings are written instead.
+        tool: whose config is written.
 
     Raises:
         ConfigError: nothing is recommended (the best bet is named), there is no such run, or the
@@ -127,15 +129,15 @@ def _usage(tool: Tool, file: Path) -> list[str]:
     }[tool.name]
 
 
-def refuse_imported(planned: PlannedRun) -> None:
-    """Refuse a model whose settings are not known.
+def refuse_imported(planned: PlannedRun, verb: str = "export") -> None:
+    """Refuse a model whose settings are not known; ``verb`` begins the error.
 
     Raises:
         ConfigError: it was trained elsewhere.
     """
     if planned.imported_as is not None:
         problem = f"{planned.name} was trained elsewhere; name a run whose settings are known"
-        raise ConfigError("export", [problem])
+        raise ConfigError(verb, [problem])
 
 
 def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rankwise.findings.deployed import DeployedRun
@@ -71,7 +72,9 @@ def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) 
         }
         for evaluation in model.evaluations.values()
     ]
-    matter: dict[str, Any] = {"base_model": study.config.base_model.name}
+    base = study.config.base_model.name
+    # a folder of this machine names no model elsewhere, and the Hub refuses such a card
+    matter: dict[str, Any] = {} if Path(base).is_absolute() else {"base_model": base}
     if planned.method == "lora":
         matter["library_name"] = "peft"
     return matter | {

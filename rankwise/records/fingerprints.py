@@ -71,6 +71,12 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("train", "score_checkpoints"): [],
     ("train", "stop"): None,
 }
+_IN_NO_RESULT: Any = {
+    "tasks_path": True,
+    "allow_task_code": True,
+    "evaluation": {"clusters"},
+    "tracking": True,
+}
 # Of an arm, what names it and the places of its rows: their content counts.
 _WHERE_ROWS_ARE: Any = {"name": True, "kl": {"rows"}, "replay": {"rows"}}
 _RUN_IDENTITY = {"method", "seed", *SETTING}
@@ -85,9 +91,8 @@ def fingerprint(content: Any) -> str:
 
 
 def study_fingerprint(config: StudyConfig) -> str:
-    """Of a study file's settings, wherever its tasks lie, and whatever items are grouped by."""
-    unused = {"tasks_path": True, "allow_task_code": True, "evaluation": {"clusters"}}
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude=unused)
+    """Of a study file's settings; not of where its tasks lie, of clusters, and of trackers."""
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=_IN_NO_RESULT)
     for (*path, name), default in _LATER.items():
         section = settings
         for part in path:

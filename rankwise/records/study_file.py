@@ -135,15 +135,16 @@ def study_file_text(config: StudyConfig) -> str:
 
     Folders of paths are left out: a file or a model is named as if it lay beside the study file.
     """
-    content = _without_folders(config.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    content = without_folders(config.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
+    """JSON without the folders of its paths: each as if it lay beside the file that names it."""
     if isinstance(value, dict):
-        return {key: _without_folders(part) for key, part in value.items()}
+        return {without_folders(key): without_folders(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_without_folders(part) for part in value]
+        return [without_folders(part) for part in value]
     is_path = isinstance(value, str) and Path(value).is_absolute()
     return f"./{Path(value).name}" if is_path else value
 

@@ -141,6 +141,20 @@ def changes_caption(train_task: str, confidence: float) -> str:
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
+def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All names of some rows; one that is new stands behind the one before it."""
+    names: list[str] = []
+    for row in rows:
+        place = 0
+        for name in row:
+            if name in names:
+                place = names.index(name) + 1
+            else:
+                names.insert(place, name)
+                place += 1
+    return names
+
+
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows under one line of all their names; what a row does not have is empty.
 
@@ -148,15 +162,7 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
     what they are.
     """
     rows = list(rows)
-    names: list[str] = []
-    for row in rows:
-        place = 0
-        for name in row:  # a name that is new stands behind the one before it
-            if name in names:
-                place = names.index(name) + 1
-            else:
-                names.insert(place, name)
-                place += 1
+    names = column_names(rows)
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writerow({name: _as_text(name) for name in names})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from rankwise.findings.models import task_score
@@ -450,24 +450,31 @@ _SUMMARY = ("in_domain", "gain", "out_of_domain", "out_of_domain_change", "reten
 _EVALUATION = ("task", "task_version", "num_fewshot", "chat_template", "chance")
 
 
+def row_tables(
+    results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every table that has any, flat, by the table's name.
+
+    ``runs`` has one row for each model, ``differences`` one for each run and task, ``formats`` the
+    same for tasks that were also scored in the format of the training, ``ranks`` what each rank was
+    judged on, ``scores`` every metric of every model and task as lm-evaluation-harness defines it.
+    """
+    tables: dict[str, Iterable[dict[str, Any]]] = {
+        "runs": run_rows(summaries),
+        "differences": map(flat, recommendation.comparisons),
+        "formats": map(flat, recommendation.format_effects),
+        "ranks": map(flat, recommendation.verdicts),
+        "scores": score_rows(results),
+    }
+    return {name: listed for name, rows in tables.items() if (listed := list(rows))}
+
+
 def csv_tables(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
 ) -> dict[str, str]:
-    """The text of every table by file name.
-
-    ``runs.csv`` has one row for each model, ``differences.csv`` one for each run and task,
-    ``formats.csv`` the same for tasks that were also scored in the format of the training,
-    ``ranks.csv`` what each rank was judged on, ``scores.csv`` every metric of every model and
-    task as lm-evaluation-harness defines it. A cell is empty where nothing was measured.
-    """
-    tables = {
-        "runs.csv": run_rows(summaries),
-        "differences.csv": map(flat, recommendation.comparisons),
-        "formats.csv": map(flat, recommendation.format_effects),
-        "ranks.csv": map(flat, recommendation.verdicts),
-        "scores.csv": score_rows(results),
-    }
-    return {name: text for name, rows in tables.items() if (text := cells.csv_text(rows)).strip()}
+    """The text of the same tables by file name; a cell is empty where nothing was measured."""
+    tables = row_tables(results, recommendation, summaries)
+    return {f"{name}.csv": cells.csv_text(rows) for name, rows in tables.items()}
 
 
 def run_rows(summaries: Summaries) -> Iterator[dict[str, Any]]:

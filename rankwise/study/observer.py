@@ -23,6 +23,7 @@ class StageOutline(NamedTuple):
         work_left: what earlier calls have not done of it.
         is_finished: whether an earlier call has done it.
         seconds: that it took then, by its records; None where it is not finished, or not known.
+        records: the models that it writes records of: "base", or a run's name.
     """
 
     id: str
@@ -35,6 +36,7 @@ class StageOutline(NamedTuple):
     work_left: float
     is_finished: bool = False
     seconds: float | None = None
+    records: tuple[str, ...] = ()
 
 
 class TrainingStep(NamedTuple):
@@ -46,6 +48,7 @@ class TrainingStep(NamedTuple):
         num_steps: of its whole training.
         num_tokens: that it has read so far.
         loss_nats: mean over the learned tokens of the step.
+        learning_rate: of the step.
     """
 
     run: str
@@ -53,6 +56,7 @@ class TrainingStep(NamedTuple):
     num_steps: int
     num_tokens: int
     loss_nats: float
+    learning_rate: float
 
 
 class Observer(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.deployment import FormRecord
-from rankwise.records.folder import StudyFolder
+from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.heads import HeadChanges
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
@@ -40,6 +40,7 @@ def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOut
             seconds=None
             if left[stage.id] or stage.kind not in kinds_read
             else _seconds(stage, folder),
+            records=tuple(BASE if model is None else model.name for model in stage.models),
         )
         for stage in graph
     )

@@ -930,7 +930,7 @@ OVERRIDES = [
         "a.b=1",
         "a.b=1",
         (
-            "a: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy",
+            "a: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy, tracking",
         ),
     ),
     Case(
@@ -959,7 +959,7 @@ OVERRIDES = [
         "__class__.x=1",
         "__class__.x=1",
         (
-            "__class__: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy",
+            "__class__: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy, tracking",
         ),
     ),
     Case(

@@ -33,7 +33,7 @@ from tests.support.records import content_of
 VERBS = (
     "run", "plan", "report", "status", "verify", "recommend", "init", "extend", "claims", "compare",
     "try", "watch", "audit", "truncate", "scale-intruders", "heads", "repair", "deploy-check",
-    "check", "export", "compare-samples", "tasks", "lm-eval", "doctor",
+    "check", "export", "push", "compare-samples", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "altair", "scipy")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.cli.tool_verbs import ExportFormat
+from rankwise.integrations.formats import OF_RUN, OF_STUDY
 from rankwise.integrations.tools import TOOLS
 from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
@@ -21,13 +22,9 @@ def study(tmp_path: Path) -> Path:
     return tmp_path / "study"
 
 
-def test_every_tool_is_a_format() -> None:
-    assert {kind.value for kind in ExportFormat} == {
-        "lm-eval",
-        "every-eval-ever",
-        "model-card",
-        *(tool.name for tool in TOOLS),
-    }
+def test_every_format_is_offered_and_every_tool_has_one() -> None:
+    assert [kind.value for kind in ExportFormat] == [*OF_STUDY, *OF_RUN]
+    assert set(OF_RUN) == {"model-card", *(tool.name for tool in TOOLS)}
 
 
 def test_the_file_is_named_on_stdout_and_remarks_on_stderr(study: Path, tmp_path: Path) -> None:

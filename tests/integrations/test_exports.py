@@ -52,7 +52,7 @@ def with_training(results: StudyResults, **settings: Any) -> StudyResults:
 
 
 def exported(folder: StudyFolder, name: str, run: str | None = None) -> Mapping[str, Any]:
-    (done,) = export_setup(folder, tool_named(name), run=run)
+    (done,) = export_setup(folder, run=run, tool=tool_named(name))
     assert done.file == folder.root / "export" / name / tool_named(name).file_name
     content: Mapping[str, Any] = yaml.safe_load(done.file.read_text(encoding="utf-8"))
     return content
@@ -207,7 +207,7 @@ def test_a_study_without_a_recommendation_names_its_best_bet(tmp_path: Path) -> 
     none = dict.fromkeys((4, 16, 64), 0.52)
     study = written(tmp_path, planted_study(none, num_in_domain=60))
     with pytest.raises(ConfigError) as caught:
-        export_setup(study, tool_named("trl"))
+        export_setup(study, tool=tool_named("trl"))
     text = str(caught.value)
     assert "no rank is recommended for kinship (" in text
     assert "--run" in text
@@ -220,7 +220,7 @@ def test_a_run_is_chosen_by_hand(folder: StudyFolder) -> None:
     text = (folder.root / "export" / "axolotl" / "axolotl.yaml").read_text()
     assert "chosen by hand" in text.splitlines()[0]
     with pytest.raises(ConfigError, match="several begin so"):
-        export_setup(folder, tool_named("trl"), run="kinship")
+        export_setup(folder, run="kinship", tool=tool_named("trl"))
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,13 @@ def test_full_fine_tuning_by_hand(folder: StudyFolder, name: str, key: str, valu
 
 def test_full_fine_tuning_has_no_adapter_config(folder: StudyFolder) -> None:
     with pytest.raises(ConfigError, match="trains all weights"):
-        export_setup(folder, tool_named("peft"), run="kinship-full")
+        export_setup(folder, run="kinship-full", tool=tool_named("peft"))
 
 
 def test_what_is_not_said_is_remarked(folder: StudyFolder) -> None:
-    (done,) = export_setup(folder, tool_named("peft"))
+    (done,) = export_setup(folder, tool=tool_named("peft"))
     assert "learning rate 2e-4, 2 epochs, 2 x 4 rows a step" in " ".join(done.remarks)
-    (done,) = export_setup(folder, tool_named("trl"))
+    (done,) = export_setup(folder, tool=tool_named("trl"))
     assert "the rows are those of the task kinship; add your own data" in done.remarks
 
 

@@ -83,7 +83,8 @@ zzz: 1
         "recommendation.confidence: 95 given; input should be less than 1",
         "evaluaton: unknown key; did you mean 'evaluation'?",
         "zzz: unknown key; known here: name, base_model, tasks_path, allow_task_code, train, "
-        "methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy",
+        "methods, mitigations, seeds, evaluation, search, analysis, recommendation, deploy, "
+        "tracking",
     }
 
 

@@ -42,6 +42,8 @@ from rankwise.records.fields import (
 from rankwise.records.forms import known_form
 
 Engine = Literal["resident", "vllm"]
+Tracker = Literal["trackio", "wandb", "mlflow", "tensorboard"]
+"""An experiment tracker, by the name of its package."""
 
 
 ENDING_SUFFIX = "@end"
@@ -252,6 +254,11 @@ class StudyConfig(Section):
         AfterValidator(distinct),
     ] = ()
     """Forms in which the recommended run is checked, such as ``merged-bf16``."""
+    tracking: Annotated[
+        tuple[Tracker, ...], BeforeValidator(as_list), AfterValidator(distinct)
+    ] = ()
+    """Experiment trackers that are told of losses, scores and the verdict; no result depends on
+    them."""
 
     @property
     def is_searched(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -179,6 +180,16 @@ def check_search(config: StudyConfig, issues: Issues) -> None:
             f"search: every item is scored at once, so {more} can be added until the study is "
             "decided; set evaluation.limit to begin with fewer items"
         )
+
+
+def check_trackers(config: StudyConfig, issues: Issues) -> None:
+    """Whether the packages of the trackers are installed."""
+    for index, name in enumerate(config.tracking):
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name, as wandb makes one
+            issues.problems.append(
+                f"tracking[{index}]: {name} is not installed; pip install {name}, or leave it out"
+            )
 
 
 def check_warmup(config: StudyConfig, train_task: str, num_examples: int, issues: Issues) -> None:

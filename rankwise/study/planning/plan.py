@@ -38,6 +38,7 @@ from rankwise.study.planning.checks import (
     check_metrics,
     check_model,
     check_search,
+    check_trackers,
     check_variants,
     check_warmup,
     target_layers,
@@ -196,6 +197,7 @@ def _parts(config: StudyConfig, model: StudyModel, issues: Issues) -> _Parts | N
     check_model(config, model, issues)
     check_search(config, issues)
     check_deploy(config, issues)
+    check_trackers(config, issues)
     layers = target_layers(config, model, issues)
     check_variants(config, model, layers, issues)
     tasks = plan_tasks(config, model.tokenizer, model.max_length, issues)

@@ -381,6 +381,7 @@ class _Writer:
                 num_steps=len(trainee.batches),
                 num_tokens=metrics.num_tokens,
                 loss_nats=metrics.loss_nats,
+                learning_rate=metrics.learning_rate,
             )
         )
         stops, saves = self._signals.is_pending, self._save_every

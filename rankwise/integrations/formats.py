@@ -1,0 +1,76 @@
+"""All formats in which a study is exported, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from rankwise.errors import ConfigError, did_you_mean
+from rankwise.integrations.every_eval_ever import export_evaluations
+from rankwise.integrations.exports import Exported, export_card, export_setup
+from rankwise.integrations.paper_tables import export_latex, export_markdown
+from rankwise.integrations.study_tables import export_csv, export_parquet
+from rankwise.integrations.tools import tool_named
+from rankwise.records.folder import StudyFolder
+from rankwise.records.lm_eval_export import export_lm_eval
+
+
+def _lm_eval(folder: StudyFolder, output: Path | None) -> list[Exported]:
+    return [
+        Exported(model.name, model.results_file, num_samples_files=len(model.samples_files))
+        for model in export_lm_eval(folder, output)
+    ]
+
+
+def _every_eval_ever(folder: StudyFolder, output: Path | None) -> list[Exported]:
+    return [Exported(model.name, model.file) for model in export_evaluations(folder, output)]
+
+
+OF_STUDY: Mapping[str, Callable[[StudyFolder, Path | None], list[Exported]]] = {
+    "lm-eval": _lm_eval,
+    "csv": export_csv,
+    "parquet": export_parquet,
+    "markdown": export_markdown,
+    "latex": export_latex,
+    "every-eval-ever": _every_eval_ever,
+}
+"""What is written of a whole study."""
+
+OF_RUN: Mapping[str, Callable[[StudyFolder, Path | None, str | None], list[Exported]]] = {
+    "model-card": export_card,
+    **{
+        name: partial(export_setup, tool=tool_named(name))
+        for name in ("peft", "trl", "axolotl", "llamafactory", "unsloth")
+    },
+}
+"""What is written of the recommended run of every trained task, or of one that is named."""
+
+
+def export_study(
+    folder: StudyFolder, kind: str, output: Path | None = None, run: str | None = None
+) -> list[Exported]:
+    """Write a study, or what it recommends, in a format.
+
+    Args:
+        folder: a finished study's.
+        kind: the name of the format.
+        output: the folder to write into; None takes ``export/<kind>`` in the study's.
+        run: the name of a run, or its beginning, for formats of one run; None: the recommended.
+
+    Raises:
+        ConfigError: there is no such format or run, or nothing is recommended; then the best bet is
+            named.
+        RecordError: the study is not finished, or a record cannot be read.
+        StorageError: a file cannot be written.
+    """
+    if kind in OF_RUN:
+        return OF_RUN[kind](folder, output, run)
+    if kind not in OF_STUDY:
+        known = (*OF_STUDY, *OF_RUN)
+        hint = did_you_mean(kind, known) or f"there is {', '.join(known)}"
+        raise ConfigError("export", [f"no format named {kind!r}; {hint}"])
+    if run is not None:
+        problem = f"--run is for formats of one run; {kind} has every run, so leave it out"
+        raise ConfigError("export", [problem])
+    return OF_STUDY[kind](folder, output)

@@ -1,0 +1,172 @@
+"""The main table of a study for a paper or a README: LaTeX, or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.findings.model_card import markdown_table
+from rankwise.findings.models import summarise
+from rankwise.integrations.exports import Exported
+from rankwise.records.files import write_atomically
+from rankwise.records.folder import StudyFolder
+from rankwise.report.parts import Cell, Table, file_name
+from rankwise.report.summaries import verdict_notes, verdict_table
+from rankwise.study.conclusion import StudyOutcome, conclude
+
+_LEFT_OUT = ("Worst retention task", "Training time", "Peak memory")
+# What LaTeX reads as a command, and what its fonts lack.
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\u2212": "$-$",
+    "—": "---",
+    "–": "--",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "δ": r"$\delta$",
+    "ε": r"$\varepsilon$",
+    "\u00a0": "~",
+    "\n": " ",  # an empty line would end the caption
+}
+
+
+class PaperTable(NamedTuple):
+    """The base and every run of one trained task, and what is said of them.
+
+    Attributes:
+        title: the study and its trained task.
+        statement: the verdict in words.
+        table: each cell with its interval.
+        notes: on intervals, and on what was not measured.
+        label: for references.
+    """
+
+    title: str
+    statement: str
+    table: Table
+    notes: tuple[str, ...]
+    label: str
+
+
+def export_markdown(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+    """Write the main table of every trained task into ``results.md``.
+
+    Args:
+        folder: a finished study's.
+        output: the folder to write into; None takes ``export/markdown`` in the study's.
+
+    Raises:
+        RecordError: the study is not finished, or a record cannot be read.
+        StorageError: the file cannot be written.
+    """
+    target = folder.root / "export" / "markdown" if output is None else output
+    return [_write(folder, target / "results.md", markdown)]
+
+
+def export_latex(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
+    """Write the main table of every trained task into ``results.tex``, as wide as the page.
+
+    Arguments and errors are those of ``export_markdown``; the folder is ``export/latex``.
+    """
+    target = folder.root / "export" / "latex" if output is None else output
+    return [_write(folder, target / "results.tex", latex)]
+
+
+def paper_tables(outcome: StudyOutcome) -> Iterator[PaperTable]:
+    """The table of every trained task."""
+    name = outcome.results.study.config.name
+    left_out = _LEFT_OUT if len(outcome.results.study.config.seeds) > 1 else (*_LEFT_OUT, "Seed")
+    for part in outcome.recommendation.by_train_task:
+        results = outcome.results.of(part.train_task)
+        summaries = summarise(results, part)
+        yield PaperTable(
+            title=f"The study {name}, trained on {part.train_task}.",
+            statement=part.statement,
+            table=verdict_table(results, part, summaries, left_out),
+            notes=tuple(verdict_notes(part, summaries)),
+            label=f"tab:{file_name(name)}-{file_name(part.train_task)}",
+        )
+
+
+def markdown(shown: PaperTable) -> str:
+    """The table with one line for each model: 81.0 (76.2 to 85.0)."""
+    headings = [
+        f"{title} ({detail})" if detail else title for title, detail in shown.table.headings
+    ]
+    rows = [[str(cell) for cell in row] for row in _rows(shown.table)]
+    lines = [
+        f"**{shown.title}** {shown.table.caption}",
+        "",
+        *markdown_table(headings, rows),
+        "",
+        shown.statement,
+        "",
+        " ".join(shown.notes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex(shown: PaperTable) -> str:
+    """The table with two lines for each model: its numbers, and below them their intervals."""
+    table = shown.table
+    columns = "".join("l" if place in table.texts else "r" for place in range(len(table.headings)))
+    base, *runs = ("\n".join(_latex_row(row)) for row in _rows(table))
+    caption = " ".join([shown.title, table.caption, *shown.notes])
+    lines = [
+        r"% needs \usepackage{booktabs,graphicx}",
+        f"% {' '.join(shown.statement.split())}",
+        r"\begin{table*}",
+        r"\centering",
+        rf"\caption{{{escaped(caption)}}}",
+        rf"\label{{{shown.label}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        _cells([escaped(title) for title, _ in table.headings]),
+        _cells([_small(detail) for _, detail in table.headings]),
+        r"\midrule",
+        base,
+        r"\midrule",
+        *runs,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table*}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """A text as LaTeX prints it."""
+    return "".join(_ESCAPES.get(character, character) for character in text)
+
+
+def _rows(table: Table) -> Iterator[tuple[Cell, ...]]:
+    for group in table.groups:
+        yield from group.rows
+
+
+def _latex_row(row: Sequence[Cell]) -> Iterator[str]:
+    values = [escaped(cell.value) for cell in row]
+    yield _cells([rf"\textbf{{{value}}}" for value in values] if row[0].is_marked else values)
+    yield _cells([_small(f"({cell.interval})" if cell.interval else cell.note) for cell in row])
+
+
+def _cells(texts: Sequence[str]) -> str:
+    return f"{' & '.join(texts)} \\\\"
+
+
+def _small(text: str) -> str:
+    return rf"{{\scriptsize {escaped(text)}}}" if text else ""
+
+
+def _write(folder: StudyFolder, file: Path, write: Callable[[PaperTable], str]) -> Exported:
+    outcome = conclude(folder)
+    write_atomically(file, "\n".join(map(write, paper_tables(outcome))))
+    return Exported(outcome.results.study.config.name, file)

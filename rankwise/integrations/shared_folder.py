@@ -1,0 +1,169 @@
+"""What of a study is shared: a run's adapter with its card, the study's records, and its report.
+
+No weights but the adapter's are in it, no state of a training, no cache, no folder's name of this
+machine; and, unless that is wanted, no text of an item and none that a model wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rankwise.errors import ConfigError, RecordError
+from rankwise.findings.item_table import item_table
+from rankwise.integrations.chosen import ChosenRun, chosen_runs
+from rankwise.integrations.exports import refuse_imported
+from rankwise.integrations.model_cards import FILE_NAME, run_card
+from rankwise.records.files import read_record, write_atomically, write_record, writing
+from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.study import PlannedRun, RunRecord, StudyRecord
+from rankwise.records.study_file import study_file_text, without_folders
+from rankwise.report.page import write_report
+from rankwise.study.conclusion import StudyOutcome, conclude
+from rankwise.study.damage import find_damage
+from rankwise.study.stages import stages
+
+STUDY = "study"
+"""The folder of the records and the report, beside the adapter."""
+
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_WITH_TEXTS = ("behaviour.json", "own_texts.json")
+_VERB = "push"
+
+
+class Shared(NamedTuple):
+    """What was put into a folder.
+
+    Attributes:
+        run: whose adapter it is.
+        remarks: what may not be so elsewhere, one sentence each.
+    """
+
+    run: str
+    remarks: tuple[str, ...]
+
+
+def write_shared(
+    folder: StudyFolder, target: Path, run: str | None = None, *, with_items: bool = False
+) -> Shared:
+    """Write an adapter with its card, and the study's records and report below ``study/``.
+
+    Args:
+        folder: of a finished study.
+        target: an empty folder.
+        run: the name of a run, or its beginning; None: the recommended one.
+        with_items: with the texts of the items, and what each model answered.
+
+    Raises:
+        ConfigError: there is no such run, no single one is recommended, or it has no adapter.
+        RecordError: the study is not finished, or not as it was written.
+        StorageError: the folder cannot be written.
+    """
+    _refuse_unfinished(folder)
+    outcome = conclude(folder)
+    chosen = _the_one(outcome, run)
+    adapter = _adapter_of(folder, chosen.planned)
+    study = outcome.results.study
+    model = next(each for each in outcome.results.runs if each.name == chosen.planned.name)
+    write_atomically(target / FILE_NAME, run_card(study, model, chosen))
+    config = without_folders(json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8")))
+    write_atomically(target / _ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+    with writing(target):
+        shutil.copyfile(adapter / _ADAPTER_WEIGHTS, target / _ADAPTER_WEIGHTS)
+    _write_records(folder, target / STUDY, with_items=with_items)
+    items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
+    losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
+    write_report(target / STUDY, *outcome, items, losses)
+    return Shared(chosen.planned.name, tuple(_remarks(study)))
+
+
+def _refuse_unfinished(folder: StudyFolder) -> None:
+    study = folder.read_study()
+    again = f"rankwise run {folder.root} makes up for it"
+    damages = find_damage(folder, [model.name for model in study.models])
+    if damages:
+        listed = "; ".join(map(str, damages))
+        raise RecordError(f"{folder.root} is not as it was written: {listed}. {again}.")
+    left = [stage for stage in stages(study) if not stage.is_finished(folder)]
+    if left:
+        first = f"{left[0].name} of {left[0].model}"
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise RecordError(f"{folder.root} is not finished: {first}{more} is left. {again}.")
+
+
+def _the_one(outcome: StudyOutcome, run: str | None) -> ChosenRun:
+    chosen, _ = chosen_runs(outcome, run, _VERB)
+    if len(chosen) > 1:
+        names = ", ".join(each.planned.name for each in chosen)
+        problem = f"a run is recommended for each trained task; choose one with --run: {names}"
+        raise ConfigError(_VERB, [problem])
+    return chosen[0]
+
+
+def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
+    """The folder of a run's adapter, after it was compared with the run's record."""
+    refuse_imported(planned, _VERB)
+    record = folder.finished_run(planned)
+    why = None
+    if planned.method == "full":
+        why = "all weights are trained, and those of the base are not shared"
+    elif record is None or record.status == "diverged":
+        why = "its training diverged"
+    elif record.is_given_up:
+        why = "a search removed its weights"
+    if why is not None:
+        raise ConfigError(_VERB, [f"{planned.name} has no adapter: {why}; name another with --run"])
+    return folder.weights(planned)
+
+
+def _write_records(folder: StudyFolder, target: Path, *, with_items: bool) -> None:
+    study = folder.read_study()
+    plain = StudyRecord.model_validate(without_folders(study.model_dump(mode="json")))
+    write_record(target / folder.study_file.name, plain)
+    write_atomically(target / folder.settings_file.name, study_file_text(study.config))
+    with writing(target):
+        for path in _record_files(folder, study, with_items=with_items):
+            place = target / path.relative_to(folder.root)
+            if path.name == "run.json":
+                run = read_record(path, RunRecord).model_dump(mode="json")
+                write_record(place, RunRecord.model_validate(without_folders(run)))
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+
+
+def _record_files(folder: StudyFolder, study: StudyRecord, *, with_items: bool) -> Iterator[Path]:
+    """The records of a study and its models; weights lie in folders of their own."""
+    of_study = (
+        folder.recommendation_file,
+        folder.findings_file,
+        folder.looks_file,
+        folder.search_file,
+        folder.stacks_file,
+        folder.own_texts_file,
+    )
+    found = [path for path in of_study if path.exists()]
+    for name in dict.fromkeys((BASE, *(model.name for model in study.models))):
+        root = folder.model_folder(name)
+        weights = {path.parent for path in root.rglob("*.safetensors")}
+        for path in sorted(root.rglob("*.json*")):
+            if path.is_file() and not weights.intersection(path.parents):
+                found.append(path)
+    for path in found:
+        has_texts = path.name in _WITH_TEXTS or path.name.endswith(".samples.jsonl")
+        if not path.name.startswith(".") and (with_items or not has_texts):
+            yield path
+
+
+def _remarks(study: StudyRecord) -> Iterator[str]:
+    base = study.config.base_model.name
+    if Path(base).is_absolute():
+        yield (
+            f"the base model is a folder of this machine, {base}; say in the card where others "
+            "find it"
+        )
+    elif "/" not in base:
+        yield f"{base} is a name of rankwise's; write the hub's into the card"

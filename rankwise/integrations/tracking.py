@@ -1,0 +1,226 @@
+"""Experiment trackers, through accelerate's classes: trackio, wandb, mlflow, tensorboard.
+
+A tracker is told what the records say, and no record says anything of a tracker. One that fails is
+told of once and left alone from then on: no study fails by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Self
+
+from rankwise.errors import RankwiseError
+from rankwise.findings.models import task_score
+from rankwise.records.config.study import StudyConfig, Tracker
+from rankwise.records.folder import StudyFolder
+from rankwise.records.reading import read_model
+from rankwise.records.study import StageFailure
+from rankwise.study.conclusion import StudyOutcome
+from rankwise.study.observer import Observer, StageOutline, TrainingStep
+from rankwise.study.stages import Score
+
+AccelerateTracker = Any
+"""One of accelerate's ``GeneralTracker``, whose class does not say what all of them have."""
+
+PROJECT = "rankwise"
+"""Of all studies, in a tracker's own words: its project or experiment."""
+
+_STUDY_TAG = "rankwise.study"
+
+
+class TrackedObserver:
+    """Tells a study's trackers what happens, and another observer everything.
+
+    Each tracker has one run, of the study's name, with ``loss_nats/RUN`` and ``learning_rate/RUN``
+    by step, ``score/TASK/MODEL`` with its bounds (``score_lower``, ``score_upper``; points or nats)
+    when it is measured, and the verdict. A study that goes on goes on in its run.
+
+    Args:
+        observer: is told everything.
+        folder: of the study.
+        config: of the study; without ``tracking``, nothing else is done.
+    """
+
+    def __init__(self, observer: Observer, folder: StudyFolder, config: StudyConfig) -> None:
+        self._observer, self._folder, self._name = observer, folder, config.name
+        self._wanted: tuple[Tracker, ...] = config.tracking
+        self._trackers: dict[Tracker, AccelerateTracker] = {}
+        self._stages: Mapping[str, StageOutline] = {}
+        self._stage: StageOutline | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, lambda own=tracker: _finish(own))
+        self._trackers.clear()
+
+    def concluded(self, outcome: StudyOutcome) -> None:
+        """Tell the verdict: the statement and, where one is recommended, the rank."""
+        for part in outcome.recommendation.by_train_task:
+            if part.rank is not None:
+                self._log({f"recommended_rank/{part.train_task}": part.rank})
+            for name, tracker in list(self._trackers.items()):
+                text = {f"verdict/{part.train_task}": part.statement}
+                self._try(name, lambda own=tracker, said=text: _tell(own, said))
+
+    def study_started(self, stages: Sequence[StageOutline]) -> None:
+        wanted, self._wanted = self._wanted, ()
+        for name in wanted:
+            self._try(name, lambda its=name: self._start(its))
+        self._stages = {stage.id: stage for stage in stages}
+        self._observer.study_started(stages)
+
+    def stage_started(self, stage: str) -> None:
+        self._stage = self._stages[stage]
+        self._observer.stage_started(stage)
+
+    def advanced(self, work: float) -> None:
+        self._observer.advanced(work)
+
+    def skipped(self, work: float) -> None:
+        self._observer.skipped(work)
+
+    def stepped(self, step: TrainingStep) -> None:
+        self._observer.stepped(step)
+        values = {
+            f"loss_nats/{step.run}": step.loss_nats,
+            f"learning_rate/{step.run}": step.learning_rate,
+        }
+        self._log(values, step.step)
+
+    def stage_finished(self) -> None:
+        self._observer.stage_finished()
+        if self._trackers and self._stage is not None and self._stage.kind == Score.kind:
+            self._log(self._scores(self._stage))
+
+    def stage_failed(self, failure: StageFailure) -> None:
+        self._observer.stage_failed(failure)
+
+    def stage_left_out(self, stage: str) -> None:
+        self._observer.stage_left_out(stage)
+
+    def noted(self, text: str) -> None:
+        self._observer.noted(text)
+
+    def decided(self, text: str) -> None:
+        self._observer.decided(text)
+
+    def _start(self, name: Tracker) -> None:
+        tracker = _tracker(name, self._name, self._folder)
+        tracker.start()
+        self._trackers[name] = tracker
+
+    def _scores(self, stage: StageOutline) -> dict[str, float]:
+        """Of the models of a stage; without those that cannot be read, which others will say."""
+        study, task = self._folder.read_study(), stage.name
+        planned = {model.name: model for model in study.models}
+        values: dict[str, float] = {}
+        for name in stage.records:
+            if not self._folder.has(self._folder.evaluation_file(name, task)):
+                continue  # its training failed
+            with contextlib.suppress(RankwiseError):
+                model = read_model(self._folder, study, planned.get(name), [task])
+                confidence = study.config.recommendation.confidence
+                score = task_score(model.evaluations[task], model.items[task], confidence)
+                values[f"score/{task}/{name}"] = score.estimate
+                values[f"score_lower/{task}/{name}"] = score.lower
+                values[f"score_upper/{task}/{name}"] = score.upper
+        return values
+
+    def _log(self, values: Mapping[str, float], step: int | None = None) -> None:
+        # mlflow takes no other characters, and tasks are called kinship@chat too
+        named = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, lambda own=tracker: _log(own, named, step))
+
+    def _try(self, name: Tracker, do: Callable[[], None]) -> None:
+        """Do something with a tracker; one that fails is not asked again."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # stdout has the results, or events
+                do()
+        except Exception as error:  # noqa: BLE001
+            tracker = self._trackers.pop(name, None)
+            with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
+                if tracker is not None:
+                    _finish(tracker)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._observer.noted(f"warning: tracking by {name} is off from here on: {reason}")
+
+
+def _tracker(name: Tracker, study: str, folder: StudyFolder) -> AccelerateTracker:
+    """A tracker of accelerate's that has not begun."""
+    from accelerate.state import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    from accelerate.utils import patch_environment
+
+    # its logger needs a state; one of this process alone, which joins no others and takes no device
+    with patch_environment(local_rank=-1, pmi_size=1):
+        PartialState()
+    place = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:8]
+    identity = f"{study}-{place}"
+    arguments: dict[Tracker, Callable[[], dict[str, Any]]] = {
+        "trackio": lambda: {
+            "run_name": PROJECT,
+            "name": study,
+            "resume": "allow",
+            "embed": False,
+        },
+        "wandb": lambda: {
+            "run_name": PROJECT,
+            "name": study,
+            "id": identity,
+            "resume": "allow",
+            "settings": {"console": "off"},
+        },
+        "mlflow": lambda: {
+            "experiment_name": PROJECT,
+            "run_name": study,
+            "run_id": _earlier_run(identity),
+            "tags": {_STUDY_TAG: identity},
+        },
+        "tensorboard": lambda: {"run_name": study, "logging_dir": folder.root / "tensorboard"},
+    }
+    tracker = LOGGER_TYPE_TO_CLASS[name](**arguments[name]())
+    tracker.main_process_only = False  # there is one process
+    return tracker
+
+
+def _earlier_run(identity: str) -> str | None:
+    """The id of mlflow's run of a study; None where it has none."""
+    found = import_module("mlflow").search_runs(
+        experiment_names=[PROJECT],
+        filter_string=f"tags.`{_STUDY_TAG}` = '{identity}'",
+        output_format="list",
+    )
+    return found[0].info.run_id if found else None
+
+
+def _log(tracker: AccelerateTracker, values: Mapping[str, float], step: int | None) -> None:
+    if tracker.name == "wandb" and step is not None:
+        # its own step only rises, and every run has a first one
+        values = {**values, **{f"step/{name}": step for name in values}}
+        for name in [name for name in values if not name.startswith("step/")]:
+            tracker.tracker.define_metric(name, step_metric=f"step/{name}")
+        step = None
+    tracker.log(dict(values), step=step)
+
+
+def _tell(tracker: AccelerateTracker, texts: Mapping[str, str]) -> None:
+    if tracker.name == "mlflow":  # it logs numbers only
+        import_module("mlflow").set_tags(dict(texts))
+    else:
+        tracker.log(dict(texts))
+
+
+def _finish(tracker: AccelerateTracker) -> None:
+    if tracker.name == "trackio":  # else it ends the run again, on stdout, when the process ends
+        import_module("trackio").finish()
+    else:
+        tracker.finish()

@@ -1,0 +1,310 @@
+"""``rankwise push``, with the real client of the Hub and a stand-in for the Hub itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import peft
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import rankwise as rw
+from rankwise.records.files import read_record
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study import PlannedRun, StudyRecord
+from tests.support.command_line import rankwise, words
+from tests.support.hub import TOKEN, Hub, Repository, hub
+from tests.support.small_studies import write_study
+from tests.support.studies import run
+
+SETTINGS = """
+train: {task: colours, epochs: 1, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
+methods: {lora: {ranks: [2, 4]}}
+evaluation: {out_of_domain: [sums], num_train_items: 0}
+analysis: {spectra: false, heads: false, behaviour: true}
+"""
+LORA = "colours-lora-r002"
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    root = tmp_path_factory.mktemp("pushed")
+    run(write_study(root, tiny_model_folder, SETTINGS), root / "study")
+    return StudyFolder(root / "study")
+
+
+@contextmanager
+def logged_in(patch: pytest.MonkeyPatch) -> Generator[Hub]:
+    """Within the block, there is a Hub, and a token that may write to it."""
+    with hub() as state:
+        patch.setattr(constants, "ENDPOINT", state.endpoint)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield state
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
+    with logged_in(monkeypatch) as state:
+        yield state
+
+
+class Once(NamedTuple):
+    """The same study pushed twice: first with the texts of its items, and then without them."""
+
+    output: str
+    with_items: Path
+    without: Path
+
+
+@pytest.fixture(scope="module")
+def once(finished: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    root = tmp_path_factory.mktemp("downloaded")
+    with pytest.MonkeyPatch.context() as patch, logged_in(patch) as state:
+        assert push(finished, "--run", LORA, "--with-items").exit_code == 0
+        download(state, root / "with")
+        files_of(state)["notes.md"] = b"of the owner"
+        done = push(finished, "--run", LORA)
+        assert done.exit_code == 0, done.stderr
+        assert state.repositories["org/mine"].private
+        assert f"are at {state.endpoint}/org/mine (private)" in done.stdout
+        download(state, root / "without")
+    return Once(done.output, root / "with", root / "without")
+
+
+def download(state: Hub, target: Path) -> None:
+    for path, content in files_of(state).items():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_bytes(content)
+
+
+def everything(folder: Path) -> str:
+    """All bytes of all files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return b"\n".join(path.read_bytes() for path in files).decode("utf-8", "replace")
+
+
+def push(study: StudyFolder, *options: str, repo: str = "org/mine") -> Any:
+    done = rankwise("push", study.root, "--repo", repo, *options)
+    assert TOKEN not in done.output
+    return done
+
+
+def lora_run(study: StudyFolder) -> PlannedRun:
+    (planned,) = (each for each in study.read_study().runs if each.name.startswith(LORA))
+    return planned
+
+
+def files_of(state: Hub, repo: str = "org/mine") -> dict[str, bytes]:
+    return state.repositories[repo].files
+
+
+def test_the_adapter_loads_from_the_repository_as_it_was_trained(
+    finished: StudyFolder, once: Once, tiny_model_folder: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+    model: Any = peft.PeftModel.from_pretrained(base, once.without)
+    planned = lora_run(finished)
+    trained = load_file(finished.weights(planned) / "adapter_model.safetensors")
+    loaded = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert trained.keys() == loaded.keys()
+    assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+    card = ModelCard((once.without / "README.md").read_text(encoding="utf-8"))
+    assert card.data.library_name == "peft"
+    assert f"The run `{planned.name}` of the study" in card.text
+
+
+def test_records_and_report_are_there_and_nothing_else(finished: StudyFolder, once: Once) -> None:
+    files = {p.relative_to(once.without).as_posix() for p in once.without.rglob("*") if p.is_file()}
+    names = [each.name for each in finished.read_study().runs]
+    wanted = {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "study/study.json"),
+        *("study/study.yaml", "study/recommendation.json", "study/findings.json"),
+        *("study/report.html", "study/report/runs.csv", "study/base/eval/colours.json"),
+        *(f"study/runs/{name}/{file}" for name in names for file in ("run.json", "metrics.jsonl")),
+        *(f"study/runs/{name}/eval/sums.json" for name in names),
+    }
+    assert wanted <= files
+    assert [each for each in files if each.endswith(".safetensors")] == [
+        "adapter_model.safetensors"
+    ]
+    unwanted = ("training.pt", "samples.jsonl", "behaviour.json", ".checked", "tokenizer")
+    assert [each for each in files if any(part in each for part in unwanted)] == []
+
+
+def test_no_folder_of_this_machine_and_no_text_of_an_item_is_sent(
+    finished: StudyFolder, once: Once, tiny_model_folder: Path
+) -> None:
+    items = finished.read_samples("base", "colours")
+    texts = {json.dumps(item["arguments"][0][0])[1:-1] for item in items}
+    folders = {str(finished.root.parent), str(tiny_model_folder.parent)}
+    assert [text for text in (*texts, *folders) if text in everything(once.without)] == []
+    with_items = everything(once.with_items)
+    assert all(text in with_items for text in texts)  # so the search above would find them
+    assert [folder for folder in folders if folder in with_items] == []
+    assert str(finished.root.parent) in everything(finished.root)
+
+
+def test_the_items_make_the_study_whole(finished: StudyFolder, once: Once) -> None:
+    record = read_record(once.without / "study" / "study.json", StudyRecord)
+    assert record.fingerprint == finished.read_study().fingerprint
+    assert rw.open(once.with_items / "study").verdict == rw.open(finished.root).verdict
+
+
+def test_a_second_push_takes_away_what_it_does_not_send(once: Once) -> None:
+    assert list(once.with_items.rglob("*.samples.jsonl"))
+    assert not list(once.without.rglob("*.samples.jsonl"))
+    assert (once.without / "notes.md").read_bytes() == b"of the owner"
+
+
+def test_a_base_in_a_folder_is_to_be_named_by_hand(once: Once) -> None:
+    assert "the base model is a folder of this machine" in words(once.output)
+    assert "base_model" not in (once.without / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_notebook_gets_the_address(finished: StudyFolder, stand_in: Hub) -> None:
+    with pytest.warns(UserWarning, match="the base model is a folder of this machine"):
+        url = rw.open(finished.root).push("org/mine", run=LORA)
+    assert url == f"{stand_in.endpoint}/org/mine"
+
+
+def test_public_is_said_and_never_by_accident(finished: StudyFolder, stand_in: Hub) -> None:
+    assert "(public)" in push(finished, "--run", LORA, "--public", repo="org/open").stdout
+    assert not stand_in.repositories["org/open"].private
+    before = dict(files_of(stand_in, "org/open"))
+    again = push(finished, "--run", LORA, repo="org/open")
+    assert again.exit_code == 1
+    assert "org/open is there and public, and --public is not given." in words(again.stderr)
+    assert files_of(stand_in, "org/open") == before
+    stand_in.repositories["org/closed"] = Repository(private=True)
+    stays = push(finished, "--run", LORA, "--public", repo="org/closed")
+    assert "org/closed was there and private, and stays so" in words(stays.stderr)
+    assert stand_in.repositories["org/closed"].private
+
+
+def test_a_dry_run_lists_files_and_sizes_and_asks_nothing(
+    finished: StudyFolder, stand_in: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    done = push(finished, "--run", LORA, "--dry-run")
+    assert done.exit_code == 0
+    assert stand_in.requests == []
+    size = (finished.weights(lora_run(finished)) / "adapter_model.safetensors").stat().st_size
+    assert f"{size:>13,}  adapter_model.safetensors\n" in done.stdout
+    assert "would go to org/mine (private)" in done.stdout
+
+
+def test_without_a_token_nothing_is_asked(
+    finished: StudyFolder, stand_in: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    done = push(finished, "--run", LORA)
+    assert done.exit_code == 1
+    assert "HubError: there is no token of the Hugging Face Hub. Log in with" in words(done.stderr)
+    assert stand_in.requests == []
+
+
+def test_what_the_hub_refuses_is_said_with_a_remedy(
+    finished: StudyFolder, stand_in: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = push(finished, "--run", LORA, repo="other/theirs")
+    assert done.exit_code == 1
+    assert "the token may not write to other/theirs (You have no write access to other" in words(
+        done.stderr
+    )
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    done = push(finished, "--run", LORA)
+    assert done.exit_code == 1
+    assert "the Hub does not know the token (Invalid credentials in Authorization" in words(
+        done.stderr
+    )
+    assert "hf_other" not in done.output
+    assert stand_in.repositories == {}
+
+
+def test_no_network_and_no_leave_to_use_it(
+    finished: StudyFolder, stand_in: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    done = push(finished, "--run", LORA)
+    assert done.exit_code == 1
+    assert "http://127.0.0.1:9 cannot be reached: " in words(done.stderr)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = push(finished, "--run", LORA)
+    assert done.exit_code == 1
+    assert "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set. Unset it" in words(done.stderr)
+
+
+@pytest.mark.parametrize("repo", ["", "mine", "a/b/c", "org/my name", "../org/mine"])
+def test_a_name_that_is_none(finished: StudyFolder, stand_in: Hub, repo: str) -> None:
+    done = push(finished, "--run", LORA, repo=repo)
+    assert done.exit_code == 2
+    assert f"--repo: {repo!r} names no repository; write org/name" in words(done.stderr)
+    assert stand_in.requests == []
+
+
+def test_only_a_run_with_an_adapter(finished: StudyFolder, stand_in: Hub) -> None:
+    done = push(finished, "--run", "colours-full")
+    assert done.exit_code == 2
+    assert "has no adapter: all weights are trained, and those of the base are not" in words(
+        done.stderr
+    )
+    nothing = push(finished, "--run", "nothing")
+    assert nothing.exit_code == 2
+    assert "push has 1 problem --run: no run named 'nothing'" in words(nothing.stderr)
+
+
+def test_a_study_that_is_unfinished_or_damaged(
+    finished: StudyFolder, stand_in: Hub, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "study")
+    copy = StudyFolder(tmp_path / "study")
+    lora, *_ = copy.read_study().runs
+    copy.evaluation_file(lora.name, "sums").unlink()
+    done = push(copy, "--run", LORA)
+    assert done.exit_code == 1
+    assert "is not finished: sums of " in words(done.stderr)
+    weights = copy.weights_folder(lora) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    done = push(copy, "--run", LORA)
+    assert done.exit_code == 1
+    assert f"is not as it was written: {weights}" in words(done.stderr)
+    assert stand_in.requests == []
+
+
+def test_the_environment_alone_is_enough(finished: StudyFolder, tmp_path: Path) -> None:
+    """A process of its own: nothing of the client is set from Python."""
+    with hub() as state:
+        environment = {
+            **{name: text for name, text in os.environ.items() if name != "HF_HUB_OFFLINE"},
+            "HF_ENDPOINT": state.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(tmp_path),
+            "NO_PROXY": "127.0.0.1",
+        }
+        command = ["-m", "rankwise", "push", finished.root, "--repo", "org/mine", "--run", LORA]
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        assert "adapter_model.safetensors" in files_of(state)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []

@@ -1,0 +1,73 @@
+"""A study's numbers as CSV and Parquet: the report's own, typed, and nothing is cut."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from rankwise.errors import RecordError
+from rankwise.findings.models import summarise
+from rankwise.integrations.study_tables import export_csv, export_parquet
+from rankwise.records.folder import StudyFolder
+from rankwise.report.tables import csv_tables
+from rankwise.study.conclusion import conclude
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+
+TABLES = ["runs", "differences", "ranks", "scores"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """A study that recommends rank 16; rank 64 diverged."""
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study(diverged=[(64, 0)]))
+    return folder
+
+
+def test_the_csv_files_are_the_reports_behind_the_trained_task(folder: StudyFolder) -> None:
+    written = export_csv(folder)
+    assert [each.name for each in written] == TABLES
+    outcome = conclude(folder)
+    (part,) = outcome.recommendation.by_train_task
+    results = outcome.results.of("kinship")
+    of_report = csv_tables(results, part, summarise(results, part))
+    for each in written:
+        assert each.file == folder.root / "export" / "csv" / f"{each.name}.csv"
+        lines = each.file.read_text(encoding="utf-8").splitlines()
+        report = of_report[f"{each.name}.csv"].splitlines()
+        assert lines == [f"train_task,{report[0]}", *(f"kinship,{row}" for row in report[1:])]
+
+
+def test_parquet_has_the_same_rows_with_their_types(folder: StudyFolder, tmp_path: Path) -> None:
+    written = export_parquet(folder, tmp_path / "out")
+    assert [each.file for each in written] == [tmp_path / "out" / f"{t}.parquet" for t in TABLES]
+    tables = {each.name: parquet.read_table(each.file) for each in written}
+    runs = {row["rank"]: row for row in tables["runs"].to_pylist() if row["method"] == "lora"}
+    assert runs[16]["in_domain"] == pytest.approx(80.0)  # planted
+    assert runs[16]["recommended"] is True
+    assert runs[64]["status"] == "diverged"
+    assert runs[64]["gain"] is None
+    types = {field.name: str(field.type) for field in tables["runs"].schema}
+    assert (types["rank"], types["gain"], types["recommended"]) == ("int64", "double", "bool")
+    for name, table in tables.items():
+        text = export_csv(folder)[TABLES.index(name)].file.read_text(encoding="utf-8")
+        rows = list(csv.reader(text.splitlines()))
+        assert rows[0] == table.column_names
+        assert len(rows) == 1 + table.num_rows
+
+
+def test_the_same_study_gives_the_same_bytes(folder: StudyFolder) -> None:
+    before = [each.file.read_bytes() for each in export_parquet(folder)]
+    assert [each.file.read_bytes() for each in export_parquet(folder)] == before
+
+
+def test_a_study_without_a_finished_run_has_no_tables(folder: StudyFolder) -> None:
+    for run in folder.read_study().runs:
+        folder.run_file(run.name).unlink()
+    with pytest.raises(RecordError, match=r"no run of .* is finished"):
+        export_csv(folder)
+    assert not (folder.root / "export").exists()
