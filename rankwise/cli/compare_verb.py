@@ -20,7 +20,7 @@ from rankwise.cli.application import (
     usage_errors,
     verb,
 )
-from rankwise.cli.study_verbs import STUDIES
+from rankwise.cli.run_verbs import STUDIES
 from rankwise.errors import ConfigError, RecordError, TaskError
 
 

@@ -2,6 +2,7 @@
 
 # The help lists the verbs in the order of these imports.
 # isort: off
+from rankwise.cli import run_verbs
 from rankwise.cli import study_verbs
 from rankwise.cli import compare_verb
 from rankwise.cli import try_verb
@@ -25,6 +26,7 @@ __all__ = [
     "deployment_verbs",
     "entry_point",
     "repair_verb",
+    "run_verbs",
     "study_verbs",
     "tool_verbs",
     "try_verb",

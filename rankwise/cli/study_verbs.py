@@ -1,9 +1,7 @@
-"""Verbs that make, run and read a study."""
+"""Verbs that make, extend and read a study."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +11,6 @@ import typer
 from rankwise.cli.application import (
     OK,
     RUN_FAILED,
-    AllowTaskCode,
     AsEvents,
     Folder,
     Json,
@@ -25,255 +22,24 @@ from rankwise.cli.application import (
     say,
     stdout,
     verb,
-    warn,
 )
-from rankwise.cli.budgets import (
-    affordable_here,
-    budget_content,
-    budget_lines,
-    described,
-    given_seconds,
-)
+from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
 from rankwise.cli.running import (
     note_left_out,
-    planned_study,
     report_on,
     run_and_report,
     say_deployed,
     verdict_content,
 )
-from rankwise.cli.timetables import Devices, Price, check_devices, print_times
 from rankwise.errors import ConfigError, RecordError, StorageError
-from rankwise.records import quantities
-from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
-    from rankwise.engine.models.devices import Machine
     from rankwise.integrations.study_text import StudyText
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import StudyOutcome
-
-STUDIES = "Studies"
-
-StudyFile = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[STUDY.YAML|DIR] [KEY=VALUE]...",
-        help=(
-            "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
-            "Or the folder of a study, to go on with it as it is."
-        ),
-    ),
-]
-StudyDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--study-dir",
-        metavar="DIR",
-        help="The study's folder (default: studies/NAME).",
-        parser=given_path,
-    ),
-]
-
-
-Replace = Annotated[
-    bool,
-    typer.Option("--replace", help="Set finished scores aside that have other settings."),
-]
-AcceptNewStack = Annotated[
-    bool,
-    typer.Option(
-        "--accept-new-stack",
-        help="Go on under other versions or on another device, though the scores move.",
-    ),
-]
-
-
-def _device(text: str) -> str:
-    if text not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"{text!r} is no device; write cpu or cuda")
-    return text
-
-
-def _memory(text: str) -> int:
-    try:
-        return bytes_of(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < math.inf:
-        raise typer.BadParameter(f"{text!r} is no rate; write tokens per second, such as 10000")
-    return rate
-
-
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="cpu|cuda",
-        help="Plan for this device (default: the one that is here).",
-        parser=_device,
-    ),
-]
-Memory = Annotated[
-    int | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Plan for so much memory: 80GB, 24GiB. A card of that size need not be here.",
-        parser=_memory,
-    ),
-]
-Budget = Annotated[
-    float | None,
-    typer.Option(
-        "--budget",
-        metavar="TIME",
-        help="Say what of the study fits into so long, and which differences it can tell then.",
-        parser=given_seconds,
-    ),
-]
-TokensPerSecond = Annotated[
-    float | None,
-    typer.Option(
-        "--tokens-per-second",
-        metavar="RATE",
-        help=(
-            "Estimate the time from this speed of LoRA training (default with --device cuda: a "
-            "third of an H100's peak, which is assumed)."
-        ),
-        parser=_rate,
-    ),
-]
-
-
-@verb(STUDIES, tells_events=True)
-def run(
-    study: StudyFile = None,
-    study_dir: StudyDir = None,
-    replace: Replace = False,
-    accept_new_stack: AcceptNewStack = False,
-    allow_task_code: AllowTaskCode = False,
-    quiet: Quiet = False,
-    as_json: AsEvents = False,
-) -> int:
-    """Run a study: train, score, recommend and report.
-
-    Run the same command again to resume a stopped study, or to do what was
-    added to its file. Nothing that is finished is done again; what is damaged
-    is moved to DIR/quarantine and done again.
-    """
-    return run_and_report(
-        lambda _: _named(study, study_dir, allow_task_code),
-        quiet=quiet,
-        as_json=as_json,
-        replace=replace,
-        accept_new_stack=accept_new_stack,
-    )
-
-
-@verb(STUDIES)
-def plan(
-    study: StudyFile = None,
-    study_dir: StudyDir = None,
-    allow_task_code: AllowTaskCode = False,
-    device: Device = None,
-    memory: Memory = None,
-    devices: Devices = 1,
-    tokens_per_second: TokensPerSecond = None,
-    price_per_hour: Price = None,
-    budget: Budget = None,
-    as_json: Json = False,
-) -> int:
-    """List a study's runs with steps, tokens, parameters and memory.
-
-    Loads no weights and trains nothing. --device cuda --memory 80GB plans for
-    such a card wherever it is: precision, passes, memory, disk and hours.
-    --devices 8 cuts passes for eight of them, and says which does what when.
-    --budget 1h says what fits into that time. Unless the speed is given, it
-    is measured, for which the model is loaded.
-    """
-    config, folder = _named(study, study_dir, allow_task_code)
-    machine = _machine(device, memory)
-    planned = planned_study(config, folder, machine, num_workers=devices)
-    from rankwise.cli.terminal import needs_lines, pass_lines, plan_table
-    from rankwise.records.files import free_bytes, in_words
-    from rankwise.study.costs import PASS_WORK
-    from rankwise.study.damage import find_damage, models_of
-    from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
-    from rankwise.study.needs import assumed_rate, needs_of
-    from rankwise.study.stages import finished_work, stages
-    from rankwise.study.timetable import timetable
-
-    record, graph = planned.record, stages(planned.record)
-    damages = find_damage(folder, models_of(record, folder))
-    intact = folder.without({path for damage in damages for path in damage.spoils})
-    done = finished_work(graph, intact)
-    if record.config.deploy:
-        record = with_deployed(record, intact)
-        graph = stages(record)
-    warn(f"damaged: {damage}; it is made again" for damage in damages)
-    rate = tokens_per_second
-    is_assumed = rate is None and machine is not None and planned.device.type == "cuda"
-    if is_assumed:
-        rate = assumed_rate(record.num_parameters)
-    check_devices(devices, budget, rate, price_per_hour)
-    later_work = work_after_verdict(record)
-    needs = needs_of(graph, intact, rate, devices, later_work)
-    start = PASS_WORK[planned.device.type]
-    times = timetable(graph, intact, devices, start, rate, price_per_hour)
-    found = None if budget is None else affordable_here(config, planned, budget, rate, machine)
-    if as_json:
-        runs = [
-            run.model_dump(mode="json") | {"is_trained": (run.name, None) in done}
-            for run in (*record.runs, *record.variants)
-        ]
-        content = {
-            "runs": runs,
-            "passes": record.passes,
-            "stages": [stage.described(intact) for stage in graph],
-            "warnings": record.warnings,
-            "device": planned.device.type,
-            "machine": None if machine is None else described(machine),
-            "precision": record.precision,
-            "is_searched": record.config.is_searched,
-            "forms": record.forms,
-            "work_after_verdict": later_work,
-            **needs._asdict(),
-            "free_disk_bytes": free_bytes(folder.root),
-            "is_rate_assumed": is_assumed,
-            "budget": None if found is None else budget_content(found),
-            "schedule": times.described(),
-        }
-        return emit(content)
-    stdout.print(plan_table(record, done))
-    for line in pass_lines(record):
-        say(line)
-    if record.config.is_searched:
-        say("search: these trainings begin it; what they show decides which go on")
-    if record.forms:
-        said = ", ".join(record.deployed) or "the run that the verdict names"
-        tokens = quantities.count(round(later_work or work_of_forms(graph)))
-        say(f"deploy: {said}, as {', '.join(record.forms)}: {tokens} tokens to score")
-    if machine is not None:
-        available = in_words(machine.available_bytes())
-        say(f"planned for {machine.name} with {available}, in {record.precision}")
-    for line in needs_lines(needs, folder.root, is_assumed=is_assumed):
-        say(line)
-    print_times(times)
-    if budget is not None and found is not None:
-        for line in budget_lines(found, budget):
-            say(line)
-    return OK
 
 
 @verb(STUDIES)
@@ -515,45 +281,6 @@ def _made_from(source: Path, path: Path) -> StudyText:
     for sentence in made.to_check:
         note(f"to check: {sentence}")
     return made
-
-
-def _named(
-    arguments: list[str] | None, study_dir: Path | None, allow_task_code: bool
-) -> tuple[StudyConfig, StudyFolder]:
-    """The study of the file and the overrides among the arguments, and its folder."""
-    from rankwise.records.folder import StudyFolder
-    from rankwise.records.study_file import load_config
-
-    overrides = list(arguments or [])
-    path = Path(overrides.pop(0)) if overrides and "=" not in overrides[0] else None
-    if path is not None and os.path.isdir(path):
-        if overrides or study_dir:
-            problem = "a study's folder is run as it is; give overrides with its study file"
-            raise ConfigError(str(path), [problem])
-        folder = StudyFolder(path)
-        if not folder.study_file.exists():
-            problem = "the folder has no study.json; give a study file, or the folder of a study"
-            raise ConfigError(str(path), [problem])
-        return folder.read_study().config, folder
-    config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
-    return config, StudyFolder(study_dir or Path("studies") / config.name)
-
-
-def _machine(device: str | None, memory: int | None) -> Machine | None:
-    """What is to be planned for; None: the machine that is here."""
-    if device is None and memory is None:
-        return None
-    import torch
-
-    from rankwise.engine.models.devices import Machine, choose_device
-
-    if device is not None and (device == "cpu" or memory is not None):
-        return Machine(torch.device(device), memory)
-    here = choose_device()
-    if device == "cuda" and here.type != "cuda":
-        problem = "--device cuda: there is no card here; say what it has, such as --memory 80GB"
-        raise ConfigError("plan", [problem])
-    return Machine(here, memory)
 
 
 def _keep(folder: StudyFolder, outcome: StudyOutcome, *, settings: bool = False) -> None:

@@ -51,19 +51,14 @@ Price = Annotated[
 ]
 
 
-def check_devices(
-    num_devices: int, budget: float | None, rate: float | None, price_per_hour: float | None
-) -> None:
-    """Whether what is asked of a plan for devices can be said.
+def check_price(price_per_hour: float | None, rate: float | None) -> None:
+    """Whether a cost can be said.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, as no speed is known.
     """
     if price_per_hour is not None and rate is None:
         problem = "--price-per-hour: no speed is known; give --tokens-per-second too"
-        raise ConfigError("plan", [problem])
-    if budget is not None and num_devices > 1:
-        problem = "--budget: it is the time of one device; leave --devices out"
         raise ConfigError("plan", [problem])
 
 

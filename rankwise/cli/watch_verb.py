@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from rankwise.cli.application import OK, Folder, Json, emit, say, verb
-from rankwise.cli.study_verbs import STUDIES
+from rankwise.cli.run_verbs import STUDIES
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records import quantities
 

@@ -57,7 +57,7 @@ def planned_seconds(plan: StudyPlan, folder: StudyFolder, scored_per_second: flo
         RecordError: a record of the folder cannot be read.
     """
     rate = scored_per_second / TRAINING_WORK["lora"]
-    needs = needs_of(stages(plan.record), folder, rate, work_after_verdict(plan.record))
+    needs = needs_of(stages(plan.record), folder, rate, later_work=work_after_verdict(plan.record))
     return FIXED_SECONDS + (needs.seconds or 0.0)
 
 
