@@ -75,6 +75,10 @@ class StudyLockedError(RankwiseError, BlockingIOError):
     """Another process is working on the same study folder."""
 
 
+class LeaseLostError(RankwiseError, TimeoutError):
+    """A worker that was not heard of for so long that another may have taken over its work."""
+
+
 class StorageError(RankwiseError, OSError):
     """The study folder or the cache cannot be written (disk full, no permission)."""
 

@@ -16,6 +16,7 @@ STANDARD = {
     "NewerRecordError": ValueError,
     "StudyChangedError": ValueError,
     "StudyLockedError": BlockingIOError,
+    "LeaseLostError": TimeoutError,
     "StorageError": OSError,
     "ModelError": OSError,
     "BeyondLoraError": OSError,
