@@ -64,13 +64,13 @@ class Events:
             case _:
                 pass
         with contextlib.suppress(StorageError):
-            self._ended(outcome, code, message=f"{type(error).__name__}: {error}")
+            self.ended(outcome, code, message=f"{type(error).__name__}: {error}")
 
-    def concluded(self, outcome: StudyOutcome, report: Path, code: int) -> None:
+    def concluded(self, outcome: StudyOutcome, report: Path | None, code: int) -> None:
         """The last event of a study that has a verdict."""
         parts = outcome.recommendation.by_train_task
         fields = {"train_task", "outcome", "rank", "statement"}
-        self._ended(
+        self.ended(
             "incomplete" if code else "done",
             code,
             recommendations=[part.model_dump(include=fields) for part in parts],
@@ -87,7 +87,7 @@ class Events:
         line = to_jsonable_python({"event": event, "time": now, **content}, inf_nan_mode="null")
         self._write(json.dumps(line))
 
-    def _ended(
+    def ended(
         self,
         outcome: str,
         code: int,
@@ -96,6 +96,7 @@ class Events:
         recommendations: Sequence[Mapping[str, Any]] = (),
         report: Path | None = None,
     ) -> None:
+        """Write the last event."""
         self.write(
             "ended",
             outcome=outcome,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,7 +29,13 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.cli.budgets import budget_lines, given_seconds, measured_rate
-from rankwise.cli.running import note_left_out, planned_study, report_on, run_and_report
+from rankwise.cli.running import (
+    Share,
+    note_left_out,
+    planned_study,
+    report_on,
+    run_and_report,
+)
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.fields import bytes_of
 from rankwise.records.reading import read_results
@@ -39,7 +45,9 @@ if TYPE_CHECKING:
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import StudyOutcome
+    from rankwise.study.needs import Needs
     from rankwise.study.planning.plan import StudyPlan
+    from rankwise.study.stages import Stage
 
 STUDIES = "Studies"
 
@@ -141,6 +149,35 @@ TokensPerSecond = Annotated[
 ]
 
 
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Share the study among so many processes of this machine; with --worker: plan for N.",
+    ),
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus",
+        metavar="all|0,1",
+        help="Share the study among these cards, a process each.",
+    ),
+]
+IsWorker = Annotated[
+    bool,
+    typer.Option(
+        "--worker", help="Be one of the processes that share a study's folder, on any machine."
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", metavar="UNIT", help="Do one unit of those that plan --json lists."),
+]
+
+
 @verb(STUDIES)
 def run(
     study: StudyFile = None,
@@ -148,6 +185,10 @@ def run(
     replace: Replace = False,
     accept_new_stack: AcceptNewStack = False,
     allow_task_code: AllowTaskCode = False,
+    workers: NumWorkers = None,
+    gpus: Gpus = None,
+    worker: IsWorker = False,
+    only: Only = None,
     quiet: Quiet = False,
     as_json: AsEvents = False,
 ) -> int:
@@ -156,13 +197,32 @@ def run(
     Run the same command again to resume a stopped study, or to do what was
     added to its file. Nothing that is finished is done again; what is damaged
     is moved to DIR/quarantine and done again.
+
+    --gpus all starts a worker for each card, --workers 4 four of them on one
+    CPU. Where processes are started by something else, as by Slurm on several
+    machines that share DIR, each is rankwise run --worker.
     """
+    share = Share(worker or only is not None, workers or 1, only)
+    if gpus is not None or (workers is not None and not share.is_worker):
+        from rankwise.cli.workers import run_workers, worker_places
+
+        places = worker_places(workers, gpus, is_worker=share.is_worker)
+        _, folder = _named(study, study_dir, allow_task_code)
+        options = {
+            f"--study-dir={study_dir}": study_dir is not None,
+            "--replace": replace,
+            "--accept-new-stack": accept_new_stack,
+            "--allow-task-code": allow_task_code,
+        }
+        given = [*(study or []), *(option for option, is_given in options.items() if is_given)]
+        return run_workers(given, places, folder, quiet=quiet, as_json=as_json)
     return run_and_report(
         lambda: _named(study, study_dir, allow_task_code),
         quiet=quiet,
         as_json=as_json,
         replace=replace,
         accept_new_stack=accept_new_stack,
+        share=share,
     )
 
 
@@ -212,6 +272,7 @@ def plan(
             "runs": runs,
             "passes": record.passes,
             "stages": [stage.described(intact) for stage in graph],
+            "units": _described_units(graph, intact, needs),
             "warnings": record.warnings,
             "device": planned.device.type,
             "precision": record.precision,
@@ -233,6 +294,19 @@ def plan(
         for line in _budget_lines(config, planned, budget, rate, machine):
             say(line)
     return OK
+
+
+def _described_units(
+    graph: Sequence[Stage], folder: StudyFolder, needs: Needs
+) -> list[dict[str, Any]]:
+    """The units that workers take, as JSON."""
+    from rankwise.study.stages import TRAINING_WORK
+    from rankwise.study.units import units
+
+    rate = needs.tokens_per_second
+    work_per_second = None if rate is None else rate * TRAINING_WORK["lora"]
+    all_units = units(graph)
+    return [unit.described(all_units, folder, work_per_second) for unit in all_units]
 
 
 def _budget_lines(

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from rankwise.errors import LeaseLostError
 from rankwise.records.files import host_name, storage_error
@@ -114,8 +114,8 @@ class Crew:
         with contextlib.suppress(OSError):
             self._file.unlink(missing_ok=True)
         if self._alive is not None:
-            self._alive.release()
             with contextlib.suppress(OSError):
+                self._alive.release()
                 self._alive_file(self._file).unlink(missing_ok=True)
 
     def others(self) -> list[str]:
@@ -207,7 +207,7 @@ class Crew:
         return LeaseLostError(
             f"the worker {self.name} of {self._root} was not heard of for "
             f"{_BELIEVES * self._seconds:g} seconds or more, so another may have taken over its "
-            "work. Let it join again: rankwise run --worker."
+            "work. Finished work is kept."
         )
 
     def _keep_counting(self) -> None:
@@ -324,9 +324,10 @@ def _has_ended(worker: Path) -> bool:
     lock = FileLock(str(alive), timeout=0)
     try:
         lock.acquire()
-    except (Timeout, OSError):
+    except OSError:  # it is held, or cannot be asked
         return False
-    lock.release()
+    with contextlib.suppress(OSError):
+        lock.release()
     return True
 
 

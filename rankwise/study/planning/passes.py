@@ -9,6 +9,7 @@ from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import PlannedPass, PlannedRun
+from rankwise.study.stages import training_work
 
 _BALANCED = 0.001
 """Of a pass's memory, how well the fullest of several is known to be as empty as it can be."""
@@ -60,6 +61,7 @@ def plan_passes(
     train: TrainConfig,
     *,
     available_bytes: int,
+    num_workers: int = 1,
 ) -> tuple[PlannedPass, ...]:
     """Adapters in as few passes as fit, in the study's order; others alone (``shares_a_pass``).
 
@@ -78,6 +80,8 @@ def plan_passes(
         memory: of its passes.
         train: may fix the tokens of a micro-batch and gradient checkpointing.
         available_bytes: in which estimates must fit, on a CPU with the process.
+        num_workers: that share the passes, each with so much memory. There are as many passes of
+            adapters as workers, where there are as many adapters, and the longest pass comes first.
     """
     of_training: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -85,13 +89,30 @@ def plan_passes(
             of_training.setdefault(run.training.name, []).append(run)
     cutter = _PassCutter(memory, train, usable(available_bytes))
     trained = [models[0] for models in of_training.values()]
-    groups = cutter.groups([run for run in trained if shares_a_pass(run)])
+    shared = [run for run in trained if shares_a_pass(run)]
+    groups = cutter.groups(shared)
+    if len(groups) < num_workers:
+        groups = [part for each in _spread(shared, num_workers) for part in cutter.groups(each)]
     groups += [[run] for run in trained if not shares_a_pass(run)]
+    if num_workers > 1:
+        groups.sort(key=training_work, reverse=True)
     passes: list[PlannedPass] = []
     for group in groups:
         models = [model.name for run in group for model in of_training[run.training.name]]
         passes.append(cutter.planned(group).model_copy(update={"runs": tuple(models)}))
     return tuple(passes)
+
+
+def _spread(runs: Sequence[PlannedRun], num_workers: int) -> list[list[PlannedRun]]:
+    """Runs in the study's order for each of several workers, about as much work for each.
+
+    The longest is given out first, each time to who has least. Who has most then has at most 4/3
+    of what is possible (Graham, 1969).
+    """
+    groups: list[list[PlannedRun]] = [[] for _ in range(min(num_workers, len(runs)))]
+    for run in sorted(runs, key=lambda run: training_work([run]), reverse=True):
+        min(groups, key=training_work).append(run)
+    return [sorted(group, key=runs.index) for group in groups]
 
 
 def shares_a_pass(run: PlannedRun) -> bool:

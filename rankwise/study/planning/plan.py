@@ -153,6 +153,7 @@ def plan_study(
     *,
     folder: StudyFolder | None = None,
     machine: Machine | None = None,
+    num_workers: int = 1,
 ) -> StudyPlan:
     """Plan a study; a base model or data set that is not here yet is fetched.
 
@@ -164,6 +165,7 @@ def plan_study(
         folder: where the study goes on, if it does: full fine-tuning keeps what it took there, and
             what is trained there needs no memory.
         machine: to plan for; None: the one that is here, which alone can run the plan.
+        num_workers: that share the study, each on such a machine.
 
     Raises:
         PlanError: with every problem found, or because the base model cannot be had.
@@ -172,7 +174,7 @@ def plan_study(
     issues = Issues()
     model = study_model(config, report, machine)
     parts = _parts(config, model, issues)
-    planner = None if parts is None else Planner(config, model, parts, issues, folder)
+    planner = None if parts is None else Planner(config, model, parts, issues, folder, num_workers)
     if issues.problems or planner is None:
         raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
     return planner.plan()
@@ -225,7 +227,9 @@ class Planner:
         parts: _Parts,
         issues: Issues,
         folder: StudyFolder | None,
+        num_workers: int,
     ) -> None:
+        self._num_workers = num_workers
         memory = _memory(config, model, parts)
         before = earlier_full(folder, model.base.fingerprint)
         full = full_training(config, memory, model.machine, before)
@@ -282,7 +286,11 @@ class Planner:
             planned
             for models in (*chosen.together, truncated, mitigated)
             for planned in plan_passes(
-                models, self._memory, config.train, available_bytes=available
+                models,
+                self._memory,
+                config.train,
+                available_bytes=available,
+                num_workers=self._num_workers,
             )
         ]
         models = {

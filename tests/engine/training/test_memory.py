@@ -428,6 +428,29 @@ def test_on_a_card_passes_are_even() -> None:
     assert passes([500] * 4, 3099) == [(3, 599, False), (1, 1599, False)]  # a CPU fills them
 
 
+def test_each_of_several_workers_has_a_pass_the_longest_first() -> None:
+    tokens = {"a": 50, "b": 40, "c": 30, "d": 20, "e": 10}
+    runs = [planned("lora", 8, name, num_tokens=number) for name, number in tokens.items()]
+    runs.insert(0, planned("full", None, "full", num_tokens=30))  # 1.6 times the work per token
+
+    def spread(num_workers: int, fits: int = 10**5) -> list[str]:
+        available = math.ceil(fits / USABLE_SHARE)
+        found = plan_passes(
+            runs,
+            Planted("cpu"),
+            TrainConfig(task=("sums",)),
+            available_bytes=available,
+            num_workers=num_workers,
+        )
+        return ["".join(each.runs) for each in found]
+
+    assert spread(1) == ["abcde", "full"]
+    # 50 + 20 + 10 and 40 + 30, by 2.5; the full one has 30 by 4
+    assert spread(2) == ["ade", "bc", "full"]
+    assert spread(3) == ["a", "be", "cd", "full"]  # 50 each, by 2.5
+    assert spread(9) == ["a", "full", "b", "c", "d", "e"]
+
+
 def test_the_smallest_way_to_train_alone() -> None:
     def least(adapter: AdapterSize | None, **train: Any) -> int:
         return least_bytes(Planted("cpu"), TrainConfig(task=("sums",), **train), adapter)
