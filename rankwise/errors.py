@@ -87,6 +87,14 @@ class StudyLockedError(RankwiseError, BlockingIOError):
     """Another process is working on the same study folder."""
 
 
+class StudyMovedError(StudyChangedError):
+    """A study that others have planned in another way while this worker did its share."""
+
+
+class LeaseLostError(RankwiseError, TimeoutError):
+    """A worker that was not heard of for so long that another may have taken over its work."""
+
+
 class StorageError(RankwiseError, OSError):
     """The study folder or the cache cannot be written (disk full, no permission)."""
 

@@ -63,7 +63,7 @@ class Events:
         with contextlib.suppress(StorageError):
             self.ended(outcome, code, message=f"{type(error).__name__}: {error}")
 
-    def concluded(self, outcome: StudyOutcome, report: Path, code: int) -> None:
+    def concluded(self, outcome: StudyOutcome, report: Path | None, code: int) -> None:
         """The last event of a study that has a verdict."""
         parts = outcome.recommendation.by_train_task
         fields = {"train_task", "outcome", "rank", "statement"}

@@ -14,13 +14,14 @@ from rankwise.records import quantities
 from rankwise.records.files import free_bytes, in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
-from rankwise.study.costs import PASS_WORK
+from rankwise.study.costs import PASS_WORK, TRAINING_WORK
 from rankwise.study.damage import Damage, find_damage, models_of
 from rankwise.study.deploying import with_deployed, work_after_verdict, work_of_forms
 from rankwise.study.needs import Needs, assumed_rate, needs_of
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Stage, finished_work, stages
 from rankwise.study.timetable import Timetable, timetable
+from rankwise.study.units import units
 
 
 class Forecast(NamedTuple):
@@ -65,6 +66,7 @@ class Forecast(NamedTuple):
             "runs": runs,
             "passes": record.passes,
             "stages": [stage.described(intact) for stage in self.graph],
+            "units": self._units(intact),
             "warnings": record.warnings,
             "device": self.device_type,
             "machine": None if self.machine is None else described(self.machine),
@@ -77,6 +79,12 @@ class Forecast(NamedTuple):
             "is_rate_assumed": self.is_rate_assumed,
             "schedule": self.times.described(),
         }
+
+    def _units(self, intact: StudyFolder) -> list[dict[str, Any]]:
+        """The units that workers take."""
+        per_second = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
+        taken = units(self.graph)
+        return [unit.described(taken, intact, per_second) for unit in taken]
 
     def show(self) -> None:
         """For people."""

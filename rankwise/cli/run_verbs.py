@@ -22,7 +22,7 @@ from rankwise.cli.application import (
     warn,
 )
 from rankwise.cli.budgets import affordable_here, budget_content, budget_lines, given_seconds
-from rankwise.cli.running import planned_study, run_and_report
+from rankwise.cli.running import Share, planned_study, run_and_report
 from rankwise.cli.timetables import Devices, Price
 from rankwise.errors import ConfigError
 from rankwise.records.fields import bytes_of
@@ -132,6 +132,35 @@ TokensPerSecond = Annotated[
 ]
 
 
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Share the study among so many processes of this machine; with --worker: plan for N.",
+    ),
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus",
+        metavar="all|0,1",
+        help="Share the study among these cards, a process each.",
+    ),
+]
+IsWorker = Annotated[
+    bool,
+    typer.Option(
+        "--worker", help="Be one of the processes that share a study's folder, on any machine."
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", metavar="UNIT", help="Do one unit of those that plan --json lists."),
+]
+
+
 @verb(STUDIES, tells_events=True)
 def run(
     study: StudyFile = None,
@@ -139,6 +168,10 @@ def run(
     replace: Replace = False,
     accept_new_stack: AcceptNewStack = False,
     allow_task_code: AllowTaskCode = False,
+    workers: NumWorkers = None,
+    gpus: Gpus = None,
+    worker: IsWorker = False,
+    only: Only = None,
     quiet: Quiet = False,
     as_json: AsEvents = False,
 ) -> int:
@@ -147,13 +180,32 @@ def run(
     Run the same command again to resume a stopped study, or to do what was
     added to its file. Nothing that is finished is done again; what is damaged
     is moved to DIR/quarantine and done again.
+
+    --gpus all starts a worker for each card, --workers 4 four of them on one
+    CPU. Where processes are started by something else, as by Slurm on several
+    machines that share DIR, each is rankwise run --worker.
     """
+    share = Share(worker or only is not None, workers or 1, only)
+    if gpus is not None or (workers is not None and not share.is_worker):
+        from rankwise.cli.workers import run_workers, worker_places
+
+        places = worker_places(workers, gpus, is_worker=share.is_worker)
+        _, folder = named(study, study_dir, allow_task_code)
+        options = {
+            f"--study-dir={study_dir}": study_dir is not None,
+            "--replace": replace,
+            "--accept-new-stack": accept_new_stack,
+            "--allow-task-code": allow_task_code,
+        }
+        given = [*(study or []), *(option for option, is_given in options.items() if is_given)]
+        return run_workers(given, places, folder, quiet=quiet, as_json=as_json)
     return run_and_report(
         lambda _: named(study, study_dir, allow_task_code),
         quiet=quiet,
         as_json=as_json,
         replace=replace,
         accept_new_stack=accept_new_stack,
+        share=share,
     )
 
 

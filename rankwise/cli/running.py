@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rankwise.cli.application import (
     OK,
@@ -45,6 +45,23 @@ def planned_study(
     return plan
 
 
+class Share(NamedTuple):
+    """What a process does of a study.
+
+    Attributes:
+        is_worker: it shares the work with others, and leaves the report to who reads it.
+        num_workers: that the study is planned for.
+        only: the id of the one unit to do.
+    """
+
+    is_worker: bool = False
+    num_workers: int = 1
+    only: str | None = None
+
+
+ALL_OF_IT = Share()
+
+
 def run_and_report(
     find: Callable[[Events | None], tuple[StudyConfig, StudyFolder]],
     *,
@@ -52,16 +69,16 @@ def run_and_report(
     as_json: bool,
     replace: bool = False,
     accept_new_stack: bool = False,
+    share: Share = ALL_OF_IT,
 ) -> int:
-    """Do what is left of a study, and report.
+    """Do what is left of a study, or a share of it, and report.
 
     ``find`` gives the study; it may tell of it by events, if there are any.
     """
     quiet_libraries()
-    from rankwise.api import written_report
     from rankwise.cli.events import EventObserver, Events, print_line
     from rankwise.integrations.tracking import TrackedObserver
-    from rankwise.study.growing import run_to_verdict
+    from rankwise.study.growing import do_unit_of, run_to_verdict
     from rankwise.study.progress import Follower, QuietObserver, TerminalObserver, peak_memory
     from rankwise.study.stopping import Stopped
 
@@ -83,25 +100,49 @@ def run_and_report(
                 is_open = config.is_searched or config.search.grows
                 observer = TerminalObserver(stderr, memory, folder, is_open=is_open)
             report = (lambda _: None) if quiet or as_json else note
+            terms = {"replace": replace, "accept_new_stack": accept_new_stack}
+
+            def plan(grown: StudyConfig) -> StudyPlan:
+                return planned_study(grown, folder, report=report, num_workers=share.num_workers)
+
             with observer, TrackedObserver(observer, folder, config) as tracked:
+                if share.only is not None:
+                    do_unit_of(config, plan, folder, tracked, share.only, **terms)
+                    if events is not None:
+                        events.ended("done", OK)
+                    return OK
                 outcome = run_to_verdict(
-                    config,
-                    lambda grown: planned_study(grown, folder, report=report),
-                    folder,
-                    tracked,
-                    replace=replace,
-                    accept_new_stack=accept_new_stack,
+                    config, plan, folder, tracked, shares=share.is_worker, **terms
                 )
                 tracked.concluded(outcome)
+            if share.is_worker:
+                return _end_of_work(folder, outcome, events)
             if events is None:
                 return report_on(folder, outcome)
-            path = written_report(folder, outcome)
-            code = _told(outcome)
-            events.concluded(outcome, path, code)
-            return code
+            return report_events(folder, outcome, events)
     except Stopped as stopped:
         note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {root}")
         return 128 + stopped.number
+
+
+def _end_of_work(folder: StudyFolder, outcome: StudyOutcome, events: Events | None) -> int:
+    """What a worker says when all units are done; the page is one process's to write."""
+    code = _told(outcome)
+    if events is not None:
+        events.concluded(outcome, None, code)
+    else:
+        say(f"all units are done; for the verdict and the page: rankwise report {folder.root}")
+    return code
+
+
+def report_events(folder: StudyFolder, outcome: StudyOutcome, events: Events) -> int:
+    """Write the report, and the last event; 1 if a run diverged or a stage failed."""
+    from rankwise.api import written_report
+
+    path = written_report(folder, outcome)
+    code = _told(outcome)
+    events.concluded(outcome, path, code)
+    return code
 
 
 def report_on(

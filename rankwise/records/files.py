@@ -71,7 +71,7 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         StorageError: disk full, no permission; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name[-100:]}.{_host()}.{os.getpid()}{_TEMPORARY}")
+    temporary = path.with_name(f".{path.name[-100:]}.{host_name()}.{os.getpid()}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -149,18 +149,19 @@ def remove_leftovers(root: Path) -> None:
     """
     for leftover in root.rglob(f".*{_TEMPORARY}"):
         name = _TEMPORARY_NAME.search(leftover.name)
-        if name and name["host"] == _host() and not _is_running(int(name["process"])):
+        if name and name["host"] == host_name() and not _is_running(int(name["process"])):
             with contextlib.suppress(OSError):
                 leftover.unlink()
 
 
-def _host() -> str:
+def host_name() -> str:
+    """Of this machine, as it stands in names of files."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:60]
 
 
 def _is_running(process: int) -> bool:
     if process == os.getpid():
-        return False  # it holds the folder's lock, so it is not writing
+        return False  # it holds the folder's lock, and no thread of it writes then
     try:
         os.kill(process, 0)
     except ProcessLookupError:

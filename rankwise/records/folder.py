@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,12 +49,16 @@ R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
+
 _WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _GAUGES, _BEHAVIOUR = "divergence.json", "gauges.json", "behaviour.json"
 _SPECTRA = "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
 _REPAIR, _FORMS = "repair", "forms"
 _TRAINING_STATE = "training.pt"
+
+
+def _nobody_else() -> None: ...
 
 
 class StudyFolder:
@@ -80,6 +84,8 @@ class StudyFolder:
         self.progress_file = root / ".progress.json"
         self.failures_folder = root / "failures"
         self.checked = CheckedFiles(root)
+        self.guard: Callable[[], None] = _nobody_else
+        """Called before results are written; raises where they are another worker's by now."""
         # What was read, with the state in which the file was: a study asks again and again.
         self._runs: dict[Path, tuple[list[int], RunRecord]] = {}
         self._fingerprints: dict[Path, tuple[list[int], str]] = {}
@@ -237,14 +243,17 @@ class StudyFolder:
         """The run's adapter after this repair, in PEFT's layout."""
         return self.model_folder(run) / _REPAIR / "adapter"
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self, *, shares: bool = False) -> AbstractContextManager[None]:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
 
+        Args:
+            shares: wait for whoever holds it, and hold it also while others work on it.
+
         Raises:
-            StudyLockedError: another process holds it.
+            StudyLockedError: another process holds it or works on it.
             StorageError: the folder cannot be written.
         """
-        return locked(self.root, self._remove_old_states)
+        return locked(self.root, self._remove_old_states, shares=shares)
 
     def _remove_old_states(self) -> None:
         """Remove states of training beside finished runs, left by a process that was killed."""
@@ -269,6 +278,7 @@ class StudyFolder:
                     shutil.rmtree(weights)
 
     def write(self, path: Path, record: Record) -> None:
+        self.guard()
         write_record(path, record)
 
     def read_progress(self) -> StudyProgress | None:
@@ -409,6 +419,7 @@ class StudyFolder:
 
     def start_run(self, planned: PlannedRun) -> None:
         """Clear what an interrupted training of this run left behind."""
+        self.guard()
         folder = self.model_folder(planned.name)
         with writing(folder):
             for leftover in (*_WEIGHTS, "eval", _HEADS, _REPAIR, _FORMS):
@@ -448,6 +459,7 @@ class StudyFolder:
         return losses
 
     def append_metrics(self, run: str, line: Mapping[str, Any]) -> None:
+        self.guard()
         path = self.metrics_file(run)
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -456,6 +468,7 @@ class StudyFolder:
         self, record: TaskEvaluation, samples: Iterable[Mapping[str, Any]]
     ) -> None:
         """Samples first, record last: without their record, samples count for nothing."""
+        self.guard()
         path = self.evaluation_file(record.model, record.task)
         with writing(path):
             path.unlink(missing_ok=True)

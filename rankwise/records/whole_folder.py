@@ -10,7 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from rankwise.errors import StorageError
-from rankwise.records.files import storage_error, writing
+from rankwise.records.files import host_name, storage_error, writing
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def whole_folder(target: Path) -> Generator[Path]:
     if target.exists() and not target.is_dir():
         raise storage_error(target, NotADirectoryError(errno.ENOTDIR, "it is a file"))
     place = next(path for path in (target, *target.parents) if path.is_dir())
-    temporary = place / f".{target.name}.{os.getpid()}.tmp"
+    temporary = place / f".{target.name}.{host_name()}.{os.getpid()}.tmp"
     try:
         with writing(target):
             temporary.mkdir()

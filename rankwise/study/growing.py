@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rankwise.errors import StudyMovedError
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_if_there
@@ -21,7 +22,7 @@ from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.extension import Extension, extended
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.run import run_study
+from rankwise.study.run import do_unit, run_study
 from rankwise.study.searches.growth import Offer, next_growth
 from rankwise.study.searching import policy_name
 
@@ -34,6 +35,7 @@ def run_to_verdict(
     *,
     replace: bool = False,
     accept_new_stack: bool = False,
+    shares: bool = False,
 ) -> StudyOutcome:
     """Plan and run a study; with ``search.until`` or a budget, go on until nothing is to be gained.
 
@@ -44,23 +46,28 @@ def run_to_verdict(
         observer: receives progress.
         replace: see ``run_study``.
         accept_new_stack: see ``run_study``.
+        shares: see ``run_study``; workers that share a study come to the same decisions.
 
     Raises:
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
     """
-    record = read_if_there(folder.search_file, SearchRecord)
-    growths = () if record is None or not config.search.grows else record.growths
-    for growth in growths:
-        config = _grown(config, growth)
+    config = _grown_before(config, folder)
     while True:
-        outcome = run_study(
-            plan(config),
-            folder,
-            observer,
-            replace=replace,
-            accept_new_stack=accept_new_stack,
-            is_last=not config.search.grows,
-        )
+        try:
+            outcome = run_study(
+                plan(config),
+                folder,
+                observer,
+                replace=replace,
+                accept_new_stack=accept_new_stack,
+                is_last=not config.search.grows,
+                shares=shares,
+            )
+        except StudyMovedError:
+            before, config = config, _grown_before(config, folder)
+            if config == before:
+                raise
+            continue  # another worker has concluded this, and goes on
         if not config.search.grows or outcome.failures:
             return outcome
         decision = _decide(config, outcome)
@@ -77,6 +84,30 @@ def run_to_verdict(
         if decision.is_last:
             return outcome
         config = _grown(config, decision)
+        shares = True  # whoever has joined meanwhile goes on too
+
+
+def do_unit_of(
+    config: StudyConfig,
+    plan: Callable[[StudyConfig], StudyPlan],
+    folder: StudyFolder,
+    observer: Observer,
+    unit: str,
+    *,
+    replace: bool = False,
+    accept_new_stack: bool = False,
+) -> None:
+    """Plan a study as far as it has grown, and do one unit of it, by its id; see ``do_unit``."""
+    planned = plan(_grown_before(config, folder))
+    do_unit(planned, folder, observer, unit, replace=replace, accept_new_stack=accept_new_stack)
+
+
+def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:
+    """A config as it is after all growths that are decided in its folder."""
+    record = read_if_there(folder.search_file, SearchRecord)
+    for growth in () if record is None or not config.search.grows else record.growths:
+        config = _grown(config, growth)
+    return config
 
 
 def _grown(config: StudyConfig, growth: GrowthDecision) -> StudyConfig:

@@ -1,36 +1,39 @@
-"""Run a plan: go through its stages, skip what is finished, and conclude."""
+"""Run a plan: share its units with other workers, skip what is finished, and conclude."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
-from collections.abc import Generator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import replace as changed
+from typing import NamedTuple
 
-from rankwise.engine.models.devices import is_out_of_memory, quick_collections
+from rankwise.engine.models.devices import quick_collections
 from rankwise.errors import (
-    OutOfMemoryError,
+    LeaseLostError,
+    PlanError,
     RankwiseError,
     RecordError,
     StageFailedError,
-    StorageError,
+    StudyLockedError,
+    StudyMovedError,
+    did_you_mean,
 )
-from rankwise.records.files import read_if_there
+from rankwise.records.files import read_if_there, writing
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StageFailure, StudyRecord
+from rankwise.records.leases import Crew
+from rankwise.records.study import StageFailure, StageRecord, StudyRecord
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.conclusion import StudyOutcome, conclude, keep
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, models_of, set_aside
 from rankwise.study.deploying import with_deployed
 from rankwise.study.observer import Observer
-from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searching import Search
-from rankwise.study.stages import Score, Stage, stages
+from rankwise.study.shift import Shift
+from rankwise.study.stages import Stage, Train, stages
+from rankwise.study.units import units
 from rankwise.study.work.canary import check_stack
-from rankwise.study.work.worker import Worker
 
 
 def run_study(
@@ -41,12 +44,17 @@ def run_study(
     replace: bool = False,
     accept_new_stack: bool = False,
     is_last: bool = True,
+    shares: bool = False,
 ) -> StudyOutcome:
     """Do what is not done yet, then conclude. Safe to stop at any moment and to call again.
 
     What is damaged is set aside and made again. A stage that fails is recorded; what does not need
     it goes on. Calling again tries it again. A plan of which nothing could be done leaves the
     folder's ``study.json`` as it was.
+
+    Other processes may share the work. The folder's lock is held while it is planned and while it
+    is concluded, and each unit is done by the worker that has its lease. Whoever finds that all
+    are done concludes; several of them conclude the same.
 
     Args:
         plan: from :func:`rankwise.study.planning.plan.plan_study`.
@@ -56,6 +64,7 @@ def run_study(
         accept_new_stack: put scores beside those of another stack of versions and device, also if
             the base's scores have moved; otherwise that is an error.
         is_last: whether the runs that the verdict names are checked in their deployed forms.
+        shares: where others work on the folder, work with them; otherwise that is an error.
 
     Returns:
         Results, recommendation and findings, also written into the folder. A run of which a stage
@@ -64,40 +73,199 @@ def run_study(
     Raises:
         StageFailedError: stages failed without which nothing can be concluded.
         StudyChangedError: finished scores would be replaced, or joined by those of another stack.
-        StudyLockedError: another process works on the folder.
+        StudyLockedError: another process works on the folder, or under another plan.
+        StudyMovedError: while this worker did its share, the study was planned in another way.
         NewerRecordError: a newer version of rankwise made the folder.
         StorageError: the folder cannot be written, or has no room for what is left.
         Stopped: a signal asked for it; what was trained is saved.
     """
+    terms = _Terms(shares, replace, accept_new_stack, is_last=is_last)
+    outcome = _shared(plan, folder, observer, terms)
+    assert outcome is not None
+    return outcome
+
+
+def do_unit(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    unit: str,
+    *,
+    replace: bool = False,
+    accept_new_stack: bool = False,
+) -> None:
+    """Do one unit of a study, by its id, and conclude nothing; see ``run_study``.
+
+    Raises:
+        PlanError: the study has no such unit, or what it needs is not done.
+    """
+    _shared(plan, folder, observer, _Terms(True, replace, accept_new_stack, only=unit))
+
+
+class _Terms(NamedTuple):
+    """On what terms a worker takes part in a study; see ``run_study`` and ``do_unit``."""
+
+    shares: bool
+    replace: bool
+    accept_new_stack: bool
+    is_last: bool = True
+    only: str | None = None
+
+
+def _shared(
+    plan: StudyPlan, folder: StudyFolder, observer: Observer, terms: _Terms
+) -> StudyOutcome | None:
+    """Take part in a study to its end; again, where a lease was lost on the way."""
     context = StudyContext.of(plan, folder, observer)
-    with folder.lock(), quick_collections(), context.signals.listening():
-        _set_damaged_aside(plan, folder, observer)
-        search = Search(plan, folder) if plan.record.config.is_searched else None
+    with quick_collections(), context.signals.listening():
         try:
-            if search is not None:
-                context = context.replanned(search.plan())
-            context = _to_deploy(context) if is_last else context
-            failures = _do(context, replace, accept_new_stack)
-            while search is not None and not failures:
-                plan = search.plan()
-                if _names(plan.record) == _names(context.study):
-                    search.tidy(plan)
-                    break
-                context = context.replanned(plan)
-                failures = _do(context, replace, accept_new_stack)
-            deployed = _to_deploy(context) if is_last and not failures else context
-            if deployed.study.deployed != context.study.deployed:
-                failures = _do(deployed, replace, accept_new_stack)
+            while True:
+                try:
+                    return _Part(context, terms).done()
+                except LeaseLostError as error:
+                    observer.noted(f"{error} It goes on as a new worker.")
+                    context.models.release(base=True)
+                    terms = terms._replace(shares=True)
         finally:
             context.models.release()
             folder.checked.save()
-        return _concluded(folder, failures)
 
 
-def _to_deploy(context: StudyContext) -> StudyContext:
-    """With the runs that the verdict names, once there is one."""
-    record = with_deployed(context.study, context.folder)
-    return context.replanned(dataclasses.replace(context.plan, record=record))
+class _Part:
+    """What one worker does of a study, from its joining to its leaving."""
+
+    def __init__(self, context: StudyContext, terms: _Terms) -> None:
+        self._context, self._terms, self._folder = context, terms, context.folder
+        self._crew = Crew(self._folder.root)
+        self._search: Search | None = None
+        self._earlier: StudyRecord | None = None
+        self._num_before = 0
+
+    def done(self) -> StudyOutcome | None:
+        """Plan, do units, conclude; None where one unit was asked for."""
+        try:
+            with self._folder.lock(shares=self._terms.shares):
+                self._join()
+            while True:
+                shift = Shift(self._context, self._crew)
+                if self._terms.only is not None:
+                    _do_only(shift, self._context.study, self._terms.only)
+                    return None
+                shift.work()
+                with self._folder.lock(shares=True):
+                    self._crew.require()
+                    outcome = self._conclude(shift)
+                if outcome is not None:
+                    return outcome
+        finally:
+            self._leave()
+
+    def _join(self) -> None:
+        plan, folder = self._context.plan, self._folder
+        self._crew.join()
+        folder.guard = self._crew.require
+        if self._crew.is_first:
+            _set_damaged_aside(plan, folder, self._context.observer)
+        if plan.record.config.is_searched:
+            self._search = Search(plan, folder)
+            plan = self._search.plan()
+        self._begin(self._to_deploy(plan))
+
+    def _begin(self, plan: StudyPlan) -> None:
+        """Write a plan, once it is sure that it may be done; or go on under that of others."""
+        folder, terms = self._folder, self._terms
+        earlier = read_if_there(folder.study_file, StudyRecord)
+        if earlier is not None and self._crew.others():
+            deploys_more = plan.record.deployed not in ((), earlier.deployed)
+            if _is_same(earlier, plan.record) and not deploys_more:
+                plan = changed(plan, record=earlier)  # with its passes
+                self._context = self._context.replanned(plan)
+                graph = stages(earlier)
+                check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
+                return
+            if not all(stage.is_finished(folder) for stage in stages(earlier)):
+                raise StudyLockedError(
+                    f"others are working on {folder.root} under another plan. Wait for them, give "
+                    "the study file that they were given, or choose another --study-dir."
+                )
+        self._context = self._context.replanned(plan)
+        graph = stages(plan.record)
+        files, refused = replaced_scores(plan, folder, graph, earlier)
+        if refused is not None and not terms.replace:
+            raise refused
+        require_disk(folder, graph)
+        check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
+        if files:
+            set_aside(folder, files, str(refused))
+        self._earlier, self._num_before = earlier, _num_finished(graph, folder)
+        folder.write(folder.study_file, plan.record)
+        folder.keep_failures({stage.id for stage in graph if not stage.is_finished(folder)})
+        _forget_outdated(graph, folder)
+
+    def _conclude(self, shift: Shift) -> StudyOutcome | None:
+        """The study's outcome, when all units are done; None where more is planned.
+
+        That is what a search goes on with, or the forms of the runs that the verdict names.
+        """
+        study, failures = self._context.study, shift.failures()
+        now, search = self._folder.read_study(), self._search
+        is_ours = _is_same(now, study) if search is None else _has_same_settings(now, study)
+        if not is_ours:
+            raise StudyMovedError(
+                f"{self._folder.root} is worked on under another plan by now. Run it again with "
+                "the study file that the others were given."
+            )
+        if search is not None and not failures:
+            plan = search.plan()
+            if _names(plan.record) != _names(study):
+                self._begin(plan)
+                return None
+            search.tidy(plan)
+        if not failures:
+            plan = self._to_deploy(self._context.plan)
+            if plan.record.deployed != study.deployed:
+                self._begin(plan)
+                return None
+        self._take_back()
+        return _concluded(self._folder, failures)
+
+    def _to_deploy(self, plan: StudyPlan) -> StudyPlan:
+        """With the runs that the verdict names, once there is one."""
+        if not self._terms.is_last:
+            return plan
+        return changed(plan, record=with_deployed(plan.record, self._folder))
+
+    def _take_back(self) -> None:
+        """Where nothing has come of a plan, ``study.json`` is again what it was before."""
+        earlier, self._earlier = self._earlier, None
+        if earlier is None or self._crew.others():
+            return
+        graph = stages(self._context.study)
+        is_done = all(stage.is_finished(self._folder) for stage in graph)
+        if not is_done and _num_finished(graph, self._folder) == self._num_before:
+            self._folder.write(self._folder.study_file, earlier)
+
+    def _leave(self) -> None:
+        folder = self._folder
+        with contextlib.suppress(RankwiseError):
+            self._take_back()
+        self._crew.leave()
+        folder.guard = lambda: None
+        with contextlib.suppress(RankwiseError), folder.lock():
+            pass  # the last to leave tidies up
+
+
+def _do_only(shift: Shift, study: StudyRecord, unit_id: str) -> None:
+    all_units = units(stages(study))
+    ids = [unit.id for unit in all_units]
+    problem = None
+    if unit_id not in ids:
+        problem = f"--only: there is no unit {unit_id!r}; {did_you_mean(unit_id, ids)}"
+    elif not shift.work(only=unit_id):
+        problem = f"--only: what {unit_id} needs is not done"
+    if problem is not None:
+        again = "rankwise plan --json lists the units and what they need"
+        raise PlanError(study.config.name, study.config.base_model.name, [f"{problem}; {again}"])
 
 
 def _names(study: StudyRecord) -> list[tuple[str, bool]]:
@@ -105,19 +273,32 @@ def _names(study: StudyRecord) -> list[tuple[str, bool]]:
     return [(model.name, model.is_searched) for model in study.models]
 
 
-def _do(context: StudyContext, replace: bool, accept_new_stack: bool) -> list[StageFailure]:
-    """Everything that a plan has left to do, once it is sure that it may be done."""
-    plan, folder = context.plan, context.folder
-    graph = stages(plan.record)
-    earlier = read_if_there(folder.study_file, StudyRecord)
-    files, changed = replaced_scores(plan, folder, graph, earlier)
-    if changed is not None and not replace:
-        raise changed
-    require_disk(folder, graph)
-    check_stack(context, graph, is_accepted=accept_new_stack)
-    if files:
-        set_aside(folder, files, str(changed))
-    return _carry_out(graph, context, earlier)
+def _has_same_settings(one: StudyRecord, other: StudyRecord) -> bool:
+    """Whether two plans are of one study, however far a search of it has come."""
+    fields = {name for name in StudyRecord.model_fields if "fingerprint" in name} | {"precision"}
+    return one.model_dump(include=fields) == other.model_dump(include=fields)
+
+
+def _is_same(one: StudyRecord, other: StudyRecord) -> bool:
+    """Whether two plans differ by their passes at most, which depend on the machine."""
+    return _has_same_settings(one, other) and _names(one) == _names(other)
+
+
+def _num_finished(graph: Sequence[Stage], folder: StudyFolder) -> int:
+    return sum(len(stage.models) - len(stage.left(folder)) for stage in graph)
+
+
+def _forget_outdated(graph: Sequence[Stage], folder: StudyFolder) -> None:
+    """Remove records of weights that are gone: they count for nothing once there are new ones."""
+    for stage in graph:
+        if isinstance(stage, Train):
+            continue
+        for model in stage.left(folder):
+            path = stage.path_of(folder, model)
+            assert issubclass(stage.record, StageRecord)
+            if folder.is_finished(path, stage.record, stage.fingerprint_of(model)):
+                with writing(path):
+                    path.unlink()
 
 
 def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, observer: Observer) -> None:
@@ -128,27 +309,6 @@ def _set_damaged_aside(plan: StudyPlan, folder: StudyFolder, observer: Observer)
     place = set_aside(folder, list(spoils), "\n".join(map(str, damages)))
     for damage in damages:
         observer.noted(f"{damage}: set aside in {place}")
-
-
-def _carry_out(
-    graph: Sequence[Stage], context: StudyContext, earlier: StudyRecord | None
-) -> list[StageFailure]:
-    """Go through the stages under the new plan; one of which nothing comes is taken back."""
-    folder, plan = context.folder, context.plan
-
-    def finished() -> int:
-        return sum(len(stage.models) - len(stage.left(folder)) for stage in graph)
-
-    before = finished()
-    folder.write(folder.study_file, plan.record)
-    failures: list[StageFailure] = []
-    try:
-        failures = _go_through(graph, context)
-    finally:
-        is_done = not failures and all(stage.is_finished(folder) for stage in graph)
-        if earlier is not None and not is_done and finished() == before:
-            folder.write(folder.study_file, earlier)
-    return failures
 
 
 def _concluded(folder: StudyFolder, failures: Sequence[StageFailure]) -> StudyOutcome:
@@ -165,77 +325,5 @@ def _concluded(folder: StudyFolder, failures: Sequence[StageFailure]) -> StudyOu
     return outcome
 
 
-def _go_through(graph: Sequence[Stage], context: StudyContext) -> list[StageFailure]:
-    """Do every stage that is not finished; what fails is recorded, and returned."""
-    folder, observer = context.folder, context.observer
-    models = {stage.id: stage.left(folder) for stage in graph}
-    left = [stage for stage in graph if models[stage.id]]
-    folder.keep_failures({stage.id for stage in left})
-    observer.study_started(study_outline(graph, folder))
-    worker = Worker(context)
-    failures: list[StageFailure] = []
-    for _, of_model in itertools.groupby(left, key=lambda stage: stage.model):
-        for stage in sorted(of_model, key=lambda stage: _is_by_vllm(stage, context.plan)):
-            ready = stage.ready(folder, models[stage.id])
-            if not ready:  # what it needs has diverged, and nothing is due, or has failed
-                observer.stage_left_out(stage.id)
-                continue
-            try:
-                with _enough_memory():
-                    worker.do(stage, ready)
-            except StorageError:
-                raise  # a full disk fails every stage
-            except RankwiseError as error:
-                failures.append(_failure(stage, folder, error))
-                folder.write_failure(failures[-1])
-                observer.stage_failed(failures[-1])
-            else:
-                folder.remove_failure(stage.id)
-                continue
-            context.models.release(base=True)  # only now: the error held on to its frames
-    return failures
-
-
-def _is_by_vllm(stage: Stage, plan: StudyPlan) -> bool:
-    """Whether vLLM does a stage; these come last of a model's, since it takes minutes to open."""
-    if not isinstance(stage, Score):
-        return False
-    engines = plan.record.config.evaluation.engine
-    return engines.of(plan.tasks[stage.task].loaded.output_type) == "vllm"
-
-
-def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFailure:
-    return StageFailure(
-        stage=stage.id,
-        kind=stage.kind,
-        name=stage.name,
-        model=stage.model,
-        runs=tuple(run.name for run in stage.left(folder) if run is not None),
-        error=type(error).__name__,
-        message=str(error),
-        failed_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
 def _in_words(failure: StageFailure) -> str:
     return f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _enough_memory() -> Generator[None]:
-    """Within the block, an error that says that memory ran out says what to do about it."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"it does not fit into memory ({_first_line(error)}). "
-            "Lower train.max_length or evaluation.max_batch_tokens, choose "
-            "train.base_precision=4bit or methods.full.weights=bfloat16, or leave full fine-tuning "
-            "out with methods.full=null; then run again: finished work is kept."
-        ) from error

@@ -16,6 +16,8 @@ STANDARD = {
     "NewerRecordError": ValueError,
     "StudyChangedError": ValueError,
     "StudyLockedError": BlockingIOError,
+    "StudyMovedError": ValueError,
+    "LeaseLostError": TimeoutError,
     "StorageError": OSError,
     "ModelError": OSError,
     "BeyondLoraError": OSError,

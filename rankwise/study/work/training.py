@@ -398,6 +398,7 @@ class _Writer:
     def _save_state(self, trainee: Trainee) -> None:
         if trainee.run.name in self._finished:
             return
+        self._folder.guard()
         path = self._folder.training_state_file(trainee.run)
         require_room(path, state_bytes(trainee.run) * trainee.run.num_trainable_parameters)
         trainee.save_state(path, self.states.write)
@@ -413,6 +414,7 @@ class _Writer:
                     self._folder.start_run(model)
                     for metrics in trainee.metrics:
                         self._folder.append_metrics(model.name, metrics.model_dump())
+                self._folder.guard()
                 saved = self._save(trainee, model)
                 measured = saved._asdict() | result._asdict()
                 self._folder.finish_run(_record(self._plan, model, **measured))
