@@ -139,7 +139,7 @@ class _Part:
         self._crew = Crew(self._folder.root)
         self._search: Search | None = None
         self._earlier: StudyRecord | None = None
-        self._num_before = 0
+        self._num_before, self._has_joined = 0, False
 
     def done(self) -> StudyOutcome | None:
         """Plan, do units, conclude; None where one unit was asked for."""
@@ -163,6 +163,7 @@ class _Part:
     def _join(self) -> None:
         plan, folder = self._context.plan, self._folder
         self._crew.join()
+        self._has_joined = True
         folder.guard = self._crew.require
         if self._crew.is_first:
             _set_damaged_aside(plan, folder, self._context.observer)
@@ -249,10 +250,12 @@ class _Part:
         folder = self._folder
         with contextlib.suppress(RankwiseError):
             self._take_back()
+        is_last = self._has_joined and not self._crew.others()
         self._crew.leave()
         folder.guard = lambda: None
-        with contextlib.suppress(RankwiseError), folder.lock():
-            pass  # the last to leave tidies up
+        if is_last:
+            with contextlib.suppress(RankwiseError), folder.lock():
+                pass  # which tidies up
 
 
 def _do_only(shift: Shift, study: StudyRecord, unit_id: str) -> None:
