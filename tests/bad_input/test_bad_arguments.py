@@ -279,7 +279,7 @@ BAD = [
     ),
     Bad("export of no study", "export {empty}", "is not there; run the study first", "", 1),
     Bad("export of a file", "export {file}", "is not", "", 1),
-    Bad("export of another format", "export {empty} --format csv", "'csv' is not"),
+    Bad("export of another format", "export {empty} --format xlsx", "'xlsx' is not"),
 ]
 
 

@@ -19,6 +19,7 @@ STANDARD = {
     "StudyMovedError": ValueError,
     "LeaseLostError": TimeoutError,
     "StorageError": OSError,
+    "HubError": OSError,
     "ModelError": OSError,
     "BeyondLoraError": OSError,
     "TaskError": LookupError,

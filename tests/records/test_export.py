@@ -539,7 +539,7 @@ def test_the_command_says_what_it_wrote(exported: Exported, tmp_path: Path) -> N
 
 
 def test_the_command_refuses_another_format_and_no_study(tmp_path: Path) -> None:
-    wrong = CliRunner().invoke(app, ["export", str(tmp_path), "--format", "csv"])
+    wrong = CliRunner().invoke(app, ["export", str(tmp_path), "--format", "xlsx"])
     assert wrong.exit_code == 2
     assert "lm-eval" in wrong.stderr
     nothing = CliRunner().invoke(app, ["export", str(tmp_path)])
