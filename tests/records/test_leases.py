@@ -109,7 +109,7 @@ def test_units_of_killed_processes_are_done_by_others_at_once(tmp_path: Path) ->
 
 
 def test_a_frozen_worker_loses_its_unit_and_notices_before_it_writes(tmp_path: Path) -> None:
-    seconds = 1.2
+    seconds = 4.5  # a machine that stalls for less does no harm
     frozen = begun(hold, tmp_path, seconds)
     wait_for(lambda: lines(tmp_path), frozen)
     assert frozen.pid is not None
@@ -128,7 +128,7 @@ def test_a_frozen_worker_loses_its_unit_and_notices_before_it_writes(tmp_path: P
 
 
 def test_a_worker_elsewhere_has_its_unit_as_long_as_it_counts(tmp_path: Path) -> None:
-    seconds = 0.9
+    seconds = 3.0  # a machine that stalls for less does no harm
     one, two = joined(tmp_path, seconds), joined(tmp_path, seconds)
     assert one.take("a")
     elsewhere(one)
@@ -140,7 +140,7 @@ def test_a_worker_elsewhere_has_its_unit_as_long_as_it_counts(tmp_path: Path) ->
     before = time.monotonic()
     wait_for(lambda: two.take("a"))
     assert time.monotonic() - before > seconds / 2
-    with pytest.raises(LeaseLostError, match=r"not heard of for 0\.6 seconds"):
+    with pytest.raises(LeaseLostError, match="not heard of for 2 seconds"):
         one.require()
     two.leave()
 
@@ -242,14 +242,15 @@ def test_a_folder_at_work_is_held_by_those_alone_who_share_it(tmp_path: Path) ->
 
 
 def test_one_that_died_elsewhere_is_watched_before_a_folder_is_held(tmp_path: Path) -> None:
-    crew = joined(tmp_path, 0.6)
+    seconds = 3.0
+    crew = joined(tmp_path, seconds)
     file = elsewhere(crew)
-    assert are_at_work(tmp_path, lease_seconds=0.6)  # it counts
+    assert are_at_work(tmp_path, lease_seconds=seconds)  # it counts
     crew._leaves.set()
     crew._thread.join()  # type: ignore[union-attr]
     before = time.monotonic()
-    assert not are_at_work(tmp_path, lease_seconds=0.6)
-    assert time.monotonic() - before >= 0.6
+    assert not are_at_work(tmp_path, lease_seconds=seconds)
+    assert time.monotonic() - before >= seconds
     assert are_at_work(tmp_path, patient=False)
     assert file.exists()
 
