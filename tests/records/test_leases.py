@@ -185,7 +185,7 @@ def test_who_is_slow_to_take_over_is_late(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_worker_whose_unit_was_taken_all_the_same_notices(tmp_path: Path) -> None:
-    one, two = joined(tmp_path, 0.6), joined(tmp_path, 0.6)
+    one, two = joined(tmp_path, 3.0), joined(tmp_path, 3.0)
     assert one.take("a")
     two._watch.is_live = lambda _: False  # as if a clock had jumped
     assert two.take("a")
