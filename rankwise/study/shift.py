@@ -109,7 +109,11 @@ class Shift:
             is_finished = stage.is_finished(self._context.folder)
             if is_finished or self._crew.is_marked(_failed(stage)):
                 self._over.add(stage.id)
-                self._is_told = False  # another worker did it
+                if self._crew.others():
+                    self._is_told = False  # another worker did it
+                else:  # what it needs has diverged meanwhile, and nothing is due
+                    self._tell()
+                    self._context.observer.stage_left_out(stage.id)
         return stage.id in self._over
 
     def _ready(self, stage: Stage) -> tuple[Model, ...]:

@@ -282,7 +282,7 @@ def test_a_large_write_is_not_begun_without_room(tmp_path: Path) -> None:
 def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = files._host()
+    host = files.host_name()
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         gone = tmp_path / "runs" / f".a.json.{host}.{dead.pid}.rankwise-tmp"
