@@ -51,7 +51,7 @@ def run_to_verdict(
     Raises:
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
     """
-    config = _grown_before(config, folder)
+    config, is_last = _grown_before(config, folder), not config.search.grows
     while True:
         try:
             outcome = run_study(
@@ -60,7 +60,7 @@ def run_to_verdict(
                 observer,
                 replace=replace,
                 accept_new_stack=accept_new_stack,
-                is_last=not config.search.grows,
+                is_last=is_last,
                 shares=shares,
             )
         except StudyMovedError:
@@ -68,20 +68,13 @@ def run_to_verdict(
             if config == before:
                 raise
             continue  # another worker has concluded this, and goes on
-        if not config.search.grows or outcome.failures:
+        if is_last or outcome.failures:
             return outcome
         decision = _decide(config, outcome)
         observer.decided(decision.statement)
         _write(folder, outcome, decision)
-        if decision.is_last and config.deploy:
-            return run_study(
-                plan(config),
-                folder,
-                observer,
-                replace=replace,
-                accept_new_stack=accept_new_stack,
-            )
-        if decision.is_last:
+        is_last = decision.is_last
+        if is_last and not config.deploy:
             return outcome
         config = _grown(config, decision)
         shares = True  # whoever has joined meanwhile goes on too

@@ -318,6 +318,7 @@ def test_workers_share_a_search_and_a_growing_study(
         settings += "methods: {lora: {ranks: [2, 4]}, full: null}\n"
     else:
         settings = SETTINGS.replace("seeds: [0, 1]\n", "") + "search: {until: decided}\n"
+        settings += "deploy: [merged-bf16]\n"  # at the end, by whoever is there
     file = write_study(tmp_path, tiny_model_folder, settings)
     run_shared(file, tmp_path / "one" / "study")
     root = tmp_path / "two" / "study"
