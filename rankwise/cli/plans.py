@@ -28,7 +28,7 @@ class Forecast(NamedTuple):
     """What a study has, and what is left of it.
 
     Attributes:
-        folder: of the study.
+        intact: the study's folder, without what is damaged.
         record: the plan, with what a verdict has added to it.
         graph: its stages.
         done: (model, task) that are finished; the task of a training is None.
@@ -42,7 +42,7 @@ class Forecast(NamedTuple):
         times: which device does what when.
     """
 
-    folder: StudyFolder
+    intact: StudyFolder
     record: StudyRecord
     graph: Sequence[Stage]
     done: Done
@@ -57,7 +57,7 @@ class Forecast(NamedTuple):
 
     def content(self) -> dict[str, Any]:
         """For a program."""
-        record, intact = self.record, _intact(self.folder, self.damages)
+        record = self.record
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in self.done}
             for run in (*record.runs, *record.variants)
@@ -65,8 +65,8 @@ class Forecast(NamedTuple):
         return {
             "runs": runs,
             "passes": record.passes,
-            "stages": [stage.described(intact) for stage in self.graph],
-            "units": self._units(intact),
+            "stages": [stage.described(self.intact) for stage in self.graph],
+            "units": self._units(),
             "warnings": record.warnings,
             "device": self.device_type,
             "machine": None if self.machine is None else described(self.machine),
@@ -75,16 +75,16 @@ class Forecast(NamedTuple):
             "forms": record.forms,
             "work_after_verdict": self.later_work,
             **self.needs._asdict(),
-            "free_disk_bytes": free_bytes(self.folder.root),
+            "free_disk_bytes": free_bytes(self.intact.root),
             "is_rate_assumed": self.is_rate_assumed,
             "schedule": self.times.described(),
         }
 
-    def _units(self, intact: StudyFolder) -> list[dict[str, Any]]:
+    def _units(self) -> list[dict[str, Any]]:
         """The units that workers take."""
         per_second = None if self.rate is None else self.rate * TRAINING_WORK["lora"]
         taken = units(self.graph)
-        return [unit.described(taken, intact, per_second) for unit in taken]
+        return [unit.described(taken, self.intact, per_second) for unit in taken]
 
     def show(self) -> None:
         """For people."""
@@ -101,7 +101,7 @@ class Forecast(NamedTuple):
         if machine is not None:
             available = in_words(machine.available_bytes())
             say(f"planned for {machine.name} with {available}, in {record.precision}")
-        for line in needs_lines(self.needs, self.folder.root, is_assumed=self.is_rate_assumed):
+        for line in needs_lines(self.needs, self.intact.root, is_assumed=self.is_rate_assumed):
             say(line)
         print_times(self.times)
 
@@ -121,9 +121,8 @@ def forecast(
     """
     record = planned.record
     damages = find_damage(folder, models_of(record, folder))
-    intact = _intact(folder, damages)
-    if record.config.deploy:
-        record = with_deployed(record, intact)
+    intact = folder.without({path for damage in damages for path in damage.spoils})
+    record = with_deployed(record, intact)
     graph = stages(record)
     rate, device_type = tokens_per_second, planned.device.type
     is_assumed = rate is None and machine is not None and device_type == "cuda"
@@ -132,7 +131,7 @@ def forecast(
     check_price(price_per_hour, rate)
     later_work = work_after_verdict(record)
     return Forecast(
-        folder,
+        intact,
         record,
         graph,
         finished_work(graph, intact),
@@ -145,8 +144,3 @@ def forecast(
         later_work,
         timetable(graph, intact, num_devices, PASS_WORK[device_type], rate, price_per_hour),
     )
-
-
-def _intact(folder: StudyFolder, damages: Sequence[Damage]) -> StudyFolder:
-    """The folder without what is damaged."""
-    return folder.without({path for damage in damages for path in damage.spoils})

@@ -138,7 +138,7 @@ NumWorkers = Annotated[
         "--workers",
         metavar="N",
         min=1,
-        help="Share the study among so many processes of this machine; with --worker: plan for N.",
+        help="Start N workers on this machine. With --worker: there are N, plan for them.",
     ),
 ]
 Gpus = Annotated[

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rankwise.records.folder import StudyFolder
     from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.planning.plan import StudyPlan
+    from rankwise.study.stopping import Stopped
 
 
 def planned_study(
@@ -62,6 +63,23 @@ class Share(NamedTuple):
 ALL_OF_IT = Share()
 
 
+def check_output(*, quiet: bool, as_json: bool) -> None:
+    """Whether progress can be shown as it is asked for.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if quiet and as_json:
+        problem = "--quiet does not go with --json, which shows no other progress; give one"
+        raise ConfigError("run", [problem])
+
+
+def told_of_stop(stopped: Stopped, root: Path | None) -> int:
+    """Say how a study that a signal has stopped goes on; returns the exit code."""
+    note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {root}")
+    return 128 + stopped.number
+
+
 def run_and_report(
     find: Callable[[Events | None], tuple[StudyConfig, StudyFolder]],
     *,
@@ -86,9 +104,7 @@ def run_and_report(
     root = None
     try:
         with events or contextlib.nullcontext():
-            if quiet and as_json:
-                problem = "--quiet does not go with --json, which shows no other progress; give one"
-                raise ConfigError("run", [problem])
+            check_output(quiet=quiet, as_json=as_json)
             config, folder = find(events)
             root, memory = folder.root, peak_memory()
             observer: Follower
@@ -121,8 +137,7 @@ def run_and_report(
                 return report_on(folder, outcome)
             return report_events(folder, outcome, events)
     except Stopped as stopped:
-        note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {root}")
-        return 128 + stopped.number
+        return told_of_stop(stopped, root)
 
 
 def _end_of_work(folder: StudyFolder, outcome: StudyOutcome, events: Events | None) -> int:

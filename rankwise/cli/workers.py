@@ -15,14 +15,14 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
-from rich.table import Column
+from rich.progress import TaskID
 
 from rankwise.cli.application import OK, RUN_FAILED, note, stderr
 from rankwise.cli.events import Events, print_line
 from rankwise.errors import ConfigError
 from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
+from rankwise.study.progress import bars
 from rankwise.study.stopping import Stopped, StopSignals
 
 MOST_RESTARTS = 3
@@ -221,19 +221,7 @@ class TeamDisplay:
         self._said: set[str] = set()
         self._begun = self._shown_at = time.monotonic()
         self._share_before: float | None = None
-        self._progress = Progress(
-            TextColumn(
-                "{task.description}",
-                markup=False,
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
-            BarColumn(bar_width=10),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[more]}", justify="right"),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            expand=True,
-        )
+        self._progress = bars(console, "more", is_shown=console.is_terminal and not quiet)
         self._study = self._progress.add_task("study", total=1.0, more="")
         self._bars: dict[int, TaskID] = {
             number: self._progress.add_task("", total=1.0, more="")
@@ -361,12 +349,10 @@ def run_workers(
         quiet: show warnings alone.
         as_json: print their events, each with its worker, and ``ended`` at the end.
     """
-    from rankwise.cli.running import report_events, report_on
+    from rankwise.cli.running import check_output, report_events, report_on, told_of_stop
     from rankwise.study.conclusion import conclude
 
-    if quiet and as_json:
-        problem = "--quiet does not go with --json, which shows no other progress; give one"
-        raise ConfigError("run", [problem])
+    check_output(quiet=quiet, as_json=as_json)
     shared = ["--worker", f"--workers={len(places)}", "--json"]
     command = [sys.executable, "-m", "rankwise", "run", *given, *shared]
     events = Events(print_line) if as_json else None
@@ -387,8 +373,7 @@ def run_workers(
                 return report_events(folder, outcome, events)
             return report_on(folder, outcome)
     except Stopped as stopped:
-        note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {folder.root}")
-        return 128 + stopped.number
+        return told_of_stop(stopped, folder.root)
 
 
 def _failed(team: Team, events: Events | None) -> int:

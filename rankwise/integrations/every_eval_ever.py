@@ -56,7 +56,7 @@ def export_evaluations(
     results = read_results(folder)
     by_relation = (names.values() for names in results.study.tasks.values())
     tasks = {task for relations in by_relation for names in relations for task in names}
-    output = folder.root / "export" / "every-eval-ever" if output is None else output
+    output = folder.export_folder("every-eval-ever") if output is None else output
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
     models = [model.limited_to(tasks) for model in (results.base, *trained)]
     with whole_folder(output) as temporary:

@@ -60,7 +60,7 @@ def export_setup(
     """
     outcome = conclude(folder)
     chosen, without = chosen_runs(outcome, run)
-    places = _places(chosen, folder.root / "export" / tool.name if output is None else output)
+    places = _places(chosen, folder.export_folder(tool.name) if output is None else output)
     return [
         _export(outcome.results.study, each, tool, place, without)
         for each, place in zip(chosen, places, strict=True)
@@ -78,7 +78,7 @@ def export_card(
     chosen, without = chosen_runs(outcome, run)
     models = {model.name: model for model in outcome.results.runs}
     exported: list[Exported] = []
-    target = folder.root / "export" / "model-card" if output is None else output
+    target = folder.export_folder("model-card") if output is None else output
     for each, place in zip(chosen, _places(chosen, target), strict=True):
         refuse_imported(each.planned)
         forms = {found.run: found for found in outcome.findings.deployed}

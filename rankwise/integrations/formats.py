@@ -11,7 +11,7 @@ from rankwise.integrations.every_eval_ever import export_evaluations
 from rankwise.integrations.exports import Exported, export_card, export_setup
 from rankwise.integrations.paper_tables import export_latex, export_markdown
 from rankwise.integrations.study_tables import export_csv, export_parquet
-from rankwise.integrations.tools import tool_named
+from rankwise.integrations.tools import TOOLS
 from rankwise.records.folder import StudyFolder
 from rankwise.records.lm_eval_export import export_lm_eval
 
@@ -39,10 +39,7 @@ OF_STUDY: Mapping[str, Callable[[StudyFolder, Path | None], list[Exported]]] = {
 
 OF_RUN: Mapping[str, Callable[[StudyFolder, Path | None, str | None], list[Exported]]] = {
     "model-card": export_card,
-    **{
-        name: partial(export_setup, tool=tool_named(name))
-        for name in ("peft", "trl", "axolotl", "llamafactory", "unsloth")
-    },
+    **{tool.name: partial(export_setup, tool=tool) for tool in TOOLS},
 }
 """What is written of the recommended run of every trained task, or of one that is named."""
 

@@ -66,7 +66,7 @@ def export_markdown(folder: StudyFolder, output: Path | None = None) -> list[Exp
         RecordError: the study is not finished, or a record cannot be read.
         StorageError: the file cannot be written.
     """
-    target = folder.root / "export" / "markdown" if output is None else output
+    target = folder.export_folder("markdown") if output is None else output
     return [_write(folder, target / "results.md", markdown)]
 
 
@@ -75,7 +75,7 @@ def export_latex(folder: StudyFolder, output: Path | None = None) -> list[Export
 
     Arguments and errors are those of ``export_markdown``; the folder is ``export/latex``.
     """
-    target = folder.root / "export" / "latex" if output is None else output
+    target = folder.export_folder("latex") if output is None else output
     return [_write(folder, target / "results.tex", latex)]
 
 

@@ -42,7 +42,7 @@ def export_csv(folder: StudyFolder, output: Path | None = None) -> list[Exported
     """
     tables = study_rows(conclude(folder))
     contents = {f"{name}.csv": csv_text(rows) for name, rows in tables.items()}
-    return _written(contents, folder.root / "export" / "csv" if output is None else output)
+    return _written(contents, folder.export_folder("csv") if output is None else output)
 
 
 def export_parquet(folder: StudyFolder, output: Path | None = None) -> list[Exported]:
@@ -52,7 +52,7 @@ def export_parquet(folder: StudyFolder, output: Path | None = None) -> list[Expo
     """
     tables = study_rows(conclude(folder))
     contents = {f"{name}.parquet": _parquet(rows) for name, rows in tables.items()}
-    return _written(contents, folder.root / "export" / "parquet" if output is None else output)
+    return _written(contents, folder.export_folder("parquet") if output is None else output)
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

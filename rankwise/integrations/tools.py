@@ -19,8 +19,3 @@ TOOLS: tuple[Tool, ...] = (PEFT, AXOLOTL, LLAMA_FACTORY, UNSLOTH, TRL)
 def tool_of(content: Mapping[str, Any]) -> Tool | None:
     """The tool whose config this is; None where no key is a known tool's."""
     return next((tool for tool in TOOLS if tool.says(content)), None)
-
-
-def tool_named(name: str) -> Tool:
-    """The tool of this name."""
-    return next(tool for tool in TOOLS if tool.name == name)

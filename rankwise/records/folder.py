@@ -243,6 +243,10 @@ class StudyFolder:
         """The run's adapter after this repair, in PEFT's layout."""
         return self.model_folder(run) / _REPAIR / "adapter"
 
+    def export_folder(self, kind: str) -> Path:
+        """Where an export goes, unless another folder is given."""
+        return self.root / "export" / kind
+
     def lock(self, *, shares: bool = False) -> AbstractContextManager[None]:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
 

@@ -66,7 +66,7 @@ def export_lm_eval(folder: StudyFolder, output: Path | None = None) -> list[Expo
     results = read_results(folder)
     relations = results.study.tasks.values()
     tasks = {task for by_relation in relations for names in by_relation.values() for task in names}
-    output = folder.root / "export" / "lm-eval" if output is None else output
+    output = folder.export_folder("lm-eval") if output is None else output
     trained = [model for model in results.runs if model.run and model.run.status == "trained"]
     models = [model.limited_to(tasks) for model in (results.base, *trained)]
     with whole_folder(output) as temporary:

@@ -198,6 +198,23 @@ class QuietObserver(Follower):
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def bars(console: Console, *fields: str, is_shown: bool) -> Progress:
+    """Room for bars: each has its description, its share, and the fields of its task."""
+    return Progress(
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
+        BarColumn(bar_width=10),
+        TaskProgressColumn(),
+        *(TextColumn(f"{{task.fields[{field}]}}", justify="right") for field in fields),
+        console=console,
+        disable=not is_shown,
+        expand=True,
+    )
+
+
 class TerminalObserver(Follower):
     """Shows the progress of a study with rich.
 
@@ -223,20 +240,7 @@ class TerminalObserver(Follower):
         self._console, self._is_open = console, is_open
         self._is_live = console.is_terminal
         self._last_line = self._last_bars = clock()
-        self._progress = Progress(
-            TextColumn(
-                "{task.description}",
-                markup=False,
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
-            BarColumn(bar_width=10),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[speed]}", justify="right"),
-            TextColumn("{task.fields[left]}", justify="right"),
-            console=console,
-            disable=not self._is_live,
-            expand=True,
-        )
+        self._progress = bars(console, "speed", "left", is_shown=self._is_live)
         study = "planned so far" if is_open else "study"
         self._study_bar = self._progress.add_task(study, total=None, speed="", left="")
         self._stage_bar = self._progress.add_task("", visible=False, speed="", left="")

@@ -98,23 +98,24 @@ class Shift:
             return False
         if self._ready(stage):
             return True
-        # what it needs has diverged, and nothing is due, or has failed
-        self._over.add(stage.id)
-        self._tell()
-        self._context.observer.stage_left_out(stage.id)
+        self._leave_out(stage)  # what it needs has diverged, and nothing is due, or has failed
         return False
 
     def _is_over(self, stage: Stage) -> bool:
         if stage.id not in self._over:
             is_finished = stage.is_finished(self._context.folder)
             if is_finished or self._crew.is_marked(_failed(stage)):
-                self._over.add(stage.id)
                 if self._crew.others():
+                    self._over.add(stage.id)
                     self._is_told = False  # another worker did it
-                else:  # what it needs has diverged meanwhile, and nothing is due
-                    self._tell()
-                    self._context.observer.stage_left_out(stage.id)
+                else:
+                    self._leave_out(stage)  # what it needs has diverged since this shift began
         return stage.id in self._over
+
+    def _leave_out(self, stage: Stage) -> None:
+        self._over.add(stage.id)
+        self._tell()
+        self._context.observer.stage_left_out(stage.id)
 
     def _ready(self, stage: Stage) -> tuple[Model, ...]:
         """The models that a stage can be done for, once what it needs is over."""

@@ -1,8 +1,7 @@
 """Which device of several does what of a study, and when, if work takes as long as planned.
 
-What one device does without a break is the scoring of the base; a pass, trained and then scored;
-a training that shares nothing, likewise; all comparisons with one full fine-tuning; and every other
-stage. The analysis of weights is left out, as its work is of another kind: see ``needs``.
+What one device does without a break is a unit (see ``units``). The analysis of weights is left out,
+as its work is of another kind: see ``needs``.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from rankwise.study.needs import share_left
 from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.schedule import Job, Schedule, Task, lower_bound, scheduled
 from rankwise.study.stages import (
+    CheckForm,
     CompareDistributions,
     CompareHeads,
     CompareWithBase,
@@ -26,6 +26,7 @@ from rankwise.study.stages import (
     Train,
     Truncate,
 )
+from rankwise.study.units import units
 
 
 class Timetable(NamedTuple):
@@ -140,7 +141,10 @@ class _Left:
         self._folder, self._pass_work = folder, pass_work
         self._job_of: dict[str, str] = {}  # by a stage that is not of a shared pass
         self._adapters_of: dict[str, dict[str, str]] = {}  # by such a stage: training -> adapter
-        for stages in _done_together(graph):
+        for unit in units(graph):
+            stages = [stage for stage in unit.stages if stage.num_tokens is not None]
+            if not stages:
+                continue
             first = stages[0]
             self.titles[first.id] = _title(first)
             if isinstance(first, Train) and _is_shared(first):
@@ -195,20 +199,13 @@ class _Left:
         return tuple(needs)
 
 
-def _done_together(graph: Sequence[Stage]) -> list[list[Stage]]:
-    """The stages of each job; what reads no tokens is left out."""
-    jobs: dict[str, list[Stage]] = {}
-    for stage in graph:
-        if stage.num_tokens is not None:
-            jobs.setdefault(_title(stage), []).append(stage)
-    return list(jobs.values())
-
-
 def _title(stage: Stage) -> str:
-    """The same for stages that are done together."""
+    """What a job that begins with this stage is, in words."""
     match stage:
         case Train() | Score():
             return stage.model
+        case CheckForm():
+            return f"{stage.model}, {stage.form}"
         case CompareDistributions():
             return f"{stage.name} from {stage.reference.name}"
         case CompareWithBase() | CompareHeads():

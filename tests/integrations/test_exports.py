@@ -17,7 +17,7 @@ from rankwise.integrations.chosen import chosen_runs
 from rankwise.integrations.exports import export_setup, setup_of
 from rankwise.integrations.setups import TrainingSetup
 from rankwise.integrations.sources import read_source
-from rankwise.integrations.tools import TOOLS, tool_named
+from rankwise.integrations.tools import TOOLS
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
@@ -26,7 +26,8 @@ from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 
-NAMES = [tool.name for tool in TOOLS]
+BY_NAME = {tool.name: tool for tool in TOOLS}
+NAMES = [*BY_NAME]
 OF_TRAINING = [name for name in NAMES if name != "peft"]
 BEST = "kinship-lora-r016"
 
@@ -52,8 +53,8 @@ def with_training(results: StudyResults, **settings: Any) -> StudyResults:
 
 
 def exported(folder: StudyFolder, name: str, run: str | None = None) -> Mapping[str, Any]:
-    (done,) = export_setup(folder, run=run, tool=tool_named(name))
-    assert done.file == folder.root / "export" / name / tool_named(name).file_name
+    (done,) = export_setup(folder, run=run, tool=BY_NAME[name])
+    assert done.file == folder.root / "export" / name / BY_NAME[name].file_name
     content: Mapping[str, Any] = yaml.safe_load(done.file.read_text(encoding="utf-8"))
     return content
 
@@ -91,7 +92,7 @@ def with_rows(tmp_path: Path) -> StudyFolder:
 @pytest.mark.parametrize("name", OF_TRAINING)
 def test_what_is_exported_is_read_back_as_it_was(with_rows: StudyFolder, name: str) -> None:
     exported(with_rows, name)
-    back = read_source(with_rows.root / "export" / name / tool_named(name).file_name).setup
+    back = read_source(with_rows.root / "export" / name / BY_NAME[name].file_name).setup
     expected = setup_of(with_rows.read_study(), run_of(with_rows, BEST))
     assert (expected.rank, expected.alpha, expected.learning_rate) == (16, 32.0, 2e-4)
     # what is not said in every tool's words: kinds of rows, and float32, which is no bf16
@@ -112,7 +113,7 @@ def test_every_schedule_is_read_back(tmp_path: Path, name: str, schedule: str) -
     results = with_training(planted_study(), task="kinship", schedule=schedule, warmup_ratio=0.2)
     study = written(tmp_path, results)
     exported(study, name)
-    back = read_source(study.root / "export" / name / tool_named(name).file_name).setup
+    back = read_source(study.root / "export" / name / BY_NAME[name].file_name).setup
     assert (back.schedule, back.warmup_ratio) == (schedule, 0.2)
 
 
@@ -128,7 +129,7 @@ def test_rslora_is_read_back(tmp_path: Path, name: str) -> None:
         results.model_copy(update={"study": results.study.model_copy(update={"runs": runs})}),
     )
     exported(study, name)
-    back = read_source(study.root / "export" / name / tool_named(name).file_name).setup
+    back = read_source(study.root / "export" / name / BY_NAME[name].file_name).setup
     assert back.use_rslora
     assert not setup_of(results.study, results.study.runs[0]).use_rslora
 
@@ -207,7 +208,7 @@ def test_a_study_without_a_recommendation_names_its_best_bet(tmp_path: Path) -> 
     none = dict.fromkeys((4, 16, 64), 0.52)
     study = written(tmp_path, planted_study(none, num_in_domain=60))
     with pytest.raises(ConfigError) as caught:
-        export_setup(study, tool=tool_named("trl"))
+        export_setup(study, tool=BY_NAME["trl"])
     text = str(caught.value)
     assert "no rank is recommended for kinship (" in text
     assert "--run" in text
@@ -220,7 +221,7 @@ def test_a_run_is_chosen_by_hand(folder: StudyFolder) -> None:
     text = (folder.root / "export" / "axolotl" / "axolotl.yaml").read_text()
     assert "chosen by hand" in text.splitlines()[0]
     with pytest.raises(ConfigError, match="several begin so"):
-        export_setup(folder, run="kinship", tool=tool_named("trl"))
+        export_setup(folder, run="kinship", tool=BY_NAME["trl"])
 
 
 @pytest.mark.parametrize(
@@ -236,19 +237,19 @@ def test_full_fine_tuning_by_hand(folder: StudyFolder, name: str, key: str, valu
     assert content.get(key) == value
     assert content["learning_rate"] == 5e-5  # a number for YAML 1.1 too, not the text 5e-05
     assert not {"lora_r", "lora_rank", "lora_alpha", "lora_target_modules"} & set(content)
-    back = read_source(folder.root / "export" / name / tool_named(name).file_name).setup
+    back = read_source(folder.root / "export" / name / BY_NAME[name].file_name).setup
     assert (back.is_full, back.learning_rate) == (True, 5e-5)
 
 
 def test_full_fine_tuning_has_no_adapter_config(folder: StudyFolder) -> None:
     with pytest.raises(ConfigError, match="trains all weights"):
-        export_setup(folder, run="kinship-full", tool=tool_named("peft"))
+        export_setup(folder, run="kinship-full", tool=BY_NAME["peft"])
 
 
 def test_what_is_not_said_is_remarked(folder: StudyFolder) -> None:
-    (done,) = export_setup(folder, tool=tool_named("peft"))
+    (done,) = export_setup(folder, tool=BY_NAME["peft"])
     assert "learning rate 2e-4, 2 epochs, 2 x 4 rows a step" in " ".join(done.remarks)
-    (done,) = export_setup(folder, tool=tool_named("trl"))
+    (done,) = export_setup(folder, tool=BY_NAME["trl"])
     assert "the rows are those of the task kinship; add your own data" in done.remarks
 
 
