@@ -39,10 +39,10 @@ class ExportFormat(StrEnum):
     EVERY_EVAL_EVER = "every-eval-ever"
     MODEL_CARD = "model-card"
     PEFT = "peft"
-    TRL = "trl"
     AXOLOTL = "axolotl"
     LLAMA_FACTORY = "llamafactory"
     UNSLOTH = "unsloth"
+    TRL = "trl"
 
 
 @verb(TOOLS)
