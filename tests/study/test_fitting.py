@@ -116,6 +116,7 @@ def test_several_devices_hold_the_most_exact_together_where_one_does_not() -> No
     assert taken(15_999, num_devices=4, weights="bfloat16") == BFLOAT16
 
 
+@pytest.mark.usefixtures("torchao")
 def test_a_pass_names_its_devices(study_file: Path) -> None:
     memory, train = memory_of(study_file)
     # two have no more room than one: a model of two layers is gathered as a whole
