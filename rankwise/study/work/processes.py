@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ MARK = "rankwise: "
 STOP = "stop"
 """Line by which the processes are asked to save and end; they end at once when the pipe closes."""
 
-_LAST_LINES = 12  # of the processes' output, in an error
+_LAST_LINES = 30  # of the processes' output, in an error
+_KILLED = re.compile(r"Signal \d+ \(SIG(KILL|SEGV|BUS|ABRT)\) received")  # by torch.distributed.run
 _EVERY_SECONDS = 0.2  # how often a signal is looked for
 # torch.distributed.run gives its processes 30 s to end before it kills them
 _PATIENCE_SECONDS = 45
@@ -87,7 +89,9 @@ def _follow(context: StudyContext, started: _Started) -> None:
         return
     if "memory" in said:
         raise MemoryError(said["memory"])
-    reason = said.get("failed") or "\n".join(started.last_lines)
+    # a process that was killed could say nothing, and what the others say is that it is gone
+    killed = next((line for line in started.last_lines if _KILLED.search(line)), None)
+    reason = killed or said.get("failed") or "\n".join(started.last_lines)
     raise ModelError(
         f"a process of the full fine-tuning ended with {started.code}: {reason}\n"
         "Run again: it goes on from the state that was saved last."
@@ -138,8 +142,9 @@ class _Started:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.rstrip())
+        with self._process.stdout as output:
+            for line in output:
+                self._lines.put(line.rstrip())
         self._lines.put(None)
 
     def next_event(self) -> dict[str, Any] | None:
