@@ -118,7 +118,8 @@ def test_equals_one_process_however_it_is_stopped(study_file: Path, tmp_path: Pa
     killing = Killing(at=len(folder.read_losses(run.name)) + 1)
     with pytest.raises(ModelError, match=r"ended with 1: .*SIGKILL"):
         trained(plan, root, killing)
-    assert time.monotonic() - killing.killed_at < 30
+    # at once, and not after the two hours that a process waits for another
+    assert time.monotonic() - killing.killed_at < 600
     following = Following()
     trained(plan, root, following)
     assert not state.exists()
