@@ -29,6 +29,7 @@ from rankwise.records.base import SCHEMA_VERSION, Record
 R = TypeVar("R", bound=Record)
 
 _TEMPORARY = ".rankwise-tmp"
+_SHARDS = "-shards-"
 _TEMPORARY_NAME = re.compile(r"\.(?P<host>[^.]+)\.(?P<process>\d+)\.rankwise-tmp$")
 # The last entry of a record's JSON: the sha256 of the JSON without it.
 _CHECKSUM = re.compile(rb',\n  "checksum": "([0-9a-f]{64})"\n}\n$')
@@ -78,7 +79,7 @@ def replacing(path: Path) -> Generator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
@@ -171,7 +172,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut (POSIX; elsewhere there is no such call)."""
     if os.name != "posix":
         return
@@ -180,6 +181,18 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shards_of(state: Path, step: int) -> Path:
+    """The folder beside a state of training that holds its parts, where several processes train."""
+    return state.with_name(f"{state.stem}{_SHARDS}{step}")
+
+
+def remove_shards(state: Path, but: Path | None = None) -> None:
+    """Remove all such folders beside a state, or all but one; what is left does no harm."""
+    for folder in state.parent.glob(f"{state.stem}{_SHARDS}*"):
+        if folder != but:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def digest_of(path: Path) -> FileDigest:

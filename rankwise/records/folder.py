@@ -19,6 +19,7 @@ from rankwise.records.files import (
     FileDigest,
     read_items,
     read_record,
+    remove_shards,
     write_atomically,
     write_record,
     writing,
@@ -265,6 +266,7 @@ class StudyFolder:
             if self.run_file(state.parent.name).exists():
                 with contextlib.suppress(OSError):
                     state.unlink()
+                    remove_shards(state)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
@@ -278,6 +280,7 @@ class StudyFolder:
             with writing(state):
                 if not self.run_file(state.parent.name).exists():
                     state.unlink(missing_ok=True)
+                    remove_shards(state)
                 if weights.exists():
                     shutil.rmtree(weights)
 
@@ -446,6 +449,7 @@ class StudyFolder:
         state = self.training_state_file(run)
         with writing(state):
             state.unlink(missing_ok=True)
+            remove_shards(state)
 
     def read_losses(self, run: str) -> list[tuple[int, float]]:
         """Step and loss in nats per token, as far as they were written; a cut line ends them."""

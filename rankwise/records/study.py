@@ -165,6 +165,8 @@ class PlannedPass(Record):
     gradient_checkpointing: bool
     estimated_memory_bytes: int
     """Estimated peak: of the process on a CPU, of the card on CUDA."""
+    num_devices: int = 1
+    """Devices over which a full fine-tuning deals out its weights, gradients and moments."""
 
 
 class StudyTasks(Record):

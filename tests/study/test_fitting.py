@@ -53,24 +53,28 @@ class Planted:
 
     longest, likely_tokens, kept_tokens = 100, 2048, 0
 
-    def __init__(self, full: FullTraining = FLOAT32) -> None:
-        self.full = full
+    def __init__(self, full: FullTraining = FLOAT32, num_devices: int = 1) -> None:
+        self.full, self._num_devices = full, num_devices
 
-    def changed(self, full: FullTraining) -> Planted:
-        return Planted(full)
+    def changed(self, full: FullTraining | None = None, num_devices: int = 1) -> Planted:
+        return Planted(full or self.full, num_devices)
 
     def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
         width = {"float32": 4, "bfloat16": 2}[self.full.weights]
-        return 1000 * (2 * width + {"adamw": 8, "adamw_8bit": 2}[self.full.optimizer])
+        of_weight = 2 * width + {"adamw": 8, "adamw_8bit": 2}[self.full.optimizer]
+        return 1000 * of_weight // self._num_devices
 
 
-def taken(fits: int, earlier: FullTraining | None = None, **named: Any) -> FullTraining | None:
+def taken(
+    fits: int, earlier: FullTraining | None = None, num_devices: int = 1, **named: Any
+) -> FullTraining | None:
     methods = MethodsConfig(full=FullConfig(**named))
     config = StudyConfig.model_validate(
         {"base_model": "m", "train": {"task": "t"}, "methods": methods.model_dump(by_alias=True)}
     )
     memory: Any = Planted()
-    return full_training(config, memory, card(fits), earlier)
+    machine = card(fits)._replace(num_devices=num_devices)
+    return full_training(config, memory, machine, earlier)
 
 
 @pytest.mark.usefixtures("torchao")
@@ -103,6 +107,31 @@ def test_what_was_taken_before_is_kept_unless_the_study_file_names_another() -> 
     assert taken(16_000, earlier=EIGHT_BIT) == EIGHT_BIT
     assert taken(1, earlier=FLOAT32) == FLOAT32
     assert taken(16_000, earlier=BFLOAT16, weights="float32") == FLOAT32
+
+
+@pytest.mark.usefixtures("torchao")
+def test_several_devices_hold_the_most_exact_together_where_one_does_not() -> None:
+    assert [taken(fits, num_devices=4) for fits in (15_999, 4_000)] == [FLOAT32] * 2
+    assert taken(3_999, num_devices=4) == EIGHT_BIT  # nothing else is dealt out
+    assert taken(15_999, num_devices=4, weights="bfloat16") == BFLOAT16
+
+
+@pytest.mark.usefixtures("torchao")
+def test_a_pass_names_its_devices(study_file: Path) -> None:
+    memory, train = memory_of(study_file)
+    # two have no more room than one: a model of two layers is gathered as a whole
+    dealt_out = least_bytes(memory.changed(full=FLOAT32, num_devices=4), train, None)
+    assert dealt_out < least_bytes(memory.changed(full=FLOAT32), train, None)
+    machine = card(dealt_out)._replace(num_devices=4)
+
+    def devices(**options: Any) -> list[int]:
+        return [each.num_devices for each in planned(study_file, **options).passes]
+
+    *adapters, full = devices(machine=machine)
+    assert adapters == [1] * len(adapters)
+    assert full == 4
+    assert set(devices(machine=machine, num_workers=2)) == {1}  # each has a device of its own
+    assert set(devices(machine=card(10**9)._replace(num_devices=4))) == {1}
 
 
 # of a whole study

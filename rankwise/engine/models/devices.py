@@ -127,10 +127,18 @@ class Machine(NamedTuple):
     Attributes:
         device: that computes.
         memory_bytes: that it has, if that is given; None: what is free when it is asked.
+        num_devices: equal ones over which a full fine-tuning can be dealt out.
     """
 
     device: torch.device
     memory_bytes: int | None = None
+    num_devices: int = 1
+
+    @classmethod
+    def here(cls) -> Machine:
+        """The one that computes here, with all cards that this process sees."""
+        device = choose_device()
+        return cls(device, num_devices=torch.cuda.device_count() if device.type == "cuda" else 1)
 
     @property
     def is_elsewhere(self) -> bool:

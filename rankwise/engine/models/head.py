@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +27,12 @@ class CompletionHead:
     reproduce its logits.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, decoder: Callable[..., Any] | None = None) -> None:
         """Take the head of ``model``, which is inside of ``packed_attention``.
+
+        Args:
+            model: a causal language model.
+            decoder: is called for its last hidden states; None: its own decoder.
 
         Raises:
             ModelError: head and known scalings do not give the model's logits.
@@ -41,7 +45,7 @@ class CompletionHead:
         self._scale = float(getattr(config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         self.vocab_size: int = config.vocab_size
-        self._check(model)
+        self._check(model, decoder or model.base_model)
 
     def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
         """The model's logits after these hidden states."""
@@ -52,7 +56,7 @@ class CompletionHead:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
 
-    def _check(self, model: Any) -> None:
+    def _check(self, model: Any, decoder: Callable[..., Any]) -> None:
         """Compare with the model's own logits of four tokens."""
         device = next(model.parameters()).device
         layout = PackedLayout((4,))
@@ -63,7 +67,7 @@ class CompletionHead:
             "use_cache": False,
         }
         with torch.no_grad():
-            hidden = model.base_model(**inputs).last_hidden_state
+            hidden = decoder(**inputs).last_hidden_state
             expected = model(**inputs).logits[0]
             ours = self.logits(hidden[0])  # (4, vocab)
         # loose enough for bfloat16

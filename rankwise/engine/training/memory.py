@@ -7,11 +7,13 @@ counted.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import psutil
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.devices import (
@@ -79,6 +81,7 @@ class TrainingSetting(NamedTuple):
         dropout: of LoRA.
         full: how a full fine-tuning keeps weights and moments.
         is_held: whether any adapter is held to the base's distributions.
+        num_devices: over which a full fine-tuning is dealt out; see ``sharded``.
     """
 
     device: torch.device
@@ -90,6 +93,7 @@ class TrainingSetting(NamedTuple):
     dropout: float = 0.0
     full: FullTraining = FullTraining()
     is_held: bool = False
+    num_devices: int = 1
 
 
 class PassMemory:
@@ -128,6 +132,8 @@ class PassMemory:
         sizes = [parameter.numel() for parameter in skeleton.parameters()]
         self._num_parameters, self._largest = sum(sizes), max(sizes)
         self._head_size: int = skeleton.get_output_embeddings().weight.numel()
+        layers = [m for m in skeleton.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
         self._num_layers: int = skeleton.config.get_text_config().num_hidden_layers
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size
         self._process = self._process_bytes() if process_bytes is None else process_bytes
@@ -170,18 +176,35 @@ class PassMemory:
         return self._process + self._base_bytes() + state + step
 
     def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
-        """Peak of a full fine-tuning; see ``lora_bytes``."""
+        """Peak of a full fine-tuning, on each of its devices; see ``lora_bytes``."""
         weights = DTYPES[self._setting.full.weights]
         held = optimizer_state_bytes(
             self._num_parameters, weights, self._setting.full.optimizer
         ) + (self._num_parameters * weights.itemsize)
         tokens = self._tokens(max_tokens, 1)
-        if weights.itemsize > DTYPES[self._setting.precision].itemsize:
+        if self._is_sharded:
+            held = math.ceil(held / self._setting.num_devices) + self._gathered_bytes()
+        elif weights.itemsize > DTYPES[self._setting.precision].itemsize:
             held += self._head_size * DTYPES[self._setting.precision].itemsize  # autocast's copy
         step = self._step_bytes("full", tokens, gradient_checkpointing)
         if weights == torch.bfloat16:
             step = max(step, _ROUNDING_COPIES * _FLOAT32_BYTES * self._largest)
         return self._process + held + step
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self._setting.num_devices > 1
+
+    def _gathered_bytes(self) -> int:
+        """What a device holds of the whole model for a while, where that is dealt out.
+
+        What is outside of the layers is there with its gradient; of the layers, the one that is
+        computed with its gradient, and the next one. Gradients are added up in a float32 copy.
+        """
+        width = DTYPES[self._setting.precision].itemsize
+        layer = max(self._layer_sizes, default=0)
+        outside = self._num_parameters - sum(self._layer_sizes)
+        return width * (2 * outside + 3 * layer) + _FLOAT32_BYTES * max(outside, layer)
 
     def _tokens(self, max_tokens: int, num_trainees: int) -> int:
         """Tokens of the largest micro-batch: no step has more than its examples."""
@@ -254,13 +277,14 @@ class PassMemory:
 
     def _rehearse(self, method: Method, gradient_checkpointing: bool, count: int) -> Peaks:
         setting, is_full = self._setting, method == "full"
+        keeps_weights = is_full and not self._is_sharded
         return rehearsed(
             self._config,
             PackedLayout((setting.longest,) * count),
             None if is_full else {name: self._shapes[name] for name in self._layer_names},
-            dtype=DTYPES[setting.full.weights if is_full else setting.precision],
+            dtype=DTYPES[setting.full.weights if keeps_weights else setting.precision],
             dropout=setting.dropout,
-            autocast=is_full and setting.precision == "bfloat16",
+            autocast=keeps_weights and setting.precision == "bfloat16",
             gradient_checkpointing=gradient_checkpointing,
             device=setting.device,
         )
@@ -276,7 +300,8 @@ class PassMemory:
         block = min(tokens * self._vocab_size * _FLOAT32_BYTES, BLOCK_BYTES[kind])
         gradient = 0
         if method == "full":
-            weights = DTYPES[self._setting.full.weights].itemsize
+            # weights that are dealt out are rounded to it where they are gathered
+            weights = width if self._is_sharded else DTYPES[self._setting.full.weights].itemsize
             # under autocast, in its dtype and then cast to the weights'
             gradient = self._head_size * (weights if weights == width else weights + width)
         return logits + max(_LOGITS_BLOCKS[self._setting.is_held] * block, gradient)

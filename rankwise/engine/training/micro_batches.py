@@ -19,12 +19,15 @@ from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee
 from rankwise.tasks.training_rows import Example
 
+NOBODY = -1
+"""Index of no trainee: what is read for it is learned with a weight of zero."""
+
 
 class Placed(NamedTuple):
     """An example of a trainee's effective batch.
 
     Attributes:
-        trainee: its index.
+        trainee: its index, or ``NOBODY``.
         place: of the example in the batch.
         example: that is read.
         held: the tokens at which the trainee is held to the base.

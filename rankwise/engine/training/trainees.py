@@ -275,16 +275,17 @@ class Trainee:
         Raises:
             StorageError: the file cannot be written.
         """
-        write(
-            path,
-            {
-                "run": self.run.fingerprint,
-                "metrics": [line.model_dump() for line in self.metrics],
-                "seconds": self.seconds,
-                "weights": [weights.detach() for weights in self._weights],
-                "optimizer": self._optimizer.state_dict(),
-            },
-        )
+        weights = [weights.detach() for weights in self._weights]
+        content = {"weights": weights, "optimizer": self._optimizer.state_dict()}
+        write(path, self._progress() | content)
+
+    def _progress(self) -> dict[str, Any]:
+        """Of a saved state, everything but numbers of weights."""
+        return {
+            "run": self.run.fingerprint,
+            "metrics": [line.model_dump() for line in self.metrics],
+            "seconds": self.seconds,
+        }
 
     def load_state(self, path: Path, until: int | None = None) -> None:
         """Continue from a saved state; one that is refused changes nothing.
@@ -310,26 +311,31 @@ class Trainee:
             raise UnusableStateError(f"it belongs to the run {run!s:.16}")
         try:
             metrics = [StepMetrics.model_validate(line) for line in state["metrics"]]
-            seconds, saved = float(state["seconds"]), state["weights"]
-            shapes = [tuple(weights.shape) for weights in self._weights]
-            if [tuple(values.shape) for values in saved] != shapes:
-                raise ValueError("other shapes")
+            seconds = float(state["seconds"])
             if not len(metrics) <= len(self.batches) or not math.isfinite(seconds):
                 raise ValueError("more steps than there are")
-            self._optimizer.state.clear()  # there may be no room for both
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._check_moments()
+            self._restore(state)
         except UNUSABLE as error:
             self._optimizer.state.clear()
             self._optimizer = self._new_optimizer()
             if is_out_of_memory(error):
                 raise
             raise UnusableStateError("its content is none of this training") from error
+        self.metrics, self.seconds = metrics, seconds
+        self._weights_changed()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take moments and weights from a state; these at the end, when nothing can fail."""
+        saved = state["weights"]
+        shapes = [tuple(weights.shape) for weights in self._weights]
+        if [tuple(values.shape) for values in saved] != shapes:
+            raise ValueError("other shapes")
+        self._optimizer.state.clear()  # there may be no room for both
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._check_moments()
         with torch.no_grad():
             for weights, values in zip(self._weights, saved, strict=True):
                 weights.copy_(values)
-        self.metrics, self.seconds = metrics, seconds
-        self._weights_changed()
 
     def _check_moments(self) -> None:
         for weights, state in self._optimizer.state.items():

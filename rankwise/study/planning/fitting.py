@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
+from rankwise.engine.training.sharded import can_shard
 from rankwise.errors import RecordError
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.study import StudyConfig
@@ -53,9 +54,25 @@ def full_training(
     for choice in dict.fromkeys(larger):
         if least_bytes(memory.changed(full=choice), config.train, None) <= limit:
             return choice
+        if full_devices(config, memory.changed(full=choice), machine) > 1:
+            return choice
     if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
         return larger[-1]
     return smallest
+
+
+def full_devices(config: StudyConfig, memory: PassMemory, machine: Machine) -> int:
+    """Over how many devices full fine-tuning is dealt out: over all, where that makes it fit.
+
+    Only what is kept as exactly as can be is dealt out. What fits on one device stays there.
+    """
+    count, limit = machine.num_devices, usable(machine.available_bytes())
+    if count == 1 or memory.full != FULL_TRAININGS[0] or not can_shard():
+        return 1
+    if least_bytes(memory, config.train, None) <= limit:
+        return 1
+    dealt_out = memory.changed(num_devices=count)
+    return count if least_bytes(dealt_out, config.train, None) <= limit else 1
 
 
 def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:

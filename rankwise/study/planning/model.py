@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.base import BaseModel
-from rankwise.engine.models.devices import Machine, ResolvedPrecision, choose_device
+from rankwise.engine.models.devices import Machine, ResolvedPrecision
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.config.study import StudyConfig
 
@@ -65,6 +65,6 @@ def study_model(
     tokenizer = models.load_tokenizer(base.folder)
     skeleton: Any = models.model_skeleton(base.folder)
     max_length = models.context_length(skeleton.config, tokenizer)
-    machine = machine or Machine(choose_device())
+    machine = machine or Machine.here()
     precision = machine.precision(config.train.precision)
     return StudyModel(base, tokenizer, skeleton, max_length, machine, precision)

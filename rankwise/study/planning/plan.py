@@ -28,7 +28,7 @@ from rankwise.records.fingerprints import (
     task_fingerprint,
 )
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
+from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord, TaskEvaluation, TokenCounts
 from rankwise.study.costs import PASS_WORK, scoring_work, training_work
 from rankwise.study.planning.checks import (
     check_clusters,
@@ -47,6 +47,7 @@ from rankwise.study.planning.chosen import Candidates, all_of, decided
 from rankwise.study.planning.fitting import (
     check_memory,
     earlier_full,
+    full_devices,
     full_training,
     with_full,
 )
@@ -237,9 +238,14 @@ class Planner:
         self._num_workers = num_workers
         memory = _memory(config, model, parts)
         before = earlier_full(folder, model.base.fingerprint)
+        if num_workers > 1:  # each has a device of its own
+            model = model._replace(machine=model.machine._replace(num_devices=1))
         full = full_training(config, memory, model.machine, before)
+        self._num_devices = 1
         if full is not None:
             config, memory = with_full(config, full), memory.changed(full=full)
+            self._num_devices = full_devices(config, memory, model.machine)
+            memory = memory.changed(num_devices=self._num_devices)
         self._config, self._model, self._parts, self._issues = config, model, parts, issues
         self._memory = memory
         base = Trainable(model, parts.layers, self._memory)
@@ -305,7 +311,7 @@ class Planner:
             "truncated": truncated,
             "mitigated": mitigated,
             "variants": self._variants,
-            "passes": tuple(passes),
+            "passes": tuple(self._dealt_out(passes, trained)),
             "warnings": tuple(issues.warnings),
         }
         return StudyPlan(
@@ -322,6 +328,17 @@ class Planner:
             gauged=self._gauged,
             behaviour=self._behaviour,
         )
+
+    def _dealt_out(
+        self, passes: Sequence[PlannedPass], trained: Sequence[PlannedRun]
+    ) -> list[PlannedPass]:
+        """Full fine-tunings over as many devices as they need."""
+        full = {run.name for run in trained if run.method == "full"}
+        changed = {"num_devices": self._num_devices}
+        return [
+            planned.model_copy(update=changed) if planned.runs[0] in full else planned
+            for planned in passes
+        ]
 
     def _sharing(self, *, has_base: bool) -> Sharing | None:
         """How workers share models, and with ``has_base`` the base's scoring; None: one alone."""

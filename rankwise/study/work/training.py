@@ -19,7 +19,14 @@ from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapte
 from rankwise.engine.models.variant_models import variant_on
 from rankwise.engine.models.variants import VARIANTS, Begin, Beginning, VariantSetting
 from rankwise.engine.training import loop as training
-from rankwise.engine.training.loop import TrainingResult
+from rankwise.engine.training.loop import PassObserver, TrainingResult
+from rankwise.engine.training.sharded import (
+    Following,
+    Leading,
+    Processes,
+    ShardedModel,
+    ShardedTrainee,
+)
 from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import (
     AdapterTrainee,
@@ -43,6 +50,7 @@ from rankwise.study.planning.passes import shares_a_pass
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stages import Train
 from rankwise.study.work.mitigations import RowsBeside, project
+from rankwise.study.work.processes import train_in_processes
 from rankwise.study.work.truncation import Truncated, diverged_source, truncated_adapters
 
 # An imported model reads so many of a text that is trained on before it is believed.
@@ -76,6 +84,8 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
     if stage.planned_pass is None:
         for run in runs:
             _import(context, run)
+    elif runs[0].method == "full" and stage.planned_pass.num_devices > 1:
+        train_in_processes(context, runs, stage.planned_pass)
     elif runs[0].method == "full":
         _train_full(context, runs, stage.planned_pass)
     elif shares_a_pass(runs[0]):
@@ -257,6 +267,43 @@ def _train_full(context: StudyContext, runs: Sequence[PlannedRun], planned: Plan
     _run_pass(context, _Pass(model, [trainee], None, planned), by_training, save)
 
 
+def train_part(
+    context: StudyContext,
+    runs: Sequence[PlannedRun],
+    planned: PlannedPass,
+    processes: Processes,
+) -> None:
+    """Train all weights as one of the processes that were started for it; the first one writes.
+
+    Raises:
+        ModelError: weights cannot be read.
+        StorageError: the folder cannot be written.
+        Stopped: it was asked to; the state is saved.
+    """
+    plan, config, by_training = context.plan, context.study.config, _by_training(runs)
+    ((whole, models_of),) = by_training.items()
+    sharded = ShardedModel(models.fetch_weights(plan.base), context.study.precision, processes)
+    marks = [model.num_steps for model in models_of]
+    trainee = ShardedTrainee(whole, plan.examples[whole.train_task], config.train, sharded, marks)
+
+    def save(_: Trainee, run: PlannedRun) -> Saved:
+        weights = context.folder.weights_folder(run)
+        require_room(weights, weight_bytes(run) * run.num_trainable_parameters)
+        state = trainee.whole_weights()
+        with writing(weights):
+            sharded.model.save_pretrained(str(weights), state_dict=state)
+            plan.tokenizer.save_pretrained(str(weights))
+        return Saved(weights_bytes(weights), trainee.is_zero_update)
+
+    together = _Pass(sharded.model, [trainee], None, planned, sharded)
+    if processes.leads:
+        _run_pass(context, together, by_training, save)
+        return
+    following = Following(trainee, processes)
+    following.obey()
+    _train_pass(context, together, following)
+
+
 def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
     """Train a variant through PEFT on the base itself, which is as it was when that is done."""
     plan, config, base = context.plan, context.study.config, context.models.base()
@@ -287,12 +334,16 @@ def _by_training(runs: Sequence[PlannedRun]) -> dict[PlannedRun, list[PlannedRun
 
 
 class _Pass(NamedTuple):
-    """What is trained together: trainees on a model, adapters through a bank, as planned."""
+    """What is trained together: trainees on a model, adapters through a bank, as planned.
+
+    ``sharded`` is the model, where each of several processes holds a part of it.
+    """
 
     model: nn.Module
     trainees: Sequence[Trainee]
     bank: AdapterBank | None
     planned: PlannedPass
+    sharded: ShardedModel | None = None
 
 
 def _run_pass(
@@ -301,25 +352,35 @@ def _run_pass(
     by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
     save: Save,
 ) -> None:
+    writer = _Writer(context, together.trainees, by_training, save)
+    for trainee in together.trainees:
+        writer.resume(trainee)
+    with context.signals.deferred(), contextlib.closing(writer):
+        if together.sharded is None:
+            _train_pass(context, together, writer)
+            return
+        processes = together.sharded.processes
+        processes.tell(None)  # the others have begun where this one has
+        _train_pass(context, together, Leading(writer, processes))
+
+
+def _train_pass(context: StudyContext, together: _Pass, observer: PassObserver) -> None:
     precision, compiles = context.study.precision, context.study.config.train.compile
     if isinstance(together.trainees[0], VariantTrainee):
         # PEFT multiplies its float32 weights in float32 and the base's in the base's precision, and
         # what is compiled leaves out adapters of ours, not PEFT's
         precision, compiles = "float32", False
-    writer = _Writer(context, together.trainees, by_training, save)
-    for trainee in together.trainees:
-        writer.resume(trainee)
-    with context.signals.deferred(), contextlib.closing(writer):
-        training.train_pass(
-            together.model,
-            together.trainees,
-            bank=together.bank,
-            max_tokens=together.planned.max_tokens,
-            precision=precision,
-            gradient_checkpointing=together.planned.gradient_checkpointing,
-            compile_layers=compiles,
-            observer=writer,
-        )
+    training.train_pass(
+        together.model,
+        together.trainees,
+        bank=together.bank,
+        max_tokens=together.planned.max_tokens,
+        precision=precision,
+        gradient_checkpointing=together.planned.gradient_checkpointing,
+        compile_layers=compiles and together.sharded is None,  # a layer is gathered as a whole
+        observer=observer,
+        sharded=together.sharded,
+    )
 
 
 class _Writer:

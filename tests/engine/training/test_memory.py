@@ -328,6 +328,33 @@ def test_real_attention_finds_no_masks_of_the_rehearsal(tiny_model_folder: Path)
     check_packable(model)
 
 
+def test_a_model_that_is_dealt_out_by_hand() -> None:
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        skeleton = LlamaForCausalLM(config)
+    setting = TrainingSetting(torch.device("cuda"), "float32", longest=8, examples_per_step=1)
+    alone = PassMemory(skeleton, setting)
+    outside = 2 * 100 * 8 + 8  # embeddings, head, last norm
+    layer = 4 * 8 * 8 + 3 * 8 * 16 + 2 * 8  # attention, MLP, norms
+    state = 16 * (outside + 2 * layer)  # weight, gradient and two moments of 4 bytes
+    assert state == 46_720
+    gathered = 4 * (2 * outside + 3 * layer) + 4 * outside
+    assert gathered == 27_168
+    activations = alone.full_bytes(8, False) - state
+    assert activations > 0
+    for count, of_each in ((2, 23_360), (4, 11_680), (8, 5_840)):
+        bytes_of_each = alone.changed(num_devices=count).full_bytes(8, False)
+        assert bytes_of_each == of_each + gathered + activations
+
+
 def test_a_run_alone() -> None:
     memory = pass_memory(llama_config(SMALL))
     lora = estimate_training_memory(

@@ -1,0 +1,118 @@
+"""Full fine-tuning by two processes: the losses and weights of one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rankwise.engine.models import base as models
+from rankwise.engine.training import loop as training
+from rankwise.engine.training.micro_batches import NOBODY, Placed
+from rankwise.engine.training.sharded import dealt
+from rankwise.tasks.training_rows import Example
+from tests.support.passes import CPU, Heard, Setting, config
+from tests.support.sharded_trainings import Job, train_together
+from tests.support.tiny_models import tiny
+
+# 20 rows: steps of 3, which two processes do not share evenly, and one of 2 at the end
+TRAIN: dict[str, Any] = {
+    "batch_size": 3,
+    "gradient_accumulation_steps": 1,
+    "max_grad_norm": 0.5,
+    "epochs": 1,
+}
+
+
+def alone(folder: Path) -> tuple[Heard, Any]:
+    """The same training by one process."""
+    heard, model = Heard(), models.load_frozen(folder, "float32", CPU)
+    training.train_pass(
+        model,
+        [Setting(folder).full(config(**TRAIN), model, name="full")],
+        bank=None,
+        max_tokens=128,
+        precision="float32",
+        gradient_checkpointing=False,
+        compile_layers=False,
+        observer=heard,
+    )
+    return heard, model
+
+
+def found(job: Job, name: str) -> Any:
+    return json.loads((Path(job.out) / f"{name}.json").read_text())
+
+
+def assert_equal(job: Job, heard: Heard, peer: Any) -> None:
+    """To float32 rounding: sums over rows are taken in another order, over 7 steps of AdamW."""
+    assert found(job, "losses") == pytest.approx(heard.losses["full"], rel=1e-6)
+    norms = [line.grad_norm for line in heard.lines["full"]]
+    assert found(job, "norms") == pytest.approx(norms, rel=1e-5)
+    assert min(norms) > 2 * TRAIN["max_grad_norm"]  # every step is clipped
+    assert found(job, "moved")
+    weights = load_file(Path(job.out) / "weights.safetensors")
+    expected = dict(peer.named_parameters())
+    assert weights.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(weights[name], values.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this build of PyTorch starts no processes"
+)
+def test_equals_one_process(tiny_model_folder: Path, tmp_path: Path) -> None:
+    untied = tmp_path / "untied"
+    tokenizer = Setting(tiny_model_folder).tokenizer
+    # an odd number of rows in every matrix: parts of unequal size
+    sizes = {"vocab_size": len(tokenizer) | 1, "hidden_size": 33, "intermediate_size": 47}
+    sizes |= {"num_attention_heads": 3, "num_key_value_heads": 3}
+    tiny("Llama", **sizes, max_position_embeddings=256, initializer_range=0.1).save_pretrained(
+        untied
+    )
+    tokenizer.save_pretrained(untied)
+    tied, state = str(tiny_model_folder), str(tmp_path / "training.pt")
+
+    def job(model: str | Path, name: str, **options: Any) -> Job:
+        return Job(str(model), str(tmp_path / name), TRAIN, **options)
+
+    of_tied = [
+        # micro-batches of one row, so that a process reads a row again on behalf of nobody
+        job(tied, "checkpointing", checkpointing=True, max_tokens=40),
+        job(tied, "stopped", stop_at=3, state=state),
+        job(tied, "resumed", state=state),
+        job(tied, "damaged", state=state, damages=True),
+    ]
+    of_untied = job(untied, "untied")
+    process = train_together([*of_tied, of_untied], tmp_path)
+    assert process.wait() == 0, (tmp_path / "output").read_text()
+    heard, peer = alone(tiny_model_folder)
+    checkpointing, stopped, resumed, damaged = of_tied
+    assert len(found(stopped, "losses")) == 3
+    for each in (checkpointing, resumed, damaged):
+        assert_equal(each, heard, peer)
+    assert_equal(of_untied, *alone(untied))
+
+
+def test_every_example_is_dealt_once() -> None:
+    def placed(lengths: list[int]) -> list[Placed]:
+        examples = (Example(tuple(range(n + 1)), 1, False) for n in lengths)
+        return [Placed(0, place, example) for place, example in enumerate(examples)]
+
+    step = placed([5, 9, 7, 4, 8])
+    first, second = dealt(step, 2, 10, "cpu")
+    places = [[[item.place for item in group] for group in part] for part in (first, second)]
+    assert places == [[[1], [2], [3]], [[4], [0], [0]]]  # 9, 7, 4 and 8, 5, and then 4 again
+    *_, ((filler,),) = ([group] for group in second)
+    assert filler == Placed(NOBODY, 0, step[3].example)
+    for count in (2, 3, 8):
+        parts = dealt(step, count, 10, "cpu")
+        assert len({len(part) for part in parts}) == 1
+        read = [item for part in parts for group in part for item in group]
+        owned = Counter(item.place for item in read if item.trainee != NOBODY)
+        assert owned == Counter(range(5))
