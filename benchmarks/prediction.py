@@ -95,11 +95,9 @@ def summary(found: dict[str, Judgement], digits: int) -> dict[str, Any]:
             "ridge_regret": None if ridge is None else round(ridge.regret.value, digits),
             "beat_the_constants": [e.name for e in judgement.judged if e.beats_the_constants],
         }
-        for constant in CONSTANTS[:2]:
-            of = judgement.of(constant.name)
-            told[name][f"{constant.name}_regret"] = (
-                None if of is None else round(of.regret.value, digits)
-            )
+        for each in judgement.judged:
+            if each.kind == "constant":
+                told[name][f"{each.name}_regret"] = round(each.regret.value, digits)
     return told
 
 

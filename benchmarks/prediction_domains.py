@@ -25,7 +25,7 @@ def glue_curves(path: Path) -> Iterator[RankCurve]:
         model, task, rows = curve.name.split()
         features = {
             "train_rows": float(rows),
-            "parameters_per_rank": parameters[model],
+            "rank_parameters": parameters[model],
         }
         gain = curve.accuracy[:, None, :]
         yield RankCurve(curve.name, task, Question(features, curve.ranks), {"gain": (gain,)})

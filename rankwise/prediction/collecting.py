@@ -96,20 +96,20 @@ def _collected(
 def recorded_features(
     part: TrainTaskResults, model: CollectedModel, training: CollectedTraining
 ) -> dict[str, float]:
-    """What the records of a study tell that was known before training, by name.
+    """What the records of a study tell that was known before training.
 
+    The names are those of ``study.predicting.measure_features``, which measures more.
     ``base_accuracy`` and ``base_p_right`` are means over the tasks in-domain, 0..1; where
     the loss decides there is ``base_loss``, in nats, in their place.
     """
     found = {
         "train_rows": training.num_rows,
-        "train_tokens": training.num_tokens,
+        "train_tokens": training.num_tokens / training.epochs,
         "train_steps": training.num_steps,
-        "train_epochs": training.epochs,
-        "parameters_per_rank": model.parameters_per_rank,
+        "rank_parameters": model.parameters_per_rank,
     }
     if model.num_parameters:  # 0 in the record of an older version
-        found["base_parameters"] = model.num_parameters
+        found["model_parameters"] = model.num_parameters
     items = [part.base.items[task] for task in part.tasks["in_domain"]]
     named = {
         "base_accuracy": [each.by_accuracy for each in items if each.unit == "points"],

@@ -73,7 +73,7 @@ def parameters_and_steps(question: Question) -> tuple[Floats, Floats]:
     """What the law of forgetting (arXiv:2401.05605) is of."""
     ranks = np.array(question.ranks, dtype=float)
     steps = np.full_like(ranks, question.features["train_steps"])
-    return ranks * question.features["parameters_per_rank"], steps
+    return ranks * question.features["rank_parameters"], steps
 
 
 def _fitted(curves: Sequence[RankCurve], part: Part, variables: Variables) -> Forecast:
@@ -122,7 +122,7 @@ LAWS = (
         "forgetting law",
         "rule",
         forgetting_law,
-        needs=("train_tokens", "train_steps", "parameters_per_rank"),
+        needs=("train_tokens", "train_steps", "rank_parameters"),
         targets=("retention", "worth"),
     ),
     Predictor("rate alone", "rule", rate_alone, needs_rates=True),

@@ -13,7 +13,6 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-from sklearn.linear_model import Ridge
 
 from rankwise.findings.stats.items import Floats
 from rankwise.prediction.curves import Question, RankCurve, Target, left_out_in_turn
@@ -70,8 +69,12 @@ def _is_usable(question: Question, name: str) -> bool:
 
 
 def _read(question: Question, name: str) -> float:
-    value = question.features[name]
-    return float(np.log2(value)) if FEATURES[name] else value
+    return on_axis(name, question.features[name])
+
+
+def on_axis(name: str, value: float) -> float:
+    """A feature as the regression reads it: its logarithm, where that counts."""
+    return float(np.log2(value)) if FEATURES.get(name, False) else value
 
 
 def axis(ranks: Sequence[int]) -> Floats:
@@ -95,35 +98,46 @@ def ridge(curves: Sequence[RankCurve], target: Target) -> Forecast:
 
     The forecast is in points.
     """
-    errors = [_error(curves, target, penalty) for penalty in PENALTIES]
-    return _ridge(curves, target, PENALTIES[::-1][int(np.argmin(errors[::-1]))])
+    errors = [
+        _errors(held_out, _ridges(others, target), target)
+        for held_out, others in left_out_in_turn(curves)
+    ]
+    of_penalty = np.mean(errors, axis=0) if errors else np.zeros(len(PENALTIES))
+    best = int(np.flatnonzero(of_penalty == of_penalty.min())[-1])  # of equal ones the strongest
+    return _ridges(curves, target)[best]
 
 
-def _ridge(curves: Sequence[RankCurve], target: Target, penalty: float) -> Forecast:
-    scale = Scale.of(curves)
+def _ridges(curves: Sequence[RankCurve], target: Target) -> list[Forecast]:
+    """One for each penalty; every task counts the same, and means are not shrunk."""
+    scale, weights = Scale.of(curves), task_weights(curves)
     shapes = np.array([shape_of(curve, target) for curve in curves])
-    weights = task_weights(curves)
-    if not scale.names:
-        mean = np.average(shapes, axis=0, weights=weights)
-        return lambda question: basis(question.ranks) @ mean
-    rows = np.array([scale.row(curve.question) for curve in curves])
-    fitted = Ridge(alpha=penalty).fit(rows, shapes, sample_weight=weights)
+    rows = np.array([scale.row(curve.question) for curve in curves])  # of weighted mean 0
+    mean = np.average(shapes, axis=0, weights=weights)
+    gram, moment = (rows.T * weights) @ rows, (rows.T * weights) @ (shapes - mean)
 
-    def values(question: Question) -> Floats:
-        shape = fitted.predict(scale.row(question)[None])[0]
-        return basis(question.ranks) @ np.asarray(shape)
+    def forecast(penalty: float) -> Forecast:
+        slopes = np.linalg.solve(gram + penalty * np.eye(len(gram)), moment)
+        return lambda question: basis(question.ranks) @ (mean + scale.row(question) @ slopes)
 
-    return values
+    return [forecast(penalty) for penalty in PENALTIES]
 
 
-def _error(curves: Sequence[RankCurve], target: Target, penalty: float) -> float:
-    """Mean squared error of centred curves of tasks that are left out, every task alike."""
-    found = list[float]()
-    for held_out, others in left_out_in_turn(curves):
-        forecast = _ridge(others, target, penalty)
-        errors = [_centred(c.mean(target)) - _centred(forecast(c.question)) for c in held_out]
-        found.append(float(np.mean([np.mean(error**2) for error in errors])))
-    return float(np.mean(found)) if found else 0.0
+def _errors(
+    held_out: Sequence[RankCurve], forecasts: Sequence[Forecast], target: Target
+) -> list[float]:
+    """Mean squared error of each forecast about the means of curves."""
+    truths = [_centred(curve.mean(target)) for curve in held_out]
+    return [
+        float(
+            np.mean(
+                [
+                    np.mean((truth - _centred(forecast(curve.question))) ** 2)
+                    for curve, truth in zip(held_out, truths, strict=True)
+                ]
+            )
+        )
+        for forecast in forecasts
+    ]
 
 
 def _centred(values: Floats) -> Floats:

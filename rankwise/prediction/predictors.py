@@ -90,13 +90,21 @@ def always(rank: int) -> Predictor:
 
 
 def best_of(curves: Sequence[RankCurve], target: Target) -> Forecast:
-    """The mean curve of some studies over the ranks that all of them have; one rank for all."""
-    ranks = sorted(set.intersection(*(set(curve.ranks) for curve in curves)))
-    if not ranks:
-        return nearest(16)
-    means = [_at(curve, target, ranks) for curve in curves]
-    mean = np.average(means, axis=0, weights=task_weights(curves))
-    return nearest(ranks[int(np.argmax(mean >= mean.max() - TIE))])
+    """The one rank that is best for some studies, each of which takes the nearest that it has.
+
+    Studies count by their difference from their own mean: they need not have the same ranks.
+    """
+    ranks = sorted({rank for curve in curves for rank in curve.ranks})
+    weights = task_weights(curves)
+    means = [curve.mean(target) for curve in curves]
+    values = [
+        sum(
+            weight * (mean[choose(nearest(rank), curve.question).place] - mean.mean())
+            for curve, mean, weight in zip(curves, means, weights, strict=True)
+        )
+        for rank in ranks
+    ]
+    return nearest(ranks[int(np.argmax(np.array(values) >= max(values) - TIE))])
 
 
 def by_data_size(curves: Sequence[RankCurve], target: Target) -> Forecast:
@@ -119,19 +127,15 @@ def by_feature(name: str) -> Predictor:
 
 
 def by_capacity(_: Sequence[RankCurve], __: Target) -> Forecast:
-    """The smallest rank whose parameters hold what the tokens of one epoch bring."""
+    """The smallest rank whose parameters hold what the tokens bring, each counted once."""
 
     def values(question: Question) -> Floats:
         features = question.features
-        bits = BITS_PER_TOKEN * features["train_tokens"] / features.get("train_epochs", 1.0)
-        per_rank = BITS_PER_PARAMETER * features["parameters_per_rank"]
+        bits = BITS_PER_TOKEN * features["train_tokens"]
+        per_rank = BITS_PER_PARAMETER * features["rank_parameters"]
         return at_least(bits / per_rank)(question)
 
     return values
-
-
-def _at(curve: RankCurve, target: Target, ranks: Sequence[int]) -> Floats:
-    return curve.mean(target)[[curve.ranks.index(rank) for rank in ranks]]
 
 
 def _bin(question: Question) -> int:
@@ -147,5 +151,5 @@ CONSTANTS = (
 SIMPLE_RULES = (
     by_feature("probe_energy_rank_90"),
     by_feature("gradient_energy_rank_90"),
-    Predictor("capacity", "rule", by_capacity, needs=("train_tokens", "parameters_per_rank")),
+    Predictor("capacity", "rule", by_capacity, needs=("train_tokens", "rank_parameters")),
 )

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from rankwise.prediction.collected import (
+    CollectedItems,
+    CollectedModel,
+    CollectedRun,
+    CollectedStudy,
+    CollectedTraining,
+    in_thousandths,
+)
 from rankwise.prediction.curves import Part, Question, RankCurve
+from rankwise.records.study import Relation
 
 RANKS = (2, 4, 8, 16, 32, 64)
 NUM_TASKS, PER_TASK, NUM_SEEDS, NUM_ITEMS = 10, 2, 2, 200
@@ -28,8 +37,7 @@ def planted_curve(
         "train_rows": train_rows,
         "train_tokens": 50.0 * train_rows,
         "train_steps": train_rows / 4,
-        "train_epochs": 1.0,
-        "parameters_per_rank": 100_000.0,
+        "rank_parameters": 100_000.0,
         "base_accuracy": base_accuracy,
     }
     return RankCurve(name, task, Question(features, RANKS), parts)
@@ -48,3 +56,52 @@ def planted_curves(rule: bool, seed: int = 0) -> list[RankCurve]:
             best = 2.0 ** (1.0 + 5.0 * ((accuracy if rule else lot) - 0.3) / 0.5)
             found.append(planted_curve(f"{task}-{each}", f"task-{task}", best, accuracy, rng))
     return found
+
+
+def collected(curve: RankCurve) -> CollectedStudy:
+    """A study with the items of a planted curve; every run has the rate 2e-4."""
+    runs, values = list[CollectedRun](), dict[str, list[str]]()
+    tasks: dict[Part, tuple[str, Relation]] = {
+        "gain": (curve.task, "in_domain"),
+        "retention": ("capitals", "retention"),
+    }
+    for part, (task, _) in tasks.items():
+        (array,) = curve.parts[part]
+        values[task] = [in_thousandths([0.5] * NUM_ITEMS)]
+        values[task] += [
+            in_thousandths((0.5 + array[seed, :, place] / 100).tolist())
+            for place in range(len(RANKS))
+            for seed in range(NUM_SEEDS)
+        ]
+    for rank in RANKS:
+        for seed in range(NUM_SEEDS):
+            runs.append(_run(rank, seed))
+    return CollectedStudy(
+        task=curve.task,
+        source=curve.name * 8,
+        base_model=CollectedModel(
+            name="base", fingerprint="b" * 64, num_parameters=1000, parameters_per_rank=10
+        ),
+        training=CollectedTraining(
+            num_rows=100, num_tokens=5000, num_steps=25, epochs=1, rows_per_step=4,
+            target_modules=("q_proj",),
+        ),
+        features=curve.question.features,
+        base_scores={},
+        runs=tuple(runs),
+        items=tuple(
+            CollectedItems(
+                task=task, relation=relation, unit="points", higher_is_better=True,
+                values=tuple(values[task]), right=("",) * (len(runs) + 1),
+            )
+            for task, relation in tasks.values()
+        ),
+    )  # fmt: skip
+
+
+def _run(rank: int, seed: int) -> CollectedRun:
+    return CollectedRun(
+        method="lora", rank=rank, alpha=2.0 * rank, learning_rate=2e-4, seed=seed,
+        status="trained", gain=None, retention=None, held_out_text=None, tasks={},
+        losses_nats=(), energy_rank_90=None, intruders=None, update_norm=None,
+    )  # fmt: skip

@@ -53,7 +53,7 @@ def test_figures_are_those_of_the_study(study: CollectedStudy) -> None:
         assert run.retention.estimate == pytest.approx(RETENTION[run.rank], abs=1e-3)
         assert 0.0 < run.gain.stderr < 5.0
     assert study.features["base_accuracy"] == 0.5
-    assert study.features["train_tokens"] == 24_000
+    assert study.features["train_tokens"] == 12_000  # of two epochs
     assert study.features["gradient_energy_rank_90"] == 7.0
 
 
