@@ -1,1 +1,1 @@
-"""The best rank before training: a collection of finished studies, and predictors judged on it."""
+"""What can be known of the best rank before it is trained."""
