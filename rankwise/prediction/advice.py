@@ -53,8 +53,8 @@ class Advice(Record):
 
     ``chosen`` is the rank of the ridge, and ``by_rank`` what it expects, also where its record is
     not good enough. ``regret`` is that of the ridge and ``constants`` those of each constant.
-    ``new_task_regret`` is not exceeded on one more task in 4 of 5 cases; None where there are too
-    few tasks. All are None or empty where the collection cannot be judged, or does not apply.
+    ``new_task_regret`` is not exceeded on one more task at ``NEW_TASK_CONFIDENCE``; None where
+    there are too few tasks. All are None or empty where the collection does not apply.
     """
 
     rank: int | None

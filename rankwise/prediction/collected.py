@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from pydantic import model_validator
@@ -119,7 +119,7 @@ class CollectedStudy(VersionedRecord):
     items: tuple[CollectedItems, ...]
 
     @model_validator(mode="after")
-    def _every_run_has_items(self) -> Self:
+    def _every_run_has_items(self) -> CollectedStudy:
         for items in self.items:
             if not len(items.values) == len(items.right) == len(self.runs) + 1:
                 raise ValueError(
@@ -131,6 +131,10 @@ class CollectedStudy(VersionedRecord):
     def file_name(self) -> str:
         """Where it lies in a collection; the same study has the same name."""
         return f"{self.task}-{self.training.num_rows}-{self.source[:8]}.json"
+
+    def with_features(self, features: Mapping[str, float]) -> CollectedStudy:
+        """The same with features that were measured, in the place of recorded ones of that name."""
+        return self.model_copy(update={"features": {**self.features, **features}})
 
     def items_of(self, *relations: Relation) -> tuple[CollectedItems, ...]:
         """The items of all tasks of these relations."""

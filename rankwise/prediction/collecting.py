@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -31,14 +31,8 @@ MIN_RANKS = 2
 _KEPT: tuple[Relation, ...] = ("in_domain", "retention")
 
 
-def collected_studies(
-    folder: StudyFolder, measured: Mapping[str, float] | None = None
-) -> tuple[CollectedStudy, ...]:
+def collected_studies(folder: StudyFolder) -> tuple[CollectedStudy, ...]:
     """What is kept of a finished study, one record for each trained task.
-
-    Args:
-        folder: of the study.
-        measured: features that were measured before training, beside those that records tell.
 
     Raises:
         RecordError: it is no study, it is not finished, or it has fewer than two ranks.
@@ -49,12 +43,10 @@ def collected_studies(
             f"{folder.root} is no finished study: {name} {reason}. Run it to its end "
             f"(`rankwise run {folder.root}`), then collect it."
         )
-    return tuple(_collected(folder, part, measured or {}) for part in results.by_train_task)
+    return tuple(_collected(folder, part) for part in results.by_train_task)
 
 
-def _collected(
-    folder: StudyFolder, part: TrainTaskResults, measured: Mapping[str, float]
-) -> CollectedStudy:
+def _collected(folder: StudyFolder, part: TrainTaskResults) -> CollectedStudy:
     runs = [run for run in part.runs if run_record(run).planned.imported_as is None]
     lora = [run_record(run).planned for run in runs if run_record(run).planned.rank is not None]
     ranks = {plan.rank for plan in lora}
@@ -86,7 +78,7 @@ def _collected(
         ),
         base_model=model,
         training=training,
-        features={**recorded_features(part, model, training), **measured},
+        features=recorded_features(part, model, training),
         base_scores={task: _score(part.base.items[task]) for task in _tasks(part)},
         runs=tuple(_run(folder, source, run) for run in runs),
         items=tuple(_items(part, relation, task, runs) for relation, task in _kept_tasks(part)),

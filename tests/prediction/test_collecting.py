@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 @pytest.fixture
 def study(folder: StudyFolder) -> CollectedStudy:
-    (found,) = collected_studies(folder, {"gradient_energy_rank_90": 7.0})
-    return found
+    (found,) = collected_studies(folder)
+    return found.with_features({"gradient_energy_rank_90": 7.0})
 
 
 def test_figures_are_those_of_the_study(study: CollectedStudy) -> None:
