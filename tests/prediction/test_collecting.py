@@ -15,9 +15,11 @@ from rankwise.prediction.collected import CollectedStudy
 from rankwise.prediction.collecting import collected_studies
 from rankwise.prediction.collection import add_study, own_collection, read_collection
 from rankwise.prediction.curves import curve_of
+from rankwise.records.fingerprints import spectra_fingerprint
 from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
 from tests.planted.results import Scores, planted_study
+from tests.planted.weights import spectra
 
 # kinship: 0.50 of the base and 0.70, 0.80, 0.81 of the ranks; retention 0.90, then 0.90, 0.90, 0.88
 GAIN = {4: 20.0, 16: 30.0, 64: 31.0}
@@ -63,6 +65,25 @@ def test_items_are_known_by_place_alone(study: CollectedStudy) -> None:
     assert kinship.right_of(0).sum() == 150
     assert kinship.right_of(1).sum() == 210  # rank 4, seed 0
     assert kinship.gain_of(1).mean() == pytest.approx(20.0)
+
+
+def test_losses_and_weights_of_a_run(folder: StudyFolder) -> None:
+    """Six matrices of norm 3, with two intruders each; 16 losses, averaged in pairs."""
+    record = folder.read_study()
+    run = record.runs[0]
+    found = spectra(run, lambda _: 3.0, intruders=2.0)
+    fingerprint = spectra_fingerprint(record, run)
+    folder.write(
+        folder.spectra_file(run.name), found.model_copy(update={"fingerprint": fingerprint})
+    )
+    for step in range(16):
+        folder.append_metrics(run.name, {"step": step, "loss_nats": float(step)})
+    (study,) = collected_studies(folder)
+    first, second = study.runs[:2]
+    assert first.losses_nats == (0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5)
+    assert (first.energy_rank_90, first.intruders) == (2.0, 2.0)
+    assert first.update_norm == pytest.approx(3.0 * 6**0.5)
+    assert (second.losses_nats, second.intruders, second.update_norm) == ((), None, None)
 
 
 def test_the_curve_is_what_was_planted(study: CollectedStudy) -> None:
