@@ -22,7 +22,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Shapes and types of the packages that hold tensors are checked at every call in the tests.
 install_import_hook(
-    ["rankwise.engine", "rankwise.weights", "rankwise.heads", "rankwise.prediction"],
+    [
+        "rankwise.engine",
+        "rankwise.weights",
+        "rankwise.heads",
+        "rankwise.prediction.activations",
+        "rankwise.prediction.gradients",
+    ],
     "beartype.beartype",
 )
 
