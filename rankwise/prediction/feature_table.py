@@ -27,18 +27,17 @@ class Feature(NamedTuple):
 
 
 _PLAN, _ROWS = "the plan of the study", "the first 64 training rows, in the order of training"
+_MATRICES = f"{_ROWS}; the adapted matrices of 8 layers, evenly spread"
 _ANSWERS = "the right answers of the first in-domain items, those of the gauge (50 at most)"
 _PROBE = "the largest rank after the first 10 steps of its planned training"
 
 
 def _by_kind(name: str, definition: str, source: str) -> dict[str, Feature]:
-    """A mean over the read matrices: of all, of attention's and of those of the MLPs."""
+    """A mean over matrices: of all that are read, of attention's and of those of the MLPs."""
+    kinds = {"": "", "_attention": " of attention", "_mlp": " of the MLPs"}
     return {
-        name: Feature(f"{definition}, mean over the read matrices", "directions", source),
-        f"{name}_attention": Feature(
-            f"The same over attention's matrices: {name}", "directions", source
-        ),
-        f"{name}_mlp": Feature(f"The same over the MLPs' matrices: {name}", "directions", source),
+        f"{name}{end}": Feature(f"{definition}, mean over the matrices{of}", "directions", source)
+        for end, of in kinds.items()
     }
 
 
@@ -92,18 +91,18 @@ FEATURES: Mapping[str, Feature] = {
         "gradient_energy_rank_90",
         "Leading singular directions that hold 90 % of the squared Frobenius norm of the gradient "
         "by W",
-        _ROWS,
+        _MATRICES,
     ),
     **_by_kind(
         "activation_energy_rank_90",
         "Leading directions that hold 90 % of the sum of squares of what enters a matrix",
-        _ROWS,
+        _MATRICES,
     ),
     "gradient_cosine": Feature(
         "Cosine of the gradients of the loss on training rows and on the right answers of "
         "retention items, by all read matrices together; above 0, training lowers both",
         "cosine",
-        f"{_ROWS}, and the first 64 right answers of retention tasks",
+        f"{_MATRICES}; and the first 64 right answers of retention tasks",
     ),
     "gradient_overlap_left": Feature(
         "Mean squared cosine of the principal angles between both gradients' 8 leading left "

@@ -29,6 +29,7 @@ class Untrained(NamedTuple):
         base_model: frozen, in eval mode.
         tokenizer: its own.
         setting: of the probe; its run is the study's largest rank.
+        num_parameters: weights of the base model.
         examples: the training rows.
         in_domain: the tasks by which the gain is judged, with their first items.
         retention: those by which forgetting is.
@@ -42,6 +43,7 @@ class Untrained(NamedTuple):
     base_model: Any
     tokenizer: Any
     setting: ProbeSetting
+    num_parameters: int
     examples: Sequence[Example]
     in_domain: Sequence[PreparedTask]
     retention: Sequence[PreparedTask]
@@ -72,13 +74,14 @@ def features_of(
     model = study.base_model
     shapes = target_shapes(adaptable_shapes(model), study.setting.run.target_modules)
     found = {**_sizes(study, shapes), **_choices(study), **_first_steps(study, shapes)}
-    if study.answers or study.texts:
-        reference = Reference.of(
-            model, study.answers, study.texts, max_batch_tokens=study.max_batch_tokens
-        )
-        found |= reference.base_loss
-        if with_probe:
-            found |= _probe(study, reference, note)
+    answers, texts = (
+        Reference.of(model, read, max_batch_tokens=study.max_batch_tokens)
+        for read in (study.answers, study.texts)
+    )
+    if answers is not None:
+        found["base_loss"] = answers.loss_nats
+    if with_probe:
+        found |= _probe(study, answers, texts, note)
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
@@ -90,7 +93,7 @@ def _sizes(study: Untrained, shapes: Mapping[str, LinearShape]) -> dict[str, flo
         "train_tokens": sum(len(example.tokens) for example in study.examples),
         "train_loss_tokens": sum(example.num_loss_tokens for example in study.examples),
         "train_steps": run.num_steps,
-        "model_parameters": round(run.num_trainable_parameters / run.trainable_share),
+        "model_parameters": study.num_parameters,
         "model_layers": config.num_hidden_layers,
         "model_width": config.hidden_size,
         "adapted_matrices": len(shapes),
@@ -132,7 +135,12 @@ def _first_steps(study: Untrained, shapes: Mapping[str, LinearShape]) -> dict[st
     }
 
 
-def _probe(study: Untrained, reference: Reference, note: Callable[[str], None]) -> dict[str, float]:
+def _probe(
+    study: Untrained,
+    answers: Reference | None,
+    texts: Reference | None,
+    note: Callable[[str], None],
+) -> dict[str, float]:
     setting = study.setting
     try:
         updates = train_probe(study.base_model, study.examples, setting)
@@ -142,4 +150,4 @@ def _probe(study: Untrained, reference: Reference, note: Callable[[str], None]) 
     rank, num_steps = setting.run.rank, min(setting.num_steps, setting.run.num_steps)
     assert rank is not None
     found = {"probe_rank": rank, "probe_steps": num_steps}
-    return {**found, **probe_features(study.base_model, updates, reference)}
+    return {**found, **probe_features(study.base_model, updates, answers, texts)}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.engine.models.base import adaptable_shapes, target_shapes
@@ -18,7 +19,6 @@ from rankwise.errors import DivergedError
 from rankwise.prediction.feature_table import TRUNCATED_RANKS
 from rankwise.prediction.matrices import means_by_kind
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.results import weighted_by_tokens
 from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.training_rows import Example
@@ -105,107 +105,77 @@ class _Raising:
 
 
 class Reference(NamedTuple):
-    """What the base says of right answers and texts, with which a probe is compared.
+    """What the base says of right answers or texts, with which a probe is compared.
 
     Attributes:
-        answers: right answers in-domain.
-        texts: the ends of held-out texts.
-        expected: the base's log-probabilities at the tokens of both.
+        answers: at least one.
+        expected: the base's log-probabilities at the tokens of each.
         max_batch_tokens: of one forward pass.
     """
 
     answers: Sequence[RightAnswer]
-    texts: Sequence[RightAnswer]
     expected: Sequence[Tensor]
     max_batch_tokens: int
 
     @classmethod
     def of(
-        cls,
-        base_model: nn.Module,
-        answers: Sequence[RightAnswer],
-        texts: Sequence[RightAnswer],
-        *,
-        max_batch_tokens: int,
-    ) -> Reference:
-        """Let the base read; at least one answer or text."""
-        every = [*answers, *texts]
-        expected = log_probabilities(base_model, every, max_batch_tokens=max_batch_tokens)
-        return cls(answers, texts, expected, max_batch_tokens)
+        cls, base_model: nn.Module, answers: Sequence[RightAnswer], *, max_batch_tokens: int
+    ) -> Reference | None:
+        """Let the base read; None where there is nothing to read."""
+        if not answers:
+            return None
+        expected = log_probabilities(base_model, answers, max_batch_tokens=max_batch_tokens)
+        return cls(answers, expected, max_batch_tokens)
 
     @property
-    def base_loss(self) -> dict[str, float]:
-        """``base_loss`` of ``FEATURES``; nothing where there are no answers."""
+    def loss_nats(self) -> float:
+        """The base's own loss per token."""
         losses = [
-            -float(expected[range(len(tokens)), tokens].double().sum())
-            for expected, tokens in (
-                (expected, list(answer.continuation))
-                for expected, answer in zip(self.expected, self.answers, strict=False)
-            )
+            -expected.gather(1, torch.tensor(answer.continuation)[:, None])
+            for expected, answer in zip(self.expected, self.answers, strict=True)
         ]
-        num_tokens = sum(len(answer.continuation) for answer in self.answers)
-        return {"base_loss": sum(losses) / num_tokens} if losses else {}
+        return float(torch.cat(losses).double().mean())
 
-    def divergences(self, base_model: nn.Module, updates: Updates) -> list[ItemDivergence]:
-        """How far base and update are from the base, on every answer and then every text."""
-        return divergences(
+    def change(self, base_model: nn.Module, updates: Updates) -> ItemDivergence:
+        """How far base and update are from the base: means over all tokens."""
+        items = divergences(
             base_model,
-            [*self.answers, *self.texts],
+            self.answers,
             self.expected,
             max_batch_tokens=self.max_batch_tokens,
             adapter=as_frozen(updates, base_model),
         )
+        lengths = [len(answer.continuation) for answer in self.answers]
+        return ItemDivergence(
+            *(statistics.fmean(each, lengths) for each in zip(*items, strict=True))
+        )
 
 
 def probe_features(
-    base_model: nn.Module, updates: Mapping[str, LowRankUpdate], reference: Reference
+    base_model: nn.Module,
+    updates: Mapping[str, LowRankUpdate],
+    answers: Reference | None,
+    texts: Reference | None,
 ) -> dict[str, float]:
     """What a probe has done, by the names of ``FEATURES``.
 
     Args:
         base_model: frozen, in eval mode.
         updates: from ``train_probe``.
-        reference: what the base says.
+        answers: what the base says of right answers in-domain; None where there are none.
+        texts: what it says of held-out texts, likewise.
     """
-    rank = max(update.rank for update in updates.values())
     ranks = {name: float(energy_rank(x.singular_values, 0.9)) for name, x in updates.items()}
-    found: dict[str, Any] = {
-        **means_by_kind("probe_energy_rank_90", ranks),
-        **_whole(base_model, updates, reference),
-    }
-    if reference.answers:
-        only_answers = reference._replace(
-            texts=(), expected=reference.expected[: len(reference.answers)]
-        )
+    found = means_by_kind("probe_energy_rank_90", ranks)
+    if texts is not None:
+        found["probe_kl_text"] = texts.change(base_model, updates).kl_nats
+    if answers is not None:
+        whole = answers.change(base_model, updates)
+        found |= {"probe_loss_drop": -whole.rise_nats, "probe_kl": whole.kl_nats}
+        rank = max(update.rank for update in updates.values())
         for lower in TRUNCATED_RANKS:
             if lower < rank:
                 cut = {name: x.truncated(lower).update for name, x in updates.items()}
-                items = only_answers.divergences(base_model, cut)
-                found[f"probe_loss_drop_rank_{lower}"] = -_mean(items, reference.answers).rise_nats
+                drop = -answers.change(base_model, cut).rise_nats
+                found[f"probe_loss_drop_rank_{lower}"] = drop
     return found
-
-
-def _whole(
-    base_model: nn.Module, updates: Mapping[str, LowRankUpdate], reference: Reference
-) -> dict[str, float]:
-    """Loss and divergences of the whole update."""
-    items = reference.divergences(base_model, updates)
-    number = len(reference.answers)
-    found: dict[str, float] = {}
-    if reference.answers:
-        mean = _mean(items[:number], reference.answers)
-        found |= {"probe_loss_drop": -mean.rise_nats, "probe_kl": mean.kl_nats}
-    if reference.texts:
-        found["probe_kl_text"] = _mean(items[number:], reference.texts).kl_nats
-    return found
-
-
-def _mean(items: Sequence[ItemDivergence], answers: Sequence[RightAnswer]) -> ItemDivergence:
-    """Means over tokens, as the gauge of forgetting takes them."""
-    lengths = [len(answer.continuation) for answer in answers]
-    return ItemDivergence(
-        *(
-            math.fsum(weighted_by_tokens(each, lengths)) / len(items)
-            for each in zip(*items, strict=True)
-        )
-    )

@@ -12,6 +12,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.tasks.requests import PreparedTask, prepared_task
 from rankwise.tasks.right_answers import right_answers
 
 NUM_ITEMS = 64
@@ -43,21 +44,10 @@ def measure_features(
         )
         raise ConfigError(config.name, [problem])
     note = (lambda _: None) if observer is None else observer.noted
-    plan = plan_study(_measured_part(config), note)
+    gauged = config.analysis.model_copy(update={"gauges": True})  # for their right answers
+    plan = plan_study(config.model_copy(update={"analysis": gauged}), note)
     study = _untrained(plan, _largest(plan))
     return features_of(study, with_probe=with_probe, note=note)
-
-
-def _measured_part(config: StudyConfig) -> StudyConfig:
-    """The study with fewer items, and with the right answers of the gauge."""
-    evaluation, analysis = config.evaluation, config.analysis
-    limit = min(evaluation.limit or NUM_ITEMS, NUM_ITEMS)
-    return config.model_copy(
-        update={
-            "evaluation": evaluation.model_copy(update={"limit": limit}),
-            "analysis": analysis.model_copy(update={"gauges": True}),
-        }
-    )
 
 
 def _largest(plan: StudyPlan) -> PlannedRun:
@@ -78,36 +68,40 @@ def _untrained(plan: StudyPlan, model: PlannedRun) -> Untrained:
     """The base in memory, and what it reads."""
     record = plan.record
     (train_task,) = record.tasks
-    relations = record.tasks[train_task]
-    in_domain, retention = (
+    relations, overlaps = record.tasks[train_task], record.overlaps[train_task]
+    own, kept = (
         [plan.tasks[name] for name in relations.get(relation, ())]
         for relation in ("in_domain", "retention")
     )
-    base_model: Any = models.load_frozen(
+    base: Any = models.load_frozen(
         models.fetch_weights(plan.base),
         record.precision,
         plan.device,
         record.config.train.base_precision,
     )
+    max_length = models.context_length(base.config, plan.tokenizer)
     planned = next(each for each in record.passes if model.name in each.runs)
-    gauged, own = plan.gauged.get(train_task, ()), {task.name for task in in_domain}
-    overlaps = record.overlaps[train_task]
+    gauged, in_domain = plan.gauged.get(train_task, ()), {task.name for task in own}
+    vocabulary_size: int = base.config.get_text_config().vocab_size
     return Untrained(
-        base_model=base_model,
+        base_model=base,
         tokenizer=plan.tokenizer,
         setting=ProbeSetting(record.config, model.whole, planned, record.precision),
+        num_parameters=record.num_parameters,
         examples=plan.examples[train_task],
-        in_domain=in_domain,
-        retention=retention,
-        answers=[answer for answer in gauged if answer.task in own],
-        texts=[answer for answer in gauged if answer.task not in own],
-        retained=right_answers(
-            retention, plan.tokenizer, base_model.config.get_text_config().vocab_size
-        ),
-        overlaps=[
-            overlaps[task.name] / task.num_items
-            for task in (*in_domain, *retention)
-            if task.name in overlaps
-        ],
+        in_domain=[_first_items(task, plan, max_length) for task in own],
+        retention=[_first_items(task, plan, max_length) for task in kept],
+        answers=[answer for answer in gauged if answer.task in in_domain],
+        texts=[answer for answer in gauged if answer.task not in in_domain],
+        retained=right_answers(kept, plan.tokenizer, vocabulary_size),
+        overlaps=[overlaps[task.name] / task.num_items for task in (*own, *kept)],
         max_batch_tokens=plan.step_tokens,
     )
+
+
+def _first_items(task: PreparedTask, plan: StudyPlan, max_length: int) -> PreparedTask:
+    """The task with its first ``NUM_ITEMS`` items, in the order in which a study takes them."""
+    if task.num_items <= NUM_ITEMS:
+        return task
+    evaluation = plan.record.config.evaluation
+    return prepared_task(task.loaded, plan.tokenizer, max_length, evaluation, limit=NUM_ITEMS)
