@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def _collected(folder: StudyFolder, part: TrainTaskResults) -> CollectedStudy:
         )
     source, plan, train = OptionGains(part), lora[0], part.study.config.train
     model = CollectedModel(
-        name=part.study.config.base_model.name,
+        name=_without_folders(part.study.config.base_model.name),
         fingerprint=part.study.base_model_fingerprint,
         num_parameters=part.study.num_parameters,
         parameters_per_rank=plan.num_trainable_parameters // (plan.rank or 1),
@@ -114,6 +115,12 @@ def recorded_features(
         if those
     }
     return {name: float(value) for name, value in (found | means).items()}
+
+
+def _without_folders(name: str) -> str:
+    """A model's name; of a folder its last part, for the others are of one machine."""
+    path = PurePath(name)
+    return path.name if path.is_absolute() else name
 
 
 def _run(folder: StudyFolder, source: OptionGains, run: ModelResults) -> CollectedRun:

@@ -59,6 +59,19 @@ def test_figures_are_those_of_the_study(study: CollectedStudy) -> None:
     assert study.features["gradient_energy_rank_90"] == 7.0
 
 
+def test_no_folder_of_the_machine_is_kept(tmp_path: Path) -> None:
+    results = planted_study()
+    config = results.study.config
+    base = config.base_model.model_copy(update={"name": "/somewhere/models/my-base"})
+    config = config.model_copy(update={"base_model": base})
+    study = results.study.model_copy(update={"config": config})
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, results.model_copy(update={"study": study}))
+    (found,) = collected_studies(folder)
+    assert found.base_model.name == "my-base"
+    assert "somewhere" not in found.model_dump_json()
+
+
 def test_items_are_known_by_place_alone(study: CollectedStudy) -> None:
     assert [items.task for items in study.items] == ["kinship", "capitals", "elements"]
     kinship = study.items[0]
