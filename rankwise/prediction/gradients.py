@@ -72,7 +72,7 @@ def gradient_features(
         others: dict[str, Tensor] = {}
         if retained:
             others = weight_gradients(base_model, group, retained, max_tokens=max_tokens).of_layers
-        for name in group:
+        for name in list(own):  # an expert that no row was sent to is not there
             compared[name] = _compared(own.pop(name), others.pop(name, None))
     ranks = {name: float(each.energy_rank) for name, each in compared.items() if each.energy_rank}
     found = {"train_loss": loss, **means_by_kind("gradient_energy_rank_90", ranks)}
@@ -89,7 +89,7 @@ def weight_gradients(
     """The gradients of the named layers of a frozen base, whose own weights need no gradient.
 
     Args:
-        base_model: in eval mode, in any precision, quantised or not.
+        base_model: in eval mode; sums are float32 whatever its precision.
         layer_names: of linear layers.
         examples: at least one.
         max_tokens: of one micro-batch; halved while memory runs out.

@@ -70,6 +70,25 @@ def test_they_are_those_of_autograd(family: str, max_tokens: int) -> None:
         torch.testing.assert_close(found.of_layers[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_sums_of_a_bfloat16_model_are_float32() -> None:
+    _, expected = dense("Llama", ROWS)
+    found = weight_gradients(frozen("Llama").bfloat16(), expected, ROWS, max_tokens=4).of_layers
+    for name, gradient in expected.items():
+        assert found[name].dtype == torch.float32
+        error = float((found[name] - gradient).norm() / gradient.norm())
+        assert 0.0 < error < 0.05
+
+
+def test_a_layer_that_reads_nothing_is_left_out() -> None:
+    model = frozen("Llama")
+    model.unread = torch.nn.Linear(4, 4)
+    shapes = adaptable_shapes(model)
+    assert "unread" in shapes
+    features = gradient_features(model, shapes, ROWS, OTHERS, max_tokens=100)
+    del shapes["unread"]
+    assert features == gradient_features(model, shapes, ROWS, OTHERS, max_tokens=100)
+
+
 def test_the_base_is_left_as_it_was() -> None:
     model = frozen("Llama")
     weight_gradients(model, adaptable_shapes(model), ROWS, max_tokens=100)
