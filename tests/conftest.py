@@ -21,7 +21,16 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Shapes and types of the packages that hold tensors are checked at every call in the tests.
-install_import_hook(["rankwise.engine", "rankwise.weights", "rankwise.heads"], "beartype.beartype")
+install_import_hook(
+    [
+        "rankwise.engine",
+        "rankwise.weights",
+        "rankwise.heads",
+        "rankwise.prediction.activations",
+        "rankwise.prediction.gradients",
+    ],
+    "beartype.beartype",
+)
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
 

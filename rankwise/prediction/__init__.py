@@ -1,0 +1,1 @@
+"""What can be known of the best rank before it is trained."""

@@ -1,0 +1,146 @@
+"""A finished study as predictors read it: figures and outcomes only, no weights, no texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import model_validator
+
+from rankwise.findings.stats.items import POINTS, Floats
+from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.study import Method, Relation, Unit
+
+PER_UNIT = 1000
+"""Values of items are kept in thousandths, of a share or of a nat."""
+
+
+class Change(Record):
+    """A mean over items, adapted - base, positive where it is better, with its standard error."""
+
+    unit: Unit
+    estimate: float
+    stderr: float
+
+
+class CollectedModel(Record):
+    """The base model: its name, the hash of its weights, and its size."""
+
+    name: str
+    fingerprint: str
+    num_parameters: int
+    parameters_per_rank: int
+    """Trained parameters of a LoRA run for each rank: in + out, summed over adapted matrices."""
+
+
+class CollectedTraining(Record):
+    """What all runs of the study have in common."""
+
+    num_rows: int
+    num_tokens: int
+    """Tokens that are read, over all epochs."""
+    num_steps: int
+    epochs: int
+    rows_per_step: int
+    target_modules: tuple[str, ...]
+
+
+class CollectedRun(Record):
+    """One run; what follows from scores is None where it diverged or the study has no such task.
+
+    ``gain`` is over the tasks in-domain, ``retention`` over the retention tasks (in points, every
+    task counting the same), ``held_out_text`` the change of the loss on prose. ``losses_nats`` are
+    means over eighths of the training. ``energy_rank_90`` and ``intruders`` are means over the
+    adapted matrices, ``update_norm`` is that of the whole update.
+    """
+
+    method: Method
+    rank: int | None
+    alpha: float | None
+    learning_rate: float | None
+    seed: int | None
+    status: Literal["trained", "diverged"]
+    gain: Change | None
+    retention: Change | None
+    held_out_text: Change | None
+    tasks: Mapping[str, Change]
+    losses_nats: tuple[float, ...]
+    energy_rank_90: float | None
+    intruders: float | None
+    update_norm: float | None
+
+
+class CollectedItems(Record):
+    """The items of one task: of the base first, then of each run in the study's order.
+
+    ``values`` are p(right), or what else decides, in thousandths with blanks between; ``right`` is
+    a 0 or 1 for each item by the task's own metric. Both are empty for a run that diverged, and
+    ``right`` where items are neither right nor wrong. Items are known by their place alone.
+    """
+
+    task: str
+    relation: Relation
+    unit: Unit
+    higher_is_better: bool
+    values: tuple[str, ...]
+    right: tuple[str, ...]
+
+    def value_of(self, model: int) -> Floats:
+        """(items,): points or nats of the model at this place; 0 is the base."""
+        scale = POINTS if self.unit == "points" else 1.0
+        return np.array(self.values[model].split(), dtype=float) / PER_UNIT * scale
+
+    def right_of(self, model: int) -> Floats:
+        """(items,): 1 where the model at this place is right, else 0; empty where not known."""
+        return np.array([float(sign) for sign in self.right[model]])
+
+    def gain_of(self, model: int) -> Floats:
+        """(items,): adapted - base, positive where the model is better."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        return sign * (self.value_of(model) - self.value_of(0))
+
+
+class CollectedStudy(VersionedRecord):
+    """The runs of a study that were trained on one task.
+
+    ``source`` is a hash of the study and of all its runs, so that a study is known again.
+    ``features`` is what was known or measured before training, by name; see METHODS.
+    """
+
+    task: str
+    source: str
+    base_model: CollectedModel
+    training: CollectedTraining
+    features: Mapping[str, float]
+    base_scores: Mapping[str, float]
+    """Task -> score of the base, in points or nats."""
+    runs: tuple[CollectedRun, ...]
+    items: tuple[CollectedItems, ...]
+
+    @model_validator(mode="after")
+    def _every_run_has_items(self) -> CollectedStudy:
+        for items in self.items:
+            if not len(items.values) == len(items.right) == len(self.runs) + 1:
+                raise ValueError(
+                    f"items of {items.task}: {len(items.values)} models and {len(self.runs)} runs"
+                )
+        return self
+
+    @property
+    def file_name(self) -> str:
+        """Where it lies in a collection; the same study has the same name."""
+        return f"{self.task}-{self.training.num_rows}-{self.source[:8]}.json"
+
+    def with_features(self, features: Mapping[str, float]) -> CollectedStudy:
+        """The same with features that were measured, in the place of recorded ones of that name."""
+        return self.model_copy(update={"features": {**self.features, **features}})
+
+    def items_of(self, *relations: Relation) -> tuple[CollectedItems, ...]:
+        """The items of all tasks of these relations."""
+        return tuple(items for items in self.items if items.relation in relations)
+
+
+def in_thousandths(values: Sequence[float]) -> str:
+    """Values as they are kept in ``CollectedItems``."""
+    return " ".join(str(round(value * PER_UNIT)) for value in values)

@@ -1,0 +1,183 @@
+"""How good predictors are on studies of tasks that they have not seen, and whether one is better.
+
+The comparison is the one of docs/studies/prediction.md, which was written down before it was run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rankwise.findings.stats.items import Floats
+from rankwise.prediction.curves import RankCurve, Target, left_out_in_turn
+from rankwise.prediction.laws import LAWS
+from rankwise.prediction.learned import LEARNED
+from rankwise.prediction.predictors import (
+    CONSTANTS,
+    SIMPLE_RULES,
+    TIE,
+    Kind,
+    Predictor,
+    choose,
+)
+
+PREDICTORS = (*CONSTANTS, *SIMPLE_RULES, *LAWS, *LEARNED)
+CONFIDENCE = 0.95
+SPLITS, DRAWS = 10, 4000
+MIN_TASKS = 4
+"""With fewer tasks a bootstrap over them says nothing."""
+
+
+class Mean(NamedTuple):
+    """A mean over tasks with its bounds from a bootstrap over tasks."""
+
+    value: float
+    lower: float
+    upper: float
+
+    @property
+    def is_below_zero(self) -> bool:
+        """Whether the whole interval is."""
+        return self.upper < 0.0
+
+
+class Judged(NamedTuple):
+    """A predictor's record on one target.
+
+    ``by_task`` has the regret of each task that was left out, its studies averaged;
+    ``choices`` the rank that it chose for each study. ``less_constants`` is its regret less that
+    of each constant, negative where it is better.
+    """
+
+    name: str
+    kind: Kind
+    regret: Mean
+    by_task: Mapping[str, float]
+    choices: Mapping[str, int]
+    less_constants: Mapping[str, Mean]
+
+    @property
+    def beats_the_constants(self) -> bool:
+        """Whether its regret is shown to be below that of each of them."""
+        differences = self.less_constants.values()
+        return self.kind != "constant" and all(each.is_below_zero for each in differences)
+
+
+class Judgement(NamedTuple):
+    """All predictors on one target; ``not_judged`` lack features or do not speak of it."""
+
+    target: Target
+    num_tasks: int
+    judged: tuple[Judged, ...]
+    not_judged: tuple[str, ...]
+
+    def of(self, name: str) -> Judged | None:
+        """The record of a predictor; None where it was not judged."""
+        return next((each for each in self.judged if each.name == name), None)
+
+    @property
+    def best_constant(self) -> Judged:
+        """The one with the smallest regret."""
+        constants = [each for each in self.judged if each.kind == "constant"]
+        return min(constants, key=lambda each: each.regret.value)
+
+
+def judge(
+    curves: Sequence[RankCurve],
+    target: Target,
+    predictors: Sequence[Predictor] = PREDICTORS,
+    *,
+    measured_on: Target | None = None,
+    seed: int = 0,
+) -> Judgement:
+    """Every predictor on every study, fitted on the studies of other tasks.
+
+    Args:
+        curves: of studies; those without what the targets need are left out.
+        target: what predictors choose by.
+        predictors: that are compared, the constants among them.
+        measured_on: what their choices are judged by; None: the same.
+        seed: of the splits and of the bootstrap.
+
+    Raises:
+        ValueError: fewer than ``MIN_TASKS`` tasks are left.
+    """
+    measured_on = measured_on or target
+    curves = [curve for curve in curves if curve.has(target) and curve.has(measured_on)]
+    tasks = tuple(dict.fromkeys(curve.task for curve in curves))
+    if len(tasks) < MIN_TASKS:
+        raise ValueError(f"{len(tasks)} tasks: a comparison over tasks needs {MIN_TASKS}")
+    able = [each for each in predictors if each.speaks_of(curves, target)]
+    regrets = {curve.name: regrets_of(curve, measured_on, seed) for curve in curves}
+    places = {each.name: _choices(each, curves, target) for each in able}
+    by_task = {
+        name: {
+            task: float(np.mean([regrets[c.name][of[c.name]] for c in curves if c.task == task]))
+            for task in tasks
+        }
+        for name, of in places.items()
+    }
+    table = {name: np.array(list(of.values())) for name, of in by_task.items()}
+    constants = [each.name for each in able if each.kind == "constant"]
+    judged = tuple(
+        Judged(
+            name=each.name,
+            kind=each.kind,
+            regret=mean_over_tasks(table[each.name], seed),
+            by_task=by_task[each.name],
+            choices={c.name: c.ranks[places[each.name][c.name]] for c in curves},
+            less_constants={
+                n: mean_over_tasks(table[each.name] - table[n], seed) for n in constants
+            },
+        )
+        for each in able
+    )
+    left = tuple(each.name for each in predictors if each not in able)
+    return Judgement(target, len(tasks), judged, left)
+
+
+def regrets_of(curve: RankCurve, target: Target, seed: int = 0) -> Floats:
+    """(ranks,): how far each rank is below the best, which other seeds and items choose.
+
+    The other seeds' nine tenths of the items choose the best rank, this seed's last tenth measures
+    it and all ranks, each in turn; the mean over ``SPLITS`` ways of dealing out.
+    """
+    rng = np.random.default_rng([seed, *curve.name.encode()])
+    found = list[Floats]()
+    for _ in range(SPLITS):
+        others, these = curve.split(target, rng)
+        best = np.argmax(others >= others.max(axis=-1, keepdims=True) - TIE, axis=-1)
+        regrets = np.take_along_axis(these, best[..., None], axis=-1) - these
+        found.append(regrets.mean(axis=(0, 1)))
+    return np.mean(found, axis=0)
+
+
+def mean_over_tasks(values: Sequence[float] | Floats, seed: int = 0) -> Mean:
+    """Of one number for each task, with the percentiles of a bootstrap over the tasks."""
+    of = np.asarray(values)
+    draws = np.random.default_rng(seed).integers(len(of), size=(DRAWS, len(of)))
+    tail = (1.0 - CONFIDENCE) / 2.0
+    lower, upper = np.quantile(of[draws].mean(axis=1), [tail, 1.0 - tail])
+    return Mean(float(of.mean()), float(lower), float(upper))
+
+
+def bound_of_new_task(regrets: Sequence[float], confidence: float) -> float | None:
+    """What the regret on another task of the same kind is at most, at ``confidence`` (0..1).
+
+    The conformal bound: the k-th smallest of n regrets on tasks that were left out, k = ⌈(n + 1)
+    confidence⌉. None where that is more than n.
+    """
+    place = math.ceil((len(regrets) + 1) * confidence - 1e-9)
+    return None if place > len(regrets) else sorted(regrets)[place - 1]
+
+
+def _choices(predictor: Predictor, curves: Sequence[RankCurve], target: Target) -> dict[str, int]:
+    """Name of a curve -> the place of the rank that is chosen without its task."""
+    found = dict[str, int]()
+    for held_out, others in left_out_in_turn(curves):
+        forecast = predictor.fit(others, target)
+        found |= {curve.name: choose(forecast, curve.question).place for curve in held_out}
+    return found

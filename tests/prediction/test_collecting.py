@@ -1,0 +1,210 @@
+"""What the collection keeps of a finished study, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rankwise.errors import RecordError
+from rankwise.prediction.collected import CollectedStudy
+from rankwise.prediction.collecting import collected_studies
+from rankwise.prediction.collection import add_study, own_collection, read_collection
+from rankwise.prediction.curves import curve_of
+from rankwise.records.fingerprints import spectra_fingerprint
+from rankwise.records.folder import StudyFolder
+from tests.planted.folders import write_study
+from tests.planted.results import Scores, planted_study
+from tests.planted.weights import spectra
+
+# kinship: 0.50 of the base and 0.70, 0.80, 0.81 of the ranks; retention 0.90, then 0.90, 0.90, 0.88
+GAIN = {4: 20.0, 16: 30.0, 64: 31.0}
+RETENTION = {4: 0.0, 16: 0.0, 64: -2.0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    found = StudyFolder(tmp_path / "study")
+    write_study(found, planted_study(seeds=(0, 1)))
+    return found
+
+
+@pytest.fixture
+def study(folder: StudyFolder) -> CollectedStudy:
+    (found,) = collected_studies(folder)
+    return found.with_features({"gradient_energy_rank_90": 7.0})
+
+
+def test_figures_are_those_of_the_study(study: CollectedStudy) -> None:
+    assert (study.task, study.base_model.name) == ("kinship", "smollm2-135m-instruct")
+    assert study.base_model.parameters_per_rank == 115_200
+    assert study.training.num_rows == 480
+    assert study.base_scores["kinship"] == 50.0
+    assert [(run.rank, run.seed) for run in study.runs] == [
+        (4, 0), (4, 1), (16, 0), (16, 1), (64, 0), (64, 1), (None, 0), (None, 1)
+    ]  # fmt: skip
+    for run in study.runs[:6]:
+        assert run.gain is not None
+        assert run.retention is not None
+        assert run.rank is not None
+        assert run.gain.estimate == pytest.approx(GAIN[run.rank], abs=1e-3)
+        assert run.retention.estimate == pytest.approx(RETENTION[run.rank], abs=1e-3)
+        assert 0.0 < run.gain.stderr < 5.0
+    assert study.features["base_accuracy"] == 0.5
+    assert study.features["train_tokens"] == 12_000  # of two epochs
+    assert study.features["gradient_energy_rank_90"] == 7.0
+
+
+def test_no_folder_of_the_machine_is_kept(tmp_path: Path) -> None:
+    results = planted_study()
+    config = results.study.config
+    base = config.base_model.model_copy(update={"name": "/somewhere/models/my-base"})
+    config = config.model_copy(update={"base_model": base})
+    study = results.study.model_copy(update={"config": config})
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, results.model_copy(update={"study": study}))
+    (found,) = collected_studies(folder)
+    assert found.base_model.name == "my-base"
+    assert "somewhere" not in found.model_dump_json()
+
+
+def test_items_are_known_by_place_alone(study: CollectedStudy) -> None:
+    assert [items.task for items in study.items] == ["kinship", "capitals", "elements"]
+    kinship = study.items[0]
+    assert kinship.right_of(0).sum() == 150
+    assert kinship.right_of(1).sum() == 210  # rank 4, seed 0
+    assert kinship.gain_of(1).mean() == pytest.approx(20.0)
+
+
+def test_losses_and_weights_of_a_run(folder: StudyFolder) -> None:
+    """Six matrices of norm 3, with two intruders each; 16 losses, averaged in pairs."""
+    record = folder.read_study()
+    run = record.runs[0]
+    found = spectra(run, lambda _: 3.0, intruders=2.0)
+    fingerprint = spectra_fingerprint(record, run)
+    folder.write(
+        folder.spectra_file(run.name), found.model_copy(update={"fingerprint": fingerprint})
+    )
+    for step in range(16):
+        folder.append_metrics(run.name, {"step": step, "loss_nats": float(step)})
+    (study,) = collected_studies(folder)
+    first, second = study.runs[:2]
+    assert first.losses_nats == (0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5)
+    assert (first.energy_rank_90, first.intruders) == (2.0, 2.0)
+    assert first.update_norm == pytest.approx(3.0 * 6**0.5)
+    assert (second.losses_nats, second.intruders, second.update_norm) == ((), None, None)
+
+
+def test_the_curve_is_what_was_planted(study: CollectedStudy) -> None:
+    curve = curve_of(study)
+    assert curve is not None
+    assert curve.ranks == (4, 16, 64)
+    assert curve.mean("gain") == pytest.approx(list(GAIN.values()))
+    assert curve.mean("retention") == pytest.approx(list(RETENTION.values()))
+    assert [array.shape for array in curve.parts["retention"]] == [(2, 200, 3), (2, 200, 3)]
+
+
+def test_a_rank_counts_at_the_median_of_its_rates(study: CollectedStudy) -> None:
+    """Of rates 1e-4, 2e-4 and 4e-4 at rank 16 the middle one; a rank without a seed is left out."""
+    run = study.runs[2]
+    slow, fast = (run.model_copy(update={"learning_rate": rate}) for rate in (1e-4, 4e-4))
+    runs = (*study.runs[:3], study.runs[3], slow, slow, fast, fast, study.runs[4])
+    places = (0, 1, 2, 3, 4, 3, 3, 4, 4, 5)
+    items = tuple(
+        each.model_copy(
+            update={
+                "values": tuple(each.values[place] for place in places),
+                "right": tuple(each.right[place] for place in places),
+            }
+        )
+        for each in study.items
+    )
+    curve = curve_of(study.model_copy(update={"runs": runs, "items": items}))
+    assert curve is not None
+    assert curve.question.ranks == (4, 16)
+    assert curve.question.rates == (2e-4, 2e-4)
+    assert sorted((trial.rank, trial.rate) for trial in curve.trials) == [
+        (4, 2e-4), (16, 1e-4), (16, 2e-4), (16, 4e-4)
+    ]  # fmt: skip
+
+
+def test_losses_in_nats_have_no_curve(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    losses: Scores = {4: 1.0, 16: 0.9, "full": 0.8}
+    write_study(folder, planted_study(losses, in_domain_unit="nats"))
+    (study,) = collected_studies(folder)
+    gain = study.runs[1].gain
+    assert gain is not None
+    assert gain.unit == "nats"
+    assert "base_loss" in study.features
+    assert curve_of(study) is None
+
+
+def test_a_study_is_read_as_it_was_written_and_once(study: CollectedStudy, tmp_path: Path) -> None:
+    path = add_study(tmp_path / "own", study)
+    add_study(tmp_path / "other", study)
+    assert path.name == f"kinship-480-{study.source[:8]}.json"
+    assert read_collection(tmp_path / "own", tmp_path / "other", tmp_path / "none") == (study,)
+    assert path.stat().st_size < 50_000
+
+
+def test_the_users_collection_has_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RANKWISE_COLLECTION", str(tmp_path))
+    assert own_collection() == tmp_path
+    monkeypatch.delenv("RANKWISE_COLLECTION")
+    assert own_collection().name == "collection"
+    assert "rankwise" in own_collection().parts
+
+
+def test_an_unfinished_study_is_refused(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    results = planted_study()
+    write_study(folder, results)
+    folder.run_file(results.runs[1].name).unlink()
+    with pytest.raises(RecordError, match=r"is no finished study: kinship-lora-r016.* not trained"):
+        collected_studies(folder)
+
+
+def test_a_study_of_one_rank_is_refused(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study({16: 0.8, "full": 0.8}))
+    with pytest.raises(RecordError, match="has rank 16 alone on kinship"):
+        collected_studies(folder)
+
+
+def test_a_diverged_run_is_kept_without_scores(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study(seeds=(0, 1), diverged=[(64, 1)]))
+    (study,) = collected_studies(folder)
+    run = study.runs[5]
+    assert (run.status, run.gain, study.items[0].values[6]) == ("diverged", None, "")
+    curve = curve_of(study)
+    assert curve is not None
+    assert curve.ranks == (4, 16)
+
+
+def test_items_of_other_models_are_refused(study: CollectedStudy) -> None:
+    content = study.model_dump()
+    content["runs"] = content["runs"][1:]
+    with pytest.raises(ValueError, match="9 models and 7 runs"):
+        CollectedStudy.model_validate(content)
+
+
+def test_values_lose_less_than_a_thousandth(study: CollectedStudy) -> None:
+    items = study.items[0].model_copy(update={"values": ("123 4", *study.items[0].values[1:])})
+    assert np.allclose(items.value_of(0), [12.3, 0.4])
+
+
+def test_reading_a_collection_needs_no_torch() -> None:
+    code = (
+        "import sys, rankwise.prediction.judge, rankwise.prediction.collecting\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,65 @@
+"""The comparison runs on any collection, and reads published curves as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import prediction
+from benchmarks.prediction_domains import glue_curves, tinker_curves
+from rankwise.prediction.collection import add_study
+from tests.planted.rank_curves import collected, planted_curves
+
+
+def test_a_planted_rule_beats_the_constants_in_the_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "SHIPPED", tmp_path / "none")
+    for curve in planted_curves(rule=True):
+        add_study(tmp_path / "own", collected(curve))
+    prediction.main(["--collection", str(tmp_path / "own"), "--only", "ours"])
+    lines = capsys.readouterr().out.splitlines()
+    told = json.loads(lines[-1])
+    assert told["ours"]["curves"] == 20
+    assert "ridge" in told["ours"]["gain"]["beat_the_constants"]
+    assert told["ours"]["gain"]["ridge_regret"] < told["ours"]["gain"]["best_constant_regret"]
+    assert told["forgotten_items"] == {}  # no item is right or wrong here
+    assert "ours, retention lost by a choice for gain: 10 tasks" in lines
+
+
+def test_glue_by_hand(tmp_path: Path) -> None:
+    file = tmp_path / "glue.csv"
+    header = "model,task,n,rank,seed,epochs,accuracy,trainable_params,trainable_pct"
+    rows = [
+        f"bert,mrpc,50,{rank},{seed},3,{accuracy},{100 + 10 * rank},0.1"
+        for rank, accuracy in ((2, 0.5), (4, 0.6))
+        for seed in (1, 2)
+    ]
+    file.write_text("\n".join([header, *rows]))
+    (curve,) = glue_curves(file)
+    assert (curve.task, curve.ranks) == ("mrpc", (2, 4))
+    assert curve.question.features == {"train_rows": 50.0, "rank_parameters": 10.0}
+    assert curve.parts["gain"][0].shape == (2, 1, 2)
+    assert curve.mean("gain") == pytest.approx([50.0, 60.0])
+
+
+def test_tinker_by_hand(tmp_path: Path) -> None:
+    """Rates 1 and 2 are those of both ranks of a/x; a/y has no rate in common."""
+    file = tmp_path / "tinker.csv"
+    rows = ["a/x,1,4,0.9,0", "a/x,2,4,0.7,0", "a/x,3,4,0.1,0", "a/x,1,16,0.6,0", "a/x,2,16,0.8,0"]
+    rows += ["a/y,1,4,0.9,0", "a/y,2,16,0.7,0"]
+    file.write_text("\n".join(["model,learning_rate,rank,test_nll,train_nll", *rows]))
+    (curve,) = tinker_curves(file)
+    assert (curve.name, curve.task) == ("a/x", "a")
+    assert curve.mean("gain") == pytest.approx([-0.7, -0.6])
+
+
+def test_the_published_curves_are_read_whole() -> None:
+    if not prediction.CURVES.is_dir():
+        pytest.skip("no shared curves beside this checkout")
+    read = prediction.domains(prediction.CURVES)
+    assert {name: len(tuple(curves)) for name, (_, curves) in read.items()} == {
+        "GLUE": 56, "tinker": 34
+    }  # fmt: skip
