@@ -175,13 +175,15 @@ class _Part:
     def _begin(self, plan: StudyPlan) -> None:
         """Write a plan, once it is sure that it may be done; or go on under that of others."""
         folder, terms = self._folder, self._terms
-        earlier = read_if_there(folder.study_file, StudyRecord)
-        if earlier is not None and self._crew.others():
+        earlier, others = read_if_there(folder.study_file, StudyRecord), self._crew.others()
+        num_workers = max(plan.num_workers, len(others) + 1)
+        if earlier is not None and others:
             deploys_more = plan.record.deployed not in ((), earlier.deployed)
             if _is_same(earlier, plan.record) and not deploys_more:
                 plan = changed(plan, record=earlier)  # with its passes
                 self._context = self._context.replanned(plan)
                 graph = stages(earlier)
+                require_disk(folder, graph, num_workers)
                 check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
                 return
             if not all(stage.is_finished(folder) for stage in stages(earlier)):
@@ -194,7 +196,7 @@ class _Part:
         files, refused = replaced_scores(plan, folder, graph, earlier)
         if refused is not None and not terms.replace:
             raise refused
-        require_disk(folder, graph)
+        require_disk(folder, graph, num_workers)
         check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
         if files:
             set_aside(folder, files, str(refused))
