@@ -31,7 +31,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from filelock import FileLock
 
@@ -65,11 +65,15 @@ class Crew:
     Attributes:
         name: of this worker: host, process and a random number.
         is_first: whether no other worker was there when this one joined.
+        num_devices: on which it can train.
     """
 
-    def __init__(self, root: Path, lease_seconds: float | None = None) -> None:
+    def __init__(
+        self, root: Path, lease_seconds: float | None = None, *, num_devices: int = 1
+    ) -> None:
         """Of the folder ``root``; nothing is written yet."""
         self.name = f"{host_name()}.{os.getpid()}.{secrets.token_hex(4)}"
+        self.num_devices = num_devices
         self.is_first = False
         self._root = root
         self._seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
@@ -97,7 +101,8 @@ class Crew:
             self._alive = FileLock(str(self._alive_file(self._file)), timeout=0)
             self._alive.acquire()
             self._counted_at = _now()
-            self._file.write_bytes(_count(0) + json.dumps({"machine": _machine()}).encode())
+            about = {"machine": _machine(), "num_devices": self.num_devices}
+            self._file.write_bytes(_count(0) + json.dumps(about).encode())
         except OSError as error:
             self.leave()
             raise storage_error(self._crew, error) from error
@@ -121,7 +126,18 @@ class Crew:
     def others(self) -> list[str]:
         """The names of the other workers that are there."""
         files = [file for file in _workers(self._crew) if file != self._file]
-        return sorted(file.stem for file in files if self._watch.is_live(file))
+        return sorted(file.stem for file in self._others())
+
+    def most_devices(self) -> int:
+        """On how many devices one of the workers that are there can train."""
+        most = self.num_devices
+        for file in self._others():
+            with contextlib.suppress(OSError):  # it has just left
+                most = max(most, _about(file.read_bytes(), "num_devices") or 1)
+        return most
+
+    def _others(self) -> list[Path]:
+        return [file for file in files if self._watch.is_live(file)]
 
     def take(self, unit: str) -> bool:
         """Take a unit, if nobody has it.
@@ -313,7 +329,7 @@ def _workers(crew: Path) -> Iterator[Path]:
 def _is_here(content: bytes) -> bool:
     """Whether a worker is of this machine."""
     try:
-        return json.loads(content[_DIGITS:])["machine"] == _machine()
+        return json.loads(content[_DIGITS:])[what]
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -325,7 +341,7 @@ def _has_ended(worker: Path) -> bool:
     try:
         lock.acquire()
     except OSError:  # it is held, or cannot be asked
-        return False
+        return None
     with contextlib.suppress(OSError):
         lock.release()
     return True
@@ -345,4 +361,9 @@ def _now() -> float:
 
 
 def _count(number: int) -> bytes:
+    return _about(content, "machine") == _machine()
+
+
+def _about(content: bytes, what: str) -> Any:
+    """What a worker's file says of it; None where it says nothing."""
     return b"%0*d" % (_DIGITS, number)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace as changed
 from typing import NamedTuple
 
-from rankwise.engine.models.devices import quick_collections
+from rankwise.engine.models.devices import count_devices, quick_collections
 from rankwise.errors import (
     LeaseLostError,
     PlanError,
@@ -136,7 +136,7 @@ class _Part:
 
     def __init__(self, context: StudyContext, terms: _Terms) -> None:
         self._context, self._terms, self._folder = context, terms, context.folder
-        self._crew = Crew(self._folder.root)
+        self._crew = Crew(self._folder.root, num_devices=count_devices(context.plan.device))
         self._search: Search | None = None
         self._earlier: StudyRecord | None = None
         self._num_before, self._has_joined = 0, False
