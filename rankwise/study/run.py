@@ -164,7 +164,7 @@ class _Part:
         plan, folder = self._context.plan, self._folder
         self._crew.join()
         self._has_joined = True
-        folder.guard = self._crew.require
+        folder.guard, folder.progress_file = self._crew.require, self._crew.progress_file
         if self._crew.is_first:
             _set_damaged_aside(plan, folder, self._context.observer)
         if plan.record.config.is_searched:
@@ -254,7 +254,7 @@ class _Part:
             self._take_back()
         is_last = self._has_joined and not self._crew.others()
         self._crew.leave()
-        folder.guard = lambda: None
+        folder.guard, folder.progress_file = lambda: None, None
         if is_last:
             with contextlib.suppress(RankwiseError), folder.lock():
                 pass  # which tidies up
