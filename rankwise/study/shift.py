@@ -106,7 +106,8 @@ class Shift:
 
     def _num_devices(self, unit: Unit) -> int:
         """That the worker must have who does what is left of a unit."""
-        return max(stage.num_devices for stage in unit.stages if not self._is_over(stage))
+        left = [stage.num_devices for stage in unit.stages if not self._is_over(stage)]
+        return max(left, default=1)  # another worker may just have done it
 
     def _is_due(self, stage: Stage) -> bool:
         """Whether a stage is left, and can be done now."""
