@@ -110,7 +110,6 @@ def forecast(
     planned: StudyPlan,
     folder: StudyFolder,
     machine: Machine | None,
-    num_devices: int,
     tokens_per_second: float | None,
     price_per_hour: float | None,
 ) -> Forecast:
@@ -119,7 +118,7 @@ def forecast(
     Raises:
         ConfigError: there is a price, and no speed is known.
     """
-    record = planned.record
+    record, num_devices = planned.record, planned.num_workers
     damages = find_damage(folder, models_of(record, folder))
     intact = folder.without({path for damage in damages for path in damage.spoils})
     record = with_deployed(record, intact)

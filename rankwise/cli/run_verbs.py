@@ -238,7 +238,7 @@ def plan(
     planned = planned_study(config, folder, machine, num_workers=devices)
     from rankwise.cli.plans import forecast
 
-    shown = forecast(planned, folder, machine, devices, tokens_per_second, price_per_hour)
+    shown = forecast(planned, folder, machine, tokens_per_second, price_per_hour)
     warn(f"damaged: {damage}; it is made again" for damage in shown.damages)
     found = None
     if budget is not None:

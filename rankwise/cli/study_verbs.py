@@ -79,15 +79,19 @@ def report(
 
 @verb(STUDIES)
 def status(directory: Folder, as_json: Json = False) -> int:
-    """Show what of a study is done and what is left."""
+    """Show what of a study is done, what is left, and who works on it."""
     from rankwise.cli.terminal import status_table
     from rankwise.records.folder import StudyFolder
-    from rankwise.study.status import study_status
+    from rankwise.study.status import study_status, worker_status
 
-    lines = study_status(StudyFolder(directory))
+    folder = StudyFolder(directory)
+    lines, workers = study_status(folder), worker_status(folder)
     if as_json:
-        return emit([line._asdict() for line in lines])
+        models = [line._asdict() for line in lines]
+        return emit({"models": models, "workers": [worker._asdict() for worker in workers]})
     stdout.print(status_table(lines))
+    for worker in workers:
+        say(str(worker))
     for line in lines:
         for failure in line.failed:
             say(f"failed: {line.model}: {failure}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -16,6 +15,7 @@ from rankwise.cli.application import OK, Folder, Json, emit, say, verb
 from rankwise.cli.run_verbs import STUDIES
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.records import quantities
+from rankwise.records.leases import LEASE_SECONDS, Watch
 
 if TYPE_CHECKING:
     from rankwise.records.folder import StudyFolder
@@ -37,6 +37,7 @@ class Watched:
         """Nothing is read yet."""
         self._folder, self._seconds = folder, seconds
         self._lock = threading.Lock()
+        self._workers = Watch(LEASE_SECONDS)
         self._drawn_at: float | None = None
         self._text = ""
 
@@ -71,7 +72,7 @@ class Watched:
             remarks.append("What follows is of what is finished; it can change until all is.")
         except RankwiseError as error:
             remarks.append(f"There is no verdict yet: {error}")
-        now = _now(study, self._folder)
+        now = _now(study, self._folder, self._workers)
         remarks += now.remarks
         figures = [] if page.sections else list(loss_figure(study, losses))
         progress = ReportSection(
@@ -102,39 +103,42 @@ class _Now(NamedTuple):
     tables: list[Table]
 
 
-def _now(study: StudyRecord, folder: StudyFolder) -> _Now:
-    """As the process that runs the study tells; without one, by what finished stages took."""
+def _now(study: StudyRecord, folder: StudyFolder, watch: Watch) -> _Now:
+    """As the workers tell; where none does, by what finished stages took."""
     from rankwise.study.outline import study_outline
     from rankwise.study.pace import Pace
     from rankwise.study.stages import stages
+    from rankwise.study.status import worker_status
 
-    outline = {stage.id: stage for stage in study_outline(stages(study), folder)}
-    left = [stage for stage in outline.values() if not stage.is_finished]
-    progress = folder.read_progress()
-    if progress is None or progress.stage not in outline:
+    outline = study_outline(stages(study), folder)
+    left = [stage for stage in outline if not stage.is_finished]
+    workers = worker_status(folder, watch)
+    remarks = [f"{worker}." for worker in workers]
+    if not workers and left:
+        remarks = ["No process runs the study."]
+    told = [worker.progress for worker in workers if worker.progress is not None]
+    seconds = _seconds_left(told)
+    if not told:
         pace = Pace()
-        pace.planned(list(outline.values()))
+        pace.planned(outline)
         seconds = pace.stages_left(0.0)
-        remarks = ["No process runs the study."] if left else []
-    else:
-        seconds = progress.seconds_left
-        remarks = [_told(progress, outline[progress.stage])]
+    seconds = {stage.id: seconds[stage.id] for stage in left if stage.id in seconds}
     if seconds:
-        of_all = quantities.seconds(sum(seconds.values()))
-        remarks.append(f"About {of_all} are left of what is planned.")
+        of_all = quantities.seconds(sum(seconds.values()) / max(1, len(workers)))
+        shared = f", if {len(workers)} workers share it evenly" if len(workers) > 1 else ""
+        remarks.append(f"About {of_all} are left of what is planned{shared}.")
     return _Now(remarks, [_left_table(left, seconds)] if left else [])
 
 
-def _told(progress: StudyProgress, stage: StageOutline) -> str:
-    """What a running study last told of its stage."""
-    speed = progress.tokens_per_second
-    parts = [
-        f"{stage.model}: {stage.name} is {quantities.share(progress.share_done)} done",
-        *([f"{quantities.count(round(speed))} tokens per second"] if speed is not None else []),
-        f"peak memory {quantities.memory(progress.peak_memory_bytes)}",
-    ]
-    age = datetime.now(UTC) - datetime.fromisoformat(progress.told_at)
-    return f"{', '.join(parts)}; told {quantities.seconds(age.total_seconds())} ago."
+def _seconds_left(told: list[StudyProgress]) -> dict[str, float]:
+    """Stage -> about how long it takes: by whoever is at it, else by who told last."""
+    seconds: dict[str, float] = {}
+    for progress in sorted(told, key=lambda progress: progress.told_at):
+        seconds |= progress.seconds_left
+    for progress in told:
+        if progress.stage in progress.seconds_left:
+            seconds[progress.stage] = progress.seconds_left[progress.stage]
+    return seconds
 
 
 def _left_table(left: list[StageOutline], seconds: Mapping[str, float]) -> Table:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwise.errors import RecordError
+from rankwise.records import leases
 from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
 from rankwise.records.file_names import samples_beside, task_file_name
@@ -32,6 +33,7 @@ from rankwise.records.heads import (
     TaskHeadEffects,
 )
 from rankwise.records.judgement import StudyLooks
+from rankwise.records.leases import Watch
 from rankwise.records.locking import locked
 from rankwise.records.progress import StudyProgress
 from rankwise.records.repairs import AdapterRepair
@@ -82,11 +84,12 @@ class StudyFolder:
         self.search_file = root / "search.json"
         self.own_texts_file = root / "own_texts.json"
         self.report_file = root / "report.html"
-        self.progress_file = root / ".progress.json"
         self.failures_folder = root / "failures"
         self.checked = CheckedFiles(root)
         self.guard: Callable[[], None] = _nobody_else
         """Called before results are written; raises where they are another worker's by now."""
+        self.progress_file: Path | None = None
+        """Where this process says how far it is; None while it is no worker of the folder."""
         # What was read, with the state in which the file was: a study asks again and again.
         self._runs: dict[Path, tuple[list[int], RunRecord]] = {}
         self._fingerprints: dict[Path, tuple[list[int], str]] = {}
@@ -288,16 +291,16 @@ class StudyFolder:
         self.guard()
         write_record(path, record)
 
-    def read_progress(self) -> StudyProgress | None:
-        """Where the study is that is being run; None where nothing says so."""
-        with contextlib.suppress(RecordError):
-            return self.read_if_there(self.progress_file, StudyProgress)
-        return None
+    def workers(self, watch: Watch) -> list[tuple[str, StudyProgress | None]]:
+        """The names of the workers that are there, and how far each is; None: it has no unit."""
+        return [
+            (name, self._read_progress(file)) for name, file in leases.present(self.root, watch)
+        ]
 
-    def end_progress(self) -> None:
-        """Say that the study is not being run any more."""
-        with writing(self.progress_file):
-            self.progress_file.unlink(missing_ok=True)
+    def _read_progress(self, file: Path) -> StudyProgress | None:
+        with contextlib.suppress(RecordError):
+            return read_record(file, StudyProgress)
+        return None
 
     def read_study(self) -> StudyRecord:
         return read_record(self.study_file, StudyRecord)

@@ -4,6 +4,7 @@ All of it is files below ``.workers/``, so that it works between machines as wel
 
     .workers/<crew>/<worker>.worker      a worker: a number that it counts up, and its machine
     .workers/<crew>/<worker>.alive       locked as long as its process lives
+    .workers/<crew>/<worker>.progress    how far it is with its unit; none while it has none
     .workers/<crew>/<unit>.<n>.lease     who took a unit the n-th time; only one can create it
     .workers/<crew>/<unit>.<n>.released  it was given back
     .workers/<crew>/<what>.mark          what all workers are to know
@@ -31,7 +32,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from filelock import FileLock
 
@@ -64,11 +65,15 @@ class Crew:
 
     Attributes:
         name: of this worker: host, process and a random number.
+        num_devices: on which it can train.
         is_first: whether no other worker was there when this one joined.
     """
 
-    def __init__(self, root: Path, lease_seconds: float | None = None) -> None:
+    def __init__(
+        self, root: Path, lease_seconds: float | None = None, *, num_devices: int = 1
+    ) -> None:
         """Of the folder ``root``; nothing is written yet."""
+        self.num_devices = num_devices
         self.name = f"{host_name()}.{os.getpid()}.{secrets.token_hex(4)}"
         self.is_first = False
         self._root = root
@@ -97,7 +102,8 @@ class Crew:
             self._alive = FileLock(str(self._alive_file(self._file)), timeout=0)
             self._alive.acquire()
             self._counted_at = _now()
-            self._file.write_bytes(_count(0) + json.dumps({"machine": _machine()}).encode())
+            about = {"machine": _machine(), "num_devices": self.num_devices}
+            self._file.write_bytes(_count(0) + json.dumps(about).encode())
         except OSError as error:
             self.leave()
             raise storage_error(self._crew, error) from error
@@ -120,8 +126,19 @@ class Crew:
 
     def others(self) -> list[str]:
         """The names of the other workers that are there."""
+        return sorted(file.stem for file in self._others())
+
+    def most_devices(self) -> int:
+        """On how many devices one of the workers that are there can train."""
+        most = self.num_devices
+        for file in self._others():
+            with contextlib.suppress(OSError):  # it has just left
+                most = max(most, _about(file.read_bytes(), "num_devices") or 1)
+        return most
+
+    def _others(self) -> list[Path]:
         files = [file for file in _workers(self._crew) if file != self._file]
-        return sorted(file.stem for file in files if self._watch.is_live(file))
+        return [file for file in files if self._watch.is_live(file)]
 
     def take(self, unit: str) -> bool:
         """Take a unit, if nobody has it.
@@ -150,6 +167,8 @@ class Crew:
     def give_back(self) -> None:
         """Let another worker take the unit, if one is taken."""
         taken, self._taken = self._taken, None
+        with contextlib.suppress(OSError):
+            self.progress_file.unlink(missing_ok=True)
         if taken is not None:  # where it cannot be written, the worker's leaving says the same
             with contextlib.suppress(OSError):
                 taken.path.with_suffix(".released").touch()
@@ -176,6 +195,11 @@ class Crew:
     def is_marked(self, what: str) -> bool:
         """Whether a worker of the crew has said so."""
         return (self._crew / f"{what}.mark").exists()
+
+    @property
+    def progress_file(self) -> Path:
+        """Where it may say how far it is with its unit."""
+        return _progress_of(self._file)
 
     @property
     def _file(self) -> Path:
@@ -269,6 +293,23 @@ class Watch:
         return file in self._sure
 
 
+class Present(NamedTuple):
+    """A worker that is there, as others see it.
+
+    Attributes:
+        name: host, process and a random number.
+        progress_file: how far it is with its unit; missing while it has none.
+    """
+
+    name: str
+    progress_file: Path
+
+
+def present(root: Path, watch: Watch) -> list[Present]:
+    """The workers of a folder that are there."""
+    return sorted(Present(file.stem, _progress_of(file)) for file in _live(root, watch))
+
+
 def are_at_work(root: Path, *, patient: bool = True, lease_seconds: float | None = None) -> bool:
     """Whether a folder, whose lock is held, has workers.
 
@@ -281,8 +322,7 @@ def are_at_work(root: Path, *, patient: bool = True, lease_seconds: float | None
     seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
     watch = Watch(seconds)
     while True:
-        files = [file for crew in _crews(root) for file in _workers(crew)]
-        live = [file for file in files if watch.is_live(file)]
+        live = _live(root, watch)
         if not live or not patient or any(map(watch.is_sure, live)):
             return bool(live)
         time.sleep(seconds / 20)
@@ -306,16 +346,30 @@ def _crews(root: Path) -> list[Path]:
     return sorted(crew for crew in place.iterdir() if not crew.name.startswith("."))
 
 
+def _live(root: Path, watch: Watch) -> list[Path]:
+    """The files of the workers that are there."""
+    return [file for crew in _crews(root) for file in _workers(crew) if watch.is_live(file)]
+
+
 def _workers(crew: Path) -> Iterator[Path]:
     return crew.glob("*.worker")
 
 
+def _progress_of(worker: Path) -> Path:
+    return worker.with_suffix(".progress")
+
+
 def _is_here(content: bytes) -> bool:
     """Whether a worker is of this machine."""
+    return _about(content, "machine") == _machine()
+
+
+def _about(content: bytes, what: str) -> Any:
+    """What a worker's file says of it; None where it says nothing."""
     try:
-        return json.loads(content[_DIGITS:])["machine"] == _machine()
+        return json.loads(content[_DIGITS:])[what]
     except (ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def _has_ended(worker: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Where a study is that is being run."""
+"""How far a worker is with what it does of a study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rankwise.records.base import VersionedRecord
 
 
 class StudyProgress(VersionedRecord):
-    """``.progress.json``: written every few seconds while a study runs, and removed at its end."""
+    """``.workers/…/<worker>.progress``: written every few seconds while a worker has a unit."""
 
     told_at: str
     """When it was written: an ISO 8601 date and time with its zone."""
@@ -21,4 +21,4 @@ class StudyProgress(VersionedRecord):
     peak_memory_bytes: int
     """Of the process, or of tensors on the card."""
     seconds_left: dict[str, float] = Field(default_factory=dict)
-    """Stage that is left, by its id -> about how long it takes; empty before anything is known."""
+    """Stage that is left, by its id -> about how long it takes; empty while it is not known."""

@@ -65,19 +65,22 @@ def replaced_scores(
     return [path for scoring in finished for path in scoring.files], error
 
 
-def require_disk(folder: StudyFolder, graph: Sequence[Stage]) -> None:
-    """Refuse to begin what the disk has no room for.
+def require_disk(folder: StudyFolder, graph: Sequence[Stage], num_workers: int = 1) -> None:
+    """Refuse to begin what the disk has no room for when so many workers train at once.
 
     Raises:
         StorageError: what is left of the study takes more than is free.
     """
-    needed = disk_left(graph, folder)
+    needed = disk_left(graph, folder, num_workers)
     free = free_bytes(folder.root)
     if needed > free:
+        by, fewer = "", ""
+        if num_workers > 1:
+            by, fewer = f" with {num_workers} workers", "start fewer workers, "
         raise StorageError(
-            f"what is left of the study takes about {in_words(needed)} in {folder.root} and "
-            f"{in_words(free)} are free. Free some space, choose another --study-dir, or leave "
-            "full fine-tuning out with methods.full=null."
+            f"what is left of the study takes about {in_words(needed)}{by} in {folder.root} and "
+            f"{in_words(free)} are free. Free some space, {fewer}choose another --study-dir, or "
+            "leave full fine-tuning out with methods.full=null."
         )
 
 

@@ -62,7 +62,7 @@ class Follower:
 
     Args:
         memory: the peak of the memory in use, in bytes.
-        folder: of the study, where ``rankwise watch`` is told; None: it is not.
+        folder: of the study, where others are told; None: they are not.
         clock: seconds that only go forward.
     """
 
@@ -86,10 +86,7 @@ class Follower:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._folder is not None and self._told_at is not None:
-            with contextlib.suppress(StorageError):
-                self._folder.end_progress()
+    def __exit__(self, *_: object) -> None: ...
 
     def study_started(self, stages: Sequence[StageOutline]) -> None:
         self.stages = {stage.id: stage for stage in stages}
@@ -161,7 +158,7 @@ class Follower:
     def _tell(self) -> None:
         """Write where the study is; the next stage says it where the folder cannot be written."""
         now = self.now()
-        if self._folder is None or now is None:
+        if self._folder is None or self._folder.progress_file is None or now is None:
             return
         self._told_at = self._clock()
         with contextlib.suppress(StorageError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace as changed
 from typing import NamedTuple
 
-from rankwise.engine.models.devices import quick_collections
+from rankwise.engine.models.devices import count_devices, quick_collections
 from rankwise.errors import (
     LeaseLostError,
     PlanError,
@@ -136,7 +136,7 @@ class _Part:
 
     def __init__(self, context: StudyContext, terms: _Terms) -> None:
         self._context, self._terms, self._folder = context, terms, context.folder
-        self._crew = Crew(self._folder.root)
+        self._crew = Crew(self._folder.root, num_devices=count_devices(context.plan.device))
         self._search: Search | None = None
         self._earlier: StudyRecord | None = None
         self._num_before, self._has_joined = 0, False
@@ -164,7 +164,7 @@ class _Part:
         plan, folder = self._context.plan, self._folder
         self._crew.join()
         self._has_joined = True
-        folder.guard = self._crew.require
+        folder.guard, folder.progress_file = self._crew.require, self._crew.progress_file
         if self._crew.is_first:
             _set_damaged_aside(plan, folder, self._context.observer)
         if plan.record.config.is_searched:
@@ -175,13 +175,15 @@ class _Part:
     def _begin(self, plan: StudyPlan) -> None:
         """Write a plan, once it is sure that it may be done; or go on under that of others."""
         folder, terms = self._folder, self._terms
-        earlier = read_if_there(folder.study_file, StudyRecord)
-        if earlier is not None and self._crew.others():
+        earlier, others = read_if_there(folder.study_file, StudyRecord), self._crew.others()
+        num_workers = max(plan.num_workers, len(others) + 1)
+        if earlier is not None and others:
             deploys_more = plan.record.deployed not in ((), earlier.deployed)
             if _is_same(earlier, plan.record) and not deploys_more:
                 plan = changed(plan, record=earlier)  # with its passes
                 self._context = self._context.replanned(plan)
                 graph = stages(earlier)
+                require_disk(folder, graph, num_workers)
                 check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
                 return
             if not all(stage.is_finished(folder) for stage in stages(earlier)):
@@ -194,7 +196,7 @@ class _Part:
         files, refused = replaced_scores(plan, folder, graph, earlier)
         if refused is not None and not terms.replace:
             raise refused
-        require_disk(folder, graph)
+        require_disk(folder, graph, num_workers)
         check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
         if files:
             set_aside(folder, files, str(refused))
@@ -252,7 +254,7 @@ class _Part:
             self._take_back()
         is_last = self._has_joined and not self._crew.others()
         self._crew.leave()
-        folder.guard = lambda: None
+        folder.guard, folder.progress_file = lambda: None, None
         if is_last:
             with contextlib.suppress(RankwiseError), folder.lock():
                 pass  # which tidies up

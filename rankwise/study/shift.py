@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from time import sleep
 
@@ -64,7 +64,7 @@ class Shift:
         self._tell()
         pause = _FIRST_PAUSE
         while due := [unit for unit in self._due() if only in (None, unit.id)]:
-            unit = next((unit for unit in due if self._crew.take(unit.id)), None)
+            unit = next((unit for unit in self._to_take(due) if self._crew.take(unit.id)), None)
             if unit is None:
                 sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -90,6 +90,24 @@ class Shift:
         """
         due = {stage.id for stage in self.graph if self._is_due(stage)}
         return [unit for unit in self._units if any(stage.id in due for stage in unit.stages)]
+
+    def _to_take(self, due: Sequence[Unit]) -> Sequence[Unit]:
+        """Those of the units that are due that this worker has the devices for.
+
+        Where nothing else is due than what needs more of them than any worker has, that: it fails.
+        """
+        needs = [self._num_devices(unit) for unit in due]
+        own = [
+            unit
+            for unit, num_devices in zip(due, needs, strict=True)
+            if num_devices <= self._crew.num_devices
+        ]
+        return own or (due if min(needs) > self._crew.most_devices() else ())
+
+    def _num_devices(self, unit: Unit) -> int:
+        """That the worker must have who does what is left of a unit."""
+        left = [stage.num_devices for stage in unit.stages if not self._is_over(stage)]
+        return max(left, default=1)  # another worker may just have done it
 
     def _is_due(self, stage: Stage) -> bool:
         """Whether a stage is left, and can be done now."""
@@ -139,6 +157,8 @@ class Shift:
     def _do_stage(self, stage: Stage, models: tuple[Model, ...]) -> None:
         context, folder = self._context, self._context.folder
         try:
+            if stage.num_devices > self._crew.num_devices:
+                raise _too_few_devices(stage, self._crew.most_devices())
             with _enough_memory():
                 self._worker.do(stage, models)
         except (StorageError, LeaseLostError):
@@ -179,6 +199,14 @@ def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFa
         error=type(error).__name__,
         message=str(error),
         failed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _too_few_devices(stage: Stage, most: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"it is planned for {stage.num_devices} cards of one machine, and no worker that is there "
+        f"has more than {most}. Start a worker where {stage.num_devices} cards are, or leave full "
+        "fine-tuning out with methods.full=null."
     )
 
 

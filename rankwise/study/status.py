@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import NamedTuple
 
+from rankwise.records import quantities
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.leases import LEASE_SECONDS, Watch
+from rankwise.records.progress import StudyProgress
 from rankwise.records.study import PlannedRun, StageFailure, StudyRecord
 from rankwise.study.damage import find_damage, models_of
 from rankwise.study.stages import (
@@ -70,6 +74,58 @@ class ModelStatus(NamedTuple):
             *(name for name, is_left in others.items() if is_left),
             *self.forms_left,
         )
+
+
+class WorkerStatus(NamedTuple):
+    """A process that works on a study.
+
+    Attributes:
+        worker: its name: host, process and a random number.
+        model: that it works on, as of ``Stage.model``; None: it has no unit.
+        stage: the task that it scores the model on, or what else it does.
+        progress: what it last told; None: it has no unit.
+    """
+
+    worker: str
+    model: str | None
+    stage: str | None
+    progress: StudyProgress | None
+
+    def __str__(self) -> str:
+        progress = self.progress
+        if progress is None:
+            return f"worker {self.worker}: has nothing to do at the moment"
+        speed = progress.tokens_per_second
+        parts = [
+            f"worker {self.worker}: {self.model}: {self.stage} is "
+            f"{quantities.share(progress.share_done)} done",
+            *([] if speed is None else [f"{quantities.count(round(speed))} tokens per second"]),
+            f"peak memory {quantities.memory(progress.peak_memory_bytes)}",
+        ]
+        age = datetime.now(UTC) - datetime.fromisoformat(progress.told_at)
+        return f"{', '.join(parts)}; told {quantities.seconds(age.total_seconds())} ago"
+
+
+def worker_status(folder: StudyFolder, watch: Watch | None = None) -> list[WorkerStatus]:
+    """The workers of a study that are there, and what each is at.
+
+    Args:
+        folder: of the study.
+        watch: that has seen them before; without one, a worker of another machine counts as there
+            until its files are gone.
+
+    Raises:
+        RecordError: the folder has no study, or its plan cannot be read.
+    """
+    by_id = {stage.id: stage for stage in stages(folder.read_study())}
+    found: list[WorkerStatus] = []
+    for name, progress in folder.workers(watch or Watch(LEASE_SECONDS)):
+        stage = None if progress is None else by_id.get(progress.stage)
+        if stage is None:
+            found.append(WorkerStatus(name, None, None, None))
+        else:
+            found.append(WorkerStatus(name, stage.model, stage.name, progress))
+    return found
 
 
 def study_status(folder: StudyFolder) -> list[ModelStatus]:

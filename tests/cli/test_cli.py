@@ -409,7 +409,9 @@ def test_status_as_table_and_as_json(finished: Finished) -> None:
     assert table.exit_code == 0
     assert "trained" in table.stdout
     assert "3/3" in table.stdout
-    base, run = json.loads(rankwise("status", finished.folder, "--json").stdout)
+    answer = json.loads(rankwise("status", finished.folder, "--json").stdout)
+    assert answer["workers"] == []
+    base, run = answer["models"]
     assert base["model"] == "base"
     assert base["training"] == "none needed"
     assert (run["training"], run["num_steps_done"], run["num_steps"]) == ("trained", 3, 3)

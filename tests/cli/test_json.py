@@ -106,8 +106,9 @@ CASES: dict[str, Case] = {
         (*RECOMMENDED, "report.html"),
     ),
     "status": Case(
-        lambda at: (at.small,), lambda a: [(m["training"], m["num_steps"]) for m in a],
-        [("none needed", 0), ("trained", 3)],
+        lambda at: (at.small,),
+        lambda a: ([(m["training"], m["num_steps"]) for m in a["models"]], a["workers"]),
+        ([("none needed", 0), ("trained", 3)], []),
     ),
     "verify": Case(
         lambda at: (at.small,), lambda a: a, {"damages": [], "num_unverifiable": 0}

@@ -113,7 +113,7 @@ def test_stages_records_status_and_report_have_it(planted: Planted) -> None:
     text = folder.report_file.read_text(encoding="utf-8")
     assert "In the forms in which it is deployed" in text
     assert "merged-bf16 loses too much" in text
-    (_, line) = json.loads(rankwise("status", folder.root, "--json").stdout)
+    (_, line) = json.loads(rankwise("status", folder.root, "--json").stdout)["models"]
     assert line["forms_left"] == []
     plan = json.loads(rankwise("plan", folder.root, "--json").stdout)
     assert plan["forms"] == list(study.forms)

@@ -106,3 +106,14 @@ def test_a_plan_and_a_run_ask_for_the_same(
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed - 1)
     with pytest.raises(StorageError, match="what is left of the study takes about"):
         require_disk(folder, graph)
+
+
+def test_workers_that_train_at_once_need_more(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph: list[Stage] = [one_pass(run(name, 100)) for name in "abc"]
+    needed = 3 * 100 * 4 + 2 * 200 * 12  # all weights, and two passes' states with a second one
+    monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed)
+    require_disk(folder, graph, 2)
+    with pytest.raises(StorageError, match=r"with 3 workers in .* start fewer workers"):
+        require_disk(folder, graph, 3)

@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from rankwise.records.folder import StudyFolder
+from rankwise.records.leases import Crew, Watch
+from rankwise.records.progress import StudyProgress
 from rankwise.records.study import StageFailure
 from rankwise.study.observer import StageOutline
 from rankwise.study.progress import LINE_SECONDS, TELL_SECONDS, Follower, TerminalObserver
@@ -163,21 +165,32 @@ def test_a_terminal_has_two_bars_of_80_columns(
 
 def test_the_folder_is_told_now_and_then_and_at_the_end_no_more(tmp_path: Path) -> None:
     folder, now = StudyFolder(tmp_path), [0.0]
+    crew = Crew(tmp_path).join()
+    folder.progress_file = crew.progress_file
+
+    def told_now() -> StudyProgress | None:
+        ((name, progress),) = folder.workers(Watch(60.0))
+        assert name == crew.name
+        return progress
+
     with Follower(lambda: MEMORY, folder, clock=lambda: now[0]) as observer:
         observer.study_started([TRAINING, SCORING])
         observer.stage_started("t")
-        begun = folder.read_progress()
+        begun = told_now()
         assert begun is not None
         assert (begun.stage, begun.share_done, begun.seconds_left) == ("t", 0.0, {})
         now[0] = TELL_SECONDS - 1
         observer.advanced(400.0)
-        assert folder.read_progress() == begun
+        assert told_now() == begun
         now[0] = 10.0
         observer.advanced(600.0)
-        told = folder.read_progress()
+        told = told_now()
         assert told is not None
         assert told.share_done == 0.25
         assert told.tokens_per_second == pytest.approx(25.0)
         assert told.peak_memory_bytes == MEMORY
         assert told.seconds_left == pytest.approx({"t": 30.0, "s": 40.0}, rel=0.01)
-    assert folder.read_progress() is None
+    crew.give_back()
+    assert told_now() is None
+    crew.leave()
+    assert folder.workers(Watch(60.0)) == []

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankwise.errors import ModelError
+from rankwise.errors import LeaseLostError, ModelError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.records.study_file import load_config
@@ -71,6 +71,19 @@ class Killing(Following):
         parts[1].kill()
 
 
+class Losing(Following):
+    """The lease is another worker's after the step ``at``."""
+
+    folder: StudyFolder | None = None
+
+    def act(self) -> None:
+        assert self.folder is not None
+        self.folder.guard = self.refuse
+
+    def refuse(self) -> None:
+        raise LeaseLostError("planted. Go on.")
+
+
 def plan_of(study_file: Path, num_devices: int) -> StudyPlan:
     """A plan of a study whose full fine-tuning is dealt out to so many."""
     settings = ["methods.lora=null", "methods.full={}", "train.max_grad_norm=0.5"]
@@ -85,6 +98,8 @@ def trained(plan: StudyPlan, root: Path, observer: Following) -> tuple[StudyFold
     """What training it leaves in a folder."""
     folder = StudyFolder(root)
     folder.write(folder.study_file, plan.record)
+    if isinstance(observer, Losing):
+        observer.folder = folder
     context = StudyContext.of(plan, folder, observer)
     stage = next(stage for stage in stages(plan.record) if isinstance(stage, Train))
     with context.signals.listening():
@@ -138,3 +153,12 @@ def test_equals_one_process_however_it_is_stopped(study_file: Path, tmp_path: Pa
     measured |= {"first_loss_nats", "provenance", "planned"}
     assert ours.planned.fingerprint == theirs.planned.fingerprint
     assert ours.model_dump(exclude=measured) == theirs.model_dump(exclude=measured)
+
+
+def test_without_the_lease_nothing_more_is_written(study_file: Path, tmp_path: Path) -> None:
+    """The processes ask the one that has it; they train on until then, and end."""
+    with pytest.raises(LeaseLostError):
+        trained(plan_of(study_file, 2), tmp_path, Losing(at=1))
+    (metrics,) = tmp_path.glob("runs/*/metrics.jsonl")
+    assert len(metrics.read_text().splitlines()) == 1
+    assert [path.name for path in metrics.parent.iterdir()] == [metrics.name]

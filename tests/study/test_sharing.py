@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +333,67 @@ def test_workers_share_a_search_and_a_growing_study(
     assert [run["name"] for run in one["study.json"]["runs"]] == [
         run["name"] for run in two["study.json"]["runs"]
     ]
+
+
+# --- what a worker has
+
+
+def on_cards(plan: StudyPlan, num_devices: int) -> StudyPlan:
+    """The plan with its full fine-tunings dealt out over so many cards of one machine."""
+    passes = tuple(
+        planned.model_copy(update={"num_devices": num_devices}) if is_full else planned
+        for planned in plan.record.passes
+        for is_full in ["full" in planned.runs[0]]
+    )
+    assert len({planned.num_devices for planned in passes}) == 2
+    return replace(plan, record=plan.record.model_copy(update={"passes": passes}))
+
+
+def test_what_needs_more_cards_than_anybody_has_fails_when_all_else_is_done(
+    plan: StudyPlan, tmp_path: Path
+) -> None:
+    folder, recorder = StudyFolder(tmp_path / "study"), Recorder()
+    outcome = run_study(on_cards(plan, 2), folder, recorder)
+    assert [failure.kind for failure in outcome.failures] == ["training"] * 2
+    said = "planned for 2 cards of one machine, and no worker that is there has more than 1. Start"
+    assert all(said in failure.message for failure in outcome.failures)
+    trained = [each.run.planned for each in outcome.results.runs if each.run]
+    assert [run.method for run in trained] == ["lora"] * 6
+    assert run_study(plan, folder, Silent()).failures == ()  # on one card, if it fits there
+
+
+def test_what_another_worker_has_the_cards_for_is_left_to_it(
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, wide = StudyFolder(tmp_path / "study"), on_cards(plan, 2)
+    with folder.lock(shares=True):
+        crew = Crew(folder.root, num_devices=2).join()
+        folder.write(folder.study_file, wide.record)
+    waited = list[int]()
+
+    def pause(_: float) -> None:
+        """Nothing is left for one card; after the third look the other worker goes."""
+        waited.append(len(folder.failures()))
+        if len(waited) == 3:
+            crew.leave()
+
+    monkeypatch.setattr("rankwise.study.shift.sleep", pause)
+    outcome = run_study(plan, folder, Silent(), shares=True)
+    assert waited == [0, 0, 0]
+    assert [failure.kind for failure in outcome.failures] == ["training"] * 2
+
+
+def test_the_disk_must_have_room_for_all_who_are_there(
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = StudyFolder(tmp_path / "study"), list[int]()
+    monkeypatch.setattr(running, "require_disk", lambda *of: asked.append(of[2]))
+    with folder.lock(shares=True):
+        crews = [Crew(folder.root).join() for _ in range(3)]
+    run_study(plan, folder, Silent(), shares=True)  # the first with a plan
+    run_study(plan, folder, Silent(), shares=True)
+    assert asked == [4, 4]
+    for crew in crews:
+        crew.leave()
+    run_study(plan, folder, Silent())
+    assert asked[2:] == [2]  # it is planned for two

@@ -111,7 +111,8 @@ def test_status_lists_heads_that_run_would_go_on_with(folder: StudyFolder) -> No
     (row,) = [text for text in printed.getvalue().splitlines() if run.name in text]
     assert row.split("│")[-2].strip() == "heads"
     answered = rankwise("status", folder.root, "--json")
-    assert [line["heads_left"] for line in json.loads(answered.stdout)].count(True) == 1
+    models = json.loads(answered.stdout)["models"]
+    assert [line["heads_left"] for line in models].count(True) == 1
 
 
 def test_a_record_of_an_older_version_has_the_same_stages(folder: StudyFolder) -> None:

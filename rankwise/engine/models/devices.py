@@ -55,6 +55,11 @@ def choose_device() -> torch.device:
     return device
 
 
+def count_devices(device: torch.device) -> int:
+    """How many of its kind this process sees; a CPU is one."""
+    return torch.cuda.device_count() if device.type == "cuda" else 1
+
+
 def multiply_exactly(device: torch.device) -> None:
     """Keep all bits of float32 in products on CUDA, whatever was set before.
 
@@ -138,7 +143,7 @@ class Machine(NamedTuple):
     def here(cls) -> Machine:
         """The one that computes here, with all cards that this process sees."""
         device = choose_device()
-        return cls(device, num_devices=torch.cuda.device_count() if device.type == "cuda" else 1)
+        return cls(device, num_devices=count_devices(device))
 
     @property
     def is_elsewhere(self) -> bool:

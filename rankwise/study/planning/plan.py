@@ -111,6 +111,8 @@ class StudyPlan:
     """Trained task -> the right answers and texts on which models are compared with the base."""
     behaviour: tuple[Prompt, ...] = ()
     """The prompts that every model answers to show its behaviour; empty where none is asked for."""
+    num_workers: int = 1
+    """For which its passes are cut."""
 
     @property
     def step_tokens(self) -> int:
@@ -327,6 +329,7 @@ class Planner:
             planner=self,
             gauged=self._gauged,
             behaviour=self._behaviour,
+            num_workers=self._num_workers,
         )
 
     def _dealt_out(

@@ -24,7 +24,7 @@ from rankwise.study.context import StudyContext
 from rankwise.study.observer import StageOutline, TrainingStep
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stopping import Stopped, StopSignals
-from rankwise.study.work.processes import MARK, STOP
+from rankwise.study.work.processes import MARK, STOP, WRITE
 from rankwise.study.work.training import train_part
 from rankwise.tasks.training_rows import Example
 
@@ -57,12 +57,27 @@ class _Telling:
     def decided(self, text: str) -> None: ...
 
 
-def _listen(signals: StopSignals) -> None:
-    """Stop at the end of a step when asked to, and at once when nobody follows any more."""
-    for line in sys.stdin:
-        if line.strip() == STOP:
-            signals.ask(signal.SIGTERM)
-    os._exit(1)
+class _Follower:
+    """The process that follows this one, as far as this one hears of it."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+        self._agreed = threading.Semaphore(0)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def agree(self) -> None:
+        """Wait until it says that the folder may be written; it ends this process if not."""
+        tell(asks=WRITE)
+        self._agreed.acquire()
+
+    def _listen(self) -> None:
+        """Stop at the end of a step when asked to, and at once when nobody follows any more."""
+        for line in sys.stdin:
+            if line.strip() == STOP:
+                self._signals.ask(signal.SIGTERM)
+            elif line.strip() == WRITE:
+                self._agreed.release()
+        os._exit(1)
 
 
 def train(job: dict[str, Any]) -> None:
@@ -88,7 +103,7 @@ def train(job: dict[str, Any]) -> None:
         )
         context = StudyContext.of(plan, folder, _Telling())
         if processes.leads:
-            threading.Thread(target=_listen, args=(context.signals,), daemon=True).start()
+            folder.guard = _Follower(context.signals).agree
         try:
             train_part(context, runs, PlannedPass.model_validate(job["pass"]), processes)
         except Stopped:

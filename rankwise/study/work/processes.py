@@ -27,6 +27,10 @@ MARK = "rankwise: "
 STOP = "stop"
 """Line by which the processes are asked to save and end; they end at once when the pipe closes."""
 
+WRITE = "write"
+"""What the first process asks before it writes, as it has no lease of its own, and the line by
+which it is allowed."""
+
 _LAST_LINES = 30  # of the processes' output, in an error
 _KILLED = re.compile(r"Signal \d+ \(SIG(KILL|SEGV|BUS|ABRT)\) received")  # by torch.distributed.run
 _EVERY_SECONDS = 0.2  # how often a signal is looked for
@@ -39,10 +43,12 @@ def train_in_processes(
 ) -> None:
     """Train all weights in one process for each device, and write what comes of it.
 
-    The first of them writes into the study's folder; this one, which holds it, only follows. A
-    signal is passed on: the processes save the state at the end of the step.
+    The first of them writes into the study's folder, and asks this one before, which has the lease.
+    This one only follows. A signal is passed on: the processes save the state at the end of the
+    step.
 
     Raises:
+        LeaseLostError: this worker was not heard of for too long; nothing more is written.
         ModelError: a process failed; with its last lines.
         MemoryError: a device has too little memory.
         Stopped: a signal came; the state is saved.
@@ -73,12 +79,15 @@ def _follow(context: StudyContext, started: _Started) -> None:
     while (event := started.next_event()) is not None:
         if context.signals.is_pending and not is_asked:
             is_asked = True
-            started.ask_to_stop()
+            started.say(STOP)
         match event:
             case {"advanced": work}:
                 context.observer.advanced(work)
             case {"skipped": work}:
                 context.observer.skipped(work)
+            case {"asks": _}:
+                context.folder.guard()
+                started.say(WRITE)
             case {"noted": text}:
                 context.observer.noted(text)
             case {"stepped": step}:
@@ -159,8 +168,8 @@ class _Started:
                 self.last_lines.append(line)
         return {}
 
-    def ask_to_stop(self) -> None:
-        """Ask them to end when the step is done."""
+    def say(self, line: str) -> None:
+        """Write a line for the first of them to read, unless they have ended."""
         with contextlib.suppress(OSError):
-            self._pipe.write(f"{STOP}\n")
+            self._pipe.write(f"{line}\n")
             self._pipe.flush()
