@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -109,12 +111,14 @@ def _whole(cpus: float) -> float:
 class Cluster:
     """A Ray cluster: one of this machine for the time of the block, or one that is there.
 
+    Within the block nothing is printed to stdout: Ray does so, from a thread of its own.
+
     Args:
         address: HOST:PORT or ``auto``; None: one is started.
     """
 
     def __init__(self, address: str | None) -> None:
-        self._address = address
+        self._address, self._silence = address, contextlib.ExitStack()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             self.ray: Any = importlib.import_module("ray")
@@ -123,6 +127,20 @@ class Cluster:
             raise ConfigError("run", [problem]) from error
 
     def __enter__(self) -> Self:
+        nowhere = self._silence.enter_context(Path(os.devnull).open("w"))
+        self._silence.enter_context(contextlib.redirect_stdout(nowhere))
+        try:
+            self._start()
+        except BaseException:
+            self._silence.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._silence:
+            self.ray.shutdown()
+
+    def _start(self) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
             # a task for which memory never suffices is not tried for ever
@@ -130,17 +148,13 @@ class Cluster:
             self.ray.init(
                 "local", include_dashboard=False, object_store_memory=_OBJECT_BYTES, **quiet
             )
-            return self
+            return
         try:
             self.ray.init(self._address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = next(iter(str(error).splitlines()), "")
             problem = f"--address {self._address}: {first}; start a cluster there by ray start"
             raise ConfigError("run", [problem]) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ray.shutdown()
 
     def nodes(self) -> list[Mapping[str, float]]:
         """What each node has that is there now."""
@@ -273,11 +287,10 @@ def do_task(job: Job, unit: str, mailbox: Any, *_needed: None) -> None:
 
 
 class _Task(NamedTuple):
-    """A unit that Ray has."""
+    """A unit that Ray has, and the reference to what its task returns."""
 
     unit: Unit
     ref: Any
-    until: tuple[str, ...]
 
 
 class RayExecutor:
@@ -297,7 +310,6 @@ class RayExecutor:
         self._job, self._mailbox = self._ray.put(job), cluster.mailbox()
         self._hear = hear
         self._tasks: dict[str, _Task] = {}
-        self._lost: set[str] = set()
         self._numbers: dict[str, int] = {}  # unit -> number of the worker that does it
         self._processes: dict[str, str] = {}
 
@@ -332,8 +344,7 @@ class RayExecutor:
             )
             needed = [self._tasks[need].ref for need in until]
             ref = task.remote(self._job, unit.id, self._mailbox, *needed)
-            self._tasks[unit.id] = _Task(unit, ref, until)
-            self._lost.discard(unit.id)
+            self._tasks[unit.id] = _Task(unit, ref)
             room -= 1
 
     def _wait(self, shift: Shift, signals: StopSignals) -> None:
@@ -343,7 +354,7 @@ class RayExecutor:
         while not (ended or signals.is_pending or time.monotonic() > until):
             ended, _ = self._ray.wait([*tasks], num_returns=len(tasks), timeout=_LOOK_SECONDS)
             self._read()
-        for ref in ended:  # in the order in which they were given
+        for ref in ended:
             self._end(tasks[ref], shift)
 
     def _end(self, task: _Task, shift: Shift) -> None:
@@ -355,15 +366,15 @@ class RayExecutor:
         try:
             self._ray.get(task.ref)
         except errors.TaskCancelledError:
-            return  # its process was told to end, and has saved what it trained
+            pass  # its process was told to end, and has saved what it trained
         except errors.RayTaskError as error:
             if isinstance(error.cause, RankwiseError):
                 raise error.cause from None
-            raise
+            if not isinstance(error.cause, errors.RayError):
+                raise
+            # otherwise it was not begun: a task for which it waited was lost
         except errors.RayError as error:
-            if self._lost.isdisjoint(task.until):  # otherwise it was not begun
-                self._lost.add(unit)
-                shift.give_up(task.unit, _lost(error))
+            shift.give_up(task.unit, _lost(error))
 
     def _read(self) -> None:
         """Pass on what the tasks have told; a unit at work has the lowest free number."""
@@ -436,7 +447,7 @@ def run_on_ray(
     from rankwise.study.progress import peak_memory
 
     check_output(quiet=quiet, as_json=as_json)
-    events = Events(print_line) if as_json else None
+    events = Events(partial(print_line, output=sys.stdout)) if as_json else None
     display = TeamDisplay(stderr, 0, quiet=quiet or as_json)
 
     def hear(heard: Heard) -> None:
@@ -444,7 +455,7 @@ def run_on_ray(
 
     try:
         with events or contextlib.nullcontext():
-            with Cluster(address) as cluster, StopSignals().listening(), display:
+            with display, Cluster(address) as cluster, StopSignals().listening():
                 places = Places.of(nodes := cluster.nodes(), num_workers)
                 job = Job(
                     config,

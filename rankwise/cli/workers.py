@@ -246,8 +246,9 @@ class TeamDisplay:
             case "stage_finished" if doing is not None and not self._quiet:
                 done = f"{doing.words} done in {quantities.seconds(event['seconds'])}"
                 self._say(f"{self._of(heard)}{done}; {self._so_far()}")
-            case "stage_failed" if doing is not None:
-                self._say(f"{self._of(heard)}{doing.words} failed: {event['message']}")
+            case "stage_failed":  # also by who leads, which is at no stage
+                words = f"{event['model']}: {event['name']}"
+                self._say(f"{self._of(heard)}{words} failed: {event['message']}")
             case "noted":
                 self._say(f"{self._of(heard)}{event['text']}")
             case "decided" if not self._quiet:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rankwise.cli.workers import MOST_RESTARTS
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -37,6 +38,14 @@ methods: {lora: {ranks: [2, 4, 8]}}
 evaluation: {out_of_domain: [], held_out_text: [], limit: 4}
 analysis: {null_draws: 1, head_prompts: 4}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def polite_to_nobody() -> Iterator[None]:
+    """Ray's processes get as much of a busy machine as others; by default they stand back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +78,15 @@ def begun(file: Path, root: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def ended(driver: subprocess.Popen[str]) -> list[dict[str, Any]]:
+def ended(
+    driver: subprocess.Popen[str], code: int = 0, outcome: str = "done"
+) -> list[dict[str, Any]]:
     """The events of a study that has come to its end."""
     output, errors = driver.communicate()
-    assert driver.returncode == 0, errors
+    assert driver.returncode == code, errors
     assert all(line.startswith("worker ") for line in errors.splitlines())  # and nothing of Ray's
     events = [json.loads(line) for line in output.splitlines()]
-    assert (events[-1]["event"], events[-1]["outcome"]) == ("ended", "done")
+    assert (events[-1]["event"], events[-1]["outcome"]) == ("ended", outcome)
     return events
 
 
@@ -89,9 +100,11 @@ def in_the_middle_of_a_pass(root: Path) -> None:
     wait_for(lambda: list(root.glob("runs/*lora*/training.pt")), patience_seconds=300)
 
 
-def owner_of_a_pass(root: Path) -> int:
-    """The number of the process that trains it."""
-    (lease,) = root.glob(".workers/*/pass-*.1.lease")
+def owner_of_a_pass(root: Path, number: int = 1) -> int:
+    """The id of the process that takes it for the n-th time, once there is one."""
+    pattern = f".workers/*/pass-*.{number}.lease"
+    wait_for(lambda: any(lease.read_text() for lease in root.glob(pattern)), patience_seconds=300)
+    (lease,) = root.glob(pattern)
     return int(lease.read_text().split(".")[-2])
 
 
@@ -125,6 +138,26 @@ def test_a_process_of_ray_that_is_killed_in_a_pass(
         if named(events, "stage_started").count(stage) > 1
     }
     assert again.startswith("training-")  # and nothing else is done twice
+
+
+def test_a_unit_whose_process_is_killed_again_and_again(
+    file: Path, of_one: dict[str, Any], cluster: Any, tmp_path: Path
+) -> None:
+    """It has failed in the end; what does not need it is done."""
+    root = tmp_path / "study"
+    driver = begun(file, root, "--address", cluster.address)
+    for number in range(1, MOST_RESTARTS + 2):
+        os.kill(owner_of_a_pass(root, number), signal.SIGKILL)
+    events = ended(driver, 1, "incomplete")
+    (failed,) = (event for event in events if event["event"] == "stage_failed")
+    assert (failed["kind"], failed["error"]) == ("training", "WorkerLostError")
+    graph = stages(StudyFolder(root).read_study())
+    left = {stage.id for stage in graph if not stage.is_finished(StudyFolder(root))}
+    told = {failed["stage"], *named(events, "stage_left_out")}
+    assert left >= {stage.id for stage in graph if stage.model.startswith("pass")}
+    assert left == told
+    run_study(plan_study(load_config(file)), StudyFolder(root), Silent())
+    assert comparable(root) == of_one
 
 
 def test_a_driver_that_is_killed_and_started_again(
