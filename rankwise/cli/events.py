@@ -185,17 +185,17 @@ class EventObserver(Follower):
 
 
 def print_line(line: str, output: TextIO | None = None) -> None:
-    """Print a line to stdout, or what it was once, at once.
+    """Print a line to stdout at once, or to what it was before it was redirected.
 
     Raises:
         StorageError: nobody reads it any more.
     """
-    output = sys.stdout if output is None else output
+    place = sys.stdout if output is None else output
     try:
-        print(line, file=output, flush=True)
+        print(line, file=place, flush=True)
     except OSError as error:
         # what is buffered would fail again when the process ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place.fileno())
         raise StorageError(
             f"stdout cannot be written: {error.strerror}. Read the events to their end, and run "
             "again: finished work is kept."

@@ -31,6 +31,7 @@ from rankwise.study.units import Unit, work_from
 if TYPE_CHECKING:
     from rankwise.engine.models.devices import Machine
     from rankwise.records.config.study import StudyConfig
+    from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.planning.plan import StudyPlan
     from rankwise.study.shift import Shift, Waiting
 
@@ -118,7 +119,7 @@ class Cluster:
     """
 
     def __init__(self, address: str | None) -> None:
-        self._address, self._silence = address, contextlib.ExitStack()
+        self._address, self._end = address, contextlib.ExitStack()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             self.ray: Any = importlib.import_module("ray")
@@ -127,18 +128,16 @@ class Cluster:
             raise ConfigError("run", [problem]) from error
 
     def __enter__(self) -> Self:
-        nowhere = self._silence.enter_context(Path(os.devnull).open("w"))
-        self._silence.enter_context(contextlib.redirect_stdout(nowhere))
-        try:
+        with contextlib.ExitStack() as stack:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.callback(self.ray.shutdown)  # also of what has begun to start
             self._start()
-        except BaseException:
-            self._silence.close()
-            raise
+            self._end = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._silence:
-            self.ray.shutdown()
+        self._end.close()
 
     def _start(self) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -378,7 +377,14 @@ class RayExecutor:
 
     def _read(self) -> None:
         """Pass on what the tasks have told; a unit at work has the lowest free number."""
-        for unit, process, line in self._ray.get(self._mailbox.take.remote()):
+        try:
+            letters = self._ray.get(self._mailbox.take.remote())
+        except self._ray.exceptions.RayActorError as error:
+            raise WorkerLostError(
+                "the process that keeps what the tasks tell has ended. Run again: finished work "
+                "is kept."
+            ) from error
+        for unit, process, line in letters:
             if unit not in self._tasks:
                 continue
             if unit not in self._numbers:
@@ -435,16 +441,7 @@ def run_on_ray(
         replace: see ``run_study``.
         accept_new_stack: see ``run_study``.
     """
-    from rankwise.cli.running import (
-        check_output,
-        planned_study,
-        report_events,
-        report_on,
-        told_of_stop,
-    )
-    from rankwise.integrations.tracking import TrackedObserver
-    from rankwise.study.growing import run_to_verdict
-    from rankwise.study.progress import peak_memory
+    from rankwise.cli.running import check_output, report_events, report_on, told_of_stop
 
     check_output(quiet=quiet, as_json=as_json)
     events = Events(partial(print_line, output=sys.stdout)) if as_json else None
@@ -465,26 +462,44 @@ def run_on_ray(
                     num_workers or places.count(nodes),
                     accept_new_stack,
                 )
-
-                def plan(grown: StudyConfig) -> StudyPlan:
-                    return planned_study(grown, folder, job.machine, num_workers=job.num_workers)
-
-                own = Events(lambda line: hear(Heard(0, event=json.loads(line))))
-                observer = EventObserver(own, peak_memory())
-                with observer, TrackedObserver(observer, folder, config) as tracked:
-                    outcome = run_to_verdict(
-                        config,
-                        plan,
-                        folder,
-                        tracked,
-                        replace=replace,
-                        accept_new_stack=accept_new_stack,
-                        shares=True,
-                        executor=RayExecutor(cluster, places, job, hear),
-                    )
-                    tracked.concluded(outcome)
+                executor = RayExecutor(cluster, places, job, hear)
+                outcome = _led(job, folder, executor, hear, replace=replace)
             if events is not None:
                 return report_events(folder, outcome, events)
             return report_on(folder, outcome)
     except Stopped as stopped:
         return told_of_stop(stopped, folder.root)
+
+
+def _led(
+    job: Job,
+    folder: StudyFolder,
+    executor: RayExecutor,
+    hear: Callable[[Heard], None],
+    *,
+    replace: bool,
+) -> StudyOutcome:
+    """What comes of a study of which this process does nothing but to lead."""
+    from rankwise.cli.running import planned_study
+    from rankwise.integrations.tracking import TrackedObserver
+    from rankwise.study.growing import run_to_verdict
+    from rankwise.study.progress import peak_memory
+
+    def plan(grown: StudyConfig) -> StudyPlan:
+        return planned_study(grown, folder, job.machine, num_workers=job.num_workers)
+
+    events = Events(lambda line: hear(Heard(0, event=json.loads(line))))
+    observer = EventObserver(events, peak_memory())
+    with observer, TrackedObserver(observer, folder, job.config) as tracked:
+        outcome = run_to_verdict(
+            job.config,
+            plan,
+            folder,
+            tracked,
+            replace=replace,
+            accept_new_stack=job.accept_new_stack,
+            shares=True,
+            executor=executor,
+        )
+        tracked.concluded(outcome)
+    return outcome

@@ -66,7 +66,8 @@ def cluster() -> Iterator[Any]:
     """One node with room for a unit at a time."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
+    node = {"num_cpus": 1, "object_store_memory": 2**27, "include_dashboard": False}
+    cluster = Cluster(True, head_node_args=node)
     yield cluster
     cluster.shutdown()
 
@@ -152,10 +153,11 @@ def test_a_unit_whose_process_is_killed_again_and_again(
     (failed,) = (event for event in events if event["event"] == "stage_failed")
     assert (failed["kind"], failed["error"]) == ("training", "WorkerLostError")
     graph = stages(StudyFolder(root).read_study())
-    left = {stage.id for stage in graph if not stage.is_finished(StudyFolder(root))}
-    told = {failed["stage"], *named(events, "stage_left_out")}
-    assert left >= {stage.id for stage in graph if stage.model.startswith("pass")}
-    assert left == told
+    left = {stage for stage in graph if not stage.is_finished(StudyFolder(root))}
+    assert {"gauges", "heads", "spectra"} < {stage.kind for stage in left}
+    # these are done for the full fine-tuning, which did not fail
+    alone = {stage.id for stage in left if stage.kind in ("training", "scoring", "divergence")}
+    assert alone == {failed["stage"], *named(events, "stage_left_out")}
     run_study(plan_study(load_config(file)), StudyFolder(root), Silent())
     assert comparable(root) == of_one
 
