@@ -48,6 +48,8 @@ _WAITING_SHARE = 2
 """Units that Ray has at a time, for each place: one at work, and one for when a place is free or a
 node joins."""
 
+_CONNECT_SECONDS = 10.0
+
 _OBJECT_BYTES = 128 * 2**20
 """Of a local cluster's object store: only names and settings go through it."""
 
@@ -149,10 +151,13 @@ class Cluster:
             )
             return
         try:
+            if self._address != "auto":  # Ray would wait for minutes
+                host, _, port = self._address.rpartition(":")
+                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
             self.ray.init(self._address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             first = next(iter(str(error).splitlines()), "")
-            problem = f"--address {self._address}: {first}; start a cluster there by ray start"
+            problem = f"--address {self._address}: {first}; give HOST:PORT of a cluster, or auto"
             raise ConfigError("run", [problem]) from error
 
     def nodes(self) -> list[Mapping[str, float]]:

@@ -19,6 +19,7 @@ from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import stages
+from tests.support.command_line import rankwise, words
 from tests.support.crews import wait_for
 from tests.support.observers import Silent
 from tests.support.small_studies import write_study
@@ -208,9 +209,10 @@ def test_a_node_that_comes_late_takes_units(
     assert 2 in workers  # while the first is at work
 
 
-def test_an_address_without_a_cluster_is_refused(file: Path, tmp_path: Path) -> None:
-    driver = begun(file, tmp_path / "study", "--address", "127.0.0.1:1")
-    output, errors = driver.communicate()
-    assert driver.returncode == 2, errors
-    assert "--address 127.0.0.1:1" in json.loads(output.splitlines()[-1])["message"]
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "here"])
+def test_an_address_without_a_cluster_is_refused(address: str, file: Path, tmp_path: Path) -> None:
+    options = ("--study-dir", tmp_path / "study", "--executor", "ray", "--address", address)
+    refused = rankwise("run", file, *options)
+    assert refused.exit_code == 2
+    assert f"--address {address}: " in words(refused.stderr)
     assert not (tmp_path / "study").exists()
