@@ -95,6 +95,10 @@ class LeaseLostError(RankwiseError, TimeoutError):
     """A worker that was not heard of for so long that another may have taken over its work."""
 
 
+class WorkerLostError(RankwiseError, ChildProcessError):
+    """A process that ended before its unit was done, as often as it was started again."""
+
+
 class StorageError(RankwiseError, OSError):
     """The study folder or the cache cannot be written (disk full, no permission)."""
 

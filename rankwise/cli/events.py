@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rankwise.cli.application import INTERRUPTED, RUN_FAILED, exit_code_of, json_text
 from rankwise.errors import RankwiseError, StorageError
@@ -184,17 +184,18 @@ class EventObserver(Follower):
         return {"seconds_left": sum(left.values()) if left else None}
 
 
-def print_line(line: str) -> None:
-    """Print a line to stdout at once.
+def print_line(line: str, output: TextIO | None = None) -> None:
+    """Print a line to stdout at once, or to what it was before it was redirected.
 
     Raises:
         StorageError: nobody reads it any more.
     """
+    place = sys.stdout if output is None else output
     try:
-        print(line, flush=True)
+        print(line, file=place, flush=True)
     except OSError as error:
         # what is buffered would fail again when the process ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place.fileno())
         raise StorageError(
             f"stdout cannot be written: {error.strerror}. Read the events to their end, and run "
             "again: finished work is kept."

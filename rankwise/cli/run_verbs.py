@@ -161,6 +161,31 @@ Only = Annotated[
 ]
 
 
+def _executor(text: str) -> str:
+    if text != "ray":
+        raise typer.BadParameter(f"{text!r} is no executor; write ray, or leave the option out")
+    return text
+
+
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="ray",
+        help="Have the units done by a Ray cluster; --workers N says how many at a time on a CPU.",
+        parser=_executor,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT|auto",
+        help="Of a Ray cluster that is there (default: one on this machine, until the end).",
+    ),
+]
+
+
 @verb(STUDIES, tells_events=True)
 def run(
     study: StudyFile = None,
@@ -172,6 +197,8 @@ def run(
     gpus: Gpus = None,
     worker: IsWorker = False,
     only: Only = None,
+    executor: Executor = None,
+    address: Address = None,
     quiet: Quiet = False,
     as_json: AsEvents = False,
 ) -> int:
@@ -183,8 +210,26 @@ def run(
 
     --gpus all starts a worker for each card, --workers 4 four of them on one
     CPU. Where processes are started by something else, as by Slurm on several
-    machines that share DIR, each is rankwise run --worker.
+    machines that share DIR, each is rankwise run --worker. --executor ray
+    starts them by Ray.
     """
+    if executor is not None:
+        if gpus is not None or worker or only is not None:
+            problem = "--executor ray starts the processes itself; leave --gpus, --worker, --only"
+            raise ConfigError("run", [f"{problem} out"])
+        from rankwise.cli.ray_executor import run_on_ray
+
+        return run_on_ray(
+            *named(study, study_dir, allow_task_code),
+            address=address,
+            num_workers=workers,
+            quiet=quiet,
+            as_json=as_json,
+            replace=replace,
+            accept_new_stack=accept_new_stack,
+        )
+    if address is not None:
+        raise ConfigError("run", ["--address is of a Ray cluster; give --executor ray with it"])
     share = Share(worker or only is not None, workers or 1, only)
     if gpus is not None or (workers is not None and not share.is_worker):
         from rankwise.cli.workers import run_workers, worker_places

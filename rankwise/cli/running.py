@@ -116,7 +116,7 @@ def run_and_report(
                 is_open = config.is_searched or config.search.grows
                 observer = TerminalObserver(stderr, memory, folder, is_open=is_open)
             report = (lambda _: None) if quiet or as_json else note
-            terms = {"replace": replace, "accept_new_stack": accept_new_stack}
+            terms: dict[str, Any] = {"replace": replace, "accept_new_stack": accept_new_stack}
 
             def plan(grown: StudyConfig) -> StudyPlan:
                 return planned_study(grown, folder, report=report, num_workers=share.num_workers)

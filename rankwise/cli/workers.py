@@ -33,7 +33,7 @@ class Heard(NamedTuple):
     """What a worker has said: an event, a line on stderr, or that it has ended.
 
     Attributes:
-        worker: its number, from 1.
+        worker: its number, from 1; 0 is the process that leads them, where one does.
         event: of ``rankwise run --json``; empty where it said something else.
         line: on its stderr.
         code: its exit code, negative for a signal; None as long as it runs.
@@ -211,7 +211,7 @@ class TeamDisplay:
 
     Args:
         console: where to.
-        num_workers: that there are.
+        num_workers: that there are from the beginning; others get a bar when they are heard.
         quiet: show warnings alone.
     """
 
@@ -223,10 +223,9 @@ class TeamDisplay:
         self._share_before: float | None = None
         self._progress = bars(console, "more", is_shown=console.is_terminal and not quiet)
         self._study = self._progress.add_task("study", total=1.0, more="")
-        self._bars: dict[int, TaskID] = {
-            number: self._progress.add_task("", total=1.0, more="")
-            for number in range(1, num_workers + 1)
-        }
+        self._bars: dict[int, TaskID] = {}
+        for number in range(1, num_workers + 1):
+            self._add_bar(number)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -239,14 +238,17 @@ class TeamDisplay:
         """Show what a worker has said."""
         event, doing = heard.event, self.team.doing.get(heard.worker)
         self.team.hear(heard)
+        if heard.worker and heard.worker not in self._bars:
+            self._add_bar(heard.worker)
         match event.get("event"):
             case "planned" if self._share_before is None:
                 self._share_before = self.team.share_done
             case "stage_finished" if doing is not None and not self._quiet:
                 done = f"{doing.words} done in {quantities.seconds(event['seconds'])}"
                 self._say(f"{self._of(heard)}{done}; {self._so_far()}")
-            case "stage_failed" if doing is not None:
-                self._say(f"{self._of(heard)}{doing.words} failed: {event['message']}")
+            case "stage_failed":  # also by who leads, which is at no stage
+                words = f"{event['model']}: {event['name']}"
+                self._say(f"{self._of(heard)}{words} failed: {event['message']}")
             case "noted":
                 self._say(f"{self._of(heard)}{event['text']}")
             case "decided" if not self._quiet:
@@ -259,9 +261,12 @@ class TeamDisplay:
             self._say(f"{self._of(heard)}was ended by signal {-heard.code}; others do its work")
         self._show_bars()
 
+    def _add_bar(self, number: int) -> None:
+        self._bars[number] = self._progress.add_task("", total=1.0, more="")
+
     @staticmethod
     def _of(heard: Heard) -> str:
-        return f"worker {heard.worker}: "
+        return f"worker {heard.worker}: " if heard.worker else ""
 
     def _so_far(self) -> str:
         """How much of the study is done, and how long the rest takes at this pace."""
@@ -361,11 +366,7 @@ def run_workers(
         with events or contextlib.nullcontext(), StopSignals().listening():
             with display, Workers(command, places) as workers:
                 for heard in workers.heard():
-                    display.show(heard)
-                    name = heard.event.get("event", "ended")
-                    if events is not None and name != "ended":
-                        content = {**heard.event, "worker": heard.worker}
-                        events.write(name, **{k: v for k, v in content.items() if k != "event"})
+                    pass_on(heard, display, events)
             if not display.team.has_come_to_the_end:
                 return _failed(display.team, events)
             outcome = conclude(folder)
@@ -374,6 +375,15 @@ def run_workers(
             return report_on(folder, outcome)
     except Stopped as stopped:
         return told_of_stop(stopped, folder.root)
+
+
+def pass_on(heard: Heard, display: TeamDisplay, events: Events | None) -> None:
+    """Show what a worker has said, and write its event; how all of it ends is told once."""
+    display.show(heard)
+    name = heard.event.get("event", "ended")
+    if events is not None and name != "ended":
+        content = {**heard.event, "worker": heard.worker}
+        events.write(name, **{k: v for k, v in content.items() if k != "event"})
 
 
 def _failed(team: Team, events: Events | None) -> int:

@@ -22,7 +22,7 @@ from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.extension import Extension, extended
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.run import do_unit, run_study
+from rankwise.study.run import Executor, do_unit, run_study
 from rankwise.study.searches.growth import Offer, next_growth
 from rankwise.study.searching import policy_name
 
@@ -36,6 +36,7 @@ def run_to_verdict(
     replace: bool = False,
     accept_new_stack: bool = False,
     shares: bool = False,
+    executor: Executor | None = None,
 ) -> StudyOutcome:
     """Plan and run a study; with ``search.until`` or a budget, go on until nothing is to be gained.
 
@@ -47,6 +48,7 @@ def run_to_verdict(
         replace: see ``run_study``.
         accept_new_stack: see ``run_study``.
         shares: see ``run_study``; workers that share a study come to the same decisions.
+        executor: see ``run_study``.
 
     Raises:
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
@@ -62,6 +64,7 @@ def run_to_verdict(
                 accept_new_stack=accept_new_stack,
                 is_last=is_last,
                 shares=shares,
+                executor=executor,
             )
         except StudyMovedError:
             before, config = config, _grown_before(config, folder)
@@ -89,10 +92,18 @@ def do_unit_of(
     *,
     replace: bool = False,
     accept_new_stack: bool = False,
+    is_led: bool = False,
 ) -> None:
     """Plan a study as far as it has grown, and do one unit of it, by its id; see ``do_unit``."""
-    planned = plan(_grown_before(config, folder))
-    do_unit(planned, folder, observer, unit, replace=replace, accept_new_stack=accept_new_stack)
+    do_unit(
+        plan(_grown_before(config, folder)),
+        folder,
+        observer,
+        unit,
+        replace=replace,
+        accept_new_stack=accept_new_stack,
+        is_led=is_led,
+    )
 
 
 def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from typing import NamedTuple
 
@@ -32,8 +32,12 @@ from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searching import Search
 from rankwise.study.shift import Shift
 from rankwise.study.stages import Stage, Train, stages
+from rankwise.study.stopping import StopSignals
 from rankwise.study.units import units
 from rankwise.study.work.canary import check_stack
+
+Executor = Callable[[Shift, StopSignals], None]
+"""Has the units of a shift done by others until none is left; a signal stops it."""
 
 
 def run_study(
@@ -45,6 +49,7 @@ def run_study(
     accept_new_stack: bool = False,
     is_last: bool = True,
     shares: bool = False,
+    executor: Executor | None = None,
 ) -> StudyOutcome:
     """Do what is not done yet, then conclude. Safe to stop at any moment and to call again.
 
@@ -65,6 +70,7 @@ def run_study(
             the base's scores have moved; otherwise that is an error.
         is_last: whether the runs that the verdict names are checked in their deployed forms.
         shares: where others work on the folder, work with them; otherwise that is an error.
+        executor: has the units done; None: this process does them.
 
     Returns:
         Results, recommendation and findings, also written into the folder. A run of which a stage
@@ -79,7 +85,7 @@ def run_study(
         StorageError: the folder cannot be written, or has no room for what is left.
         Stopped: a signal asked for it; what was trained is saved.
     """
-    terms = _Terms(shares, replace, accept_new_stack, is_last=is_last)
+    terms = _Terms(shares, replace, accept_new_stack, is_last=is_last, executor=executor)
     outcome = _shared(plan, folder, observer, terms)
     assert outcome is not None
     return outcome
@@ -93,13 +99,26 @@ def do_unit(
     *,
     replace: bool = False,
     accept_new_stack: bool = False,
+    is_led: bool = False,
 ) -> None:
     """Do one unit of a study, by its id, and conclude nothing; see ``run_study``.
 
+    Args:
+        plan: see ``run_study``, as for the others.
+        folder: of the study.
+        observer: receives progress.
+        unit: its id.
+        replace: see ``run_study``.
+        accept_new_stack: see ``run_study``.
+        is_led: another process leads: its plan holds, and it asks again for what cannot be done
+            of the unit by now.
+
     Raises:
-        PlanError: the study has no such unit, or what it needs is not done.
+        PlanError: the study has no such unit, or what it needs is not done and nobody leads.
+        StudyMovedError: the process that leads has gone, or has another plan.
     """
-    _shared(plan, folder, observer, _Terms(True, replace, accept_new_stack, only=unit))
+    terms = _Terms(True, replace, accept_new_stack, only=unit, is_led=is_led)
+    _shared(plan, folder, observer, terms)
 
 
 class _Terms(NamedTuple):
@@ -110,6 +129,8 @@ class _Terms(NamedTuple):
     accept_new_stack: bool
     is_last: bool = True
     only: str | None = None
+    is_led: bool = False
+    executor: Executor | None = None
 
 
 def _shared(
@@ -147,11 +168,15 @@ class _Part:
             with self._folder.lock(shares=self._terms.shares):
                 self._join()
             while True:
-                shift = Shift(self._context, self._crew)
+                executor = self._terms.executor
+                shift = Shift(self._context, self._crew, leads=executor is not None)
                 if self._terms.only is not None:
-                    _do_only(shift, self._context.study, self._terms.only)
+                    _do_only(shift, self._context.study, self._terms.only, self._terms.is_led)
                     return None
-                shift.work()
+                if executor is None:
+                    shift.work()
+                else:
+                    executor(shift, self._context.signals)
                 with self._folder.lock(shares=True):
                     self._crew.require()
                     outcome = self._conclude(shift)
@@ -165,12 +190,36 @@ class _Part:
         self._crew.join()
         self._has_joined = True
         folder.guard, folder.progress_file = self._crew.require, self._crew.progress_file
+        if self._terms.is_led:
+            self._follow()
+            return
         if self._crew.is_first:
             _set_damaged_aside(plan, folder, self._context.observer)
         if plan.record.config.is_searched:
             self._search = Search(plan, folder)
             plan = self._search.plan()
         self._begin(self._to_deploy(plan))
+
+    def _follow(self) -> None:
+        """Take the plan of the process that leads."""
+        study = None if self._crew.is_first else self._folder.read_study()
+        if study is None or not _has_same_settings(study, self._context.study):
+            raise StudyMovedError(
+                f"whoever had a unit of {self._folder.root} begun has gone, or has planned it in "
+                "another way. Run the study again: finished work is kept."
+            )
+        self._go_on_under(study)
+
+    def _go_on_under(self, study: StudyRecord) -> None:
+        """Take a plan that is there already, with its passes."""
+        self._context = self._context.replanned(changed(self._context.plan, record=study))
+        self._check_stack()
+
+    def _check_stack(self) -> None:
+        """See ``check_stack``; who leads scores nothing, and those that do check theirs."""
+        if self._terms.executor is None:
+            graph = stages(self._context.study)
+            check_stack(self._context, graph, is_accepted=self._terms.accept_new_stack)
 
     def _begin(self, plan: StudyPlan) -> None:
         """Write a plan, once it is sure that it may be done; or go on under that of others."""
@@ -180,11 +229,9 @@ class _Part:
         if earlier is not None and others:
             deploys_more = plan.record.deployed not in ((), earlier.deployed)
             if _is_same(earlier, plan.record) and not deploys_more:
-                plan = changed(plan, record=earlier)  # with its passes
+                require_disk(folder, stages(earlier), num_workers)
                 self._context = self._context.replanned(plan)
-                graph = stages(earlier)
-                require_disk(folder, graph, num_workers)
-                check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
+                self._go_on_under(earlier)
                 return
             if not all(stage.is_finished(folder) for stage in stages(earlier)):
                 raise StudyLockedError(
@@ -197,7 +244,7 @@ class _Part:
         if refused is not None and not terms.replace:
             raise refused
         require_disk(folder, graph, num_workers)
-        check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
+        self._check_stack()
         if files:
             set_aside(folder, files, str(refused))
         self._earlier, self._num_before = earlier, _num_finished(graph, folder)
@@ -260,13 +307,13 @@ class _Part:
                 pass  # which tidies up
 
 
-def _do_only(shift: Shift, study: StudyRecord, unit_id: str) -> None:
+def _do_only(shift: Shift, study: StudyRecord, unit_id: str, is_led: bool) -> None:
     all_units = units(stages(study))
     ids = [unit.id for unit in all_units]
     problem = None
     if unit_id not in ids:
         problem = f"--only: there is no unit {unit_id!r}; {did_you_mean(unit_id, ids)}"
-    elif not shift.work(only=unit_id):
+    elif not shift.work(only=unit_id) and not is_led:
         problem = f"--only: what {unit_id} needs is not done"
     if problem is not None:
         again = "rankwise plan --json lists the units and what they need"

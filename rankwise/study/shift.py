@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from time import sleep
+from typing import NamedTuple
 
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import LeaseLostError, OutOfMemoryError, RankwiseError, StorageError
@@ -15,12 +16,25 @@ from rankwise.records.study import StageFailure
 from rankwise.study.context import StudyContext
 from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Model, Score, Stage, stages
+from rankwise.study.stages import Model, Score, Stage, Train, stages
 from rankwise.study.units import Unit, units
 from rankwise.study.work.worker import Worker
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 """Seconds before a worker that waits for others looks again: each time twice as long."""
+
+
+class Waiting(NamedTuple):
+    """A unit of which something is left.
+
+    Attributes:
+        unit: the unit.
+        until: the ids of the units that must be done before it is begun. A pass that is to be
+            trained does not wait for the base, by which it is scored.
+    """
+
+    unit: Unit
+    until: tuple[str, ...]
 
 
 class Shift:
@@ -35,13 +49,15 @@ class Shift:
     Args:
         context: of the study, under the plan.
         crew: this worker among the others; it has the lease of each unit while it does it.
+        leads: others do all units, and come and go as this worker has them begun.
     """
 
-    def __init__(self, context: StudyContext, crew: Crew) -> None:
-        self._context, self._crew = context, crew
+    def __init__(self, context: StudyContext, crew: Crew, *, leads: bool = False) -> None:
+        self._context, self._crew, self._leads = context, crew, leads
         self.graph = stages(context.study)
         self._by_id = {stage.id: stage for stage in self.graph}
         self._units = units(self.graph)
+        self._unit_of = {stage.id: unit.id for unit in self._units for stage in unit.stages}
         self._worker = Worker(context)
         # of which nothing more comes: finished, failed, or without what they need
         self._over = {stage.id for stage in self.graph if stage.is_finished(context.folder)}
@@ -76,6 +92,30 @@ class Shift:
             pause = _FIRST_PAUSE
         wanted = [unit for unit in self._units if only in (None, unit.id)]
         return all(self._is_over(stage) for unit in wanted for stage in unit.stages)
+
+    def waiting(self) -> list[Waiting]:
+        """The units that are left for others to do, in the order of the study.
+
+        Raises:
+            RecordError: a record exists and cannot be read.
+        """
+        for stage in self.graph:
+            self._is_due(stage)  # finds out what is over
+        self._tell()
+        waiting: list[Waiting] = []
+        for unit in self._units:
+            left = [stage for stage in unit.stages if stage.id not in self._over]
+            first = left[:1] if left and isinstance(left[0], Train) else left
+            needs = (need for stage in first for need in stage.needs if need not in self._over)
+            until = dict.fromkeys(self._unit_of[need] for need in needs)
+            if left:
+                waiting.append(Waiting(unit, tuple(each for each in until if each != unit.id)))
+        return waiting
+
+    def give_up(self, unit: Unit, error: RankwiseError) -> None:
+        """Record that what could be done of a unit by now has failed."""
+        for stage in [stage for stage in unit.stages if self._is_due(stage)]:
+            self._fail(stage, error)
 
     def failures(self) -> list[StageFailure]:
         """What this crew has tried and failed to do."""
@@ -123,7 +163,7 @@ class Shift:
         if stage.id not in self._over:
             is_finished = stage.is_finished(self._context.folder)
             if is_finished or self._crew.is_marked(_failed(stage)):
-                if self._crew.others():
+                if self._leads or self._crew.others():
                     self._over.add(stage.id)
                     self._is_told = False  # another worker did it
                 else:
@@ -155,7 +195,7 @@ class Shift:
                 self._do_stage(stage, self._ready(stage))
 
     def _do_stage(self, stage: Stage, models: tuple[Model, ...]) -> None:
-        context, folder = self._context, self._context.folder
+        context = self._context
         try:
             if stage.num_devices > self._crew.num_devices:
                 raise _too_few_devices(stage, self._crew.most_devices())
@@ -164,16 +204,19 @@ class Shift:
         except (StorageError, LeaseLostError):
             raise  # a full disk fails every stage, and so does a worker that comes too late
         except RankwiseError as error:
-            failure = _failure(stage, folder, error)
-            folder.write_failure(failure)
-            self._crew.mark(_failed(stage))
-            self._over.add(stage.id)
-            context.observer.stage_failed(failure)
+            self._fail(stage, error)
         else:
-            folder.remove_failure(stage.id)
+            context.folder.remove_failure(stage.id)
             self._over.add(stage.id)
             return
         context.models.release(base=True)  # only now: the error held on to its frames
+
+    def _fail(self, stage: Stage, error: RankwiseError) -> None:
+        failure = _failure(stage, self._context.folder, error)
+        self._context.folder.write_failure(failure)
+        self._crew.mark(_failed(stage))
+        self._over.add(stage.id)
+        self._context.observer.stage_failed(failure)
 
 
 def _failed(stage: Stage) -> str:

@@ -42,6 +42,12 @@ class Unit:
         """The most that one of its stages holds at once."""
         return max(stage.memory_bytes for stage in self.stages)
 
+    @property
+    def num_devices(self) -> int:
+        """Over which it deals out what it trains."""
+        passes = (stage.planned_pass for stage in self.stages if isinstance(stage, Train))
+        return max((each.num_devices for each in passes if each is not None), default=1)
+
     def described(
         self, among: Sequence[Unit], folder: StudyFolder, work_per_second: float | None
     ) -> dict[str, Any]:
@@ -81,6 +87,26 @@ def units(graph: Sequence[Stage]) -> tuple[Unit, ...]:
         for _, group in itertools.groupby(graph, key=_shared)
         for together in [tuple(group)]
     )
+
+
+def work_from(all_units: Sequence[Unit]) -> dict[str, float]:
+    """Unit -> the work of the longest chain of units that begins with it and need each other.
+
+    Whoever takes the one with the longest chain first is done soonest, or nearly so (Graham, 1969).
+
+    Args:
+        all_units: in an order in which each comes after those that it needs; what they need
+            besides counts as done.
+    """
+    longest = {unit.id: unit.work for unit in all_units}
+    unit_of = {stage.id: unit for unit in all_units for stage in unit.stages}
+    for unit in reversed(all_units):
+        needed = {need for stage in unit.stages for need in stage.needs} & unit_of.keys()
+        for before in {unit_of[need].id: unit_of[need] for need in needed}.values():
+            if before.id != unit.id:
+                chain = before.work + longest[unit.id]
+                longest[before.id] = max(longest[before.id], chain)
+    return longest
 
 
 def _shared(stage: Stage) -> Hashable:

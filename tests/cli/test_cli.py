@@ -504,6 +504,7 @@ def test_doctor_names_versions_devices_and_the_cache(
         "torchao": "torchao",
         "liger_kernel": "liger",
         "vllm": "vllm",
+        "ray": "ray",
     }
     for name, extra in extras.items():
         finding = findings[f"optional {name}"]

@@ -18,6 +18,7 @@ STANDARD = {
     "StudyLockedError": BlockingIOError,
     "StudyMovedError": ValueError,
     "LeaseLostError": TimeoutError,
+    "WorkerLostError": ChildProcessError,
     "StorageError": OSError,
     "HubError": OSError,
     "ModelError": OSError,

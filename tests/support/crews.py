@@ -25,14 +25,20 @@ def begun(function: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
-def wait_for(what: Callable[[], object], process: BaseProcess | None = None) -> None:
-    """Until something is true; fails after a minute, or where the process ends before."""
-    for _ in range(6000):
+def wait_for(
+    what: Callable[[], object],
+    process: BaseProcess | None = None,
+    *,
+    patience_seconds: float = 60,
+) -> None:
+    """Until something is true; fails after a while, or where the process ends before."""
+    until = time.monotonic() + patience_seconds
+    while time.monotonic() < until:
         if what():
             return
         assert process is None or process.is_alive(), "the process has ended"
         time.sleep(0.01)
-    raise AssertionError("it took more than a minute")
+    raise AssertionError(f"it took more than {patience_seconds} s")
 
 
 def joined(root: Path, lease_seconds: float | None = None) -> Crew:

@@ -1,0 +1,83 @@
+"""What a unit asks of a Ray cluster, and what is refused; needs no Ray."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from rankwise.cli.ray_executor import Places
+from rankwise.errors import ConfigError
+from tests.support.command_line import rankwise, words
+
+GB = 1e9
+CARDS = [
+    {"CPU": 2.0, "memory": 8 * GB},  # where it is started
+    {"CPU": 64.0, "GPU": 8.0, "memory": 500 * GB},
+    {"CPU": 9.0, "GPU": 2.0, "memory": 100 * GB},
+]
+
+
+class Unit:
+    num_devices, memory_bytes = 1, round(3 * GB)
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_workers", "cpus", "count"),
+    [
+        ([8.0], None, 8.0, 1),
+        ([8.0], 3, 2.0, 4),  # 2.67, of which whole ones; so there is a place more
+        ([8.0, 4.0], None, 4.0, 3),  # as many as the smallest node has
+        ([1.0], 2, 0.5, 2),
+        ([0.0, 4.0], None, 4.0, 1),  # the first runs no tasks
+    ],
+)
+def test_units_share_the_processors(
+    cores: list[float], num_workers: int | None, cpus: float, count: int
+) -> None:
+    nodes = [{"CPU": each, "memory": 2 * GB} for each in cores]
+    places = Places.of(nodes, num_workers)
+    assert (places.num_cpus, places.count(nodes)) == (cpus, count)
+    assert places.count([*nodes, {"CPU": 2 * cpus}]) == count + 2  # a node that came late
+    unit: Any = Unit
+    # a node never has more memory than the largest: the task would wait for ever
+    assert places.options(unit) == {"num_cpus": cpus, "memory": round(2 * GB)}
+
+
+def test_units_have_a_card_each_or_as_many_as_they_are_dealt_out_over() -> None:
+    places = Places.of(CARDS, None)
+    assert places == Places(True, 4.0, 8, round(500 * GB))
+    assert places.count(CARDS) == 10
+    unit: Any = Unit()
+    assert places.options(unit) == {"num_cpus": 4.0, "num_gpus": 1}
+    unit.num_devices = 8
+    assert places.options(unit) == {"num_cpus": 4.0, "num_gpus": 8}
+
+
+def test_a_cluster_without_processors_is_refused() -> None:
+    with pytest.raises(ConfigError, match="add a node"):
+        Places.of([{"memory": GB}], None)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--executor", "slurm"], "write ray"),
+        (["--address", "auto"], "give --executor ray with it"),
+        (["--executor", "ray", "--worker"], "leave --gpus, --worker, --only out"),
+        (["--executor", "ray", "--gpus", "all"], "leave --gpus, --worker, --only out"),
+        (["--executor", "ray", "--quiet", "--json"], "give one"),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], expected: str) -> None:
+    refused = rankwise("run", *options)
+    assert refused.exit_code == 2
+    assert expected in words(refused.stderr)
+
+
+def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused = rankwise("run", "--executor", "ray")
+    assert refused.exit_code == 2
+    assert 'pip install "rankwise[ray]"' in words(refused.stderr)
