@@ -17,7 +17,7 @@ from typing import Any
 
 from rankwise.engine.models.base import BaseModel, load_tokenizer
 from rankwise.engine.models.devices import is_out_of_memory
-from rankwise.engine.training.sharded import joined
+from rankwise.engine.training.sharded import LEAVE, joined
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun, StageFailure
 from rankwise.study.context import StudyContext
@@ -92,7 +92,7 @@ def train(job: dict[str, Any]) -> None:
         try:
             train_part(context, runs, PlannedPass.model_validate(job["pass"]), processes)
         except Stopped:
-            processes.tell("leave")
+            processes.tell(LEAVE)
             tell(stopped=True)
             return
         if processes.leads:
