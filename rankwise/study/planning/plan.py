@@ -111,6 +111,8 @@ class StudyPlan:
     """Trained task -> the right answers and texts on which models are compared with the base."""
     behaviour: tuple[Prompt, ...] = ()
     """The prompts that every model answers to show its behaviour; empty where none is asked for."""
+    base_devices: int = 1
+    """Devices that hold the base together where it is scored: it does not fit on one."""
 
     @property
     def step_tokens(self) -> int:
