@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rankwise.cli.terminal import pass_lines
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.errors import PlanError
@@ -173,6 +174,9 @@ def test_a_base_that_fits_nowhere_is_held_by_all_devices_together(deep_study: Pa
     assert passes(whole - 1) == [(1, 1), (1, 4)]
     plan = plan_study(load_config(deep_study, WHOLE), machine=card(needed)._replace(num_devices=4))
     assert plan.base_devices == 4
+    (warning,) = plan.record.warnings
+    assert warning.endswith("4 devices hold them together for LoRA and its scores")
+    assert " on a model that 4 devices hold together, " in pass_lines(plan.record)[0]
     assert plan.record.passes[0].estimated_memory_bytes <= needed
     with pytest.raises(PlanError, match=r"methods\.lora: training"):
         passes(needed, num_workers=2)  # each has a device of its own

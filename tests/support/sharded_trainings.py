@@ -127,8 +127,7 @@ def state_of(job: Job, trainee: Trainee) -> Path:
 
 
 def _damage(state: Path) -> None:
-    shards = sorted(state.parent.glob("training-shards-*/*.distcp"))
-    path = shards[0] if shards else state
+    (path, *_) = sorted(state.parent.glob("*-shards-*/*.distcp"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

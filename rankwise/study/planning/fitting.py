@@ -185,15 +185,20 @@ def check_whole_base(config: StudyConfig, room: Room, issues: Issues) -> None:
         "evaluation.engine=resident": config.evaluation.engine.generate_until == "vllm",
     }
     unset = [setting for setting, is_asked in asked.items() if is_asked]
-    if unset:
-        quantised = room.memory.changed(base_precision="4bit").base_bytes
-        smaller = f", or train.base_precision=4bit ({in_words(quantised)})"
-        issues.problems.append(
-            f"base_model: its weights take {in_words(room.memory.base_bytes)} and "
-            f"{in_words(room.limit)} of a device are planned for. {room.num_devices} devices hold "
-            "them together for LoRA and its scores, and nothing else; set "
-            f"{', '.join(unset)}{smaller if quantised <= room.limit else ''}"
-        )
+    text = (
+        f"base_model: its weights take {in_words(room.memory.base_bytes)} and "
+        f"{in_words(room.limit)} of a device are planned for. {room.num_devices} devices hold them "
+        "together for LoRA and its scores"
+    )
+    if not unset:
+        issues.warnings.append(text)
+        return
+    quantised = room.memory.changed(base_precision="4bit").base_bytes
+    smaller = f", or train.base_precision=4bit ({in_words(quantised)})"
+    issues.problems.append(
+        f"{text}, and nothing else; set {', '.join(unset)}"
+        f"{smaller if quantised <= room.limit else ''}"
+    )
 
 
 def check_memory(

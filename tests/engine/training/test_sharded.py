@@ -17,7 +17,7 @@ from rankwise.engine.training.micro_batches import NOBODY, Placed
 from rankwise.engine.training.sharded import dealt
 from rankwise.tasks.training_rows import Example
 from tests.support.passes import CPU, Heard, Setting, config
-from tests.support.sharded_trainings import Job, adapter, train_together
+from tests.support.sharded_trainings import Job, adapter, state_of, train_together
 from tests.support.tiny_models import tiny
 
 # 20 rows: steps of 3, which two processes do not share evenly, and one of 2 at the end
@@ -127,6 +127,8 @@ def test_adapters_on_a_base_that_is_dealt_out_equal_those_of_one_process(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     train, state = TRAIN | {"dropout": 0.1}, str(tmp_path / "training.pt")
+    for options in ADAPTERS:
+        (tmp_path / f"{options['name']}-damaged.pt").write_bytes(b"no state")
 
     def job(name: str, **options: Any) -> Job:
         out = str(tmp_path / name)
@@ -136,7 +138,7 @@ def test_adapters_on_a_base_that_is_dealt_out_equal_those_of_one_process(
     whole = [
         job("checkpointing", checkpointing=True, max_tokens=40),
         job("resumed", state=state),
-        job("damaged", state=state, damages=True),
+        job("damaged", state=str(tmp_path / "damaged.pt")),
     ]
     process = train_together([stopped, *whole], tmp_path)
     assert process.wait() == 0, (tmp_path / "output").read_text()
@@ -157,6 +159,12 @@ def test_adapters_on_a_base_that_is_dealt_out_equal_those_of_one_process(
             torch.testing.assert_close(
                 weights, trainee.adapter.weights.detach(), rtol=1e-4, atol=1e-5
             )
+    # one process goes on from what several have saved
+    (resumed, other) = (adapter(setting, config(**train), **ADAPTERS[0]) for _ in range(2))
+    resumed.load_state(state_of(stopped, resumed))
+    assert resumed.step == 3
+    setting.train(resumed, other)
+    torch.testing.assert_close(resumed.adapter.weights, other.adapter.weights, rtol=1e-4, atol=1e-5)
 
 
 def test_every_example_is_dealt_once() -> None:
