@@ -166,7 +166,7 @@ class PlannedPass(Record):
     estimated_memory_bytes: int
     """Estimated peak: of the process on a CPU, of the card on CUDA."""
     num_devices: int = 1
-    """Devices over which a full fine-tuning deals out its weights, gradients and moments."""
+    """Devices over which the model is dealt out: all of a full fine-tuning, or LoRA's base."""
 
 
 class StudyTasks(Record):

@@ -27,6 +27,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.sharded_scorer import ShardedScorer
 from rankwise.tasks.questions import Scorer
 
 
@@ -80,6 +81,8 @@ class ResidentModels:
             self.release(base=engine == "vllm")  # which holds its own
             if engine == "vllm":
                 self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
+            elif self._plan.base_devices > 1:
+                self._scorer = ShardedScorer(self._plan)
             else:
                 self._scorer = self._open_resident(self.base())
         assert self._scorer is not None
@@ -211,10 +214,12 @@ class ResidentModels:
 
 
 def _is_open(scorer: Scorer | None, engine: Engine) -> bool:
+    if isinstance(scorer, ShardedScorer) and not scorer.is_open:  # it has failed
+        return False
     return scorer is not None and isinstance(scorer, VllmScorer) == (engine == "vllm")
 
 
 def _close(scorer: Scorer | None) -> None:
-    """End vLLM: its memory is another process's, and the next model needs it."""
-    if isinstance(scorer, VllmScorer):
+    """End what has processes: their memory is what the next model needs."""
+    if isinstance(scorer, VllmScorer | ShardedScorer):
         scorer.close()

@@ -248,8 +248,8 @@ def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFa
 def _too_few_devices(stage: Stage, most: int) -> OutOfMemoryError:
     return OutOfMemoryError(
         f"it is planned for {stage.num_devices} cards of one machine, and no worker that is there "
-        f"has more than {most}. Start a worker where {stage.num_devices} cards are, or leave full "
-        "fine-tuning out with methods.full=null."
+        f"has more than {most}. Start a worker where {stage.num_devices} cards are, or leave out "
+        "what needs them."
     )
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from rankwise.cli.terminal import pass_lines
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.errors import PlanError
 from rankwise.records.config.methods import FullConfig, MethodsConfig
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.files import in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, StudyRecord
 from rankwise.records.study_file import load_config
@@ -132,6 +136,76 @@ def test_a_pass_names_its_devices(study_file: Path) -> None:
     assert full == 4
     assert set(devices(machine=machine, num_workers=2)) == {1}  # each has a device of its own
     assert set(devices(machine=card(10**9)._replace(num_devices=4))) == {1}
+
+
+@pytest.fixture
+def deep_study(study_file: Path, tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """The study on a model of 24 layers, most of whose weights are in them."""
+    folder = tmp_path / "deep"
+    shutil.copytree(tiny_model_folder, folder)
+    model = LlamaForCausalLM.from_pretrained(tiny_model_folder)
+    LlamaForCausalLM(
+        LlamaConfig(**model.config.to_dict() | {"num_hidden_layers": 24})
+    ).save_pretrained(folder)
+    text = study_file.read_text().replace(str(tiny_model_folder), str(folder))
+    study_file.write_text(text)
+    return study_file
+
+
+WHOLE = ("methods.full=null", "analysis.gauges=false", "analysis.heads=false")
+
+
+def test_a_base_that_fits_nowhere_is_held_by_all_devices_together(deep_study: Path) -> None:
+    memory, train = memory_of(deep_study, *WHOLE)
+    dealt_out = memory.changed(num_base_devices=4)
+    large = fitting.size_of(planned(deep_study, *WHOLE).runs[-1])
+    needed, whole = (least_bytes(each, train, large) for each in (dealt_out, memory))
+    assert needed < memory.base_bytes < whole
+
+    def passes(fits: int, *overrides: str, **options: Any) -> list[tuple[int, int]]:
+        machine = card(fits)._replace(num_devices=4)
+        record = planned(deep_study, *WHOLE, *overrides, machine=machine, **options)
+        return [(len(each.runs), each.num_devices) for each in record.passes]
+
+    assert sum(number for number, _ in passes(needed)) == 2
+    assert {count for _, count in passes(needed)} == {4}
+    assert {count for _, count in passes(whole)} == {1}
+    # rank 2 has room on one device, rank 4 has not
+    assert passes(whole - 1) == [(1, 1), (1, 4)]
+    plan = plan_study(load_config(deep_study, WHOLE), machine=card(needed)._replace(num_devices=4))
+    assert plan.base_devices == 4
+    (warning,) = plan.record.warnings
+    assert warning.endswith("4 devices hold them together for LoRA and its scores")
+    assert " on a model that 4 devices hold together, " in pass_lines(plan.record)[0]
+    assert plan.record.passes[0].estimated_memory_bytes <= needed
+    with pytest.raises(PlanError, match=r"methods\.lora: training"):
+        passes(needed, num_workers=2)  # each has a device of its own
+    with pytest.raises(PlanError) as caught:
+        passes(needed - 1)
+    (problem,) = caught.value.problems
+    assert f" ({in_words(needed)} on each of 4 devices together) and there are " in problem
+    assert "train.base_precision=" in problem
+
+
+def test_what_needs_the_whole_base_is_refused_where_it_is_dealt_out(deep_study: Path) -> None:
+    memory, train = memory_of(deep_study, *WHOLE)
+    large = fitting.size_of(planned(deep_study, *WHOLE).runs[-1])
+    fits = least_bytes(memory.changed(num_base_devices=4), train, large)
+    machine = card(fits)._replace(num_devices=4)
+    (problem,) = problems(deep_study, "deploy=[merged-bf16]", "methods.full=null", machine=machine)
+    quantised = in_words(memory.changed(base_precision="4bit").base_bytes)
+    assert problem == (
+        f"base_model: its weights take {in_words(memory.base_bytes)} and {in_words(fits)} of a "
+        "device are planned for. 4 devices hold them together for LoRA and its scores, and nothing "
+        "else; set analysis.gauges=false, analysis.heads=false, deploy=[], or "
+        f"train.base_precision=4bit ({quantised})"
+    )
+    pissa = "methods.variants={names: [pissa]}"
+    (problem,) = problems(deep_study, *WHOLE, pissa, machine=machine)
+    assert (
+        "the base is not dealt out over 4 devices: pissa begins at what the whole base has"
+        in problem
+    )
 
 
 # of a whole study

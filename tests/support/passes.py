@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,7 @@ class Setting:
         targets: Sequence[str] = TARGETS,
         init: LoraInit = "A",
         beside: Beside = NOTHING_BESIDE,
+        make: Callable[..., AdapterTrainee] = AdapterTrainee,
         **run_options: Any,
     ) -> AdapterTrainee:
         examples = self.examples(train, rows)
@@ -156,7 +157,7 @@ class Setting:
             begun = variant.begin(self.base, adapter, in_order(examples, run, train))
             adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
         own = None if variant is None else variant.optimizer
-        return AdapterTrainee(run, examples, train, adapter, beside=beside, own_optimizer=own)
+        return make(run, examples, train, adapter, (), beside, own)
 
     def full(
         self,

@@ -132,7 +132,7 @@ class Machine(NamedTuple):
     Attributes:
         device: that computes.
         memory_bytes: that it has, if that is given; None: what is free when it is asked.
-        num_devices: equal ones over which a full fine-tuning can be dealt out.
+        num_devices: equal ones over which a model can be dealt out.
     """
 
     device: torch.device

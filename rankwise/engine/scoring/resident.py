@@ -29,9 +29,9 @@ from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.errors import ModelError
 from rankwise.tasks.questions import Advance, Continuation, Generation, LogLikelihood, Prompt
 
-# The share of the free memory that cached keys and values may take. There is a cache for
-# log-likelihoods and one for texts, and the activations of a pass need room besides.
 CACHE_SHARE = 0.25
+"""The share of the free memory that cached keys and values may take. There is a cache for
+log-likelihoods and one for texts, and the activations of a pass need room besides."""
 
 
 class ReadingWork(NamedTuple):
@@ -60,6 +60,7 @@ class ResidentScorer:
         *,
         max_batch_tokens: int | None = None,
         cache_bytes: int | None = None,
+        may_shrink: bool = True,
     ) -> None:
         """Check that the model can read sequences in parts.
 
@@ -70,6 +71,8 @@ class ResidentScorer:
             max_batch_tokens: of one forward pass, all models together; None: ``STEP_TOKENS``.
             cache_bytes: for cached keys and values; None is a quarter of what is free. A single
                 sequence of a single model is read even if it needs more.
+            may_shrink: read in smaller steps where memory runs out; otherwise that is an error.
+                Processes that share a model have to take the same steps.
 
         Raises:
             ModelError: attention or head of the model are not of a kind that is known here.
@@ -93,6 +96,7 @@ class ResidentScorer:
             keeps_layouts=self._device.type == "cuda",
         )
         self._decoder = Decoder(decoder, tokenizer, self._bank, cache_bytes=cache_bytes)
+        self._may_shrink = may_shrink
         self.reading = ReadingWork()
 
     @property
@@ -135,7 +139,7 @@ class ResidentScorer:
         targets = Targets(tree, items)
         answers = in_smaller_steps(
             lambda tell: self._read(models, tree, targets, tell),
-            self._reader.shrink,
+            lambda: self._may_shrink and self._reader.shrink(),
             advance,
             self._device,
         )
@@ -179,7 +183,9 @@ class ResidentScorer:
             with self._carried(models) as adapters:
                 return self._decoder.generate(adapters, prompts, tell)
 
-        return in_smaller_steps(write, self._decoder.shrink, advance, self._device)
+        return in_smaller_steps(
+            write, lambda: self._may_shrink and self._decoder.shrink(), advance, self._device
+        )
 
     @contextlib.contextmanager
     def _carried(self, models: Sequence[str | None]) -> Generator[list[FrozenAdapter | None]]:

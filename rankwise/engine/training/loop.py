@@ -154,7 +154,9 @@ def train_pass(
     check_packable(model)
     with (
         # compiled layers have kernels of their own
-        liger_kernels(model, enabled=bank is not None and not compile_layers) as kernels,
+        liger_kernels(
+            model, enabled=bank is not None and not compile_layers and sharded is None
+        ) as kernels,
         packed_attention(model),
         _checkpointing(model, gradient_checkpointing),
         _compiled(model, compile_layers),
@@ -338,7 +340,8 @@ class _Pass:
                 for index, total in of_trainees.items():
                     totals[index] += total
         if self._sharded is not None:
-            sums = dict(zip(sums, self._sharded.summed([*sums.values()]), strict=True))
+            of_all = iter(self._sharded.summed([*sums.values(), *kl_sums.values()]))
+            sums, kl_sums = (dict(zip(own, of_all, strict=False)) for own in (sums, kl_sums))
         return {
             index: StepGradients(
                 sums[index] / counts[index],

@@ -82,6 +82,7 @@ class TrainingSetting(NamedTuple):
         full: how a full fine-tuning keeps weights and moments.
         is_held: whether any adapter is held to the base's distributions.
         num_devices: over which a full fine-tuning is dealt out; see ``sharded``.
+        num_base_devices: over which the frozen base is dealt out under LoRA.
     """
 
     device: torch.device
@@ -94,6 +95,7 @@ class TrainingSetting(NamedTuple):
     full: FullTraining = FullTraining()
     is_held: bool = False
     num_devices: int = 1
+    num_base_devices: int = 1
 
 
 class PassMemory:
@@ -153,7 +155,7 @@ class PassMemory:
     def lora_bytes(
         self, adapters: Sequence[AdapterSize], max_tokens: int, gradient_checkpointing: bool
     ) -> int:
-        """Peak of a pass that trains these adapters: of the process on a CPU, of the card on CUDA.
+        """Peak of a pass that trains these adapters: of the process on a CPU, of a card on CUDA.
 
         Args:
             adapters: at least one.
@@ -173,7 +175,7 @@ class PassMemory:
         # weights, gradients, two moments, and the copy; of what is frozen, weights and the copy
         state = num_weights * (4 * _FLOAT32_BYTES + width) + num_frozen * (_FLOAT32_BYTES + width)
         step = self._step_bytes("lora", tokens, gradient_checkpointing, inner)
-        return self._process + self._base_bytes() + state + step
+        return self._process + self.base_bytes + state + step
 
     def full_bytes(self, max_tokens: int, gradient_checkpointing: bool) -> int:
         """Peak of a full fine-tuning, on each of its devices; see ``lora_bytes``."""
@@ -241,12 +243,23 @@ class PassMemory:
         num_products = 2 * len(set(self._shapes.values())) * num_sums
         return min(num_products, MAX_KERNELS) * KERNEL_BYTES
 
-    def _base_bytes(self) -> int:
-        """Weights of the frozen base, and the layer that a quantised base has unpacked."""
+    @property
+    def base_bytes(self) -> int:
+        """What a device holds of the frozen base.
+
+        Of a quantised base one layer is unpacked. Of one that is dealt out, what is outside of the
+        layers stays gathered. A layer that is gathered is there twice for a while, before it lies
+        in its matrices, and the one before it is still there.
+        """
         width = DTYPES[self._setting.precision].itemsize
         packed = _QUANTISED_BYTES.get(self._setting.base_precision)
-        if packed is None:
+        if packed is None and self._setting.num_base_devices == 1:
             return self._num_parameters * width
+        if packed is None:
+            part = math.ceil(self._num_parameters * width / self._setting.num_base_devices)
+            outside = self._num_parameters - sum(self._layer_sizes)
+            layer = max(self._layer_sizes, default=0)
+            return part + width * (outside + max(outside, 3 * layer))
         sizes = [shape.in_features * shape.out_features for shape in self._shapes.values()]
         others = self._num_parameters - sum(sizes)
         return int(sum(sizes) * packed) + others * width + max(sizes) * width

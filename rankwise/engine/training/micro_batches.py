@@ -20,7 +20,7 @@ from rankwise.engine.training.trainees import AdapterTrainee, Trainee
 from rankwise.tasks.training_rows import Example
 
 NOBODY = -1
-"""Index of no trainee: what is read for it is learned with a weight of zero."""
+"""Index of no trainee: what is read for it counts nothing, and is under no adapter."""
 
 
 class Placed(NamedTuple):
@@ -246,6 +246,8 @@ def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]
     spans: dict[int, list[DroppedSequence]] = {}
     for span in batch.spans:
         trainee, place = span.placed.trainee, span.placed.place
+        if trainee == NOBODY:
+            continue
         draw = (trainees[trainee].step, place)
         spans.setdefault(trainee, []).append(DroppedSequence(span.start, span.stop, draw))
     pieces: list[Piece] = []

@@ -1,8 +1,10 @@
-"""Full fine-tuning by several processes, each of which holds a part of the model.
+"""Training by several processes, each of which holds a part of the model.
 
-Weights, gradients and moments are dealt out by PyTorch's FSDP2; a layer's weights are gathered
-while it is computed. Each process reads some rows of every step. It is the training of one process
-otherwise: the same steps on the same rows, with the same loss.
+The weights are dealt out by PyTorch's FSDP2, and a layer's are gathered while it is computed. In
+full fine-tuning so are gradients and moments. Under LoRA the weights are those of the frozen base;
+every process has all adapters and takes each of their steps. Each process reads some rows of every
+step. It is the training of one process otherwise: the same steps on the same rows, with the same
+loss.
 
 The processes are those that ``torch.distributed.run`` starts. The first one leads: what it does to
 a trainee between two steps, such as saving its state, the others are told to do too.
@@ -13,8 +15,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +33,14 @@ from rankwise.engine.training.loop import PassObserver, TrainingResult
 from rankwise.engine.training.micro_batches import NOBODY, Placed, split_by_budget
 from rankwise.engine.training.optimizers import MOMENTS
 from rankwise.engine.training.states import write_state
-from rankwise.engine.training.trainees import FullTrainee, StepMetrics, Trainee, WriteState
-from rankwise.errors import DivergedError, RecordError
+from rankwise.engine.training.trainees import (
+    AdapterTrainee,
+    FullTrainee,
+    StepMetrics,
+    Trainee,
+    WriteState,
+)
+from rankwise.errors import DivergedError, ModelError, RecordError
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.files import (
     FileDigest,
@@ -48,6 +57,9 @@ from rankwise.tasks.training_rows import Example
 # One that is gone is noticed at once.
 _PATIENCE = timedelta(hours=2)
 _CPU = torch.device("cpu")
+
+LEAVE = "leave"
+"""Told to the others where the first process ends before its training does."""
 
 
 def can_shard() -> bool:
@@ -116,18 +128,26 @@ class ShardedModel:
     """A model of which every process holds a part.
 
     Attributes:
-        model: whose parameters are the parts, as float32 DTensors.
+        model: whose parameters are the parts, as DTensors.
         processes: that hold it.
     """
 
-    def __init__(self, folder: Path, precision: ResolvedPrecision, processes: Processes) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        precision: ResolvedPrecision,
+        processes: Processes,
+        *,
+        is_frozen: bool = False,
+    ) -> None:
         """Load it; the processes take turns, so that the machine holds one copy at a time.
 
         Args:
             folder: of the model.
-            precision: of the matrix products. Weights are rounded to it where they are gathered;
-                their gradients are added up in float32.
+            precision: of the matrix products. Weights that are trained are float32 and rounded to
+                it where they are gathered; their gradients are added up in float32.
             processes: that will hold it.
+            is_frozen: the weights are not trained, and held in ``precision``.
 
         Raises:
             ModelError: the folder cannot be loaded.
@@ -136,11 +156,11 @@ class ShardedModel:
         mesh = dist.init_device_mesh(processes.device.type, (processes.num_processes,))
         for place in range(processes.num_processes):
             if place == processes.place:
-                self.model = self._loaded(folder, precision, mesh)
+                self.model = self._loaded(folder, precision, mesh, is_frozen=is_frozen)
             dist.barrier()
 
     @staticmethod
-    def _loaded(folder: Path, precision: ResolvedPrecision, mesh: Any) -> Any:
+    def _loaded(folder: Path, precision: ResolvedPrecision, mesh: Any, *, is_frozen: bool) -> Any:
         from torch.distributed.fsdp import (
             FSDPModule,
             MixedPrecisionPolicy,
@@ -148,8 +168,9 @@ class ShardedModel:
             register_fsdp_forward_method,
         )
 
-        model: Any = load_frozen(folder, "float32", _CPU).requires_grad_(True)
-        rounded = None if precision == "float32" else DTYPES[precision]
+        model: Any = load_frozen(folder, precision if is_frozen else "float32", _CPU)
+        model.requires_grad_(not is_frozen)
+        rounded = None if is_frozen or precision == "float32" else DTYPES[precision]
         policy = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32)
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
@@ -162,6 +183,10 @@ class ShardedModel:
                 # losses are weighed by all tokens of the step, wherever these are read
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        if is_frozen:
+            # Gradients go down to the embeddings, whichever layers the adapters of a micro-batch
+            # are in: processes have to gather each layer together on the way back too.
+            model.enable_input_require_grads()
         model.decode = lambda **inputs: model.base_model(**inputs)
         register_fsdp_forward_method(model, "decode")
         return model
@@ -187,7 +212,8 @@ def dealt(
     """The micro-batches of a step for each process, as many for one as for another.
 
     Every example is in one of them. A process that has fewer reads the step's shortest example once
-    more for each, on behalf of nobody: processes have to gather each layer together.
+    more for each, on behalf of nobody: processes have to gather each layer together. So it does
+    where another one has the base read what a trainee is held to in that micro-batch.
 
     Args:
         placed: the examples of a step.
@@ -198,8 +224,51 @@ def dealt(
     in_order = sorted(placed, key=lambda item: (-item.example.num_inputs, item.place))
     of_each = [split_by_budget(in_order[place::count], max_tokens, kind) for place in range(count)]
     filler = Placed(NOBODY, 0, in_order[-1].example)
-    most = max(map(len, of_each))
-    return [[*groups, *([[filler]] * (most - len(groups)))] for groups in of_each]
+    held = filler._replace(held=range(1))
+    filled: list[list[list[Placed]]] = [[] for _ in of_each]
+    for together in zip_longest(*of_each, fillvalue=()):
+        has_held = any(item.held for group in together for item in group)
+        for into, group in zip(filled, together, strict=True):
+            if has_held and not any(item.held for item in group):
+                into.append([*group, held])
+            else:
+                into.append([*group] or [filler])
+    return filled
+
+
+class ReplicatedTrainee(AdapterTrainee):
+    """An adapter on a sharded base; each process has one of these, with the same weights.
+
+    Its gradients are added up over the processes, and then each takes the same step.
+    """
+
+    def __init__(self, processes: Processes, *arguments: Any) -> None:
+        """Take the arguments of ``AdapterTrainee`` after the processes."""
+        super().__init__(*arguments)
+        self._processes = processes
+        dist.broadcast(self.adapter.weights.detach(), src=0)  # to the last bit, whatever drew them
+        self._weights_changed()
+
+    def load_state(self, path: Path, until: int | None = None) -> None:
+        """Continue from a saved state, in every process.
+
+        Raises:
+            ModelError: a process could not read it and another one could.
+        """
+        self._processes.tell("load_state", self.run.name, path, until)
+        try:
+            super().load_state(path, until)
+        finally:
+            if len(set(self._processes.gathered(self.step))) > 1:
+                raise ModelError(
+                    f"{path} could be read by some of the processes that train together and not by "
+                    "others. Check the file system, and run again."
+                )
+
+    def _before_step(self) -> None:
+        assert self.adapter.weights.grad is not None
+        dist.all_reduce(self.adapter.weights.grad)
+        super()._before_step()
 
 
 class ShardedTrainee(FullTrainee):
@@ -226,7 +295,7 @@ class ShardedTrainee(FullTrainee):
     @property
     def is_zero_update(self) -> bool:
         """Whether no weight has moved, in any process."""
-        self._processes.tell("is_zero_update")
+        self._processes.tell("is_zero_update", self.run.name)
         return super().is_zero_update
 
     def _sums(self) -> list[tuple[float, float]]:
@@ -243,7 +312,7 @@ class ShardedTrainee(FullTrainee):
         """
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        self._processes.tell("whole_weights")
+        self._processes.tell("whole_weights", self.run.name)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         model = self._sharded.model
         whole: dict[str, Any] = get_model_state_dict(model, options=options)
@@ -261,7 +330,7 @@ class ShardedTrainee(FullTrainee):
         """
         from torch.distributed.checkpoint import FileSystemWriter, save
 
-        self._processes.tell("save_state", path)
+        self._processes.tell("save_state", self.run.name, path)
         folder = shards_of(path, self.step)
         if self._processes.leads:
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
@@ -279,7 +348,7 @@ class ShardedTrainee(FullTrainee):
 
     def load_state(self, path: Path, until: int | None = None) -> None:
         """Continue from the parts beside ``path``, however many processes have written them."""
-        self._processes.tell("load_state", path, until)
+        self._processes.tell("load_state", self.run.name, path, until)
         self._folder = path.parent
         super().load_state(path, until)
 
@@ -307,10 +376,6 @@ class ShardedTrainee(FullTrainee):
     def _own(self, names: Sequence[str]) -> Sequence[str]:
         """The files that this process reads to compare them."""
         return names[self._processes.place :: self._processes.num_processes]
-
-
-def _leave() -> None:
-    raise SystemExit(0)
 
 
 def _is(path: Path, digest: FileDigest) -> bool:
@@ -356,18 +421,22 @@ class Leading:
         self._observer.shrunk(max_tokens)
 
 
-class Following:
-    """Follows a pass in another process: does with the trainee what the first one tells."""
+_ACTIONS: dict[str, Callable[..., Any]] = {
+    "is_zero_update": lambda trainee: trainee.is_zero_update,
+    "whole_weights": lambda trainee: trainee.whole_weights(),
+    "save_state": lambda trainee, path: trainee.save_state(path),
+    "load_state": lambda trainee, path, until: trainee.load_state(path, until),
+}
+"""What the first process tells of a trainee, by its run's name -> what another one does with its
+own."""
 
-    def __init__(self, trainee: ShardedTrainee, processes: Processes) -> None:
+
+class Following:
+    """Follows a pass in another process: does with the trainees what the first one tells."""
+
+    def __init__(self, trainees: Iterable[Trainee], processes: Processes) -> None:
         self._processes = processes
-        self._actions: dict[str, Callable[..., Any]] = {
-            "is_zero_update": lambda: trainee.is_zero_update,
-            "whole_weights": trainee.whole_weights,
-            "save_state": trainee.save_state,
-            "load_state": trainee.load_state,
-            "leave": _leave,
-        }
+        self._trainees = {trainee.run.name: trainee for trainee in trainees}
 
     def obey(self) -> None:
         """Do what the first process tells, until it says to go on.
@@ -378,8 +447,11 @@ class Following:
             action, arguments = self._processes.hear()
             if action is None:
                 return
+            if action == LEAVE:
+                raise SystemExit(0)
+            name, *others = arguments
             with contextlib.suppress(RecordError):
-                self._actions[action](*arguments)
+                _ACTIONS[action](self._trainees[name], *others)
 
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
         self.obey()

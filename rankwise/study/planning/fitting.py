@@ -1,4 +1,7 @@
-"""What fits into memory: how full fine-tuning is kept, and what to change where a run does not."""
+"""What fits into memory: how full fine-tuning is kept, and what to change where a run does not.
+
+Where a frozen base does not fit, it is dealt out over several devices.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 from collections.abc import Sequence
 
 from rankwise.engine.models.devices import Machine
+from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
 from rankwise.engine.training.sharded import can_shard
@@ -17,7 +21,8 @@ from rankwise.records.files import in_words
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.passes import least_bytes, size_of, usable
+from rankwise.study.planning.mitigations import has_own_texts
+from rankwise.study.planning.passes import least_bytes, shares_a_pass, size_of, usable
 
 FULL_TRAININGS = (
     FullTraining(weights="float32", optimizer="adamw"),
@@ -75,6 +80,73 @@ def full_devices(config: StudyConfig, memory: PassMemory, machine: Machine) -> i
     return count if least_bytes(dealt_out, config.train, None) <= limit else 1
 
 
+class Room:
+    """Where the adapters of a study have room: on one device, or on all of them together.
+
+    Attributes:
+        memory: of passes over a base that is whole.
+        dealt_out: of passes over a base that all devices hold together.
+        num_devices: that can do so; 1: it cannot be dealt out.
+        available: bytes of a device.
+    """
+
+    def __init__(self, config: StudyConfig, memory: PassMemory, machine: Machine) -> None:
+        self._train, self.memory = config.train, memory
+        # a quantised base lies in bytes that are no weights
+        can_be_dealt_out = config.train.base_precision == "auto" and can_shard()
+        self.num_devices = machine.num_devices if can_be_dealt_out else 1
+        self.dealt_out = memory.changed(num_base_devices=self.num_devices)
+        self.available = machine.available_bytes()
+
+    @property
+    def limit(self) -> int:
+        """The bytes of a device that are planned for."""
+        return usable(self.available)
+
+    @property
+    def scoring_devices(self) -> int:
+        """Over how many devices the base is dealt out where it is scored."""
+        return 1 if self.memory.base_bytes <= self.limit else self.num_devices
+
+    def devices_of(self, run: PlannedRun) -> int:
+        """Over how many devices the base of a run is dealt out: over all, where that makes it fit.
+
+        What fits on one device stays there.
+        """
+        if self.num_devices == 1 or run.method == "full" or needs_whole_base(run) is not None:
+            return 1
+        if least_bytes(self.memory, self._train, size_of(run)) <= self.limit:
+            return 1
+        dealt_out = least_bytes(self.dealt_out, self._train, size_of(run))
+        return self.num_devices if dealt_out <= self.limit else 1
+
+    def least(self, run: PlannedRun) -> int:
+        """The peak of a device that trains a run alone in the smallest way."""
+        memory = self.memory if self.devices_of(run) == 1 else self.dealt_out
+        return least_bytes(memory, self._train, None if run.method == "full" else size_of(run))
+
+    def besides(self, run: PlannedRun) -> str:
+        """What several devices would change for a run that fits in no way, in brackets."""
+        if self.num_devices == 1 or run.method == "full":
+            return ""
+        if reason := needs_whole_base(run):
+            return f" (the base is not dealt out over {self.num_devices} devices: {reason})"
+        peak = least_bytes(self.dealt_out, self._train, size_of(run))
+        return f" ({in_words(peak)} on each of {self.num_devices} devices together)"
+
+
+def needs_whole_base(run: PlannedRun) -> str | None:
+    """Why an adapter cannot be trained on a base that is dealt out; None where it can."""
+    variant, arm = None if run.variant is None else VARIANTS[run.variant], run.mitigation
+    if not shares_a_pass(run):
+        return f"PEFT trains {run.variant} on the whole base"
+    if variant is not None and variant.begin is not None:
+        return f"{run.variant} begins at what the whole base has"
+    if arm is not None and (has_own_texts(arm) or arm.project is not None):
+        return "the arm reads texts or directions of the whole base"
+    return None
+
+
 def with_full(config: StudyConfig, full: FullTraining) -> StudyConfig:
     """The config that names this for full fine-tuning."""
     named = FullConfig.model_validate(full.model_dump())
@@ -100,11 +172,39 @@ def earlier_full(folder: StudyFolder | None, base_model: str) -> FullTraining | 
     return None if full is None else FullTraining.model_validate(full.model_dump())
 
 
+def check_whole_base(config: StudyConfig, room: Room, issues: Issues) -> None:
+    """Whether a study whose base is dealt out asks for what needs the whole base on one device."""
+    if room.scoring_devices == 1:
+        return
+    asked = {
+        "methods.full=null": config.methods.full is not None,
+        "methods.imported=[]": bool(config.methods.imported),
+        "analysis.gauges=false": config.analysis.gauges,
+        "analysis.heads=false": config.analysis.heads,
+        "deploy=[]": bool(config.deploy),
+        "evaluation.engine=resident": config.evaluation.engine.generate_until == "vllm",
+    }
+    unset = [setting for setting, is_asked in asked.items() if is_asked]
+    text = (
+        f"base_model: its weights take {in_words(room.memory.base_bytes)} and "
+        f"{in_words(room.limit)} of a device are planned for. {room.num_devices} devices hold them "
+        "together for LoRA and its scores"
+    )
+    if not unset:
+        issues.warnings.append(text)
+        return
+    quantised = room.memory.changed(base_precision="4bit").base_bytes
+    smaller = f", or train.base_precision=4bit ({in_words(quantised)})"
+    issues.problems.append(
+        f"{text}, and nothing else; set {', '.join(unset)}"
+        f"{smaller if quantised <= room.limit else ''}"
+    )
+
+
 def check_memory(
     runs: Sequence[PlannedRun],
     config: StudyConfig,
-    memory: PassMemory,
-    machine: Machine,
+    room: Room,
     issues: Issues,
     folder: StudyFolder | None = None,
 ) -> None:
@@ -115,28 +215,25 @@ def check_memory(
     Args:
         runs: that the study trains.
         config: of the study; names what full fine-tuning takes.
-        memory: of its passes.
-        machine: that trains.
+        room: that they have.
         issues: gets one entry for each method.
         folder: of the study; what is trained there already takes nothing.
     """
-    available = machine.available_bytes()
     peaks: dict[str, list[tuple[int, PlannedRun]]] = {}
     for run in runs:
-        size = None if run.method == "full" else size_of(run)
-        peak = least_bytes(memory, config.train, size)
-        if peak > usable(available) and not _is_trained(run, folder):
+        peak = room.least(run)
+        if peak > room.limit and not _is_trained(run, folder):
             peaks.setdefault(run.method, []).append((peak, run))
     for method, too_large in peaks.items():
         peak, run = max(too_large, key=lambda each: each[0])
         more = len(too_large) - 1
         text = (
             f"methods.{method}: training {run.name}{f' (or {more} more)' if more else ''} takes "
-            f"{in_words(peak)} at least and there are {in_words(available)}, of which "
-            f"{in_words(usable(available))} are planned for; "
-            + _remedy(run, config, memory, usable(available))
+            f"{in_words(peak)} at least{room.besides(run)} and there are "
+            f"{in_words(room.available)}, of which {in_words(room.limit)} are planned for; "
+            + _remedy(run, config, room.memory, room.limit)
         )
-        (issues.problems if peak > available else issues.warnings).append(text)
+        (issues.problems if peak > room.available else issues.warnings).append(text)
 
 
 def _is_trained(run: PlannedRun, folder: StudyFolder | None) -> bool:

@@ -163,10 +163,11 @@ def largest_step(config: StudyConfig) -> int:
 def longest_other(config: StudyConfig, others: Others) -> int:
     """Read tokens of the longest example beside the trained task's; 0 without any."""
     lengths = [example.num_inputs for examples in others.values() for example in examples]
-    return max([*lengths, NUM_TOKENS - 1 if any(map(_has_own_texts, config.mitigations)) else 0])
+    return max([*lengths, NUM_TOKENS - 1 if any(map(has_own_texts, config.mitigations)) else 0])
 
 
-def _has_own_texts(arm: MitigationConfig) -> bool:
+def has_own_texts(arm: MitigationConfig) -> bool:
+    """Whether an arm reads texts that the base wrote."""
     replays = arm.replay is not None and arm.replay.rows is None
     return replays or (arm.kl is not None and arm.kl.at == "own_texts")
 
@@ -191,7 +192,7 @@ def _mitigated(run: PlannedRun, arm: MitigationConfig, others: Others) -> Planne
         run.fingerprint,
         arm,
         others=[examples_digest(others[rows]) for rows in _rows_of(arm)],
-        own_texts=[NUM_TEXTS, NUM_TOKENS] if _has_own_texts(arm) else None,
+        own_texts=[NUM_TEXTS, NUM_TOKENS] if has_own_texts(arm) else None,
     )
     slug = re.sub(r"[^A-Za-z0-9]+", "-", arm.label.replace("×", "x")).strip("-").lower()
     rate, alpha = arm.learning_rate_factor or 1.0, arm.alpha_factor or 1.0

@@ -45,7 +45,9 @@ from rankwise.study.planning.checks import (
 )
 from rankwise.study.planning.chosen import Candidates, all_of, decided
 from rankwise.study.planning.fitting import (
+    Room,
     check_memory,
+    check_whole_base,
     earlier_full,
     full_devices,
     full_training,
@@ -113,6 +115,8 @@ class StudyPlan:
     """The prompts that every model answers to show its behaviour; empty where none is asked for."""
     num_workers: int = 1
     """For which its passes are cut."""
+    base_devices: int = 1
+    """Devices that hold the base together where it is scored: it does not fit on one."""
 
     @property
     def step_tokens(self) -> int:
@@ -249,7 +253,8 @@ class Planner:
             self._num_devices = full_devices(config, memory, model.machine)
             memory = memory.changed(num_devices=self._num_devices)
         self._config, self._model, self._parts, self._issues = config, model, parts, issues
-        self._memory = memory
+        self._memory, self._room = memory, Room(config, memory, model.machine)
+        check_whole_base(config, self._room, issues)
         base = Trainable(model, parts.layers, self._memory)
         self._imported = _imported(config, base, parts.examples, issues)
         self._prepared = {task.name: task for task in parts.tasks.prepared}
@@ -274,7 +279,7 @@ class Planner:
         if folder is None or not folder.study_file.exists():
             # what a search may come to; once it has begun, some of that is ruled out
             ends = [end for each in self.candidates.values() for end in each.ends]
-            check_memory(ends, config, memory, model.machine, issues)
+            check_memory(ends, config, self._room, issues)
         self._unchosen = self._record()
 
     def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:
@@ -291,20 +296,13 @@ class Planner:
         mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
         trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
-        check_memory(trained, config, self._memory, model.machine, issues, self._folder)
+        check_memory(trained, config, self._room, issues, self._folder)
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
-        available = model.machine.available_bytes()
         passes = [
             planned
             for place, models in enumerate((*chosen.together, truncated, mitigated))
-            for planned in plan_passes(
-                models,
-                self._memory,
-                config.train,
-                available_bytes=available,
-                sharing=self._sharing(has_base=place == 0),
-            )
+            for planned in self._passes(models, self._sharing(has_base=place == 0))
         ]
         models = {
             "runs": (*chosen.runs, *self._imported),
@@ -330,7 +328,22 @@ class Planner:
             gauged=self._gauged,
             behaviour=self._behaviour,
             num_workers=self._num_workers,
+            base_devices=self._room.scoring_devices,
         )
+
+    def _passes(
+        self, models: Sequence[PlannedRun], sharing: Sharing | None
+    ) -> Iterable[PlannedPass]:
+        """The passes of some models; last come those over a base that is dealt out."""
+        room, train = self._room, self._config.train
+        available = self._model.machine.available_bytes()
+        large = [model for model in models if room.devices_of(model) > 1]
+        small = [model for model in models if model not in large]
+        yield from plan_passes(
+            small, self._memory, train, available_bytes=available, sharing=sharing
+        )
+        for planned in plan_passes(large, room.dealt_out, train, available_bytes=available):
+            yield planned.model_copy(update={"num_devices": room.num_devices})
 
     def _dealt_out(
         self, passes: Sequence[PlannedPass], trained: Sequence[PlannedRun]

@@ -1,30 +1,38 @@
-"""One of the processes of a full fine-tuning: ``python -m rankwise.study.work.part job.json``.
+"""One of the processes that share a model: ``python -m rankwise.study.work.part job.json``.
 
-``processes`` has them started, one for each device. The first one writes into the study's folder
-and tells on stdout what it does; by stdin it is asked to stop.
+``study.started`` has them started, one for each device. In a training the first one writes into the
+study's folder. It tells on stdout what it does; by stdin it is asked to stop, or what is scored.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rankwise.engine.models.base import BaseModel, load_tokenizer
 from rankwise.engine.models.devices import is_out_of_memory
-from rankwise.engine.training.sharded import joined
+from rankwise.engine.scoring.resident import CACHE_SHARE, ResidentScorer, free_share
+from rankwise.engine.training.sharded import LEAVE, Processes, ShardedModel, joined
+from rankwise.errors import ModelError
+from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun, StageFailure
 from rankwise.study.context import StudyContext
 from rankwise.study.observer import StageOutline, TrainingStep
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.sharded_scorer import CALLS
+from rankwise.study.started import MARK
 from rankwise.study.stopping import Stopped, StopSignals
-from rankwise.study.work.processes import MARK, STOP, WRITE
+from rankwise.study.work.processes import STOP, WRITE
 from rankwise.study.work.training import train_part
 from rankwise.tasks.training_rows import Example
 
@@ -57,6 +65,15 @@ class _Telling:
     def decided(self, text: str) -> None: ...
 
 
+def _base(job: dict[str, Any]) -> BaseModel:
+    name, weights, fingerprint = job["base"]
+    return BaseModel(name, Path(weights), fingerprint)
+
+
+def _examples(rows: Sequence[Any]) -> tuple[Example, ...]:
+    return tuple(Example(tuple(tokens), *rest) for tokens, *rest in rows)
+
+
 class _Follower:
     """The process that follows this one, as far as this one hears of it."""
 
@@ -80,43 +97,105 @@ class _Follower:
         os._exit(1)
 
 
-def train(job: dict[str, Any]) -> None:
-    """Do this process's part."""
-    folder, device = StudyFolder(Path(job["folder"])), job["device"]
-    name, weights, fingerprint = job["base"]
-    base = BaseModel(name, Path(weights), fingerprint)
+def train(job: dict[str, Any], processes: Processes) -> None:
+    """Do this process's part of a training."""
+    folder, base = StudyFolder(Path(job["folder"])), _base(job)
     runs = [PlannedRun.model_validate(run) for run in job["runs"]]
-    with joined(device) as processes:
-        plan = StudyPlan(
-            record=folder.read_study(),
-            base=base,
-            tokenizer=load_tokenizer(base.folder),
-            device=processes.device,
-            examples={
-                runs[0].train_task: tuple(
-                    Example(tuple(tokens), *rest) for tokens, *rest in job["examples"]
-                )
-            },
-            tasks={},
-            answers={},
-            head_prompts={},
-        )
-        context = StudyContext.of(plan, folder, _Telling())
-        if processes.leads:
-            folder.guard = _Follower(context.signals).agree
-        try:
-            train_part(context, runs, PlannedPass.model_validate(job["pass"]), processes)
-        except Stopped:
-            processes.tell("leave")
-            tell(stopped=True)
-            return
-        if processes.leads:
-            tell(done=True)
+    plan = StudyPlan(
+        record=folder.read_study(),
+        base=base,
+        tokenizer=load_tokenizer(base.folder),
+        device=processes.device,
+        examples={task: _examples(rows) for task, rows in job["examples"].items()},
+        tasks={},
+        answers={},
+        head_prompts={},
+        others={
+            RowsConfig.model_validate(rows): _examples(examples) for rows, examples in job["others"]
+        },
+    )
+    context = StudyContext.of(plan, folder, _Telling())
+    if processes.leads:
+        folder.guard = _Follower(context.signals).agree
+    try:
+        train_part(context, runs, PlannedPass.model_validate(job["pass"]), processes)
+    except Stopped:
+        tell(stopped=True)  # first: one that leaves closes its connections
+        processes.tell(LEAVE)
+        return
+    if processes.leads:
+        tell(done=True)
 
+
+def score(job: dict[str, Any], processes: Processes) -> None:
+    """Answer one question after the other, as the other processes do, until nobody asks any more.
+
+    All of them read the same, since they gather each layer together; the first one answers.
+    """
+    base, device = _base(job), processes.device
+    sharded = ShardedModel(base.folder, job["precision"], processes, is_frozen=True)
+    model: Any = sharded.model
+    with torch.no_grad():
+        # From now on what is outside of the layers stays gathered. What FSDP makes once it makes
+        # here: in inference mode it could not be used again.
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    scorer = ResidentScorer(
+        model,
+        load_tokenizer(base.folder),
+        max_batch_tokens=job["max_batch_tokens"],
+        cache_bytes=min(processes.gathered(free_share(device, CACHE_SHARE))),
+        may_shrink=False,
+    )
+    for name, question, answer in _asked(processes):
+        asked = CALLS[name].asked.validate_json(Path(question).read_bytes())
+        found, refusal = _answered(scorer, name, asked, processes)
+        if len(set(processes.gathered(refusal))) > 1:
+            raise ModelError("processes that share a model differ in what they can read")
+        if not processes.leads:
+            continue
+        if refusal is not None:
+            tell(refused=refusal)
+            continue
+        Path(answer).write_bytes(CALLS[name].answered.dump_json(found))
+        tell(answered=True)
+
+
+def _answered(
+    scorer: ResidentScorer, name: str, asked: tuple[Any, ...], processes: Processes
+) -> tuple[Any, str | None]:
+    """What a call gives, and why it was refused."""
+    takes_time = name in ("log_likelihoods", "generate") and processes.leads
+    advance = [lambda num_tokens: tell(read=num_tokens)] if takes_time else []
+    try:
+        return getattr(scorer, name)(*asked, *advance), None
+    except ModelError as error:
+        return None, str(error)
+
+
+def _asked(processes: Processes) -> Iterator[Sequence[str]]:
+    """What is asked by stdin, in every process; this one ends when nobody asks any more."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(1)
+
+    if processes.leads:
+        threading.Thread(target=listen, daemon=True).start()
+    while True:
+        question = json.loads(lines.get()) if processes.leads else ()
+        processes.tell("answer", *question)
+        yield question if processes.leads else processes.hear()[1]
+
+
+_DOES = {"training": train, "scoring": score}
 
 if __name__ == "__main__":
     try:
-        train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+        job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        with joined(job["device"]) as processes:
+            _DOES[job["does"]](job, processes)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         tell(**{"memory" if is_out_of_memory(error) else "failed": message})

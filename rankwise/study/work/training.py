@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -24,6 +25,7 @@ from rankwise.engine.training.sharded import (
     Following,
     Leading,
     Processes,
+    ReplicatedTrainee,
     ShardedModel,
     ShardedTrainee,
 )
@@ -84,15 +86,18 @@ def train(context: StudyContext, stage: Train, runs: Sequence[PlannedRun]) -> No
     if stage.planned_pass is None:
         for run in runs:
             _import(context, run)
-    elif runs[0].method == "full" and stage.planned_pass.num_devices > 1:
-        train_in_processes(context, runs, stage.planned_pass)
+        return
+    trainable = [run for run in runs if not _is_given_up(context, run)]
+    if not trainable:
+        return
+    if stage.planned_pass.num_devices > 1:
+        train_in_processes(context, trainable, stage.planned_pass)
     elif runs[0].method == "full":
-        _train_full(context, runs, stage.planned_pass)
+        _train_full(context, trainable, stage.planned_pass)
     elif shares_a_pass(runs[0]):
-        trainable = [run for run in runs if not _is_given_up(context, run)]
         _train_adapters(context, trainable, stage.planned_pass)
     else:
-        _train_variant(context, runs, stage.planned_pass)
+        _train_variant(context, trainable, stage.planned_pass)
 
 
 def _import(context: StudyContext, run: PlannedRun) -> None:
@@ -140,14 +145,18 @@ def _is_given_up(context: StudyContext, run: PlannedRun) -> bool:
 
 
 def _train_adapters(
-    context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass
+    context: StudyContext,
+    runs: Sequence[PlannedRun],
+    planned: PlannedPass,
+    sharded: ShardedModel | None = None,
 ) -> None:
-    if not runs:
-        return
-    config, base = context.study.config, context.models.base()
+    """Train adapters on the base, of which this process may hold a part."""
+    config = context.study.config
+    base = context.models.base() if sharded is None else sharded.model
+    make = AdapterTrainee if sharded is None else partial(ReplicatedTrainee, sharded.processes)
     by_training = _by_training(runs)
     truncated = truncated_adapters(context, list(by_training))
-    trainees, unsettled = _adapter_trainees(context, by_training, truncated)
+    trainees, unsettled = _adapter_trainees(context, base, by_training, truncated, make)
     project(context, trainees)
 
     def save(trainee: Trainee, run: PlannedRun) -> Saved:
@@ -167,16 +176,18 @@ def _train_adapters(
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
-        _run_pass(context, _Pass(base, trainees, bank, planned), by_training, save)
+        _run_pass(context, _Pass(base, trainees, bank, planned, sharded), by_training, save)
 
 
 def _adapter_trainees(
     context: StudyContext,
+    base: nn.Module,
     by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
     truncated: Mapping[str, Truncated],
+    make: Callable[..., AdapterTrainee],
 ) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
     """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
-    plan, config, base = context.plan, context.study.config, context.models.base()
+    plan, config = context.plan, context.study.config
     shapes = models.adaptable_shapes(base)
     init = "A" if config.methods.lora is None else config.methods.lora.init
     beside, beginnings = RowsBeside(context), _Beginnings(context)
@@ -204,7 +215,7 @@ def _adapter_trainees(
             adapter.start_from(begun.factors, is_in_base=variant.is_in_base)
             unsettled[run.name] = begun.unsettled_share
         trainees.append(
-            AdapterTrainee(
+            make(
                 run,
                 plan.examples[run.train_task],
                 config.train,
@@ -273,16 +284,26 @@ def train_part(
     planned: PlannedPass,
     processes: Processes,
 ) -> None:
-    """Train all weights as one of the processes that were started for it; the first one writes.
+    """Train as one of the processes that were started for it; the first one writes.
 
     Raises:
         ModelError: weights cannot be read.
         StorageError: the folder cannot be written.
         Stopped: it was asked to; the state is saved.
     """
+    is_frozen = runs[0].method == "lora"
+    base, precision = models.fetch_weights(context.plan.base), context.study.precision
+    sharded = ShardedModel(base, precision, processes, is_frozen=is_frozen)
+    train_on = _train_adapters if is_frozen else _train_sharded
+    train_on(context, runs, planned, sharded)
+
+
+def _train_sharded(
+    context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass, sharded: ShardedModel
+) -> None:
+    """Train all weights of a model of which this process holds a part."""
     plan, config, by_training = context.plan, context.study.config, _by_training(runs)
     ((whole, models_of),) = by_training.items()
-    sharded = ShardedModel(models.fetch_weights(plan.base), context.study.precision, processes)
     marks = [model.num_steps for model in models_of]
     trainee = ShardedTrainee(whole, plan.examples[whole.train_task], config.train, sharded, marks)
 
@@ -295,13 +316,7 @@ def train_part(
             plan.tokenizer.save_pretrained(str(weights))
         return Saved(weights_bytes(weights), trainee.is_zero_update)
 
-    together = _Pass(sharded.model, [trainee], None, planned, sharded)
-    if processes.leads:
-        _run_pass(context, together, by_training, save)
-        return
-    following = Following(trainee, processes)
-    following.obey()
-    _train_pass(context, together, following)
+    _run_pass(context, _Pass(sharded.model, [trainee], None, planned, sharded), by_training, save)
 
 
 def _train_variant(context: StudyContext, runs: Sequence[PlannedRun], planned: PlannedPass) -> None:
@@ -352,14 +367,20 @@ def _run_pass(
     by_training: Mapping[PlannedRun, Sequence[PlannedRun]],
     save: Save,
 ) -> None:
+    """Train, and write what comes of it; of several processes, the first one writes."""
+    processes = None if together.sharded is None else together.sharded.processes
+    if processes is not None and not processes.leads:
+        following = Following(together.trainees, processes)
+        following.obey()
+        _train_pass(context, together, following)
+        return
     writer = _Writer(context, together.trainees, by_training, save)
     for trainee in together.trainees:
         writer.resume(trainee)
     with context.signals.deferred(), contextlib.closing(writer):
-        if together.sharded is None:
+        if processes is None:
             _train_pass(context, together, writer)
             return
-        processes = together.sharded.processes
         processes.tell(None)  # the others have begun where this one has
         _train_pass(context, together, Leading(writer, processes))
 

@@ -350,6 +350,11 @@ def test_a_model_that_is_dealt_out_by_hand() -> None:
     assert gathered == 27_168
     activations = alone.full_bytes(8, False) - state
     assert activations > 0
+    assert alone.base_bytes == state // 4  # of the four numbers for each weight
+    for count, of_each in ((2, 5_840), (8, 1_460)):
+        # two layers are less than what is outside of them, which is there twice at the beginning
+        base = alone.changed(num_base_devices=count).base_bytes
+        assert base == of_each + 4 * (outside + max(outside, 3 * layer))
     for count, of_each in ((2, 23_360), (4, 11_680), (8, 5_840)):
         bytes_of_each = alone.changed(num_devices=count).full_bytes(8, False)
         assert bytes_of_each == of_each + gathered + activations

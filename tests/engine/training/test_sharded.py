@@ -17,7 +17,7 @@ from rankwise.engine.training.micro_batches import NOBODY, Placed
 from rankwise.engine.training.sharded import dealt
 from rankwise.tasks.training_rows import Example
 from tests.support.passes import CPU, Heard, Setting, config
-from tests.support.sharded_trainings import Job, train_together
+from tests.support.sharded_trainings import Job, adapter, state_of, train_together
 from tests.support.tiny_models import tiny
 
 # 20 rows: steps of 3, which two processes do not share evenly, and one of 2 at the end
@@ -49,14 +49,23 @@ def found(job: Job, name: str) -> Any:
     return json.loads((Path(job.out) / f"{name}.json").read_text())
 
 
+def assert_same_lines(job: Job, name: str, heard: Heard) -> None:
+    """To float32 rounding: sums over rows are taken in another order."""
+    lines, expected = found(job, name)["lines"], heard.lines[name]
+    assert [line["step"] for line in lines] == [line.step for line in expected]
+    for field, rel in (("loss_nats", 1e-6), ("kl_nats", 1e-4), ("grad_norm", 1e-5)):
+        of_each = [getattr(line, field) for line in expected if getattr(line, field) is not None]
+        ours = [line[field] for line in lines if line[field] is not None]
+        assert ours == pytest.approx(of_each, rel=rel), (name, field)
+
+
 def assert_equal(job: Job, heard: Heard, peer: Any) -> None:
-    """To float32 rounding: sums over rows are taken in another order, over 7 steps of AdamW."""
-    assert found(job, "losses") == pytest.approx(heard.losses["full"], rel=1e-6)
-    norms = [line.grad_norm for line in heard.lines["full"]]
-    assert found(job, "norms") == pytest.approx(norms, rel=1e-5)
-    assert min(norms) > 2 * TRAIN["max_grad_norm"]  # every step is clipped
-    assert found(job, "moved")
-    weights = load_file(Path(job.out) / "weights.safetensors")
+    """To float32 rounding, over 7 steps of AdamW."""
+    assert_same_lines(job, "full", heard)
+    # every step is clipped
+    assert min(line.grad_norm for line in heard.lines["full"]) > 2 * TRAIN["max_grad_norm"]
+    assert found(job, "full")["moved"]
+    weights = load_file(Path(job.out) / "full.safetensors")
     expected = dict(peer.named_parameters())
     assert weights.keys() == expected.keys()
     for name, values in expected.items():
@@ -93,10 +102,69 @@ def test_equals_one_process(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert process.wait() == 0, (tmp_path / "output").read_text()
     heard, peer = alone(tiny_model_folder)
     checkpointing, stopped, resumed, damaged = of_tied
-    assert len(found(stopped, "losses")) == 3
+    assert len(found(stopped, "full")["lines"]) == 3
     for each in (checkpointing, resumed, damaged):
         assert_equal(each, heard, peer)
     assert_equal(of_untied, *alone(untied))
+
+
+# Of other ranks, layers and seeds; held to the base, on what it learns or on rows of its own; and
+# one that cannot but diverge. That with dropout draws the same masks wherever a row is read.
+ADAPTERS: tuple[dict[str, Any], ...] = (
+    {"name": "r2", "rank": 2},
+    {"name": "upper", "rank": 8, "seed": 3, "targets": ["model.layers.1.mlp.down_proj"]},
+    {"name": "held", "mitigation": {"kl": {"at": "prompts", "weight": 0.7}}},
+    {"name": "rows", "mitigation": {"kl": {"at": "rows", "share": 0.2, "rows": {"task": "o"}}}},
+    {"name": "diverges", "learning_rate": 1e30},
+    {"name": "plus", "variant": "lora_plus", "seed": 1},
+)
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this build of PyTorch starts no processes"
+)
+def test_adapters_on_a_base_that_is_dealt_out_equal_those_of_one_process(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    train, state = TRAIN | {"dropout": 0.1}, str(tmp_path / "training.pt")
+    for options in ADAPTERS:
+        (tmp_path / f"{options['name']}-damaged.pt").write_bytes(b"no state")
+
+    def job(name: str, **options: Any) -> Job:
+        out = str(tmp_path / name)
+        return Job(str(tiny_model_folder), out, train, adapters=ADAPTERS, **options)
+
+    stopped = job("stopped", stop_at=3, state=state)
+    whole = [
+        job("checkpointing", checkpointing=True, max_tokens=40),
+        job("resumed", state=state),
+        job("damaged", state=str(tmp_path / "damaged.pt")),
+    ]
+    process = train_together([stopped, *whole], tmp_path)
+    assert process.wait() == 0, (tmp_path / "output").read_text()
+    setting = Setting(tiny_model_folder)
+    trainees = [adapter(setting, config(**train), **options) for options in ADAPTERS]
+    heard = setting.train(*trainees)
+    assert heard.errors.keys() == {"diverges"}
+    assert len(found(stopped, "r2")["lines"]) == 3
+    for each in whole:
+        for trainee in trainees:
+            name = trainee.run.name
+            if name == "diverges":
+                assert found(each, name)["error"].startswith("the loss was")
+                continue
+            assert_same_lines(each, name, heard)
+            assert found(each, name)["moved"]
+            weights = load_file(Path(each.out) / f"{name}.safetensors")["adapter"]
+            torch.testing.assert_close(
+                weights, trainee.adapter.weights.detach(), rtol=1e-4, atol=1e-5
+            )
+    # one process goes on from what several have saved
+    (resumed, other) = (adapter(setting, config(**train), **ADAPTERS[0]) for _ in range(2))
+    resumed.load_state(state_of(stopped, resumed))
+    assert resumed.step == 3
+    setting.train(resumed, other)
+    torch.testing.assert_close(resumed.adapter.weights, other.adapter.weights, rtol=1e-4, atol=1e-5)
 
 
 def test_every_example_is_dealt_once() -> None:
@@ -116,3 +184,12 @@ def test_every_example_is_dealt_once() -> None:
         read = [item for part in parts for group in part for item in group]
         owned = Counter(item.place for item in read if item.trainee != NOBODY)
         assert owned == Counter(range(5))
+
+
+def test_the_base_reads_beside_a_held_row_in_every_process() -> None:
+    examples = [Example(tuple(range(n + 1)), 1, False) for n in (9, 7, 5, 4)]
+    held = [range(3), range(0), range(0), range(0)]  # of the longest, which the first one reads
+    step = [Placed(0, n, *pair) for n, pair in enumerate(zip(examples, held, strict=True))]
+    first, second = dealt(step, 2, 10, "cpu")
+    assert first == [[step[0]], [step[2]]]
+    assert second == [[step[1], Placed(NOBODY, 0, examples[3], range(1))], [step[3]]]
