@@ -1,42 +1,41 @@
-"""How many weights that were read from files are in memory at once."""
+"""How many bytes of weights that were read from files are in memory at once."""
 
 from __future__ import annotations
 
 import weakref
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pytest
-from torch import Tensor, nn
-
-from rankwise.engine.models import weights
+from accelerate.utils import OffloadedWeightsLoader
+from torch import Tensor
 
 
 class Reads:
-    """Within the block, watches what ``weights.StoredWeights`` reads.
+    """Within the block, watches what is read of models of ``streamed.load_in_files``.
 
     Attributes:
         most_bytes: of weights that were in memory at once.
+        all_bytes: of all that were read.
     """
 
     def __init__(self) -> None:
-        self.most_bytes = 0
+        self.most_bytes = self.all_bytes = 0
         self._alive: list[weakref.ref[Any]] = []
         self._patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> Reads:
-        read = weights.parameter_of
+        read = OffloadedWeightsLoader.__getitem__
 
-        def counted(model: nn.Module, folder: Path, name: str) -> Tensor:
-            weight = read(model, folder, name)
-            self._alive = [each for each in self._alive if each() is not None]
+        def watched(loader: OffloadedWeightsLoader, name: str) -> Tensor:
+            weight: Tensor = read(loader, name)
+            self.all_bytes += weight.nbytes
             self._alive.append(weakref.ref(weight.untyped_storage()))
-            held = (each() for each in self._alive)
-            self.most_bytes = max(self.most_bytes, sum(x.nbytes() for x in held if x is not None))
+            held = [storage for each in self._alive if (storage := each()) is not None]
+            self.most_bytes = max(self.most_bytes, sum(each.nbytes() for each in held))
             return weight
 
-        self._patch.setattr(weights, "parameter_of", counted)
+        self._patch.setattr(OffloadedWeightsLoader, "__getitem__", watched)
         return self
 
     def __exit__(

@@ -49,6 +49,7 @@ from rankwise.study.planning.fitting import (
     earlier_full,
     full_devices,
     full_training,
+    most_weights_bytes,
     with_full,
 )
 from rankwise.study.planning.imports import imported_run
@@ -290,6 +291,7 @@ class Planner:
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
         trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
         check_memory(trained, config, self._memory, model.machine, issues, self._folder)
+        most_bytes = most_weights_bytes(model, config, trained, issues, self._folder)
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         available = model.machine.available_bytes()
@@ -312,6 +314,7 @@ class Planner:
             "mitigated": mitigated,
             "variants": self._variants,
             "passes": tuple(self._dealt_out(passes, trained)),
+            "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),
         }
         return StudyPlan(
