@@ -117,8 +117,7 @@ def most_weights_bytes(
         model: the base of the study.
         config: of the study.
         trained_here: the runs that are trained in the process that scores.
-        issues: gets a warning that says what is read layer by layer, or a problem where not even
-            that fits.
+        issues: gets a warning that says what is read layer by layer, or that not even that fits.
         folder: of the study; what is trained there needs no base.
     """
     available, dtype = model.machine.available_bytes(), DTYPES[model.precision]
@@ -133,7 +132,7 @@ def most_weights_bytes(
     try:
         placed = placement(model.skeleton, dtype, model.machine.device, most_bytes)
     except ModelError as error:
-        issues.problems.append(f"{what}: {error}")
+        issues.warnings.append(f"{what}: {str(error).rstrip('.')}")
         return None
     issues.warnings.append(
         f"{what}: {placed.num_read} of {placed.num_layers} layers are read from their files in "
