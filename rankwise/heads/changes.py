@@ -267,6 +267,16 @@ def norms_of_matrices(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
     return of_slice
 
 
+class HeadWatch:
+    """What the layers of a forward pass have seen of their heads, by the number of the layer.
+
+    No dictionary itself: accelerate's hooks hand a layer a copy of each.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[int, HeadActivity] = {}
+
+
 @torch.inference_mode()
 def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivity]:
     """Read a prompt and keep the activity of every layer's heads; all weights are in memory.
@@ -278,12 +288,12 @@ def head_activity(model: nn.Module, tokens: tuple[int, ...]) -> list[HeadActivit
     Raises:
         ModelError: its attention needs something that is not supported here.
     """
-    decoder, watch = decoder_of(model), dict[int, HeadActivity]()
+    decoder, watch = decoder_of(model), HeadWatch()
     ids = torch.tensor([tokens], device=decoder.device)
     positions = torch.arange(len(tokens), device=decoder.device)[None]
     with attention_of(decoder, WATCHED_ATTENTION):
         decoder.base_model(input_ids=ids, position_ids=positions, head_watch=watch, use_cache=False)
-    return [watch[number] for number in sorted(watch)]
+    return [watch.seen[number] for number in sorted(watch.seen)]
 
 
 def attend_watched(
@@ -293,7 +303,7 @@ def attend_watched(
     value: Float[Tensor, "1 kv_heads tokens value_width"],
     attention_mask: Tensor | None,
     *,
-    head_watch: dict[int, HeadActivity] | None = None,
+    head_watch: HeadWatch | None = None,
     **arguments: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads value_width"], None]:
     """The attention function that transformers calls in every layer; see ``AttentionTerms``."""
@@ -317,7 +327,7 @@ def attend_watched(
         scores = torch.cat([scores, sinks], dim=-1)
     weights = scores.softmax(dim=-1)[..., :tokens].to(value.dtype)
     out = weights @ value  # (1, heads, tokens, value_width)
-    head_watch[layer] = HeadActivity(weights[0], out[0])
+    head_watch.seen[layer] = HeadActivity(weights[0], out[0])
     return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
 
 

@@ -45,6 +45,8 @@ class Provenance(Record):
     created_at: str
     products: str | None = None
     """How a card multiplies: precision in float32, and sums in half precision; None on a CPU."""
+    most_weights_bytes: int | None = None
+    """As of the study, for the model that was scored; None: all of its weights were in memory."""
 
 
 class Training(Record):
@@ -300,6 +302,9 @@ class StudyRecord(StudyTasks):
     """Variants of LoRA; scored like the runs, and shown beside them."""
     passes: tuple[PlannedPass, ...] = ()
     """Which runs are trained together; imported ones are in none."""
+    most_weights_bytes: int | None = None
+    """Of a model that is scored, the most weights in the device's memory at once; its other layers
+    are read from its files in every pass. None: models fit, and are held whole."""
     deployed: tuple[str, ...] = ()
     """The runs that ``deploy`` of the study file is about: recommended, or the best bets, when the
     study was last concluded; empty until it is."""

@@ -18,11 +18,13 @@ from rankwise.engine.models.frozen_adapters import (
     carrying,
     load_frozen_adapter,
 )
+from rankwise.engine.models.streamed import load_streamed
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
 from rankwise.records.config.study import Engine
+from rankwise.records.config.training import BasePrecision
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import Observer
@@ -56,14 +58,26 @@ class ResidentModels:
             self.release()
             plan = self._plan
             # planning needed the small files only; now the weights
-            folder = models.fetch_weights(plan.base)
-            self._base = models.load_frozen(
-                folder,
-                plan.record.precision,
-                plan.device,
-                plan.record.config.train.base_precision,
-            )
+            self._base = self._load(models.fetch_weights(plan.base), self._base_precision)
         return self._base
+
+    @property
+    def _base_precision(self) -> BasePrecision:
+        return self._plan.record.config.train.base_precision
+
+    def most_weights_bytes(self, run: PlannedRun | None) -> int | None:
+        """As ``StudyRecord.most_weights_bytes``, of one model; None: it is held whole."""
+        is_base = run is None or run.method == "lora"
+        if is_base and self._base_precision != "auto":
+            return None  # its files do not hold what it computes with
+        return self._plan.record.most_weights_bytes
+
+    def _load(self, folder: Path, base_precision: BasePrecision = "auto") -> nn.Module:
+        plan, most_bytes = self._plan, self._plan.record.most_weights_bytes
+        precision = plan.record.precision
+        if most_bytes is None or base_precision != "auto":
+            return models.load_frozen(folder, precision, plan.device, base_precision)
+        return load_streamed(folder, precision, plan.device, most_bytes)
 
     def release(self, *, base: bool = False) -> None:
         """Give back the memory of everything but the base; ``base``: of that too."""
@@ -161,8 +175,14 @@ class ResidentModels:
         """A run's model in two parts: the base and an adapter, or a full fine-tuning and None.
 
         Raises:
-            ModelError: an adapter that is more than plain LoRA, or weights that cannot be read.
+            ModelError: an adapter that is more than plain LoRA, weights that cannot be read, or a
+                model that is too large: what looks at two parts also asks for gradients.
         """
+        if self.most_weights_bytes(run) is not None:
+            raise ModelError(
+                f"{run.name} does not fit into {self._plan.device}, and is read layer by layer to "
+                "be scored: heads cannot be switched off in it. Use a device with more memory."
+            )
         if run.method == "full":
             if self._alone_name != run.name:
                 self.release(base=True)  # one whole model at a time
@@ -177,9 +197,14 @@ class ResidentModels:
         """A run's checkpoint, or the base with its adapter put on by PEFT."""
         if self._alone is None or self._alone_name != run.name:
             self.release()
-            weights, plan = self._folder.weights(run), self._plan
+            weights = self._folder.weights(run)
             if run.method == "full":
-                self._alone = models.load_frozen(weights, plan.record.precision, plan.device)
+                self._alone = self._load(weights)
+            elif self.most_weights_bytes(run) is not None:
+                raise ModelError(
+                    f"{run.name} is more than LoRA, and the base is read layer by layer: PEFT "
+                    "cannot put it on. Score it on a device with more memory."
+                )
             else:
                 self._alone = adapters.load_adapter(self.base(), weights)
             self._alone_name = run.name

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from rankwise.engine.models.devices import choose_device, provenance_on, resolve_precision
+from rankwise.engine.models.streamed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.files import digest_of
@@ -110,7 +111,7 @@ def repair_adapter(
     """
     adapter, device = found.adapter, choose_device()
     precision = resolve_precision(settings.precision, device)
-    base = models.load_frozen(adapter.base.folder, precision, device)
+    base = load_to_score(adapter.base.folder, precision, device)
     tokenizer = models.load_tokenizer(adapter.base.folder)
     resident = ResidentScorer(base, tokenizer)
     scorer = RepairScorer(resident, base, adapter.target, found.derived)

@@ -183,7 +183,7 @@ def _missing(layers: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_weights(audited: Audited) -> None:
-    """Load the weights once and release them: errors in them should not come after the scoring.
+    """Read every weight once: errors in them should not come after the scoring.
 
     Raises:
         ModelError: as ``audit``.
@@ -253,7 +253,7 @@ def audit(
     ranks = tuple(sorted({update.rank for update in audited.updates.values()}))
     kept = _kept(values)
     cut = _smallest_enough(kept)
-    others = () if adapted is None else _other_changes(base.others, adapted.others)
+    others = () if adapted is None else _other_changes(base, adapted)
     if scored.answers_as_base and (cut is not None or others):
         raise UnchangedOutputsError(
             f"{audited.target} has other weights than {audited.base.name} and gives the same "
@@ -317,20 +317,14 @@ def _smallest_enough(kept: Sequence[KeptEnergy]) -> KeptEnergy | None:
     return next(enough, kept[-1])
 
 
-def _other_changes(
-    base: Mapping[str, Tensor], adapted: Mapping[str, Tensor]
-) -> tuple[OtherChange, ...]:
+def _other_changes(base: ModelWeights, adapted: ModelWeights) -> tuple[OtherChange, ...]:
     """Changes outside the linear layers; a tensor that has two names in both (tied) counts once."""
     changes: list[OtherChange] = []
-    seen: set[tuple[int, int]] = set()
-    for name in dict.fromkeys((*base, *adapted)):
-        before, after = base.get(name), adapted.get(name)
-        if before is not None and after is not None:
-            places = before.data_ptr(), after.data_ptr()
-            if places in seen:
-                continue
-            seen.add(places)
-        change = _other_change(name, before, after)
+    for name in dict.fromkeys((*base.others, *adapted.others)):
+        first = base.tied.get(name)
+        if first is not None and first == adapted.tied.get(name):
+            continue
+        change = _other_change(name, base.others.get(name), adapted.others.get(name))
         if change is not None:
             changes.append(change)
     return tuple(sorted(changes, key=_largest_first))

@@ -11,6 +11,7 @@ from torch import nn
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import choose_device, give_back_memory, resolve_precision
+from rankwise.engine.models.streamed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError, ModelError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
@@ -117,7 +118,7 @@ def audit_scores(
     precision = resolve_precision(settings.precision, device)
     answers_as_base = False
     if audited.kind == "adapter":
-        scorer = _scorer(models.load_frozen(audited.base.folder, precision, device), audited)
+        scorer = _scorer(load_to_score(audited.base.folder, precision, device), audited)
         scorer.put_on(ADAPTED, audited.target)
         if any(update.frobenius_norm > 0 for update in audited.updates.values()):
             refuse_unapplied(scorer, [ADAPTED], probes(tasks[0].requests))
@@ -125,7 +126,7 @@ def audit_scores(
         scorings = [evaluate(scorer, both, task, metric=None, advance=advance) for task in tasks]
     else:
         base, adapted = (
-            _alone(name, models.load_frozen(folder, precision, device), audited, tasks, advance)
+            _alone(name, load_to_score(folder, precision, device), audited, tasks, advance)
             for name, folder in ((BASE, audited.base.folder), (ADAPTED, audited.target))
         )
         answers_as_base = base.probed == adapted.probed

@@ -72,8 +72,7 @@ class SpectralCache:
 def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> Callable[[str], Svd]:
     """Decompositions of a base's matrices, by the layer's name.
 
-    The weights are read when the first one is asked for (``weight_matrices``), and held as long as
-    what is returned.
+    Each weight is read from its file when it is asked for (``weight_matrices``).
 
     Args:
         base: folder of a causal language model.
@@ -83,7 +82,7 @@ def decompositions(base: Path, layers: Sequence[str], device: torch.device) -> C
     cache, device = SpectralCache(), float64_device(device)
 
     @functools.cache
-    def weights() -> dict[str, Tensor]:
+    def weights() -> Mapping[str, Tensor]:
         return weight_matrices(base, layers)
 
     return lambda name: cache.svd(weights()[name].to(device))

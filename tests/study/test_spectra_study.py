@@ -31,6 +31,7 @@ from rankwise.study.run import run_study
 from rankwise.study.status import study_status
 from rankwise.study.work import weights as spectra_worker
 from tests.support.observers import Recorder
+from tests.support.reads import Reads
 from tests.support.records import weights_as_they_are
 from tests.support.saved_adapters import save_dora
 from tests.support.tiny_tasks import COLOURS_PY, COLOURS_YAML
@@ -161,6 +162,19 @@ def test_matrices_side_by_side_have_the_records_of_one_after_the_other(
     assert [x.module for x in after[FULL].matrices] == [x.module for x in before[FULL].matrices]
     for name, record in after.items():
         assert list(numbers(record)) == pytest.approx(list(numbers(before[name])), abs=1e-6)
+
+
+def test_of_base_and_full_fine_tuning_one_matrix_each_is_in_memory(
+    original: Finished, finished: Finished
+) -> None:
+    for path in finished.folder.glob("runs/*/spectra.json"):
+        path.unlink()
+    with Reads() as reads:
+        run(finished.file, finished.folder)
+    assert reads.most_bytes == 2 * 48 * 48 * 4
+    before, after = records(original.folder), records(finished.folder)
+    for name, record in after.items():
+        assert list(numbers(record)) == list(numbers(before[name]))
 
 
 def weights_folders(folder: Path, name: str) -> list[Path]:

@@ -151,9 +151,9 @@ def test_a_base_that_is_scored_in_a_checkpoint_s_place_is_no_result(
         tensors[f"{Q}.weight"] *= 1.5
 
     target = checkpoint(tiny_model_folder, tmp_path / "c", change)
-    load_frozen = audit_scores.models.load_frozen
+    load = audit_scores.load_to_score
     monkeypatch.setattr(
-        audit_scores.models, "load_frozen", lambda _, *rest: load_frozen(tiny_model_folder, *rest)
+        audit_scores, "load_to_score", lambda _, *rest: load(tiny_model_folder, *rest)
     )
     names = ("--tasks", "colours", "--tasks-path", tasks_folder, "--allow-task-code")
     result = audited(tiny_model_folder, target, tmp_path / "out", *names)

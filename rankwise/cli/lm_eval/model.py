@@ -24,6 +24,7 @@ from tqdm import tqdm
 from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
 from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
+from rankwise.engine.models.streamed import load_to_score
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.vllm import VllmScorer
 from rankwise.errors import ModelError
@@ -71,7 +72,7 @@ class HeldModels:
                 self.folder, self.folder, arguments.precision, max_length=self.max_length
             )
         device = torch.device(arguments.device)
-        model = models.load_frozen(self.folder, arguments.precision, device)
+        model = load_to_score(self.folder, arguments.precision, device)
         return ResidentScorer(
             model,
             self.tokenizer,

@@ -259,10 +259,15 @@ def _refuse_not_finite(model: nn.Module, folder: Path) -> None:
         if weight.is_floating_point() and weight.numel():
             least, most = weight.aminmax()  # both are NaN if any number is
             if not bool(torch.isfinite(least) & torch.isfinite(most)):
-                raise ModelError(
-                    f"{folder} holds NaN or infinite weights in {name}: its training has diverged, "
-                    "or the file is damaged. Save or fetch it again."
-                )
+                raise diverged(folder, name)
+
+
+def diverged(folder: Path, name: str) -> ModelError:
+    """The error of a model one of whose weights is not finite."""
+    return ModelError(
+        f"{folder} holds NaN or infinite weights in {name}: its training has diverged, or the file "
+        "is damaged. Save or fetch it again."
+    )
 
 
 @torch.no_grad()
@@ -298,11 +303,16 @@ def load_frozen(
     if quantization is not None:
         options = {"quantization_config": quantization, "device_map": {"": device}}
     model = load_model(folder, DTYPES[precision], **options)
-    model.requires_grad_(False)
     _refuse_not_finite(model, folder)
-    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    freeze(model)
     prepare_quantised(model)
-    return (model if quantization is not None else model.to(device)).eval()
+    return model if quantization is not None else model.to(device)
+
+
+def freeze(model: Any) -> None:
+    """No gradients and no dropout any more, and a head that reads slices without a detour."""
+    model.requires_grad_(False).eval()
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
 
 
 def quantization_config(

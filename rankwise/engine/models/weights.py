@@ -1,24 +1,63 @@
-"""Weight matrices of a model folder by layer, as (out_features, in_features) for every kind."""
+"""Weight matrices of a model folder by layer, as (out_features, in_features) for every kind.
+
+They stay in their files until they are asked for, one by one.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.base import is_stored_quantised, load_model
-from rankwise.engine.models.files import (
-    DTYPES,
-    tensor_headers,
-    weights_files,
-)
+from rankwise.engine.models.base import is_stored_quantised
+from rankwise.engine.models.files import DTYPES, tensor_headers, weights_files
+from rankwise.engine.models.streamed import IN_FILES, load_in_files, parameter_of
 from rankwise.errors import ModelError
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """Finite parameters of a model folder: each is read from its file when it is asked for.
+
+    Files are memory-mapped and one is read at a time: the model may be larger than the memory.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, parameters: Mapping[str, str]) -> None:
+        """Take a model of ``streamed.load_in_files``, and parameters by the names they get here.
+
+        Raises:
+            ModelError: one of them cannot be read, or is NaN or infinite somewhere.
+        """
+        self._model, self._folder, self._parameters = model, folder, dict(parameters)
+        for name in self:
+            if not bool(torch.isfinite(self[name]).all()):
+                raise ModelError(
+                    f"{folder} holds NaN or infinite weights in {name}. Save it again."
+                )
+
+    def __getitem__(self, name: str) -> Tensor:
+        """On the CPU; of a linear layer (out_features, in_features).
+
+        Raises:
+            ModelError: its file can no longer be read.
+        """
+        parameter = self._parameters[name]
+        weight = parameter_of(self._model, self._folder, parameter)
+        owner, _, own = parameter.rpartition(".")
+        # GPT-2's Conv1D stores it transposed
+        is_transposed = own == "weight" and isinstance(self._model.get_submodule(owner), Conv1D)
+        return weight.T if is_transposed else weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
 
 
 class ModelWeights(NamedTuple):
@@ -27,19 +66,20 @@ class ModelWeights(NamedTuple):
     Attributes:
         matrices: of linear layers, (out_features, in_features).
         others: every other parameter by its name: embeddings, norms, biases, the head.
+        tied: those of ``others`` that are another one under a second name, with that one's name.
     """
 
-    matrices: dict[str, Tensor]
-    others: dict[str, Tensor]
+    matrices: Mapping[str, Tensor]
+    others: Mapping[str, Tensor]
+    tied: Mapping[str, str]
 
 
 def weight_matrices(
     folder: Path, layers: Sequence[str]
-) -> dict[str, Float[Tensor, "out_features in_features"]]:
+) -> Mapping[str, Float[Tensor, "out_features in_features"]]:
     """The weights of these layers, on the CPU and in the widest dtype of the files.
 
-    transformers loads the model, as it knows how each architecture's files name the layers;
-    everything but these layers is then released.
+    transformers finds them, as it knows how each architecture's files name the layers.
 
     Args:
         folder: of a causal language model.
@@ -49,8 +89,7 @@ def weight_matrices(
         ModelError: the folder cannot be loaded, a layer is missing or no linear one, or a weight
             is NaN or infinite.
     """
-    modules = dict(load_model(folder, _widest_dtype(folder)).named_modules())
-    return {name: _weight(modules.get(name), name, folder) for name in layers}
+    return _matrices(_stored(folder), folder, layers)
 
 
 def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
@@ -59,18 +98,33 @@ def model_weights(folder: Path, layers: Sequence[str]) -> ModelWeights:
     Raises:
         ModelError: as ``weight_matrices``; other parameters that are not finite too.
     """
-    model = load_model(folder, _widest_dtype(folder))
-    modules = dict(model.named_modules())
-    matrices = {name: _weight(modules.get(name), name, folder) for name in layers}
+    model = _stored(folder)
     of_layers = {f"{name}.weight" for name in layers}
-    others = {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name not in of_layers
-    }
-    for name, parameter in others.items():
-        _check_finite(parameter, name, folder)
-    return ModelWeights(matrices, others)
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in of_layers:
+            others[name] = name
+            if (other := first.setdefault(id(parameter), name)) != name:
+                tied[name] = other
+    matrices = _matrices(model, folder, layers)
+    return ModelWeights(matrices, StoredWeights(model, folder, others), tied)
+
+
+def _stored(folder: Path) -> Any:
+    return load_in_files(folder, _widest_dtype(folder), {"": IN_FILES})
+
+
+def _matrices(model: nn.Module, folder: Path, layers: Sequence[str]) -> StoredWeights:
+    modules = dict(model.named_modules())
+    for name in layers:
+        if not isinstance(modules.get(name), nn.Linear | Conv1D):
+            raise ModelError(
+                f"{folder} has no linear layer {name}. Check that it is of the same architecture "
+                "as the base model."
+            )
+    return StoredWeights(model, folder, {name: f"{name}.weight" for name in layers})
 
 
 def _widest_dtype(folder: Path) -> torch.dtype:
@@ -86,20 +140,3 @@ def _widest_dtype(folder: Path) -> torch.dtype:
     dtypes = [DTYPES[name] for name in sorted(stored & DTYPES.keys())]
     # promote_types, not the largest: float16 and bfloat16 together need float32
     return functools.reduce(torch.promote_types, dtypes[1:], dtypes[0]) if dtypes else torch.float32
-
-
-def _weight(module: Any, name: str, folder: Path) -> Tensor:
-    if not isinstance(module, torch.nn.Linear | Conv1D):
-        raise ModelError(
-            f"{folder} has no linear layer {name}. Check that it is of the same architecture as "
-            "the base model."
-        )
-    weight = module.weight.detach()
-    _check_finite(weight, name, folder)
-    # (out_features, in_features); GPT-2's Conv1D stores it transposed
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def _check_finite(weight: Tensor, name: str, folder: Path) -> None:
-    if not bool(torch.isfinite(weight).all()):
-        raise ModelError(f"{folder} holds NaN or infinite weights in {name}. Save it again.")

@@ -6,14 +6,15 @@ Where a frozen base does not fit, it is dealt out over several devices.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from rankwise.engine.models.devices import Machine
+from rankwise.engine.models.devices import DTYPES, Machine
+from rankwise.engine.models.streamed import placement, room_for_weights
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
 from rankwise.engine.training.sharded import can_shard
-from rankwise.errors import RecordError
+from rankwise.errors import ModelError, RecordError
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import BasePrecision
@@ -22,6 +23,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.mitigations import has_own_texts
+from rankwise.study.planning.model import StudyModel
 from rankwise.study.planning.passes import least_bytes, shares_a_pass, size_of, usable
 
 FULL_TRAININGS = (
@@ -199,6 +201,49 @@ def check_whole_base(config: StudyConfig, room: Room, issues: Issues) -> None:
         f"{text}, and nothing else; set {', '.join(unset)}"
         f"{smaller if quantised <= room.limit else ''}"
     )
+
+
+def most_weights_bytes(
+    model: StudyModel,
+    config: StudyConfig,
+    scoring_devices: int,
+    trained_here: Iterable[PlannedRun],
+    issues: Issues,
+    folder: StudyFolder | None,
+) -> int | None:
+    """Bytes of weights in memory at once while a model is scored; None: models are held whole.
+
+    They are where they fit, where LoRA is still to be trained on the base in memory, and where
+    several devices hold the base together.
+
+    Args:
+        model: the base of the study.
+        config: of the study.
+        scoring_devices: that hold the base together where it is scored.
+        trained_here: the runs that are trained in the process that scores.
+        issues: gets a warning that says what is read layer by layer, or that not even that fits.
+        folder: of the study; what is trained there needs no base.
+    """
+    available, dtype = model.machine.available_bytes(), DTYPES[model.precision]
+    num_bytes = model.num_parameters * dtype.itemsize
+    most_bytes = room_for_weights(num_bytes, available)
+    needs_base = config.train.base_precision == "auto" and any(
+        run.method == "lora" and not _is_trained(run, folder) for run in trained_here
+    )
+    if most_bytes is None or needs_base or scoring_devices > 1:
+        return None
+    what = f"scoring: models take {in_words(num_bytes)} and there are {in_words(available)}"
+    try:
+        placed = placement(model.skeleton, dtype, model.machine.device, most_bytes)
+    except ModelError as error:
+        issues.warnings.append(f"{what}: {str(error).rstrip('.')}")
+        return None
+    issues.warnings.append(
+        f"{what}: {placed.num_read} of {placed.num_layers} layers are read from their files in "
+        f"every forward pass, {in_words(placed.read_bytes)}. That is slow for texts, which take a "
+        "pass for each token"
+    )
+    return most_bytes
 
 
 def check_memory(

@@ -51,6 +51,7 @@ from rankwise.study.planning.fitting import (
     earlier_full,
     full_devices,
     full_training,
+    most_weights_bytes,
     with_full,
 )
 from rankwise.study.planning.imports import imported_run
@@ -297,6 +298,9 @@ class Planner:
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
         trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
         check_memory(trained, config, self._room, issues, self._folder)
+        most_bytes = most_weights_bytes(
+            model, config, self._room.scoring_devices, trained, issues, self._folder
+        )
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         passes = [
@@ -312,6 +316,7 @@ class Planner:
             "mitigated": mitigated,
             "variants": self._variants,
             "passes": tuple(self._dealt_out(passes, trained)),
+            "most_weights_bytes": most_bytes,
             "warnings": tuple(issues.warnings),
         }
         return StudyPlan(

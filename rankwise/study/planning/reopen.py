@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rankwise.engine.models.streamed import room_for_weights
 from rankwise.errors import PlanError, TaskError, closest
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.study import StudyRecord
@@ -43,8 +44,9 @@ def reopen_study(
         problem = "base_model: it is no longer the model that the study was made with"
         raise PlanError(study.config.name, model.base.name, [problem])
     prepared = _prepared(study, model, tasks, limit)
+    room = room_for_weights(study.weights_bytes, model.machine.available_bytes())
     return StudyPlan(
-        record=study,
+        record=study.model_copy(update={"most_weights_bytes": room}),
         base=model.base,
         tokenizer=model.tokenizer,
         device=model.machine.device,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankwise.engine.models.devices import provenance_on
+from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import UnchangedOutputsError
 from rankwise.records.config.study import Engine
 from rankwise.records.folder import BASE
@@ -105,13 +106,17 @@ class ScoreWorker:
             advance=lambda num_tokens: self._observer.advanced(num_tokens * work_per_token),
             skipped=lambda num_tokens: self._observer.skipped(num_tokens * work_per_token),
         )
+        made = self._provenance
+        if isinstance(scorer, ResidentScorer):
+            most_bytes = self._models.most_weights_bytes(models[0])
+            made = made.model_copy(update={"most_weights_bytes": most_bytes})
         unchanged: list[Scoring] = []
         for model, scoring in zip(models, scorings, strict=True):
             has_update = model is not None and model.method == "lora" and self._has_update(model)
             if has_update and self._is_unchanged(task, scoring):
                 unchanged.append(scoring)
             else:
-                record = scoring.record.model_copy(update={"provenance": self._provenance})
+                record = scoring.record.model_copy(update={"provenance": made})
                 self._folder.write_evaluation(record, scoring.samples)
         for scoring in unchanged:
             raise UnchangedOutputsError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -62,8 +62,8 @@ def analyse_weights(
     """Analyse some runs of a stage, with the base's weights as they are stored.
 
     A matrix of the base is decomposed once for all of them, whatever precision it is trained in. Of
-    full fine-tunings one is in memory at a time, with the adapters that are compared with it. Where
-    the base is stored quantised its weights are not known, and the records say so.
+    models one matrix at a time is read from their files; in memory are the adapters. Where the base
+    is stored quantised its weights are not known, and the records say so.
 
     Raises:
         ModelError: weights cannot be read, or are not finite.
@@ -84,11 +84,12 @@ def analyse_weights(
     subjects = [_subject(context, run, shapes) for run in runs]
     names = _layers(context, stage, subjects, shapes)
     base = weight_matrices(models.fetch_weights(plan.base), names)
+    is_small = all(min(shapes[name]) <= _SMALL for name in names)
     cache = SpectralCache()
     for full in dict.fromkeys(subject.full for subject in subjects):
         group = [subject for subject in subjects if subject.full == full]
         seconds: dict[str, float] = defaultdict(float)
-        for looks in _looks(context, group, base, cache):
+        for looks in _looks(context, group, base, cache, is_small):
             for subject, look in zip(group, looks, strict=True):
                 subject.matrices.extend([look.spectrum] if look.spectrum else [])
                 seconds[subject.run.name] += look.seconds
@@ -127,6 +128,7 @@ def _looks(
     group: Sequence[_Subject],
     base: Mapping[str, Tensor],
     cache: SpectralCache,
+    is_small: bool,
 ) -> Iterator[list[_Look]]:
     """For each layer of the base, what each run of a group did to it; they share a full run."""
     device, full = float64_device(context.plan.device), group[0].full
@@ -138,19 +140,18 @@ def _looks(
         decomposed = cache.svd(weight)
         return [_look(context.study, subject, name, decomposed, delta) for subject in group]
 
-    with _side_by_side(base.values(), device) as map_layers:
+    with _side_by_side(device, is_small) as map_layers:
         yield from map_layers(of_layer, base)
 
 
 @contextlib.contextmanager
-def _side_by_side(weights: Collection[Tensor], device: torch.device) -> Generator[Any]:
+def _side_by_side(device: torch.device, is_small: bool) -> Generator[Any]:
     """Within the block, a ``map`` over layers that keeps their order.
 
     On a CPU small matrices are analysed side by side, each by one thread; all others one after the
     other.
     """
     num_threads = torch.get_num_threads()
-    is_small = all(min(weight.shape) <= _SMALL for weight in weights)
     if device.type != "cpu" or not is_small or num_threads == 1:
         yield map
         return

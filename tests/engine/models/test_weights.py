@@ -15,9 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
-from rankwise.engine.models.weights import weight_matrices
+from rankwise.engine.models.weights import model_weights, weight_matrices
 from rankwise.errors import ModelError
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
+from tests.support.reads import Reads
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 C_ATTN = "transformer.h.1.attn.c_attn"
@@ -119,6 +120,42 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, bad: float) -> No
     with pytest.raises(ModelError, match=f"NaN or infinite weights in {DOWN}"):
         weight_matrices(tmp_path, [Q, DOWN])
     assert list(weight_matrices(tmp_path, [Q])) == [Q]  # nobody asked for the other
+
+
+def test_of_a_model_in_several_files_one_matrix_is_in_memory(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    with Reads() as reads:
+        found = weight_matrices(tmp_path, [Q, DOWN])
+        for name, weight in found.items():
+            assert torch.equal(weight, model.get_submodule(name).weight)
+            del weight
+    assert reads.most_bytes == 24 * 40 * 4  # the larger one
+
+
+def test_what_is_tied_has_two_names(tmp_path: Path) -> None:
+    config: Any = tiny("llama").config
+    config.tie_word_embeddings = True
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    found = model_weights(tmp_path, [Q])
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert found.tied == {head: embeddings}
+    assert torch.equal(found.others[head], model.model.embed_tokens.weight)
+    assert set(found.others) == {
+        name for name, _ in model.named_parameters(remove_duplicate=False)
+    } - {f"{Q}.weight"}
+
+
+def test_a_matrix_of_another_shape_is_named(tmp_path: Path) -> None:
+    saved(tmp_path, "llama")
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{DOWN}.weight"] = torch.zeros(24, 41)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"{DOWN}.weight that cannot be used"):
+        weight_matrices(tmp_path, [DOWN])
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])

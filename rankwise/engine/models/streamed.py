@@ -1,0 +1,195 @@
+"""Models whose weights stay in their files, and are read when they are computed with.
+
+accelerate reads a matrix before its product and lets go of it behind it. What that costs is one
+reading of the files for each forward pass, so passes should be of many tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rankwise.engine.models.base import diverged, freeze, load_frozen, load_model, model_skeleton
+from rankwise.engine.models.devices import (
+    DTYPES,
+    Machine,
+    ResolvedPrecision,
+    limit_kernel_cache,
+    multiply_exactly,
+)
+from rankwise.engine.models.files import not_finite, unusable, weights_files
+from rankwise.errors import ModelError
+from rankwise.records.files import in_words
+
+IN_FILES = "disk"
+"""Where transformers and accelerate say that weights are that stay in their files."""
+
+WHOLE_SHARE = 0.85
+"""Of a device's memory, what the weights of a model may fill that is held whole."""
+
+HELD_SHARE = 0.5
+"""Of a device's memory, what weights fill of a model that is not: a pass should be of many tokens,
+and needs the rest for their keys, values and activations."""
+
+
+class Placement(NamedTuple):
+    """Where the weights are of a model that does not fit into a device's memory.
+
+    Attributes:
+        device_map: module → the device, or ``IN_FILES``.
+        held_bytes: of weights that stay on the device.
+        read_bytes: that every forward pass reads from the files.
+        num_read: layers that are read from the files.
+        num_layers: of the model.
+    """
+
+    device_map: dict[str, torch.device | str]
+    held_bytes: int
+    read_bytes: int
+    num_read: int
+    num_layers: int
+
+
+def room_for_weights(num_bytes: int, available_bytes: int) -> int | None:
+    """Bytes that the weights of a model may fill where they do not fit whole; None: they do."""
+    if num_bytes <= WHOLE_SHARE * available_bytes:
+        return None
+    return int(HELD_SHARE * available_bytes)
+
+
+def placement(
+    skeleton: nn.Module, dtype: torch.dtype, device: torch.device, most_bytes: int
+) -> Placement:
+    """Layers stay on the device from the first one on, as many as leave room for one more.
+
+    Args:
+        skeleton: the model on the meta device.
+        dtype: of its weights.
+        device: that computes.
+        most_bytes: of its weights on the device at any time.
+
+    Raises:
+        ModelError: what is outside of the layers (embeddings, head) and one layer are more.
+    """
+    layers = _layer_bytes(skeleton, dtype)
+    total = sum(parameter.numel() for parameter in skeleton.parameters()) * dtype.itemsize
+    held, largest = total - sum(layers.values()), max(layers.values(), default=0)
+    if not layers or held + largest > most_bytes:
+        raise ModelError(
+            f"{in_words(total)} of weights do not fit, and read layer by layer they take "
+            f"{in_words(held + largest)} of the {in_words(most_bytes)} that weights may fill. Use "
+            "a device with more memory."
+        )
+    read = dict(layers)
+    for name, size in layers.items():
+        if held + size + largest > most_bytes:
+            break
+        held += size
+        del read[name]
+    where: dict[str, torch.device | str] = {}
+    for name, _ in skeleton.named_modules():
+        has_layers = not name or any(layer.startswith(f"{name}.") for layer in layers)
+        if not has_layers and not _is_below(name, where):
+            where[name] = IN_FILES if name in read else str(device)
+    return Placement(where, held, sum(read.values()), len(read), len(layers))
+
+
+def _layer_bytes(skeleton: nn.Module, dtype: torch.dtype) -> dict[str, int]:
+    """Layer → bytes of its weights; what is inside of a layer is part of it."""
+    layers: dict[str, int] = {}
+    for name, module in skeleton.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and not _is_below(name, layers):
+            layers[name] = sum(weight.numel() for weight in module.parameters()) * dtype.itemsize
+    return layers
+
+
+def _is_below(name: str, modules: Iterable[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def load_streamed(
+    folder: Path, precision: ResolvedPrecision, device: torch.device, most_bytes: int
+) -> nn.Module:
+    """A frozen model, as ``base.load_frozen``; its layers are read as ``placement`` says.
+
+    It is called like any other, without gradients. An adapter can be put on it that adds to what
+    its layers give (``frozen_adapters``); their weights cannot be looked at.
+
+    Raises:
+        ModelError: as ``load_frozen`` and ``placement``.
+    """
+    limit_kernel_cache()
+    multiply_exactly(device)
+    dtype = DTYPES[precision]
+    where = placement(model_skeleton(folder), dtype, device, most_bytes)
+    if (bad := not_finite(weights_files(folder))) is not None:
+        raise diverged(folder, bad)
+    model = load_in_files(folder, dtype, where.device_map)
+    freeze(model)
+    return model
+
+
+def load_to_score(folder: Path, precision: ResolvedPrecision, device: torch.device) -> nn.Module:
+    """A frozen model, whole where it fits into the memory that is free, else layer by layer.
+
+    Raises:
+        ModelError: as ``load_streamed``.
+    """
+    sizes = (parameter.numel() for parameter in model_skeleton(folder).parameters())
+    num_bytes = sum(sizes) * DTYPES[precision].itemsize
+    most_bytes = room_for_weights(num_bytes, Machine(device).available_bytes())
+    if most_bytes is None:
+        return load_frozen(folder, precision, device)
+    return load_streamed(folder, precision, device, most_bytes)
+
+
+def load_in_files(
+    folder: Path, dtype: torch.dtype, device_map: Mapping[str, torch.device | str]
+) -> Any:
+    """Load a causal language model, some of whose weights stay in its safetensors files.
+
+    What the files lack is refused here, and what is wrong with a weight when it is read. Where an
+    architecture holds weights in another layout than its files (most mixtures of experts),
+    transformers writes those that stay in files into a temporary folder, which goes with the model.
+
+    Args:
+        folder: of the model.
+        dtype: of its weights, also of those that are read later.
+        device_map: where what is below each name is: a device, or ``IN_FILES``.
+
+    Raises:
+        ModelError: as ``load_model``.
+    """
+    # it warns that weights are on the meta device, which is what was asked for
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+    converted = tempfile.mkdtemp(prefix="rankwise-weights-")
+    try:
+        model = load_model(folder, dtype, device_map=dict(device_map), offload_folder=converted)
+    except BaseException:
+        shutil.rmtree(converted, ignore_errors=True)
+        raise
+    weakref.finalize(model, shutil.rmtree, converted, ignore_errors=True)
+    return model
+
+
+def parameter_of(model: nn.Module, folder: Path, name: str) -> Tensor:
+    """A parameter of a model that was loaded from a folder, read from its file if it is there.
+
+    Raises:
+        ModelError: it cannot be read, or has another shape there than the config asks for.
+    """
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    what = f"{folder} holds a {name} that cannot be used"
+    with unusable(what, "Save it again."), align_module_device(module):
+        return getattr(module, own).detach()
