@@ -15,7 +15,7 @@ from rankwise.records.study import StageFailure
 from rankwise.study.context import StudyContext
 from rankwise.study.outline import study_outline
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Model, Score, Stage, stages
+from rankwise.study.stages import Model, Score, Stage, Train, stages
 from rankwise.study.units import Unit, units
 from rankwise.study.work.worker import Worker
 
@@ -106,7 +106,7 @@ class Shift:
 
     def _num_devices(self, unit: Unit) -> int:
         """That the worker must have who does what is left of a unit."""
-        left = [stage.num_devices for stage in unit.stages if not self._is_over(stage)]
+        left = [_num_devices(stage) for stage in unit.stages if not self._is_over(stage)]
         return max(left, default=1)  # another worker may just have done it
 
     def _is_due(self, stage: Stage) -> bool:
@@ -157,8 +157,8 @@ class Shift:
     def _do_stage(self, stage: Stage, models: tuple[Model, ...]) -> None:
         context, folder = self._context, self._context.folder
         try:
-            if stage.num_devices > self._crew.num_devices:
-                raise _too_few_devices(stage, self._crew.most_devices())
+            if _num_devices(stage) > self._crew.num_devices:
+                raise _too_few_devices(_num_devices(stage), self._crew.most_devices())
             with _enough_memory():
                 self._worker.do(stage, models)
         except (StorageError, LeaseLostError):
@@ -202,11 +202,17 @@ def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFa
     )
 
 
-def _too_few_devices(stage: Stage, most: int) -> OutOfMemoryError:
+def _num_devices(stage: Stage) -> int:
+    """That a stage needs of one machine."""
+    planned = stage.planned_pass if isinstance(stage, Train) else None
+    return 1 if planned is None else planned.num_devices
+
+
+def _too_few_devices(wanted: int, most: int) -> OutOfMemoryError:
     return OutOfMemoryError(
-        f"it is planned for {stage.num_devices} cards of one machine, and no worker that is there "
-        f"has more than {most}. Start a worker where {stage.num_devices} cards are, or leave full "
-        "fine-tuning out with methods.full=null."
+        f"it is planned for {wanted} cards of one machine, and no worker that is there has more "
+        f"than {most}. Start a worker where {wanted} cards are, or leave full fine-tuning out with "
+        "methods.full=null."
     )
 
 
