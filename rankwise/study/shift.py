@@ -146,7 +146,7 @@ class Shift:
 
     def _num_devices(self, unit: Unit) -> int:
         """That the worker must have who does what is left of a unit."""
-        left = [stage.num_devices for stage in unit.stages if not self._is_over(stage)]
+        left = [_num_devices(stage) for stage in unit.stages if not self._is_over(stage)]
         return max(left, default=1)  # another worker may just have done it
 
     def _is_due(self, stage: Stage) -> bool:
@@ -197,8 +197,8 @@ class Shift:
     def _do_stage(self, stage: Stage, models: tuple[Model, ...]) -> None:
         context = self._context
         try:
-            if stage.num_devices > self._crew.num_devices:
-                raise _too_few_devices(stage, self._crew.most_devices())
+            if _num_devices(stage) > self._crew.num_devices:
+                raise _too_few_devices(_num_devices(stage), self._crew.most_devices())
             with _enough_memory():
                 self._worker.do(stage, models)
         except (StorageError, LeaseLostError):
@@ -245,11 +245,16 @@ def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFa
     )
 
 
-def _too_few_devices(stage: Stage, most: int) -> OutOfMemoryError:
+def _num_devices(stage: Stage) -> int:
+    """That a stage needs of one machine."""
+    planned = stage.planned_pass if isinstance(stage, Train) else None
+    return 1 if planned is None else planned.num_devices
+
+
+def _too_few_devices(wanted: int, most: int) -> OutOfMemoryError:
     return OutOfMemoryError(
-        f"it is planned for {stage.num_devices} cards of one machine, and no worker that is there "
-        f"has more than {most}. Start a worker where {stage.num_devices} cards are, or leave out "
-        "what needs them."
+        f"it is planned for {wanted} cards of one machine, and no worker that is there has more "
+        f"than {most}. Start a worker where {wanted} cards are, or leave out what needs them."
     )
 
 

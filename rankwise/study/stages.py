@@ -85,11 +85,6 @@ class Stage(ABC):
         return round(self.work)
 
     @property
-    def num_devices(self) -> int:
-        """Devices that it needs of one machine."""
-        return 1
-
-    @property
     def runs(self) -> tuple[PlannedRun, ...]:
         """The models that are runs."""
         return tuple(run for run in self.models if run is not None)
@@ -167,10 +162,6 @@ class Train(Stage):
     @property
     def num_tokens(self) -> int:
         return sum(model.num_tokens for model in furthest(self.runs))
-
-    @property
-    def num_devices(self) -> int:
-        return 1 if self.planned_pass is None else self.planned_pass.num_devices
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
         assert model is not None

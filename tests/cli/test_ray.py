@@ -86,7 +86,7 @@ def ended(
     """The events of a study that has come to its end."""
     output, errors = driver.communicate()
     assert driver.returncode == code, errors
-    assert all(line.startswith("worker ") for line in errors.splitlines())  # and nothing of Ray's
+    assert "raylet" not in output + errors  # Ray itself says nothing
     events = [json.loads(line) for line in output.splitlines()]
     assert (events[-1]["event"], events[-1]["outcome"]) == ("ended", outcome)
     return events
@@ -155,10 +155,10 @@ def test_a_unit_whose_process_is_killed_again_and_again(
     assert (failed["kind"], failed["error"]) == ("training", "WorkerLostError")
     graph = stages(StudyFolder(root).read_study())
     left = {stage for stage in graph if not stage.is_finished(StudyFolder(root))}
-    assert {"gauges", "heads", "spectra"} < {stage.kind for stage in left}
-    # these are done for the full fine-tuning, which did not fail
+    # the others are done for the full fine-tuning, which did not fail
     alone = {stage.id for stage in left if stage.kind in ("training", "scoring", "divergence")}
-    assert alone == {failed["stage"], *named(events, "stage_left_out")}
+    told = {failed["stage"], *named(events, "stage_left_out")}
+    assert alone <= told <= {stage.id for stage in left}
     run_study(plan_study(load_config(file)), StudyFolder(root), Silent())
     assert comparable(root) == of_one
 
