@@ -11,6 +11,7 @@ import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.support.checked import checked
 from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 
@@ -21,7 +22,10 @@ os.environ.setdefault(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Shapes and types of the packages that hold tensors are checked at every call in the tests.
-install_import_hook(["rankwise.engine", "rankwise.weights", "rankwise.heads"], "beartype.beartype")
+install_import_hook(
+    ["rankwise.engine", "rankwise.weights", "rankwise.heads"],
+    f"{checked.__module__}.{checked.__name__}",
+)
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
 
