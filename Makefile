@@ -6,6 +6,8 @@ NEWEST := .venv-newest
 # Tests compare with what a CPU computes: a card, where there is one, is hidden from them.
 PYTEST := -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
+# Where it is set, as in many containers, every process compiles all modules and tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-full test-gpu test-newest fuzz audit-dependencies lint lock docs screenshots dist release clean
 

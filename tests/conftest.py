@@ -11,6 +11,7 @@ import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.support.checked import checked
 from tests.support.fake_vllm import FakeVllm, lora_requests
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 
@@ -29,7 +30,7 @@ install_import_hook(
         "rankwise.prediction.activations",
         "rankwise.prediction.gradients",
     ],
-    "beartype.beartype",
+    f"{checked.__module__}.{checked.__name__}",
 )
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"

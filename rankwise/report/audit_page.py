@@ -81,7 +81,7 @@ def audit_page(record: AuditRecord) -> str:
         [Part("", "audit", "In words", first, others, ())],
         list(_sections(record)),
     )
-    text, _ = rendered(page, ["full", *(kept.rank for kept in record.kept)])
+    text, _ = rendered(page, ["full", *(kept.rank for kept in record.kept)], with_images=False)
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -118,10 +119,23 @@ def _manager(tasks_path: Sequence[Path], *, everything: bool) -> Any:
     try:
         with quiet_lm_eval():
             folders: list[str | Path] = [BUNDLED_FOLDER, *tasks_path]
-            return TaskManager(include_path=folders, include_defaults=everything)
+            manager = TaskManager(include_path=folders, include_defaults=False)
     except TypeError as error:  # names that are no text cannot be sorted
         faults = "; ".join(file_faults(tasks_path)) or str(error)
         raise TaskError(f"tasks_path: {faults}.") from error
+    if everything:
+        index = manager.task_index
+        index.update({**lm_evals_own(), **index})
+    return manager
+
+
+@functools.cache
+def lm_evals_own() -> dict[str, Any]:
+    """Name -> entry of lm-eval's own index, which takes 7-10 s: once in a process."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet_lm_eval():
+        return TaskManager().task_index
 
 
 def load_tasks(
@@ -129,8 +143,8 @@ def load_tasks(
 ) -> dict[str, tuple[LoadedTask, ...] | Unloaded]:
     """Load tasks, groups and tags: name -> its leaf tasks, or why it has none.
 
-    The bundled tasks and ``tasks_path`` are searched first. lm-eval's own index takes 7-10 s to
-    build, and is built only for a name that is not found there.
+    The bundled tasks and ``tasks_path`` are searched first. lm-eval's own index is
+    built only for a name that is not found there.
 
     Args:
         names: as in a study file.
@@ -147,7 +161,7 @@ def load_tasks(
     loaded: dict[str, tuple[LoadedTask, ...] | Unloaded] = {}
     for name in names:
         if name not in manager.task_index:
-            near, faults = closest(name, manager.all_tasks), tuple(file_faults(tasks_path))
+            near, faults = closest(name, sorted(manager.task_index)), tuple(file_faults(tasks_path))
             loaded[name] = TaskNotFound(name, near, faults)
             continue
         try:

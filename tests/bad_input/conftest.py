@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from rankwise.tasks import resolution
+
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model_folder: Path) -> Any:
@@ -18,11 +20,4 @@ def tokenizer(tiny_model_folder: Path) -> Any:
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without lm-eval's own tasks, whose index takes seconds to build."""
-    import lm_eval.tasks
-
-    manager = lm_eval.tasks.TaskManager
-
-    def small(*args: Any, include_defaults: bool = True, **kwargs: Any) -> Any:
-        return manager(*args, include_defaults=False, **kwargs)
-
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", small)
+    monkeypatch.setattr(resolution, "lm_evals_own", dict)

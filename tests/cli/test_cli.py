@@ -41,10 +41,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "alta
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt name is looked for without lm-eval's own tasks, whose index takes long."""
-    manager = resolution._manager
-    monkeypatch.setattr(
-        resolution, "_manager", lambda path, everything: manager(path, everything=False)
-    )
+    monkeypatch.setattr(resolution, "lm_evals_own", dict)
 
 
 class Finished:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 
 from rankwise.records.study_file import load_config
@@ -35,6 +37,7 @@ train:
 methods:
   lora: {{ranks: [2, 4]}}
 evaluation: {{out_of_domain: [], held_out_text: [], limit: 4}}
+analysis: {{null_draws: 1}}
 """
     )
     return file
@@ -53,3 +56,11 @@ def undisturbed_study(
     root = tmp_path_factory.mktemp("undisturbed") / "study"
     finish(smallest_plan, root)
     return comparable(root)
+
+
+@pytest.fixture
+def shapes_once(undisturbed_study: dict[str, Any]) -> Iterator[None]:
+    """Shapes are checked in the undisturbed study; it would take a quarter of each other's time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

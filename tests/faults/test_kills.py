@@ -18,6 +18,8 @@ from tests.support.file_events import file_events
 from tests.support.killed_studies import Moment, finish, run_alone, run_and_wait, run_until, started
 from tests.support.study_contents import comparable
 
+pytestmark = pytest.mark.usefixtures("shapes_once")
+
 
 class Undisturbed(NamedTuple):
     """What a study does and leaves where nothing stops it, in a process of its own."""
@@ -138,8 +140,8 @@ def searched(
         .replace("tasks_path: tasks", f"tasks_path: {smallest_study.parent / 'tasks'}")
         .replace("full: 1e-3}", "full: 1e-3, tune: true}")
         .replace("ranks: [2, 4]}", "ranks: [2, 4]}\n  full: null")
+        .replace("analysis: {null_draws: 1}", "analysis: {spectra: false, heads: false}")
         + "search: {policy: race, validation_items: 6}\n"
-        + "analysis: {spectra: false, heads: false}\n"
     )
     plan = plan_study(load_config(file))
     return file, plan, nothing_stops(file, plan, root / "study")

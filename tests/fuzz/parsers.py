@@ -170,22 +170,15 @@ def read_rows(folder: Path, text: str, name: str = "rows.jsonl") -> object:
 
 def read_task(folder: Path, text: str) -> object:
     """Index, check, load and prepare; whatever the file says, none of it is code that may run."""
-    import lm_eval.tasks
-
+    from rankwise.tasks import resolution
     from rankwise.tasks.requests import prepare_task
-    from rankwise.tasks.resolution import load_tasks
 
     (folder / "rows.jsonl").write_text(_DOCUMENT * 3)
     (folder / "tasks").mkdir(exist_ok=True)
     text = text.replace("rows.jsonl", str(folder / "rows.jsonl"))
     (folder / "tasks" / "own.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
-    manager = lm_eval.tasks.TaskManager
-
-    def small(*args: Any, include_defaults: bool = True, **kwargs: Any) -> Any:
-        return manager(*args, include_defaults=False, **kwargs)  # the whole index takes seconds
-
-    with patch.object(lm_eval.tasks, "TaskManager", small):
-        loaded = load_tasks(["own"], [folder / "tasks"])["own"]
+    with patch.object(resolution, "lm_evals_own", dict):  # which takes seconds
+        loaded = resolution.load_tasks(["own"], [folder / "tasks"])["own"]
     if isinstance(loaded, RankwiseError):
         raise loaded
     settings: dict[str, Any] = {"num_fewshot": None, "limit": 2, "chat_template": False}

@@ -15,6 +15,7 @@ from rankwise.tasks.resolution import (
     LoadedTask,
     TaskNotFound,
     list_tasks,
+    lm_evals_own,
     load_tasks,
     quiet_lm_eval,
 )
@@ -134,6 +135,12 @@ def test_names_of_lm_eval_and_misspelt_names(tasks_folder: Path) -> None:
     assert found["colors"] == TaskNotFound("colors", "colours")
     assert str(found["arc-easy"]) == "no task named 'arc-easy'; did you mean 'arc_easy'?"
     assert str(found["qqqqqqqqq"]) == "no task named 'qqqqqqqqq'"
+    (tasks_folder / "own.yaml").write_text(tiny_tasks.SUMS_YAML.replace("sums", "arc_easy", 1))
+    listing = {line.name: line.source for line in list_tasks([tasks_folder], everything=True)}
+    assert listing["arc_easy"] == listing["colours"] == "tasks_path"
+    assert listing["arc_challenge"] == "lm-eval"
+    assert lm_evals_own.cache_info().misses == 1
+    assert "colours" not in lm_evals_own()
 
 
 def test_a_group_of_the_folder_maps_to_its_tasks(tasks_folder: Path) -> None:
