@@ -123,10 +123,11 @@ def run_and_report(
 
             with observer, TrackedObserver(observer, folder, config) as tracked:
                 if share.only is not None:
-                    do_unit_of(config, plan, folder, tracked, share.only, **terms)
+                    failed = do_unit_of(config, plan, folder, tracked, share.only, **terms)
+                    code = RUN_FAILED if failed else OK
                     if events is not None:
-                        events.ended("done", OK)
-                    return OK
+                        events.ended("incomplete" if failed else "done", code)
+                    return code
                 outcome = run_to_verdict(
                     config, plan, folder, tracked, shares=share.is_worker, **terms
                 )

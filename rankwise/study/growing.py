@@ -18,6 +18,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.search import GrowthDecision, SearchRecord
+from rankwise.records.study import StageFailure
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.extension import Extension, extended
 from rankwise.study.observer import Observer
@@ -93,9 +94,9 @@ def do_unit_of(
     replace: bool = False,
     accept_new_stack: bool = False,
     is_led: bool = False,
-) -> None:
+) -> list[StageFailure]:
     """Plan a study as far as it has grown, and do one unit of it, by its id; see ``do_unit``."""
-    do_unit(
+    return do_unit(
         plan(_grown_before(config, folder)),
         folder,
         observer,

@@ -100,7 +100,7 @@ def do_unit(
     replace: bool = False,
     accept_new_stack: bool = False,
     is_led: bool = False,
-) -> None:
+) -> list[StageFailure]:
     """Do one unit of a study, by its id, and conclude nothing; see ``run_study``.
 
     Args:
@@ -113,12 +113,18 @@ def do_unit(
         is_led: another process leads: its plan holds, and it asks again for what cannot be done
             of the unit by now.
 
+    Returns:
+        What of the unit was tried and failed.
+
     Raises:
         PlanError: the study has no such unit, or what it needs is not done and nobody leads.
         StudyMovedError: the process that leads has gone, or has another plan.
     """
     terms = _Terms(True, replace, accept_new_stack, only=unit, is_led=is_led)
     _shared(plan, folder, observer, terms)
+    done = next(each for each in units(stages(folder.read_study())) if each.id == unit)
+    ids = {stage.id for stage in done.stages}
+    return [failure for failure in folder.failures() if failure.stage in ids]
 
 
 class _Terms(NamedTuple):

@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 
 from rankwise.cli.workers import MOST_RESTARTS, Heard, Team, TeamDisplay, Workers, worker_places
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, ModelError
 from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
 from rankwise.study.stages import stages
 from rankwise.study.units import units
+from rankwise.study.work.worker import Worker
 from tests.support.command_line import rankwise, words
 from tests.support.crews import wait_for
 from tests.support.small_studies import write_study
@@ -235,6 +236,23 @@ def test_one_unit_and_what_cannot_be_done(file: Path, tmp_path: Path) -> None:
     assert "there is no unit 'pass-1'" in words(refused.stderr)
     refused = rankwise("run", file, "--workers", 2, "--quiet", "--json")
     assert (refused.exit_code, "give one" in words(refused.stderr)) == (2, True)
+
+
+def test_one_unit_that_fails_ends_with_1(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ModelError("planted. Mend it.")
+
+    root = tmp_path / "study"
+    listed = json.loads(rankwise("plan", file, "--study-dir", root, "--json").stdout)["units"]
+    monkeypatch.setattr(Worker, "do", fails)
+    failed = rankwise("run", file, "--study-dir", root, "--only", listed[0]["id"], "--json")
+    last = json.loads(failed.stdout.splitlines()[-1])
+    assert (failed.exit_code, last["outcome"], last["exit_code"]) == (1, "incomplete", 1)
+    monkeypatch.undo()
+    again = rankwise("run", file, "--study-dir", root, "--only", listed[0]["id"])
+    assert again.exit_code == 0
 
 
 def test_a_study_that_cannot_be_planned_ends_all_with_its_error(file: Path, tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_one_unit_alone(plan: StudyPlan, tmp_path: Path) -> None:
     folder, recorder = StudyFolder(tmp_path / "study"), Recorder()
     all_units = units(stages(plan.record))
     base, first = all_units[:2]
-    do_unit(plan, folder, recorder, base.id)
+    assert do_unit(plan, folder, recorder, base.id) == []
     tasks = list(plan.record.scored_tasks())
     assert recorder.stages == [("base", task) for task in tasks]
     assert not folder.recommendation_file.exists()

@@ -6,8 +6,8 @@ reading of the files for each forward pass, so passes should be of many tokens.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Mapping
@@ -172,13 +172,11 @@ def load_in_files(
     """
     # it warns that weights are on the meta device, which is what was asked for
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    converted = tempfile.mkdtemp(prefix="rankwise-weights-")
-    try:
+    with contextlib.ExitStack() as made:
+        temporary = tempfile.TemporaryDirectory("-rankwise", ignore_cleanup_errors=True)
+        converted = made.enter_context(temporary)
         model = load_model(folder, dtype, device_map=dict(device_map), offload_folder=converted)
-    except BaseException:
-        shutil.rmtree(converted, ignore_errors=True)
-        raise
-    weakref.finalize(model, shutil.rmtree, converted, ignore_errors=True)
+        weakref.finalize(model, made.pop_all().close)
     return model
 
 
