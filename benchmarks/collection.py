@@ -1,0 +1,119 @@
+"""The studies of the collection, one after another; run again, it goes on where it stopped.
+
+    python -m benchmarks.collection OUTPUT [--only NAME ...]
+
+Sixteen studies of the embedded model: eight tasks, 40 to 1,000 rows. Each trains ranks 2 to 64 at
+rates by the rule r^-1/2, ranks 4, 16 and 64 at half and twice their rate too, and full
+fine-tuning; two seeds; all LoRA runs in one pass. Tasks named local_ are those of
+../shared/tasks; the others ship. OUTPUT/NAME is the folder of a study. Then
+
+    rankwise collect OUTPUT/NAME ... --measure --to rankwise/prediction/studies
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = ROOT.parent / "shared" / "tasks"
+
+RANKS = (2, 4, 8, 16, 32, 64)
+BRACKETED = (4, 16, 64)  # three ranks show how the best rate moves with rank
+FACTORS = (0.5, 2.0)
+RATE, REFERENCE_RANK = 4e-4, 16  # the default study's, chosen on other rows
+RETENTION = ("local_sciq", "local_arc_easy", "capitals")
+
+
+class Cell(NamedTuple):
+    """One study: a task, the rows that train, and how often they are read."""
+
+    task: str
+    rows: int
+    epochs: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.removeprefix('local_').removesuffix('_cloze')}-{self.rows}"
+
+
+CELLS = (
+    Cell("local_overruling", 160),
+    Cell("kinship", 160),
+    Cell("local_sciq", 160),
+    Cell("local_medmcqa_cloze", 160),
+    Cell("syllogism", 160),
+    Cell("local_arc_easy", 160),
+    Cell("local_legal_cloze", 160),
+    Cell("local_mathqa", 160),
+    Cell("local_overruling", 40, epochs=4),
+    Cell("kinship", 40, epochs=4),
+    Cell("local_sciq", 1000),
+    Cell("syllogism", 40, epochs=4),
+    Cell("kinship", 640),
+    Cell("local_arc_easy", 40, epochs=4),
+    Cell("local_arc_easy", 640),
+    Cell("local_overruling", 1000),
+)
+
+
+def rate_of(rank: int) -> float:
+    """The rule's rate at a rank, to three digits."""
+    return float(f"{RATE * (REFERENCE_RANK / rank) ** 0.5:.3g}")
+
+
+def study_of(cell: Cell) -> dict[str, Any]:
+    """The study file of a cell."""
+    rates = [(rank, rate_of(rank)) for rank in RANKS]
+    rates += [(rank, rate_of(rank) * factor) for rank in BRACKETED for factor in FACTORS]
+    return {
+        "name": cell.name,
+        "base_model": "smollm2-135m-instruct",
+        "tasks_path": [str(TASKS)],
+        "train": {
+            "task": cell.task,
+            "max_examples": cell.rows,
+            "epochs": cell.epochs,
+            "batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": {"full": 5e-5},
+        },
+        "methods": {
+            "lora": {"_": [{"rank": rank, "learning_rate": rate} for rank, rate in rates]},
+            "full": {},
+        },
+        "seeds": [0, 1],
+        "evaluation": {
+            "retention": [task for task in RETENTION if task != cell.task],
+            "held_out_text": ["pydoc_topics"],
+            "limit": 150,
+        },
+        "analysis": {"top_k": 100, "null_draws": 1, "heads": False},
+    }
+
+
+def main() -> None:
+    """Run the studies that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--only", nargs="*", default=[cell.name for cell in CELLS])
+    asked = parser.parse_args()
+    for cell in CELLS:
+        if cell.name not in asked.only:
+            continue
+        folder = asked.output / cell.name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = asked.output / f"{cell.name}.yaml"
+        file.write_text(yaml.safe_dump(study_of(cell), sort_keys=False), encoding="utf-8")
+        command = [sys.executable, "-m", "rankwise", "run", str(file), "--study-dir", str(folder), "--allow-task-code"]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        print(f"{cell.name}: exit code {code}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
