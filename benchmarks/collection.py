@@ -110,8 +110,8 @@ def main() -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = asked.output / f"{cell.name}.yaml"
         file.write_text(yaml.safe_dump(study_of(cell), sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "rankwise", "run", str(file), "--study-dir", str(folder), "--allow-task-code"]
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        command = [sys.executable, "-m", "rankwise", "run", str(file), "--study-dir", str(folder)]
+        code = subprocess.run([*command, "--allow-task-code"], cwd=ROOT, check=False).returncode
         print(f"{cell.name}: exit code {code}", flush=True)
 
 

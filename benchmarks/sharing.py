@@ -96,20 +96,29 @@ def fingerprints(folder: StudyFolder) -> dict[str, str]:
     return found
 
 
+def answers(root: Path) -> dict[tuple[str, str, int], tuple[bool, float | None]]:
+    """Model, task and item → whether it is right, and its margin in nats where it has one."""
+    rows = rw.open(root).items_df().to_dict("records")
+    return {
+        (row["model"], row["task"], row["doc_id"]): (row["is_right"], row["margin_nats"])
+        for row in rows
+    }
+
+
 def difference(first: Path, other: Path) -> dict[str, Any]:
     """How far two studies are from each other."""
     ours, theirs = (fingerprints(StudyFolder(root)) for root in (first, other))
-    items = [rw.open(root).items_df() for root in (first, other)]
-    columns = ["model", "task", "doc_id"]
-    joined = items[0].merge(items[1], on=columns, how="outer", suffixes=("", "_other"))
-    apart = (joined["margin_nats"] - joined["margin_nats_other"]).abs()
+    right, compared = answers(first), answers(other)
+    both = [(right[item], compared[item]) for item in right.keys() & compared.keys()]
+    margins = [abs(a - b) for (_, a), (_, b) in both if a is not None and b is not None]
     return {
         "fingerprints_differ": sum(ours.get(k) != theirs.get(k) for k in {*ours, *theirs}),
         "num_fingerprints": len(ours),
-        "num_items": len(joined),
-        "items_missing": int(joined[["is_right", "is_right_other"]].isna().any(axis=1).sum()),
-        "items_judged_otherwise": int((joined["is_right"] != joined["is_right_other"]).sum()),
-        "margin_nats_apart_at_most": float(apart.max()),
+        "num_items": len(both),
+        "items_missing": len(right.keys() ^ compared.keys()),
+        "items_judged_otherwise": sum(a != b for (a, _), (b, _) in both),
+        "num_margins": len(margins),
+        "margin_nats_apart_at_most": max(margins, default=None),
     }
 
 
