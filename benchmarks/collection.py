@@ -3,9 +3,9 @@
     python -m benchmarks.collection OUTPUT [--only NAME ...]
 
 Sixteen studies of the embedded model: eight tasks, 40 to 1,000 rows. Each trains ranks 2 to 64 at
-rates by the rule r^-1/2, ranks 4, 16 and 64 at half and twice their rate too, and full
-fine-tuning; two seeds; all LoRA runs in one pass. Tasks named local_ are those of
-../shared/tasks; the others ship. OUTPUT/NAME is the folder of a study. Then
+rates by the rule r^-1/2, ranks 4 and 64 at half and twice their rate too, and full fine-tuning; two
+seeds; all LoRA runs in one pass. Tasks named local_ are those of ../shared/tasks; the others ship.
+OUTPUT/NAME is the folder of a study. Then
 
     rankwise collect OUTPUT/NAME ... --measure --to rankwise/prediction/studies
 """
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASKS = ROOT.parent / "shared" / "tasks"
 
 RANKS = (2, 4, 8, 16, 32, 64)
-BRACKETED = (4, 16, 64)  # three ranks show how the best rate moves with rank
+BRACKETED = (4, 64)  # two ranks show how the best rate moves with rank
 FACTORS = (0.5, 2.0)
 RATE, REFERENCE_RANK = 4e-4, 16  # the default study's, chosen on other rows
 RETENTION = ("local_sciq", "local_arc_easy", "capitals")
@@ -91,7 +91,7 @@ def study_of(cell: Cell) -> dict[str, Any]:
         "evaluation": {
             "retention": [task for task in RETENTION if task != cell.task],
             "held_out_text": ["pydoc_topics"],
-            "limit": 150,
+            "limit": 100,
         },
         "analysis": {"top_k": 100, "null_draws": 1, "heads": False},
     }
