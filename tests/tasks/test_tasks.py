@@ -503,7 +503,7 @@ def test_the_digest_is_of_everything_that_is_asked(tasks_folder: Path, tokenizer
         digest(chat_template=True),
     ]
     text = (tasks_folder / "colours.py").read_text()
-    (tasks_folder / "colours.py").write_text(text.replace('"coal"', '"soot"'))
+    (tasks_folder / "colours.py").write_text(text.replace('"coal"', '"black soot"'))
     others.append(digest())
     assert len({reference, *others}) == 6
 

@@ -277,7 +277,7 @@ def test_what_needs_less_is_estimated_to_need_less(device: str) -> None:
     half = pass_memory(llama_config(LARGE), precision="bfloat16", **options)
     assert half.lora_bytes(ONE, 512, False) < 0.7 * plain
     weights = [
-        pass_memory(llama_config(LARGE), base_precision=name, **options)._base_bytes()
+        pass_memory(llama_config(LARGE), base_precision=name, **options).base_bytes
         for name in ("4bit", "8bit", "auto")
     ]
     assert weights == sorted(weights)
