@@ -83,9 +83,9 @@ def test_the_energy_rank_is_what_is_at_least_needed() -> None:
 
 
 def test_capacity_by_hand() -> None:
-    """100,000 tokens are 100,000 bits; a rank of 10,000 parameters holds 20,000: rank 5."""
+    """100,000 learned tokens are 100,000 bits; a rank of 10,000 parameters holds 20,000: rank 5."""
     forecast = by_capacity([], "gain")
-    asked = _asked(train_tokens=1e5, rank_parameters=1e4)
+    asked = _asked(train_loss_tokens=1e5, rank_parameters=1e4)
     assert choose(forecast, asked).rank == 8
 
 
