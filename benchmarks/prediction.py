@@ -71,7 +71,7 @@ def forgetting(studies: Sequence[CollectedStudy]) -> dict[str, Mean]:
     for study in studies:
         aucs = study_aucs(study)
         if aucs is not None:
-            by_task[study.task].append(aucs)
+            by_task[study.data_set].append(aucs)
     if len(by_task) < 2:
         return {}
     means = {

@@ -444,6 +444,7 @@ def predict(
     """The rank that a study will find best, before it is trained; or why that cannot be said.
 
     The collection of the package and the user's own are learned from, as ``rankwise predict`` does.
+    Nothing is measured where the plan alone shows that the collection says nothing.
 
     Args:
         config: of a study with one trained task and LoRA ranks, from ``load_config``.
@@ -464,18 +465,21 @@ def predict(
         >>> rw.predict(rw.load_config(Path("study.yaml"))).reasons
     """
     quiet_libraries()
-    from rankwise.prediction.advice import advise
+    from rankwise.prediction.advice import advise, reasons_against
     from rankwise.prediction.collection import SHIPPED, own_collection, read_collection
-    from rankwise.study.predicting import measure_features
+    from rankwise.study import predicting
 
     folders = [Path(folder) for folder in collections]
     missing = [f"{folder}: no such folder" for folder in folders if not folder.is_dir()]
     if missing:
         raise ConfigError("rankwise.predict", missing)
     studies = read_collection(SHIPPED, own_collection(), *folders)
-    features = measure_features(config, with_probe=with_probe, observer=observer)
-    lora = config.methods.lora
-    return advise(studies, features, () if lora is None else lora.trained_ranks)
+    study = predicting.plan_untrained(config, observer)
+    planned = study.planned
+    features = planned.features
+    if not reasons_against(studies, planned, features):
+        features = predicting.measure(study, with_probe=with_probe)
+    return advise(studies, planned, features)
 
 
 def audit(

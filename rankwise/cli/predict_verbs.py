@@ -59,9 +59,10 @@ def collect(
     """Add finished studies to your collection, from which rankwise predict learns.
 
     Kept are settings, scores with their errors, and right or wrong item by
-    item: no weights and no texts. The same study is kept once. --measure adds
-    what rankwise predict measures of a study: gradients, inputs and a few
-    steps of training, about a minute for a small base.
+    item: no weights and no texts. The same study is kept once, also after
+    rankwise extend. Studies of one seed are kept, and predict does not learn
+    from them. --measure adds what rankwise predict measures of a study:
+    gradients, inputs and a few steps of training, about a minute for a small base.
     """
     from rankwise.prediction.collecting import collected_studies
     from rankwise.prediction.collection import add_study, own_collection
@@ -69,6 +70,12 @@ def collect(
 
     with usage_errors((RecordError,)):
         found = [collected_studies(StudyFolder(directory)) for directory in directories]
+        for directory, studies in zip(directories, found, strict=True):
+            if measure and len(studies) > 1:
+                raise RecordError(
+                    f"{directory} trains {quantities.counted(len(studies), 'task')}, and --measure "
+                    "takes one. Collect it without --measure."
+                )
     written: list[Path] = []
     for directory, studies in zip(directories, found, strict=True):
         note_damage(StudyFolder(directory))
@@ -106,9 +113,10 @@ def predict(
     """Say which rank a study will find best, before it is trained.
 
     Measures the base and the rows, and trains the largest rank for ten steps.
-    The answer comes with what choosing so has cost on tasks that were left
-    out of the collection. It is "cannot say" where the study is unlike the
-    collection, or where nothing is shown to choose better than a constant.
+    It learns from studies of the same base, adapted modules and ranks. The
+    answer comes with what choosing so has cost on tasks that were left out
+    of them. It is "cannot say" where there are too few, or the study is unlike
+    them, or where nothing is shown to choose better than a constant.
     """
     config, _ = named(study, None, allow_task_code)
     from rankwise.api import predict as predicted
@@ -137,6 +145,11 @@ def advice_lines(advice: Advice) -> Iterator[str]:
         yield f"cannot say: {reason}"
     if advice.rank is None and advice.chosen is not None:
         yield f"the ridge alone would take rank {advice.chosen}"
+    if advice.dropped:
+        yield (
+            f"not used: {quantities.listed(advice.dropped)}, which studies of the collection lack; "
+            "add it by `rankwise collect --measure`"
+        )
     if advice.regret is None:
         return
     yield (
@@ -148,7 +161,7 @@ def advice_lines(advice: Advice) -> Iterator[str]:
     if advice.new_task_regret is not None:
         most = quantities.amount(advice.new_task_regret, "points")
         sure = quantities.percent(NEW_TASK_CONFIDENCE)
-        yield f"  the ridge on one more task, at {sure}: at most {most}"
+        yield f"  the ridge on one more task: about {most} or less, in {sure} of such tasks"
 
 
 def _table(advice: Advice) -> Table:

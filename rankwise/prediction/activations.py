@@ -92,15 +92,11 @@ class _Moments:
     @contextlib.contextmanager
     def listening(self, base_model: nn.Module, layer_names: Sequence[str]) -> Generator[None]:
         """Within the block, what enters the layers is added."""
-        hooks = [
-            base_model.get_submodule(name).register_forward_pre_hook(self._hook(name))
-            for name in layer_names
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name in layer_names:
+                layer = base_model.get_submodule(name)
+                hooks.enter_context(layer.register_forward_pre_hook(self._hook(name)))
             yield
-        finally:
-            for each in hooks:
-                each.remove()
 
     def _hook(self, name: str) -> Callable[..., None]:
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

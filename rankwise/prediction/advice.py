@@ -30,12 +30,28 @@ NEW_TASK_CONFIDENCE = 0.8
 """Of the bound of one more task; with eight tasks no bound holds at 90 %."""
 MARGIN = 0.5
 """A feature may lie beyond the collection's ends by this share of its range."""
-SAME_BASE = "model_parameters"
-_POINTS = "base_accuracy"  # measured where points decide
+
+
+class Planned(NamedTuple):
+    """A study that is to be trained, as its plan tells: no weights were read.
+
+    Attributes:
+        base_fingerprint: hash of the base's weights.
+        target_modules: that LoRA adapts.
+        ranks: that it may choose from.
+        is_in_points: whether the gain is judged in points; else by a loss.
+        features: that the plan alone gives, by name.
+    """
+
+    base_fingerprint: str
+    target_modules: tuple[str, ...]
+    ranks: tuple[int, ...]
+    is_in_points: bool
+    features: Mapping[str, float]
 
 
 class Regret(Interval):
-    """Points below the best rank, a mean over tasks that were left out, with 95 % bounds."""
+    """Points below the best of the study's ranks, a mean over tasks left out, with 95 % bounds."""
 
     predictor: str
 
@@ -53,8 +69,9 @@ class Advice(Record):
 
     ``chosen`` is the rank of the ridge, and ``by_rank`` what it expects, also where its record is
     not good enough. ``regret`` is that of the ridge and ``constants`` those of each constant.
-    ``new_task_regret`` is not exceeded on one more task at ``NEW_TASK_CONFIDENCE``; None where
-    there are too few tasks. All are None or empty where the collection does not apply.
+    ``new_task_regret`` is about what one more task stays below at ``NEW_TASK_CONFIDENCE``; None
+    where there are too few tasks. All are None or empty where the collection does not apply.
+    ``dropped`` are features of the ridge that this study has and a study of the collection lacks.
     """
 
     rank: int | None
@@ -63,6 +80,7 @@ class Advice(Record):
     num_studies: int
     num_tasks: int
     features: Mapping[str, float]
+    dropped: tuple[str, ...] = ()
     regret: Regret | None = None
     constants: tuple[Regret, ...] = ()
     new_task_regret: float | None = None
@@ -70,7 +88,7 @@ class Advice(Record):
 
 
 class _Grounds(NamedTuple):
-    """The curves of a collection, with the features alone that the question has too."""
+    """The curves of a collection that are of the question's kind, over its ranks alone."""
 
     question: Question
     curves: tuple[RankCurve, ...]
@@ -79,24 +97,51 @@ class _Grounds(NamedTuple):
     def num_tasks(self) -> int:
         return len({curve.task for curve in self.curves})
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Features of the ridge that the question has, and not all curves."""
+        return tuple(
+            name
+            for name in FEATURES
+            if name in self.question.features
+            and any(name not in curve.question.features for curve in self.curves)
+        )
 
-def advise(
-    studies: Sequence[CollectedStudy], features: Mapping[str, float], ranks: Sequence[int]
-) -> Advice:
-    """The rank that is expected to gain most, from what is known before training.
+
+def reasons_against(
+    studies: Sequence[CollectedStudy], study: Planned, features: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Why the collection says nothing of this study, one sentence each; empty where it does.
 
     Args:
         studies: a collection.
-        features: of the study that is to be trained, by name.
-        ranks: that it may choose from.
+        study: that is to be trained.
+        features: of it, as far as they are known.
     """
-    grounds = _grounds(studies, Question(features, tuple(sorted(ranks))))
+    return tuple(_outside(study, _grounds(studies, study, features)))
+
+
+def advise(
+    studies: Sequence[CollectedStudy], study: Planned, features: Mapping[str, float]
+) -> Advice:
+    """The rank that is expected to gain most, from what is known before training.
+
+    Learned from, and judged on, are studies with this base and these modules that have all ranks
+    of this study, over these ranks.
+
+    Args:
+        studies: a collection.
+        study: that is to be trained.
+        features: of it, by name.
+    """
+    grounds = _grounds(studies, study, features)
     known: dict[str, Any] = {
         "num_studies": len(grounds.curves),
         "num_tasks": grounds.num_tasks,
         "features": dict(features),
+        "dropped": grounds.dropped,
     }
-    outside = tuple(_outside(grounds))
+    outside = tuple(_outside(study, grounds))
     if outside:
         return Advice(rank=None, reasons=outside, **known)
     judgement = judge(grounds.curves, "gain", (*CONSTANTS, RIDGE))
@@ -115,42 +160,43 @@ def advise(
     )
 
 
-def _grounds(studies: Sequence[CollectedStudy], question: Question) -> _Grounds:
-    curves = [curve for study in studies if (curve := curve_of(study)) is not None]
-    limited = [
-        curve._replace(
-            question=curve.question._replace(
-                features={
-                    name: value
-                    for name, value in curve.question.features.items()
-                    if name in question.features
-                }
-            )
-        )
-        for curve in curves
-    ]
-    return _Grounds(question, tuple(limited))
+def _grounds(
+    studies: Sequence[CollectedStudy], study: Planned, features: Mapping[str, float]
+) -> _Grounds:
+    question = Question(features, tuple(sorted(study.ranks)))
+    return _Grounds(
+        question,
+        tuple(
+            asked.with_features(features)
+            for each in studies
+            if each.base_model.fingerprint == study.base_fingerprint
+            and set(each.training.target_modules) == set(study.target_modules)
+            and (curve := curve_of(each)) is not None
+            and (asked := curve.at(question.ranks)) is not None
+        ),
+    )
 
 
-def _outside(grounds: _Grounds) -> Iterator[str]:
-    """Why the collection says nothing of this study, one sentence each; nothing where it does."""
+def _outside(study: Planned, grounds: _Grounds) -> Iterator[str]:
+    """Sentences."""
     question, curves = grounds
-    if grounds.num_tasks < MIN_TASKS:
+    ranks = quantities.listed([str(rank) for rank in question.ranks])
+    if not study.is_in_points:
+        yield "the study is judged by its loss, and the collection in points"
+    if len(question.ranks) < 2:
+        yield f"the study has rank {ranks} alone, and a choice needs two ranks"
+    elif grounds.num_tasks < MIN_TASKS:
         yield (
             f"the collection has studies of {quantities.counted(grounds.num_tasks, 'task')} in "
-            f"points, and {MIN_TASKS} are needed; add finished studies with `rankwise collect`"
+            f"points with this base, {quantities.modules(study.target_modules)} adapted, ranks "
+            f"{ranks} and two seeds, and {MIN_TASKS} are needed; add finished studies with "
+            "`rankwise collect`"
         )
-        return
-    if _POINTS not in question.features:
-        yield "the study is judged by its loss, and the collection in points"
-    ranks = {rank for curve in curves for rank in curve.ranks}
-    for rank in question.ranks:
-        if not min(ranks) <= rank <= max(ranks):
-            yield f"rank {rank} is outside the collection, which has {min(ranks)} to {max(ranks)}"
-    for name in (SAME_BASE, *FEATURES):
-        known = [curve.question.features.get(name) for curve in curves]
-        if name in question.features and None not in known:
-            yield from _beyond(name, question.features[name], [v for v in known if v is not None])
+    else:
+        for name in FEATURES:
+            if name in question.features and name not in grounds.dropped:
+                known = [curve.question.features[name] for curve in curves]
+                yield from _beyond(name, question.features[name], known)
 
 
 def _beyond(name: str, value: float, known: Sequence[float]) -> Iterator[str]:

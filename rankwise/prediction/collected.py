@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from rankwise.findings.stats.items import POINTS, Floats
 from rankwise.records.base import Record, VersionedRecord
+from rankwise.records.file_names import task_file_name
 from rankwise.records.study import Method, Relation, Unit
 
 PER_UNIT = 1000
@@ -76,7 +77,8 @@ class CollectedItems(Record):
 
     ``values`` are p(right), or what else decides, in thousandths with blanks between; ``right`` is
     a 0 or 1 for each item by the task's own metric. Both are empty for a run that diverged, and
-    ``right`` where items are neither right nor wrong. Items are known by their place alone.
+    ``right`` of all models where some item is neither right nor wrong. Items are known by their
+    place alone.
     """
 
     task: str
@@ -104,7 +106,8 @@ class CollectedItems(Record):
 class CollectedStudy(VersionedRecord):
     """The runs of a study that were trained on one task.
 
-    ``source`` is a hash of the study and of all its runs, so that a study is known again.
+    ``source`` is a hash of the study's name, base, task, rows, epochs and modules, so that a study
+    that was extended is known again.
     ``features`` is what was known or measured before training, by name; see METHODS.
     """
 
@@ -130,11 +133,20 @@ class CollectedStudy(VersionedRecord):
     @property
     def file_name(self) -> str:
         """Where it lies in a collection; the same study has the same name."""
-        return f"{self.task}-{self.training.num_rows}-{self.source[:8]}.json"
+        return f"{task_file_name(self.task)}-{self.training.num_rows}-{self.source[:8]}.json"
+
+    @property
+    def data_set(self) -> str:
+        """What the task is made of: local_sciq and sciq_cloze have the rows of sciq."""
+        return self.task.removeprefix("local_").removesuffix("_cloze")
 
     def with_features(self, features: Mapping[str, float]) -> CollectedStudy:
         """The same with features that were measured, in the place of recorded ones of that name."""
         return self.model_copy(update={"features": {**self.features, **features}})
+
+    def after(self, earlier: CollectedStudy) -> CollectedStudy:
+        """The same with what was measured for an earlier record of the study, and not for this."""
+        return self.with_features({**earlier.features, **self.features})
 
     def items_of(self, *relations: Relation) -> tuple[CollectedItems, ...]:
         """The items of all tasks of these relations."""

@@ -20,12 +20,13 @@ from rankwise.prediction.collected import (
     CollectedTraining,
     in_thousandths,
 )
+from rankwise.records import quantities
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.reading import read_results
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
 from rankwise.records.spectra import intruders_of
-from rankwise.records.study import Relation, Unit
+from rankwise.records.study import PlannedRun, Relation, Unit
 
 NUM_LOSSES = 8
 MIN_RANKS = 2
@@ -36,7 +37,8 @@ def collected_studies(folder: StudyFolder) -> tuple[CollectedStudy, ...]:
     """What is kept of a finished study, one record for each trained task.
 
     Raises:
-        RecordError: it is no study, it is not finished, or it has fewer than two ranks.
+        RecordError: it is no study, it is not finished, it has fewer than two ranks, or settings
+            differ besides rank, rate and seed.
     """
     results = read_results(folder)
     for name, reason in results.left_out.items():
@@ -57,6 +59,13 @@ def _collected(folder: StudyFolder, part: TrainTaskResults) -> CollectedStudy:
             f"{folder.root} has {found} on {part.train_task}: a study tells which rank is best "
             f"only with {MIN_RANKS} ranks or more. Add some with `rankwise extend --ranks`."
         )
+    varied = _varied(lora)
+    if varied:
+        raise RecordError(
+            f"{folder.root} has runs on {part.train_task} that differ in "
+            f"{quantities.listed(varied)} besides rank, rate and seed, and a rank stands for one "
+            "setting only. Collect a study with one of them."
+        )
     source, plan, train = OptionGains(part), lora[0], part.study.config.train
     model = CollectedModel(
         name=_without_folders(part.study.config.base_model.name),
@@ -75,7 +84,14 @@ def _collected(folder: StudyFolder, part: TrainTaskResults) -> CollectedStudy:
     return CollectedStudy(
         task=part.train_task,
         source=fingerprint(
-            [part.study.fingerprint, *(run_record(r).planned.fingerprint for r in runs)]
+            [
+                part.study.config.name,
+                model.fingerprint,
+                part.train_task,
+                training.num_rows,
+                training.epochs,
+                training.target_modules,
+            ]
         ),
         base_model=model,
         training=training,
@@ -86,41 +102,65 @@ def _collected(folder: StudyFolder, part: TrainTaskResults) -> CollectedStudy:
     )
 
 
+def _varied(lora: Sequence[PlannedRun]) -> list[str]:
+    """What differs between runs of one rank, or between ranks where it must not."""
+    found = [
+        name
+        for name, values in {
+            "target_modules": {plan.target_modules for plan in lora},
+            "epochs": {plan.epochs for plan in lora},
+        }.items()
+        if len(values) > 1
+    ]
+    alphas = {(plan.rank, plan.alpha) for plan in lora}
+    return [*found, "alpha"] if len(alphas) > len({plan.rank for plan in lora}) else found
+
+
 def recorded_features(
     part: TrainTaskResults, model: CollectedModel, training: CollectedTraining
 ) -> dict[str, float]:
     """What the records of a study tell that was known before training.
 
-    The names are those of ``study.predicting.measure_features``, which measures more.
-    ``base_accuracy`` and ``base_p_right`` are means over the tasks in-domain, 0..1; where
-    the loss decides there is ``base_loss``, in nats, in their place.
+    The names and definitions are those of ``study.predicting``, which measures more, and on fewer
+    items. ``base_accuracy`` is there where the tasks' own accuracy is the share of items whose
+    right option the base puts first, which normalised accuracy is not.
     """
     found = {
         "train_rows": training.num_rows,
         "train_tokens": training.num_tokens / training.epochs,
+        "train_loss_tokens": _learned_tokens(part) / training.epochs,
         "train_steps": training.num_steps,
         "rank_parameters": model.parameters_per_rank,
     }
     if model.num_parameters:  # 0 in the record of an older version
         found["model_parameters"] = model.num_parameters
     items = [part.base.items[task] for task in part.tasks["in_domain"]]
-    named = {
-        "base_accuracy": [each.by_accuracy for each in items if each.unit == "points"],
-        "base_p_right": [each for each in items if each.accuracy is not None],
-        "base_loss": [each for each in items if each.unit == "nats"],
-    }
-    means = {
-        name: statistics.fmean(statistics.fmean(each.values) for each in those)
-        for name, those in named.items()
-        if those
-    }
-    return {name: float(value) for name, value in (found | means).items()}
+    of_options = [each for each in items if each.choices is not None]
+    if of_options and all(each.by_accuracy.metric == "acc" for each in of_options):
+        found["base_accuracy"] = _mean([each.by_accuracy for each in of_options])
+    if of_options and all(each.accuracy is not None for each in of_options):
+        found["base_p_right"] = _mean(of_options)
+    return {name: float(value) for name, value in found.items()}
+
+
+def _learned_tokens(part: TrainTaskResults) -> int:
+    """Over all epochs, of a run that was trained to its end; 0 where all diverged."""
+    records = [run_record(run) for run in part.runs]
+    return max((r.num_loss_tokens for r in records if r.status == "trained"), default=0)
+
+
+def _mean(tasks: Sequence[TaskItems]) -> float:
+    return statistics.fmean(statistics.fmean(items.values) for items in tasks)
 
 
 def _without_folders(name: str) -> str:
-    """A model's name; of a folder its last part, for the others are of one machine."""
+    """A model's name; of a folder its last part, for the others are of one machine.
+
+    One relative folder in another looks like a name of the Hub, and is kept.
+    """
     path = PurePath(name)
-    return path.name if path.is_absolute() else name
+    is_folder = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
+    return path.name if is_folder else name
 
 
 def _run(folder: StudyFolder, source: OptionGains, run: ModelResults) -> CollectedRun:
@@ -201,7 +241,7 @@ def _items(
         unit=base.unit,
         higher_is_better=base.higher_is_better,
         values=tuple(in_thousandths(_ordered(model, task, base)) for model in models),
-        right=tuple(_right(model, task, base) for model in models),
+        right=_right([_ordered(model.by_accuracy, task, base) for model in models], base.unit),
     )
 
 
@@ -218,9 +258,8 @@ def _ordered(model: ModelResults, task: str, base: TaskItems) -> list[float]:
     return [by_number[number] for number in base.doc_ids]
 
 
-def _right(model: ModelResults, task: str, base: TaskItems) -> str:
-    """A sign for each item; empty where one is neither right nor wrong."""
-    values = _ordered(model.by_accuracy, task, base)
-    if base.unit != "points" or any(value not in (0.0, 1.0) for value in values):
-        return ""
-    return "".join("1" if value == 1.0 else "0" for value in values)
+def _right(models: Sequence[Sequence[float]], unit: Unit) -> tuple[str, ...]:
+    """A sign for each item of each model; empty where any is neither right nor wrong."""
+    if unit == "nats" or any(value not in (0.0, 1.0) for values in models for value in values):
+        return ("",) * len(models)
+    return tuple("".join(str(int(value)) for value in values) for values in models)

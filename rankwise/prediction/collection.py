@@ -23,21 +23,28 @@ def own_collection() -> Path:
 def add_study(folder: Path, study: CollectedStudy) -> Path:
     """Write a study into a collection, in the place of an earlier record of it.
 
+    What was measured for that record is kept.
+
     Raises:
+        RecordError: a file of its name is there and is no such record.
         StorageError: it cannot be written there.
     """
     path = folder / study.file_name
-    write_record(path, study)
+    write_record(path, study.after(read_record(path, CollectedStudy)) if path.exists() else study)
     return path
 
 
 def read_collection(*folders: Path) -> tuple[CollectedStudy, ...]:
-    """Every study of some folders, each once; a folder that is not there has none.
+    """Every study of some folders, each once, as the last folder has it.
+
+    A folder that is not there has none. What one record of a study was measured for, all are.
 
     Raises:
         RecordError: a file is no such record.
     """
-    found = {study.source: study for folder in folders for study in _read(folder)}
+    found = dict[str, CollectedStudy]()
+    for study in (study for folder in folders for study in _read(folder)):
+        found[study.source] = study.after(found.get(study.source, study))
     return tuple(found.values())
 
 

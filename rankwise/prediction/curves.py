@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -47,7 +47,8 @@ class RankCurve(NamedTuple):
     """The ranks of a study, and what they changed, positive where it is better.
 
     ``parts`` has for each part arrays (seeds, items, ranks) that count the same, one for each task;
-    there is one item where only scores are known. Studies of one ``task`` are left out together.
+    there is one item where only scores are known. Studies of one ``task`` are left out together;
+    it names the data set where a study's task does.
     ``trials`` are the same runs and those at other rates.
     """
 
@@ -56,6 +57,23 @@ class RankCurve(NamedTuple):
     question: Question
     parts: Mapping[Part, tuple[Floats, ...]]
     trials: tuple[Trial, ...] = ()
+
+    def with_features(self, names: Container[str]) -> RankCurve:
+        """The same with the features of these names alone."""
+        kept = {name: x for name, x in self.question.features.items() if name in names}
+        return self._replace(question=self.question._replace(features=kept))
+
+    def at(self, ranks: Sequence[int]) -> RankCurve | None:
+        """The same with these ranks alone, from small to large; None where one is missing."""
+        if not set(ranks) <= set(self.ranks):
+            return None
+        places = [self.ranks.index(rank) for rank in ranks]
+        rates = tuple(self.question.rates[place] for place in places if self.question.rates)
+        return self._replace(
+            question=self.question._replace(ranks=tuple(ranks), rates=rates),
+            parts={part: tuple(a[..., places] for a in its) for part, its in self.parts.items()},
+            trials=tuple(trial for trial in self.trials if trial.rank in ranks),
+        )
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -119,46 +137,53 @@ def left_out_in_turn(
 
 
 def curve_of(study: CollectedStudy) -> RankCurve | None:
-    """The curve of a study's LoRA ranks, each at the median of its rates.
+    """The curve of a study's LoRA ranks, each at the median of the rates that it was to have.
 
     A rank takes part if its runs at that rate were trained with every seed of the study. None where
-    the gain is in nats, which no other unit can be compared with, or fewer than two ranks are left.
+    the gain is in nats, which no other unit can be compared with, where there is one seed, which
+    cannot choose a best rank for another one, or where fewer than two ranks are left.
     """
     gain = study.items_of("in_domain")
     if not gain or any(items.unit != "points" for items in gain):
         return None
-    options = _options(study.runs)
-    seeds = max((len(places) for places in options.values()), default=0)
-    options = {key: places for key, places in options.items() if len(places) == seeds}
+    planned = _options(study.runs)
+    seeds = {study.runs[place].seed for places in planned.values() for place in places}
     rates: dict[int, list[float]] = defaultdict(list)
-    for rank, rate in sorted(options):
+    for rank, rate in sorted(planned):
         rates[rank].append(rate)
-    if len(rates) < 2:
+    complete = {
+        key: places
+        for key, places in planned.items()
+        if [study.runs[place].status for place in places] == ["trained"] * len(seeds)
+    }
+    medians = ((rank, its[(len(its) - 1) // 2]) for rank, its in rates.items())
+    line = [key for key in medians if key in complete]
+    if len(line) < 2 or len(seeds) < 2:
         return None
-    line = [(rank, its[(len(its) - 1) // 2]) for rank, its in sorted(rates.items())]
-    places = [options[key] for key in line]
+    tasks: dict[Part, list[CollectedItems]] = {
+        part: [items for items in study.items_of(relation) if items.unit == "points"]
+        for part, relation in _RELATIONS.items()
+    }
     parts: dict[Part, tuple[Floats, ...]] = {
         part: tuple(
-            np.stack([_gains(items, runs) for runs in places], axis=2)
-            for items in study.items_of(relation)
-            if items.unit == "points"
+            np.stack([_gains(items, complete[key]) for key in line], axis=2) for items in its
         )
-        for part, relation in _RELATIONS.items()
+        for part, its in tasks.items()
     }
     return RankCurve(
         name=study.file_name.removesuffix(".json"),
-        task=study.task,
+        task=study.data_set,
         question=Question(study.features, *(tuple(column) for column in zip(*line, strict=True))),
         parts=parts,
-        trials=tuple(_trial(study, rank, rate, its) for (rank, rate), its in options.items()),
+        trials=tuple(_trial(tasks, key, places) for key, places in complete.items()),
     )
 
 
 def _options(runs: Sequence[CollectedRun]) -> dict[tuple[int, float], list[int]]:
-    """Rank and rate -> the places of the trained runs of LoRA."""
+    """Rank and rate -> the places of the runs of LoRA, whether they were trained or diverged."""
     found: dict[tuple[int, float], list[int]] = defaultdict(list)
     for place, run in enumerate(runs):
-        if run.rank is not None and run.learning_rate is not None and run.status == "trained":
+        if run.rank is not None and run.learning_rate is not None:
             found[run.rank, run.learning_rate].append(place)
     return found
 
@@ -168,10 +193,12 @@ def _gains(items: CollectedItems, runs: Sequence[int]) -> Floats:
     return np.stack([items.gain_of(place + 1) for place in runs])
 
 
-def _trial(study: CollectedStudy, rank: int, rate: float, runs: Sequence[int]) -> Trial:
-    values: dict[Part, float] = {}
-    for part, relation in _RELATIONS.items():
-        tasks = [items for items in study.items_of(relation) if items.unit == "points"]
-        if tasks:
-            values[part] = float(np.mean([_gains(items, runs).mean() for items in tasks]))
-    return Trial(rank, rate, values)
+def _trial(
+    tasks: Mapping[Part, Sequence[CollectedItems]], key: tuple[int, float], runs: Sequence[int]
+) -> Trial:
+    values: dict[Part, float] = {
+        part: float(np.mean([_gains(items, runs).mean() for items in its]))
+        for part, its in tasks.items()
+        if its
+    }
+    return Trial(*key, values)

@@ -140,14 +140,14 @@ def _summed_up(
         return listen
 
     embedding = base_model.get_input_embeddings()
-    hooks = [embedding.register_forward_hook(lambda *call: call[-1].requires_grad_())]
-    for name in layer_names:
-        hooks.append(base_model.get_submodule(name).register_forward_hook(hook(name)))
-    try:
+    with contextlib.ExitStack() as hooks:
+        hooks.enter_context(
+            embedding.register_forward_hook(lambda *call: call[-1].requires_grad_())
+        )
+        for name in layer_names:
+            layer = base_model.get_submodule(name)
+            hooks.enter_context(layer.register_forward_hook(hook(name)))
         yield
-    finally:
-        for each in hooks:
-            each.remove()
 
 
 class _Compared(NamedTuple):

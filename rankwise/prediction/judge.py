@@ -18,10 +18,10 @@ from rankwise.prediction.learned import LEARNED
 from rankwise.prediction.predictors import (
     CONSTANTS,
     SIMPLE_RULES,
-    TIE,
     Kind,
     Predictor,
     choose,
+    first_best,
 )
 
 PREDICTORS = (*CONSTANTS, *SIMPLE_RULES, *LAWS, *LEARNED)
@@ -149,7 +149,7 @@ def regrets_of(curve: RankCurve, target: Target, seed: int = 0) -> Floats:
     found = list[Floats]()
     for _ in range(SPLITS):
         others, these = curve.split(target, rng)
-        best = np.argmax(others >= others.max(axis=-1, keepdims=True) - TIE, axis=-1)
+        best = first_best(others)
         regrets = np.take_along_axis(these, best[..., None], axis=-1) - these
         found.append(regrets.mean(axis=(0, 1)))
     return np.mean(found, axis=0)
@@ -165,10 +165,11 @@ def mean_over_tasks(values: Sequence[float] | Floats, seed: int = 0) -> Mean:
 
 
 def bound_of_new_task(regrets: Sequence[float], confidence: float) -> float | None:
-    """What the regret on another task of the same kind is at most, at ``confidence`` (0..1).
+    """About what the regret on another task stays below, in a share ``confidence`` of tasks.
 
-    The conformal bound: the k-th smallest of n regrets on tasks that were left out, k = ⌈(n + 1)
-    confidence⌉. None where that is more than n.
+    The k-th smallest of n regrets on tasks that were left out, k = ⌈(n + 1) confidence⌉; None where
+    that is more than n. It is an approximation: each regret is an estimate, and of a fit without
+    one of the tasks.
     """
     place = math.ceil((len(regrets) + 1) * confidence - 1e-9)
     return None if place > len(regrets) else sorted(regrets)[place - 1]

@@ -89,8 +89,14 @@ def basis(ranks: Sequence[int]) -> Floats:
 
 
 def shape_of(curve: RankCurve, target: Target) -> Floats:
-    """(3,): level, slope and bend by least squares."""
-    return np.asarray(np.linalg.lstsq(basis(curve.ranks), curve.mean(target))[0], dtype=float)
+    """(3,): level, slope and bend by least squares; two ranks have no bend.
+
+    The slope and the bend are those of the curve less its mean: a level is no shape.
+    """
+    values, terms = curve.mean(target), basis(curve.ranks)[:, : len(curve.ranks)]
+    means = terms[:, 1:].mean(axis=0)
+    shape = np.linalg.lstsq(terms[:, 1:] - means, values - values.mean())[0]
+    return np.array([values.mean() - means @ shape, *shape, 0.0])[:3]
 
 
 def ridge(curves: Sequence[RankCurve], target: Target) -> Forecast:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -56,10 +56,15 @@ class Choice(NamedTuple):
     values: Floats
 
 
+def first_best(values: Floats) -> Any:
+    """The first place along the last axis where the largest value is, but for rounding."""
+    return np.argmax(values >= values.max(axis=-1, keepdims=True) - TIE, axis=-1)
+
+
 def choose(forecast: Forecast, question: Question) -> Choice:
     """The rank with the largest value, the smallest such rank in a tie."""
     values = forecast(question)
-    place = int(np.argmax(values >= values.max() - TIE))
+    place = int(first_best(values))
     return Choice(question.ranks[place], place, values)
 
 
@@ -104,7 +109,7 @@ def best_of(curves: Sequence[RankCurve], target: Target) -> Forecast:
         )
         for rank in ranks
     ]
-    return nearest(ranks[int(np.argmax(np.array(values) >= max(values) - TIE))])
+    return nearest(ranks[int(first_best(np.array(values)))])
 
 
 def by_data_size(curves: Sequence[RankCurve], target: Target) -> Forecast:
@@ -127,11 +132,11 @@ def by_feature(name: str) -> Predictor:
 
 
 def by_capacity(_: Sequence[RankCurve], __: Target) -> Forecast:
-    """The smallest rank whose parameters hold what the tokens bring, each counted once."""
+    """The smallest rank whose parameters hold what the learned tokens bring, each counted once."""
 
     def values(question: Question) -> Floats:
         features = question.features
-        bits = BITS_PER_TOKEN * features["train_tokens"]
+        bits = BITS_PER_TOKEN * features["train_loss_tokens"]
         per_rank = BITS_PER_PARAMETER * features["rank_parameters"]
         return at_least(bits / per_rank)(question)
 
@@ -151,5 +156,5 @@ CONSTANTS = (
 SIMPLE_RULES = (
     by_feature("probe_energy_rank_90"),
     by_feature("gradient_energy_rank_90"),
-    Predictor("capacity", "rule", by_capacity, needs=("train_tokens", "rank_parameters")),
+    Predictor("capacity", "rule", by_capacity, needs=("train_loss_tokens", "rank_parameters")),
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from rankwise.engine.models import base as models
 from rankwise.errors import ConfigError
+from rankwise.prediction.advice import Planned
 from rankwise.prediction.features import Untrained, features_of
 from rankwise.prediction.probe import ProbeSetting
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.observer import Observer
-from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.study.planning.plan import StudyPlan, metric_of, plan_study
+from rankwise.tasks.judgement import is_judged_by_loss
 from rankwise.tasks.requests import PreparedTask, prepared_task
 from rankwise.tasks.right_answers import right_answers
 
@@ -19,23 +22,40 @@ NUM_ITEMS = 64
 """The most items of each task that the base answers; they are the first of a study's own."""
 
 
-def measure_features(
-    config: StudyConfig, *, with_probe: bool = True, observer: Observer | None = None
-) -> dict[str, float]:
-    """What is known of a study before it is trained, by the names of ``FEATURES``.
+class UntrainedPlan(NamedTuple):
+    """A planned study of one trained task, with the first model of its largest rank."""
 
-    Nothing is written. Equal studies give equal numbers on one machine.
+    plan: StudyPlan
+    largest: PlannedRun
+    note: Callable[[str], None]
+
+    @property
+    def planned(self) -> Planned:
+        """What the plan alone tells."""
+        record, config = self.plan.record, self.plan.record.config
+        (train_task,) = record.tasks
+        own = record.tasks[train_task].get("in_domain", ())
+        return Planned(
+            base_fingerprint=record.base_model_fingerprint,
+            target_modules=self.largest.target_modules,
+            ranks=config.methods.lora.trained_ranks if config.methods.lora else (),
+            is_in_points=not any(
+                is_judged_by_loss(self.plan.tasks[name], metric_of(config, name)) for name in own
+            ),
+            features={"train_rows": float(len(self.plan.examples[train_task]))},
+        )
+
+
+def plan_untrained(config: StudyConfig, observer: Observer | None = None) -> UntrainedPlan:
+    """Plan a study whose features are to be measured; loads no weights, and writes nothing.
 
     Args:
         config: of a study with one trained task and at least one LoRA rank.
-        with_probe: also train the largest rank for a few steps.
         observer: is told of downloads, and of what is left out though the study has it.
 
     Raises:
         ConfigError: several tasks are trained, or no LoRA rank is.
         PlanError: the study cannot be planned.
-        ModelError: the base model cannot be loaded, or cannot read packed sequences.
-        TaskError: a task cannot judge its answers.
     """
     if len(config.train.sources) > 1:
         problem = (
@@ -46,8 +66,32 @@ def measure_features(
     note = (lambda _: None) if observer is None else observer.noted
     gauged = config.analysis.model_copy(update={"gauges": True})  # for their right answers
     plan = plan_study(config.model_copy(update={"analysis": gauged}), note)
-    study = _untrained(plan, _largest(plan))
-    return features_of(study, with_probe=with_probe, note=note)
+    return UntrainedPlan(plan, _largest(plan), note)
+
+
+def measure(study: UntrainedPlan, *, with_probe: bool = True) -> dict[str, float]:
+    """What is known of a study before it is trained, by the names of ``FEATURES``.
+
+    Nothing is written. Equal studies give equal numbers on one machine with the same micro-batches,
+    which free memory decides.
+
+    Args:
+        study: that is to be trained.
+        with_probe: also train the largest rank for a few steps.
+
+    Raises:
+        ModelError: the base model cannot be loaded, or cannot read packed sequences.
+        TaskError: a task cannot judge its answers.
+    """
+    untrained = _untrained(study.plan, study.largest)
+    return features_of(untrained, with_probe=with_probe, note=study.note)
+
+
+def measure_features(
+    config: StudyConfig, *, with_probe: bool = True, observer: Observer | None = None
+) -> dict[str, float]:
+    """``measure`` of a study file; what each raises."""
+    return measure(plan_untrained(config, observer), with_probe=with_probe)
 
 
 def _largest(plan: StudyPlan) -> PlannedRun:

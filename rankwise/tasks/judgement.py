@@ -209,6 +209,15 @@ def _finite(aggregate: Callable[[list[Any]], Any], items: list[Any]) -> float | 
     return value if math.isfinite(value) else None
 
 
+def is_judged_by_loss(prepared: PreparedTask, wanted: str | None) -> bool:
+    """Whether answers are judged by the loss: as configured, else of prose and of rows as given."""
+    if wanted is not None:
+        return wanted.partition(",")[0] == LOSS_METRIC
+    loaded = prepared.loaded
+    own_data = loaded.is_rendered and loaded.output_type == "loglikelihood"
+    return own_data or loaded.output_type == "loglikelihood_rolling"
+
+
 def _decision(
     prepared: PreparedTask,
     metrics: Sequence[MetricScore],
@@ -219,8 +228,7 @@ def _decision(
     usable = [
         score for score in metrics if _is_mean(score.value, values[score.metric, score.filter])
     ]
-    own_data = prepared.loaded.is_rendered and prepared.loaded.output_type == "loglikelihood"
-    if wanted is None and (own_data or prepared.loaded.output_type == "loglikelihood_rolling"):
+    if is_judged_by_loss(prepared, wanted):
         wanted = LOSS_METRIC
     for score in usable:
         if wanted is None or wanted in (score.metric, f"{score.metric},{score.filter}"):

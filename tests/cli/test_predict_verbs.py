@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 import rankwise as rw
 from rankwise.cli.predict_verbs import advice_lines
 from rankwise.errors import ConfigError
-from rankwise.prediction import collection
-from rankwise.prediction.advice import advise
+from rankwise.prediction import collecting, collection
+from rankwise.prediction.advice import Planned, advise
+from rankwise.prediction.collected import CollectedStudy
+from rankwise.prediction.collecting import collected_studies
 from rankwise.prediction.collection import add_study, read_collection
 from rankwise.records.folder import StudyFolder
 from rankwise.study import predicting
+from rankwise.study.predicting import plan_untrained
 from tests.planted.folders import write_study
 from tests.planted.rank_curves import RANKS, collected, planted_curves
 from tests.planted.results import planted_study
@@ -43,12 +47,26 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Features without a model; whether a probe was asked for is noted."""
     asked: list[bool] = []
 
-    def measure(config: Any, *, with_probe: bool = True, observer: Any = None) -> dict[str, float]:
+    def measure(study: Any, *, with_probe: bool = True) -> dict[str, float]:
         asked.append(with_probe)
         return FEATURES
 
+    monkeypatch.setattr(predicting, "measure", measure)
     monkeypatch.setattr(predicting, "measure_features", measure)
     return asked
+
+
+def _of_base(study: CollectedStudy, planned: Planned) -> CollectedStudy:
+    """A planted study as one of the base and the modules of a plan."""
+    base = study.base_model.model_copy(update={"fingerprint": planned.base_fingerprint})
+    training = study.training.model_copy(update={"target_modules": planned.target_modules})
+    return study.model_copy(update={"base_model": base, "training": training})
+
+
+def _fill(own: Path, study_file: Path) -> None:
+    planned = plan_untrained(rw.load_config(study_file)).planned
+    for curve in planted_curves(rule=True):
+        add_study(own, _of_base(collected(curve), planned))
 
 
 def test_a_study_is_collected_once(planted: Path, own: Path) -> None:
@@ -80,9 +98,21 @@ def test_what_is_no_finished_study_is_refused_before_anything_is_written(
     assert not own.exists()
 
 
+def test_a_study_of_several_tasks_is_not_measured_and_nothing_is_written(
+    planted: Path, own: Path, measured: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of one task comes first; the planted one stands for one of two tasks."""
+    twice = lambda folder: collected_studies(folder) * (2 if folder.root.name == "two" else 1)  # noqa: E731
+    monkeypatch.setattr(collecting, "collected_studies", twice)
+    shutil.copytree(planted, planted.parent / "two")
+    done = rankwise("collect", planted, planted.parent / "two", "--measure")
+    assert done.exit_code == 2
+    assert "two trains 2 tasks, and --measure takes one" in words(done.stderr)
+    assert not own.exists()
+
+
 def test_a_rank_with_its_regret(own: Path, measured: list[bool], study_file: Path) -> None:
-    for curve in planted_curves(rule=True):
-        add_study(own, collected(curve))
+    _fill(own, study_file)
     done = rankwise("predict", study_file, "methods.lora.ranks=[4,32]", "--no-probe")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -101,11 +131,13 @@ def test_it_cannot_say_without_a_collection(
     assert done.exit_code == 0
     assert words(done.stdout).startswith("cannot say: the collection has studies of 0 tasks")
     assert not own.exists()
+    assert measured == []  # the plan alone shows it
 
 
 def test_where_nothing_is_better_the_constants_are_told() -> None:
     studies = [collected(curve) for curve in planted_curves(rule=False)]
-    lines = list(advice_lines(advise(studies, FEATURES, RANKS)))
+    planned = Planned("b" * 64, ("q_proj",), RANKS, True, {})
+    lines = list(advice_lines(advise(studies, planned, FEATURES)))
     assert lines[0].startswith("cannot say: nothing is shown to choose better than a constant")
     assert lines[1].startswith("the ridge alone would take rank")
     assert [line.split(":")[0].strip() for line in lines[3:8]] == [
@@ -124,12 +156,27 @@ def test_a_collection_that_is_not_there_is_refused(
     assert measured == []
 
 
-def test_a_tiny_model_is_measured_and_is_outside(own: Path, study_file: Path) -> None:
-    """Nothing stands in for the measurement here; the planted base has 1,000 parameters."""
-    for curve in planted_curves(rule=True):
-        study = collected(curve)
-        add_study(own, study.with_features({"model_parameters": 1000.0}))
+def test_a_tiny_model_is_measured(own: Path, study_file: Path) -> None:
+    """Nothing stands in for the measurement here."""
+    _fill(own, study_file)
     advice = rw.predict(rw.load_config(study_file), with_probe=False)
-    assert advice.rank is None
-    assert any(reason.startswith("model_parameters is") for reason in advice.reasons)
+    assert advice.num_studies == 20
     assert advice.features["train_rows"] == 24
+    assert "gradient_energy_rank_90" in advice.features
+    assert "gradient_energy_rank_90" in advice.dropped
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_in_points"),
+    [
+        ([], True),
+        (["evaluation.in_domain=[small_prose]", "evaluation.held_out_text=[]"], False),
+    ],
+)
+def test_a_plan_tells_what_decides(
+    study_file: Path, overrides: list[str], is_in_points: bool
+) -> None:
+    planned = plan_untrained(rw.load_config(study_file, overrides)).planned
+    assert planned.is_in_points is is_in_points
+    assert planned.ranks == (2, 4)
+    assert planned.features == {"train_rows": 24.0}

@@ -36,6 +36,7 @@ def planted_curve(
     features = {
         "train_rows": train_rows,
         "train_tokens": 50.0 * train_rows,
+        "train_loss_tokens": 5.0 * train_rows,
         "train_steps": train_rows / 4,
         "rank_parameters": 100_000.0,
         "base_accuracy": base_accuracy,

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from rankwise.prediction.collected import CollectedStudy
 from rankwise.prediction.collecting import collected_studies
 from rankwise.prediction.collection import add_study, own_collection, read_collection
 from rankwise.prediction.curves import curve_of
+from rankwise.prediction.flips import retention_items
 from rankwise.records.fingerprints import spectra_fingerprint
 from rankwise.records.folder import StudyFolder
+from rankwise.records.results import ModelResults, StudyResults
 from tests.planted.folders import write_study
 from tests.planted.results import Scores, planted_study
 from tests.planted.weights import spectra
@@ -59,10 +62,13 @@ def test_figures_are_those_of_the_study(study: CollectedStudy) -> None:
     assert study.features["gradient_energy_rank_90"] == 7.0
 
 
-def test_no_folder_of_the_machine_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["/somewhere/models/my-base", "../somewhere/my-base", "somewhere/else/my-base"]
+)
+def test_no_folder_of_the_machine_is_kept(tmp_path: Path, name: str) -> None:
     results = planted_study()
     config = results.study.config
-    base = config.base_model.model_copy(update={"name": "/somewhere/models/my-base"})
+    base = config.base_model.model_copy(update={"name": name})
     config = config.model_copy(update={"base_model": base})
     study = results.study.model_copy(update={"config": config})
     folder = StudyFolder(tmp_path / "study")
@@ -132,6 +138,141 @@ def test_a_rank_counts_at_the_median_of_its_rates(study: CollectedStudy) -> None
     ]  # fmt: skip
 
 
+def test_a_rank_whose_median_rate_diverged_is_left_out(study: CollectedStudy) -> None:
+    """Rank 16 at 1e-4, 2e-4 and 4e-4: without the last, the median would seem to be 1e-4."""
+    rates = ((2, 1e-4), (3, 1e-4), (2, 2e-4), (3, 2e-4), (2, 4e-4), (3, 4e-4))
+    for lost, ranks in ((5, (4, 16, 64)), (3, (4, 64))):
+        runs = [
+            study.runs[place].model_copy(
+                update={"learning_rate": rate, "status": "diverged" if n == lost else "trained"}
+            )
+            for n, (place, rate) in enumerate(rates)
+        ]
+        places = (0, 1, 2, *(place + 1 for place, _ in rates), 5, 6)
+        found = study.model_copy(
+            update={
+                "runs": (*study.runs[:2], *runs, *study.runs[4:6]),
+                "items": tuple(
+                    each.model_copy(update={"values": tuple(each.values[p] for p in places)})
+                    for each in study.items
+                ),
+            }
+        )
+        curve = curve_of(found)
+        assert curve is not None
+        assert curve.ranks == ranks
+        assert set(curve.question.rates) == {2e-4}
+
+
+def test_one_seed_has_no_curve(tmp_path: Path) -> None:
+    """It would choose the best rank and measure it."""
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, planted_study())
+    (study,) = collected_studies(folder)
+    assert curve_of(study) is None
+
+
+def _replanned(**changed: Any) -> StudyResults:
+    """The planted study with the first run planned otherwise."""
+    results = planted_study(seeds=(0, 1))
+    record = results.runs[0].run
+    assert record is not None
+    planned = record.planned.model_copy(update=changed)
+    first = results.runs[0].model_copy(
+        update={"run": record.model_copy(update={"planned": planned})}
+    )
+    study = results.study.model_copy(update={"runs": (planned, *results.study.runs[1:])})
+    return results.model_copy(update={"study": study, "runs": (first, *results.runs[1:])})
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"alpha": 16.0}, "alpha"),
+        ({"epochs": 3}, "epochs"),
+        ({"target_modules": ("q_proj",)}, "target_modules"),
+    ],
+)
+def test_a_grid_over_more_than_rates_is_refused(
+    tmp_path: Path, changed: dict[str, Any], name: str
+) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, _replanned(**changed))
+    with pytest.raises(RecordError, match=f"runs on kinship that differ in {name} besides rank"):
+        collected_studies(folder)
+
+
+def test_a_study_that_was_extended_takes_the_place_of_itself(tmp_path: Path) -> None:
+    """What was measured for the first is kept, wherever the second is."""
+    records = []
+    for seeds in ((0, 1), (0, 1, 2)):
+        results = planted_study(seeds=seeds)
+        changed = results.study.model_copy(update={"fingerprint": str(len(seeds)) * 64})
+        folder = StudyFolder(tmp_path / f"{len(seeds)}")
+        write_study(folder, results.model_copy(update={"study": changed}))
+        records += collected_studies(folder)
+    first, second = records
+    own, other = tmp_path / "own", tmp_path / "other"
+    add_study(own, first.with_features({"near_tie_share": 0.25}))
+    add_study(own, second)
+    add_study(other, second)
+    for folders in ((own,), (own, other)):
+        (found,) = read_collection(*folders)
+        assert len(found.runs) == 12
+        assert found.features["near_tie_share"] == 0.25
+
+
+def test_a_task_with_a_slash_lies_in_the_collection(study: CollectedStudy, tmp_path: Path) -> None:
+    named = study.model_copy(update={"task": "own/task"})
+    assert add_study(tmp_path, named).parent == tmp_path
+    assert read_collection(tmp_path) == (named,)
+
+
+@pytest.mark.parametrize("task", ["local_sciq", "sciq", "sciq_cloze"])
+def test_tasks_of_one_data_set_are_left_out_together(study: CollectedStudy, task: str) -> None:
+    curve = curve_of(study.model_copy(update={"task": task}))
+    assert curve is not None
+    assert curve.task == "sciq"
+
+
+def test_items_are_right_or_wrong_in_all_models_or_in_none(tmp_path: Path) -> None:
+    """The base has 0 and 1, one run a half."""
+    results = planted_study(seeds=(0, 1))
+    run = results.runs[0]
+    items = run.items["capitals"]
+    halved = items.model_copy(update={"values": (0.5, *items.values[1:])})
+    changed = run.model_copy(update={"items": {**run.items, "capitals": halved}})
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, results.model_copy(update={"runs": (changed, *results.runs[1:])}))
+    (study,) = collected_studies(folder)
+    assert study.items[1].task == "capitals"
+    assert set(study.items[1].right) == {""}
+    items_right = retention_items(study)
+    assert items_right is not None
+    assert len(items_right.base) == 180  # of elements alone
+
+
+def test_normalised_accuracy_is_not_what_is_measured(tmp_path: Path) -> None:
+    results = planted_study(seeds=(0, 1))
+
+    def renamed(model: ModelResults) -> ModelResults:
+        found = model.evaluations["kinship"]
+        (score,) = found.metrics
+        changed = {
+            "decision_metric": "acc_norm",
+            "metrics": (score.model_copy(update={"metric": "acc_norm"}),),
+        }
+        kinship = found.model_copy(update=changed)
+        return model.model_copy(update={"evaluations": {**model.evaluations, "kinship": kinship}})
+
+    changed = {"base": renamed(results.base), "runs": tuple(map(renamed, results.runs))}
+    folder = StudyFolder(tmp_path / "study")
+    write_study(folder, results.model_copy(update=changed))
+    (study,) = collected_studies(folder)
+    assert study.base_scores["kinship"] == 50.0
+    assert "base_accuracy" not in study.features
+
+
 def test_losses_in_nats_have_no_curve(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "study")
     losses: Scores = {4: 1.0, 16: 0.9, "full": 0.8}
@@ -140,7 +281,8 @@ def test_losses_in_nats_have_no_curve(tmp_path: Path) -> None:
     gain = study.runs[1].gain
     assert gain is not None
     assert gain.unit == "nats"
-    assert "base_loss" in study.features
+    assert "base_accuracy" not in study.features
+    assert study.items[0].right == ("",) * 4
     assert curve_of(study) is None
 
 

@@ -10,7 +10,7 @@ import pytest
 from rankwise.prediction.curves import Part, Question, RankCurve, Trial
 from rankwise.prediction.judge import PREDICTORS
 from rankwise.prediction.laws import fit_power_law, forgetting_law, memory_law, rate_alone
-from rankwise.prediction.learned import RIDGE, Scale, gaussian_process, ridge
+from rankwise.prediction.learned import RIDGE, Scale, gaussian_process, ridge, shape_of
 from rankwise.prediction.predictors import (
     Forecast,
     always,
@@ -83,9 +83,9 @@ def test_the_energy_rank_is_what_is_at_least_needed() -> None:
 
 
 def test_capacity_by_hand() -> None:
-    """100,000 tokens are 100,000 bits; a rank of 10,000 parameters holds 20,000: rank 5."""
+    """100,000 learned tokens are 100,000 bits; a rank of 10,000 parameters holds 20,000: rank 5."""
     forecast = by_capacity([], "gain")
-    asked = _asked(train_tokens=1e5, rank_parameters=1e4)
+    asked = _asked(train_loss_tokens=1e5, rank_parameters=1e4)
     assert choose(forecast, asked).rank == 8
 
 
@@ -167,6 +167,23 @@ def test_ours_follow_a_feature(fit: Callable[..., Forecast]) -> None:
 def test_without_features_the_ridge_is_the_mean_curve() -> None:
     curves = [_curve("a", [0.0, 4.0, 2.0]), _curve("b", [2.0, 8.0, 4.0])]
     assert RIDGE.fit(curves, "gain")(_asked()) == pytest.approx([1.0, 6.0, 3.0])
+
+
+def test_a_flat_study_of_two_ranks_has_no_slope() -> None:
+    curves = [
+        RankCurve(name, name, Question({}, (8, 64)), {"gain": (np.full((1, 1, 2), 22.0),)})
+        for name in "abcde"
+    ]
+    assert RIDGE.fit(curves, "gain")(Question({}, (2, 8, 64))) == pytest.approx([22.0] * 3)
+
+
+def test_the_shape_of_a_parabola_is_its_own() -> None:
+    """Level 5 at rank 16, slope 2 and bend -3 at x = -1.5, -0.5, 0.5, 1.5."""
+    ranks = (2, 4, 32, 64)
+    x = (np.log2(ranks) - 4) / 2
+    gain = (5 + 2 * x - 3 * x**2)[None, None]
+    curve = RankCurve("a", "a", Question({}, ranks), {"gain": (gain,)})
+    assert shape_of(curve, "gain") == pytest.approx([5.0, 2.0, -3.0])
 
 
 def test_names_are_told_apart() -> None:
