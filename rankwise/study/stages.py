@@ -40,8 +40,7 @@ from rankwise.records.study import (
     StudyRecord,
     TaskEvaluation,
 )
-from rankwise.study import costs
-from rankwise.study.costs import ANALYSIS_WORK, TOKEN_BYTES, furthest, training_work
+from rankwise.study.costs import ANALYSIS_WORK, TOKEN_BYTES, furthest, stored_bytes, training_work
 
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
@@ -399,7 +398,7 @@ class _Graph:
             needs=self._trainings(sources),
             work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
-            disk_bytes=sum(map(costs.stored_bytes, runs)),
+            disk_bytes=sum(map(stored_bytes, runs)),
             num_devices=1 if planned_pass is None else planned_pass.num_devices,
             planned_pass=planned_pass,
             saves_states=planned_pass is not None
@@ -460,8 +459,7 @@ class _Graph:
             if full.train_task not in study.answers_fingerprints:
                 continue
             compared = [run for run in study.runs if reference_of[run.name] == full.name]
-            # both models read the answers
-            work = 2.0 * study.num_tokens.answers.get(full.train_task, 0)
+            work = 2.0 * study.num_tokens.answers.get(full.train_task, 0)  # both models read them
             for model in (None, *compared):
                 wanted = divergence_fingerprint(study, _fingerprint(study, model), full)
                 runs = (full,) if model is None else (model, full)
@@ -518,8 +516,7 @@ class _Graph:
     def check_forms(self) -> None:
         study = self._study
         for run in (run for run in study.runs if run.name in study.deployed):
-            scorings = [each for each in self.stages if isinstance(each, Score)]
-            own = tuple(each.id for each in scorings if run in each.models)
+            own = [s.id for s in self.stages if isinstance(s, Score) and run in s.models]
             tasks = study.compared_tasks(run.train_task)
             num_tokens = sum(study.num_tokens.scored.get(task, 0) for task in tasks)
             for form in study.forms:
@@ -590,10 +587,8 @@ def _passes(study: StudyRecord) -> list[tuple[PlannedPass | None, tuple[PlannedR
 
 def _is_usable(folder: StudyFolder, model: Model) -> bool:
     """Whether a model has weights: the base has, and a run that is trained and did not diverge."""
-    if model is None:
-        return True
-    run = folder.finished_run(model)
-    return run is not None and run.status == "trained"
+    run = None if model is None else folder.finished_run(model)
+    return model is None or (run is not None and run.status == "trained")
 
 
 def _name(model: Model) -> str:
