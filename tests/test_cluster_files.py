@@ -155,6 +155,25 @@ def test_the_job_of_the_hub_has_options_that_exist() -> None:
     assert command.endswith("--gpus all")
 
 
+@pytest.mark.parametrize(
+    ("copies", "code", "kept"),
+    [
+        ("", 3, ["study.json"]),  # a first run: the bucket is empty
+        ("cp() { return 1; }", 1, []),  # a partial copy is never run, nor copied back
+    ],
+)
+def test_the_job_of_the_hub_runs_on_a_whole_copy(
+    copies: str, code: int, kept: list[str], tmp_path: Path
+) -> None:
+    text = (CLUSTERS / "hf_jobs.sh").read_text(encoding="utf-8")
+    (inner,) = (word for word in shlex.split(text, comments=True) if "rankwise run" in word)
+    inner = inner.replace("/kept", f"{tmp_path}/kept").replace("/tmp/mine", f"{tmp_path}/mine")
+    run = f"rankwise() {{ touch {tmp_path}/mine/study.json; return 3; }}"
+    done = subprocess.run(["bash", "-c", f"{copies}\n{run}\n{inner}"], check=False)
+    assert done.returncode == code
+    assert [path.name for path in (tmp_path / "kept/mine").iterdir()] == kept
+
+
 @pytest.mark.parametrize("name", ["slurm.sbatch", "hf_jobs.sh"])
 def test_the_scripts_are_scripts(name: str) -> None:
     done = subprocess.run(["bash", "-n", CLUSTERS / name], capture_output=True, check=False)

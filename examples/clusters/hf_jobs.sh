@@ -7,8 +7,7 @@ set -euo pipefail
 hf jobs run --detach --flavor h200x8 --timeout 12h --secrets HF_TOKEN \
     --volume ./study:/in:ro --volume "hf://buckets/$2:/kept" \
     "$1" bash -c '
-        mkdir -p /kept/mine && cp -r /kept/mine /tmp/mine
+        mkdir -p /kept/mine && cp -r /kept/mine /tmp/mine || exit 1
         rankwise run /in/study.yaml --study-dir /tmp/mine --gpus all
         code=$?
-        cp -r /tmp/mine/. /kept/mine
-        exit $code'
+        cp -r /tmp/mine/. /kept/mine && exit $code'

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from rankwise.cli.application import extend_cuda_memory, patient_threads, stderr
+from rankwise.cli.application import extend_cuda_memory, note, patient_threads, stderr
 from rankwise.cli.events import EventObserver, Events, print_line
 from rankwise.cli.workers import MOST_RESTARTS, Heard, TeamDisplay, pass_on
 from rankwise.errors import ConfigError, RankwiseError, WorkerLostError
@@ -49,6 +49,9 @@ _WAITING_SHARE = 2
 node joins."""
 
 _CONNECT_SECONDS = 10.0
+
+_CARD_SECONDS = 30.0
+"""After which it is said that a card is waited for; a task of Ray begins in a few."""
 
 _OBJECT_BYTES = 128 * 2**20
 """Of a local cluster's object store: only names and settings go through it."""
@@ -165,15 +168,20 @@ class Cluster:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
     def machine(self, places: Places) -> Machine:
-        """The machine to plan for: a card, as one of them is, or a CPU."""
+        """The machine to plan for: a card, as one of them is, or a CPU.
+
+        Its memory is given, so that tasks plan the same however much others leave them.
+        """
         import torch
 
         from rankwise.engine.models.devices import Machine
 
         if not places.has_cards:
-            return Machine(torch.device("cpu"))
-        task = self.ray.remote(_card_bytes).options(num_cpus=0, num_gpus=1)
-        return Machine(torch.device("cuda"), self.ray.get(task.remote()), places.num_cards)
+            return Machine(torch.device("cpu"), places.memory_bytes)
+        ref = self.ray.remote(_card_bytes).options(num_cpus=0, num_gpus=1).remote()
+        if not self.ray.wait([ref], timeout=_CARD_SECONDS)[0]:
+            note("waiting for a card of the cluster: all of them are taken")
+        return Machine(torch.device("cuda"), self.ray.get(ref), places.num_cards)
 
     def mailbox(self) -> Any:
         """One that ends with this process, on its node."""

@@ -124,8 +124,9 @@ def _now(study: StudyRecord, folder: StudyFolder, watch: Watch) -> _Now:
         seconds = pace.stages_left(0.0)
     seconds = {stage.id: seconds[stage.id] for stage in left if stage.id in seconds}
     if seconds:
-        of_all = quantities.seconds(sum(seconds.values()) / max(1, len(workers)))
-        shared = f", if {len(workers)} workers share it evenly" if len(workers) > 1 else ""
+        # not those without a unit: who leads others does none
+        of_all = quantities.seconds(sum(seconds.values()) / max(1, len(told)))
+        shared = f", if {len(told)} workers share it evenly" if len(told) > 1 else ""
         remarks.append(f"About {of_all} are left of what is planned{shared}.")
     return _Now(remarks, [_left_table(left, seconds)] if left else [])
 

@@ -95,7 +95,7 @@ class ResidentModels:
             self.release(base=engine == "vllm")  # which holds its own
             if engine == "vllm":
                 self._scorer = self._open_vllm(models.fetch_weights(self._plan.base))
-            elif self._plan.base_devices > 1:
+            elif self._plan.record.base_devices > 1:
                 self._scorer = ShardedScorer(self._plan)
             else:
                 self._scorer = self._open_resident(self.base())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace as changed
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rankwise.engine.models.devices import count_devices, quick_collections
 from rankwise.errors import (
@@ -33,8 +33,10 @@ from rankwise.study.searching import Search
 from rankwise.study.shift import Shift
 from rankwise.study.stages import Stage, Train, stages
 from rankwise.study.stopping import StopSignals
-from rankwise.study.units import units
+from rankwise.study.units import Unit, units
 from rankwise.study.work.canary import check_stack
+
+_Done = TypeVar("_Done")
 
 Executor = Callable[[Shift, StopSignals], None]
 """Has the units of a shift done by others until none is left; a signal stops it."""
@@ -86,9 +88,7 @@ def run_study(
         Stopped: a signal asked for it; what was trained is saved.
     """
     terms = _Terms(shares, replace, accept_new_stack, is_last=is_last, executor=executor)
-    outcome = _shared(plan, folder, observer, terms)
-    assert outcome is not None
-    return outcome
+    return _shared(plan, folder, observer, terms, _Part.done)
 
 
 def do_unit(
@@ -120,11 +120,8 @@ def do_unit(
         PlanError: the study has no such unit, or what it needs is not done and nobody leads.
         StudyMovedError: the process that leads has gone, or has another plan.
     """
-    terms = _Terms(True, replace, accept_new_stack, only=unit, is_led=is_led)
-    _shared(plan, folder, observer, terms)
-    done = next(each for each in units(stages(folder.read_study())) if each.id == unit)
-    ids = {stage.id for stage in done.stages}
-    return [failure for failure in folder.failures() if failure.stage in ids]
+    terms = _Terms(True, replace, accept_new_stack, is_led=is_led)
+    return _shared(plan, folder, observer, terms, lambda part: part.done_only(unit))
 
 
 class _Terms(NamedTuple):
@@ -134,21 +131,24 @@ class _Terms(NamedTuple):
     replace: bool
     accept_new_stack: bool
     is_last: bool = True
-    only: str | None = None
     is_led: bool = False
     executor: Executor | None = None
 
 
 def _shared(
-    plan: StudyPlan, folder: StudyFolder, observer: Observer, terms: _Terms
-) -> StudyOutcome | None:
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    terms: _Terms,
+    do: Callable[[_Part], _Done],
+) -> _Done:
     """Take part in a study to its end; again, where a lease was lost on the way."""
     context = StudyContext.of(plan, folder, observer)
     with quick_collections(), context.signals.listening():
         try:
             while True:
                 try:
-                    return _Part(context, terms).done()
+                    return do(_Part(context, terms))
                 except LeaseLostError as error:
                     observer.noted(f"{error} It goes on as a new worker.")
                     context.models.release(base=True)
@@ -168,17 +168,12 @@ class _Part:
         self._earlier: StudyRecord | None = None
         self._num_before, self._has_joined = 0, False
 
-    def done(self) -> StudyOutcome | None:
-        """Plan, do units, conclude; None where one unit was asked for."""
-        try:
-            with self._folder.lock(shares=self._terms.shares):
-                self._join()
+    def done(self) -> StudyOutcome:
+        """Plan, do units, conclude."""
+        with self._there():
             while True:
                 executor = self._terms.executor
                 shift = Shift(self._context, self._crew, leads=executor is not None)
-                if self._terms.only is not None:
-                    _do_only(shift, self._context.study, self._terms.only, self._terms.is_led)
-                    return None
                 if executor is None:
                     shift.work()
                 else:
@@ -188,6 +183,22 @@ class _Part:
                     outcome = self._conclude(shift)
                 if outcome is not None:
                     return outcome
+
+    def done_only(self, unit: str) -> list[StageFailure]:
+        """Plan, and do one unit; what of it failed is told before ``study.json`` may change."""
+        with self._there():
+            shift = Shift(self._context, self._crew)
+            found = _do_only(shift, self._context.study, unit, self._terms.is_led)
+            ids = {stage.id for stage in found.stages}
+            return [failure for failure in shift.failures() if failure.stage in ids]
+
+    @contextlib.contextmanager
+    def _there(self) -> Generator[None]:
+        """Within the block it is a worker of the folder."""
+        try:
+            with self._folder.lock(shares=self._terms.shares):
+                self._join()
+            yield
         finally:
             self._leave()
 
@@ -234,12 +245,15 @@ class _Part:
         num_workers = max(plan.num_workers, len(others) + 1)
         if earlier is not None and others:
             deploys_more = plan.record.deployed not in ((), earlier.deployed)
-            if _is_same(earlier, plan.record) and not deploys_more:
+            is_left = not all(stage.is_finished(folder) for stage in stages(earlier))
+            # a search may know what comes next of one task while it is at work on another
+            are_same = _has_same_settings if is_left and self._search is not None else _is_same
+            if are_same(earlier, plan.record) and not deploys_more:
                 require_disk(folder, stages(earlier), num_workers)
                 self._context = self._context.replanned(plan)
                 self._go_on_under(earlier)
                 return
-            if not all(stage.is_finished(folder) for stage in stages(earlier)):
+            if is_left:
                 raise StudyLockedError(
                     f"others are working on {folder.root} under another plan. Wait for them, give "
                     "the study file that they were given, or choose another --study-dir."
@@ -313,17 +327,16 @@ class _Part:
                 pass  # which tidies up
 
 
-def _do_only(shift: Shift, study: StudyRecord, unit_id: str, is_led: bool) -> None:
-    all_units = units(stages(study))
-    ids = [unit.id for unit in all_units]
-    problem = None
-    if unit_id not in ids:
-        problem = f"--only: there is no unit {unit_id!r}; {did_you_mean(unit_id, ids)}"
+def _do_only(shift: Shift, study: StudyRecord, unit_id: str, is_led: bool) -> Unit:
+    by_id = {unit.id: unit for unit in units(stages(study))}
+    if unit_id not in by_id:
+        problem = f"--only: there is no unit {unit_id!r}; {did_you_mean(unit_id, by_id)}"
     elif not shift.work(only=unit_id) and not is_led:
         problem = f"--only: what {unit_id} needs is not done"
-    if problem is not None:
-        again = "rankwise plan --json lists the units and what they need"
-        raise PlanError(study.config.name, study.config.base_model.name, [f"{problem}; {again}"])
+    else:
+        return by_id[unit_id]
+    again = "rankwise plan --json lists the units and what they need"
+    raise PlanError(study.config.name, study.config.base_model.name, [f"{problem}; {again}"])
 
 
 def _names(study: StudyRecord) -> list[tuple[str, bool]]:

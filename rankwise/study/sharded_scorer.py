@@ -61,7 +61,7 @@ class ShardedScorer:
             "precision": plan.record.precision,
             "max_batch_tokens": plan.step_tokens,
         }
-        self._started, self.is_open = Started(job, plan.base_devices), True
+        self._started, self.is_open = Started(job, plan.record.base_devices), True
         self._numbers = itertools.count(1)
 
     def put_on(self, name: str, folder: Path) -> None:

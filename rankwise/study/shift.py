@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from time import sleep
 from typing import NamedTuple
 
@@ -58,7 +59,6 @@ class Shift:
         self._by_id = {stage.id: stage for stage in self.graph}
         self._units = units(self.graph)
         self._unit_of = {stage.id: unit.id for unit in self._units for stage in unit.stages}
-        self._worker = Worker(context)
         # of which nothing more comes: finished, failed, or without what they need
         self._over = {stage.id for stage in self.graph if stage.is_finished(context.folder)}
         self._is_told = False
@@ -122,6 +122,11 @@ class Shift:
         failed = {stage.id for stage in self.graph if self._crew.is_marked(_failed(stage))}
         return [each for each in self._context.folder.failures() if each.stage in failed]
 
+    @cached_property
+    def _worker(self) -> Worker:
+        """Made at the first stage: who leads does none, and may have no card."""
+        return Worker(self._context)
+
     def _due(self) -> list[Unit]:
         """The units with a stage that can be done now, by this worker or another.
 
@@ -146,7 +151,7 @@ class Shift:
 
     def _num_devices(self, unit: Unit) -> int:
         """That the worker must have who does what is left of a unit."""
-        left = [_num_devices(stage) for stage in unit.stages if not self._is_over(stage)]
+        left = [stage.num_devices for stage in unit.stages if not self._is_over(stage)]
         return max(left, default=1)  # another worker may just have done it
 
     def _is_due(self, stage: Stage) -> bool:
@@ -197,8 +202,8 @@ class Shift:
     def _do_stage(self, stage: Stage, models: tuple[Model, ...]) -> None:
         context = self._context
         try:
-            if _num_devices(stage) > self._crew.num_devices:
-                raise _too_few_devices(_num_devices(stage), self._crew.most_devices())
+            if stage.num_devices > self._crew.num_devices:
+                raise _too_few_devices(stage.num_devices, self._crew.most_devices())
             with _enough_memory():
                 self._worker.do(stage, models)
         except (StorageError, LeaseLostError):
@@ -243,12 +248,6 @@ def _failure(stage: Stage, folder: StudyFolder, error: RankwiseError) -> StageFa
         message=str(error),
         failed_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _num_devices(stage: Stage) -> int:
-    """That a stage needs of one machine."""
-    planned = stage.planned_pass if isinstance(stage, Train) else None
-    return 1 if planned is None else planned.num_devices
 
 
 def _too_few_devices(wanted: int, most: int) -> OutOfMemoryError:

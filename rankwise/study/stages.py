@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,8 +40,7 @@ from rankwise.records.study import (
     StudyRecord,
     TaskEvaluation,
 )
-from rankwise.study import costs
-from rankwise.study.costs import ANALYSIS_WORK, TOKEN_BYTES, furthest, training_work
+from rankwise.study.costs import ANALYSIS_WORK, TOKEN_BYTES, furthest, stored_bytes, training_work
 
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
@@ -65,6 +64,8 @@ class Stage(ABC):
     """What it holds at once: of training the planned peak, else the weights of its models."""
     disk_bytes: int
     """What it leaves on the disk, about."""
+    num_devices: int = field(default=1, kw_only=True)
+    """That it needs of one machine: the model that it trains or asks is dealt out over them."""
 
     kind: ClassVar[str]
     record: ClassVar[type[Record]]
@@ -397,7 +398,8 @@ class _Graph:
             needs=self._trainings(sources),
             work=training_work(runs),
             memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
-            disk_bytes=sum(map(costs.stored_bytes, runs)),
+            disk_bytes=sum(map(stored_bytes, runs)),
+            num_devices=1 if planned_pass is None else planned_pass.num_devices,
             planned_pass=planned_pass,
             saves_states=planned_pass is not None
             and self._study.config.train.save_every is not None,
@@ -425,6 +427,7 @@ class _Graph:
                 work=float(study.num_tokens.behaviour * len(models)),
                 memory_bytes=study.weights_bytes,
                 disk_bytes=0,
+                num_devices=study.base_devices,
             )
         )
 
@@ -456,8 +459,7 @@ class _Graph:
             if full.train_task not in study.answers_fingerprints:
                 continue
             compared = [run for run in study.runs if reference_of[run.name] == full.name]
-            # both models read the answers
-            work = 2.0 * study.num_tokens.answers.get(full.train_task, 0)
+            work = 2.0 * study.num_tokens.answers.get(full.train_task, 0)  # both models read them
             for model in (None, *compared):
                 wanted = divergence_fingerprint(study, _fingerprint(study, model), full)
                 runs = (full,) if model is None else (model, full)
@@ -514,8 +516,7 @@ class _Graph:
     def check_forms(self) -> None:
         study = self._study
         for run in (run for run in study.runs if run.name in study.deployed):
-            scorings = [each for each in self.stages if isinstance(each, Score)]
-            own = tuple(each.id for each in scorings if run in each.models)
+            own = [s.id for s in self.stages if isinstance(s, Score) and run in s.models]
             tasks = study.compared_tasks(run.train_task)
             num_tokens = sum(study.num_tokens.scored.get(task, 0) for task in tasks)
             for form in study.forms:
@@ -545,6 +546,7 @@ class _Graph:
             work=float(study.num_tokens.scored.get(task, 0) * len(models)),
             memory_bytes=study.weights_bytes,
             disk_bytes=round(TOKEN_BYTES * study.num_tokens.scored.get(task, 0) * len(models)),
+            num_devices=study.base_devices,
             task=task,
             base_fingerprint=scoring_fingerprint(study, study.base_model_fingerprint, task),
         )
@@ -585,10 +587,8 @@ def _passes(study: StudyRecord) -> list[tuple[PlannedPass | None, tuple[PlannedR
 
 def _is_usable(folder: StudyFolder, model: Model) -> bool:
     """Whether a model has weights: the base has, and a run that is trained and did not diverge."""
-    if model is None:
-        return True
-    run = folder.finished_run(model)
-    return run is not None and run.status == "trained"
+    run = None if model is None else folder.finished_run(model)
+    return model is None or (run is not None and run.status == "trained")
 
 
 def _name(model: Model) -> str:

@@ -44,9 +44,8 @@ class Unit:
 
     @property
     def num_devices(self) -> int:
-        """Over which it deals out what it trains."""
-        passes = (stage.planned_pass for stage in self.stages if isinstance(stage, Train))
-        return max((each.num_devices for each in passes if each is not None), default=1)
+        """The most that one of its stages needs of one machine."""
+        return max(stage.num_devices for stage in self.stages)
 
     def described(
         self, among: Sequence[Unit], folder: StudyFolder, work_per_second: float | None

@@ -6,8 +6,10 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
-from rankwise.cli.ray_executor import Places
+from rankwise.cli.ray_executor import Cluster, Places
+from rankwise.engine.models.devices import Machine
 from rankwise.errors import ConfigError
 from tests.support.command_line import rankwise, words
 
@@ -53,6 +55,38 @@ def test_units_have_a_card_each_or_as_many_as_they_are_dealt_out_over() -> None:
     assert places.options(unit) == {"num_cpus": 4.0, "num_gpus": 1}
     unit.num_devices = 8
     assert places.options(unit) == {"num_cpus": 4.0, "num_gpus": 8}
+
+
+class OneCard:
+    """What ``Cluster`` asks of Ray to learn of a card: it is free only after the first look."""
+
+    def remote(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    options = remote
+
+    def wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return [], refs
+
+    def get(self, _: Any) -> int:
+        return round(80 * GB)
+
+
+def cluster_of(ray: Any) -> Cluster:
+    cluster = Cluster.__new__(Cluster)
+    cluster.ray = ray
+    return cluster
+
+
+def test_the_machine_of_a_cluster_has_memory_that_stays_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each task plans again, beside others that take what is free."""
+    cpu = cluster_of(None).machine(Places.of([{"CPU": 4.0, "memory": 2 * GB}], None))
+    assert cpu == Machine(torch.device("cpu"), round(2 * GB))
+    card = cluster_of(OneCard()).machine(Places.of(CARDS, None))
+    assert card == Machine(torch.device("cuda"), round(80 * GB), 8)
+    assert "waiting for a card of the cluster" in words(capsys.readouterr().err)
 
 
 def test_a_cluster_without_processors_is_refused() -> None:

@@ -138,8 +138,8 @@ def test_every_worker_that_is_there_is_shown(folder: StudyFolder) -> None:
     assert f"worker {first.name}: heads: heads is 25 % done, 1,234 tokens per second, " in page
     assert f"worker {second.name}: weights: spectra is 25 % done, peak memory " in page
     assert f"worker {third.name}: has nothing to do at the moment" in page
-    # each stage as long as who is at it says, and a third of the sum
-    assert "About 10.0 min are left of what is planned, if 3 workers share it evenly." in page
+    # each stage as long as who is at it says, and half of the sum: the third does nothing
+    assert "About 15.0 min are left of what is planned, if 2 workers share it evenly." in page
     shown = rankwise("status", folder.root)
     assert words(shown.stdout).count("worker ") == 3
     told = json.loads(rankwise("status", folder.root, "--json").stdout)["workers"]

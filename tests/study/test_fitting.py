@@ -28,6 +28,7 @@ from rankwise.study.planning.passes import USABLE_SHARE, least_bytes
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import Train, stages
+from rankwise.study.units import units
 from tests.support.observers import Silent
 from tests.support.small_studies import SEARCHED, write_study
 from tests.support.studies import run
@@ -172,8 +173,12 @@ def test_a_base_that_fits_nowhere_is_held_by_all_devices_together(deep_study: Pa
     assert {count for _, count in passes(whole)} == {1}
     # rank 2 has room on one device, rank 4 has not
     assert passes(whole - 1) == [(1, 1), (1, 4)]
-    plan = plan_study(load_config(deep_study, WHOLE), machine=card(needed)._replace(num_devices=4))
-    assert plan.base_devices == 4
+    config = load_config(deep_study, [*WHOLE, "analysis.behaviour=true"])
+    plan = plan_study(config, machine=card(needed)._replace(num_devices=4))
+    assert plan.record.base_devices == 4
+    # what trains and asks the base needs all of them, and what reads weights needs none
+    needs = {(unit.kind, unit.num_devices) for unit in units(stages(plan.record))}
+    assert needs == {("base", 4), ("pass", 4), ("behaviour", 4), ("spectra", 1)}
     (warning,) = plan.record.warnings
     assert warning.endswith("4 devices hold them together for LoRA and its scores")
     assert " on a model that 4 devices hold together, " in pass_lines(plan.record)[0]

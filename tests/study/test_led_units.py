@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from rankwise.errors import ModelError, StudyMovedError, WorkerLostError
+from rankwise.errors import ModelError, StageFailedError, StudyMovedError, WorkerLostError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
@@ -100,6 +102,18 @@ def test_they_leave_the_records_of_one_process(
         *("heads", "spectra"),
     ]
     assert not (root / ".workers").exists()
+
+
+def test_who_leads_needs_no_card(plan: StudyPlan, tmp_path: Path) -> None:
+    """It plans for the cluster's; where there is none here, nothing may ask it."""
+    folder, wide = StudyFolder(tmp_path / "study"), replace(plan, device=torch.device("cuda"))
+
+    def gives_up(shift: Shift, _: StopSignals) -> None:
+        for waiting in shift.waiting():
+            shift.give_up(waiting.unit, WorkerLostError("planted. Run again."))
+
+    with pytest.raises(StageFailedError, match="planted"):
+        run_study(wide, folder, Silent(), executor=gives_up)
 
 
 def test_what_waits_for_the_base_is_asked_for_again(

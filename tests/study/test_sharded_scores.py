@@ -50,9 +50,9 @@ def test_equal_those_of_one_process(
     write_adapter(tiny_model_folder, tmp_path / "adapter")
     plan = plan_study(load_config(study_file, ["methods.full=null"]))
     alone = ResidentScorer(load_frozen(tiny_model_folder, "float32", CPU), plan.tokenizer)
-    resident = ResidentModels(
-        dataclasses.replace(plan, base_devices=2), StudyFolder(tmp_path / "study"), Silent()
-    )
+    record = plan.record.model_copy(update={"base_devices": 2})
+    wide = dataclasses.replace(plan, record=record)
+    resident = ResidentModels(wide, StudyFolder(tmp_path / "study"), Silent())
     together = resident.scorer()
     assert isinstance(together, ShardedScorer)
     try:

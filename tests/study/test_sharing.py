@@ -253,6 +253,33 @@ def test_another_plan_waits_for_those_who_are_at_work(
     crew.leave()
 
 
+def test_who_joins_in_the_middle_of_a_search_goes_on_under_its_plan(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Though more could be planned already: one task's trainings are done, the other's are not."""
+    settings = SEARCHED.replace("search: {", "search: {policy: race, ")
+    settings = settings.replace("task: colours", "task: [colours, hues]")
+    settings = settings.replace("full: 1e-3}", "full: 1e-3, tune: true}")
+    settings += "methods: {lora: {ranks: [2, 4]}, full: null}\n"
+    file, folder = write_study(tmp_path, tiny_model_folder, settings), StudyFolder(tmp_path / "s")
+    plan = plan_study(load_config(file))
+    (planned_pass,) = plan.record.passes
+    parts = [
+        tuple(run.name for run in plan.record.models if run.train_task == task)
+        for task in plan.record.tasks
+    ]
+    passes = tuple(planned_pass.model_copy(update={"runs": names}) for names in parts)
+    study = plan.record.model_copy(update={"passes": passes})
+    base, first, _ = units(stages(study))
+    with folder.lock(shares=True):
+        crew = Crew(folder.root).join()
+        folder.write(folder.study_file, study)
+    for unit in (base, first):
+        assert do_unit(plan, folder, Silent(), unit.id) == []
+    assert run_study(plan, folder, Silent(), shares=True).failures == ()
+    crew.leave()
+
+
 def test_what_failed_is_tried_by_one_worker_of_a_crew(
     plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +319,24 @@ def test_one_unit_alone(plan: StudyPlan, tmp_path: Path) -> None:
         do_unit(plan, folder, Silent(), next(u.id for u in all_units if u.kind == "heads"))
     with pytest.raises(PlanError, match=f"did you mean '{base.id}'"):
         do_unit(plan, folder, Silent(), base.id[:-1])
+
+
+def test_one_unit_that_fails_under_a_plan_of_which_nothing_comes(
+    file: Path, plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, though ``study.json`` is again the earlier one, which has no such unit."""
+
+    def fails(*_: Any) -> None:
+        raise ModelError("planted. Take it away.")
+
+    folder = StudyFolder(tmp_path / "study")
+    folder.write(folder.study_file, plan.record)
+    monkeypatch.setattr(Worker, "do", fails)
+    other = plan_study(load_config(file, ["evaluation.limit=3"]))
+    base, *_ = units(stages(other.record))
+    failures = do_unit(other, folder, Silent(), base.id)
+    assert {failure.stage for failure in failures} == {stage.id for stage in base.stages}
+    assert folder.read_study() == plan.record
 
 
 def test_nobody_waits_where_nothing_is_to_come(plan: StudyPlan, tmp_path: Path) -> None:

@@ -116,8 +116,6 @@ class StudyPlan:
     """The prompts that every model answers to show its behaviour; empty where none is asked for."""
     num_workers: int = 1
     """For which its passes are cut."""
-    base_devices: int = 1
-    """Devices that hold the base together where it is scored: it does not fit on one."""
 
     @property
     def step_tokens(self) -> int:
@@ -333,7 +331,6 @@ class Planner:
             gauged=self._gauged,
             behaviour=self._behaviour,
             num_workers=self._num_workers,
-            base_devices=self._room.scoring_devices,
         )
 
     def _passes(
@@ -385,6 +382,7 @@ class Planner:
             config=config,
             base_model_fingerprint=model.base.fingerprint,
             precision=model.precision,
+            base_devices=self._room.scoring_devices,
             task_fingerprints={
                 name: _task_fingerprint(
                     config, model.precision, task, digest=task.digest, limit=task.limit

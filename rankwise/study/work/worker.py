@@ -47,10 +47,8 @@ class Worker:
             case Train():
                 # one model at a time: full fine-tuning trains a copy of the base, and so do
                 # processes of their own
-                planned = stage.planned_pass
-                is_dealt_out = planned is not None and planned.num_devices > 1
                 has_full = any(run.method == "full" for run in stage.runs)
-                context.models.release(base=has_full or is_dealt_out)
+                context.models.release(base=has_full or stage.num_devices > 1)
                 train(context, stage, _runs(models))
             case Score():
                 self._scores.score(stage, models)
