@@ -265,11 +265,9 @@ class StudyFolder:
 
     def _remove_old_states(self) -> None:
         """Remove states of training beside finished runs, left by a process that was killed."""
-        for state in self.root.glob(f"runs/*/{_TRAINING_STATE}"):
-            if self.run_file(state.parent.name).exists():
-                with contextlib.suppress(OSError):
-                    state.unlink()
-                    remove_shards(state)
+        for record in self.root.glob("runs/*/run.json"):
+            with contextlib.suppress(OSError):
+                _remove_state(record.with_name(_TRAINING_STATE))
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
@@ -282,8 +280,7 @@ class StudyFolder:
                 self.write(self.run_file(model.name), record.model_copy(update=without))
             with writing(state):
                 if not self.run_file(state.parent.name).exists():
-                    state.unlink(missing_ok=True)
-                    remove_shards(state)
+                    _remove_state(state)
                 if weights.exists():
                     shutil.rmtree(weights)
 
@@ -451,8 +448,7 @@ class StudyFolder:
         self.write(self.run_file(run.name), record.model_copy(update={"files": files}))
         state = self.training_state_file(run)
         with writing(state):
-            state.unlink(missing_ok=True)
-            remove_shards(state)
+            _remove_state(state)
 
     def read_losses(self, run: str) -> list[tuple[int, float]]:
         """Step and loss in nats per token, as far as they were written; a cut line ends them."""
@@ -518,3 +514,9 @@ class StudyFolder:
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."
             ) from error
+
+
+def _remove_state(state: Path) -> None:
+    """Remove a state of training, its parts first: they are found by it, or by their names."""
+    remove_shards(state)
+    state.unlink(missing_ok=True)

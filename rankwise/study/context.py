@@ -29,7 +29,8 @@ class StudyContext:
         return cls(plan, folder, observer, models, StopSignals())
 
     def replanned(self, plan: StudyPlan) -> StudyContext:
-        """The same under another plan of the study; what is in memory stays there."""
+        """The same under another plan of the study, which its models follow."""
+        self.models.follow(plan)
         return replace(self, plan=plan)
 
     @property

@@ -51,6 +51,15 @@ class ResidentModels:
         self._alone_name: str | None = None
         self._adapter: tuple[str, FrozenAdapter] | None = None
 
+    def follow(self, plan: StudyPlan) -> None:
+        """Go on under another plan of the study; what is in memory stays there.
+
+        All is let go of where models are held in another way from now on: whole or not.
+        """
+        if plan.record.most_weights_bytes != self._plan.record.most_weights_bytes:
+            self.release(base=True)
+        self._plan = plan
+
     def base(self) -> nn.Module:
         """The base model, with nothing on it that PEFT has put there."""
         self._let_go_of_alone()
@@ -82,6 +91,8 @@ class ResidentModels:
     def release(self, *, base: bool = False) -> None:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
+        if isinstance(self._scorer, ShardedScorer):
+            self._put_on.clear()  # go with them: they may have ended, or be at an earlier question
         self._keep(set())
         _close(self._scorer)
         self._scorer = self._adapter = None
@@ -123,6 +134,8 @@ class ResidentModels:
                 if run.name not in self._put_on:
                     scorer.put_on(run.name, self._folder.weights(run))
             except ModelError as error:
+                if not _is_open(scorer, engine):  # it has failed, and refused nothing
+                    raise
                 if run.name not in self._noted:
                     self._observer.noted(f"{run.name} is scored alone: {error}")
                     self._noted.add(run.name)

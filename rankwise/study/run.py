@@ -28,6 +28,7 @@ from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, models_of, set_aside
 from rankwise.study.deploying import with_deployed
 from rankwise.study.observer import Observer
+from rankwise.study.planning.fitting import with_whole_base
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.searching import Search
 from rankwise.study.shift import Shift
@@ -212,6 +213,7 @@ class _Part:
             return
         if self._crew.is_first:
             _set_damaged_aside(plan, folder, self._context.observer)
+            plan = changed(plan, record=with_whole_base(plan.record, folder))
         if plan.record.config.is_searched:
             self._search = Search(plan, folder)
             plan = self._search.plan()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from rankwise.engine.models.base import fetch_weights
 from rankwise.errors import ModelError
@@ -34,7 +34,9 @@ CALLS: Mapping[str, Call] = {
     "put_on": Call(TypeAdapter(tuple[str, Path]), TypeAdapter(None)),
     "take_off": Call(TypeAdapter(tuple[str]), TypeAdapter(None)),
     "log_likelihoods": Call(
-        TypeAdapter(tuple[_Models, list[Continuation]]), TypeAdapter(list[list[LogLikelihood]])
+        TypeAdapter(tuple[_Models, list[Continuation]]),
+        # of a model that has diverged they need not be finite
+        TypeAdapter(list[list[LogLikelihood]], config=ConfigDict(ser_json_inf_nan="constants")),
     ),
     "generate": Call(
         TypeAdapter(tuple[_Models, list[Prompt]]), TypeAdapter(list[list[Generation]])
@@ -47,9 +49,6 @@ class ShardedScorer:
     """A base and adapters in processes of their own; see ``tasks.questions.Scorer``.
 
     ``close`` ends the processes.
-
-    Attributes:
-        is_open: whether they can be asked.
     """
 
     def __init__(self, plan: StudyPlan) -> None:
@@ -61,8 +60,13 @@ class ShardedScorer:
             "precision": plan.record.precision,
             "max_batch_tokens": plan.step_tokens,
         }
-        self._started, self.is_open = Started(job, plan.record.base_devices), True
+        self._started = Started(job, plan.record.base_devices)
         self._numbers = itertools.count(1)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the processes can be asked."""
+        return self._started.is_open
 
     def put_on(self, name: str, folder: Path) -> None:
         self._answer("put_on", (name, folder))
@@ -88,7 +92,6 @@ class ShardedScorer:
 
     def close(self) -> None:
         """End the processes, and wait until their memory is free."""
-        self.is_open = False
         self._started.close()
 
     def _answer(self, name: str, asked: tuple[Any, ...], advance: Advance = lambda _: None) -> Any:
@@ -102,20 +105,17 @@ class ShardedScorer:
         question, answer = (self._started.folder / f"{number}-{kind}" for kind in ("asked", "said"))
         question.write_bytes(call.asked.dump_json(asked))
         self._started.say(json.dumps([name, str(question), str(answer)]))
-        said: dict[str, Any] = {}
-        while (event := self._started.next_event()) is not None:
+        for event in self._started.events():
             match event:
                 case {"read": num_tokens}:
                     advance(num_tokens)
-                case {"answered": _}:
-                    found = call.answered.validate_json(answer.read_bytes())
+                case {"answered": file, "refused": reason} if file == str(answer):
                     question.unlink()
+                    if reason is not None:
+                        raise ModelError(reason)
+                    found = call.answered.validate_json(answer.read_bytes())
                     answer.unlink()
                     return found
-                case {"refused": reason}:
-                    raise ModelError(reason)
-                case _:
-                    said = {**event, **said}  # what failed first is the reason of the rest
-        error = self._started.error(said)
-        self.close()
-        raise error
+                case _:  # also of a question that was not waited for
+                    pass
+        raise AssertionError("it answers until it is closed")

@@ -15,14 +15,17 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, StorageError
 
 MARK = "rankwise: "
 """Begins a line in which the first process tells what it has done; others are for people."""
+
+DONE = {"done", "stopped"}
+"""What the first process tells once nothing is left to do, or where it was asked to stop."""
 
 _LAST_LINES = 30  # of the processes' output, in an error
 _KILLED = re.compile(r"Signal \d+ \(SIG(KILL|SEGV|BUS|ABRT)\) received")  # by torch.distributed.run
@@ -32,15 +35,16 @@ _PATIENCE_SECONDS = 45
 
 
 class Started:
-    """Processes that ``torch.distributed.run`` has started; they end with the block.
+    """Processes that ``torch.distributed.run`` has started; ``close`` ends them.
 
     Attributes:
         folder: for what is too long for a line; it goes with them.
+        is_open: whether they can be asked.
     """
 
     def __init__(self, job: Mapping[str, Any], num_processes: int) -> None:
         """Start them on a job, whose ``does`` is what ``part`` calls it."""
-        self._does = job["does"]
+        self._does, self.is_open = job["does"], True
         self._temporary = tempfile.TemporaryDirectory()
         self.folder = Path(self._temporary.name)
         path = self.folder / "job.json"
@@ -61,14 +65,9 @@ class Started:
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         threading.Thread(target=self._read, daemon=True).start()
 
-    def __enter__(self) -> Started:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """End them, and wait until they are gone."""
+        """End them, and wait until they and their memory are gone."""
+        self.is_open = False
         with contextlib.suppress(OSError):
             self._pipe.close()
         if self._process.poll() is None:
@@ -92,8 +91,24 @@ class Started:
                 self._lines.put(line.rstrip())
         self._lines.put(None)
 
-    def next_event(self) -> dict[str, Any] | None:
-        """What is told next, nothing (an empty event) after a while; None: they have ended."""
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What they tell until their job is done, and nothing (an empty event) now and then.
+
+        Raises:
+            ModelError: one has failed, with its last lines.
+            MemoryError: a device has too little memory.
+            StorageError: a file cannot be written.
+        """
+        said: dict[str, Any] = {}
+        while (event := self._next_event()) is not None:
+            said = {**event, **said}  # what failed first is the reason of the rest
+            yield event
+        if not said.keys() & DONE:
+            error = self._error(said)
+            self.close()
+            raise error
+
+    def _next_event(self) -> dict[str, Any] | None:
         with contextlib.suppress(queue.Empty):
             line = self._lines.get(timeout=_EVERY_SECONDS)
             if line is None:
@@ -110,14 +125,12 @@ class Started:
             self._pipe.write(f"{line}\n")
             self._pipe.flush()
 
-    def error(self, said: Mapping[str, Any]) -> ModelError | MemoryError:
-        """Why they have ended, after ``next_event`` was None.
-
-        Args:
-            said: what they told of that.
-        """
+    def _error(self, said: Mapping[str, Any]) -> ModelError | MemoryError | StorageError:
+        """Why they have ended, by what they have said."""
         if "memory" in said:
             return MemoryError(said["memory"])
+        if "storage" in said:
+            return StorageError(said["storage"])
         # a process that was killed could say nothing, and what the others say is that it is gone
         killed = next((line for line in self._last_lines if _KILLED.search(line)), None)
         reason = killed or said.get("failed") or "\n".join(self._last_lines)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import signal
+import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -16,9 +21,11 @@ from rankwise.errors import ModelError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.models import ResidentModels
-from rankwise.study.planning.plan import plan_study
-from rankwise.study.sharded_scorer import ShardedScorer
-from rankwise.tasks.questions import Continuation, GenerationSettings, Prompt
+from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.study.sharded_scorer import CALLS, ShardedScorer
+from rankwise.study.stopping import Stopped
+from rankwise.study.work import part
+from rankwise.tasks.questions import Continuation, GenerationSettings, LogLikelihood, Prompt
 from tests.support.observers import Silent
 from tests.support.passes import CPU, TARGETS, Setting, config
 
@@ -39,6 +46,90 @@ def write_adapter(model_folder: Path, folder: Path) -> None:
     save_adapter(
         adapter, folder, alpha=8.0, use_rslora=False, target_modules=TARGETS, base_model_name="tiny"
     )
+
+
+def stop(_: int) -> None:
+    """As a signal does while a question is answered."""
+    raise Stopped(signal.SIGTERM)
+
+
+class Planted(ShardedScorer):
+    """Has no processes; ``fail`` ends them, and refuses nothing while they run."""
+
+    def __init__(self, plan: StudyPlan) -> None:
+        del plan
+        self.asked: list[str] = []
+        self.is_dead = False
+
+    @property
+    def is_open(self) -> bool:
+        return not self.is_dead
+
+    def close(self) -> None:
+        self.is_dead = True
+
+    def put_on(self, name: str, folder: Path) -> None:
+        del folder
+        self.asked.append(name)
+        if len(self.asked) > 1:
+            self.close()
+            raise ModelError("a process of the scoring ended with -9")
+
+    def take_off(self, name: str) -> None:
+        raise FileNotFoundError(name)
+
+
+def test_adapters_go_with_the_processes(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwise.study.models.ShardedScorer", Planted)
+    plan = plan_study(load_config(study_file, ["methods.full=null"]))
+    plan = dataclasses.replace(plan, base_devices=2)
+    resident = ResidentModels(plan, StudyFolder(tmp_path), Silent())
+    first, second = plan.record.runs[:2]
+    assert resident.put_on([first]) == [first]
+    # it has failed, which is no refusal
+    with pytest.raises(ModelError, match="ended with -9"):
+        resident.put_on([first, second])
+    resident.release(base=True)  # and asks it nothing
+    assert resident.put_on([first]) == [first]
+    resident.release()  # nor while it may be at a question
+
+
+def test_answers_need_not_be_finite() -> None:
+    answer = [[LogLikelihood(-math.inf, is_greedy=False), LogLikelihood(math.nan, is_greedy=True)]]
+    call = CALLS["log_likelihoods"].answered
+    assert repr(call.validate_json(call.dump_json(answer))) == repr(answer)
+
+
+class Hearing(NamedTuple):
+    """The other processes, as far as they are told anything."""
+
+    told: list[tuple[Any, ...]]
+    leads: bool = True
+
+    def tell(self, *said: Any) -> None:
+        self.told.append(said)
+
+
+def test_processes_that_wait_for_a_question_hear_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(part, "_IDLE_SECONDS", 0.01)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "w") as asking:
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("os._exit", lambda _: None)  # where nobody asks any more
+        processes: Any = Hearing([])
+        line, where = '["take_off", "q", "a"]', {"file": asking, "flush": True}
+        timer = threading.Timer(0.5, print, [line], where)
+        timer.start()
+        assert next(part.questions(processes)) == ["take_off", "q", "a"]
+        asking.close()
+        timer.join()
+    *idle, asked = processes.told
+    assert asked == ("answer", "take_off", "q", "a")
+    assert set(idle) == {("answer",)}
 
 
 @pytest.mark.skipif(
@@ -73,6 +164,9 @@ def test_equal_those_of_one_process(
         assert expected[0] != expected[1]
         assert sum(read) == 2 * sum(len(item.tokens_read) for item in ITEMS)
         assert together.generate(models, PROMPTS) == alone.generate(models, PROMPTS)
+        with pytest.raises(Stopped):  # and a later question has its own answer
+            together.log_likelihoods(models, ITEMS, stop)
+        assert together.generate((None,), PROMPTS[:1]) == alone.generate((None,), PROMPTS[:1])
         together.take_off("a")
         with pytest.raises(ModelError, match="no adapter a is attached"):
             together.log_likelihoods(("a",), ITEMS)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rankwise.errors import LeaseLostError, ModelError
+from rankwise.errors import LeaseLostError, ModelError, StorageError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.records.study_file import load_config
@@ -181,3 +181,12 @@ def test_without_the_lease_nothing_more_is_written(study_file: Path, tmp_path: P
     (metrics,) = tmp_path.glob("runs/*/metrics.jsonl")
     assert len(metrics.read_text().splitlines()) == 1
     assert [path.name for path in metrics.parent.iterdir()] == [metrics.name]
+
+
+def test_a_folder_that_cannot_be_written_is_named(study_file: Path, tmp_path: Path) -> None:
+    """As by one process: a full disk is no failure of a stage."""
+    plan = plan_of(study_file, FULL, 2)
+    (run,) = plan.record.runs
+    StudyFolder(tmp_path).metrics_file(run.name).mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot be written: Is a directory"):
+        trained(plan, tmp_path, Following())

@@ -19,6 +19,7 @@ from rankwise.study.planning import fitting
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import study_model
 from rankwise.study.planning.plan import plan_study
+from rankwise.study.run import run_study
 from tests.support.observers import Silent
 from tests.support.reads import Reads
 from tests.support.studies import run
@@ -47,6 +48,8 @@ def asked(
     runs: tuple[PlannedRun, ...] = ()
     if config.methods.lora is not None:
         runs = plan_study(load_config(study_file)).record.runs
+    if config.methods.full is None:
+        runs = tuple(run for run in runs if run.method == "lora")
     return fitting.most_weights_bytes(model, config, num_devices, runs, issues, None), issues
 
 
@@ -72,6 +75,10 @@ def test_the_base_is_whole_while_adapters_are_trained_on_it(study_file: Path) ->
     memory = (OUTSIDE + 2 * LAYER) * 100 // 86
     assert asked(study_file, memory) == (None, Issues([], []))
     # a quantised base is another model, which fits; full fine-tuning is not quantised
+    assert asked(study_file, memory, "train.base_precision=4bit", "methods.full=null") == (
+        None,
+        Issues([], []),
+    )
     most, issues = asked(study_file, memory, "train.base_precision=4bit")
     assert most is not None
     assert issues.warnings
@@ -125,6 +132,26 @@ def test_a_study_has_the_scores_of_models_in_memory(
     assert {each["provenance"]["most_weights_bytes"] for each in found.values()} == {most}
     before = evaluations(tmp_path / "first")
     assert {each["provenance"]["most_weights_bytes"] for each in before.values()} == {None}
+
+
+def test_an_adapter_that_was_damaged_is_trained_on_a_whole_base(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*ONE_RANK, "methods.full=null")
+    first, _ = run(study_file, tmp_path, *settings)
+    (lora,) = first.results.study.runs
+    monkeypatch.setattr(fitting, "room_for_weights", lambda *_: OUTSIDE + LAYER)
+    (weights,) = StudyFolder(tmp_path).weights_folder(lora).glob("*.safetensors")
+    weights.write_bytes(b"damaged")
+    config, folder = load_config(study_file, settings), StudyFolder(tmp_path)
+    plan = plan_study(config, folder=folder)
+    assert plan.record.most_weights_bytes is not None  # all is trained, as far as it is known
+    monkeypatch.setattr("rankwise.study.models.load_streamed", None)
+    second = run_study(plan, folder, Silent())
+    assert second.failures == ()
+    assert second.results.study.most_weights_bytes is None
+    (mine,), (theirs,) = second.results.runs, first.results.runs
+    assert mine.items == theirs.items
 
 
 def test_heads_of_what_is_read_layer_by_layer_are_refused(

@@ -10,13 +10,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from safetensors.torch import save_file
 
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training import loop as training
+from rankwise.engine.training import sharded as sharded_training
 from rankwise.engine.training.loop import TrainingResult
 from rankwise.engine.training.sharded import (
     Following,
@@ -27,6 +28,7 @@ from rankwise.engine.training.sharded import (
     ShardedTrainee,
     joined,
 )
+from rankwise.engine.training.states import UnusableStateError
 from rankwise.engine.training.trainees import AdapterTrainee, Beside, StepMetrics, Trainee
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.config.mitigations import MitigationConfig
@@ -49,6 +51,7 @@ class Job(NamedTuple):
         checkpointing: of gradients.
         max_tokens: of a micro-batch of one process.
         damages: a byte of that state before it goes on from it.
+        is_hidden: whether the first process alone can read that state.
     """
 
     model: str
@@ -60,6 +63,7 @@ class Job(NamedTuple):
     checkpointing: bool = False
     max_tokens: int = 128
     damages: bool = False
+    is_hidden: bool = False
 
 
 def train_together(jobs: list[Job], folder: Path, count: int = 2) -> subprocess.Popen[str]:
@@ -133,6 +137,10 @@ def _damage(state: Path) -> None:
     path.write_bytes(content)
 
 
+def _refuse(_: Path) -> NoReturn:
+    raise UnusableStateError("it is damaged")
+
+
 def _trainees(job: Job, sharded: ShardedModel, train: TrainConfig) -> list[Any]:
     setting, marks = Setting(Path(job.model)), () if job.stop_at is None else (job.stop_at,)
     if job.adapters:
@@ -155,6 +163,8 @@ def do(job: Job, processes: Processes) -> None:
     sharded = ShardedModel(Path(job.model), "float32", processes, is_frozen=is_lora)
     trainees = _trainees(job, sharded, train)
     following = Following(trainees, processes)
+    if job.is_hidden and not processes.leads:
+        sharded_training.read_state = _refuse
     if processes.leads:
         for trainee in trainees:
             if job.state is not None and state_of(job, trainee).exists():

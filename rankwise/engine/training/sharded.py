@@ -28,11 +28,16 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine.models.base import load_frozen
-from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
+from rankwise.engine.models.devices import (
+    DTYPES,
+    ResolvedPrecision,
+    is_out_of_memory,
+    multiply_exactly,
+)
 from rankwise.engine.training.loop import PassObserver, TrainingResult
 from rankwise.engine.training.micro_batches import NOBODY, Placed, split_by_budget
 from rankwise.engine.training.optimizers import MOMENTS
-from rankwise.engine.training.states import write_state
+from rankwise.engine.training.states import UnusableStateError, read_state, write_state
 from rankwise.engine.training.trainees import (
     AdapterTrainee,
     FullTrainee,
@@ -118,6 +123,7 @@ def joined(device_type: str) -> Generator[Processes]:
     device = torch.device(device_type, place) if device_type == "cuda" else _CPU
     if device_type == "cuda":
         torch.cuda.set_device(device)
+        multiply_exactly(device)
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     yield Processes(place, dist.get_world_size(), device)
@@ -284,6 +290,7 @@ class ShardedTrainee(FullTrainee):
     ) -> None:
         self._sharded, self._processes = sharded, sharded.processes
         self._names = [name for name, _ in sharded.model.named_parameters()]
+        self._saved_step: int | None = None
         super().__init__(run, examples, config, sharded.model, "adamw", marks)
 
     def finish_gradients(self) -> Float[Tensor, ""]:
@@ -323,13 +330,16 @@ class ShardedTrainee(FullTrainee):
     def save_state(self, path: Path, write: WriteState = write_state) -> None:
         """Write the parts into a folder beside ``path``, then say at ``path`` that they are whole.
 
-        Each process writes its own. The earlier parts are removed at the end.
+        Each process writes its own. The earlier parts are removed at the end. What is saved already
+        is not written again: there would be no whole state for a while.
 
         Raises:
             StorageError: a file cannot be written.
         """
         from torch.distributed.checkpoint import FileSystemWriter, save
 
+        if self._saved_step == self.step:
+            return
         self._processes.tell("save_state", self.run.name, path)
         folder = shards_of(path, self.step)
         if self._processes.leads:
@@ -345,6 +355,7 @@ class ShardedTrainee(FullTrainee):
         files = {name: digest.model_dump() for each in digests for name, digest in each}
         write(path, self._progress() | {"shards": folder.name, "files": files})
         remove_shards(path, but=folder)
+        self._saved_step = self.step
 
     def load_state(self, path: Path, until: int | None = None) -> None:
         """Continue from the parts beside ``path``, however many processes have written them."""
@@ -352,17 +363,40 @@ class ShardedTrainee(FullTrainee):
         self._folder = path.parent
         super().load_state(path, until)
 
+    def _read(self, path: Path) -> dict[str, Any]:
+        """What the first process reads: none waits for another one that could not read it."""
+        found: dict[str, Any] | UnusableStateError = {}
+        if self._processes.leads:
+            try:
+                found = read_state(path)
+            except UnusableStateError as error:
+                found = error
+        found = self._processes.gathered(found)[0]
+        if isinstance(found, UnusableStateError):
+            raise found
+        return found
+
     def _restore(self, state: Mapping[str, Any]) -> None:
-        from torch.distributed.checkpoint import FileSystemReader, load
+        from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 
         folder = self._folder / state["shards"]
         files = {name: FileDigest.model_validate(each) for name, each in state["files"].items()}
-        damaged = sum(not _is(folder / name, files[name]) for name in self._own(sorted(files)))
-        if self._processes.summed([damaged])[0]:
+        is_whole = all(_is(folder / name, files[name]) for name in self._own(sorted(files)))
+        if not all(self._processes.gathered(is_whole)):
             raise ValueError("other bytes than were written")
-        load(self._parts(), storage_reader=FileSystemReader(folder))  # in place
+        moments = self._parts()
+        weights = {"weights": moments.pop("weights")}
+        try:
+            for parts in (moments, weights):  # in place: weights at the end, as of one process
+                load(parts, storage_reader=FileSystemReader(folder))
+        except CheckpointException as error:
+            failed = _failed(error)
+            if is_out_of_memory(failed):
+                raise failed from error
+            raise ValueError(f"PyTorch cannot read its parts: {failed}") from error
         for each in self._optimizer.state.values():
             each["step"].fill_(len(state["metrics"]))
+        self._saved_step = len(state["metrics"])
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         """Parts that are held here of the weights and of their moments, by name."""
@@ -393,10 +427,13 @@ def _writing(folder: Path) -> Generator[None]:
         try:
             yield
         except CheckpointException as error:
-            for failed, _ in error.failures.values():
-                if isinstance(failed, OSError):
-                    raise failed from error
-            raise
+            raise _failed(error) from error
+
+
+def _failed(error: Any) -> BaseException:
+    """What has failed in a process: an error of the system, if that is among it."""
+    failed = [each for each, _ in error.failures.values()]
+    return next((each for each in failed if isinstance(each, OSError)), failed[0])
 
 
 class Leading:

@@ -298,13 +298,16 @@ class Trainee:
             RecordError: the file is not a state of this run.
         """
         try:
-            state = read_state(path)
+            state = self._read(path)
             if until is None or len(state.get("metrics", ())) <= until:
                 self._continue_from(state)
         except UnusableStateError as error:
             raise RecordError(
                 f"{path} is not a saved state of {self.run.name}: {error}."
             ) from error
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        return read_state(path)
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
         if (run := state.get("run")) != self.run.fingerprint:

@@ -6,7 +6,7 @@ Where a frozen base does not fit, it is dealt out over several devices.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rankwise.engine.models.devices import DTYPES, Machine
 from rankwise.engine.models.streamed import placement, room_for_weights
@@ -207,30 +207,31 @@ def most_weights_bytes(
     model: StudyModel,
     config: StudyConfig,
     scoring_devices: int,
-    trained_here: Iterable[PlannedRun],
+    runs: Sequence[PlannedRun],
     issues: Issues,
     folder: StudyFolder | None,
 ) -> int | None:
     """Bytes of weights in memory at once while a model is scored; None: models are held whole.
 
-    They are where they fit, where LoRA is still to be trained on the base in memory, and where
-    several devices hold the base together.
+    They are where they fit, where LoRA is still to be trained on the base in memory, where several
+    devices hold the base together, and where nothing but a quantised base is scored.
 
     Args:
         model: the base of the study.
         config: of the study.
         scoring_devices: that hold the base together where it is scored.
-        trained_here: the runs that are trained in the process that scores.
+        runs: of the study, imported ones too.
         issues: gets a warning that says what is read layer by layer, or that not even that fits.
         folder: of the study; what is trained there needs no base.
     """
     available, dtype = model.machine.available_bytes(), DTYPES[model.precision]
     num_bytes = model.num_parameters * dtype.itemsize
     most_bytes = room_for_weights(num_bytes, available)
-    needs_base = config.train.base_precision == "auto" and any(
-        run.method == "lora" and not _is_trained(run, folder) for run in trained_here
-    )
-    if most_bytes is None or needs_base or scoring_devices > 1:
+    if config.train.base_precision == "auto":
+        is_whole = any(_trains_on_base(run, folder) for run in runs)
+    else:
+        is_whole = all(run.method == "lora" for run in runs)
+    if most_bytes is None or is_whole or scoring_devices > 1:
         return None
     what = f"scoring: models take {in_words(num_bytes)} and there are {in_words(available)}"
     try:
@@ -244,6 +245,18 @@ def most_weights_bytes(
         "pass for each token"
     )
     return most_bytes
+
+
+def with_whole_base(study: StudyRecord, folder: StudyFolder) -> StudyRecord:
+    """The study as it is where adapters turn out to be trained anew: models are held whole."""
+    if any(_trains_on_base(run, folder) for run in study.models):
+        return study.model_copy(update={"most_weights_bytes": None})
+    return study
+
+
+def _trains_on_base(run: PlannedRun, folder: StudyFolder | None) -> bool:
+    is_trained_here = run.method == "lora" and run.imported_from is None
+    return is_trained_here and not _is_trained(run, folder)
 
 
 def check_memory(

@@ -296,9 +296,8 @@ class Planner:
         issues = Issues(list(self._issues.problems), list(self._issues.warnings))
         trained = [*chosen.runs, *chosen.candidates, *truncated, *mitigated, *self._variants]
         check_memory(trained, config, self._room, issues, self._folder)
-        most_bytes = most_weights_bytes(
-            model, config, self._room.scoring_devices, trained, issues, self._folder
-        )
+        runs, scoring_devices = [*trained, *self._imported], self._room.scoring_devices
+        most_bytes = most_weights_bytes(model, config, scoring_devices, runs, issues, self._folder)
         if issues.problems:
             raise PlanError(config.name, model.base.name, issues.problems, issues.warnings)
         passes = [

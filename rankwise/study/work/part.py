@@ -6,13 +6,14 @@ study's folder. It tells on stdout what it does; by stdin it is asked to stop, o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rankwise.engine.models.base import BaseModel, load_tokenizer
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.scoring.resident import CACHE_SHARE, ResidentScorer, free_share
 from rankwise.engine.training.sharded import LEAVE, Processes, ShardedModel, joined
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, StorageError
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedPass, PlannedRun, StageFailure
@@ -35,6 +36,8 @@ from rankwise.study.stopping import Stopped, StopSignals
 from rankwise.study.work.processes import STOP, WRITE
 from rankwise.study.work.training import train_part
 from rankwise.tasks.training_rows import Example
+
+_IDLE_SECONDS = 600.0
 
 
 def tell(**event: Any) -> None:
@@ -80,21 +83,30 @@ class _Follower:
     def __init__(self, signals: StopSignals) -> None:
         self._signals = signals
         self._agreed = threading.Semaphore(0)
-        threading.Thread(target=self._listen, daemon=True).start()
+        _listen(self._hear)
 
     def agree(self) -> None:
         """Wait until it says that the folder may be written; it ends this process if not."""
         tell(asks=WRITE)
         self._agreed.acquire()
 
-    def _listen(self) -> None:
-        """Stop at the end of a step when asked to, and at once when nobody follows any more."""
+    def _hear(self, line: str) -> None:
+        """Stop at the end of a step when asked to."""
+        if line == STOP:
+            self._signals.ask(signal.SIGTERM)
+        elif line == WRITE:
+            self._agreed.release()
+
+
+def _listen(hear: Callable[[str], None]) -> None:
+    """From now on hear each line of stdin, and end this process when nobody follows any more."""
+
+    def listen() -> None:
         for line in sys.stdin:
-            if line.strip() == STOP:
-                self._signals.ask(signal.SIGTERM)
-            elif line.strip() == WRITE:
-                self._agreed.release()
+            hear(line.strip())
         os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def train(job: dict[str, Any], processes: Processes) -> None:
@@ -146,18 +158,16 @@ def score(job: dict[str, Any], processes: Processes) -> None:
         cache_bytes=min(processes.gathered(free_share(device, CACHE_SHARE))),
         may_shrink=False,
     )
-    for name, question, answer in _asked(processes):
+    for name, question, answer in questions(processes):
         asked = CALLS[name].asked.validate_json(Path(question).read_bytes())
         found, refusal = _answered(scorer, name, asked, processes)
         if len(set(processes.gathered(refusal))) > 1:
             raise ModelError("processes that share a model differ in what they can read")
         if not processes.leads:
             continue
-        if refusal is not None:
-            tell(refused=refusal)
-            continue
-        Path(answer).write_bytes(CALLS[name].answered.dump_json(found))
-        tell(answered=True)
+        if refusal is None:
+            Path(answer).write_bytes(CALLS[name].answered.dump_json(found))
+        tell(answered=answer, refused=refusal)
 
 
 def _answered(
@@ -172,21 +182,33 @@ def _answered(
         return None, str(error)
 
 
-def _asked(processes: Processes) -> Iterator[Sequence[str]]:
-    """What is asked by stdin, in every process; this one ends when nobody asks any more."""
+def questions(processes: Processes) -> Iterator[Sequence[str]]:
+    """What is asked by stdin, in every process; this one ends when nobody asks any more.
+
+    Now and then the first process tells the others that nothing is asked: they would not wait for
+    it longer than they do for anything.
+    """
     lines: queue.Queue[str] = queue.Queue()
-
-    def listen() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        os._exit(1)
-
     if processes.leads:
-        threading.Thread(target=listen, daemon=True).start()
+        _listen(lines.put)
     while True:
-        question = json.loads(lines.get()) if processes.leads else ()
-        processes.tell("answer", *question)
-        yield question if processes.leads else processes.hear()[1]
+        question: Sequence[str] = ()
+        if processes.leads:
+            with contextlib.suppress(queue.Empty):
+                question = json.loads(lines.get(timeout=_IDLE_SECONDS))
+            processes.tell("answer", *question)
+        else:
+            _, question = processes.hear()
+        if question:
+            yield question
+
+
+def _reason(error: Exception) -> dict[str, str]:
+    """Why this process ends, as it is told."""
+    if isinstance(error, StorageError):
+        return {"storage": str(error)}
+    kind = "memory" if is_out_of_memory(error) else "failed"
+    return {kind: f"{type(error).__name__}: {error}"}
 
 
 _DOES = {"training": train, "scoring": score}
@@ -197,6 +219,5 @@ if __name__ == "__main__":
         with joined(job["device"]) as processes:
             _DOES[job["does"]](job, processes)
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        tell(**{"memory" if is_out_of_memory(error) else "failed": message})
+        tell(**_reason(error))
         raise
