@@ -29,7 +29,7 @@ def wait_for(
     what: Callable[[], object],
     process: BaseProcess | None = None,
     *,
-    patience_seconds: float = 60,
+    patience_seconds: float = 300,  # machines stall
 ) -> None:
     """Until something is true; fails after a while, or where the process ends before."""
     until = time.monotonic() + patience_seconds
