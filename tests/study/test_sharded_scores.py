@@ -84,7 +84,7 @@ def test_adapters_go_with_the_processes(
 ) -> None:
     monkeypatch.setattr("rankwise.study.models.ShardedScorer", Planted)
     plan = plan_study(load_config(study_file, ["methods.full=null"]))
-    plan = dataclasses.replace(plan, base_devices=2)
+    plan = dataclasses.replace(plan, record=plan.record.model_copy(update={"base_devices": 2}))
     resident = ResidentModels(plan, StudyFolder(tmp_path), Silent())
     first, second = plan.record.runs[:2]
     assert resident.put_on([first]) == [first]
@@ -171,7 +171,9 @@ def test_equal_those_of_one_process(
         with pytest.raises(ModelError, match="no adapter a is attached"):
             together.log_likelihoods(("a",), ITEMS)
         assert resident.scorer() is together
-        parts = psutil.Process().children(recursive=True)
+        below = psutil.Process().children(recursive=True)  # of other tests too
+        parts = [each for each in below if "rankwise.study.work.part" in each.cmdline()]
+        assert len(parts) == 3  # two, and what has started them
         parts[-1].kill()
         with pytest.raises(ModelError, match="a process of the scoring ended with"):
             together.log_likelihoods((None,), ITEMS)
