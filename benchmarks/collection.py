@@ -20,13 +20,16 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from rankwise.records.config.training import RateRuleConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ROOT.parent / "shared" / "tasks"
 
 RANKS = (2, 4, 8, 16, 32, 64)
 BRACKETED = (4, 64)  # two ranks show how the best rate moves with rank
 FACTORS = (0.5, 2.0)
-RATE, REFERENCE_RANK = 4e-4, 16  # the default study's, chosen on other rows
+# the default study's, chosen on other rows
+RULE = RateRuleConfig(rule="r^-1/2", reference_rank=16, value=4e-4)
 RETENTION = ("local_sciq", "local_arc_easy", "capitals")
 
 
@@ -62,15 +65,10 @@ CELLS = (
 )
 
 
-def rate_of(rank: int) -> float:
-    """The rule's rate at a rank, to three digits."""
-    return float(f"{RATE * (REFERENCE_RANK / rank) ** 0.5:.3g}")
-
-
 def study_of(cell: Cell) -> dict[str, Any]:
     """The study file of a cell."""
-    rates = [(rank, rate_of(rank)) for rank in RANKS]
-    rates += [(rank, rate_of(rank) * factor) for rank in BRACKETED for factor in FACTORS]
+    rates = [(rank, RULE.rate_of(rank)) for rank in RANKS]
+    rates += [(rank, RULE.rate_of(rank) * factor) for rank in BRACKETED for factor in FACTORS]
     return {
         "name": cell.name,
         "base_model": "smollm2-135m-instruct",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from rankwise.findings.stats.items import Floats
 from rankwise.prediction.collected import CollectedItems, CollectedStudy
@@ -94,10 +94,7 @@ def auc(scores: Floats, is_event: Floats) -> float:
 
     Ties count half.
     """
-    ranks = stats.rankdata(scores)
-    num = float(is_event.sum())
-    rest = len(is_event) - num
-    return float((ranks[is_event == 1.0].sum() - num * (num + 1) / 2) / (num * rest))
+    return float(roc_auc_score(is_event, scores))
 
 
 def study_aucs(study: CollectedStudy) -> Mapping[Orderer, float] | None:

@@ -82,7 +82,7 @@ def placement(
         ModelError: what is outside of the layers (embeddings, head) and one layer are more.
     """
     layers = _layer_bytes(skeleton, dtype)
-    total = sum(parameter.numel() for parameter in skeleton.parameters()) * dtype.itemsize
+    total = _num_bytes(skeleton, dtype)
     held, largest = total - sum(layers.values()), max(layers.values(), default=0)
     if not layers or held + largest > most_bytes:
         raise ModelError(
@@ -109,8 +109,13 @@ def _layer_bytes(skeleton: nn.Module, dtype: torch.dtype) -> dict[str, int]:
     layers: dict[str, int] = {}
     for name, module in skeleton.named_modules():
         if isinstance(module, GradientCheckpointingLayer) and not _is_below(name, layers):
-            layers[name] = sum(weight.numel() for weight in module.parameters()) * dtype.itemsize
+            layers[name] = _num_bytes(module, dtype)
     return layers
+
+
+def _num_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """Of all weights below a module."""
+    return sum(weight.numel() for weight in module.parameters()) * dtype.itemsize
 
 
 def _is_below(name: str, modules: Iterable[str]) -> bool:
@@ -145,8 +150,7 @@ def load_to_score(folder: Path, precision: ResolvedPrecision, device: torch.devi
     Raises:
         ModelError: as ``load_streamed``.
     """
-    sizes = (parameter.numel() for parameter in model_skeleton(folder).parameters())
-    num_bytes = sum(sizes) * DTYPES[precision].itemsize
+    num_bytes = _num_bytes(model_skeleton(folder), DTYPES[precision])
     most_bytes = room_for_weights(num_bytes, Machine(device).available_bytes())
     if most_bytes is None:
         return load_frozen(folder, precision, device)
