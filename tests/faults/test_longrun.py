@@ -22,6 +22,10 @@ from rankwise.study.stages import stages
 from rankwise.study.status import study_status
 
 
+LEAK = 0.4
+"""Handles a study: one in two studies is 0.5; what something else opens once is 0.3 of six."""
+
+
 @pytest.fixture(scope="module")
 def long_study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     """Fifty runs on five tasks of eight items."""
@@ -84,10 +88,15 @@ def test_a_record_that_changes_is_read_again(long_study: StudyFolder) -> None:
     long_study.write(long_study.run_file(run.name), finished)
 
 
+def test_a_leak_shows_in_the_slope_and_a_single_jump_does_not() -> None:
+    assert slope([9.0, 9.0, 10.0, 10.0, 11.0, 11.0]) > LEAK  # one in two studies
+    assert all(slope([9.0] * n + [10.0] * (6 - n)) < LEAK for n in range(7))
+
+
 def test_many_studies_in_one_process_leave_no_memory_files_or_threads(tmp_path: Path) -> None:
     noted = health(tmp_path, 6)
-    assert slope(noted["open_files"]) == pytest.approx(0.0, abs=1e-9)
-    assert slope(noted["threads"]) == pytest.approx(0.0, abs=1e-9)
+    assert slope(noted["open_files"]) < LEAK, noted
+    assert slope(noted["threads"]) < LEAK, noted
     assert slope(noted["rss_mb"]) < 5.0  # of ten runs; a base model and its optimizer are 1 MB
 
 
