@@ -141,6 +141,10 @@ def advice_lines(advice: Advice) -> Iterator[str]:
 
     if advice.rank is not None:
         yield f"rank {advice.rank} is expected to gain most"
+        yield (
+            "to begin a ladder there: rankwise run STUDY search.policy=ladder "
+            f"search.first_rank={advice.rank}"
+        )
     for reason in advice.reasons:
         yield f"cannot say: {reason}"
     if advice.rank is None and advice.chosen is not None:

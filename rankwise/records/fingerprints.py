@@ -65,6 +65,7 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("methods", "variants"): None,
     ("mitigations",): [],
     ("search",): SearchConfig().model_dump(mode="json"),
+    ("search", "first_rank"): 32,
     ("train", "columns"): None,
     ("train", "judged_by"): "loss",
     ("train", "learning_rate", "tune"): False,
@@ -96,7 +97,7 @@ def study_fingerprint(config: StudyConfig) -> str:
     for (*path, name), default in _LATER.items():
         section = settings
         for part in path:
-            section = section[part] or {}
+            section = section.get(part) or {}
         if name in section and section[name] == default:
             del section[name]
     # no result depends on these two: they stay what older studies had

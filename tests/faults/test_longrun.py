@@ -21,7 +21,6 @@ from rankwise.records.study import StudyRecord
 from rankwise.study.stages import stages
 from rankwise.study.status import study_status
 
-
 LEAK = 0.4
 """Handles a study: one in two studies is 0.5; what something else opens once is 0.3 of six."""
 

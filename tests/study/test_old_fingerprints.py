@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rankwise.engine.models import base as models
+from rankwise.records import fingerprints as fingerprints_module
 from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -48,6 +49,19 @@ def test_a_tiny_study_has_the_fingerprints_that_it_had(
         "evaluation: {out_of_domain: [sums], retention: [hues], held_out_text: [small_prose]}\n"
     )
     assert fingerprints(plan_study(load_config(file)).record) == OLD["tiny"]
+
+
+def test_a_ladder_has_the_fingerprint_that_it_had_before_it_could_begin_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: list[Any] = []
+    monkeypatch.setattr(fingerprints_module, "fingerprint", hashed.append)
+    for first_rank in (32, 16):
+        overrides = ["search.policy=ladder", f"search.first_rank={first_rank}"]
+        fingerprints_module.study_fingerprint(load_config(None, overrides))
+    then, now = (content["search"] for content in hashed)
+    assert "first_rank" not in then
+    assert now["first_rank"] == 16
 
 
 @pytest.mark.slow

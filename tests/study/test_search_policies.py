@@ -296,6 +296,13 @@ def test_the_ladder_stops_at_32_where_64_is_no_better() -> None:
     assert "lack of evidence" not in decisions[-1].statement
 
 
+def test_the_ladder_begins_at_the_nearest_rank_to_that_it_is_given() -> None:
+    truth = by_rank((0, 0, 0, 0, 0))
+    for first_rank, place in ((8, 0), (20, 1), (1024, 4)):
+        decisions, _ = search(Ladder(settings(), (0, 1), TERMS, (), first_rank), truth)
+        assert {trial.setting for trial, _ in decisions[0].wanted} == {place}
+
+
 def test_the_ladder_climbs_while_the_rank_underfits() -> None:
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0, 0, 0, 20, 40)))
     assert left(decisions) == {4}

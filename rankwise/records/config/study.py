@@ -196,8 +196,10 @@ class SearchConfig(Section):
     """
 
     policy: Literal["race", "ladder"] | None = None
-    """``race``: all ranks together, those that are ruled out are dropped. ``ladder``: rank 32
+    """``race``: all ranks together, those that are ruled out are dropped. ``ladder``: one rank
     first, then larger if it underfits and smaller if it forgets. None: every rank."""
+    first_rank: Count = 32
+    """Where a ladder begins: the nearest rank of the study's, such as ``rankwise predict`` says."""
     rungs: Annotated[
         tuple[Annotated[Number, Field(gt=0, lt=1)], ...],
         BeforeValidator(as_list),

@@ -1,4 +1,4 @@
-"""The ladder (arXiv:2512.15634): rank 32 first, then one rank up or down at a time."""
+"""The ladder (arXiv:2512.15634): one rank first, then one rank up or down at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rankwise.study.searches.courses import Course, Journal, follow
 from rankwise.study.searches.policy import Decision, Known, Ruling, Setting, Shown, Terms
 from rankwise.study.searches.tuning import Tuning
 
-FIRST_RANK = 32
+FIRST_RANK = 32  # of the paper
 
 
 class Ladder:
@@ -29,6 +29,7 @@ class Ladder:
         seeds: at least one; all are trained at each step, rates are tuned with the first.
         terms: alpha is shared by all statements of the longest way that is possible.
         rungs: at which learning rates are tuned where a setting has several.
+        first_rank: the nearest rank of the settings, by ratio, is trained first.
 
     Raises:
         ValueError: no setting with a rank, no seed, or rates to be tuned and no rung.
@@ -40,6 +41,7 @@ class Ladder:
         seeds: Sequence[int],
         terms: Terms,
         rungs: Sequence[float] = (0.25, 0.5),
+        first_rank: int = FIRST_RANK,
     ) -> None:
         if all(setting.rank is None for setting in settings) or not seeds:
             raise ValueError("a ladder needs a rank and a seed")
@@ -51,7 +53,7 @@ class Ladder:
         self.order = sorted(ranked, key=self.rank)
         self.start = min(
             range(len(self.order)),
-            key=lambda step: (abs(math.log2(self.rank(self.order[step]) / FIRST_RANK)), step),
+            key=lambda step: (abs(math.log2(self.rank(self.order[step]) / first_rank)), step),
         )
 
     def rank(self, place: int) -> int:

@@ -74,7 +74,7 @@ def policy_of(
         return EarlyStop(settings, config.seeds, checkpoints, config.train.stop)
     terms = terms_of(config, unit)
     if config.search.policy == "ladder":
-        return Ladder(settings, config.seeds, terms, config.search.rungs)
+        return Ladder(settings, config.seeds, terms, config.search.rungs, config.search.first_rank)
     drops_settings = config.search.policy == "race"
     return Race(settings, config.seeds, terms, config.search.rungs, drops_settings)
 
