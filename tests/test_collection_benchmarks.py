@@ -1,0 +1,53 @@
+"""The study files of the collection and of the reproduction, and the pages that are made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from benchmarks import collection, collection_pages, reproduction
+from rankwise.findings.pairs import run_record
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from tests.planted.folders import write_study
+from tests.planted.results import planted_study
+
+
+def test_every_study_file_is_one(tmp_path: Path) -> None:
+    files = {cell.name: collection.study_of(cell) for cell in collection.CELLS}
+    files |= {f"reproduction-{name}": each for name, each in reproduction.studies().items()}
+    assert len(files) == len(collection.CELLS) + 4
+    for name, content in files.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(content))
+        assert load_config(file).name == name
+
+
+def test_the_collection_brackets_one_rank_and_has_each_at_the_rate_of_the_rule() -> None:
+    (methods,) = {str(collection.study_of(cell)["methods"]) for cell in collection.CELLS}
+    entries = yaml.safe_load(methods)["lora"]["_"]
+    assert sorted(each["rank"] for each in entries) == [2, 4, 8, 8, 8, 16, 32, 64]
+    assert {each["rank"]: each["learning_rate"] for each in entries[:6]}[64] == pytest.approx(2e-4)
+
+
+def test_a_page_has_the_verdict_and_the_table_of_every_finished_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pages", str(tmp_path), "--to", str(tmp_path)])
+    planted = planted_study()
+    rate = run_record(planted.runs[0]).planned.learning_rate
+    monkeypatch.setattr(collection_pages, "RULE", SimpleNamespace(rate_of=lambda _: rate))
+    for name in ("kinship-160", "kinship-40"):
+        write_study(StudyFolder(tmp_path / name), planted)
+    collection_pages.main()
+    page = (tmp_path / "collection-kinship.md").read_text()
+    assert page.startswith("# LoRA rank on Kinship\n")
+    assert page.index("\n## 40 rows, 4 epochs\n") < page.index("\n## 160 rows, 1 epoch\n")
+    row = next(line for line in page.splitlines() if line.startswith("| 160 |"))
+    assert row.count("|") == 8
+    assert "| Recommended: rank 16 | 4: +20.0, 16: +30.0, 64: +31.0 | +31.0 |" in row
+    assert page.count("**The study") == 2
+    assert [*tmp_path.glob("collection-*.md")] == [tmp_path / "collection-kinship.md"]
