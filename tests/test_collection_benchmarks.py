@@ -1,4 +1,4 @@
-"""The study files of the collection and of the reproduction, and the pages that are made of them."""
+"""The study files of the collection and the reproduction, and the pages that are made of them."""
 
 from __future__ import annotations
 
