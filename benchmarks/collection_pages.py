@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.collection import CELLS, ROOT, RULE, Cell
+from rankwise.errors import RecordError
 from rankwise.findings.model_card import markdown_table
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import run_record
@@ -53,11 +54,15 @@ def finished(output: Path) -> dict[str, list[Done]]:
     """Data set -> its finished studies, fewest rows first."""
     found = defaultdict[str, list[Done]](list)
     for cell in sorted(CELLS, key=lambda cell: cell.rows):
-        folder = StudyFolder(output / cell.name)
-        if folder.study_file.exists():
-            outcome = conclude(folder)
-            if not outcome.results.left_out:
-                found[cell.name.rpartition("-")[0]].append(Done(cell, outcome))
+        try:
+            outcome = conclude(StudyFolder(output / cell.name))
+        except RecordError as error:  # it was not begun, or has no finished run
+            print(f"left out: {error}")
+            continue
+        if outcome.results.left_out:
+            print(f"left out: {cell.name} is not finished")
+        else:
+            found[cell.name.rpartition("-")[0]].append(Done(cell, outcome))
     return found
 
 
