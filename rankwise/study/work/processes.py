@@ -37,6 +37,8 @@ def train_in_processes(
     """
     plan = context.plan
     weights = fetch_weights(plan.base)  # once, before several look for them
+    for run in runs:
+        context.folder.saved_state(run.whole)
     job = {
         "does": "training",
         "folder": str(context.folder.root),
