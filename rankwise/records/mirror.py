@@ -425,6 +425,7 @@ class Mirror:
 
         What came of the block is remembered, also where it failed in the middle.
         """
+        assert self._store is not None  # a URL that cannot be opened leaves nothing here
         with _our_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with self._lock:

@@ -401,6 +401,7 @@ def test_a_protocol_that_nobody_knows_is_refused(
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match="Protocol not known: nosuch"):
         StudyFolder(local_folder("nosuch://bucket/study"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["s3://", "file:///", "memory:////", "s3://?x=1"])

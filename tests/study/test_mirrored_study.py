@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 import rankwise as rw
 from rankwise.errors import ModelError, RecordError, StorageError, StudyLockedError
 from rankwise.records import mirror as mirrors
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.mirror import Mirror, local_folder, mirror_at
 from rankwise.records.study_file import load_config
 from rankwise.study.damage import find_damage
+from rankwise.study.growing import do_unit_of, run_to_verdict
 from rankwise.study.planning.plan import StudyPlan, plan_study
-from rankwise.study.run import do_unit, run_study
+from rankwise.study.run import run_study
 from rankwise.study.shift import Shift
 from rankwise.study.status import study_status
 from rankwise.study.stopping import StopSignals
@@ -30,7 +33,7 @@ from tests.support.command_line import rankwise, words
 from tests.support.crews import wait_for
 from tests.support.killed_studies import run_at_url, started
 from tests.support.observers import Recorder, Silent
-from tests.support.small_studies import write_study
+from tests.support.small_studies import SEARCHED, write_study
 from tests.support.study_contents import comparable
 
 SETTINGS = """
@@ -331,11 +334,11 @@ class Led:
     """An executor that has one unit after the other done, each on another machine."""
 
     def __init__(
-        self, plan: StudyPlan, leader: StudyFolder, patch: pytest.MonkeyPatch, place: Path
+        self, config: StudyConfig, leader: StudyFolder, patch: pytest.MonkeyPatch, place: Path
     ) -> None:
         mirror = mirror_at(leader.root)
         assert mirror is not None
-        self._plan, self._mirror, self._patch, self._place = plan, mirror, patch, place
+        self._config, self._mirror, self._patch, self._place = config, mirror, patch, place
         self.kinds: list[str] = []
 
     def __call__(self, shift: Shift, signals: StopSignals) -> None:
@@ -347,8 +350,14 @@ class Led:
                 patch.setenv("RANKWISE_CACHE", str(self._place / machine))
                 folder = StudyFolder(local_folder(self._mirror.url, self._mirror.name))
                 failed = [failure.stage for failure in shift.failures()]
-                failures = do_unit(
-                    self._plan, folder, Silent(), unit.id, is_led=True, failed=failed
+                failures = do_unit_of(
+                    self._config,
+                    partial(plan_study, folder=folder),
+                    folder,
+                    Silent(),
+                    unit.id,
+                    is_led=True,
+                    failed=failed,
                 )
             shift.hear_of([failure.stage for failure in failures])
 
@@ -357,15 +366,11 @@ def test_workers_with_mirrors_of_their_own_leave_the_records_of_one(
     plan: StudyPlan, in_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = opened("memory://bucket/study")
-    led = Led(plan, folder, monkeypatch, tmp_path)
+    led = Led(plan.record.config, folder, monkeypatch, tmp_path)
     run_study(plan, folder, Silent(), executor=led)
     assert led.kinds == ["base", "pass", "full", "gauges", "divergence", "heads", "spectra"]
     assert stored("memory://bucket/study", tmp_path / "at-url") == comparable(in_folder)
     assert not list(folder.root.rglob("*.safetensors"))  # who leads needs no weights
-    # and a worker only those of the models that it works on
-    assert not list((tmp_path / "machine-0").rglob("*full*/checkpoint/*.safetensors")) or (
-        list((tmp_path / "machine-1").rglob("*lora*/adapter/*.safetensors"))
-    )
 
 
 def test_what_fails_on_one_machine_is_not_tried_on_another(
@@ -379,10 +384,28 @@ def test_what_fails_on_one_machine_is_not_tried_on_another(
         do(worker, stage, models)
 
     monkeypatch.setattr(Worker, "do", fails)
-    led = Led(plan, folder, monkeypatch, tmp_path)
+    led = Led(plan.record.config, folder, monkeypatch, tmp_path)
     outcome = run_study(plan, folder, Silent(), executor=led)
     assert [(failure.kind, failure.error) for failure in outcome.failures] == [
         ("training", "ModelError")
     ]
     assert len(outcome.results.runs) == 2
     assert led.kinds.count("full") == 1
+
+
+def test_what_a_search_drops_is_dropped_at_the_url(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the weights that another machine has made, and that the leader has never seen."""
+    settings = SEARCHED.replace("search: {", "search: {policy: race, ")
+    settings += "methods: {lora: {ranks: [2, 4, 8]}, full: null}\n"
+    config = load_config(write_study(tmp_path, tiny_model_folder, settings))
+    alone = StudyFolder(tmp_path / "alone")
+    run_to_verdict(config, partial(plan_study, folder=alone), alone, Silent())
+    folder = opened("memory://bucket/study")
+    led = Led(config, folder, monkeypatch, tmp_path)
+    run_to_verdict(config, partial(plan_study, folder=folder), folder, Silent(), executor=led)
+    at_url = stored("memory://bucket/study", tmp_path / "at-url")
+    assert at_url.keys() == comparable(alone.root).keys()
+    assert any(run.is_given_up for run in alone.readable_runs())
+    assert not list((tmp_path / "at-url").rglob("*.pt"))
