@@ -133,7 +133,7 @@ class StudyFolder:
     def held(self) -> Generator[None]:
         """Within the block, no other machine runs the study at the URL, if it mirrors one.
 
-        At the end, however it comes, everything is sent.
+        It begins with what is there by now, and at the end, however it comes, everything is sent.
 
         Raises:
             StudyLockedError: another process runs it.
@@ -143,7 +143,9 @@ class StudyFolder:
         if self._mirror is None:
             yield
             return
-        with self._mirror.held():
+        with self._mirror.held() as is_new:
+            if is_new:
+                self.refresh()
             try:
                 yield
             finally:

@@ -165,21 +165,23 @@ class Mirror:
             StorageError: the URL cannot be read, or the mirror not be written.
         """
         with self._syncing() as known:
-            waiting = [name for name in self._below(known, paths) if known[name].state is None]
-            marks = {name: known[name].mark for name in waiting}
+            below = {name: known[name] for name in self._below(known, paths)}
+            marks = {n: entry.mark for n, entry in below.items() if self._does_wait(n, entry)}
             try:
-                self._bring(known, waiting, marks)
+                self._bring(known, [*marks], marks)
             except FileNotFoundError as error:
                 raise self._error("read", error) from None
 
     def waits(self, path: Path, num_bytes: int) -> bool:
         """Whether a file of this size is at the URL, and was not brought down."""
-        entry = self._read()[1].get(self._name_of(path) or "")
-        return (
-            entry is not None
-            and entry.state is None
-            and entry.mark.partition(" ")[0] == str(num_bytes)
-        )
+        name = self._name_of(path) or ""
+        entry = self._read()[1].get(name)
+        is_same = entry is not None and entry.mark.partition(" ")[0] == str(num_bytes)
+        return entry is not None and is_same and self._does_wait(name, entry)
+
+    def _does_wait(self, name: str, entry: _Entry) -> bool:
+        """Whether a file was not brought down; one that is here all the same is newer."""
+        return entry.state is None and not (self.root / name).exists()
 
     def forget(self, paths: Iterable[Path]) -> None:
         """Let files and folders that are taken away be so at the URL, too: also what waits there.
@@ -216,8 +218,10 @@ class Mirror:
                 self._send(known, [name for name in changed if order(name) == number], here)
 
     @contextlib.contextmanager
-    def held(self) -> Generator[None]:
+    def held(self) -> Generator[bool]:
         """Within the block, this process or its leader runs the study, as far as can be told.
+
+        Yields whether it was not so before.
 
         Raises:
             StudyLockedError: another process runs it.
@@ -227,13 +231,13 @@ class Mirror:
         self._depth += 1
         try:
             if self._depth > 1:
-                yield
+                yield False
             elif self._leader is not None:
                 self._check()
-                yield
+                yield True
             else:
                 with self._owned():
-                    yield
+                    yield True
         finally:
             self._depth -= 1
             if not self._depth:
@@ -291,7 +295,10 @@ class Mirror:
         started = _now()
         with self._reaching("written"):
             self._make_folder(_OWNER)
-            self._store.pipe_file(self._there(_OWNER), json.dumps(about).encode())
+            place = self._there(_OWNER, is_whole=not self._renames)
+            self._store.pipe_file(place, json.dumps(about).encode())
+            if self._renames:
+                self._store.mv(place, self._there(_OWNER))
         self._sure_at = started
 
     def _keep_counting(self, leaves: threading.Event) -> None:
@@ -326,10 +333,12 @@ class Mirror:
         """What the process that runs the study says; empty where none does."""
         try:
             with self._reaching("read", tells_missing=True):
-                content = json.loads(self._store.cat_file(self._there(_OWNER)))
-        except (FileNotFoundError, ValueError):  # ValueError: it is half-written
+                content = self._store.cat_file(self._there(_OWNER))
+            return dict(json.loads(content))
+        except FileNotFoundError:
             return {}
-        return content if isinstance(content, dict) else {}
+        except (ValueError, TypeError):  # whatever it is, somebody has written it
+            return {"owner": ""}
 
     def _listing(self) -> dict[str, str]:
         """Name -> mark of every file of the study at the URL."""
@@ -511,7 +520,7 @@ class Mirror:
         given = _USER.search(self.url)
         if given is not None:
             _, _, password = given[1].partition(":")
-            for secret in filter(None, {given[1], password, unquote(password)}):
+            for secret in filter(None, (given[1], password, unquote(password))):
                 text = text.replace(secret, "***")
         _, _, parameters = self.url.partition("?")
         return text.replace(f"?{parameters}", "") if parameters else text

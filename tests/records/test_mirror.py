@@ -218,6 +218,21 @@ def test_a_record_comes_last_and_goes_first(
     MemoryFileSystem.store.clear()
 
 
+def test_what_was_made_anew_here_is_not_taken_for_what_waits(
+    url: str, machine: Callable[[str], Machine]
+) -> None:
+    one, other = machine("one").mirror(url), machine("other").mirror(url)
+    write(one, {ADAPTER: "3"})
+    one.push(order)
+    other.pull(is_large)
+    write(other, {ADAPTER: "4"})
+    assert not other.waits(other.root / ADAPTER, 1)
+    other.fetch([other.root / ADAPTER])
+    assert here(other) == {ADAPTER: "4"}
+    other.push(order)
+    assert there(url) == {ADAPTER: "4"}
+
+
 def test_names_that_lead_out_of_the_mirror_are_none_of_the_study(
     machine: Callable[[str], Machine], tmp_path: Path
 ) -> None:
@@ -273,6 +288,23 @@ def test_who_has_gone_without_a_word_is_followed_after_a_while(
     again, began = machine("one").mirror(url), time.monotonic()
     with again.held():  # of this machine the system knows that nobody is there
         assert time.monotonic() - began < quick
+
+
+def test_a_mark_that_nobody_can_read_is_somebody_s(
+    url: str, machine: Callable[[str], Machine], quick: float
+) -> None:
+    one, other = machine("one").mirror(url), machine("other").mirror(url)
+    with one.held():
+        one._store.pipe_file(one._there(".owner.json"), b"{")
+        with pytest.raises(StudyMovedError):
+            one._check()
+        time.sleep(quick)
+        write(one, {"study.json": "1"})
+        with pytest.raises(StorageError, match="nothing more is sent to"):
+            one.push(order)
+    began = time.monotonic()
+    with other.held():
+        assert time.monotonic() - began > quick  # it stands still
 
 
 def test_two_processes_of_one_machine_do_not_run_one_study(

@@ -327,6 +327,18 @@ def test_two_machines_do_not_run_it_at_once(
     run_study(plan, opened(finished), Silent())
 
 
+def test_what_another_machine_did_while_it_waited_is_not_done_again(
+    plan: StudyPlan, in_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, recorder = "memory://bucket/study", Recorder()
+    early = opened(url)  # there is nothing yet
+    elsewhere(monkeypatch, tmp_path, "other")
+    run_study(plan, opened(url), Silent())
+    run_study(plan, early, recorder)
+    assert recorder.stages == []
+    assert stored(url, tmp_path / "at-url") == comparable(in_folder)
+
+
 # --- led workers, each with a mirror of its own
 
 
