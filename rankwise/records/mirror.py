@@ -516,12 +516,11 @@ class Mirror:
     def _scrubbed(self, error: Exception) -> str:
         """What an error says, in a line and without a secret of the URL."""
         text = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
-        text = text.replace(self.url, self.shown)
         given = _USER.search(self.url)
         if given is not None:
             _, _, password = given[1].partition(":")
             for secret in filter(None, (given[1], password, unquote(password))):
-                text = text.replace(secret, "***")
+                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
         _, _, parameters = self.url.partition("?")
         return text.replace(f"?{parameters}", "") if parameters else text
 
