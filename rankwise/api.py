@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError, StorageError
 from rankwise.records.folder import StudyFolder
+from rankwise.records.mirror import local_folder
 from rankwise.records.study_file import config_of, study_name
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Study:
 
     Args:
         config: from ``load_config``; ``rankwise.new`` makes one of keyword arguments.
-        folder: the study's folder; None: ``studies/NAME``, as for ``rankwise run``.
+        folder: the study's folder, or a URL; None: ``studies/NAME``, as for ``rankwise run``.
 
     Example:
         >>> study = rw.Study(rw.load_config(Path("study.yaml"), ["train.epochs=1"]))
@@ -53,12 +54,12 @@ class Study:
 
     def __init__(self, config: StudyConfig, folder: AnyPath | None = None) -> None:
         self.config = config
-        self._folder = StudyFolder(Path(folder or Path("studies") / config.name))
+        self._folder = StudyFolder(local_folder(folder or Path("studies") / config.name))
         self._outcome: StudyOutcome | None = None
 
     @property
     def folder(self) -> Path:
-        """The study's folder."""
+        """The study's folder; of one at a URL, the folder that mirrors it."""
         return self._folder.root
 
     def plan(self) -> DataFrame:
@@ -159,7 +160,7 @@ class Study:
         parts = self.recommendation.by_train_task
         return "\n".join(
             (f"trained on {part.train_task}: " if len(parts) > 1 else "")
-            + with_folder(part.statement, self.folder)
+            + with_folder(part.statement, self._folder.address)
             for part in parts
         )
 
@@ -390,15 +391,18 @@ def open(folder: AnyPath) -> Study:
     """The study in a folder, as it was run; needs no torch until it is run again.
 
     Args:
-        folder: of a study.
+        folder: of a study, or a URL that fsspec reads, such as ``s3://bucket/study``.
 
     Raises:
         RecordError: there is no study, or its ``study.json`` cannot be read.
+        ConfigError: fsspec cannot open the URL; the message names the package that is missing.
+        StorageError: the URL cannot be read.
 
     Example:
         >>> rw.open("studies/quickstart").verdict
     """
-    return Study(StudyFolder(Path(folder)).read_study().config, folder)
+    root = local_folder(folder)
+    return Study(StudyFolder(root).read_study().config, root)
 
 
 def compare(folders: Sequence[AnyPath], page: AnyPath | None = None) -> StudyComparison:
@@ -542,7 +546,9 @@ def written_report(
     results, recommendation, findings = outcome
     items = item_table(results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in results.runs}
-    return write_report(output or folder.root, results, recommendation, findings, items, losses)
+    path = write_report(output or folder.root, results, recommendation, findings, items, losses)
+    folder.send()
+    return path
 
 
 def _frame(rows: Iterable[dict[str, Any]]) -> DataFrame:

@@ -383,7 +383,7 @@ def heads(
             say(line)
     if repair is not None:
         _say_repair(repair)
-    note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {directory}")
+    note(f"records: {folder.model_folder(chosen.name) / 'heads'}; rankwise report {folder.address}")
     return OK
 
 

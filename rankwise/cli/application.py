@@ -60,7 +60,21 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder.", parser=given_path)]
+def given_folder(text: str) -> Path:
+    """The folder of a study on the command line; of one at a URL, the folder that mirrors it."""
+    from rankwise.records.mirror import local_folder
+
+    path = given_path(text)
+    try:
+        return local_folder(text) if "://" in text else path
+    except ConfigError as error:
+        raise typer.BadParameter(f"{error.source}: {error.problems[0]}") from error
+
+
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="A study's folder, or its URL.", parser=given_folder),
+]
 TasksPath = Annotated[
     list[Path] | None,
     typer.Option(
@@ -232,7 +246,7 @@ def note_damage(folder: StudyFolder) -> None:
 
     runs = [run.name for run in folder.read_study().runs]
     for damage in find_damage(folder, runs):
-        note(f"damaged: {damage}. rankwise run {folder.root} makes it again")
+        note(f"damaged: {damage}. rankwise run {folder.address} makes it again")
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from rankwise.cli.application import (
     OK,
     Json,
     emit,
+    given_folder,
     given_path,
     note,
     note_damage,
@@ -29,7 +30,7 @@ def compare(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR DIR...", help="The folders of two studies or more.", parser=given_path
+            metavar="DIR DIR...", help="The folders of two studies or more.", parser=given_folder
         ),
     ],
     output: Annotated[

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from rankwise.engine.models.devices import choose_device, device_name, has_fast_bfloat16
-from rankwise.engine.models.embedded import EMBEDDED_MODELS, cache_folder
+from rankwise.engine.models.embedded import EMBEDDED_MODELS
 from rankwise.engine.models.packed_kernels import check_flex
 from rankwise.errors import ModelError
+from rankwise.records.files import cache_folder
 from rankwise.records.provenance import PACKAGES, package_version
 from rankwise.weights.llama_cpp import TOOL
 

@@ -13,6 +13,7 @@ from rankwise.cli.application import (
     AllowTaskCode,
     Json,
     emit,
+    given_folder,
     given_path,
     note_damage,
     say,
@@ -36,7 +37,7 @@ def collect(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="The folders of finished studies.", parser=given_path
+            metavar="DIR...", help="The folders of finished studies.", parser=given_folder
         ),
     ],
     to: Annotated[

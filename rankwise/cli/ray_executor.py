@@ -2,13 +2,15 @@
 
 This process leads: it plans, has units begun in the order of what waits for them, and concludes.
 It is a worker of the study's folder, and so is each task while it does its unit: leases keep them
-apart, also from ``rankwise run --worker``. No other module names Ray.
+apart, also from ``rankwise run --worker``. Of a study at a URL each node has a mirror, and this
+process says which stages have failed. No other module names Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -25,6 +27,7 @@ from rankwise.cli.events import EventObserver, Events, print_line
 from rankwise.cli.workers import MOST_RESTARTS, Heard, TeamDisplay, pass_on
 from rankwise.errors import ConfigError, RankwiseError, WorkerLostError
 from rankwise.records.folder import StudyFolder
+from rankwise.records.mirror import local_folder, mirror_at
 from rankwise.study.stopping import Stopped, StopSignals
 from rankwise.study.units import Unit, work_from
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from rankwise.records.config.study import StudyConfig
     from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.planning.plan import StudyPlan
-    from rankwise.study.shift import Shift, Waiting
+    from rankwise.study.shift import Shift
 
 _LOOK_SECONDS = 0.2
 """So often the tasks are asked what they have done."""
@@ -232,7 +235,8 @@ class Job(NamedTuple):
 
     Attributes:
         config: of the study, as it was written.
-        root: the study's folder, which all nodes see.
+        study: the study's folder, which all nodes see, or its URL.
+        leader: the name of the process that runs it, where it is at a URL.
         place: the folder from which relative paths count.
         machine: that the study is planned for.
         num_workers: that the study is planned for.
@@ -240,32 +244,42 @@ class Job(NamedTuple):
     """
 
     config: StudyConfig
-    root: Path
+    study: str
+    leader: str | None
     place: Path
     machine: Machine
     num_workers: int
     accept_new_stack: bool
 
-    def plan(self, grown: StudyConfig) -> StudyPlan:
+    def plan(self, grown: StudyConfig, folder: StudyFolder) -> StudyPlan:
         """The plan of the config as it has grown."""
         from rankwise.study.planning.plan import plan_study
 
         return plan_study(
             grown,
-            folder=StudyFolder(self.root),
+            folder=folder,
             machine=self.machine,
             num_workers=self.num_workers,
         )
 
 
-def do_task(job: Job, unit: str, mailbox: Any, *_needed: None) -> None:
+def do_task(
+    job: Job, unit: str, mailbox: Any, failed: Sequence[str], *needed: Sequence[str]
+) -> list[str]:
     """Do what can be done of a unit by now: the task, in a process of Ray.
+
+    Where the study is at a URL, this node has a mirror of its own: what the unit needs is brought
+    down, and what comes of it is sent.
 
     Args:
         job: of the study.
         unit: its id.
         mailbox: to which it is told what happens.
-        _needed: what the tasks return for which Ray lets this one wait.
+        failed: the ids of stages that have failed so far.
+        needed: what the tasks return for which Ray lets this one wait.
+
+    Returns:
+        The ids of the stages that it failed at.
     """
     patient_threads()
     extend_cuda_memory()
@@ -283,19 +297,21 @@ def do_task(job: Job, unit: str, mailbox: Any, *_needed: None) -> None:
     def send(line: str) -> None:
         last[:] = [mailbox.put.remote(Letter(unit, process, line))]
 
-    folder = StudyFolder(job.root)
+    folder = StudyFolder(local_folder(job.study, job.leader))
     observer = EventObserver(Events(send), peak_memory(), folder)
     with observer, TrackedObserver(observer, folder, job.config) as tracked:
-        do_unit_of(
+        failures = do_unit_of(
             job.config,
-            job.plan,
+            partial(job.plan, folder=folder),
             folder,
             tracked,
             unit,
             accept_new_stack=job.accept_new_stack,
             is_led=True,
+            failed=[*failed, *itertools.chain(*needed)],
         )
     ray.get(last)  # letters come in order: none is lost where the process ends now
+    return [failure.stage for failure in failures]
 
 
 class _Task(NamedTuple):
@@ -335,15 +351,17 @@ class RayExecutor:
         with signals.deferred():
             try:
                 while True:
-                    self._submit(shift.waiting())
+                    self._submit(shift)
                     if not self._tasks or signals.is_pending:
                         return
                     self._wait(shift, signals)
             finally:
                 self._stop()
 
-    def _submit(self, waiting: Sequence[Waiting]) -> None:
+    def _submit(self, shift: Shift) -> None:
         """Give Ray the units with the longest chains of work, as many as it should have."""
+        waiting = shift.waiting()
+        failed = [failure.stage for failure in shift.failures()]
         chains = work_from([each.unit for each in waiting])
         room = _WAITING_SHARE * self._places.count(self._cluster.nodes()) - len(self._tasks)
         for unit, until in sorted(waiting, key=lambda each: -chains[each.unit.id]):
@@ -355,7 +373,7 @@ class RayExecutor:
                 name=unit.id, max_retries=MOST_RESTARTS, **self._places.options(unit)
             )
             needed = [self._tasks[need].ref for need in until]
-            ref = task.remote(self._job, unit.id, self._mailbox, *needed)
+            ref = task.remote(self._job, unit.id, self._mailbox, failed, *needed)
             self._tasks[unit.id] = _Task(unit, ref)
             room -= 1
 
@@ -376,7 +394,7 @@ class RayExecutor:
         if unit in self._numbers:
             self._hear(Heard(self._numbers.pop(unit), code=0))
         try:
-            self._ray.get(task.ref)
+            shift.hear_of(self._ray.get(task.ref))
         except errors.TaskCancelledError:
             pass  # its process was told to end, and has saved what it trained
         except errors.RayTaskError as error:
@@ -446,7 +464,7 @@ def run_on_ray(
 
     Args:
         config: of the study.
-        folder: of the study, which all nodes see.
+        folder: of the study, which all nodes see, or which mirrors a URL on this one.
         address: see ``Cluster``.
         num_workers: that the study is planned for; None: as many as the cluster has places.
         quiet: show warnings alone.
@@ -469,7 +487,7 @@ def run_on_ray(
                 places = Places.of(nodes := cluster.nodes(), num_workers)
                 job = Job(
                     config,
-                    folder.root.resolve(),
+                    *_place_of(folder),
                     Path.cwd(),
                     cluster.machine(places),
                     num_workers or places.count(nodes),
@@ -481,7 +499,13 @@ def run_on_ray(
                 return report_events(folder, outcome, events)
             return report_on(folder, outcome)
     except Stopped as stopped:
-        return told_of_stop(stopped, folder.root)
+        return told_of_stop(stopped, folder.address)
+
+
+def _place_of(folder: StudyFolder) -> tuple[str, str | None]:
+    """A study as every node finds it, and who leads where no folder tells."""
+    mirror = mirror_at(folder.root)
+    return (str(folder.root.resolve()), None) if mirror is None else (mirror.url, mirror.name)
 
 
 def _led(

@@ -15,6 +15,7 @@ from rankwise.cli.application import (
     Json,
     TasksPath,
     emit,
+    given_folder,
     given_path,
     listed_names,
     note,
@@ -131,7 +132,7 @@ def repair(
             "--precision": precision is not ScorePrecision.AUTO, "--any-base": any_base,
         }  # fmt: skip
         _refuse_with_study(targets, [name for name, value in given.items() if value])
-        record = _of_run(given_path(targets[0]), run, asked)
+        record = _of_run(given_folder(targets[0]), run, asked)
     else:
         quiet_libraries()
         from rankwise.weights.audit_scores import ScoreSettings

@@ -16,7 +16,7 @@ from rankwise.cli.application import (
     Json,
     Quiet,
     emit,
-    given_path,
+    given_folder,
     say,
     verb,
     warn,
@@ -40,7 +40,7 @@ StudyFile = Annotated[
         metavar="[STUDY.YAML|DIR] [KEY=VALUE]...",
         help=(
             "A study file (default: the quickstart preset), then overrides: train.epochs=1. "
-            "Or the folder of a study, to go on with it as it is."
+            "Or the folder or URL of a study, to go on with it as it is."
         ),
     ),
 ]
@@ -49,8 +49,8 @@ StudyDir = Annotated[
     typer.Option(
         "--study-dir",
         metavar="DIR",
-        help="The study's folder (default: studies/NAME).",
-        parser=given_path,
+        help="The study's folder, or its URL, as s3://bucket/study (default: studies/NAME).",
+        parser=given_folder,
     ),
 ]
 
@@ -231,6 +231,8 @@ def run(
     if address is not None:
         raise ConfigError("run", ["--address is of a Ray cluster; give --executor ray with it"])
     share = Share(worker or only is not None, workers or 1, only)
+    if share.is_worker or gpus is not None or workers is not None:
+        _refuse_url(study, study_dir)
     if gpus is not None or (workers is not None and not share.is_worker):
         from rankwise.cli.workers import run_workers, worker_places
 
@@ -302,21 +304,38 @@ def named(
 ) -> tuple[StudyConfig, StudyFolder]:
     """The study of the file and the overrides among the arguments, and its folder."""
     from rankwise.records.folder import StudyFolder
+    from rankwise.records.mirror import address_of, is_url, local_folder, mirror_at
     from rankwise.records.study_file import load_config
 
     overrides = list(arguments or [])
-    path = Path(overrides.pop(0)) if overrides and "=" not in overrides[0] else None
-    if path is not None and os.path.isdir(path):
+    has_place = bool(overrides) and (is_url(overrides[0]) or "=" not in overrides[0])
+    path = local_folder(overrides.pop(0)) if has_place else None
+    if path is not None and (mirror_at(path) is not None or os.path.isdir(path)):
         if overrides or study_dir:
             problem = "a study's folder is run as it is; give overrides with its study file"
-            raise ConfigError(str(path), [problem])
+            raise ConfigError(address_of(path), [problem])
         folder = StudyFolder(path)
         if not folder.study_file.exists():
             problem = "the folder has no study.json; give a study file, or the folder of a study"
-            raise ConfigError(str(path), [problem])
+            raise ConfigError(folder.address, [problem])
         return folder.read_study().config, folder
     config = load_config(path, [*overrides, *(["allow_task_code=true"] * allow_task_code)])
     return config, StudyFolder(study_dir or Path("studies") / config.name)
+
+
+def _refuse_url(arguments: list[str] | None, study_dir: Path | None) -> None:
+    """Refuse processes that share a folder, where the study is at a URL: stores have no leases."""
+    from rankwise.records.mirror import is_url, mirror_at, shown_url
+
+    urls = [shown_url(text) for text in (arguments or [])[:1] if is_url(text)]
+    mirror = None if study_dir is None else mirror_at(study_dir)
+    urls += [] if mirror is None else [mirror.shown]
+    if urls:
+        problem = (
+            f"--worker, --workers, --gpus and --only share a folder, and {urls[0]} is none; give "
+            "--executor ray, or a folder that all of them see"
+        )
+        raise ConfigError("run", [problem])
 
 
 def _machine(device: str | None, memory: int | None) -> Machine | None:

@@ -74,9 +74,9 @@ def check_output(*, quiet: bool, as_json: bool) -> None:
         raise ConfigError("run", [problem])
 
 
-def told_of_stop(stopped: Stopped, root: Path | None) -> int:
+def told_of_stop(stopped: Stopped, study: str) -> int:
     """Say how a study that a signal has stopped goes on; returns the exit code."""
-    note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {root}")
+    note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {study}")
     return 128 + stopped.number
 
 
@@ -101,12 +101,12 @@ def run_and_report(
     from rankwise.study.stopping import Stopped
 
     events = Events(print_line) if as_json else None
-    root = None
+    address = ""
     try:
         with events or contextlib.nullcontext():
             check_output(quiet=quiet, as_json=as_json)
             config, folder = find(events)
-            root, memory = folder.root, peak_memory()
+            address, memory = folder.address, peak_memory()
             observer: Follower
             if events is not None:
                 observer = EventObserver(events, memory, folder)
@@ -138,7 +138,7 @@ def run_and_report(
                 return report_on(folder, outcome)
             return report_events(folder, outcome, events)
     except Stopped as stopped:
-        return told_of_stop(stopped, root)
+        return told_of_stop(stopped, address)
 
 
 def _end_of_work(folder: StudyFolder, outcome: StudyOutcome, events: Events | None) -> int:
@@ -147,7 +147,7 @@ def _end_of_work(folder: StudyFolder, outcome: StudyOutcome, events: Events | No
     if events is not None:
         events.concluded(outcome, None, code)
     else:
-        say(f"all units are done; for the verdict and the page: rankwise report {folder.root}")
+        say(f"all units are done; for the verdict and the page: rankwise report {folder.address}")
     return code
 
 
@@ -174,7 +174,7 @@ def report_on(
     from rankwise.cli.terminal import verdict
 
     results, recommendation, findings = outcome
-    shown = verdict(results, recommendation, findings.signatures, folder.root, stdout.width)
+    shown = verdict(results, recommendation, findings.signatures, folder.address, stdout.width)
     path = written_report(folder, outcome, output, with_texts=with_texts)
     if as_json:
         emit({**verdict_content(outcome), "report": path})

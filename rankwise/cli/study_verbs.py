@@ -124,7 +124,7 @@ def verify(directory: Folder, as_json: Json = False) -> int:
     else:
         say("every file is as it was written")
     if damages:
-        note(f"rankwise run {directory} sets aside what is damaged and makes it again")
+        note(f"rankwise run {folder.address} sets aside what is damaged and makes it again")
         return RUN_FAILED
     if unknown:
         note(f"{unknown} trainings and scorings of an early version have no digests to compare")
@@ -166,7 +166,7 @@ def recommend(
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             say(f"trained on {part.train_task}:")
-        say(with_folder(part.statement, directory), style="bold")
+        say(with_folder(part.statement, folder.address), style="bold")
         for reason in part.reasons:
             say(f"- {reason}")
         for signature in outcome.findings.signatures:

@@ -154,7 +154,7 @@ def verdict(
     results: StudyResults,
     recommendation: StudyRecommendation,
     signatures: Sequence[Signature],
-    folder: Path,
+    folder: str | Path,
     width: int,
 ) -> Iterator[RenderableType]:
     """For each trained task the table, the reasons, and last the sentence that people look for.

@@ -46,6 +46,7 @@ class Watched:
 
         Raises:
             RecordError: there is no study.
+            StorageError: the URL of the study cannot be read.
         """
         with self._lock:
             now = time.monotonic()
@@ -61,6 +62,7 @@ class Watched:
         from rankwise.study.conclusion import conclude
         from rankwise.study.status import study_status
 
+        self._folder.refresh()
         study = self._folder.read_study()
         losses = {run.name: self._folder.read_losses(run.name) for run in study.models}
         lines = study_status(self._folder)

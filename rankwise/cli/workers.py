@@ -374,7 +374,7 @@ def run_workers(
                 return report_events(folder, outcome, events)
             return report_on(folder, outcome)
     except Stopped as stopped:
-        return told_of_stop(stopped, folder.root)
+        return told_of_stop(stopped, folder.address)
 
 
 def pass_on(heard: Heard, display: TeamDisplay, events: Events | None) -> None:

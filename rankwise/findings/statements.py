@@ -271,7 +271,7 @@ def growth(prospect: Prospect) -> str:
     return f"{prospect.factor:g} times the {_KINDS[prospect.add]}items{of} ({where})"
 
 
-def with_folder(text: str, folder: Path) -> str:
+def with_folder(text: str, folder: str | Path) -> str:
     """A statement whose command names the study's folder, which a record does not know."""
     return text.replace("rankwise extend DIR ", f"rankwise extend {shlex.quote(str(folder))} ")
 

@@ -62,7 +62,9 @@ def export_study(
         StorageError: a file cannot be written.
     """
     if kind in OF_RUN:
-        return OF_RUN[kind](folder, output, run)
+        exported = OF_RUN[kind](folder, output, run)
+        folder.send()
+        return exported
     if kind not in OF_STUDY:
         known = (*OF_STUDY, *OF_RUN)
         hint = did_you_mean(kind, known) or f"there is {', '.join(known)}"
@@ -70,4 +72,6 @@ def export_study(
     if run is not None:
         problem = f"--run is for formats of one run; {kind} has every run, so leave it out"
         raise ConfigError("export", [problem])
-    return OF_STUDY[kind](folder, output)
+    exported = OF_STUDY[kind](folder, output)
+    folder.send()
+    return exported

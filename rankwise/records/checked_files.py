@@ -11,10 +11,13 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import StorageError
 from rankwise.records.files import FileDigest, digest_of, write_atomically
+
+if TYPE_CHECKING:
+    from rankwise.records.mirror import Mirror
 
 
 class CheckedFiles:
@@ -24,9 +27,13 @@ class CheckedFiles:
     time only.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Of the files below ``root``, and of others that are named by an absolute path."""
-        self._root = root
+    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
+        """Of the files below ``root``, and of others that are named by an absolute path.
+
+        Of a mirror, a file that is still at the URL has its digest if it has its size; to be read,
+        it is brought down.
+        """
+        self._root, self._mirror = root, mirror
         self._file = root / ".checked.json"
         self._known: dict[str, list[Any]] | None = None
         self._is_changed = False
@@ -49,6 +56,10 @@ class CheckedFiles:
             digest: what it must be.
             thorough: read it, whatever is remembered.
         """
+        if self._mirror is not None and self._mirror.waits(path, digest.num_bytes):
+            if not thorough:
+                return None
+            self._mirror.fetch([path])
         try:
             state = state_of(path)
             if state[0] != digest.num_bytes:

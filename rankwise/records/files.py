@@ -19,6 +19,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import platformdirs
 from pydantic import ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
@@ -72,7 +73,7 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         StorageError: disk full, no permission; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name[-100:]}.{host_name()}.{os.getpid()}{_TEMPORARY}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -108,6 +109,11 @@ def writing(path: Path) -> Generator[None]:
         raise
 
 
+def temporary_beside(path: Path) -> Path:
+    """The name of a file while this process writes it; see ``remove_leftovers``."""
+    return path.with_name(f".{path.name[-100:]}.{host_name()}.{os.getpid()}{_TEMPORARY}")
+
+
 def storage_error(path: Path, error: OSError) -> StorageError:
     """The error to raise when ``path`` could not be written."""
     remedy = _REMEDIES.get(error.errno or 0, "Check the disk and its free space")
@@ -129,6 +135,11 @@ def require_room(path: Path, num_bytes: int) -> None:
             f"{path} takes {in_words(num_bytes)} and {in_words(free)} are free on the disk. "
             "Free some space or choose another folder, then run again: finished work is kept."
         )
+
+
+def cache_folder() -> Path:
+    """What this machine keeps and can make again: ``RANKWISE_CACHE``, else the user's cache."""
+    return Path(os.environ.get("RANKWISE_CACHE") or platformdirs.user_cache_dir("rankwise"))
 
 
 def in_words(num_bytes: int) -> str:

@@ -6,8 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from rankwise.errors import RecordError
 from rankwise.records import leases
 from rankwise.records.base import Record
 from rankwise.records.checked_files import CheckedFiles, state_of
-from rankwise.records.file_names import samples_beside, task_file_name
+from rankwise.records.file_names import WEIGHTS, is_large, order, samples_beside, task_file_name
 from rankwise.records.files import (
     FileDigest,
     read_items,
@@ -35,6 +34,7 @@ from rankwise.records.heads import (
 from rankwise.records.judgement import StudyLooks
 from rankwise.records.leases import Watch
 from rankwise.records.locking import locked
+from rankwise.records.mirror import mirror_at
 from rankwise.records.progress import StudyProgress
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import LOSS_METRIC as LOSS_METRIC
@@ -53,7 +53,6 @@ F = TypeVar("F", bound=StageRecord)
 
 BASE = "base"
 
-_WEIGHTS = ("adapter", "checkpoint")
 _DIVERGENCE, _GAUGES, _BEHAVIOUR = "divergence.json", "gauges.json", "behaviour.json"
 _SPECTRA = "spectra.json"
 _HEAD_CHANGES, _HEADS = "heads.json", "heads"
@@ -72,8 +71,18 @@ class StudyFolder:
     """
 
     def __init__(self, root: Path, missing: Collection[Path] = ()) -> None:
-        """A study's folder; what is below ``missing`` counts as not there."""
+        """A study's folder; what is below ``missing`` counts as not there.
+
+        Where it mirrors a URL, the records come down with the first such object.
+
+        Raises:
+            ConfigError: fsspec cannot open the URL.
+            StorageError: the URL cannot be read.
+        """
         self.root = root
+        self._mirror = mirror_at(root)
+        if self._mirror is not None and self._mirror.is_new:
+            self.refresh()
         self._missing = frozenset(missing)
         self.study_file = root / "study.json"
         self.settings_file = root / "study.yaml"
@@ -85,7 +94,7 @@ class StudyFolder:
         self.own_texts_file = root / "own_texts.json"
         self.report_file = root / "report.html"
         self.failures_folder = root / "failures"
-        self.checked = CheckedFiles(root)
+        self.checked = CheckedFiles(root, self._mirror)
         self.guard: Callable[[], None] = _nobody_else
         """Called before results are written; raises where they are another worker's by now."""
         self.progress_file: Path | None = None
@@ -99,6 +108,57 @@ class StudyFolder:
         folder = StudyFolder(self.root, missing)
         folder._runs, folder._fingerprints = self._runs, self._fingerprints
         return folder
+
+    @property
+    def address(self) -> str:
+        """What a command is given for this study: the folder, or the URL that it mirrors."""
+        return str(self.root) if self._mirror is None else self._mirror.shown
+
+    @property
+    def is_mirror(self) -> bool:
+        """Whether other machines have folders of their own for this study."""
+        return self._mirror is not None
+
+    def refresh(self) -> None:
+        """Bring down what has changed at the URL, if it mirrors one."""
+        if self._mirror is not None:
+            self._mirror.pull(is_large)
+
+    def send(self) -> None:
+        """Send what has changed here to the URL, if it mirrors one."""
+        if self._mirror is not None:
+            self._mirror.push(order)
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Within the block, no other machine runs the study at the URL, if it mirrors one.
+
+        It begins with what is there by now, and at the end, however it comes, everything is sent.
+
+        Raises:
+            StudyLockedError: another process runs it.
+            StudyMovedError: this process is led, and its leader has gone.
+            StorageError: the URL cannot be read or written.
+        """
+        if self._mirror is None:
+            yield
+            return
+        with self._mirror.held() as is_new:
+            if is_new:
+                self.refresh()
+            try:
+                yield
+            finally:
+                self.send()
+
+    def _bring(self, *paths: Path) -> None:
+        if self._mirror is not None:
+            self._mirror.fetch(paths)
+
+    def _forget(self, *paths: Path) -> None:
+        """Let what is taken away here be so at the URL, if it waits there to be asked for."""
+        if self._mirror is not None:
+            self._mirror.forget(paths)
 
     def has(self, path: Path) -> bool:
         """Whether a file is there, and does not count as missing."""
@@ -141,7 +201,7 @@ class StudyFolder:
         """
         if run.imported_from is not None and run.method == "full":
             return run.imported_from
-        return self.model_folder(run.name) / _WEIGHTS[run.method == "full"]
+        return self.model_folder(run.name) / WEIGHTS[run.method == "full"]
 
     def weights(self, run: PlannedRun) -> Path:
         """Where a run's weights are, after they were compared with its record.
@@ -152,8 +212,9 @@ class StudyFolder:
             RecordError: a file is not what was written.
         """
         record = self.finished_run(run)
-        files = {} if record is None else record.files
-        for path, digest in self.files_of(run.name, files).items():
+        files = self.files_of(run.name, {} if record is None else record.files)
+        self._bring(*files)
+        for path, digest in files.items():
             misfit = self.checked.misfit(path, digest)
             if misfit is not None:
                 raise RecordError(f"{path} {misfit}. Run the study again: the run is made again.")
@@ -177,6 +238,12 @@ class StudyFolder:
     def training_state_file(self, run: PlannedRun) -> Path:
         """What an interrupted training goes on from; gone when the run is finished."""
         return self.model_folder(run.name) / _TRAINING_STATE
+
+    def saved_state(self, run: PlannedRun) -> Path:
+        """The file of the state of a training, if one was saved; at a URL, it is brought down."""
+        state = self.training_state_file(run)
+        self._bring(state.parent)  # it may have parts
+        return state
 
     def evaluation_file(self, model: str, task: str) -> Path:
         return self.model_folder(model) / "eval" / f"{task_file_name(task)}.json"
@@ -251,7 +318,8 @@ class StudyFolder:
         """Where an export goes, unless another folder is given."""
         return self.root / "export" / kind
 
-    def lock(self, *, shares: bool = False) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self, *, shares: bool = False) -> Generator[None]:
         """Hold the folder; the system lets go of it when the process ends, however it ends.
 
         Args:
@@ -261,13 +329,16 @@ class StudyFolder:
             StudyLockedError: another process holds it or works on it.
             StorageError: the folder cannot be written.
         """
-        return locked(self.root, self._remove_old_states, shares=shares)
+        with self.held(), locked(self.root, self._remove_old_states, shares=shares):
+            yield
 
     def _remove_old_states(self) -> None:
         """Remove states of training beside finished runs, left by a process that was killed."""
-        for record in self.root.glob("runs/*/run.json"):
+        states = [r.with_name(_TRAINING_STATE) for r in self.root.glob("runs/*/run.json")]
+        for state in states:
             with contextlib.suppress(OSError):
-                _remove_state(record.with_name(_TRAINING_STATE))
+                _remove_state(state)
+        self._forget(*states)
 
     def give_up(self, models: Collection[PlannedRun]) -> None:
         """Remove states and weights of models that were dropped; records and scores stay."""
@@ -283,10 +354,12 @@ class StudyFolder:
                     _remove_state(state)
                 if weights.exists():
                     shutil.rmtree(weights)
+        self._forget(*map(self.weights_folder, models))
 
     def write(self, path: Path, record: Record) -> None:
         self.guard()
         write_record(path, record)
+        self.send()
 
     def workers(self, watch: Watch) -> list[tuple[str, StudyProgress | None]]:
         """The names of the workers that are there, and how far each is; None: it has no unit."""
@@ -408,6 +481,7 @@ class StudyFolder:
             record.unlink(missing_ok=True)
             if folder.exists():
                 shutil.rmtree(folder)
+        self._forget(folder)
 
     def is_trained(self, planned: PlannedRun) -> bool:
         """Whether a run's training is done; one that diverged is done too.
@@ -429,10 +503,11 @@ class StudyFolder:
         self.guard()
         folder = self.model_folder(planned.name)
         with writing(folder):
-            for leftover in (*_WEIGHTS, "eval", _HEADS, _REPAIR, _FORMS):
+            for leftover in (*WEIGHTS, "eval", _HEADS, _REPAIR, _FORMS):
                 shutil.rmtree(folder / leftover, ignore_errors=True)
             for name in (_DIVERGENCE, _GAUGES, _BEHAVIOUR, _SPECTRA, _HEAD_CHANGES):
                 (folder / name).unlink(missing_ok=True)
+            self._forget(*(folder / name for name in (*WEIGHTS, _HEADS, _REPAIR, _FORMS)))
             folder.mkdir(parents=True, exist_ok=True)
             self.metrics_file(planned.name).write_text("", encoding="utf-8")
 
@@ -449,6 +524,7 @@ class StudyFolder:
         state = self.training_state_file(run)
         with writing(state):
             _remove_state(state)
+        self._forget(state)
 
     def read_losses(self, run: str) -> list[tuple[int, float]]:
         """Step and loss in nats per token, as far as they were written; a cut line ends them."""

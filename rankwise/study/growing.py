@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from rankwise.errors import StudyMovedError
@@ -94,6 +94,7 @@ def do_unit_of(
     replace: bool = False,
     accept_new_stack: bool = False,
     is_led: bool = False,
+    failed: Collection[str] = (),
 ) -> list[StageFailure]:
     """Plan a study as far as it has grown, and do one unit of it, by its id; see ``do_unit``."""
     return do_unit(
@@ -104,6 +105,7 @@ def do_unit_of(
         replace=replace,
         accept_new_stack=accept_new_stack,
         is_led=is_led,
+        failed=failed,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import replace as changed
 from typing import NamedTuple, TypeVar
 
@@ -101,6 +101,7 @@ def do_unit(
     replace: bool = False,
     accept_new_stack: bool = False,
     is_led: bool = False,
+    failed: Collection[str] = (),
 ) -> list[StageFailure]:
     """Do one unit of a study, by its id, and conclude nothing; see ``run_study``.
 
@@ -113,6 +114,7 @@ def do_unit(
         accept_new_stack: see ``run_study``.
         is_led: another process leads: its plan holds, and it asks again for what cannot be done
             of the unit by now.
+        failed: the ids of stages that others have failed at, on whatever machine.
 
     Returns:
         What of the unit was tried and failed.
@@ -122,7 +124,7 @@ def do_unit(
         StudyMovedError: the process that leads has gone, or has another plan.
     """
     terms = _Terms(True, replace, accept_new_stack, is_led=is_led)
-    return _shared(plan, folder, observer, terms, lambda part: part.done_only(unit))
+    return _shared(plan, folder, observer, terms, lambda part: part.done_only(unit, failed))
 
 
 class _Terms(NamedTuple):
@@ -145,7 +147,7 @@ def _shared(
 ) -> _Done:
     """Take part in a study to its end; again, where a lease was lost on the way."""
     context = StudyContext.of(plan, folder, observer)
-    with quick_collections(), context.signals.listening():
+    with folder.held(), quick_collections(), context.signals.listening():
         try:
             while True:
                 try:
@@ -185,10 +187,11 @@ class _Part:
                 if outcome is not None:
                     return outcome
 
-    def done_only(self, unit: str) -> list[StageFailure]:
+    def done_only(self, unit: str, failed: Collection[str]) -> list[StageFailure]:
         """Plan, and do one unit; what of it failed is told before ``study.json`` may change."""
         with self._there():
             shift = Shift(self._context, self._crew)
+            shift.hear_of(failed)
             found = _do_only(shift, self._context.study, unit, self._terms.is_led)
             ids = {stage.id for stage in found.stages}
             return [failure for failure in shift.failures() if failure.stage in ids]
@@ -221,11 +224,13 @@ class _Part:
 
     def _follow(self) -> None:
         """Take the plan of the process that leads."""
-        study = None if self._crew.is_first else self._folder.read_study()
+        # of a mirror, it was asked at the URL
+        is_left = self._crew.is_first and not self._folder.is_mirror
+        study = None if is_left else self._folder.read_study()
         if study is None or not _has_same_settings(study, self._context.study):
             raise StudyMovedError(
-                f"whoever had a unit of {self._folder.root} begun has gone, or has planned it in "
-                "another way. Run the study again: finished work is kept."
+                f"whoever had a unit of {self._folder.address} begun has gone, or has planned it "
+                "in another way. Run the study again: finished work is kept."
             )
         self._go_on_under(study)
 
@@ -257,8 +262,8 @@ class _Part:
                 return
             if is_left:
                 raise StudyLockedError(
-                    f"others are working on {folder.root} under another plan. Wait for them, give "
-                    "the study file that they were given, or choose another --study-dir."
+                    f"others are working on {folder.address} under another plan. Wait for them, "
+                    "give the study file that they were given, or choose another --study-dir."
                 )
         self._context = self._context.replanned(plan)
         graph = stages(plan.record)
@@ -284,7 +289,7 @@ class _Part:
         is_ours = _is_same(now, study) if search is None else _has_same_settings(now, study)
         if not is_ours:
             raise StudyMovedError(
-                f"{self._folder.root} is worked on under another plan by now. Run it again with "
+                f"{self._folder.address} is worked on under another plan by now. Run it again with "
                 "the study file that the others were given."
             )
         if search is not None and not failures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from time import sleep
@@ -98,7 +98,9 @@ class Shift:
 
         Raises:
             RecordError: a record exists and cannot be read.
+            StorageError: the URL of the study cannot be read.
         """
+        self._context.folder.refresh()
         for stage in self.graph:
             self._is_due(stage)  # finds out what is over
         self._tell()
@@ -116,6 +118,14 @@ class Shift:
         """Record that what could be done of a unit by now has failed."""
         for stage in [stage for stage in unit.stages if self._is_due(stage)]:
             self._fail(stage, error)
+
+    def hear_of(self, failed: Collection[str]) -> None:
+        """Take stages, by their ids, as failed: others did, perhaps in a folder of their own."""
+        for stage in self.graph:
+            if stage.id in failed:
+                self._crew.mark(_failed(stage))
+                self._over.add(stage.id)
+                self._is_told = False
 
     def failures(self) -> list[StageFailure]:
         """What this crew has tried and failed to do."""

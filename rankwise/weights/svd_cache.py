@@ -16,11 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rankwise.engine.models.devices import float64_device
-from rankwise.engine.models.embedded import cache_folder
 from rankwise.engine.models.files import opened
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError, StorageError
-from rankwise.records.files import replacing, writing
+from rankwise.records.files import cache_folder, replacing, writing
 from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.spectra import Svd
 

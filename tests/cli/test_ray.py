@@ -73,7 +73,7 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def begun(file: Path, root: Path, *more: str) -> subprocess.Popen[str]:
+def begun(file: Path, root: Path | str, *more: str) -> subprocess.Popen[str]:
     """A study that Ray runs, in a process of its own; its events are its output."""
     command = [sys.executable, "-m", "rankwise", "run", str(file), f"--study-dir={root}"]
     command += ["--executor", "ray", "--json", *more]
@@ -211,6 +211,39 @@ def test_a_node_that_comes_late_takes_units(
     workers = [event["worker"] for event in events if event["event"] == "stage_started"]
     assert workers[0] == 1
     assert 2 in workers  # while the first is at work
+
+
+@pytest.fixture
+def without_a_common_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes of one processor, and a driver, each with a cache of its own."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 2**27}
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "node-0"))
+    cluster = Cluster(True, head_node_args={**node, "include_dashboard": False})
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "node-1"))
+    cluster.add_node(**node)
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "driver"))
+    yield cluster
+    cluster.shutdown()
+
+
+def test_nodes_without_a_common_folder_share_a_url(
+    file: Path, without_a_common_folder: Any, tmp_path: Path
+) -> None:
+    plan = plan_study(load_config(file), num_workers=2)
+    run_study(plan, StudyFolder(tmp_path / "one"), Silent())
+    store = tmp_path / "store" / "study"
+    driver = begun(file, f"file://{store}", "--address", without_a_common_folder.address)
+    events = ended(driver)
+    at_url = comparable(store)
+    assert {n: at_url[n] for n in comparable(tmp_path / "one")} == comparable(tmp_path / "one")
+    assert (store / "report.html").exists()
+    assert not list(store.rglob(".*"))
+    assert {event.get("worker") for event in events[:-1]} == {0, 1, 2}
+    for node in ("node-0", "node-1"):
+        assert list((tmp_path / node).rglob("*.safetensors"))
+    assert not list((tmp_path / "driver").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "here"])

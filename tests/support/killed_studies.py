@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
+from rankwise.records.mirror import local_folder
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.growing import run_to_verdict
@@ -42,6 +43,12 @@ def finish(plan: StudyPlan, root: Path) -> StudyOutcome:
 def run_alone(study_file: Path, root: Path) -> None:
     """Plan a study and run it."""
     finish(plan_study(load_config(study_file)), root)
+
+
+def run_at_url(study_file: Path, url: str, cache: Path) -> None:
+    """Plan a study and run it at a URL, as a machine with a cache of its own."""
+    os.environ["RANKWISE_CACHE"] = str(cache)
+    finish(plan_study(load_config(study_file)), local_folder(url))
 
 
 def run_shared(study_file: Path, root: Path, num_workers: int = 1) -> None:

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import platformdirs
 from filelock import FileLock
 from safetensors import SafetensorError
 
 from rankwise.engine.models.digests import is_as_written, sha256, write_digests
 from rankwise.errors import ModelError, StorageError
+from rankwise.records.files import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,11 +63,6 @@ _BLOCK_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-
-
-def cache_folder() -> Path:
-    """The folder that holds converted models: ``RANKWISE_CACHE``, else the user's cache folder."""
-    return Path(os.environ.get("RANKWISE_CACHE") or platformdirs.user_cache_dir("rankwise"))
 
 
 def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: None) -> Path:

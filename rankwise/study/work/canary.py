@@ -51,7 +51,7 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
     is_same = entry.largest_shift_nats <= ROUNDING_NATS and entry.num_changed == 0
     if not (is_same or is_accepted):
         raise StudyChangedError(
-            f"{folder.root} was scored on another stack: {entry.statement}. Give "
+            f"{folder.address} was scored on another stack: {entry.statement}. Give "
             "--accept-new-stack to put new scores beside the old ones, or choose another "
             "--study-dir."
         )

@@ -37,6 +37,11 @@ def train_in_processes(
     """
     plan = context.plan
     weights = fetch_weights(plan.base)  # once, before several look for them
+    sources = {run.name: run for run in context.study.runs}
+    for run in runs:  # what they read is to be here: they know of no URL
+        context.folder.saved_state(run.whole)
+        if run.truncated_from is not None:
+            context.folder.weights(sources[run.truncated_from.name])
     job = {
         "does": "training",
         "folder": str(context.folder.root),

@@ -437,7 +437,7 @@ class _Writer:
         if run.name in self._finished:
             return
         self._folder.start_run(run)
-        state = self._folder.training_state_file(run)
+        state = self._folder.saved_state(run)
         if state.exists():
             try:
                 trainee.load_state(state, until=trainee.marks[0])
@@ -472,6 +472,7 @@ class _Writer:
             for each in self._trainees:
                 if each.step and (stops or not each.is_finished):
                     self._save_state(each)
+            self._folder.send()
             self._last_save = time.monotonic()
         if stops:
             self.states.finish()
