@@ -340,6 +340,7 @@ class RayExecutor:
         self._tasks: dict[str, _Task] = {}
         self._numbers: dict[str, int] = {}  # unit -> number of the worker that does it
         self._processes: dict[str, str] = {}
+        self._early: list[Letter] = []  # of units that have no number yet
 
     def __call__(self, shift: Shift, signals: StopSignals) -> None:
         """Return when nothing is left that could be done.
@@ -379,13 +380,28 @@ class RayExecutor:
 
     def _wait(self, shift: Shift, signals: StopSignals) -> None:
         """Until a task has ended, a signal has come, or it is time to look again."""
-        tasks = {task.ref: task for task in self._tasks.values()}
-        ended, until = [], time.monotonic() + _LOOK_AGAIN_SECONDS
+        refs, until = [task.ref for task in self._tasks.values()], time.monotonic()
+        until += _LOOK_AGAIN_SECONDS
+        ended: list[Any] = []
         while not (ended or signals.is_pending or time.monotonic() > until):
-            ended, _ = self._ray.wait([*tasks], num_returns=len(tasks), timeout=_LOOK_SECONDS)
-            self._read()
-        for ref in ended:
-            self._end(tasks[ref], shift)
+            ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=_LOOK_SECONDS)
+            self._look([task for task in self._tasks.values() if task.ref in ended], shift)
+
+    def _look(self, ended: Sequence[_Task], shift: Shift) -> None:
+        """Pass on what the tasks have told, and end those that have ended.
+
+        A unit is heard of one look after its first letter: by then the unit whose place it took has
+        ended here, too, and its number is free.
+        """
+        early, self._early = self._early, []
+        letters = [*early, *self._take()]
+        for task in sorted(ended, key=lambda task: task.unit.id not in self._numbers):
+            self._read([letter for letter in letters if letter.unit == task.unit.id])
+            self._end(task, shift)
+        letters = [letter for letter in letters if letter.unit in self._tasks]
+        known = {*self._numbers, *(letter.unit for letter in early)}
+        self._early = [letter for letter in letters if letter.unit not in known]
+        self._read([letter for letter in letters if letter.unit in known])
 
     def _end(self, task: _Task, shift: Shift) -> None:
         errors, unit = self._ray.exceptions, task.unit.id
@@ -406,18 +422,20 @@ class RayExecutor:
         except errors.RayError as error:
             shift.give_up(task.unit, _lost(error))
 
-    def _read(self) -> None:
-        """Pass on what the tasks have told; a unit at work has the lowest free number."""
+    def _take(self) -> list[Letter]:
+        """What has come of units that Ray still has."""
         try:
-            letters = self._ray.get(self._mailbox.take.remote())
+            letters: list[Letter] = self._ray.get(self._mailbox.take.remote())
         except self._ray.exceptions.RayActorError as error:
             raise WorkerLostError(
                 "the process that keeps what the tasks tell has ended. Run again: finished work "
                 "is kept."
             ) from error
+        return [letter for letter in letters if letter.unit in self._tasks]
+
+    def _read(self, letters: Sequence[Letter]) -> None:
+        """Pass on what the tasks have told; a unit at work has the lowest free number."""
         for unit, process, line in letters:
-            if unit not in self._tasks:
-                continue
             if unit not in self._numbers:
                 used = set(self._numbers.values())
                 self._numbers[unit] = next(n for n in range(1, len(used) + 2) if n not in used)
@@ -437,7 +455,7 @@ class RayExecutor:
             self._ray.cancel(ref)
         if refs:
             self._ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE_SECONDS)
-            self._read()
+            self._read([*self._early, *self._take()])
         self._tasks.clear()
 
 
