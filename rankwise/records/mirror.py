@@ -571,8 +571,8 @@ def _root(url: str) -> Path:
 
 
 def _is_own(name: str) -> bool:
-    """Whether a name is none of the study's, but of a process or a machine: it has a dot before."""
-    return name.startswith(".") or "/." in name or "\\" in name
+    """Whether a name is none of the study's: of a process or a machine, or leading elsewhere."""
+    return name.startswith((".", "/")) or any(part in name for part in ("/.", "//", "\\"))
 
 
 def _mark(about: Mapping[str, Any]) -> str:

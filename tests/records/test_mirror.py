@@ -237,7 +237,8 @@ def test_names_that_lead_out_of_the_mirror_are_none_of_the_study(
     machine: Callable[[str], Machine], tmp_path: Path
 ) -> None:
     store, url = fsspec.filesystem("memory"), "memory://hostile/study"
-    for name in ("../../x.json", ".checked.json", ".workers/a", "a\\..\\b.json", "study.json"):
+    leads_out = ("../../x.json", "a\\..\\b.json", str(tmp_path / "outside.json"))
+    for name in (*leads_out, ".checked.json", ".workers/a", "study.json"):
         store.pipe_file("/hostile/new", b"1")  # by its own way, names are made plain
         store.store[f"/hostile/study/{name}"] = store.store.pop("/hostile/new")
     mirror = machine("one").mirror(url)
