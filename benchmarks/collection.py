@@ -5,7 +5,9 @@
 Sixteen studies of the embedded model: eight tasks, 40 to 1,000 rows. Each trains ranks 2 to 64 at
 rates by the rule r^-1/2, rank 8 at half and twice its rate too, and full fine-tuning; two seeds;
 all LoRA runs in one pass. Tasks named local_ are those of ../shared/tasks; the others ship.
-OUTPUT/NAME is the folder of a study. Then
+OUTPUT/NAME is the folder of a study. Two processes with other names and OMP_NUM_THREADS=1 trained
+450 tokens a second on two cores, one process 260. A study takes about half an hour of one core.
+Then
 
     rankwise collect OUTPUT/NAME ... --measure --to rankwise/prediction/studies
 """
