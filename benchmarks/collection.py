@@ -17,11 +17,13 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from rankwise.prediction.collected import data_set_of
 from rankwise.records.config.training import RateRuleConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +46,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.task.removeprefix('local_').removesuffix('_cloze')}-{self.rows}"
+        return f"{data_set_of(self.task)}-{self.rows}"
 
 
 CELLS = (
@@ -97,22 +99,34 @@ def study_of(cell: Cell) -> dict[str, Any]:
     }
 
 
+def run_studies(studies: Mapping[str, dict[str, Any]], about: str | None) -> Iterator[Path]:
+    """Run the studies that the command line asks for; yields the folder of each that is done."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--only", nargs="*", default=[*studies])
+    asked = parser.parse_args()
+    asked.output.mkdir(parents=True, exist_ok=True)
+    for name, study in studies.items():
+        if name not in asked.only:
+            continue
+        folder, file = asked.output / name, asked.output / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+        code = rankwise("run", file, "--study-dir", folder, "--allow-task-code")
+        print(f"{name}: exit code {code}", flush=True)
+        if code == 0:
+            yield folder
+
+
+def rankwise(*arguments: str | Path) -> int:
+    """Run a verb; returns its exit code."""
+    command = [sys.executable, "-m", "rankwise", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
 def main() -> None:
     """Run the studies that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--only", nargs="*", default=[cell.name for cell in CELLS])
-    asked = parser.parse_args()
-    for cell in CELLS:
-        if cell.name not in asked.only:
-            continue
-        folder = asked.output / cell.name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = asked.output / f"{cell.name}.yaml"
-        file.write_text(yaml.safe_dump(study_of(cell), sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "rankwise", "run", str(file), "--study-dir", str(folder)]
-        code = subprocess.run([*command, "--allow-task-code"], cwd=ROOT, check=False).returncode
-        print(f"{cell.name}: exit code {code}", flush=True)
+    for _ in run_studies({cell.name: study_of(cell) for cell in CELLS}, __doc__):
+        pass
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rankwise.findings.model_card import markdown_table
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import run_record
 from rankwise.integrations.paper_tables import markdown, paper_tables
+from rankwise.prediction.collected import data_set_of
 from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
 from rankwise.report.summaries import OUTCOMES
@@ -62,7 +63,7 @@ def finished(output: Path) -> dict[str, list[Done]]:
         if outcome.results.left_out:
             print(f"left out: {cell.name} is not finished")
         else:
-            found[cell.name.rpartition("-")[0]].append(Done(cell, outcome))
+            found[data_set_of(cell.task)].append(Done(cell, outcome))
     return found
 
 

@@ -15,16 +15,9 @@ each study's report and in `rankwise recommend OUTPUT/NAME --json`.
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-ROOT = Path(__file__).resolve().parents[1]
-TASKS = ROOT.parent / "shared" / "tasks"
+from benchmarks.collection import RULE, TASKS, rankwise, run_studies
 
 MAIN = "main"
 DOMAINS = {
@@ -35,7 +28,7 @@ DOMAINS = {
     "local_legal_cloze": "law",
 }
 KEPT = {"local_sciq": "science", "local_arc_easy": "science", "capitals": "geography"}
-RATE = 4e-4  # the default study's at rank 16; this model is too small to learn at the paper's rates
+RATE = RULE.value  # at every rank, as in the paper, whose own rates teach this model little
 FULL_RATE = 5e-5  # the paper's
 
 
@@ -43,7 +36,6 @@ def studies() -> dict[str, dict[str, Any]]:
     """Every study file, by name."""
     ratio = [{"policy": "proportional", "ratio": times} for times in (1, 2)]
     fixed = [{"policy": policy, "alpha": 16} for policy in ("fixed", "rslora")]
-    rule = {"rule": "r^-1/2", "reference_rank": 16, "value": RATE}
     return {
         MAIN: _study(
             MAIN,
@@ -66,7 +58,7 @@ def studies() -> dict[str, dict[str, Any]]:
             "beyond",
             ["kinship"],
             lora={"ranks": [64, 128, 256, 512]},
-            rates={"lora": rule, "full": FULL_RATE},
+            rates={"lora": RULE.model_dump(mode="json"), "full": FULL_RATE},
         ),
     }
 
@@ -103,30 +95,14 @@ def _study(
     }
 
 
-def _rankwise(*arguments: str | Path) -> int:
-    command = [sys.executable, "-m", "rankwise", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
-
-
 def main() -> None:
     """Run the studies that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--only", nargs="*", default=[*studies()])
-    asked = parser.parse_args()
-    asked.output.mkdir(parents=True, exist_ok=True)
-    for name, study in studies().items():
-        if name not in asked.only:
-            continue
-        folder, file = asked.output / name, asked.output / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
-        code = _rankwise("run", file, "--study-dir", folder, "--allow-task-code")
-        print(f"{name}: exit code {code}", flush=True)
-        if name == MAIN and code == 0:
+    for folder in run_studies(studies(), __doc__):
+        if folder.name == MAIN:
             run = next(folder.glob("runs/local_medmcqa_cloze-lora-r032-*-s0-*"))
             tasks = "local_medmcqa_cloze,local_mathqa"
             # every head would take hours: those that matter most by gradient
-            _rankwise("heads", folder, "--run", run.name, "--tasks", tasks, "--top", "40")
+            rankwise("heads", folder, "--run", run.name, "--tasks", tasks, "--top", "40")
 
 
 if __name__ == "__main__":

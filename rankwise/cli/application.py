@@ -64,9 +64,9 @@ def given_folder(text: str) -> Path:
     """The folder of a study on the command line; of one at a URL, the folder that mirrors it."""
     from rankwise.records.mirror import local_folder
 
-    path = given_path(text)
+    given_path(text)
     try:
-        return local_folder(text) if "://" in text else path
+        return local_folder(text)
     except ConfigError as error:
         raise typer.BadParameter(f"{error.source}: {error.problems[0]}") from error
 

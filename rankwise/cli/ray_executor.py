@@ -268,8 +268,8 @@ def do_task(
 ) -> list[str]:
     """Do what can be done of a unit by now: the task, in a process of Ray.
 
-    Where the study is at a URL, this node has a mirror of its own: what the unit needs is brought
-    down, and what comes of it is sent.
+    If the study is at a URL, this node has its own mirror. It fetches what the unit needs, and
+    sends the results.
 
     Args:
         job: of the study.

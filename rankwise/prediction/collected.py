@@ -137,8 +137,8 @@ class CollectedStudy(VersionedRecord):
 
     @property
     def data_set(self) -> str:
-        """What the task is made of: local_sciq and sciq_cloze have the rows of sciq."""
-        return self.task.removeprefix("local_").removesuffix("_cloze")
+        """What the task is made of; see ``data_set_of``."""
+        return data_set_of(self.task)
 
     def with_features(self, features: Mapping[str, float]) -> CollectedStudy:
         """The same with features that were measured, in the place of recorded ones of that name."""
@@ -151,6 +151,11 @@ class CollectedStudy(VersionedRecord):
     def items_of(self, *relations: Relation) -> tuple[CollectedItems, ...]:
         """The items of all tasks of these relations."""
         return tuple(items for items in self.items if items.relation in relations)
+
+
+def data_set_of(task: str) -> str:
+    """What a task is made of: local_sciq and sciq_cloze have the rows of sciq."""
+    return task.removeprefix("local_").removesuffix("_cloze")
 
 
 def in_thousandths(values: Sequence[float]) -> str:

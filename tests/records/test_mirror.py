@@ -55,6 +55,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     MemoryFileSystem.store.clear()
 
 
+@pytest.fixture
+def waiting(url: str, machine: Callable[[str], Machine]) -> tuple[Mirror, Mirror]:
+    """One has sent weights, which wait for the other to ask for them."""
+    one, other = machine("one").mirror(url), machine("other").mirror(url)
+    write(one, {ADAPTER: "3"})
+    one.push(order)
+    other.pull(is_large)
+    return one, other
+
+
 def write(mirror: Mirror, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         path = mirror.root / name
@@ -141,12 +151,9 @@ def test_what_is_taken_away_is_gone_on_both_sides(
 
 
 def test_new_weights_take_the_place_of_those_that_are_here(
-    url: str, machine: Callable[[str], Machine]
+    url: str, waiting: tuple[Mirror, Mirror]
 ) -> None:
-    one, other = machine("one").mirror(url), machine("other").mirror(url)
-    write(one, {ADAPTER: "3"})
-    one.push(order)
-    other.pull(is_large)
+    one, other = waiting
     other.fetch([other.root])  # nothing: it is no name below the study
     other.fetch([other.root / ADAPTER])
     write(one, {ADAPTER: "4"})
@@ -219,12 +226,9 @@ def test_a_record_comes_last_and_goes_first(
 
 
 def test_what_was_made_anew_here_is_not_taken_for_what_waits(
-    url: str, machine: Callable[[str], Machine]
+    url: str, waiting: tuple[Mirror, Mirror]
 ) -> None:
-    one, other = machine("one").mirror(url), machine("other").mirror(url)
-    write(one, {ADAPTER: "3"})
-    one.push(order)
-    other.pull(is_large)
+    _, other = waiting
     write(other, {ADAPTER: "4"})
     assert not other.waits(other.root / ADAPTER, 1)
     other.fetch([other.root / ADAPTER])
