@@ -113,8 +113,8 @@ class Study:
         config, folder, memory = self.config, self._folder, peak_memory()
         observer: Follower = Follower(memory, folder)
         if progress:
-            is_open = config.is_searched or config.search.grows
-            observer = TerminalObserver(Console(stderr=True), memory, folder, is_open=is_open)
+            console = Console(stderr=True)
+            observer = TerminalObserver(console, memory, folder, is_open=config.is_open)
         self._outcome = None
         with observer, TrackedObserver(observer, folder, config) as tracked:
             self._outcome = run_to_verdict(

@@ -97,7 +97,7 @@ def affordable_here(
     Raises:
         ConfigError: the study has a search, whose budget is set by ``search.budget``.
     """
-    if config.is_searched or config.search.grows:
+    if config.is_open:
         problem = "--budget: a search decides as it goes what is trained; set search.budget instead"
         raise ConfigError("plan", [problem])
     from rankwise.study.budgets import affordable

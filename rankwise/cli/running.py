@@ -113,8 +113,7 @@ def run_and_report(
             elif quiet:
                 observer = QuietObserver(stderr, memory, folder)
             else:
-                is_open = config.is_searched or config.search.grows
-                observer = TerminalObserver(stderr, memory, folder, is_open=is_open)
+                observer = TerminalObserver(stderr, memory, folder, is_open=config.is_open)
             report = (lambda _: None) if quiet or as_json else note
             terms: dict[str, Any] = {"replace": replace, "accept_new_stack": accept_new_stack}
 

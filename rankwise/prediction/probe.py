@@ -9,12 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rankwise.engine.models.base import adaptable_shapes, target_shapes
-from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
-from rankwise.engine.models.trained_adapters import Adapter, adapted
+from rankwise.engine.models.base import adaptable_shapes
+from rankwise.engine.models.devices import ResolvedPrecision
+from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.scoring.divergence import ItemDivergence, divergences, log_probabilities
 from rankwise.engine.training.loop import TrainingResult, train_pass
-from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
+from rankwise.engine.training.trainees import (
+    AdapterTrainee,
+    StepMetrics,
+    Trainee,
+    lora_adapter,
+)
 from rankwise.errors import DivergedError
 from rankwise.prediction.feature_table import TRUNCATED_RANKS
 from rankwise.prediction.matrices import means_by_kind
@@ -59,19 +64,9 @@ def train_probe(
         DivergedError: the training diverged in these steps.
     """
     config, run = setting.config, setting.run
-    assert run.rank is not None
-    assert run.scaling is not None
-    assert run.seed is not None
-    adapter = Adapter(
-        target_shapes(adaptable_shapes(base_model), run.target_modules),
-        rank=run.rank,
-        scaling=run.scaling,
-        dropout=config.train.dropout,
-        seed=run.seed,
-        device=next(base_model.parameters()).device,
-        dtype=DTYPES[setting.precision],
-        init="A" if config.methods.lora is None else config.methods.lora.init,
-    )
+    device = next(base_model.parameters()).device
+    shapes = adaptable_shapes(base_model)
+    adapter = lora_adapter(shapes, run, config, device, setting.precision)
     marks = [min(setting.num_steps, run.num_steps)]
     trainee = AdapterTrainee(run, examples, config.train, adapter, marks)
     with adapted(base_model, list(adapter.factors)) as bank:

@@ -12,7 +12,7 @@ from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.study.needs import disk_left
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.stages import Model, Score, Stage
+from rankwise.study.stages import Model, Score, Stage, model_name
 
 # Sections of a study file on which scores of a model depend.
 _SCORED_BY = ("base_model", "evaluation", "train.precision", "train.base_precision")
@@ -88,7 +88,7 @@ def _replaced(plan: StudyPlan, folder: StudyFolder, graph: Sequence[Stage]) -> I
     for stage in graph:
         if isinstance(stage, Score):
             for model in stage.left(folder):
-                name = BASE if model is None else model.name
+                name = model_name(model)
                 if _has_other_scores(plan, folder, stage, model):
                     record = folder.evaluation_file(name, stage.task)
                     samples = folder.samples_file(name, stage.task)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from rankwise.records.behaviour import Behaviour
 from rankwise.records.deployment import FormRecord
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import StudyFolder
 from rankwise.records.heads import HeadChanges
 from rankwise.records.results import Divergence
 from rankwise.records.spectra import SpectraRecord
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.costs import furthest, training_work
 from rankwise.study.observer import StageOutline
-from rankwise.study.stages import Model, Score, Stage, Train
+from rankwise.study.stages import Model, Score, Stage, Train, model_name
 
 
 def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOutline, ...]:
@@ -40,7 +40,7 @@ def study_outline(graph: Sequence[Stage], folder: StudyFolder) -> tuple[StageOut
             seconds=None
             if left[stage.id] or stage.kind not in kinds_read
             else _seconds(stage, folder),
-            records=tuple(BASE if model is None else model.name for model in stage.models),
+            records=tuple(model_name(model) for model in stage.models),
         )
         for stage in graph
     )

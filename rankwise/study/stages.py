@@ -212,7 +212,7 @@ class Score(Stage):
         return self.task
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        return folder.evaluation_file(_name(model), self.task)
+        return folder.evaluation_file(model_name(model), self.task)
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
         """The usable models, once the base is scored."""
@@ -233,7 +233,7 @@ class CompareDistributions(Stage):
     record = Divergence
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        return folder.divergence_file(_name(model), self.reference.name)
+        return folder.divergence_file(model_name(model), self.reference.name)
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
         """The model, where the full fine-tuning is usable too."""
@@ -254,7 +254,7 @@ class ObserveBehaviour(Stage):
     record = Behaviour
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        return folder.behaviour_file(_name(model))
+        return folder.behaviour_file(model_name(model))
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class CompareWithBase(Stage):
     record = Divergence
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        return folder.gauges_file(_name(model))
+        return folder.gauges_file(model_name(model))
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class CompareHeads(Stage):
     record = HeadChanges
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        return folder.head_changes_file(_name(model))
+        return folder.head_changes_file(model_name(model))
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class AnalyseWeights(Stage):
         return None
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        return folder.spectra_file(_name(model))
+        return folder.spectra_file(model_name(model))
 
 
 @dataclass(frozen=True)
@@ -321,10 +321,10 @@ class CheckForm(Stage):
         return self.form
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
-        return folder.form_file(_name(model), self.form)
+        return folder.form_file(model_name(model), self.form)
 
     def _is_done(self, folder: StudyFolder, model: Model, wanted: str) -> bool:
-        scored = model_in_form(_name(model), self.form)
+        scored = model_in_form(model_name(model), self.form)
         files = [folder.evaluation_file(scored, task) for task in self.tasks]
         return super()._is_done(folder, model, wanted) and all(map(folder.has, files))
 
@@ -340,7 +340,7 @@ def finished_work(graph: Sequence[Stage], folder: StudyFolder) -> set[tuple[str,
         if isinstance(stage, Train | Score):
             task = stage.task if isinstance(stage, Score) else None
             left = stage.left(folder)
-            done |= {(_name(model), task) for model in stage.models if model not in left}
+            done |= {(model_name(model), task) for model in stage.models if model not in left}
     return done
 
 
@@ -465,7 +465,7 @@ class _Graph:
                 runs = (full,) if model is None else (model, full)
                 self.stages.append(
                     CompareDistributions(
-                        _name(model),
+                        model_name(model),
                         (model,),
                         (wanted,),
                         needs=self._trainings(runs),
@@ -591,7 +591,8 @@ def _is_usable(folder: StudyFolder, model: Model) -> bool:
     return model is None or (run is not None and run.status == "trained")
 
 
-def _name(model: Model) -> str:
+def model_name(model: Model) -> str:
+    """The name of a model's folder."""
     return BASE if model is None else model.name
 
 

@@ -20,6 +20,7 @@ from rankwise.study.stages import (
     ObserveBehaviour,
     Score,
     Stage,
+    model_name,
     stages,
 )
 
@@ -144,11 +145,11 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     todo: dict[str, list[Stage]] = {BASE: [], **{run.name: [] for run in study.models}}
     for stage in graph:
         for model in stage.left(intact):
-            todo[BASE if model is None else model.name].append(stage)
+            todo[model_name(model)].append(stage)
     failures = intact.failures()
     lines: list[ModelStatus] = []
     for model in (None, *study.models):
-        name = BASE if model is None else model.name
+        name = model_name(model)
         place = folder.model_folder(name)
         damaged = [str(damage) for damage in damages if damage.path.is_relative_to(place)]
         lines.append(_line(intact, study, model, todo[name], failures, damaged))

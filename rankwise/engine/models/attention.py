@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.errors import ModelError
 
@@ -89,6 +90,16 @@ def decoder_of(model: nn.Module) -> Any:
         if isinstance(module, PreTrainedModel):
             return module
     raise ModelError(f"{type(model).__name__} is no model of transformers. {INSTEAD}")
+
+
+def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that transformers can checkpoint, by name; one inside of another is part of it."""
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        is_inside = any(name.startswith(f"{layer}.") for layer in layers)
+        if isinstance(module, GradientCheckpointingLayer) and not is_inside:
+            layers[name] = module
+    return layers
 
 
 @contextmanager

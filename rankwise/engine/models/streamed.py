@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import diverged, freeze, load_frozen, load_model, model_skeleton
 from rankwise.engine.models.devices import (
     DTYPES,
@@ -81,7 +81,7 @@ def placement(
     Raises:
         ModelError: what is outside of the layers (embeddings, head) and one layer are more.
     """
-    layers = _layer_bytes(skeleton, dtype)
+    layers = {name: _num_bytes(layer, dtype) for name, layer in decoder_layers(skeleton).items()}
     total = _num_bytes(skeleton, dtype)
     held, largest = total - sum(layers.values()), max(layers.values(), default=0)
     if not layers or held + largest > most_bytes:
@@ -102,15 +102,6 @@ def placement(
         if not has_layers and not _is_below(name, where):
             where[name] = IN_FILES if name in read else str(device)
     return Placement(where, held, sum(read.values()), len(read), len(layers))
-
-
-def _layer_bytes(skeleton: nn.Module, dtype: torch.dtype) -> dict[str, int]:
-    """Layer → bytes of its weights; what is inside of a layer is part of it."""
-    layers: dict[str, int] = {}
-    for name, module in skeleton.named_modules():
-        if isinstance(module, GradientCheckpointingLayer) and not _is_below(name, layers):
-            layers[name] = _num_bytes(module, dtype)
-    return layers
 
 
 def _num_bytes(module: nn.Module, dtype: torch.dtype) -> int:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision
 from rankwise.engine.models.head import (
     CompletionHead,
@@ -401,10 +401,10 @@ def _compiled(model: nn.Module, enabled: bool) -> Generator[None]:
     All layers share their code, and dynamo counts the recompilations of one code: its limit is
     raised so that each layer can have some.
     """
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not enabled:
         yield
         return
+    layers: list[Any] = [*decoder_layers(model).values()]
     with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
         recompile_limit=8 * max(8, len(layers))
     ):
@@ -428,10 +428,9 @@ def _checkpointing(model: Any, enabled: bool) -> Generator[None]:
         yield
         return
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     before = [
         (layer, name, value)
-        for layer in layers
+        for layer in decoder_layers(model).values()
         for name, value in vars(layer).items()
         if name == "training" or ("drop" in name and isinstance(value, float))
     ]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.devices import (
     DTYPES,
@@ -134,7 +134,7 @@ class PassMemory:
         sizes = [parameter.numel() for parameter in skeleton.parameters()]
         self._num_parameters, self._largest = sum(sizes), max(sizes)
         self._head_size: int = skeleton.get_output_embeddings().weight.numel()
-        layers = [m for m in skeleton.modules() if isinstance(m, GradientCheckpointingLayer)]
+        layers = decoder_layers(skeleton).values()
         self._layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
         self._num_layers: int = skeleton.config.get_text_config().num_hidden_layers
         self._vocab_size: int = skeleton.config.get_text_config().vocab_size

@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.base import load_frozen
 from rankwise.engine.models.devices import (
     DTYPES,
@@ -178,9 +178,8 @@ class ShardedModel:
         model.requires_grad_(not is_frozen)
         rounded = None if is_frozen or precision == "float32" else DTYPES[precision]
         policy = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32)
-        for layer in model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                fully_shard(layer, mesh=mesh, mp_policy=policy)
+        for layer in decoder_layers(model).values():
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
         # The head is read behind the decoder, chunk by chunk: it stays gathered until the gradients
         # of the whole micro-batch are there.
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)

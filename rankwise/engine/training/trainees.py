@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from rankwise.engine.models.devices import is_out_of_memory
+from rankwise.engine.models.base import LinearShape, target_shapes
+from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, is_out_of_memory
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.models.variants import MakeOptimizer
@@ -21,6 +22,7 @@ from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
+from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example
@@ -345,6 +347,37 @@ class Trainee:
             for name in MOMENTS:
                 if name in state and state[name].numel() != weights.numel():
                     raise ValueError(f"{name} of another shape")
+
+
+def lora_adapter(
+    shapes: Mapping[str, LinearShape],
+    run: PlannedRun,
+    config: StudyConfig,
+    device: torch.device,
+    precision: ResolvedPrecision,
+) -> Adapter:
+    """The adapter of a LoRA run as it begins, before a variant or a truncation changes it.
+
+    Args:
+        shapes: of all matrices of the base that can be adapted.
+        run: what is trained.
+        config: of its study.
+        device: of the base.
+        precision: of the matrix products; weights are float32.
+    """
+    assert run.rank is not None
+    assert run.scaling is not None
+    assert run.seed is not None
+    return Adapter(
+        target_shapes(shapes, run.target_modules),
+        rank=run.rank,
+        scaling=run.scaling,
+        dropout=config.train.dropout,
+        seed=run.seed,
+        device=device,
+        dtype=DTYPES[precision],
+        init="A" if config.methods.lora is None else config.methods.lora.init,
+    )
 
 
 class AdapterTrainee(Trainee):

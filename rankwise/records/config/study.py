@@ -270,6 +270,11 @@ class StudyConfig(Section):
         return is_tuned or is_stopped or self.search.policy is not None
 
     @property
+    def is_open(self) -> bool:
+        """Whether more may be planned than is known yet."""
+        return self.is_searched or self.search.grows
+
+    @property
     def has_validation_items(self) -> bool:
         """Whether items are held out of the training splits to choose runs or checkpoints by."""
         return self.is_searched or bool(self.train.score_checkpoints)

@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 
 from rankwise.records.behaviour import PROMPTS, Behaviour
-from rankwise.records.folder import BASE
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
-from rankwise.study.stages import Model, ObserveBehaviour
+from rankwise.study.stages import Model, ObserveBehaviour, model_name
 from rankwise.tasks.questions import Scorer
 
 TOGETHER = 16
@@ -54,7 +53,7 @@ def _write(
     seconds = (time.perf_counter() - started) / len(models)
     for model, texts in zip(models, answers, strict=True):
         record = Behaviour(
-            model=BASE if model is None else model.name,
+            model=model_name(model),
             fingerprint=stage.fingerprint_of(model),
             prompts=tuple(prompt.text for prompt in PROMPTS),
             texts=tuple(each.text for each in texts),

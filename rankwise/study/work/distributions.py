@@ -16,7 +16,7 @@ from rankwise.records.folder import BASE
 from rankwise.records.results import Divergence
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
-from rankwise.study.stages import CompareDistributions, CompareWithBase, Model, Stage
+from rankwise.study.stages import CompareDistributions, CompareWithBase, Model, Stage, model_name
 from rankwise.tasks.questions import RightAnswer
 
 
@@ -92,7 +92,7 @@ def _write_divergence(
         items = divergences(module, answers, expected, **_settings(context))
     lengths = tuple(len(answer.continuation) for answer in answers)
     record = Divergence(
-        model=BASE if model is None else model.name,
+        model=model_name(model),
         reference=reference,
         train_task=train_task,
         fingerprint=stage.fingerprint_of(model),

@@ -13,7 +13,7 @@ from rankwise.records.folder import BASE
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
-from rankwise.study.stages import Model, Score
+from rankwise.study.stages import Model, Score, model_name
 from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
 from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Scorer
@@ -91,7 +91,7 @@ class ScoreWorker:
         work_per_token = stage.work / len(stage.models) / max(task.num_tokens, 1)
         scored = [
             ScoredModel(
-                BASE if model is None else model.name,
+                model_name(model),
                 stage.fingerprint_of(model),
                 None if model is None or alone else model.name,
                 self._known(model, task),

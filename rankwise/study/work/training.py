@@ -14,7 +14,7 @@ from torch import nn
 
 from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
-from rankwise.engine.models.devices import DTYPES, provenance_on
+from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, adapted
 from rankwise.engine.models.variant_models import variant_on
@@ -36,6 +36,7 @@ from rankwise.engine.training.trainees import (
     StepMetrics,
     Trainee,
     effective_batches,
+    lora_adapter,
 )
 from rankwise.engine.training.variants import VariantTrainee
 from rankwise.errors import DivergedError, RecordError
@@ -189,24 +190,11 @@ def _adapter_trainees(
     """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run."""
     plan, config = context.plan, context.study.config
     shapes = models.adaptable_shapes(base)
-    init = "A" if config.methods.lora is None else config.methods.lora.init
     beside, beginnings = RowsBeside(context), _Beginnings(context)
     trainees: list[AdapterTrainee] = []
     unsettled: dict[str, float | None] = {}
     for run, models_of in by_training.items():
-        assert run.rank is not None
-        assert run.scaling is not None
-        assert run.seed is not None
-        adapter = Adapter(
-            models.target_shapes(shapes, run.target_modules),
-            rank=run.rank,
-            scaling=run.scaling,
-            dropout=config.train.dropout,
-            seed=run.seed,
-            device=plan.device,
-            dtype=DTYPES[plan.record.precision],
-            init=init,
-        )
+        adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision)
         if run.name in truncated:
             adapter.start_from(truncated[run.name].factors)
         variant = None if run.variant is None else VARIANTS[run.variant]
